@@ -1,0 +1,40 @@
+"""Pictures, class names, parts, shots and prompts; knows nothing of encoders or heads."""
+
+from clipadapter.data._base import Dataset, Sample
+from clipadapter.data.folders import list_images
+from clipadapter.data.images import IMAGE_SUFFIXES, ImageSource, image_bytes, read_image, source_name
+from clipadapter.data.load import load_dataset
+from clipadapter.data.prompts import (
+    class_prompts,
+    clean_name,
+    get_templates,
+    list_templates,
+    read_class_names,
+    read_descriptions,
+)
+from clipadapter.data.scan import ScanReport, scan
+from clipadapter.data.splits import draw_shots, draw_splits
+from clipadapter.data.textiles import textiles
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Dataset",
+    "ImageSource",
+    "Sample",
+    "ScanReport",
+    "class_prompts",
+    "clean_name",
+    "draw_shots",
+    "draw_splits",
+    "get_templates",
+    "image_bytes",
+    "list_images",
+    "list_templates",
+    "load_dataset",
+    "read_class_names",
+    "read_descriptions",
+    "read_image",
+    "scan",
+    "source_name",
+    "textiles",
+]

@@ -1,0 +1,156 @@
+"""What a data set is: pictures on disk, their class names and their parts. Nothing is opened here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clipadapter.errors import DataError
+from clipadapter.registry import unknown
+
+SPLITS: Mapping[str, str] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""How parts are written, in lower case, and what they are called here."""
+
+_ORDER = ("train", "val", "test", "all")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture.
+
+    Args:
+        path: where it lies.
+        label: its class name, or None if it is not known.
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` where the data are not divided.
+    """
+
+    path: Path
+    label: str | None
+    split: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures with class names and parts.
+
+    Args:
+        name: what messages call it.
+        root: folder that the pictures belong to.
+        samples: the pictures, in an order that does not change between runs.
+        class_names: every class once; their order is the order of a classifier's outputs.
+    """
+
+    name: str
+    root: Path
+    samples: tuple[Sample, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The parts that hold pictures, in the order train, val, test."""
+        there = {sample.split for sample in self.samples}
+        return tuple(split for split in _ORDER if split in there)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths of all pictures."""
+        return [sample.path for sample in self.samples]
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names of all pictures.
+
+        Raises:
+            DataError: if a picture has none.
+        """
+        without = [sample.path for sample in self.samples if sample.label is None]
+        if without:
+            count = f"{len(without)} of {len(self.samples)} pictures of '{self.name}'"
+            raise DataError(
+                f"{count} have no label: {some(without)}. "
+                "Put each class into its own folder, or give a manifest with a column 'label'."
+            )
+        return [sample.label for sample in self.samples if sample.label is not None]
+
+    def split(self, name: str) -> Dataset:
+        """One part; the class names and their order stay those of the whole.
+
+        Raises:
+            DataError: if there is no such part.
+        """
+        samples = tuple(sample for sample in self.samples if sample.split == name)
+        if not samples:
+            raise DataError(
+                f"'{self.name}' has no split '{name}'; it has: {', '.join(self.splits) or 'none'}"
+            )
+        return replace(self, samples=samples)
+
+    def rename(self, mapping: Mapping[str, str]) -> Dataset:
+        """The same pictures under readable class names; the order of the classes stays.
+
+        A class that is not named keeps its name.
+
+        Args:
+            mapping: class name (such as a folder's) to the new one.
+
+        Raises:
+            UnknownNameError: if a key is no class.
+            DataError: if two classes would get the same name.
+        """
+        for key in mapping:
+            if key not in self.class_names:
+                raise unknown("class", key, list(self.class_names))
+        names = tuple(mapping.get(name, name) for name in self.class_names)
+        taken: dict[str, str] = {}
+        for old, new in zip(self.class_names, names, strict=True):
+            if new in taken:
+                raise DataError(f"the classes '{taken[new]}' and '{old}' would both be called '{new}'")
+            taken[new] = old
+        samples = tuple(
+            sample if sample.label is None else replace(sample, label=mapping.get(sample.label, sample.label))
+            for sample in self.samples
+        )
+        return replace(self, samples=samples, class_names=names)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What reading a folder or manifest gave: the data set, and each thing left out with the reason."""
+
+    dataset: Dataset
+    left_out: tuple[tuple[Path, str], ...] = ()
+
+
+def make_dataset(name: str, root: Path, samples: Iterable[Sample]) -> Dataset:
+    """A data set whose classes are the sorted labels of its samples."""
+    kept = tuple(samples)
+    labels = {sample.label for sample in kept if sample.label is not None}
+    return Dataset(name, root, kept, tuple(sorted(labels)))
+
+
+def shown(path: str | Path) -> str:
+    r"""A path as text that can be printed and written anywhere, even if its bytes are no valid UTF-8.
+
+    >>> shown("caf\udce9.jpg")
+    'caf\\udce9.jpg'
+    """
+    return os.fspath(path).encode(errors="backslashreplace").decode()
+
+
+def some(items: Iterable[object], limit: int = 5) -> str:
+    """The first few of many things, for a message.
+
+    >>> some("abcdefg", limit=2)
+    'a, b and 5 more'
+    """
+    texts = [shown(str(item)) for item in items]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more

@@ -1,0 +1,128 @@
+"""Manifests: tables with the columns ``path`` and ``label``, and ``split`` if there are parts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, shown, some
+from clipadapter.errors import DataError, require
+
+_Rows = Iterator[tuple[int, Mapping[str, Any]]]
+
+
+def read_manifest(path: Path) -> Listing:
+    """The pictures that a CSV, TSV, JSONL or Parquet file names; relative paths start at the file's folder.
+
+    Without a column ``label`` the pictures have no labels, but only if no other column could have been meant.
+
+    Raises:
+        DataError: if the file can't be read, a column or value is missing, or no picture exists.
+        MissingExtraError: if Parquet is read without the extra.
+    """
+    samples: list[Sample] = []
+    try:
+        for line, row in _READERS[path.suffix.lower()](path):
+            samples.append(_sample(path, line, row))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown(path)}: the text is not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{shown(path)} can't be opened: {error.strerror or error}") from error
+    if samples and not any(sample.path.exists() for sample in samples):
+        where = f"relative paths start at {shown(path.parent.resolve())}"
+        raise DataError(
+            f"{shown(path)}: none of its {len(samples)} pictures exists, {where}: {some([samples[0].path])}"
+        )
+    if len({sample.split for sample in samples} - {"all"}) and any(
+        sample.split == "all" for sample in samples
+    ):
+        raise DataError(f"{shown(path)}: some rows have a split and some have none")
+    return Listing(make_dataset(shown(path.stem), path.parent, samples))
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether the suffix is one that `read_manifest` reads."""
+    return path.suffix.lower() in _READERS
+
+
+def _sample(manifest: Path, line: int, row: Mapping[str, Any]) -> Sample:
+    where = f"{shown(manifest)}, line {line}"
+    extra = set(row) - {"path", "split"}
+    for column in ("path", "label") if extra else ("path",):
+        if column not in row:
+            raise DataError(f"{where}: there is no column '{column}'; the columns are: {', '.join(row)}")
+    label = _text(row["label"], "label", where) if "label" in row else None
+    split = "all"
+    if "split" in row:
+        came = _text(row["split"], "split", where)
+        if came.lower() not in SPLITS:
+            raise DataError(f"{where}: the split is '{came}' but must be train, val or test")
+        split = SPLITS[came.lower()]
+    return Sample(manifest.parent / _text(row["path"], "path", where), label, split)
+
+
+def _text(value: object, column: str, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    came = "is empty" if value is None or isinstance(value, str) else f"is {value!r}, not a text"
+    raise DataError(f"{where}: the {column} {came}")
+
+
+def _csv_rows(path: Path, delimiter: str = ",") -> _Rows:
+    # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            if not header:
+                raise DataError(f"{shown(path)} is empty: expected a first line such as path,label")
+            for fields in reader:
+                if len(fields) not in (0, len(header)):
+                    counts = f"{len(fields)} fields but {len(header)} columns"
+                    raise DataError(f"{shown(path)}, line {reader.line_num}: {counts} ({', '.join(header)})")
+                if fields:
+                    yield reader.line_num, dict(zip(header, fields, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{shown(path)}, line {reader.line_num}: {error}") from error
+
+
+def _tsv_rows(path: Path) -> _Rows:
+    return _csv_rows(path, delimiter="\t")
+
+
+def _jsonl_rows(path: Path) -> _Rows:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{shown(path)}, line {number}: not JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                expected = 'expected an object such as {"path": "cat/1.jpg", "label": "cat"}'
+                raise DataError(f"{shown(path)}, line {number}: {expected}")
+            yield number, row
+
+
+def _parquet_rows(path: Path) -> _Rows:
+    parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet manifest")
+    arrow = require("pyarrow", "parquet", "Reading a Parquet manifest")
+    try:
+        table = parquet.read_table(path)
+    except arrow.ArrowInvalid as error:
+        raise DataError(f"{shown(path)} is no Parquet file: {error}") from error
+    yield from enumerate(table.to_pylist(), 1)
+
+
+_READERS: Mapping[str, Callable[[Path], _Rows]] = {
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}

@@ -1,0 +1,187 @@
+"""From class names to the sentences that the text tower reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipadapter.data._base import shown
+from clipadapter.errors import DataError, InputError
+from clipadapter.registry import unknown
+
+_PHOTO = ("a photo of a {}.",)
+
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "default": _PHOTO,
+    "caltech101": _PHOTO,
+    "dtd": ("{} texture.",),
+    "eurosat": ("a centered satellite photo of {}.",),
+    "fgvc_aircraft": ("a photo of a {}, a type of aircraft.",),
+    "food101": ("a photo of {}, a type of food.",),
+    "imagenet": _PHOTO,
+    "imagenet7": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+    "oxford_flowers": ("a photo of a {}, a type of flower.",),
+    "oxford_pets": ("a photo of a {}, a type of pet.",),
+    "stanford_cars": _PHOTO,
+    "sun397": _PHOTO,
+    "ucf101": ("a photo of a person doing {}.",),
+}
+"""Template sets by name: one a data set of the few-shot CLIP papers; `imagenet7` is CLIP's set of seven."""
+
+_CAMEL = re.compile(r"([A-Z][a-z]{2,}){2,}")
+
+
+def clean_name(name: str) -> str:
+    """A folder's name as words: underscores become spaces, CamelCase is taken apart.
+
+    Names that only look like CamelCase are kept.
+
+    >>> [clean_name(name) for name in ("water_lilly", "AnnualCrop", "iPhone", "BMW X5", "McLaren")]
+    ['water lilly', 'Annual Crop', 'iPhone', 'BMW X5', 'McLaren']
+    """
+    if _CAMEL.fullmatch(name):
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return " ".join(name.replace("_", " ").split()) or name
+
+
+def list_templates() -> list[str]:
+    """Names of the template sets, sorted."""
+    return sorted(TEMPLATES)
+
+
+def get_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
+    """Templates by the name of a set, or as texts with one ``{}`` each.
+
+    Args:
+        spec: a name or a text, or several of them.
+
+    Raises:
+        UnknownNameError: if no set has the name.
+        InputError: if a text has not exactly one ``{}``, or there are none.
+
+    >>> get_templates("dtd")
+    ('{} texture.',)
+    >>> get_templates(["a sketch of a {}.", "dtd"])
+    ('a sketch of a {}.', '{} texture.')
+    """
+    specs = [spec] if isinstance(spec, str) else list(spec)
+    if not specs:
+        raise InputError(
+            "no template was given: give the name of a set, or a text such as 'a photo of a {}.'"
+        )
+    return tuple(template for one in specs for template in _templates(one))
+
+
+def _templates(spec: str) -> tuple[str, ...]:
+    if spec in TEMPLATES:
+        return TEMPLATES[spec]
+    holes = spec.count("{}")
+    if holes == 1:
+        return (spec,)
+    if holes == 0 and re.fullmatch(r"[\w-]+", spec):
+        raise unknown("template set", spec, list_templates())
+    raise InputError(
+        f"the template '{spec}' has {holes} places for the class name, but needs one: write {{}} there"
+    )
+
+
+def class_prompts(
+    class_names: Sequence[str],
+    templates: str | Sequence[str] = "default",
+    descriptions: Mapping[str, Sequence[str]] | None = None,
+    clean: bool = True,
+) -> dict[str, list[str]]:
+    """The prompts of each class: its descriptions if it has any, else every template with its name.
+
+    Args:
+        class_names: each once.
+        templates: as for `get_templates`.
+        descriptions: sentences by class; a key may be the class name or its cleaned form.
+        clean: put `clean_name` of the class into the templates.
+
+    Raises:
+        UnknownNameError: if a key of the descriptions is no class, or a template set is unknown.
+        InputError: if a class name occurs twice or is empty, a template is wrong, or a class has no sentence.
+
+    >>> class_prompts(["water_lilly", "cup"], descriptions={"cup": ["a cup holds a drink"]})
+    {'water_lilly': ['a photo of a water lilly.'], 'cup': ['a cup holds a drink']}
+    """
+    texts = get_templates(templates)
+    for name, count in Counter(class_names).items():
+        if count > 1 or not name.strip():
+            raise InputError(f"class names must be texts, each once; got '{name}' {count} times")
+    described = _match(class_names, descriptions or {})
+    words = {name: clean_name(name) if clean else name for name in class_names}
+    return {
+        name: described.get(name) or [text.replace("{}", words[name]) for text in texts]
+        for name in class_names
+    }
+
+
+def _match(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    known = {clean_name(name): name for name in class_names} | {name: name for name in class_names}
+    described: dict[str, list[str]] = {}
+    for key, sentences in descriptions.items():
+        if key not in known:
+            raise unknown("class", key, list(class_names))
+        if isinstance(sentences, str) or not sentences:
+            raise InputError(f"the descriptions of '{key}' must be a list of at least one sentence")
+        described.setdefault(known[key], []).extend(sentences)
+    return described
+
+
+def read_descriptions(path: str | Path) -> dict[str, list[str]]:
+    """Descriptions from a JSON file in the CuPL form, ``{"cup": ["A cup holds a drink.", ...], ...}``.
+
+    Raises:
+        DataError: if the file can't be read or has another form.
+    """
+    found = _read_object(path, 'expected {"class": ["sentence", ...], ...}')
+    for key, value in found.items():
+        if not (
+            isinstance(value, list)
+            and value
+            and all(isinstance(text, str) and text.strip() for text in value)
+        ):
+            raise DataError(f"{shown(path)}: '{key}' must be a list of at least one sentence")
+    return found
+
+
+def read_class_names(path: str | Path) -> dict[str, str]:
+    """Readable class names from a JSON file, ``{"n02123045": "tabby cat", ...}``, for `Dataset.rename`.
+
+    Raises:
+        DataError: if the file can't be read or has another form.
+    """
+    found = _read_object(path, 'expected {"folder": "readable name", ...}')
+    for key, value in found.items():
+        if not (isinstance(value, str) and value.strip()):
+            raise DataError(f"{shown(path)}: '{key}' must have a name that is a text, got {value!r}")
+    return found
+
+
+def _read_object(path: str | Path, expected: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{shown(path)} can't be opened: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown(path)}: the text is not UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{shown(path)}, line {error.lineno}: not JSON ({error.msg}); {expected}") from error
+    if not isinstance(found, dict) or not found:
+        came = "an empty object" if found == {} else type(found).__name__
+        raise DataError(f"{shown(path)}: {expected}, got {came}")
+    return found

@@ -1,0 +1,166 @@
+"""What is in a data set before anything is computed: counts, unreadable files, duplicates, imbalance."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from clipadapter.data._base import Dataset, Sample, shown, some
+from clipadapter.data.images import MAX_PIXELS, image_bytes, read_image
+from clipadapter.data.load import read_listing
+from clipadapter.errors import ImageError
+
+_UNEQUAL = 5
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Files of equal bytes that lie in more than one class or more than one part.
+
+    Args:
+        paths: the files, relative to the data set's root.
+        labels: class of each, None where unknown.
+        splits: part of each.
+    """
+
+    paths: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What `scan` found; all paths are relative to the data set's root.
+
+    Args:
+        name: the data set's name.
+        splits: the parts that hold pictures.
+        readable: how many pictures can be read.
+        unlabelled: how many of these have no label.
+        classes: class name to the count of readable pictures in each part.
+        unreadable: files that should be pictures but can't be read, each with the reason.
+        left_out: files and folders that were not taken for pictures, each with the reason.
+        duplicates: files of equal bytes in several classes or parts.
+        imbalance: smallest and largest count a class in the first part, None without classes.
+        warnings: what a person should know, as sentences.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    readable: int
+    unlabelled: int
+    classes: dict[str, dict[str, int]]
+    unreadable: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...]
+    duplicates: tuple[Duplicate, ...]
+    imbalance: tuple[int, int] | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as what JSON can hold."""
+        return asdict(self)
+
+
+def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
+    """Read every picture of a folder or manifest fully and say what is there.
+
+    Args:
+        source: as for `load_dataset`; having no pictures or one class is reported, not raised.
+        max_pixels: larger pictures count as unreadable.
+
+    Raises:
+        DataError: if there is no such path, or a manifest is wrong.
+    """
+    listing = read_listing(source)
+    dataset = listing.dataset
+
+    def probe(sample: Sample) -> tuple[bytes, str | None]:
+        try:
+            data = image_bytes(sample.path)
+            read_image(sample.path, max_pixels, data)
+        except ImageError as error:
+            return b"", error.reason
+        return blake2b(data, digest_size=16).digest(), None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        probes = list(pool.map(probe, dataset.samples))
+    pairs = list(zip(dataset.samples, probes, strict=True))
+    readable = [sample for sample, (_, reason) in pairs if reason is None]
+    classes = _count(dataset, readable)
+    unreadable = [(_relative(s.path, dataset.root), reason) for s, (_, reason) in pairs if reason is not None]
+    duplicates = _duplicates(dataset, ((s, digest) for s, (digest, reason) in pairs if reason is None))
+    first = [parts[dataset.splits[0]] for parts in classes.values()]
+    return ScanReport(
+        name=dataset.name,
+        splits=dataset.splits,
+        readable=len(readable),
+        unlabelled=sum(sample.label is None for sample in readable),
+        classes=classes,
+        unreadable=tuple(unreadable),
+        left_out=tuple((_relative(path, dataset.root), reason) for path, reason in listing.left_out),
+        duplicates=duplicates,
+        imbalance=(min(first), max(first)) if first else None,
+        warnings=tuple(_warnings(dataset, classes, len(unreadable), duplicates)),
+    )
+
+
+def _relative(path: Path, root: Path) -> str:
+    return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
+
+
+def _count(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:
+    counts = Counter((sample.label, sample.split) for sample in readable)
+    return {name: {split: counts[name, split] for split in dataset.splits} for name in dataset.class_names}
+
+
+def _duplicates(dataset: Dataset, digests: Iterable[tuple[Sample, bytes]]) -> tuple[Duplicate, ...]:
+    groups: dict[bytes, list[Sample]] = defaultdict(list)
+    for sample, digest in digests:
+        groups[digest].append(sample)
+    return tuple(
+        Duplicate(
+            paths=tuple(_relative(sample.path, dataset.root) for sample in group),
+            labels=tuple(sample.label for sample in group),
+            splits=tuple(sample.split for sample in group),
+        )
+        for group in groups.values()
+        if len({(sample.label, sample.split) for sample in group}) > 1
+    )
+
+
+def _warnings(
+    dataset: Dataset, classes: dict[str, dict[str, int]], unreadable: int, duplicates: tuple[Duplicate, ...]
+) -> Iterable[str]:
+    if not dataset.samples:
+        yield "There are no pictures."
+        return
+    if unreadable:
+        yield f"{unreadable} of {len(dataset.samples)} pictures can't be read."
+    if not classes:
+        yield "No picture has a label: put each class into its own folder."
+    if len(classes) == 1:
+        yield f"There is only one class, '{dataset.class_names[0]}'; a classifier needs at least two."
+    for split in dataset.splits if classes else ():
+        yield from _unequal(split, {name: parts[split] for name, parts in classes.items()})
+    across = sum(len(set(group.labels)) > 1 for group in duplicates)
+    if across:
+        yield f"Equal files in more than one class: {across}."
+    across = sum(len(set(group.splits)) > 1 for group in duplicates)
+    if across:
+        yield f"Equal files in more than one of {', '.join(dataset.splits)}: {across}."
+
+
+def _unequal(split: str, counts: dict[str, int]) -> Iterable[str]:
+    without = [name for name, count in counts.items() if not count]
+    if without:
+        yield f"{len(without)} of {len(counts)} classes have no readable picture in {split}: {some(without)}."
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[few] and counts[many] >= _UNEQUAL * counts[few]:
+        sizes = f"'{few}' has {counts[few]} and '{many}' has {counts[many]} pictures"
+        yield f"The classes are unequal in {split}: {sizes}."

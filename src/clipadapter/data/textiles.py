@@ -1,0 +1,29 @@
+"""Simulated textile pictures with two kinds of defects, from the package conformal-clip-data (MIT).
+
+Megahed et al., few-shot CLIP for fabric inspection, https://arxiv.org/abs/2501.12596. 1,000 pictures of
+nominal fabric, 500 with a local defect (a small spot), 500 with a global one (the whole weave has changed).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipadapter.data._base import Dataset
+from clipadapter.data.load import load_dataset
+from clipadapter.errors import require
+
+CLASS_NAMES = {
+    "global": "fabric with a global defect",
+    "local": "fabric with a local defect",
+    "nominal": "flawless fabric",
+}
+
+
+def textiles() -> Dataset:
+    """The 2,000 pictures in one part, their classes under names that read well in a prompt.
+
+    Raises:
+        MissingExtraError: if the extra ``demo`` is not installed.
+    """
+    package = require("conformal_clip_data", "demo", "The textile data set")
+    return load_dataset(Path(package.textile_simulated_root())).rename(CLASS_NAMES)

@@ -1,0 +1,14 @@
+"""Encoders: pictures and texts to features. One file a family; see ``list_encoders()``."""
+
+from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders._registry import create_encoder, encoder_info, list_encoders, register_encoder
+
+__all__ = [
+    "Encoder",
+    "EncoderInfo",
+    "EncoderListing",
+    "create_encoder",
+    "encoder_info",
+    "list_encoders",
+    "register_encoder",
+]

@@ -1,0 +1,102 @@
+"""What an encoder is: two frozen towers and the facts that must never be guessed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """Facts about an encoder.
+
+    Args:
+        name: its URI; opening this again gives the same encoder.
+        dim: width d of both towers' features.
+        image_size: side of the square input in pixels.
+        logit_scale: ``exp(logit_scale)`` of the model, what cosines are multiplied by.
+        logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
+        licence: licence of the weights, or "unknown".
+        fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
+        note: what a person should know, such as why ``auto`` took this encoder; may be empty.
+    """
+
+    name: str
+    dim: int
+    image_size: int
+    logit_scale: float
+    logit_bias: float | None
+    licence: str
+    fingerprint: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EncoderListing:
+    """One line of ``clipadapter encoders``: what is known without opening the towers.
+
+    Args:
+        name: URI.
+        dim: feature width, or None if not known before opening.
+        licence: licence of the weights, or "unknown".
+        note: what it is for.
+    """
+
+    name: str
+    dim: int | None
+    licence: str
+    note: str = ""
+
+
+class Encoder(ABC):
+    """Two frozen towers: pictures and texts to raw float32 features of one width.
+
+    The encoder owns resizing, interpolation, mean and deviation, tokenizer, padding, lower-casing. A subclass
+    gives ``info``, ``device``, `open`, `preprocess`, `encode_pixels` and `encode_text`.
+    """
+
+    info: EncoderInfo
+    device: str
+
+    @classmethod
+    @abstractmethod
+    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+        """Open by what follows the scheme in the URI (empty if nothing does)."""
+
+    @classmethod
+    @abstractmethod
+    def listing(cls) -> list[EncoderListing]:
+        """The URIs that this class can open, without loading weights."""
+
+    @abstractmethod
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An RGB picture of any size to the tower's input (3, s, s) float32, on CPU.
+
+        Safe to call from threads. A picture that is already (s, s) is neither resized nor cropped: augmented
+        views rely on it.
+        """
+
+    @abstractmethod
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Preprocessed pictures (n, 3, s, s) to raw features (n, d) float32 on CPU, in inference mode."""
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to raw features (k, d) float32 on CPU, in inference mode.
+
+        Raises:
+            InputError: if there are no texts.
+        """
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
+        """RGB pictures to raw features (n, d) float32 on CPU, without cache or threads."""
+        batches = [
+            self.encode_pixels(torch.stack([self.preprocess(image) for image in images[i : i + batch_size]]))
+            for i in range(0, len(images), batch_size)
+        ]
+        return torch.cat(batches) if batches else torch.empty(0, self.info.dim)

@@ -1,0 +1,71 @@
+"""Files that encoders read and write: checked, and never half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from clipadapter.errors import EncoderUnavailableError
+
+
+def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
+    """The bytes of a file, if they are the ones that were published.
+
+    Args:
+        path: the file.
+        sha256: what its SHA-256 must be, in hex.
+        package: what installs the file, for the message.
+
+    Raises:
+        EncoderUnavailableError: if the file is missing or another one.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise EncoderUnavailableError(
+            f"{path} can't be read ({error.strerror}): {_reinstall(package)}"
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise EncoderUnavailableError(
+            f"{path} is not the published file: its SHA-256 is {found}, not {sha256}: {_reinstall(package)}"
+        )
+    return io.BytesIO(data)
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for this package; it need not exist."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        base = Path(os.environ["XDG_CACHE_HOME"])
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local")))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path.home() / ".cache"
+    return base / "clipadapter"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that no reader ever sees a part of it.
+
+    Raises:
+        OSError: if the folder can't be made or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _reinstall(package: str) -> str:
+    return f"reinstall it with pip install --force-reinstall --no-deps {package}"

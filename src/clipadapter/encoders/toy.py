@@ -1,0 +1,95 @@
+"""A toy for tests: no weights, no learning, but colour words meet pictures of their colour."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders._images import centre_square, to_tensor
+from clipadapter.encoders._inputs import check_pixels, unique_texts
+from clipadapter.encoders._registry import register_encoder
+from clipadapter.errors import InputError
+
+SIZE = 32
+WIDTH = 32
+GRID = 8
+NOTE = "tests only: knows colours and nothing else"
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+}
+
+
+@register_encoder("toy")
+class ToyEncoder(Encoder):
+    """Random projection of the picture shrunk to 8 x 8; a text gets the feature of a square of its colour.
+
+    A text without a colour word gets a random vector that depends on nothing but the text.
+
+    Args:
+        device: a torch device.
+
+    >>> toy = ToyEncoder()
+    >>> images = toy.encode_images([Image.new("RGB", (40, 50), name) for name in ("red", "green", "blue")])
+    >>> texts = toy.encode_text(["a photo of a red thing.", "a green one", "Blue"])
+    >>> torch.cosine_similarity(images[:, None], texts[None], dim=-1).argmax(dim=1)
+    tensor([0, 1, 2])
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        stream = torch.Generator().manual_seed(0)
+        self._projection = (
+            torch.randn(3 * GRID * GRID, WIDTH, generator=stream).div(3 * GRID * GRID).to(device)
+        )
+        fingerprint = hashlib.blake2b(b"toy 1", digest_size=16).hexdigest()
+        self.info = EncoderInfo("toy", WIDTH, SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
+
+    @classmethod
+    def open(cls, rest: str, device: str = "cpu") -> ToyEncoder:
+        """Open it; nothing may follow the scheme."""
+        if rest:
+            raise InputError(f"the toy encoder has no variants: say 'toy', not 'toy:{rest}'")
+        return cls(device)
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """One line."""
+        return [EncoderListing("toy", WIDTH, "Apache-2.0", NOTE)]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Short side to 32, the middle of it, values to -1 .. 1."""
+        return to_tensor(centre_square(image.convert("RGB"), SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, 3, 32, 32) to (n, 32)."""
+        check_pixels(pixels, SIZE)
+        with torch.inference_mode():
+            small = torch.nn.functional.adaptive_avg_pool2d(pixels.to(self.device), GRID).flatten(1)
+            # Row by row: a matrix product may round a row otherwise in a batch of another size.
+            rows = [row @ self._projection for row in small]
+            return torch.stack(rows).cpu() if rows else torch.empty(0, WIDTH)
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to (k, 32)."""
+        different, places = unique_texts(texts)
+        return torch.stack([self._text(text) for text in different])[places]
+
+    def _text(self, text: str) -> Tensor:
+        for word in re.findall("[a-z]+", text.lower()):
+            if word in COLOURS:
+                return self.encode_images([Image.new("RGB", (SIZE, SIZE), COLOURS[word])])[0]
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+        return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,97 @@
+"""Every deliberate exception of the package.
+
+Tree::
+
+    ClipAdapterError
+    ├── InputError              a value that was given is wrong (also a ValueError)
+    │   ├── UnknownNameError    no head, encoder, template ... has this name; says which come close
+    │   └── DataError           a folder, manifest or list of pictures can't be used as it is
+    │       └── ImageError      one picture can't be read; `reason` says why
+    ├── MissingExtraError       an optional part is not installed; names the line that installs it (also an ImportError)
+    ├── EncoderUnavailableError the weights are neither on this machine nor to be had
+    ├── StoreError              the feature store can't be opened or written
+    └── ArtifactError           a saved model is missing, altered, or can't be written
+        └── FingerprintError    the encoder at hand is not the one the model was fitted with
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class ClipAdapterError(Exception):
+    """Base of all errors raised on purpose: its text is meant to be read by the person at the keyboard."""
+
+
+class InputError(ClipAdapterError, ValueError):
+    """A value that was given is wrong."""
+
+
+class UnknownNameError(InputError):
+    """No member of a registry has this name."""
+
+
+class DataError(InputError):
+    """A folder, manifest or list of pictures can't be used as it is."""
+
+
+class ImageError(DataError):
+    """One picture can't be read.
+
+    Args:
+        source: what was read, as the user would name it.
+        reason: why it can't be used, a short phrase such as ``file is truncated``.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+
+class MissingExtraError(ClipAdapterError, ImportError):
+    """An optional part is not installed."""
+
+
+class EncoderUnavailableError(ClipAdapterError):
+    """The weights of an encoder are neither on this machine nor to be had."""
+
+
+class StoreError(ClipAdapterError):
+    """The feature store can't be opened or written."""
+
+
+class ArtifactError(ClipAdapterError):
+    """A saved model is missing, altered, or can't be written."""
+
+
+class FingerprintError(ArtifactError):
+    """The encoder at hand is not the one that the model was fitted with."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional module, or say which extra installs it.
+
+    Args:
+        module: dotted name of the module.
+        extra: the extra of this package that brings it.
+        purpose: what needs it, the subject of the error's sentence.
+
+    Raises:
+        MissingExtraError: if the module is not installed.
+
+    >>> require("json", "lite", "this example").__name__
+    'json'
+    >>> require("no_such_module", "lite", "The lite encoder")
+    Traceback (most recent call last):
+    ...
+    clipadapter.errors.MissingExtraError: The lite encoder needs an extra that is not installed: pip install 'clipadapter[lite]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
+            raise
+        text = f"{purpose} needs an extra that is not installed: pip install 'clipadapter[{extra}]'"
+        raise MissingExtraError(text) from error

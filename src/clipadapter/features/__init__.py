@@ -1,0 +1,26 @@
+"""Features: computed once and kept. A store, what fills it, and what heads are fitted to."""
+
+from clipadapter.features.export import FeatureRow, feature_rows, to_parquet
+from clipadapter.features.extract import Embedding, Extraction, embed, extract, parse_shard
+from clipadapter.features.feature_set import FeatureSet
+from clipadapter.features.store import FeatureStore, default_cache_dir, feature_key
+from clipadapter.features.text import encode_classes
+from clipadapter.features.views import ViewSpec, augment
+
+__all__ = [
+    "Embedding",
+    "Extraction",
+    "FeatureRow",
+    "FeatureSet",
+    "FeatureStore",
+    "ViewSpec",
+    "augment",
+    "default_cache_dir",
+    "embed",
+    "encode_classes",
+    "extract",
+    "feature_key",
+    "feature_rows",
+    "parse_shard",
+    "to_parquet",
+]

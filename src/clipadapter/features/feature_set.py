@@ -1,0 +1,85 @@
+"""Features with their labels: what heads are fitted to and measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Raw features of n pictures and what is known about them.
+
+    Args:
+        X: (n, d) raw features, or (n, v, d) with v views a picture, the plain one first; kept as float32.
+        y: n labels.
+        class_names: all classes in their order; a class may have no picture here.
+        provenance: where the features come from: encoder, data set, views ...
+
+    Raises:
+        InputError: if the shapes don't go together, a feature is not finite, or a label is no class.
+
+    >>> features = FeatureSet([[1, 2], [3, 4]], ("cat", "dog"), ("cat", "dog"))
+    >>> features.take([1]).y
+    ('dog',)
+    """
+
+    X: NDArray[np.float32]
+    y: tuple[str, ...]
+    class_names: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        X = np.asarray(self.X, dtype=np.float32)
+        for name, value in (
+            ("X", X),
+            ("y", tuple(self.y)),
+            ("class_names", tuple(self.class_names)),
+            ("provenance", MappingProxyType(dict(self.provenance))),
+        ):
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        if self.X.ndim not in (2, 3) or 0 in self.X.shape[1:]:
+            raise InputError(f"features must have shape (n, d) or (n, views, d), but have {self.X.shape}")
+        if len(self.X) != len(self.y):
+            raise InputError(f"{len(self.X)} features but {len(self.y)} labels")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise InputError(f"class names must differ, but are {', '.join(self.class_names)}")
+        unknown = sorted(set(self.y) - set(self.class_names))
+        if unknown:
+            raise InputError(
+                f"these labels are no class: {', '.join(unknown)}; classes: {', '.join(self.class_names)}"
+            )
+        bad = np.flatnonzero(~np.isfinite(self.X).all(axis=tuple(range(1, self.X.ndim))))
+        if len(bad):
+            raise InputError(
+                f"{len(bad)} of {len(self.X)} features are not finite, the first in row {bad[0]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def plain(self) -> NDArray[np.float32]:
+        """(n, d) features of the plain pictures."""
+        return self.X if self.X.ndim == 2 else self.X[:, 0]
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> FeatureSet:
+        """These rows, in this order; classes stay.
+
+        Raises:
+            InputError: if there is no such row.
+        """
+        index = np.asarray(rows, dtype=np.int64)
+        if index.size and (index.min() < 0 or index.max() >= len(self)):
+            raise InputError(f"rows must be 0 to {len(self) - 1}, but are {index.min()} to {index.max()}")
+        return FeatureSet(self.X[index], tuple(self.y[i] for i in index), self.class_names, self.provenance)

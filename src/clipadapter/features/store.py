@@ -1,0 +1,293 @@
+"""The feature store: one SQLite file of feature vectors that several processes may fill at once.
+
+A key names all that shapes a vector, so nothing in the store ever becomes stale. Each `put_many` is one short
+transaction: a process that is killed loses what it had not put, and nothing else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from os import environ
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from clipadapter.errors import InputError, StoreError
+
+FORMAT = 1
+_APPLICATION = 0x434C4950  # "CLIP" in the file's header tells a feature store from other SQLite files
+_CHUNK = 500  # keys in one statement; older SQLite builds allow 999
+_CODES = {"float32": "<f4", "float16": "<f2"}
+_SCHEMA = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum INTEGER, value BLOB)"
+
+Vector = NDArray[np.floating[Any]]
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder for this package; it need not exist yet."""
+    if environ.get("XDG_CACHE_HOME"):
+        base = Path(environ["XDG_CACHE_HOME"])
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path.home() / ".cache"
+    return base / "clipadapter"
+
+
+def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float32") -> bytes:
+    """Key of one feature vector.
+
+    Args:
+        digest: hash of the picture's bytes.
+        fingerprint: the encoder's fingerprint.
+        view: name of the view, ``ViewSpec.key(i)``.
+        dtype: number type that is stored.
+
+    >>> feature_key(b"digest", "fingerprint", "plain") == feature_key(b"digest", "fingerprint", "a view")
+    False
+    """
+    facts = f"{FORMAT}\0{fingerprint}\0{view}\0{dtype}\0".encode()
+    return blake2b(facts + digest, digest_size=32).digest()
+
+
+class FeatureStore:
+    """Feature vectors by key, in one file.
+
+    Several threads and several processes may use it at once. Use it as a context manager, or call `close`.
+
+    Args:
+        path: the file; made if missing. None is ``features.sqlite`` in the user's cache folder.
+        timeout: seconds to wait while another process writes.
+
+    Raises:
+        StoreError: if the file is no feature store, has another format, or can't be written.
+
+    >>> with FeatureStore(":memory:") as store:
+    ...     store.put_many({b"key": np.float32([1, 2])})
+    ...     store.get_many([b"key", b"other"], dim=2)
+    1
+    {b'key': array([1., 2.], dtype=float32)}
+    """
+
+    def __init__(self, path: str | Path | None = None, timeout: float = 60.0) -> None:
+        self.path = Path(path) if path is not None else default_cache_dir() / "features.sqlite"
+        self._lock = threading.RLock()
+        self._timeout = timeout
+        self._version = 0
+        if str(self.path) != ":memory:":
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._cannot_write(error) from error
+        with self._explained():
+            self._db = sqlite3.connect(self.path, timeout, isolation_level=None, check_same_thread=False)
+        try:
+            with self._explained():
+                self._open()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def get_many(self, keys: Sequence[bytes], dim: int) -> dict[bytes, NDArray[np.float32]]:
+        """The vectors that are there and sound.
+
+        Args:
+            keys: what is looked for.
+            dim: expected width d; an entry of another width or with a wrong checksum counts as missing.
+
+        Returns:
+            Key to float32 vector (d,), without the missing ones.
+        """
+        found = {}
+        for i in range(0, len(keys), _CHUNK):
+            chunk = keys[i : i + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            with self._lock, self._explained():
+                rows = self._db.execute(f"SELECT * FROM feature WHERE key IN ({marks})", chunk).fetchall()
+            for row in rows:
+                vector = _decode(*row[1:])
+                if vector is not None and len(vector) == dim:
+                    found[row[0]] = vector
+        return found
+
+    def contains_many(self, keys: Sequence[bytes], dim: int) -> set[bytes]:
+        """Those keys whose vectors are there and sound; see `get_many`."""
+        return set(self.get_many(keys, dim))
+
+    def put_many(self, items: Mapping[bytes, Vector]) -> int:
+        """Store vectors in one transaction; what is there already and sound is kept.
+
+        Args:
+            items: key to vector (d,) of float32 or float16, as it shall be stored.
+
+        Returns:
+            How many were new. Fewer than given means that another process put some of them meanwhile.
+
+        Raises:
+            InputError: if a vector has another dtype.
+            StoreError: if the file can't be written; nothing of `items` is stored then.
+        """
+        rows = [(key, *_encode(vector)) for key, vector in items.items()]
+        insert = "INSERT OR IGNORE INTO feature VALUES (?, ?, ?, ?)"
+        with self._lock, self._explained(), self._transaction():
+            new = self._db.executemany(insert, rows).rowcount
+            if new < len(rows):
+                new += self._db.executemany(
+                    "REPLACE INTO feature VALUES (?, ?, ?, ?)", self._unsound(items, rows)
+                ).rowcount
+        return new
+
+    def touched(self) -> bool:
+        """Whether another process wrote since the last call."""
+        with self._lock, self._explained():
+            before, self._version = self._version, self._db.execute("PRAGMA data_version").fetchone()[0]
+        return self._version != before
+
+    def __len__(self) -> int:
+        with self._lock, self._explained():
+            return int(self._db.execute("SELECT count(*) FROM feature").fetchone()[0])
+
+    def items(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
+        """All sound entries, oldest first; others may go on writing meanwhile."""
+        last = 0
+        while True:
+            query = f"SELECT rowid, * FROM feature WHERE rowid > ? ORDER BY rowid LIMIT {_CHUNK}"
+            with self._lock, self._explained():
+                rows = self._db.execute(query, (last,)).fetchall()
+            if not rows:
+                return
+            for rowid, key, *entry in rows:
+                last = rowid
+                vector = _decode(*entry)
+                if vector is not None:
+                    yield key, vector
+
+    def close(self) -> None:
+        """Close the file; everything that was put is in it already."""
+        with self._lock:
+            self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        """Know the file as ours, or make it; a file of anybody else is not touched."""
+        self._db.execute(
+            "PRAGMA page_size = 16384"
+        )  # a few vectors a page; without effect on a file that exists
+        self._db.execute(
+            "PRAGMA synchronous = NORMAL"
+        )  # with WAL: safe from kill -9; a power cut may cost the last batches
+        if self._is_empty():
+            self._use_wal()
+            with self._transaction():
+                if self._is_empty():  # else another process made it meanwhile
+                    self._db.execute(_SCHEMA)
+                    self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
+                    self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        if self._pragma("application_id") != _APPLICATION:
+            raise StoreError(
+                f"{self.path} is an SQLite file of another program: give another path for the feature store"
+            )
+        found = self._pragma("user_version")
+        if found != FORMAT:
+            raise StoreError(
+                f"{self.path} has format {found}, but this version of clipadapter uses format {FORMAT}: "
+                "give another path for the feature store, or use the version that made it"
+            )
+        # A file that can't be written fails now rather than after the first batch.
+        for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {FORMAT}", "ROLLBACK"):
+            self._db.execute(statement)
+        self.touched()
+
+    def _is_empty(self) -> bool:
+        return (
+            self._pragma("application_id") == 0
+            and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        )
+
+    def _pragma(self, name: str) -> int:
+        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
+
+    def _use_wal(self) -> None:
+        """Switch to write-ahead logging; SQLite does not wait by itself if another process does so now."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # IMMEDIATE waits for its turn at once; a read that turns into a write would fail instead of waiting.
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _unsound(self, items: Mapping[bytes, Vector], rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Those rows whose stored entry is damaged."""
+        widths = {len(vector) for vector in items.values()}
+        sound = {key for dim in widths for key in self.get_many(list(items), dim) if len(items[key]) == dim}
+        return [row for row in rows if row[0] not in sound]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise self._cannot_write(error) from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"{self.path} can't be read as a feature store ({error}), and was left as it is: give "
+                "another path, or move the file away to have the features computed anew"
+            ) from error
+
+    def _cannot_write(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"the feature store {self.path} can't be opened or written ({error}): "
+            "check the folder's permissions and free space, or give another path"
+        )
+
+
+def _encode(vector: Vector) -> tuple[str, int, bytes]:
+    if vector.dtype.name not in _CODES:
+        raise InputError(f"features are stored as {' or '.join(_CODES)}, not as {vector.dtype.name}")
+    blob = vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
+    return vector.dtype.name, zlib.crc32(blob), blob
+
+
+def _decode(dtype: object, checksum: object, blob: object) -> NDArray[np.float32] | None:
+    """The vector of an entry, or None if the entry is damaged."""
+    code = _CODES.get(str(dtype))
+    if (
+        code is None
+        or not isinstance(blob, bytes)
+        or zlib.crc32(blob) != checksum
+        or len(blob) % np.dtype(code).itemsize
+    ):
+        return None
+    return np.frombuffer(blob, code).astype(np.float32)

@@ -1,0 +1,113 @@
+"""Augmented views of a picture: a random resized crop and a flip, the same on every machine and in any order.
+
+The random stream of a view comes from the seed, the view's number and the picture's bytes. So a view depends
+neither on the other pictures nor on the thread that makes it, and can be kept in the feature store by name.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from PIL import Image
+
+from clipadapter.errors import InputError
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """Which views are made of each picture.
+
+    Args:
+        count: v, number of views; view 0 is the plain picture, the other v - 1 are augmented.
+        scale: smallest and largest share of the picture's area that a crop takes.
+        ratio: smallest and largest width / height of a crop.
+        flip: whether a view is mirrored with probability one half.
+        seed: another seed gives other views.
+
+    Raises:
+        InputError: if a value is out of range.
+
+    >>> ViewSpec(count=3).key(0)
+    'plain'
+    """
+
+    count: int = 1
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"views must be 1 (the plain picture alone) or more, but count is {self.count}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise InputError(
+                f"the scale of views must be (low, high) with 0 < low <= high <= 1, but is {self.scale}"
+            )
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise InputError(
+                f"the ratio of views must be (low, high) with 0 < low <= high, but is {self.ratio}"
+            )
+
+    def key(self, i: int) -> str:
+        """Name of view i in the feature store: says all that shapes the view but the picture itself."""
+        if i == 0:
+            return "plain"
+        scale, ratio = (f"{float(low)!r}-{float(high)!r}" for low, high in (self.scale, self.ratio))
+        return f"crop-1 scale={scale} ratio={ratio} flip={int(self.flip)} seed={self.seed} view={i}"
+
+
+def augment(image: Image.Image, spec: ViewSpec, i: int, digest: bytes, size: int) -> Image.Image:
+    """View i of a picture.
+
+    Args:
+        image: RGB picture of any size.
+        spec: which views are made.
+        i: number of the view; 0 gives the picture as it is.
+        digest: hash of the picture's bytes; part of the seed.
+        size: side of the result in pixels, for i > 0.
+
+    Returns:
+        RGB picture (size, size): torchvision's ``RandomResizedCrop`` rule, bicubic, then the flip.
+
+    >>> augment(Image.new("RGB", (300, 200)), ViewSpec(count=2), 1, b"digest", 224).size
+    (224, 224)
+    """
+    if i == 0:
+        return image
+    seed = blake2b(f"{spec.seed} {i} ".encode() + digest, digest_size=16).digest()
+    rng = random.Random(int.from_bytes(seed, "big"))
+    box = _crop_box(rng, image.width, image.height, spec)
+    # Not `resize(box=)`: that lets pixels beyond the box bleed into the edge.
+    view = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    if spec.flip and rng.random() < 0.5:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return view
+
+
+def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tuple[int, int, int, int]:
+    """Left, upper, right, lower: a random box, or the largest central one allowed if ten draws don't fit."""
+    low, high = spec.ratio
+    for _ in range(10):
+        area = width * height * _uniform(rng, *spec.scale)
+        aspect = math.exp(_uniform(rng, math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.random() * (height - h + 1))
+            left = int(rng.random() * (width - w + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < low:
+        h = round(width / low)
+    elif width / height > high:
+        w = round(height * high)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _uniform(rng: random.Random, low: float, high: float) -> float:
+    # Only `random()` is promised to give the same numbers in every Python version.
+    return low + (high - low) * rng.random()

@@ -1,0 +1,128 @@
+"""One registry, many uses: heads, encoders and whatever else is chosen by name.
+
+A member registers itself where it is defined; nothing else has to be edited. The modules of the package are imported
+when the registry is first asked, and so are plug-ins that name themselves by an entry point of the same name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from clipadapter.errors import InputError, UnknownNameError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """A registered member.
+
+    Args:
+        name: its public name.
+        cls: the class.
+        summary: first line of the class's docstring.
+        facts: what else was said when it was registered, such as the paper.
+    """
+
+    name: str
+    cls: type[T]
+    summary: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
+    """The error for a name that nothing has: says what comes close and what there is.
+
+    >>> print(unknown("head", "tip-adaptor", ["knn", "tip-adapter"]))
+    no head is called 'tip-adaptor'. Did you mean 'tip-adapter'? Known: knn, tip-adapter
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return UnknownNameError(f"no {kind} is called '{name}'.{hint} Known: {', '.join(known)}")
+
+
+class Registry(Generic[T]):
+    """Names and classes of one kind.
+
+    Args:
+        kind: what a member is, for messages: ``"head"``.
+        package: dotted name of the package whose public modules register members, also the entry point group.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._entries: dict[str, Entry[T]] = {}
+        self._loaded = False
+
+    def register(self, name: str, **facts: Any) -> Callable[[type[T]], type[T]]:
+        """Class decorator that gives a class its public name.
+
+        Args:
+            name: lower-case words joined by hyphens (an underscore is kept where the field writes one).
+            facts: anything worth listing beside the name.
+
+        Raises:
+            InputError: if another class has the name.
+        """
+
+        def decorate(cls: type[T]) -> type[T]:
+            taken = self._entries.get(name)
+            if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise InputError(f"the {self.kind} '{name}' is already {taken.cls.__module__}.{taken.cls.__qualname__}")
+            summary = (cls.__doc__ or "").strip().split("\n")[0]
+            self._entries[name] = Entry(name, cls, summary, MappingProxyType(dict(facts)))
+            return cls
+
+        return decorate
+
+    def list(self, pattern: str = "*") -> list[str]:
+        """Names that match a shell wildcard, sorted."""
+        self._load()
+        return sorted(name for name in self._entries if fnmatch.fnmatchcase(name, pattern))
+
+    def info(self, name: str) -> Entry[T]:
+        """The entry of one name.
+
+        Raises:
+            UnknownNameError: if nothing has this name.
+        """
+        self._load()
+        if name not in self._entries:
+            raise unknown(self.kind, name, self.list())
+        return self._entries[name]
+
+    def create(self, name: str, **params: Any) -> T:
+        """A new instance by name.
+
+        Raises:
+            UnknownNameError: if nothing has this name.
+            InputError: if the class does not take one of the parameters.
+        """
+        cls = self.info(name).cls
+        try:
+            return cls(**params)
+        except TypeError as error:
+            raise InputError(f"{self.kind} '{name}': {error}") from error
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self.package}.{module.name}")
+        for point in entry_points(group=self.package):
+            point.load()

@@ -1,0 +1,188 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from clipadapter.data import Sample, list_images, load_dataset
+from clipadapter.data.load import read_listing
+from clipadapter.errors import DataError, UnknownNameError
+
+
+def reasons(root):
+    return {path.relative_to(root).as_posix(): reason for path, reason in read_listing(root).left_out}
+
+
+def test_class_folders_are_sorted_and_nested_files_belong_to_the_first_level(tmp_path, put):
+    for name in ("dog/2.jpg", "dog/1.JPG", "cat/deep/er/3.png", "Zebra/z.webp"):
+        put(tmp_path / name)
+    dataset = load_dataset(tmp_path)
+    assert dataset.name == tmp_path.name and dataset.root == tmp_path
+    assert dataset.class_names == ("Zebra", "cat", "dog")
+    assert dataset.samples == (
+        Sample(tmp_path / "Zebra/z.webp", "Zebra", "all"),
+        Sample(tmp_path / "cat/deep/er/3.png", "cat", "all"),
+        Sample(tmp_path / "dog/1.JPG", "dog", "all"),
+        Sample(tmp_path / "dog/2.jpg", "dog", "all"),
+    )
+    assert load_dataset(str(tmp_path)) == dataset
+
+
+def test_parts_above_the_classes(tmp_path, put):
+    for name in ("train/cat/1.jpg", "train/dog/2.jpg", "Valid/cat/3.jpg", "test/eel/4.jpg", "extra/x/5.jpg"):
+        put(tmp_path / name)
+    dataset = load_dataset(tmp_path)
+    assert dataset.splits == ("train", "val", "test")
+    assert dataset.class_names == ("cat", "dog", "eel")
+    assert [(sample.label, sample.split) for sample in dataset.samples] == [
+        ("cat", "train"),
+        ("dog", "train"),
+        ("cat", "val"),
+        ("eel", "test"),
+    ]
+    assert dataset.split("test").paths == [tmp_path / "test/eel/4.jpg"]
+    assert dataset.split("test").class_names == dataset.class_names
+    assert reasons(tmp_path) == {"extra": "folder beside train, val and test"}
+
+
+def test_a_class_may_be_called_train(tmp_path, put):
+    for name in ("bus/1.jpg", "car/2.jpg", "train/3.jpg"):
+        put(tmp_path / name)
+    dataset = load_dataset(tmp_path)
+    assert dataset.class_names == ("bus", "car", "train") and dataset.splits == ("all",)
+
+
+def test_unlabelled_pictures_beside_labelled_parts(tmp_path, put):
+    for name in ("train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg"):
+        put(tmp_path / name)
+    assert [sample.label for sample in load_dataset(tmp_path).samples] == ["cat", "dog", None]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path, put):
+    put(tmp_path / "b.jpg")
+    put(tmp_path / "a.png")
+    dataset = load_dataset(tmp_path)
+    assert dataset.paths == [tmp_path / "a.png", tmp_path / "b.jpg"]
+    assert dataset.class_names == ()
+    with pytest.raises(DataError, match=r"2 of 2 pictures .* have no label: .*a\.png"):
+        dataset.labels  # noqa: B018
+
+
+def test_what_is_no_picture_is_left_out_with_the_reason(tmp_path, put):
+    for name in ("cat/1.jpg", "dog/1.jpg", "cat/.hidden.jpg", ".git/x/1.jpg", "stray.jpg"):
+        put(tmp_path / name)
+    for name in ("cat/notes.txt", "cat/drawing.svg", "dog/phone.HEIC", "cat/no_extension"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "eel").mkdir()
+    assert len(load_dataset(tmp_path).samples) == 2
+    assert load_dataset(tmp_path).class_names == ("cat", "dog")
+    assert reasons(tmp_path) == {
+        ".git": "hidden",
+        "cat/.hidden.jpg": "hidden",
+        "cat/drawing.svg": "unsupported type (SVG)",
+        "cat/no_extension": "not an image file",
+        "cat/notes.txt": "not an image file",
+        "dog/phone.HEIC": "unsupported type (HEIC)",
+        "eel": "folder without pictures",
+        "stray.jpg": "not in a class folder",
+    }
+
+
+def test_links_are_followed_only_inside_the_folder(tmp_path, put):
+    root = tmp_path / "root"
+    put(tmp_path / "outside/secret.jpg")
+    put(root / "cat/1.jpg")
+    put(root / "dog/2.jpg")
+    (root / "dog/3.jpg").symlink_to(root / "cat/1.jpg")
+    (root / "dog/out.jpg").symlink_to(tmp_path / "outside/secret.jpg")
+    (root / "fox").symlink_to(tmp_path / "outside")
+    (root / "dog/gone.jpg").symlink_to(root / "nothing.jpg")
+    dataset = load_dataset(root)
+    assert [sample.path.relative_to(root).as_posix() for sample in dataset.samples] == [
+        "cat/1.jpg",
+        "dog/2.jpg",
+        "dog/3.jpg",
+    ]
+    assert reasons(root) == {
+        "dog/gone.jpg": "not a file",
+        "dog/out.jpg": "link that leads out of the folder",
+        "fox": "link that leads out of the folder",
+    }
+
+
+def test_links_in_a_circle_end(tmp_path, put):
+    put(tmp_path / "a/1.jpg")
+    put(tmp_path / "b/2.jpg")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "a/x").symlink_to(tmp_path / "b")
+    (tmp_path / "b/y").symlink_to(tmp_path / "a")
+    names = [path.relative_to(tmp_path).as_posix() for path in load_dataset(tmp_path).paths]
+    assert names == ["a/1.jpg", "a/x/2.jpg", "b/2.jpg", "b/y/1.jpg"]
+
+
+def test_a_link_to_the_root_is_a_root(tmp_path, put):
+    put(tmp_path / "real/cat/1.jpg")
+    put(tmp_path / "real/dog/1.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert load_dataset(tmp_path / "link").paths[0] == tmp_path / "link/cat/1.jpg"
+
+
+def test_names_of_any_alphabet_and_even_broken_ones(tmp_path, put):
+    put(tmp_path / "café/写真 🍕.jpg")
+    put(tmp_path / "dog/1.jpg")
+    raw = os.fsencode(tmp_path / "dog") + b"/caf\xe9.jpg"
+    try:
+        Path(os.fsdecode(raw)).touch()
+    except OSError:
+        pytest.skip("this file system takes valid names only")
+    dataset = load_dataset(tmp_path)
+    assert dataset.class_names == ("café", "dog")
+    assert [path.name.encode(errors="surrogateescape") for path in dataset.paths] == [
+        "写真 🍕.jpg".encode(),
+        b"1.jpg",
+        b"caf\xe9.jpg",
+    ]
+
+
+def test_list_images_ignores_the_layout(tmp_path, put):
+    wanted = [put(tmp_path / name) for name in ("1.jpg", "a/2.jpg", "a/b/3.jpg")]
+    put(tmp_path / ".hidden.jpg")
+    assert list_images(tmp_path) == wanted
+
+
+def test_what_cannot_be_a_data_set_says_what_to_do(tmp_path, put):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("x")
+    put(tmp_path / "single/cat/1.jpg")
+    put(tmp_path / "photo.jpg")
+    for name, message in (
+        ("empty", r"there are no pictures in '.*empty'; expected one folder a class"),
+        ("texts", r"no pictures in '.*texts' \(left out: 1 x not an image file\)"),
+        ("single", "has only one class, 'cat', but at least two are needed; expected"),
+        ("singel", r"there is no folder or file '.*singel'\. Did you mean '.*single'\?"),
+        ("no/where", r"Even '.*no' does not exist"),
+        ("photo.jpg", "neither a folder nor a manifest; expected"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_dataset(tmp_path / name)
+
+
+def test_unknown_split_says_which_there_are(tmp_path, put):
+    for name in ("train/cat/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg"):
+        put(tmp_path / name)
+    with pytest.raises(DataError, match="has no split 'dev'; it has: train, test"):
+        load_dataset(tmp_path).split("dev")
+
+
+def test_rename_keeps_order_and_refuses_clashes(tmp_path, put):
+    for name in ("n1/1.jpg", "n2/1.jpg", "n3/1.jpg"):
+        put(tmp_path / name)
+    dataset = load_dataset(tmp_path)
+    renamed = dataset.rename({"n1": "zebra", "n3": "ant"})
+    assert renamed.class_names == ("zebra", "n2", "ant")
+    assert renamed.labels == ["zebra", "n2", "ant"]
+    assert dataset.rename({"n1": "n2", "n2": "n1"}).class_names == ("n2", "n1", "n3")
+    with pytest.raises(DataError, match="'n1' and 'n2' would both be called 'n2'"):
+        dataset.rename({"n1": "n2"})
+    with pytest.raises(UnknownNameError, match=r"no class is called 'n4'\. Known: n1, n2, n3"):
+        dataset.rename({"n4": "x"})

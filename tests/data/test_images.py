@@ -1,0 +1,299 @@
+import io
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.data import image_bytes, read_image
+from clipadapter.errors import ImageError, InputError
+
+RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 180, 30)
+
+
+def coded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def one_bit_png(width, height):
+    """A valid PNG of one colour that is tiny on disk, whatever its size."""
+    packer, row = zlib.compressobj(9), bytes(1 + (width + 7) // 8)
+    body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def near(pixel, expected, tolerance=30):
+    return max(abs(a - b) for a, b in zip(pixel, expected, strict=True)) <= tolerance
+
+
+def assert_is_the_picture(image):
+    assert (image.mode, image.size) == ("RGB", (160, 120))
+    for spot, colour in (((80, 15), RED), ((80, 105), BLUE), ((25, 25), GREEN)):
+        assert near(image.getpixel(spot), colour), (spot, image.getpixel(spot))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jpg", "JPEG"),
+        ("UPPER.JPG", "JPEG"),
+        ("no_extension", "JPEG"),
+        ("png_named.jpg", "PNG"),
+        ("a.webp", "WEBP"),
+        ("a.bmp", "BMP"),
+        ("a.gif", "GIF"),
+        ("a.ppm", "PPM"),
+        ("a.jp2", "JPEG2000"),
+        ("café 写真 🍕 with spaces.png", "PNG"),
+    ],
+)
+def test_the_type_is_told_from_the_bytes_not_the_name(tmp_path, picture, name, kind):
+    (tmp_path / name).write_bytes(coded(picture, kind))
+    assert_is_the_picture(read_image(tmp_path / name))
+    assert_is_the_picture(read_image(str(tmp_path / name)))
+
+
+def test_compressed_tiff_is_read(tmp_path, picture):
+    picture.save(tmp_path / "a.tiff", compression="tiff_lzw")
+    assert_is_the_picture(read_image(tmp_path / "a.tiff"))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored_as"),
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+        (99, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_exif_turns_the_picture_upright(picture, orientation, stored_as, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = picture if stored_as is None else picture.transpose(stored_as)
+    data = coded(stored, kind, exif=exif)
+    assert_is_the_picture(read_image("a", data=data))
+    assert_is_the_picture(read_image(Image.open(io.BytesIO(data))))
+
+
+def test_broken_exif_does_not_cost_the_picture(picture):
+    data = coded(picture, "JPEG", exif=b"Exif\0\0" + b"\xff" * 40)
+    assert_is_the_picture(read_image("a.jpg", data=data))
+
+
+def test_cmyk_keeps_its_colours(picture):
+    data = coded(picture.convert("CMYK"), "JPEG")
+    assert b"Adobe" in data and Image.open(io.BytesIO(data)).mode == "CMYK"
+    assert_is_the_picture(read_image("a.jpg", data=data))
+    assert_is_the_picture(read_image("a.tiff", data=coded(picture.convert("CMYK"), "TIFF")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(kind):
+    ramp = np.linspace(0, 65535, 160).astype(np.uint16)
+    image = read_image("a", data=coded(Image.fromarray(np.tile(ramp, (120, 1))), kind))
+    got = np.asarray(image)[60, :, 0].astype(int)
+    assert np.abs(got - ramp / 257).max() <= 1
+    assert (got[0], got[-1]) == (0, 255)
+
+
+def test_16_bit_grey_in_32_bits_is_scaled_too():
+    values = np.array([[0, 257, 65535]], np.int32)
+    assert [read_image(Image.fromarray(values)).getpixel((x, 0))[0] for x in range(3)] == [0, 1, 255]
+    with pytest.raises(ImageError, match="more than 16 bits"):
+        read_image(Image.fromarray(np.array([[0, 70000]], np.int32)))
+
+
+def test_float_pictures_must_be_within_0_and_1():
+    half = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
+    assert [read_image(half).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    with pytest.raises(ImageError, match=r"outside 0\.\.1"):
+        read_image(Image.fromarray(np.array([[0.0, 200.0]], np.float32)))
+
+
+def test_transparent_parts_become_white(picture):
+    rgba = picture.convert("RGBA")
+    rgba.paste((255, 0, 255, 0), (0, 0, 40, 120))
+    rgba.putpixel((159, 0), (0, 0, 0, 128))
+    image = read_image("a.png", data=coded(rgba, "PNG"))
+    assert image.getpixel((5, 60)) == (255, 255, 255)
+    assert near(image.getpixel((159, 0)), (127, 127, 127), 1)
+    assert near(image.getpixel((80, 15)), RED, 0)
+
+
+def test_palette_with_transparency_keeps_the_visible_colours(picture):
+    palette = picture.quantize(8)
+    hidden = palette.getpixel((25, 25))
+    data = coded(palette, "PNG", transparency=hidden)
+    assert Image.open(io.BytesIO(data)).mode == "P"
+    image = read_image("a.png", data=data)
+    assert image.getpixel((25, 25)) == (255, 255, 255)
+    assert near(image.getpixel((80, 15)), RED) and near(image.getpixel((80, 105)), BLUE)
+
+
+def test_grey_with_alpha_reads_as_grey():
+    grey = Image.merge("LA", [Image.linear_gradient("L"), Image.new("L", (256, 256), 255)])
+    image = read_image("a.png", data=coded(grey, "PNG"))
+    assert [image.getpixel((9, y)) for y in (0, 128, 255)] == [(0,) * 3, (128,) * 3, (255,) * 3]
+
+
+def test_an_animation_counts_as_its_first_frame():
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "lime")]
+    for kind in ("GIF", "PNG", "WEBP"):
+        data = coded(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert near(read_image("a", data=data).getpixel((32, 32)), (255, 0, 0), 3)
+
+
+def test_junk_after_the_end_is_ignored(picture):
+    assert_is_the_picture(read_image("a.jpg", data=coded(picture, "JPEG") + b"junk" * 2000))
+
+
+def broken_png(picture):
+    data = bytearray(coded(picture, "PNG"))
+    at = data.index(b"IDAT") + 4
+    data[at + 30] ^= 0xFF
+    return bytes(data)
+
+
+REASONS = {
+    "empty": (lambda picture: b"", "file is empty"),
+    "text": (lambda picture: b"this is a text\n" * 20, "not an image"),
+    "html": (lambda picture: b"<!DOCTYPE html><html></html>", "not an image"),
+    "cut jpeg": (lambda picture: coded(picture, "JPEG")[:700], "file is truncated"),
+    "cut png": (lambda picture: coded(picture, "PNG")[:-60], "file is truncated"),
+    "cut bmp": (lambda picture: coded(picture, "BMP")[:-60], "file is truncated"),
+    "jpeg of three bytes": (lambda picture: b"\xff\xd8\xff", "file is (damaged|truncated)"),
+    "cut webp": (lambda picture: coded(picture, "WEBP")[:-60], "file is (damaged|truncated)"),
+    "cut gif": (lambda picture: coded(picture, "GIF")[:-60], "file is (damaged|truncated)"),
+    "broken png": (broken_png, "file is damaged"),
+    "svg": (
+        lambda picture: b'<?xml version="1.0"?>\n<!-- by hand -->\n<svg></svg>',
+        r"unsupported type \(SVG\)",
+    ),
+    "bare svg": (lambda picture: b"  <svg/>", r"unsupported type \(SVG\)"),
+    "heic": (lambda picture: b"\0\0\0\x18ftypheic" + b"junk" * 9, r"unsupported type \(HEIC\)"),
+    "mp4": (lambda picture: b"\0\0\0\x18ftypisom" + b"junk" * 9, r"unsupported type \(video\)"),
+    "pdf": (lambda picture: b"%PDF-1.7\n", r"unsupported type \(PDF\)"),
+    "strip": (lambda picture: coded(Image.new("RGB", (1, 5000)), "PNG"), "extreme shape: 1x5000"),
+    "bomb": (lambda picture: one_bit_png(30000, 30000), r"too large: 900 million pixels \(limit 100\)"),
+    "small bomb": (lambda picture: one_bit_png(12000, 12000), "too large: 144 million pixels"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_what_cannot_be_read_is_refused_with_a_plain_reason(tmp_path, picture, case):
+    make, reason = REASONS[case]
+    (tmp_path / "bad.jpg").write_bytes(make(picture))
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(tmp_path / "bad.jpg")
+    assert caught.value.source == str(tmp_path / "bad.jpg")
+
+
+def test_the_limit_is_an_argument_and_pillows_own_guard_neither_warns_nor_changes():
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        big = read_image("a.png", max_pixels=10**8, data=one_bit_png(9600, 9600))
+        with pytest.raises(ImageError, match="0.0192 million pixels"):
+            read_image(Image.new("RGB", (160, 120)), max_pixels=19_199)
+    assert big.size == (9600, 9600) and big.width * big.height > before
+    assert caught == [] and before == Image.MAX_IMAGE_PIXELS
+
+
+def test_ratio_of_100_is_still_read():
+    assert read_image(Image.new("RGB", (100, 1))).size == (100, 1)
+    assert read_image(Image.new("RGB", (1, 1), (10, 200, 10))).getpixel((0, 0)) == (10, 200, 10)
+    with pytest.raises(ImageError, match="extreme shape: 101x1"):
+        read_image(Image.new("RGB", (101, 1)))
+
+
+def test_paths_that_are_no_files_are_refused(tmp_path):
+    for path, reason in (("none.jpg", "no such file"), ("", "not a file"), ("a\0.jpg", "no such file")):
+        with pytest.raises(ImageError, match=reason):
+            read_image(tmp_path / path)
+
+
+def test_arrays_of_every_shape_are_read(picture):
+    pixels = np.asarray(picture)
+    alpha = np.dstack([pixels, np.full((120, 160), 255, np.uint8)])
+    for array in (pixels, alpha, pixels / 255, pixels.astype(np.float32) / 255, pixels[:, ::-1][:, ::-1]):
+        assert np.array_equal(np.asarray(read_image(array)), pixels)
+    grey = pixels[..., 0]
+    for array in (grey, grey[..., None]):
+        assert np.array_equal(np.asarray(read_image(array)), np.dstack([grey] * 3))
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"array \(3, 8, 8\) uint8: unsupported shape"),
+        (np.zeros(8, np.uint8), "unsupported shape"),
+        (np.zeros((0, 8), np.uint8), "has no pixels"),
+        (np.zeros((8, 8), np.int64), "array .* int64: unsupported dtype"),
+        (np.full((8, 8), 2.0), r"outside 0\.\.1"),
+        (np.full((8, 8), np.nan), r"outside 0\.\.1"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_refused(array, reason):
+    with pytest.raises(ImageError, match=reason):
+        read_image(array)
+
+
+def test_other_things_are_refused():
+    with pytest.raises(InputError, match="can't be read from bytes"):
+        read_image(b"abc")
+
+
+def test_the_picture_given_is_not_changed(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source = Image.open(io.BytesIO(coded(picture, "JPEG", exif=exif)))
+    read_image(source)
+    assert source.size == (160, 120) and source.getexif()[0x0112] == 6
+    assert read_image(picture) is not picture
+
+
+def test_image_bytes_tell_pictures_apart(tmp_path, picture):
+    (tmp_path / "a.png").write_bytes(coded(picture, "PNG"))
+    assert image_bytes(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
+    assert image_bytes(picture) == image_bytes(np.asarray(picture))
+    others = [
+        picture.rotate(180),
+        picture.convert("L"),
+        picture.resize((120, 160)),
+        picture.crop((0, 0, 160, 119)),
+    ]
+    assert len({image_bytes(image) for image in [picture, *others]}) == 5
+    with pytest.raises(ImageError, match="no such file"):
+        image_bytes(tmp_path / "b.png")
+
+
+def test_a_file_that_is_too_big_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(ImageError, match=r"too large: 1024 MiB \(limit 1024\)"):
+        image_bytes(tmp_path / "huge.jpg")
+
+
+def test_threads_read_the_same(picture):
+    files = [coded(picture, kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")] * 8
+    alone = [read_image("a", data=data).tobytes() for data in files]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda data: read_image("a", data=data).tobytes(), files))
+    assert together == alone

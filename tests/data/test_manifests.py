@@ -1,0 +1,126 @@
+import pytest
+
+from clipadapter import errors
+from clipadapter.data import load_dataset
+from clipadapter.errors import DataError, MissingExtraError
+
+ROWS = [("b/1.jpg", "dog", "train"), ("2 ü.jpg", "cat", "val"), ("b/3.jpg", "cat, small", "test")]
+
+
+@pytest.fixture
+def folder(tmp_path, put):
+    for name, _, _ in ROWS:
+        put(tmp_path / "pictures" / name)
+    return tmp_path / "pictures"
+
+
+def write_parquet(path, rows):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_every_format_gives_the_same(folder):
+    (folder / "a.csv").write_text(
+        'path,label,split\nb/1.jpg,dog,train\n2 ü.jpg,cat,validation\n\n"b/3.jpg","cat, small",test\n',
+        "utf-8",
+    )
+    (folder / "a.tsv").write_text(
+        "\ufeffsplit\tpath\tlabel\tnote\r\n"
+        "train\tb/1.jpg\tdog\t\r\nVAL\t2 ü.jpg\tcat\tx\r\ntest\tb/3.jpg\tcat, small\t\r\n",
+        "utf-8",
+    )
+    (folder / "a.jsonl").write_text(
+        '{"path": "b/1.jpg", "label": "dog", "split": "train"}\n\n'
+        '{"path": "2 ü.jpg", "label": "cat", "split": "val"}\n'
+        '{"path": "b/3.jpg", "label": "cat, small", "split": "test"}\n',
+        "utf-8",
+    )
+    keys = ("path", "label", "split")
+    write_parquet(folder / "a.parquet", [dict(zip(keys, row, strict=True)) for row in ROWS])
+    for suffix in ("csv", "tsv", "jsonl", "parquet"):
+        dataset = load_dataset(folder / f"a.{suffix}")
+        assert (dataset.name, dataset.root) == ("a", folder)
+        assert dataset.class_names == ("cat", "cat, small", "dog")
+        assert dataset.splits == ("train", "val", "test")
+        assert [(s.path, s.label, s.split) for s in dataset.samples] == [
+            (folder / name, label, split) for name, label, split in ROWS
+        ]
+
+
+def test_without_split_all_is_one_part_and_absolute_paths_stay(folder, tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text(f"path,label\n{folder}/b/1.jpg,1\npictures/b/3.jpg,0\n", "utf-8")
+    dataset = load_dataset(path)
+    assert dataset.splits == ("all",)
+    assert dataset.paths == [folder / "b/1.jpg", folder / "b/3.jpg"]
+    assert dataset.labels == ["1", "0"]
+
+
+def test_numbers_as_labels_become_text(folder):
+    (folder / "a.jsonl").write_text('{"path": "b/1.jpg", "label": 1}\n{"path": "b/3.jpg", "label": 0}\n')
+    assert load_dataset(folder / "a.jsonl").labels == ["1", "0"]
+
+
+def test_paths_alone_have_no_labels(folder):
+    (folder / "a.csv").write_text("path\nb/1.jpg\nb/3.jpg\n")
+    assert [sample.label for sample in load_dataset(folder / "a.csv").samples] == [None, None]
+
+
+def test_one_missing_picture_is_left_to_the_reader(folder):
+    (folder / "a.csv").write_text("path,label\nb/1.jpg,dog\nb/none.jpg,cat\n")
+    assert len(load_dataset(folder / "a.csv").samples) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", r"a\.csv is empty: expected a first line such as path,label"),
+        ("a.csv", "path,label\n", "there are no pictures"),
+        ("a.csv", "path,lable\nb/1.jpg,x\n", "no column 'label'; the columns are: path, lable"),
+        ("a.csv", "path;label\nb/1.jpg;x\n", "no column 'path'; the columns are: path;label"),
+        ("a.csv", "path,label\nb/1.jpg,x\nb/3.jpg\n", r"line 3: 1 fields but 2 columns \(path, label\)"),
+        ("a.csv", "path,label\nb/1.jpg,a, b\n", "line 2: 3 fields but 2 columns"),
+        ("a.csv", "path,label\nb/1.jpg,x\nb/3.jpg, \n", "line 3: the label is empty"),
+        ("a.csv", "path,label\n,x\n", "line 2: the path is empty"),
+        (
+            "a.csv",
+            "path,label,split\nb/1.jpg,x,dev\n",
+            "line 2: the split is 'dev' but must be train, val or test",
+        ),
+        ("a.csv", 'path,label\n"b/1.jpg,x\n', r"a\.csv, line \d+: "),
+        (
+            "a.csv",
+            "path,label\nno/1.jpg,x\nno/2.jpg,y\n",
+            "none of its 2 pictures exists, relative paths start at",
+        ),
+        ("a.csv", "path,label\nb/1.jpg,x\nb/3.jpg,x\n", "only one class, 'x'"),
+        ("a.csv", b"path,label\nb/1.jpg,caf\xe9\n", r"not UTF-8 \(byte"),
+        ("a.jsonl", '{"path": "b/1.jpg", "label": "x"}\n{oops}\n', r"line 2: not JSON"),
+        ("a.jsonl", '["b/1.jpg", "x"]\n', "line 1: expected an object such as"),
+        ("a.jsonl", '{"path": "b/1.jpg", "label": null}\n', "line 1: the label is empty"),
+        ("a.jsonl", '{"path": "b/1.jpg", "label": 0.5}\n', "line 1: the label is 0.5, not a text"),
+        (
+            "a.jsonl",
+            '{"path": "b/1.jpg", "label": "x", "split": "test"}\n{"path": "b/3.jpg", "label": "y"}\n',
+            "some rows have a split and some have none",
+        ),
+        ("a.parquet", "no parquet", r"a\.parquet is no Parquet file"),
+        ("a.json", "{}", "neither a folder nor a manifest"),
+    ],
+)
+def test_errors_say_where_and_what(folder, name, text, message):
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=message):
+        load_dataset(folder / name)
+
+
+def test_parquet_without_its_extra_names_the_extra(folder, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name=name)
+
+    (folder / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(errors.importlib, "import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"clipadapter\[parquet\]"):
+        load_dataset(folder / "a.parquet")

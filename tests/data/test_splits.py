@@ -1,0 +1,63 @@
+import random
+
+import numpy as np
+import pytest
+
+from clipadapter.data import draw_shots, draw_splits
+from clipadapter.errors import DataError, InputError
+
+
+def dassl(items, shots):
+    """Dassl's own steps, on the global stream: group in order of first appearance, sample, or take all."""
+    groups = {}
+    for item, label in enumerate(items):
+        groups.setdefault(label, []).append(item)
+    drawn = []
+    for group in groups.values():
+        drawn.extend(random.sample(group, shots) if len(group) >= shots else group)
+    return drawn
+
+
+LABELS = ["dog"] * 7 + ["cat"] * 30 + ["eel"] * 3 + ["dog"] * 5 + ["ant"]
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_draw_is_dassls(shots, seed):
+    shuffled = random.Random(9).sample(LABELS, len(LABELS))
+    state = random.getstate()
+    for train, val in ((LABELS, shuffled), (shuffled, LABELS)):
+        random.seed(seed)
+        expected = dassl(train, shots), dassl(val, min(shots, 4))
+        assert draw_splits(train, val, shots, seed) == expected
+        assert draw_shots(train, shots, seed) == expected[0]
+    random.setstate(state)
+
+
+def test_global_random_state_is_neither_read_nor_changed():
+    random.seed(5)
+    before, rows = random.getstate(), draw_shots(LABELS, 4, seed=1)
+    assert random.getstate() == before
+    random.seed(6)
+    assert draw_shots(LABELS, 4, seed=1) == rows != draw_shots(LABELS, 4, seed=2)
+
+
+def test_a_small_class_gives_all_it_has_in_order():
+    rows = draw_shots(LABELS, 16, seed=1)
+    assert [row for row in rows if LABELS[row] == "eel"] == [37, 38, 39]
+    assert len(rows) == len(set(rows)) == 12 + 16 + 3 + 1
+    with pytest.raises(
+        DataError, match=r"3 of 4 classes have fewer than 16 pictures: 'dog' \(12\), 'eel' \(3\)"
+    ):
+        draw_shots(LABELS, 16, seed=1, allow_fewer=False)
+
+
+def test_arrays_of_labels_draw_the_same():
+    assert draw_shots(np.array(LABELS), 4, seed=3) == draw_shots(LABELS, 4, seed=3)
+
+
+def test_bad_counts_are_refused():
+    with pytest.raises(InputError, match="shots must be at least 1, got 0"):
+        draw_shots(LABELS, 0)
+    with pytest.raises(InputError, match="no labels"):
+        draw_shots([], 1)

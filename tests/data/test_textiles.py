@@ -1,0 +1,16 @@
+import pytest
+
+from clipadapter.data import read_image, textiles
+
+
+def test_the_textiles_are_there_with_readable_names():
+    pytest.importorskip("conformal_clip_data")
+    dataset = textiles()
+    assert dataset.splits == ("all",)
+    counts = {name: dataset.labels.count(name) for name in dataset.class_names}
+    assert counts == {
+        "fabric with a global defect": 500,
+        "fabric with a local defect": 500,
+        "flawless fabric": 1000,
+    }
+    assert read_image(dataset.paths[0]).size == (250, 250)

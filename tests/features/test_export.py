@@ -1,0 +1,89 @@
+import sys
+
+import numpy as np
+import pytest
+
+from clipadapter.data import Sample
+from clipadapter.errors import DataError, InputError, MissingExtraError
+from clipadapter.features import FeatureRow, FeatureStore, extract, feature_rows, to_parquet
+
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture
+def samples(picture_folder):
+    labels = ["cat", "dog", None, "cat"]
+    return [Sample(path, label, "train") for path, label in zip(picture_folder(4), labels, strict=True)]
+
+
+def rows_of(toy, n):
+    return (FeatureRow(f"{i}.jpg", None, "all", np.full(toy.info.dim, i, np.float32)) for i in range(n))
+
+
+def test_the_table_holds_path_label_split_and_feature(toy, samples, tmp_path):
+    path = tmp_path / "features.parquet"
+    with FeatureStore(":memory:") as store:
+        assert to_parquet(path, feature_rows(toy, samples, store), toy.info) == 4
+    table = parquet.read_table(path)
+    assert table.column_names == ["path", "label", "split", "feature"]
+    assert table["path"].to_pylist() == [str(sample.path) for sample in samples]
+    assert table["label"].to_pylist() == ["cat", "dog", None, "cat"]
+    assert table["split"].to_pylist() == ["train"] * 4
+    assert str(table.schema.field("feature").type) == f"fixed_size_list<element: float>[{toy.info.dim}]"
+    expected = extract(toy, [sample.path for sample in samples]).features[:, 0]
+    np.testing.assert_array_equal(np.array(table["feature"].to_pylist(), np.float32), expected)
+    assert table.schema.metadata[b"clipadapter.encoder"].decode() == toy.info.name
+    assert table.schema.metadata[b"clipadapter.fingerprint"].decode() == toy.info.fingerprint
+
+
+def test_pictures_that_can_not_be_read_are_left_out(toy, samples, tmp_path):
+    samples[1].path.write_bytes(b"")
+    rows = list(feature_rows(toy, samples, None))
+    assert [row.path for row in rows] == [str(samples[i].path) for i in (0, 2, 3)]
+
+
+def test_rows_are_streamed_in_groups(toy, tmp_path):
+    assert to_parquet(tmp_path / "f.parquet", rows_of(toy, 2500), toy.info) == 2500
+    file = parquet.ParquetFile(tmp_path / "f.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [1024, 1024, 452]
+    assert [row[0] for row in file.read()["feature"].to_pylist()] == list(range(2500))
+
+
+def test_no_rows_give_an_empty_table(toy, tmp_path):
+    assert to_parquet(tmp_path / "f.parquet", [], toy.info) == 0
+    assert parquet.read_table(tmp_path / "f.parquet").num_rows == 0
+
+
+def test_an_interrupted_export_leaves_the_older_file(toy, tmp_path):
+    path = tmp_path / "f.parquet"
+    path.write_text("older")
+
+    def interrupted():
+        yield from rows_of(toy, 1500)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_parquet(path, interrupted(), toy.info)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("f.parquet", "older")]
+
+
+@pytest.mark.parametrize("name", ["missing/f.parquet", "file/f.parquet", "folder"])
+def test_a_place_that_can_not_be_written_is_said(toy, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="can't be written .* check that its folder exists"):
+        to_parquet(tmp_path / name, rows_of(toy, 1), toy.info)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_another_width_is_refused(toy, tmp_path):
+    rows = [FeatureRow("a.jpg", None, "all", np.zeros(3, np.float32))]
+    with pytest.raises(InputError, match=f"width 3 but the encoder's is {toy.info.dim}"):
+        to_parquet(tmp_path / "f.parquet", rows, toy.info)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[parquet\]'"):
+        to_parquet(tmp_path / "f.parquet", [], toy.info)

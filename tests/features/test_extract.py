@@ -1,0 +1,313 @@
+import re
+import sqlite3
+import threading
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipadapter.data.images import image_bytes, read_image
+from clipadapter.errors import ImageError, InputError
+from clipadapter.features import FeatureStore, ViewSpec, embed, extract, feature_key, parse_shard
+
+
+@pytest.fixture
+def store(tmp_path):
+    with FeatureStore(tmp_path / "features.sqlite") as store:
+        yield store
+
+
+@pytest.fixture
+def encoded(toy, monkeypatch):
+    """How many views each call of the image tower was given."""
+    sizes, encode_pixels = [], toy.encode_pixels
+
+    def counting(pixels):
+        sizes.append(len(pixels))
+        return encode_pixels(pixels)
+
+    monkeypatch.setattr(toy, "encode_pixels", counting)
+    return sizes
+
+
+def one_by_one(encoder, sources):
+    return np.stack([encoder.encode_images([read_image(source)]).numpy() for source in sources])  # (n, 1, d)
+
+
+def close(values, expected):
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+@pytest.mark.parametrize("workers", [1, 5])
+def test_features_are_those_of_the_encoder_in_the_order_of_the_sources(
+    toy, picture_folder, store, batch_size, workers
+):
+    paths = picture_folder(23)[::-1]
+    result = extract(toy, paths, store=store, batch_size=batch_size, workers=workers)
+    close(result.features, one_by_one(toy, paths))
+    assert result.rows == list(range(23))
+    assert (result.computed, result.cached, result.skipped) == (23, 0, [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_second_time_nothing_is_computed_and_the_result_is_equal(
+    toy, picture_folder, store, encoded, dtype
+):
+    paths, views = picture_folder(10), ViewSpec(count=3)
+    first = extract(toy, paths, store=store, views=views, dtype=dtype)
+    assert sum(encoded) == first.computed == 30
+    second = extract(toy, paths[::-1], store=store, views=views, dtype=dtype)
+    assert sum(encoded) == second.cached == 30
+    np.testing.assert_array_equal(second.features[::-1], first.features)
+
+
+def test_float16_is_rounded_and_kept_apart(toy, picture_folder, store):
+    paths = picture_folder(4)
+    exact = extract(toy, paths, store=store).features
+    rounded = extract(toy, paths, store=store, dtype="float16")
+    assert rounded.computed == 4
+    assert rounded.features.dtype == np.float32
+    np.testing.assert_array_equal(rounded.features, exact.astype(np.float16).astype(np.float32))
+
+
+def test_only_missing_views_are_computed(toy, picture_folder, store, encoded):
+    paths = picture_folder(5)
+    plain = extract(toy, paths, store=store)
+    more = extract(toy, paths, store=store, views=ViewSpec(count=4))
+    assert (more.computed, more.cached) == (15, 5)
+    assert more.features.shape == (5, 4, toy.info.dim)
+    np.testing.assert_array_equal(more.features[:, 0], plain.features[:, 0])
+    assert len({row.tobytes() for row in more.features.reshape(20, -1)}) == 20
+
+
+def test_views_are_the_same_whatever_stands_beside_them(toy, picture_folder):
+    paths, views = picture_folder(6), ViewSpec(count=3, seed=5)
+    together = extract(toy, paths, views=views, batch_size=4).features
+    alone = [extract(toy, [path], views=views).features[0] for path in paths]
+    close(together, np.stack(alone))
+
+
+def test_a_picture_is_read_and_decoded_once_for_all_views(toy, picture_folder, store, monkeypatch):
+    read, decoded = [], []
+    monkeypatch.setattr(
+        "clipadapter.features._pipeline.image_bytes",
+        lambda source: read.append(source) or image_bytes(source),
+    )
+
+    def decode(source, data=None):
+        assert data == source.read_bytes()
+        decoded.append(source)
+        return read_image(source, data=data)
+
+    monkeypatch.setattr("clipadapter.features._pipeline.read_image", decode)
+    paths = picture_folder(3)
+    extract(toy, paths, store=store, views=ViewSpec(count=5))
+    assert sorted(read) == sorted(decoded) == paths
+    extract(toy, paths, store=store, views=ViewSpec(count=5))
+    assert len(read) == 6
+    assert len(decoded) == 3
+
+
+@pytest.mark.parametrize("with_store", [True, False])
+def test_equal_pictures_are_computed_once(toy, picture_folder, store, encoded, with_store):
+    paths = picture_folder(6)
+    sources = [paths[i] for i in (0, 1, 0, 2, 3, 4, 5, 0, 5)]
+    result = extract(toy, sources, store=store if with_store else None, batch_size=2)
+    assert sum(encoded) == 6
+    assert (result.computed, result.cached) == (6, 3)
+    close(result.features, one_by_one(toy, sources))
+
+
+def test_pictures_in_memory_have_the_features_of_their_files(toy, picture_folder, store):
+    paths = picture_folder(3)
+    expected = extract(toy, paths).features
+    opened = [Image.open(path) for path in paths]
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    close(extract(toy, opened * 5, store=store, workers=4).features, np.tile(expected, (5, 1, 1)))
+    close(extract(toy, [str(paths[0]), *arrays[1:]], store=store).features, expected)
+
+
+@pytest.fixture
+def mixed(picture_folder):
+    """Five good pictures, and bad ones at the positions 0, 3 and 7."""
+    good = picture_folder(5)
+    folder = good[0].parent
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    return [folder / "empty.jpg", *good[:2], folder / "text.jpg", *good[2:], folder / "missing.jpg"]
+
+
+def test_a_picture_that_can_not_be_read_is_skipped_with_its_reason(toy, store, mixed):
+    result = extract(toy, mixed, store=store, batch_size=2)
+    assert result.rows == [1, 2, 4, 5, 6]
+    close(result.features, one_by_one(toy, [mixed[row] for row in result.rows]))
+    expected = [(0, mixed[0], "file is empty"), (3, mixed[3], "not an image"), (7, mixed[7], "no such file")]
+    assert result.skipped == [(position, str(path), reason) for position, path, reason in expected]
+    assert embed(toy, mixed, store).skipped == result.skipped
+
+
+@pytest.mark.parametrize("call", [extract, embed])
+def test_strict_raises_for_a_picture_that_can_not_be_read(toy, store, mixed, call):
+    with pytest.raises(ImageError, match=r"empty\.jpg: file is empty"):
+        call(toy, mixed, store=store, strict=True)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("clipadapter")]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_feature_that_is_not_finite_costs_its_picture_only(toy, picture_folder, store, monkeypatch, bad):
+    paths, encode_pixels = picture_folder(4), toy.encode_pixels
+
+    def spoil(pixels):
+        features = encode_pixels(pixels).clone()
+        features[1, 2] = bad
+        return features
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "encode_pixels", spoil)
+        result = extract(toy, paths, store=store, dtype="float16")  # 1e30 is too large for float16
+    assert result.rows == [0, 2, 3]
+    assert result.skipped == [(1, str(paths[1]), "its feature is not finite")]
+    assert extract(toy, paths, store=store, dtype="float16").computed == 1
+
+
+def test_a_damaged_entry_is_computed_anew(toy, picture_folder, store):
+    paths = picture_folder(3)
+    expected = extract(toy, paths, store=store).features
+    with sqlite3.connect(store.path) as db:
+        db.execute("UPDATE feature SET value = zeroblob(length(value)) WHERE rowid = 2")
+    db.close()
+    result = extract(toy, paths, store=store)
+    assert (result.computed, result.cached) == (1, 2)
+    close(result.features, expected)
+
+
+def test_another_encoder_shares_nothing(toy, picture_folder, store, monkeypatch):
+    paths = picture_folder(3)
+    extract(toy, paths, store=store)
+    monkeypatch.setattr(toy, "info", replace(toy.info, fingerprint="another"))
+    assert extract(toy, paths, store=store).computed == 3
+    assert len(store) == 6
+
+
+def test_a_batch_is_in_the_store_before_the_next_is_computed(toy, picture_folder, store, monkeypatch):
+    committed, encode_pixels = [], toy.encode_pixels
+
+    def look(pixels):
+        with FeatureStore(store.path) as other:
+            committed.append(len(other))
+        return encode_pixels(pixels)
+
+    monkeypatch.setattr(toy, "encode_pixels", look)
+    embed(toy, picture_folder(20), store, batch_size=5)
+    assert committed == [0, 5, 10, 15]
+
+
+def test_threads_wait_while_the_encoder_is_busy(toy, picture_folder, store, monkeypatch):
+    paths, prepared, ahead, encode_pixels = picture_folder(80), [], [], toy.encode_pixels
+    preprocess = toy.preprocess
+    monkeypatch.setattr(toy, "preprocess", lambda image: prepared.append(1) or preprocess(image))
+
+    def look(pixels):
+        ahead.append(len(prepared) - sum(encoded))
+        encoded.append(len(pixels))
+        return encode_pixels(pixels)
+
+    encoded = []
+    monkeypatch.setattr(toy, "encode_pixels", look)
+    embed(toy, paths, store, batch_size=8, workers=3)
+    # The batch in hand, the batch after it, and two pictures a thread.
+    assert max(ahead) <= 8 + 8 + 2 * 3
+
+
+def test_work_of_another_process_is_used_and_it_is_given_room(
+    toy, picture_folder, store, monkeypatch, encoded
+):
+    """Another process fills the first quarter while this one computes its first batch."""
+    paths, counted = picture_folder(40), toy.encode_pixels
+    digests = [blake2b(path.read_bytes(), digest_size=32).digest() for path in paths]
+    keys = [feature_key(digest, toy.info.fingerprint, "plain") for digest in digests]
+
+    def meanwhile(pixels):
+        if not encoded:
+            with FeatureStore(store.path) as other:
+                other.put_many({key: np.full(toy.info.dim, 7, np.float32) for key in keys[:10]})
+        return counted(pixels)
+
+    monkeypatch.setattr(toy, "encode_pixels", meanwhile)
+    result = extract(toy, paths, store=store, batch_size=5, workers=1)
+    assert sum(encoded) == 35  # the first batch was computed by both
+    assert result.cached + result.computed == 40
+    assert (result.features[5:10] == 7).all()
+    close(result.features[10:], one_by_one(toy, paths[10:]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(total=st.integers(0, 40), n=st.integers(1, 9))
+def test_shards_part_the_pictures(toy, total, n):
+    pictures = [np.full((2, 2, 3), grey, np.uint8) for grey in range(total)]
+    seen = []
+    for i in range(1, n + 1):
+        with FeatureStore(":memory:") as store:
+            result = embed(toy, pictures, store, shard=(i, n))
+            assert result.done == len(store) == len(range(i - 1, total, n))
+            seen += [key for key, _ in store.items()]
+    assert len(set(seen)) == len(seen) == total
+
+
+def test_shard_i_takes_every_nth_picture(toy, picture_folder, store):
+    paths = picture_folder(10)
+    assert embed(toy, paths, store, shard=(2, 4)).done == 3
+    assert [extract(toy, [path], store=store).cached for path in paths] == [0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_a_shard_is_read_from_text():
+    assert parse_shard("1/1") == (1, 1)
+    assert parse_shard(" 3/8 ") == (3, 8)
+    for text in ("", "2", "2/", "a/b", "-1/4", "1/2/3", "1.0/2", "²/3"):
+        with pytest.raises(InputError, match=re.escape(f"but is {text!r}")):
+            parse_shard(text)
+    for text in ("0/4", "5/4", "0/0"):
+        with pytest.raises(InputError, match=f"1 <= i <= n, but is {text}"):
+            parse_shard(text)
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        ("photo.jpg", {}, "given as a list, but came as str"),
+        (Path("photo.jpg"), {}, "given as a list, but came as"),
+        ([], {"batch_size": 0}, "batch_size and workers must be 1 or more"),
+        ([], {"workers": 0}, "batch_size and workers must be 1 or more"),
+        ([], {"dtype": "int8"}, "float32 or float16, not as int8"),
+    ],
+)
+def test_wrong_arguments_are_refused(toy, sources, options, message):
+    with pytest.raises(InputError, match=message):
+        extract(toy, sources, **options)
+
+
+def test_no_pictures_give_no_features(toy, store):
+    assert extract(toy, []).features.shape == (0, 1, toy.info.dim)
+    assert embed(toy, [], store).done == 0
+
+
+def test_only_unreadable_pictures_give_no_features(toy):
+    result = extract(toy, ["missing.jpg"], views=ViewSpec(count=2))
+    assert result.features.shape == (0, 2, toy.info.dim)
+    assert result.skipped == [(0, "missing.jpg", "no such file")]
+
+
+def test_progress_goes_to_stderr_and_only_if_asked(toy, picture_folder, capsys):
+    paths = picture_folder(3)
+    extract(toy, paths)
+    assert capsys.readouterr() == ("", "")
+    extract(toy, paths, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3/3" in err

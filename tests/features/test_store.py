@@ -1,0 +1,236 @@
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from clipadapter.errors import InputError, StoreError
+from clipadapter.features import FeatureStore, default_cache_dir, feature_key
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache" / "features.sqlite"
+
+
+def vectors(n, dim=4, dtype="float32"):
+    values = np.random.default_rng(0).standard_normal((n, dim)).astype(dtype)
+    return {f"key {i}".encode(): row for i, row in enumerate(values)}
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, vector in expected.items():
+        assert found[key].dtype == np.float32
+        np.testing.assert_array_equal(found[key], vector.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_put_is_there_after_opening_again(path, dtype):
+    items = vectors(1200, dtype=dtype)
+    with FeatureStore(path) as store:
+        assert store.put_many(items) == 1200
+    with FeatureStore(path) as store:
+        assert len(store) == 1200
+        same(store.get_many([*items, b"missing"], dim=4), items)
+        same(dict(store.items()), items)
+        assert store.contains_many([b"key 0", b"missing"], dim=4) == {b"key 0"}
+
+
+@given(values=arrays(np.float32, (3, 5), elements=st.floats(width=32, allow_nan=False)))
+def test_every_finite_float_comes_back_bit_for_bit(values):
+    with FeatureStore(":memory:") as store:
+        store.put_many({bytes([i]): row for i, row in enumerate(values)})
+        found = store.get_many([bytes([i]) for i in range(3)], dim=5)
+    assert np.stack([found[bytes([i])] for i in range(3)]).tobytes() == values.tobytes()
+
+
+def test_an_entry_that_is_there_is_kept(path):
+    with FeatureStore(path) as store:
+        store.put_many({b"a": np.float32([1, 2])})
+        assert store.put_many({b"a": np.float32([5, 6]), b"b": np.float32([3, 4])}) == 1
+        same(store.get_many([b"a", b"b"], dim=2), {b"a": np.float32([1, 2]), b"b": np.float32([3, 4])})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "value = x'00'",
+        "value = zeroblob(16)",
+        "value = 'text'",
+        "value = NULL",
+        "checksum = 7",
+        "checksum = NULL",
+        "dtype = 'int8'",
+        "dtype = 'float16'",
+    ],
+)
+def test_a_damaged_entry_counts_as_missing_and_is_put_anew(path, damage):
+    items = vectors(2)
+    with FeatureStore(path) as store:
+        store.put_many(items)
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE feature SET {damage} WHERE key = ?", (b"key 0",))
+    db.close()
+    with FeatureStore(path) as store:
+        assert store.contains_many(list(items), dim=4) == {b"key 1"}
+        assert store.put_many(items) == 1
+        same(store.get_many(list(items), dim=4), items)
+
+
+def test_an_entry_of_another_width_counts_as_missing(path):
+    with FeatureStore(path) as store:
+        store.put_many(vectors(1))
+        assert store.get_many([b"key 0"], dim=3) == {}
+
+
+def test_another_dtype_is_refused(path):
+    with FeatureStore(path) as store, pytest.raises(InputError, match="float32 or float16, not as float64"):
+        store.put_many(vectors(1, dtype="float64"))
+
+
+def test_every_part_of_the_key_counts():
+    parts = [
+        (b"d", "f", "v", "float32"),
+        (b"e", "f", "v", "float32"),
+        (b"d", "g", "v", "float32"),
+        (b"d", "f", "w", "float32"),
+        (b"d", "f", "v", "float16"),
+        (b"d", "fv", "", "float32"),
+    ]
+    assert len({feature_key(*part) for part in parts}) == len(parts)
+
+
+@pytest.mark.parametrize(
+    "content", [b"a note", b"no database\n" * 1000, b"SQLite format 3\0" + b"\xff" * 5000]
+)
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(
+        StoreError, match=r"features\.sqlite can't be read .* give another path, or move the file away"
+    ):
+        FeatureStore(path)
+    assert path.read_bytes() == content
+
+
+def test_a_database_of_another_program_is_refused_and_left_alone(path):
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE feature (mine TEXT)")
+    db.close()
+    content = path.read_bytes()
+    with pytest.raises(StoreError, match="another program: give another path"):
+        FeatureStore(path)
+    assert path.read_bytes() == content
+
+
+def test_another_format_number_is_refused_and_left_alone(path):
+    FeatureStore(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreError, match=r"has format 99, but .* uses format 1: give another path"):
+        FeatureStore(path)
+
+
+@pytest.mark.parametrize("name", ["folder", "file/features.sqlite"])
+def test_a_place_that_can_not_be_written_is_said_at_once(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="can't be opened or written .* check the folder's permissions"):
+        FeatureStore(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_file_is_said_at_once(path):
+    FeatureStore(path).close()
+    path.chmod(0o400)
+    with pytest.raises(StoreError, match="can't be opened or written"):
+        FeatureStore(path)
+
+
+def test_a_full_disk_stores_nothing_of_the_batch(path):
+    with FeatureStore(path) as store:
+        store.put_many({b"first": np.zeros(4, np.float32)})
+        store._db.execute("PRAGMA max_page_count = 4")
+        with pytest.raises(StoreError, match="full.*free space"):
+            store.put_many({bytes([i]): np.zeros(9000, np.float32) for i in range(9)})
+        assert len(store) == 1
+
+
+def test_a_writer_waits_for_another(path):
+    with FeatureStore(path) as store, FeatureStore(path) as other:
+        other._db.execute("BEGIN IMMEDIATE")
+        thread = threading.Thread(target=store.put_many, args=(vectors(3),))
+        thread.start()
+        other._db.execute("COMMIT")
+        thread.join()
+        assert len(other) == 3
+
+
+def test_a_writer_gives_up_in_the_end_with_a_reason(path):
+    with FeatureStore(path) as other, FeatureStore(path, timeout=0.01) as store:
+        other._db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            store.put_many(vectors(1))
+        other._db.execute("ROLLBACK")
+        assert store.put_many(vectors(1)) == 1
+
+
+def test_many_may_make_one_store_at_the_same_moment(path):
+    barrier, failures = threading.Barrier(8), []
+
+    def work(i):
+        barrier.wait()
+        try:
+            with FeatureStore(path) as store:
+                for j in range(5):
+                    store.put_many({bytes([i, j]): np.float32([i, j])})
+        except StoreError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    with FeatureStore(path) as store:
+        assert len(store) == 40
+
+
+def test_touched_tells_only_of_others(path):
+    with FeatureStore(path) as store, FeatureStore(path) as other:
+        store.put_many(vectors(1))
+        assert not store.touched()
+        other.put_many(vectors(2))
+        assert store.touched()
+        assert not store.touched()
+
+
+def test_the_cache_folder_follows_the_desktop_standard(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "clipadapter"
+    with FeatureStore() as store:
+        assert store.path == tmp_path / "clipadapter" / "features.sqlite"
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"),
+    [
+        ("linux", ".cache/clipadapter"),
+        ("darwin", "Library/Caches/clipadapter"),
+        ("win32", "AppData/Local/clipadapter"),
+    ],
+)
+def test_the_cache_folder_follows_the_platform(monkeypatch, platform, expected):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setattr("sys.platform", platform)
+    assert default_cache_dir() == Path.home() / expected

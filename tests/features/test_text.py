@@ -1,0 +1,56 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipadapter.errors import InputError
+from clipadapter.features import encode_classes
+
+PROMPTS = {
+    "dog": ["a photo of a dog.", "a dog", "art of the dog."],
+    "cat": ["a cat"],
+    "wolf": ["a dog", "a wolf"],
+}
+
+
+def by_loops(rows):
+    """Normalise each row, mean, normalise."""
+    units = [[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in rows]
+    mean = [sum(column) / len(units) for column in zip(*units, strict=True)]
+    length = math.sqrt(sum(value * value for value in mean))
+    return [value / length for value in mean]
+
+
+def test_a_class_is_the_ensemble_of_its_prompts(toy):
+    text = encode_classes(toy, PROMPTS)
+    assert text.labels == ("dog", "cat", "wolf")
+    for vector, prompts in zip(text.embeddings, PROMPTS.values(), strict=True):
+        rows = [toy.encode_text([prompt])[0].tolist() for prompt in prompts]
+        np.testing.assert_allclose(vector, by_loops(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_scale_and_bias_are_the_encoders(toy, monkeypatch):
+    monkeypatch.setattr(toy, "info", replace(toy.info, logit_scale=7.5, logit_bias=-10.0))
+    text = encode_classes(toy, PROMPTS)
+    assert (text.logit_scale, text.logit_bias) == (7.5, -10.0)
+
+
+def test_every_different_prompt_is_encoded_once_in_one_call(toy, monkeypatch):
+    calls, encode_text = [], toy.encode_text
+    monkeypatch.setattr(toy, "encode_text", lambda texts: calls.append(list(texts)) or encode_text(texts))
+    encode_classes(toy, PROMPTS)
+    assert calls == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({}, "at least one class"),
+        ({"cat": ["a cat"], "dog": []}, "class 'dog' needs a list of one or more prompts"),
+        ({"cat": "a cat"}, "class 'cat' needs a list of one or more prompts"),
+    ],
+)
+def test_a_class_without_prompts_is_refused(toy, prompts, message):
+    with pytest.raises(InputError, match=message):
+        encode_classes(toy, prompts)
