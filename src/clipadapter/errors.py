@@ -86,7 +86,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     >>> require("no_such_module", "lite", "The lite encoder")
     Traceback (most recent call last):
     ...
-    clipadapter.errors.MissingExtraError: The lite encoder needs an extra that is not installed: pip install 'clipadapter[lite]'
+    clipadapter.errors.MissingExtraError: The lite encoder needs an extra ...: pip install 'clipadapter[lite]'
     """
     try:
         return importlib.import_module(module)

@@ -44,9 +44,7 @@ def test_templates_by_name_or_text():
     assert get_templates("oxford_pets") == ("a photo of a {}, a type of pet.",)
     assert get_templates("a {}!") == ("a {}!",)
     assert get_templates(["a {}!", "a {0} {}"]) == ("a {}!", "a {0} {}")
-    with pytest.raises(
-        UnknownNameError, match=r"no template set is called 'imagnet'\. Did you mean 'imagenet'"
-    ):
+    with pytest.raises(UnknownNameError, match=r"no template set is called 'imagnet'\. Did you mean 'imagenet'"):
         get_templates("imagnet")
     with pytest.raises(InputError, match=r"'a photo of a cat' has 0 places .* write \{\} there"):
         get_templates("a photo of a cat")

@@ -46,9 +46,7 @@ def test_a_small_class_gives_all_it_has_in_order():
     rows = draw_shots(LABELS, 16, seed=1)
     assert [row for row in rows if LABELS[row] == "eel"] == [37, 38, 39]
     assert len(rows) == len(set(rows)) == 12 + 16 + 3 + 1
-    with pytest.raises(
-        DataError, match=r"3 of 4 classes have fewer than 16 pictures: 'dog' \(12\), 'eel' \(3\)"
-    ):
+    with pytest.raises(DataError, match=r"3 of 4 classes have fewer than 16 pictures: 'dog' \(12\), 'eel' \(3\)"):
         draw_shots(LABELS, 16, seed=1, allow_fewer=False)
 
 

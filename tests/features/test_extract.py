@@ -45,9 +45,7 @@ def close(values, expected):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 @pytest.mark.parametrize("workers", [1, 5])
-def test_features_are_those_of_the_encoder_in_the_order_of_the_sources(
-    toy, picture_folder, store, batch_size, workers
-):
+def test_features_are_those_of_the_encoder_in_the_order_of_the_sources(toy, picture_folder, store, batch_size, workers):
     paths = picture_folder(23)[::-1]
     result = extract(toy, paths, store=store, batch_size=batch_size, workers=workers)
     close(result.features, one_by_one(toy, paths))
@@ -56,9 +54,7 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_sources(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_second_time_nothing_is_computed_and_the_result_is_equal(
-    toy, picture_folder, store, encoded, dtype
-):
+def test_the_second_time_nothing_is_computed_and_the_result_is_equal(toy, picture_folder, store, encoded, dtype):
     paths, views = picture_folder(10), ViewSpec(count=3)
     first = extract(toy, paths, store=store, views=views, dtype=dtype)
     assert sum(encoded) == first.computed == 30
@@ -225,9 +221,7 @@ def test_threads_wait_while_the_encoder_is_busy(toy, picture_folder, store, monk
     assert max(ahead) <= 8 + 8 + 2 * 3
 
 
-def test_work_of_another_process_is_used_and_it_is_given_room(
-    toy, picture_folder, store, monkeypatch, encoded
-):
+def test_work_of_another_process_is_used_and_it_is_given_room(toy, picture_folder, store, monkeypatch, encoded):
     """Another process fills the first quarter while this one computes its first batch."""
     paths, counted = picture_folder(40), toy.encode_pixels
     digests = [blake2b(path.read_bytes(), digest_size=32).digest() for path in paths]

@@ -106,15 +106,11 @@ def test_every_part_of_the_key_counts():
     assert len({feature_key(*part) for part in parts}) == len(parts)
 
 
-@pytest.mark.parametrize(
-    "content", [b"a note", b"no database\n" * 1000, b"SQLite format 3\0" + b"\xff" * 5000]
-)
+@pytest.mark.parametrize("content", [b"a note", b"no database\n" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_file_that_is_no_database_is_refused_and_left_alone(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
-    with pytest.raises(
-        StoreError, match=r"features\.sqlite can't be read .* give another path, or move the file away"
-    ):
+    with pytest.raises(StoreError, match=r"features\.sqlite can't be read .* give another path, or move the file away"):
         FeatureStore(path)
     assert path.read_bytes() == content
 

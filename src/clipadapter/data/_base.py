@@ -88,9 +88,7 @@ class Dataset:
         """
         samples = tuple(sample for sample in self.samples if sample.split == name)
         if not samples:
-            raise DataError(
-                f"'{self.name}' has no split '{name}'; it has: {', '.join(self.splits) or 'none'}"
-            )
+            raise DataError(f"'{self.name}' has no split '{name}'; it has: {', '.join(self.splits) or 'none'}")
         return replace(self, samples=samples)
 
     def rename(self, mapping: Mapping[str, str]) -> Dataset:

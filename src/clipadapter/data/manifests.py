@@ -36,9 +36,7 @@ def read_manifest(path: Path) -> Listing:
         raise DataError(
             f"{shown(path)}: none of its {len(samples)} pictures exists, {where}: {some([samples[0].path])}"
         )
-    if len({sample.split for sample in samples} - {"all"}) and any(
-        sample.split == "all" for sample in samples
-    ):
+    if len({sample.split for sample in samples} - {"all"}) and any(sample.split == "all" for sample in samples):
         raise DataError(f"{shown(path)}: some rows have a split and some have none")
     return Listing(make_dataset(shown(path.stem), path.parent, samples))
 

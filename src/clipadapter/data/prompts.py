@@ -78,9 +78,7 @@ def get_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
     """
     specs = [spec] if isinstance(spec, str) else list(spec)
     if not specs:
-        raise InputError(
-            "no template was given: give the name of a set, or a text such as 'a photo of a {}.'"
-        )
+        raise InputError("no template was given: give the name of a set, or a text such as 'a photo of a {}.'")
     return tuple(template for one in specs for template in _templates(one))
 
 
@@ -92,9 +90,7 @@ def _templates(spec: str) -> tuple[str, ...]:
         return (spec,)
     if holes == 0 and re.fullmatch(r"[\w-]+", spec):
         raise unknown("template set", spec, list_templates())
-    raise InputError(
-        f"the template '{spec}' has {holes} places for the class name, but needs one: write {{}} there"
-    )
+    raise InputError(f"the template '{spec}' has {holes} places for the class name, but needs one: write {{}} there")
 
 
 def class_prompts(
@@ -124,10 +120,7 @@ def class_prompts(
             raise InputError(f"class names must be texts, each once; got '{name}' {count} times")
     described = _match(class_names, descriptions or {})
     words = {name: clean_name(name) if clean else name for name in class_names}
-    return {
-        name: described.get(name) or [text.replace("{}", words[name]) for text in texts]
-        for name in class_names
-    }
+    return {name: described.get(name) or [text.replace("{}", words[name]) for text in texts] for name in class_names}
 
 
 def _match(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -150,11 +143,7 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     """
     found = _read_object(path, 'expected {"class": ["sentence", ...], ...}')
     for key, value in found.items():
-        if not (
-            isinstance(value, list)
-            and value
-            and all(isinstance(text, str) and text.strip() for text in value)
-        ):
+        if not (isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value)):
             raise DataError(f"{shown(path)}: '{key}' must be a list of at least one sentence")
     return found
 

@@ -67,11 +67,5 @@ def _draw(labels: Sequence[Hashable], shots: int, stream: random.Random, allow_f
         rows.setdefault(label, []).append(row)
     small = [f"'{label}' ({len(group)})" for label, group in rows.items() if len(group) < shots]
     if small and not allow_fewer:
-        raise DataError(
-            f"{len(small)} of {len(rows)} classes have fewer than {shots} pictures: {some(small)}"
-        )
-    return [
-        row
-        for group in rows.values()
-        for row in (stream.sample(group, shots) if len(group) >= shots else group)
-    ]
+        raise DataError(f"{len(small)} of {len(rows)} classes have fewer than {shots} pictures: {some(small)}")
+    return [row for group in rows.values() for row in (stream.sample(group, shots) if len(group) >= shots else group)]

@@ -26,9 +26,7 @@ def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise EncoderUnavailableError(
-            f"{path} can't be read ({error.strerror}): {_reinstall(package)}"
-        ) from error
+        raise EncoderUnavailableError(f"{path} can't be read ({error.strerror}): {_reinstall(package)}") from error
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise EncoderUnavailableError(

@@ -13,9 +13,7 @@ LONG_RATIO = 8
 """Pictures longer than this, side to side, are cut to their middle before they are scaled."""
 
 
-def centre_square(
-    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
+def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
     """Scale the short side to ``size`` and cut out the middle, as torchvision's Resize and CenterCrop do.
 
     A long strip is cut to its middle while it is scaled: scaling a 1 x 5000 strip whole would take 750 MB.

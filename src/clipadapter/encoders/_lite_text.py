@@ -147,9 +147,7 @@ def _read_names(path: Path) -> dict[str, Tensor] | None:
             digest = (file.metadata() or {}).get("digest")
     except (OSError, safetensors.SafetensorError):
         return None
-    sound = (
-        kept["names"].shape == (1000, WIDTH) and kept["centre"].shape == (WIDTH,) and digest == _digest(kept)
-    )
+    sound = kept["names"].shape == (1000, WIDTH) and kept["centre"].shape == (WIDTH,) and digest == _digest(kept)
     return kept if sound else None
 
 

@@ -91,14 +91,10 @@ def find_folder(path: str) -> Source:
     facts = config.get("preprocess_cfg") if isinstance(config, dict) else None
     if not isinstance(facts, dict) or not {"mean", "std"} <= set(facts) or "model_cfg" not in config:
         # open_clip itself would fall back on the mean and deviation of another model, without a word.
-        raise EncoderUnavailableError(
-            f"{place} must have 'model_cfg', and 'preprocess_cfg' with 'mean' and 'std'"
-        )
+        raise EncoderUnavailableError(f"{place} must have 'model_cfg', and 'preprocess_cfg' with 'mean' and 'std'")
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise EncoderUnavailableError(f"{folder} has no weights: put an open_clip_model.safetensors into it")
-    return Source(
-        f"open_clip:local-dir:{folder}", f"local-dir:{folder}", config["model_cfg"], None, None, "unknown"
-    )
+    return Source(f"open_clip:local-dir:{folder}", f"local-dir:{folder}", config["model_cfg"], None, None, "unknown")
 
 
 def build(source: Source) -> tuple[Any, Any]:
@@ -112,9 +108,7 @@ def build(source: Source) -> tuple[Any, Any]:
 
     size = source.config.get("vision_cfg", {}).get("image_size", 224)
     if isinstance(size, Sequence) and len(set(size)) > 1:
-        raise InputError(
-            f"{source.uri} takes pictures of {size[0]} x {size[1]}; only square ones are supported"
-        )
+        raise InputError(f"{source.uri} takes pictures of {size[0]} x {size[1]}; only square ones are supported")
     try:
         with torch.random.fork_rng(devices=[]):  # a new network draws from the global stream
             model = open_clip.create_model(
@@ -184,7 +178,7 @@ def licence(tag: str, repo: str) -> str:
     'MIT'
     """
     owner = repo.split("/")[0]
-    if tag == "openai" or owner == "laion":
+    if tag == "openai" or owner == "laion" or (owner == "timm" and tag.startswith("laion")):
         return "MIT"
     if tag == "webli":
         return "Apache-2.0"
@@ -236,6 +230,4 @@ def _fetch(uri: str, facts: dict[str, Any]) -> str:
     try:
         return open_clip.download_pretrained(facts)
     except OSError as error:
-        raise EncoderUnavailableError(
-            f"the weights of {uri} can't be fetched: {error}. {INSTEAD}."
-        ) from error
+        raise EncoderUnavailableError(f"the weights of {uri} can't be fetched: {error}. {INSTEAD}.") from error

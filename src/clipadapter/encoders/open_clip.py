@@ -84,8 +84,7 @@ class OpenClipEncoder(Encoder):
     def listing(cls) -> list[EncoderListing]:
         """All pretrained models of open_clip."""
         return [
-            EncoderListing(f"open_clip:{model}/{tag}", dim, licence)
-            for model, tag, dim, licence in load.list_tags()
+            EncoderListing(f"open_clip:{model}/{tag}", dim, licence) for model, tag, dim, licence in load.list_tags()
         ]
 
     def preprocess(self, image: Image.Image) -> Tensor:

@@ -51,9 +51,7 @@ class ToyEncoder(Encoder):
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         stream = torch.Generator().manual_seed(0)
-        self._projection = (
-            torch.randn(3 * GRID * GRID, WIDTH, generator=stream).div(3 * GRID * GRID).to(device)
-        )
+        self._projection = torch.randn(3 * GRID * GRID, WIDTH, generator=stream).div(3 * GRID * GRID).to(device)
         fingerprint = hashlib.blake2b(b"toy 1", digest_size=16).hexdigest()
         self.info = EncoderInfo("toy", WIDTH, SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
 

@@ -149,9 +149,7 @@ def _prepare(job: Job, position: int) -> _Prepared | Done:
         with _alone(job, source):
             data = image_bytes(source)
         digest = blake2b(data, digest_size=32).digest()
-        keys = [
-            feature_key(digest, info.fingerprint, job.views.key(i), job.dtype) for i in range(job.views.count)
-        ]
+        keys = [feature_key(digest, info.fingerprint, job.views.key(i), job.dtype) for i in range(job.views.count)]
         picture = _Prepared(position, keys, job.store.get_many(keys, info.dim))
         if len(picture.found) == len(keys):
             return picture.done({}, computed=0)
@@ -161,9 +159,7 @@ def _prepare(job: Job, position: int) -> _Prepared | Done:
         return Done(position, error)
     for i, key in enumerate(keys):
         if key not in picture.found:
-            picture.pixels[key] = job.encoder.preprocess(
-                augment(image, job.views, i, digest, info.image_size)
-            )
+            picture.pixels[key] = job.encoder.preprocess(augment(image, job.views, i, digest, info.image_size))
     return picture
 
 

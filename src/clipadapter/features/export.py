@@ -90,9 +90,7 @@ def to_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInfo) 
                 count += len(block)
         partial.replace(path)
     except OSError as error:
-        raise DataError(
-            f"{path} can't be written ({error}): check that its folder exists and has space"
-        ) from error
+        raise DataError(f"{path} can't be written ({error}): check that its folder exists and has space") from error
     finally:
         if partial.exists():
             partial.unlink()

@@ -230,11 +230,7 @@ def _finish(
     skipped: list[Skipped] = []
     computed = 0
     with closing(run(job, positions)) as results:
-        bar = (
-            tqdm(results, total=len(positions), desc="features", unit="img", file=sys.stderr)
-            if progress
-            else results
-        )
+        bar = tqdm(results, total=len(positions), desc="features", unit="img", file=sys.stderr) if progress else results
         for done in bar:
             if not isinstance(done.values, ImageError):
                 computed += done.computed

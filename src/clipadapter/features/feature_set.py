@@ -56,14 +56,10 @@ class FeatureSet:
             raise InputError(f"class names must differ, but are {', '.join(self.class_names)}")
         unknown = sorted(set(self.y) - set(self.class_names))
         if unknown:
-            raise InputError(
-                f"these labels are no class: {', '.join(unknown)}; classes: {', '.join(self.class_names)}"
-            )
+            raise InputError(f"these labels are no class: {', '.join(unknown)}; classes: {', '.join(self.class_names)}")
         bad = np.flatnonzero(~np.isfinite(self.X).all(axis=tuple(range(1, self.X.ndim))))
         if len(bad):
-            raise InputError(
-                f"{len(bad)} of {len(self.X)} features are not finite, the first in row {bad[0]}"
-            )
+            raise InputError(f"{len(bad)} of {len(self.X)} features are not finite, the first in row {bad[0]}")
 
     def __len__(self) -> int:
         return len(self.y)

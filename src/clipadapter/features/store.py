@@ -187,9 +187,7 @@ class FeatureStore:
 
     def _open(self) -> None:
         """Know the file as ours, or make it; a file of anybody else is not touched."""
-        self._db.execute(
-            "PRAGMA page_size = 16384"
-        )  # a few vectors a page; without effect on a file that exists
+        self._db.execute("PRAGMA page_size = 16384")  # a few vectors a page; without effect on a file that exists
         self._db.execute(
             "PRAGMA synchronous = NORMAL"
         )  # with WAL: safe from kill -9; a power cut may cost the last batches
@@ -216,10 +214,7 @@ class FeatureStore:
         self.touched()
 
     def _is_empty(self) -> bool:
-        return (
-            self._pragma("application_id") == 0
-            and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
-        )
+        return self._pragma("application_id") == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
 
     def _pragma(self, name: str) -> int:
         return self._db.execute(f"PRAGMA {name}").fetchone()[0]

@@ -38,8 +38,6 @@ def encode_classes(encoder: Encoder, prompts: Mapping[str, Sequence[str]]) -> Cl
     unique = {text: None for texts in prompts.values() for text in texts}
     row = {text: i for i, text in enumerate(unique)}
     embeddings = encoder.encode_text(list(unique))  # (k, d)
-    weight = torch.stack(
-        [ensemble(embeddings[[row[text] for text in texts]]) for texts in prompts.values()]
-    )  # (c, d)
+    weight = torch.stack([ensemble(embeddings[[row[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
     info = encoder.info
     return ClassText(list(prompts), weight.numpy(), logit_scale=info.logit_scale, logit_bias=info.logit_bias)

@@ -44,13 +44,9 @@ class ViewSpec:
         if self.count < 1:
             raise InputError(f"views must be 1 (the plain picture alone) or more, but count is {self.count}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise InputError(
-                f"the scale of views must be (low, high) with 0 < low <= high <= 1, but is {self.scale}"
-            )
+            raise InputError(f"the scale of views must be (low, high) with 0 < low <= high <= 1, but is {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
-            raise InputError(
-                f"the ratio of views must be (low, high) with 0 < low <= high, but is {self.ratio}"
-            )
+            raise InputError(f"the ratio of views must be (low, high) with 0 < low <= high, but is {self.ratio}")
 
     def key(self, i: int) -> str:
         """Name of view i in the feature store: says all that shapes the view but the picture itself."""

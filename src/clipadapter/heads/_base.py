@@ -75,9 +75,7 @@ class ClassText:
             raise InputError(f"logit_scale must be positive, but is {logit_scale}")
         array = (rows / norm).astype(np.float32)
         array.flags.writeable = False
-        for name, value in zip(
-            self.__slots__, (array, names, logit_bias, float(logit_scale)), strict=True
-        ):
+        for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale)), strict=True):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -243,7 +241,9 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         except (RuntimeError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {error}") from error
         if probe.shape != (1, len(classes)) or not np.isfinite(probe).all():
-            raise ArtifactError(f"the saved arrays of {type(self).__name__} give no finite logits of {len(classes)} classes")
+            raise ArtifactError(
+                f"the saved arrays of {type(self).__name__} give no finite logits of {len(classes)} classes"
+            )
         return self
 
 

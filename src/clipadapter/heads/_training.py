@@ -47,7 +47,10 @@ class Recipe:
     progress: bool
 
     def __post_init__(self) -> None:
-        for name, value, known in (("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES)):
+        for name, value, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
             if value not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, but is {value!r}")
         for name in ("lr", "steps", "batch_size"):
@@ -61,15 +64,17 @@ class Recipe:
             return min(self.lr, 1e-5)
         if self.schedule == "constant":
             return self.lr
-        if self.schedule == "cosine":
-            done = step / (steps_per_epoch * epochs)
-        else:
-            done = (epoch - self.warmup_epochs) / epochs
+        smooth = step / (steps_per_epoch * epochs)
+        done = smooth if self.schedule == "cosine" else (epoch - self.warmup_epochs) / epochs
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def minimise(
-    parameters: Sequence[Tensor], loss: Callable[[Tensor, Tensor], Tensor], n: int, n_views: int, recipe: Recipe
+    parameters: Sequence[Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    n: int,
+    n_views: int,
+    recipe: Recipe,
 ) -> float:
     """Change parameters in place so that a loss over rows falls.
 
@@ -106,13 +111,19 @@ def minimise(
                 optimizer.step()
             bar.update()
             if not torch.isfinite(value):
-                raise InputError(f"training diverged in epoch {epoch + 1}: the loss is {value.item()}; try a smaller lr")
+                raise InputError(
+                    f"training diverged in epoch {epoch + 1}: the loss is {value.item()}; try a smaller lr"
+                )
     return float(value.detach())
 
 
 def _optimizer(parameters: Sequence[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=False
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            foreach=False,
         )
     return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)

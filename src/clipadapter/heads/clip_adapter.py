@@ -18,72 +18,16 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
 
 BRANCHES = ("visual", "text", "both")
+TENSORS = ("down", "up", "down_bias", "up_bias")
 AUTO = 0.4
 """Ratio that "auto" trains with, the middle of what the paper found best (0.2 to 0.6); the blend is then weakened."""
 STRENGTHS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.65, 0.75, 0.85, 1.0)
-
-
-def blend(x: Tensor, adapted: Tensor, ratio: Tensor | float, renormalise: bool = True) -> Tensor:
-    """Residual blend, equations 3 and 4: ``ratio * adapted + (1 - ratio) * x``.
-
-    Args:
-        x: (n, d) features before the adapter.
-        adapted: (n, d) its output.
-        ratio: weight of the ADAPTED feature, alpha or beta of the paper.
-        renormalise: scale the result to unit length.
-
-    Returns:
-        (n, d).
-
-    >>> blend(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 0.25, renormalise=False)
-    tensor([[0.7500, 0.2500]])
-    """
-    mixed = ratio * adapted + (1 - ratio) * x
-    return unit(mixed) if renormalise else mixed
-
-
-def weaken(ratio: float, strength: float) -> float:
-    """A smaller ratio: the odds adapted to original are multiplied by the strength.
-
-    >>> weaken(0.6, 1.0), weaken(0.5, 0.0), round(weaken(0.5, 0.5), 4)
-    (0.6, 0.0, 0.3333)
-    """
-    return ratio if strength == 1 else strength * ratio / (1 - ratio + strength * ratio)
-
-
-@dataclass
-class Bottleneck:
-    """Two linear maps with a ReLU between them, equation 1: ``A(x) = ReLU(x W1) W2``.
-
-    Args:
-        down: (h, d).
-        up: (d, h).
-        down_bias: (h,) or None.
-        up_bias: (d,) or None.
-        final_relu: a second ReLU after ``up``, as in the released code.
-    """
-
-    down: Tensor
-    up: Tensor
-    down_bias: Tensor | None = None
-    up_bias: Tensor | None = None
-    final_relu: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(n, d) to (n, d)."""
-        hidden = torch.nn.functional.linear(x, self.down, self.down_bias).relu()  # (n, h)
-        out = torch.nn.functional.linear(hidden, self.up, self.up_bias)  # (n, d)
-        return out.relu() if self.final_relu else out
-
-    def parameters(self) -> dict[str, Tensor]:
-        """The tensors there are, by name."""
-        named = {"down": self.down, "up": self.up, "down_bias": self.down_bias, "up_bias": self.up_bias}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 @dataclass
@@ -105,8 +49,8 @@ class ClipAdapter(Head):
         reduction: bottleneck width is d divided by this.
         hidden: bottleneck width itself; overrides ``reduction``.
         alpha: weight of the adapted picture feature, 0 (zero-shot) to 1; "learned" trains it jointly; "auto" trains at
-            0.6 and then weakens it: to what has the lowest log-loss on held-out shots, or, if no class has two shots,
-            in proportion to the probability that zero-shot misplaces on the shots.
+            0.4 and then weakens it, by the likelihood of held-out shots under weaker ratios, or, if no class has two
+            shots, by the probability that zero-shot misplaces on the shots.
         beta: the same for class text.
         input_norm: True to feed the adapter unit-length features, False raw ones.
         final_relu: a second ReLU at the end of the adapter.
@@ -212,16 +156,14 @@ class ClipAdapter(Head):
         self.alpha_ = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
         self.beta_ = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
         self.scale_, self.weight_ = shots.scale, self._weight(shots.text, trained, self.beta_)
-        for name in ("down", "up", "down_bias", "up_bias"):
-            tensor = None if trained.visual is None else getattr(trained.visual, name)
-            setattr(self, f"{name}_", tensor)
+        for name in TENSORS:
+            setattr(self, f"{name}_", getattr(trained.visual, name, None))
 
     def _logits(self, X: Tensor) -> Tensor:
+        tensors = {name: getattr(self, f"{name}_", None) for name in TENSORS}
         visual = None
-        if getattr(self, "down_", None) is not None:
-            biases = [getattr(self, name, None) for name in ("down_bias_", "up_bias_")]
-            tensors = [None if t is None else t.to(X.dtype) for t in (self.down_, self.up_, *biases)]
-            visual = Bottleneck(*tensors, final_relu=self.final_relu)  # type: ignore[arg-type]
+        if tensors["down"] is not None:
+            visual = Bottleneck(**{name: tensor.to(X.dtype) for name, tensor in tensors.items() if tensor is not None})
         return self.scale_ * self._feature(X, visual, self.alpha_) @ self.weight_.to(X.dtype).T
 
     def _feature(self, X: Tensor, visual: Bottleneck | None, alpha: Tensor | float) -> Tensor:
@@ -229,11 +171,13 @@ class ClipAdapter(Head):
         if visual is None:
             return unit(X)
         x = unit(X) if self.input_norm else X
-        return blend(x, visual(x), alpha, self.output_norm)
+        return blend(x, visual(x, self.final_relu), alpha, self.output_norm)
 
     def _weight(self, text: Tensor, trained: _Adapted, beta: Tensor | float) -> Tensor:
         """Class weights (c, d), adapted if the text branch is on."""
-        return text if trained.text is None else blend(text, trained.text(text), beta, self.output_norm)
+        if trained.text is None:
+            return text
+        return blend(text, trained.text(text, self.final_relu), beta, self.output_norm)
 
     def _ratios(self) -> list[float | str]:
         """The ratios in use: those of the branches that are on."""
@@ -248,6 +192,8 @@ class ClipAdapter(Head):
                 continue
             if isinstance(value, str) or not 0 <= value <= 1:
                 raise InputError(f"{name} must be 0 to 1, 'learned' or 'auto', but is {value!r}")
+        if self.zero_init and self.final_relu:
+            raise InputError("zero_init with final_relu never trains: the gradient of a ReLU at zero is zero")
 
     def _train(self, shots: Shots, rows: Tensor, progress: bool = False) -> _Adapted:
         """Adapters fitted to some of the shots."""
@@ -275,7 +221,7 @@ class ClipAdapter(Head):
 
         parameters = [*odds.values()]
         for adapter in (visual, textual):
-            parameters += [] if adapter is None else [p.requires_grad_() for p in adapter.parameters().values()]
+            parameters += [] if adapter is None else [p.requires_grad_() for p in adapter.tensors().values()]
         self.loss_ = minimise(parameters, loss, len(rows), views.shape[1], self._recipe(progress))
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -283,19 +229,13 @@ class ClipAdapter(Head):
         return trained
 
     def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
-        """Start of training: torch's default for linear layers, drawn from a local generator."""
         h = self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
-
-        def uniform(*shape: int, fan_in: int) -> Tensor:
-            return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
-
-        down, up = uniform(h, d, fan_in=d), uniform(d, h, fan_in=h)
-        biases = (uniform(h, fan_in=d), uniform(d, fan_in=h)) if self.bias else (None, None)
+        start = Bottleneck.initial(d, h, self.bias, generator, dtype)
         if self.zero_init:
-            up.zero_()
-            if biases[1] is not None:
-                biases[1].zero_()
-        return Bottleneck(down, up, *biases, final_relu=self.final_relu)
+            start.up.zero_()
+            if start.up_bias is not None:
+                start.up_bias.zero_()
+        return start
 
     def _recipe(self, progress: bool) -> Recipe:
         return Recipe(
@@ -318,7 +258,7 @@ class ClipAdapter(Head):
         splits = held_out_folds(shots.labels, self.folds, self.seed)
         if not splits:
             # One shot a class: no shot can be spared. Zero-shot never saw the shots, so its confidence in their
-            # labels is an honest estimate of how far to trust it; what it misplaces is the adapter's share.
+            # labels is an honest estimate of how far to trust it. The square root is ours: found on other data.
             zero_shot = (shots.scale * unit(shots.X) @ shots.text.T).softmax(dim=1)
             return math.sqrt(1.0 - float(zero_shot[torch.arange(len(shots.labels)), shots.labels].mean()))
         losses = torch.zeros(len(STRENGTHS))

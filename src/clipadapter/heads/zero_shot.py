@@ -25,6 +25,7 @@ class ZeroShot(Head):
     needs_text = True
 
     def _fit(self, shots: Shots) -> None:
+        assert shots.text is not None
         self.weight_, self.scale_ = shots.text, shots.scale
 
     def _logits(self, X: Tensor) -> Tensor:

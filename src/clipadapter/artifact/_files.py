@@ -1,0 +1,211 @@
+"""A fitted model as a folder and back: ``config.json``, ``head.safetensors``, ``support.safetensors``, ``README.md``.
+
+Nothing in it is ever executed or unpickled. Reading checks sizes, types, shapes and hashes before anything is used;
+writing is atomic: the folder is there whole, or as it was before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from clipadapter.errors import ArtifactError
+
+FORMAT = 1
+CONFIG, TENSORS, SUPPORT, CARD = "config.json", "head.safetensors", "support.safetensors", "README.md"
+MAX_CONFIG_BYTES = 64 << 20
+MAX_TENSOR_BYTES = 8 << 30
+Arrays = dict[str, NDArray[Any]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderPart(_Part):
+    """The encoder that the head was fitted on."""
+
+    name: str
+    fingerprint: str
+    dim: int = Field(gt=0)
+    image_size: int = Field(gt=0)
+    logit_scale: float = Field(gt=0)
+    logit_bias: float | None = None
+    licence: str = "unknown"
+    note: str = ""
+
+
+class HeadPart(_Part):
+    """The head: its registered name and its parameters."""
+
+    name: str
+    params: dict[str, bool | int | float | str | None]
+
+
+class FilePart(_Part):
+    """What a file of arrays must be."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    tensors: dict[str, tuple[str, list[int]]]
+
+
+class ArtifactConfig(_Part):
+    """All of ``config.json``.
+
+    Args:
+        format: number of this layout.
+        class_names: in the order of the logits.
+        prompts: texts of each class that its text vector was made from.
+        temperature: logits are divided by it before the softmax.
+        thresholds: for answering "none of these"; none yet.
+        provenance: shots a class, hash of the shots' features, versions, time.
+    """
+
+    format: int = FORMAT
+    class_names: list[str] = Field(min_length=2)
+    head: HeadPart
+    encoder: EncoderPart
+    prompts: dict[str, list[str]]
+    temperature: float = Field(default=1.0, gt=0)
+    thresholds: dict[str, float] | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FilePart] = Field(default_factory=dict)
+
+
+def write_artifact(
+    folder: str | Path, config: ArtifactConfig, files: Mapping[str, Mapping[str, NDArray[Any]]], card: str
+) -> Path:
+    """Write a model, or replace one.
+
+    Args:
+        folder: made if missing; one that holds something else than a model is refused.
+        config: what to write; its ``files`` are filled in here.
+        files: arrays by name, for each safetensors file.
+        card: text of ``README.md``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: if the folder can't be written or holds something else; nothing is left half-written.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target} is a file; give a folder for the model")
+    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file():
+        raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
+    blobs = {
+        name: save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}) for name, arrays in files.items()
+    }
+    parts = {name: _describe(blobs[name], files[name]) for name in files}
+    text = config.model_copy(update={"files": parts}).model_dump_json(indent=1)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ArtifactError(
+            f"can't write {target}: {error.strerror or error}; give a folder you may write to"
+        ) from error
+    try:
+        fresh.chmod(0o755)
+        for name, data in {**blobs, CARD: card.encode(), CONFIG: text.encode()}.items():
+            with (fresh / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _swap(fresh, target)
+    except OSError as error:
+        raise ArtifactError(f"can't write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put the new folder in the old one's place; the old one stays until the new one stands."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / "model")
+    try:
+        fresh.rename(target)
+    except OSError:
+        (old / "model").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _describe(blob: bytes, arrays: Mapping[str, NDArray[Any]]) -> FilePart:
+    tensors = {name: (str(array.dtype), list(array.shape)) for name, array in arrays.items()}
+    return FilePart(sha256=hashlib.sha256(blob).hexdigest(), tensors=tensors)
+
+
+def read_config(folder: str | Path) -> ArtifactConfig:
+    """The checked ``config.json`` of a model.
+
+    Raises:
+        ArtifactError: if there is no model, or its config is damaged or of a later format.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ArtifactError(f"{Path(folder)} holds no model: it has no {CONFIG}. 'clipadapter fit' makes one")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ArtifactError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: it is no model's config")
+    try:
+        raw = json.loads(path.read_bytes())
+        number = raw.get("format") if isinstance(raw, dict) else None
+        if isinstance(number, int) and number > FORMAT:
+            raise ArtifactError(f"{path} has format {number}, this version reads up to {FORMAT}: update clipadapter")
+        return ArtifactConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path} is not a model's config: {where}: {first['msg']}") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ArtifactError(f"{path} can't be read: {error}") from error
+
+
+def read_arrays(folder: str | Path, config: ArtifactConfig, name: str) -> Arrays:
+    """The arrays of one file of a model, checked against its config.
+
+    Raises:
+        ArtifactError: if the file is missing, altered, or does not hold what the config says.
+    """
+    part, path = config.files.get(name), Path(folder) / name
+    if part is None:
+        raise ArtifactError(f"{Path(folder)} was saved without {name}")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: copy the whole folder, or fit again")
+    if path.stat().st_size > MAX_TENSOR_BYTES:
+        raise ArtifactError(f"{path} is larger than {MAX_TENSOR_BYTES >> 30} GiB: it is no model of this program")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise ArtifactError(
+            f"{path} was altered since the model was saved: its hash differs. Copy it again, or fit again"
+        )
+    try:
+        arrays = load_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path} is no safetensors file: {error}") from error
+    found = {key: (str(array.dtype), list(array.shape)) for key, array in arrays.items()}
+    if found != {key: (dtype, list(shape)) for key, (dtype, shape) in part.tensors.items()}:
+        raise ArtifactError(f"{path} does not hold the arrays that {CONFIG} names")
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ArtifactError(f"{path}: the array {key} has values that are not finite")
+    return arrays

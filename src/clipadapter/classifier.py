@@ -1,0 +1,308 @@
+"""Pictures in, class names out: an encoder, class text and a head behind one face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from clipadapter.artifact import Model, load_model, save_model
+from clipadapter.data import class_prompts
+from clipadapter.data.images import ImageSource, source_name
+from clipadapter.encoders import Encoder, create_encoder
+from clipadapter.errors import DataError, FingerprintError, InputError
+from clipadapter.features import Extraction, FeatureSet, FeatureStore, ViewSpec, encode_classes, extract
+from clipadapter.heads import ClassText, Head, create_head
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one picture.
+
+    Args:
+        source: the picture, as the user named it.
+        label: the best class, None if the picture can't be read.
+        probability: of that class.
+        top: (class, probability) of the best classes, best first.
+        error: why the picture can't be read, else None.
+    """
+
+    source: str
+    label: str | None
+    probability: float | None
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+
+class FewShotClassifier:
+    """A classifier of pictures, fitted from a few of each class.
+
+    Args:
+        encoder: a URI, or an open encoder.
+        head: a registered name, or a head.
+        head_params: parameters of the head if it is given by name.
+        templates: name of a set of templates, one template, or several.
+        descriptions: sentences by class, used instead of the templates for the classes they name.
+        views: views of each shot, the plain picture included; or a `ViewSpec`.
+        seed: of the views; and of the head, if it is given by name and takes one.
+        device: torch device of the towers.
+        cache: file of the feature store; "auto" is the user's cache folder, None keeps no features.
+        batch_size: pictures encoded at a time.
+        progress: show bars on stderr.
+        strict: raise for a picture that can't be read instead of leaving it out of the shots.
+
+    >>> import numpy as np
+    >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+    >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+    >>> model.predict([blue])
+    ['blue']
+    """
+
+    def __init__(
+        self,
+        encoder: str | Encoder = "auto",
+        head: str | Head = "clip-adapter",
+        *,
+        head_params: Mapping[str, Any] | None = None,
+        templates: str | Sequence[str] = "default",
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        views: int | ViewSpec = 1,
+        seed: int = 0,
+        device: str = "cpu",
+        cache: str | Path | None = "auto",
+        batch_size: int = 32,
+        progress: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.encoder = encoder
+        self.head = head
+        self.head_params = head_params
+        self.templates = templates
+        self.descriptions = descriptions
+        self.views = views
+        self.seed = seed
+        self.device = device
+        self.cache = cache
+        self.batch_size = batch_size
+        self.progress = progress
+        self.strict = strict
+
+    def fit(
+        self, images: Sequence[ImageSource], labels: Sequence[str], class_names: Sequence[str] | None = None
+    ) -> Self:
+        """Learn from labelled pictures.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class name of each.
+            class_names: all classes in order; those of the labels, sorted, if not given.
+
+        Raises:
+            InputError: if counts differ, there is one class only, or a name is wrong.
+            DataError: if no picture can be read.
+            EncoderUnavailableError: if the encoder's weights can't be had.
+        """
+        if len(images) != len(labels):
+            raise InputError(f"{len(images)} pictures but {len(labels)} labels")
+        names = list(class_names) if class_names is not None else sorted({str(label) for label in labels})
+        if len(names) < 2:
+            raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
+        head = self._make_head()
+        features = self.features(images, labels, names)
+        return self.fit_features(features, self.class_text(names), head)
+
+    def fit_features(self, support: FeatureSet, text: ClassText, head: Head | None = None) -> Self:
+        """Learn from features that are there already.
+
+        Args:
+            support: the shots, made by this classifier's encoder (see `features`).
+            text: class text of the same classes.
+            head: what to fit; the head of the constructor if not given.
+        """
+        self.head_ = (self._make_head() if head is None else head).fit(support.X, support.y, text=text)
+        self.text_, self.support_, self.class_names_ = text, support, tuple(text.labels)
+        self.temperature_ = 1.0
+        return self
+
+    def features(
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[str],
+        class_names: Sequence[str],
+        views: int | None = None,
+    ) -> FeatureSet:
+        """Features of labelled pictures, from the store where it has them; unreadable pictures are left out.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class name of each.
+            class_names: all classes in order.
+            views: 1 for the plain pictures alone; None for the views of the constructor.
+
+        Raises:
+            DataError: if no picture can be read; `FeatureSet.provenance` has ``skipped`` otherwise.
+        """
+        spec = self._views() if views is None else ViewSpec(count=views)
+        found = self._extract(images, spec, self.strict)
+        if not found.rows:
+            reasons = "; ".join(f"{name}: {reason}" for _, name, reason in found.skipped[:3])
+            raise DataError(f"none of the {len(images)} pictures can be read: {reasons or 'there are none'}")
+        provenance = {
+            "encoder": self.encoder_.info.name,
+            "fingerprint": self.encoder_.info.fingerprint,
+            "skipped": [(name, reason) for _, name, reason in found.skipped],
+            "computed": found.computed,
+            "views": spec.count,
+        }
+        X = found.features if spec.count > 1 else found.features[:, 0]
+        return FeatureSet(X, tuple(str(labels[i]) for i in found.rows), tuple(class_names), provenance)
+
+    def class_text(self, class_names: Sequence[str]) -> ClassText:
+        """Class text from the templates and descriptions of the constructor; keeps the prompts as ``prompts_``."""
+        self.prompts_: Mapping[str, Sequence[str]] = class_prompts(class_names, self.templates, self.descriptions)
+        return encode_classes(self.encoder_, self.prompts_)
+
+    @property
+    def encoder_(self) -> Encoder:
+        """The open encoder; opened at first use."""
+        if not hasattr(self, "_encoder"):
+            given = self.encoder
+            self._encoder = create_encoder(given, self.device) if isinstance(given, str) else given
+        return self._encoder
+
+    def logits(self, images: Sequence[ImageSource]) -> NDArray[Any]:
+        """Scores (m, c) of pictures, columns in the order of ``class_names_``.
+
+        Raises:
+            ImageError: if a picture can't be read.
+            InputError: before `fit`.
+        """
+        self._check_fitted()
+        return self.head_.logits(self._extract(images, ViewSpec(), strict=True).features[:, 0])
+
+    def predict(self, images: Sequence[ImageSource]) -> list[str]:
+        """The best class of each picture."""
+        return [self.class_names_[i] for i in self.logits(images).argmax(axis=1)]
+
+    def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[Any]:
+        """Probabilities (m, c) of pictures."""
+        return self._softmax(self.logits(images))
+
+    def classify(self, images: Sequence[ImageSource], top: int = 5) -> list[Prediction]:
+        """One answer a picture, in their order; a picture that can't be read costs only its own answer.
+
+        Args:
+            images: paths, PIL images or arrays.
+            top: how many classes to name, at most all.
+
+        Raises:
+            InputError: before `fit`.
+        """
+        self._check_fitted()
+        found = self._extract(images, ViewSpec(), strict=False)
+        reasons = {i: reason for i, _, reason in found.skipped}
+        probabilities = self._softmax(self.head_.logits(found.features[:, 0])) if found.rows else np.empty((0, 0))
+        answers = dict(zip(found.rows, probabilities, strict=True))
+        return [self._answer(source_name(image), answers.get(i), reasons.get(i), top) for i, image in enumerate(images)]
+
+    def save(self, folder: str | Path, *, support: bool = True) -> Path:
+        """Write the fitted model to a folder, or replace the model in it.
+
+        Args:
+            folder: where to.
+            support: keep the shots' plain features, so that the model can be evaluated beside its baselines.
+
+        Raises:
+            ArtifactError: if the folder can't be written; nothing is left half-written.
+            InputError: before `fit`.
+        """
+        self._check_fitted()
+        model = Model(self.head_, self.text_, self.support_, self.prompts_, self.encoder_.info, self.temperature_)
+        return save_model(folder, model, keep_support=support)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, encoder: str | Encoder | None = None, **params: Any) -> Self:
+        """The model in a folder.
+
+        Args:
+            folder: what `save` wrote.
+            encoder: where the encoder is now, if its weights were moved; the one in the model if not given.
+            params: parameters of the constructor, such as ``device`` or ``cache``.
+
+        Raises:
+            ArtifactError: if the model is missing, altered or of a later format.
+            FingerprintError: if the encoder is not the one the model was fitted with.
+        """
+        saved = load_model(folder)
+        model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
+        here = model.encoder_.info
+        if here.fingerprint != saved.encoder.fingerprint:
+            raise FingerprintError(
+                f"the model was fitted with {saved.encoder.name} of fingerprint {saved.encoder.fingerprint[:12]}, but "
+                f"{here.name} here has {here.fingerprint[:12]}: its weights or preprocessing differ, so predictions "
+                "would be wrong. Give the encoder it was fitted with (encoder=..., or --encoder), or fit again"
+            )
+        model.head_, model.text_, model.support_ = saved.head, saved.text, saved.support
+        model.prompts_, model.temperature_ = saved.prompts, saved.temperature
+        model.class_names_ = saved.text.labels
+        return model
+
+    def _make_head(self) -> Head:
+        if isinstance(self.head, Head):
+            if self.head_params:
+                raise InputError("head_params go with a head's name; set them on the head that was given instead")
+            return self.head
+        params = dict(self.head_params or {})
+        head = create_head(self.head, **params)
+        known = head.get_params(deep=False)
+        for name, value in (("seed", self.seed), ("progress", self.progress)):
+            if name in known and name not in params:
+                head.set_params(**{name: value})
+        return head
+
+    def _views(self) -> ViewSpec:
+        return self.views if isinstance(self.views, ViewSpec) else ViewSpec(count=self.views, seed=self.seed)
+
+    @contextmanager
+    def _store(self) -> Iterator[FeatureStore | None]:
+        if self.cache is None:
+            yield None
+            return
+        with FeatureStore(None if self.cache == "auto" else self.cache) as store:
+            yield store
+
+    def _extract(self, images: Sequence[ImageSource], spec: ViewSpec, strict: bool) -> Extraction:
+        with self._store() as store:
+            return extract(
+                self.encoder_,
+                images,
+                store=store,
+                views=spec,
+                batch_size=self.batch_size,
+                progress=self.progress,
+                strict=strict,
+            )
+
+    def _softmax(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        scaled = logits.astype(np.float64) / self.temperature_
+        exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return np.asarray(exponent / exponent.sum(axis=1, keepdims=True))
+
+    def _answer(self, source: str, probabilities: NDArray[Any] | None, error: str | None, top: int) -> Prediction:
+        if probabilities is None:
+            return Prediction(source, None, None, (), error)
+        order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
+        best = tuple((self.class_names_[i], float(probabilities[i])) for i in order)
+        return Prediction(source, best[0][0], best[0][1], best)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "head_"):
+            raise InputError(
+                "this FewShotClassifier is not fitted: call fit(images, labels) or FewShotClassifier.load(folder)"
+            )

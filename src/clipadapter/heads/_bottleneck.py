@@ -1,0 +1,77 @@
+"""The bottleneck of CLIP-Adapter and its residual blend (Gao et al., https://arxiv.org/abs/2110.04544)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import unit
+
+
+def blend(x: Tensor, adapted: Tensor, ratio: Tensor | float, renormalise: bool = True) -> Tensor:
+    """Residual blend, equations 3 and 4: ``ratio * adapted + (1 - ratio) * x``.
+
+    Args:
+        x: (n, d) features before the adapter.
+        adapted: (n, d) its output.
+        ratio: weight of the ADAPTED feature, alpha or beta of the paper.
+        renormalise: scale the result to unit length.
+
+    Returns:
+        (n, d).
+
+    >>> blend(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 0.25, renormalise=False)
+    tensor([[0.7500, 0.2500]])
+    """
+    mixed = ratio * adapted + (1 - ratio) * x
+    return unit(mixed) if renormalise else mixed
+
+
+def weaken(ratio: float, strength: float) -> float:
+    """A smaller ratio: the odds of adapted to original are multiplied by a strength of 0 to 1.
+
+    >>> weaken(0.6, 1.0), weaken(0.5, 0.0), round(weaken(0.5, 0.5), 4)
+    (0.6, 0.0, 0.3333)
+    """
+    return ratio if strength == 1 else strength * ratio / (1 - ratio + strength * ratio)
+
+
+@dataclass
+class Bottleneck:
+    """Two linear maps with a ReLU between them, equation 1: ``A(x) = ReLU(x W1) W2``.
+
+    Args:
+        down: (h, d).
+        up: (d, h).
+        down_bias: (h,) or None.
+        up_bias: (d,) or None.
+    """
+
+    down: Tensor
+    up: Tensor
+    down_bias: Tensor | None = None
+    up_bias: Tensor | None = None
+
+    @classmethod
+    def initial(cls, d: int, h: int, bias: bool, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
+        """Start of training: uniform in plus or minus 1 / sqrt(fan in), torch's default for linear layers."""
+
+        def uniform(*shape: int, fan_in: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
+
+        down, up = uniform(h, d, fan_in=d), uniform(d, h, fan_in=h)
+        return cls(down, up, *((uniform(h, fan_in=d), uniform(d, fan_in=h)) if bias else ()))
+
+    def __call__(self, x: Tensor, final_relu: bool = False) -> Tensor:
+        """(n, d) to (n, d); a second ReLU at the end if wished, as in the released code."""
+        hidden = torch.nn.functional.linear(x, self.down, self.down_bias).relu()  # (n, h)
+        out = torch.nn.functional.linear(hidden, self.up, self.up_bias)  # (n, d)
+        return out.relu() if final_relu else out
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors there are, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
