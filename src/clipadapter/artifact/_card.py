@@ -21,7 +21,8 @@ tags: [clip, few-shot]
 # A few-shot classifier of {len(config.class_names)} classes
 
 Head `{config.head.name}` on features of `{config.encoder.name}`.{note}
-Licence of the encoder's weights: {config.encoder.licence}. Fitted with {spread} pictures a class on {config.provenance.get("created", "an unknown day")}.
+Licence of the encoder's weights: {config.encoder.licence}.
+Fitted with {spread} pictures a class on {config.provenance.get("created", "an unknown day")}.
 
 ```python
 from clipadapter import FewShotClassifier

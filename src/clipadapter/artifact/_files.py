@@ -108,7 +108,7 @@ def write_artifact(
     if target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file():
         raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
     blobs = {
-        name: save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}) for name, arrays in files.items()
+        name: save_tensors({k: np.asarray(v, order="C") for k, v in arrays.items()}) for name, arrays in files.items()
     }
     parts = {name: _describe(blobs[name], files[name]) for name in files}
     text = config.model_copy(update={"files": parts}).model_dump_json(indent=1)
