@@ -177,12 +177,7 @@ class FewShotClassifier:
         return self._encoder
 
     def logits(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Scores (m, c) of pictures, columns in the order of ``class_names_``.
-
-        Raises:
-            ImageError: if a picture can't be read.
-            InputError: before `fit`.
-        """
+        """Scores (m, c) of pictures, columns in the order of ``class_names_``; raises ImageError for a bad one."""
         self._check_fitted()
         return self.head_.logits(self._extract(images, ViewSpec(), strict=True).features[:, 0])
 
@@ -200,9 +195,6 @@ class FewShotClassifier:
         Args:
             images: paths, PIL images or arrays.
             top: how many classes to name, at most all.
-
-        Raises:
-            InputError: before `fit`.
         """
         self._check_fitted()
         found = self._extract(images, ViewSpec(), strict=False)

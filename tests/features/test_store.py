@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
-from clipadapter.features import FeatureStore, default_cache_dir, feature_key
+from clipadapter.features import FeatureStore, feature_key
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -33,19 +32,6 @@ def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
             f"{path} is not the published file: its SHA-256 is {found}, not {sha256}: {_reinstall(package)}"
         )
     return io.BytesIO(data)
-
-
-def cache_dir() -> Path:
-    """The user's cache folder for this package; it need not exist."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local")))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path.home() / ".cache"
-    return base / "clipadapter"
 
 
 def write_whole(path: Path, data: bytes) -> None:

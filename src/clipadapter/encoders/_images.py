@@ -13,6 +13,11 @@ LONG_RATIO = 8
 """Pictures longer than this, side to side, are cut to their middle before they are scaled."""
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture itself if it is RGB, which a conversion would copy; else converted."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
     """Scale the short side to ``size`` and cut out the middle, as torchvision's Resize and CenterCrop do.
 

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from clipadapter.encoders._files import cache_dir, read_checked, write_whole
+from clipadapter.cache import default_cache_dir
+from clipadapter.encoders._files import read_checked, write_whole
 from clipadapter.errors import require
 from clipadapter.functional import unit
 
@@ -120,7 +121,7 @@ def load_bridge(tower: TextTower, weight: Tensor) -> Bridge:
         weight: (1000, d) the classifier of the picture tower.
     """
     facts = text_facts()
-    path = cache_dir() / f"lite-names-{facts}.safetensors"
+    path = default_cache_dir() / f"lite-names-{facts}.safetensors"
     kept = _read_names(path)
     if kept is None:
         kept = _embed_names(tower)
@@ -133,7 +134,7 @@ def load_bridge(tower: TextTower, weight: Tensor) -> Bridge:
 def _embed_names(tower: TextTower) -> dict[str, Tensor]:
     names = imagenet_names()
     with torch.inference_mode():
-        rows = [tower([template.format(name) for name in names], batch_size=64) for template in TEMPLATES]
+        rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
         centres = [each.mean(dim=0) for each in rows]
         centred = torch.stack([unit(each - centre) for each, centre in zip(rows, centres, strict=True)])
         return {"names": unit(centred.mean(dim=0)), "centre": torch.stack(centres).mean(dim=0)}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipadapter.encoders import _open_clip_load as load
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import LONG_RATIO, centre_square
+from clipadapter.encoders._images import LONG_RATIO, as_rgb, centre_square
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.errors import InputError
@@ -38,12 +38,12 @@ class OpenClipEncoder(Encoder):
     """
 
     def __init__(self, source: load.Source, device: str = "cpu") -> None:
-        import open_clip
+        from open_clip.transform import PreprocessCfg, image_transform_v2
 
         model, self._tokenizer = load.build(source)
         facts = dict(model.visual.preprocess_cfg)
-        config = open_clip.PreprocessCfg(**facts)
-        self._transform = open_clip.image_transform_v2(config, is_train=False)
+        config = PreprocessCfg(**facts)
+        self._transform = image_transform_v2(config, is_train=False)
         self._resize_mode = config.resize_mode
         bilinear = config.interpolation == "bilinear"
         self._resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
@@ -89,7 +89,7 @@ class OpenClipEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Open_clip's own transform for evaluation."""
-        return self._transform(self._bounded(image.convert("RGB")))
+        return self._transform(self._bounded(as_rgb(image)))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import centre_square, to_tensor
+from clipadapter.encoders._images import as_rgb, centre_square, to_tensor
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.errors import InputError
@@ -69,7 +69,7 @@ class ToyEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to 32, the middle of it, values to -1 .. 1."""
-        return to_tensor(centre_square(image.convert("RGB"), SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        return to_tensor(centre_square(as_rgb(image), SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 32, 32) to (n, 32)."""

@@ -3,7 +3,7 @@
 from clipadapter.features.export import FeatureRow, feature_rows, to_parquet
 from clipadapter.features.extract import Embedding, Extraction, embed, extract, parse_shard
 from clipadapter.features.feature_set import FeatureSet
-from clipadapter.features.store import FeatureStore, default_cache_dir, feature_key
+from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.text import encode_classes
 from clipadapter.features.views import ViewSpec, augment
 
@@ -15,7 +15,6 @@ __all__ = [
     "FeatureStore",
     "ViewSpec",
     "augment",
-    "default_cache_dir",
     "embed",
     "encode_classes",
     "extract",

@@ -7,14 +7,12 @@ transaction: a process that is killed loses what it had not put, and nothing els
 from __future__ import annotations
 
 import sqlite3
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
 
 FORMAT = 1
@@ -31,19 +30,6 @@ _CODES = {"float32": "<f4", "float16": "<f2"}
 _SCHEMA = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum INTEGER, value BLOB)"
 
 Vector = NDArray[np.floating[Any]]
-
-
-def default_cache_dir() -> Path:
-    """The user's cache folder for this package; it need not exist yet."""
-    if environ.get("XDG_CACHE_HOME"):
-        base = Path(environ["XDG_CACHE_HOME"])
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path.home() / ".cache"
-    return base / "clipadapter"
 
 
 def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float32") -> bytes:

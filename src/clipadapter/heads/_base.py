@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
+from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, column_or_1d
 from torch import Tensor
 from typing_extensions import Self
 
@@ -252,7 +252,7 @@ def _as_matrix(X: ArrayLike) -> Array:
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
     array = check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
-    return np.ascontiguousarray(array)
+    return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
 
 
 def _as_views(X: ArrayLike) -> Array:
@@ -267,6 +267,8 @@ def _as_views(X: ArrayLike) -> Array:
 
 def _as_labels(y: ArrayLike, n: int) -> Array:
     labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "f":
+        assert_all_finite(labels, input_name="y")
     with warnings.catch_warnings():
         # One shot a class looks like regression to scikit-learn, which warns; here it is the ordinary case.
         warnings.simplefilter("ignore", UserWarning)
@@ -281,7 +283,7 @@ def _positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArray[np
     if text is None:
         classes, positions = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
-            raise InputError(f"a classifier needs two classes or more, but all labels are {classes[0]!r}")
+            raise InputError(f"a classifier needs two classes or more, but y has one class: {classes[0]}")
         return classes, positions.astype(np.int64)
     order = {label: i for i, label in enumerate(text.labels)}
     missing = sorted({str(label) for label in labels if str(label) not in order})

@@ -62,7 +62,7 @@ class LinearProbe(Head):
         basis = torch.linalg.qr(X.T).Q if len(X) < X.shape[1] else torch.eye(X.shape[1], dtype=X.dtype)
         rows, labels = (X @ basis).numpy(), shots.labels
         self.C_ = self._choose(rows, labels) if self.C == "auto" else float(self.C)
-        weight, bias = self._regress(rows, labels.numpy(), self.C_, shots.n_classes)
+        weight, bias, self.n_iter_ = self._regress(rows, labels.numpy(), self.C_, shots.n_classes)
         self.weight_ = (torch.from_numpy(weight) @ basis.T).to(shots.X.dtype)
         self.bias_ = torch.from_numpy(bias).to(shots.X.dtype)
 
@@ -81,15 +81,15 @@ class LinearProbe(Head):
         for train, held in splits:
             target = labels[held]
             for i, C in enumerate(GRID):
-                weight, bias = self._regress(X[train.numpy()], labels[train].numpy(), C, c)
+                weight, bias, _ = self._regress(X[train.numpy()], labels[train].numpy(), C, c)
                 logits = torch.from_numpy(X[held.numpy()] @ weight.T + bias)
                 losses[i] += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         return GRID[int(losses.argmin())]
 
     def _regress(
         self, X: NDArray[np.float64], labels: NDArray[np.int64], C: float, n_classes: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weight (c, d) and bias (c,); float64, since L-BFGS works in the precision it is given."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+        """Weight (c, d), bias (c,) and iterations; float64, since L-BFGS works in the precision it is given."""
         model = LogisticRegression(C=C, max_iter=self.max_iter)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -100,4 +100,4 @@ class LinearProbe(Head):
             coef, intercept = np.vstack([-coef / 2, coef / 2]), np.hstack([-intercept / 2, intercept / 2])
         weight, bias = np.zeros((n_classes, X.shape[1])), np.full(n_classes, ABSENT)
         weight[seen], bias[seen] = coef, intercept
-        return weight, bias
+        return weight, bias, int(max(model.n_iter_))

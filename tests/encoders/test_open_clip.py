@@ -1,0 +1,298 @@
+"""open_clip's models give what open_clip gives, and whatever does not fit is refused."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from clipadapter.encoders import _open_clip_load, create_encoder
+from clipadapter.encoders._open_clip_load import find_tag, licence, weights_on_disk
+from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+
+FAMILIES = ["RN50", "ViT-B-32", "SigLIP"]
+TEXTS = ["a photo of a cat.", "A Photo of the BMW-X5!", "  two  spaces ", "word " * 100]
+
+
+@pytest.fixture
+def change(folders, tmp_path):
+    """A function that copies the tiny model and changes its configuration."""
+
+    def copy(**changes):
+        folder = shutil.copytree(folders["tiny"], tmp_path / "copy", dirs_exist_ok=True)
+        place = folder / "open_clip_config.json"
+        config = json.loads(place.read_text())
+        for key, value in changes.items():
+            config[key] |= value
+        place.write_text(json.dumps(config))
+        return f"open_clip:local-dir:{folder}"
+
+    return copy
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_open_clips_own(name, folders, opened, picture):
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folders[name]}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folders[name]}")
+    images = [picture(300, 200), picture(224, 224), picture(90, 400)]
+    with torch.no_grad():
+        pixels = torch.stack([transform(image) for image in images])
+        wanted_images = model.eval().encode_image(pixels)
+        wanted_texts = model.encode_text(tokenizer(TEXTS))
+    encoder = opened(name)
+    found = torch.stack([encoder.preprocess(image) for image in images])
+    torch.testing.assert_close(found, pixels, rtol=0, atol=0)
+    torch.testing.assert_close(encoder.encode_images(images), wanted_images, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(encoder.encode_text(TEXTS), wanted_texts, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "bias"), [("RN50", 1024, None), ("ViT-B-32", 512, None), ("SigLIP", 192, -7.25)]
+)
+def test_scale_and_bias_are_the_models(name, dim, bias, opened):
+    info = opened(name).info
+    assert (info.dim, info.image_size, info.logit_bias) == (dim, 224, bias)
+    assert info.logit_scale == pytest.approx(37.5)
+
+
+def test_siglip_texts_lose_case_and_marks_and_are_padded(opened):
+    rows = opened("SigLIP").encode_text(["A Photo, of a CAT!", "a photo of a cat", "a photo of a dog"])
+    torch.testing.assert_close(rows[0], rows[1])
+    assert not torch.allclose(rows[1], rows[2])
+
+
+def test_siglip_pictures_are_squashed(opened):
+    left = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 100, axis=0).repeat(200, axis=1)).convert("RGB")
+    pixels = opened("SigLIP").preprocess(left)
+    assert pixels[0, 100, 0] == -1 and pixels[0, 100, -1] == 1
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_strip_is_never_scaled_whole(mode, interpolation, change, picture, monkeypatch):
+    encoder = create_encoder(change(preprocess_cfg={"resize_mode": mode, "interpolation": interpolation}))
+    sizes = []
+    resize = Image.Image.resize
+
+    def watched(self, size, *args, **kwargs):
+        sizes.append(size)
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    for shape in ((5000, 1), (1, 5000), (3, 700)):
+        assert encoder.preprocess(picture(*shape)).shape == (3, 32, 32)
+    assert max(max(size) for size in sizes) <= 32
+
+
+def test_opening_draws_nothing_from_the_global_stream(folders):
+    before = torch.get_rng_state()
+    create_encoder(f"open_clip:local-dir:{folders['tiny']}")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocess_cfg": {"mean": [0.5, 0.5, 0.4]}},
+        {"preprocess_cfg": {"resize_mode": "squash"}},
+        {"model_cfg": {"quick_gelu": True}},
+    ],
+)
+def test_fingerprint_knows_architecture_and_preprocessing(changes, change, opened):
+    assert create_encoder(change()).info.fingerprint == opened("tiny").info.fingerprint
+    assert create_encoder(change(**changes)).info.fingerprint != opened("tiny").info.fingerprint
+
+
+def test_fingerprint_knows_the_weights(change, opened, write_model, folders, tmp_path):
+    config = json.loads((folders["tiny"] / "open_clip_config.json").read_text())
+    other = write_model(tmp_path / "other", config["model_cfg"], config["preprocess_cfg"], seed=1)
+    assert create_encoder(f"open_clip:local-dir:{other}").info.fingerprint != opened("tiny").info.fingerprint
+
+
+def test_fingerprint_knows_the_tokenizer(opened):
+    encoder = opened("tiny")
+    prints = {
+        _open_clip_load.fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
+        for tokenizer in (lambda texts: torch.zeros(1), lambda texts: torch.ones(1), encoder._tokenizer)
+    }
+    assert len(prints) == 3
+
+
+def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, opened, tmp_path, monkeypatch):
+    repo = tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert not weights_on_disk("ViT-B-32", "laion2b_s34b_b79k")
+    name = "open_clip_model.safetensors"
+    (repo / "snapshots" / "abc" / name).symlink_to(folders["ViT-B-32"] / name)
+    assert weights_on_disk("ViT-B-32", "laion2b_s34b_b79k")
+
+    info = create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k").info
+    assert (info.name, info.licence) == ("open_clip:ViT-B-32/laion2b_s34b_b79k", "MIT")
+    assert info.fingerprint == opened("ViT-B-32").info.fingerprint
+
+    auto = create_encoder("auto").info
+    assert auto.name == "open_clip:ViT-B-32/laion2b_s34b_b79k"
+    assert "its weights are on this machine" in auto.note
+
+
+def test_a_tag_brings_its_own_preprocessing(monkeypatch):
+    monkeypatch.setattr(_open_clip_load, "cached_file", lambda repo, names: "weights.safetensors")
+    source = find_tag("ViT-B-16-SigLIP2-256", "webli")
+    assert source.licence == "Apache-2.0"
+    assert source.preprocess["resize_mode"] == "squash"
+    assert source.preprocess["mean"] == (0.5, 0.5, 0.5)
+
+
+def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(_open_clip_load, "hub_answers", lambda repo, name: False)
+    monkeypatch.setattr(_open_clip_load, "cached_file", lambda repo, names: None)
+    with pytest.raises(EncoderUnavailableError) as error:
+        create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")
+    assert all(word in str(error.value) for word in ("hub", "open_clip:local-dir:PATH", "lite"))
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch):
+    def fail(facts):
+        raise FileNotFoundError("disk full")
+
+    monkeypatch.setattr(_open_clip_load, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(_open_clip_load, "cached_file", lambda repo, names: None)
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    with pytest.raises(EncoderUnavailableError, match=r"disk full.*open_clip:local-dir:PATH"):
+        create_encoder("open_clip:RN50-quickgelu/openai")
+
+
+@pytest.mark.parametrize(
+    ("uri", "hint"),
+    [
+        ("open_clip:ViT-B-23/openai", "Did you mean 'ViT-B-32'"),
+        ("open_clip:ViT-B-32/laion2b_s34b_b97k", "Did you mean 'laion2b_s34b_b79k'"),
+    ],
+)
+def test_unknown_names_are_told_what_comes_close(uri, hint):
+    with pytest.raises(UnknownNameError, match=hint):
+        create_encoder(uri)
+
+
+@pytest.mark.parametrize("uri", ["open_clip", "open_clip:ViT-B-32", "open_clip:/openai", "open_clip:ViT-B-32/"])
+def test_a_name_without_weights_is_refused(uri):
+    with pytest.raises(InputError, match="open_clip:MODEL/TAG"):
+        create_encoder(uri)
+
+
+def test_weights_of_another_activation_are_refused():
+    with pytest.raises(InputError, match="say open_clip:ViT-B-32-quickgelu/openai"):
+        create_encoder("open_clip:ViT-B-32/openai")
+
+
+def test_listing_names_only_what_can_be_opened():
+    lines = {line.name: line for line in OpenClipEncoder.listing()}
+    assert lines["open_clip:ViT-B-32/laion2b_s34b_b79k"].dim == 512
+    assert lines["open_clip:ViT-B-16-SigLIP/webli"].licence == "Apache-2.0"
+    assert lines["open_clip:RN50-quickgelu/openai"].licence == "MIT"
+    assert "open_clip:RN50/openai" not in lines
+
+
+@pytest.mark.parametrize(
+    ("tag", "repo", "wanted"),
+    [
+        ("laion400m_e32", "timm/vit_base_patch32_clip_224.laion400m_e32", "MIT"),
+        ("datacompdr", "apple/MobileCLIP-S1-OpenCLIP", "apple-amlr"),
+        ("metaclip_400m", "timm/vit_base_patch32_clip_224.metaclip_400m", "CC-BY-NC-4.0"),
+        ("v1", "visheratin/nllb-clip-base-oc", "unknown"),
+    ],
+)
+def test_licence_is_the_makers_or_unknown(tag, repo, wanted):
+    assert licence(tag, repo) == wanted
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_malicious_checkpoint_is_not_run(folders, tmp_path):
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    shutil.copy(folders["tiny"] / "open_clip_config.json", folder)
+    (folder / "open_clip_pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "harm")))
+    with pytest.raises(EncoderUnavailableError, match="can't be loaded"):
+        create_encoder(f"open_clip:local-dir:{folder}")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_checkpoint_in_torchs_format_is_read(folders, opened, tmp_path):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    shutil.copy(folders["tiny"] / "open_clip_config.json", folder)
+    torch.save(load_file(folders["tiny"] / "open_clip_model.safetensors"), folder / "open_clip_pytorch_model.bin")
+    fingerprint = create_encoder(f"open_clip:local-dir:{folder}").info.fingerprint
+    assert fingerprint == opened("tiny").info.fingerprint
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    for path in (tmp_path / "none", ""):
+        with pytest.raises(EncoderUnavailableError, match="there is no folder"):
+            create_encoder(f"open_clip:local-dir:{path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "readable open_clip_config.json"),
+        ("{", "readable open_clip_config.json"),
+        ("[]", "preprocess_cfg"),
+        ('{"model_cfg": {}}', "preprocess_cfg"),
+        ('{"model_cfg": {}, "preprocess_cfg": {"mean": [0, 0, 0]}}', "preprocess_cfg"),
+        ('{"model_cfg": {}, "preprocess_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1]}}', "no weights"),
+    ],
+)
+def test_an_incomplete_folder_is_refused(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "open_clip_config.json").write_text(text)
+    with pytest.raises(EncoderUnavailableError, match=message):
+        create_encoder(f"open_clip:local-dir:{tmp_path}")
+
+
+def test_cut_weights_are_refused(change):
+    uri = change()
+    path = Path(uri.removeprefix("open_clip:local-dir:")) / "open_clip_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(EncoderUnavailableError, match="can't be loaded"):
+        create_encoder(uri)
+
+
+def test_weights_of_another_shape_are_refused(change):
+    with pytest.raises(EncoderUnavailableError, match="can't be loaded"):
+        create_encoder(change(model_cfg={"embed_dim": 64}))
+
+
+def test_a_vocabulary_without_its_tokenizer_is_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["SigLIP"], tmp_path / "copy")
+    place = folder / "open_clip_config.json"
+    config = json.loads(place.read_text())
+    del config["model_cfg"]["text_cfg"]["hf_tokenizer_name"], config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]
+    place.write_text(json.dumps(config))
+    with pytest.raises(EncoderUnavailableError, match="hf_tokenizer_name"):
+        create_encoder(f"open_clip:local-dir:{folder}")
+
+
+def test_pictures_that_are_not_square_are_refused(change):
+    vision = {"image_size": [32, 64], "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    with pytest.raises(InputError, match="32 x 64"):
+        create_encoder(change(model_cfg={"vision_cfg": vision}))

@@ -1,0 +1,69 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.heads import ClassText, create_head
+from clipadapter.testing import toy_features
+
+
+def test_class_text_rows_have_length_one_and_are_frozen():
+    text = ClassText(["a", "b"], [[3.0, 4.0], [0.0, 2.0]])
+    np.testing.assert_allclose(text.embeddings, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
+    with pytest.raises(AttributeError, match="frozen"):
+        text.labels = ("x",)
+    with pytest.raises(ValueError, match="read-only"):
+        text.embeddings[0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "words"),
+    [
+        (["a"], [[1.0], [2.0]], "one row for each of 1 names"),
+        (["a", "a"], [[1.0], [2.0]], "more than once: a"),
+        (["a", "b"], [[1.0], [0.0]], "class text of b is zero"),
+        (["a", "b"], [[np.nan], [1.0]], "class text of a"),
+    ],
+)
+def test_bad_class_text_is_named(labels, rows, words):
+    with pytest.raises(InputError, match=words):
+        ClassText(labels, rows)
+
+
+def test_class_text_survives_copying_between_processes():
+    text = ClassText(["a", "b"], np.eye(2), logit_scale=12.0)
+    again = pickle.loads(pickle.dumps(text))
+    assert again.labels == text.labels
+    assert again.logit_scale == 12.0
+
+
+def test_zero_shot_is_the_scaled_cosine_by_hand():
+    text = ClassText(["a", "b"], [[1.0, 0.0], [0.6, 0.8]], logit_scale=10.0)
+    head = create_head("zero-shot").fit([[5.0, 0.0]], ["a"], text=text)
+    np.testing.assert_allclose(head.logits([[0.0, 3.0]]), [[0.0, 8.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["intruder", "logits", "__class__", "predict_"])
+def test_state_with_foreign_names_is_refused_or_harmless(name):
+    X, y, text = toy_features()
+    fitted = create_head("zero-shot").fit(X, y, text=text)
+    state = {**fitted.state(), name: np.zeros(2)}
+    if name == "predict_":
+        create_head("zero-shot").load_state(state, text.labels, X.shape[1])
+        return
+    with pytest.raises(ArtifactError, match="no head learns"):
+        create_head("zero-shot").load_state(state, text.labels, X.shape[1])
+
+
+def test_state_of_another_shape_is_refused():
+    X, y, text = toy_features()
+    state = create_head("zero-shot").fit(X, y, text=text).state()
+    state["weight_"] = state["weight_"][:, :-1]
+    with pytest.raises(ArtifactError, match="don't fit"):
+        create_head("zero-shot").load_state(state, text.labels, X.shape[1])
+
+
+def test_an_unknown_parameter_is_an_input_error():
+    with pytest.raises(InputError, match="'clip-adapter'.*alhpa"):
+        create_head("clip-adapter", alhpa=1)

@@ -1,0 +1,235 @@
+"""CLIP-Adapter against its published formula, written out in plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
+from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+D, CLASSES, SCALE = 8, 3, 30.0
+
+
+def relu(v):
+    return [max(x, 0.0) for x in v]
+
+
+def product(matrix, v):
+    return [sum(m * x for m, x in zip(row, v, strict=True)) for row in matrix]
+
+
+def length_one(v):
+    norm = math.sqrt(sum(x * x for x in v))
+    return [x / norm for x in v]
+
+
+def plain_logits(x, down, up, text, alpha, second_relu):
+    """Equations 1, 3 and 5 of the paper for one raw feature; the released code has the second ReLU."""
+    adapted = product(up, relu(product(down, x)))
+    if second_relu:
+        adapted = relu(adapted)
+    mixed = length_one([alpha * a + (1 - alpha) * b for a, b in zip(adapted, x, strict=True)])
+    return [SCALE * sum(m * t for m, t in zip(mixed, length_one(row), strict=True)) for row in text]
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((12, D)) + 0.5
+    return {
+        "X": X * rng.uniform(8, 12, (12, 1)),
+        "y": np.array([f"class {i % CLASSES}" for i in range(12)]),
+        "text": ClassText([f"class {i}" for i in range(CLASSES)], rng.standard_normal((CLASSES, D)), SCALE),
+        "down": rng.uniform(-0.5, 0.5, (2, D)),
+        "up": rng.uniform(-0.5, 0.5, (D, 2)),
+    }
+
+
+def started(head, case):
+    """The head with given start weights instead of drawn ones."""
+    start = Bottleneck(torch.tensor(case["down"]), torch.tensor(case["up"]))
+    head._initial = lambda *_: Bottleneck(start.down.clone(), start.up.clone())
+    return head
+
+
+@pytest.mark.parametrize("second_relu", [False, True])
+@pytest.mark.parametrize("input_norm", [False, True])
+def test_logits_are_the_papers_formula(case, second_relu, input_norm):
+    head = ClipAdapter(alpha=0.3, final_relu=second_relu, input_norm=input_norm, epochs=0, hidden=2)
+    fitted = started(head, case).fit(case["X"], case["y"], text=case["text"])
+    expected = [
+        plain_logits(list(x), case["down"], case["up"], case["text"].embeddings.tolist(), 0.3, second_relu)
+        for x in case["X"]
+    ]
+    # Without biases the adapter grows with its input, so that raw and unit-length features give the same.
+    np.testing.assert_allclose(fitted.logits(case["X"]), expected, atol=1e-5)
+
+
+def official_by_hand(case, steps, lr, momentum=0.9, decay=5e-4, alpha=0.2):
+    """The released recipe at a constant rate, full batch: gradients by central differences, SGD by its definition."""
+    weights = [case["down"].copy(), case["up"].copy()]
+    velocity = [np.zeros_like(w) for w in weights]
+    target = [int(label[-1]) for label in case["y"]]
+    text = case["text"].embeddings.astype(float).tolist()
+
+    def loss():
+        total = 0.0
+        for x, t in zip(case["X"], target, strict=True):
+            logits = plain_logits(list(x), weights[0], weights[1], text, alpha, True)
+            top = max(logits)
+            total += top + math.log(sum(math.exp(z - top) for z in logits)) - logits[t]
+        return total / len(target)
+
+    for _ in range(steps):
+        gradients = []
+        for w in weights:
+            g = np.zeros_like(w)
+            for i in np.ndindex(*w.shape):
+                kept, h = w[i], 1e-6
+                w[i] = kept + h
+                above = loss()
+                w[i] = kept - h
+                g[i] = (above - loss()) / (2 * h)
+                w[i] = kept
+            gradients.append(g + decay * w)
+        for w, v, g in zip(weights, velocity, gradients, strict=True):
+            v *= momentum
+            v += g
+            w -= lr * v
+    return weights
+
+
+def test_official_training_is_plain_sgd_on_the_released_formula(case):
+    head = ClipAdapter.official(hidden=2, lr=0.05, schedule="constant", warmup_epochs=0, epochs=3)
+    fitted = started(head, case).fit(case["X"], case["y"], text=case["text"])
+    down, up = official_by_hand(case, steps=3, lr=0.05)
+    np.testing.assert_allclose(fitted.down_.numpy(), down, atol=1e-5)
+    np.testing.assert_allclose(fitted.up_.numpy(), up, atol=1e-5)
+
+
+def test_official_output_of_the_adapter_is_not_negative(case):
+    fitted = ClipAdapter.official(epochs=2).fit(case["X"], case["y"], text=case["text"])
+    adapted = Bottleneck(fitted.down_, fitted.up_)(torch.tensor(case["X"]), fitted.final_relu)
+    assert (adapted >= 0).all()
+
+
+@pytest.mark.parametrize("branch", ["visual", "text", "both"])
+def test_ratio_zero_is_zero_shot(branch):
+    X, y, text = toy_features()
+    fitted = ClipAdapter(branch=branch, alpha=0, beta=0, epochs=5).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(X), ZeroShot().fit(X, y, text=text).logits(X), atol=1e-5)
+
+
+def test_zero_init_starts_at_zero_shot():
+    X, y, text = toy_features()
+    fitted = ClipAdapter(alpha=0.5, zero_init=True, epochs=0).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(X), ZeroShot().fit(X, y, text=text).logits(X), atol=1e-5)
+
+
+def test_text_branch_blends_the_class_weights(case):
+    fitted = started(ClipAdapter(branch="text", beta=0.4, epochs=0, hidden=2), case).fit(
+        case["X"], case["y"], text=case["text"]
+    )
+    for row, weight in zip(case["text"].embeddings.tolist(), fitted.weight_.tolist(), strict=True):
+        adapted = product(case["up"], relu(product(case["down"], row)))
+        expected = length_one([0.4 * a + 0.6 * t for a, t in zip(adapted, row, strict=True)])
+        np.testing.assert_allclose(weight, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("reduction", "hidden", "width"), [(4, None, 4), (1, None, 16), (32, None, 1), (4, 7, 7)])
+def test_bottleneck_width(reduction, hidden, width):
+    X, y, text = toy_features(d=16)
+    fitted = ClipAdapter(reduction=reduction, hidden=hidden, alpha=0.2, epochs=1).fit(X, y, text=text)
+    assert fitted.down_.shape == (width, 16)
+    assert fitted.up_.shape == (16, width)
+
+
+def test_learned_ratio_moves_from_its_start():
+    X, y, text = toy_features(noise=2.0)
+    fitted = ClipAdapter(alpha="learned", steps=50, lr=0.05).fit(X, y, text=text)
+    assert 0 < fitted.alpha_ < 1
+    assert abs(fitted.alpha_ - 0.2) > 1e-3
+
+
+def test_auto_trusts_text_that_is_right_more_than_text_that_is_wrong():
+    X, y, text = toy_features((8, 8, 8), d=32, noise=2.0)
+    wrong = ClassText(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
+    right_ratio, wrong_ratio = (ClipAdapter().fit(X, y, text=t).alpha_ for t in (text, wrong))
+    assert right_ratio < wrong_ratio
+
+
+def test_auto_at_one_shot_follows_the_confidence_of_zero_shot():
+    # Two unit features at 60 degrees to each other's class: zero-shot's probability of the truth by hand.
+    text = ClassText(["a", "b"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
+    X = [[1.0, 0.0], [0.0, 1.0]]
+    truth = math.exp(1) / (math.exp(1) + 1)
+    fitted = ClipAdapter().fit(X, ["a", "b"], text=text)
+    strength = math.sqrt(1 - truth)
+    assert fitted.alpha_ == pytest.approx(0.4 * strength / (0.6 + 0.4 * strength), rel=1e-5)
+
+
+def test_views_are_used_in_training():
+    X, y, text = toy_features()
+    rng = np.random.default_rng(0)
+    views = np.stack([X, X + rng.standard_normal(X.shape).astype(np.float32)], axis=1)
+    plain, augmented = (ClipAdapter(alpha=0.2).fit(data, y, text=text).logits(X) for data in (X, views))
+    assert np.abs(plain - augmented).max() > 1e-2
+
+
+def test_the_loss_falls():
+    X, y, text = toy_features(noise=2.0)
+    losses = [ClipAdapter(alpha=0.4, epochs=epochs).fit(X, y, text=text).loss_ for epochs in (1, 100)]
+    assert losses[1] < losses[0] / 2
+
+
+def test_bias_makes_raw_and_unit_input_differ():
+    X, y, text = toy_features()
+    raw, unit = (ClipAdapter(alpha=0.4, bias=True, input_norm=n).fit(X, y, text=text).logits(X) for n in (False, True))
+    assert np.abs(raw - unit).max() > 1e-2
+
+
+def test_output_norm_off_keeps_the_length_of_the_blend(case):
+    head = ClipAdapter(alpha=0.3, epochs=0, hidden=2, input_norm=False, output_norm=False)
+    fitted = started(head, case).fit(case["X"], case["y"], text=case["text"])
+    x = list(case["X"][0])
+    adapted = product(case["up"], relu(product(case["down"], x)))
+    mixed = [0.3 * a + 0.7 * b for a, b in zip(adapted, x, strict=True)]
+    expected = [SCALE * sum(m * t for m, t in zip(mixed, row, strict=True)) for row in case["text"].embeddings.tolist()]
+    np.testing.assert_allclose(fitted.logits(case["X"][:1])[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"branch": "image"}, "branch must be one of visual, text, both"),
+        ({"alpha": 1.5}, "alpha must be 0 to 1"),
+        ({"alpha": "best"}, "alpha must be 0 to 1, 'learned' or 'auto'"),
+        ({"beta": -1}, "beta must be 0 to 1"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd"),
+        ({"schedule": "linear"}, "schedule must be one of"),
+        ({"lr": 0}, "lr must be positive"),
+        ({"zero_init": True, "final_relu": True}, "never trains"),
+        ({"alpha": 0.5, "lr": 1e30, "optimizer": "sgd", "output_norm": False}, "training diverged"),
+    ],
+)
+def test_bad_parameters_are_named(params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        ClipAdapter(**params).fit(X, y, text=text)
+
+
+def test_blend_weighs_the_adapted_feature():
+    x, adapted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+    assert blend(x, adapted, 0.25, renormalise=False).tolist() == [[0.75, 0.75]]
+    np.testing.assert_allclose(blend(x, adapted, 0.25), [[math.sqrt(0.5), math.sqrt(0.5)]])
+
+
+def test_weaken_scales_the_odds():
+    ratio = weaken(0.4, 0.5)
+    assert ratio / (1 - ratio) == pytest.approx(0.5 * 0.4 / 0.6)

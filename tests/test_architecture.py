@@ -1,0 +1,94 @@
+"""Imports go down the floors. The files are parsed, not imported: an upward import would end collection first."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
+FLOORS = [
+    {"errors"},
+    {"registry", "functional", "metrics", "cache"},
+    {"data", "encoders", "heads"},
+    {"features"},
+    {"artifact"},
+    {"classifier"},
+    {"bench", "testing"},
+    {"cli"},
+]
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """First-level parts of the package that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            names = [node.module or ""]
+            if node.module == "clipadapter":
+                names = [f"clipadapter.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("clipadapter.")}
+    return found - {"__version__"}
+
+
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down(path):
+    here = part(path)
+    for other in imported(path) - {here}:
+        assert FLOOR[other] < FLOOR[here], f"{here} (floor {FLOOR[here]}) imports {other} (floor {FLOOR[other]})"
+
+
+def test_every_part_has_a_floor():
+    assert {part(path) for path in MODULES} <= set(FLOOR)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_stays_below_300_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize("family", ["heads", "encoders"])
+def test_a_member_is_named_in_its_own_file_only(family):
+    """The one-file rule: no other module imports a member by its module's name."""
+    members = {path.stem for path in (SOURCE / family).glob("[!_]*.py")}
+    for path in MODULES:
+        if path.stem in members and path.parent.name == family:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"clipadapter.{family}."):
+                assert node.module.split(".")[2] not in members, f"{path} imports {node.module}"
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    forbidden = {"pickle", "joblib", "dill", "shelve", "marshal"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not forbidden & {alias.name.split(".")[0] for alias in node.names}, path
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in forbidden, path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "compile", "__import__"}, f"{path}:{node.lineno}"
+                if called == "torch.load":
+                    assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
+                assert "allow_pickle=True" not in ast.unparse(node), f"{path}:{node.lineno}"
+
+
+def test_library_code_does_not_print():
+    for path in MODULES:
+        if part(path) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Call) and ast.unparse(node.func) == "print"), f"{path}:{node.lineno}"

@@ -1,0 +1,155 @@
+"""The whole way: pictures in, class names out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter import FewShotClassifier, list_heads
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import DataError, FingerprintError, ImageError, InputError, UnknownNameError
+from clipadapter.heads.clip_adapter import ClipAdapter
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
+
+
+def squares(each=4, seed=0):
+    """Noisy coloured squares and their names."""
+    rng = np.random.default_rng(seed)
+    images, labels = [], []
+    for name, colour in COLOURS.items():
+        for _ in range(each):
+            noise = rng.integers(-25, 26, (16, 16, 3))
+            images.append(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+            labels.append(name)
+    return images, labels
+
+
+def model(**params):
+    return FewShotClassifier(**{"encoder": "toy", "cache": None, **params})
+
+
+@pytest.mark.parametrize("head", list_heads())
+def test_every_head_learns_colours_and_survives_saving(head, tmp_path):
+    images, labels = squares()
+    queries, truth = squares(seed=1)
+    fitted = model(head=head).fit(images, labels)
+    assert fitted.predict(queries) == truth
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
+
+
+def test_paths_pictures_and_arrays_give_the_same_answer(tmp_path):
+    images, labels = squares()
+    fitted = model().fit(images, labels)
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    forms = [images[0], Image.fromarray(images[0]), tmp_path / "a.png", str(tmp_path / "a.png")]
+    probabilities = fitted.predict_proba(forms)
+    np.testing.assert_array_equal(probabilities, np.repeat(probabilities[:1], 4, axis=0))
+
+
+def test_probabilities_are_the_softmax_of_the_logits():
+    images, labels = squares()
+    fitted = model().fit(images, labels)
+    logits = fitted.logits(images).astype(float)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(fitted.predict_proba(images), expected, rtol=1e-6)
+
+
+def test_a_bad_picture_costs_only_its_own_answer(tmp_path):
+    images, labels = squares()
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    fitted = model().fit([*images, tmp_path / "bad.jpg"], [*labels, "red"])
+    assert fitted.support_.provenance["skipped"] == [(str(tmp_path / "bad.jpg"), "file is empty")]
+    answers = fitted.classify([images[0], tmp_path / "bad.jpg", images[-1]], top=2)
+    assert [answer.label for answer in answers] == ["red", None, "blue"]
+    assert answers[1].error == "file is empty"
+    assert [len(answer.top) for answer in answers] == [2, 0, 2]
+    with pytest.raises(ImageError, match="bad.jpg"):
+        fitted.predict([tmp_path / "bad.jpg"])
+    with pytest.raises(ImageError, match="bad.jpg"):
+        model(strict=True).fit([*images, tmp_path / "bad.jpg"], [*labels, "red"])
+
+
+def test_a_class_without_a_shot_answers_by_its_text():
+    images, labels = squares()
+    rows = [i for i, label in enumerate(labels) if label != "green"]
+    fitted = model(head="zero-shot").fit(
+        [images[i] for i in rows], [labels[i] for i in rows], class_names=["blue", "green", "red"]
+    )
+    assert fitted.class_names_ == ("blue", "green", "red")
+    green = labels.index("green")
+    assert fitted.predict([images[green]]) == ["green"]
+
+
+def test_the_second_fit_computes_no_feature(tmp_path):
+    images, labels = squares()
+    store = tmp_path / "features.sqlite"
+    assert model(cache=store).fit(images, labels).support_.provenance["computed"] == len(images)
+    assert model(cache=store).fit(images, labels).support_.provenance["computed"] == 0
+
+
+def test_the_same_seed_gives_the_same_model():
+    images, labels = squares()
+    first, second = (model(views=3, seed=4).fit(images, labels).logits(images) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_another_encoder_is_refused(tmp_path):
+    images, labels = squares()
+    folder = model().fit(images, labels).save(tmp_path / "model")
+    other = create_encoder("toy")
+    other.info = dataclasses.replace(other.info, fingerprint="0" * 64)
+    with pytest.raises(FingerprintError, match="fit again"):
+        FewShotClassifier.load(folder, encoder=other)
+
+
+def test_parameters_reach_the_head():
+    fitted = model(head="clip-adapter", head_params={"alpha": 0.3}, seed=7).fit(*squares())
+    assert fitted.head_.alpha_ == 0.3
+    assert fitted.head_.seed == 7
+    own = ClipAdapter(alpha=0.1)
+    assert model(head=own).fit(*squares()).head_ is own
+
+
+def test_descriptions_replace_templates():
+    fitted = model(templates="a {}.", descriptions={"red": ["the colour of blood"]}).fit(*squares())
+    assert fitted.prompts_ == {"blue": ["a blue."], "green": ["a green."], "red": ["the colour of blood"]}
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "words"),
+    [
+        (lambda: model().predict([]), InputError, "not fitted"),
+        (lambda: model().fit(squares()[0], ["red"]), InputError, "12 pictures but 1 labels"),
+        (lambda: model().fit(squares()[0][:4], ["red"] * 4), InputError, "two classes or more, but got red"),
+        (lambda: model().fit([], []), InputError, "two classes or more, but got none"),
+        (lambda: model().fit(["no.jpg", "file.jpg"], ["a", "b"]), DataError, "none of the 2 pictures can be read"),
+        (lambda: model(head="tip-adaptr").fit(*squares()), UnknownNameError, "no head is called"),
+        (lambda: model(head="clip-adaptr").fit(*squares()), UnknownNameError, "Did you mean 'clip-adapter'"),
+        (lambda: model(encoder="open-clip:x").fit(*squares()), UnknownNameError, "Did you mean 'open_clip'"),
+        (lambda: model(templates="imagenett").fit(*squares()), UnknownNameError, "imagenet"),
+        (lambda: model(head_params={"alhpa": 1}).fit(*squares()), InputError, "alhpa"),
+        (lambda: model(head=ClipAdapter(), head_params={"alpha": 1}).fit(*squares()), InputError, "head_params"),
+        (lambda: model(descriptions={"rad": ["x"]}).fit(*squares()), InputError, "rad"),
+        (lambda: model().fit(*squares(), class_names=["red", "blue"]), InputError, "green"),
+    ],
+)
+def test_bad_input_is_named(action, error, words):
+    with pytest.raises(error, match=words):
+        action()
+
+
+@pytest.mark.slow
+def test_a_real_fit_on_lite_tells_fabrics_apart():
+    from clipadapter.data import textiles
+
+    data = textiles()
+    rows = {name: [i for i, label in enumerate(data.labels) if label == name] for name in data.class_names}
+    shots = [i for name in rows for i in rows[name][:12]]
+    queries = [i for name in rows for i in rows[name][100:125]]
+    fitted = FewShotClassifier("lite").fit([data.paths[i] for i in shots], [data.labels[i] for i in shots])
+    predicted = fitted.predict([data.paths[i] for i in queries])
+    hits = np.mean([data.labels[i] == label for i, label in zip(queries, predicted, strict=True)])
+    assert hits > 0.5  # chance is one third
