@@ -14,7 +14,7 @@ FLOORS = [
     {"artifact"},
     {"classifier"},
     {"bench", "testing"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -38,9 +38,13 @@ def record(n, n_views=1, **changes):
 
 
 def test_steps_make_as_many_epochs_as_needed():
-    assert len(record(8, steps=10)[0]) == 10
-    assert len(record(8, steps=11)[0]) == 12
+    assert len(record(8, steps=50)[0]) == 50
+    assert len(record(8, steps=51)[0]) == 52
     assert len(record(8, epochs=3)[0]) == 6
+
+
+def test_epochs_that_are_not_given_are_at_least_twenty():
+    assert len(record(40, steps=10)[0]) == 20 * 10
 
 
 def test_an_epoch_takes_each_row_at_most_once_and_leaves_out_an_incomplete_batch():

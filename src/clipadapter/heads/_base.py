@@ -34,7 +34,7 @@ class ClassText:
 
     Args:
         labels: class names, each once; their order is the order of the logits.
-        embeddings: (c, d) text features, one row a class; stored as unit float32 rows.
+        embeddings: (c, d) text features, one row a class; stored as unit rows, float32 unless a float64 array came.
         logit_scale: ``exp(logit_scale)`` of the encoder; 100 is what CLIP's released checkpoints have.
         logit_bias: added to the logits by sigmoid-loss models, else None.
 
@@ -73,7 +73,8 @@ class ClassText:
             raise InputError(f"class text of {', '.join(bad)} is zero or not finite")
         if not logit_scale > 0:
             raise InputError(f"logit_scale must be positive, but is {logit_scale}")
-        array = (rows / norm).astype(np.float32)
+        exact = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
+        array = rows / norm if exact else (rows / norm).astype(np.float32)
         array.flags.writeable = False
         for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale)), strict=True):
             object.__setattr__(self, name, value)

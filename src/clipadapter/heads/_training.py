@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from clipadapter.errors import InputError
 
 OPTIMIZERS = ("adamw", "sgd")
+MIN_EPOCHS = 20
 SCHEDULES = ("cosine", "cosine-epoch", "constant")
 
 
@@ -27,7 +28,7 @@ class Recipe:
         weight_decay: decoupled for AdamW, L2 for SGD.
         schedule: "cosine" falls to zero step by step, "cosine-epoch" epoch by epoch, "constant" stays.
         warmup_epochs: first epochs at a constant rate of 1e-5, as in CoOp's recipe.
-        epochs: passes over the shots; None for as many as make ``steps``.
+        epochs: passes over the shots; None for as many as make ``steps``, and at least 20.
         steps: optimizer steps if ``epochs`` is None.
         batch_size: rows a step; a last incomplete batch is left out, each epoch shuffles anew.
         seed: of the shuffling and of the choice of views.
@@ -93,7 +94,8 @@ def minimise(
     """
     batch = min(recipe.batch_size, n)
     steps_per_epoch = n // batch
-    epochs = recipe.epochs if recipe.epochs is not None else math.ceil(recipe.steps / steps_per_epoch)
+    enough = max(MIN_EPOCHS, math.ceil(recipe.steps / steps_per_epoch))
+    epochs = enough if recipe.epochs is None else recipe.epochs
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = _optimizer(parameters, recipe)
     value = torch.zeros(())

@@ -63,8 +63,8 @@ class ClipAdapter(Head):
         weight_decay: decoupled for AdamW, L2 for SGD.
         schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
-        epochs: passes over the shots; None for as many as make ``steps`` steps.
-        steps: optimizer steps if ``epochs`` is None.
+        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
+        steps: fewest optimizer steps if ``epochs`` is None.
         batch_size: shots a step.
         folds: number of folds for "auto".
         seed: of initialisation, shuffling and folds.

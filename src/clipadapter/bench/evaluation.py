@@ -1,0 +1,149 @@
+"""A saved model on a test part, beside zero-shot and a linear probe that saw the same shots."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sklearn.base import clone
+
+from clipadapter.bench.comparison import features_of, shared_rows, write_text
+from clipadapter.bench.plots import confusion_matrix, learning_curve
+from clipadapter.bench.protocol import BASELINES, few_shot, registered_name
+from clipadapter.bench.run import Run, library_versions
+from clipadapter.bench.score import Score, check_labels, score
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import Dataset
+from clipadapter.features import FeatureSet
+from clipadapter.heads import Head, create_head
+
+
+@dataclass(frozen=True, eq=False)
+class ModelEvaluation:
+    """What `evaluate_model` gives.
+
+    Args:
+        head: the model's head.
+        data: name of the data.
+        n_test: test pictures that could be read.
+        model: figures of the model.
+        baselines: figures of zero-shot, and of the linear probe if the model has its shots.
+        skipped: (name, reason) of test pictures that can't be read.
+        among_shots: how many test pictures are shots of the model.
+        curve: records of fits on fewer of the model's shots; empty if there is one shot a class or none was kept.
+        facts: what else is worth writing down.
+    """
+
+    head: str
+    data: str
+    n_test: int
+    model: Score
+    baselines: dict[str, Score]
+    skipped: list[tuple[str, str]]
+    among_shots: int
+    curve: list[Run]
+    facts: dict[str, Any]
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The model first, then the baselines."""
+        return {f"this model ({self.head})": self.model, **self.baselines}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "head": self.head,
+            "data": self.data,
+            "n_test": self.n_test,
+            "skipped": [{"path": name, "reason": reason} for name, reason in self.skipped],
+            "among_shots": self.among_shots,
+            "model": {**self.model.evaluation.to_dict(), "log_loss": self.model.log_loss},
+            "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
+            "curve": [run.model_dump() for run in self.curve],
+            **self.facts,
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``metrics.json``, ``confusion.png``, and ``learning-curve.png`` where shots vary.
+
+        Raises:
+            InputError: if the folder can't be written.
+        """
+        found = self.model.evaluation
+        title = f"{self.head} on {self.data}: {100 * found.accuracy:.1f} % of {self.n_test} pictures right"
+        files = [
+            write_text(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
+            confusion_matrix(found, folder / "confusion.png", title),
+        ]
+        if self.curve:
+            name = f"{self.data}: draws from the model's own shots"
+            files.append(learning_curve(self.curve, folder / "learning-curve.png", name))
+        return files
+
+
+def evaluate_model(
+    model: FewShotClassifier,
+    dataset: Dataset,
+    *,
+    curve: bool = True,
+    seeds: Sequence[int] = (1, 2, 3),
+    progress: bool = False,
+) -> ModelEvaluation:
+    """Measure a fitted model, and zero-shot and a linear probe beside it.
+
+    Args:
+        model: fitted.
+        dataset: labelled test pictures; unreadable ones are left out and named.
+        curve: fit on 1, 2, 4 ... of the model's shots a class too.
+        seeds: of these draws.
+        progress: show bars on stderr.
+
+    Raises:
+        InputError: if a label is no class of the model.
+        DataError: if a picture has no label, or none can be read.
+    """
+    names = model.class_names_
+    check_labels(dataset.labels, names)
+    test = features_of(model, dataset, names)
+    support, text = model.support_, model.text_
+    heads = {name: create_head(name) for name in (BASELINES if len(support) else BASELINES[:1])}
+    for head in heads.values():
+        # Zero-shot does not look at the shots: without any it is shown the class text instead.
+        X, y = (support.X, support.y) if len(support) else (text.embeddings, text.labels)
+        head.fit(X, y, text=text)
+    info = model.encoder_.info
+    return ModelEvaluation(
+        head=registered_name(model.head_),
+        data=dataset.name,
+        n_test=len(test),
+        model=score(model.head_, test, model.temperature_),
+        baselines={name: score(head, test) for name, head in heads.items()},
+        skipped=list(test.provenance["skipped"]),
+        among_shots=len(shared_rows(support, test)),
+        curve=_curve(model, support, test, seeds, progress) if curve and len(support) else [],
+        facts={
+            "params": model.head_.get_params(deep=False),
+            "encoder": {"name": info.name, "fingerprint": info.fingerprint},
+            "shots": dict(Counter(support.y)),
+            "versions": library_versions(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    )
+
+
+def _curve(
+    model: FewShotClassifier, support: FeatureSet, test: FeatureSet, seeds: Sequence[int], progress: bool
+) -> list[Run]:
+    most = max(Counter(support.y).values())
+    if most == 1:
+        return []
+    own = registered_name(model.head_)
+    heads: dict[str, Head] = {name: create_head(name) for name in BASELINES}
+    heads[own] = clone(model.head_)
+    shots = sorted({2**i for i in range(most.bit_length())} | {most})
+    return few_shot(heads, support, test, model.text_, shots, seeds, progress=progress)

@@ -1,0 +1,178 @@
+"""Tables, made from records only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from clipadapter.bench.run import Run
+from clipadapter.errors import InputError
+from clipadapter.metrics import mean_sd
+
+Metric = Literal["accuracy", "macro_f1", "log_loss"]
+TITLES = {"accuracy": "accuracy in %", "macro_f1": "macro F1 in %", "log_loss": "log-loss in nats"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One head at one number of shots.
+
+    Args:
+        values: the metric of each run that did not fail, by rising seed.
+        failed: how many failed.
+    """
+
+    values: tuple[float, ...]
+    failed: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return mean_sd(self.values)[0]
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation over the seeds; 0 for one."""
+        return mean_sd(self.values)[1]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Records as a grid.
+
+    Args:
+        metric: which figure.
+        heads: rows, in the order of the records; a name says what has to be told beside it.
+        shots: columns, rising.
+        cells: by head and shots.
+        seconds: mean seconds that each head took to fit at the most shots; None if it failed.
+    """
+
+    metric: Metric
+    heads: tuple[str, ...]
+    shots: tuple[int, ...]
+    cells: dict[tuple[str, int], Cell]
+    seconds: dict[str, float | None]
+
+    def best(self, shots: int) -> set[str]:
+        """The heads that look best in one column: their printed mean is that of the best."""
+        found = {head: self.cells[head, shots] for head in self.heads}
+        shown = {head: _number(cell.mean, self.metric) for head, cell in found.items() if cell.values}
+        if not shown:
+            return set()
+        extreme = min if self.metric == "log_loss" else max
+        top = extreme(shown.values(), key=float)
+        return {head for head, text in shown.items() if text == top}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: one row a head and number of shots."""
+        rows = [
+            {
+                "head": head,
+                "shots": n,
+                "mean": cell.mean if cell.values else None,
+                "sd": cell.sd if cell.values else None,
+                "seeds": len(cell.values),
+                "failed": cell.failed,
+            }
+            for (head, n), cell in self.cells.items()
+        ]
+        return {"metric": self.metric, "rows": rows, "fit_seconds": self.seconds}
+
+
+def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
+    """The grid of heads and shots.
+
+    Raises:
+        InputError: if there are no records.
+    """
+    if not runs:
+        raise InputError("there are no records to make a table of")
+    heads = tuple(dict.fromkeys(_title(run) for run in runs))
+    shots = tuple(sorted({run.shots for run in runs}))
+    cells, seconds = {}, {}
+    for head in heads:
+        own = sorted((run for run in runs if _title(run) == head), key=lambda run: run.seed)
+        for n in shots:
+            here = [run for run in own if run.shots == n]
+            values = tuple(float(getattr(run.metrics, metric)) for run in here if run.metrics is not None)
+            cells[head, n] = Cell(values, sum(run.error is not None for run in here))
+        times = [run.seconds.fit for run in own if run.seconds is not None and run.shots == shots[-1]]
+        seconds[head] = mean_sd(times)[0] if times else None
+    return Summary(metric, heads, shots, cells, seconds)
+
+
+def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = False) -> str:
+    """Mean ± sd by head and shots, the best of each column marked, and what has to be told below it.
+
+    Args:
+        runs: records of one comparison.
+        metric: which figure.
+        markdown: a Markdown table with the best in bold; else plain text with a star.
+
+    Raises:
+        InputError: if there are no records.
+    """
+    summary = summarise(runs, metric)
+    best = {n: summary.best(n) for n in summary.shots}
+    header = ["head", *(f"{n} shot{'s' if n > 1 else ''}" for n in summary.shots), f"fit at {summary.shots[-1]}"]
+    rows = []
+    for head in summary.heads:
+        took = summary.seconds[head]
+        cells = [_cell(summary.cells[head, n], metric, head in best[n], markdown) for n in summary.shots]
+        rows.append([head, *cells, "-" if took is None else f"{took:.2f} s"])
+    grid = _markdown(header, rows) if markdown else _text(header, rows)
+    return "\n".join([grid, "", *_notes(runs, summary, markdown)])
+
+
+def _title(run: Run) -> str:
+    """A head's name with what has to be told beside it."""
+    marks = ["transductive"] if run.flags.transductive else []
+    marks += [] if run.flags.validation == "none" else [f"validation: {run.flags.validation}"]
+    return f"{run.head} ({', '.join(marks)})" if marks else run.head
+
+
+def _number(value: float, metric: Metric) -> str:
+    return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f}"
+
+
+def _cell(cell: Cell, metric: Metric, best: bool, markdown: bool) -> str:
+    if not cell.values:
+        return "failed" if cell.failed else "-"
+    mean, seeds = _number(cell.mean, metric), len(cell.values)
+    mark = ("**" if markdown else "*") if best else ""
+    number = f"{mark}{mean}{mark}" if markdown else f"{mark}{mean}"
+    return f"{number} ± {_number(cell.sd, metric)}" + (f" ({seeds} of {seeds + cell.failed})" if cell.failed else "")
+
+
+def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in (header, *rows)
+    )
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, rule, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
+    seeds = sorted({run.seed for run in runs})
+    spread = f"mean ± sd over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    pictures = sorted({run.n_test for run in runs})
+    counts = f"{pictures[0]}" if len(pictures) == 1 else f"{pictures[0]} to {pictures[-1]}"
+    mark = "bold" if markdown else "*"
+    classes = ", ".join(str(n) for n in sorted({run.n_classes for run in runs}))
+    notes = [
+        f"{TITLES[summary.metric]}, {spread}, {counts} test pictures of {classes} classes; {mark}: best at these shots"
+    ]
+    errors = dict.fromkeys(f"{_title(run)} failed: {run.error}" for run in runs if run.error is not None)
+    # Markdown joins lines that follow each other.
+    return [line for note in (*notes, *errors) for line in ((note, "") if markdown else (note,))]

@@ -1,0 +1,242 @@
+"""A run: one JSON record of what was fitted on which shots, and what came out. Tables and plots are made from these."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clipadapter.errors import DataError, InputError
+
+FORMAT = 1
+SHAPING = (
+    "format",
+    "head",
+    "params",
+    "encoder",
+    "data",
+    "templates",
+    "text",
+    "shots",
+    "seed",
+    "rows",
+    "flags",
+    "code",
+    "versions",
+)
+"""The fields that decide what comes out; two runs that agree in them are the same run."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderPart(_Part):
+    """The encoder that made the features."""
+
+    name: str
+    fingerprint: str
+
+
+class DataPart(_Part):
+    """The data.
+
+    Args:
+        support: name of the data set that the shots were drawn from.
+        test: name of the test part; the same if the rows that were not drawn are it.
+        protocol: ``"given"`` if the test part stands apart, ``"rest"`` if it is the rows that were not drawn.
+        digest: hash of features and labels of both.
+    """
+
+    support: str
+    test: str
+    protocol: Literal["given", "rest"]
+    digest: str
+
+
+class Flags(_Part):
+    """What must be told beside a figure.
+
+    Args:
+        validation: labelled pictures beyond the shots that the head was given: ``"none"``.
+        transductive: whether the head looks at the test pictures as a whole.
+    """
+
+    validation: str = "none"
+    transductive: bool = False
+
+
+class Metrics(_Part):
+    """Figures on the test part: accuracy and macro F1 from 0 to 1, mean negative log-probability of the true class."""
+
+    accuracy: float
+    macro_f1: float
+    log_loss: float
+
+
+class Seconds(_Part):
+    """How long it took."""
+
+    fit: float
+    predict: float
+
+
+class Machine(_Part):
+    """Where it ran; peak memory is the process's up to then, None where the system doesn't tell."""
+
+    cpus: int
+    platform: str
+    peak_memory_mb: int | None = None
+
+
+class Run(_Part):
+    """One head, fitted once on drawn shots and measured once.
+
+    Args:
+        format: number of this layout.
+        head: what tables call it.
+        params: parameters of the head.
+        encoder: which encoder.
+        data: which data.
+        templates: what the class names were put into, if the features tell.
+        text: hash of the class text.
+        shots: shots a class that were asked for; a smaller class gives all it has.
+        seed: of the draw, and of the head if it takes one.
+        rows: the drawn rows of the support data.
+        flags: what must be told beside the figures.
+        code: hash of the source of the heads and the measures.
+        versions: of the libraries.
+        n_classes: number of classes.
+        n_test: number of test pictures.
+        seconds: how long it took; None if it failed.
+        metrics: what came out; None if it failed.
+        learned: numbers that the head chose or learned, such as ``alpha_``.
+        error: why it failed, else None.
+        machine: where it ran.
+        created: when, in UTC.
+    """
+
+    format: int = FORMAT
+    head: str
+    params: dict[str, bool | int | float | str | None]
+    encoder: EncoderPart
+    data: DataPart
+    templates: list[str]
+    text: str
+    shots: int = Field(ge=1)
+    seed: int
+    rows: list[int]
+    flags: Flags = Flags()
+    code: str
+    versions: dict[str, str]
+    n_classes: int
+    n_test: int
+    seconds: Seconds | None = None
+    metrics: Metrics | None = None
+    learned: dict[str, float] = Field(default_factory=dict)
+    error: str | None = None
+    machine: Machine
+    created: str
+
+    @property
+    def key(self) -> str:
+        """Hash of all that shapes what comes out."""
+        return hashlib.blake2b(self.model_dump_json(include=set(SHAPING)).encode(), digest_size=16).hexdigest()
+
+
+def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
+    """Append runs to a JSONL file, one line each; what stands in it is never changed.
+
+    A last line that was cut short, as by a full disk, is no record and gives way.
+
+    Raises:
+        InputError: if the file can't be written.
+    """
+    data = "".join(f"{run.model_dump_json()}\n" for run in runs).encode()
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("ab+") as file:
+            _drop_torn_line(file)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
+
+
+def read_runs(path: str | Path) -> list[Run]:
+    """The runs of a JSONL file, in order; a last line that was cut short is left out.
+
+    Raises:
+        DataError: if the file can't be read, or a line is no run; says which.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+    return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read(path: str | Path, number: int, line: bytes) -> Run:
+    try:
+        run = Run.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}, line {number} is no run: {where} {first['msg']}; delete the line") from error
+    if run.format != FORMAT:
+        raise DataError(f"{path}, line {number} has format {run.format}, this version reads {FORMAT}")
+    return run
+
+
+def _drop_torn_line(file: Any) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that figures depend on, and of Python."""
+    names = ("clipadapter", "torch", "scikit-learn", "numpy")
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+
+
+def this_machine() -> Machine:
+    """Facts of this machine and process."""
+    return Machine(cpus=os.cpu_count() or 1, platform=platform.platform(), peak_memory_mb=_peak_memory())
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) >> (20 if sys.platform == "darwin" else 10)
+
+
+def digest(*parts: bytes | Sequence[str]) -> str:
+    """Hash of bytes and lists of texts.
+
+    >>> digest(b"ab", ["c"]) == digest(b"a", ["bc"])
+    False
+    """
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else "\0".join(part).encode(errors="surrogatepass")
+        total.update(len(data).to_bytes(8, "big") + data)
+    return total.hexdigest()

@@ -1,0 +1,87 @@
+"""The one function that opens the test part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clipadapter.bench.run import Metrics
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import Head
+from clipadapter.metrics import Evaluation, evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What a fitted head makes of a test part.
+
+    Args:
+        evaluation: accuracy, macro F1, figures by class, confusions.
+        log_loss: mean negative log-probability of the true class, natural logarithm.
+        seconds: how long predicting took.
+    """
+
+    evaluation: Evaluation
+    log_loss: float
+    seconds: float
+
+    @property
+    def metrics(self) -> Metrics:
+        """The three figures of a record."""
+        return Metrics(accuracy=self.evaluation.accuracy, macro_f1=self.evaluation.macro_f1, log_loss=self.log_loss)
+
+
+def score(head: Head, test: FeatureSet, temperature: float = 1.0) -> Score:
+    """Measure a fitted head: the only place where a fitted head meets test features.
+
+    Args:
+        head: fitted.
+        test: plain features are used.
+        temperature: logits are divided by it before the softmax.
+
+    Raises:
+        InputError: if there are no test pictures, a label is no class of the head, or a logit is not finite.
+    """
+    classes = [str(name) for name in head.classes_]
+    check_labels(test.y, classes)
+    start = time.perf_counter()
+    logits = np.asarray(head.logits(test.plain), np.float64)  # (m, c)
+    seconds = time.perf_counter() - start
+    if not np.isfinite(logits).all():
+        raise InputError(f"{type(head).__name__} gives logits that are not finite")
+    position = {name: i for i, name in enumerate(classes)}
+    truth = torch.tensor([position[label] for label in test.y])
+    loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(logits / temperature), truth))
+    predicted = [classes[i] for i in logits.argmax(axis=1)]
+    return Score(evaluate(test.y, predicted, classes), loss, seconds)
+
+
+def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse a test part that is empty, or has a label that is no class.
+
+    Raises:
+        InputError: if so.
+
+    >>> check_labels(["cat", "cow"], ["cat", "dog"])
+    Traceback (most recent call last):
+    ...
+    clipadapter.errors.InputError: the test pictures have a label that is no class of the model: cow; known: cat, dog...
+    """
+    if not len(labels):
+        raise InputError("there are no test pictures")
+    strange = sorted(set(labels) - set(classes))
+    if strange:
+        what = "a label that is no class" if len(strange) == 1 else f"{len(strange)} labels that are no classes"
+        raise InputError(
+            f"the test pictures have {what} of the model: {_some(strange)}; known: {_some(classes)}. "
+            "Leave these pictures out, or rename them, or fit with shots of them"
+        )
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")

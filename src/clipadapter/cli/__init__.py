@@ -1,0 +1,1 @@
+"""The command line: a command is a module of this package with an object called ``command``."""

@@ -1,0 +1,88 @@
+"""The command ``clipadapter``: finds its verbs by the files beside this one, and turns errors into exit codes.
+
+0 is success, 1 a failed run or a wrong input, 2 a command line that can't be understood, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+import click
+
+from clipadapter import __version__, cli
+from clipadapter.cli._output import Failure
+from clipadapter.errors import ClipAdapterError
+from clipadapter.registry import unknown
+
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Public modules of the package as commands; a module is imported when its command or its help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the modules, sorted."""
+        names = (module.name for module in pkgutil.iter_modules(cli.__path__))
+        return sorted(name for name in names if name != "app" and not name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The object called ``command`` of one module."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"clipadapter.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown name says what comes close."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(str(unknown("command", args[0], known)))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what goes wrong on purpose becomes one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except ClipAdapterError as error:
+            if ctx.params["debug"]:
+                raise
+            raise Failure(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+EPILOG = """\b
+Example:
+  clipadapter scan shots/
+  clipadapter fit shots/ --out model/
+  clipadapter predict model/ photo.jpg
+"""
+
+
+@click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks, and what other libraries have to say.")
+def app(debug: bool) -> None:
+    """Adapt CLIP-like models to your own classes from a few labelled pictures.
+
+    DATA is a folder with one folder of pictures a class, optionally under train, val and test, or a table
+    (.csv, .tsv, .jsonl, .parquet) with the columns path, label and optionally split. Results go to stdout,
+    all else to stderr.
+    """
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a run
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, and need not be UTF-8
+    app(prog_name="clipadapter")

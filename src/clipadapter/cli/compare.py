@@ -1,0 +1,101 @@
+"""``clipadapter compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipadapter.cli._bench import as_json, check_out, seeds_option, shots_option, tell
+from clipadapter.cli._options import (
+    FOLDER,
+    Prompts,
+    Towers,
+    encoder_options,
+    open_dataset,
+    output_options,
+    prompt_options,
+)
+from clipadapter.cli._output import Output
+
+if TYPE_CHECKING:
+    from clipadapter.data import Dataset
+    from clipadapter.heads import Head
+
+
+@click.command(epilog="Example: clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16")
+@click.argument("shots_from", metavar="SHOTS", type=FOLDER)
+@click.argument("test_from", metavar="[TEST]", type=FOLDER, required=False)
+@click.option("--heads", metavar="NAME,...", help="Heads to compare; all without it. See 'clipadapter heads'.")
+@shots_option
+@seeds_option
+@click.option(
+    "--out",
+    "folder",
+    type=FOLDER,
+    default=Path("clipadapter-compare"),
+    show_default=True,
+    help="Folder for runs.jsonl, table.md and accuracy.png.",
+)
+@encoder_options
+@prompt_options
+@output_options
+def command(
+    shots_from: Path,
+    test_from: Path | None,
+    heads: str | None,
+    shots: list[int],
+    seeds: int,
+    folder: Path,
+    towers: Towers,
+    prompts: Prompts,
+    out: Output,
+) -> None:
+    """Compare heads: each is fitted to the same shots drawn from SHOTS and measured on TEST.
+
+    Without TEST, SHOTS must have the parts train and test. zero-shot and linear-probe always take part. Every run
+    is appended to runs.jsonl as soon as it is done; one that stands there is not made again.
+    """
+    from clipadapter.bench import compare, table
+    from clipadapter.classifier import FewShotClassifier
+
+    train, test = _parts(shots_from, test_from)
+    train, test = prompts.rename(train), prompts.rename(test)
+    chosen = _heads(heads)
+    descriptions = prompts.read_descriptions(train.class_names)
+    check_out(folder)
+    model = FewShotClassifier(
+        towers.open(out),
+        templates=prompts.templates,
+        descriptions=descriptions,
+        cache=towers.store,
+        batch_size=towers.batch_size,
+        progress=out.progress,
+    )
+    records = folder / "runs.jsonl"
+    numbers = range(1, seeds + 1)
+    result = compare(model, train, test, chosen, shots, numbers, records=records, progress=out.progress)
+    tell(result, out)
+    title = f"{'/'.join(shots_from.absolute().parts[-2:])} with {model.encoder_.info.name}"
+    files = [records, *result.write(folder, title)]
+    out.result(as_json(result, files), f"{table(result.runs)}\nwrote {', '.join(map(str, files))}")
+
+
+def _parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset]:
+    from clipadapter.bench import train_and_test
+    from clipadapter.data import load_dataset
+
+    if test_from is None:
+        return train_and_test(load_dataset(shots_from))
+    return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
+
+
+def _heads(names: str | None) -> dict[str, Head]:
+    from clipadapter.bench import BASELINES, default_heads
+    from clipadapter.heads import create_head
+
+    if names is None:
+        return default_heads()
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    return {name: create_head(name) for name in dict.fromkeys([*BASELINES, *wanted])}

@@ -1,0 +1,114 @@
+"""``clipadapter eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipadapter.cli._bench import check_out, seeds_option
+from clipadapter.cli._options import (
+    FOLDER,
+    Prompts,
+    Towers,
+    class_names_option,
+    model_options,
+    open_dataset,
+    output_options,
+    split_option,
+)
+from clipadapter.cli._output import Output, table
+
+if TYPE_CHECKING:
+    from clipadapter.bench import ModelEvaluation, Score
+    from clipadapter.metrics import Evaluation
+
+WORST = 20
+"""How many classes are listed at most, the worst first; metrics.json has all."""
+
+
+@click.command(epilog="Example: clipadapter eval model/ test/ --out report/")
+@click.argument("model", type=FOLDER)
+@click.argument("data", type=FOLDER)
+@split_option
+@click.option("--out", "folder", type=FOLDER, help="Folder for what is written; MODEL-eval beside MODEL without it.")
+@click.option("--curve/--no-curve", default=True, show_default=True, help="Fit on fewer of the model's shots too.")
+@seeds_option
+@class_names_option
+@model_options
+@output_options
+def command(
+    model: Path,
+    data: Path,
+    split: str | None,
+    folder: Path | None,
+    curve: bool,
+    seeds: int,
+    class_names: Path | None,
+    towers: Towers,
+    out: Output,
+) -> None:
+    """Measure MODEL on the labelled pictures in DATA, beside zero-shot and a linear probe fitted to the same shots.
+
+    Without --split the part "test" is taken if there is one, else everything. Writes metrics.json and
+    confusion.png, and learning-curve.png if the model has two shots or more of a class.
+    """
+    from clipadapter.bench import evaluate_model
+
+    dataset = Prompts(class_names=class_names).rename(open_dataset(data, split, default="test"))
+    named = model if model.name not in ("", "..") else model.resolve()
+    target = check_out(folder if folder is not None else named.with_name(f"{named.name}-eval"))
+    classifier = towers.load(model, progress=out.progress)
+    result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
+    _tell(result, out)
+    files = result.write(target)
+    text = f"{_text(result)}\n\nwrote {', '.join(map(str, files))}"
+    out.result({**result.to_dict(), "files": [str(path) for path in files]}, text)
+
+
+def _tell(result: ModelEvaluation, out: Output) -> None:
+    out.skipped(result.skipped)
+    if result.skipped:
+        out.warn(f"{len(result.skipped)} pictures can't be read and are not counted")
+    if result.among_shots:
+        out.warn(
+            f"{result.among_shots} of {result.n_test} test pictures are among the shots that the model was fitted "
+            "with: the figures are better than they would be on new pictures"
+        )
+    if len(result.baselines) == 1:
+        out.warn("the model was saved without its shots (--no-support): no linear probe and no learning curve")
+
+
+def _text(result: ModelEvaluation) -> str:
+    found = result.model.evaluation
+    parts = [f"{result.n_test} pictures of {result.data}", _scores(result.scores), _classes(found)]
+    wrong = found.confusions()
+    if wrong:
+        rows = [(true, predicted, count) for true, predicted, count in wrong]
+        parts.append(table(["is", "was called", "times"], rows))
+    return "\n\n".join(parts)
+
+
+def _scores(scores: Mapping[str, Score]) -> str:
+    rows = [
+        (name, _percent(found.evaluation.accuracy), _percent(found.evaluation.macro_f1), f"{found.log_loss:.3f}")
+        for name, found in scores.items()
+    ]
+    return table(["", "accuracy", "macro F1", "log-loss"], rows)
+
+
+def _classes(found: Evaluation) -> str:
+    classes = sorted(found.classes, key=lambda one: one.f1) if len(found.classes) > WORST else found.classes
+    rows = [
+        (one.name, one.count, _percent(one.precision), _percent(one.recall), _percent(one.f1))
+        for one in classes[:WORST]
+    ]
+    more = len(found.classes) - len(rows)
+    left = f"\nand {more} classes with a better F1; metrics.json has all" if more else ""
+    return table(["class", "pictures", "precision", "recall", "F1"], rows) + left
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:5.1f} %"

@@ -1,0 +1,155 @@
+"""``clipadapter fit``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clipadapter.cli._options import (
+    FOLDER,
+    HeadChoice,
+    Prompts,
+    Towers,
+    Views,
+    encoder_options,
+    head_options,
+    open_dataset,
+    output_options,
+    prompt_options,
+    seed_option,
+    split_option,
+    strict_option,
+    view_options,
+)
+from clipadapter.cli._output import Output, facts
+from clipadapter.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from clipadapter.classifier import FewShotClassifier
+
+
+@click.command(epilog="Example: clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2")
+@click.argument("data", type=FOLDER)
+@click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the model; a model in it is replaced.")
+@encoder_options
+@head_options
+@click.option(
+    "--shots", type=click.IntRange(1), metavar="K", help="Draw this many pictures a class; all are taken without it."
+)
+@seed_option
+@split_option
+@view_options
+@prompt_options
+@click.option("--no-support", is_flag=True, help="Leave the shots' features out of the model.")
+@strict_option
+@output_options
+def command(
+    data: Path,
+    folder: Path,
+    towers: Towers,
+    head: HeadChoice,
+    shots: int | None,
+    seed: int,
+    split: str | None,
+    views: Views,
+    prompts: Prompts,
+    no_support: bool,
+    strict: bool,
+    out: Output,
+) -> None:
+    """Fit a classifier to the pictures in DATA and save it.
+
+    Without --split the part "train" is taken if there is one, else everything. A class with fewer pictures than
+    --shots gives all it has.
+    """
+    from clipadapter.classifier import FewShotClassifier
+
+    started = time.monotonic()
+    dataset = prompts.rename(open_dataset(data, split, default="train"))
+    rows = _rows(dataset.labels, shots, seed, out)
+    descriptions = prompts.read_descriptions(dataset.class_names)
+    params, spec = head.params(), views.spec(seed)
+    head.make()
+    _check_folder(folder)
+    model = FewShotClassifier(
+        towers.open(out),
+        head.head,
+        head_params=params,
+        templates=prompts.templates,
+        descriptions=descriptions,
+        views=spec,
+        seed=seed,
+        cache=towers.store,
+        batch_size=towers.batch_size,
+        progress=out.progress,
+        strict=strict,
+    )
+    labels = dataset.labels
+    model.fit([dataset.samples[i].path for i in rows], [labels[i] for i in rows], dataset.class_names)
+    model.save(folder, support=not no_support)
+    _report(model, head, folder, time.monotonic() - started, out)
+
+
+def _rows(labels: Sequence[str], shots: int | None, seed: int, out: Output) -> Sequence[int]:
+    """The pictures to learn from; tells of classes that have too few."""
+    from clipadapter.data import draw_shots
+
+    if shots is None:
+        return range(len(labels))
+    few = [f"{name} ({count})" for name, count in Counter(labels).items() if count < shots]
+    if few:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        out.warn(f"fewer than {shots} pictures in {', '.join(few[:5])}{more}: all of them are taken")
+    return draw_shots(labels, shots, seed)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse before the work a folder that saving would refuse after it."""
+    try:
+        full = folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
+    if full and not (folder / "config.json").is_file():
+        raise ArtifactError(f"{folder} holds other files than a model; give a new or empty folder")
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; give a folder for the model")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ArtifactError(f"can't write {folder}: {above} is no folder that you may write to")
+
+
+def _report(model: FewShotClassifier, head: HeadChoice, folder: Path, seconds: float, out: Output) -> None:
+    facts_of, support, info = model.support_.provenance, model.support_, model.encoder_.info
+    shots = {name: support.y.count(name) for name in model.class_names_}
+    skipped = facts_of["skipped"]
+    out.skipped(skipped)
+    for name in (name for name, count in shots.items() if not count):
+        out.warn(f"the class '{name}' has no picture that can be read: only its text stands for it")
+    least, most = min(shots.values()), max(shots.values())
+    result: dict[str, Any] = {
+        "model": str(folder),
+        "classes": list(shots),
+        "shots": shots,
+        "head": {"name": head.head, "params": model.head_.get_params(deep=False)},
+        "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
+        "views": facts_of["views"],
+        "computed": facts_of["computed"],
+        "skipped": [{"source": name, "reason": reason} for name, reason in skipped],
+        "seconds": round(seconds, 2),
+    }
+    lines = [
+        ("model", folder),
+        ("classes", len(shots)),
+        ("pictures", f"{least} a class" if least == most else f"{least} to {most} a class, {len(support)} in all"),
+        ("skipped", len(skipped)),
+        ("head", head.head),
+        ("encoder", f"{info.name} (width {info.dim}, licence {info.licence})"),
+        ("seconds", f"{seconds:.1f}"),
+    ]
+    out.result(result, facts(lines))

@@ -1,0 +1,97 @@
+"""``clipadapter predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from clipadapter.cli._options import FOLDER, Towers, model_options, output_options
+from clipadapter.cli._output import Output
+from clipadapter.errors import DataError, ImageError
+
+if TYPE_CHECKING:
+    from clipadapter.classifier import FewShotClassifier, Prediction
+
+BATCHES = 4
+"""Batches between two writings: enough to keep the reading threads busy, few enough not to wait long."""
+
+
+@click.command(epilog="Example: clipadapter predict model/ photo.jpg more/ --top 3 --json")
+@click.argument("model", type=FOLDER)
+@click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
+@click.option(
+    "--top", type=click.IntRange(1), metavar="K", default=1, show_default=True, help="How many classes to name."
+)
+@click.option("--strict", is_flag=True, help="Fail at the first picture that can't be read.")
+@model_options
+@output_options
+def command(model: Path, inputs: tuple[str, ...], top: int, strict: bool, towers: Towers, out: Output) -> None:
+    """Name the class of each picture.
+
+    An INPUT is a picture, a folder with pictures anywhere below it, a table (.csv, .tsv, .jsonl, .parquet) with
+    the column path, or - for paths on standard input, one a line. Answers come in the order of the pictures,
+    while the others are still being read: class, probability, picture. --json writes one object a line:
+    source, label, probability, top (label and score of each) and error.
+    """
+    pictures = _pictures(inputs)
+    classifier = towers.load(model)
+    width = max(len(name) for name in classifier.class_names_)
+    total = read = 0
+    for answer in _answers(classifier, pictures, top, out):
+        total += 1
+        read += answer.error is None
+        if answer.error is not None:
+            if strict:
+                raise ImageError(answer.source, answer.error)
+            out.warn(f"{answer.source}: {answer.error}")
+        if answer.error is None or out.as_json:
+            lines = (f"{name.ljust(width)}  {score:.3f}  {answer.source}" for name, score in answer.top)
+            out.row(_record(answer), "\n".join(lines))
+    if not read:
+        raise DataError(f"none of the {total} pictures can be read" if total else "there are no pictures to name")
+    if read < total:
+        out.warn(f"{total - read} of {total} pictures can't be read")
+
+
+def _pictures(inputs: Iterable[str]) -> Iterator[Path]:
+    for text in inputs:
+        if text == "-":
+            yield from (Path(line) for line in (line.rstrip("\r\n") for line in sys.stdin) if line)
+        else:
+            yield from _expand(Path(text))
+
+
+def _expand(path: Path) -> Iterable[Path]:
+    """What one input stands for."""
+    from clipadapter.data import list_images
+    from clipadapter.data.load import read_listing
+    from clipadapter.data.manifests import is_manifest
+
+    if path.is_dir():
+        return list_images(path)
+    return read_listing(path).dataset.paths if is_manifest(path) else [path]
+
+
+def _answers(classifier: FewShotClassifier, pictures: Iterator[Path], top: int, out: Output) -> Iterator[Prediction]:
+    """Answers a few batches at a time, with a bar where they don't scroll by."""
+    hidden = not out.progress or sys.stdout.isatty()
+    with tqdm(desc="pictures", unit="img", disable=hidden) as bar:
+        while chunk := list(islice(pictures, BATCHES * classifier.batch_size)):
+            yield from classifier.classify(chunk, top)
+            bar.update(len(chunk))
+
+
+def _record(answer: Prediction) -> dict[str, Any]:
+    return {
+        "source": answer.source,
+        "label": answer.label,
+        "probability": answer.probability,
+        "top": [{"label": name, "score": score} for name, score in answer.top],
+        "error": answer.error,
+    }

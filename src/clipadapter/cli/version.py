@@ -1,0 +1,25 @@
+"""``clipadapter version``."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import click
+
+from clipadapter.cli._options import output_options
+from clipadapter.cli._output import Output, facts
+
+PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn")
+
+
+@click.command(epilog="Example: clipadapter version --json")
+@output_options
+def command(out: Output) -> None:
+    """Show the versions of what matters, and the cache folder."""
+    from clipadapter.cache import default_cache_dir
+
+    found = {name: version(name) for name in PACKAGES}
+    found = {"clipadapter": found.pop("clipadapter"), "python": platform.python_version(), **found}
+    found["cache"] = str(default_cache_dir())
+    out.result(found, facts(list(found.items())))

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.bench.run import DataPart, EncoderPart, Machine, Metrics, Run, Seconds
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText
+
+COLOURS = {"blue": (20, 20, 235), "green": (20, 235, 20), "red": (235, 20, 20)}
+
+
+@pytest.fixture
+def text():
+    """Two classes along the axes."""
+    return ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=10.0)
+
+
+@pytest.fixture
+def support():
+    """Ten rows of two classes, in turns; every row differs."""
+    X = [[10 + i, i] if i % 2 == 0 else [i, 10 + i] for i in range(10)]
+    return FeatureSet(X, ("cat", "dog") * 5, ("cat", "dog"), {"encoder": "made up", "data": "pets"})
+
+
+@pytest.fixture
+def test_part():
+    """Four rows; by their direction the third looks like a dog, but is a cat."""
+    return FeatureSet([[2, 1], [3, 1], [1, 2], [1, 3]], ("cat", "cat", "cat", "dog"), ("cat", "dog"))
+
+
+@pytest.fixture
+def make_run():
+    """Function that makes a record by hand."""
+
+    def make(head="zero-shot", shots=1, seed=1, accuracy=0.5, error=None, **changes):
+        values = {
+            "head": head,
+            "params": {"alpha": 0.2, "seed": seed},
+            "encoder": EncoderPart(name="toy", fingerprint="f"),
+            "data": DataPart(support="pets", test="pets", protocol="given", digest="d"),
+            "templates": ["a photo of a {}."],
+            "text": "t",
+            "shots": shots,
+            "seed": seed,
+            "rows": [0, 1],
+            "code": "c",
+            "versions": {"torch": "1"},
+            "n_classes": 2,
+            "n_test": 40,
+            "seconds": None if error else Seconds(fit=0.25, predict=0.01),
+            "metrics": None if error else Metrics(accuracy=accuracy, macro_f1=accuracy / 2, log_loss=1 - accuracy),
+            "error": error,
+            "machine": Machine(cpus=2, platform="here"),
+            "created": "2026-01-01T00:00:00Z",
+        }
+        return Run(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def colour_folder(tmp_path):
+    """Function that writes n noisy squares of each of three colours below a folder, every one different."""
+
+    def write(where, n, seed=0):
+        rng = np.random.default_rng(seed)
+        for name, colour in COLOURS.items():
+            folder = tmp_path / where / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                noise = rng.integers(-20, 20, (12, 12, 3))
+                Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(folder / f"{i:02}.png")
+        return tmp_path / where
+
+    return write

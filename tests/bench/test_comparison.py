@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.bench import compare, halves, train_and_test
+from clipadapter.bench.comparison import shared_rows
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import Dataset, Sample, load_dataset
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.zero_shot import ZeroShot
+
+HEADS = {"zero-shot": ZeroShot(), "linear-probe": LinearProbe()}
+
+
+@pytest.fixture
+def model():
+    return FewShotClassifier("toy", cache=None, templates=["a {} square.", "default"])
+
+
+def test_colours_are_told_apart_from_folders(colour_folder, model, tmp_path):
+    train, test = load_dataset(colour_folder("train", 4)), load_dataset(colour_folder("test", 2, seed=1))
+    found = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
+    assert [run.metrics.accuracy for run in found.runs] == [1.0] * 8
+    assert (found.fresh, found.warnings, found.skipped) == (8, [], [])
+    assert found.runs[0].encoder.name == "toy" and found.runs[0].data.support == "train"
+    assert found.runs[0].templates == ["a {} square.", "a photo of a {}."]
+    again = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
+    assert again.fresh == 0 and again.runs == found.runs
+
+
+def test_what_is_written_is_made_from_the_records(colour_folder, model, tmp_path):
+    train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 2, seed=1))
+    page, plot = compare(model, train, test, HEADS, [1], [1]).write(tmp_path / "out", "Colours")
+    assert page.read_text().startswith("# Colours\n\n| head | 1 shot |")
+    assert "| zero-shot | **100.0** ± 0.0 |" in page.read_text()
+    with Image.open(plot) as image:
+        assert image.format == "PNG"
+
+
+def test_what_is_odd_about_the_data_is_told(colour_folder, model):
+    train = load_dataset(colour_folder("train", 3))
+    (train.root / "red" / "02.png").write_bytes(b"no picture")
+    found = compare(model, train, train, HEADS, [1, 3], [1])
+    assert found.warnings == [
+        "1 of 3 classes have fewer than 3 pictures to draw from and give all they have, such as red (2)",
+        "8 of 8 test pictures are also among those that shots are drawn from",
+    ]
+    assert [Path(name).name for name, _ in found.skipped] == ["02.png", "02.png"]
+
+
+def test_a_test_class_without_shots_is_told_before_the_work(colour_folder, model):
+    train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 1))
+    with pytest.raises(InputError, match="no class of the model: mauve; known: blue, green, red"):
+        compare(model, train, test.rename({"red": "mauve"}), HEADS, [1], [1])
+
+
+def test_halves_share_no_picture_and_are_of_one_size_in_every_class():
+    counts = {"cat": 5, "dog": 4}
+    samples = tuple(Sample(Path(f"{name}/{i}"), name, "all") for name, n in counts.items() for i in range(n))
+    first, second = halves(Dataset("pets", Path(), samples, tuple(counts)))
+    assert [first.labels.count(name) for name in counts] == [3, 2]
+    assert [second.labels.count(name) for name in counts] == [2, 2]
+    assert {*first.paths, *second.paths} == {sample.path for sample in samples}
+
+
+def test_an_undivided_data_set_is_told(colour_folder):
+    with pytest.raises(DataError, match="'train' is not divided into train and test; it has: all"):
+        train_and_test(load_dataset(colour_folder("train", 1)))
+
+
+def test_the_same_picture_is_found_by_its_feature():
+    rng = np.random.default_rng(0)
+    shots, others = rng.random((5, 16)), rng.random((4, 16))
+    almost = shots[2] * (1 + 1e-6 * rng.normal(size=16))  # another batch, another rounding
+    test = FeatureSet(np.stack([others[0], shots[4], others[1], almost, shots[0] + 0.01]), "ababa", "ab")
+    assert shared_rows(FeatureSet(shots, "aabba", "ab"), test) == [1, 3]
+
+
+def test_without_shots_nothing_is_shared():
+    test = FeatureSet([[1.0, 0.0]], ("a",), ("a", "b"))
+    assert shared_rows(test.take([]), test) == []

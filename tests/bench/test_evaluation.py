@@ -1,0 +1,80 @@
+import json
+
+import pytest
+from PIL import Image
+
+from clipadapter.bench import evaluate_model
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import load_dataset
+from clipadapter.errors import InputError
+
+
+@pytest.fixture
+def fitted(colour_folder):
+    """Function that fits a linear probe to n squares of each colour."""
+
+    def fit(n):
+        shots = load_dataset(colour_folder("shots", n))
+        model = FewShotClassifier("toy", "linear-probe", cache=None, head_params={"C": 5.0})
+        return model.fit(shots.paths, shots.labels)
+
+    return fit
+
+
+@pytest.fixture
+def test_data(colour_folder):
+    return load_dataset(colour_folder("new", 3, seed=1))
+
+
+def test_the_baselines_stand_beside_the_model(fitted, test_data):
+    found = evaluate_model(fitted(2), test_data, curve=False)
+    assert list(found.scores) == ["this model (linear-probe)", "zero-shot", "linear-probe"]
+    assert found.model.evaluation.accuracy == 1.0
+    assert found.n_test == 9 and found.among_shots == 0 and found.curve == []
+
+
+def test_the_curve_takes_powers_of_two_and_all_shots(fitted, test_data):
+    found = evaluate_model(fitted(5), test_data, seeds=(1, 2))
+    assert sorted({run.shots for run in found.curve}) == [1, 2, 4, 5]
+    assert {run.head for run in found.curve} == {"zero-shot", "linear-probe"}
+    assert {run.params["C"] for run in found.curve if run.head == "linear-probe"} == {5.0}
+
+
+def test_one_shot_a_class_has_no_curve(fitted, test_data):
+    assert evaluate_model(fitted(1), test_data).curve == []
+
+
+def test_without_its_shots_a_model_stands_beside_zero_shot_alone(fitted, test_data, tmp_path):
+    fitted(2).save(tmp_path / "model", support=False)
+    found = evaluate_model(FewShotClassifier.load(tmp_path / "model", cache=None), test_data)
+    assert list(found.baselines) == ["zero-shot"] and found.baselines["zero-shot"].evaluation.accuracy == 1.0
+    assert found.curve == [] and found.among_shots == 0
+
+
+def test_shots_among_the_test_pictures_are_counted(fitted, tmp_path):
+    model = fitted(2)
+    assert evaluate_model(model, load_dataset(tmp_path / "shots"), curve=False).among_shots == 6
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(fitted, test_data):
+    bad = test_data.root / "red" / "00.png"
+    bad.write_bytes(b"")
+    found = evaluate_model(fitted(1), test_data)
+    assert found.skipped == [(str(bad), "file is empty")] and found.n_test == 8
+
+
+def test_a_label_that_is_no_class_of_the_model_is_told(fitted, test_data):
+    with pytest.raises(InputError, match="no class of the model: mauve"):
+        evaluate_model(fitted(1), test_data.rename({"red": "mauve"}))
+
+
+def test_what_is_written_can_be_read(fitted, test_data, tmp_path):
+    found = evaluate_model(fitted(2), test_data, seeds=[1])
+    files = found.write(tmp_path / "report")
+    assert [path.name for path in files] == ["metrics.json", "confusion.png", "learning-curve.png"]
+    facts = json.loads(files[0].read_text())
+    assert facts["model"]["accuracy"] == 1.0 and facts["shots"] == {"blue": 2, "green": 2, "red": 2}
+    assert facts["baselines"].keys() == {"zero-shot", "linear-probe"} and len(facts["curve"]) == 4
+    for path in files[1:]:
+        with Image.open(path) as image:
+            assert image.format == "PNG"

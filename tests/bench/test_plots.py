@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.bench import confusion_matrix, learning_curve
+from clipadapter.bench.plots import worst_classes
+from clipadapter.errors import InputError
+from clipadapter.metrics import evaluate
+
+
+def result(names, n=300):
+    rng = np.random.default_rng(0)
+    truth = [names[i % len(names)] for i in range(n)]
+    return evaluate(truth, [t if rng.random() < 0.8 else names[rng.integers(len(names))] for t in truth], names)
+
+
+def test_a_learning_curve_is_a_picture_of_sane_size(make_run, tmp_path):
+    runs = [make_run(f"head {i}", n, seed) for i in range(12) for n in (1, 4) for seed in (1, 2)]
+    path = learning_curve([*runs, make_run("failed", error="E: no")], tmp_path / "new" / "curve.png", "a $5 title")
+    with Image.open(path) as image:
+        assert image.format == "PNG" and 800 < image.width < 2000 and 500 < image.height < 2000
+
+
+@pytest.mark.parametrize("c", [2, 101])
+def test_a_confusion_matrix_stays_readable(tmp_path, c):
+    path = confusion_matrix(result([f"class number {i}" for i in range(c)]), tmp_path / "confusion.png", "title")
+    with Image.open(path) as image:
+        assert image.format == "PNG" and 500 < image.width < 2500 and 400 < image.height < 2500
+
+
+def test_any_class_name_can_be_drawn(tmp_path):
+    confusion_matrix(result(["$x$ and $y", "猫", "a very long name " * 5, "a_b^c{}"]), tmp_path / "c.png", "50 % of $x")
+
+
+def test_the_worst_classes_are_those_in_most_mistakes():
+    confusion = np.array([[9, 0, 0, 1], [0, 9, 1, 0], [0, 4, 6, 0], [0, 0, 0, 9]])
+    assert worst_classes(confusion, limit=2) == [1, 2]
+    assert worst_classes(confusion, limit=4) == [0, 1, 2, 3]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't write"):
+        confusion_matrix(result(["a", "b"]), tmp_path / "file" / "c.png")
+
+
+def test_pyplot_is_not_touched():
+    code = (
+        "import sys, tempfile, clipadapter.bench.plots as plots; from clipadapter.metrics import evaluate\n"
+        "plots.confusion_matrix(evaluate('ab', 'aa', 'ab'), tempfile.mkdtemp() + '/c.png')\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

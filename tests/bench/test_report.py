@@ -1,0 +1,76 @@
+import pytest
+
+from clipadapter.bench import summarise, table
+from clipadapter.bench.run import Flags
+from clipadapter.errors import InputError
+
+
+@pytest.fixture
+def runs(make_run):
+    values = {("a", 1): (0.5, 0.7), ("a", 2): (0.8, 0.8), ("b", 1): (0.5, 0.6), ("b", 2): (0.9, 0.8)}
+    return [
+        make_run(head, shots, seed, accuracy=value)
+        for (head, shots), pair in values.items()
+        for seed, value in enumerate(pair, 1)
+    ]
+
+
+def test_a_table_says_mean_and_sample_deviation_and_marks_the_best(runs):
+    # 0.5 and 0.7: mean 0.6, sd 0.1414; 0.5 and 0.6: mean 0.55, sd 0.0707.
+    assert table(runs).splitlines() == [
+        "head        1 shot      2 shots  fit at 2",
+        "a     *60.0 ± 14.1   80.0 ± 0.0    0.25 s",
+        "b       55.0 ± 7.1  *85.0 ± 7.1    0.25 s",
+        "",
+        "accuracy in %, mean ± sd over 2 seeds, 40 test pictures of 2 classes; *: best at these shots",
+    ]
+
+
+def test_a_markdown_table_has_the_best_in_bold(runs):
+    lines = table(runs, markdown=True).splitlines()
+    assert lines[:3] == [
+        "| head | 1 shot | 2 shots | fit at 2 |",
+        "| --- | ---: | ---: | ---: |",
+        "| a | **60.0** ± 14.1 | 80.0 ± 0.0 | 0.25 s |",
+    ]
+
+
+def test_of_the_log_loss_the_lowest_is_best(runs):
+    assert summarise(runs, "log_loss").best(2) == {"b"}
+    assert "*0.150 ± 0.071" in table(runs, "log_loss")
+
+
+def test_what_looks_equal_is_equally_good(make_run):
+    runs = [make_run("a", accuracy=0.80001), make_run("b", accuracy=0.80002)]
+    assert summarise(runs).best(1) == {"a", "b"}
+
+
+def test_runs_that_failed_are_told(make_run):
+    runs = [make_run("a", seed=1, accuracy=0.5), make_run("a", seed=2, error="E: why"), make_run("b", error="E: no")]
+    lines = table(runs).splitlines()
+    assert lines[1].split() == ["a", "*50.0", "±", "0.0", "(1", "of", "2)", "0.25", "s"]
+    assert lines[2].split() == ["b", "failed", "-"]
+    assert lines[-2:] == ["a failed: E: why", "b failed: E: no"]
+
+
+def test_heads_that_saw_more_than_the_shots_are_marked(make_run):
+    runs = [make_run("a", flags=Flags(transductive=True)), make_run("b", flags=Flags(validation="the test part"))]
+    assert summarise(runs).heads == ("a (transductive)", "b (validation: the test part)")
+
+
+def test_a_summary_can_be_written_as_json(runs):
+    found = summarise(runs, "macro_f1").to_dict()
+    assert found["rows"][0] == {
+        "head": "a",
+        "shots": 1,
+        "mean": pytest.approx(0.3),
+        "sd": pytest.approx(0.0707, abs=1e-4),
+        "seeds": 2,
+        "failed": 0,
+    }
+    assert found["fit_seconds"] == {"a": 0.25, "b": 0.25}
+
+
+def test_no_records_make_no_table():
+    with pytest.raises(InputError, match="there are no records"):
+        table([])

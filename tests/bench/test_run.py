@@ -1,0 +1,67 @@
+import pytest
+
+from clipadapter.bench.run import append_runs, digest, read_runs
+from clipadapter.errors import DataError, InputError
+
+
+def test_runs_come_back_as_they_were_appended(make_run, tmp_path):
+    runs = [make_run(seed=1), make_run(seed=2, error="InputError: no")]
+    append_runs(tmp_path / "new" / "runs.jsonl", runs)
+    assert read_runs(tmp_path / "new" / "runs.jsonl") == runs
+
+
+def test_appending_leaves_what_is_there(make_run, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    append_runs(path, [make_run(seed=1)])
+    before = path.read_bytes()
+    append_runs(path, [make_run(seed=2)])
+    assert path.read_bytes().startswith(before)
+    assert [run.seed for run in read_runs(path)] == [1, 2]
+
+
+def test_a_last_line_that_was_cut_short_is_no_record_and_gives_way(make_run, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    append_runs(path, [make_run(seed=1), make_run(seed=2)])
+    path.write_bytes(path.read_bytes()[:-30])
+    assert [run.seed for run in read_runs(path)] == [1]
+    append_runs(path, [make_run(seed=3)])
+    assert [run.seed for run in read_runs(path)] == [1, 3]
+
+
+def test_a_damaged_line_is_named(make_run, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    append_runs(path, [make_run()])
+    path.write_text(path.read_text() + '{"head": 3}\n')
+    with pytest.raises(DataError, match=r"runs\.jsonl, line 2 is no run"):
+        read_runs(path)
+
+
+def test_a_later_format_is_refused(make_run, tmp_path):
+    append_runs(tmp_path / "runs.jsonl", [make_run(format=99)])
+    with pytest.raises(DataError, match="line 1 has format 99, this version reads 1"):
+        read_runs(tmp_path / "runs.jsonl")
+
+
+def test_a_place_that_cannot_be_written_is_told(make_run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't write .*runs.jsonl"):
+        append_runs(tmp_path / "file" / "runs.jsonl", [make_run()])
+
+
+def test_no_records_file_is_told(tmp_path):
+    with pytest.raises(DataError, match="can't read"):
+        read_runs(tmp_path / "runs.jsonl")
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"rows": [0, 3]}, {"shots": 2}, {"code": "x"}, {"text": "x"}])
+def test_the_key_depends_on_what_shapes_the_result(make_run, change):
+    assert make_run(**change).key != make_run().key
+
+
+def test_the_key_does_not_depend_on_time_and_machine(make_run):
+    assert make_run(created="later", accuracy=0.9, learned={"alpha_": 1.0}).key == make_run().key
+
+
+def test_the_digest_tells_apart_where_a_part_ends():
+    assert digest(b"ab", b"c") != digest(b"a", b"bc")
+    assert digest(["ab", "c"]) != digest(["a", "bc"])

@@ -1,0 +1,102 @@
+"""The group itself: commands found by their files, help, errors, exit codes."""
+
+import shlex
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+import pytest
+
+from clipadapter import __version__, cli
+from clipadapter.cli.app import app, main
+
+COMMANDS = app.list_commands(click.Context(app))
+HELLO = """
+import click
+
+from clipadapter.cli._options import output_options
+
+
+@click.command()
+@output_options
+def command(out):
+    "Greet."
+    out.note("a note")
+    out.result({"said": "hello"}, "hello")
+"""
+
+
+def test_a_command_is_a_file_and_nothing_else(tmp_path, monkeypatch, run):
+    (tmp_path / "hello.py").write_text(HELLO)
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "clipadapter.cli.hello", raising=False)
+    assert "Greet." in run("--help").stdout
+    assert run("hello").stdout == "hello\n"
+    assert run("hello").stderr == "a note\n"
+    assert run("hello", "-q").stderr == ""
+    assert run("hello", "--json").stdout == '{\n "said": "hello"\n}\n'
+
+
+def test_public_modules_are_the_commands():
+    files = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
+    assert set(COMMANDS) == files - {"app"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_writes_json_can_be_quiet_and_has_a_summary(name):
+    command = app.get_command(click.Context(app), name)
+    options = {option for param in command.params for option in param.opts}
+    assert {"--json", "--quiet"} <= options
+    assert command.get_short_help_str(limit=200)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_in_a_help_can_be_run(name, run):
+    lines = [line.strip() for line in run(name, "--help").stdout.splitlines()]
+    examples = [line.removeprefix("Example: ") for line in lines if line.startswith("Example: ")]
+    assert len(examples) == 1
+    program, command, *args = shlex.split(examples[0])
+    assert (program, command) == ("clipadapter", name)
+    app.get_command(click.Context(app), name).make_context(name, args)  # parses, and runs nothing
+
+
+def test_help_without_arguments_is_wrong_usage(run):
+    result = run()
+    assert result.exit_code == 2
+    assert "Usage:" in result.output
+
+
+def test_version_option(run):
+    assert run("--version").stdout.split()[-1] == __version__
+
+
+def test_a_typo_in_a_command_says_what_was_meant(run):
+    result = run("pedict", "model", "photo.jpg")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "no command is called 'pedict'. Did you mean 'predict'?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "args", [("fit",), ("fit", "data"), ("heads", "--jsn"), ("fit", "d", "--out", "m", "--shots", "x")]
+)
+def test_wrong_usage_is_two(args, run):
+    assert run(*args).exit_code == 2
+
+
+def test_an_error_is_one_line_and_one(tmp_path, run):
+    result = run("scan", tmp_path / "nothing")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: there is no folder or file") and result.stderr.count("\n") == 1
+
+
+def test_debug_raises(tmp_path, run):
+    result = run("--debug", "scan", tmp_path / "nothing")
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "DataError"
+
+
+def test_the_entry_point_is_main():
+    (point,) = entry_points(group="console_scripts", name="clipadapter")
+    assert point.load() is main

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from clipadapter import list_heads
+from clipadapter.bench import read_runs
+
+HEADS = ("--heads", "linear-probe", "--encoder", "toy")
+
+
+@pytest.fixture
+def compare(tmp_path, run):
+    """A function that compares into tmp_path/out."""
+
+    def call(*args):
+        return run("compare", *args, "--out", tmp_path / "out")
+
+    return call
+
+
+def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
+    result = compare(noisy_squares, *HEADS, "--shots", "1,2", "--seeds", 2)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["head", "1", "shot", "2", "shots", "fit", "at", "2"]
+    assert lines[1].split()[:4] == ["zero-shot", "*100.0", "±", "0.0"]
+    assert lines[2].split()[:4] == ["linear-probe", "*100.0", "±", "0.0"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.jsonl", "table.md", "accuracy.png"}
+    assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2 * 2 * 2
+
+
+def test_all_heads_without_heads(noisy_squares, tmp_path, compare):
+    result = compare(noisy_squares / "train", noisy_squares / "test", "--encoder", "toy", "--shots", 1, "--seeds", 1)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(run.head for run in read_runs(tmp_path / "out" / "runs.jsonl")) == list_heads()
+
+
+def test_json_and_what_is_there_is_not_made_again(noisy_squares, compare):
+    first = compare(noisy_squares, *HEADS, "--shots", "2", "--seeds", 1, "--json")
+    assert first.exit_code == 0, first.stderr
+    found = json.loads(first.stdout)
+    assert found["rows"][0] == {"head": "zero-shot", "shots": 2, "mean": 1.0, "sd": 0.0, "seeds": 1, "failed": 0}
+    assert (found["n_test"], found["classes"], found["encoder"]) == (6, ["blue", "green", "red"], "toy")
+    second = compare(noisy_squares, *HEADS, "--shots", "2", "--seeds", 1, "--json")
+    assert second.stderr.splitlines()[-1] == "2 of 2 runs were taken from the records"
+    assert json.loads(second.stdout) == found
+
+
+def test_small_classes_and_test_pictures_among_the_shots_are_told(noisy_squares, compare):
+    train = noisy_squares / "train"
+    result = compare(train, train, *HEADS, "--shots", 8, "--seeds", 1)
+    assert "warning: 3 of 3 classes have fewer than 8 pictures" in result.stderr
+    assert "warning: 12 of 12 test pictures are also among those that shots are drawn from" in result.stderr
+
+
+def test_an_undivided_folder_needs_a_second_one(noisy_squares, compare):
+    result = compare(noisy_squares / "train", *HEADS)
+    assert result.exit_code == 1 and "Give a second folder or manifest to test on" in result.stderr
+
+
+def test_an_unknown_head_is_told_with_a_suggestion(noisy_squares, compare):
+    result = compare(noisy_squares, "--heads", "linear-prob", "--encoder", "toy")
+    assert result.exit_code == 1 and "Did you mean 'linear-probe'?" in result.stderr
+
+
+@pytest.mark.parametrize("shots", ["0", "1,x", ""])
+def test_shots_that_are_no_numbers_are_a_wrong_command_line(noisy_squares, compare, shots):
+    result = compare(noisy_squares, *HEADS, "--shots", shots)
+    assert result.exit_code == 2 and "expected numbers of 1 or more" in result.stderr

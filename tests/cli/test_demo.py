@@ -1,0 +1,71 @@
+import importlib
+import json
+import shutil
+
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.bench import read_runs
+from clipadapter.data import textiles
+
+
+def test_the_whole_job_on_a_persons_own_folder(noisy_squares, tmp_path, run):
+    args = ("demo", "--data", noisy_squares, "--encoder", "toy", "--shots", "1,2", "--seeds", 2)
+    result = run(*args, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-3:] == [
+        "18 pictures of 3 classes: blue (6), green (6), red (6).",
+        "The encoder turns each picture into numbers once; then three methods learn from 1 to 2 pictures a class, "
+        "drawn 2 times.",
+        "The shots come from train, the test pictures from test, 6 in all.",
+    ]
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["zero-shot", "linear-probe", "clip-adapter"]
+    assert "it says 'blue' with probability" in result.stdout
+    assert lines[-2:] == [
+        "  clipadapter fit YOUR_FOLDER --encoder toy --out my-model",
+        f"  clipadapter predict {tmp_path / 'out' / 'model'} SOME_PICTURE.jpg",
+    ]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"runs.jsonl", "table.md", "accuracy.png", "model"}
+    model = FewShotClassifier.load(tmp_path / "out" / "model")
+    assert model.predict([noisy_squares / "test" / "red" / "0.png"]) == ["red"]
+
+
+def test_an_undivided_folder_is_halved(noisy_squares, tmp_path, run):
+    args = ("demo", "--data", noisy_squares / "train", "--encoder", "toy", "--shots", 1, "--seeds", 1)
+    result = run(*args, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["n_test"] == 6 and found["warnings"] == []
+    assert "The shots come from every other picture of a class" in result.stderr
+
+
+def test_without_the_package_of_pictures_the_install_line_is_told(tmp_path, monkeypatch, run):
+    def missing(name, real=importlib.import_module):
+        if name == "conformal_clip_data":
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    result = run("demo", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "pip install 'clipadapter[demo]'" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_some_textiles_with_the_real_encoder(tmp_path, run):
+    """Sixteen pictures a class of the real data set; chance is a third."""
+    for name in textiles().class_names:
+        paths = [sample.path for sample in textiles().samples if sample.label == name][:16]
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for path in paths:
+            shutil.copy(path, tmp_path / "data" / name)
+    args = ("demo", "--data", tmp_path / "data", "--shots", "8", "--seeds", 1, "--out", tmp_path / "out")
+    result = run(*args, "--cache", tmp_path / "features.sqlite")
+    assert result.exit_code == 0, result.stderr
+    found = {run.head: run for run in read_runs(tmp_path / "out" / "runs.jsonl")}
+    assert found["linear-probe"].n_test == 24 and found["linear-probe"].encoder.name == "lite"
+    assert found["linear-probe"].metrics.accuracy > 0.5
+    assert found["clip-adapter"].metrics.accuracy > found["zero-shot"].metrics.accuracy

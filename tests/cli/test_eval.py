@@ -1,0 +1,108 @@
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory, noisy_squares, run):
+    """A linear probe of the noisy squares; not to be changed."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    result = run("fit", noisy_squares, "--out", folder, "--encoder", "toy", "--head", "linear-probe")
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def test_copy(tmp_path, noisy_squares):
+    """The test part alone, to be changed."""
+    return shutil.copytree(noisy_squares / "test", tmp_path / "new")
+
+
+def test_the_model_stands_beside_its_baselines(probe, noisy_squares, tmp_path, run):
+    result = run("eval", probe, noisy_squares, "--out", tmp_path / "report", "--seeds", 1)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "6 pictures of noisy"
+    assert lines[3].split() == ["this", "model", "(linear-probe)", "100.0", "%", "100.0", "%", lines[3].split()[-1]]
+    assert [line.split()[0] for line in lines[4:6]] == ["zero-shot", "linear-probe"]
+    assert lines[7].split() == ["class", "pictures", "precision", "recall", "F1"]
+    assert lines[8].split() == ["blue", "2", "100.0", "%", "100.0", "%", "100.0", "%"]
+    assert result.stderr == ""
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {"metrics.json", "confusion.png", "learning-curve.png"}
+
+
+def test_mistakes_are_listed(probe, test_copy, tmp_path, run):
+    shutil.copytree(test_copy / "red", test_copy / "old")
+    shutil.rmtree(test_copy / "red")
+    (test_copy / "old").rename(test_copy / "green" / "nested")  # two red squares in the class green
+    result = run("eval", probe, test_copy, "--out", tmp_path / "report", "--no-curve")
+    assert result.exit_code == 0, result.stderr
+    assert ["green", "red", "2"] in [line.split() for line in result.stdout.splitlines()]
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert found["model"]["accuracy"] == 4 / 6
+    assert found["model"]["confusions"] == [["green", "red", 2]]
+    assert not (tmp_path / "report" / "learning-curve.png").exists()
+
+
+def test_json(probe, noisy_squares, tmp_path, run):
+    result = run("eval", probe, noisy_squares, "--split", "test", "--out", tmp_path / "r", "--no-curve", "--json")
+    found = json.loads(result.stdout)
+    assert found["model"]["accuracy"] == 1.0
+    assert found["baselines"].keys() == {"zero-shot", "linear-probe"}
+    assert found["files"] == [str(tmp_path / "r" / name) for name in ("metrics.json", "confusion.png")]
+
+
+def test_without_out_the_report_lies_beside_the_model(probe, noisy_squares, run):
+    assert run("eval", probe, noisy_squares, "--no-curve").exit_code == 0
+    assert (probe.parent / "model-eval" / "metrics.json").is_file()
+
+
+def test_test_pictures_among_the_shots_are_told(probe, noisy_squares, tmp_path, run):
+    result = run("eval", probe, noisy_squares, "--split", "train", "--out", tmp_path / "r", "--no-curve")
+    assert "warning: 12 of 12 test pictures are among the shots" in result.stderr
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_not_counted(probe, test_copy, tmp_path, run):
+    (test_copy / "red" / "0.png").write_bytes(b"")
+    result = run("eval", probe, test_copy, "--out", tmp_path / "r", "--no-curve")
+    assert result.exit_code == 0
+    assert "0.png: file is empty" in result.stderr
+    assert result.stdout.startswith("5 pictures of new")
+
+
+def test_a_model_without_its_shots_stands_beside_zero_shot(noisy_squares, tmp_path, run):
+    run("fit", noisy_squares, "--out", tmp_path / "model", "--encoder", "toy", "--head", "zero-shot", "--no-support")
+    result = run("eval", tmp_path / "model", noisy_squares)
+    assert result.exit_code == 0, result.stderr
+    assert "the model was saved without its shots (--no-support)" in result.stderr
+    assert "linear-probe" not in result.stdout
+
+
+def test_labels_that_are_no_class_are_told(probe, test_copy, tmp_path, run):
+    (test_copy / "red").rename(test_copy / "mauve")
+    result = run("eval", probe, test_copy, "--out", tmp_path / "r")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the test pictures have a label that is no class of the model: mauve")
+    assert not (tmp_path / "r").exists()
+
+
+def test_readable_names_may_be_given_for_the_folders(probe, test_copy, tmp_path, run):
+    (test_copy / "red").rename(test_copy / "n01")
+    (tmp_path / "names.json").write_text('{"n01": "red"}')
+    result = run(
+        "eval", probe, test_copy, "--class-names", tmp_path / "names.json", "--out", tmp_path / "r", "--no-curve"
+    )
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(probe, noisy_squares, tmp_path, run):
+    (tmp_path / "file").touch()
+    result = run("eval", probe, noisy_squares, "--out", tmp_path / "file" / "report")
+    assert result.exit_code == 1 and "is no folder that you may write to" in result.stderr
+
+
+def test_no_model_is_told(noisy_squares, tmp_path, run):
+    result = run("eval", tmp_path / "nothing", noisy_squares)
+    assert result.exit_code == 1 and "holds no model" in result.stderr

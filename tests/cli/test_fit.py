@@ -1,0 +1,199 @@
+import json
+import os
+import shutil
+
+import pytest
+
+from clipadapter import FewShotClassifier, draw_shots
+
+
+@pytest.fixture
+def fit(tmp_path, run):
+    """A function that fits with the toy encoder into tmp_path/model."""
+
+    def call(data, *args, head="zero-shot"):
+        return run("fit", data, "--out", tmp_path / "model", "--encoder", "toy", "--head", head, *args)
+
+    return call
+
+
+def test_says_what_was_learned(squares, tmp_path, fit):
+    result = fit(squares, head="clip-adapter")
+    assert result.exit_code == 0, result.stderr
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    found = dict(lines)
+    assert found["model"] == str(tmp_path / "model")
+    assert found["classes"] == "3"
+    assert found["pictures"] == "4 a class"
+    assert found["head"] == "clip-adapter"
+    assert found["encoder"].startswith("toy")
+    assert FewShotClassifier.load(tmp_path / "model").class_names_ == ("blue", "green", "red")
+
+
+def test_json(squares, fit):
+    result = fit(squares, "--set", "C=2.5", "--set", "input_norm=false", "--json", head="linear-probe")
+    found = json.loads(result.stdout)
+    assert found["shots"] == {"blue": 4, "green": 4, "red": 4}
+    assert found["head"]["name"] == "linear-probe"
+    assert found["head"]["params"]["C"] == 2.5
+    assert found["head"]["params"]["input_norm"] is False
+
+
+def test_a_setting_that_is_no_json_is_text(squares, fit):
+    found = json.loads(
+        fit(squares, "--set", "alpha=learned", "--set", "hidden=null", "--json", head="clip-adapter").stdout
+    )
+    assert found["head"]["params"]["alpha"] == "learned"
+    assert found["head"]["params"]["hidden"] is None
+
+
+def test_shots_are_drawn_by_seed(squares, tmp_path, fit):
+    assert json.loads(fit(squares, "--shots", 2, "--seed", 3, "--json").stdout)["shots"] == {
+        "blue": 2,
+        "green": 2,
+        "red": 2,
+    }
+    support = FewShotClassifier.load(tmp_path / "model").support_
+    labels = ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
+    paths = sorted(squares.glob("*/*.png"))
+    drawn = [paths[i] for i in draw_shots(labels, 2, seed=3)]
+    expected = FewShotClassifier("toy").features(drawn, ["red"] * 6, ["red"])
+    assert (support.X == expected.X).all()
+
+
+def test_a_class_with_one_picture_at_sixteen_shots_gives_it(squares, tmp_path, fit):
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    for i in (1, 2, 3):
+        (data / "red" / f"{i}.png").unlink()
+    result = fit(data, "--shots", 16, head="clip-adapter")
+    assert result.exit_code == 0
+    assert "warning: fewer than 16 pictures in blue (4), green (4), red (1)" in result.stderr
+    assert "pictures  1 to 4 a class, 9 in all" in result.stdout
+
+
+def test_a_class_without_readable_picture_stays(squares, tmp_path, fit, run):
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    for path in (data / "red").iterdir():
+        path.write_bytes(b"")
+    result = fit(data)
+    assert result.exit_code == 0
+    assert "the class 'red' has no picture that can be read" in result.stderr
+    assert result.stderr.count("file is empty") == 4
+    named = run("predict", tmp_path / "model", squares / "red" / "0.png")
+    assert named.stdout.split()[0] == "red"
+
+
+def test_strict_fails_at_a_bad_picture(squares, tmp_path, fit):
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    (data / "red" / "bad.jpg").write_bytes(b"")
+    result = fit(data, "--strict")
+    assert result.exit_code == 1
+    assert "bad.jpg: file is empty" in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_train_is_the_part_that_is_learned_from(tmp_path, write_squares, fit):
+    write_squares(tmp_path / "data" / "train", count=3)
+    write_squares(tmp_path / "data" / "test", count=1)
+    assert json.loads(fit(tmp_path / "data", "--json").stdout)["shots"] == {"blue": 3, "green": 3, "red": 3}
+    assert json.loads(fit(tmp_path / "data", "--split", "test", "--json").stdout)["shots"]["red"] == 1
+
+
+def test_names_templates_and_descriptions_reach_the_model(squares, tmp_path, fit):
+    names, sentences = tmp_path / "names.json", tmp_path / "sentences.json"
+    names.write_text('{"red": "crimson red"}')
+    sentences.write_text('{"blue": ["the blue sky"]}')
+    result = fit(
+        squares,
+        *("--class-names", names, "--descriptions", sentences),
+        *("--templates", "dtd", "--templates", "a {} square."),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert FewShotClassifier.load(tmp_path / "model").prompts_ == {
+        "blue": ["the blue sky"],
+        "green": ["green texture.", "a green square."],
+        "crimson red": ["crimson red texture.", "a crimson red square."],
+    }
+
+
+def test_no_support_keeps_no_shots(squares, tmp_path, fit):
+    fit(squares, "--no-support")
+    assert not (tmp_path / "model" / "support.safetensors").exists()
+
+
+def test_views(squares, fit):
+    assert json.loads(fit(squares, "--views", 3, "--no-cache", "--json").stdout)["computed"] == 36
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--head", "clip-adaptor"], "Did you mean 'clip-adapter'?"),
+        (["--encoder", "light"], "no encoder is called 'light'. Did you mean 'lite'?"),
+        (["--templates", "imagenet8"], "Did you mean 'imagenet7'?"),
+        (["--templates", "a photo"], "needs one: write {} there"),
+        (["--set", "alhpa=1", "--head", "clip-adapter"], "Did you mean 'alpha'? Known: branch, reduction"),
+        (["--set", "alpha"], "--set takes key=value"),
+        (["--split", "dev"], "has no split 'dev'"),
+        (["--device", "warp"], "the device 'warp' can't be used here"),
+        (["--class-names", "nothing.json"], "nothing.json can't be opened"),
+        (["--out", "file/model"], "can't write file/model"),
+        (["--out", "file"], "file is a file; give a folder"),
+        (["--out", "."], "holds other files than a model"),
+    ],
+)
+def test_wrong_input_is_told_before_a_picture_is_read(args, words, squares, tmp_path, monkeypatch, fit):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clipadapter.features._pipeline.read_image", None)
+    (tmp_path / "file").touch()
+    before = sorted(os.listdir(tmp_path))
+    result = fit(squares, *args)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert words in result.stderr and result.stderr.count("\n") <= 2
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_data_that_can_teach_nothing(tmp_path, write_squares, fit):
+    (tmp_path / "empty").mkdir()
+    assert "there are no pictures in" in fit(tmp_path / "empty").stderr
+    one = write_squares(tmp_path / "one", classes=("red",))
+    assert "has only one class, 'red'" in fit(one).stderr
+    assert "have no label" in fit(one / "red").stderr
+    damaged = write_squares(tmp_path / "damaged", count=1)
+    for path in damaged.glob("*/*.png"):
+        path.write_bytes(b"")
+    result = fit(damaged)
+    assert result.exit_code == 1
+    assert "none of the 3 pictures can be read" in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("where", ["clipadapter.features._pipeline.read_image", "clipadapter.artifact._files.os.fsync"])
+def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatch, fit):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    result = fit(squares, "--no-cache")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit):
+    fit(squares)
+    before = (tmp_path / "model" / "config.json").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clipadapter.artifact._files.os.fsync", full)
+    result = fit(squares, head="linear-probe")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
+    assert os.listdir(tmp_path) == ["model"]

@@ -1,0 +1,59 @@
+import json
+from importlib.metadata import version
+
+from clipadapter import list_encoders, list_heads
+
+
+def test_heads(run):
+    result = run("heads")
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == list_heads()
+    assert [one["name"] for one in json.loads(run("heads", "--json").stdout)] == list_heads()
+
+
+def test_heads_by_pattern(run):
+    found = json.loads(run("heads", "*-probe", "--json").stdout)
+    assert "linear-probe" in [one["name"] for one in found]
+    assert "clip-adapter" not in [one["name"] for one in found]
+
+
+def test_one_head_shows_its_parameters(run):
+    result = run("heads", "linear-probe")
+    assert "C: inverse strength of the L2 penalty" in result.stdout
+    assert ["folds", "3"] in [line.split() for line in result.stdout.splitlines()]
+    assert ">>>" not in result.stdout
+
+
+def test_an_unknown_head(run):
+    result = run("heads", "zero-shoot")
+    assert result.exit_code == 1
+    assert "Did you mean 'zero-shot'?" in result.stderr
+
+
+def test_encoders_show_width_and_licence_but_not_the_toy(run):
+    found = {one["name"]: one for one in json.loads(run("encoders", "--json").stdout)}
+    assert {name.partition(":")[0] for name in found} == set(list_encoders()) - {"toy"}
+    assert found["open_clip:ViT-B-32/laion2b_s34b_b79k"]["dim"] == 512
+    assert found["open_clip:ViT-B-32/laion2b_s34b_b79k"]["licence"] == "MIT"
+    assert found["lite"]["note"]
+
+
+def test_encoders_by_pattern(run):
+    names = [line.split()[0] for line in run("encoders", "open_clip:ViT-B*").stdout.splitlines()[1:]]
+    assert "open_clip:ViT-B-16/openai" not in names  # needs QuickGELU
+    assert "open_clip:ViT-B-16-quickgelu/openai" in names
+    assert all(name.startswith("open_clip:ViT-B") for name in names)
+    assert run("encoders", "toy").stdout.splitlines()[1].split()[:2] == ["toy", "32"]
+
+
+def test_an_unknown_encoder(run):
+    result = run("encoders", "lit")
+    assert result.exit_code == 1
+    assert "Did you mean 'lite'?" in result.stderr
+
+
+def test_version(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = json.loads(run("version", "--json").stdout)
+    assert found["torch"] == version("torch")
+    assert found["cache"] == str(tmp_path / "clipadapter")
+    assert set(found) == {"clipadapter", "python", "torch", "open_clip_torch", "scikit-learn", "cache"}

@@ -1,0 +1,130 @@
+import json
+import shutil
+
+import pytest
+
+
+def records(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_one_picture(squares, model, run):
+    path = squares / "red" / "0.png"
+    result = run("predict", model, path)
+    assert result.exit_code == 0
+    label, probability, source = result.stdout.split()
+    assert (label, source) == ("red", str(path))
+    assert 1 / 3 < float(probability) <= 1
+
+
+def test_json_lines(squares, model, run):
+    path = squares / "green" / "1.png"
+    (found,) = records(run("predict", model, path, "--top", 2, "--json"))
+    assert list(found) == ["source", "label", "probability", "top", "error"]
+    assert (found["source"], found["label"], found["error"]) == (str(path), "green", None)
+    assert [set(one) for one in found["top"]] == [{"label", "score"}] * 2
+    assert found["top"][0] == {"label": "green", "score": found["probability"]}
+    assert found["top"][0]["score"] >= found["top"][1]["score"]
+
+
+def test_top_beyond_the_classes_gives_all(squares, model, run):
+    (found,) = records(run("predict", model, squares / "red" / "0.png", "--top", 99, "--json"))
+    assert sorted(one["label"] for one in found["top"]) == ["blue", "green", "red"]
+    assert sum(one["score"] for one in found["top"]) == pytest.approx(1)
+
+
+def test_a_folder_is_read_with_all_below_it(squares, model, run):
+    found = records(run("predict", model, squares, "--json"))
+    assert [one["source"] for one in found] == [str(path) for path in sorted(squares.glob("*/*.png"))]
+    assert [one["label"] for one in found] == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
+
+
+def test_a_table_gives_its_paths(squares, model, tmp_path, run):
+    table = tmp_path / "list.csv"
+    table.write_text(f"path\n{squares / 'red' / '0.png'}\n{squares / 'blue' / '0.png'}\n")
+    assert [one["label"] for one in records(run("predict", model, table, "--json"))] == ["red", "blue"]
+
+
+def test_standard_input_gives_paths(squares, model, run):
+    lines = f"{squares / 'red' / '0.png'}\r\n\n{squares / 'blue' / '0.png'}"
+    found = records(run("predict", model, "-", "--json", input=lines))
+    assert [one["label"] for one in found] == ["red", "blue"]
+
+
+def test_chunks_give_the_same_answers_in_order(squares, model, run):
+    whole = run("predict", model, squares, "--json", "--no-cache")
+    parts = run("predict", model, squares, "--json", "--no-cache", "--batch-size", 1)
+    assert records(whole) == records(parts)
+
+
+def test_a_bad_picture_costs_its_own_answer_only(squares, model, tmp_path, run):
+    bad, good = tmp_path / "bad.jpg", squares / "red" / "0.png"
+    bad.write_text("no picture")
+    result = run("predict", model, bad, good, tmp_path / "gone.png", "--json")
+    assert result.exit_code == 0
+    found = records(result)
+    assert [one["label"] for one in found] == [None, "red", None]
+    assert [one["error"] for one in found] == ["not an image", None, "no such file"]
+    assert f"warning: {bad}: not an image" in result.stderr
+    assert "warning: 2 of 3 pictures can't be read" in result.stderr
+    text = run("predict", model, bad, good, "-q")
+    assert (text.stdout.count("\n"), text.stderr) == (1, "")
+
+
+def test_nothing_readable_is_a_failure(model, tmp_path, run):
+    result = run("predict", model, tmp_path / "gone.png")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: none of the 1 pictures can be read" in result.stderr
+    (tmp_path / "empty").mkdir()
+    assert "error: there are no pictures" in run("predict", model, tmp_path / "empty").stderr
+
+
+def test_strict_fails_at_the_first(squares, model, tmp_path, run):
+    good = squares / "red" / "0.png"
+    result = run("predict", model, good, tmp_path / "gone.png", good, "--strict", "--json")
+    assert result.exit_code == 1
+    assert len(records(result)) == 1
+    assert result.stderr == f"error: {tmp_path / 'gone.png'}: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "head.safetensors").unlink(), "head.safetensors is missing"),
+        (lambda folder: (folder / "support.safetensors").unlink(), "support.safetensors is missing"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be read"),
+        (lambda folder: (folder / "config.json").write_text('{"format": 99}'), "update clipadapter"),
+        (lambda folder: flip(folder / "head.safetensors"), "was altered"),
+    ],
+)
+def test_a_damaged_model_is_refused(damage, words, squares, model, tmp_path, run):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    damage(folder)
+    result = run("predict", folder, squares / "red" / "0.png")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert words in result.stderr and result.stderr.count("\n") == 1
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_is_no_model_is_refused(squares, tmp_path, run):
+    picture = squares / "red" / "0.png"
+    for wrong in (picture, squares, tmp_path / "nothing"):
+        assert "holds no model" in run("predict", wrong, picture).stderr
+
+
+def test_another_encoder_is_refused(squares, model, tmp_path, run):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["encoder"]["fingerprint"] = "0" * 32
+    (folder / "config.json").write_text(json.dumps(config))
+    result = run("predict", folder, squares / "red" / "0.png", "--encoder", "toy")
+    assert result.exit_code == 1
+    assert "Give the encoder it was fitted with" in result.stderr

@@ -1,0 +1,84 @@
+"""What only a process of its own can show: the entry point, start-up time, signals, pipes."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+def test_help_is_quick(start):
+    """Less than 0.3 s of processor time; the best of three, since another process may disturb one."""
+
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process = start("--help")
+        stdout, _ = process.communicate()
+        assert process.returncode == 0 and "predict" in stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_no_help_imports_what_is_heavy():
+    code = """
+import sys
+from click.testing import CliRunner
+from clipadapter.cli.app import app
+runner = CliRunner()
+for args in [[], *([name] for name in app.list_commands(None))]:
+    assert runner.invoke(app, [*args, "--help"]).exit_code == 0, args
+print(*{"torch", "numpy", "sklearn", "PIL", "open_clip", "matplotlib", "pydantic"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("args", "code"), [(["--version"], 0), (["scan", "no/such/folder"], 1), (["scna"], 2)])
+def test_exit_codes(args, code, start):
+    process = start(*args)
+    _, stderr = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(tmp_path, monkeypatch, start):
+    (tmp_path / "data" / "żółw").mkdir(parents=True)
+    (tmp_path / "data" / "żółw" / "ą.jpg").touch()
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = start("scan", tmp_path / "data")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert r"\u0105.jpg: file is empty" in stdout
+
+
+@pytest.fixture
+def predicting(start, squares, model):
+    """A process of predict that has answered four pictures and waits for more on standard input."""
+    process = start("predict", model, "-", "--json", "--batch-size", 1)
+    process.stdin.write(f"{squares / 'red' / '0.png'}\n" * 4)
+    process.stdin.flush()
+    found = [json.loads(process.stdout.readline()) for _ in range(4)]
+    assert [one["label"] for one in found] == ["red"] * 4
+    return process
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_one_line(predicting):
+    predicting.send_signal(signal.SIGINT)
+    stdout, stderr = predicting.communicate()
+    assert predicting.returncode == 130
+    assert stdout == ""
+    assert stderr.strip() == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_error(predicting, squares):
+    predicting.stdout.close()
+    predicting.stdin.write(f"{squares / 'red' / '0.png'}\n" * 4)
+    predicting.stdin.close()
+    assert predicting.wait() in (0, 1)
+    assert predicting.stderr.read() == ""

@@ -1,0 +1,64 @@
+"""What the documents show is run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    """Blocks of the README that are marked to be run."""
+    return re.findall(rf"<!-- run -->\n```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """The folders that the README speaks of, of plain coloured pictures."""
+    colours = {"tabby_cat": (200, 120, 30), "beagle": (30, 60, 200)}
+    for folder, count in (("shots", 4), ("test", 2)):
+        for name, colour in colours.items():
+            for i in range(count):
+                path = tmp_path / folder / name / f"{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40 + i, 40), tuple(c + 5 * i for c in colour)).save(path)
+    Image.new("RGB", (50, 50), (200, 120, 30)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", blocks("python"), ids=["classifier", "head"])
+def test_python_of_the_readme_runs(code, pictures):
+    subprocess.run([sys.executable, "-W", "error::UserWarning:clipadapter", "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run(pictures):
+    for line in blocks("sh")[0].splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "clipadapter"
+        done = subprocess.run([sys.executable, "-m", "clipadapter", *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert (pictures / "model" / "config.json").is_file()
+
+
+def test_the_set_up_commands_are_the_ones_that_ci_runs():
+    assert 'bash -c "$command"' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert len([line for line in README.splitlines() if "python -m pytest" in line]) == 1
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_instructions_for_agents_stay_short():
+    assert len((ROOT / "AGENTS.md").read_text(encoding="utf-8").splitlines()) <= 30
