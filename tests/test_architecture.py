@@ -14,7 +14,8 @@ FLOORS = [
     {"artifact"},
     {"classifier"},
     {"bench", "testing"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -133,7 +133,7 @@ def test_views(squares, fit):
     [
         (["--head", "clip-adaptor"], "Did you mean 'clip-adapter'?"),
         (["--encoder", "light"], "no encoder is called 'light'. Did you mean 'lite'?"),
-        (["--templates", "imagenet8"], "Did you mean 'imagenet7'?"),
+        (["--templates", "imagnet7"], "Did you mean 'imagenet7'?"),
         (["--templates", "a photo"], "needs one: write {} there"),
         (["--set", "alhpa=1", "--head", "clip-adapter"], "Did you mean 'alpha'? Known: branch, reduction"),
         (["--set", "alpha"], "--set takes key=value"),

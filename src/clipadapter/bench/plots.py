@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -56,8 +57,7 @@ def learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", metri
     seeds = len({run.seed for run in runs})
     legend = f"mean ± sd of {seeds} draws" if seeds > 1 else "one draw"
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, title=legend)
-    if title:
-        axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    _title(figure, title)
     return _save(figure, path)
 
 
@@ -91,7 +91,7 @@ def confusion_matrix(evaluation: Evaluation, path: str | Path, title: str = "", 
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
     head = title + (f"\nthe {len(shown)} of {len(evaluation.classes)} classes with most mistakes" if rest else "")
-    axes.set_title(head.strip(), loc="left", fontsize=11, parse_math=False)
+    _title(figure, head.strip())
     return _save(figure, path)
 
 
@@ -148,6 +148,14 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.floa
     for i, j in np.argwhere(counts):
         colour = "white" if shares[i, j] > 0.55 else "black"
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=size, color=colour)
+
+
+def _title(figure: Figure, text: str) -> None:
+    """Put a title at the upper left, broken into lines that fit: the layout makes no room for a long one."""
+    width = int(8 * figure.get_figwidth())  # letters; a legend may stand at the right
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
+    if lines:
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, parse_math=False)
 
 
 def _short(name: str) -> str:

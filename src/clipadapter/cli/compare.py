@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli._bench import as_json, check_out, seeds_option, shots_option, tell
-from clipadapter.cli._options import (
-    FOLDER,
-    Prompts,
-    Towers,
-    encoder_options,
-    open_dataset,
-    output_options,
-    prompt_options,
-)
+from clipadapter.cli._fitting import Prompts, prompt_options
+from clipadapter.cli._options import FOLDER, Towers, encoder_options, open_dataset, output_options
 from clipadapter.cli._output import Output
 
 if TYPE_CHECKING:

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipadapter.cli._fitting import Views, view_options
 from clipadapter.cli._options import (
     FILE,
     FOLDER,
     Towers,
-    Views,
     embed_options,
     output_options,
     seed_option,
     split_option,
     strict_option,
-    view_options,
 )
 from clipadapter.cli._output import Output, facts
 from clipadapter.errors import DataError, require

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli._bench import check_out, seeds_option
-from clipadapter.cli._options import (
-    FOLDER,
-    Prompts,
-    Towers,
-    class_names_option,
-    model_options,
-    open_dataset,
-    output_options,
-    split_option,
-)
+from clipadapter.cli._fitting import Prompts, class_names_option
+from clipadapter.cli._options import FOLDER, Towers, model_options, open_dataset, output_options, split_option
 from clipadapter.cli._output import Output, table
 
 if TYPE_CHECKING:
@@ -93,10 +85,10 @@ def _text(result: ModelEvaluation) -> str:
 
 def _scores(scores: Mapping[str, Score]) -> str:
     rows = [
-        (name, _percent(found.evaluation.accuracy), _percent(found.evaluation.macro_f1), f"{found.log_loss:.3f}")
+        (name, _percent(found.evaluation.accuracy), _percent(found.evaluation.macro_f1), round(found.log_loss, 3))
         for name, found in scores.items()
     ]
-    return table(["", "accuracy", "macro F1", "log-loss"], rows)
+    return table(["", "accuracy %", "macro F1 %", "log-loss"], rows)
 
 
 def _classes(found: Evaluation) -> str:
@@ -107,8 +99,8 @@ def _classes(found: Evaluation) -> str:
     ]
     more = len(found.classes) - len(rows)
     left = f"\nand {more} classes with a better F1; metrics.json has all" if more else ""
-    return table(["class", "pictures", "precision", "recall", "F1"], rows) + left
+    return table(["class", "pictures", "precision %", "recall %", "F1 %"], rows) + left
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:5.1f} %"
+def _percent(share: float) -> float:
+    return round(100 * share, 1)

@@ -11,21 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.cli._fitting import HeadChoice, Prompts, Views, head_options, prompt_options, view_options
 from clipadapter.cli._options import (
     FOLDER,
-    HeadChoice,
-    Prompts,
     Towers,
-    Views,
     encoder_options,
-    head_options,
     open_dataset,
     output_options,
-    prompt_options,
     seed_option,
     split_option,
     strict_option,
-    view_options,
 )
 from clipadapter.cli._output import Output, facts
 from clipadapter.errors import ArtifactError

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from clipadapter.errors import InputError
 
 OPTIMIZERS = ("adamw", "sgd")
 MIN_EPOCHS = 20
+SMALL = 50_000_000
+"""Multiplications a step, below which a second thread gains nothing."""
 SCHEDULES = ("cosine", "cosine-epoch", "constant")
 
 
@@ -76,6 +79,7 @@ def minimise(
     n: int,
     n_views: int,
     recipe: Recipe,
+    cost: int = 0,
 ) -> float:
     """Change parameters in place so that a loss over rows falls.
 
@@ -85,6 +89,7 @@ def minimise(
         n: rows to train on.
         n_views: views of each row; one is drawn for each row and step.
         recipe: how.
+        cost: multiplications a row in one forward pass; small steps run on one thread.
 
     Returns:
         The loss of the last step.
@@ -99,7 +104,8 @@ def minimise(
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = _optimizer(parameters, recipe)
     value = torch.zeros(())
-    with tqdm(total=epochs, desc="training", unit="epoch", disable=not recipe.progress, leave=False) as bar:
+    bar = tqdm(total=epochs, desc="training", unit="epoch", disable=not recipe.progress, leave=False)
+    with bar, _threads(batch * cost):
         for epoch in range(epochs):
             order = torch.randperm(n, generator=generator) if batch < n else torch.arange(n)
             for i in range(steps_per_epoch):
@@ -117,6 +123,18 @@ def minimise(
                     f"training diverged in epoch {epoch + 1}: the loss is {value.item()}; try a smaller lr"
                 )
     return float(value.detach())
+
+
+@contextmanager
+def _threads(work: int) -> Iterator[None]:
+    """One thread for steps so small that threads would wait for each other, which beside other programs costs much."""
+    before = torch.get_num_threads()
+    if work < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _optimizer(parameters: Sequence[Tensor], recipe: Recipe) -> torch.optim.Optimizer:

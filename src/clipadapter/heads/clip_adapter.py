@@ -222,7 +222,8 @@ class ClipAdapter(Head):
         parameters = [*odds.values()]
         for adapter in (visual, textual):
             parameters += [] if adapter is None else [p.requires_grad_() for p in adapter.tensors().values()]
-        self.loss_ = minimise(parameters, loss, len(rows), views.shape[1], self._recipe(progress))
+        cost = sum(parameter.numel() for parameter in parameters) + text.numel()
+        self.loss_ = minimise(parameters, loss, len(rows), views.shape[1], self._recipe(progress), cost)
         for parameter in parameters:
             parameter.requires_grad_(False)
         trained.alpha, trained.beta = float(ratio("alpha", self.alpha)), float(ratio("beta", self.beta))

@@ -57,6 +57,11 @@ def _expect(error: type[Exception], words: str, action: Callable[[], object]) ->
     raise AssertionError(f"{error.__name__} with {words!r} was not raised")
 
 
+def _numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return [int(word) for word in state[1]]
+
+
 def check_constructor_only_stores(head: Head) -> None:
     """Every parameter is kept under its own name, and a clone has the same."""
     for name, value in head.get_params(deep=False).items():
@@ -115,10 +120,10 @@ def check_same_seed_same_result(head: Head) -> None:
 
 def check_global_randomness_is_untouched(head: Head) -> None:
     """Neither Python's, numpy's nor torch's global generator moves."""
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index, union-attr]
+    states = random.getstate(), _numpy_state(), torch.get_rng_state()
     _fit(head, *toy_features())
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index, union-attr]
+    assert _numpy_state() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
 
 

@@ -1,0 +1,188 @@
+"""Options that say how a model is fitted: prompts, views, and the head with its parameters."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clipadapter.cli._options import FILE, bundle
+from clipadapter.errors import InputError
+from clipadapter.registry import unknown
+
+if TYPE_CHECKING:
+    from clipadapter.data import Dataset
+    from clipadapter.features import ViewSpec
+    from clipadapter.heads import Head
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the text tower reads.
+
+    Args:
+        templates: names of sets, or texts.
+        descriptions: JSON file with sentences by class, or None.
+        class_names: JSON file with readable class names by folder, or None.
+    """
+
+    templates: Sequence[str] = ("default",)
+    descriptions: Path | None = None
+    class_names: Path | None = None
+
+    def rename(self, dataset: Dataset) -> Dataset:
+        """The data set under its readable class names."""
+        from clipadapter.data import read_class_names
+
+        return dataset.rename(read_class_names(self.class_names)) if self.class_names else dataset
+
+    def read_descriptions(self, class_names: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
+        """The descriptions, checked together with the templates.
+
+        Raises:
+            InputError: if a template or a class in the descriptions is wrong.
+        """
+        from clipadapter.data import class_prompts, read_descriptions
+
+        found = read_descriptions(self.descriptions) if self.descriptions else None
+        class_prompts(class_names, self.templates, found)
+        return found
+
+
+class_names_option = click.option(
+    "--class-names", type=FILE, help='JSON file with readable names: {"folder": "name", ...}.'
+)
+prompt_options = bundle(
+    "prompts",
+    Prompts,
+    click.option(
+        "--templates",
+        multiple=True,
+        default=["default"],
+        metavar="NAME|TEXT",
+        help="Template set such as imagenet7, or a text such as 'a sketch of a {}.'; may be given many times.",
+    ),
+    click.option("--descriptions", type=FILE, help='JSON file with sentences instead: {"class": ["...", ...], ...}.'),
+    class_names_option,
+)
+"""``--templates``, ``--descriptions``, ``--class-names``; as ``prompts``."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of each shot.
+
+    Args:
+        views: how many, the plain picture included.
+        view_scale: smallest and largest share of the picture that an augmented view shows.
+    """
+
+    views: int = 1
+    view_scale: tuple[float, float] = (0.5, 1.0)
+
+    def spec(self, seed: int) -> ViewSpec:
+        """As the extraction takes it."""
+        from clipadapter.features import ViewSpec
+
+        return ViewSpec(count=self.views, scale=self.view_scale, seed=seed)
+
+
+view_options = bundle(
+    "views",
+    Views,
+    click.option(
+        "--views",
+        type=click.IntRange(1),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Views of each picture: the plain one and random crops.",
+    ),
+    click.option(
+        "--view-scale",
+        type=float,
+        nargs=2,
+        default=(0.5, 1.0),
+        show_default=True,
+        metavar="LO HI",
+        help="Share of the picture that a crop shows.",
+    ),
+)
+"""``--views``, ``--view-scale``; as ``views``."""
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """A head by name, and its parameters.
+
+    Args:
+        head: registered name.
+        settings: ``key=value`` texts.
+    """
+
+    head: str = "clip-adapter"
+    settings: Sequence[str] = field(default_factory=tuple)
+
+    def params(self) -> dict[str, Any]:
+        """The parameters, each read as a JSON scalar, or else as the text it is.
+
+        Raises:
+            InputError: if a setting is not ``key=value``.
+            UnknownNameError: if there is no such head, or it has no such parameter.
+        """
+        from clipadapter.heads import head_info
+
+        known = list(inspect.signature(head_info(self.head).cls).parameters)
+        params = {}
+        for setting in self.settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise InputError(f"--set takes key=value, such as seed=1, but got '{setting}'")
+            if key not in known:
+                raise unknown(f"parameter of {self.head}", key, known)
+            params[key] = _scalar(text)
+        return params
+
+    def make(self) -> Head:
+        """A new head.
+
+        Raises:
+            UnknownNameError: as `params`.
+        """
+        from clipadapter.heads import create_head
+
+        return create_head(self.head, **self.params())
+
+
+head_options = bundle(
+    "head",
+    HeadChoice,
+    click.option(
+        "--head",
+        metavar="NAME",
+        default="clip-adapter",
+        show_default=True,
+        help="What is fitted; see 'clipadapter heads'.",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Parameter of the head, such as alpha=0.2; may be given many times.",
+    ),
+)
+"""``--head`` and ``--set``; as ``head``."""
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return text if isinstance(value, dict | list) else value
