@@ -54,3 +54,7 @@ def test_pyplot_is_not_touched():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_plot_can_be_made_if_every_run_failed(make_run, tmp_path):
+    assert learning_curve([make_run(error="E: no")], tmp_path / "curve.png").is_file()

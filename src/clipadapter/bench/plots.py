@@ -109,6 +109,8 @@ def worst_classes(confusion: NDArray[np.int64], limit: int) -> list[int]:
 
 def _line(axes: Axes, summary: Summary, head: str, i: int) -> None:
     found = [(n, summary.cells[head, n]) for n in summary.shots if summary.cells[head, n].values]
+    if not found:
+        return
     factor = 1.0 if summary.metric == "log_loss" else 100.0
     # Heads stand a little beside each other, so that their bars can be told apart.
     shift = 2 ** (0.05 * (i - (len(summary.heads) - 1) / 2) / max(1, len(summary.heads) / 5))
