@@ -146,4 +146,5 @@ def _optimizer(parameters: Sequence[Tensor], recipe: Recipe) -> torch.optim.Opti
             weight_decay=recipe.weight_decay,
             foreach=False,
         )
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    # Fused: one pass over the weights a step instead of ten, which is most of the time at few shots.
+    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
