@@ -211,7 +211,7 @@ def test_output_norm_off_keeps_the_length_of_the_blend(case):
         ({"alpha": 1.5}, "alpha must be 0 to 1"),
         ({"alpha": "best"}, "alpha must be 0 to 1, 'learned' or 'auto'"),
         ({"beta": -1}, "beta must be 0 to 1"),
-        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd"),
+        ({"optimizer": "rmsprop"}, "optimizer must be one of adamw, adam, sgd"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"lr": 0}, "lr must be positive"),
         ({"zero_init": True, "final_relu": True}, "never trains"),

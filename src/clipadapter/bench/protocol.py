@@ -197,7 +197,7 @@ def _planned(name: str, head: Head, facts: _Facts, shots: int, seed: int, rows: 
         shots=shots,
         seed=seed,
         rows=rows,
-        flags=Flags(transductive=_fact(head, "transductive")),
+        flags=Flags(transductive=head.transductive),
         code=_code(type(head)),
         versions=library_versions(),
         n_classes=facts.n_classes,
@@ -215,7 +215,7 @@ def _perform(run: Run, head: Head, support: FeatureSet, test: FeatureSet | None,
     own = support.take(run.rows)
     try:
         start = time.perf_counter()
-        head.fit(own.X, own.y, text=text)
+        head.fit(own.X, own.y, text=text, unlabelled=test.plain if head.transductive else None)
         fitted = time.perf_counter() - start
         found = score(head, test)
     except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
@@ -239,11 +239,6 @@ def _learned(head: Head) -> dict[str, float]:
 def registered_name(head: Head) -> str:
     """The name that the head is registered by; its class's name if it is not."""
     return next((name for name in list_heads() if head_info(name).cls is type(head)), type(head).__name__)
-
-
-def _fact(head: Head, name: str) -> bool:
-    known = registered_name(head)
-    return known in list_heads() and bool(head_info(known).facts.get(name, False))
 
 
 @cache

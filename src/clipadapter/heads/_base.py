@@ -6,7 +6,6 @@ tensors and back, and moves learned state to files. A method writes `_fit` and `
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,79 +13,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
+from clipadapter.heads._inputs import Array, as_labels, as_matrix, as_views, class_positions
+from clipadapter.heads._text import ClassText
+from clipadapter.registry import unknown
 
-Array = NDArray[Any]
-
-
-class ClassText:
-    """Class names in their order, and one unit vector a class; frozen.
-
-    It is no array on purpose: scikit-learn slices every array-like argument of ``fit`` that has as many rows as X.
-
-    Args:
-        labels: class names, each once; their order is the order of the logits.
-        embeddings: (c, d) text features, one row a class; stored as unit rows, float32 unless a float64 array came.
-        logit_scale: ``exp(logit_scale)`` of the encoder; 100 is what CLIP's released checkpoints have.
-        logit_bias: added to the logits by sigmoid-loss models, else None.
-
-    Raises:
-        InputError: if a name occurs twice, the counts differ, or a row is zero or not finite.
-
-    >>> ClassText(["cat", "dog"], [[3.0, 0.0], [0.0, 2.0]]).embeddings
-    array([[1., 0.],
-           [0., 1.]], dtype=float32)
-    """
-
-    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale")
-
-    labels: tuple[str, ...]
-    embeddings: Array
-    logit_scale: float
-    logit_bias: float | None
-
-    def __init__(
-        self,
-        labels: Sequence[str],
-        embeddings: ArrayLike,
-        logit_scale: float = 100.0,
-        logit_bias: float | None = None,
-    ) -> None:
-        names = tuple(str(label) for label in labels)
-        rows = np.asarray(embeddings, dtype=np.float64)
-        if rows.ndim != 2 or len(rows) != len(names):
-            raise InputError(f"class text needs one row for each of {len(names)} names, but has shape {rows.shape}")
-        if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise InputError(f"class names must differ, but these occur more than once: {', '.join(twice)}")
-        norm = np.linalg.norm(rows, axis=1, keepdims=True)
-        if not np.isfinite(rows).all() or not (norm > 0).all():
-            bad = [names[i] for i in np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))]
-            raise InputError(f"class text of {', '.join(bad)} is zero or not finite")
-        if not logit_scale > 0:
-            raise InputError(f"logit_scale must be positive, but is {logit_scale}")
-        exact = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
-        array = rows / norm if exact else (rows / norm).astype(np.float32)
-        array.flags.writeable = False
-        for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale)), strict=True):
-            object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"ClassText is frozen: {name} can't be set")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ClassText, (self.labels, self.embeddings, self.logit_scale, self.logit_bias)
-
-    def __repr__(self) -> str:
-        return f"ClassText({len(self.labels)} classes, width {self.embeddings.shape[1]})"
+Preset = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,6 +38,7 @@ class Shots:
         n_classes: c, classes without a shot included.
         text: (c, d) unit class text, or None.
         scale: the encoder's ``exp(logit_scale)``; 100 if no text tells.
+        unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
     """
 
     views: Tensor
@@ -106,6 +46,7 @@ class Shots:
     n_classes: int
     text: Tensor | None
     scale: float
+    unlabelled: Tensor | None = None
 
     @property
     def X(self) -> Tensor:
@@ -117,6 +58,15 @@ class Shots:
         """(n, c) one-hot labels in the dtype of the features."""
         return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.views.dtype)
 
+    @property
+    def counts(self) -> Tensor:
+        """(c,) shots of each class in the dtype of the features."""
+        return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
+
+    def take(self, rows: Tensor) -> Shots:
+        """Some of the shots, given by row numbers; classes and text stay."""
+        return Shots(self.views[rows], self.labels[rows], self.n_classes, self.text, self.scale, self.unlabelled)
+
 
 class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
     """Base of all heads.
@@ -127,6 +77,12 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
 
     needs_text: ClassVar[bool] = False
     """True if `fit` can't do without class text."""
+    transductive: ClassVar[bool] = False
+    """True if `fit` also takes the pictures that are to be classified, without labels."""
+    two_encoders: ClassVar[bool] = False
+    """True if X may be wider than class text: the columns after the text's width are a second encoder's features."""
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Published parameters by the name of a data set; see `preset`."""
 
     classes_: Array
     n_features_in_: int
@@ -139,13 +95,41 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     def _logits(self, X: Tensor) -> Tensor:
         """(m, d) raw features to (m, c) logits."""
 
-    def fit(self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Self:
+    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+        """(n, c) logits of each shot's plain view by this head fitted to all other shots, if a closed form gives them.
+
+        It must equal refitting n times; None, the default, says that there is no closed form.
+        """
+        return None
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The head with the values that its authors used on one data set.
+
+        They were found on validation or test pictures of that set: to repeat a paper, not to get a fair figure.
+
+        Args:
+            name: of the data set, such as "dtd".
+            changes: parameters to set otherwise.
+
+        Raises:
+            UnknownNameError: if the head has no such preset.
+        """
+        if name not in cls.presets:
+            raise unknown(f"preset of {cls.__name__}", name, sorted(cls.presets))
+        return cls(**{**cls.presets[name], **changes})
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, unlabelled: ArrayLike | None = None
+    ) -> Self:
         """Learn from labelled features.
 
         Args:
             X: (n, d) raw features, or (n, v, d) with v views a picture, the plain one first.
             y: (n,) labels; names that occur in ``text.labels`` if class text is given.
             text: class names and their text vectors; also sets the order of the classes.
+            unlabelled: (u, d) raw features of the pictures to be classified; transductive heads need them, others
+                refuse them.
 
         Returns:
             The head itself.
@@ -153,28 +137,25 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         Raises:
             InputError: if shapes, widths or labels don't go together, or a feature is not finite.
         """
-        views = _as_views(X)
-        labels = _as_labels(y, len(views))
-        if self.needs_text and text is None:
-            raise InputError(f"{type(self).__name__} needs class text: call fit(X, y, text=ClassText(names, vectors))")
-        if text is not None and text.embeddings.shape[1] != views.shape[2]:
-            raise InputError(
-                f"features have width {views.shape[2]} but class text has width {text.embeddings.shape[1]}: "
-                "were they made by the same encoder?"
-            )
-        self.classes_, positions = _positions(labels, text)
-        self.n_features_in_ = views.shape[2]
-        tensor = torch.from_numpy(views)
-        self._fit(
-            Shots(
-                views=tensor,
-                labels=torch.from_numpy(positions),
-                n_classes=len(self.classes_),
-                text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
-                scale=100.0 if text is None else text.logit_scale,
-            )
-        )
+        shots, classes = self._shots(X, y, text, unlabelled)
+        self.classes_, self.n_features_in_ = classes, shots.views.shape[2]
+        self._fit(shots)
         return self
+
+    def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Array | None:
+        """Logits (n, c) of each shot by this head fitted to all others; None without a closed form.
+
+        Args:
+            X: as for `fit`.
+            y: as for `fit`.
+            text: as for `fit`.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        with torch.inference_mode():
+            found = self._leave_one_out(self._shots(X, y, text, None)[0])
+        return None if found is None else np.asarray(found.numpy())
 
     def logits(self, X: ArrayLike) -> Array:
         """Scores of every class.
@@ -190,7 +171,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             InputError: if the width differs from that in `fit`, or a feature is not finite.
         """
         check_is_fitted(self)
-        rows = _as_matrix(X)
+        rows = as_matrix(X)
         if rows.shape[1] != self.n_features_in_:
             # scikit-learn's own words: its checks and its users look for them.
             raise InputError(
@@ -247,52 +228,45 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             )
         return self
 
-
-def _as_matrix(X: ArrayLike) -> Array:
-    """Checked (m, d) float array: float64 stays, all else becomes float32."""
-    if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
-    array = check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
-    return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
-
-
-def _as_views(X: ArrayLike) -> Array:
-    """Checked (n, v, d) float array from (n, d) or (n, v, d)."""
-    if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
-    if getattr(X, "ndim", 2) != 3:
-        return _as_matrix(X)[:, None]
-    n, v, d = np.shape(X)
-    return _as_matrix(np.asarray(X).reshape(n * v, d)).reshape(n, v, d)
-
-
-def _as_labels(y: ArrayLike, n: int) -> Array:
-    labels = column_or_1d(y, warn=True)
-    if labels.dtype.kind == "f":
-        assert_all_finite(labels, input_name="y")
-    with warnings.catch_warnings():
-        # One shot a class looks like regression to scikit-learn, which warns; here it is the ordinary case.
-        warnings.simplefilter("ignore", UserWarning)
-        check_classification_targets(labels)
-    if len(labels) != n:
-        raise InputError(f"X has {n} rows but y has {len(labels)} labels")
-    return np.asarray(labels)
-
-
-def _positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArray[np.int64]]:
-    """Classes in order, and the position of each label among them."""
-    if text is None:
-        classes, positions = np.unique(labels, return_inverse=True)
-        if len(classes) < 2:
-            raise InputError(f"a classifier needs two classes or more, but y has one class: {classes[0]}")
-        return classes, positions.astype(np.int64)
-    order = {label: i for i, label in enumerate(text.labels)}
-    missing = sorted({str(label) for label in labels if str(label) not in order})
-    if missing:
-        raise InputError(
-            f"these labels have no class text: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; "
-            f"known: {', '.join(text.labels[:5])}{' ...' if len(order) > 5 else ''}"
+    def _shots(
+        self, X: ArrayLike, y: ArrayLike, text: ClassText | None, unlabelled: ArrayLike | None
+    ) -> tuple[Shots, Array]:
+        """What came into `fit`, checked; and the classes in order."""
+        views = as_views(X)
+        labels = as_labels(y, len(views))
+        width, name = views.shape[2], type(self).__name__
+        if self.needs_text and text is None:
+            raise InputError(f"{name} needs class text: call fit(X, y, text=ClassText(names, vectors))")
+        expected = width if text is None else text.embeddings.shape[1]
+        if width != expected and not (self.two_encoders and width > expected):
+            raise InputError(
+                f"features have width {width} but class text has width {expected}: were they made by the same encoder?"
+            )
+        classes, positions = class_positions(labels, text)
+        tensor = torch.from_numpy(views)
+        shots = Shots(
+            views=tensor,
+            labels=torch.from_numpy(positions),
+            n_classes=len(classes),
+            text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
+            scale=100.0 if text is None else text.logit_scale,
+            unlabelled=self._unlabelled(unlabelled, tensor),
         )
-    if len(order) < 2:
-        raise InputError("a classifier needs two classes or more, but the class text has one")
-    return np.asarray(text.labels), np.array([order[str(label)] for label in labels], dtype=np.int64)
+        return shots, classes
+
+    def _unlabelled(self, unlabelled: ArrayLike | None, views: Tensor) -> Tensor | None:
+        """Pictures without labels, checked, in the dtype of the shots."""
+        name = type(self).__name__
+        if not self.transductive:
+            if unlabelled is not None:
+                raise InputError(f"{name} learns from labelled pictures only: it takes no unlabelled=")
+            return None
+        if unlabelled is None:
+            raise InputError(
+                f"{name} is transductive: it needs the pictures to classify when it is fitted; "
+                "call fit(X, y, text=..., unlabelled=features)"
+            )
+        rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
+        if rows.shape[1] != views.shape[2]:
+            raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {views.shape[2]}")
+        return rows

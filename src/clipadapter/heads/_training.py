@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
 
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd")
 MIN_EPOCHS = 20
 SMALL = 50_000_000
 """Multiplications a step, below which a second thread gains nothing."""
@@ -25,10 +25,10 @@ class Recipe:
     """How gradient steps are made.
 
     Args:
-        optimizer: "adamw" or "sgd".
+        optimizer: "adamw", "adam" or "sgd".
         lr: highest learning rate.
         momentum: of SGD.
-        weight_decay: decoupled for AdamW, L2 for SGD.
+        weight_decay: decoupled for AdamW, L2 for Adam and SGD.
         schedule: "cosine" falls to zero step by step, "cosine-epoch" epoch by epoch, "constant" stays.
         warmup_epochs: first epochs at a constant rate of 1e-5, as in CoOp's recipe.
         epochs: passes over the shots; None for as many as make ``steps``, and at least 20.
@@ -36,6 +36,7 @@ class Recipe:
         batch_size: rows a step; a last incomplete batch is left out, each epoch shuffles anew.
         seed: of the shuffling and of the choice of views.
         progress: show a bar on stderr.
+        eps: of Adam and AdamW, added to the root of the second moment.
     """
 
     optimizer: str
@@ -49,6 +50,7 @@ class Recipe:
     batch_size: int
     seed: int
     progress: bool
+    eps: float = 1e-8
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -146,5 +148,6 @@ def _optimizer(parameters: Sequence[Tensor], recipe: Recipe) -> torch.optim.Opti
             weight_decay=recipe.weight_decay,
             foreach=False,
         )
+    adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     # Fused: one pass over the weights a step instead of ten, which is most of the time at few shots.
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    return adam(parameters, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True)

@@ -57,10 +57,10 @@ class ClipAdapter(Head):
         output_norm: scale the blended feature to unit length.
         bias: give both linear layers a bias.
         zero_init: start the last layer at zero, so that training starts exactly at zero-shot.
-        optimizer: "adamw" or "sgd".
+        optimizer: "adamw", "adam" or "sgd".
         lr: highest learning rate.
         momentum: of SGD.
-        weight_decay: decoupled for AdamW, L2 for SGD.
+        weight_decay: decoupled for AdamW, L2 for Adam and SGD.
         schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.

@@ -45,7 +45,7 @@ def toy_features(
 
 
 def _fit(head: Head, X: Array, y: Array, text: ClassText | None) -> Head:
-    return head.fit(X, y, text=text)
+    return head.fit(X, y, text=text, unlabelled=toy_features(seed=2)[0] if head.transductive else None)
 
 
 def _expect(error: type[Exception], words: str, action: Callable[[], object]) -> None:
@@ -208,9 +208,36 @@ def check_text_is_asked_for(head: Head) -> None:
     """A head that needs class text says so; one that does not, fits without."""
     X, y, _ = toy_features()
     if head.needs_text:
-        _expect(InputError, "class text", lambda: head.fit(X, y))
+        _expect(InputError, "class text", lambda: _fit(head, X, y, None))
     else:
-        assert (head.fit(X, y).predict(X) == y).all()
+        assert (_fit(head, X, y, None).predict(X) == y).all()
+
+
+def check_unlabelled_pictures(head: Head) -> None:
+    """A transductive head asks for pictures without labels; any other refuses them."""
+    X, y, text = toy_features()
+    given = None if head.transductive else X
+    _expect(InputError, "unlabelled", lambda: head.fit(X, y, text=text, unlabelled=given))
+
+
+def check_leave_one_out_is_a_refit(head: Head) -> None:
+    """Where a closed form gives leave-one-out logits, they are those of a fit without the shot."""
+    X, y, text = toy_features((4, 2, 1))
+    X = X.astype(np.float64)
+    found = head.leave_one_out(X, y, text=text) if not head.transductive else None
+    if found is None:
+        return
+    assert found.shape == (len(X), len(CLASSES))
+    for i in range(len(X)):
+        others = np.arange(len(X)) != i
+        expected = _fit(clone(head), X[others], y[others], text).logits(X[i : i + 1])
+        np.testing.assert_allclose(found[i : i + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+def check_presets_are_parameters(head: Head) -> None:
+    """Each preset is a head that can be fitted."""
+    for name in head.presets:
+        assert np.isfinite(_fit(type(head).preset(name), *toy_features()).logits(toy_features()[0])).all()
 
 
 HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
@@ -232,6 +259,9 @@ HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_unfitted_raises,
     check_bad_input_raises,
     check_text_is_asked_for,
+    check_unlabelled_pictures,
+    check_leave_one_out_is_a_refit,
+    check_presets_are_parameters,
 )
 """Every rule, in the order in which their failures are easiest to understand."""
 

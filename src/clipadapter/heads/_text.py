@@ -1,0 +1,75 @@
+"""Class text: what heads know of the classes before they see a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clipadapter.errors import InputError
+
+Array = NDArray[Any]
+
+
+class ClassText:
+    """Class names in their order, and one unit vector a class; frozen.
+
+    It is no array on purpose: scikit-learn slices every array-like argument of ``fit`` that has as many rows as X.
+
+    Args:
+        labels: class names, each once; their order is the order of the logits.
+        embeddings: (c, d) text features, one row a class; stored as unit rows, float32 unless a float64 array came.
+        logit_scale: ``exp(logit_scale)`` of the encoder; 100 is what CLIP's released checkpoints have.
+        logit_bias: added to the logits by sigmoid-loss models, else None.
+
+    Raises:
+        InputError: if a name occurs twice, the counts differ, or a row is zero or not finite.
+
+    >>> ClassText(["cat", "dog"], [[3.0, 0.0], [0.0, 2.0]]).embeddings
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+
+    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale")
+
+    labels: tuple[str, ...]
+    embeddings: Array
+    logit_scale: float
+    logit_bias: float | None
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        embeddings: ArrayLike,
+        logit_scale: float = 100.0,
+        logit_bias: float | None = None,
+    ) -> None:
+        names = tuple(str(label) for label in labels)
+        rows = np.asarray(embeddings, dtype=np.float64)
+        if rows.ndim != 2 or len(rows) != len(names):
+            raise InputError(f"class text needs one row for each of {len(names)} names, but has shape {rows.shape}")
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise InputError(f"class names must differ, but these occur more than once: {', '.join(twice)}")
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not np.isfinite(rows).all() or not (norm > 0).all():
+            bad = [names[i] for i in np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))]
+            raise InputError(f"class text of {', '.join(bad)} is zero or not finite")
+        if not logit_scale > 0:
+            raise InputError(f"logit_scale must be positive, but is {logit_scale}")
+        exact = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
+        array = rows / norm if exact else (rows / norm).astype(np.float32)
+        array.flags.writeable = False
+        for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale)), strict=True):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"ClassText is frozen: {name} can't be set")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClassText, (self.labels, self.embeddings, self.logit_scale, self.logit_bias)
+
+    def __repr__(self) -> str:
+        return f"ClassText({len(self.labels)} classes, width {self.embeddings.shape[1]})"
