@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
 FLOORS = [
     {"errors"},
-    {"registry", "functional", "metrics", "cache"},
+    {"registry", "functional", "metrics", "cache", "sealed"},
     {"data", "encoders", "heads"},
     {"features"},
     {"artifact"},

@@ -89,7 +89,7 @@ def compare(
     names = train.class_names
     check_labels(test.labels, names)
     text = model.class_text(names)
-    support, tested = features_of(model, train, names), features_of(model, test, names)
+    support, tested = features_of(model, train, names), features_of(model, test, names).seal()
     before = _count(records)
     runs = few_shot(heads, support, tested, text, shots, seeds, records=records, progress=progress)
     fresh = len(runs) if records is None else _count(records) - before

@@ -109,7 +109,7 @@ def evaluate_model(
     """
     names = model.class_names_
     check_labels(dataset.labels, names)
-    test = features_of(model, dataset, names)
+    test = features_of(model, dataset, names).seal()
     support, text = model.support_, model.text_
     heads = {name: create_head(name) for name in (BASELINES if len(support) else BASELINES[:1])}
     for head in heads.values():

@@ -210,7 +210,7 @@ def _planned(name: str, head: Head, facts: _Facts, shots: int, seed: int, rows: 
 def _perform(run: Run, head: Head, support: FeatureSet, test: FeatureSet | None, text: ClassText) -> Run:
     if test is None:
         drawn = set(run.rows)
-        test = support.take([row for row in range(len(support)) if row not in drawn])
+        test = support.take([row for row in range(len(support)) if row not in drawn]).seal()
         check_labels(test.y, text.labels)
     own = support.take(run.rows)
     try:

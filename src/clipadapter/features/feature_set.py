@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.sealed import seal
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class FeatureSet:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        X = np.asarray(self.X, dtype=np.float32)
+        X = np.asanyarray(self.X, dtype=np.float32)
         for name, value in (
             ("X", X),
             ("y", tuple(self.y)),
@@ -68,6 +69,10 @@ class FeatureSet:
     def plain(self) -> NDArray[np.float32]:
         """(n, d) features of the plain pictures."""
         return self.X if self.X.ndim == 2 else self.X[:, 0]
+
+    def seal(self) -> FeatureSet:
+        """The same as a test part: heads answer for its features, but refuse to learn from them."""
+        return replace(self, X=seal(self.X))
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> FeatureSet:
         """These rows, in this order; classes stay.

@@ -9,11 +9,13 @@ from torch import Tensor
 def held_out_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Stratified folds over the shots, in which every class always keeps a shot to train on.
 
-    A class with one shot is never held out; a class with fewer shots than folds is held out in some of them.
+    With equal shots every fold takes as many rows from each class, so that no class is rarer in training than in
+    use: leaving out a row of some classes only would teach that these are rare, and count against the shots. So
+    there are at most as many folds as the most frequent class has shots. A class with one shot is never held out.
 
     Args:
         labels: (n,) class positions.
-        folds: number of folds wished, 2 or more; fewer come back if no class has so many shots.
+        folds: number of folds wished, 2 or more.
         seed: of the random assignment.
 
     Returns:
@@ -24,12 +26,15 @@ def held_out_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Tens
     """
     generator = torch.Generator().manual_seed(seed)
     fold = torch.full_like(labels, -1)
-    for offset, label in enumerate(labels.unique()):
+    counts = torch.bincount(labels)
+    folds = min(folds, int(counts.max()))
+    for label in labels.unique():
         rows = torch.nonzero(labels == label).flatten()
         if len(rows) > 1:
             order = rows[torch.randperm(len(rows), generator=generator)]
-            # The offset spreads the classes' first rows over the folds, so that folds stay of one size.
-            fold[order] = (torch.arange(len(rows)) + offset) % folds
+            # Classes with fewer shots than folds start anywhere, so that they don't all leave the first folds.
+            start = int(torch.randint(folds, (1,), generator=generator)) if len(rows) < folds else 0
+            fold[order] = (torch.arange(len(rows)) + start) % folds
     return [
         (torch.nonzero(fold != i).flatten(), torch.nonzero(fold == i).flatten())
         for i in range(folds)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.heads._text import ClassText
+from clipadapter.sealed import SealedArray
 
 Array = NDArray[Any]
 
@@ -26,7 +27,11 @@ def as_matrix(X: ArrayLike) -> Array:
 
 
 def as_views(X: ArrayLike) -> Array:
-    """Checked (n, v, d) float array from (n, d) or (n, v, d)."""
+    """Checked (n, v, d) float array from (n, d) or (n, v, d), to be learned from."""
+    if isinstance(X, SealedArray):
+        raise InputError(
+            "these features are a test part (they are sealed): fit and select on shots, measure with bench.score"
+        )
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
     if getattr(X, "ndim", 2) != 3:

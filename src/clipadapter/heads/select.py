@@ -1,0 +1,267 @@
+"""Choosing among heads, or among the parameters of one, from the shots alone.
+
+Every candidate is fitted to a part of the shots and judged on the others, by log-loss: at few shots accuracy moves in
+steps as large as the differences that are to be seen. No validation set is needed and test data is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from clipadapter.errors import InputError
+from clipadapter.heads._base import Head
+from clipadapter.heads._folds import held_out_folds
+from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions
+from clipadapter.heads._registry import create_head
+from clipadapter.heads._text import ClassText
+
+MOST = 4096
+"""Largest number of candidates of one search."""
+TEMPERATURES = torch.logspace(-2, 2, 81)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Logits of shots by heads that did not see them.
+
+    Args:
+        logits: (r, c).
+        labels: (r,) class positions.
+        rows: (r,) row numbers among the shots.
+        how: "leave-one-out", "folds" or "views".
+    """
+
+    logits: Array
+    labels: Array
+    rows: Array
+    how: str
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One head and how it did on held-out shots.
+
+    Args:
+        name: what it was called, or its parameters in a grid.
+        head: unfitted.
+        loss: mean log-loss in nats at the candidate's own best temperature: scale is no merit, a calibrator sets it.
+        behind: how much higher the loss is than the best candidate's; 0 for the best.
+        error: standard error of ``behind``, from the paired losses of the held-out shots.
+        accuracy: share of held-out shots that are right.
+        temperature: what the logits are divided by for that loss.
+        seconds: how long its fits took.
+    """
+
+    name: str
+    head: Head
+    loss: float
+    behind: float
+    error: float
+    accuracy: float
+    temperature: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What `select` found.
+
+    Args:
+        candidates: best first.
+        how: "leave-one-out", "folds" or "views".
+        n_held_out: shots that were judged on.
+        seconds: how long it took.
+    """
+
+    candidates: tuple[Candidate, ...]
+    how: str
+    n_held_out: int
+    seconds: float
+
+    @property
+    def best(self) -> Head:
+        """The head with the lowest loss, unfitted."""
+        return clone(self.candidates[0].head)
+
+
+def select(
+    heads: str | Head | Mapping[str, Head],
+    X: ArrayLike,
+    y: ArrayLike,
+    text: ClassText | None = None,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    folds: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+) -> Selection:
+    """The head that predicts held-out shots best.
+
+    Shots are held out one at a time where every candidate has a closed form for it, else in stratified folds. With
+    one shot a class and several views, the last view is held out. With one shot and one view nothing can be.
+
+    Args:
+        heads: heads by name; or one head, or the name of one, whose parameters are searched.
+        X: (n, d) or (n, v, d) raw features of the shots.
+        y: (n,) labels.
+        text: class text.
+        grid: values to try, by parameter; all combinations are tried on every head.
+        folds: of the cross-validation.
+        seed: of the folds.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: if the features are a test part, nothing can be held out, there are more than 4096 candidates, or
+            a head has no such parameter.
+
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> select("linear-probe", X, y, text, grid={"C": [1e-6, 10.0]}).best.C
+    10.0
+    """
+    start = time.perf_counter()
+    candidates = _candidates(heads, grid or {})
+    found: dict[str, HeldOut] = {}
+    seconds: dict[str, float] = {}
+    for name, head in tqdm(candidates.items(), desc="held-out shots", disable=not progress, leave=False):
+        begun = time.perf_counter()
+        closed = found and next(iter(found.values())).how == "leave-one-out"
+        first = None if found and not closed else _leave_one_out(head, X, y, text)
+        if closed and first is None:
+            # Folds fit to fewer shots than leave-one-out does, so that the two can't be compared.
+            found = {other: held_out(candidates[other], X, y, text, folds=folds, seed=seed) for other in found}
+        found[name] = held_out(head, X, y, text, folds=folds, seed=seed) if first is None else first
+        seconds[name] = time.perf_counter() - begun
+    ranked = _rank(candidates, found, seconds)
+    judged = found[ranked[0].name]
+    return Selection(ranked, judged.how, len(judged.rows), time.perf_counter() - start)
+
+
+def held_out(
+    head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, *, folds: int = 4, seed: int = 0
+) -> HeldOut:
+    """Logits of shots by clones of a head that were fitted without them.
+
+    Args:
+        head: unfitted.
+        X: (n, d) or (n, v, d) raw features of the shots.
+        y: (n,) labels.
+        text: class text.
+        folds: wished; fewer if no class has so many shots.
+        seed: of the folds.
+
+    Raises:
+        InputError: if the features are a test part, the head is transductive, or no shot can be held out.
+    """
+    if head.transductive:
+        raise InputError(f"{type(head).__name__} is transductive: it can't be judged on held-out shots")
+    views = as_views(X)
+    labels = as_labels(y, len(views))
+    classes, positions = class_positions(labels, text)
+    splits = [(a.numpy(), b.numpy()) for a, b in held_out_folds(torch.from_numpy(positions), folds, seed)]
+    how = "folds"
+    if not splits:
+        if views.shape[1] == 1:
+            raise InputError(
+                "with one shot a class and one view nothing can be held out: give two shots of some classes, or "
+                "views=2 or more, or choose the head yourself ('auto' needs none)"
+            )
+        everything = np.arange(len(views))
+        splits, how = [(everything, everything)], "views"
+    logits = []
+    for train, held in splits:
+        if how == "views":
+            fitted = clone(head).fit(views[:, :-1], labels, text=text)
+            answers = fitted.logits(views[:, -1])
+        else:
+            fitted = clone(head).fit(views[train], labels[train], text=text)
+            answers = fitted.logits(views[held, 0])
+        logits.append(answers)
+    rows = np.concatenate([held for _, held in splits])
+    return HeldOut(np.concatenate(logits), positions[rows], rows, how)
+
+
+def _leave_one_out(head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None) -> HeldOut | None:
+    """In closed form, of the shots whose class has another; None if the head has none, or no class has two."""
+    if head.transductive:
+        return None
+    labels = as_labels(y, len(as_views(X)))
+    positions = class_positions(labels, text)[1]
+    rows = np.flatnonzero(np.bincount(positions)[positions] > 1)
+    logits = head.leave_one_out(X, y, text) if len(rows) else None
+    return None if logits is None else HeldOut(logits[rows], positions[rows], rows, "leave-one-out")
+
+
+def _candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, Sequence[Any]]) -> dict[str, Head]:
+    """Every combination of every head, by a name that says what differs."""
+    named = dict(heads) if isinstance(heads, Mapping) else {"": create_head(heads) if isinstance(heads, str) else heads}
+    count = len(named) * int(np.prod([len(values) for values in grid.values()]))
+    if not count:
+        raise InputError("there is nothing to choose from: give at least one head and one value of each parameter")
+    if count > MOST:
+        raise InputError(f"{count} candidates are too many (limit {MOST}): give fewer values a parameter")
+    found: dict[str, Head] = {}
+    for name, head in named.items():
+        known = head.get_params(deep=False)
+        wrong = sorted(set(grid) - set(known))
+        if wrong:
+            raise InputError(
+                f"{type(head).__name__} has no parameter {wrong[0]!r}; it has: {', '.join(known) or 'none'}"
+            )
+        for values in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            words = ", ".join(f"{key}={value}" for key, value in chosen.items())
+            found[", ".join(part for part in (name, words) if part) or type(head).__name__] = clone(head).set_params(
+                **chosen
+            )
+    return found
+
+
+def _rank(
+    candidates: Mapping[str, Head], found: Mapping[str, HeldOut], seconds: Mapping[str, float]
+) -> tuple[Candidate, ...]:
+    scored = {name: _losses(held) for name, held in found.items()}
+    order = sorted(scored, key=lambda name: float(scored[name][0].mean()))
+    best = scored[order[0]][0]
+    ranked = []
+    for name in order:
+        losses, temperature = scored[name]
+        more = losses - best
+        error = float(more.std()) / max(len(more) - 1, 1) ** 0.5 if len(more) > 1 else float("nan")
+        right = float((found[name].logits.argmax(axis=1) == found[name].labels).mean())
+        ranked.append(
+            Candidate(
+                name,
+                candidates[name],
+                float(losses.mean()),
+                float(more.mean()),
+                error if name != order[0] else 0.0,
+                right,
+                temperature,
+                seconds[name],
+            )
+        )
+    return tuple(ranked)
+
+
+def _losses(held: HeldOut) -> tuple[Array, float]:
+    """(r,) log-losses at the temperature that makes their mean least, and that temperature."""
+    logits, labels = torch.from_numpy(held.logits).double(), torch.from_numpy(held.labels)
+    every = torch.stack([_log_loss(logits / t, labels) for t in TEMPERATURES.tolist()])  # (t, r)
+    best = int(every.mean(dim=1).argmin())
+    return every[best].numpy(), float(TEMPERATURES[best])
+
+
+def _log_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")

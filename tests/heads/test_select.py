@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import create_head
+from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.select import held_out, select
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.sealed import seal
+from clipadapter.testing import toy_features
+
+MISLED = [1, 2, 0]
+
+
+def misled(text):
+    """The class text with the vectors of the classes turned round: zero-shot is always wrong."""
+    return type(text)(text.labels, text.embeddings[MISLED], text.logit_scale)
+
+
+def test_the_head_that_predicts_held_out_shots_is_chosen():
+    X, y, text = toy_features()
+    heads = {"zero-shot": ZeroShot(), "linear-probe": LinearProbe(C=10.0)}
+    assert isinstance(select(heads, X, y, misled(text)).best, LinearProbe)
+    found = select({"zero-shot": ZeroShot(), "linear-probe": LinearProbe(C=1e-6)}, X, y, text)
+    assert isinstance(found.best, ZeroShot)
+    assert found.candidates[0].behind == 0
+    assert found.candidates[1].behind > 3 * found.candidates[1].error > 0
+
+
+def test_folds_are_fits_without_the_shot():
+    X, y, text = toy_features()
+    found = held_out(LinearProbe(C=10.0), X, y, text, folds=4)
+    assert sorted(found.rows) == list(range(12))
+    for row, logits in zip(found.rows, found.logits, strict=True):
+        # With four shots and four folds each fold holds one shot of every class.
+        fold = [r for r in range(12) if any(r == other for other in _fold_of(row, found.rows))]
+        others = [r for r in range(12) if r not in fold]
+        expected = LinearProbe(C=10.0).fit(X[others], y[others], text=text).logits(X[row : row + 1])[0]
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def _fold_of(row, rows):
+    start = list(rows).index(row) // 3 * 3
+    return rows[start : start + 3]
+
+
+def test_losses_are_taken_at_the_best_temperature():
+    X, y, text = toy_features(noise=6.0)
+    cold = type(text)(text.labels, text.embeddings, 1.0)
+    first, second = (select("zero-shot", X, y, t).candidates[0] for t in (text, cold))
+    assert first.loss == pytest.approx(second.loss, rel=1e-3)
+    assert first.temperature == pytest.approx(20 * second.temperature, rel=0.13)
+
+
+def test_a_grid_makes_every_combination():
+    X, y, text = toy_features()
+    found = select("linear-probe", X, y, text, grid={"C": [0.1, 1.0], "input_norm": [True, False]})
+    names = {candidate.name for candidate in found.candidates}
+    assert names == {f"C={C}, input_norm={norm}" for C in (0.1, 1.0) for norm in (True, False)}
+    assert found.n_held_out == 12
+
+
+def test_views_are_held_out_at_one_shot():
+    X, y, text = toy_features((1, 1, 1))
+    views = np.stack([X, X + 0.1, X - 0.1], axis=1)
+    assert select("linear-probe", views, y, text).how == "views"
+    with pytest.raises(InputError, match="nothing can be held out"):
+        select("linear-probe", X, y, text)
+
+
+def test_a_test_part_is_refused_by_its_type():
+    X, y, text = toy_features()
+    for refused in (seal(X), seal(X)[:6]):
+        with pytest.raises(InputError, match="sealed"):
+            select("linear-probe", refused, y[: len(refused)], text)
+        with pytest.raises(InputError, match="sealed"):
+            ZeroShot().fit(refused, y[: len(refused)], text=text)
+    assert ZeroShot().fit(X, y, text=text).logits(seal(X)).shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("heads", "grid", "words"),
+    [
+        ("zero-shot", {"alpha": [1]}, "no parameter 'alpha'"),
+        ({}, {}, "nothing to choose from"),
+        ("linear-probe", {"C": []}, "nothing to choose from"),
+        ("linear-probe", {"C": list(range(1, 5000))}, "4999 candidates are too many"),
+    ],
+)
+def test_bad_searches_are_named(heads, grid, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        select(heads, X, y, text, grid=grid)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(lambda counts: max(counts) > 1))
+def test_every_shot_of_a_class_with_two_is_held_out_once(counts):
+    X, y, text = toy_features(tuple(counts))
+    rows = held_out(create_head("zero-shot"), X, y, text, folds=3).rows
+    assert sorted(rows) == [i for i, label in enumerate(y) if list(y).count(label) > 1]
