@@ -1,0 +1,130 @@
+"""APE: Tip-Adapter on the channels that tell classes apart, and with shots weighed by the text.
+
+Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the training-free variant.
+Differs from the paper, where the number of channels, their weights, alpha, beta and gamma were set per data set or
+searched on validation or test pictures: one set of values for all data sets. Classes may have unequal numbers of shots.
+The logits themselves are the released code's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import cosine_logits, unit
+from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._channels import choose_channels
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, grid_values
+
+SMALL = 1e-6
+"""Added to both sides of the divergence's quotient, as published."""
+
+
+def search_grid(
+    beta: tuple[float, int], alpha: tuple[float, int], gamma: tuple[float, int]
+) -> dict[str, tuple[float, ...]]:
+    """The values that the released code's search tries for given bounds, in its order: beta is the outermost loop.
+
+    Args:
+        beta: bound, itself not tried, and number of values from 0.1 up.
+        alpha: the same.
+        gamma: the same, from 0 up.
+
+    Returns:
+        The values by parameter.
+
+    >>> search_grid(beta=(7.0, 20), alpha=(7.0, 10), gamma=(0.5, 5))["gamma"]
+    (0.0, 0.1, 0.2, 0.3, 0.4)
+    """
+    return {
+        "beta": grid_values(0.1, *beta),
+        "alpha": grid_values(0.1, *alpha),
+        "gamma": grid_values(0.0, *gamma),
+    }
+
+
+def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
+    """How little the text expects each shot's label: the divergence, in bits, of label and softmax of key and text.
+
+    Args:
+        keys: (n, q) unit rows.
+        text: (c, q) unit rows.
+        labels: (n,) class positions.
+
+    Returns:
+        (n,).
+
+    >>> label_divergence(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
+    tensor([1.0000, 1.0000])
+    """
+    probability = (keys @ text.T).softmax(dim=1)[torch.arange(len(keys)), labels]  # no scale here, as published
+    return torch.log2((1 + SMALL) / (probability + SMALL))
+
+
+@register_head("ape", paper="https://arxiv.org/abs/2304.01195")
+class Ape(Head):
+    """Training-free cache of shots on chosen channels, each shot weighed by its surprise, beside zero-shot logits.
+
+    Zero-shot logits see all channels. A channel is worth ``variance_weight`` times the variance of class text in it,
+    less ``similarity_weight`` times the mean product of vectors of different classes.
+
+    Args:
+        alpha: weight of the cache; 0 is zero-shot CLIP.
+        beta: sharpness of the affinity: high values let only the nearest shots vote.
+        gamma: how much more a shot counts that its text does not expect; 0 lets all shots count the same.
+        channels: fraction of the channels to keep, above 0 and up to 1. The paper keeps 400 to 500 of 1024.
+        similarity_weight: of the similarity of classes in the choice of channels.
+        variance_weight: of the variance of class text in the choice of channels.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], logit_scale=1.0)
+    >>> head = Ape(channels=0.7).fit([[2.0, 1.0, 9.0], [1.0, 2.0, 9.0]], ["cat", "dog"], text=text)
+    >>> sorted(head.channels_.tolist())
+    [0, 1]
+    """
+
+    needs_text = True
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "imagenet": {"similarity_weight": 0.7, "variance_weight": 0.3},
+        "dtd": {"similarity_weight": 0.5, "variance_weight": 0.5},
+    }
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 5.5,
+        gamma: float = 0.1,
+        channels: float = 0.5,
+        similarity_weight: float = 0.7,
+        variance_weight: float = 0.3,
+    ) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.gamma = gamma
+        self.channels = channels
+        self.similarity_weight = similarity_weight
+        self.variance_weight = variance_weight
+
+    def _fit(self, shots: Shots) -> None:
+        assert shots.text is not None
+        check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+        check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
+        keys, text, labels = cache_keys(shots.views), shots.text, shots.labels
+        self.channels_ = choose_channels(
+            text, keys, labels, self.channels, self.similarity_weight, self.variance_weight
+        )
+        self.keys_, self.labels_ = unit(keys[:, self.channels_]), labels
+        self.share_ = torch.exp(self.gamma * label_divergence(self.keys_, unit(text[:, self.channels_]), labels))
+        self.weight_, self.scale_ = text, shots.scale
+        self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
+
+    def _logits(self, X: Tensor) -> Tensor:
+        weight, keys, share = (tensor.to(X.dtype) for tensor in (self.weight_, self.keys_, self.share_))
+        votes = cache_logits(
+            unit(X.index_select(1, self.channels_)), keys, self.labels_, len(weight), self.beta_, share
+        )
+        return cosine_logits(X, weight, self.scale_) + self.alpha_ * votes

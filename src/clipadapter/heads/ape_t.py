@@ -1,0 +1,142 @@
+"""APE-T: APE with one trained residual a class, added to its text and its shots, and a trained weight a shot.
+
+Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the variant with training.
+Differs from the released code as `ape` does, and in that views are drawn from the cached ones and that an epoch's last,
+incomplete batch is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import unit
+from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._channels import choose_channels
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, class_sums
+from clipadapter.heads._training import Recipe, minimise
+
+EPS = 1e-3
+"""Of AdamW, as published."""
+
+
+@register_head("ape-t", paper="https://arxiv.org/abs/2304.01195")
+class ApeT(Head):
+    """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
+
+    Text and keys may leave unit length by their residual. Zero-shot logits see all channels.
+
+    Args:
+        alpha: weight of the cache beside the zero-shot logits, in training and after.
+        beta: sharpness of the affinity, in training and after.
+        channels: fraction of the channels to keep, above 0 and up to 1. The paper keeps 500 to 700 of 1024.
+        similarity_weight: of the similarity of classes in the choice of channels.
+        variance_weight: of the variance of class text in the choice of channels.
+        lr: highest learning rate of AdamW; it falls along a cosine, step by step.
+        weight_decay: of AdamW.
+        epochs: passes over the shots; 0 is APE with gamma 0; None for as many as make ``steps``, and at least 20.
+        steps: fewest optimizer steps if ``epochs`` is None.
+        batch_size: shots a step.
+        seed: of shuffling and of the choice of views.
+        progress: show a bar on stderr while training.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> ApeT(channels=1.0).fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
+    array(['cat'], dtype='<U3')
+    """
+
+    needs_text = True
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "imagenet": {"similarity_weight": 0.2, "variance_weight": 0.8, "lr": 1e-4},
+        "dtd": {"similarity_weight": 0.2, "variance_weight": 0.8},
+    }
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 5.5,
+        channels: float = 0.6,
+        similarity_weight: float = 0.2,
+        variance_weight: float = 0.8,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        epochs: int | None = 20,
+        steps: int = 250,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.channels = channels
+        self.similarity_weight = similarity_weight
+        self.variance_weight = variance_weight
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.epochs = epochs
+        self.steps = steps
+        self.batch_size = batch_size
+        self.seed = seed
+        self.progress = progress
+
+    def _fit(self, shots: Shots) -> None:
+        assert shots.text is not None
+        check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
+        check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
+        keys, text = cache_keys(shots.views), shots.text
+        self.channels_ = choose_channels(
+            text, keys, shots.labels, self.channels, self.similarity_weight, self.variance_weight
+        )
+        self.alpha_, self.beta_, self.scale_ = float(self.alpha), float(self.beta), shots.scale
+        keys = unit(keys[:, self.channels_])  # (n, q)
+        residual, self.share_ = self._train(shots, text, keys)
+        self.keys_, self.labels_ = keys + residual[shots.labels], shots.labels
+        self.weight_ = text.index_add(1, self.channels_, residual)
+
+    def _logits(self, X: Tensor) -> Tensor:
+        weight, keys, share = (tensor.to(X.dtype) for tensor in (self.weight_, self.keys_, self.share_))
+        votes = cache_logits(
+            unit(X.index_select(1, self.channels_)), keys, self.labels_, len(weight), self.beta_, share
+        )
+        return self.scale_ * unit(X) @ weight.T + self.alpha_ * votes
+
+    def _train(self, shots: Shots, text: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Residual (c, q) of the classes and weight (n,) of the shots."""
+        labels, channels = shots.labels, self.channels_
+        residual = keys.new_zeros(len(text), len(channels)).requires_grad_()
+        share = keys.new_ones(len(keys)).requires_grad_()
+
+        def loss(batch: Tensor, view: Tensor) -> Tensor:
+            x = unit(shots.views[batch, view])
+            part = x[:, channels]
+            z = unit(part)
+            # (key + residual of its class) times z, without a second matrix of the keys' size.
+            similarity = keys @ z.T + (residual @ z.T).index_select(0, labels)  # (n, b)
+            votes = class_sums(similarity, labels, len(text), self.beta_, share)
+            logits = shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
+            return torch.nn.functional.cross_entropy(logits, labels[batch])
+
+        cost = keys.numel() + text.numel()
+        minimise([residual, share], loss, len(labels), shots.views.shape[1], self._recipe(), cost)
+        return residual.detach(), share.detach()
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            optimizer="adamw",
+            lr=self.lr,
+            momentum=0.0,
+            weight_decay=self.weight_decay,
+            schedule="cosine",
+            warmup_epochs=0,
+            epochs=self.epochs,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            progress=self.progress,
+            eps=EPS,
+        )

@@ -1,0 +1,188 @@
+"""APE against its published formulas, written out in plain loops."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads._channels import choose_channels, class_similarity
+from clipadapter.heads.ape import Ape, search_grid
+from clipadapter.heads.tip_adapter import TipAdapter
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+D, CLASSES, SCALE = 8, 3, 30.0
+COUNTS = (4, 1, 2)
+
+
+def draw(counts=COUNTS, seed=3):
+    """Two views of each shot, labels, class text, queries; float64."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    means = rng.standard_normal((len(counts), D)) + 0.5
+    X = 9 * (means[labels][:, None] + 0.7 * rng.standard_normal((len(labels), 2, D)))
+    text = ClassText([f"class {i}" for i in range(len(counts))], means + rng.standard_normal(means.shape), SCALE)
+    return X, labels, text, 9 * rng.standard_normal((6, D))
+
+
+def names(labels, text):
+    return np.array(text.labels)[labels]
+
+
+def length_one(v):
+    norm = math.sqrt(sum(x * x for x in v))
+    return [x / norm for x in v]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def plain_keys(X):
+    return [length_one([sum(values) / len(values) for values in zip(*shot, strict=True)]) for shot in X.tolist()]
+
+
+def plain_similarity(text, keys, labels):
+    """Mean over pairs of classes of the mean product of a vector of one and a vector of the other."""
+    vectors = [[row] + [k for k, label in zip(keys, labels, strict=True) if label == i] for i, row in enumerate(text)]
+    total = [0.0] * D
+    for first, second in itertools.permutations(vectors, 2):
+        for a, b in itertools.product(first, second):
+            for k in range(D):
+                total[k] += a[k] * b[k] / (len(first) * len(second))
+    return [value / (len(text) * (len(text) - 1)) for value in total]
+
+
+def plain_channels(text, keys, labels, q, w0, w1):
+    similarity = plain_similarity(text, keys, labels)
+    criterion = []
+    for k in range(D):
+        column = [row[k] for row in text]
+        mean = sum(column) / len(column)
+        criterion.append(w1 * sum((x - mean) ** 2 for x in column) / (len(column) - 1) - w0 * similarity[k])
+    return sorted(range(D), key=lambda k: -criterion[k])[:q]
+
+
+def plain_logits(X, labels, text, query, q, w0, w1, alpha, beta, gamma):
+    rows, keys, f = [length_one(row) for row in text.embeddings.tolist()], plain_keys(X), length_one(query)
+    channels = plain_channels(rows, keys, labels, q, w0, w1)
+
+    def short(v):
+        return length_one([v[k] for k in channels])
+
+    logits = [SCALE * dot(f, row) for row in rows]
+    for key, label in zip(keys, labels, strict=True):
+        odds = [math.exp(dot(short(key), short(row))) for row in rows]
+        divergence = 0.0
+        for i, value in enumerate(odds):
+            one = float(i == label)
+            divergence += one * math.log2((one + 1e-6) / (value / sum(odds) + 1e-6))
+        affinity = math.exp(-beta * (1 - dot(short(f), short(key))))
+        logits[label] += alpha * affinity * math.exp(gamma * divergence)
+    return logits
+
+
+@pytest.mark.parametrize(("w0", "w1"), [(0.7, 0.3), (0.2, 0.8)])
+@pytest.mark.parametrize(("alpha", "beta", "gamma"), [(2.0, 1.0, 0.1), (3.0, 5.5, 0.3)])
+def test_logits_are_the_published_formula(w0, w1, alpha, beta, gamma):
+    X, labels, text, Q = draw()
+    head = Ape(alpha, beta, gamma, channels=5 / 8, similarity_weight=w0, variance_weight=w1)
+    expected = [plain_logits(X, labels, text, q, 5, w0, w1, alpha, beta, gamma) for q in Q.tolist()]
+    np.testing.assert_allclose(head.fit(X, names(labels, text), text=text).logits(Q), expected, rtol=1e-9)
+
+
+def test_similarity_of_classes_is_the_mean_over_all_pairs():
+    X, labels, text, _ = draw()
+    keys, rows = plain_keys(X), text.embeddings.tolist()
+    found = class_similarity(
+        torch.tensor(rows, dtype=torch.float64), torch.tensor(keys, dtype=torch.float64), torch.tensor(labels)
+    )
+    np.testing.assert_allclose(found, plain_similarity(rows, keys, labels), rtol=1e-9, atol=1e-12)
+
+
+def test_channels_come_best_first():
+    X, labels, text, _ = draw()
+    keys, rows = plain_keys(X), text.embeddings.tolist()
+    found = choose_channels(
+        torch.tensor(rows, dtype=torch.float64),
+        torch.tensor(keys, dtype=torch.float64),
+        torch.tensor(labels),
+        1,
+        0.7,
+        0.3,
+    )
+    assert found.tolist() == plain_channels(rows, keys, labels, D, 0.7, 0.3)
+
+
+def test_alpha_zero_is_zero_shot():
+    X, labels, text, Q = draw()
+    expected = ZeroShot().fit(X, names(labels, text), text=text).logits(Q)
+    np.testing.assert_allclose(Ape(alpha=0).fit(X, names(labels, text), text=text).logits(Q), expected, rtol=1e-12)
+
+
+def test_all_channels_and_gamma_zero_is_tip_adapter():
+    X, labels, text, Q = draw()
+    expected = TipAdapter(2.0, 3.0).fit(X, names(labels, text), text=text).logits(Q)
+    found = Ape(2.0, 3.0, gamma=0, channels=1.0).fit(X, names(labels, text), text=text).logits(Q)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_a_surprising_shot_counts_more():
+    text = ClassText(["a", "b"], np.eye(2), logit_scale=1.0)
+    shares = Ape(gamma=1.0, channels=1.0).fit([[1.0, 0.0], [0.0, 1.0]], ["a", "a"], text=text).share_
+    # Softmax of (1, 0) and of (0, 1) at the label a, by hand.
+    e = math.e
+    np.testing.assert_allclose(shares, np.exp(np.log2([(e + 1) / e, e + 1])), rtol=1e-4)
+
+
+def test_a_class_without_shots_answers_by_its_text():
+    X, labels, text, Q = draw(counts=(4, 0, 2))
+    y = names(labels, text)
+    found = Ape(alpha=5.0).fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found[:, 1], ZeroShot().fit(X, y, text=text).logits(Q)[:, 1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("fraction", "kept"), [(0.5, 4), (0.01, 1), (1.0, 8)])
+def test_channels_is_a_fraction(fraction, kept):
+    X, labels, text, _ = draw()
+    assert len(Ape(channels=fraction).fit(X, names(labels, text), text=text).channels_.unique()) == kept
+
+
+@given(factor=st.floats(0.01, 100.0), order=st.permutations(range(CLASSES)), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_length_of_features_and_order_of_classes_do_not_matter(factor, order, seed):
+    X, labels, text, Q = draw(seed=seed)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[list(order)], SCALE)
+    expected = Ape().fit(X, names(labels, text), text=text).logits(Q)[:, list(order)]
+    found = Ape().fit(factor * X, names(labels, text), text=turned).logits(factor * Q)
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_search_grid_holds_what_the_released_search_found():
+    # Found by the authors' code on made-up features with these bounds.
+    grid = search_grid(beta=(7.0, 20), alpha=(7.0, 10), gamma=(0.5, 5))
+    assert list(grid) == ["beta", "alpha", "gamma"]
+    for name, value in (("alpha", 6.31), ("beta", 0.445), ("gamma", 0.4)):
+        assert any(candidate == pytest.approx(value) for candidate in grid[name])
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"alpha": -1.0}, "alpha must be 0 or more"),
+        ({"gamma": math.nan}, "gamma must be 0 or more"),
+        ({"channels": 0.0}, "channels must be a fraction"),
+        ({"channels": 500}, "channels must be a fraction"),
+        ({"variance_weight": -0.1}, "variance_weight must be 0 or more"),
+    ],
+)
+def test_bad_parameters_are_named(params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        Ape(**params).fit(X, y, text=text)

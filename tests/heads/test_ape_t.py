@@ -1,0 +1,159 @@
+"""APE-T: its training against gradients and AdamW written out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.ape import Ape
+from clipadapter.heads.ape_t import ApeT
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+D, SCALE = 6, 20.0
+SAME_CHANNELS = {"channels": 0.5, "similarity_weight": 0.7, "variance_weight": 0.3}
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(7)
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    means = rng.standard_normal((3, D)) + 0.5
+    X = 9 * (means[labels] + rng.standard_normal((len(labels), D)))
+    text = ClassText(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
+    return X, labels, np.array(text.labels)[labels], text
+
+
+class AdamW:
+    """By its definition, at the published values, along a cosine."""
+
+    def __init__(self, steps, lr=1e-3, eps=1e-3, decay=0.1):
+        self.steps, self.lr, self.eps, self.decay, self.m, self.v = steps, lr, eps, decay, 0.0, 0.0
+
+    def step(self, value, gradient, i):
+        self.m, self.v = 0.9 * self.m + 0.1 * gradient, 0.999 * self.v + 0.001 * gradient**2
+        rate = self.lr * 0.5 * (1 + math.cos(math.pi * i / self.steps))
+        change = (self.m / (1 - 0.9 ** (i + 1))) / (np.sqrt(self.v / (1 - 0.999 ** (i + 1))) + self.eps)
+        return value * (1 - rate * self.decay) - rate * change
+
+
+def logits_by_hand(x, text, keys, labels, channels, residual, share, alpha, beta):
+    """scale * f (T + R) + alpha * exp(-beta (1 - f' (F' + R))) diag(share) Y, and the affinities."""
+    moved = text.copy()
+    moved[:, channels] += residual
+    affinity = np.exp(-beta * (1 - unit(x[:, channels]) @ (keys + residual[labels]).T))
+    return SCALE * x @ moved.T + alpha * (affinity * share) @ np.eye(len(text))[labels], affinity
+
+
+def trained_by_hand(X, labels, text, channels, steps, alpha, beta):
+    x, onehot = unit(X), np.eye(len(text))[labels]
+    part, keys = x[:, channels], unit(x[:, channels])
+    residual, share = np.zeros((len(text), len(channels))), np.ones(len(X))
+    first, second = AdamW(steps), AdamW(steps)
+    for i in range(steps):
+        logits, affinity = logits_by_hand(x, text, keys, labels, channels, residual, share, alpha, beta)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        error = (p / p.sum(axis=1, keepdims=True) - onehot) / len(x)  # (m, c)
+        shot = alpha * affinity * (error @ onehot.T)  # (m, n): of each vote before its share
+        of_residual = SCALE * error.T @ part + onehot.T @ ((beta * shot * share).T @ unit(part))
+        residual, share = first.step(residual, of_residual, i), second.step(share, shot.sum(axis=0), i)
+    return keys, residual, share
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 5.5), (3.0, 1.0)])
+def test_training_is_adamw_on_residuals_and_shares(case, alpha, beta):
+    X, labels, y, text = case
+    head = ApeT(alpha, beta, epochs=10).fit(X, y, text=text)
+    channels = head.channels_.numpy()
+    keys, residual, share = trained_by_hand(X, labels, text.embeddings, channels, 10, alpha, beta)
+    expected, _ = logits_by_hand(unit(X), text.embeddings, keys, labels, channels, residual, share, alpha, beta)
+    assert np.abs(residual).max() > 1e-3
+    np.testing.assert_allclose(head.share_.numpy(), share, rtol=1e-9)
+    np.testing.assert_allclose(head.keys_.numpy(), keys + residual[labels], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(head.logits(X), expected, rtol=1e-9)
+
+
+def test_no_epoch_is_ape_without_gamma(case):
+    X, _, y, text = case
+    expected = Ape(2.0, 3.0, gamma=0.0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
+    found = ApeT(2.0, 3.0, epochs=0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_channels_that_were_not_chosen_keep_their_text(case):
+    X, _, y, text = case
+    head = ApeT(**SAME_CHANNELS).fit(X, y, text=text)
+    rest = np.setdiff1d(np.arange(D), head.channels_.numpy())
+    assert len(rest) == D // 2
+    np.testing.assert_array_equal(head.weight_.numpy()[:, rest], unit(text.embeddings)[:, rest])
+    assert np.abs(head.weight_.numpy() - text.embeddings).max() > 1e-3
+
+
+def test_text_and_keys_of_a_class_move_together(case):
+    X, labels, y, text = case
+    head = ApeT(**SAME_CHANNELS).fit(X, y, text=text)
+    channels = head.channels_.numpy()
+    of_text = head.weight_.numpy()[:, channels] - unit(text.embeddings)[:, channels]
+    of_keys = head.keys_.numpy() - unit(unit(X)[:, channels])
+    np.testing.assert_allclose(of_keys, of_text[labels], atol=1e-12)
+
+
+def test_a_class_without_shots_has_no_votes_but_its_text_is_trained(case):
+    X, labels, y, text = case
+    kept = labels != 1
+    still, trained = (ApeT(epochs=n).fit(X[kept], y[kept], text=text) for n in (0, 20))
+    zero_shot = ZeroShot().fit(X[kept], y[kept], text=text).logits(X)[:, 1]
+    np.testing.assert_allclose(still.logits(X)[:, 1], zero_shot, rtol=1e-9)
+    np.testing.assert_allclose(trained.logits(X)[:, 1], SCALE * unit(X) @ trained.weight_.numpy()[1], rtol=1e-9)
+
+
+def test_training_lowers_the_loss_of_the_shots():
+    X, y, text = toy_features((8, 8, 8), noise=2.0)
+    position = [text.labels.index(label) for label in y]
+    losses = []
+    for epochs in (0, 20, 200):
+        p = ApeT(epochs=epochs).fit(X, y, text=text).predict_proba(X)
+        losses.append(-np.log(p[np.arange(len(y)), position]).mean())
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_views_are_training_rows():
+    X, y, text = toy_features()
+    noise = np.random.default_rng(0).standard_normal(X.shape).astype(np.float32)
+    views = np.stack([X, X + noise, X - noise], axis=1)  # the mean, and so the start, is that of X
+    plain, augmented = (ApeT().fit(data, y, text=text).weight_.numpy() for data in (X, views))
+    assert np.abs(plain - augmented).max() > 1e-4
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(70, 24), (3, 20)])
+def test_without_epochs_there_are_enough_for_the_steps(case, steps, epochs):
+    X, _, y, text = case  # six shots are three steps of two
+    found = ApeT(epochs=None, steps=steps, batch_size=2).fit(X, y, text=text).share_
+    assert (found == ApeT(epochs=epochs, batch_size=2).fit(X, y, text=text).share_).all()
+
+
+def test_presets_have_the_published_values():
+    preset = ApeT.preset("imagenet")
+    assert (preset.similarity_weight, preset.variance_weight, preset.lr) == (0.2, 0.8, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"beta": -1.0}, "beta must be 0 or more"),
+        ({"channels": 1.5}, "channels must be a fraction"),
+        ({"similarity_weight": -1.0}, "similarity_weight must be 0 or more"),
+        ({"epochs": -1}, "epochs must be 0 or more"),
+        ({"lr": 0.0}, "lr must be positive"),
+    ],
+)
+def test_bad_parameters_are_named(params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        ApeT(**params).fit(X, y, text=text)

@@ -1,0 +1,159 @@
+"""Tip-Adapter against its published formula, written out in plain loops."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads import _shot_cache as shot_cache
+from clipadapter.heads.tip_adapter import SEARCH_SCALE, TipAdapter, search_grid
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+D, CLASSES, SCALE = 8, 3, 30.0
+COUNTS = (4, 1, 2)
+NAMES = [f"class {i}" for i in range(CLASSES)]
+
+
+def draw(counts=COUNTS, views=3, seed=3):
+    """Views (n, v, d) of length 8 to 12, labels, class text and queries, all float64."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    means = rng.standard_normal((len(counts), D)) + 0.5
+    X = means[labels][:, None] + 0.7 * rng.standard_normal((len(labels), views, D))
+    X *= rng.uniform(8, 12, (len(labels), views, 1)) / np.linalg.norm(X, axis=2, keepdims=True)
+    names = [f"class {i}" for i in range(len(counts))]
+    text = ClassText(names, means + rng.standard_normal(means.shape), SCALE)
+    return X, np.array([names[i] for i in labels]), text, 9 * rng.standard_normal((6, D))
+
+
+def length_one(v):
+    norm = math.sqrt(sum(x * x for x in v))
+    return [x / norm for x in v]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def plain_logits(views, y, text, query, alpha, beta):
+    """scale * f T + alpha * exp(-beta (1 - f F)) Y with keys F, the unit-length means of the raw views."""
+    f = length_one(query)
+    logits = [text.logit_scale * dot(f, length_one(row)) for row in text.embeddings.tolist()]
+    for shot, label in zip(views.tolist(), y, strict=True):
+        key = length_one([sum(values) / len(values) for values in zip(*shot, strict=True)])
+        logits[text.labels.index(label)] += alpha * math.exp(-beta * (1 - dot(f, key)))
+    return logits
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (3.0, 5.5), (0.5, 12.0)])
+def test_logits_are_the_published_formula(alpha, beta):
+    X, y, text, Q = draw()
+    found = TipAdapter(alpha, beta).fit(X, y, text=text).logits(Q)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, [plain_logits(X, y, text, q, alpha, beta) for q in Q.tolist()], rtol=1e-9)
+
+
+def test_alpha_zero_is_zero_shot():
+    X, y, text, Q = draw()
+    expected = ZeroShot().fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(TipAdapter(alpha=0).fit(X, y, text=text).logits(Q), expected, rtol=1e-12)
+
+
+def test_beta_zero_adds_alpha_times_the_number_of_shots():
+    X, y, text, Q = draw()
+    votes = TipAdapter(2.0, 0.0).fit(X, y, text=text).logits(Q) - ZeroShot().fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(votes, np.tile(2.0 * np.array(COUNTS), (len(Q), 1)))
+
+
+def test_sharpest_cache_answers_a_key_with_alpha_on_its_class():
+    X, y, text, _ = draw(views=1)
+    votes = TipAdapter(2.0, 1e6).fit(X, y, text=text).logits(X[:, 0]) - ZeroShot().fit(X, y, text=text).logits(X[:, 0])
+    np.testing.assert_allclose(votes, 2.0 * (y[:, None] == np.array(NAMES)), atol=1e-6)
+
+
+def test_keys_are_means_of_raw_views_not_of_unit_ones():
+    views = [[[9.0, 0.0], [0.0, 1.0]]]
+    text = ClassText(["a", "b"], np.eye(2))
+    keys = TipAdapter().fit(np.array(views), ["a"], text=text).keys_
+    np.testing.assert_allclose(keys, [[9 / math.sqrt(82), 1 / math.sqrt(82)]])
+
+
+def test_a_class_without_shots_answers_by_its_text():
+    X, y, text, Q = draw(counts=(4, 0, 2))
+    found = TipAdapter(alpha=5.0).fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found[:, 1], ZeroShot().fit(X, y, text=text).logits(Q)[:, 1], rtol=1e-12)
+    assert (found[:, 0] > ZeroShot().fit(X, y, text=text).logits(Q)[:, 0]).all()
+
+
+def test_leave_one_out_drops_all_views_of_the_shot():
+    X, y, text, _ = draw(counts=(4, 1, 2))
+    expected = [
+        plain_logits(np.delete(X, i, axis=0), np.delete(y, i), text, X[i, 0].tolist(), 3.0, 5.5) for i in range(len(X))
+    ]
+    np.testing.assert_allclose(TipAdapter(3.0, 5.5).leave_one_out(X, y, text=text), expected, rtol=1e-9)
+
+
+def test_leave_one_out_keeps_a_duplicate_of_the_shot():
+    text = ClassText(["a", "b"], np.eye(2), logit_scale=1.0)
+    X = np.array([[0.0, 2.0], [0.0, 2.0], [1.0, 0.0]])
+    found = TipAdapter(alpha=1.0).leave_one_out(X, ["a", "a", "b"], text=text)
+    np.testing.assert_allclose(found[0], [1.0, 1.0 + math.exp(-5.5)])
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+    X, y, text, Q = draw()
+    head = TipAdapter(3.0, 5.5).fit(X, y, text=text)
+    expected, left_out = head.logits(Q), head.leave_one_out(X, y, text=text)
+    monkeypatch.setattr(shot_cache, "BLOCK", 2 * len(X))
+    np.testing.assert_allclose(head.logits(Q), expected, rtol=1e-12)
+    np.testing.assert_allclose(head.leave_one_out(X, y, text=text), left_out, rtol=1e-12)
+
+
+def test_the_scale_is_that_of_the_encoder():
+    X, y, text, Q = draw()
+    louder = ClassText(text.labels, text.embeddings, 2 * SCALE)
+    difference = TipAdapter().fit(X, y, text=louder).logits(Q) - TipAdapter().fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(difference, ZeroShot().fit(X, y, text=text).logits(Q), rtol=1e-9)
+
+
+@given(factor=st.floats(0.01, 100.0), order=st.permutations(range(CLASSES)), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_length_of_queries_and_order_of_classes_do_not_matter(factor, order, seed):
+    X, y, text, Q = draw(seed=seed)
+    turned = ClassText([NAMES[i] for i in order], text.embeddings[list(order)], SCALE)
+    expected = TipAdapter().fit(X, y, text=text).logits(Q)[:, list(order)]
+    np.testing.assert_allclose(TipAdapter().fit(X, y, text=turned).logits(factor * Q), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_search_grid_is_the_published_one():
+    grid = search_grid(*SEARCH_SCALE["imagenet"])
+    assert list(grid) == ["beta", "alpha"]  # the order of the loops: the first of equal results is kept
+    np.testing.assert_allclose(grid["beta"], 0.1 + np.arange(200) * 6.9 / 200)
+    np.testing.assert_allclose(grid["alpha"], 0.1 + np.arange(20) * 2.9 / 20)
+
+
+def test_search_grid_holds_what_the_released_search_found():
+    # Found by the authors' code on made-up features with bounds 12, 10 and 40 x 20 values.
+    pairs = set(itertools.product(*search_grid(12.0, 10.0, 40, 20).values()))
+    assert any(beta == pytest.approx(1.29) and alpha == pytest.approx(9.01) for beta, alpha in pairs)
+
+
+def test_presets_have_the_published_start_values():
+    preset = TipAdapter.preset("oxford_flowers")
+    assert (preset.alpha, preset.beta) == (10.0, 1.0)
+    assert set(TipAdapter.presets) == set(SEARCH_SCALE)
+
+
+@pytest.mark.parametrize(
+    "params", [{"alpha": -1.0}, {"beta": -0.1}, {"beta": math.inf}, {"alpha": math.nan}], ids=lambda p: str(p)
+)
+def test_bad_parameters_are_named(params):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=f"{next(iter(params))} must be 0 or more"):
+        TipAdapter(**params).fit(X, y, text=text)

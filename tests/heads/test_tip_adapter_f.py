@@ -1,0 +1,136 @@
+"""Tip-Adapter-F: its training against gradients and AdamW written out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.tip_adapter import TipAdapter
+from clipadapter.heads.tip_adapter_f import TipAdapterF
+from clipadapter.testing import toy_features
+
+D, SCALE = 6, 20.0
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(7)
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    means = rng.standard_normal((3, D)) + 0.5
+    X = 9 * (means[labels] + rng.standard_normal((len(labels), D)))
+    text = ClassText(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
+    return X, labels, np.array(text.labels)[labels], text
+
+
+def trained_by_hand(X, labels, text, steps, alpha, beta, lr=1e-3, eps=1e-4, decay=0.01):
+    """Full-batch AdamW on the keys: the gradient by the chain rule, the rate along a cosine, step by step."""
+    x, onehot = unit(X), np.eye(len(text.labels))[labels]
+    keys = x.copy()
+    m, v = np.zeros_like(keys), np.zeros_like(keys)
+    for step in range(steps):
+        affinity = np.exp(-beta * (1 - x @ keys.T))  # (m, n)
+        logits = SCALE * x @ text.embeddings.T + alpha * affinity @ onehot
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        error = (p / p.sum(axis=1, keepdims=True) - onehot) / len(x)  # (m, c)
+        gradient = (alpha * beta * affinity * (error @ onehot.T)).T @ x
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        rate = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        step_size = (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + eps)
+        keys = keys * (1 - rate * decay) - rate * step_size
+    return keys
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (1.0, 5.5)])
+def test_training_is_adamw_on_the_keys(case, alpha, beta):
+    X, labels, y, text = case
+    head = TipAdapterF(alpha, beta, epochs=10).fit(X, y, text=text)
+    keys = trained_by_hand(X, labels, text, 10, alpha, beta)
+    np.testing.assert_allclose(head.keys_.numpy(), keys, rtol=1e-9, atol=1e-12)
+    affinity = np.exp(-beta * (1 - unit(X) @ keys.T))
+    expected = SCALE * unit(X) @ text.embeddings.T + alpha * affinity @ np.eye(3)[labels]
+    np.testing.assert_allclose(head.logits(X), expected, rtol=1e-9)
+
+
+def test_no_epoch_is_tip_adapter(case):
+    X, _, y, text = case
+    expected = TipAdapter(2.0, 3.0).fit(X, y, text=text).logits(X)
+    np.testing.assert_array_equal(TipAdapterF(2.0, 3.0, epochs=0).fit(X, y, text=text).logits(X), expected)
+
+
+def test_alpha_zero_leaves_the_keys_but_for_weight_decay(case):
+    X, _, y, text = case
+    head = TipAdapterF(alpha=0.0, epochs=3, weight_decay=0.0).fit(X, y, text=text)
+    np.testing.assert_allclose(head.keys_.numpy(), unit(X), rtol=1e-12)
+
+
+def test_keys_leave_unit_length_and_labels_stay(case):
+    X, labels, y, text = case
+    head = TipAdapterF().fit(X, y, text=text)
+    assert head.labels_.tolist() == labels.tolist()
+    assert np.abs(np.linalg.norm(head.keys_.numpy(), axis=1) - 1).max() > 1e-3
+
+
+def test_training_lowers_the_loss_of_the_shots():
+    X, y, text = toy_features((8, 8, 8), noise=2.0)
+    position = [text.labels.index(label) for label in y]
+    losses = []
+    for epochs in (0, 20, 200):
+        p = TipAdapterF(epochs=epochs).fit(X, y, text=text).predict_proba(X)
+        losses.append(-np.log(p[np.arange(len(y)), position]).mean())
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_views_are_training_rows():
+    X, y, text = toy_features()
+    noise = np.random.default_rng(0).standard_normal(X.shape).astype(np.float32)
+    views = np.stack([X, X + noise, X - noise], axis=1)  # the mean, and so the start, is that of X
+    plain, augmented = (TipAdapterF().fit(data, y, text=text).keys_.numpy() for data in (X, views))
+    assert np.abs(plain - augmented).max() > 1e-4
+
+
+def test_a_class_without_shots_answers_by_its_text(case):
+    X, labels, y, text = case
+    kept = labels != 1
+    found = TipAdapterF().fit(X[kept], y[kept], text=text).logits(X)
+    np.testing.assert_allclose(found[:, 1], SCALE * unit(X) @ text.embeddings[1], rtol=1e-9)
+
+
+def test_seed_changes_the_order_of_small_batches(case):
+    X, _, y, text = case
+    first, again, other = (TipAdapterF(batch_size=2, seed=s).fit(X, y, text=text).keys_.numpy() for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(70, 24), (3, 20)])
+def test_without_epochs_there_are_enough_for_the_steps(case, steps, epochs):
+    X, _, y, text = case  # six shots are three steps of two
+    found = TipAdapterF(epochs=None, steps=steps, batch_size=2).fit(X, y, text=text).keys_
+    assert (found == TipAdapterF(epochs=epochs, batch_size=2).fit(X, y, text=text).keys_).all()
+
+
+def test_presets_have_the_published_values():
+    preset = TipAdapterF.preset("eurosat")
+    assert (preset.alpha, preset.beta, preset.epochs) == (2.0, 1.0, 100)
+    assert TipAdapterF.preset("imagenet").epochs == 20
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"alpha": -1.0}, "alpha must be 0 or more"),
+        ({"epochs": -1}, "epochs must be 0 or more"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+    ],
+)
+def test_bad_parameters_are_named(params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        TipAdapterF(**params).fit(X, y, text=text)
