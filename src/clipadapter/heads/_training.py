@@ -107,7 +107,7 @@ def minimise(
     optimizer = _optimizer(parameters, recipe)
     value = torch.zeros(())
     bar = tqdm(total=epochs, desc="training", unit="epoch", disable=not recipe.progress, leave=False)
-    with bar, _threads(batch * cost):
+    with bar, few_threads(batch * cost):
         for epoch in range(epochs):
             order = torch.randperm(n, generator=generator) if batch < n else torch.arange(n)
             for i in range(steps_per_epoch):
@@ -128,7 +128,7 @@ def minimise(
 
 
 @contextmanager
-def _threads(work: int) -> Iterator[None]:
+def few_threads(work: int) -> Iterator[None]:
     """One thread for steps so small that threads would wait for each other, which beside other programs costs much."""
     before = torch.get_num_threads()
     if work < SMALL:

@@ -1,0 +1,83 @@
+"""Cosine classifiers that start at class text and move by gradient steps: shared by TaskRes, ZS-LP and CLAP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads._base import Shots
+from clipadapter.heads._training import Recipe, minimise
+
+TEXT_NORM = 0.1
+"""Length that class text is given, relative to the encoder's logit scale: 10 with CLIP, which is about what its
+un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
+
+
+def lengthened(shots: Shots, text_norm: float | str | Sequence[float]) -> Tensor:
+    """Class text (c, d) with the length that steps and penalties are relative to.
+
+    Args:
+        shots: what a head is fitted to.
+        text_norm: one length, one a class, or "auto" for a tenth of the encoder's logit scale.
+
+    Raises:
+        InputError: if a length is not positive, or there is another number of them than of classes.
+    """
+    assert shots.text is not None
+    if isinstance(text_norm, str):
+        if text_norm != "auto":
+            raise InputError(f"text_norm must be 'auto', a number or one number a class, but is {text_norm!r}")
+        return shots.text * (TEXT_NORM * shots.scale)
+    lengths = torch.as_tensor(text_norm, dtype=shots.text.dtype).flatten()
+    if len(lengths) not in (1, shots.n_classes):
+        raise InputError(f"text_norm has {len(lengths)} numbers, but there are {shots.n_classes} classes")
+    if not (lengths > 0).all():
+        raise InputError(f"text_norm must be positive, but is {text_norm!r}")
+    return shots.text * lengths[:, None]
+
+
+def train_residual(
+    shots: Shots, base: Tensor, gain: float, recipe: Recipe, penalty: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, float]:
+    """Residuals x of the classifier ``scale * cos(f, base + gain * x)``, by cross-entropy from x = 0.
+
+    A class without a shot keeps its text: cross-entropy could only push it away from the other classes' pictures.
+
+    Args:
+        shots: labelled features.
+        base: (c, d) class weights at the start.
+        gain: factor before the residual.
+        recipe: how steps are made.
+        penalty: added to the loss, of the residuals (p, d) of the p classes that have shots.
+
+    Returns:
+        Residuals (c, d), and the loss of the last step.
+    """
+    seen = torch.nonzero(shots.counts).flatten()
+    residual = torch.zeros(len(seen), base.shape[1], dtype=base.dtype, requires_grad=True)
+
+    def loss(batch: Tensor, view: Tensor) -> Tensor:
+        weight = base.index_add(0, seen, residual, alpha=gain)
+        # Dividing logits by lengths, not weights: a pass over (b, c) in place of several over (c, d).
+        length = weight.square().sum(dim=1).rsqrt()
+        logits = shots.scale * unit(shots.views[batch, view]) @ weight.T * length
+        value = torch.nn.functional.cross_entropy(logits, shots.labels[batch])
+        return value if penalty is None else value + penalty(residual)
+
+    n, n_views = shots.views.shape[:2]
+    last = minimise([residual], loss, n, n_views, recipe, cost=base.numel())
+    return torch.zeros_like(base).index_copy(0, seen, residual.detach()), last
+
+
+def text_confidence(shots: Shots) -> Tensor:
+    """(c,) mean zero-shot probability of the right class over all views of a class's shots; 0 without any."""
+    assert shots.text is not None
+    total = torch.zeros(shots.n_classes, dtype=shots.text.dtype)
+    for view in shots.views.unbind(dim=1):  # one at a time: (n, c) is large for many classes
+        probability = (shots.scale * unit(view) @ shots.text.T).softmax(dim=1)
+        total.index_add_(0, shots.labels, probability.gather(1, shots.labels[:, None])[:, 0])
+    return total / (shots.counts * shots.views.shape[1]).clamp_min(1)

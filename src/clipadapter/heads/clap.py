@@ -1,0 +1,86 @@
+"""CLAP: a cosine classifier that starts at the class text and is pulled back to it, more where zero-shot is right.
+
+Paper: Silva-Rodriguez et al., CVPR 2024, https://arxiv.org/abs/2312.12730.
+Differs from the paper, whose penalty acts on un-normalised text vectors, so that its strength depends on their length:
+ours arrive unit-length and are given a length by ``text_norm``. The default, a tenth of the encoder's logit scale, is
+about the paper's with CLIP, and makes the penalty one on the change of the logits at any scale: ``lambda_k * (scale *
+||v - u|| / 10) ** 2`` for unit text u. A class without a shot keeps its text; the paper's formula has 0 / 0 there.
+Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from clipadapter.errors import InputError
+from clipadapter.heads._base import Shots
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._text_residual import text_confidence
+from clipadapter.heads.zs_lp import ZsLp
+
+MULTIPLIERS = ("class", "relative", "constant")
+
+
+@register_head("clap", paper="https://arxiv.org/abs/2312.12730")
+class Clap(ZsLp):
+    """Linear probe that starts at zero-shot and pays for leaving it, class by class.
+
+    The loss is cross-entropy plus the mean over classes of ``lambda_k * ||w_k - t_k||^2``, lambda_k being the mean
+    probability that zero-shot gives to class k on its shots.
+
+    Args:
+        strength: factor before the penalty; 0 is ZS-LP.
+        multipliers: lambda_k as "class" (the paper's), "relative" (divided by their mean) or "constant" (their mean).
+        text_norm: length of class text at the start, one number or one a class; "auto" for a tenth of the encoder's
+            logit scale, about 10 with CLIP as in the paper.
+        lr: highest learning rate of SGD.
+        momentum: of SGD.
+        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
+        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
+        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
+        steps: fewest optimizer steps if ``epochs`` is None.
+        batch_size: shots a step.
+        seed: of shuffling and of the choice of views.
+        progress: show a bar on stderr while training.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
+    >>> Clap().fit(X, ["dog", "cat"], text=text).predict(X)
+    array(['dog', 'cat'], dtype='<U3')
+    """
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        multipliers: str = "class",
+        text_norm: float | str | Sequence[float] = "auto",
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        schedule: str = "cosine",
+        warmup_epochs: int = 0,
+        epochs: int | None = None,
+        steps: int = 300,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(text_norm, lr, momentum, schedule, warmup_epochs, epochs, steps, batch_size, seed, progress)
+        self.strength = strength
+        self.multipliers = multipliers
+
+    def _multipliers(self, shots: Shots) -> Tensor:
+        if self.multipliers not in MULTIPLIERS:
+            raise InputError(f"multipliers must be one of {', '.join(MULTIPLIERS)}, but is {self.multipliers!r}")
+        if not self.strength >= 0:
+            raise InputError(f"strength must be 0 or more, but is {self.strength}")
+        confidence = text_confidence(shots)
+        mean = confidence[shots.counts > 0].mean()
+        if self.multipliers == "relative":
+            confidence = confidence / mean.clamp_min(1e-12)
+        elif self.multipliers == "constant":
+            confidence = mean.expand_as(confidence)
+        self.multipliers_ = confidence.clone()
+        return self.strength * self.multipliers_

@@ -1,0 +1,114 @@
+"""ZS-LP: a cosine classifier that starts at the class text.
+
+Paper: Silva-Rodriguez et al., CVPR 2024, https://arxiv.org/abs/2312.12730.
+Differs from the paper, where class weights started at un-normalised text vectors: ours arrive unit-length and are given
+a length by ``text_norm``, because the size of a step is relative to it. A class without a shot keeps its text.
+Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Self
+
+from clipadapter.functional import cosine_logits
+from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._text_residual import lengthened, train_residual
+from clipadapter.heads._training import Recipe
+
+
+@register_head("zs-lp", paper="https://arxiv.org/abs/2312.12730")
+class ZsLp(Head):
+    """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
+
+    Args:
+        text_norm: length of class text at the start, one number or one a class; "auto" for a tenth of the encoder's
+            logit scale, about 10 with CLIP as in the paper.
+        lr: highest learning rate of SGD.
+        momentum: of SGD.
+        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
+        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
+        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
+        steps: fewest optimizer steps if ``epochs`` is None.
+        batch_size: shots a step.
+        seed: of shuffling and of the choice of views.
+        progress: show a bar on stderr while training.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
+    >>> ZsLp().fit(X, ["dog", "cat"], text=text).predict(X)
+    array(['dog', 'cat'], dtype='<U3')
+    """
+
+    needs_text = True
+
+    def __init__(
+        self,
+        text_norm: float | str | Sequence[float] = "auto",
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        schedule: str = "cosine",
+        warmup_epochs: int = 0,
+        epochs: int | None = None,
+        steps: int = 300,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.text_norm = text_norm
+        self.lr = lr
+        self.momentum = momentum
+        self.schedule = schedule
+        self.warmup_epochs = warmup_epochs
+        self.epochs = epochs
+        self.steps = steps
+        self.batch_size = batch_size
+        self.seed = seed
+        self.progress = progress
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The authors' recipe: 300 epochs however many steps they are, the first at a rate of 1e-5.
+
+        Args:
+            changes: parameters to set otherwise.
+        """
+        recipe: dict[str, Any] = {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 300}
+        return cls(**{**recipe, **changes})
+
+    def _fit(self, shots: Shots) -> None:
+        base = lengthened(shots, self.text_norm)
+        multipliers = self._multipliers(shots)
+
+        def penalty(moved: Tensor) -> Tensor:
+            assert multipliers is not None
+            # The mean over all classes; those without a shot don't move.
+            return moved.square().sum(dim=1) @ multipliers[shots.counts > 0] / shots.n_classes
+
+        recipe = Recipe(
+            "sgd",
+            self.lr,
+            self.momentum,
+            0.0,
+            self.schedule,
+            self.warmup_epochs,
+            self.epochs,
+            self.steps,
+            self.batch_size,
+            self.seed,
+            self.progress,
+        )
+        moved, self.loss_ = train_residual(shots, base, 1.0, recipe, None if multipliers is None else penalty)
+        self.weight_, self.scale_ = base + moved, shots.scale
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
+
+    def _multipliers(self, shots: Shots) -> Tensor | None:
+        """(c,) strength of the pull of each class weight to its text; None for no pull."""
+        return None

@@ -1,0 +1,166 @@
+"""CLAP against its loss and gradient written out in numpy, and at the ends of its penalty."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.clap import Clap
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.heads.zs_lp import ZsLp
+from clipadapter.testing import toy_features
+
+SCALE, D = 40.0, 12
+NAMES = ["ant", "bee", "cow", "dog"]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def softmax(z):
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    """Unequal shots; the third class has none."""
+    rng = np.random.default_rng(6)
+    target = np.array([0, 0, 0, 1, 3, 3])
+    text = unit(rng.standard_normal((4, D)))
+    X = 9 * (unit(text[target] + 0.5 * rng.standard_normal((6, D))) + 0.4)
+    return X, target, text
+
+
+def fit(case, **params):
+    X, target, text = case
+    return Clap(**params).fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+
+
+def confidence_by_hand(X, target, text):
+    """Mean zero-shot probability of the truth, class by class; the class without shots has none."""
+    p = softmax(SCALE * unit(X) @ text.T)
+    return np.array([np.mean([p[i, k] for i in range(len(X)) if target[i] == k]) for k in (0, 1, 3)])
+
+
+def clap_by_hand(X, target, base, pull, steps, rate=0.1):
+    """SGD with momentum on cross-entropy plus the mean over the classes of pull_k times the squared distance."""
+    weight, velocity = base.copy(), np.zeros_like(base)
+    f, onehot, value = unit(X), np.eye(len(base))[target], 0.0
+    for _ in range(steps):
+        p = softmax(SCALE * f @ unit(weight).T)
+        value = -np.log(p[np.arange(len(X)), target]).mean() + (pull * ((weight - base) ** 2).sum(1)).mean()
+        gradient = np.zeros_like(weight)
+        for k in (0, 1, 3):
+            w = unit(weight[k])
+            toward = SCALE * (f - np.outer(f @ w, w)) / np.linalg.norm(weight[k])
+            gradient[k] = (p - onehot)[:, k] @ toward / len(X) + 2 * pull[k] * (weight - base)[k] / len(base)
+        velocity = 0.9 * velocity + gradient
+        weight = weight - rate * velocity
+    return weight, value
+
+
+@pytest.mark.parametrize("strength", [1.0, 3.0])
+def test_twenty_steps_are_the_published_recipe(case, strength):
+    X, target, text = case
+    lengths = np.array([9.0, 8.0, 11.0, 10.0])
+    fitted = fit(case, strength=strength, text_norm=lengths.tolist(), schedule="constant", epochs=20)
+    a, b, d = strength * confidence_by_hand(X, target, text)
+    weight, value = clap_by_hand(X, target, text * lengths[:, None], np.array([a, b, 0, d]), 20)
+    np.testing.assert_allclose(fitted.weight_.numpy(), weight, rtol=1e-9)
+    np.testing.assert_allclose(fitted.logits(X), SCALE * unit(X) @ unit(weight).T, rtol=1e-9)
+    assert fitted.loss_ == pytest.approx(value, rel=1e-9)
+
+
+def test_multipliers_are_the_mean_probability_of_the_truth(case):
+    expected = confidence_by_hand(*case)
+    assert expected.max() - expected.min() > 0.1
+    for kind, by_hand in (
+        ("class", expected),
+        ("relative", expected / expected.mean()),
+        ("constant", np.full(3, expected.mean())),
+    ):
+        fitted = fit(case, multipliers=kind, epochs=0)
+        np.testing.assert_allclose(fitted.multipliers_.numpy()[[0, 1, 3]], by_hand, rtol=1e-12)
+
+
+def test_multipliers_are_means_over_all_views(case):
+    X, target, text = case
+    other = X[::-1].copy()
+    views = np.stack([X, other], axis=1)
+    fitted = Clap(epochs=0).fit(views, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    expected = (confidence_by_hand(X, target, text) + confidence_by_hand(other, target, text)) / 2
+    np.testing.assert_allclose(fitted.multipliers_.numpy()[[0, 1, 3]], expected, rtol=1e-12)
+
+
+def test_strength_zero_is_zs_lp(case):
+    X, target, text = case
+    expected = ZsLp().fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE)).logits(X)
+    np.testing.assert_allclose(fit(case, strength=0).logits(X), expected, rtol=1e-9)
+
+
+def test_a_strong_pull_is_zero_shot(case):
+    X, target, text = case
+    expected = ZeroShot().fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE)).logits(X)
+    distance = [
+        np.abs(fit(case, strength=s, lr=0.1 / s, epochs=500).logits(X) - expected).max() for s in (1.0, 100.0, 1e4)
+    ]
+    assert distance[0] > 1
+    np.testing.assert_allclose(distance[1:], 0, atol=0.5)
+    assert distance[2] < 0.01
+
+
+def test_a_class_without_shots_keeps_its_text_and_answers_by_it():
+    X, y, text = toy_features((4, 0, 4))
+    fitted = Clap().fit(X, y, text=text)
+    np.testing.assert_allclose(unit(fitted.weight_.numpy())[1], text.embeddings[1], atol=1e-6)
+    assert fitted.predict(text.embeddings).tolist() == ["cat", "dog", "bird"]
+
+
+def test_classes_whose_text_is_wrong_are_pulled_less():
+    X, y, text = toy_features((8, 8, 8))
+    wrong = ClassText(text.labels, text.embeddings[[0, 2, 1]], text.logit_scale)
+    cat, dog, bird = Clap().fit(X, y, text=wrong).multipliers_.tolist()
+    assert cat > 0.9
+    assert max(dog, bird) < 0.1
+
+
+def test_the_penalty_does_not_depend_on_the_length_of_class_text():
+    X, y, text = toy_features()
+    long = ClassText(text.labels, 17 * text.embeddings, text.logit_scale)
+    short, other = (Clap().fit(X, y, text=t).logits(X) for t in (text, long))
+    np.testing.assert_allclose(short, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"multipliers": "adaptive"}, "multipliers must be one of class, relative, constant, but is 'adaptive'"),
+        ({"strength": -1.0}, "strength must be 0 or more"),
+    ],
+)
+def test_bad_parameters_are_named(params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        Clap(**params).fit(X, y, text=text)
+
+
+def test_official_is_300_epochs_with_one_of_warm_up():
+    head = Clap.official()
+    assert (head.epochs, head.warmup_epochs, head.lr, head.momentum) == (300, 1, 0.1, 0.9)
+    assert (head.strength, head.multipliers) == (1.0, "class")
+
+
+@settings(deadline=None, max_examples=10)
+@given(order=st.permutations(range(3)), factor=st.floats(0.01, 100), counts=st.tuples(*[st.integers(1, 4)] * 3))
+def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
+    X, y, text = toy_features(counts)
+    X = torch.from_numpy(X).double().numpy()
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    head = Clap(epochs=5)
+    expected = head.fit(X, y, text=text).logits(X)[:, order]
+    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)

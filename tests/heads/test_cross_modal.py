@@ -1,0 +1,162 @@
+"""Cross-modal adaptation against its loss, gradient and AdamW written out in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.cross_modal import CrossModal
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+SCALE, D = 40.0, 12
+NAMES = ["ant", "bee", "cow", "dog"]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    """Unequal shots; the third class has none."""
+    rng = np.random.default_rng(8)
+    target = np.array([0, 0, 0, 1, 3, 3])
+    text = unit(rng.standard_normal((4, D)))
+    X = 9 * (unit(text[target] + 0.5 * rng.standard_normal((6, D))) + 0.2)
+    return X, target, text
+
+
+def fit(case, **params):
+    X, target, text = case
+    return CrossModal(**params).fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+
+
+def gradient(weight, f, target):
+    """Of the mean cross-entropy of a linear classifier that is not normalised."""
+    z = SCALE * f @ weight.T
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return SCALE * (p / p.sum(axis=1, keepdims=True) - np.eye(len(weight))[target]).T @ f / len(f)
+
+
+def cross_modal_by_hand(case, rates, text_share, decay):
+    """AdamW by its definition: the decay is no part of the gradient."""
+    X, target, text = case
+    weight = text.copy()
+    first, second = np.zeros_like(weight), np.zeros_like(weight)
+    for step, rate in enumerate(rates, start=1):
+        g = (1 - text_share) * gradient(weight, unit(X), target) + text_share * gradient(weight, text, np.arange(4))
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        weight = weight * (1 - rate * decay)
+        weight = weight - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    return weight
+
+
+@pytest.mark.parametrize("text_share", [0.0, 0.4, 0.5])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_steps_are_the_published_recipe(case, text_share, decay):
+    fitted = fit(case, text_share=text_share, weight_decay=decay, schedule="constant", warmup_steps=0, epochs=20)
+    weight = cross_modal_by_hand(case, [1e-3] * 20, text_share, decay)
+    np.testing.assert_allclose(fitted.weight_.numpy(), weight, rtol=1e-9)
+    np.testing.assert_allclose(fitted.logits(case[0]), SCALE * unit(case[0]) @ weight.T, rtol=1e-9)
+
+
+def test_a_share_by_number_of_rows_is_one_mean_over_all_rows(case):
+    X, target, text = case
+    together = np.vstack([unit(X), text]), np.concatenate([target, np.arange(4)])
+    expected = gradient(text, *together)
+    mixed = 0.6 * gradient(text, unit(X), target) + 0.4 * gradient(text, text, np.arange(4))
+    np.testing.assert_allclose(mixed, expected, rtol=1e-12)  # 6 pictures, 4 rows of text
+
+
+def test_the_rate_rises_from_1e_5_and_falls_as_a_cosine(case):
+    # Computed by the released scheduler: 5 steps of warm-up, 20 in all, highest rate 1e-3.
+    released = [1e-5, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 9.9384412e-4, 9.7552827e-4, 9.4550324e-4, 9.0450852e-4]
+    released += [8.5355341e-4, 7.938926e-4, 7.2699523e-4, 6.545085e-4, 5.7821721e-4, 5e-4, 4.2178278e-4]
+    released += [3.454915e-4, 2.7300476e-4, 2.0610738e-4]
+    recipe = CrossModal(warmup_steps=5)._recipe()
+    np.testing.assert_allclose([recipe.rate(step, 1, 20) for step in range(20)], released, rtol=1e-6)
+    fitted = fit(case, warmup_steps=5, epochs=20)
+    weight = cross_modal_by_hand(case, [recipe.rate(step, 1, 20) for step in range(20)], 0.5, 0.01)
+    np.testing.assert_allclose(fitted.weight_.numpy(), weight, rtol=1e-9)
+
+
+def test_wise_mixes_the_trained_weights_with_the_text(case):
+    trained = fit(case).weight_.numpy()
+    for wise in (0.2, 1.0):
+        expected = (1 - wise) * trained + wise * case[2]
+        np.testing.assert_allclose(fit(case, wise=wise).weight_.numpy(), expected, rtol=1e-9)
+
+
+def test_no_steps_or_wise_one_is_zero_shot():
+    X, y, text = toy_features()
+    expected = ZeroShot().fit(X, y, text=text).logits(X)
+    for params in ({"epochs": 0}, {"wise": 1.0}):
+        np.testing.assert_allclose(CrossModal(**params).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+
+
+def test_a_class_without_shots_answers_by_its_text():
+    X, y, text = toy_features((4, 0, 4))
+    fitted = CrossModal().fit(X, y, text=text)
+    assert fitted.predict(text.embeddings).tolist() == ["cat", "dog", "bird"]
+
+
+def test_text_samples_hold_a_class_without_shots():
+    # The text of the class without shots lies between the others', so that their pictures push it away.
+    text = ClassText(["cat", "dog", "bird"], [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]], 20.0)
+    X, y = [[1.0, 0.8, 0.3], [0.8, 1.0, -0.3]], ["cat", "bird"]
+    pictures_alone, both = (
+        CrossModal(text_share=share, lr=1e-2).fit(X, y, text=text).predict(text.embeddings).tolist()
+        for share in (0.0, 0.5)
+    )
+    assert pictures_alone[1] != "dog"
+    assert both == ["cat", "dog", "bird"]
+
+
+def test_many_classes_are_drawn_a_batch_at_a_time(case, monkeypatch):
+    sizes = []
+    genuine = torch.nn.functional.cross_entropy
+
+    def counted(logits, labels):
+        sizes.append(len(labels))
+        return genuine(logits, labels)
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", counted)
+    fit(case, batch_size=3, epochs=2)
+    assert sizes == [3] * 8  # two steps an epoch, pictures and text in each
+
+
+def test_views_are_used_in_training():
+    X, y, text = toy_features()
+    views = np.stack([X, X[::-1]], axis=1)
+    plain, viewed = (CrossModal(epochs=20).fit(data, y, text=text).logits(X) for data in (X, views))
+    assert np.abs(plain - viewed).max() > 1e-3
+
+
+def test_official_is_12800_steps_of_4_and_4():
+    head = CrossModal.official(weight_decay=0.0)
+    assert (head.steps, head.batch_size, head.warmup_steps, head.optimizer) == (12_800, 4, 50, "adamw")
+    assert head.weight_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("params", "words"), [({"wise": 2.0}, "wise must be 0 to 1"), ({"text_share": -0.1}, "text_share must be 0 to 1")]
+)
+def test_bad_parameters_are_named(params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        CrossModal(**params).fit(X, y, text=text)
+
+
+@settings(deadline=None, max_examples=10)
+@given(order=st.permutations(range(3)), factor=st.floats(0.01, 100), counts=st.tuples(*[st.integers(1, 4)] * 3))
+def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
+    X, y, text = toy_features(counts)
+    X = X.astype(np.float64)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    head = CrossModal(epochs=5)
+    expected = head.fit(X, y, text=text).logits(X)[:, order]
+    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,177 @@
+"""LP++ against its formulas, replayed in plain numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.heads import ClassText
+from clipadapter.heads.lp_plus_plus import LpPlusPlus, _Problem
+from clipadapter.testing import toy_features
+
+D = 12
+NAMES = ["ant", "bee", "cow", "dog"]
+SEEN = [0, 1, 3]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    """Unequal shots; the third class has none."""
+    rng = np.random.default_rng(7)
+    target = np.array([0, 0, 0, 1, 3, 3])
+    text = unit(rng.standard_normal((4, D)))
+    X = 9 * (unit(text[target] + 0.8 * rng.standard_normal((6, D))) + 0.2)
+    return X, target, text
+
+
+def fit(case, **params):
+    X, target, text = case
+    return LpPlusPlus(**params).fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, 40.0))
+
+
+def problem(case):
+    X, target, text = case
+    f = torch.from_numpy(unit(X))
+    onehot = torch.from_numpy(np.eye(4)[target][:, SEEN])
+    return _Problem(f, f @ torch.from_numpy(text[SEEN]).T, onehot)
+
+
+def replay(case, epochs, literal, bias):
+    """Weights, biases and text weights of the three classes that have shots."""
+    X, target, text = case
+    f, t, onehot = unit(X), text[SEEN], np.eye(4)[target][:, SEEN]
+    n, similarity = len(f), f @ t.T
+    weight = np.array([sum(f[i] for i in range(n) if target[i] == k) for k in SEEN])
+    own = [np.mean([similarity[i, j] for i in range(n) if target[i] == k]) for j, k in enumerate(SEEN)]
+    alpha = np.full(3, 250 * np.mean(own))
+    lr_weight = 4 * n / np.linalg.eigvalsh(f.T @ f).max()
+    lr_bias = lr_weight if literal else min(lr_weight, 4)
+    lr_alpha = n / (4 * max((similarity[:, j] ** 2).sum() for j in range(3)))
+    velocity_weight, velocity_bias, total = np.zeros_like(weight), np.zeros(3), np.zeros(3)
+    for epoch in range(1, epochs + 1):
+        z = f @ weight.T + bias + alpha * similarity
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        excess = (p / p.sum(axis=1, keepdims=True) - onehot) / n
+        velocity_weight = 0.9 * velocity_weight + excess.T @ f
+        velocity_bias = 0.9 * velocity_bias + excess.sum(axis=0)
+        weight, bias = weight - lr_weight * velocity_weight, bias - lr_bias * velocity_bias
+        gradient = (excess * similarity).sum(axis=0)
+        total = total + gradient if literal else gradient
+        if epoch % 10 == 0:
+            alpha = alpha - lr_alpha * total
+    return weight, bias, alpha
+
+
+def logits_by_hand(case, weight, bias, alpha):
+    X, _, text = case
+    return unit(X) @ (weight + alpha[:, None] * text[SEEN]).T + bias
+
+
+@pytest.mark.parametrize("epochs", [1, 9, 10, 30, 300])
+@pytest.mark.parametrize("literal", [False, True])
+def test_epochs_are_the_published_steps(case, epochs, literal, monkeypatch):
+    bias = np.array([0.1, -0.2, 0.05]) if literal else np.zeros(3)
+    if literal:
+        monkeypatch.setattr(LpPlusPlus, "_initial_bias", lambda *_: torch.from_numpy(bias.copy()))
+    fitted = fit(case, literal=literal, epochs=epochs)
+    weight, bias, alpha = replay(case, epochs, literal, bias)
+    np.testing.assert_allclose(fitted.alpha_.numpy()[SEEN], alpha, rtol=1e-9)
+    np.testing.assert_allclose(fitted.bias_.numpy()[SEEN], bias, rtol=1e-7, atol=1e-9)
+    expected = logits_by_hand(case, weight, bias, alpha)
+    np.testing.assert_allclose(fitted.logits(case[0])[:, SEEN], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_literal_and_clean_part_at_the_second_move_of_the_text_weights(case):
+    X, target, text = case
+    literal, clean = ([fit(case, literal=flag, epochs=e).alpha_.numpy() for e in (9, 10)] for flag in (True, False))
+    np.testing.assert_array_equal(literal[0], clean[0])
+    assert np.abs(literal[1] - clean[1]).max() > 1e-3
+
+
+def test_weight_step_is_four_n_over_the_largest_eigenvalue(case):
+    f = unit(case[0])
+    for wide in (f, np.repeat(f, 5, axis=0)):  # fewer shots than features, and more
+        X = torch.from_numpy(wide)
+        expected = 4 * len(wide) / np.linalg.eigh(wide.T @ wide)[0][-1]
+        assert _Problem(X, X, X).lr_weight() == pytest.approx(expected, rel=1e-12)
+
+
+def test_text_step_and_start_on_two_shots_by_hand():
+    # Cosines .6 and .8 to the first text, .8 and .6 to the second; the shots belong to one class each.
+    similarity = torch.tensor([[0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
+    toy = _Problem(torch.eye(2, dtype=torch.float64), similarity, torch.eye(2, dtype=torch.float64))
+    assert toy.initial_alpha() == pytest.approx(250 * 0.6)
+    assert toy.lr_alpha() == pytest.approx(2 / (4 * 1.0))
+
+
+def test_weights_start_at_sums_not_means(case):
+    f, target = unit(case[0]), case[1]
+    np.testing.assert_allclose(problem(case).initial_weight()[0], f[target == 0].sum(axis=0), rtol=1e-12)
+
+
+def test_literal_biases_start_as_those_of_a_linear_layer(case):
+    drawn = np.concatenate([fit(case, literal=True, epochs=0, seed=seed).bias_.numpy()[SEEN] for seed in range(60)])
+    assert np.abs(drawn).max() <= 1 / np.sqrt(D)
+    assert drawn.std() == pytest.approx(1 / np.sqrt(3 * D), rel=0.15)
+    assert not fit(case, epochs=0).bias_.any()
+
+
+def test_a_class_without_shots_has_its_text_and_the_average_of_the_others(case):
+    fitted = fit(case)
+    text = case[2]
+    weight, bias, alpha = replay(case, 300, False, np.zeros(3))
+    expected = weight.mean(axis=0) + alpha.mean() * text[2]
+    np.testing.assert_allclose(fitted.weight_.numpy()[2], expected, rtol=1e-8)
+    assert fitted.bias_[2] == pytest.approx(bias.mean(), abs=1e-9)
+
+
+def test_a_class_without_shots_answers_by_its_text():
+    X, y, text = toy_features((4, 0, 4))
+    fitted = LpPlusPlus().fit(X, y, text=text)
+    assert fitted.predict(text.embeddings).tolist() == ["cat", "dog", "bird"]
+
+
+def test_large_problems_run_fewer_epochs(monkeypatch):
+    X, y, text = toy_features()
+    seen = []
+    monkeypatch.setattr("clipadapter.heads.lp_plus_plus.tqdm", lambda epochs, **_: seen.append(len(epochs)) or iter(()))
+    multiplications = 2 * 12 * 3 * 16  # of an epoch: there and back, 12 shots, 3 classes, width 16
+    for work, epochs in ((1e12, 300), (100 * multiplications, 100), (1, 50)):
+        monkeypatch.setattr("clipadapter.heads.lp_plus_plus.WORK", work)
+        LpPlusPlus().fit(X, y, text=text)
+        assert seen[-1] == epochs
+
+
+def test_biases_stay_small_where_features_have_no_common_direction():
+    rng = np.random.default_rng(0)
+    X, text = rng.standard_normal((200, 100)), ClassText(NAMES, rng.standard_normal((4, 100)))
+    y = np.repeat(NAMES, [20, 80, 50, 50])
+    literal, clean = (LpPlusPlus(literal=flag).fit(X, y, text=text).bias_.abs().max() for flag in (True, False))
+    assert clean < 10
+    assert literal > 2 * clean
+
+
+def test_pictures_of_zeros_are_no_trap():
+    _, y, text = toy_features()
+    assert np.isfinite(LpPlusPlus().fit(np.zeros((12, 16)), y, text=text).logits(np.ones((1, 16)))).all()
+
+
+def test_official_is_literal():
+    head = LpPlusPlus.official(seed=3)
+    assert (head.literal, head.epochs, head.seed) == (True, 300, 3)
+
+
+@settings(deadline=None, max_examples=10)
+@given(order=st.permutations(range(3)), factor=st.floats(0.01, 100), counts=st.tuples(*[st.integers(1, 4)] * 3))
+def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
+    X, y, text = toy_features(counts)
+    X = X.astype(np.float64)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    head = LpPlusPlus(epochs=20)
+    expected = head.fit(X, y, text=text).logits(X)[:, order]
+    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)

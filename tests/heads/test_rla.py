@@ -1,0 +1,171 @@
+"""RLA against its loss, gradient and Adam written out in numpy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.rla import Rla
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+SCALE, D = 40.0, 6
+NAMES = ["ant", "bee", "cow", "dog"]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    """Three views of six pictures; the third class has none."""
+    rng = np.random.default_rng(6)
+    target = np.array([0, 0, 0, 1, 3, 3])
+    text = unit(rng.standard_normal((4, D)))
+    X = 9 * (unit(text[target] + 0.3 * rng.standard_normal((6, D))) + 0.2)
+    return np.stack([X, X + 0.3, X * [1, 1, 1, 1, 1, 0.5]], axis=1), target, text
+
+
+def adapted(X, M):
+    """Row by row, so that the side from which M multiplies can't be mistaken."""
+    return np.array([unit(M @ x) for x in X])
+
+
+def loss_by_hand(X, target, text, M, penalty):
+    z = SCALE * adapted(X, M) @ text.T
+    top = z.max(axis=1)
+    likelihood = z[np.arange(len(X)), target] - top - np.log(np.exp(z - top[:, None]).sum(axis=1))
+    return -likelihood.mean() + penalty * ((M - np.eye(len(M))) ** 2).sum()
+
+
+def gradient_by_hand(X, target, text, M, penalty):
+    gradient = 2 * penalty * (M - np.eye(len(M)))
+    for x, t in zip(unit(X), target, strict=True):
+        g = M @ x
+        h = unit(g)
+        z = SCALE * text @ h
+        p = np.exp(z - z.max())
+        p = p / p.sum()
+        p[t] -= 1
+        toward = SCALE * text.T @ p / len(X)
+        gradient = gradient + np.outer(toward - (toward @ h) * h, x) / np.linalg.norm(g)
+    return gradient
+
+
+def rla_by_hand(views, target, text, penalty, steps, cosine, lr=1e-3):
+    """Adam with epsilon 1e-4; views 1, 2 and 0 in turn."""
+    M = np.eye(D)
+    first, second = np.zeros_like(M), np.zeros_like(M)
+    for step in range(1, steps + 1):
+        gradient = gradient_by_hand(views[:, step % views.shape[1]], target, text, M, penalty)
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        rate = lr * 0.5 * (1 + np.cos(np.pi * (step - 1) / steps)) if cosine else lr
+        M = M - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-4)
+    return M
+
+
+def fit(head, case, views=3):
+    X, target, text = case
+    return head.fit(X[:, :views], np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_official_steps_are_the_published_recipe(case, schedule, views):
+    X, target, text = case
+    fitted = fit(Rla.official(steps=20, schedule=schedule), case, views)
+    # Six shots of three classes that have any: two a class.
+    M = rla_by_hand(X[:, :views], target, text, 1 / 2, 20, schedule == "cosine")
+    np.testing.assert_allclose(fitted.shift_.numpy(), M - np.eye(D), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fitted.logits(X[:, 0]), SCALE * adapted(X[:, 0], M) @ text.T, rtol=1e-9, atol=1e-9)
+
+
+def test_the_gradient_written_out_here_is_that_of_the_loss(case):
+    X, target, text = case
+    M = np.eye(D) + 0.1 * np.random.default_rng(0).standard_normal((D, D))
+    expected = np.zeros_like(M)
+    for i in np.ndindex(D, D):
+        h = np.zeros_like(M)
+        h[i] = 1e-6
+        above, below = (loss_by_hand(X[:, 0], target, text, M + sign * h, 0.3) for sign in (1, -1))
+        expected[i] = (above - below) / 2e-6
+    np.testing.assert_allclose(gradient_by_hand(X[:, 0], target, text, M, 0.3), expected, atol=1e-6)
+
+
+def test_the_last_loss_is_that_of_the_last_step(case):
+    X, target, text = case
+    fitted = fit(Rla.official(steps=2, schedule="constant"), case, views=1)
+    M = rla_by_hand(X[:, :1], target, text, 1 / 2, 1, cosine=False)
+    assert fitted.loss_ == pytest.approx(loss_by_hand(X[:, 0], target, text, M, 1 / 2), rel=1e-9)
+
+
+@pytest.mark.parametrize(("penalty", "expected"), [("1/n", 1 / 2), ("auto", 0.4**2 / 2), (0.7, 0.7)])
+def test_the_penalty_is_one_over_shots_a_class(case, penalty, expected):
+    assert fit(Rla(penalty=penalty, steps=1), case).penalty_ == pytest.approx(expected)
+
+
+def test_the_identity_is_zero_shot():
+    X, y, text = toy_features()
+    expected = ZeroShot().fit(X, y, text=text).logits(X)
+    np.testing.assert_allclose(Rla(lr=1e-30).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+
+
+def test_a_strong_penalty_is_zero_shot():
+    X, y, text = toy_features()
+    expected = ZeroShot().fit(X, y, text=text).logits(X)
+    np.testing.assert_allclose(Rla(penalty=1e5).fit(X, y, text=text).logits(X), expected, atol=0.05)
+
+
+def test_a_class_without_shots_answers_by_its_text():
+    X, y, text = toy_features((4, 0, 4))
+    fitted = Rla().fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.weight_, text.embeddings, atol=1e-6)
+    assert fitted.predict(text.embeddings).tolist() == ["cat", "dog", "bird"]
+
+
+def test_pictures_of_zeros_are_no_trap():
+    _, y, text = toy_features()
+    assert np.isfinite(Rla(steps=5).fit(np.zeros((12, 16)), y, text=text).logits(np.ones((1, 16)))).all()
+
+
+def test_steps_are_bounded_whatever_the_number_of_shots(monkeypatch):
+    X, y, text = toy_features((40, 40, 40))
+    seen = []
+    monkeypatch.setattr("clipadapter.heads.rla.minimise", lambda p, f, n, v, recipe, cost: seen.append(recipe) or 0.0)
+    for batch_size, epochs in ((None, 300), (256, 300), (16, 43)):  # 43 passes of 7 steps are the first over 300
+        Rla(batch_size=batch_size).fit(X, y, text=text)
+        assert seen[-1].epochs == epochs
+
+
+def test_views_are_drawn():
+    X, y, text = toy_features()
+    views = np.stack([X, X[::-1]], axis=1)
+    plain, viewed = (Rla(steps=20).fit(data, y, text=text).logits(X) for data in (X, views))
+    assert np.abs(plain - viewed).max() > 1e-3
+
+
+@pytest.mark.parametrize("penalty", ["2/n", -1.0])
+def test_bad_penalty_is_named(penalty):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="penalty must be 'auto', '1/n' or a number from 0"):
+        Rla(penalty=penalty).fit(X, y, text=text)
+
+
+def test_bad_batch_size_is_named():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="batch_size must be positive"):
+        Rla(batch_size=0).fit(X, y, text=text)
+
+
+@settings(deadline=None, max_examples=10)
+@given(order=st.permutations(range(3)), factor=st.floats(0.01, 100), counts=st.tuples(*[st.integers(1, 4)] * 3))
+def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
+    X, y, text = toy_features(counts)
+    X = X.astype(np.float64)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    head = Rla(steps=5)
+    expected = head.fit(X, y, text=text).logits(X)[:, order]
+    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,148 @@
+"""TaskRes against its formula and its optimizer written out in numpy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.taskres import TaskRes
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+SCALE, D = 40.0, 12
+NAMES = ["ant", "bee", "cow", "dog"]
+LENGTHS = [9.0, 8.0, 11.0, 10.0]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    """Unequal shots; the third class has none."""
+    rng = np.random.default_rng(3)
+    target = np.array([0, 0, 0, 1, 3, 3])
+    text = unit(rng.standard_normal((4, D)))
+    X = 9 * (unit(text[target] + 0.3 * rng.standard_normal((6, D))) + 0.2)
+    return X, target, text
+
+
+def logits_by_hand(X, weight):
+    return SCALE * unit(X) @ unit(weight).T
+
+
+def taskres_by_hand(X, target, text, alpha, steps, lr=2e-3, decay=5e-4):
+    """Adam by its definition, L2 decay added to the gradient; the row of the class without shots is held at zero."""
+    base = text * np.array(LENGTHS)[:, None]
+    x, first, second = (np.zeros_like(base) for _ in range(3))
+    f, onehot = unit(X), np.eye(len(base))[target]
+    for step in range(1, steps + 1):
+        weight = base + alpha * x
+        norm, direction = np.linalg.norm(weight, axis=1, keepdims=True), unit(weight)
+        z = logits_by_hand(X, weight)
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        excess = (p / p.sum(axis=1, keepdims=True) - onehot) / len(X)
+        cosine = f @ direction.T
+        gradient = np.zeros_like(x)
+        for k in range(len(base)):
+            for i in range(len(X)):
+                gradient[k] += excess[i, k] * SCALE * (f[i] - cosine[i, k] * direction[k]) / norm[k]
+        gradient = alpha * gradient + decay * x
+        gradient[2] = 0
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        x = x - lr * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    return base + alpha * x
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("decay", [0.0, 5e-4])
+def test_ten_steps_are_the_published_recipe(case, alpha, decay):
+    X, target, text = case
+    head = TaskRes(alpha=alpha, text_norm=LENGTHS, weight_decay=decay, schedule="constant", epochs=10)
+    fitted = head.fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    weight = taskres_by_hand(X, target, text, alpha, 10, decay=decay)
+    np.testing.assert_allclose(fitted.logits(X), logits_by_hand(X, weight), rtol=1e-9, atol=1e-9)
+    assert np.abs(fitted.logits(X) - logits_by_hand(X, text)).max() > 0.05
+
+
+def test_no_steps_is_zero_shot():
+    X, y, text = toy_features()
+    expected = ZeroShot().fit(X, y, text=text).logits(X)
+    np.testing.assert_allclose(TaskRes(epochs=0).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+
+
+def test_alpha_zero_is_zero_shot():
+    X, y, text = toy_features()
+    expected = ZeroShot().fit(X, y, text=text).logits(X)
+    np.testing.assert_allclose(TaskRes(alpha=0).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+
+
+def test_a_class_without_shots_keeps_its_text_and_answers_by_it():
+    X, y, text = toy_features((4, 0, 4))
+    fitted = TaskRes().fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.weight_[1], text.embeddings[1], atol=1e-6)
+    assert fitted.predict(text.embeddings).tolist() == ["cat", "dog", "bird"]
+
+
+def test_half_the_text_length_is_twice_alpha(case):
+    X, target, text = case
+    labels, given_text = np.array(NAMES)[target], ClassText(NAMES, text, SCALE)
+    short, strong = (
+        TaskRes(alpha=a, text_norm=length).fit(X, labels, text=given_text) for a, length in ((0.5, 5.0), (1.0, 10.0))
+    )
+    np.testing.assert_allclose(short.logits(X), strong.logits(X), rtol=1e-9)
+
+
+def test_text_norm_auto_is_a_tenth_of_the_scale(case):
+    X, target, text = case
+    labels, given_text = np.array(NAMES)[target], ClassText(NAMES, text, SCALE)
+    auto, four = (TaskRes(text_norm=norm).fit(X, labels, text=given_text).logits(X) for norm in ("auto", 4.0))
+    np.testing.assert_allclose(auto, four, rtol=1e-12)
+
+
+def test_views_are_used_in_training():
+    X, y, text = toy_features()
+    views = np.stack([X, X[::-1]], axis=1)
+    plain, viewed = (TaskRes(epochs=20).fit(data, y, text=text).logits(X) for data in (X, views))
+    assert np.abs(plain - viewed).max() > 1e-3
+
+
+def test_presets_are_the_papers():
+    assert TaskRes.preset("oxford_flowers").alpha == 1.0
+    assert TaskRes.preset("imagenet").lr == 2e-4
+    assert TaskRes().alpha == 0.5
+
+
+def test_official_is_200_epochs():
+    head = TaskRes.official(alpha=1.0)
+    assert (head.epochs, head.lr, head.weight_decay, head.optimizer) == (200, 2e-3, 5e-4, "adam")
+    assert head.alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("norm", "words"),
+    [
+        ("long", "text_norm must be 'auto', a number"),
+        ([1.0, 2.0], "text_norm has 2 numbers, but there are 3 classes"),
+        (0.0, "text_norm must be positive"),
+    ],
+)
+def test_bad_text_norm_is_named(norm, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        TaskRes(text_norm=norm).fit(X, y, text=text)
+
+
+@settings(deadline=None, max_examples=10)
+@given(order=st.permutations(range(3)), factor=st.floats(0.01, 100))
+def test_order_of_classes_and_length_of_features_do_not_matter(order, factor):
+    X, y, text = toy_features((3, 1, 2))
+    X = X.astype(np.float64)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    head = TaskRes(epochs=5)
+    expected = head.fit(X, y, text=text).logits(X)[:, order]
+    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
