@@ -1,0 +1,214 @@
+"""BDC-Adapter: likeness to class prototypes by Brownian distance covariance, beside a one-layer residual net.
+
+Paper: Zhang et al., BMVC 2023, https://arxiv.org/abs/2309.01256; the BDC matrix as in Xie et al., CVPR 2022,
+https://arxiv.org/abs/2204.04567. The authors' code is not public: this is BDC-Adapter in style, not a reproduction.
+From the papers: B(x), the double-centred matrix of the distances between the d channels of a picture, here of one
+observation each, so |x_i - x_j|; prototypes of such matrices; and a second prediction by a one-layer multi-modal net.
+Ours: all else. With P_k the mean over the shots of class k of B / ||B||, and R a d x d matrix that starts at zero,
+
+    bdc_k(x) = <B(x), P_k> / (||B(x)|| ||P_k||),
+    logits = s unit(x + x R) T' + alpha exp(-beta (1 - bdc_k(x)))
+
+R is trained on the shots and on the class text as one more shot of each class. bdc is a distance correlation, squared.
+A class without a shot gets the mean of the others' exponentials: its text decides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._training import Recipe, minimise
+
+GROUP = 16
+"""Shots of a class whose distances are summed at once."""
+TILE = 1 << 23
+"""Numbers in the largest array while predicting."""
+
+
+@register_head("bdc-adapter", paper="https://arxiv.org/abs/2309.01256")
+class BdcAdapter(Head):
+    """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
+
+    Exact, in memory of n d numbers: a prototype's d x d matrix is made a few rows at a time when asked. That takes
+    n d^2 / 2 steps whatever the number of queries, so ask for many at once.
+
+    Args:
+        alpha: weight of the prototypes, in logits; 0 is the residual net alone.
+        beta: sharpness of the likeness to the prototypes.
+        lr: highest learning rate of the residual net.
+        weight_decay: of AdamW, decoupled.
+        epochs: passes over shots and text; None for as many as make ``steps`` steps; 0 is zero-shot beside the
+            prototypes.
+        steps: fewest optimizer steps if ``epochs`` is None.
+        batch_size: shots a step.
+        seed: of the shuffling.
+        progress: show a bar on stderr while training.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
+    >>> BdcAdapter().fit(X, ["cat", "dog"], text=text).predict(X)
+    array(['cat', 'dog'], dtype='<U3')
+    """
+
+    needs_text = True
+
+    def __init__(
+        self,
+        alpha: float = 20.0,
+        beta: float = 1.0,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        epochs: int | None = None,
+        steps: int = 250,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.epochs = epochs
+        self.steps = steps
+        self.batch_size = batch_size
+        self.seed = seed
+        self.progress = progress
+
+    def _fit(self, shots: Shots) -> None:
+        if not self.beta >= 0:
+            raise InputError(f"beta must be 0 or more, but is {self.beta}")
+        assert shots.text is not None
+        order = shots.labels.argsort(stable=True)
+        self.labels_, self.counts_ = shots.labels[order], shots.counts
+        rows = unit(unit(shots.views[order]).mean(dim=1))
+        _, length = _sums_and_length(rows)
+        # Distances are as long as their features: scaled so, a shot's matrix weighs 1 / n_k in the mean.
+        self.rows_ = rows / (length * self.counts_[self.labels_])[:, None]
+        self.weight_, self.scale_ = shots.text, shots.scale
+        self.residual_ = self._train(shots)
+
+    def _logits(self, X: Tensor) -> Tensor:
+        x = unit(X)
+        logits = self.scale_ * _moved(x, self.residual_.to(X.dtype)) @ self.weight_.to(X.dtype).T
+        if self.alpha == 0:
+            return logits
+        present = self.counts_ > 0
+        likeness = correlations(x, self.rows_.to(X.dtype), self.labels_, len(self.counts_))
+        near = (self.beta * (likeness - 1)).exp()
+        near[:, ~present] = near[:, present].mean(dim=1, keepdim=True)
+        return logits + self.alpha * near
+
+    def _train(self, shots: Shots) -> Tensor:
+        assert shots.text is not None
+        n, v, d = shots.views.shape
+        text = shots.text
+        rows = torch.cat([unit(shots.views), text[:, None].expand(-1, v, -1)])
+        labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
+        residual = torch.zeros(d, d, dtype=rows.dtype, requires_grad=True)
+
+        def loss(batch: Tensor, view: Tensor) -> Tensor:
+            logits = shots.scale * _moved(rows[batch, view], residual) @ text.T
+            return torch.nn.functional.cross_entropy(logits, labels[batch])
+
+        self.loss_ = minimise([residual], loss, len(rows), v, self._recipe(len(rows)), d * d + text.numel())
+        return residual.detach()
+
+    def _recipe(self, n: int) -> Recipe:
+        enough = math.ceil(self.steps / (n // min(self.batch_size, n)))
+        return Recipe(
+            optimizer="adamw",
+            lr=self.lr,
+            momentum=0.0,
+            weight_decay=self.weight_decay,
+            schedule="cosine",
+            warmup_epochs=0,
+            epochs=enough if self.epochs is None else self.epochs,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+
+def _moved(x: Tensor, residual: Tensor) -> Tensor:
+    return unit(x + x @ residual)
+
+
+def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row's distances |x_i - x_j|: their sums over j (n, d), and the length of the centred matrix (n,).
+
+    By sorting: among the sorted x, the sum for the one of rank r is x (2 r + 2 - d) + total - 2 (sum up to x).
+    """
+    d = x.shape[1]
+    ordered, order = x.double().sort(dim=1)
+    rank = 2.0 * torch.arange(1, d + 1, dtype=torch.float64) - d
+    upto = ordered.cumsum(dim=1)
+    sums = torch.empty_like(ordered).scatter_(1, order, ordered * rank + upto[:, -1:] - 2 * upto)
+    squares = 2 * d * ordered.square().sum(dim=1) - 2 * upto[:, -1].square()
+    length = _centred(squares, sums).sqrt()
+    return sums.to(x.dtype), length.clamp_min(torch.finfo(x.dtype).tiny).to(x.dtype)
+
+
+def _centred(squares: Tensor, sums: Tensor) -> Tensor:
+    """Sum of squares after double centring, from that before (n,) and the row sums (n, d)."""
+    d = sums.shape[1]
+    return (squares - 2 / d * sums.square().sum(dim=1) + sums.sum(dim=1).square() / d**2).clamp_min(0)
+
+
+def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Cosine between the centred distance matrix of each query and the sum of those of each class.
+
+    Args:
+        x: (m, d).
+        rows: (n, d) shots in the order of their classes, each as long as it should weigh.
+        labels: (n,) ascending.
+        n_classes: c.
+
+    Returns:
+        (m, c) in 0 to 1; 0 for a class without a shot.
+
+    >>> x = torch.tensor([[1.0, 2.0, 4.0]])
+    >>> correlations(x, 3 * x, torch.tensor([1]), 2).round()
+    tensor([[0., 1.]])
+    """
+    m, d = x.shape
+    groups, classes = _groups(rows, labels)  # (g, d, shots)
+    sums, length = _sums_and_length(x)
+    mean = sums / d
+    found, squares = torch.zeros(m, n_classes, dtype=x.dtype), torch.zeros(n_classes, dtype=torch.float64)
+    strip = max(1, TILE // (d * max(len(groups), n_classes)))
+    for start in range(0, d, strip):
+        stop = min(start + strip, d)
+        upper = torch.ones(stop - start, d - start, dtype=x.dtype).triu(1)  # each pair of channels once
+        distances = torch.cdist(groups[:, start:stop], groups[:, start:], p=1) * upper
+        prototypes = torch.zeros(n_classes, *upper.shape, dtype=x.dtype).index_add_(0, classes, distances).flatten(1)
+        squares += prototypes.square().sum(dim=1).double()
+        for block in torch.arange(m).split(max(1, TILE // upper.numel())):
+            a, b = x[block, start:stop, None], x[block, None, start:]
+            centred = (a - b).abs_().sub_(mean[block, start:stop, None]).sub_(mean[block, None, start:])
+            centred += (mean[block].mean(dim=1))[:, None, None]
+            found[block] += centred.flatten(1) @ prototypes.T
+    row_sums, _ = _sums_and_length(rows)
+    by_class = torch.zeros(n_classes, d, dtype=torch.float64).index_add_(0, labels, row_sums.double())
+    prototype_length = _centred(2 * squares, by_class).sqrt().to(x.dtype)
+    return 2 * found / (length[:, None] * prototype_length).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _groups(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Shots of one class, at most GROUP at a time and filled up with zeros: (g, d, shots), and classes (g,)."""
+    counts = torch.bincount(labels)
+    size = min(GROUP, int(counts.max()))
+    turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # place of a shot within its class
+    per_class = (counts + size - 1) // size
+    group = (per_class.cumsum(0) - per_class)[labels] + turn // size
+    filled = torch.zeros(int(per_class.sum()), rows.shape[1], size, dtype=rows.dtype)
+    filled[group, :, turn % size] = rows
+    return filled, torch.arange(len(counts)).repeat_interleave(per_class)

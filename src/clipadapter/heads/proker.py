@@ -1,0 +1,216 @@
+"""ProKeR: zero-shot CLIP plus a kernel ridge regression of what zero-shot gets wrong on the shots.
+
+Paper: Bendou et al., CVPR 2025, https://arxiv.org/abs/2501.11175. With S the shots, Y their one-hot labels, T the class
+text and k(x, z) = exp(-beta (1 - cos(x, z))), all of unit length:
+
+    phi(x) = x T' + k(x, S) A,    A = (K / lambda + I)^-1 (Y - S T')
+
+so that k(x, S) A is lambda times a ridge regression: lambda is its ridge and its height in one.
+With a text ridge gamma the residual is also projected on the text, as in BReg-Adapter:
+A T (T' T + gamma I)^-1 T' in place of A.
+Differs from the paper: beta and lambda, published for 1, 2, 4, 8 and 16 shots, are interpolated in between; logits are
+text at the encoder's scale plus a regression of one fixed height; and many rows are solved for by Nystroem's method.
+`Proker.official` is phi itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._registry import register_head
+
+SHOTS = (1, 2, 4, 8, 16)
+BETA = (3.0, 2.6, 1.5, 1.66, 1.7)
+LAM = (0.05, 0.05, 0.05, 0.07, 0.1)
+EXACT = 16384
+"""Rows up to which the whole kernel matrix is solved; it then has a gigabyte."""
+DOUBLE = 8192
+"""Rows up to which that is done in float64."""
+BLOCK = 2048
+VIEWS = ("all", "average", "plain")
+
+
+@register_head("proker", paper="https://arxiv.org/abs/2501.11175")
+class Proker(Head):
+    """Kernel ridge regression of the zero-shot residual, in closed form.
+
+    Args:
+        beta: sharpness of the kernel; None for the published value by shots, interpolated over log2 of the mean number
+            of shots a class.
+        lam: lambda; None as for ``beta``.
+        height: factor of the ridge regression, in logits; None for lambda times ``text_scale``, as published, which
+            with CLIP's scale makes 5 logits at one shot and 10 at sixteen. Towards 0 the head is zero-shot.
+        text_scale: factor of the text's cosines; None for the encoder's scale.
+        text_ridge: gamma of BReg-Adapter, 0.1 in its release; None to leave the residual as it is.
+        views: which rows to learn from: "all" views, their "average", or the "plain" one.
+        landmarks: rows that span the solution where there are more than 16384 rows (Nystroem's method), drawn at random
+            and equally from the classes; fewer rows are solved for exactly.
+        seed: of the draw of landmarks.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
+    >>> Proker().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
+    array(['dog'], dtype='<U3')
+    """
+
+    needs_text = True
+
+    def __init__(
+        self,
+        beta: float | None = None,
+        lam: float | None = None,
+        height: float | None = 10.0,
+        text_scale: float | None = None,
+        text_ridge: float | None = None,
+        views: str = "all",
+        landmarks: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        self.beta = beta
+        self.lam = lam
+        self.height = height
+        self.text_scale = text_scale
+        self.text_ridge = text_ridge
+        self.views = views
+        self.landmarks = landmarks
+        self.seed = seed
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The released recipe: phi as it stands, not scaled.
+
+        Args:
+            changes: parameters to set otherwise.
+        """
+        return cls(**{"height": None, "text_scale": 1.0, **changes})
+
+    def _fit(self, shots: Shots) -> None:
+        self._check()
+        rows, labels, text = self._rows(shots)
+        self.beta_, lam = self._values(len(shots.labels), shots.n_classes)
+        if len(rows) <= EXACT:
+            support = rows.double() if len(rows) <= DOUBLE else rows.float()
+            root = torch.linalg.cholesky(_ridge(support, self.beta_, lam))
+            dual = _solve(root, _residual(support, labels, text.to(support.dtype))).double()
+        else:
+            chosen = _landmarks(labels, self.landmarks, self.seed)
+            support, dual = _nystroem(rows, labels, text, rows[chosen].double(), self.beta_, lam)
+        self.support_ = support.to(rows.dtype)
+        self.weight_, self.scale_ = text.to(rows.dtype), self._scale(shots)
+        self.dual_ = (self._height(lam, shots) * self._project(dual, text)).to(rows.dtype).contiguous()
+
+    def _logits(self, X: Tensor) -> Tensor:
+        support, dual, weight = (t.to(X.dtype) for t in (self.support_, self.dual_, self.weight_))
+        blocks = [self.scale_ * q @ weight.T + _kernel(q, support, self.beta_) @ dual for q in unit(X).split(BLOCK)]
+        return torch.cat(blocks)
+
+    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+        self._check()
+        rows, labels, text = self._rows(shots)
+        n, width = len(shots.labels), len(rows) // len(shots.labels)
+        if len(rows) > DOUBLE or n == 1:
+            return None  # the inverse that it needs is too big
+        beta, lam = self._values(n - 1, shots.n_classes)
+        support, plain = rows.double(), unit(shots.X.double())
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_ridge(support, beta, lam)))  # C
+        dual = inverse @ _residual(support, labels, text)  # (n width, c)
+        own = dual.reshape(n, width, -1)
+        # Without the rows B of a shot the dual is that of all shots minus C[:, B] C[B, B]^-1 dual[B].
+        kernel = _kernel(plain, support, beta)
+        reach = torch.einsum("ij,jiw->iw", kernel, inverse.reshape(n * width, n, width))
+        block = inverse.reshape(n, width, n, width)[torch.arange(n), :, torch.arange(n)]  # C[B, B], (n, width, width)
+        lost = torch.einsum("iw,iwc->ic", reach, torch.linalg.solve(block, own))
+        regressed = self._height(lam, shots) * self._project(kernel @ dual - lost, text)
+        return (self._scale(shots) * plain @ text.T + regressed).to(shots.X.dtype)
+
+    def _check(self) -> None:
+        if self.views not in VIEWS:
+            raise InputError(f"views must be one of {', '.join(VIEWS)}, but is {self.views!r}")
+        for name in ("lam", "landmarks", "text_ridge"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be positive, but is {value}")
+
+    def _rows(self, shots: Shots) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit rows to learn from, those of a shot beside each other, their labels, and float64 text."""
+        assert shots.text is not None
+        views = unit(shots.views)
+        if self.views != "all":
+            views = unit(views.mean(dim=1, keepdim=True)) if self.views == "average" else views[:, :1]
+        return views.flatten(0, 1), shots.labels.repeat_interleave(views.shape[1]), shots.text.double()
+
+    def _values(self, n: int, c: int) -> tuple[float, float]:
+        """Beta and lambda for n shots of c classes; the same whichever shot is left out."""
+        beta, lam = (float(np.interp(np.log2(n / c), np.log2(SHOTS), table)) for table in (BETA, LAM))
+        return beta if self.beta is None else self.beta, lam if self.lam is None else self.lam
+
+    def _scale(self, shots: Shots) -> float:
+        return shots.scale if self.text_scale is None else self.text_scale
+
+    def _height(self, lam: float, shots: Shots) -> float:
+        return lam * self._scale(shots) if self.height is None else self.height
+
+    def _project(self, residual: Tensor, text: Tensor) -> Tensor:
+        """(..., c) residuals within the span of the text, if so asked: R T (T' T + gamma I)^-1 T'."""
+        if self.text_ridge is None:
+            return residual
+        gram = text @ text.T
+        return residual @ torch.linalg.solve(gram + self.text_ridge * torch.eye(len(gram), dtype=gram.dtype), gram)
+
+
+def _kernel(a: Tensor, b: Tensor, beta: float) -> Tensor:
+    """(p, d) and (q, d) unit rows to (p, q)."""
+    return (a @ b.T).sub_(1).mul_(beta).exp_()
+
+
+def _ridge(rows: Tensor, beta: float, lam: float) -> Tensor:
+    """K + lambda I; (K / lambda + I)^-1 is lambda times its inverse."""
+    matrix = _kernel(rows, rows, beta)
+    matrix.diagonal().add_(lam)
+    return matrix
+
+
+def _residual(rows: Tensor, labels: Tensor, text: Tensor) -> Tensor:
+    """Y - S T', (rows, c)."""
+    residual = -(rows @ text.T)
+    residual[torch.arange(len(rows)), labels] += 1
+    return residual
+
+
+def _solve(root: Tensor, right: Tensor) -> Tensor:
+    """Of a Cholesky factor; two triangular solves, since ``cholesky_solve`` copies the factor."""
+    half = torch.linalg.solve_triangular(root, right, upper=False)
+    return torch.linalg.solve_triangular(root.T, half, upper=True)
+
+
+def _landmarks(labels: Tensor, wanted: int, seed: int) -> Tensor:
+    """Row numbers: a first random row of every class, then a second, and so on."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # class by class, random within
+    counts = torch.bincount(labels)
+    turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return order[turn.argsort(stable=True)][:wanted]
+
+
+def _nystroem(
+    rows: Tensor, labels: Tensor, text: Tensor, landmarks: Tensor, beta: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Ridge regression with a solution in the span of the landmarks: never more than a block of rows at a time."""
+    matrix = lam * _kernel(landmarks, landmarks, beta)
+    right = torch.zeros(len(landmarks), len(text), dtype=torch.float64)
+    for block, own in zip(rows.split(BLOCK), labels.split(BLOCK), strict=True):
+        kernel = _kernel(block.double(), landmarks, beta)
+        matrix.addmm_(kernel.T, kernel)
+        right.addmm_(kernel.T, _residual(block.double(), own, text))
+    # Landmarks that occur twice make the matrix singular; this is far below its smallest useful eigenvalue.
+    matrix.diagonal().add_(1e-12 * float(matrix.diagonal().sum()))
+    return landmarks, _solve(torch.linalg.cholesky(matrix), right)

@@ -1,0 +1,82 @@
+"""Prototype: the class whose mean feature is nearest, mixed with class text if there is some.
+
+Paper: Snell et al., NeurIPS 2017, https://arxiv.org/abs/1703.05175, with frozen features; the mean of each class is
+compared by cosine.
+Differs from the paper: the mixture with the text's logits is ours. A class without a shot has the mean of the other
+classes' prototypes: it gains and loses nothing against the average class, and its text decides.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._registry import register_head
+
+ABSENT = -1e4
+"""Logit of a class without a shot where text has no say: finite, so that it can be saved, and never the best."""
+
+
+@register_head("prototype", paper="https://arxiv.org/abs/1703.05175")
+class Prototype(Head):
+    """Nearest class mean by cosine, mixed with the zero-shot logits.
+
+    Args:
+        mix: weight of class text, 0 (class means alone) to 1 (zero-shot); without text it counts as 0.
+
+    >>> Prototype().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
+    array(['up'], dtype='<U5')
+    """
+
+    def __init__(self, mix: float = 0.5) -> None:
+        self.mix = mix
+
+    def _fit(self, shots: Shots) -> None:
+        mix = self._mix(shots)
+        sums, _ = _sums(shots)
+        present = shots.counts > 0
+        prototypes = unit(sums)
+        prototypes[~present] = prototypes.sum(dim=0) / present.sum()
+        text = 0.0 if shots.text is None else mix * shots.text
+        self.weight_, self.scale_ = text + (1 - mix) * prototypes, shots.scale
+        self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT).to(sums.dtype)
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
+
+    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+        if len(shots.labels) == 1:
+            return None
+        mix, labels, x = self._mix(shots), shots.labels, unit(shots.X)
+        sums, rows = _sums(shots)
+        left = shots.counts[labels] - 1
+        prototypes, present = unit(sums), shots.counts > 0
+        # A class that loses its only shot: the difference of equal sums is rounding, not a direction.
+        own = torch.where(left[:, None] > 0, unit(sums[labels] - rows), 0.0)  # (n, d)
+        n_left = present.sum() - (left == 0).to(x.dtype)
+        others = (x @ prototypes.sum(dim=0) + (x * (own - prototypes[labels])).sum(dim=1)) / n_left  # (n,)
+        cosine = x @ prototypes.T
+        cosine[:, ~present] = others[:, None]
+        at = torch.arange(len(labels))
+        cosine[at, labels] = torch.where(left > 0, (x * own).sum(dim=1), others)
+        found = shots.scale * (1 - mix) * cosine
+        if shots.text is not None:
+            found = found + shots.scale * mix * x @ shots.text.T
+        if mix == 0:
+            found[:, ~present] += ABSENT
+            found[at, labels] += torch.where(left > 0, 0.0, ABSENT)
+        return found
+
+    def _mix(self, shots: Shots) -> float:
+        if not 0 <= self.mix <= 1:
+            raise InputError(f"mix must be 0 to 1, but is {self.mix!r}")
+        return 0.0 if shots.text is None else self.mix
+
+
+def _sums(shots: Shots) -> tuple[Tensor, Tensor]:
+    """Sums by class (c, d) of the shots' rows (n, d), each the mean of its unit-length views."""
+    rows = unit(shots.views).mean(dim=1)
+    return torch.zeros(shots.n_classes, rows.shape[1], dtype=rows.dtype).index_add_(0, shots.labels, rows), rows

@@ -1,0 +1,118 @@
+"""SS-Text: class text moved towards the shots, by the solution of a linearised loss.
+
+Paper: Silva-Rodriguez et al., MICCAI 2025, https://arxiv.org/abs/2506.17500. With unit text t_k, unit features f and
+n shots in all, of which n_k are of class k:
+
+    w_k = t_k + s / (n lambda_k) sum of f over the shots of class k,    logits = s cos(x, w_k)
+
+The plus variant also moves each vector away from the others: w_k - unit(2 w_k - mean of w).
+Differs from the released code: the way in which lambda is set; `SsText.official` is that code's own.
+A class without a shot keeps its text vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from clipadapter.errors import InputError
+from clipadapter.functional import cosine_logits, unit
+from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._registry import register_head
+
+
+@register_head("ss-text", paper="https://arxiv.org/abs/2506.17500")
+class SsText(Head):
+    """Closed-form class vectors from text and shots, for equal and unequal shots.
+
+    Args:
+        anchor: lambda_k, how firmly a class is held at its text: "class" for 1 / n_k, "shots" for 1 / n, "confidence"
+            for the mean probability that zero-shot gives to the shots of the class, or a number.
+        repel: the plus variant.
+        floor: least lambda_k, as in the released code.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
+    >>> SsText().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
+    array(['dog'], dtype='<U3')
+    """
+
+    needs_text = True
+
+    def __init__(self, anchor: str | float = "class", repel: bool = False, floor: float = 1e-3) -> None:
+        self.anchor = anchor
+        self.repel = repel
+        self.floor = floor
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """What the released code calls SS-Text; with ``anchor="class", repel=True`` what it calls SS-Text+.
+
+        Args:
+            changes: parameters to set otherwise.
+        """
+        return cls(**{"anchor": "shots", **changes})
+
+    def _fit(self, shots: Shots) -> None:
+        assert shots.text is not None
+        sums, _ = _sums(shots)
+        confidence, _ = self._confidence(shots)
+        weight = shots.text + self._pull(shots, shots.counts, len(shots.labels), confidence)[:, None] * sums
+        self.weight_ = weight - unit(2 * weight - weight.mean(dim=0)) if self.repel else weight
+        self.scale_ = shots.scale
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return self.scale_ * unit(X) @ unit(self.weight_.to(X.dtype)).T
+
+    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+        assert shots.text is not None
+        n, labels, x = len(shots.labels), shots.labels, unit(shots.X)
+        if n == 1:
+            return None
+        sums, rows = _sums(shots)
+        confidence, own = self._confidence(shots)
+        # All classes as they are, but for the number of shots; then each shot's own class without the shot.
+        weight = shots.text + self._pull(shots, shots.counts, n - 1, confidence)[:, None] * sums
+        left = shots.counts[labels] - 1
+        without = confidence[labels] + (confidence[labels] - own) / left.clamp_min(1)  # mean over the other shots
+        moved = shots.text[labels] + self._pull(shots, left, n - 1, without)[:, None] * (sums[labels] - rows)
+        dots, squares = x @ weight.T, weight.square().sum(dim=1).expand(n, -1).clone()  # both (n, c)
+        at = torch.arange(n)
+        dots[at, labels], squares[at, labels] = (x * moved).sum(dim=1), moved.square().sum(dim=1)
+        if self.repel:
+            mean = weight.mean(dim=0) + (moved - weight[labels]) / shots.n_classes  # (n, d), one a left-out shot
+            to_mean = mean @ weight.T
+            to_mean[at, labels] = (mean * moved).sum(dim=1)
+            length = (4 * squares - 4 * to_mean + mean.square().sum(dim=1, keepdim=True)).sqrt()  # of 2 w - mean
+            dots = dots - (2 * dots - (x * mean).sum(dim=1, keepdim=True)) / length
+            squares = squares - 2 * (2 * squares - to_mean) / length + 1
+        return shots.scale * dots / squares.sqrt()
+
+    def _confidence(self, shots: Shots) -> tuple[Tensor, Tensor]:
+        """Zero-shot probability of the true class: its mean by class (c,), and that of each shot (n,)."""
+        assert shots.text is not None
+        probabilities = cosine_logits(shots.X, shots.text, shots.scale).softmax(dim=1)
+        own = probabilities[torch.arange(len(shots.labels)), shots.labels]
+        total = torch.zeros(shots.n_classes, dtype=own.dtype).index_add_(0, shots.labels, own)
+        return total / shots.counts.clamp_min(1), own
+
+    def _pull(self, shots: Shots, counts: Tensor, n: int, confidence: Tensor) -> Tensor:
+        """Factor s / (n lambda_k) of the summed shots; 0 where a class has none."""
+        anchors = {"class": 1 / counts.clamp_min(1), "shots": torch.full_like(counts, 1 / n), "confidence": confidence}
+        if isinstance(self.anchor, str):
+            if self.anchor not in anchors:
+                raise InputError(f"anchor must be one of {', '.join(anchors)} or a number, but is {self.anchor!r}")
+            lam = anchors[self.anchor]
+        else:
+            lam = torch.full_like(counts, self.anchor)
+        return torch.where(counts > 0, shots.scale / (n * lam.clamp_min(self.floor)), 0.0)
+
+
+def _sums(shots: Shots) -> tuple[Tensor, Tensor]:
+    """Sums by class (c, d) of the shots' unit-length rows (n, d)."""
+    rows = unit(shots.X)
+    return torch.zeros(shots.n_classes, rows.shape[1], dtype=rows.dtype).index_add_(0, shots.labels, rows), rows

@@ -1,0 +1,138 @@
+"""BDC-Adapter against distance covariance by its definition: matrices of distances, double-centred, in plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText, bdc_adapter
+from clipadapter.heads.bdc_adapter import BdcAdapter, _sums_and_length, correlations
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+
+def centred(x):
+    """Double-centred distances between the channels of one vector."""
+    d = len(x)
+    a = [[abs(p - q) for q in x] for p in x]
+    row = [sum(values) / d for values in a]
+    mean = sum(row) / d
+    return [[a[i][j] - row[i] - row[j] + mean for j in range(d)] for i in range(d)]
+
+
+def product(a, b):
+    return sum(p * q for row, other in zip(a, b, strict=True) for p, q in zip(row, other, strict=True))
+
+
+def plain_correlations(queries, rows, labels, n_classes):
+    """Cosine between the query's matrix and the class's mean of matrices of length one."""
+    found = np.zeros((len(queries), n_classes))
+    for k in set(labels):
+        own = [centred(x) for x, label in zip(rows, labels, strict=True) if label == k]
+        mean = sum(np.array(b) / math.sqrt(product(b, b)) for b in own) / len(own)
+        for i, x in enumerate(queries):
+            b = centred(x)
+            found[i, k] = product(b, mean) / math.sqrt(product(b, b) * product(mean, mean))
+    return found
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1, 3], [5, 1, 3])
+    return rng.standard_normal((6, 9)), rng.standard_normal((9, 9)) + rng.standard_normal((4, 9))[labels], labels
+
+
+def prototypes(rows, labels):
+    """Shots as long as they should weigh: their matrices have length one."""
+    _, length = _sums_and_length(torch.from_numpy(rows))
+    return torch.from_numpy(rows) / length[:, None], torch.from_numpy(labels)
+
+
+def test_row_sums_and_length_by_sorting_are_those_of_the_matrix(case):
+    sums, length = _sums_and_length(torch.from_numpy(case[0]))
+    for x, row, norm in zip(case[0], sums, length, strict=True):
+        np.testing.assert_allclose(row, [sum(abs(p - q) for q in x) for p in x], rtol=1e-12)
+        assert float(norm) == pytest.approx(math.sqrt(product(centred(x), centred(x))), rel=1e-12)
+
+
+def test_correlation_of_two_pictures_is_the_square_of_their_distance_correlation(case):
+    x, y = case[0][0], case[1][0]
+    variances = product(centred(x), centred(x)) * product(centred(y), centred(y))
+    expected = product(centred(x), centred(y)) / math.sqrt(variances)
+    rows, labels = prototypes(case[1][:1], np.array([0]))
+    assert float(correlations(torch.from_numpy(x)[None], rows, labels, 1)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("group", "tile"), [(16, 1 << 23), (2, 1), (2, 100), (3, 40)])
+def test_correlations_to_prototypes_are_those_of_the_written_out_matrices(case, monkeypatch, group, tile):
+    monkeypatch.setattr(bdc_adapter, "GROUP", group)
+    monkeypatch.setattr(bdc_adapter, "TILE", tile)
+    queries, rows, labels = case
+    found = correlations(torch.from_numpy(queries), *prototypes(rows, labels), 5)
+    np.testing.assert_allclose(found, plain_correlations(queries, rows, labels, 5), rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(factor=st.floats(0.01, 100), shift=st.floats(-5, 5))
+def test_correlation_with_an_affine_image_of_itself_is_one(factor, shift):
+    x = np.random.default_rng(0).standard_normal((1, 12))
+    found = correlations(torch.from_numpy(factor * x + shift), *prototypes(x, np.array([0])), 1)
+    assert float(found) == pytest.approx(1, rel=1e-7)
+
+
+def test_logits_are_the_residual_net_and_the_exponential_of_the_correlation():
+    X, y, text = toy_features((3, 2, 4))
+    X = X.astype(np.float64)
+    fitted = BdcAdapter(alpha=3.0, beta=2.0).fit(X, y, text=text)
+    rows = X / np.linalg.norm(X, axis=1, keepdims=True)
+    labels = np.array([text.labels.index(label) for label in y])
+    moved = rows @ (np.eye(16) + fitted.residual_.numpy())
+    net = 20.0 * moved / np.linalg.norm(moved, axis=1, keepdims=True) @ text.embeddings.T
+    expected = net + 3.0 * np.exp(-2.0 * (1 - plain_correlations(rows.tolist(), rows.tolist(), labels.tolist(), 3)))
+    np.testing.assert_allclose(fitted.logits(X), expected, rtol=1e-6)
+
+
+def test_without_prototypes_and_training_it_is_zero_shot():
+    X, y, text = toy_features()
+    fitted = BdcAdapter(alpha=0.0, epochs=0).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(X), ZeroShot().fit(X, y, text=text).logits(X), atol=1e-5)
+
+
+def test_the_loss_of_the_net_falls():
+    X, y, text = toy_features(noise=2.0)
+    losses = [BdcAdapter(epochs=epochs, lr=1e-3).fit(X, y, text=text).loss_ for epochs in (1, 100)]
+    assert losses[1] < losses[0] / 2
+
+
+def test_views_are_averaged_into_the_prototypes():
+    X, y, text = toy_features()
+    views = np.stack([X, X + np.random.default_rng(0).standard_normal(X.shape)], axis=1)
+    mean = (views / np.linalg.norm(views, axis=2, keepdims=True)).mean(axis=1)
+    found, expected = (BdcAdapter(epochs=0).fit(rows, y, text=text).logits(X) for rows in (views, mean))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_class_without_a_shot_has_the_mean_of_the_others_and_answers_by_its_text():
+    X, y, text = toy_features((4, 0, 4))
+    near = (BdcAdapter(epochs=0).fit(X, y, text=text).logits(X) - ZeroShot().fit(X, y, text=text).logits(X)) / 20
+    np.testing.assert_allclose(near[:, 1], near[:, [0, 2]].mean(axis=1), atol=1e-5)
+    Q, truth, _ = toy_features(seed=1)
+    assert (BdcAdapter().fit(X, y, text=text).predict(Q) == truth).all()
+
+
+def test_order_of_classes_only_permutes_the_logits():
+    X, y, text = toy_features((4, 0, 3))
+    turned = ClassText(text.labels[::-1], text.embeddings[::-1], text.logit_scale)
+    expected = BdcAdapter(epochs=0).fit(X, y, text=text).logits(X)[:, ::-1]
+    np.testing.assert_allclose(BdcAdapter(epochs=0).fit(X, y, text=turned).logits(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_parameters_are_named():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="beta must be 0 or more"):
+        BdcAdapter(beta=-1.0).fit(X, y, text=text)

@@ -1,0 +1,172 @@
+"""ProKeR against its formula in numpy, and its closed-form answers against refits."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText, proker
+from clipadapter.heads.proker import Proker
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+
+def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
+    """Raw views (n, v, d), labels, text and queries of classes that share a direction, as CLIP's features do."""
+    rng = np.random.default_rng(seed)
+    c = len(counts)
+    means = 2 * rng.standard_normal(d) + rng.standard_normal((c, d))
+    positions = np.repeat(np.arange(c), counts)
+    names = [f"class {i}" for i in range(c)]
+    images = means[positions] + 0.5 * rng.standard_normal((len(positions), d))
+    X = images[:, None] + 0.2 * rng.standard_normal((len(positions), views, d))
+    text = ClassText(names, means + 2 * rng.standard_normal((c, d)), logit_scale=50.0)
+    return X, np.array(names)[positions], text, means[rng.integers(c, size=30)] + 0.5 * rng.standard_normal((30, d))
+
+
+def length_one(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def phi(X, y, text, Q, beta, lam, gamma=None):
+    """The paper's formula with its inverse written out; rows of all views, view by view as released."""
+    T = text.embeddings.astype(float)
+    S = length_one(np.concatenate(list(np.moveaxis(X, 1, 0))))
+    Y = np.array([[float(label == name) for name in text.labels] for label in y] * X.shape[1])
+    K, k = (np.exp(-beta * (1 - a @ S.T)) for a in (S, length_one(Q)))
+    A = np.linalg.inv(K / lam + np.eye(len(S))) @ (Y - S @ T.T)
+    if gamma is not None:
+        A = A @ T @ np.linalg.inv(T.T @ T + gamma * np.eye(T.shape[1])) @ T.T
+    return length_one(Q) @ T.T + k @ A
+
+
+@pytest.mark.parametrize("gamma", [None, 0.1])
+@pytest.mark.parametrize(("beta", "lam"), [(3, 0.05), (1.5, 0.05), (1.7, 0.1)])
+def test_official_is_the_papers_formula(beta, lam, gamma):
+    X, y, text, Q = drawn()
+    text = ClassText(text.labels, text.embeddings.astype(np.float64))
+    fitted = Proker.official(beta=beta, lam=lam, text_ridge=gamma).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(Q), phi(X, y, text, Q, beta, lam, gamma), rtol=1e-9, atol=1e-10)
+
+
+def test_default_scales_text_by_the_encoder_and_the_regression_by_its_height():
+    X, y, text, Q = drawn(views=1)
+    T = text.embeddings.astype(float)
+    regression = (phi(X, y, text, Q, 1.5, 0.05) - length_one(Q) @ T.T) / 0.05
+    expected = 50.0 * length_one(Q) @ T.T + 7.0 * regression
+    np.testing.assert_allclose(Proker(height=7.0).fit(X, y, text=text).logits(Q), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "beta", "lam"),
+    [((1, 1), 3.0, 0.05), ((4, 4), 1.5, 0.05), ((16, 16), 1.7, 0.1), ((30, 30), 1.7, 0.1), ((1, 0), 3.0, 0.05)],
+)
+def test_published_values_by_shots(counts, beta, lam):
+    X, y, text, Q = drawn(counts, views=1)
+    by_itself, given_ = (Proker.official(**kw).fit(X, y, text=text) for kw in ({}, {"beta": beta, "lam": lam}))
+    np.testing.assert_allclose(by_itself.logits(Q), given_.logits(Q), rtol=1e-12)
+
+
+def test_values_between_the_published_ones_are_interpolated_over_log2_of_the_mean_shots():
+    X, y, text, _ = drawn((1, 5), views=1)  # 3 shots a class lie log2(3) - 1 of the way from 2 (2.6) to 4 (1.5)
+    assert Proker().fit(X, y, text=text).beta_ == pytest.approx(2.6 - 1.1 * (np.log2(3) - 1))
+
+
+def test_lambda_towards_zero_is_zero_shot():
+    X, y, text, Q = drawn()
+    fitted = Proker(lam=1e-9, height=None).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(Q), ZeroShot().fit(X, y, text=text).logits(Q), atol=1e-5)
+
+
+def test_lambda_towards_infinity_is_a_kernel_sum_of_residuals():
+    X, y, text, Q = drawn(views=1)
+    T, S = text.embeddings.astype(float), length_one(X[:, 0])
+    residual = np.array([[float(label == name) for name in text.labels] for label in y]) - S @ T.T
+    expected = length_one(Q) @ T.T + np.exp(-2 * (1 - length_one(Q) @ S.T)) @ residual
+    fitted = Proker.official(beta=2.0, lam=1e9).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(Q), expected, atol=1e-5)
+
+
+def test_averaged_views_are_one_row_a_shot():
+    X, y, text, Q = drawn()
+    mean = length_one(X).mean(axis=1)[:, None]
+    averaged = Proker(views="average").fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(averaged, Proker(views="plain").fit(mean, y, text=text).logits(Q), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("views", "gamma", "height"), [("all", None, 10.0), ("average", 0.1, 3.0), ("plain", None, None)]
+)
+def test_leave_one_out_leaves_out_every_view(views, gamma, height):
+    X, y, text, _ = drawn((3, 1, 2, 0), d=6, views=4)
+    head = Proker(views=views, text_ridge=gamma, height=height)
+    found = head.leave_one_out(X, y, text=text)
+    for i in range(len(y)):
+        others = np.arange(len(y)) != i
+        expected = head.fit(X[others], y[others], text=text).logits(X[i, :1])
+        np.testing.assert_allclose(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_landmarks_that_are_all_rows_solve_exactly(monkeypatch):
+    X, y, text, Q = drawn((4, 3, 2), views=3)
+    exact = Proker().fit(X, y, text=text).logits(Q)
+    monkeypatch.setattr(proker, "EXACT", 10)
+    monkeypatch.setattr(proker, "BLOCK", 4)
+    np.testing.assert_allclose(Proker(landmarks=27).fit(X, y, text=text).logits(Q), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_many_rows_are_solved_in_single_precision_and_not_left_out(monkeypatch):
+    X, y, text, Q = drawn((4, 3, 2), views=3)
+    exact = Proker().fit(X, y, text=text).logits(Q)
+    monkeypatch.setattr(proker, "DOUBLE", 10)
+    np.testing.assert_allclose(Proker().fit(X.astype(np.float32), y, text=text).logits(Q), exact, rtol=1e-3)
+    assert Proker().leave_one_out(X, y, text=text) is None
+
+
+def test_few_landmarks_keep_the_predictions_of_a_smooth_kernel(monkeypatch):
+    X, y, text, Q = drawn((20, 20, 20), views=2)
+    exact = Proker().fit(X, y, text=text)
+    monkeypatch.setattr(proker, "EXACT", 10)
+    near = Proker(landmarks=60).fit(X, y, text=text)
+    assert near.support_.shape == (60, 32)
+    assert (near.predict(Q) == exact.predict(Q)).mean() > 0.9
+
+
+def test_landmarks_come_from_the_classes_in_turn():
+    X, y, text, _ = drawn((9, 2, 4), views=1)
+    labels = proker.torch.from_numpy(np.array([text.labels.index(label) for label in y]))
+    chosen = labels[proker._landmarks(labels, 9, seed=0)]
+    assert proker.torch.bincount(chosen).tolist() == [4, 2, 3]
+    assert sorted(chosen[:3].tolist()) == [0, 1, 2]
+
+
+def test_a_class_without_a_shot_answers_by_its_text():
+    X, y, text = toy_features((4, 0, 4))
+    Q, truth, _ = toy_features(seed=1)
+    assert (Proker().fit(X, y, text=text).predict(Q) == truth).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(factor=st.floats(0.01, 100), seed=st.integers(0, 50))
+def test_length_of_features_and_order_of_shots_do_not_matter(factor, seed):
+    X, y, text = toy_features((4, 1, 3))
+    order = np.random.default_rng(seed).permutation(len(y))
+    expected = Proker().fit(X, y, text=text).logits(X)
+    found = Proker().fit(X[order] * factor, y[order], text=text).logits(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"views": "first"}, "views must be one of all, average, plain"),
+        ({"lam": 0.0}, "lam must be positive"),
+        ({"landmarks": 0}, "landmarks must be positive"),
+        ({"text_ridge": -1.0}, "text_ridge must be positive"),
+    ],
+)
+def test_bad_parameters_are_named(params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        Proker(**params).fit(X, y, text=text)
