@@ -10,7 +10,7 @@ FLOORS = [
     {"errors"},
     {"registry", "functional", "metrics", "cache", "sealed"},
     {"data", "encoders", "heads"},
-    {"features"},
+    {"features", "pretraining"},
     {"artifact"},
     {"classifier"},
     {"bench", "testing"},

@@ -11,7 +11,7 @@ import pytest
 import clipadapter
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ["", ".artifact", ".bench", ".data", ".encoders", ".features", ".heads", ".testing"]
+PACKAGES = ["", ".artifact", ".bench", ".data", ".encoders", ".features", ".heads", ".pretraining", ".testing"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -18,7 +18,8 @@ from clipadapter.testing import toy_features
 
 def make(head="clip-adapter", **params):
     X, y, text = toy_features(d=32)
-    fitted = create_head(head, **params).fit(X, y, text=text)
+    unfitted = create_head(head, **params)
+    fitted = unfitted.fit(X, y, text=text, unlabelled=X if unfitted.transductive else None)
     support = FeatureSet(X, tuple(y), text.labels, {"skipped": [("bad.jpg", "file is empty")]})
     prompts = {name: [f"a photo of a {name}."] for name in text.labels}
     return Model(fitted, text, support, prompts, create_encoder("toy").info), X

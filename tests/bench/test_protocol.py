@@ -184,6 +184,15 @@ def test_global_random_state_is_left_alone(support, test_part, text):
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 
 
+def test_of_two_encoders_features_a_head_for_one_gets_the_first(support, text):
+    wide = FeatureSet(
+        np.hstack([support.X, np.full((10, 3), 7.0)]), support.y, text.labels, {"encoder": "pair:made+up"}
+    )
+    runs = few_shot({"spy": SpyHead()}, wide, None, text, [1], [1])
+    assert runs[0].error is None
+    np.testing.assert_array_equal(fits()[0][3][:, 0], support.X[runs[0].rows])
+
+
 def test_by_default_every_registered_head_takes_part_the_baselines_first():
     assert list(default_heads())[:2] == list(BASELINES)
     assert sorted(default_heads()) == list_heads()

@@ -9,7 +9,7 @@ from clipadapter.errors import UnknownNameError
 from clipadapter.functional import unit
 from clipadapter.testing import ENCODER_CHECKS, check_encoder
 
-NAMES = ["toy", "lite", "RN50", "ViT-B-32", "SigLIP"]
+NAMES = ["toy", "lite", "RN50", "ViT-B-32", "SigLIP", "pair:toy+lite"]
 
 
 @pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
@@ -19,7 +19,7 @@ def test_encoder_keeps_the_rule(name, check, opened):
 
 
 def test_all_schemes_are_found():
-    assert list_encoders() == ["auto", "lite", "open_clip", "toy"]
+    assert list_encoders() == ["auto", "lite", "open_clip", "pair", "simclr", "toy"]
 
 
 def test_unknown_scheme_is_told_what_comes_close():

@@ -46,6 +46,7 @@ class EncoderPart(_Part):
     logit_bias: float | None = None
     licence: str = "unknown"
     note: str = ""
+    text_dim: int | None = Field(default=None, gt=0)
 
 
 class HeadPart(_Part):

@@ -14,7 +14,7 @@ from sklearn.base import clone
 
 from clipadapter.bench.comparison import features_of, shared_rows, write_text
 from clipadapter.bench.plots import confusion_matrix, learning_curve
-from clipadapter.bench.protocol import BASELINES, few_shot, registered_name
+from clipadapter.bench.protocol import BASELINES, few_shot, registered_name, seen_by
 from clipadapter.bench.run import Run, library_versions
 from clipadapter.bench.score import Score, check_labels, score
 from clipadapter.classifier import FewShotClassifier
@@ -114,7 +114,7 @@ def evaluate_model(
     heads = {name: create_head(name) for name in (BASELINES if len(support) else BASELINES[:1])}
     for head in heads.values():
         # Zero-shot does not look at the shots: without any it is shown the class text instead.
-        X, y = (support.X, support.y) if len(support) else (text.embeddings, text.labels)
+        X, y = (seen_by(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
         head.fit(X, y, text=text)
     info = model.encoder_.info
     return ModelEvaluation(
@@ -122,7 +122,7 @@ def evaluate_model(
         data=dataset.name,
         n_test=len(test),
         model=score(model.head_, test, model.temperature_),
-        baselines={name: score(head, test) for name, head in heads.items()},
+        baselines={name: score(head, seen_by(head, test, text)) for name, head in heads.items()},
         skipped=list(test.provenance["skipped"]),
         among_shots=len(shared_rows(support, test)),
         curve=_curve(model, support, test, seeds, progress) if curve and len(support) else [],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -123,12 +123,23 @@ def _check(
     if test is not None:
         check_labels(test.y, text.labels)
     widths = {"shots": support, "test pictures": test}
+    expected = text.embeddings.shape[1]
     for name, features in widths.items():
-        if features is not None and features.X.shape[-1] != text.embeddings.shape[1]:
+        if features is None:
+            continue
+        wide = str(features.provenance.get("encoder")).startswith("pair:") and features.X.shape[-1] > expected
+        if features.X.shape[-1] != expected and not wide:
             raise InputError(
                 f"features of the {name} have width {features.X.shape[-1]} but class text has width "
-                f"{text.embeddings.shape[1]}: were they made by the same encoder?"
+                f"{expected}: were they made by the same encoder?"
             )
+
+
+def seen_by(head: Head, features: FeatureSet, text: ClassText) -> FeatureSet:
+    """What a head gets of the features: one for two encoders all columns, any other those that go with the text."""
+    if head.two_encoders:
+        return features
+    return replace(features, X=features.X[..., : text.embeddings.shape[1]])
 
 
 def _known(records: str | Path | None) -> list[Run]:
@@ -212,7 +223,7 @@ def _perform(run: Run, head: Head, support: FeatureSet, test: FeatureSet | None,
         drawn = set(run.rows)
         test = support.take([row for row in range(len(support)) if row not in drawn]).seal()
         check_labels(test.y, text.labels)
-    own = support.take(run.rows)
+    own, test = (seen_by(head, features, text) for features in (support.take(run.rows), test))
     try:
         start = time.perf_counter()
         head.fit(own.X, own.y, text=text, unlabelled=test.plain if head.transductive else None)

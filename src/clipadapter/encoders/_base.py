@@ -17,13 +17,14 @@ class EncoderInfo:
 
     Args:
         name: its URI; opening this again gives the same encoder.
-        dim: width d of both towers' features.
+        dim: width d of picture features, and of text features but for ``text_dim``.
         image_size: side of the square input in pixels.
         logit_scale: ``exp(logit_scale)`` of the model, what cosines are multiplied by.
         logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
         licence: licence of the weights, or "unknown".
         fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
         note: what a person should know, such as why ``auto`` took this encoder; may be empty.
+        text_dim: width of text features if it is another: the first columns of picture features then go with them.
     """
 
     name: str
@@ -34,6 +35,7 @@ class EncoderInfo:
     licence: str
     fingerprint: str
     note: str = ""
+    text_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class EncoderListing:
 
 
 class Encoder(ABC):
-    """Two frozen towers: pictures and texts to raw float32 features of one width.
+    """Two frozen towers: pictures and texts to raw float32 features, of one width unless ``info`` says otherwise.
 
     The encoder owns resizing, interpolation, mean and deviation, tokenizer, padding, lower-casing. A subclass
     gives ``info``, ``device``, `open`, `preprocess`, `encode_pixels` and `encode_text`.
@@ -62,6 +64,11 @@ class Encoder(ABC):
 
     info: EncoderInfo
     device: str
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of what `preprocess` gives: (3, s, s), unless the encoder packs the input of several towers."""
+        return (3, self.info.image_size, self.info.image_size)
 
     @classmethod
     @abstractmethod
@@ -75,7 +82,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:
-        """An RGB picture of any size to the tower's input (3, s, s) float32, on CPU.
+        """An RGB picture of any size to the tower's input (3, s, s) float32, on CPU; see `pixel_shape`.
 
         Safe to call from threads. A picture that is already (s, s) is neither resized nor cropped: augmented
         views rely on it.

@@ -220,7 +220,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         self.classes_, self.n_features_in_ = np.asarray(classes), width
         try:
             probe = self.logits(np.ones((1, width), dtype=np.float32))
-        except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
             raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {error}") from error
         if probe.shape != (1, len(classes)) or not np.isfinite(probe).all():
             raise ArtifactError(
@@ -237,10 +237,16 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         width, name = views.shape[2], type(self).__name__
         if self.needs_text and text is None:
             raise InputError(f"{name} needs class text: call fit(X, y, text=ClassText(names, vectors))")
+        if text is not None and text.absent and (self.needs_text or len(text.absent) == len(text.labels)):
+            raise InputError(
+                f"{name} needs class text, but there is none of {', '.join(text.absent)}; 'auto' needs none"
+            )
         expected = width if text is None else text.embeddings.shape[1]
         if width != expected and not (self.two_encoders and width > expected):
+            hint = " Features of two encoders need a head for two, such as svl-adapter" if width > expected else ""
             raise InputError(
                 f"features have width {width} but class text has width {expected}: were they made by the same encoder?"
+                f"{hint}"
             )
         classes, positions = class_positions(labels, text)
         tensor = torch.from_numpy(views)

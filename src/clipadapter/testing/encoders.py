@@ -30,6 +30,7 @@ def check_info_is_complete(encoder: Encoder) -> None:
     info = encoder.info
     _require(bool(info.name and info.licence), "name and licence must not be empty")
     _require(info.dim > 0 and info.image_size > 0, "dim and image_size must be positive")
+    _require(info.text_dim is None or 0 < info.text_dim < info.dim, "text_dim must be None or less than dim")
     _require(math.isfinite(info.logit_scale) and info.logit_scale > 0, "logit_scale must be positive")
     _require(info.logit_bias is None or math.isfinite(info.logit_bias), "logit_bias must be None or finite")
 
@@ -62,11 +63,10 @@ def check_listing_needs_no_weights(encoder: Encoder) -> None:
 
 
 def check_pixels_fit_the_tower(encoder: Encoder) -> None:
-    """A picture of any size becomes (3, s, s) float32 on the CPU."""
-    size = encoder.info.image_size
+    """A picture of any size becomes (3, s, s) float32 on the CPU, or what else ``pixel_shape`` says."""
     for picture in SIZES:
         pixels = encoder.preprocess(_picture(picture))
-        _require(pixels.shape == (3, size, size), f"a {picture} picture became {tuple(pixels.shape)}")
+        _require(pixels.shape == encoder.pixel_shape, f"a {picture} picture became {tuple(pixels.shape)}")
         _require(pixels.dtype == torch.float32 and pixels.device.type == "cpu", "pixels must be float32 on the CPU")
         _require(bool(pixels.isfinite().all()), "pixels must be finite")
 
@@ -74,6 +74,8 @@ def check_pixels_fit_the_tower(encoder: Encoder) -> None:
 def check_square_is_not_resized(encoder: Encoder) -> None:
     """A picture of the tower's size keeps every pixel: only mean and deviation are applied."""
     size = encoder.info.image_size
+    if encoder.pixel_shape != (3, size, size):
+        return  # the pixels of several towers, each of which keeps the rule itself
     picture = _picture((size, size))
     black, white = (encoder.preprocess(Image.new("RGB", (size, size), name)) for name in ("black", "white"))
     values = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
@@ -110,7 +112,7 @@ def check_picture_features_are_raw_float32(encoder: Encoder) -> None:
 
 def check_text_features_are_raw_float32(encoder: Encoder) -> None:
     """(k, d) float32 on the CPU, finite, not scaled to length one."""
-    _raw(encoder.encode_text(TEXTS), len(TEXTS), encoder.info.dim)
+    _raw(encoder.encode_text(TEXTS), len(TEXTS), encoder.info.text_dim or encoder.info.dim)
 
 
 def check_no_gradients(encoder: Encoder) -> None:
@@ -122,8 +124,7 @@ def check_no_gradients(encoder: Encoder) -> None:
 
 def check_nothing_is_fine_for_pictures(encoder: Encoder) -> None:
     """No pictures give (0, d)."""
-    size = encoder.info.image_size
-    for features in (encoder.encode_images([]), encoder.encode_pixels(torch.empty(0, 3, size, size))):
+    for features in (encoder.encode_images([]), encoder.encode_pixels(torch.empty(0, *encoder.pixel_shape))):
         _require(features.shape == (0, encoder.info.dim), f"no pictures gave {tuple(features.shape)}")
 
 

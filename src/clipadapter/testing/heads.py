@@ -213,6 +213,16 @@ def check_text_is_asked_for(head: Head) -> None:
         assert (_fit(head, X, y, None).predict(X) == y).all()
 
 
+def check_class_without_text(head: Head) -> None:
+    """A class that is known by its shots alone is learned, or the head says that it needs text."""
+    X, y, text = toy_features()
+    partial = ClassText(CLASSES, np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings), text.logit_scale)
+    if head.needs_text:
+        _expect(InputError, "there is none of dog", lambda: _fit(head, X, y, partial))
+    else:
+        assert (_fit(head, X, y, partial).predict(X) == y).all()
+
+
 def check_unlabelled_pictures(head: Head) -> None:
     """A transductive head asks for pictures without labels; any other refuses them."""
     X, y, text = toy_features()
@@ -259,6 +269,7 @@ HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_unfitted_raises,
     check_bad_input_raises,
     check_text_is_asked_for,
+    check_class_without_text,
     check_unlabelled_pictures,
     check_leave_one_out_is_a_refit,
     check_presets_are_parameters,

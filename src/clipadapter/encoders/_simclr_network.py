@@ -1,0 +1,86 @@
+"""The network of the simclr encoder and its file, one safetensors file whose header says how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.nn import Module
+
+from clipadapter.encoders._files import write_whole
+from clipadapter.errors import EncoderUnavailableError
+
+FILE = "encoder.safetensors"
+FORMAT = 1
+WIDTH = 512
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, as torchvision's weights want them."""
+
+
+def empty_tower() -> Module:
+    """A ResNet-18 without its classifier, (n, 3, s, s) to (n, 512), whose values must still be loaded.
+
+    Nothing is drawn from a random stream.
+    """
+    from torchvision.models import resnet18
+
+    with torch.device("meta"):
+        tower: Module = resnet18()
+        tower.fc = torch.nn.Identity()
+    return tower
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors and what is known of them as one file, whole or not at all.
+
+    Raises:
+        OSError: if it can't be written.
+    """
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save_tensors(flat, {"facts": json.dumps({"format": FORMAT, **facts})}))
+    path.chmod(0o644)  # a temporary file is its owner's alone
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors, facts and SHA-256 of such a file.
+
+    Raises:
+        ValueError: if it can't be read, or a later version wrote it; the text says why.
+    """
+    try:
+        data = path.read_bytes()
+        tensors = load_tensors(data)
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+        number = facts.pop("format")
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if number != FORMAT:
+        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}: update clipadapter")
+    return tensors, facts, hashlib.sha256(data).hexdigest()
+
+
+def load_tower(folder: Path) -> tuple[Module, int, str]:
+    """The trained tower in a folder, the side of its input in pixels, and the SHA-256 of its file.
+
+    Raises:
+        EncoderUnavailableError: if there is none, or it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise EncoderUnavailableError(f"there is no {path}: 'clipadapter simclr PICTURES --out {folder}' makes one")
+    try:
+        tensors, facts, digest = read_tensors(path)
+        tower, size = empty_tower(), int(facts["size"])
+        tower.load_state_dict(tensors, assign=True)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise EncoderUnavailableError(f"{path} holds no encoder: {error}") from error
+    return tower.eval().requires_grad_(False), size, digest

@@ -1,0 +1,92 @@
+"""An image tower that `clipadapter.pretraining` trained on a person's own pictures; it knows no text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders._images import as_rgb, centre_square, to_tensor
+from clipadapter.encoders._inputs import check_pixels
+from clipadapter.encoders._registry import register_encoder
+from clipadapter.encoders._simclr_network import MEAN, STD, WIDTH, load_tower
+from clipadapter.errors import InputError
+
+NOTE = "trained on your own pictures by 'clipadapter simclr'; no text, so use it as pair:lite+simclr:FOLDER"
+
+
+@register_encoder("simclr")
+class SimClrEncoder(Encoder):
+    """The ResNet-18 in a folder that ``clipadapter simclr`` wrote, ``simclr:FOLDER``; pictures only.
+
+    The picture feature is the network's last pooled map: 512 values, none negative.
+
+    Args:
+        folder: where the encoder is.
+        device: a torch device.
+
+    Raises:
+        EncoderUnavailableError: if there is no sound encoder.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        self.device = device
+        self._folder = Path(folder).expanduser().absolute()
+        tower, size, digest = load_tower(self._folder)
+        self._tower = tower.to(device)
+        facts = ("simclr 1", digest, size, MEAN, STD)
+        self.info = EncoderInfo(
+            name=f"simclr:{self._folder}",
+            dim=WIDTH,
+            image_size=size,
+            logit_scale=1.0,
+            logit_bias=None,
+            licence="unknown",
+            fingerprint=hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(),
+        )
+
+    @classmethod
+    def open(cls, rest: str, device: str = "cpu") -> SimClrEncoder:
+        """Open the encoder in a folder.
+
+        Raises:
+            InputError: if no folder is named.
+            EncoderUnavailableError: if there is no sound encoder in it.
+        """
+        if not rest:
+            raise InputError(
+                "'simclr' names no folder: say simclr:FOLDER, as 'clipadapter simclr --out FOLDER' made it"
+            )
+        return cls(rest, device)
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """One line."""
+        return [EncoderListing("simclr:FOLDER", WIDTH, "unknown", NOTE)]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Short side to the size it was trained at, the middle of it, ImageNet's mean and deviation."""
+        return to_tensor(centre_square(as_rgb(image), self.info.image_size), MEAN, STD)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, 512)."""
+        check_pixels(pixels, self.info.image_size)
+        if not len(pixels):
+            return torch.empty(0, WIDTH)
+        with torch.inference_mode():
+            features: Tensor = self._tower(pixels.to(self.device))
+            return features.cpu()
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Never.
+
+        Raises:
+            InputError: always: it has no text tower.
+        """
+        name = self.info.name
+        raise InputError(f"{name} has no text tower: use it beside an encoder that has one, such as pair:lite+{name}")

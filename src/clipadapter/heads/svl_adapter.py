@@ -1,0 +1,154 @@
+"""SVL-Adapter: a small network on a second encoder's features, blended with zero-shot CLIP.
+
+Paper: Pantazis et al., BMVC 2022, https://arxiv.org/abs/2210.03794; the second encoder there is SimCLR trained on the
+pictures of the task without their labels.
+Differs from the paper: ``blend="auto"``, its SVL* without a validation set, takes zero-shot's confidence on the shots,
+not on the test pictures. The second encoder's features are brought to one length, so that one learning rate suits any
+encoder; `SvlAdapter.official` feeds them as they are. A class without shots is not pushed down.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from typing_extensions import Self
+
+from clipadapter.errors import InputError
+from clipadapter.functional import cosine_logits, unit
+from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._training import Recipe, minimise
+
+TENSORS = ("down", "down_bias", "up", "up_bias")
+
+
+@register_head("svl-adapter", paper="https://arxiv.org/abs/2210.03794")
+class SvlAdapter(Head):
+    """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
+
+    The first columns of X, as many as class text has, are the first encoder's; the others the second's, as
+    ``pair:FIRST+SECOND`` gives them. Without others the network reads the first encoder's.
+
+    Args:
+        blend: weight of the network beside zero-shot, 0 (zero-shot) to 1; "auto" takes one minus the mean of
+            zero-shot's highest probability on the shots.
+        hidden: width between the two layers.
+        input_norm: True to bring the second encoder's features to one length, the root of their width; False to take
+            them raw.
+        lr: learning rate of Adam.
+        epochs: passes over the shots.
+        batch_size: shots a step.
+        seed: of initialisation and shuffling.
+        progress: show a bar on stderr while training.
+
+    >>> from clipadapter.heads import ClassText
+    >>> text = ClassText(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
+    >>> X = [[1.0, 1.0, 5.0, 0.0, 1.0], [1.0, 1.0, 0.0, 5.0, 1.0]]
+    >>> SvlAdapter(blend=0.9).fit(X, ["cat", "dog"], text=text).predict(X)
+    array(['cat', 'dog'], dtype='<U3')
+    """
+
+    needs_text = True
+    two_encoders = True
+
+    def __init__(
+        self,
+        blend: float | str = "auto",
+        hidden: int = 256,
+        input_norm: bool = True,
+        lr: float = 1e-3,
+        epochs: int = 50,
+        batch_size: int = 32,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.blend = blend
+        self.hidden = hidden
+        self.input_norm = input_norm
+        self.lr = lr
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.seed = seed
+        self.progress = progress
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The recipe of the authors' released code: raw features of the second encoder.
+
+        Args:
+            changes: parameters to set otherwise.
+        """
+        return cls(**{"input_norm": False, **changes})
+
+    def _fit(self, shots: Shots) -> None:
+        assert shots.text is not None
+        if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
+            raise InputError(f"blend must be 0 to 1 or 'auto', but is {self.blend!r}")
+        self.weight_, self.scale_ = shots.text, shots.scale
+        sure = self._zero_shot(shots.X).softmax(dim=1).amax(dim=1).mean()
+        self.blend_ = 1 - float(sure) if self.blend == "auto" else float(self.blend)
+        self.present_ = shots.counts > 0  # (c,)
+        inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
+        weights = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype)
+
+        def loss(rows: Tensor, views: Tensor) -> Tensor:
+            return cross_entropy(_network(inputs[rows, views], *weights), labels[rows])
+
+        parameters = [weight.requires_grad_() for weight in weights]
+        cost = sum(weight.numel() for weight in weights)
+        self.loss_ = minimise(parameters, loss, len(labels), inputs.shape[1], self._recipe(), cost)
+        for name, weight in zip(TENSORS, weights, strict=True):
+            setattr(self, f"{name}_", weight.requires_grad_(False))
+
+    def _logits(self, X: Tensor) -> Tensor:
+        weights = (getattr(self, f"{name}_").to(X.dtype) for name in TENSORS)
+        adapted = _network(self._second(X), *weights)
+        if not self.present_.all():
+            # Of a class that it never saw the network knows nothing: as likely as the mean of the others.
+            seen = adapted[:, self.present_]
+            unseen = seen.logsumexp(dim=1, keepdim=True) - math.log(seen.shape[1])
+            adapted = torch.where(self.present_, adapted, unseen)
+        return self.blend_ * adapted + (1 - self.blend_) * self._zero_shot(X)
+
+    def _zero_shot(self, X: Tensor) -> Tensor:
+        return cosine_logits(X[:, : self.weight_.shape[1]], self.weight_.to(X.dtype), self.scale_)
+
+    def _second(self, X: Tensor) -> Tensor:
+        """The columns (..., d2) that the network reads, of raw features (..., d)."""
+        d = self.weight_.shape[1]
+        second = X[..., d:] if X.shape[-1] > d else X
+        return math.sqrt(second.shape[-1]) * unit(second) if self.input_norm else second
+
+    def _initial(self, d: int, c: int, dtype: torch.dtype) -> list[Tensor]:
+        """Start of training: uniform in plus or minus 1 / sqrt(fan in), torch's default for linear layers."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def uniform(*shape: int, fan_in: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
+
+        h = self.hidden
+        return [uniform(h, d, fan_in=d), uniform(h, fan_in=d), uniform(c, h, fan_in=h), uniform(c, fan_in=h)]
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            optimizer="adam",
+            lr=self.lr,
+            momentum=0.0,
+            weight_decay=0.0,
+            schedule="constant",
+            warmup_epochs=0,
+            epochs=self.epochs,
+            steps=1,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+
+def _network(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+    """(m, d2) to (m, c)."""
+    return linear(linear(x, down, down_bias).relu(), up, up_bias)

@@ -1,0 +1,69 @@
+"""The encoder that `clipadapter simclr` makes: every rule for pictures, and no text."""
+
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.encoders import create_encoder
+from clipadapter.encoders._simclr_network import write_tensors
+from clipadapter.errors import EncoderUnavailableError, InputError
+from clipadapter.pretraining._trainee import Trainee
+from clipadapter.testing import ENCODER_CHECKS
+
+FOR_TEXT = ("text", "different_inputs", "no_gradients", "global_randomness", "same_again")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An encoder that has learned nothing."""
+    root = tmp_path_factory.mktemp("en+coder")
+    write_tensors(root / "encoder.safetensors", Trainee(0, "cpu", None, 0.1).tower.state_dict(), {"size": 32})
+    return root
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return create_encoder(f"simclr:{folder}")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check for check in ENCODER_CHECKS if not any(word in check.__name__ for word in FOR_TEXT)],
+    ids=lambda check: check.__name__,
+)
+def test_encoder_keeps_the_rule(check, encoder):
+    check(encoder)
+
+
+@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
+def test_beside_one_with_text_it_keeps_every_rule(check, folder):
+    check(create_encoder(f"pair:toy+simclr:{folder}"))
+
+
+def test_text_is_refused_with_what_would_do(encoder, folder):
+    with pytest.raises(InputError, match="no text tower: use it beside"):
+        encoder.encode_text(["a cat"])
+    with pytest.raises(InputError, match="pair:lite"):
+        FewShotClassifier(f"simclr:{folder}", cache=None).class_text(["cat", "dog"])
+
+
+def test_a_relative_folder_gets_a_whole_name(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert create_encoder(f"simclr:{folder.name}").info.name == f"simclr:{folder}"
+
+
+def test_other_weights_have_another_fingerprint(folder, encoder, tmp_path):
+    write_tensors(tmp_path / "encoder.safetensors", Trainee(1, "cpu", None, 0.1).tower.state_dict(), {"size": 32})
+    assert create_encoder(f"simclr:{tmp_path}").info.fingerprint != encoder.info.fingerprint
+
+
+def test_what_is_no_encoder_is_told(tmp_path):
+    with pytest.raises(InputError, match="names no folder"):
+        create_encoder("simclr")
+    with pytest.raises(EncoderUnavailableError, match="'clipadapter simclr PICTURES --out"):
+        create_encoder(f"simclr:{tmp_path}")
+    (tmp_path / "encoder.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(EncoderUnavailableError, match="holds no encoder"):
+        create_encoder(f"simclr:{tmp_path}")
+    write_tensors(tmp_path / "encoder.safetensors", {}, {"size": 32})
+    with pytest.raises(EncoderUnavailableError, match="holds no encoder"):
+        create_encoder(f"simclr:{tmp_path}")

@@ -1,0 +1,170 @@
+"""SVL-Adapter against its formulas: the network and Adam in plain numpy, the blend by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.svl_adapter import SvlAdapter
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+D, SECOND, HIDDEN, C, SCALE = 5, 7, 4, 3, 30.0
+NAMES = ["a", "b", "c"]
+
+
+def length_one(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(6)
+    shapes = [(HIDDEN, SECOND), (HIDDEN,), (C, HIDDEN), (C,)]
+    return {
+        "X": np.hstack([10 * rng.standard_normal((9, D)), rng.uniform(0, 2, (9, SECOND))]),
+        "y": np.array(NAMES * 3),
+        "text": ClassText(NAMES, rng.standard_normal((C, D)), SCALE),
+        "weights": [rng.uniform(-0.5, 0.5, shape) for shape in shapes],
+    }
+
+
+def started(head, case):
+    """The head with given start weights instead of drawn ones."""
+    head._initial = lambda *_: [torch.tensor(weight) for weight in case["weights"]]
+    return head
+
+
+def plain_network(x, down, down_bias, up, up_bias):
+    return np.maximum(x @ down.T + down_bias, 0) @ up.T + up_bias
+
+
+def plain_adam(x, onehot, weights, steps, lr):
+    """Full-batch Adam on the mean cross-entropy, derivatives by the chain rule."""
+    weights = [weight.copy() for weight in weights]
+    first, second = ([np.zeros_like(weight) for weight in weights] for _ in range(2))
+    for t in range(1, steps + 1):
+        down, down_bias, up, _ = weights
+        hidden = np.maximum(x @ down.T + down_bias, 0)
+        error = (softmax(plain_network(x, *weights)) - onehot) / len(x)
+        back = (error @ up) * (hidden > 0)
+        gradients = [back.T @ x, back.sum(axis=0), error.T @ hidden, error.sum(axis=0)]
+        for weight, m, v, g in zip(weights, first, second, gradients, strict=True):
+            m += 0.1 * (g - m)
+            v += 0.001 * (g**2 - v)
+            weight -= lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return weights
+
+
+def test_logits_are_the_blend_of_network_and_zero_shot(case):
+    head = started(SvlAdapter.official(blend=0.3, hidden=HIDDEN, epochs=0), case).fit(
+        case["X"], case["y"], text=case["text"]
+    )
+    first, second = case["X"][:, :D], case["X"][:, D:]
+    zero_shot = SCALE * length_one(first) @ case["text"].embeddings.T
+    expected = 0.3 * plain_network(second, *case["weights"]) + 0.7 * zero_shot
+    np.testing.assert_allclose(head.logits(case["X"]), expected, rtol=1e-9)
+
+
+def test_training_is_plain_adam(case):
+    head = started(SvlAdapter.official(blend=1, hidden=HIDDEN, epochs=20, lr=0.01), case)
+    head.fit(case["X"], case["y"], text=case["text"])
+    second, onehot = case["X"][:, D:], np.tile(np.eye(C), (3, 1))
+    trained = plain_adam(second, onehot, case["weights"], steps=20, lr=0.01)
+    np.testing.assert_allclose(head.logits(case["X"]), plain_network(second, *trained), rtol=1e-6, atol=1e-7)
+
+
+def test_auto_blend_is_what_zero_shot_is_not_sure_of_on_the_shots(case):
+    head = SvlAdapter(epochs=1).fit(case["X"], case["y"], text=case["text"])
+    sure = softmax(SCALE * length_one(case["X"][:, :D]) @ case["text"].embeddings.T).max(axis=1).mean()
+    assert head.blend_ == pytest.approx(1 - sure, rel=1e-9)
+
+
+def test_blend_zero_is_zero_shot():
+    X, y, text = toy_features()
+    zero_shot = ZeroShot().fit(X, y, text=text).logits(X)
+    wide = np.hstack([X, np.random.default_rng(0).standard_normal((len(X), 3)).astype(np.float32)])
+    np.testing.assert_allclose(SvlAdapter(blend=0, epochs=1).fit(X, y, text=text).logits(X), zero_shot, atol=1e-5)
+    np.testing.assert_allclose(SvlAdapter(blend=0, epochs=1).fit(wide, y, text=text).logits(wide), zero_shot, atol=1e-5)
+
+
+def test_blend_one_reads_the_second_encoder_only(case):
+    head = SvlAdapter(blend=1, epochs=5).fit(case["X"], case["y"], text=case["text"])
+    other = case["X"].copy()
+    other[:, :D] = 1
+    np.testing.assert_array_equal(head.logits(other), head.logits(case["X"]))
+
+
+def test_without_a_second_encoder_the_network_reads_the_first(case):
+    first = case["X"][:, :D]
+    twice = np.hstack([first, first])
+    alone, both = (SvlAdapter(epochs=5).fit(X, case["y"], text=case["text"]).logits(X) for X in (first, twice))
+    np.testing.assert_allclose(alone, both, rtol=1e-9)
+
+
+def test_second_encoder_tells_apart_what_the_first_cannot():
+    rng = np.random.default_rng(1)
+    labels = np.repeat(NAMES, 4)
+    X = np.hstack([rng.standard_normal((12, D)), 0.01 * (np.eye(C, 6).repeat(4, axis=0) + 0.1 * rng.random((12, 6)))])
+    text = ClassText(NAMES, rng.standard_normal((C, D)), 1.0)
+    assert (SvlAdapter().fit(X, labels, text=text).predict(X) == labels).all()
+
+
+def test_a_class_without_shots_is_as_likely_to_the_network_as_the_mean_of_the_others(case):
+    kept = case["y"] != "c"
+    head = SvlAdapter(blend=1, epochs=5).fit(case["X"][kept], case["y"][kept], text=case["text"])
+    odds = np.exp(head.logits(case["X"]))
+    np.testing.assert_allclose(odds[:, 2], odds[:, :2].mean(axis=1), rtol=1e-9)
+    towards = np.hstack([case["text"].embeddings[2:], case["X"][:1, D:]])
+    assert SvlAdapter(blend=0.5, epochs=5).fit(case["X"][kept], case["y"][kept], text=case["text"]).predict(
+        towards
+    ) == ["c"]
+
+
+def test_views_are_used_in_training():
+    X, y, text = toy_features()
+    rng = np.random.default_rng(0)
+    views = np.stack([X, X + 3 * rng.standard_normal(X.shape).astype(np.float32)], axis=1)
+    plain, augmented = (SvlAdapter(blend=1).fit(data, y, text=text).logits(X) for data in (X, views))
+    assert np.abs(plain - augmented).max() > 1e-2
+
+
+def test_start_is_torchs_default_for_linear_layers():
+    head = SvlAdapter(hidden=100)
+    for weight, fan_in in zip(head._initial(64, 3, torch.float32), (64, 64, 100, 100), strict=True):
+        assert weight.abs().max() <= 1 / math.sqrt(fan_in)
+    assert head._initial(64, 3, torch.float32)[0].std() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.05)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.floats(0.01, 100), st.floats(0.01, 100))
+def test_lengths_of_both_encoders_features_do_not_matter(one, two):
+    rng = np.random.default_rng(0)
+    X, text = rng.standard_normal((6, 8)), ClassText(["a", "b"], rng.standard_normal((2, 3)), 10.0)
+    scaled = np.hstack([one * X[:, :3], two * X[:, 3:]])
+    y = ["a", "b"] * 3
+    first, second = (SvlAdapter(epochs=3, hidden=8).fit(data, y, text=text).logits(data) for data in (X, scaled))
+    np.testing.assert_allclose(first, second, atol=1e-7)
+
+
+@pytest.mark.parametrize("blend", [-0.1, 1.5, "best"])
+def test_bad_blend_is_named(blend):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="blend must be 0 to 1 or 'auto'"):
+        SvlAdapter(blend=blend).fit(X, y, text=text)
+
+
+def test_narrow_features_are_refused():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="made by the same encoder"):
+        SvlAdapter().fit(X[:, :-1], y, text=text)

@@ -1,0 +1,158 @@
+"""TransCLIP against its formulas in plain numpy loops, one picture and one class at a time."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.transclip import TransClip
+from clipadapter.heads.zero_shot import ZeroShot
+
+C, D, U, SCALE = 3, 6, 14, 10.0
+NAMES = ["a", "b", "c"]
+
+
+def length_one(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def softmax(v):
+    e = np.exp(v - v.max())
+    return e / e.sum()
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(3)
+    text = length_one(rng.standard_normal((C, D)))
+    truth = np.arange(U) % C
+    pictures = 7 * (text[truth] + 0.35 * rng.standard_normal((U, D)) + 0.4)
+    X = 7 * (text[[0, 0, 1]] + 0.35 * rng.standard_normal((3, D)) + 0.4)
+    return {"X": X, "y": ["a", "a", "b"], "labels": [0, 0, 1], "text": text, "unlabelled": pictures}
+
+
+def fitted(head, case):
+    return head.fit(case["X"], case["y"], text=ClassText(NAMES, case["text"], SCALE), unlabelled=case["unlabelled"])
+
+
+def plain(case, prior, weight, neighbours=3, confident=8, updates=10, inner=5):
+    """Assignments (u, c), centres and variance by the formulas of section 3 of the paper."""
+    q, t = length_one(case["unlabelled"]), case["text"]
+    s, labels = (length_one(case["X"]), case["labels"]) if weight else (np.empty((0, D)), [])
+    rows, n = np.concatenate([q, s]), U + len(labels)
+    affinity = np.zeros((n, n))
+    for i in range(n):
+        others = sorted((j for j in range(n) if j != i), key=lambda j: -(rows[i] @ rows[j]))
+        for j in others[:neighbours]:
+            affinity[i, j] = max(rows[i] @ rows[j], 0)
+    zero_shot = np.array([softmax(SCALE * t @ x) for x in q])
+    given = [np.eye(C)[label] for label in labels]
+    z = [*zero_shot, *given]
+    mu = np.empty((C, D))
+    for k in range(C):
+        if k in labels:
+            mu[k] = length_one(sum(x for x, label in zip(s, labels, strict=True) if label == k))
+        else:
+            best = sorted(range(U), key=lambda i: -zero_shot[i, k])[:confident]
+            mu[k] = length_one(sum(zero_shot[i, k] * q[i] for i in best))
+    variance = np.full(D, 1 / D)
+    for update in range(updates + 1):
+        density = np.array([[-0.5 * (((x - m) ** 2) / variance).sum() for m in mu] for x in q])
+        for _ in range(inner):
+            near = [sum((affinity[i, j] + affinity[j, i]) * z[j] for j in range(n)) for i in range(U)]
+            z[:U] = [
+                softmax(prior * np.log(zero_shot[i]) + (density[i] + 50 / (2 * neighbours) * near[i]) / 50)
+                for i in range(U)
+            ]
+        if update == updates:
+            break
+        weights = [1.0] * U + [weight] * len(labels)
+        for k in range(C):
+            mu[k] = length_one(sum(w * z[i][k] * rows[i] for i, w in enumerate(weights)))
+        spread = sum(w * z[i][k] * (rows[i] - mu[k]) ** 2 for i, w in enumerate(weights) for k in range(C))
+        variance = spread / sum(weights)
+    return np.array(z[:U]), mu, variance
+
+
+@pytest.mark.parametrize(("prior", "weight"), [(1.0, 0.0), (0.5, 1.0), (0.7, 4.0)])
+def test_assignments_are_the_papers_formulas(case, prior, weight):
+    head = fitted(TransClip(prior=prior, support_weight=weight), case)
+    z, mu, variance = plain(case, prior, weight)
+    np.testing.assert_allclose(head.centres_, mu, rtol=1e-10)
+    np.testing.assert_allclose(head.variance_, variance, rtol=1e-9)
+    np.testing.assert_allclose(head.predict_proba(case["unlabelled"]), z, rtol=1e-9)
+
+
+def test_official_is_the_zero_shot_mode(case):
+    z, _, _ = plain(case, prior=1.0, weight=0.0)
+    np.testing.assert_allclose(fitted(TransClip.official(), case).predict_proba(case["unlabelled"]), z, rtol=1e-9)
+
+
+def test_without_support_weight_the_shots_are_not_looked_at(case):
+    head = fitted(TransClip(support_weight=0), case).logits(case["unlabelled"])
+    other = {**case, "X": case["X"][::-1] * 3, "y": ["c", "b", "c"]}
+    np.testing.assert_array_equal(head, fitted(TransClip(support_weight=0), other).logits(case["unlabelled"]))
+
+
+def test_neither_mixture_nor_neighbours_is_zero_shot(case):
+    text = ClassText(NAMES, case["text"], SCALE)
+    zero_shot = ZeroShot().fit(case["X"], case["y"], text=text)
+    head = fitted(TransClip(prior=1, likelihood=0, smoothness=0), case)
+    rows = np.concatenate([case["unlabelled"], case["X"]])
+    np.testing.assert_allclose(head.predict_proba(rows), zero_shot.predict_proba(rows), rtol=1e-9)
+
+
+def test_a_new_picture_gets_one_update_of_its_own(case):
+    head = fitted(TransClip(), case)
+    z, mu, variance = plain(case, prior=0.5, weight=1.0)
+    x = length_one(np.random.default_rng(9).standard_normal(D) + 0.4)
+    rows = np.concatenate([length_one(case["unlabelled"]), length_one(case["X"])])
+    assigned = [*z, *(np.eye(C)[label] for label in case["labels"])]
+    best = sorted(range(len(rows)), key=lambda j: -(rows[j] @ x))[:3]
+    near = sum(max(rows[j] @ x, 0) * assigned[j] for j in best) / 3
+    density = np.array([-0.5 * (((x - m) ** 2) / variance).sum() for m in mu])
+    expected = softmax(0.5 * np.log(softmax(SCALE * case["text"] @ x)) + density / 50 + near)
+    np.testing.assert_allclose(head.predict_proba([5 * x])[0], expected, rtol=1e-9)
+
+
+def test_a_picture_among_the_unlabelled_ones_is_known_in_half_precision(case):
+    head = fitted(TransClip(), case)
+    known = head.predict_proba(case["unlabelled"])
+    np.testing.assert_allclose(head.predict_proba(case["unlabelled"].astype(np.float16)), known, rtol=1e-5)
+
+
+def test_a_class_without_shots_is_found_by_its_text(case):
+    pictures = length_one(case["text"][[2]]) + 0.01 * np.random.default_rng(0).standard_normal((5, D))
+    assert (fitted(TransClip(), {**case, "unlabelled": pictures}).predict(pictures) == "c").all()
+
+
+def test_a_coordinate_that_never_changes_does_no_harm(case):
+    wide = {
+        "X": np.pad(case["X"], ((0, 0), (0, 2))),
+        "y": case["y"],
+        "text": np.pad(case["text"], ((0, 0), (0, 2))),
+        "unlabelled": np.pad(case["unlabelled"], ((0, 0), (0, 2))),
+    }
+    logits = fitted(TransClip(), wide).logits(np.ones((2, D + 2)))
+    assert np.isfinite(logits).all()
+    assert np.abs(logits).max() < 100
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.permutations(range(4)), st.floats(0.1, 50))
+def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, length):
+    rng = np.random.default_rng(seed)
+    text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
+    names, y = np.array(list("abcd")), list("abbdc")
+    first = TransClip().fit(X, y, text=ClassText(names, text, 5.0), unlabelled=pictures).predict_proba(pictures)
+    turned = ClassText(names[order], text[order], 5.0)
+    second = TransClip().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
+    np.testing.assert_allclose(second, first[:, order], atol=1e-7)
+
+
+@pytest.mark.parametrize("params", [{"support_weight": -1}, {"neighbours": 0}, {"confident": 0}])
+def test_bad_parameters_are_named(params, case):
+    with pytest.raises(InputError, match="support_weight must not be negative"):
+        fitted(TransClip(**params), case)

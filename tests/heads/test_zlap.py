@@ -1,0 +1,130 @@
+"""ZLaP against its formula with plain loops and a matrix inverse."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads.zlap import Zlap
+
+C, D, U = 4, 6, 15
+NAMES = list("abcd")
+
+
+def length_one(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(4)
+    text = length_one(rng.standard_normal((C, D)))
+    pictures = 9 * (text[np.arange(U) % C] + 0.4 * rng.standard_normal((U, D)) + 0.3)
+    X = 9 * (text[[0, 1, 1]] + 0.4 * rng.standard_normal((3, D)) + 0.3)
+    return {"X": X, "y": ["a", "b", "b"], "labels": [0, 1, 1], "text": text, "unlabelled": pictures}
+
+
+def fitted(head, case):
+    return head.fit(case["X"], case["y"], text=ClassText(NAMES, case["text"]), unlabelled=case["unlabelled"])
+
+
+def chosen(x, rows, k, power=1.0):
+    """Weights of the edges of one picture: the k nearest rows by cosine, negative ones cut off."""
+    weights = np.zeros(len(rows))
+    for j in sorted(range(len(rows)), key=lambda j: -(x @ rows[j]))[:k]:
+        weights[j] = max(x @ rows[j], 0) ** power
+    return weights
+
+
+def plain(case, k, power, alpha, weight):
+    """Rows of the graph (n, d) and scores of its nodes (n + c, c)."""
+    rows = length_one(case["unlabelled"])
+    if weight:
+        rows = np.concatenate([rows, length_one(case["X"])])
+    n = len(rows)
+    W = np.zeros((n + C, n + C))
+    for i in range(n):
+        W[i, :n] = chosen(rows[i], rows, k)
+        W[i, n:] = chosen(rows[i], case["text"], k, power)
+    W = W + W.T
+    np.fill_diagonal(W, 0)
+    degree = W.sum(axis=1)
+    graph = W / np.sqrt(np.outer(degree, degree))
+    seeds = np.zeros((n + C, C))
+    seeds[n:] = np.eye(C)
+    if weight:
+        for i, label in enumerate(case["labels"]):
+            seeds[U + i, label] = weight * alpha * graph[:U, n:].sum(axis=1).mean()
+    return rows, np.linalg.inv(np.eye(n + C) - alpha * graph) @ seeds
+
+
+def shares(scores):
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("k", "power", "alpha"), [(5, 5.0, 0.3), (3, 2.0, 0.8)])
+@pytest.mark.parametrize("weight", [0.0, 10.0])
+def test_unlabelled_pictures_get_the_score_of_the_graph(case, k, power, alpha, weight):
+    head = fitted(Zlap(k, power, alpha, weight, tolerance=1e-12), case)
+    _, scores = plain(case, k, power, alpha, weight)
+    np.testing.assert_allclose(head.scores_.numpy(), scores, atol=1e-9)
+    np.testing.assert_allclose(head.predict_proba(case["unlabelled"]), shares(scores[:U]), atol=1e-8)
+
+
+@pytest.mark.parametrize("weight", [0.0, 10.0])
+def test_new_pictures_get_the_inductive_score(case, weight):
+    rows, scores = plain(case, 5, 5.0, 0.3, weight)
+    new = np.random.default_rng(8).standard_normal((6, D)) + 0.4
+    expected = [np.concatenate([chosen(x, rows, 5), chosen(x, case["text"], 5, 5.0)]) @ scores for x in length_one(new)]
+    found = fitted(Zlap(support_weight=weight, tolerance=1e-12), case).predict_proba(new)
+    np.testing.assert_allclose(found, shares(np.array(expected)), atol=1e-8)
+
+
+def test_without_support_weight_the_shots_are_not_looked_at(case):
+    scores = fitted(Zlap(support_weight=0), case).logits(case["unlabelled"])
+    other = {**case, "X": case["X"][::-1] * 2, "y": ["c", "d", "c"]}
+    np.testing.assert_array_equal(scores, fitted(Zlap(support_weight=0), other).logits(case["unlabelled"]))
+
+
+def test_a_picture_beside_a_shot_follows_its_label_against_the_text(case):
+    beside = case["X"][:1] + 0.01
+    case |= {"y": ["d", "b", "b"], "unlabelled": np.concatenate([case["unlabelled"], beside])}
+    before, after = (fitted(Zlap(support_weight=weight), case).predict(beside)[0] for weight in (0, 100))
+    assert (before, after) == ("a", "d")
+
+
+def test_a_class_without_shots_is_found_by_its_text(case):
+    pictures = case["text"][[2]] + 0.01 * np.random.default_rng(0).standard_normal((6, D))
+    assert (fitted(Zlap(), {**case, "unlabelled": pictures}).predict(pictures) == "c").all()
+
+
+def test_alpha_zero_spreads_nothing(case):
+    # Without spreading only class nodes have a score, so that a new picture's is its own text edges.
+    new = length_one(np.random.default_rng(8).standard_normal((6, D)) + 0.4)
+    expected = shares(np.array([chosen(x, case["text"], 5, 5.0) for x in new]))
+    np.testing.assert_allclose(fitted(Zlap(alpha=0), case).predict_proba(new), expected, atol=1e-7)
+
+
+def test_a_picture_without_any_edge_has_finite_logits(case):
+    away = -length_one(case["text"].mean(axis=0, keepdims=True) + case["unlabelled"].mean(axis=0) / 9)
+    assert np.isfinite(fitted(Zlap(), case).logits(10 * away)).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.permutations(range(4)), st.floats(0.1, 50))
+def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, length):
+    rng = np.random.default_rng(seed)
+    text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
+    names, y = np.array(NAMES), list("abbdc"[:5])
+    first = Zlap().fit(X, y, text=ClassText(names, text), unlabelled=pictures).predict_proba(pictures)
+    turned = ClassText(names[order], text[order])
+    second = Zlap().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
+    np.testing.assert_allclose(second, first[:, order], atol=1e-5)
+
+
+@pytest.mark.parametrize("params", [{"alpha": 1.0}, {"neighbours": 1}, {"support_weight": -1}])
+def test_bad_parameters_are_named(params, case):
+    with pytest.raises(InputError, match="alpha must be 0 to below 1"):
+        fitted(Zlap(**params), case)
