@@ -23,7 +23,8 @@ def test_class_text_rows_have_length_one_and_are_frozen():
         (["a"], [[1.0], [2.0]], "one row for each of 1 names"),
         (["a", "a"], [[1.0], [2.0]], "more than once: a"),
         (["a", "b"], [[1.0], [0.0]], "class text of b is zero"),
-        (["a", "b"], [[np.nan], [1.0]], "class text of a"),
+        (["a", "b"], [[np.nan, 1.0], [1.0, 1.0]], "class text of a"),
+        (["a", "b"], [[np.inf], [1.0]], "class text of a"),
     ],
 )
 def test_bad_class_text_is_named(labels, rows, words):
@@ -67,3 +68,9 @@ def test_state_of_another_shape_is_refused():
 def test_an_unknown_parameter_is_an_input_error():
     with pytest.raises(InputError, match="'clip-adapter'.*alhpa"):
         create_head("clip-adapter", alhpa=1)
+
+
+def test_a_row_of_nan_is_a_class_without_text():
+    text = pickle.loads(pickle.dumps(ClassText(["a", "b"], [[np.nan, np.nan], [3.0, 4.0]])))
+    assert text.absent == ("a",)
+    np.testing.assert_array_equal(text.embeddings, np.float32([[0, 0], [0.6, 0.8]]))

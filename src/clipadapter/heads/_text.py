@@ -20,7 +20,8 @@ class ClassText:
 
     Args:
         labels: class names, each once; their order is the order of the logits.
-        embeddings: (c, d) text features, one row a class; stored as unit rows, float32 unless a float64 array came.
+        embeddings: (c, d) text features, one row a class; stored as unit rows, float32 unless a float64 array came. A
+            row of NaN is a class without text, known by its shots alone; it is stored as zeros.
         logit_scale: ``exp(logit_scale)`` of the encoder; 100 is what CLIP's released checkpoints have.
         logit_bias: added to the logits by sigmoid-loss models, else None.
 
@@ -53,6 +54,8 @@ class ClassText:
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise InputError(f"class names must differ, but these occur more than once: {', '.join(twice)}")
+        absent = np.isnan(rows).all(axis=1)
+        rows = np.where(absent[:, None], 1.0, rows)
         norm = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(rows).all() or not (norm > 0).all():
             bad = [names[i] for i in np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))]
@@ -60,6 +63,7 @@ class ClassText:
         if not logit_scale > 0:
             raise InputError(f"logit_scale must be positive, but is {logit_scale}")
         exact = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
+        rows = np.where(absent[:, None], 0.0, rows)
         array = rows / norm if exact else (rows / norm).astype(np.float32)
         array.flags.writeable = False
         for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale)), strict=True):
@@ -69,7 +73,15 @@ class ClassText:
         raise AttributeError(f"ClassText is frozen: {name} can't be set")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ClassText, (self.labels, self.embeddings, self.logit_scale, self.logit_bias)
+        rows = np.where(self.embeddings.any(axis=1, keepdims=True), self.embeddings, np.nan).astype(
+            self.embeddings.dtype
+        )
+        return ClassText, (self.labels, rows, self.logit_scale, self.logit_bias)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names of the classes without text."""
+        return tuple(name for name, row in zip(self.labels, self.embeddings, strict=True) if not row.any())
 
     def __repr__(self) -> str:
         return f"ClassText({len(self.labels)} classes, width {self.embeddings.shape[1]})"

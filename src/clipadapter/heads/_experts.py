@@ -1,0 +1,168 @@
+"""The simple classifiers that the automatic head mixes; each is one linear map, or one kernel sum, on centred features.
+
+All of them see the classes that have shots, and say zero on average over these, so that a class without shots is left
+to its text. None takes from unequal shots that some classes are rarer: how many pictures a person has of a class says
+little about how often it will be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import unit
+from clipadapter.heads._regression import Regression
+
+RIDGE = 0.1
+KERNEL_RIDGE = 0.03
+MOST_SHOTS = 4000
+"""The kernel expert keeps every shot; with more shots it is left out."""
+TOL = 1e-2
+MAX_ITER = 100
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Shots as experts see them.
+
+    Args:
+        z: (n, d) features, centred, unit rows.
+        labels: (n,) positions among the c classes that have shots.
+        n_classes: c.
+        zero_shot: (n, c) zero-shot logits of unit spread, or None without class text.
+        trust: what zero-shot's logits are multiplied by to be calibrated.
+    """
+
+    z: Tensor
+    labels: Tensor
+    n_classes: int
+    zero_shot: Tensor | None
+    trust: float
+
+    def take(self, rows: Tensor) -> Seen:
+        """Some of the shots; every class must keep one."""
+        zero_shot = None if self.zero_shot is None else self.zero_shot[rows]
+        return Seen(self.z[rows], self.labels[rows], self.n_classes, zero_shot, self.trust)
+
+    @property
+    def counts(self) -> Tensor:
+        """(c,) shots of each class."""
+        return torch.bincount(self.labels, minlength=self.n_classes).to(self.z.dtype)
+
+    @property
+    def shares(self) -> Tensor:
+        """(n,) weights of the shots that give every class the same, of mean one."""
+        return len(self.labels) / (self.n_classes * self.counts[self.labels])
+
+    @property
+    def onehot(self) -> Tensor:
+        """(n, c)."""
+        return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.z.dtype)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A fitted expert: ``text * zero_shot + z W' + bias + k(z, shots) dual``.
+
+    Args:
+        weight: W, (c, d).
+        bias: (c,).
+        text: weight of the zero-shot logits in it.
+        dual: (n, c) coefficients of the kernel sum, or None.
+        shots: (n, d) what the kernel compares with, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    text: float = 0.0
+    dual: Tensor | None = None
+    shots: Tensor | None = None
+
+    def logits(self, z: Tensor, zero_shot: Tensor | None) -> Tensor:
+        """(m, c)."""
+        found = z @ self.weight.T + self.bias
+        if self.dual is not None and self.shots is not None:
+            found = found + kernel(z, self.shots) @ self.dual
+        return found if zero_shot is None or not self.text else found + self.text * zero_shot
+
+    def centred(self) -> Expert:
+        """The same, saying zero on average over the classes."""
+        dual = None if self.dual is None else self.dual - self.dual.mean(dim=1, keepdim=True)
+        return Expert(self.weight - self.weight.mean(dim=0), self.bias - self.bias.mean(), self.text, dual, self.shots)
+
+
+def kernel(a: Tensor, b: Tensor) -> Tensor:
+    """(m, n) Gaussian kernel of unit rows: ``exp(cos - 1)``."""
+    return torch.exp(a @ b.T - 1)
+
+
+def ridge(seen: Seen) -> Expert:
+    """Ridge regression onto the one-hot labels, in the smaller of its two forms."""
+    z, target, shares = seen.z, seen.onehot - 1 / seen.n_classes, seen.shares
+    if len(z) < z.shape[1]:
+        weight = z.T @ torch.linalg.solve(z @ z.T + RIDGE * torch.diag(1 / shares), target)
+    else:
+        heavy = z.T * shares
+        weight = torch.linalg.solve(heavy @ z + RIDGE * torch.eye(z.shape[1], dtype=z.dtype), heavy @ target)
+    return Expert(weight.T, z.new_zeros(seen.n_classes))
+
+
+def prototype(seen: Seen) -> Expert:
+    """Cosine to the class means."""
+    return Expert(unit(seen.onehot.T @ seen.z), seen.z.new_zeros(seen.n_classes))
+
+
+def gda(seen: Seen) -> Expert:
+    """Gaussian discriminant analysis with one covariance, shrunk by its trace (Wang et al., ICLR 2024)."""
+    z, (n, d) = seen.z, seen.z.shape
+    means = seen.onehot.T @ z / seen.counts[:, None]
+    rest = z - means[seen.labels]
+    shrinkage = float(rest.square().sum()) / max(n - 1, 1)
+    if shrinkage < 1e-6:  # one shot a class: no spread is to be seen
+        shrinkage = float(z.square().sum()) / max(n - 1, 1) or 1.0
+    if n < d:
+        inner = rest @ rest.T + shrinkage * torch.eye(n, dtype=z.dtype)
+        weight = d * (means - (means @ rest.T) @ torch.linalg.solve(inner, rest)) / shrinkage
+    else:
+        weight = d * torch.linalg.solve(rest.T @ rest + shrinkage * torch.eye(d, dtype=z.dtype), means.T).T
+    return Expert(weight, -0.5 * (weight * means).sum(dim=1))
+
+
+def kernel_ridge(seen: Seen) -> Expert:
+    """Ridge regression with a Gaussian kernel, for classes that no plane separates."""
+    target = seen.onehot - 1 / seen.n_classes
+    gram = kernel(seen.z, seen.z) + KERNEL_RIDGE * torch.diag(1 / seen.shares)
+    nothing = seen.z.new_zeros(seen.n_classes, seen.z.shape[1])
+    return Expert(nothing, nothing[:, 0], dual=torch.linalg.solve(gram, target), shots=seen.z)
+
+
+def regression(seen: Seen, C: float, text: float = 0.0) -> Expert:
+    """Logistic regression of what the text leaves unexplained; without text, a linear probe.
+
+    The logarithm of the counts is added while training, so that it need not be learned (balanced softmax, Ren et al.,
+    NeurIPS 2020).
+    """
+    offset = seen.counts.log().expand(len(seen.z), -1)
+    if seen.zero_shot is not None and text:
+        offset = offset + text * seen.zero_shot
+    # The solution lies in the span of the shots: rotating into it changes nothing but the cost.
+    basis = torch.linalg.qr(seen.z.T).Q if len(seen.z) < seen.z.shape[1] else None
+    rows = seen.z if basis is None else seen.z @ basis
+    model = Regression(rows, seen.labels, offset)
+    model.solve(C, TOL, MAX_ITER)
+    weight, bias = model.answer(seen.n_classes)
+    return Expert(weight if basis is None else weight @ basis.T, bias, text)
+
+
+EXPERTS: dict[str, Callable[[Seen], Expert]] = {
+    "ridge": ridge,
+    "prototype": prototype,
+    "gda": gda,
+    "kernel-ridge": kernel_ridge,
+    "probe": lambda seen: regression(seen, 100.0, seen.trust),
+    "free-probe": lambda seen: regression(seen, 1000.0),
+}
+"""By name, in the order of the mixing weights."""

@@ -1,0 +1,196 @@
+"""The head that needs no choice: calibrated zero-shot beside what the shots say, mixed by what held-out shots show.
+
+The method is ours. It stands on three observations. Zero-shot has seen none of the shots, so that their likelihood
+says honestly how far to trust it. What several simple classifiers say of held-out shots can be mixed by log-loss, as
+in stacked generalisation (Wolpert, 1992), and the mixture is hardly ever worse than the best of them. And where no
+shot can be held out, the scores that a classifier gives to wrong classes still say how loud its noise is: measured in
+that unit, one weight serves all encoders. See docs/architecture.md for how its few numbers came about.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import unit
+from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, Seen, kernel
+from clipadapter.heads._folds import held_out_folds
+from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._training import few_threads
+from clipadapter.heads.linear_probe import _affordable
+
+SHOTS = 1.3
+"""Weight of what the shots say, in units of its noise, beside a text that is not trusted."""
+SPREADS = (3.0, 0.7)
+"""How far held-out shots may take the weights from there: of the text, of an expert."""
+NEGLIGIBLE = 0.01
+"""Experts of a smaller share of the largest weight are left out."""
+REPEATS, ENOUGH = 5, 300
+"""Shots are divided into folds up to five times, as long as this many are not held out in all."""
+BLOCK = 4096
+
+
+@register_head("auto", paper="docs/architecture.md")
+class Auto(Head):
+    """Text and shots mixed by what held-out shots show; needs no parameter, no validation set, and no class text.
+
+    Args:
+        folds: into how many parts the shots are divided, each held out once.
+        seed: of the folds.
+
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> bool((Auto().fit(X, y, text=text).predict(X) == y).all())
+    True
+    """
+
+    def __init__(self, folds: int = 4, seed: int = 0) -> None:
+        self.folds = folds
+        self.seed = seed
+
+    def _fit(self, shots: Shots) -> None:
+        x = unit(unit(shots.views).mean(dim=1))  # (n, d)
+        counts = shots.counts[shots.labels]
+        self.centre_ = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
+        z = unit(x - self.centre_)
+        classes = shots.labels.unique()
+        labels = torch.searchsorted(classes, shots.labels)
+        self.text_: Tensor | None = None if shots.text is None else _complete(shots.text, z, labels, classes)
+        seen = self._seen(x, z, labels, classes)
+        weights: dict[str, float] = {}
+        units: dict[str, float] = {}
+        if len(classes) > 1:
+            with few_threads(z.numel() * len(classes)):
+                weights, units = self._weights(seen)
+        self.trust_ = weights.pop("text", seen.trust)
+        self._mix(seen, weights, units, classes, shots.n_classes)
+
+    def _seen(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Seen:
+        """What experts see; measures the text by the way."""
+        if self.text_ is None:
+            return Seen(z, labels, len(classes), None, 0.0)
+        every = centre(x @ self.text_.T)
+        self.spread_ = float(every.std(dim=1).mean()) or 1.0
+        counts = torch.bincount(labels)[labels]
+        factor = trust(every / self.spread_, classes[labels], len(labels) / (len(classes) * counts))
+        return Seen(z, labels, len(classes), every[:, classes] / self.spread_, factor)
+
+    def _weights(self, seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
+        """Weight of the text and of each expert, and the noise of each expert."""
+        shots = SHOTS / (1 + seen.trust / 5)
+        kept = _affordable(seen.labels, seen.z.shape[1], self.seed)
+        part = _some_classes(seen, kept)
+        splits = held_out_folds(part.labels, self.folds, self.seed)
+        if not splits:
+            return {"text": seen.trust, "ridge": shots}, {"ridge": _unseen_noise(seen)}
+        # Few shots are divided more than once, since much hangs on how they fall.
+        again = max(1, min(REPEATS, ENOUGH // len(seen.z)))
+        for i in range(1, again):
+            splits += held_out_folds(part.labels, self.folds, self.seed + i)
+        splits = [(_thinned(part.labels, train, rows, self.seed + i), rows) for i, (train, rows) in enumerate(splits)]
+        names = [name for name in EXPERTS if name != "kernel-ridge" or len(seen.z) <= MOST_SHOTS]
+        held = torch.cat([rows for _, rows in splits])
+        labels = part.labels[held]
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for train, rows in splits:
+            for name in names:
+                answers = None if part.zero_shot is None else part.zero_shot[rows]
+                found[name].append(EXPERTS[name](part.take(train)).logits(part.z[rows], answers))
+        logits = {name: torch.cat(parts) for name, parts in found.items()}
+        units = {name: noise(centre(part), labels) for name, part in logits.items()}
+        stack = [logits[name] / units[name] for name in names]
+        expected, spread = [shots / len(names)] * len(names), [SPREADS[1]] * len(names)
+        if part.zero_shot is not None:
+            stack, expected, spread = [part.zero_shot[held], *stack], [seen.trust, *expected], [SPREADS[0], *spread]
+            names = ["text", *names]
+        counts = torch.bincount(labels)
+        shares = len(labels) / (int((counts > 0).sum()) * counts[labels]) / again
+        return dict(zip(names, mixing_weights(stack, labels, expected, spread, shares), strict=True)), units
+
+    def _mix(
+        self, seen: Seen, weights: dict[str, float], units: dict[str, float], classes: Tensor, n_classes: int
+    ) -> None:
+        """Fit the experts that count to all shots, and add them up to one."""
+        d = seen.z.shape[1]
+        self.weight_, self.bias_ = seen.z.new_zeros(n_classes, d), seen.z.new_zeros(n_classes)
+        self.shots_ = self.dual_ = None
+        most = max(weights.values(), default=0.0)
+        for name, weight in weights.items():
+            if weight <= NEGLIGIBLE * most:
+                continue
+            expert, factor = EXPERTS[name](seen).centred(), weight / units[name]
+            self.weight_[classes] += factor * expert.weight
+            self.bias_[classes] += factor * expert.bias
+            self.trust_ += factor * expert.text
+            if expert.dual is not None:
+                self.shots_, self.dual_ = expert.shots, seen.z.new_zeros(len(seen.z), n_classes)
+                self.dual_[:, classes] = factor * expert.dual
+        if self.text_ is None:
+            self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = -1e4
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return torch.cat([self._block(part) for part in X.split(BLOCK)])
+
+    def _block(self, X: Tensor) -> Tensor:
+        x = unit(X)
+        z = unit(x - self.centre_.to(X.dtype))
+        found = z @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
+        shots, dual, text = (getattr(self, name, None) for name in ("shots_", "dual_", "text_"))
+        if shots is not None and dual is not None:
+            found = found + kernel(z, shots.to(X.dtype)) @ dual.to(X.dtype)
+        if text is not None:
+            found = found + self.trust_ / self.spread_ * centre(x @ text.to(X.dtype).T)
+        return found
+
+
+def _some_classes(seen: Seen, rows: Tensor) -> Seen:
+    """Some of the shots, and of the classes only those that still have one."""
+    part = seen.take(rows)
+    classes = part.labels.unique()
+    zero_shot = None if part.zero_shot is None else part.zero_shot[:, classes]
+    return Seen(part.z, torch.searchsorted(classes, part.labels), len(classes), zero_shot, part.trust)
+
+
+def _thinned(labels: Tensor, train: Tensor, held: Tensor, seed: int) -> Tensor:
+    """Training rows of which the held-out classes keep as many as a class drawn at random has; all if shots are equal.
+
+    Only classes with two shots or more are held out, so that with unequal shots experts would be judged on the best
+    known classes alone, and trusted too far on the others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.bincount(labels)
+    kept = []
+    for label in labels[train].unique():
+        rows = train[labels[train] == label]
+        most = int(counts[torch.randint(len(counts), (1,), generator=generator)])
+        order = torch.randperm(len(rows), generator=generator)
+        kept.append(rows[order[:most]] if (labels[held] == label).any() else rows)
+    return torch.cat(kept)
+
+
+def _unseen_noise(seen: Seen) -> float:
+    """Noise of the ridge expert where every class has one shot: each is scored by a fit to the others."""
+    n, c = len(seen.z), seen.n_classes
+    gram = seen.z @ seen.z.T + 0.1 * torch.eye(n, dtype=seen.z.dtype)
+    inverse = torch.linalg.inv(gram)
+    target = seen.onehot - seen.onehot.mean(dim=0)
+    scores = target - inverse @ target / inverse.diagonal()[:, None]
+    wrong = ~seen.onehot.bool()
+    rest = centre(scores[wrong].reshape(n, c - 1))
+    return float(((rest.square().sum() + 4 * NOISE**2) / (n * max(c - 2, 0) + 4)).sqrt())
+
+
+def _complete(text: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Class text in which a class without text stands where its shots are, as far from the mean as the others."""
+    missing = text.norm(dim=1) == 0
+    if not missing.any():
+        return text
+    mean = text[~missing].mean(dim=0)
+    length = (text[~missing] - mean).norm(dim=1).mean()
+    found = text.clone()
+    for k in torch.nonzero(missing).flatten().tolist():
+        own = z[classes[labels] == k]
+        found[k] = unit(mean + length * unit(own.mean(dim=0))) if len(own) else mean
+    return found

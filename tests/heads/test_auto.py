@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from clipadapter.functional import unit
+from clipadapter.heads import ClassText
+from clipadapter.heads._experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
+from clipadapter.heads._mixture import MISTAKES, mixing_weights, noise, trust
+from clipadapter.heads.auto import Auto, _thinned, _unseen_noise
+from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.zero_shot import ZeroShot
+
+
+def world(shots, quality, c=12, d=64, spread=1.0, seed=0, per_class=20):
+    """Shots, queries and class text of a made-up encoder; quality 1: text at the class means, 0: anywhere."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal((c, d)) / np.sqrt(d)
+    text = quality * means + (1 - quality) * rng.standard_normal((c, d)) / np.sqrt(d)
+    names = [f"class {i}" for i in range(c)]
+    counts = [shots] * c if isinstance(shots, int) else shots
+
+    def draw(numbers):
+        X = np.concatenate(
+            [means[i] + spread * rng.standard_normal((n, d)) / np.sqrt(d) for i, n in enumerate(numbers)]
+        )
+        return X.astype(np.float32), np.repeat(names, numbers)
+
+    return (*draw(counts), ClassText(names, text, 30.0), *draw([per_class] * c))
+
+
+def accuracy(head, X, y, text, Q, truth):
+    return (head.fit(X, y, text=text).predict(Q) == truth).mean()
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 16])
+@pytest.mark.parametrize("quality", [0.0, 0.4, 1.0])
+def test_it_keeps_up_with_the_better_of_text_and_shots(shots, quality):
+    found = np.array(
+        [
+            [accuracy(head, *world(shots, quality, seed=seed)) for head in (Auto(), ZeroShot(), LinearProbe())]
+            for seed in range(3)
+        ]
+    ).mean(axis=0)
+    assert found[0] >= max(found[1:]) - 0.03
+
+
+def test_text_and_shots_together_beat_either():
+    auto, zero_shot, probe = (accuracy(h, *world(4, 0.35, spread=2.2)) for h in (Auto(), ZeroShot(), LinearProbe()))
+    assert auto > max(zero_shot, probe) + 0.02
+
+
+def test_unequal_shots_do_not_make_a_class_likelier():
+    counts = [1, 16] * 6
+    X, y, text, Q, truth = world(counts, 0.3, spread=1.2)
+    predicted = Auto().fit(X, y, text=text).predict(Q)
+    rare = np.isin(predicted, text.labels[::2]).mean()
+    assert 0.35 < rare < 0.65
+
+
+def test_wrong_labels_do_not_silence_good_text():
+    X, y, text, Q, truth = world(4, 0.9, spread=1.2)
+    y = y.copy()
+    y[::10] = np.roll(y, 7)[::10]
+    assert accuracy(Auto(), X, y, text, Q, truth) >= accuracy(ZeroShot(), X, y, text, Q, truth) - 0.01
+
+
+def test_a_class_without_shots_answers_by_its_text():
+    X, y, text, Q, truth = world([4] * 11 + [0], 0.9)
+    head = Auto().fit(X, y, text=text)
+    assert (head.predict(Q)[truth == "class 11"] == "class 11").mean() > 0.8
+    others = text.embeddings.copy()
+    others[11] = -others[11]
+    turned = Auto().fit(X, y, text=ClassText(text.labels, others, 30.0))
+    assert (turned.predict(Q)[truth == "class 11"] == "class 11").mean() < 0.2
+
+
+def test_a_class_without_text_answers_by_its_shots():
+    X, y, text, Q, truth = world(4, 0.9, spread=2.2)
+    rows = text.embeddings.copy()
+    rows[3] = np.nan
+    head = Auto().fit(X, y, text=ClassText(text.labels, rows, 30.0))
+    assert (head.predict(Q)[truth == "class 3"] == "class 3").mean() > 0.7
+    assert (head.predict(Q) == truth).mean() > accuracy(LinearProbe(), X, y, text, Q, truth)
+
+
+def test_one_shot_of_two_classes_is_enough():
+    X, y, text, Q, truth = world(1, 0.5, c=2, spread=0.5)
+    assert accuracy(Auto(), X, y, text, Q, truth) > 0.9
+    assert accuracy(Auto(), X, y, None, Q, truth) > 0.9
+
+
+def seen(shots=3, c=4, d=10, seed=0):
+    """With d 10 and 12 shots the primal forms are taken, with d 40 the dual ones."""
+    rng = np.random.default_rng(seed)
+    labels = torch.arange(c).repeat_interleave(shots)
+    z = unit(torch.from_numpy(rng.standard_normal((c, d))[labels] + rng.standard_normal((c * shots, d))))
+    return Seen(z, labels, c, None, 0.0)
+
+
+@pytest.mark.parametrize("d", [10, 40])
+def test_ridge_solves_its_normal_equations(d):
+    part = seen(d=d)
+    weight, z = ridge(part).weight.numpy(), part.z.numpy()
+    target = np.eye(4)[part.labels] - 0.25
+    np.testing.assert_allclose((z.T @ z + 0.1 * np.eye(d)) @ weight.T, z.T @ target, atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [10, 40])
+def test_gda_is_its_closed_form(d):
+    part = seen(d=d)
+    z, labels = part.z.numpy(), part.labels.numpy()
+    means = np.array([z[labels == k].mean(axis=0) for k in range(4)])
+    rest = z - means[labels]
+    covariance = rest.T @ rest / (len(z) - 1)
+    inverse = d * np.linalg.inv((len(z) - 1) * covariance + np.trace(covariance) * np.eye(d))
+    expert = gda(part)
+    np.testing.assert_allclose(expert.weight.numpy(), means @ inverse, atol=1e-9)
+    np.testing.assert_allclose(expert.bias.numpy(), -0.5 * np.diag(means @ inverse @ means.T), atol=1e-9)
+
+
+def test_kernel_ridge_is_its_closed_form():
+    part = seen()
+    z = part.z.numpy()
+    gram = np.array([[np.exp(a @ b - 1) for b in z] for a in z])
+    expected = gram @ np.linalg.solve(gram + 0.03 * np.eye(len(z)), np.eye(4)[part.labels] - 0.25)
+    np.testing.assert_allclose(kernel_ridge(part).logits(part.z, None).numpy(), expected, atol=1e-9)
+
+
+def test_prototype_is_the_cosine_to_the_mean():
+    part = seen()
+    means = np.array([part.z[part.labels == k].numpy().mean(axis=0) for k in range(4)])
+    expected = part.z.numpy() @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    np.testing.assert_allclose(prototype(part).logits(part.z, None).numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(EXPERTS))
+def test_every_expert_says_zero_on_average(name):
+    part = seen()
+    logits = EXPERTS[name](part).centred().logits(part.z, None)
+    np.testing.assert_allclose(logits.mean(dim=1).numpy(), 0.0, atol=1e-6)
+
+
+def test_unseen_noise_is_that_of_fits_without_the_shot():
+    part = seen(shots=1, c=6, d=40)
+    squares = []
+    for i in range(6):
+        others = [j for j in range(6) if j != i]
+        z, target = part.z.numpy()[others], (np.eye(6) - 1 / 6)[others]
+        scores = part.z.numpy()[i] @ z.T @ np.linalg.solve(z @ z.T + 0.1 * np.eye(5), target)
+        wrong = np.delete(scores, i)
+        squares.append(((wrong - wrong.mean()) ** 2).sum())
+    assert _unseen_noise(part) == pytest.approx(np.sqrt((sum(squares) + 4 * 0.08**2) / (6 * 4 + 4)), rel=1e-9)
+
+
+def test_noise_is_the_spread_of_wrong_classes():
+    logits = torch.tensor([[9.0, 1.0, 3.0], [2.0, -7.0, 6.0]])
+    assert noise(logits, torch.tensor([0, 1])) == pytest.approx(np.sqrt((2 * 1.0**2 + 2 * 2.0**2) / 2))
+
+
+def test_trust_grows_with_what_the_text_gets_right():
+    logits, labels = 2 * torch.eye(10), torch.arange(10)
+    factors = [trust(logits, torch.cat([labels[:k], labels[k:].flip(0)])) for k in (10, 8, 4, 0)]
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_mixing_weights_are_those_of_another_optimizer():
+    rng = np.random.default_rng(0)
+    parts, labels = rng.standard_normal((3, 40, 5)), rng.integers(0, 5, 40)
+    parts[0, np.arange(40), labels] += 2
+    shares = rng.uniform(0.5, 1.5, 40)
+
+    def loss(weights):
+        total = ((weights - 0.5) ** 2).sum() / 2
+        for i in range(40):
+            exponents = np.exp(weights @ (parts[:, i] - parts[:, i].mean(axis=1, keepdims=True)))
+            probability = exponents[labels[i]] / exponents.sum()
+            total -= shares[i] * np.log((1 - MISTAKES) * probability + MISTAKES / 5)
+        return total
+
+    expected = minimize(loss, [0.5] * 3, method="Powell", bounds=[(0, 20)] * 3, options={"xtol": 1e-8, "ftol": 1e-12})
+    found = mixing_weights(
+        list(torch.from_numpy(parts)), torch.from_numpy(labels), [0.5] * 3, [1.0] * 3, torch.from_numpy(shares)
+    )
+    assert loss(np.array(found)) <= expected.fun + 1e-6
+    np.testing.assert_allclose(found, expected.x, atol=0.05)
+
+
+def test_equal_shots_are_not_thinned():
+    labels = torch.arange(4).repeat_interleave(3)
+    train = torch.tensor([r for r in range(12) if r % 3])
+    assert _thinned(labels, train, torch.arange(0, 12, 3), 0).sort().values.tolist() == train.tolist()
+
+
+def test_unequal_shots_are_thinned_where_they_are_held_out():
+    labels = torch.tensor([0] * 16 + [1] + [2])
+    train, held = torch.arange(4, 18), torch.arange(4)
+    kept = {len(_thinned(labels, train, held, seed)) for seed in range(20)}
+    assert kept == {14, 3}
