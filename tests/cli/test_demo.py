@@ -15,7 +15,7 @@ def test_the_whole_job_on_a_persons_own_folder(noisy_squares, tmp_path, run):
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines()[-3:] == [
         "18 pictures of 3 classes: blue (6), green (6), red (6).",
-        "The encoder turns each picture into numbers once; then three methods learn from 1 to 2 pictures a class, "
+        "The encoder turns each picture into numbers once; then four methods learn from 1 to 2 pictures a class, "
         "drawn 2 times.",
         "The shots come from train, the test pictures from test, 6 in all.",
     ]

@@ -137,6 +137,11 @@ def test_views(squares, fit):
         (["--templates", "a photo"], "needs one: write {} there"),
         (["--set", "alhpa=1", "--head", "clip-adapter"], "Did you mean 'alpha'? Known: branch, reduction"),
         (["--set", "alpha"], "--set takes key=value"),
+        (["--grid", "alpha"], "--grid takes key=value,value,..."),
+        (["--grid", "alpa=1,2", "--head", "tip-adapter"], "Did you mean 'alpha'?"),
+        (["--preset", "dtt", "--head", "tip-adapter"], "no preset of tip-adapter is called 'dtt'. Did you mean 'dtd'?"),
+        (["--head", "zlap"], "give the pictures that it will be asked for, --unlabelled FOLDER"),
+        (["--unlabelled", "."], "leave --unlabelled out"),
         (["--split", "dev"], "has no split 'dev'"),
         (["--device", "warp"], "the device 'warp' can't be used here"),
         (["--class-names", "nothing.json"], "nothing.json can't be opened"),
@@ -197,3 +202,34 @@ def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit)
     assert "No space left on device" in result.stderr
     assert (tmp_path / "model" / "config.json").read_bytes() == before
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_the_default_head_is_auto(squares, tmp_path, run):
+    assert run("fit", squares, "--out", tmp_path / "model", "--encoder", "toy").exit_code == 0
+    assert type(FewShotClassifier.load(tmp_path / "model").head_).__name__ == "Auto"
+
+
+def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
+    args = ["--grid", "alpha=0,1,2", "--grid", "beta=1,5.5"]
+    found = json.loads(fit(squares, *args, "--json", head="tip-adapter").stdout)
+    assert found["selection"]["how"] == "leave-one-out"
+    assert found["selection"]["held_out"] == 12
+    assert len(found["selection"]["candidates"]) == 6
+    best = found["selection"]["candidates"][0]
+    assert best["behind"] == 0
+    chosen = {key: found["head"]["params"][key] for key in ("alpha", "beta")}
+    assert best["name"] == ", ".join(f"{key}={value}" for key, value in chosen.items())
+    assert "best of 6 on 12 held-out shots by leave-one-out" in fit(squares, *args, head="tip-adapter").stdout
+
+
+def test_a_preset_stands_under_settings(squares, fit):
+    args = ["--preset", "dtd", "--set", "beta=9"]
+    params = json.loads(fit(squares, *args, "--json", head="tip-adapter").stdout)["head"]["params"]
+    assert params["alpha"] == 2
+    assert params["beta"] == 9
+
+
+def test_a_transductive_head_sees_the_unlabelled_pictures(squares, tmp_path, fit):
+    assert fit(squares, "--unlabelled", squares, head="zlap").exit_code == 0
+    head = FewShotClassifier.load(tmp_path / "model").head_
+    assert head.state()["n_unlabelled_"] == 12

@@ -2,11 +2,15 @@ import json
 from importlib.metadata import version
 
 from clipadapter import list_encoders, list_heads
+from clipadapter.heads import head_info
 
 
 def test_heads(run):
     result = run("heads")
-    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == list_heads()
+    table = result.stdout.partition("\n\n")[0]
+    assert [line.split()[0] for line in table.splitlines()[1:]] == list_heads()
+    marked = {line.split()[0] for line in table.splitlines()[1:] if line.split()[1] == "*"}
+    assert marked == {name for name in list_heads() if head_info(name).cls.transductive} >= {"zlap"}
     assert [one["name"] for one in json.loads(run("heads", "--json").stdout)] == list_heads()
 
 

@@ -84,6 +84,14 @@ def test_a_class_without_text_answers_by_its_shots():
     assert (head.predict(Q) == truth).mean() > accuracy(LinearProbe(), X, y, text, Q, truth)
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_text_that_is_right_and_sure_leaves_nothing_to_learn(scale):
+    names = [f"class {i}" for i in range(8)]
+    X, y = np.repeat(np.eye(8, 16, dtype=np.float32), 4, axis=0), np.repeat(names, 4)
+    head = Auto().fit(X, y, text=ClassText(names, np.eye(8, 16), scale))
+    assert (head.predict(X) == y).all()
+
+
 def test_one_shot_of_two_classes_is_enough():
     X, y, text, Q, truth = world(1, 0.5, c=2, spread=0.5)
     assert accuracy(Auto(), X, y, text, Q, truth) > 0.9

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import ClassText, clip_adapter
 from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
@@ -172,6 +172,24 @@ def test_auto_at_one_shot_follows_the_confidence_of_zero_shot():
     fitted = ClipAdapter().fit(X, ["a", "b"], text=text)
     strength = math.sqrt(1 - truth)
     assert fitted.alpha_ == pytest.approx(0.4 * strength / (0.6 + 0.4 * strength), rel=1e-5)
+
+
+def test_auto_on_many_shots_looks_at_one_fold(monkeypatch):
+    X, y, text = toy_features((9, 9, 9), d=32, noise=2.0)
+    sizes = []
+
+    class Counting(ClipAdapter):
+        def _train(self, shots, rows, progress=False):
+            sizes.append(len(rows))
+            return super()._train(shots, rows, progress)
+
+    all_folds = Counting().fit(X, y, text=text).alpha_
+    assert sizes == [18, 18, 18, 27]
+    sizes.clear()
+    monkeypatch.setattr(clip_adapter, "AFFORDABLE", 0)
+    one_fold = Counting().fit(X, y, text=text).alpha_
+    assert sizes == [18, 27]
+    assert one_fold == pytest.approx(all_folds, abs=0.1)
 
 
 def test_views_are_used_in_training():

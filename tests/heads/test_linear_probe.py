@@ -1,26 +1,95 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
-from clipadapter.heads.linear_probe import ABSENT, LinearProbe
+from clipadapter.heads import _regression, linear_probe
+from clipadapter.heads._regression import ABSENT, affordable
+from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.testing import toy_features
 
 
+def clusters(classes, shots, d, spread=1.5, seed=0):
+    """Features with a common mean and a falling spectrum, as encoders have."""
+    rng = np.random.default_rng(seed)
+    scale = np.arange(1, d + 1) ** -0.5
+    means = (0.5 + rng.standard_normal((classes, d))) * scale
+    y = np.repeat(np.arange(classes), shots)
+    return means[y] + spread * scale * rng.standard_normal((len(y), d)), y
+
+
+@pytest.mark.parametrize("C", [0.1, 3.0, 100.0])
 @pytest.mark.parametrize("input_norm", [True, False])
 @pytest.mark.parametrize("d", [5, 64])
-def test_equals_scikit_learn_on_the_same_features(input_norm, d):
-    X, y, _ = toy_features((6, 6, 6), d=d, noise=2.0)
-    rows = X.astype(float) / (np.linalg.norm(X, axis=1, keepdims=True) if input_norm else 1)
-    expected = LogisticRegression(C=3.0, max_iter=5000, tol=1e-8).fit(rows, y)
-    fitted = LinearProbe(C=3.0, input_norm=input_norm).fit(X.astype(float), y)
-    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(rows), atol=2e-3)
+def test_equals_scikit_learn_on_the_same_features(C, input_norm, d):
+    X, y = clusters(4, 6, d)
+    rows = X / (np.linalg.norm(X, axis=1, keepdims=True) if input_norm else 1)
+    expected = LogisticRegression(C=C, max_iter=50_000, tol=1e-9).fit(rows, y)
+    fitted = LinearProbe(C=C, input_norm=input_norm, tol=1e-7).fit(X, y)
+    np.testing.assert_allclose(fitted.weight_, expected.coef_, atol=1e-3)
+    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(rows), atol=1e-3)
+
+
+def test_more_classes_than_features_equal_scikit_learn_in_single_precision():
+    X, y = clusters(30, 4, 8)
+    rows = X / np.linalg.norm(X, axis=1, keepdims=True)
+    expected = LogisticRegression(C=10.0, max_iter=50_000, tol=1e-9).fit(rows, y)
+    fitted = LinearProbe(C=10.0, tol=1e-5).fit(X.astype(np.float32), y)
+    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(rows), atol=1e-3)
 
 
 def test_two_classes_have_the_probabilities_of_scikit_learn():
     X, y, _ = toy_features((6, 6, 0), noise=2.0)
-    expected = LogisticRegression(C=1.0).fit(X.astype(float), y)
-    fitted = LinearProbe(C=1.0, input_norm=False).fit(X.astype(float), y)
-    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(X.astype(float)), atol=1e-3)
+    expected = LogisticRegression(C=1.0, tol=1e-8).fit(X.astype(float), y)
+    fitted = LinearProbe(C=1.0, input_norm=False, tol=1e-6).fit(X.astype(float), y)
+    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(X.astype(float)), atol=1e-4)
+
+
+def test_the_default_tolerance_is_near_the_optimum():
+    X, y = clusters(10, 8, 32)
+    near, exact = (LinearProbe(C=10.0, tol=tol).fit(X, y).predict_proba(X) for tol in (1e-3, 1e-8))
+    np.testing.assert_allclose(near, exact, atol=1e-2)
+
+
+def test_equal_rows_leave_the_shares_of_the_classes():
+    fitted = LinearProbe(C=1.0, tol=1e-6).fit(np.ones((4, 3)), ["a", "b", "b", "b"])
+    np.testing.assert_allclose(fitted.predict_proba([[1.0, 1.0, 1.0]]), [[0.25, 0.75]], atol=1e-4)
+
+
+def test_c_that_is_chosen_has_the_lowest_held_out_loss_of_scikit_learn():
+    X, y = clusters(5, 6, 16, spread=3.0)
+    rows = X / np.linalg.norm(X, axis=1, keepdims=True)
+    losses = dict.fromkeys(linear_probe.GRID, 0.0)
+    for train, held in linear_probe.held_out_folds(torch.tensor(y), 3):
+        for C in losses:
+            model = LogisticRegression(C=C, max_iter=5000).fit(rows[train], y[train])
+            found = model.predict_proba(rows[held])
+            losses[C] -= np.log(found[np.arange(len(held)), y[held]]).sum()
+    assert losses[LinearProbe().fit(X, y).C_] == min(losses.values())
+
+
+def test_rows_to_choose_on_are_all_if_they_are_affordable():
+    labels = torch.arange(30) % 10
+    assert affordable(labels, 64, seed=0).tolist() == list(range(30))
+
+
+@pytest.mark.parametrize(("classes", "shots", "d"), [(1000, 16, 1024), (10, 20_000, 1024), (2000, 2, 4096)])
+def test_rows_to_choose_on_keep_a_pass_below_the_bound(classes, shots, d):
+    labels = torch.arange(classes * shots) % classes
+    kept = affordable(labels, d, seed=0)
+    counts = torch.bincount(labels[kept])
+    counts = counts[counts > 0]
+    assert len(kept) * len(counts) * d <= _regression.AFFORDABLE
+    assert len(counts) >= 10
+    assert counts.min() >= min(shots, 3)
+
+
+def test_c_chosen_on_some_of_the_classes_is_that_of_all(monkeypatch):
+    X, y = clusters(40, 6, 16, spread=3.0)
+    everything = LinearProbe().fit(X, y)
+    monkeypatch.setattr(_regression, "AFFORDABLE", 100_000)
+    assert len(affordable(torch.tensor(y), 16, seed=0)) < len(y)
+    assert LinearProbe().fit(X, y).C_ == everything.C_
 
 
 def test_auto_takes_a_weaker_penalty_for_clean_shots_than_for_noisy_ones():

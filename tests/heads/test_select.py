@@ -4,9 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import create_head
+from clipadapter.heads import create_head, held_out, select
 from clipadapter.heads.linear_probe import LinearProbe
-from clipadapter.heads.select import held_out, select
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.sealed import seal
 from clipadapter.testing import toy_features

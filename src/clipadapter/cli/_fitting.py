@@ -123,30 +123,55 @@ class HeadChoice:
     Args:
         head: registered name.
         settings: ``key=value`` texts.
+        grids: ``key=value,value,...`` texts.
+        preset: name of published parameters, or None.
     """
 
-    head: str = "clip-adapter"
+    head: str = "auto"
     settings: Sequence[str] = field(default_factory=tuple)
+    grids: Sequence[str] = field(default_factory=tuple)
+    preset: str | None = None
 
     def params(self) -> dict[str, Any]:
-        """The parameters, each read as a JSON scalar, or else as the text it is.
+        """The parameters: those of the preset, and over them the settings, each a JSON scalar or else text.
 
         Raises:
             InputError: if a setting is not ``key=value``.
-            UnknownNameError: if there is no such head, or it has no such parameter.
+            UnknownNameError: if there is no such head, or it has no such parameter or preset.
         """
         from clipadapter.heads import head_info
 
-        known = list(inspect.signature(head_info(self.head).cls).parameters)
-        params = {}
-        for setting in self.settings:
-            key, equals, text = setting.partition("=")
-            if not equals:
-                raise InputError(f"--set takes key=value, such as seed=1, but got '{setting}'")
-            if key not in known:
-                raise unknown(f"parameter of {self.head}", key, known)
+        presets = head_info(self.head).cls.presets
+        if self.preset is not None and self.preset not in presets:
+            raise unknown(f"preset of {self.head}", self.preset, sorted(presets))
+        params = dict(presets[self.preset]) if self.preset is not None else {}
+        for key, text in self._pairs(self.settings, "--set takes key=value, such as seed=1"):
             params[key] = _scalar(text)
         return params
+
+    def grid(self) -> dict[str, list[Any]]:
+        """Values to try, by parameter.
+
+        Raises:
+            InputError: if a grid is not ``key=value,value,...``.
+            UnknownNameError: if the head has no such parameter.
+        """
+        pairs = self._pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
+        return {key: [_scalar(value) for value in text.split(",")] for key, text in pairs}
+
+    def _pairs(self, texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
+        from clipadapter.heads import head_info
+
+        known = list(inspect.signature(head_info(self.head).cls).parameters)
+        pairs = []
+        for given in texts:
+            key, equals, text = given.partition("=")
+            if not equals:
+                raise InputError(f"{rule}, but got '{given}'")
+            if key not in known:
+                raise unknown(f"parameter of {self.head}", key, known)
+            pairs.append((key, text))
+        return pairs
 
     def make(self) -> Head:
         """A new head.
@@ -165,7 +190,7 @@ head_options = bundle(
     click.option(
         "--head",
         metavar="NAME",
-        default="clip-adapter",
+        default="auto",
         show_default=True,
         help="What is fitted; see 'clipadapter heads'.",
     ),
@@ -176,8 +201,18 @@ head_options = bundle(
         metavar="KEY=VALUE",
         help="Parameter of the head, such as alpha=0.2; may be given many times.",
     ),
+    click.option(
+        "--grid",
+        "grids",
+        multiple=True,
+        metavar="KEY=V1,V2,...",
+        help="Values to try; the best on held-out shots is taken. May be given many times.",
+    ),
+    click.option(
+        "--preset", metavar="NAME", help="Published parameters of a data set, such as dtd; found on its test data."
+    ),
 )
-"""``--head`` and ``--set``; as ``head``."""
+"""``--head``, ``--set``, ``--grid`` and ``--preset``; as ``head``."""
 
 
 def _scalar(text: str) -> Any:

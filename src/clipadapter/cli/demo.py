@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
 
-HEADS = ("zero-shot", "linear-probe", "clip-adapter")
+HEADS = ("zero-shot", "linear-probe", "clip-adapter", "auto")
 
 
 @click.command(epilog="Example: clipadapter demo --data my-pictures/ --shots 1,4")
@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Show the whole job on 2,000 pictures of fabric, without network: compare, fit, save, predict.
 
-    zero-shot, linear-probe and clip-adapter learn from the same few pictures. Shots are drawn from the part train
+    zero-shot, linear-probe, clip-adapter and auto learn from the same few pictures. Shots are drawn from the part train
     and measured on the part test if there are such parts; else from every other picture of each class, measured on
     those between. The second time the features and the runs are there already.
     """
@@ -88,7 +88,7 @@ def _story(train: Dataset, test: Dataset, rule: str, shots: list[int], seeds: in
     some = ", ".join(f"{name} ({counts[name]})" for name in names[:5]) + (" ..." if len(names) > 5 else "")
     return (
         f"{counts.total()} pictures of {len(names)} classes: {some}.\n"
-        f"The encoder turns each picture into numbers once; then three methods learn from {many} pictures a class, "
+        f"The encoder turns each picture into numbers once; then four methods learn from {many} pictures a class, "
         f"drawn {seeds} times.\n{rule}, {len(test.samples)} in all."
     )
 
@@ -105,7 +105,7 @@ def _main_job(model: FewShotClassifier, result: Comparison, test: Dataset, folde
     sample = test.samples[0]
     (answer,) = loaded.classify([sample.path])
     said = answer.error or f"'{answer.label}' with probability {answer.probability:.2f}; it is '{sample.label}'"
-    return f"A CLIP-Adapter of {shots} shots a class is saved in {folder}. Asked for {sample.path.name} it says {said}."
+    return f"A model of {shots} shots a class is saved in {folder}. Asked for {sample.path.name} it says {said}."
 
 
 def _next(encoder: str, folder: Path) -> str:

@@ -23,7 +23,7 @@ from clipadapter.cli._options import (
     strict_option,
 )
 from clipadapter.cli._output import Output, facts
-from clipadapter.errors import ArtifactError
+from clipadapter.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 @split_option
 @view_options
 @prompt_options
+@click.option(
+    "--unlabelled", type=FOLDER, help="Pictures that will be asked for, without labels; for transductive heads."
+)
 @click.option("--no-support", is_flag=True, help="Leave the shots' features out of the model.")
 @strict_option
 @output_options
@@ -54,6 +57,7 @@ def command(
     split: str | None,
     views: Views,
     prompts: Prompts,
+    unlabelled: Path | None,
     no_support: bool,
     strict: bool,
     out: Output,
@@ -69,13 +73,14 @@ def command(
     dataset = prompts.rename(open_dataset(data, split, default="train"))
     rows = _rows(dataset.labels, shots, seed, out)
     descriptions = prompts.read_descriptions(dataset.class_names)
-    params, spec = head.params(), views.spec(seed)
-    head.make()
+    params, grid, spec = head.params(), head.grid(), views.spec(seed)
+    others = _unlabelled(head, unlabelled)
     _check_folder(folder)
     model = FewShotClassifier(
         towers.open(out),
         head.head,
         head_params=params,
+        grid=grid,
         templates=prompts.templates,
         descriptions=descriptions,
         views=spec,
@@ -86,7 +91,8 @@ def command(
         strict=strict,
     )
     labels = dataset.labels
-    model.fit([dataset.samples[i].path for i in rows], [labels[i] for i in rows], dataset.class_names)
+    paths = [dataset.samples[i].path for i in rows]
+    model.fit(paths, [labels[i] for i in rows], dataset.class_names, others)
     model.save(folder, support=not no_support)
     _report(model, head, folder, time.monotonic() - started, out)
 
@@ -102,6 +108,20 @@ def _rows(labels: Sequence[str], shots: int | None, seed: int, out: Output) -> S
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         out.warn(f"fewer than {shots} pictures in {', '.join(few[:5])}{more}: all of them are taken")
     return draw_shots(labels, shots, seed)
+
+
+def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:
+    """Pictures without labels; refuses before the work a head that needs them, or takes none."""
+    from clipadapter.data import load_dataset
+
+    needed = head.make().transductive
+    if needed and folder is None:
+        raise InputError(
+            f"{head.head} is transductive: give the pictures that it will be asked for, --unlabelled FOLDER"
+        )
+    if folder is not None and not needed:
+        raise InputError(f"{head.head} learns from labelled pictures only: leave --unlabelled out")
+    return None if folder is None else load_dataset(folder).paths
 
 
 def _check_folder(folder: Path) -> None:
@@ -132,6 +152,7 @@ def _report(model: FewShotClassifier, head: HeadChoice, folder: Path, seconds: f
         "classes": list(shots),
         "shots": shots,
         "head": {"name": head.head, "params": model.head_.get_params(deep=False)},
+        "selection": _selection(model),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
         "views": facts_of["views"],
         "computed": facts_of["computed"],
@@ -143,8 +164,32 @@ def _report(model: FewShotClassifier, head: HeadChoice, folder: Path, seconds: f
         ("classes", len(shots)),
         ("pictures", f"{least} a class" if least == most else f"{least} to {most} a class, {len(support)} in all"),
         ("skipped", len(skipped)),
-        ("head", head.head),
+        ("head", head.head + _chosen(model)),
         ("encoder", f"{info.name} (width {info.dim}, licence {info.licence})"),
         ("seconds", f"{seconds:.1f}"),
     ]
     out.result(result, facts(lines))
+
+
+def _selection(model: FewShotClassifier) -> dict[str, Any] | None:
+    """How the values of a grid did on held-out shots, for machines."""
+    found = model.selection_
+    if found is None:
+        return None
+    keys = ("name", "loss", "behind", "error", "accuracy", "seconds")
+    candidates = [{key: getattr(one, key) for key in keys} for one in found.candidates]
+    return {"how": found.how, "held_out": found.n_held_out, "seconds": found.seconds, "candidates": candidates}
+
+
+def _chosen(model: FewShotClassifier) -> str:
+    """The same for people."""
+    found = model.selection_
+    if found is None:
+        return ""
+    best = found.candidates[0]
+    next_best = f"; next {found.candidates[1].name}" if len(found.candidates) > 1 else ""
+    behind = f" (log-loss {found.candidates[1].behind:+.3f} ± {found.candidates[1].error:.3f})" if next_best else ""
+    return (
+        f", {best.name}: best of {len(found.candidates)} on {found.n_held_out} held-out shots by {found.how}, "
+        f"{found.seconds:.1f} s{next_best}{behind}"
+    )

@@ -31,15 +31,23 @@ def command(pattern: str, out: Output) -> None:
             "name": name,
             "summary": entry.summary,
             "needs_text": entry.cls.needs_text,
+            "transductive": entry.cls.transductive,
+            "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
             "params": {key: part.default for key, part in inspect.signature(entry.cls).parameters.items()},
             **entry.facts,
         }
         for name, entry in ((name, head_info(name)) for name in names)
     ]
-    text = table(["head", "what it is"], [[head["name"], head["summary"]] for head in found])
+    text = table(["head", "what it is"], [[_marked(head), head["summary"]] for head in found])
+    if any(head["transductive"] for head in found):
+        text += "\n\n* transductive: sees the pictures to classify when it is fitted"
     if len(found) == 1:
         text = _described(names[0], found[0]["params"])
     out.result(found, text)
+
+
+def _marked(head: Mapping[str, Any]) -> str:
+    return f"{head['name']}{' *' if head['transductive'] else ''}"
 
 
 def _described(name: str, params: Mapping[str, Any]) -> str:
@@ -47,4 +55,9 @@ def _described(name: str, params: Mapping[str, Any]) -> str:
     from clipadapter.heads import head_info
 
     words = inspect.cleandoc(head_info(name).cls.__doc__ or "").partition(">>>")[0].strip()
-    return f"{name}: {words}" + (f"\n\nDefaults:\n{facts(list(params.items()))}" if params else "")
+    presets = sorted(head_info(name).cls.presets)
+    return (
+        f"{name}: {words}"
+        + (f"\n\nDefaults:\n{facts(list(params.items()))}" if params else "")
+        + (f"\n\nPresets: {', '.join(presets)}" if presets else "")
+    )

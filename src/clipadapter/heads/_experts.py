@@ -20,7 +20,7 @@ RIDGE = 0.1
 KERNEL_RIDGE = 0.03
 MOST_SHOTS = 4000
 """The kernel expert keeps every shot; with more shots it is left out."""
-TOL = 1e-2
+TOL = 1e-3
 MAX_ITER = 100
 
 

@@ -54,7 +54,7 @@ class ClassText:
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise InputError(f"class names must differ, but these occur more than once: {', '.join(twice)}")
-        absent = np.isnan(rows).all(axis=1)
+        absent: Array = np.asarray(np.isnan(rows).all(axis=1))
         rows = np.where(absent[:, None], 1.0, rows)
         norm = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(rows).all() or not (norm > 0).all():
@@ -73,9 +73,8 @@ class ClassText:
         raise AttributeError(f"ClassText is frozen: {name} can't be set")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        rows = np.where(self.embeddings.any(axis=1, keepdims=True), self.embeddings, np.nan).astype(
-            self.embeddings.dtype
-        )
+        given: Array = np.asarray(self.embeddings.any(axis=1))
+        rows = np.where(given[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
         return ClassText, (self.labels, rows, self.logit_scale, self.logit_bias)
 
     @property

@@ -18,8 +18,8 @@ from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, Seen, kernel
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
+from clipadapter.heads._regression import affordable
 from clipadapter.heads._training import few_threads
-from clipadapter.heads.linear_probe import _affordable
 
 SHOTS = 1.3
 """Weight of what the shots say, in units of its noise, beside a text that is not trusted."""
@@ -80,7 +80,7 @@ class Auto(Head):
     def _weights(self, seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
         """Weight of the text and of each expert, and the noise of each expert."""
         shots = SHOTS / (1 + seen.trust / 5)
-        kept = _affordable(seen.labels, seen.z.shape[1], self.seed)
+        kept = affordable(seen.labels, seen.z.shape[1], self.seed)
         part = _some_classes(seen, kept)
         splits = held_out_folds(part.labels, self.folds, self.seed)
         if not splits:

@@ -27,6 +27,9 @@ BRANCHES = ("visual", "text", "both")
 TENSORS = ("down", "up", "down_bias", "up_bias")
 AUTO = 0.4
 """Ratio that "auto" trains with, the middle of what the paper found best (0.2 to 0.6); the blend is then weakened."""
+AFFORDABLE = 5_000_000_000
+"""Multiplications of one pass over the shots, about 350 classes x 16 shots x 1024-d, above which "auto" trains on one
+fold only: the shots held out in it are thousands, and more of them would not tell more."""
 STRENGTHS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.65, 0.75, 0.85, 1.0)
 
 
@@ -66,7 +69,7 @@ class ClipAdapter(Head):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
         batch_size: shots a step.
-        folds: number of folds for "auto".
+        folds: number of folds for "auto"; with very many shots and classes only the first of them is looked at.
         seed: of initialisation, shuffling and folds.
         progress: show a bar on stderr while training.
 
@@ -229,9 +232,11 @@ class ClipAdapter(Head):
         trained.alpha, trained.beta = float(ratio("alpha", self.alpha)), float(ratio("beta", self.beta))
         return trained
 
+    def _width(self, d: int) -> int:
+        return self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
+
     def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
-        h = self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
-        start = Bottleneck.initial(d, h, self.bias, generator, dtype)
+        start = Bottleneck.initial(d, self._width(d), self.bias, generator, dtype)
         if self.zero_init:
             start.up.zero_()
             if start.up_bias is not None:
@@ -262,6 +267,9 @@ class ClipAdapter(Head):
             # labels is an honest estimate of how far to trust it. The square root is ours: found on other data.
             zero_shot = (shots.scale * unit(shots.X) @ shots.text.T).softmax(dim=1)
             return math.sqrt(1.0 - float(zero_shot[torch.arange(len(shots.labels)), shots.labels].mean()))
+        n, d = shots.X.shape
+        if n * d * (2 * self._width(d) + shots.n_classes) > AFFORDABLE:
+            splits = splits[:1]
         losses = torch.zeros(len(STRENGTHS))
         for train, held in splits:
             trained = self._train(shots, train)

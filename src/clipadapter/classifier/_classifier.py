@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,13 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.artifact import Model, load_model, save_model
+from clipadapter.classifier._prediction import Prediction, answer
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import DataError, FingerprintError, InputError
 from clipadapter.features import Extraction, FeatureSet, FeatureStore, ViewSpec, encode_classes, extract
-from clipadapter.heads import ClassText, Head, create_head
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What is said of one picture.
-
-    Args:
-        source: the picture, as the user named it.
-        label: the best class, None if the picture can't be read.
-        probability: of that class.
-        top: (class, probability) of the best classes, best first.
-        error: why the picture can't be read, else None.
-    """
-
-    source: str
-    label: str | None
-    probability: float | None
-    top: tuple[tuple[str, float], ...]
-    error: str | None = None
+from clipadapter.heads import ClassText, Head, Selection, create_head, select
 
 
 class FewShotClassifier:
@@ -47,6 +28,7 @@ class FewShotClassifier:
         encoder: a URI, or an open encoder.
         head: a registered name, or a head.
         head_params: parameters of the head if it is given by name.
+        grid: values to try, by parameter of the head; the best on held-out shots is taken (see `heads.select`).
         templates: name of a set of templates, one template, or several.
         descriptions: sentences by class, used instead of the templates for the classes they name.
         views: views of each shot, the plain picture included; or a `ViewSpec`.
@@ -67,9 +49,10 @@ class FewShotClassifier:
     def __init__(
         self,
         encoder: str | Encoder = "auto",
-        head: str | Head = "clip-adapter",
+        head: str | Head = "auto",
         *,
         head_params: Mapping[str, Any] | None = None,
+        grid: Mapping[str, Sequence[Any]] | None = None,
         templates: str | Sequence[str] = "default",
         descriptions: Mapping[str, Sequence[str]] | None = None,
         views: int | ViewSpec = 1,
@@ -83,6 +66,7 @@ class FewShotClassifier:
         self.encoder = encoder
         self.head = head
         self.head_params = head_params
+        self.grid = grid
         self.templates = templates
         self.descriptions = descriptions
         self.views = views
@@ -94,7 +78,11 @@ class FewShotClassifier:
         self.strict = strict
 
     def fit(
-        self, images: Sequence[ImageSource], labels: Sequence[str], class_names: Sequence[str] | None = None
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[str],
+        class_names: Sequence[str] | None = None,
+        unlabelled: Sequence[ImageSource] | None = None,
     ) -> Self:
         """Learn from labelled pictures.
 
@@ -102,6 +90,7 @@ class FewShotClassifier:
             images: paths, PIL images or arrays.
             labels: class name of each.
             class_names: all classes in order; those of the labels, sorted, if not given.
+            unlabelled: pictures that will be asked for, without labels; for transductive heads.
 
         Raises:
             InputError: if counts differ, there is one class only, or a name is wrong.
@@ -115,17 +104,32 @@ class FewShotClassifier:
             raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
         head = self._make_head()
         features = self.features(images, labels, names)
-        return self.fit_features(features, self.class_text(names), head)
+        others = None if unlabelled is None else self._extract(unlabelled, ViewSpec(), self.strict).features[:, 0]
+        return self.fit_features(features, self.class_text(names), head, others)
 
-    def fit_features(self, support: FeatureSet, text: ClassText, head: Head | None = None) -> Self:
+    def fit_features(
+        self,
+        support: FeatureSet,
+        text: ClassText,
+        head: Head | None = None,
+        unlabelled: NDArray[Any] | None = None,
+    ) -> Self:
         """Learn from features that are there already.
 
         Args:
             support: the shots, made by this classifier's encoder (see `features`).
             text: class text of the same classes.
             head: what to fit; the head of the constructor if not given.
+            unlabelled: (u, d) features of pictures without labels, for transductive heads.
         """
-        self.head_ = (self._make_head() if head is None else head).fit(support.X, support.y, text=text)
+        chosen = self._make_head() if head is None else head
+        self.selection_: Selection | None = None
+        if self.grid:
+            self.selection_ = select(
+                chosen, support.X, support.y, text, grid=self.grid, seed=self.seed, progress=self.progress
+            )
+            chosen = self.selection_.best
+        self.head_ = chosen.fit(support.X, support.y, text=text, unlabelled=unlabelled)
         self.text_, self.support_, self.class_names_ = text, support, tuple(text.labels)
         self.temperature_ = 1.0
         return self
@@ -201,7 +205,8 @@ class FewShotClassifier:
         reasons = {i: reason for i, _, reason in found.skipped}
         probabilities = self._softmax(self.head_.logits(found.features[:, 0])) if found.rows else np.empty((0, 0))
         answers = dict(zip(found.rows, probabilities, strict=True))
-        return [self._answer(source_name(image), answers.get(i), reasons.get(i), top) for i, image in enumerate(images)]
+        names = self.class_names_
+        return [answer(source_name(x), names, answers.get(i), reasons.get(i), top) for i, x in enumerate(images)]
 
     def save(self, folder: str | Path, *, support: bool = True) -> Path:
         """Write the fitted model to a folder, or replace the model in it.
@@ -285,13 +290,6 @@ class FewShotClassifier:
         scaled = logits.astype(np.float64) / self.temperature_
         exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         return np.asarray(exponent / exponent.sum(axis=1, keepdims=True))
-
-    def _answer(self, source: str, probabilities: NDArray[Any] | None, error: str | None, top: int) -> Prediction:
-        if probabilities is None:
-            return Prediction(source, None, None, (), error)
-        order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
-        best = tuple((self.class_names_[i], float(probabilities[i])) for i in order)
-        return Prediction(source, best[0][0], best[0][1], best)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):

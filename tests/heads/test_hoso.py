@@ -1,0 +1,128 @@
+"""HOSO's parts by hand: which shot is held out, what each learns from which, and what stays at one shot a class."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.errors import InputError
+from clipadapter.heads import hoso
+from clipadapter.heads.hoso import RATIO_RATE, Hoso, hold_out_one
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+
+def positions(y, text):
+    return np.array([text.labels.index(name) for name in y])
+
+
+def held_out_rows(y, text):
+    return hold_out_one(torch.tensor(positions(y, text)))[1].numpy()
+
+
+def plain_logits(fitted, X, text, alpha):
+    """CLIP-Adapter's equations 1, 3 and 5 in loops, from the fitted weights."""
+    down, up = fitted.down_.double().tolist(), fitted.up_.double().tolist()
+    found = []
+    for row in np.asarray(X, dtype=float):
+        x = row / math.sqrt(sum(v * v for v in row))
+        hidden = [max(sum(w * v for w, v in zip(ws, x, strict=True)), 0.0) for ws in down]
+        adapted = [sum(w * v for w, v in zip(ws, hidden, strict=True)) for ws in up]
+        mixed = [alpha * a + (1 - alpha) * v for a, v in zip(adapted, x, strict=True)]
+        norm = math.sqrt(sum(v * v for v in mixed))
+        found.append([text.logit_scale * float(np.dot(mixed, t)) / norm for t in text.embeddings])
+    return np.array(found)
+
+
+def test_logits_are_those_of_a_clip_adapter_at_the_learned_ratio():
+    X, y, text = toy_features(noise=2.0)
+    fitted = Hoso(steps=30).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(X), plain_logits(fitted, X, text, fitted.alpha_), atol=1e-4)
+
+
+def test_one_shot_of_each_class_that_has_two_is_held_out():
+    labels = torch.tensor([0, 1, 0, 2, 1, 0])
+    train, held = hold_out_one(labels)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(6))
+    assert sorted(labels[held].tolist()) == [0, 1]
+    assert set(labels[train].tolist()) == {0, 1, 2}
+
+
+def test_the_held_out_shot_depends_on_the_seed():
+    labels = torch.zeros(20, dtype=torch.int64)
+    assert len({hold_out_one(labels, seed)[1].item() for seed in range(8)}) > 1
+
+
+def test_at_one_shot_the_ratio_stays_at_its_start():
+    X, y, text = toy_features((1, 1, 1))
+    assert Hoso().fit(X, y, text=text).alpha_ == 0.2
+    assert Hoso(alpha=0.35).fit(X, y, text=text).alpha_ == 0.35
+
+
+def test_at_one_shot_no_shot_is_spared():
+    # Each class has one shot, so that the adapter learns from all three: the loss falls on every one of them.
+    X, y, text = toy_features((1, 1, 1), noise=3.0)
+    losses = [Hoso(epochs=epochs, lr=0.01).fit(X, y, text=text).loss_ for epochs in (1, 200)]
+    assert losses[1] < losses[0] / 2
+
+
+def test_the_adapter_never_sees_a_held_out_shot(monkeypatch):
+    # The ratio is nailed, so that held-out shots could reach the weights by themselves only.
+    monkeypatch.setattr(hoso, "RATIO_RATE", 0.0)
+    X, y, text = toy_features()
+    held = held_out_rows(y, text)
+    changed = X.copy()
+    changed[held] = np.random.default_rng(0).standard_normal((len(held), X.shape[1]))
+    first, second = (Hoso(steps=20).fit(data, y, text=text) for data in (X, changed))
+    np.testing.assert_array_equal(first.down_, second.down_)
+    np.testing.assert_array_equal(first.up_, second.up_)
+
+
+def test_the_first_step_of_the_ratio_goes_against_its_gradient_on_held_out_shots():
+    X, y, text = toy_features(noise=2.0)
+    target, held = positions(y, text), held_out_rows(y, text)
+    start = Hoso(epochs=0).fit(X, y, text=text)
+
+    def held_out_loss(alpha):
+        logits = plain_logits(start, X[held], text, alpha)
+        return -np.mean([row[t] - np.log(np.exp(row).sum()) for row, t in zip(logits, target[held], strict=True)])
+
+    slope = (held_out_loss(0.2 + 1e-5) - held_out_loss(0.2 - 1e-5)) / 2e-5
+    moved = Hoso(epochs=1, lr=1e-3).fit(X, y, text=text).alpha_
+    # AdamW's first step has the size of the rate, whatever the gradient.
+    logit = math.log(0.2 / 0.8) - math.copysign(1e-3 * RATIO_RATE, slope)
+    assert moved == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-4)
+
+
+def test_the_ratio_falls_if_held_out_shots_are_as_the_text_says_and_grows_if_they_are_as_the_other_shots():
+    _, y, text = toy_features((6, 6, 6))
+    # Pictures of each class lie where the text of the next one points.
+    X = np.roll(text.embeddings, 1, axis=0)[np.repeat(range(3), 6)]
+    held = held_out_rows(y, text)
+    as_text = X.copy()
+    as_text[held] = text.embeddings
+    falls, grows = (Hoso(steps=60, lr=3e-3).fit(data, y, text=text).alpha_ for data in (as_text, X))
+    assert falls < 0.2 < grows
+
+
+def test_a_class_without_a_shot_answers_by_its_text():
+    X, y, text = toy_features((6, 0, 6))
+    birdless, _, _ = toy_features((0, 4, 0), seed=1)
+    assert (ZeroShot().fit(X, y, text=text).predict(birdless) == "dog").all()
+    assert (Hoso().fit(X, y, text=text).predict(birdless) == "dog").all()
+
+
+def test_views_are_used_in_training_and_the_plain_one_for_the_ratio():
+    X, y, text = toy_features()
+    rng = np.random.default_rng(0)
+    views = np.stack([X, X + rng.standard_normal(X.shape).astype(np.float32)], axis=1)
+    plain, augmented = (Hoso(alpha=0.5, steps=30).fit(data, y, text=text).logits(X) for data in (X, views))
+    assert np.abs(plain - augmented).max() > 1e-2
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.1])
+def test_a_ratio_that_can_not_move_is_refused(alpha):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="alpha must be between 0 and 1"):
+        Hoso(alpha=alpha).fit(X, y, text=text)
