@@ -65,6 +65,15 @@ def test_wrong_labels_do_not_silence_good_text():
     assert accuracy(Auto(), X, y, text, Q, truth) >= accuracy(ZeroShot(), X, y, text, Q, truth) - 0.01
 
 
+def test_wrong_labels_at_one_shot_do_not_silence_good_text():
+    kept = []
+    for seed in range(5):
+        X, y, text, Q, truth = world(1, 0.9, spread=1.2, seed=seed)
+        y[0] = y[1]  # one class has two shots, one of them wrong, and another has none
+        kept.append(accuracy(Auto(), X, y, text, Q, truth) - accuracy(ZeroShot(), X, y, text, Q, truth))
+    assert np.mean(kept) >= -0.02
+
+
 def test_a_class_without_shots_answers_by_its_text():
     X, y, text, Q, truth = world([4] * 11 + [0], 0.9)
     head = Auto().fit(X, y, text=text)

@@ -82,7 +82,9 @@ class Auto(Head):
         shots = SHOTS / (1 + seen.trust / 5)
         kept = affordable(seen.labels, seen.z.shape[1], self.seed)
         part = _some_classes(seen, kept)
-        splits = held_out_folds(part.labels, self.folds, self.seed)
+        # Where few classes can be held out they say little of the others; they may even be those with a wrong label.
+        most = float((part.counts > 1).double().mean()) >= 0.5
+        splits = held_out_folds(part.labels, self.folds, self.seed) if most else []
         if not splits:
             return {"text": seen.trust, "ridge": shots}, {"ridge": _unseen_noise(seen)}
         # Few shots are divided more than once, since much hangs on how they fall.
