@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
-from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, Seen, kernel
+from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
@@ -175,7 +175,7 @@ def _thinned(labels: Tensor, train: Tensor, held: Tensor, seed: int) -> Tensor:
 def _unseen_noise(seen: Seen) -> float:
     """Noise of the ridge expert where every class has one shot: each is scored by a fit to the others."""
     n, c = len(seen.z), seen.n_classes
-    gram = seen.z @ seen.z.T + 0.1 * torch.eye(n, dtype=seen.z.dtype)
+    gram = seen.z @ seen.z.T + RIDGE * torch.eye(n, dtype=seen.z.dtype)
     inverse = torch.linalg.inv(gram)
     target = seen.onehot - seen.onehot.mean(dim=0)
     scores = target - inverse @ target / inverse.diagonal()[:, None]
