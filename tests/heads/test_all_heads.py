@@ -1,9 +1,12 @@
 """Every registered head against every rule; a new head is tested by being there."""
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from clipadapter.heads import Head, create_head, head_info, list_heads
+from clipadapter.heads import ClassText, Head, create_head, head_info, list_heads
 from clipadapter.heads._registry import HEADS
 from clipadapter.testing import HEAD_CHECKS
 
@@ -64,3 +67,25 @@ def test_a_head_in_another_package_is_held_to_the_same_rules():
         assert "check_fit_learns" in failed
     finally:
         del HEADS._entries["test-only-broken"]
+
+
+@pytest.mark.parametrize("name", list_heads())
+@settings(deadline=None, max_examples=4, derandomize=True)
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=2, max_size=6).filter(lambda counts: sum(n > 0 for n in counts) > 1),
+    d=st.sampled_from([7, 64, 300]),
+    length=st.sampled_from([1e-3, 1.0, 1e4]),
+    scale=st.sampled_from([1.0, 28.0, 120.0]),
+    views=st.sampled_from([1, 3]),
+)
+def test_any_shape_imbalance_and_scale_gives_finite_logits(name, counts, d, length, scale, views):
+    rng = np.random.default_rng(sum(counts) + d)
+    names = [f"class {i}" for i in range(len(counts))]
+    X = length * rng.standard_normal((sum(counts), views, d)).astype(np.float32)
+    text = ClassText(names, rng.standard_normal((len(counts), d)), scale)
+    Q = length * rng.standard_normal((9, d)).astype(np.float32)
+    head = create_head(name)
+    head.fit(X, np.repeat(names, counts), text=text, unlabelled=Q if head.transductive else None)
+    logits = head.logits(Q)
+    assert logits.shape == (9, len(counts))
+    assert np.isfinite(logits).all()

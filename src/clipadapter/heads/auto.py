@@ -32,7 +32,7 @@ REPEATS, ENOUGH = 5, 300
 BLOCK = 4096
 
 
-@register_head("auto", paper="docs/architecture.md")
+@register_head("auto")
 class Auto(Head):
     """Text and shots mixed by what held-out shots show; needs no parameter, no validation set, and no class text.
 
