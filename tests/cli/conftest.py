@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -26,6 +27,9 @@ def start():
     """A function that starts the installed program's entry point as a process of its own."""
     processes = []
 
+    # A shell that runs the tests in the background has them ignore ctrl-C, and the processes would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def popen(*args):
         code = "from clipadapter.cli.app import main; main()"
         process = subprocess.Popen(
@@ -39,6 +43,7 @@ def start():
         return process
 
     yield popen
+    signal.signal(signal.SIGINT, before)
     for process in processes:
         process.kill()
         process.wait()

@@ -251,3 +251,14 @@ def test_blend_weighs_the_adapted_feature():
 def test_weaken_scales_the_odds():
     ratio = weaken(0.4, 0.5)
     assert ratio / (1 - ratio) == pytest.approx(0.5 * 0.4 / 0.6)
+
+
+def test_one_wrong_label_among_single_shots_does_not_choose_the_ratio():
+    rng = np.random.default_rng(0)
+    names = [f"class {i}" for i in range(8)]
+    means = rng.standard_normal((8, 32))
+    X = means + 0.5 * rng.standard_normal((8, 32))
+    text = ClassText(names, rng.standard_normal((8, 32)), 30.0)
+    clean = ClipAdapter().fit(X, names, text=text)
+    wrong = ClipAdapter().fit(X, [names[1], *names[1:]], text=text)
+    assert wrong.alpha_ == pytest.approx(clean.alpha_, abs=0.1)

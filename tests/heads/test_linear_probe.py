@@ -102,3 +102,10 @@ def test_a_class_without_a_shot_is_never_predicted():
     fitted = LinearProbe().fit(X, y, text=text)
     assert (fitted.logits(X)[:, 1] == ABSENT).all()
     assert set(fitted.predict(X)) == {"cat", "bird"}
+
+
+def test_one_wrong_label_among_single_shots_does_not_choose_c():
+    X, y = clusters(9, 1, 16, spread=0.3)
+    wrong = y.copy()
+    wrong[0] = wrong[1]
+    assert LinearProbe().fit(X, wrong).C_ == LinearProbe().fit(X, y).C_ == linear_probe.ONE_SHOT

@@ -74,7 +74,7 @@ def command(
         "skipped": [{"source": name, "reason": reason} for name, reason in done.skipped],
         "epochs": done.epochs,
         "resumed": done.resumed,
-        "loss": done.loss,
+        "loss": round(done.loss, 4),
         "seconds": round(time.monotonic() - started, 2),
     }
     out.result(

@@ -40,3 +40,16 @@ def held_out_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Tens
         for i in range(folds)
         if (fold == i).any()
     ]
+
+
+def most_can_be_held_out(labels: Tensor) -> bool:
+    """Whether at least half of the classes that have shots have two.
+
+    The few others say little of the rest: with a wrong label among single shots they may even be just the two classes
+    that it concerns.
+
+    >>> most_can_be_held_out(torch.tensor([0, 0, 1, 2])), most_can_be_held_out(torch.tensor([0, 0, 1]))
+    (False, True)
+    """
+    counts = torch.bincount(labels)
+    return bool(2 * (counts > 1).sum() >= (counts > 0).sum())

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
-from clipadapter.heads._folds import held_out_folds
+from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import affordable
@@ -82,10 +82,8 @@ class Auto(Head):
         shots = SHOTS / (1 + seen.trust / 5)
         kept = affordable(seen.labels, seen.z.shape[1], self.seed)
         part = _some_classes(seen, kept)
-        # Where few classes can be held out they say little of the others; they may even be those with a wrong label.
-        most = float((part.counts > 1).double().mean()) >= 0.5
-        splits = held_out_folds(part.labels, self.folds, self.seed) if most else []
-        if not splits:
+        splits = held_out_folds(part.labels, self.folds, self.seed)
+        if not most_can_be_held_out(part.labels):
             return {"text": seen.trust, "ridge": shots}, {"ridge": _unseen_noise(seen)}
         # Few shots are divided more than once, since much hangs on how they fall.
         again = max(1, min(REPEATS, ENOUGH // len(seen.z)))

@@ -19,7 +19,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
-from clipadapter.heads._folds import held_out_folds
+from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
 
@@ -52,7 +52,7 @@ class ClipAdapter(Head):
         reduction: bottleneck width is d divided by this.
         hidden: bottleneck width itself; overrides ``reduction``.
         alpha: weight of the adapted picture feature, 0 (zero-shot) to 1; "learned" trains it jointly; "auto" trains at
-            0.4 and then weakens it, by the likelihood of held-out shots under weaker ratios, or, if no class has two
+            0.4 and then weakens it, by the likelihood of held-out shots under weaker ratios, or, if most classes have one
             shots, by the probability that zero-shot misplaces on the shots.
         beta: the same for class text.
         input_norm: True to feed the adapter unit-length features, False raw ones.
@@ -262,7 +262,7 @@ class ClipAdapter(Head):
         """How much of the ratio trained with to keep, from the shots alone."""
         assert shots.text is not None
         splits = held_out_folds(shots.labels, self.folds, self.seed)
-        if not splits:
+        if not most_can_be_held_out(shots.labels):
             # One shot a class: no shot can be spared. Zero-shot never saw the shots, so its confidence in their
             # labels is an honest estimate of how far to trust it. The square root is ours: found on other data.
             zero_shot = (shots.scale * unit(shots.X) @ shots.text.T).softmax(dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
-from clipadapter.heads._folds import held_out_folds
+from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import Regression, affordable
 from clipadapter.heads._training import few_threads
@@ -29,7 +29,7 @@ class LinearProbe(Head):
 
     Args:
         C: inverse strength of the L2 penalty, as in scikit-learn; "auto" takes the value of 0.1, 1 ... 1000 with the
-            lowest log-loss on held-out shots, and 10 if no class has two. With many classes (above about 130 x 16
+            lowest log-loss on held-out shots, and 10 if most classes have one. With many classes (above about 130 x 16
             shots x 1024-d) it is chosen on some of the classes, drawn by ``seed``: as the variance that the penalty
             allows a weight, it does not depend on how many there are.
         input_norm: True to fit on unit-length features, False on raw ones.
@@ -82,7 +82,7 @@ class LinearProbe(Head):
         kept = affordable(labels, X.shape[1], self.seed)
         X, labels = X[kept], labels[kept].unique(return_inverse=True)[1]
         splits = held_out_folds(labels, self.folds, self.seed)
-        if not splits:
+        if not most_can_be_held_out(labels):
             return ONE_SHOT
         regressions = [Regression(X[train], labels[train]) for train, _ in splits]
         losses: list[float] = []
