@@ -50,6 +50,22 @@ def test_text_and_shots_together_beat_either():
     assert auto > max(zero_shot, probe) + 0.02
 
 
+def crowded(c=24, d=64, seed=0):
+    """One shot a class of an encoder whose pictures have much in common, to which some class text is nearer."""
+    rng = np.random.default_rng(seed)
+    X, y, text, Q, truth = world(1, 0.6, c=c, d=d, spread=2.0, seed=seed)
+    common = 2 * rng.standard_normal(d) / np.sqrt(d)
+    rows = text.embeddings + 0.15 * rng.standard_normal((c, 1)) * common
+    X, Q = (part + common.astype(np.float32) for part in (X, Q))
+    return X, y, ClassText(text.labels, rows, 30.0), Q, truth
+
+
+def test_one_shot_a_class_shows_which_class_text_is_too_near_to_all_pictures():
+    heads = (Auto(), ZeroShot(), LinearProbe())
+    found = np.array([[accuracy(h, *crowded(seed=seed)) for h in heads] for seed in range(4)]).mean(axis=0)
+    assert found[0] > max(found[1:]) + 0.12
+
+
 def test_unequal_shots_do_not_make_a_class_likelier():
     counts = [1, 16] * 6
     X, y, text, Q, truth = world(counts, 0.3, spread=1.2)

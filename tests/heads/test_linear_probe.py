@@ -45,6 +45,17 @@ def test_two_classes_have_the_probabilities_of_scikit_learn():
     np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(X.astype(float)), atol=1e-4)
 
 
+def test_a_penalised_intercept_is_the_weight_of_a_column_of_ones():
+    X, y = clusters(5, 4, 12)
+    rows = np.hstack([X - X.mean(axis=0), np.ones((len(X), 1))])
+    expected = LogisticRegression(C=3.0, fit_intercept=False, max_iter=50_000, tol=1e-9).fit(rows, y)
+    model = _regression.Regression(torch.from_numpy(X), torch.from_numpy(y), unit_intercept=True)
+    model.solve(3.0, 1e-8, 1000)
+    weight, bias = (part.numpy() for part in model.answer(5))
+    np.testing.assert_allclose(weight, expected.coef_[:, :-1], atol=1e-4)
+    np.testing.assert_allclose(bias + weight @ X.mean(axis=0), expected.coef_[:, -1], atol=1e-4)
+
+
 def test_the_default_tolerance_is_near_the_optimum():
     X, y = clusters(10, 8, 32)
     near, exact = (LinearProbe(C=10.0, tol=tol).fit(X, y).predict_proba(X) for tol in (1e-3, 1e-8))

@@ -151,7 +151,7 @@ def regression(seen: Seen, C: float, text: float = 0.0) -> Expert:
     # The solution lies in the span of the shots: rotating into it changes nothing but the cost.
     basis = torch.linalg.qr(seen.z.T).Q if len(seen.z) < seen.z.shape[1] else None
     rows = seen.z if basis is None else seen.z @ basis
-    model = Regression(rows, seen.labels, offset)
+    model = Regression(rows, seen.labels, offset, unit_intercept=text > 0)
     model.solve(C, TOL, MAX_ITER)
     weight, bias = model.answer(seen.n_classes)
     return Expert(weight if basis is None else weight @ basis.T, bias, text)
@@ -162,7 +162,7 @@ EXPERTS: dict[str, Callable[[Seen], Expert]] = {
     "prototype": prototype,
     "gda": gda,
     "kernel-ridge": kernel_ridge,
-    "probe": lambda seen: regression(seen, 100.0, seen.trust),
+    "probe": lambda seen: regression(seen, 200.0, seen.trust),
     "free-probe": lambda seen: regression(seen, 1000.0),
 }
 """By name, in the order of the mixing weights."""

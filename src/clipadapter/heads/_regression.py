@@ -16,7 +16,7 @@ NOTHING = 1e-10
 
 
 class Regression:
-    """Softmax regression with an L2 penalty on the weights, not on the intercept, as scikit-learn has it.
+    """Softmax regression with an L2 penalty on the weights; on the intercept only if asked, as in scikit-learn.
 
     The rows are centred, and the constant column of the intercept is made as long as they are in a typical direction:
     both change nothing but the path, of which L-BFGS then needs a half to a third.
@@ -25,10 +25,14 @@ class Regression:
         X: (n, d).
         labels: (n,); classes without a row are left out.
         offset: (n, c) logits to begin with, a column for each class that has a row; zero if not given.
+        unit_intercept: penalise the intercept as the weight of a feature that is one in every row.
     """
 
-    def __init__(self, X: Tensor, labels: Tensor, offset: Tensor | None = None) -> None:
+    def __init__(
+        self, X: Tensor, labels: Tensor, offset: Tensor | None = None, *, unit_intercept: bool = False
+    ) -> None:
         self.offset = offset
+        self.unit_intercept = unit_intercept
         self.seen, self.target = labels.unique(return_inverse=True)
         self.mean = X.mean(dim=0)
         centred = X - self.mean
@@ -89,7 +93,7 @@ class Regression:
         """(w,) weight of each squared column beside the mean log-loss."""
         # With two classes scikit-learn penalises the difference of their weights.
         penalty = self.point.new_full((self.rows.shape[1],), (2 if len(self.seen) == 2 else 1) / (C * len(self.rows)))
-        penalty[len(self.mean)] = 0
+        penalty[len(self.mean)] *= self.constant**2 if self.unit_intercept else 0
         return penalty
 
     def _value(self, point: Tensor, penalty: Tensor) -> tuple[float, Tensor]:

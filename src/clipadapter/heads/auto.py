@@ -21,10 +21,11 @@ from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import affordable
 from clipadapter.heads._training import few_threads
 
-SHOTS = 1.3
-"""Weight of what the shots say, in units of its noise, beside a text that is not trusted."""
-SPREADS = (3.0, 0.7)
-"""How far held-out shots may take the weights from there: of the text, of an expert."""
+TEXT, PROBE, OTHERS = 0.5, 1.0, 0.7
+"""What is expected before a shot is held out: the weight of the text beside what the probe begins with, as a share of
+its trust; the weight of the probe; that of all other experts, in units of their noise."""
+SPREADS = (1.0, 1.0, 0.35)
+"""How far held-out shots may take these weights from there, in the same units and order; the last is of one expert."""
 NEGLIGIBLE = 0.01
 """Experts of a smaller share of the largest weight are left out."""
 REPEATS, ENOUGH = 5, 300
@@ -79,31 +80,27 @@ class Auto(Head):
 
     def _weights(self, seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
         """Weight of the text and of each expert, and the noise of each expert."""
-        shots = SHOTS / (1 + seen.trust / 5)
         kept = affordable(seen.labels, seen.z.shape[1], self.seed)
         part = _some_classes(seen, kept)
         splits = held_out_folds(part.labels, self.folds, self.seed)
         if not most_can_be_held_out(part.labels):
-            return {"text": seen.trust, "ridge": shots}, {"ridge": _unseen_noise(seen)}
+            weights = {"text": TEXT * seen.trust, "probe": PROBE, "ridge": OTHERS}
+            return weights, {"probe": 1.0, "ridge": _unseen_noise(seen)}
         # Few shots are divided more than once, since much hangs on how they fall.
         again = max(1, min(REPEATS, ENOUGH // len(seen.z)))
         for i in range(1, again):
             splits += held_out_folds(part.labels, self.folds, self.seed + i)
         splits = [(_thinned(part.labels, train, rows, self.seed + i), rows) for i, (train, rows) in enumerate(splits)]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(seen.z) <= MOST_SHOTS]
+        logits = _answers(part, splits, names)
         held = torch.cat([rows for _, rows in splits])
         labels = part.labels[held]
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for train, rows in splits:
-            for name in names:
-                answers = None if part.zero_shot is None else part.zero_shot[rows]
-                found[name].append(EXPERTS[name](part.take(train)).logits(part.z[rows], answers))
-        logits = {name: torch.cat(parts) for name, parts in found.items()}
-        units = {name: noise(centre(part), labels) for name, part in logits.items()}
+        units = {name: noise(centre(logits[name]), labels) for name in names}
         stack = [logits[name] / units[name] for name in names]
-        expected, spread = [shots / len(names)] * len(names), [SPREADS[1]] * len(names)
+        expected, spread = _beforehand(names, units["probe"])
         if part.zero_shot is not None:
-            stack, expected, spread = [part.zero_shot[held], *stack], [seen.trust, *expected], [SPREADS[0], *spread]
+            stack = [part.zero_shot[held], *stack]
+            expected, spread = [TEXT * seen.trust, *expected], [SPREADS[0], *spread]
             names = ["text", *names]
         counts = torch.bincount(labels)
         shares = len(labels) / (int((counts > 0).sum()) * counts[labels]) / again
@@ -143,6 +140,24 @@ class Auto(Head):
         if text is not None:
             found = found + self.trust_ / self.spread_ * centre(x @ text.to(X.dtype).T)
         return found
+
+
+def _answers(part: Seen, splits: list[tuple[Tensor, Tensor]], names: list[str]) -> dict[str, Tensor]:
+    """(m, c) logits of each expert for the held-out rows of all splits, fitted to the others."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for train, rows in splits:
+        seen, zero_shot = part.take(train), None if part.zero_shot is None else part.zero_shot[rows]
+        for name in names:
+            found[name].append(EXPERTS[name](seen).logits(part.z[rows], zero_shot))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _beforehand(names: list[str], unit_of_probe: float) -> tuple[list[float], list[float]]:
+    """Mean and spread of each expert's weight before held-out shots are looked at."""
+    usual = OTHERS / (len(names) - 1), SPREADS[2]
+    probe = PROBE * unit_of_probe, max(SPREADS[1] * unit_of_probe, SPREADS[2])
+    pairs = [probe if name == "probe" else usual for name in names]
+    return [mean for mean, _ in pairs], [spread for _, spread in pairs]
 
 
 def _some_classes(seen: Seen, rows: Tensor) -> Seen:

@@ -52,8 +52,8 @@ class ClipAdapter(Head):
         reduction: bottleneck width is d divided by this.
         hidden: bottleneck width itself; overrides ``reduction``.
         alpha: weight of the adapted picture feature, 0 (zero-shot) to 1; "learned" trains it jointly; "auto" trains at
-            0.4 and then weakens it, by the likelihood of held-out shots under weaker ratios, or, if most classes have one
-            shot, by the probability that zero-shot misplaces on the shots.
+            0.4 and then weakens it, by the likelihood of held-out shots under weaker ratios, or, if most classes have
+            one shot, by the probability that zero-shot misplaces on the shots.
         beta: the same for class text.
         input_norm: True to feed the adapter unit-length features, False raw ones.
         final_relu: a second ReLU at the end of the adapter.
