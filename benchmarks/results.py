@@ -1,7 +1,7 @@
 """docs/results.md from what the other scripts left.
 
-ROOT holds `costs.md` of `head_costs.py`, and for each set a folder with `equal/`, `wrong/` and `unequal/`, each an --out
-of `heads.py`. The first line of the set's `title` file is its name.
+ROOT holds `costs.md` of `head_costs.py`, and for each set a folder with `equal/`, `wrong/` and `unequal/`, each an
+--out of `heads.py`. The first line of the set's `title` file is its name.
 
     python benchmarks/results.py ROOT --out docs/results.md
 """
@@ -14,14 +14,28 @@ import numpy as np
 
 PREFACE = """# Results
 
-Made by `benchmarks/heads.py`, `head_costs.py` and `results.py`; data is not part of the project. Accuracy in %, mean ± sd
-over seeds. Every head has its one default; nothing is chosen on test pictures within a run. How the defaults came about,
-and that some of these sets were seen while it went on, is said in [architecture.md](architecture.md) and in the heads'
-files. Heads with a * see the test pictures (without labels) when they are fitted; `auto` is not held against them.
+Made by `benchmarks/heads.py`, `head_costs.py` and `results.py`; data is not part of the project. Accuracy in %,
+mean ± sd over seeds. Every head has its one default; nothing is chosen on test pictures within a run. How the defaults
+came about, and that some of these sets were seen while it went on, is said in [architecture.md](architecture.md) and in
+the heads' files. Heads with a * see the test pictures (without labels) when they are fitted; `auto` is not held against
+them.
 
 Published figures of these methods are on other sets (the eleven of CoOp, ImageNet first) with encoders whose weights
-were not at hand here, so they are neither confirmed nor refuted by these tables. What can be checked is the
-arithmetic: each head's formula is tested against plain loops, and was compared with outputs of the authors' released code.
+were not at hand here, so they are neither confirmed nor refuted by these tables. What can be checked is the arithmetic:
+each head's formula is tested against plain loops, and was compared with outputs of the authors' released code.
+"""
+REGRET = """## Regret of auto
+
+Best of the other heads in hindsight, cell by cell, minus `auto`; below zero `auto` was better than each of them.
+
+| set | shots | best other head | its accuracy | regret |
+|---|---|---|---:|---:|
+"""
+COSTS = """## What it costs
+
+Seconds and peak memory of one fit and of predicting, on two cores, while other programs were running. "over data" is
+what it adds to the process that holds the features; a limit of 90 s for the whole process.
+
 """
 PROTOCOLS = {"equal": "", "wrong": ", 10 % wrong labels", "unequal": ", 1 to 16 shots a class"}
 
@@ -80,16 +94,8 @@ def main() -> None:
                 rows.append(f"| {title}{words} | {k or '1-16'} | {best} | {accuracy:.1f} | {regret:+.2f} |")
         worst = f"{np.mean(every[protocol]):+.2f}, {max(every[protocol]):+.2f}"
         rows.append(f"| **both{words or ', right labels'}** | mean, worst | | | **{worst}** |")
-    parts.append(
-        "## Regret of auto\n\nBest of the other heads in hindsight, cell by cell, minus `auto`; below zero `auto`"
-    )
-    parts[-1] += " was better than each of them.\n\n| set | shots | best other head | its accuracy | regret |\n"
-    parts[-1] += "|---|---|---|---:|---:|\n" + "\n".join(rows) + "\n"
-    parts.append(
-        '## What it costs\n\nSeconds and peak memory of one fit and of predicting, on two cores. "over data" is'
-    )
-    parts[-1] += " what it adds to the process\nthat holds the features; a limit of 90 s for the whole process.\n\n"
-    parts[-1] += (args.root / "costs.md").read_text().strip() + "\n"
+    parts.append(REGRET + "\n".join(rows) + "\n")
+    parts.append(COSTS + (args.root / "costs.md").read_text().strip() + "\n")
     args.out.write_text("\n".join(parts), encoding="utf-8")
 
 
