@@ -1,6 +1,7 @@
 """Pictures, class names, parts, shots and prompts; knows nothing of encoders or heads."""
 
 from clipadapter.data._base import Dataset, Sample
+from clipadapter.data._split_file import read_draw
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import IMAGE_SUFFIXES, ImageSource, image_bytes, read_image, source_name
 from clipadapter.data.load import load_dataset
@@ -33,6 +34,7 @@ __all__ = [
     "load_dataset",
     "read_class_names",
     "read_descriptions",
+    "read_draw",
     "read_image",
     "scan",
     "source_name",

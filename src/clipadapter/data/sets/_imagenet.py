@@ -1,0 +1,84 @@
+"""What ImageNet and its shifted test sets share: folders named by synset, and CLIP's class names."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from clipadapter.data._base import Sample, some
+from clipadapter.data.images import IMAGE_SUFFIXES
+from clipadapter.data.sets._base import BenchmarkSet, Content, Need
+from clipadapter.errors import DataError
+
+
+@functools.cache
+def imagenet_names() -> Mapping[str, str]:
+    """Synset to class name, in the order of the synsets, which is that of ImageNet's 1,000 outputs.
+
+    The names are CLIP's, as open_clip has them. Two pairs of synsets share one there (missile, sunglasses); these
+    have the first lemma of WordNet instead, since a class name must be one class's own.
+    """
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info, often = ImageNetInfo(), Counter(IMAGENET_CLASSNAMES)
+    return {
+        synset: name if often[name] == 1 else info.label_name_to_description(synset).split(",")[0]
+        for synset, name in zip(sorted(info.label_names()), IMAGENET_CLASSNAMES, strict=True)
+    }
+
+
+class ImageNetSet(BenchmarkSet):
+    """Pictures in one folder a synset.
+
+    Attributes:
+        parts: part to its folder under the set's own.
+        source: where the pictures are to be had.
+    """
+
+    parts: ClassVar[Mapping[str, str]]
+    source: ClassVar[str]
+    templates = "imagenet"
+
+    def _needs(self) -> tuple[Need, ...]:
+        return tuple(Need(Path(folder), self.source) for folder in self.parts.values())
+
+    def _read(self, folder: Path) -> Content:
+        names = imagenet_names()
+        samples: list[Sample] = []
+        found: list[list[str]] = []
+        for part, inner in self.parts.items():
+            folders = self._class_folders(folder / inner)
+            found.append(sorted(folders))
+            for synset in found[-1]:
+                samples += [Sample(path, names[synset], part) for path in _pictures(folders[synset])]
+        if any(synsets != found[0] for synsets in found):
+            some_of = some(sorted(set(found[0]) ^ set(found[-1])), limit=3)
+            raise DataError(f"{folder}: the parts {', '.join(self.parts)} have different classes, such as {some_of}")
+        return tuple(samples), tuple(names[synset] for synset in found[0])
+
+    def _class_folders(self, root: Path) -> dict[str, Path]:
+        """Synset to folder."""
+        folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        found = {self._synset(path.name): path for path in folders}
+        if not found:
+            raise DataError(f"{root} has no class folders: sort its pictures into folders such as n01440764")
+        wrong = [path.name for synset, path in found.items() if synset is None]
+        if wrong:
+            raise DataError(f"{root}: no class of ImageNet has a folder '{wrong[0]}'; take it away")
+        return {synset: path for synset, path in found.items() if synset is not None}
+
+    def _synset(self, folder: str) -> str | None:
+        """The synset that a folder's name stands for."""
+        return folder if folder in imagenet_names() else None
+
+
+def _pictures(folder: Path) -> list[Path]:
+    names = sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)  # noqa: PTH122, PTH208 - a million names, not paths
+    if not names:
+        raise DataError(f"{folder} has no pictures: was its archive unpacked to the end?")
+    return [folder / name for name in names]

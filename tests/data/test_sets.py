@@ -1,0 +1,330 @@
+import json
+import shutil
+import tarfile
+import zipfile
+
+import pytest
+import torchvision
+
+from clipadapter.data import get_templates, load_dataset
+from clipadapter.data.sets import create_set, data_root, find_set, list_sets, prepare, set_info
+from clipadapter.errors import DataError, UnknownNameError
+
+from .stand_in import IMAGENET, make_stand_in
+
+IMAGENETS = ("imagenet", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_v2")
+ELEVEN = (
+    *("caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "imagenet"),
+    *("oxford_flowers", "oxford_pets", "stanford_cars", "sun397", "ucf101"),
+)
+
+# What the archives hold: name of the archive, path in it, path in the folder of the set.
+ARCHIVES = {
+    "caltech101": [("101_ObjectCategories.tar.gz", "101_ObjectCategories", "101_ObjectCategories")],
+    "dtd": [("dtd-r1.0.1.tar.gz", "dtd/images", "images")],
+    "eurosat": [("EuroSAT.zip", "2750", "2750")],
+    "fgvc_aircraft": [("fgvc-aircraft-2013b.tar.gz", "fgvc-aircraft-2013b/data", ".")],
+    "food101": [("food-101.tar.gz", "food-101/images", "images")],
+    "oxford_flowers": [("102flowers.tgz", "jpg", "jpg")],
+    "oxford_pets": [("images.tar.gz", "images", "images"), ("annotations.tar.gz", None, None)],
+    "sun397": [("SUN397.tar.gz", "SUN397", "SUN397")],
+}
+# Further files in them, that torchvision's classes read.
+TEXTS = {
+    "101_ObjectCategories.tar.gz": ("101_ObjectCategories/BACKGROUND_Google/tmp", ""),
+    "dtd-r1.0.1.tar.gz": ("dtd/labels/train1.txt", "kind_0/train_0.jpg\n"),
+    "fgvc-aircraft-2013b.tar.gz": ("fgvc-aircraft-2013b/data/images_variant_trainval.txt", "0000000 kind 0\n"),
+    "food-101.tar.gz": ("food-101/meta/train.json", '{"kind_0": ["kind_0/train_0"]}'),
+    "annotations.tar.gz": ("annotations/trainval.txt", "Abyssinian_1 1 1 1\n"),
+    "SUN397.tar.gz": ("SUN397/ClassName.txt", "/k/kind_0\n"),
+}
+
+
+def pack(archive, source, inner, work):
+    """An archive as its authors made it, of the stand-in's pictures."""
+    tree = work / f"tree of {archive.name}"
+    if inner:
+        shutil.copytree(source, tree / inner, ignore=shutil.ignore_patterns("*.json"))
+    if archive.name in TEXTS:
+        path, text = TEXTS[archive.name]
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(text)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in tree.rglob("*"):
+                file.write(path, path.relative_to(tree))
+    else:
+        with tarfile.open(archive, "w:gz") as file:
+            for path in tree.iterdir():
+                file.add(path, path.name)
+
+
+@pytest.fixture
+def torchvision_of(tmp_path, monkeypatch):
+    """A function that lets torchvision's class of a set "download" archives of a stand-in; gives the folder it comes
+    from and the list of the archives that were fetched. All but the download is torchvision's own code."""
+
+    def patch(name):
+        source = make_stand_in(name, tmp_path / "source") / set_info(name).cls.folder
+        module = getattr(torchvision.datasets, set_info(name).cls.download.dataset).__module__
+        fetched = []
+
+        def download(url, download_root, filename=None, md5=None):
+            root = type(tmp_path)(download_root)
+            for archive, inner, own in ARCHIVES[name]:
+                if archive in (url.rpartition("/")[2], "101_ObjectCategories.tar.gz"):
+                    fetched.append(archive)
+                    target = root / "caltech-101" / archive if name == "caltech101" else root / archive
+                    pack(target, source / (own or "."), inner, tmp_path / "work")
+                    if name == "caltech101":
+                        (root / filename).touch()  # torchvision removes the outer archive
+                    else:
+                        torchvision.datasets.utils.extract_archive(str(target), str(root))
+
+        monkeypatch.setattr(f"{module}.download_and_extract_archive", download)
+        if name == "oxford_flowers":
+            from scipy.io import savemat
+
+            def url(address, root, md5):
+                values = {"imagelabels.mat": {"labels": [1, 1]}, "setid.mat": {"trnid": [1, 2]}}
+                savemat(f"{root}/{address.rpartition('/')[2]}", values[address.rpartition("/")[2]])
+
+            monkeypatch.setattr(f"{module}.download_url", url)
+            monkeypatch.setattr(f"{module}.check_integrity", lambda path, md5: True)
+        return source, fetched
+
+    return patch
+
+
+@pytest.mark.parametrize("name", list_sets())
+def test_a_stand_in_is_read_like_the_original(name, tmp_path):
+    dataset = load_dataset(name, make_stand_in(name, tmp_path, classes=3, pictures=4))
+    assert dataset.name == name
+    assert dataset.root == tmp_path / set_info(name).cls.folder
+    names = [f"kind_{i}" for i in range(3)]
+    if name in IMAGENETS:
+        names = [text for _, _, text in IMAGENET[:3]]
+    if name == "fgvc_aircraft":
+        names = [f"kind {i}" for i in range(3)]
+    assert list(dataset.class_names) == names
+    parts = {"imagenet": ("train", "test")}.get(name, ("test",) if name in IMAGENETS else ("train", "val", "test"))
+    assert dataset.splits == parts
+    for part in parts:
+        assert sorted(dataset.split(part).labels) == sorted(names * (4 if part == "train" else 2))
+    assert all(path.is_file() for path in dataset.paths)
+
+
+@pytest.mark.parametrize("name", list_sets())
+def test_a_set_says_all_there_is_to_know(name, tmp_path):
+    one = create_set(name)
+    assert name == one.name
+    assert get_templates(one.templates)
+    assert all(text.startswith("https://") for text in (one.paper, one.homepage))
+    assert one.licence
+    assert set(one.counts) <= {"train", "val", "test"}
+    assert set_info(name).summary.endswith(".")
+    for need in one.needs(tmp_path):
+        assert f"{need.path}: {need.how}" in one.where(tmp_path)
+        assert need.path.is_relative_to(tmp_path / one.folder)
+    with pytest.raises(
+        DataError, match=f"the data set '{name}' is not ready: there is no {one.needs(tmp_path)[0].path}"
+    ):
+        load_dataset(name, tmp_path)
+
+
+def test_the_sets_of_the_papers_are_there():
+    assert set(ELEVEN) | set(IMAGENETS) == set(list_sets())
+    assert (
+        sum(create_set(name).n_classes for name in ELEVEN)
+        == 100 + 47 + 10 + 100 + 101 + 1000 + 102 + 37 + 196 + 397 + 101
+    )
+
+
+def test_find_set():
+    assert find_set("dtd").n_classes == 47
+    assert find_set("shots/") is None
+    with pytest.raises(UnknownNameError, match="no data set is called 'dttd'. Did you mean 'dtd'?"):
+        create_set("dttd")
+
+
+def test_imagenet_names_are_unique_and_in_the_order_of_the_synsets():
+    from clipadapter.data.sets._imagenet import imagenet_names
+
+    names = imagenet_names()
+    assert len(names) == len(set(names.values())) == 1000
+    assert list(names) == sorted(names)
+    assert list(names.items())[0] == ("n01440764", "tench")
+    assert list(names.items())[999] == ("n15075141", "toilet paper")
+    assert (names["n03773504"], names["n04008634"]) == ("missile", "projectile")
+    assert (names["n04355933"], names["n04356056"]) == ("sunglass", "sunglasses")
+    for synset, number, name in IMAGENET:
+        assert list(names.items())[number] == (synset, name)
+
+
+def test_a_path_wins_over_a_name(tmp_path, put, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("dtd/cat/1.jpg", "dtd/dog/1.jpg"):
+        put(tmp_path / name)
+    assert load_dataset("dtd", make_stand_in("dtd", tmp_path / "root")).class_names == ("cat", "dog")
+
+
+def test_the_root_is_the_argument_else_the_variable_else_in_the_cache(tmp_path, monkeypatch):
+    make_stand_in("dtd", tmp_path / "variable")
+    monkeypatch.delenv("CLIPADAPTER_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert data_root() == tmp_path / "cache/clipadapter/data"
+    monkeypatch.setenv("CLIPADAPTER_DATA", str(tmp_path / "variable"))
+    assert load_dataset("dtd").root == tmp_path / "variable/dtd"
+    assert data_root(tmp_path) == tmp_path
+    with pytest.raises(DataError, match="not ready"):
+        load_dataset("dtd", tmp_path / "other")
+
+
+def test_a_typo_says_which_set_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no folder or file 'oxford_pet'. Did you mean the data set 'oxford_pets'?"):
+        load_dataset("oxford_pet")
+    (tmp_path / "oxford_petz").mkdir()
+    with pytest.raises(DataError, match="Did you mean 'oxford_petz'?"):
+        load_dataset("oxford_petzz")
+
+
+def test_missing_files_say_what_to_put_where(tmp_path):
+    make_stand_in("dtd", tmp_path)
+    (tmp_path / "dtd/split_zhou_DescribableTextures.json").unlink()
+    link = r"DATASETS\.md#dtd"
+    with pytest.raises(
+        DataError, match=rf"there is no .*dtd/split_zhou_DescribableTextures\.json \(linked in .*{link}\)$"
+    ):
+        load_dataset("dtd", tmp_path)
+    shutil.rmtree(tmp_path / "dtd/images")
+    (tmp_path / "dtd/images").mkdir()
+    with pytest.raises(DataError, match=r"there is no .*dtd/images \(dtd-r1.0.1.tar.gz of .*prepare dtd'$"):
+        load_dataset("dtd", tmp_path)
+
+
+def test_a_half_unpacked_set_is_refused(tmp_path):
+    make_stand_in("eurosat", tmp_path, classes=2, pictures=2)
+    shutil.rmtree(tmp_path / "eurosat/2750/kind_1")
+    with pytest.raises(DataError, match="'eurosat' is not whole: 4 of its 8 pictures are not there: .*kind_1"):
+        load_dataset("eurosat", tmp_path)
+
+
+def test_differences_from_the_papers_are_told(tmp_path):
+    root = make_stand_in("dtd", tmp_path)
+    assert create_set("dtd").differences(load_dataset("dtd", root)) == [
+        "3 classes are there, the papers have 47",
+        "18 pictures of train are there, the papers have 2820",
+        "9 pictures of val are there, the papers have 1128",
+        "9 pictures of test are there, the papers have 1692",
+    ]
+    aircraft = load_dataset("fgvc_aircraft", make_stand_in("fgvc_aircraft", tmp_path))
+    assert create_set("fgvc_aircraft").differences(aircraft) == ["3 classes are there, the papers have 100"]
+
+
+def test_damaged_lists_of_aircraft_say_where(tmp_path):
+    folder = make_stand_in("fgvc_aircraft", tmp_path) / "fgvc_aircraft"
+    (folder / "images_variant_val.txt").write_text("0000018 kind 0\n0000019 Concorde\n")
+    with pytest.raises(DataError, match=r"images_variant_val\.txt, line 2: expected a picture and a variant.*Concorde"):
+        load_dataset("fgvc_aircraft", tmp_path)
+    (folder / "images_variant_val.txt").write_text("../0000019 kind 0\n")
+    with pytest.raises(DataError, match="line 1: expected a picture"):
+        load_dataset("fgvc_aircraft", tmp_path)
+    (folder / "images_variant_val.txt").write_bytes(b"caf\xe9 kind 0\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        load_dataset("fgvc_aircraft", tmp_path)
+
+
+def test_odd_folders_of_imagenet_say_what_to_do(tmp_path, put):
+    val = make_stand_in("imagenet", tmp_path) / "imagenet/images/val"
+    shutil.move(val / IMAGENET[0][0], tmp_path / "away")
+    with pytest.raises(DataError, match=f"train, test have different classes, such as {IMAGENET[0][0]}"):
+        load_dataset("imagenet", tmp_path)
+    (val / IMAGENET[0][0]).mkdir()
+    with pytest.raises(DataError, match="has no pictures: was its archive unpacked to the end?"):
+        load_dataset("imagenet", tmp_path)
+    put(val / "cats/1.jpg")
+    with pytest.raises(DataError, match="no class of ImageNet has a folder 'cats'; take it away"):
+        load_dataset("imagenet", tmp_path)
+    shutil.rmtree(val)
+    put(val / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(DataError, match="has no class folders: sort its pictures into folders such as n01440764"):
+        load_dataset("imagenet", tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_what_torchvision_unpacks_is_put_where_it_is_read(name, tmp_path, torchvision_of):
+    source, fetched = torchvision_of(name)
+    done = prepare(name, tmp_path / "root")
+    assert done.fetched
+    assert fetched == [archive for archive, _, _ in ARCHIVES[name]]
+    assert [need.path.suffix for need in done.missing] == ([] if name == "fgvc_aircraft" else [".json"])
+    folder = tmp_path / "root" / source.name
+    for split in source.glob("split_zhou_*.json"):
+        shutil.copy(split, folder)
+    again = prepare(name, tmp_path / "root")
+    assert not again.fetched
+    assert again.differences[0].startswith("3 classes are there")
+    assert len(fetched) == len(ARCHIVES[name])
+    wanted = load_dataset(name, tmp_path / "source")
+    found = load_dataset(name, tmp_path / "root")
+    assert [s.path.relative_to(folder) for s in found.samples] == [s.path.relative_to(source) for s in wanted.samples]
+    assert not any(path.name.startswith(".") for path in folder.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
+@pytest.mark.parametrize("name", ["dtd", "fgvc_aircraft"])
+def test_half_a_download_is_never_taken_for_whole(name, tmp_path, torchvision_of, monkeypatch):
+    _, fetched = torchvision_of(name)
+    module = getattr(torchvision.datasets, set_info(name).cls.download.dataset).__module__
+    works = __import__(module, fromlist=["_"]).download_and_extract_archive
+    inner = {"dtd": "dtd/images", "fgvc_aircraft": "fgvc-aircraft-2013b/data/images"}[name]
+    archives_seen = []
+
+    def interrupted(url, download_root, md5=None):
+        root = type(tmp_path)(download_root)
+        (root / inner).mkdir(parents=True)
+        (root / inner / "half.jpg").touch()
+        (root / "whole.tar.gz").touch()
+        raise OSError("the line is dead")
+
+    def resumed(url, download_root, md5=None):
+        root = type(tmp_path)(download_root)
+        archives_seen.extend(path.name for path in root.glob("*.gz"))
+        assert not list(root.rglob("half.jpg"))
+        works(url, download_root, md5=md5)
+
+    monkeypatch.setattr(f"{module}.download_and_extract_archive", interrupted)
+    with pytest.raises(
+        DataError,
+        match=f"download of '{name}' failed .the line is dead.: run .* again; '.* info .*' says what to put where",
+    ):
+        prepare(name, tmp_path / "root")
+    with pytest.raises(DataError, match="not ready: there is no .*images"):
+        load_dataset(name, tmp_path / "root")
+    monkeypatch.setattr(f"{module}.download_and_extract_archive", resumed)
+    assert prepare(name, tmp_path / "root").fetched
+    assert len(fetched) == 1
+    # torchvision knows no checksum of the archive of the aircraft, so an archive from before may be half.
+    assert archives_seen == (["whole.tar.gz"] if name == "dtd" else [])
+
+
+def test_what_nobody_offers_is_left_to_the_person(tmp_path):
+    for name in ("stanford_cars", "ucf101", "imagenet"):
+        done = prepare(name, tmp_path)
+        assert not done.fetched
+        assert done.missing == create_set(name).needs(tmp_path)
+    assert "no longer on the authors' site" in create_set("stanford_cars").where(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_file_of_another_set_is_noticed(tmp_path):
+    root = make_stand_in("dtd", tmp_path)
+    split = root / "dtd/split_zhou_DescribableTextures.json"
+    rows = json.loads(split.read_text())
+    rows["test"] = [[f"Abyssinian_{i}.jpg", 0, "kind_0"] for i in range(5)]
+    split.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="5 of its 32 pictures are not there: .*Abyssinian_0.jpg"):
+        prepare("dtd", root)
