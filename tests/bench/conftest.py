@@ -35,6 +35,7 @@ def make_run():
     def make(head="zero-shot", shots=1, seed=1, accuracy=0.5, error=None, **changes):
         values = {
             "head": head,
+            "method": head,
             "params": {"alpha": 0.2, "seed": seed},
             "encoder": EncoderPart(name="toy", fingerprint="f"),
             "data": DataPart(support="pets", test="pets", protocol="given", digest="d"),

@@ -12,9 +12,10 @@ from typing import Any
 
 from sklearn.base import clone
 
+from clipadapter.bench.bundle import seen_by
 from clipadapter.bench.comparison import features_of, shared_rows, write_text
 from clipadapter.bench.plots import confusion_matrix, learning_curve
-from clipadapter.bench.protocol import BASELINES, few_shot, registered_name, seen_by
+from clipadapter.bench.protocol import BASELINES, few_shot, registered_name
 from clipadapter.bench.run import Run, library_versions
 from clipadapter.bench.score import Score, check_labels, score
 from clipadapter.classifier import FewShotClassifier

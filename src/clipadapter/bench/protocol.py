@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,19 +15,9 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.run import (
-    DataPart,
-    EncoderPart,
-    Flags,
-    Run,
-    Seconds,
-    append_runs,
-    digest,
-    library_versions,
-    read_runs,
-    this_machine,
-)
-from clipadapter.bench.score import check_labels, score
+from clipadapter.bench.bundle import Bundle, TestPart, seen_by
+from clipadapter.bench.run import Flags, Run, Seconds, append_runs, digest, library_versions, read_runs, this_machine
+from clipadapter.bench.score import Score, score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -86,159 +75,138 @@ def few_shot(
     >>> run.n_test, run.metrics.accuracy
     (2, 1.0)
     """
-    _check(heads, support, test, text, shots, seeds)
-    known = {run.key: run for run in _known(records) if run.error is None}
-    facts = _facts(support, test, text)
-    runs = []
-    total = len(heads) * len(shots) * len(seeds)
-    with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
-        for name, head, n, seed, rows in _plan(heads, support, shots, seeds):
-            bar.set_postfix_str(f"{name}, {n} shots")
-            run = _planned(name, head, facts, n, seed, rows)
-            done = known.get(run.key)
-            if done is None:
-                done = _perform(run, head, support, test, text)
-                if records is not None:
-                    append_runs(records, [done])
-            runs.append(done)
-            bar.update()
-    return runs
-
-
-def _check(
-    heads: Mapping[str, Head],
-    support: FeatureSet,
-    test: FeatureSet | None,
-    text: ClassText,
-    shots: Sequence[int],
-    seeds: Sequence[int],
-) -> None:
     if not heads or not shots or not seeds:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
     if min(shots) < 1:
         raise InputError(f"shots must be 1 or more, but are {', '.join(map(str, shots))}")
-    missing = sorted(set(support.y) - set(text.labels))
-    if missing:
-        raise InputError(f"these labels have no class text: {', '.join(missing[:5])}")
-    if test is not None:
-        check_labels(test.y, text.labels)
-    widths = {"shots": support, "test pictures": test}
-    expected = text.embeddings.shape[1]
-    for name, features in widths.items():
-        if features is None:
-            continue
-        wide = str(features.provenance.get("encoder")).startswith("pair:") and features.X.shape[-1] > expected
-        if features.X.shape[-1] != expected and not wide:
-            raise InputError(
-                f"features of the {name} have width {features.X.shape[-1]} but class text has width "
-                f"{expected}: were they made by the same encoder?"
-            )
-
-
-def seen_by(head: Head, features: FeatureSet, text: ClassText) -> FeatureSet:
-    """What a head gets of the features: one for two encoders all columns, any other those that go with the text."""
-    if head.two_encoders:
-        return features
-    return replace(features, X=features.X[..., : text.embeddings.shape[1]])
+    bundle = Bundle(support, text, {} if test is None else {"test": TestPart(test)})
+    known = {run.key: run for run in _known(records) if run.error is None}
+    runs = []
+    total = len(heads) * len(shots) * len(seeds)
+    with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
+        for name, head, n, seed, rows in _draws(heads, support, shots, seeds):
+            bar.set_postfix_str(f"{name}, {n} shots")
+            (run,) = planned(bundle, name, head, n, seed, rows)
+            done = known.get(run.key)
+            if done is None:
+                (done,) = perform(bundle, head, [run])
+                if records is not None:
+                    append_runs(records, [done])
+            runs.append(done.model_copy(update={"head": name}))
+            bar.update()
+    return runs
 
 
 def _known(records: str | Path | None) -> list[Run]:
     return read_runs(records) if records is not None and Path(records).is_file() else []
 
 
-def _plan(
+def _draws(
     heads: Mapping[str, Head], support: FeatureSet, shots: Sequence[int], seeds: Sequence[int]
 ) -> Iterator[tuple[str, Head, int, int, list[int]]]:
-    """(name, unfitted clone, shots, seed, rows) of each run; the rows are drawn once for all heads."""
+    """(name, unfitted clone, shots, seed, rows) of each fit; the rows are drawn once for all heads."""
     for n in shots:
         for seed in seeds:
             rows = draw_shots(support.y, n, seed)
             for name, head in heads.items():
-                own = clone(head)
-                if "seed" in own.get_params(deep=False):
-                    own.set_params(seed=seed)
-                yield name, own, n, seed, rows
+                yield name, seeded(head, seed), n, seed, rows
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What all runs of one call have in common."""
-
-    encoder: EncoderPart
-    data: DataPart
-    templates: list[str]
-    text: str
-    n_classes: int
-    n_support: int
-    n_test: int | None
+def seeded(head: Head, seed: int) -> Head:
+    """An unfitted clone; it takes the seed of the draw if it has a parameter for one."""
+    own = clone(head)
+    if "seed" in own.get_params(deep=False):
+        own.set_params(seed=seed)
+    return own
 
 
-def _facts(support: FeatureSet, test: FeatureSet | None, text: ClassText) -> _Facts:
-    given, came = support.provenance, (support if test is None else test).provenance
-    parts: list[bytes | Sequence[str]] = []
-    for features in (support, *([] if test is None else [test])):
-        parts += [np.ascontiguousarray(features.X).tobytes(), features.y]
-    return _Facts(
-        EncoderPart(name=str(given.get("encoder", "unknown")), fingerprint=str(given.get("fingerprint", ""))),
-        DataPart(
-            support=str(given.get("data", "unnamed")),
-            test=str(came.get("data", "unnamed")),
-            protocol="rest" if test is None else "given",
-            digest=digest(*parts),
-        ),
-        [str(template) for template in given.get("templates", ())],
-        digest(text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)]),
-        len(text.labels),
-        len(support),
-        None if test is None else len(test),
-    )
+def planned(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int]) -> list[Run]:
+    """The records of one fit before it is made, one for each test part.
 
-
-def _planned(name: str, head: Head, facts: _Facts, shots: int, seed: int, rows: list[int]) -> Run:
-    """The record of a run before it is made."""
+    Args:
+        bundle: features and class text.
+        label: what tables call the head.
+        head: unfitted.
+        shots: shots a class.
+        seed: of the draw.
+        rows: the drawn rows of the support.
+    """
     params = head.get_params(deep=False)
     plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
-    return Run(
-        head=name,
-        params=plain,
-        encoder=facts.encoder,
-        data=facts.data,
-        templates=facts.templates,
-        text=facts.text,
-        shots=shots,
-        seed=seed,
-        rows=rows,
-        flags=Flags(transductive=head.transductive),
-        code=_code(type(head)),
-        versions=library_versions(),
-        n_classes=facts.n_classes,
-        n_test=facts.n_support - len(rows) if facts.n_test is None else facts.n_test,
-        machine=this_machine(),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
+    return [
+        Run(
+            head=label,
+            method=registered_name(head),
+            params=plain,
+            encoder=bundle.encoder,
+            data=bundle.data(name),
+            templates=bundle.templates,
+            text=bundle.text_digest(name),
+            shots=shots,
+            seed=seed,
+            rows=list(rows),
+            flags=Flags(transductive=head.transductive),
+            code=_code(type(head)),
+            versions=library_versions(),
+            n_classes=bundle.n_classes(name),
+            n_test=bundle.n_test(name, len(rows)),
+            machine=this_machine(),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        for name in bundle.names
+    ]
 
 
-def _perform(run: Run, head: Head, support: FeatureSet, test: FeatureSet | None, text: ClassText) -> Run:
-    if test is None:
-        drawn = set(run.rows)
-        test = support.take([row for row in range(len(support)) if row not in drawn]).seal()
-        check_labels(test.y, text.labels)
-    own, test = (seen_by(head, features, text) for features in (support.take(run.rows), test))
-    try:
-        start = time.perf_counter()
-        head.fit(own.X, own.y, text=text, unlabelled=test.plain if head.transductive else None)
-        fitted = time.perf_counter() - start
-        found = score(head, test)
-    except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
-        return run.model_copy(update={"error": f"{type(error).__name__}: {error}"})
+def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+    """Fit a head once and measure it on the test parts of the planned runs, in the order of the bundle's parts.
+
+    A head that fails gives records that say why. A transductive head is fitted anew for each test part.
+
+    Args:
+        bundle: features and class text.
+        head: unfitted.
+        runs: planned runs of one fit; see `planned`.
+
+    Raises:
+        InputError: if no row is left to test on.
+    """
+    names = {bundle.data(name): name for name in bundle.names}
+    own = seen_by(head, bundle.support.take(runs[0].rows), bundle.text)
+    fitted: tuple[Head, float] | None = None
+    done = []
+    for run in runs:
+        part = bundle.test(names[run.data], run.rows)
+        try:
+            seen = seen_by(head, part.features, part.text or bundle.text)
+            if fitted is None or head.transductive:
+                start = time.perf_counter()
+                made = clone(head).fit(
+                    own.X, own.y, text=bundle.text, unlabelled=seen.plain if head.transductive else None
+                )
+                fitted = made, time.perf_counter() - start
+            done.append(_measured(run, fitted, part, seen))
+        except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
+            done.append(run.model_copy(update={"error": f"{type(error).__name__}: {error}"}))
+    return done
+
+
+def _measured(run: Run, fitted: tuple[Head, float], part: TestPart, seen: FeatureSet) -> Run:
+    head, seconds = fitted
+    found: Score = score(head if part.text is None else head.for_classes(part.text), seen, among=_among(part))
     return run.model_copy(
         update={
-            "seconds": Seconds(fit=fitted, predict=found.seconds),
+            "seconds": Seconds(fit=seconds, predict=found.seconds),
             "metrics": found.metrics,
             "learned": _learned(head),
+            "size": sum(int(value.size) for value in head.state().values()),
             "machine": this_machine(),
         }
     )
+
+
+def _among(part: TestPart) -> Sequence[str] | None:
+    """The classes that a shifted test part has: a head chooses among these alone."""
+    return part.features.class_names if part.kind == "shift" else None
 
 
 def _learned(head: Head) -> dict[str, float]:
@@ -256,7 +224,13 @@ def registered_name(head: Head) -> str:
 def _code(cls: type[Head]) -> str:
     """Hash of the source that a figure depends on: a changed head is another run."""
     here = Path(__file__).parent
-    files = [here / "protocol.py", here / "score.py", here.parent / "functional.py", here.parent / "metrics.py"]
+    files = [
+        here / "bundle.py",
+        here / "protocol.py",
+        here / "score.py",
+        here.parent / "functional.py",
+        here.parent / "metrics.py",
+    ]
     own = getattr(sys.modules.get(cls.__module__), "__file__", None)
     files += sorted({*(here.parent / "heads").glob("*.py"), *([Path(own)] if own else [])})
     return digest(*(file.read_bytes() for file in files))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import sys
@@ -16,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import DataError, InputError
 
-FORMAT = 1
+FORMAT = 2
 SHAPING = (
     "format",
-    "head",
+    "method",
     "params",
     "encoder",
     "data",
@@ -52,13 +53,15 @@ class DataPart(_Part):
     Args:
         support: name of the data set that the shots were drawn from.
         test: name of the test part; the same if the rows that were not drawn are it.
-        protocol: ``"given"`` if the test part stands apart, ``"rest"`` if it is the rows that were not drawn.
+        protocol: ``"given"`` if the test part stands apart, ``"rest"`` if it is the rows that were not drawn,
+            ``"shift"`` if its pictures come from elsewhere but show classes of the support, ``"new"`` if it has other
+            classes, which the head knows by their text alone.
         digest: hash of features and labels of both.
     """
 
     support: str
     test: str
-    protocol: Literal["given", "rest"]
+    protocol: Literal["given", "rest", "shift", "new"]
     digest: str
 
 
@@ -68,10 +71,12 @@ class Flags(_Part):
     Args:
         validation: labelled pictures beyond the shots that the head was given: ``"none"``.
         transductive: whether the head looks at the test pictures as a whole.
+        oracle: whether something was chosen on the test part.
     """
 
     validation: str = "none"
     transductive: bool = False
+    oracle: bool = False
 
 
 class Metrics(_Part):
@@ -103,6 +108,7 @@ class Run(_Part):
     Args:
         format: number of this layout.
         head: what tables call it.
+        method: the name that the head is registered by.
         params: parameters of the head.
         encoder: which encoder.
         data: which data.
@@ -116,6 +122,7 @@ class Run(_Part):
         versions: of the libraries.
         n_classes: number of classes.
         n_test: number of test pictures.
+        size: how many numbers the fitted head keeps; None if it failed.
         seconds: how long it took; None if it failed.
         metrics: what came out; None if it failed.
         learned: numbers that the head chose or learned, such as ``alpha_``.
@@ -126,6 +133,7 @@ class Run(_Part):
 
     format: int = FORMAT
     head: str
+    method: str
     params: dict[str, bool | int | float | str | None]
     encoder: EncoderPart
     data: DataPart
@@ -139,6 +147,7 @@ class Run(_Part):
     versions: dict[str, str]
     n_classes: int
     n_test: int
+    size: int | None = None
     seconds: Seconds | None = None
     metrics: Metrics | None = None
     learned: dict[str, float] = Field(default_factory=dict)
@@ -182,19 +191,32 @@ def read_runs(path: str | Path) -> list[Run]:
         lines = Path(path).read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror or error}") from error
-    return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [parse_run(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _read(path: str | Path, number: int, line: bytes) -> Run:
+def parse_run(where: str, line: bytes) -> Run:
+    """A record from its JSON.
+
+    Args:
+        where: what messages call the place, such as "runs.jsonl, line 3".
+        line: the JSON.
+
+    Raises:
+        DataError: if it is no record, or one of another format.
+    """
     try:
-        run = Run.model_validate_json(line)
+        found = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is no run: {error}; delete it") from error
+    number = found.get("format") if isinstance(found, dict) else None
+    if isinstance(number, int) and number != FORMAT:
+        raise DataError(f"{where} has format {number}, this version reads {FORMAT}; move it away to start anew")
+    try:
+        return Run.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}, line {number} is no run: {where} {first['msg']}; delete the line") from error
-    if run.format != FORMAT:
-        raise DataError(f"{path}, line {number} has format {run.format}, this version reads {FORMAT}")
-    return run
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{where} is no run: {field} {first['msg']}; delete it") from error
 
 
 def _drop_torn_line(file: Any) -> None:

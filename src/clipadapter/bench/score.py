@@ -36,13 +36,14 @@ class Score:
         return Metrics(accuracy=self.evaluation.accuracy, macro_f1=self.evaluation.macro_f1, log_loss=self.log_loss)
 
 
-def score(head: Head, test: FeatureSet, temperature: float = 1.0) -> Score:
+def score(head: Head, test: FeatureSet, temperature: float = 1.0, among: Sequence[str] | None = None) -> Score:
     """Measure a fitted head: the only place where a fitted head meets test features.
 
     Args:
         head: fitted.
         test: plain features are used.
         temperature: logits are divided by it before the softmax.
+        among: the classes that the head may choose from; all if not given.
 
     Raises:
         InputError: if there are no test pictures, a label is no class of the head, or a logit is not finite.
@@ -54,6 +55,10 @@ def score(head: Head, test: FeatureSet, temperature: float = 1.0) -> Score:
     seconds = time.perf_counter() - start
     if not np.isfinite(logits).all():
         raise InputError(f"{type(head).__name__} gives logits that are not finite")
+    if among is not None:
+        kept = [i for i, name in enumerate(classes) if name in set(among)]
+        classes, logits = [classes[i] for i in kept], logits[:, kept]
+        check_labels(test.y, classes)
     position = {name: i for i, name in enumerate(classes)}
     truth = torch.tensor([position[label] for label in test.y])
     loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(logits / temperature), truth))

@@ -6,9 +6,9 @@ tensors and back, and moves learned state to files. A method writes `_fit` and `
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,50 +22,11 @@ from typing_extensions import Self
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads._inputs import Array, as_labels, as_matrix, as_views, class_positions
+from clipadapter.heads._shots import Shots as Shots
 from clipadapter.heads._text import ClassText
 from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Shots:
-    """The labelled features a head is fitted to, as tensors, checked.
-
-    Args:
-        views: (n, v, d) raw features; view 0 is the plain picture, the others are augmented.
-        labels: (n,) class positions, int64.
-        n_classes: c, classes without a shot included.
-        text: (c, d) unit class text, or None.
-        scale: the encoder's ``exp(logit_scale)``; 100 if no text tells.
-        unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
-    """
-
-    views: Tensor
-    labels: Tensor
-    n_classes: int
-    text: Tensor | None
-    scale: float
-    unlabelled: Tensor | None = None
-
-    @property
-    def X(self) -> Tensor:
-        """(n, d) raw features of the plain pictures."""
-        return self.views[:, 0]
-
-    @property
-    def onehot(self) -> Tensor:
-        """(n, c) one-hot labels in the dtype of the features."""
-        return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.views.dtype)
-
-    @property
-    def counts(self) -> Tensor:
-        """(c,) shots of each class in the dtype of the features."""
-        return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
-
-    def take(self, rows: Tensor) -> Shots:
-        """Some of the shots, given by row numbers; classes and text stay."""
-        return Shots(self.views[rows], self.labels[rows], self.n_classes, self.text, self.scale, self.unlabelled)
 
 
 class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
@@ -101,6 +62,10 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         It must equal refitting n times; None, the default, says that there is no closed form.
         """
         return None
+
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        """Answer for the classes of this text (c, d) from now on, by what was learned; only heads that can."""
+        raise InputError(f"{type(self).__name__} knows only the classes that it was fitted to")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -141,6 +106,29 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         self.classes_, self.n_features_in_ = classes, shots.views.shape[2]
         self._fit(shots)
         return self
+
+    def for_classes(self, text: ClassText) -> Self:
+        """A copy of the fitted head that answers for other classes, from their class text alone.
+
+        What a head has learned about features goes with it (base-to-new and cross-dataset protocols).
+
+        Args:
+            text: of the classes to answer for.
+
+        Raises:
+            InputError: if what the head learns is bound to the classes it was fitted to, or the widths differ.
+            sklearn.exceptions.NotFittedError: before `fit`.
+        """
+        check_is_fitted(self)
+        width = text.embeddings.shape[1]
+        if width != self.n_features_in_:
+            raise InputError(f"class text has width {width}, but the head's features have {self.n_features_in_}")
+        if text.absent:
+            raise InputError(f"these classes have no text: {', '.join(text.absent)}")
+        other = copy.copy(self)
+        other.classes_ = np.asarray(text.labels)
+        other._for_text(unit(torch.from_numpy(text.embeddings.copy())), text.logit_scale)
+        return other
 
     def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Array | None:
         """Logits (n, c) of each shot by this head fitted to all others; None without a closed form.

@@ -63,6 +63,8 @@ class ClassText:
         if not logit_scale > 0:
             raise InputError(f"logit_scale must be positive, but is {logit_scale}")
         exact = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
+        # A row that was scaled before is of length one but for rounding: to divide again would round it once more.
+        norm = np.where(np.abs(norm - 1) < (1e-15 if exact else 1e-6), 1.0, norm)
         rows = np.where(absent[:, None], 0.0, rows)
         array = rows / norm if exact else (rows / norm).astype(np.float32)
         array.flags.writeable = False

@@ -162,6 +162,11 @@ class ClipAdapter(Head):
         for name in TENSORS:
             setattr(self, f"{name}_", getattr(trained.visual, name, None))
 
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        if self.branch != "visual":
+            raise InputError(f"the text branch knows only its own classes: branch is {self.branch!r}, not 'visual'")
+        self.weight_, self.scale_ = text, scale
+
     def _logits(self, X: Tensor) -> Tensor:
         tensors = {name: getattr(self, f"{name}_", None) for name in TENSORS}
         visual = None

@@ -109,6 +109,9 @@ class Hoso(Head):
         self.alpha_ = learned if len(held) else float(self.alpha)
         self.weight_, self.scale_ = text, scale
 
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        self.weight_, self.scale_ = text, scale
+
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         adapter = Bottleneck(self.down_.to(X.dtype), self.up_.to(X.dtype))

@@ -102,6 +102,9 @@ class Rla(Head):
         self.loss_ = minimise([shift], loss, n, n_views, self._recipe(n, batch_size), cost=d * d + text.numel())
         self.shift_, self.weight_, self.scale_ = shift.detach(), text, shots.scale
 
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        self.weight_, self.scale_ = text, scale
+
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         return self.scale_ * unit(x + x @ self.shift_.T.to(X.dtype)) @ self.weight_.T.to(X.dtype)

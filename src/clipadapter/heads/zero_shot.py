@@ -28,5 +28,8 @@ class ZeroShot(Head):
         assert shots.text is not None
         self.weight_, self.scale_ = shots.text, shots.scale
 
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        self.weight_, self.scale_ = text, scale
+
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)

@@ -1,0 +1,159 @@
+"""What the runs of one comparison share: features to draw shots from, test parts, class text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from clipadapter.bench.run import DataPart, EncoderPart, digest
+from clipadapter.bench.score import check_labels
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText, Head
+from clipadapter.sealed import SealedArray
+
+Kind = Literal["given", "shift", "new"]
+REST = "rest"
+"""Name of the test part that is made of the rows which were not drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class TestPart:
+    """Pictures that heads are measured on.
+
+    Args:
+        features: sealed on the way in.
+        kind: ``"given"``; ``"shift"`` for pictures from elsewhere, of some or all classes of the shots, among which
+            alone a head then chooses; ``"new"`` for other classes.
+        text: class text of other classes; None if they are those of the shots.
+    """
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    features: FeatureSet
+    kind: Kind = "given"
+    text: ClassText | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.features.X, SealedArray):
+            object.__setattr__(self, "features", self.features.seal())
+        if (self.kind == "new") != (self.text is not None):
+            raise InputError(
+                f"a test part of kind {self.kind!r} has {'no' if self.text is None else 'a'} text of its own"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Features and class text of one comparison.
+
+    Args:
+        support: what the shots are drawn from.
+        text: class text of all its classes.
+        tests: test parts by name; none makes the rows that were not drawn the test part.
+
+    Raises:
+        InputError: if labels or widths do not go together.
+    """
+
+    support: FeatureSet
+    text: ClassText
+    tests: Mapping[str, TestPart] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = sorted(set(self.support.y) - set(self.text.labels))
+        if missing:
+            raise InputError(f"these labels have no class text: {', '.join(missing[:5])}")
+        for part in self.tests.values():
+            check_labels(part.features.y, (part.text or self.text).labels)
+        self._check_width("shots", self.support, self.text)
+        for part in self.tests.values():
+            self._check_width("test pictures", part.features, part.text or self.text)
+
+    @staticmethod
+    def _check_width(name: str, features: FeatureSet, text: ClassText) -> None:
+        width, expected = features.X.shape[-1], text.embeddings.shape[1]
+        wide = str(features.provenance.get("encoder")).startswith("pair:") and width > expected
+        if width != expected and not wide:
+            raise InputError(
+                f"features of the {name} have width {width} but class text has width {expected}: "
+                "were they made by the same encoder?"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the test parts; `REST` if there are none."""
+        return tuple(self.tests) or (REST,)
+
+    @cached_property
+    def encoder(self) -> EncoderPart:
+        """The encoder that made the features."""
+        given = self.support.provenance
+        return EncoderPart(name=str(given.get("encoder", "unknown")), fingerprint=str(given.get("fingerprint", "")))
+
+    @property
+    def templates(self) -> list[str]:
+        """What the class names were put into."""
+        return [str(template) for template in self.support.provenance.get("templates", ())]
+
+    def text_digest(self, name: str) -> str:
+        """Hash of the class text that a test part is answered with."""
+        parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
+        return digest(*(piece for text in parts if text is not None for piece in _pieces(text)))
+
+    def data(self, name: str) -> DataPart:
+        """What a record says of the data of a test part."""
+        own = str(self.support.provenance.get("data", "unnamed"))
+        if name not in self.tests:
+            return DataPart(support=own, test=own, protocol="rest", digest=self._digests[REST])
+        part = self.tests[name]
+        title = str(part.features.provenance.get("data", "unnamed"))
+        return DataPart(support=own, test=title, protocol=part.kind, digest=self._digests[name])
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        own = _bytes(self.support)
+        return {REST: digest(*own), **{name: digest(*own, *_bytes(part.features)) for name, part in self.tests.items()}}
+
+    def n_test(self, name: str, drawn: int) -> int:
+        """How many test pictures a part has."""
+        return len(self.tests[name].features) if name in self.tests else len(self.support) - drawn
+
+    def n_classes(self, name: str) -> int:
+        """Among how many classes a part is answered."""
+        part = self.tests.get(name)
+        if part is not None and part.kind == "shift":
+            return len(set(part.features.class_names) & set(self.text.labels))
+        return len((part.text if part is not None and part.text is not None else self.text).labels)
+
+    def test(self, name: str, drawn: Sequence[int]) -> TestPart:
+        """A test part.
+
+        Raises:
+            InputError: if every row was drawn, so that none is left to test on.
+        """
+        if name in self.tests:
+            return self.tests[name]
+        taken = set(drawn)
+        rest = self.support.take([row for row in range(len(self.support)) if row not in taken])
+        check_labels(rest.y, self.text.labels)
+        return TestPart(rest)
+
+
+def seen_by(head: Head, features: FeatureSet, text: ClassText) -> FeatureSet:
+    """What a head gets of the features: one for two encoders all columns, any other those that go with the text."""
+    if head.two_encoders:
+        return features
+    return replace(features, X=features.X[..., : text.embeddings.shape[1]])
+
+
+def _bytes(features: FeatureSet) -> list[bytes | Sequence[str]]:
+    return [np.ascontiguousarray(features.X).tobytes(), features.y]
+
+
+def _pieces(text: ClassText) -> list[Any]:
+    return [text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)]]

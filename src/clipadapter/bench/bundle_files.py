@@ -1,0 +1,191 @@
+"""A bundle as a folder and back: ``bundle.json`` and ``arrays.safetensors``.
+
+Worker processes read it, and so does ``features:FOLDER`` as a data set: features that were made elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from clipadapter.bench.bundle import Bundle, Kind, TestPart
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText
+
+FACTS, ARRAYS = "bundle.json", "arrays.safetensors"
+MOST_BYTES = 256 << 20
+KEPT = ("encoder", "fingerprint", "data", "templates", "views", "image_size", "ms_per_picture")
+"""What is kept of the provenance of features."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextFacts(_Part):
+    """Class names in order; the vectors are an array."""
+
+    labels: list[str] = Field(min_length=1)
+    logit_scale: float = Field(gt=0)
+    logit_bias: float | None = None
+
+
+class SetFacts(_Part):
+    """Labels as positions among the class names are an array, and so are the features."""
+
+    class_names: list[str] = Field(min_length=1)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+class TestFacts(SetFacts):
+    """A test part."""
+
+    __test__ = False
+
+    kind: Kind = "given"
+    text: TextFacts | None = None
+
+
+class BundleFacts(_Part):
+    """``bundle.json``.
+
+    Args:
+        format: number of this layout.
+        support: what shots are drawn from; arrays ``support`` (n, d) or (n, v, d) and ``support.labels`` (n,).
+        text: class text; array ``text`` (c, d).
+        tests: by name; arrays ``test.NAME`` (m, d), ``test.NAME.labels`` and, for other classes, ``test.NAME.text``.
+    """
+
+    format: Literal[1] = 1
+    support: SetFacts
+    text: TextFacts
+    tests: dict[str, TestFacts] = Field(default_factory=dict)
+
+
+def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
+    """Write a bundle; the folder is there whole, or not at all. One that is there already is left as it is.
+
+    Raises:
+        InputError: if it can't be written.
+    """
+    folder = Path(folder)
+    if (folder / FACTS).is_file():
+        return folder
+    arrays: dict[str, NDArray[Any]] = {}
+    facts = BundleFacts(
+        support=SetFacts(**_set(bundle.support, "support", arrays)),
+        text=_text(bundle.text, "text", arrays),
+        tests={
+            name: TestFacts(
+                **_set(part.features, f"test.{name}", arrays),
+                kind=part.kind,
+                text=None if part.text is None else _text(part.text, f"test.{name}.text", arrays),
+            )
+            for name, part in bundle.tests.items()
+        },
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            save_file(arrays, fresh / ARRAYS)
+            (fresh / FACTS).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            fresh.replace(folder)
+        except OSError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if not (folder / FACTS).is_file():  # another process may have been faster
+                raise
+    except OSError as error:
+        raise InputError(f"can't write {folder}: {error.strerror or error}; give a place you may write to") from error
+    return folder
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Read a bundle.
+
+    Raises:
+        DataError: if the folder holds none, or its parts don't go together; says what.
+    """
+    folder = Path(folder)
+    facts = _facts(folder / FACTS)
+    try:
+        with safe_open(folder / ARRAYS, framework="numpy") as file:
+            arrays = _Arrays(file, folder / ARRAYS)
+            return Bundle(
+                arrays.features("support", facts.support),
+                arrays.text("text", facts.text),
+                {
+                    name: TestPart(
+                        arrays.features(f"test.{name}", part),
+                        part.kind,
+                        None if part.text is None else arrays.text(f"test.{name}.text", part.text),
+                    )
+                    for name, part in facts.tests.items()
+                },
+            )
+    except (OSError, SafetensorError, InputError) as error:
+        raise DataError(f"{folder} is no whole set of features: {error}") from error
+
+
+def _facts(path: Path) -> BundleFacts:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path} has more than {MOST_BYTES >> 20} MB: it describes no set of features")
+        return BundleFacts.model_validate(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise DataError(
+            f"can't read {path}: {error.strerror or error}; expected a folder with {FACTS} and {ARRAYS}"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def _set(features: FeatureSet, name: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    position = {label: i for i, label in enumerate(features.class_names)}
+    arrays[name] = np.ascontiguousarray(features.X).view(np.ndarray)
+    arrays[f"{name}.labels"] = np.array([position[label] for label in features.y], dtype=np.int64)
+    kept = {key: features.provenance[key] for key in KEPT if key in features.provenance}
+    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+    return {"class_names": list(features.class_names), "provenance": kept}
+
+
+def _text(text: ClassText, name: str, arrays: dict[str, NDArray[Any]]) -> TextFacts:
+    arrays[name] = np.array(text.embeddings)
+    return TextFacts(labels=list(text.labels), logit_scale=text.logit_scale, logit_bias=text.logit_bias)
+
+
+class _Arrays:
+    """Arrays of an open file, each checked before it is used."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path = file, path
+
+    def get(self, name: str) -> NDArray[Any]:
+        if name not in self.file.keys():  # noqa: SIM118 - no mapping
+            raise InputError(f"{self.path.name} has no array '{name}'")
+        return np.asarray(self.file.get_tensor(name))
+
+    def features(self, name: str, facts: SetFacts) -> FeatureSet:
+        labels = self.get(f"{name}.labels")
+        names = tuple(facts.class_names)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise InputError(f"'{name}.labels' must be whole numbers (n,), but is {labels.dtype} {labels.shape}")
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
+            raise InputError(f"'{name}.labels' must be 0 to {len(names) - 1}")
+        return FeatureSet(self.get(name), tuple(names[i] for i in labels), names, facts.provenance)
+
+    def text(self, name: str, facts: TextFacts) -> ClassText:
+        return ClassText(facts.labels, self.get(name), facts.logit_scale, facts.logit_bias)

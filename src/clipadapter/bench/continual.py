@@ -1,0 +1,106 @@
+"""Figures of continual learning: how well tasks are known before, while and after they are learned one by one.
+
+Transfer, Average and Last as Zheng et al. define them (ZSCL, ICCV 2023, https://arxiv.org/abs/2303.06628), forgetting
+after Chaudhry et al. (ECCV 2018, https://arxiv.org/abs/1801.10112).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clipadapter.errors import InputError
+
+
+@dataclass(frozen=True)
+class ContinualMetrics:
+    """Figures of T tasks, in the unit of the accuracies that they come from.
+
+    Args:
+        transfer_per_task: T - 1 values for tasks 1 to T - 1: mean accuracy on the task before it is learned. Task 0
+            has none.
+        average_per_task: T values: mean accuracy on the task over all times, those before it is learned included.
+        last_per_task: T values: accuracy on the task after the last one is learned.
+        forgetting_per_task: T - 1 values for tasks 0 to T - 2: best accuracy on the task since it was learned, the end
+            left out, minus that at the end; negative if later tasks helped. The last task has none.
+    """
+
+    transfer_per_task: tuple[float, ...]
+    average_per_task: tuple[float, ...]
+    last_per_task: tuple[float, ...]
+    forgetting_per_task: tuple[float, ...]
+
+    @property
+    def transfer(self) -> float | None:
+        """Mean over the tasks that have it; None for a single task."""
+        return _mean(self.transfer_per_task)
+
+    @property
+    def average(self) -> float:
+        """Mean over the tasks."""
+        return float(np.mean(self.average_per_task))
+
+    @property
+    def last(self) -> float:
+        """Mean over the tasks."""
+        return float(np.mean(self.last_per_task))
+
+    @property
+    def forgetting(self) -> float | None:
+        """Mean over the tasks that have it; None for a single task."""
+        return _mean(self.forgetting_per_task)
+
+
+def continual_metrics(accuracy: ArrayLike) -> ContinualMetrics:
+    """Transfer, Average, Last and forgetting.
+
+    Cells count by their place. RAIL's released code takes an accuracy of exactly 0 for a missing cell instead, so its
+    Transfer differs where a task is got wholly wrong.
+
+    Args:
+        accuracy: (T, T), row t, column i: accuracy on task i after task t was learned. Tasks stand in the order in
+            which they are learned.
+
+    Raises:
+        InputError: if the matrix is not square, is empty, or has a cell that is no finite number.
+
+    >>> found = continual_metrics([[80, 50, 30], [70, 90, 40], [60, 85, 95]])
+    >>> found.transfer_per_task, found.transfer
+    ((50.0, 35.0), 42.5)
+    >>> found.average_per_task, found.last, found.forgetting
+    ((70.0, 75.0, 55.0), 80.0, 12.5)
+    """
+    cells = _square(accuracy)
+    tasks = range(len(cells))
+    return ContinualMetrics(
+        transfer_per_task=tuple(float(cells[:i, i].mean()) for i in tasks[1:]),
+        average_per_task=tuple(float(value) for value in cells.mean(axis=0)),
+        last_per_task=tuple(float(value) for value in cells[-1]),
+        forgetting_per_task=tuple(float(cells[i:-1, i].max() - cells[-1, i]) for i in tasks[:-1]),
+    )
+
+
+def _square(accuracy: ArrayLike) -> NDArray[np.float64]:
+    try:
+        cells = np.asarray(accuracy, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the accuracies are no matrix of numbers: {error}; give T rows of T numbers") from error
+    if cells.ndim != 2 or cells.shape[0] != cells.shape[1] or not cells.size:
+        raise InputError(
+            f"the accuracies have shape {cells.shape}, but must be (T, T) with T of 1 or more: row t, column i is the "
+            "accuracy on task i after task t"
+        )
+    if not np.isfinite(cells).all():
+        t, i = (int(place) for place in np.argwhere(~np.isfinite(cells))[0])
+        raise InputError(
+            f"the accuracy on task {i} after task {t} is {cells[t, i]}: measure every task after every task, those "
+            "not yet learned too"
+        )
+    return cells
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,144 @@
+"""What a suite will cost, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from clipadapter.bench.suite import Suite
+from clipadapter.data.sets import create_set, list_sets
+from clipadapter.errors import ClipAdapterError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SMALL, LARGE = 1600 * 100 * 512, 16_000 * 1000 * 1024
+"""Shots x classes x width of the two sizes that fits were timed at."""
+UNKNOWN = (2.0, 60.0)
+"""For a head that was never timed."""
+RATE = 25.0
+"""Pictures a second that a small encoder sees on two cores; a GPU sees hundreds to thousands."""
+RUN = 0.1
+"""Seconds of a run beside its fit: measuring, writing."""
+
+
+@cache
+def _measured() -> dict[str, list[float]]:
+    return tomllib.loads((files("clipadapter.bench") / "costs.toml").read_text(encoding="utf-8"))
+
+
+def fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
+    """Seconds that one fit takes on two cores, on the line between the two sizes that were timed.
+
+    Args:
+        head: registered name.
+        shots: in all, not a class.
+        classes: c.
+        width: d.
+
+    >>> 30 < fit_seconds("auto", 16_000, 1000, 1024) < 90
+    True
+    """
+    small, large = _measured().get(head, UNKNOWN)
+    power = math.log(large / small) / math.log(LARGE / SMALL)
+    return float(small * (max(shots * classes * width, 1) / SMALL) ** power)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a data set is.
+
+    Args:
+        spec: as the person named it.
+        classes: number of classes.
+        train: pictures to draw shots from.
+        test: test pictures.
+        ready: whether it is on disk.
+        missing: what is missing, else empty.
+    """
+
+    spec: str
+    classes: int
+    train: int
+    test: int
+    ready: bool
+    missing: str = ""
+
+
+def size_of(spec: str, root: Path | None = None) -> Size:
+    """Size of a data set; of a named one that is not on disk what its papers say.
+
+    Raises:
+        DataError: if there is no such data set.
+    """
+    from clipadapter.bench.sources import FEATURES, features_source, open_source
+
+    if spec.startswith(FEATURES):
+        bundle = features_source(spec)
+        assert bundle is not None
+        tests = sum(len(part.features) for part in bundle.tests.values())
+        return Size(spec, len(bundle.text.labels), len(bundle.support), tests or len(bundle.support), True)
+    try:
+        source = open_source(spec, root)
+    except ClipAdapterError as error:
+        if spec not in list_sets():
+            raise
+        known = create_set(spec)
+        counts = known.counts
+        return Size(spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), False, str(error))
+    tests = len(source.train.samples) if source.test is None else len(source.test.samples)
+    return Size(spec, len(source.train.class_names), len(source.train.samples), tests, True)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a suite will cost.
+
+    Args:
+        sizes: of the data sets.
+        fits: how many.
+        pictures: how many pictures the encoders are shown, views included, if none is in the store.
+        fit_seconds: of all fits, one after the other on two cores.
+        encode_seconds: of the pictures, at `RATE`.
+    """
+
+    sizes: list[Size]
+    fits: int
+    pictures: int
+    fit_seconds: float
+    encode_seconds: float
+
+
+def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512, root: Path | None = None) -> Estimate:
+    """What a suite will cost on some data sets.
+
+    Args:
+        suite: the study.
+        data: data sets as the person named them.
+        encoders: how many.
+        width: of their features.
+        root: folder of the named data sets.
+
+    Raises:
+        DataError: if a data set is not known.
+    """
+    sizes = [size_of(spec, root) for spec in data]
+    fitted = sizes[:1] if suite.protocol in ("shift", "cross-dataset") else sizes
+    variants, fits, seconds = suite.all_variants(), 0, 0.0
+    for size in fitted:
+        for shots in suite.shots:
+            repeats = len(suite.seeds) * encoders * len(suite.prompts)
+            for variant in variants:
+                rows = min(shots * size.classes, size.train) * suite.views
+                fits += repeats
+                seconds += repeats * (fit_seconds(variant.head, rows, size.classes, width) + RUN)
+    seen = sum(size.test for size in sizes) + sum(size.train * suite.views for size in fitted)
+    pictures = encoders * seen
+    return Estimate(sizes, fits, pictures, seconds, pictures / RATE)

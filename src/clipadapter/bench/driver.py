@@ -1,0 +1,177 @@
+"""Runs a suite: features once, then every fit that has no record yet, on an engine; stopped at any time, it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.bundle_files import save_bundle
+from clipadapter.bench.engines import Engine, Job
+from clipadapter.bench.plan import Entry, Plan, Task, make_head, tasks_of, value_of
+from clipadapter.bench.protocol import planned, seeded
+from clipadapter.bench.records import RecordFolder
+from clipadapter.bench.run import Run, digest
+from clipadapter.bench.sources import Source, build_bundle, features_source, shots_rows
+from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.bench.work import work
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.errors import InputError
+
+Rows = Mapping[tuple[int, int], Sequence[int]]
+Tracker = Callable[[Run], None]
+
+
+@dataclass
+class Outcome:
+    """What `run_suite` did.
+
+    Args:
+        plan: all that was asked for.
+        made: runs that were made now.
+        there: runs that had a record already.
+        failed: runs among those made that failed.
+        seconds: how long the fits took, from the first to the last.
+    """
+
+    plan: Plan
+    made: int = 0
+    there: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Work:
+    """A job's task, and the records that it will give."""
+
+    task: Task
+    keys: list[str]
+    entries: list[Entry] = field(default_factory=list)
+
+
+def run_suite(
+    suite: Suite,
+    sources: Sequence[Source | str],
+    encoders: Mapping[str, FewShotClassifier],
+    out: Path,
+    engine: Engine,
+    *,
+    rows: Rows | None = None,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = False,
+) -> Outcome:
+    """Make every run of a suite that has no record yet.
+
+    Args:
+        suite: the study.
+        sources: data sets; a text is ``features:FOLDER``, whose encoder made them already.
+        encoders: by the name that tables show; makes features and class text.
+        out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
+        engine: where fits are made.
+        rows: rows of the first data set to take in place of a draw, by (shots, seed).
+        trackers: called with each run that was made.
+        progress: show bars on stderr.
+
+    Raises:
+        InputError: if a data set does not go with the protocol, or the folder can't be written.
+        DataError: if data can't be read.
+    """
+    records = RecordFolder(out)
+    works: list[_Work] = []
+    for bundle, facts in _bundles(suite, sources, encoders):
+        folder = save_bundle(bundle, out / "features" / _name(bundle))
+        if rows is not None:
+            shots_rows(bundle.support.y, rows)
+        works += _works(suite, bundle, str(folder.absolute()), facts, rows)
+    plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
+    plan.save(out)
+    done = {run.key for run in records.read() if run.error is None}
+    open_ = [one for one in works if not set(one.keys) <= done]
+    outcome = Outcome(plan, there=sum(len(one.keys) for one in works) - sum(len(one.keys) for one in open_))
+    start = time.perf_counter()
+    jobs = [Job(i, one.task.model_dump_json()) for i, one in enumerate(open_)]
+    with (
+        closing(engine.run(work, jobs)) as results,
+        tqdm(total=len(jobs), desc="fits", unit="fit", disable=not progress) as bar,
+    ):
+        for result in results:
+            runs = _runs(open_[result.job.number], result.result, result.error)
+            records.write(runs)
+            for run in runs:
+                outcome.made += 1
+                outcome.failed += run.error is not None
+                for tracker in trackers:
+                    tracker(run)
+            bar.set_postfix_str(f"{runs[0].head}, {runs[0].shots} shots", refresh=False)
+            bar.update()
+    outcome.seconds = time.perf_counter() - start
+    return outcome
+
+
+def _bundles(
+    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier]
+) -> Iterator[tuple[Bundle, tuple[str, str, Prompts]]]:
+    """Features with (data, encoder, prompts) as the person named them."""
+    ready = [source for source in sources if isinstance(source, str)]
+    pictures = [source for source in sources if not isinstance(source, str)]
+    for spec in ready:
+        bundle = features_source(spec)
+        if bundle is None or suite.protocol != "few-shot" or len(suite.prompts) > 1:
+            raise InputError(
+                f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, for its text or classes"
+            )
+        yield bundle, (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
+    together = suite.protocol in ("shift", "cross-dataset")
+    groups = [pictures] if together and pictures else [[source] for source in pictures]
+    for group in groups:
+        for name, model in encoders.items():
+            for prompts in suite.prompts:
+                yield build_bundle(suite, group, model, prompts), (group[0].name, name, prompts)
+
+
+def _name(bundle: Bundle) -> str:
+    """A folder's name that stands for all that is in the bundle."""
+    parts = [bundle.data(name).digest + bundle.text_digest(name) + bundle.data(name).protocol for name in bundle.names]
+    return digest([bundle.encoder.fingerprint, *bundle.names, *parts])
+
+
+def _works(
+    suite: Suite, bundle: Bundle, folder: str, facts: tuple[str, str, Prompts], rows: Rows | None
+) -> Iterator[_Work]:
+    data, encoder, prompts = facts
+    for task, keys in tasks_of(suite, bundle, folder, rows):
+        value = value_of(suite, task.variant)
+        yield _Work(
+            task,
+            keys,
+            [
+                Entry(
+                    key=key,
+                    label=task.variant.title,
+                    prompts=prompts.label,
+                    data=data,
+                    encoder=encoder,
+                    test=test,
+                    value=value,
+                )
+                for key, test in zip(keys, bundle.names, strict=True)
+            ],
+        )
+
+
+def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
+    """Records from what a worker gave; from one that died, records that say so."""
+    if result is not None:
+        return [Run.model_validate_json(text) for text in result]
+    from clipadapter.bench.bundle_files import load_bundle
+
+    task = one.task
+    head = seeded(make_head(task.variant), task.seed)
+    runs = planned(load_bundle(task.bundle), task.variant.title, head, task.shots, task.seed, task.rows)
+    return [run.model_copy(update={"error": f"EngineError: {error}"}) for run in runs]

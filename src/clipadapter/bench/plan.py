@@ -1,0 +1,157 @@
+"""The plan of a suite: which fits there are, on which features, and which records they will give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.files import write_whole
+from clipadapter.bench.protocol import planned, seeded
+from clipadapter.bench.suite import Suite, Variant
+from clipadapter.data import draw_shots
+from clipadapter.errors import DataError, InputError
+from clipadapter.heads import Head, create_head, head_info
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(_Part):
+    """One fit, as a worker process gets it.
+
+    Args:
+        bundle: folder of the features.
+        variant: the head.
+        shots: shots a class.
+        seed: of the draw.
+        rows: the drawn rows.
+    """
+
+    bundle: str
+    variant: Variant
+    shots: int
+    seed: int
+    rows: list[int]
+
+
+class Entry(_Part):
+    """One record that a suite asks for.
+
+    Args:
+        key: of the record.
+        label: what the suite calls the head.
+        prompts: what it calls the way the text was made; empty if there is one.
+        data: the data set that gives the shots, as it was given.
+        encoder: the encoder, as it was given.
+        test: name of the test part.
+        value: the value of the parameter that varies, if one does.
+    """
+
+    key: str
+    label: str
+    prompts: str = ""
+    data: str
+    encoder: str
+    test: str
+    value: float | str | None = None
+
+
+class Plan(_Part):
+    """All that a suite asked for, as ``plans/SUITE.json``."""
+
+    suite: Suite
+    entries: list[Entry]
+
+    def save(self, folder: Path) -> Path:
+        """Write it below the folder of records."""
+        path = folder / "plans" / f"{self.suite.name}.json"
+        write_whole(path, self.model_dump_json(indent=1) + "\n")
+        return path
+
+    def merged(self, folder: Path) -> Plan:
+        """With what an earlier call asked for besides: other data, other encoders, other shots."""
+        before = load_plan(folder, self.suite.name, missing_ok=True)
+        known = {entry.key for entry in self.entries}
+        if before is None:
+            return self
+        return Plan(suite=self.suite, entries=[*self.entries, *(e for e in before.entries if e.key not in known)])
+
+
+def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
+    """A plan that was saved.
+
+    Raises:
+        DataError: if it can't be read.
+    """
+    path = folder / "plans" / f"{name}.json"
+    try:
+        return Plan.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        if missing_ok:
+            return None
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise DataError(f"'{folder}' has no runs of suite '{name}'; it has: {there}") from error
+    except (OSError, ValidationError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}; delete it and run the suite again") from error
+
+
+def planned_suites(folder: Path) -> list[str]:
+    """Names of the suites that were run in a folder, sorted."""
+    return sorted(path.stem for path in (folder / "plans").glob("*.json"))
+
+
+def make_head(variant: Variant) -> Head:
+    """The unfitted head of a variant.
+
+    Raises:
+        InputError: if it has no such parameter, preset or recipe.
+    """
+    cls = head_info(variant.head).cls
+    params = dict(variant.params)
+    try:
+        if variant.preset is not None:
+            return cls.preset(variant.preset, **params)
+        if variant.official:
+            recipe = getattr(cls, "official", None)
+            if recipe is None:
+                raise InputError(f"{variant.head} has no recipe of its authors: leave 'official' out")
+            head: Head = recipe(**params)
+            return head
+        return create_head(variant.head, **params)
+    except TypeError as error:
+        raise InputError(f"{variant.title}: {error}") from error
+
+
+def tasks_of(
+    suite: Suite, bundle: Bundle, folder: str, rows: Mapping[tuple[int, int], Sequence[int]] | None = None
+) -> Iterator[tuple[Task, list[str]]]:
+    """Every fit of a suite on some features, with the keys of the records that it will give.
+
+    Args:
+        suite: the study.
+        bundle: the features.
+        folder: where they are stored.
+        rows: rows to take in place of a draw, by (shots, seed).
+    """
+    heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
+    for n in suite.shots:
+        for seed in suite.seeds:
+            drawn = list(rows[n, seed]) if rows is not None else draw_shots(bundle.support.y, n, seed)
+            for variant, head in heads:
+                runs = planned(bundle, variant.title, seeded(head, seed), n, seed, drawn)
+                task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=drawn)
+                yield task, [run.key for run in runs]
+
+
+def value_of(suite: Suite, variant: Variant) -> float | str | None:
+    """The value of the parameter that the suite varies, if the variant has one."""
+    names = {one.parameter for one in suite.vary}
+    found = [value for key, value in variant.params.items() if key in names]
+    if not found:
+        return None
+    return found[0] if isinstance(found[0], str) else float(found[0])

@@ -1,0 +1,258 @@
+"""The paper's figure: pictures as points in the plane, by their features before and after adapting.
+
+A projection to two dimensions shows much that is not there and hides much that is. So each panel says two figures that
+are taken from the features themselves, not from the plane.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from clipadapter.bench.plots import COLOURS, MARKERS, _figure, _save, _short, _title
+from clipadapter.bench.score import check_labels
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads import ClassText, Head
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Method = Literal["tsne", "pca"]
+NAMES = {"tsne": "t-SNE", "pca": "PCA"}
+FEWEST = 5
+"""Rows below which there is nothing to project."""
+PALETTE = (*COLOURS, "#7A4B2A", "#6A3D9A", "#999933")
+"""One colour a class, as many as can be told apart."""
+GREY = "#cccccc"
+NEIGHBOURS = 10
+SAME = 1e-6
+"""Unit features closer than this, in single precision, are one."""
+
+Array = NDArray[Any]
+
+
+def adapted_features(head: Head, X: ArrayLike) -> Array:
+    """The picture features that a fitted head compares with class text, where it changes them first.
+
+    Args:
+        head: fitted, one that answers for other classes by their text, such as "clip-adapter" or "rla".
+        X: (m, d) raw features.
+
+    Returns:
+        (m, d).
+
+    Raises:
+        InputError: if the head is none of these, or leaves features as they are.
+        sklearn.exceptions.NotFittedError: before `fit`.
+
+    >>> from clipadapter.heads import create_head
+    >>> text = ClassText(["cat", "dog"], [[1, 0, 0], [0, 1, 0]])
+    >>> head = create_head("clip-adapter", alpha=0.2).fit([[3, 1, 1], [1, 3, 1]], ["cat", "dog"], text=text)
+    >>> adapted_features(head, [[3, 1, 1], [1, 3, 1]]).shape
+    (2, 3)
+    """
+    name = type(head).__name__
+
+    def answers(directions: Array) -> Array:
+        """Inner products of features with text (k, d)."""
+        text = ClassText([str(i) for i in range(len(directions))], directions, logit_scale=1.0)
+        return head.for_classes(text).logits(X)
+
+    width = np.shape(X)[-1]
+    # Text along each axis reads the feature off, if the head does nothing but compare: then other text agrees.
+    features, others = answers(np.eye(width)), _unit_rows(np.random.default_rng(0).normal(size=(3, width)))
+    if not np.allclose(answers(others), features @ others.T, atol=1e-4):
+        raise InputError(f"{name} does more than compare a feature with class text: it has no adapted features")
+    if np.allclose(features, _unit_rows(X), atol=SAME):
+        raise InputError(f"{name} leaves features as they are; try one that adapts them, such as clip-adapter or rla")
+    return features
+
+
+def project(
+    features: ArrayLike, method: Method = "tsne", seed: int = 0, start: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Points in the plane; rows count by their direction, as in CLIP.
+
+    Args:
+        features: (n, d), any length.
+        method: "tsne" keeps neighbours together, and distances between groups mean nothing (some 10,000 rows take
+            minutes); "pca" is the plane of the largest spread.
+        seed: of t-SNE.
+        start: (n, 2) points that t-SNE begins with, so that two pictures lie alike; None for those of PCA.
+
+    Returns:
+        (n, 2).
+
+    Raises:
+        InputError: if the method is unknown, there are fewer than 5 rows or 2 columns, all rows are the same, or a
+            feature is not finite.
+
+    >>> points = project(np.eye(6), method="pca")
+    >>> points.shape
+    (6, 2)
+    """
+    if method not in NAMES:
+        raise InputError(f"the method must be one of {', '.join(NAMES)}, but is {method!r}")
+    rows = _unit_rows(features)
+    if len(rows) < FEWEST or rows.shape[1] < 2:
+        raise InputError(f"a projection needs {FEWEST} rows and 2 columns or more, but the features are {rows.shape}")
+    if np.ptp(rows, axis=0).max() < SAME:
+        raise InputError("all rows of the features are the same: there is nothing to project")
+    if method == "pca":
+        from sklearn.decomposition import PCA
+
+        return np.asarray(PCA(2, svd_solver="full").fit_transform(rows))
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    # At the spread of a start by PCA, 1e-4, a hundred points turn over before they settle.
+    init = "pca" if start is None else (start / start[:, 0].std()).astype(np.float32)
+    return np.asarray(TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(rows), np.float64)
+
+
+def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float]:
+    """How far classes stand apart: (silhouette, purity), both by the cosine of the whole features.
+
+    Silhouette, from -1 to 1, says how much nearer a picture is to its own class than to the next one. Purity, from 0
+    to 1, is the share of a picture's 10 nearest others that are of its class.
+
+    Args:
+        features: (n, d), any length.
+        labels: n class names, two classes or more, and fewer than n.
+
+    Raises:
+        InputError: if these numbers don't fit, or a feature is not finite.
+
+    >>> separation([[1, 0], [1, 0], [0, 1], [0, 1]], ["a", "a", "b", "b"])[0]
+    1.0
+    """
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    rows, truth = _unit_rows(features), np.asarray(labels)
+    if len(rows) != len(truth):
+        raise InputError(f"there are {len(rows)} rows of features but {len(truth)} labels")
+    c = len(set(labels))
+    if not 2 <= c < len(rows):
+        raise InputError(
+            f"{c} class{'es' * (c != 1)} among {len(rows)} pictures: give two classes or more, some with several"
+        )
+    k = min(NEIGHBOURS, len(rows) - 1)
+    nearest = NearestNeighbors(n_neighbors=k, metric="cosine").fit(rows).kneighbors(return_distance=False)  # (n, k)
+    purity = (truth[nearest] == truth[:, None]).mean()
+    return float(silhouette_score(rows, truth, metric="cosine")), float(purity)
+
+
+def draw_projection(
+    before: ArrayLike,
+    after: ArrayLike,
+    labels: Sequence[str],
+    class_names: Sequence[str],
+    path: str | Path,
+    title: str = "",
+    method: Method = "tsne",
+    seed: int = 0,
+) -> Path:
+    """Draw features before and after adapting side by side, coloured by class.
+
+    Give pictures that the head was not fitted to: shots stand apart after any adapter. The right panel begins from the
+    left one in t-SNE, and is turned and mirrored as a whole to lie like it.
+
+    Args:
+        before: (n, d) features.
+        after: (n, e) features of the same pictures, such as `adapted_features` gives.
+        labels: n class names.
+        class_names: all classes in order; of more than 10 those with the most pictures are coloured.
+        path: PNG file to write.
+        title: above the plot.
+        method: see `project`.
+        seed: of t-SNE.
+
+    Raises:
+        InputError: if numbers of rows differ, a label is no class, there are too few pictures or classes, a feature is
+            not finite, or the file can't be written.
+    """
+    check_labels(labels, class_names)
+    if not len(labels) == len(np.asarray(before)) == len(np.asarray(after)):
+        raise InputError(
+            f"there are {len(labels)} labels, but {len(np.asarray(before))} rows before and "
+            f"{len(np.asarray(after))} after: all must be of the same pictures"
+        )
+    figures = [separation(features, labels) for features in (before, after)]
+    left = project(before, method, seed)
+    panels = {"before": left, "after": _turned(project(after, method, seed, left), left)}
+    shown = _most_frequent(labels, class_names)
+    figure = _figure(10.5, 4.9)
+    for axes, (name, points), found in zip(figure.subplots(1, 2), panels.items(), figures, strict=True):
+        _scatter(axes, points, np.asarray(labels), shown)
+        axes.set_title(
+            f"{name}: silhouette {found[0]:.3f}, {NEIGHBOURS}-NN purity {100 * found[1]:.1f} %", loc="left", fontsize=10
+        )
+    _legend(figure, shown, len(set(labels)) - len(shown))
+    _title(figure, title or f"{len(labels)} pictures, {NAMES[method]}")
+    return _save(figure, path)
+
+
+def _unit_rows(features: ArrayLike) -> Array:
+    """(n, d) float array, rows of length one."""
+    rows = np.array(features, dtype=np.float64)
+    if rows.ndim != 2:
+        raise InputError(f"features must be (n, d), but have shape {rows.shape}; of several views give one")
+    if not np.isfinite(rows).all():
+        raise InputError("a feature is not finite: leave out the pictures that could not be read")
+    return unit(torch.from_numpy(rows)).numpy()
+
+
+def _turned(points: Array, target: Array) -> Array:
+    """The points rotated and mirrored so that they lie like the target's; neither method gives a direction."""
+    from scipy.linalg import orthogonal_procrustes
+
+    centred = points - points.mean(axis=0)
+    return np.asarray(centred @ orthogonal_procrustes(centred, target - target.mean(axis=0))[0])
+
+
+def _most_frequent(labels: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    counts = Counter(labels)
+    most = sorted((name for name in class_names if counts[name]), key=lambda name: -counts[name])[: len(PALETTE)]
+    return [name for name in class_names if name in most]
+
+
+def _scatter(axes: Axes, points: Array, labels: Array, shown: Sequence[str]) -> None:
+    rest, (x, y) = ~np.isin(labels, shown), points.T
+    size = 16 if len(points) < 2500 else 6
+    if rest.any():
+        axes.scatter(x[rest], y[rest], s=size / 2, color=GREY, linewidths=0)
+    for i, name in enumerate(shown):
+        own = labels == name
+        axes.scatter(x[own], y[own], s=size, alpha=0.75, linewidths=0, color=PALETTE[i], marker=_marker(i))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_color("#bbbbbb")
+
+
+def _marker(i: int) -> str:
+    return MARKERS[i % len(MARKERS)]
+
+
+def _legend(figure: Figure, shown: Sequence[str], others: int) -> None:
+    from matplotlib.lines import Line2D
+
+    names = list(shown)
+    handles = [Line2D([], [], linestyle="", color=PALETTE[i], marker=_marker(i)) for i in range(len(shown))]
+    if others:
+        names.append(f"{others} others")
+        handles.append(Line2D([], [], linestyle="", color=GREY, marker="o"))
+    legend = figure.legend(handles, list(map(str, range(len(names)))), loc="outside right upper", frameon=False)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        # Set afterwards: a legend leaves out what begins with an underscore, and reads dollars as formulas.
+        text.set_text(_short(name))
+        text.set_parse_math(False)

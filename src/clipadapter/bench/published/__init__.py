@@ -1,0 +1,243 @@
+"""Accuracies that others published, to stand beside one's own. The figures are in the TOML files here, one a source.
+
+A table of a file has in its head what all its figures share: either the method, and then its rows are data sets, or the
+data set, and then its rows are methods; the columns are numbers of shots. A published figure is no target: most were
+tuned with labels beyond the shots, which `Published.protocol` says, and shots were drawn otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from importlib.resources import files
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from clipadapter.registry import unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ELEVEN = (
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "oxford_flowers",
+    "food101",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
+    "ucf101",
+)
+"""The data sets that the field's tables are of."""
+SHIFTED = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+MEANS = ("mean11", "mean11_base", "mean11_new", "mean11_harmonic")
+"""Means over the eleven: of all classes; of the half with shots; of the other half; and the two's harmonic mean."""
+Percent = Annotated[float, Field(gt=0, lt=100)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Part):
+    """Where figures come from.
+
+    Args:
+        tag: what a figure names it by.
+        title: what it is.
+        where: address.
+        secondary: True if others copied the figures from the paper.
+    """
+
+    tag: str
+    title: str
+    where: str
+    secondary: bool = False
+
+
+class Published(_Part):
+    """One published accuracy.
+
+    Args:
+        method: name of the head where there is one here, else the method's own in the same spelling.
+        variant: which form of the method, if the source has several.
+        dataset: one of `ELEVEN`, `SHIFTED` or `MEANS`.
+        backbone: the encoder, such as "RN50" or "ViT-B/16".
+        shots: shots a class; 0 for a method that takes none.
+        accuracy: in %; the middle, if the source gives a range.
+        margin: half the width of that range, else 0.
+        source: tag of the source; see `sources`.
+        protocol: what must be told beside the figure, as far as it is known.
+        verified: False if the backbone, the shots or the source is inferred, or sources contradict each other.
+    """
+
+    method: str
+    variant: str = ""
+    dataset: str
+    backbone: str
+    shots: int
+    accuracy: float
+    margin: float = 0.0
+    source: str
+    protocol: str
+    verified: bool
+
+
+class Cost(_Part):
+    """What a method costs; None where the source doesn't tell.
+
+    Args:
+        method: as in `Published`.
+        dataset: trained on it.
+        backbone: the encoder.
+        shots: shots a class.
+        epochs: passes over the shots.
+        train_minutes: to train, on the authors' machine.
+        ms_per_image: to classify a picture there, milliseconds.
+        gpu_mib: memory on the GPU.
+        source: tag of the source.
+    """
+
+    method: str
+    dataset: str
+    backbone: str
+    shots: int
+    epochs: int | None
+    train_minutes: float | None
+    ms_per_image: float | None
+    gpu_mib: int | None
+    source: str
+
+
+class _Table(_Part):
+    method: str | None = None
+    variant: str = ""
+    dataset: str | None = None
+    backbone: str
+    shots: list[Annotated[int, Field(ge=0)]]
+    protocol: str = ""
+    verified: bool = True
+    accuracy: dict[str, list[Percent]]
+    margin: list[Percent] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.method is None) == (self.dataset is None):
+            raise ValueError("a table is of one method or of one data set")
+        known = {*ELEVEN, *SHIFTED, *MEANS}
+        strange = {self.dataset} - known if self.dataset else self.accuracy.keys() - known
+        if strange:
+            raise ValueError(f"no such data set: {strange}")
+        rows = {**self.accuracy, **({} if self.margin is None else {"margin": self.margin})}
+        wrong = [row for row, values in rows.items() if len(values) != len(self.shots)]
+        if wrong:
+            raise ValueError(f"rows of another length than shots: {wrong}")
+        return self
+
+    def figures(self, source: str) -> list[Published]:
+        return [
+            Published(
+                method=self.method or row,
+                variant=self.variant,
+                dataset=self.dataset or row,
+                backbone=self.backbone,
+                shots=n,
+                accuracy=value,
+                margin=margin,
+                source=source,
+                protocol=self.protocol,
+                verified=self.verified,
+            )
+            for row, values in self.accuracy.items()
+            for n, value, margin in zip(self.shots, values, self.margin or [0.0] * len(values), strict=True)
+        ]
+
+
+class _CostOf(_Part):
+    epochs: int | None = None
+    train_minutes: float | None = None
+    ms_per_image: float | None = None
+    gpu_mib: int | None = None
+
+
+class _CostTable(_Part):
+    dataset: str
+    backbone: str
+    shots: int
+    methods: dict[str, _CostOf]
+
+    def costs(self, source: str) -> list[Cost]:
+        shared = self.model_dump(exclude={"methods"})
+        return [Cost(method=name, source=source, **shared, **own.model_dump()) for name, own in self.methods.items()]
+
+
+class _File(_Part):
+    source: Source
+    table: list[_Table]
+    cost: _CostTable | None = None
+
+
+@cache
+def _files() -> tuple[_File, ...]:
+    found = sorted((item for item in files(__name__).iterdir() if item.name.endswith(".toml")), key=lambda i: i.name)
+    return tuple(_File.model_validate(tomllib.loads(item.read_text(encoding="utf-8"))) for item in found)
+
+
+@cache
+def _figures() -> tuple[Published, ...]:
+    return tuple(figure for file in _files() for table in file.table for figure in table.figures(file.source.tag))
+
+
+def published(
+    method: str | None = None, dataset: str | None = None, backbone: str | None = None, shots: int | None = None
+) -> list[Published]:
+    """Published accuracies, all or those of one method, data set, backbone or number of shots.
+
+    Several sources may speak of the same: each has its own figure.
+
+    Args:
+        method: such as "clip-adapter".
+        dataset: such as "eurosat"; "mean11" is the mean over the eleven sets.
+        backbone: such as "RN50".
+        shots: shots a class; 0 gives the methods that take none.
+
+    Raises:
+        UnknownNameError: if no figure at all is of this method, data set or backbone.
+
+    >>> for found in published("clip-adapter", "imagenet", "ViT-B/16"):
+    ...     print(found.shots, found.accuracy, found.source, found.protocol)
+    16 71.13 S2 tuned on the test part where a method has parameters to search
+    """
+    figures = _figures()
+    for kind, name in (("method", method), ("dataset", dataset), ("backbone", backbone)):
+        known = sorted({getattr(figure, kind) for figure in figures})
+        if name is not None and name not in known:
+            raise unknown(f"{'data set' if kind == 'dataset' else kind} with published figures", name, known)
+    wanted = {"method": method, "dataset": dataset, "backbone": backbone, "shots": shots}
+    given = {field: value for field, value in wanted.items() if value is not None}
+    return [figure for figure in figures if all(getattr(figure, field) == value for field, value in given.items())]
+
+
+def costs() -> list[Cost]:
+    """Published costs of training and of classifying a picture.
+
+    >>> {cost.method: cost.ms_per_image for cost in costs()}["clip-adapter"]
+    10.59
+    """
+    return [cost for file in _files() if file.cost for cost in file.cost.costs(file.source.tag)]
+
+
+def sources() -> dict[str, Source]:
+    """The sources by their tags.
+
+    >>> sources()["S5"].title
+    "GDA (ICLR 2024), the authors' released logs"
+    """
+    return {file.source.tag: file.source for file in _files()}

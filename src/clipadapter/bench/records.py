@@ -1,0 +1,71 @@
+"""Records as a folder: one JSON file a run, written whole or not at all, by as many processes as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipadapter.bench.files import write_whole
+from clipadapter.bench.run import Run, append_runs, parse_run
+from clipadapter.errors import DataError
+
+MOST_BYTES = 16 << 20
+"""No record is longer: a longer file is none."""
+
+
+class RecordFolder:
+    """Runs by their key, in ``FOLDER/runs/KEY.json``; ``FOLDER/runs.jsonl`` has them in the order they were done.
+
+    Args:
+        folder: made when the first record is written.
+
+    >>> RecordFolder("no-such-folder").keys()
+    set()
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.runs = self.folder / "runs"
+        self.log = self.folder / "runs.jsonl"
+
+    def keys(self) -> set[str]:
+        """Keys of the runs that are there, failed ones too."""
+        return {path.stem for path in self.runs.glob("*.json")}
+
+    def write(self, runs: Iterable[Run]) -> None:
+        """Add runs; one that is there already is replaced, as a failed one that was tried again.
+
+        Raises:
+            InputError: if the folder can't be written.
+        """
+        runs = list(runs)
+        for run in runs:
+            write_whole(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
+        append_runs(self.log, runs)
+
+    def read(self) -> list[Run]:
+        """All runs, those done first first.
+
+        Raises:
+            DataError: if a file is no record; says which.
+        """
+        return sorted(
+            (self.get(path.stem) for path in self.runs.glob("*.json")), key=lambda run: (run.created, run.key)
+        )
+
+    def get(self, key: str) -> Run:
+        """One run.
+
+        Raises:
+            DataError: if it is not there, or the file is no record, or one of another key.
+        """
+        path = self.runs / f"{key}.json"
+        try:
+            if path.stat().st_size > MOST_BYTES:
+                raise DataError(f"{path} is no run: it has more than {MOST_BYTES >> 20} MB; delete it")
+            run = parse_run(str(path), path.read_bytes())
+        except OSError as error:
+            raise DataError(f"can't read {path}: {error.strerror or error}") from error
+        if run.key != key:
+            raise DataError(f"{path} holds the run {run.key}: it was changed or renamed; delete it")
+        return run

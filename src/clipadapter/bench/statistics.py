@@ -1,0 +1,117 @@
+"""Whether one method is better than another: a paired bootstrap over the draws of shots that both were measured on.
+
+Two methods that were fitted to the same shots share the luck of the draw. Their differences vary far less than their
+accuracies do, so methods are compared draw by draw and never by two means with two deviations.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.errors import InputError
+
+Key = TypeVar("Key", bound=Hashable)
+FEWEST = 3
+"""Pairs in a group below which resampling them says nothing: two have three different means."""
+ROUNDING = 1e-12
+"""A mean below this is a tie: equal and opposite differences leave some bits over."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the first method is above the second, in the unit of their accuracies.
+
+    Args:
+        mean: mean difference; with several groups, the mean of the groups' means.
+        interval: (low, high), the 95 % percentile interval of the mean; None if a group has fewer than 3 pairs.
+        above_zero: share of the resamples with a mean above 0; None without an interval.
+        pairs: number of draws that both methods were measured on.
+        groups: number of groups that these are of.
+        unpaired: number of draws that only one of the two was measured on; they are left out.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    above_zero: float | None
+    pairs: int
+    groups: int
+    unpaired: int
+
+
+def paired_difference(
+    a: Mapping[Key, float],
+    b: Mapping[Key, float],
+    *,
+    group: Callable[[Key], Hashable] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """The mean of ``a - b`` over draws, and how sure it is.
+
+    The interval covers the luck of the draw only: not that of the test pictures, nor of the choice of data sets. With
+    few pairs it is too narrow: of normal differences it holds the true mean in 76, 84, 90 and 93 of 100 cases at 3, 5,
+    10 and 20 pairs.
+
+    Args:
+        a: accuracy of the first method by draw. A draw is known by whatever both have in common, such as data set,
+            shots and seed.
+        b: the same of the second.
+        group: which group a draw is of, such as its data set. Draws are resampled within each group, and each group
+            counts the same. None: all are of one.
+        resamples: how many bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        InputError: if no draw is in both, an accuracy is no finite number, or ``resamples`` is below 1.
+
+    >>> ours = {("pets", 1): 0.80, ("pets", 2): 0.70, ("pets", 3): 0.90, ("pets", 4): 0.75}
+    >>> theirs = {("pets", 1): 0.78, ("pets", 2): 0.69, ("pets", 3): 0.86, ("pets", 4): 0.74}
+    >>> found = paired_difference(ours, theirs)
+    >>> round(found.mean, 3), found.pairs, found.above_zero
+    (0.02, 4, 1.0)
+    >>> paired_difference({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.7}).interval is None
+    True
+
+    From records: ``{(run.data.digest, run.shots, run.seed): run.metrics.accuracy for run in runs if ...}``, with
+    ``group=lambda draw: draw[:2]``.
+    """
+    if resamples < 1:
+        raise InputError(f"resamples must be 1 or more, but is {resamples}")
+    differences = defaultdict(list)
+    for draw, value in a.items():
+        if draw in b:
+            differences[None if group is None else group(draw)].append(_difference(draw, value, b[draw]))
+    groups = [np.array(values) for values in differences.values()]
+    pairs = sum(map(len, groups))
+    if not pairs:
+        raise InputError(
+            f"the two methods have no draw in common ({len(a)} and {len(b)} draws): measure both on the same shots"
+        )
+    mean = float(np.mean([values.mean() for values in groups]))
+    interval, above_zero = None, None
+    if min(map(len, groups)) >= FEWEST:
+        means = _resample(groups, resamples, seed)
+        low, high = np.quantile(means, [0.025, 0.975])
+        interval, above_zero = (float(low), float(high)), float((means > ROUNDING).mean())
+    return Difference(mean, interval, above_zero, pairs, len(groups), len(a) + len(b) - 2 * pairs)
+
+
+def _difference(draw: Hashable, a: float, b: float) -> float:
+    if not np.isfinite([a, b]).all():
+        raise InputError(f"the accuracies at draw {draw!r} are {a} and {b}: leave out a run that failed")
+    return float(a) - float(b)
+
+
+def _resample(groups: list[NDArray[np.float64]], resamples: int, seed: int) -> NDArray[np.float64]:
+    """(resamples,) means over groups, each group resampled with replacement."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros(resamples)
+    for values in groups:
+        total += values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    return total / len(groups)

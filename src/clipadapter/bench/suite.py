@@ -1,0 +1,205 @@
+"""A suite: a study as a TOML file that says only what differs. Those of the papers come with the package."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from clipadapter.errors import DataError
+from clipadapter.registry import unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Scalar = bool | int | float | str
+Protocol = Literal["few-shot", "base-to-new", "shift", "cross-dataset"]
+Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Variant(_Part):
+    """A head with some parameters.
+
+    Args:
+        head: registered name.
+        label: what tables call it; made of the name and the parameters if not given.
+        preset: published parameters to begin with.
+        official: begin with the recipe of the authors' code.
+        params: parameters that differ from the default.
+    """
+
+    head: str
+    label: str = ""
+    preset: str | None = None
+    official: bool = False
+    params: dict[str, Scalar] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The label, or one made of what differs."""
+        parts = [self.preset or "", "official" if self.official else ""]
+        parts += [f"{key}={value}" for key, value in self.params.items()]
+        said = ", ".join(part for part in parts if part)
+        return self.label or (f"{self.head} ({said})" if said else self.head)
+
+
+class Vary(_Part):
+    """One head at several values of one parameter.
+
+    Args:
+        head: registered name.
+        parameter: the one that varies.
+        values: its values.
+        params: other parameters that differ from the default.
+    """
+
+    head: str
+    parameter: str
+    values: list[Scalar] = Field(min_length=1)
+    params: dict[str, Scalar] = Field(default_factory=dict)
+
+
+class Prompts(_Part):
+    """A way to make sentences of class names.
+
+    Args:
+        label: what tables call it.
+        templates: name of a template set, or texts; ``"own"`` for those that the data set's papers use.
+        descriptions: use the sentences of the file given with ``--descriptions`` (CuPL form).
+    """
+
+    label: str
+    templates: str | list[str] = "own"
+    descriptions: bool = False
+
+
+class Suite(_Part):
+    """A study.
+
+    Args:
+        name: the file's name.
+        title: one line.
+        question: what it answers.
+        source: the paper's table or figure.
+        protocol: "few-shot": shots and test of the same classes; "base-to-new": shots of the first half of the classes,
+            measured on both halves; "shift": the first data set gives the shots, the others show its classes otherwise;
+            "cross-dataset": the first gives the shots, the others have other classes.
+        figure: what the report draws.
+        heads: registered names; ``"all"`` for every head.
+        variants: heads with parameters.
+        vary: heads over values of a parameter.
+        prompts: ways to make sentences; one, the data set's own, if not given.
+        shots: shots a class.
+        seeds: of the draws.
+        views: pictures are seen in so many ways.
+        data: data sets, if the suite is about certain ones.
+        encoders: encoders, likewise.
+    """
+
+    name: str
+    title: str
+    question: str = ""
+    source: str = ""
+    protocol: Protocol = "few-shot"
+    figure: Figure = "curves"
+    heads: list[str] = Field(default_factory=list)
+    variants: list[Variant] = Field(default_factory=list)
+    vary: list[Vary] = Field(default_factory=list)
+    prompts: list[Prompts] = Field(default_factory=lambda: [Prompts(label="")], min_length=1)
+    shots: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
+    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
+    views: int = Field(default=1, ge=1, le=1000)
+    data: list[str] = Field(default_factory=list)
+    encoders: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _has_work(self) -> Self:
+        if not (self.heads or self.variants or self.vary):
+            raise ValueError("names no head: give heads, variants or vary")
+        if min(self.shots) < 1:
+            raise ValueError("shots must be 1 or more")
+        return self
+
+    def all_variants(self) -> list[Variant]:
+        """Every head of the study with its parameters, each title once."""
+        from clipadapter.bench.protocol import default_heads
+        from clipadapter.heads import list_heads
+
+        names = [name for given in self.heads for name in (default_heads() if given == "all" else [given])]
+        found = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
+        found += [
+            Variant(head=one.head, params={**one.params, one.parameter: value}, label=f"{one.parameter}={value}")
+            for one in self.vary
+            for value in one.values
+        ]
+        for variant in found:
+            if variant.head not in list_heads():
+                raise unknown("head", variant.head, list_heads())
+        titles = [variant.title for variant in found]
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        if twice:
+            raise DataError(f"suite '{self.name}' has more than one head called {', '.join(twice)}: give labels")
+        return found
+
+
+def list_suites() -> list[str]:
+    """Names of the suites that come with the package, sorted."""
+    return sorted(entry.name[:-5] for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A suite by its name, or from a file.
+
+    Args:
+        name: of one that comes with the package, or the path of a ``.toml`` file.
+
+    Raises:
+        UnknownNameError: if there is no such suite.
+        DataError: if the file is damaged, or says something that no suite has.
+
+    >>> load_suite("bottleneck").vary[0].parameter
+    'reduction'
+    """
+    text = str(name)
+    if text.endswith(".toml") or "/" in text:
+        path = Path(text)
+        try:
+            data = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"can't read {path}: {error}") from error
+        return parse_suite(path.stem, data)
+    if not re.fullmatch(r"[\w-]+", text) or text not in list_suites():
+        raise unknown("suite", text, list_suites())
+    return parse_suite(text, (_shipped() / f"{text}.toml").read_text(encoding="utf-8"))
+
+
+def parse_suite(name: str, text: str) -> Suite:
+    """A suite from TOML.
+
+    Raises:
+        DataError: if it is no TOML, or no suite; says where.
+    """
+    try:
+        found: dict[str, Any] = tomllib.loads(text)
+        return Suite(**{"name": name, **found})
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"suite '{name}' is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"suite '{name}': {where + ' ' if where else ''}{first['msg']}") from error
+
+
+def _shipped() -> Any:
+    return files("clipadapter.bench") / "suites"

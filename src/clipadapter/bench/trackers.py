@@ -1,0 +1,85 @@
+"""Runs told to what a team looks at already: TensorBoard, MLflow, Weights & Biases. ``runs.jsonl`` is always written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from clipadapter.bench.run import Run
+from clipadapter.errors import require
+from clipadapter.registry import unknown
+
+Tracker = Callable[[Run], None]
+
+
+def create_tracker(name: str, folder: Path) -> Tracker:
+    """A function that is called with each run that was made.
+
+    Args:
+        name: "tensorboard", "mlflow" or "wandb".
+        folder: of the records; local files go below it.
+
+    Raises:
+        UnknownNameError: if there is none of that name.
+        MissingExtraError: if its package is not installed.
+    """
+    makers = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
+    if name not in makers:
+        raise unknown("tracker", name, sorted(makers))
+    return makers[name](folder)
+
+
+def figures(run: Run) -> dict[str, float]:
+    """The numbers of a run; none if it failed."""
+    if run.metrics is None or run.seconds is None:
+        return {}
+    times = {"fit_seconds": run.seconds.fit, "predict_seconds": run.seconds.predict}
+    return {**run.metrics.model_dump(), **times}
+
+
+def settings(run: Run) -> dict[str, str | int]:
+    """What a run is known by."""
+    return {
+        "head": run.head,
+        "data": run.data.support,
+        "test": run.data.test,
+        "encoder": run.encoder.name,
+        "shots": run.shots,
+        "seed": run.seed,
+        "key": run.key,
+        "error": run.error or "",
+    }
+
+
+def _tensorboard(folder: Path) -> Tracker:
+    require("tensorboard", "tensorboard", "The tracker tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    def track(run: Run) -> None:
+        with SummaryWriter(str(folder / "tensorboard" / f"{run.data.support}-{run.head}-{run.seed}")) as writer:
+            for name, value in figures(run).items():
+                writer.add_scalar(name, value, run.shots)
+
+    return track
+
+
+def _mlflow(folder: Path) -> Tracker:
+    mlflow = require("mlflow", "mlflow", "The tracker mlflow")
+
+    def track(run: Run) -> None:
+        with mlflow.start_run(run_name=f"{run.data.support} {run.head} {run.shots} shots"):
+            mlflow.log_params(settings(run))
+            mlflow.log_metrics(figures(run))
+
+    return track
+
+
+def _wandb(folder: Path) -> Tracker:
+    wandb = require("wandb", "wandb", "The tracker wandb")
+
+    def track(run: Run) -> None:
+        one = wandb.init(project="clipadapter", dir=str(folder), config=settings(run), reinit=True)
+        one.log(figures(run))
+        one.finish()
+
+    return track

@@ -1,0 +1,48 @@
+"""What a head learns from: labelled features as checked tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The labelled features a head is fitted to, as tensors, checked.
+
+    Args:
+        views: (n, v, d) raw features; view 0 is the plain picture, the others are augmented.
+        labels: (n,) class positions, int64.
+        n_classes: c, classes without a shot included.
+        text: (c, d) unit class text, or None.
+        scale: the encoder's ``exp(logit_scale)``; 100 if no text tells.
+        unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
+    """
+
+    views: Tensor
+    labels: Tensor
+    n_classes: int
+    text: Tensor | None
+    scale: float
+    unlabelled: Tensor | None = None
+
+    @property
+    def X(self) -> Tensor:
+        """(n, d) raw features of the plain pictures."""
+        return self.views[:, 0]
+
+    @property
+    def onehot(self) -> Tensor:
+        """(n, c) one-hot labels in the dtype of the features."""
+        return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.views.dtype)
+
+    @property
+    def counts(self) -> Tensor:
+        """(c,) shots of each class in the dtype of the features."""
+        return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
+
+    def take(self, rows: Tensor) -> Shots:
+        """Some of the shots, given by row numbers; classes and text stay."""
+        return Shots(self.views[rows], self.labels[rows], self.n_classes, self.text, self.scale, self.unlabelled)

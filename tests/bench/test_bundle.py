@@ -1,0 +1,160 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from clipadapter.bench.bundle import REST, Bundle, TestPart
+from clipadapter.bench.bundle_files import load_bundle, save_bundle
+from clipadapter.bench.protocol import perform, planned
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText
+from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.sealed import SealedArray
+
+NAMES = ("cat", "cow", "dog")
+
+
+def features(n=4, names=NAMES, seed=0, data="pets", d=8):
+    rng = np.random.default_rng(seed)
+    X = np.repeat(2 * np.eye(3, d)[: len(names)], n, axis=0) + rng.standard_normal((n * len(names), d))
+    provenance = {"encoder": "toy", "fingerprint": "f", "data": data, "templates": ("a {}.",)}
+    return FeatureSet(X, tuple(np.repeat(names, n)), names, provenance)
+
+
+def text(names=NAMES, d=8):
+    return ClassText(names, np.eye(len(names), d) + 0.1, logit_scale=30.0)
+
+
+@pytest.fixture
+def whole():
+    return Bundle(
+        features(),
+        text(),
+        {
+            "test": TestPart(features(seed=1)),
+            "drawn": TestPart(features(names=("cat", "dog"), seed=2, data="sketches"), "shift"),
+            "birds": TestPart(features(names=("emu", "owl"), seed=3, data="birds"), "new", text(("emu", "owl"))),
+        },
+    )
+
+
+def test_test_parts_are_sealed(whole):
+    assert all(isinstance(part.features.X, SealedArray) for part in whole.tests.values())
+    with pytest.raises(InputError, match="test part"):
+        ZeroShot().fit(whole.tests["test"].features.X, whole.tests["test"].features.y, text=whole.text)
+
+
+def test_a_bundle_comes_back_as_it_was(whole, tmp_path):
+    folder = save_bundle(whole, tmp_path / "b")
+    again = load_bundle(folder)
+    np.testing.assert_array_equal(again.support.X, whole.support.X)
+    assert again.support.y == whole.support.y
+    assert again.names == whole.names
+    for name in whole.names:
+        np.testing.assert_array_equal(again.tests[name].features.X, whole.tests[name].features.X)
+        assert again.tests[name].features.y == whole.tests[name].features.y
+        assert (again.data(name), again.text_digest(name)) == (whole.data(name), whole.text_digest(name))
+    runs = [planned(bundle, "x", ZeroShot(), 1, 1, [0, 4, 8]) for bundle in (whole, again)]
+    assert [run.key for run in runs[0]] == [run.key for run in runs[1]]
+
+
+def test_a_second_writer_leaves_what_is_there(whole, tmp_path):
+    folder = save_bundle(whole, tmp_path / "b")
+    before = (folder / "bundle.json").stat().st_mtime_ns
+    save_bundle(whole, folder)
+    assert (folder / "bundle.json").stat().st_mtime_ns == before
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def damage(folder, **changes):
+    facts = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**facts, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "error"),
+    [
+        (lambda f: (f / "bundle.json").unlink(), "can't read"),
+        (lambda f: (f / "bundle.json").write_text("{"), "not JSON"),
+        (lambda f: damage(f, format=7), "format"),
+        (lambda f: damage(f, surprise=1), "surprise"),
+        (lambda f: (f / "arrays.safetensors").write_bytes(b"x" * 50), "no whole set of features"),
+        (lambda f: save_file({"support": np.ones((2, 2))}, f / "arrays.safetensors"), "no array 'support.labels'"),
+        (
+            lambda f: save_file(
+                {"support": np.ones((2, 2)), "support.labels": np.array([0, 9])}, f / "arrays.safetensors"
+            ),
+            "must be 0 to 2",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_told(whole, tmp_path, harm, error):
+    folder = save_bundle(whole, tmp_path / "b")
+    harm(folder)
+    with pytest.raises(DataError, match=error):
+        load_bundle(folder)
+
+
+def test_a_shifted_part_is_answered_among_its_own_classes(whole):
+    # Of three classes the probe knows, the drawings show two: cow is not to be said.
+    runs = planned(whole, "probe", LinearProbe(), 4, 1, list(range(12)))
+    shifted = next(run for run in perform(whole, LinearProbe(), runs) if run.data.protocol == "shift")
+    part = whole.tests["drawn"].features
+    logits = LinearProbe().fit(whole.support.X, whole.support.y, text=whole.text).logits(part.X)
+    two = np.array(["cat", "dog"])[logits[:, [0, 2]].argmax(axis=1)]
+    assert shifted.metrics.accuracy == pytest.approx((two == np.array(part.y)).mean())
+    assert shifted.n_classes == 2
+
+
+def test_new_classes_are_known_by_their_text(whole):
+    runs = perform(whole, ZeroShot(), planned(whole, "z", ZeroShot(), 1, 1, [0, 4, 8]))
+    new = next(run for run in runs if run.data.protocol == "new")
+    part = whole.tests["birds"].features
+    unit = np.asarray(part.X) / np.linalg.norm(part.X, axis=1, keepdims=True)
+    right = (unit @ whole.tests["birds"].text.embeddings.T).argmax(axis=1) == np.repeat([0, 1], 4)
+    assert new.metrics.accuracy == pytest.approx(right.mean())
+    assert (new.n_classes, new.data.test) == (2, "birds")
+
+
+def test_a_head_bound_to_its_classes_fails_on_new_ones_alone(whole):
+    runs = perform(whole, LinearProbe(), planned(whole, "p", LinearProbe(), 1, 1, [0, 4, 8]))
+    assert [run.error is None for run in runs] == [True, True, False]
+    assert "knows only the classes" in runs[2].error
+
+
+def test_an_adapter_takes_what_it_learned_to_new_classes(whole):
+    head = ClipAdapter(alpha=0.6, epochs=20).fit(whole.support.X, whole.support.y, text=whole.text)
+    other = head.for_classes(whole.tests["birds"].text)
+    Q = np.asarray(features(seed=5).X)
+    again = other.for_classes(whole.text)
+    np.testing.assert_allclose(again.logits(Q), head.logits(Q), rtol=1e-5)
+    plain = ZeroShot().fit(whole.support.X, whole.support.y, text=whole.text).for_classes(whole.tests["birds"].text)
+    assert not np.allclose(other.logits(Q), plain.logits(Q), atol=0.1)
+    assert list(head.classes_) == list(NAMES)
+
+
+def test_without_test_parts_the_rest_is_the_test_part():
+    bundle = Bundle(features(), text())
+    assert bundle.names == (REST,)
+    (run,) = planned(bundle, "z", ZeroShot(), 1, 1, [0, 4, 8])
+    assert (run.n_test, run.data.protocol) == (9, "rest")
+
+
+def test_what_does_not_go_together():
+    with pytest.raises(InputError, match="no class text: cow"):
+        Bundle(features(), text(("cat", "dog")))
+    with pytest.raises(InputError, match="width 8 but class text has width 5"):
+        Bundle(features(), text(d=5))
+    with pytest.raises(InputError, match="has no text of its own"):
+        TestPart(features(), "new")
+
+
+def test_class_text_is_not_rounded_twice():
+    rows = np.random.default_rng(0).standard_normal((50, 64))
+    once = ClassText([str(i) for i in range(50)], rows)
+    again = ClassText(once.labels, once.embeddings)
+    np.testing.assert_array_equal(again.embeddings, once.embeddings)

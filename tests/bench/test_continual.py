@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from clipadapter.bench.continual import continual_metrics
+from clipadapter.errors import InputError
+
+# Rows: after task 0, 1, 2, 3. Columns: tasks 0, 1, 2, 3.
+MATRIX = [
+    [80.0, 40.0, 20.0, 10.0],
+    [90.0, 70.0, 40.0, 20.0],
+    [60.0, 80.0, 50.0, 60.0],
+    [70.0, 50.0, 60.0, 90.0],
+]
+
+
+def test_a_matrix_worked_out_by_hand():
+    found = continual_metrics(MATRIX)
+    assert found.transfer_per_task == (40.0, 30.0, 30.0)  # 40; (20 + 40) / 2; (10 + 20 + 60) / 3
+    assert found.average_per_task == (75.0, 60.0, 42.5, 45.0)
+    assert found.last_per_task == (70.0, 50.0, 60.0, 90.0)
+    assert found.forgetting_per_task == (20.0, 30.0, -10.0)  # 90 - 70; 80 - 50; 50 - 60
+    assert found.transfer == pytest.approx(100 / 3)
+    assert found.average == pytest.approx(222.5 / 4)
+    assert found.last == pytest.approx(67.5)
+    assert found.forgetting == pytest.approx(40 / 3)
+
+
+def test_plain_loops_give_the_same():
+    cells = np.random.default_rng(0).uniform(0, 100, (11, 11))
+    transfer = [sum(cells[t, i] for t in range(i)) / i for i in range(1, 11)]
+    average = [sum(cells[t, i] for t in range(11)) / 11 for i in range(11)]
+    forgetting = [max(cells[t, i] for t in range(i, 10)) - cells[10, i] for i in range(10)]
+    found = continual_metrics(cells)
+    np.testing.assert_allclose(found.transfer_per_task, transfer)
+    np.testing.assert_allclose(found.average_per_task, average)
+    np.testing.assert_allclose(found.forgetting_per_task, forgetting)
+    np.testing.assert_allclose(found.transfer, sum(transfer) / 10)
+
+
+def test_a_task_that_is_got_wholly_wrong_counts():
+    """RAIL's code leaves cells of 0 out, and would say 50 here."""
+    assert continual_metrics([[80, 30, 0], [70, 90, 50], [60, 85, 95]]).transfer_per_task == (30.0, 25.0)
+
+
+def test_a_single_task_has_no_transfer_and_no_forgetting():
+    found = continual_metrics([[0.75]])
+    assert (found.average, found.last) == (0.75, 0.75)
+    assert (found.transfer, found.forgetting) == (None, None)
+    assert found.transfer_per_task == found.forgetting_per_task == ()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        ([], "shape"),
+        (np.empty((0, 0)), "shape"),
+        ([1.0, 2.0], "shape"),
+        (np.ones((3, 2)), r"\(3, 2\), but must be \(T, T\)"),
+        ([[1.0, 2.0], [3.0]], "no matrix of numbers"),
+        ([["a", "b"], ["c", "d"]], "no matrix of numbers"),
+        ([[1.0, np.nan], [3.0, 4.0]], "on task 1 after task 0 is nan"),
+        ([[1.0, 2.0], [-np.inf, 4.0]], "on task 0 after task 1 is -inf"),
+        ([[1.0, None], [3.0, 4.0]], "on task 1 after task 0 is nan"),
+    ],
+)
+def test_what_is_no_accuracy_matrix_is_refused(matrix, words):
+    with pytest.raises(InputError, match=words):
+        continual_metrics(matrix)

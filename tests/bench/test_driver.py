@@ -1,0 +1,202 @@
+import json
+
+import numpy as np
+import pytest
+
+from clipadapter.bench import FEATURES, RecordFolder, load_bundle, open_source, run_suite, save_bundle
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.costs import estimate, fit_seconds
+from clipadapter.bench.engines import create_engine
+from clipadapter.bench.plan import Plan, load_plan, planned_suites
+from clipadapter.bench.sources import build_bundle
+from clipadapter.bench.suite import Prompts, load_suite, parse_suite
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import draw_shots
+from clipadapter.errors import DataError, InputError, UnknownNameError
+from clipadapter.features import FeatureSet
+from clipadapter.testing import toy_features
+
+SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Features of three classes, as ``features:FOLDER``."""
+    X, y, text = toy_features((6, 6, 6), noise=1.0)
+    names = tuple(text.labels)
+    given = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
+    Q, truth, _ = toy_features((4, 4, 4), noise=1.0, seed=7)
+    test = FeatureSet(Q, tuple(map(str, truth)), names, given)
+    save_bundle(Bundle(FeatureSet(X, tuple(map(str, y)), names, given), text, {"test": TestPart(test)}), tmp_path / "f")
+    return f"{FEATURES}{tmp_path / 'f'}"
+
+
+def go(source, out, text=SUITE, **more):
+    return run_suite(parse_suite("own", text), [source], {}, out, create_engine("local", workers=1), **more)
+
+
+def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
+    first = go(source, tmp_path / "out")
+    assert (first.made, first.there, first.failed) == (8, 0, 0)
+    runs = RecordFolder(tmp_path / "out").read()
+    assert {(r.head, r.shots, r.seed) for r in runs} == {
+        (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
+    }
+    assert [json.loads(line)["format"] for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()] == [2] * 8
+    second = go(source, tmp_path / "out")
+    assert (second.made, second.there) == (0, 8)
+    assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}
+
+
+def test_a_run_has_what_the_head_gives_on_the_drawn_shots(source, tmp_path):
+    from clipadapter.heads.prototype import Prototype
+
+    go(source, tmp_path / "out")
+    bundle = load_bundle(source[len(FEATURES) :])
+    run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.shots, r.seed) == ("prototype", 2, 1))
+    rows = draw_shots(bundle.support.y, 2, 1)
+    assert run.rows == rows
+    test = bundle.tests["test"].features
+    own = bundle.support.take(rows)
+    predicted = Prototype().fit(own.X, own.y, text=bundle.text).predict(test.X)
+    assert run.metrics.accuracy == pytest.approx((predicted == np.array(test.y)).mean())
+
+
+def test_what_was_lost_is_made_again_and_no_more(source, tmp_path):
+    go(source, tmp_path / "out")
+    lost = sorted((tmp_path / "out" / "runs").iterdir())[3]
+    lost.unlink()
+    assert go(source, tmp_path / "out").made == 1
+    assert lost.is_file()
+
+
+def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
+    text = 'title = "t"\nvariants = [{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]\nshots = [1]'
+    found = go(source, tmp_path / "out", text)
+    assert (found.made, found.failed) == (6, 3)
+    failed = [run for run in RecordFolder(tmp_path / "out").read() if run.error]
+    assert {run.method for run in failed} == {"clip-adapter"}
+    assert "branch must be one of" in failed[0].error
+    again = go(source, tmp_path / "out", text)
+    assert (again.made, again.there) == (3, 3)
+
+
+def test_rows_may_be_given_in_place_of_a_draw(source, tmp_path):
+    rows = {(n, seed): [seed, 6 + n, 12] for n in (1, 2) for seed in (1, 2)}
+    go(source, tmp_path / "out", rows=rows)
+    assert {tuple(run.rows) for run in RecordFolder(tmp_path / "out").read()} == {tuple(r) for r in rows.values()}
+    with pytest.raises(InputError, match="must be different, 0 to 17"):
+        go(source, tmp_path / "out", rows={**rows, (1, 1): [0, 18]})
+
+
+def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
+    go(source, tmp_path / "out")
+    go(source, tmp_path / "out", SUITE.replace("[1, 2]\nseeds", "[4]\nseeds"))
+    plan = load_plan(tmp_path / "out", "own")
+    assert len(plan.entries) == 12
+    assert planned_suites(tmp_path / "out") == ["own"]
+    with pytest.raises(DataError, match="no runs of suite 'few'; it has: own"):
+        load_plan(tmp_path / "out", "few")
+
+
+def test_trackers_are_told_each_run(source, tmp_path):
+    told = []
+    go(source, tmp_path / "out", trackers=[told.append])
+    assert len(told) == 8
+
+
+def test_features_have_one_text(source, tmp_path):
+    with pytest.raises(InputError, match="needs pictures and an encoder"):
+        go(source, tmp_path / "out", SUITE + '\nprotocol = "base-to-new"')
+
+
+@pytest.fixture
+def pictures(colour_folder, tmp_path):
+    """Three colours, in parts."""
+    colour_folder("pictures/train", 4)
+    colour_folder("pictures/test", 3, seed=1)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def toy():
+    return FewShotClassifier("toy", cache=None)
+
+
+def test_pictures_to_records(pictures, toy, tmp_path):
+    suite = parse_suite("own", SUITE)
+    engine = create_engine("local", workers=1)
+    found = run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", engine)
+    assert isinstance(found.plan, Plan)
+    runs = RecordFolder(tmp_path / "out").read()
+    assert {(run.n_test, run.n_classes, run.data.protocol) for run in runs} == {(9, 3, "given")}
+    assert runs[0].templates == ["a photo of a {}."]
+    assert {(entry.data, entry.encoder) for entry in found.plan.entries} == {("pictures", "toy")}
+
+
+def test_base_to_new_keeps_the_halves_apart(pictures, toy):
+    suite = load_suite("base-to-new")
+    bundle = build_bundle(suite, [open_source(str(pictures))], toy, Prompts(label=""), time_encoder=False)
+    # Three classes: two are base, the larger half.
+    assert bundle.text.labels == ("blue", "green")
+    assert set(bundle.support.y) == {"blue", "green"}
+    assert set(bundle.tests["base"].features.y) == {"blue", "green"}
+    assert set(bundle.tests["new"].features.y) == {"red"}
+    assert bundle.tests["new"].text.labels == ("red",)
+
+
+def test_shift_measures_on_other_pictures_of_the_same_classes(pictures, toy, colour_folder, tmp_path):
+    colour_folder("other", 2, seed=3)
+    sources = [open_source(str(pictures)), open_source(str(tmp_path / "other"))]
+    bundle = build_bundle(load_suite("shift"), sources, toy, Prompts(label=""), time_encoder=False)
+    assert [part.kind for part in bundle.tests.values()] == ["given", "shift"]
+    (tmp_path / "other" / "red").rename(tmp_path / "other" / "mauve")
+    sources[1] = open_source(str(tmp_path / "other"))
+    with pytest.raises(DataError, match="has classes that .* has not: mauve"):
+        build_bundle(load_suite("shift"), sources, toy, Prompts(label=""), time_encoder=False)
+    crossed = build_bundle(load_suite("cross-dataset"), sources, toy, Prompts(label=""), time_encoder=False)
+    assert crossed.tests[str(tmp_path / "other")].text.labels == ("blue", "green", "mauve")
+
+
+def test_an_undivided_set_cannot_be_halved(colour_folder, toy, tmp_path):
+    colour_folder("all", 2)
+    source = open_source(str(tmp_path / "all"))
+    with pytest.raises(InputError, match="not divided into train and test"):
+        build_bundle(load_suite("base-to-new"), [source], toy, Prompts(label=""))
+    few = build_bundle(parse_suite("own", SUITE), [source], toy, Prompts(label=""))
+    assert few.names == ("rest",)
+    assert few.support.provenance["ms_per_picture"] > 0
+
+
+def test_prompt_styles_give_other_text(pictures, toy):
+    suite = load_suite("prompts")
+    source = open_source(str(pictures))
+    bundles = [build_bundle(suite, [source], toy, prompts, time_encoder=False) for prompts in suite.prompts]
+    assert [len(bundle.templates) for bundle in bundles] == [1, 1, 7, 1]
+    assert bundles[3].templates == ["{}"]
+    with pytest.raises(InputError, match="--descriptions FILE"):
+        build_bundle(load_suite("prompts-cupl"), [source], toy, Prompts(label="d", descriptions=True))
+
+
+def test_the_estimate_counts_fits_and_pictures(source, pictures):
+    cost = estimate(parse_suite("own", SUITE), [source, str(pictures)], encoders=2)
+    assert cost.fits == 2 * 2 * 2 * 2 * 2
+    assert cost.pictures == 2 * ((18 + 12) + (12 + 9))
+    assert cost.encode_seconds == pytest.approx(cost.pictures / 25)
+    assert all(size.ready for size in cost.sizes)
+
+
+def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
+    cost = estimate(load_suite("paper"), ["dtd"], 1, root=tmp_path)
+    (size,) = cost.sizes
+    assert (size.classes, size.train, size.test, size.ready) == (47, 2820, 1692, False)
+    assert "data set 'dtd' is not ready" in size.missing
+    assert cost.fits == 7 * 5 * 3
+    with pytest.raises((DataError, UnknownNameError), match="no folder or file"):
+        estimate(load_suite("paper"), ["dtx/"], 1, root=tmp_path)
+
+
+def test_fit_seconds_pass_through_the_two_measured_sizes():
+    assert fit_seconds("auto", 1600, 100, 512) == pytest.approx(1.71)
+    assert fit_seconds("auto", 16_000, 1000, 1024) == pytest.approx(46.25)
+    assert fit_seconds("a head of yours", 1600, 100, 512) == pytest.approx(2.0)

@@ -1,0 +1,178 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.exceptions import NotFittedError
+
+from clipadapter.bench.projection import _turned, adapted_features, draw_projection, project, separation
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads import Head, create_head
+from clipadapter.testing import toy_features
+
+
+def unit_rows(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def blobs(names, n=8, d=6, spread=0.2):
+    """n rows around a direction of its own for each name."""
+    rng = np.random.default_rng(0)
+    centres = np.eye(d)[np.arange(len(names)) % d] + 0.3 * rng.normal(size=(len(names), d))
+    rows = np.concatenate([centre + spread * rng.normal(size=(n, d)) for centre in centres])
+    return rows, [name for name in names for _ in range(n)]
+
+
+def test_the_adapted_features_of_clip_adapter_are_those_of_the_paper():
+    """Equations 1 and 3 in numpy; and the head's own logits are their inner products with class text."""
+    X, y, text = toy_features()
+    head = create_head("clip-adapter", alpha=0.6, steps=20).fit(X, y, text=text)
+    x, state = unit_rows(X), head.state()
+    expected = unit_rows(0.6 * np.maximum(x @ state["down_"].T, 0) @ state["up_"].T + 0.4 * x)
+    found = adapted_features(head, X)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(text.logit_scale * found @ text.embeddings.T, head.logits(X), atol=1e-3)
+
+
+def test_the_adapted_features_of_rla_are_mapped_linearly():
+    X, y, text = toy_features()
+    head = create_head("rla", penalty=0.0, steps=20).fit(X, y, text=text)
+    x = unit_rows(X)
+    np.testing.assert_allclose(adapted_features(head, X), unit_rows(x + x @ head.state()["shift_"].T), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "words"),
+    [
+        ("zero-shot", {}, "ZeroShot leaves features as they are"),
+        ("clip-adapter", {"alpha": 0.0, "steps": 1}, "ClipAdapter leaves features as they are"),
+        ("linear-probe", {}, "LinearProbe knows only the classes"),
+    ],
+)
+def test_a_head_without_adapted_features_says_so(name, params, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        adapted_features(create_head(name, **params).fit(X, y, text=text), X)
+
+
+class WithCache(Head):
+    """Not only compares with text: something of the picture is added to every class."""
+
+    def _fit(self, shots):
+        self.weight_ = shots.text
+
+    def _for_text(self, text, scale):
+        self.weight_ = text
+
+    def _logits(self, X):
+        return unit(X) @ self.weight_.to(X.dtype).T + X[:, :1]
+
+
+def test_a_head_that_does_more_than_compare_is_refused():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="WithCache does more than compare"):
+        adapted_features(WithCache().fit(X, y, text=text), X)
+
+
+def test_an_unfitted_head_has_no_adapted_features():
+    with pytest.raises(NotFittedError):
+        adapted_features(create_head("clip-adapter"), np.eye(3))
+
+
+def test_pca_is_the_plane_of_the_first_two_singular_vectors():
+    X, _ = blobs("abc")
+    rows = unit_rows(X)
+    u, s, _ = np.linalg.svd(rows - rows.mean(axis=0))
+    np.testing.assert_allclose(abs(project(5 * X, "pca")), abs(u[:, :2] * s[:2]), atol=1e-9)
+
+
+def test_tsne_keeps_groups_together_and_the_seed_decides():
+    X, labels = blobs("abc", n=12, spread=0.05)
+    points = project(X, "tsne", seed=1)
+    assert points.shape == (36, 2)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag([np.inf] * 36)
+    assert [labels[i] for i in distance.argmin(axis=1)] == labels
+    np.testing.assert_array_equal(points, project(X, "tsne", seed=1))
+
+
+def test_tsne_begun_from_points_lies_like_them():
+    X, _ = blobs("abcd", n=30)
+    mirrored = project(X) * [-1, 1]
+    begun = project(X, start=mirrored)
+    assert min(np.corrcoef(begun[:, i], mirrored[:, i])[0, 1] for i in (0, 1)) > 0.9
+
+
+def test_separation_in_plain_loops():
+    X, labels = blobs("abc", spread=0.6)
+    rows, n = unit_rows(X), len(X)
+    distance = [[1 - float(rows[i] @ rows[j]) for j in range(n)] for i in range(n)]
+    silhouettes, alike = [], 0
+    for i in range(n):
+        to = {c: [distance[i][j] for j in range(n) if labels[j] == c and j != i] for c in "abc"}
+        own = np.mean(to[labels[i]])
+        other = min(np.mean(to[c]) for c in "abc" if c != labels[i])
+        silhouettes.append((other - own) / max(own, other))
+        nearest = sorted((j for j in range(n) if j != i), key=lambda j: distance[i][j])[:10]
+        alike += sum(labels[j] == labels[i] for j in nearest)
+    assert separation(X, labels) == pytest.approx((np.mean(silhouettes), alike / (10 * n)))
+
+
+def test_the_second_picture_is_turned_like_the_first():
+    points = np.random.default_rng(0).normal(size=(20, 2))
+    points -= points.mean(axis=0)
+    mirrored = points @ [[0.6, 0.8], [0.8, -0.6]] + 3.0
+    np.testing.assert_allclose(_turned(mirrored, points), points, atol=1e-12)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [f"class {i:02}" for i in range(14)], ["_a", "$x$ and $y", "猫" * 40]])
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_a_picture_of_any_classes_is_of_sane_size(names, method, tmp_path):
+    X, labels = blobs(names)
+    path = draw_projection(
+        X, X @ np.diag([3, 1, 1, 1, 1, 1]), labels, names, tmp_path / "new" / "p.png", "50 %", method
+    )
+    with Image.open(path) as image:
+        assert image.format == "PNG" and 1200 < image.width < 2000 and 600 < image.height < 1000
+
+
+def test_pyplot_is_not_touched():
+    code = (
+        "import sys, tempfile, numpy as np; from clipadapter.bench.projection import draw_projection\n"
+        "X = np.random.default_rng(0).normal(size=(8, 4))\n"
+        "draw_projection(X, X, list('aabbaabb'), 'ab', tempfile.mkdtemp() + '/p.png', method='pca')\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_what_cannot_be_projected_is_told():
+    with pytest.raises(InputError, match="must be one of tsne, pca, but is 'umap'"):
+        project(np.eye(6), "umap")
+    with pytest.raises(InputError, match=r"5 rows and 2 columns or more, but the features are \(4, 4\)"):
+        project(np.eye(4))
+    with pytest.raises(InputError, match="not finite"):
+        project([[np.nan, 1.0]] * 6)
+    with pytest.raises(InputError, match=r"must be \(n, d\), but have shape \(2, 3, 4\)"):
+        project(np.ones((2, 3, 4)))
+    with pytest.raises(InputError, match="all rows of the features are the same"):
+        project(np.ones((6, 3)))
+
+
+def test_what_cannot_be_drawn_is_told(tmp_path):
+    X, labels = blobs("ab")
+    with pytest.raises(InputError, match="16 labels, but 16 rows before and 15 after"):
+        draw_projection(X, X[1:], labels, "ab", tmp_path / "p.png")
+    with pytest.raises(InputError, match="a label that is no class"):
+        draw_projection(X, X, labels, "ac", tmp_path / "p.png")
+    with pytest.raises(InputError, match="1 class among 16 pictures"):
+        draw_projection(X, X, ["a"] * 16, "ab", tmp_path / "p.png")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't write"):
+        draw_projection(X, X, labels, "ab", tmp_path / "file" / "p.png", method="pca")
+
+
+def test_labels_of_another_number_are_refused():
+    with pytest.raises(InputError, match="2 rows of features but 3 labels"):
+        separation([[1, 0], [0, 1]], ["a", "b", "b"])

@@ -1,0 +1,144 @@
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+
+from clipadapter.bench.published import ELEVEN, MEANS, SHIFTED, costs, published, sources
+from clipadapter.errors import UnknownNameError
+from clipadapter.heads import list_heads
+
+ELSEWHERE = {
+    *("coop", "cocoop", "kgcoop", "maple", "prograd", "tcp"),
+    *("2sfs", "adalora", "clip-lora", "clip-svd", "prolip"),
+    *("calip", "rehark", "textcoord", "tip-x"),
+}
+"""Methods that need more than features, or are no head here."""
+
+
+def only(method, dataset, backbone, shots, source, variant=""):
+    (found,) = [
+        figure
+        for figure in published(method, dataset, backbone, shots)
+        if (figure.source, figure.variant) == (source, variant)
+    ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "accuracy"),
+    [
+        (("clip-adapter", "eurosat", "RN50", 16, "S1"), 84.43),
+        (("clip-adapter", "fgvc_aircraft", "RN50", 1, "S1"), 17.49),
+        (("tip-adapter-f", "stanford_cars", "RN50", 8, "S1"), 69.25),
+        (("tip-adapter", "imagenet", "RN50", 16, "S1"), 62.01),
+        (("tip-adapter", "imagenet", "RN50", 16, "S2"), 62.03),
+        (("linear-probe", "imagenet", "RN50", 1, "S2"), 22.17),
+        (("clip-adapter", "imagenet", "ViT-B/16", 16, "S2"), 71.13),
+        (("coop", "imagenet_sketch", "RN50", 16, "S2"), 31.04),
+        (("coop", "fgvc_aircraft", "RN50", 1, "S4"), 8.87),
+        (("ape-t", "oxford_flowers", "RN50", 4, "S4"), 92.08),
+        (("tip-x", "mean11", "RN50", 16, "S4"), 71.36),
+        (("gda", "mean11", "RN50", 8, "S5"), 73.31),
+        (("gda", "imagenet_r", "ViT-B/16", 16, "S5", "run of the shifted test parts"), 76.97),
+        (("prolip", "mean11", "RN50", 16, "S6", "lambda = 0"), 61.59),
+        (("clip-svd", "mean11", "ViT-B/16", 1, "S7"), 73.20),
+        (("2sfs", "mean11_new", "ViT-B/16", 16, "S7"), 75.48),
+        (("clap", "mean11", "RN50", 4, "S8"), 69.13),
+        (("lp++", "eurosat", "ViT-B/16", 4, "S9"), 71.21),
+        (("prolip", "sun397", "SigLIP2 ViT-B/16", 16, "S9"), 79.58),
+        (("rehark", "mean11", "RN50", 1, "S10"), 65.83),
+        (("zero-shot", "mean11", "ViT-B/16", 0, "S7"), 65.36),
+    ],
+)
+def test_figures_copied_by_hand(key, accuracy):
+    assert only(*key).accuracy == accuracy
+
+
+def test_no_figure_stands_twice():
+    keys = Counter((f.source, f.method, f.variant, f.dataset, f.backbone, f.shots) for f in published())
+    assert [key for key, count in keys.items() if count > 1] == []
+
+
+def test_names_are_known():
+    figures = published()
+    assert {f.dataset for f in figures} == {*ELEVEN, *SHIFTED, *MEANS}
+    assert {f.backbone for f in figures} == {"RN50", "RN101", "ViT-B/32", "ViT-B/16", "SigLIP2 ViT-B/16"}
+    assert {f.method for f in figures} - set(list_heads()) <= ELSEWHERE
+    assert {f.source for f in figures} == set(sources())
+    assert {f.shots for f in figures} == {0, 1, 2, 4, 8, 16}
+
+
+def test_only_methods_without_shots_have_none():
+    assert {f.method for f in published(shots=0)} == {"zero-shot", "calip"}
+    assert {f.shots for f in published("zero-shot")} == {0}
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [("clip-adapter", "S1"), ("tip-adapter", "S1"), ("tip-adapter-f", "S1"), ("zero-shot", "S1")]
+    + [("coop", "S4"), ("ape", "S4"), ("ape-t", "S4")],
+)
+def test_the_mean_over_eleven_sets_is_that_of_its_rows(method, source):
+    for n in (0,) if method == "zero-shot" else (1, 2, 4, 8, 16):
+        rows = [only(method, dataset, "RN50", n, source).accuracy for dataset in ELEVEN]
+        assert only(method, "mean11", "RN50", n, source).accuracy == pytest.approx(sum(rows) / 11, abs=0.02)
+
+
+def test_the_mean_of_base_and_new_is_harmonic():
+    """2 b n / (b + n) of the two means, or the mean over sets of theirs, which can't be above it: it is concave."""
+    for found in published(dataset="mean11_base"):
+        key = (found.backbone, found.shots, found.source, found.variant)
+        new, both = (only(found.method, f"mean11_{part}", *key).accuracy for part in ("new", "harmonic"))
+        most = 2 * found.accuracy * new / (found.accuracy + new)
+        assert most - 0.3 < both < most + 0.02, found
+
+
+def test_what_is_doubtful_is_marked():
+    assert not only("clip-adapter", "mean11", "RN50", 16, "S6", "fixed ratio and learning rate").verified
+    assert {f.verified for f in published("rehark")} == {False}
+    assert {f.verified for f in published("cocoop", "mean11")} == {False}  # its backbone is inferred
+    assert only("clip-adapter", "dtd", "RN50", 2, "S1").verified
+    assert {tag for tag, source in sources().items() if source.secondary} == {"S2", "S8", "S14"}
+
+
+def test_a_range_is_a_middle_and_a_margin():
+    found = only("clip-adapter", "mean11", "RN50", 1, "S6", "fixed ratio and learning rate")
+    assert (found.accuracy - found.margin, found.accuracy + found.margin) == (50, 58)
+    assert only("gda", "mean11", "RN50", 1, "S5").margin == 0
+
+
+def test_filters_narrow_what_comes():
+    assert len(published("ape")) == 12 * 5  # eleven sets and their mean
+    assert {f.method for f in published(dataset="dtd", backbone="SigLIP2 ViT-B/16")} == {
+        "linear-probe",
+        "lp++",
+        "prolip",
+    }
+    assert published("calip", shots=16) == []
+
+
+def test_a_name_that_no_figure_has_is_told():
+    with pytest.raises(UnknownNameError, match="Did you mean 'tip-adapter'"):
+        published("tip-adaptor")
+    with pytest.raises(UnknownNameError, match="no data set with published figures is called 'euro'"):
+        published(dataset="euro")
+    with pytest.raises(UnknownNameError, match="no backbone with published figures is called 'RN5'"):
+        published(backbone="RN5")
+
+
+def test_costs():
+    found = {cost.method: cost for cost in costs()}
+    assert set(found) == {"zero-shot", "linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"}
+    coop, adapter, probe = found["coop"], found["clip-adapter"], found["linear-probe"]
+    assert (coop.epochs, coop.train_minutes, coop.ms_per_image, coop.gpu_mib) == (200, 14 * 60 + 40, 299.64, 7193)
+    assert (adapter.epochs, adapter.train_minutes, adapter.ms_per_image, adapter.gpu_mib) == (200, 50, 10.59, 2227)
+    assert (probe.epochs, probe.train_minutes, probe.gpu_mib) == (None, 13, None)
+    assert {(cost.dataset, cost.backbone, cost.shots, cost.source) for cost in costs()} == {
+        ("imagenet", "RN50", 16, "S2")
+    }
+
+
+def test_every_file_is_of_one_source():
+    names = [item.name for item in files("clipadapter.bench.published").iterdir() if item.name.endswith(".toml")]
+    assert len(names) == len(sources())
+    assert {f"s{int(tag[1:]):02}" for tag in sources()} == {name.split("_")[0] for name in names}
