@@ -42,7 +42,8 @@ def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
     assert {(r.head, r.shots, r.seed) for r in runs} == {
         (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
     }
-    assert [json.loads(line)["format"] for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()] == [2] * 8
+    lines = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["format"] for line in lines] == [2] * 8
     second = go(source, tmp_path / "out")
     assert (second.made, second.there) == (0, 8)
     assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}
@@ -71,7 +72,8 @@ def test_what_was_lost_is_made_again_and_no_more(source, tmp_path):
 
 
 def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
-    text = 'title = "t"\nvariants = [{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]\nshots = [1]'
+    heads = '[{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]'
+    text = f'title = "t"\nvariants = {heads}\nshots = [1]'
     found = go(source, tmp_path / "out", text)
     assert (found.made, found.failed) == (6, 3)
     failed = [run for run in RecordFolder(tmp_path / "out").read() if run.error]
@@ -85,7 +87,7 @@ def test_rows_may_be_given_in_place_of_a_draw(source, tmp_path):
     rows = {(n, seed): [seed, 6 + n, 12] for n in (1, 2) for seed in (1, 2)}
     go(source, tmp_path / "out", rows=rows)
     assert {tuple(run.rows) for run in RecordFolder(tmp_path / "out").read()} == {tuple(r) for r in rows.values()}
-    with pytest.raises(InputError, match="must be different, 0 to 17"):
+    with pytest.raises(InputError, match="rows must be 0 to 17"):
         go(source, tmp_path / "out", rows={**rows, (1, 1): [0, 18]})
 
 
@@ -134,9 +136,43 @@ def test_pictures_to_records(pictures, toy, tmp_path):
     assert {(entry.data, entry.encoder) for entry in found.plan.entries} == {("pictures", "toy")}
 
 
+def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
+    one = parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1, 2]"))
+    source = open_source(str(pictures))
+    bundle, drawn = build_bundle(one, [source], toy, Prompts(label=""))
+    expected = {seed: draw_shots(source.train.labels, 1, seed) for seed in (1, 2)}
+    assert drawn == {(1, seed): rows for seed, rows in expected.items()}
+    assert list(bundle.rows) == sorted({*expected[1], *expected[2]})
+    whole = toy.features(source.train.paths, source.train.labels, source.train.class_names)
+    np.testing.assert_allclose(bundle.shots(expected[2]).X, whole.X[expected[2]], atol=1e-6)
+    with pytest.raises(InputError, match="was not drawn"):
+        bundle.shots([next(row for row in range(12) if row not in bundle.rows)])
+
+
+def test_other_seeds_leave_the_records_that_are_there(pictures, toy, tmp_path):
+    def again(seeds):
+        suite = parse_suite("own", SUITE.replace("seeds = [1, 2]", f"seeds = {seeds}"))
+        engine = create_engine("local", workers=1)
+        return run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", engine)
+
+    assert again([1]).made == 4
+    found = again([1, 2, 3])
+    assert (found.made, found.there) == (8, 4)
+
+
+def test_a_drawn_picture_that_cannot_be_read_is_left_out(pictures, toy):
+    suite = parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[4]\nseeds = [1]"))
+    broken = open_source(str(pictures)).train.paths[5]
+    broken.write_bytes(b"no picture")
+    bundle, drawn = build_bundle(suite, [open_source(str(pictures))], toy, Prompts(label=""))
+    assert 5 not in drawn[4, 1]
+    assert len(drawn[4, 1]) == len(bundle.support) == 11
+    assert bundle.shots(drawn[4, 1]).y.count("green") == 3
+
+
 def test_base_to_new_keeps_the_halves_apart(pictures, toy):
     suite = load_suite("base-to-new")
-    bundle = build_bundle(suite, [open_source(str(pictures))], toy, Prompts(label=""), time_encoder=False)
+    bundle, _ = build_bundle(suite, [open_source(str(pictures))], toy, Prompts(label=""))
     # Three classes: two are base, the larger half.
     assert bundle.text.labels == ("blue", "green")
     assert set(bundle.support.y) == {"blue", "green"}
@@ -148,13 +184,13 @@ def test_base_to_new_keeps_the_halves_apart(pictures, toy):
 def test_shift_measures_on_other_pictures_of_the_same_classes(pictures, toy, colour_folder, tmp_path):
     colour_folder("other", 2, seed=3)
     sources = [open_source(str(pictures)), open_source(str(tmp_path / "other"))]
-    bundle = build_bundle(load_suite("shift"), sources, toy, Prompts(label=""), time_encoder=False)
+    bundle, _ = build_bundle(load_suite("shift"), sources, toy, Prompts(label=""))
     assert [part.kind for part in bundle.tests.values()] == ["given", "shift"]
     (tmp_path / "other" / "red").rename(tmp_path / "other" / "mauve")
     sources[1] = open_source(str(tmp_path / "other"))
     with pytest.raises(DataError, match="has classes that .* has not: mauve"):
-        build_bundle(load_suite("shift"), sources, toy, Prompts(label=""), time_encoder=False)
-    crossed = build_bundle(load_suite("cross-dataset"), sources, toy, Prompts(label=""), time_encoder=False)
+        build_bundle(load_suite("shift"), sources, toy, Prompts(label=""))
+    crossed, _ = build_bundle(load_suite("cross-dataset"), sources, toy, Prompts(label=""))
     assert crossed.tests[str(tmp_path / "other")].text.labels == ("blue", "green", "mauve")
 
 
@@ -163,15 +199,15 @@ def test_an_undivided_set_cannot_be_halved(colour_folder, toy, tmp_path):
     source = open_source(str(tmp_path / "all"))
     with pytest.raises(InputError, match="not divided into train and test"):
         build_bundle(load_suite("base-to-new"), [source], toy, Prompts(label=""))
-    few = build_bundle(parse_suite("own", SUITE), [source], toy, Prompts(label=""))
+    few, drawn = build_bundle(parse_suite("own", SUITE), [source], toy, Prompts(label=""))
     assert few.names == ("rest",)
-    assert few.support.provenance["ms_per_picture"] > 0
+    assert drawn is None
 
 
 def test_prompt_styles_give_other_text(pictures, toy):
     suite = load_suite("prompts")
     source = open_source(str(pictures))
-    bundles = [build_bundle(suite, [source], toy, prompts, time_encoder=False) for prompts in suite.prompts]
+    bundles = [build_bundle(suite, [source], toy, prompts)[0] for prompts in suite.prompts]
     assert [len(bundle.templates) for bundle in bundles] == [1, 1, 7, 1]
     assert bundles[3].templates == ["{}"]
     with pytest.raises(InputError, match="--descriptions FILE"):
@@ -200,3 +236,11 @@ def test_fit_seconds_pass_through_the_two_measured_sizes():
     assert fit_seconds("auto", 1600, 100, 512) == pytest.approx(1.71)
     assert fit_seconds("auto", 16_000, 1000, 1024) == pytest.approx(46.25)
     assert fit_seconds("a head of yours", 1600, 100, 512) == pytest.approx(2.0)
+
+
+def test_a_suite_about_features_draws_them(source, tmp_path):
+    text = 'title = "t"\nfigure = "projection"\nheads = ["zero-shot", "clip-adapter"]\nshots = [2]\nseeds = [1]'
+    found = go(source, tmp_path / "out", text)
+    # Zero-shot leaves features as they are: there is nothing to draw.
+    assert [path.name for path in found.figures] == ["f-clip-adapter.png"]
+    assert found.figures[0].read_bytes().startswith(b"\x89PNG")

@@ -38,9 +38,10 @@ def test_what_differs_is_in_the_title():
 
 
 def test_presets_and_official_recipes_are_made():
-    assert make_head(Variant(head="tip-adapter", preset="dtd")).get_params() != make_head(
-        Variant(head="tip-adapter")
-    ).get_params()
+    assert (
+        make_head(Variant(head="tip-adapter", preset="dtd")).get_params()
+        != make_head(Variant(head="tip-adapter")).get_params()
+    )
     official = make_head(Variant(head="clip-adapter", official=True, params={"alpha": 0.7}))
     assert official.get_params() == ClipAdapter.official(alpha=0.7).get_params()
 

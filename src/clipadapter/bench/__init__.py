@@ -1,30 +1,61 @@
-"""Measuring: the few-shot protocol, records, tables and plots. The test part is opened by `score` alone."""
+"""Measuring: the few-shot protocol, suites, records, tables and plots. The test part is opened by `score` alone."""
 
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.comparison import Comparison, compare, halves, train_and_test
+from clipadapter.bench.costs import Estimate, estimate
+from clipadapter.bench.driver import run_suite
 from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
+from clipadapter.bench.plan import Plan, planned_suites
 from clipadapter.bench.plots import confusion_matrix, learning_curve
 from clipadapter.bench.protocol import BASELINES, default_heads, few_shot
+from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.report import summarise, table
+from clipadapter.bench.reports import compare_heads, compare_studies, write_report
 from clipadapter.bench.run import Run, append_runs, read_runs
 from clipadapter.bench.score import Score, score
+from clipadapter.bench.sources import FEATURES, Source, open_source
+from clipadapter.bench.study import Study, load_study
+from clipadapter.bench.suite import Suite, list_suites, load_suite
 
 __all__ = [
     "BASELINES",
+    "FEATURES",
+    "Bundle",
     "Comparison",
+    "Estimate",
     "ModelEvaluation",
+    "Plan",
+    "RecordFolder",
     "Run",
     "Score",
+    "Source",
+    "Study",
+    "Suite",
+    "TestPart",
     "append_runs",
     "compare",
+    "compare_heads",
+    "compare_studies",
     "confusion_matrix",
     "default_heads",
+    "estimate",
     "evaluate_model",
     "few_shot",
     "halves",
     "learning_curve",
+    "list_suites",
+    "load_bundle",
+    "load_study",
+    "load_suite",
+    "open_source",
+    "planned_suites",
     "read_runs",
+    "run_suite",
+    "save_bundle",
     "score",
     "summarise",
     "table",
     "train_and_test",
+    "write_report",
 ]

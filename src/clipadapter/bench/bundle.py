@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.bench.run import DataPart, EncoderPart, digest
 from clipadapter.bench.score import check_labels
@@ -55,6 +56,8 @@ class Bundle:
         support: what the shots are drawn from.
         text: class text of all its classes.
         tests: test parts by name; none makes the rows that were not drawn the test part.
+        rows: (n,) what row of the data set each row of the support is; None if the support is all of it. Of a large
+            data set only the rows that some draw takes need features.
 
     Raises:
         InputError: if labels or widths do not go together.
@@ -63,11 +66,14 @@ class Bundle:
     support: FeatureSet
     text: ClassText
     tests: Mapping[str, TestPart] = field(default_factory=dict)
+    rows: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         missing = sorted(set(self.support.y) - set(self.text.labels))
         if missing:
             raise InputError(f"these labels have no class text: {', '.join(missing[:5])}")
+        if self.rows is not None and (len(self.rows) != len(self.support) or not self.tests):
+            raise InputError("rows must be as many as the support's, and go with test parts that stand apart")
         for part in self.tests.values():
             check_labels(part.features.y, (part.text or self.text).labels)
         self._check_width("shots", self.support, self.text)
@@ -105,19 +111,45 @@ class Bundle:
         parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
         return digest(*(piece for text in parts if text is not None for piece in _pieces(text)))
 
-    def data(self, name: str) -> DataPart:
-        """What a record says of the data of a test part."""
+    def data(self, name: str, rows: Sequence[int]) -> DataPart:
+        """What a record says of the data of some shots and a test part; its digest is of these, and of no other rows.
+
+        Args:
+            name: of the test part.
+            rows: the drawn rows of the data set.
+        """
         own = str(self.support.provenance.get("data", "unnamed"))
         if name not in self.tests:
             return DataPart(support=own, test=own, protocol="rest", digest=self._digests[REST])
         part = self.tests[name]
         title = str(part.features.provenance.get("data", "unnamed"))
-        return DataPart(support=own, test=title, protocol=part.kind, digest=self._digests[name])
+        found = digest(*_bytes(self.shots(rows)), self._digests[name].encode())
+        return DataPart(support=own, test=title, protocol=part.kind, digest=found)
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        own = _bytes(self.support)
-        return {REST: digest(*own), **{name: digest(*own, *_bytes(part.features)) for name, part in self.tests.items()}}
+        own = {} if self.tests else {REST: digest(*_bytes(self.support))}
+        return {**own, **{name: digest(*_bytes(part.features)) for name, part in self.tests.items()}}
+
+    def shots(self, rows: Sequence[int]) -> FeatureSet:
+        """The features of drawn rows.
+
+        Args:
+            rows: rows of the data set.
+
+        Raises:
+            InputError: if the features of one are not there.
+        """
+        if self.rows is None:
+            return self.support.take(rows)
+        try:
+            return self.support.take([self._position[row] for row in rows])
+        except KeyError as error:
+            raise InputError(f"row {error} of the data set was not drawn when these features were made") from None
+
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {} if self.rows is None else {int(row): i for i, row in enumerate(self.rows)}
 
     def n_test(self, name: str, drawn: int) -> int:
         """How many test pictures a part has."""

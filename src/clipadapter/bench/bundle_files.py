@@ -24,7 +24,7 @@ from clipadapter.heads import ClassText
 
 FACTS, ARRAYS = "bundle.json", "arrays.safetensors"
 MOST_BYTES = 256 << 20
-KEPT = ("encoder", "fingerprint", "data", "templates", "views", "image_size", "ms_per_picture")
+KEPT = ("encoder", "fingerprint", "data", "templates", "views")
 """What is kept of the provenance of features."""
 
 
@@ -63,12 +63,14 @@ class BundleFacts(_Part):
         format: number of this layout.
         support: what shots are drawn from; arrays ``support`` (n, d) or (n, v, d) and ``support.labels`` (n,).
         text: class text; array ``text`` (c, d).
+        rows: whether the array ``support.rows`` (n,) says which rows of the data set these are.
         tests: by name; arrays ``test.NAME`` (m, d), ``test.NAME.labels`` and, for other classes, ``test.NAME.text``.
     """
 
     format: Literal[1] = 1
     support: SetFacts
     text: TextFacts
+    rows: bool = False
     tests: dict[str, TestFacts] = Field(default_factory=dict)
 
 
@@ -85,6 +87,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
     facts = BundleFacts(
         support=SetFacts(**_set(bundle.support, "support", arrays)),
         text=_text(bundle.text, "text", arrays),
+        rows=bundle.rows is not None,
         tests={
             name: TestFacts(
                 **_set(part.features, f"test.{name}", arrays),
@@ -94,6 +97,8 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
             for name, part in bundle.tests.items()
         },
     )
+    if bundle.rows is not None:
+        arrays["support.rows"] = np.asarray(bundle.rows, np.int64)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -132,6 +137,7 @@ def load_bundle(folder: str | Path) -> Bundle:
                     )
                     for name, part in facts.tests.items()
                 },
+                arrays.get("support.rows").astype(np.int64) if facts.rows else None,
             )
     except (OSError, SafetensorError, InputError) as error:
         raise DataError(f"{folder} is no whole set of features: {error}") from error

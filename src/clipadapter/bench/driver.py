@@ -13,17 +13,16 @@ from tqdm import tqdm
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import save_bundle
 from clipadapter.bench.engines import Engine, Job
-from clipadapter.bench.plan import Entry, Plan, Task, make_head, tasks_of, value_of
+from clipadapter.bench.plan import Entry, Plan, Rows, Task, make_head, tasks_of, value_of
 from clipadapter.bench.protocol import planned, seeded
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.run import Run, digest
-from clipadapter.bench.sources import Source, build_bundle, features_source, shots_rows
+from clipadapter.bench.sources import Source, build_bundle, features_source
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.bench.work import work
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 
-Rows = Mapping[tuple[int, int], Sequence[int]]
 Tracker = Callable[[Run], None]
 
 
@@ -37,6 +36,7 @@ class Outcome:
         there: runs that had a record already.
         failed: runs among those made that failed.
         seconds: how long the fits took, from the first to the last.
+        figures: pictures of features, if the suite is about them.
     """
 
     plan: Plan
@@ -44,6 +44,7 @@ class Outcome:
     there: int = 0
     failed: int = 0
     seconds: float = 0.0
+    figures: list[Path] = field(default_factory=list)
 
 
 @dataclass
@@ -84,11 +85,9 @@ def run_suite(
     """
     records = RecordFolder(out)
     works: list[_Work] = []
-    for bundle, facts in _bundles(suite, sources, encoders):
+    for bundle, drawn, facts in _bundles(suite, sources, encoders, rows):
         folder = save_bundle(bundle, out / "features" / _name(bundle))
-        if rows is not None:
-            shots_rows(bundle.support.y, rows)
-        works += _works(suite, bundle, str(folder.absolute()), facts, rows)
+        works += _works(suite, bundle, str(folder.absolute()), facts, drawn)
     plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
     plan.save(out)
     done = {run.key for run in records.read() if run.error is None}
@@ -111,13 +110,29 @@ def run_suite(
             bar.set_postfix_str(f"{runs[0].head}, {runs[0].shots} shots", refresh=False)
             bar.update()
     outcome.seconds = time.perf_counter() - start
+    if suite.figure == "projection":
+        outcome.figures = _figures(works, out / "figures" / suite.name)
     return outcome
 
 
+def _figures(works: Sequence[_Work], folder: Path) -> list[Path]:
+    """Pictures of the features of each bundle."""
+    from clipadapter.bench.figures import draw_moved
+
+    bundles: dict[str, list[_Work]] = {}
+    for one in works:
+        bundles.setdefault(one.task.bundle, []).append(one)
+    return [
+        path
+        for own in bundles.values()
+        for path in draw_moved([one.task for one in own], own[0].entries[0].data, folder)
+    ]
+
+
 def _bundles(
-    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier]
-) -> Iterator[tuple[Bundle, tuple[str, str, Prompts]]]:
-    """Features with (data, encoder, prompts) as the person named them."""
+    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier], rows: Rows | None
+) -> Iterator[tuple[Bundle, Rows | None, tuple[str, str, Prompts]]]:
+    """Features with the drawn rows and (data, encoder, prompts) as the person named them."""
     ready = [source for source in sources if isinstance(source, str)]
     pictures = [source for source in sources if not isinstance(source, str)]
     for spec in ready:
@@ -126,19 +141,25 @@ def _bundles(
             raise InputError(
                 f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, for its text or classes"
             )
-        yield bundle, (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
+        yield bundle, rows, (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
     together = suite.protocol in ("shift", "cross-dataset")
     groups = [pictures] if together and pictures else [[source] for source in pictures]
     for group in groups:
         for name, model in encoders.items():
             for prompts in suite.prompts:
-                yield build_bundle(suite, group, model, prompts), (group[0].name, name, prompts)
+                bundle, drawn = build_bundle(suite, group, model, prompts, rows)
+                yield bundle, drawn, (group[0].name, name, prompts)
 
 
 def _name(bundle: Bundle) -> str:
     """A folder's name that stands for all that is in the bundle."""
-    parts = [bundle.data(name).digest + bundle.text_digest(name) + bundle.data(name).protocol for name in bundle.names]
-    return digest([bundle.encoder.fingerprint, *bundle.names, *parts])
+    every = range(len(bundle.support)) if bundle.rows is None else [int(row) for row in bundle.rows]
+    parts = [
+        data.digest + bundle.text_digest(name) + data.protocol
+        for name in bundle.names
+        for data in (bundle.data(name, every),)
+    ]
+    return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
 def _works(

@@ -16,6 +16,9 @@ from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads import Head, create_head, head_info
 
+Rows = Mapping[tuple[int, int], Sequence[int]]
+"""Rows of a data set by (shots, seed)."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -127,25 +130,34 @@ def make_head(variant: Variant) -> Head:
         raise InputError(f"{variant.title}: {error}") from error
 
 
-def tasks_of(
-    suite: Suite, bundle: Bundle, folder: str, rows: Mapping[tuple[int, int], Sequence[int]] | None = None
-) -> Iterator[tuple[Task, list[str]]]:
+def tasks_of(suite: Suite, bundle: Bundle, folder: str, rows: Rows | None = None) -> Iterator[tuple[Task, list[str]]]:
     """Every fit of a suite on some features, with the keys of the records that it will give.
 
     Args:
         suite: the study.
         bundle: the features.
         folder: where they are stored.
-        rows: rows to take in place of a draw, by (shots, seed).
+        rows: the drawn rows of the data set; None to draw from the support.
     """
     heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
+    draws = draws_of(suite, bundle.support.y) if rows is None else rows
     for n in suite.shots:
         for seed in suite.seeds:
-            drawn = list(rows[n, seed]) if rows is not None else draw_shots(bundle.support.y, n, seed)
+            drawn = list(draws[n, seed])
             for variant, head in heads:
                 runs = planned(bundle, variant.title, seeded(head, seed), n, seed, drawn)
                 task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=drawn)
                 yield task, [run.key for run in runs]
+
+
+def draws_of(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:
+    """The rows that the suite draws, by (shots, seed).
+
+    Args:
+        suite: its shots and seeds.
+        labels: of all rows of the data set.
+    """
+    return {(n, seed): draw_shots(labels, n, seed) for n in suite.shots for seed in suite.seeds}
 
 
 def value_of(suite: Suite, variant: Variant) -> float | str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -160,8 +161,8 @@ def _title(figure: Figure, text: str) -> None:
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, parse_math=False)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+def _short(name: str, length: int = NAME_LENGTH) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -177,9 +178,11 @@ def _save(figure: Figure, path: str | Path) -> Path:
         # A class name in a script that the font lacks is drawn as boxes: no reason to have no picture.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, format="png", facecolor="white")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data.getvalue())
+        temporary.write_bytes(data.getvalue())
+        temporary.replace(target)
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
     return target

@@ -139,7 +139,7 @@ def planned(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows:
             method=registered_name(head),
             params=plain,
             encoder=bundle.encoder,
-            data=bundle.data(name),
+            data=bundle.data(name, rows),
             templates=bundle.templates,
             text=bundle.text_digest(name),
             shots=shots,
@@ -170,8 +170,8 @@ def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
     Raises:
         InputError: if no row is left to test on.
     """
-    names = {bundle.data(name): name for name in bundle.names}
-    own = seen_by(head, bundle.support.take(runs[0].rows), bundle.text)
+    names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
+    own = seen_by(head, bundle.shots(runs[0].rows), bundle.text)
     fitted: tuple[Head, float] | None = None
     done = []
     for run in runs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,10 +21,12 @@ class Cell:
     Args:
         values: the metric of each run that did not fail, by rising seed.
         failed: how many failed.
+        missing: how many are planned, but not run yet.
     """
 
     values: tuple[float, ...]
     failed: int = 0
+    missing: int = 0
 
     @property
     def mean(self) -> float:
@@ -58,7 +60,7 @@ class Summary:
     def best(self, shots: int) -> set[str]:
         """The heads that look best in one column: their printed mean is that of the best."""
         found = {head: self.cells[head, shots] for head in self.heads}
-        shown = {head: _number(cell.mean, self.metric) for head, cell in found.items() if cell.values}
+        shown = {head: number_text(cell.mean, self.metric) for head, cell in found.items() if cell.values}
         if not shown:
             return set()
         extreme = min if self.metric == "log_loss" else max
@@ -122,7 +124,7 @@ def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = Fal
         took = summary.seconds[head]
         cells = [_cell(summary.cells[head, n], metric, head in best[n], markdown) for n in summary.shots]
         rows.append([head, *cells, "-" if took is None else f"{took:.2f} s"])
-    grid = _markdown(header, rows) if markdown else _text(header, rows)
+    grid = markdown_table(header, rows) if markdown else _text(header, rows)
     return "\n".join([grid, "", *_notes(runs, summary, markdown)])
 
 
@@ -133,17 +135,23 @@ def _title(run: Run) -> str:
     return f"{run.head} ({', '.join(marks)})" if marks else run.head
 
 
-def _number(value: float, metric: Metric) -> str:
+def number_text(value: float, metric: Metric) -> str:
+    """A figure as tables print it: log-loss in nats, the others in %.
+
+    >>> number_text(0.5, "accuracy"), number_text(0.5, "log_loss")
+    ('50.0', '0.500')
+    """
     return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f}"
 
 
 def _cell(cell: Cell, metric: Metric, best: bool, markdown: bool) -> str:
     if not cell.values:
         return "failed" if cell.failed else "-"
-    mean, seeds = _number(cell.mean, metric), len(cell.values)
+    mean, seeds = number_text(cell.mean, metric), len(cell.values)
     mark = ("**" if markdown else "*") if best else ""
     number = f"{mark}{mean}{mark}" if markdown else f"{mark}{mean}"
-    return f"{number} ± {_number(cell.sd, metric)}" + (f" ({seeds} of {seeds + cell.failed})" if cell.failed else "")
+    count = f" ({seeds} of {seeds + cell.failed})" if cell.failed else ""
+    return f"{number} ± {number_text(cell.sd, metric)}{count}"
 
 
 def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -157,8 +165,15 @@ def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[int] = (0,)) -> str:
+    r"""A Markdown table, columns of words to the left and those of numbers to the right.
+
+    >>> print(markdown_table(["head", "1 shot"], [["a|b", "50.0"]]))
+    | head | 1 shot |
+    | --- | ---: |
+    | a\|b | 50.0 |
+    """
+    rule = ["---" if i in words else "---:" for i in range(len(header))]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, rule, *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -239,7 +239,9 @@ def library_versions() -> dict[str, str]:
 
 def this_machine() -> Machine:
     """Facts of this machine and process."""
-    return Machine(cpus=os.cpu_count() or 1, platform=platform.platform(), peak_memory_mb=_peak_memory())
+    return Machine(
+        cpus=os.cpu_count() or 1, platform=f"{platform.system()} {platform.machine()}", peak_memory_mb=_peak_memory()
+    )
 
 
 def _peak_memory() -> int | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.comparison import features_of
+from clipadapter.bench.plan import Rows, draws_of
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
@@ -21,8 +22,6 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 
 FEATURES = "features:"
-TIMED = 32
-"""Pictures on which the encoder is timed."""
 
 
 @dataclass(frozen=True)
@@ -72,37 +71,36 @@ def _templates(spec: str) -> str:
 
 
 def build_bundle(
-    suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts, time_encoder: bool = True
-) -> Bundle:
-    """Compute the features of a suite.
+    suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts, rows: Rows | None = None
+) -> tuple[Bundle, Rows | None]:
+    """Compute the features of a suite: of all test pictures, and of those training pictures that some draw takes.
 
     Args:
         suite: its protocol says what is done with the data sets.
         sources: one; for "shift" and "cross-dataset" the one that gives the shots, and the others.
         model: makes features and class text.
         prompts: how.
-        time_encoder: measure what the encoder takes for a picture.
+        rows: rows of the first data set to take in place of a draw, by (shots, seed).
+
+    Returns:
+        The features, and the drawn rows; None in place of these if the test part is what was not drawn.
 
     Raises:
-        InputError: if the protocol needs other data sets.
+        InputError: if the protocol needs other data sets, or there are no such rows.
         DataError: if labels do not go together, or no picture can be read.
     """
     first = sources[0]
     names = first.train.class_names
     model = _with_prompts(model, prompts, first)
-    support = _features(model, first.train, names, suite.views)
-    if time_encoder:
-        support = replace(support, provenance={**support.provenance, "ms_per_picture": _ms(model, first.train)})
-    text = model.class_text(names)
+    if first.test is None:
+        if suite.protocol != "few-shot":
+            why = f"protocol '{suite.protocol}' needs that"
+            raise InputError(f"'{first.spec}' is not divided into train and test; {why}")
+        return Bundle(_features(model, first.train, names, suite.views), model.class_text(names)), rows
     if suite.protocol == "base-to-new":
-        return _base_to_new(model, first, support)
-    tests: dict[str, TestPart] = {}
-    if first.test is not None:
-        tests["test"] = TestPart(_features(model, first.test, names, 1))
-    elif len(sources) > 1:
-        raise InputError(
-            f"'{first.spec}' is not divided into train and test, but protocol '{suite.protocol}' needs that"
-        )
+        return _base_to_new(suite, first, model, rows)
+    support, positions, drawn = _drawn(suite, model, first.train, names, rows)
+    tests = {"test": TestPart(_features(model, first.test, names, 1))}
     for other in sources[1:]:
         shown = other.train if other.test is None else other.test
         if suite.protocol == "shift":
@@ -114,25 +112,41 @@ def build_bundle(
             own = _with_prompts(model, prompts, other)
             part = _features(own, shown, shown.class_names, 1)
             tests[other.spec] = TestPart(part, "new", own.class_text(shown.class_names))
-    return Bundle(support, text, tests)
+    return Bundle(support, model.class_text(names), tests, positions), drawn
 
 
-def _base_to_new(model: FewShotClassifier, source: Source, support: FeatureSet) -> Bundle:
+def _drawn(
+    suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], rows: Rows | None
+) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
+    """Features of the rows that some draw takes, which rows these are, and the draws without unreadable pictures."""
+    labels = dataset.labels
+    if rows is not None:
+        _check_rows(labels, rows)
+    draws = draws_of(suite, labels) if rows is None else rows
+    union = sorted({row for own in draws.values() for row in own})
+    part = replace(dataset, samples=tuple(dataset.samples[row] for row in union))
+    found = _features(model, part, names, suite.views)
+    positions = np.array([union[i] for i in found.provenance["rows"]], np.int64)
+    there = set(positions.tolist())
+    return found, positions, {key: [row for row in own if row in there] for key, own in draws.items()}
+
+
+def _base_to_new(
+    suite: Suite, source: Source, model: FewShotClassifier, rows: Rows | None
+) -> tuple[Bundle, Rows | None]:
     """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
-    if source.test is None:
-        raise InputError(f"'{source.spec}' is not divided into train and test, but protocol 'base-to-new' needs that")
+    assert source.test is not None
     names = source.train.class_names
     half = math.ceil(len(names) / 2)
-    tested = _features(model, source.test, names, 1)
     base, new = names[:half], names[half:]
-    return Bundle(
-        _only(support, base),
-        model.class_text(base),
-        {
-            "base": TestPart(_only(tested, base)),
-            "new": TestPart(_only(tested, new), "new", model.class_text(new)),
-        },
-    )
+    own = replace(source.train, samples=tuple(one for one in source.train.samples if one.label in set(base)))
+    support, positions, drawn = _drawn(suite, model, own, base, rows)
+    tested = _features(model, source.test, names, 1)
+    tests = {
+        "base": TestPart(_only(tested, base)),
+        "new": TestPart(_only(tested, new), "new", model.class_text(new)),
+    }
+    return Bundle(support, model.class_text(base), tests, positions), drawn
 
 
 def _only(features: FeatureSet, names: Sequence[str]) -> FeatureSet:
@@ -166,29 +180,6 @@ def _features(model: FewShotClassifier, dataset: Dataset, names: Sequence[str], 
     )
 
 
-def _ms(model: FewShotClassifier, dataset: Dataset) -> float:
-    """Milliseconds that the encoder takes for a picture, read and resized already."""
-    import torch
-    from PIL import Image
-
-    encoder = model.encoder_
-    pictures = []
-    for path in dataset.paths[:TIMED]:
-        try:
-            with Image.open(path) as picture:
-                pictures.append(encoder.preprocess(picture.convert("RGB")))
-        except OSError:
-            continue
-    if not pictures:
-        return float("nan")
-    pixels = torch.stack(pictures)
-    with torch.inference_mode():
-        encoder.encode_pixels(pixels[:1])  # the first pass allocates
-        start = time.perf_counter()
-        encoder.encode_pixels(pixels)
-    return 1000 * (time.perf_counter() - start) / len(pictures)
-
-
 def features_source(spec: str) -> Bundle | None:
     """The bundle of ``features:FOLDER``; None if the spec is no such thing.
 
@@ -198,12 +189,8 @@ def features_source(spec: str) -> Bundle | None:
     return load_bundle(spec[len(FEATURES) :]) if spec.startswith(FEATURES) else None
 
 
-def shots_rows(labels: Sequence[str], rows: Mapping[tuple[int, int], Sequence[int]]) -> None:
-    """Refuse given rows that the data do not have.
-
-    Raises:
-        InputError: if so.
-    """
+def _check_rows(labels: Sequence[str], rows: Rows) -> None:
+    """Refuse given rows that the data do not have."""
     for (shots, seed), own in rows.items():
-        if not own or min(own) < 0 or max(own) >= len(labels) or len(np.unique(own)) != len(own):
+        if not own or min(own) < 0 or max(own) >= len(labels) or len(set(own)) != len(own):
             raise InputError(f"the rows given for {shots} shots, seed {seed} must be different, 0 to {len(labels) - 1}")

@@ -1,4 +1,4 @@
-"""Runs told to what a team looks at already: TensorBoard, MLflow, Weights & Biases. ``runs.jsonl`` is always written."""
+"""Runs told to what a team looks at already: TensorBoard, MLflow, Weights & Biases, beside ``runs.jsonl``."""
 
 from __future__ import annotations
 

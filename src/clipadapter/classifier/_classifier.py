@@ -161,6 +161,7 @@ class FewShotClassifier:
             "encoder": self.encoder_.info.name,
             "fingerprint": self.encoder_.info.fingerprint,
             "skipped": [(name, reason) for _, name, reason in found.skipped],
+            "rows": list(found.rows),
             "computed": found.computed,
             "views": spec.count,
         }

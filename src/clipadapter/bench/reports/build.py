@@ -1,0 +1,128 @@
+"""The report of a study, before it is written in some form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from clipadapter.bench import study_plots as plots
+from clipadapter.bench.reports.document import Document, Grid, Picture, Section
+from clipadapter.bench.reports.efficiency import efficiency
+from clipadapter.bench.reports.grids import cost_grid, difference_grid, measured_grid
+from clipadapter.bench.reports.means import mean_tables
+from clipadapter.bench.reports.side_by_side import side_by_side
+from clipadapter.bench.reports.tables import HARMONIC, Table, reference_row, shots_text
+from clipadapter.bench.reports.tabulate import tables
+from clipadapter.bench.reports.words import head_text
+from clipadapter.bench.study import Study
+from clipadapter.errors import InputError
+
+MOST_DOTS = 7
+"""More columns than that can't be told apart by their colours."""
+
+
+def build(study: Study, published: bool = False) -> Document:
+    """The report of a study.
+
+    Args:
+        study: the records.
+        published: put published figures beside the measured ones, in a section of their own.
+
+    Raises:
+        InputError: if no record is there yet.
+    """
+    suite = study.suite
+    if not study.records:
+        raise InputError(f"suite '{suite.name}' has none of its {len(study.entries)} records yet: run it first")
+    found = {metric: tables(study, metric) for metric in ("accuracy", "macro_f1", "log_loss")}
+    sections = []
+    means = [mean_tables(found[metric]) for metric in found]
+    if means[0]:
+        sections.append(_heat_section(study, found["accuracy"]))
+        sections += [_section(study, list(same)) for same in zip(*means, strict=True)]
+    sections += [_section(study, list(same)) for same in zip(*found.values(), strict=True)]
+    if published:
+        sections.append(side_by_side(study))
+    return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
+
+
+def _section(study: Study, metrics: Sequence[Table]) -> Section:
+    accuracy = metrics[0]
+    blocks: list[Grid | Picture] = [*_pictures(study, accuracy)]
+    costs_first = study.suite.figure == "efficiency"
+    cost = cost_grid(accuracy, minor=not costs_first)
+    blocks += [cost] if costs_first else []
+    blocks.append(measured_grid(accuracy))
+    if len(accuracy.rows) > 1:
+        blocks.append(difference_grid(accuracy, reference_row(study, accuracy)))
+    blocks += [measured_grid(table) for table in metrics[1:]]
+    blocks += [] if costs_first else [cost]
+    return Section(accuracy.title, tuple(blocks), _column_texts(accuracy))
+
+
+def _column_texts(table: Table) -> tuple[str, ...]:
+    if HARMONIC in table.columns:
+        return ("Harmonic mean: of base and new classes, seed by seed, then averaged.",)
+    return ()
+
+
+def _pictures(study: Study, table: Table) -> list[Picture]:
+    names = {row: head_text(row, table.runs[row]) for row in table.rows}
+    figure = study.suite.figure
+    if figure == "efficiency":
+        return [Picture("efficiency", f"Accuracy over seconds to fit: {table.title}", efficiency(table, names))]
+    if figure == "axis" and study.values and table.axis == "shots":
+        return [
+            Picture("axis", f"Accuracy over {parameter}: {table.title}", drawing)
+            for parameter, drawing in plots.axis_figures(table, names, study.values)
+        ]
+    if figure == "curves" and table.axis == "shots" and len(table.columns) > 1:
+        front = reference_row(study, table)
+        return [Picture("curves", f"Accuracy by shots: {table.title}", plots.curves(table, names, front))]
+    drawn = []
+    if len(table.columns) <= MOST_DOTS:
+        drawn.append(Picture("bars", f"Accuracy by head: {table.title}", plots.bars(table, names)))
+    if table.axis == "test" and len(table.columns) > 3:
+        drawn.append(
+            _heat_map(study, [(_part_name(table, c), table, c) for c in table.columns], f"by test part: {table.title}")
+        )
+    return drawn
+
+
+def _part_name(table: Table, column: str | int) -> str:
+    """A test part with the data set it is of, where its name doesn't say that."""
+    return f"{column} ({table.fixed['data']})" if column == "test" and "data" in table.fixed else str(column)
+
+
+def _heat_section(study: Study, found: Sequence[Table]) -> Section:
+    spots = [(table.title, table, table.columns[-1]) for table in found]
+    table, column = found[0], found[0].columns[-1]
+    what = shots_text(column) if isinstance(column, int) else f"{shots_text(int(table.fixed['shots']))}, {column}"
+    return Section("All data sets", (_heat_map(study, spots, f"by data set, at {what}"),))
+
+
+def _heat_map(study: Study, spots: Sequence[tuple[str, Table, str | int]], what: str) -> Picture:
+    rows = list(dict.fromkeys(row for _, table, _ in spots for row in table.rows))
+    names = {row: head_text(row, [run for _, table, _ in spots for run in table.runs.get(row, ())]) for row in rows}
+    reference = reference_row(study, spots[0][1])
+    title = f"Accuracy in % {what}"
+    return Picture("heat", title, plots.heat_map(spots, rows, names, reference, title))
+
+
+def _summary(study: Study) -> tuple[str, ...]:
+    """How much of the plan is there, and what is not."""
+    planned, missing, failed = len(study.entries), study.missing, study.failed
+    texts = [f"{planned - len(missing)} of {planned} planned records are there."]
+    if missing:
+        lacking = Counter(f"{entry.label}, {entry.data}, {entry.encoder}" for entry in missing)
+        shown = "; ".join(f"{name}: {n}" for name, n in lacking.most_common(10))
+        more = f"; and {len(lacking) - 10} more heads" if len(lacking) > 10 else ""
+        texts.append(f"{len(missing)} are not run yet ({shown}{more}).")
+    if failed:
+        texts.append(f"{len(failed)} failed; why stands below the tables of accuracy.")
+    if study.superseded:
+        texts.append(
+            f"{study.superseded} earlier records of the same head, draw and test part are left out: settings or code "
+            "have changed since."
+        )
+    return tuple(texts)

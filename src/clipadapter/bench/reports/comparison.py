@@ -1,0 +1,138 @@
+"""Two folders of records cell by cell, or two heads of one folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from clipadapter.bench.report import markdown_table
+from clipadapter.bench.reports.grids import INTERVAL
+from clipadapter.bench.reports.words import cell_text, difference_text, marks
+from clipadapter.bench.run import Run
+from clipadapter.bench.statistics import paired_difference
+from clipadapter.bench.study import Place, Study
+from clipadapter.registry import unknown
+
+HEADER = ("head", "data", "encoder", "test", "shots")
+DRAWN_BY = "Two runs are compared if they were fitted to the same rows."
+
+
+def compare_studies(a: Study, b: Study) -> str:
+    """What changed between two folders of records: a Markdown text.
+
+    For each head, data set, encoder, test part and number of shots that both have: the accuracy of both, the
+    difference ``b - a`` on the same draws, and below the table the settings that are not the same.
+
+    Args:
+        a: the first, as before a change.
+        b: the second.
+    """
+    names = [f"'{study.suite.name}'" for study in (a, b)]
+    title = f"# Suite {names[0]}, first and second folder"
+    if names[0] != names[1]:
+        title = f"# Suite {names[0]} (first) and suite {names[1]} (second)"
+    shared = [place for place in a.rows if place in b.rows]
+    only = [len(study.rows.keys() - other.rows.keys()) for study, other in ((a, b), (b, a))]
+    if not shared:
+        return (
+            f"{title}\n\nNo head on the same data, encoder, test part and shots is in both: the first has {only[0]} "
+            f"such cells, the second {only[1]}.\n"
+        )
+    rows = [_row(place.label, place, (a, place), (b, place)) for place in shared]
+    header = (*HEADER, "first", "second", "second - first")
+    parts = [title, markdown_table(header, rows, range(4)), f"Accuracy in %. {DRAWN_BY} {INTERVAL}", _counts(only)]
+    return "\n\n".join([part for part in parts if part] + _settings(a, b, shared)) + "\n"
+
+
+def compare_heads(study: Study, first: str, second: str) -> str:
+    """Two heads of one folder on the same draws: a Markdown text.
+
+    Args:
+        study: the records.
+        first: the suite's name for one head.
+        second: for the other.
+
+    Raises:
+        UnknownNameError: if the suite has no such head.
+    """
+    for label in (first, second):
+        if label not in study.labels:
+            raise unknown("head of the suite", label, study.labels)
+    pairs = [
+        (p, p._replace(label=second)) for p in study.rows if p.label == first and p._replace(label=second) in study.rows
+    ]
+    if not pairs:
+        return f"# {first} and {second}\n\nThe two have no run on the same data, encoder, test part and shots.\n"
+    rows = [_row("", one, (study, one), (study, other))[1:] for one, other in pairs]
+    header = (*HEADER[1:], first, second, f"{second} - {first}")
+    marked = {
+        label: marks(r for p, runs in study.rows.items() if p.label == label for r in runs) for label in (first, second)
+    }
+    parts = [f"# {first} and {second}", markdown_table(header, rows, range(3)), f"Accuracy in %. {DRAWN_BY} {INTERVAL}"]
+    parts += [f"{label} {_mark_text(found)}." for label, found in marked.items() if found]
+    return "\n\n".join(parts) + "\n"
+
+
+def _mark_text(found: str) -> str:
+    texts = {"*": "is transductive: it sees the test pictures as a whole", "†": "was given labels beyond the shots"}
+    return ", and ".join(texts[mark] for mark in found)
+
+
+def _row(head: str, place: Place, first: tuple[Study, Place], second: tuple[Study, Place]) -> list[str]:
+    cells = [cell_text(study.cell(own), "accuracy") for study, own in (first, second)]
+    a, b = (study.draws(own) for study, own in (first, second))
+    found = paired_difference(b, a) if a.keys() & b.keys() else None
+    shown = f"{head} · {place.prompts}" if place.prompts else head
+    return [shown, place.data, place.encoder, place.test, str(place.shots), *cells, difference_text(found)]
+
+
+def _counts(only: Sequence[int]) -> str:
+    told = [
+        f"{n} cells are in the {which} folder only" for n, which in zip(only, ("first", "second"), strict=True) if n
+    ]
+    return f"{' and '.join(told)}." if told else ""
+
+
+def _settings(a: Study, b: Study, shared: Sequence[Place]) -> list[str]:
+    """The settings that differ in the shared cells, each change once, with how many pairs of runs it is of."""
+    found: Counter[str] = Counter()
+    pairs = 0
+    for place in shared:
+        theirs = {run.seed: run for run in b.at(place)}
+        for run in a.at(place):
+            if run.seed in theirs:
+                pairs += 1
+                found.update(_changes(place.label, run, theirs[run.seed]))
+    if not found:
+        return ["All settings are the same: encoder, code, versions, templates, class text, data, parameters."]
+    lines = "\n".join(f"- {change}" + ("" if n == pairs else f" ({n} of {pairs} runs)") for change, n in found.items())
+    return ["Settings that differ, first to second:", lines]
+
+
+def _changes(label: str, a: Run, b: Run) -> Iterator[str]:
+    named = [
+        ("encoder", a.encoder.name, b.encoder.name),
+        ("encoder fingerprint", a.encoder.fingerprint[:12], b.encoder.fingerprint[:12]),
+        ("code", a.code[:12], b.code[:12]),
+        ("templates", _quoted(a), _quoted(b)),
+        ("platform", a.machine.platform, b.machine.platform),
+    ]
+    named += [
+        (f"version of {name}", a.versions.get(name, "none"), b.versions.get(name, "none"))
+        for name in sorted(a.versions.keys() | b.versions.keys())
+    ]
+    named += [
+        (f"{name} of {label}", str(a.params.get(name, "none")), str(b.params.get(name, "none")))
+        for name in sorted(a.params.keys() | b.params.keys())
+    ]
+    yield from (f"{name}: {before} to {after}" for name, before, after in named if before != after)
+    if a.text != b.text:
+        yield "class text: other embeddings"
+    if a.data.digest != b.data.digest:
+        yield "data: other features or labels"
+    if a.rows != b.rows:
+        yield "rows: other shots were drawn"
+
+
+def _quoted(run: Run) -> str:
+    return ", ".join(f"“{template}”" for template in run.templates[:2]) + (" ..." if len(run.templates) > 2 else "")

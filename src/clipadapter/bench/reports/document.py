@@ -1,0 +1,92 @@
+"""A report before it is Markdown, LaTeX or HTML: sections with tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+else:
+    Drawing = Any
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text.
+
+    Args:
+        title: above it.
+        header: names of the columns.
+        rows: as many cells each.
+        best: (row, column) of the cells that stand out.
+        notes: sentences about this table.
+        common: sentences on how it was measured, which other tables of the section share.
+        minor: whether a page may fold it up.
+        words: columns of words; the others are numbers.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+    notes: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
+    minor: bool = False
+    words: frozenset[int] = frozenset({0})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot.
+
+    Args:
+        kind: what it shows, as in a file's name.
+        title: what it shows, in words.
+        drawing: matplotlib's figure.
+    """
+
+    kind: str
+    title: str
+    drawing: Drawing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: tuple[Grid | Picture, ...]
+    text: tuple[str, ...] = ()
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Its plots."""
+        return [block for block in self.blocks if isinstance(block, Picture)]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report.
+
+    Args:
+        name: of the suite; files are called so.
+        title: of the suite.
+        question: what it answers.
+        source: the paper's table or figure.
+        summary: sentences on what was run.
+        sections: the rest.
+    """
+
+    name: str
+    title: str
+    question: str
+    source: str
+    summary: tuple[str, ...]
+    sections: Sequence[Section]
+
+    def picture_names(self) -> dict[int, str]:
+        """File names of the pictures without their ending, by the picture's id; they are numbered."""
+        pictures = [picture for section in self.sections for picture in section.pictures]
+        return {id(picture): f"{self.name}-{i}-{picture.kind}" for i, picture in enumerate(pictures, 1)}

@@ -1,0 +1,156 @@
+"""Tables of figures to tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipadapter.bench.report import TITLES, number_text
+from clipadapter.bench.reports.document import Grid
+from clipadapter.bench.reports.tables import Row, Table, difference, shots_text
+from clipadapter.bench.reports.words import (
+    cell_text,
+    difference_text,
+    failures,
+    head_text,
+    how_measured,
+    marks,
+    validation_text,
+)
+from clipadapter.bench.run import Run
+from clipadapter.metrics import mean_sd
+
+NAMES = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "log_loss": "Log-loss"}
+INTERVAL = (
+    "Difference of accuracy in points on the same draws, with the 95 % interval of a paired bootstrap over the draws. "
+    "It covers the luck of the draw only, and is too narrow with few draws: with three it holds the true mean in about "
+    "76 of 100 cases. With fewer than three draws of some shots or data set there is none."
+)
+
+
+def measured_grid(table: Table) -> Grid:
+    """A figure by head and column, the best of each column marked, with which labels a head was given besides."""
+    best = {(i, j) for j, column in enumerate(table.columns, 1) for i in _best(table, column)}
+    rows = [
+        (
+            head_text(row, table.runs[row]),
+            *(_figure_text(table, row, column) for column in table.columns),
+            validation_text(table.runs[row]),
+        )
+        for row in table.rows
+    ]
+    better = "lowest" if table.metric == "log_loss" else "highest"
+    unit = TITLES[table.metric]
+    notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without a mark."]
+    if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
+        notes.append("(2 of 3): so many of the planned runs are there; the others failed or are not run yet.")
+    notes += failures({head_text(row, table.runs[row]): table.runs[row] for row in table.rows})
+    return Grid(
+        f"{NAMES[table.metric]}: {table.title}",
+        ("head", *_headers(table), "validation"),
+        tuple(rows),
+        frozenset(best),
+        tuple(notes),
+        how_measured(table),
+        minor=table.metric != "accuracy",
+        words=frozenset({0, len(table.columns) + 1}),
+    )
+
+
+def _headers(table: Table) -> list[str]:
+    return [shots_text(column) if isinstance(column, int) else column for column in table.columns]
+
+
+def _figure_text(table: Table, row: Row, column: str | int) -> str:
+    figure = table.figures[row, column]
+    return figure.remark or cell_text(figure.cell, table.metric)
+
+
+def _best(table: Table, column: str | int) -> list[int]:
+    """Positions of the unmarked heads whose printed mean is the best of a column."""
+    shown = {}
+    for i, row in enumerate(table.rows):
+        cell = table.cell(row, column)
+        if cell.values and not marks(table.runs[row]):
+            shown[i] = float(number_text(cell.mean, table.metric))
+    if not shown:
+        return []
+    top = (min if table.metric == "log_loss" else max)(shown.values())
+    return [i for i, value in shown.items() if value == top]
+
+
+def difference_grid(table: Table, reference: Row) -> Grid:
+    """How far each head is above the reference, by column; over all shots together, too."""
+    columns: list[tuple[str, list[str | int]]] = [
+        (title, [column]) for title, column in zip(_headers(table), table.columns, strict=True)
+    ]
+    if table.axis == "shots" and len(table.columns) > 1:
+        columns.append(("all shots", list(table.columns)))
+    rows = []
+    for row in table.rows:
+        if row != reference:
+            texts = [_difference_text(table, row, reference, own) for _, own in columns]
+            rows.append((head_text(row, table.runs[row]), *texts))
+    name = head_text(reference, table.runs[reference])
+    header = ("head", *(title for title, _ in columns))
+    return Grid(
+        f"Difference to {name}: {table.title}", header, tuple(rows), notes=(INTERVAL,), common=how_measured(table)
+    )
+
+
+def _difference_text(table: Table, row: Row, reference: Row, columns: Sequence[str | int]) -> str:
+    figures = [table.figures[one, column] for one in (row, reference) for column in columns]
+    if any(figure.remark for figure in figures) or not all(figure.draws for figure in figures):
+        return "-"
+    return difference_text(difference(table, row, reference, columns))
+
+
+def cost_grid(table: Table, minor: bool = True) -> Grid:
+    """What each head costs at the most shots; see `Grid` for ``minor``."""
+    rows = []
+    for row in table.rows:
+        runs = at_most_shots(table.runs[row])
+        accuracy = [run.metrics.accuracy for run in runs if run.metrics is not None]
+        rows.append(
+            (
+                head_text(row, table.runs[row]),
+                _spread([100 * value for value in accuracy], ".1f"),
+                _spread([run.seconds.fit for run in runs if run.seconds], ".3g"),
+                _spread([1000 * run.seconds.predict / run.n_test for run in runs if run.seconds], ".3g"),
+                *(_most([run.size for run in runs], ","), _most([run.machine.peak_memory_mb for run in runs], ",")),
+                validation_text(runs),
+            )
+        )
+    found = at_most_shots(table.all_runs)
+    machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in found)
+    header = ("head", "accuracy in %", "fit in s", "predict in ms a picture", "numbers kept", "peak memory in MB")
+    return Grid(
+        f"Cost at {shots_text(found[0].shots)}: {table.title}",
+        (*header, "validation"),
+        tuple(rows),
+        notes=(
+            "Seconds are of the head alone: features were made before. Peak memory is that of the worker process up to "
+            "then, so heads that ran earlier in it count as well. Numbers kept: what a fitted head predicts with.",
+            f"Machine: {'; '.join(machines)}.",
+        ),
+        common=how_measured(table),
+        minor=minor,
+        words=frozenset({0, len(header)}),
+    )
+
+
+def at_most_shots(runs: Sequence[Run]) -> list[Run]:
+    """Those of the runs with the most shots."""
+    most = max((run.shots for run in runs), default=0)
+    return [run for run in runs if run.shots == most]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "-"
+    mean, sd = mean_sd(values)
+    return f"{mean:{form}}" + (f" ± {sd:{form if form != '.3g' else '.2g'}}" if len(values) > 1 else "")
+
+
+def _most(values: Sequence[int | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return f"{max(known):{form}}" if known else "-"

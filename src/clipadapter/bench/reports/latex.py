@@ -1,0 +1,83 @@
+r"""A report's tables as LaTeX, to be put into a paper with ``\input``."""
+
+from __future__ import annotations
+
+from clipadapter.bench.reports.document import Document, Grid
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "·": r"$\cdot$",
+    "“": "``",
+    "”": "''",
+    "–": "--",
+    "…": r"\dots{}",
+    "[": "{[}",
+    "]": "{]}",
+}
+
+
+LONG = 40
+"""Longer words than that are broken into lines."""
+
+
+def latex(document: Document) -> str:
+    """The tables, each with its notes as a caption; pictures are left to the paper."""
+    parts = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(document.title.split())}"]
+    parts += [_table(block) for section in document.sections for block in section.blocks if isinstance(block, Grid)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(grid: Grid) -> str:
+    columns = "".join(_column(grid, j) for j in range(len(grid.header)))
+    rows = [
+        [rf"\textbf{{{escape(cell)}}}" if (i, j) in grid.best else escape(cell) for j, cell in enumerate(row)]
+        for i, row in enumerate(grid.rows)
+    ]
+    lines = [" & ".join(row) + r" \\" for row in rows]
+    caption = " ".join([f"{escape(grid.title)}.", *map(escape, (*grid.notes, *grid.common))])
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            r"\small",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(escape, grid.header)) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _column(grid: Grid, j: int) -> str:
+    if j not in grid.words:
+        return "r"
+    return "p{5cm}" if max((len(row[j]) for row in grid.rows), default=0) > LONG else "l"
+
+
+def escape(text: str) -> str:
+    r"""Text that LaTeX sets as it stands.
+
+    >>> escape("50 % of a_b ± 1")
+    '50 \\% of a\\_b $\\pm$ 1'
+    """
+    return "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))

@@ -1,0 +1,160 @@
+"""Measured figures beside published ones, in a section of its own: measured tables have measured figures only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from clipadapter.bench.published import ELEVEN, Published, published, sources
+from clipadapter.bench.report import Cell
+from clipadapter.bench.reports.document import Grid, Section
+from clipadapter.bench.reports.means import harmonic, mean_tables
+from clipadapter.bench.reports.tables import HARMONIC, Row, Table, shots_text
+from clipadapter.bench.reports.tabulate import tables
+from clipadapter.bench.reports.words import cell_text, head_text, points
+from clipadapter.bench.run import Run
+from clipadapter.bench.study import Study
+from clipadapter.data.sets import list_sets, set_info
+
+TITLE = "Measured and published"
+WORDS = frozenset({0, 1, 2, 3, 7, 8, 9, 10})
+MEANS = {
+    "mean11": "mean of eleven sets",
+    "mean11_base": "mean of eleven sets, base",
+    "mean11_new": "mean of eleven sets, new",
+    "mean11_harmonic": "mean of eleven sets, harmonic",
+}
+NONE = (
+    "No published figure that comes with the package is of the same method, data set, backbone and shots as a measured "
+    "one. Only the papers' data sets with all of their classes, and the weights that the papers used, are compared."
+)
+EXACT = "zero-shot"
+"""Takes no shots: published with none, measured with any."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure of ours that could have been published."""
+
+    dataset: str
+    head: Row
+    shots: int
+    cell: Cell
+    runs: Sequence[Run]
+
+
+def side_by_side(study: Study) -> Section:
+    """The published figures of what a study has measured."""
+    measured = list(_measured(study))
+    order = list(dict.fromkeys(ours.dataset for ours in measured))
+    heads = list(dict.fromkeys(ours.head for ours in measured))
+    measured.sort(key=lambda ours: (order.index(ours.dataset), heads.index(ours.head), ours.shots))
+    pairs = [(ours, theirs) for ours in measured for theirs in _matches(ours)]
+    rows = list(dict.fromkeys(_row(ours, theirs) for ours, theirs in pairs))
+    if not rows:
+        return Section(TITLE, (), (NONE,))
+    known = sources()
+    tags = sorted({theirs.source for _, theirs in pairs}, key=lambda tag: (len(tag), tag))
+    told = [f"{tag}: {known[tag].title}, {known[tag].where}." for tag in tags]
+    header = (
+        *("head", "data set", "backbone", "shots", "measured", "published", "measured - published", "source"),
+        *("published variant", "protocol of the source", "checked"),
+    )
+    notes = (
+        "Accuracy in %. Published figures rest on other draws of shots, and mostly on other protocols: many were tuned "
+        "with labels beyond the shots. So the difference is in points, without an interval, and no target.",
+        "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
+        *told,
+    )
+    return Section(TITLE, (Grid("Accuracy beside published figures", header, tuple(rows), notes=notes, words=WORDS),))
+
+
+def _measured(study: Study) -> Iterator[Measured]:
+    for place, runs in study.rows.items():
+        protocol = runs[0].data.protocol
+        dataset = place.test if protocol == "shift" else place.data
+        if protocol in ("given", "shift") and _is_whole(dataset, runs[0], shifted=protocol == "shift"):
+            yield Measured(dataset, Row(place.label, place.prompts), place.shots, study.cell(place), runs)
+    for table in mean_tables(tables(study)):
+        yield from _means(table)
+
+
+def _is_whole(dataset: str, run: Run, shifted: bool = False) -> bool:
+    """Whether a data set is that of the papers: a folder of one's own may have the same name."""
+    if dataset not in list_sets():
+        return False
+    known = set_info(dataset).cls
+    pictures = known.counts.get("test", 0) if known.counted and not shifted else 0
+    return run.n_classes == known.n_classes and pictures in (0, run.n_test)
+
+
+def _means(table: Table) -> Iterator[Measured]:
+    """Means over the papers' eleven sets."""
+    if {run.data.support for run in table.all_runs} != set(ELEVEN):
+        return
+    kinds = {column: {run.data.protocol for run in runs} for column, runs in table.columns_run.items()}
+    for row in table.rows:
+        runs = table.runs[row]
+        for column in table.columns:
+            figure = table.figures[row, column]
+            if not figure.by_seed:
+                continue
+            if isinstance(column, int):
+                if all(_is_whole(run.data.support, run) for run in runs):
+                    yield Measured("mean11", row, column, figure.cell, runs)
+            elif column == HARMONIC:
+                base, new = (table.figures[row, part].by_seed for part in table.columns[:2])
+                # The papers' harmonic mean is that of the two means.
+                values = tuple(harmonic(base[seed], new[seed]) for seed in sorted(base.keys() & new.keys()))
+                yield Measured("mean11_harmonic", row, int(table.fixed["shots"]), Cell(values), runs)
+            elif HARMONIC in table.columns:
+                name = "mean11_new" if kinds[column] == {"new"} else "mean11_base"
+                yield Measured(name, row, int(table.fixed["shots"]), figure.cell, runs)
+
+
+def _matches(ours: Measured) -> list[Published]:
+    if not ours.cell.values:
+        return []
+    method = ours.runs[0].method
+    backbone = backbone_of(ours.runs[0].encoder.name)
+    shots = {0, ours.shots} if method == EXACT else {ours.shots}
+    return [
+        one
+        for one in published()
+        if (one.method, one.dataset, one.backbone) == (method, ours.dataset, backbone) and one.shots in shots
+    ]
+
+
+def backbone_of(encoder: str) -> str | None:
+    """The papers' name of an encoder; None for weights that the papers don't use.
+
+    >>> backbone_of("open_clip:ViT-B-16/openai"), backbone_of("open_clip:RN50-quickgelu/openai")
+    ('ViT-B/16', 'RN50')
+    >>> backbone_of("transformers:openai/clip-vit-base-patch32"), backbone_of("open_clip:RN50/yfcc15m")
+    ('ViT-B/32', None)
+    """
+    if found := re.fullmatch(r"open_clip:(RN\d+|ViT-[BL]-\d\d)(?:-quickgelu)?/openai", encoder):
+        return re.sub(r"^(ViT-[BL])-", r"\1/", found[1])
+    if found := re.fullmatch(r"transformers:openai/clip-vit-(base|large)-patch(\d\d)", encoder):
+        return f"ViT-{'B' if found[1] == 'base' else 'L'}/{found[2]}"
+    if re.fullmatch(r"open_clip:ViT-B-16-SigLIP2/webli", encoder):
+        return "SigLIP2 ViT-B/16"
+    return None
+
+
+def _row(ours: Measured, theirs: Published) -> tuple[str, ...]:
+    margin = f" ± {theirs.margin:.2f}" if theirs.margin else ""
+    return (
+        head_text(ours.head, ours.runs),
+        MEANS.get(ours.dataset, ours.dataset),
+        theirs.backbone,
+        shots_text(ours.shots) if theirs.shots else "takes none",
+        cell_text(ours.cell, "accuracy"),
+        f"{theirs.accuracy:.2f}{margin}",
+        points(ours.cell.mean - theirs.accuracy / 100),
+        theirs.source,
+        theirs.variant or "-",
+        theirs.protocol or "not told",
+        "verified" if theirs.verified else "unverified",
+    )

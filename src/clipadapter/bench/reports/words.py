@@ -1,0 +1,167 @@
+"""What has to be told beside figures: cells, marks of heads, and how they were measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from clipadapter.bench.report import Cell, Metric, number_text
+from clipadapter.bench.reports.tables import Row, Table
+from clipadapter.bench.run import Run
+from clipadapter.bench.statistics import Difference
+
+TRANSDUCTIVE, ORACLE = "*", "†"
+PROTOCOLS = {
+    "given": "given: the test part stands apart from what the shots are drawn from",
+    "rest": "rest: the test part is the rows that were not drawn, so each draw has another",
+    "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
+    "new": "new: other classes than those of the shots, known by their text alone",
+}
+
+
+def cell_text(cell: Cell, metric: Metric) -> str:
+    """Mean ± sd, and of how many runs if not all are there.
+
+    >>> cell_text(Cell((0.5, 0.7)), "accuracy"), cell_text(Cell((0.5, 0.7), failed=1), "accuracy")
+    ('60.0 ± 14.1', '60.0 ± 14.1 (2 of 3)')
+    >>> cell_text(Cell((0.5,)), "accuracy"), cell_text(Cell((), missing=3), "accuracy")
+    ('50.0', 'not run yet')
+    """
+    have = len(cell.values)
+    if not have:
+        return "failed" if cell.failed else "not run yet" if cell.missing else "-"
+    spread = f" ± {number_text(cell.sd, metric)}" if have > 1 else ""
+    planned = have + cell.failed + cell.missing
+    return number_text(cell.mean, metric) + spread + (f" ({have} of {planned})" if planned > have else "")
+
+
+def difference_text(found: Difference | None) -> str:
+    """A difference in points with its interval.
+
+    >>> difference_text(Difference(0.012, (0.003, 0.021), 0.99, 5, 1, 0))
+    '+1.2 [+0.3, +2.1]'
+    >>> difference_text(Difference(-0.012, None, None, 2, 1, 0)), difference_text(None)
+    ('-1.2 (2 draws)', 'no common draw')
+    """
+    if found is None:
+        return "no common draw"
+    if found.interval is None:
+        return f"{points(found.mean)} ({found.pairs} draw{'s' if found.pairs > 1 else ''})"
+    return f"{points(found.mean)} [{points(found.interval[0])}, {points(found.interval[1])}]"
+
+
+def points(share: float) -> str:
+    """A difference of shares in points of a per cent, without a negative zero.
+
+    >>> points(0.0123), points(-0.0001)
+    ('+1.2', '+0.0')
+    """
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def head_text(row: Row, runs: Sequence[Run]) -> str:
+    """A head's name with the text it was given and its marks."""
+    name = f"{row.label} · {row.prompts}" if row.prompts else row.label
+    return f"{name} {marks(runs)}".rstrip()
+
+
+def marks(runs: Iterable[Run]) -> str:
+    """The marks of a head: it sees the test pictures as a whole; something was chosen with labels beyond the shots."""
+    runs = list(runs)
+    transductive = any(run.flags.transductive for run in runs)
+    beyond = any(run.flags.oracle or run.flags.validation != "none" for run in runs)
+    return (TRANSDUCTIVE if transductive else "") + (ORACLE if beyond else "")
+
+
+def validation_text(runs: Iterable[Run]) -> str:
+    """Which labels beyond the shots a head was given."""
+    found = {(run.flags.validation, run.flags.oracle) for run in runs}
+    texts = sorted({validation + (" + oracle" if oracle else "") for validation, oracle in found})
+    return ", ".join(text.removeprefix("none + ") for text in texts) or "-"
+
+
+def how_measured(table: Table) -> tuple[str, ...]:
+    """What all figures of a table rest on."""
+    runs = table.all_runs
+    seeds = sorted({run.seed for run in runs})
+    spread = f"over {len(seeds)} seeds ({_some(map(str, seeds), 10)})"
+    kinds = [PROTOCOLS[kind] for kind in PROTOCOLS if any(run.data.protocol == kind for run in runs)]
+    return (
+        f"Mean ± sample standard deviation {spread}." if len(seeds) > 1 else f"One seed ({seeds[0]}).",
+        f"Test pictures: {_sizes(table)}.",
+        f"Protocol: {'; '.join(kinds)}.",
+        f"Encoder: {_encoders(runs)}. The fingerprint covers the weights, the tokenizer and the preprocessing.",
+        f"Templates: {_templates(table)}.",
+        _marks_text(table),
+        f"Libraries: {versions_text(runs)}.",
+    )
+
+
+def _sizes(table: Table) -> str:
+    counts = {}
+    for column in table.columns:
+        counts[str(column)] = _size(table.columns_run[column])
+    if len(set(counts.values())) == 1 or table.axis != "test":
+        return _size(table.all_runs)
+    return "; ".join(f"{column} {text}" for column, text in counts.items() if text and _is_part(table, column))
+
+
+def _is_part(table: Table, column: str) -> bool:
+    return not column.startswith(("harmonic mean", "mean of the "))
+
+
+def _size(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
+    return f"{_range(run.n_test for run in runs)} of {_range(run.n_classes for run in runs)} classes"
+
+
+def _range(numbers: Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def _encoders(runs: Sequence[Run]) -> str:
+    found = dict.fromkeys((run.encoder.name, run.encoder.fingerprint[:12]) for run in runs)
+    return "; ".join(f"{name} (fingerprint {fingerprint or 'unknown'})" for name, fingerprint in found)
+
+
+def _templates(table: Table) -> str:
+    found: dict[str, dict[str, None]] = {}
+    for row, runs in table.runs.items():
+        for run in runs:
+            found.setdefault(row.prompts, {})[_some([f"“{t}”" for t in run.templates], 2) or "not known"] = None
+    return "; ".join((f"{prompts}: " if prompts else "") + " or ".join(texts) for prompts, texts in found.items())
+
+
+def _marks_text(table: Table) -> str:
+    found = "".join(marks(runs) for runs in table.runs.values())
+    texts = [f"{TRANSDUCTIVE} transductive: the head sees the test pictures as a whole, without labels"]
+    texts += [f"{ORACLE} something was chosen with labels beyond the shots: see the column validation"]
+    said = [text for text in texts if text[0] in found]
+    return f"{'; '.join(said)}." if said else "No head is transductive, none was given labels beyond the shots."
+
+
+def versions_text(runs: Iterable[Run]) -> str:
+    """Versions of the libraries and hashes of the code, those of most runs first."""
+    counts = Counter((tuple(run.versions.items()), run.code[:12]) for run in runs)
+    return "; or ".join(
+        ", ".join([*(f"{name} {version}" for name, version in versions), f"code {code}"])
+        for (versions, code), _ in counts.most_common()
+    )
+
+
+def _some(texts: Iterable[str], limit: int) -> str:
+    found = list(texts)
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return ", ".join(found[:limit]) + more
+
+
+def failures(failed: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Why heads failed, one sentence a head and reason."""
+    found: Counter[tuple[str, str]] = Counter()
+    for name, runs in failed.items():
+        found.update((name, run.error) for run in runs if run.error is not None)
+    return [
+        f"{name} failed{f' {n} times' if n > 1 else ''}: {error.rstrip('.')}." for (name, error), n in found.items()
+    ]

@@ -1,0 +1,202 @@
+"""A study: the plan of a suite joined with the records that are there."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from clipadapter.bench.plan import Entry, load_plan
+from clipadapter.bench.records import RecordFolder
+from clipadapter.bench.report import Cell, Metric
+from clipadapter.bench.run import Run
+from clipadapter.bench.suite import Suite
+
+Draw = tuple[str, str, str, int, int, tuple[int, ...]]
+"""Data, encoder, test part, shots, seed, drawn rows: what two heads that can be compared pair by pair share."""
+REFERENCE = "clip-adapter"
+
+
+class Place(NamedTuple):
+    """Where the runs over the seeds stand.
+
+    Args:
+        data: the data set that gives the shots, as it was given.
+        encoder: the encoder, as it was given.
+        prompts: the suite's name for the way the text was made.
+        test: name of the test part.
+        label: the suite's name for the head.
+        shots: shots a class.
+    """
+
+    data: str
+    encoder: str
+    prompts: str
+    test: str
+    label: str
+    shots: int
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What a suite asked for and what came of it.
+
+    Args:
+        suite: the study.
+        entries: the records that it asks for.
+        records: those that are there, failed ones too, by key.
+    """
+
+    suite: Suite
+    entries: tuple[Entry, ...]
+    records: Mapping[str, Run]
+
+    @cached_property
+    def _seeds(self) -> dict[Place, dict[int, Run]]:
+        # A plan keeps what earlier calls asked for, behind what the last one did: a run of older code must not count
+        # as one more seed beside that of the code of today.
+        found: dict[Place, dict[int, Run]] = defaultdict(dict)
+        for entry in self.entries:
+            run = self.records.get(entry.key)
+            if run is not None:
+                found[place_of(entry, run.shots)].setdefault(run.seed, run)
+        return dict(found)
+
+    @cached_property
+    def rows(self) -> dict[Place, list[Run]]:
+        """The runs of each place by rising seed, failed ones too; places in the order of the plan."""
+        return {place: [runs[seed] for seed in sorted(runs)] for place, runs in self._seeds.items()}
+
+    @property
+    def runs(self) -> list[Run]:
+        """The records that are there, in the order of the plan, failed ones too."""
+        return [self.records[entry.key] for entry in self.entries if entry.key in self.records]
+
+    @property
+    def superseded(self) -> int:
+        """How many records stand behind a later one of the same place and seed, as after a change of the code."""
+        return len(self.runs) - sum(map(len, self.rows.values()))
+
+    @cached_property
+    def missing(self) -> list[Entry]:
+        """What was not run yet."""
+        return [entry for entry in self.entries if entry.key not in self.records]
+
+    @property
+    def failed(self) -> list[tuple[Place, Run]]:
+        """What failed."""
+        return [(place, run) for place, runs in self.rows.items() for run in runs if run.error is not None]
+
+    def failures(self) -> list[str]:
+        """A sentence for each head and reason why it failed, with how often it did."""
+        found = Counter((place.label, place.data, run.error) for place, run in self.failed)
+        return [
+            f"{label} on {data} failed{f' {n} times' if n > 1 else ''}: {error}"
+            for (label, data, error), n in found.items()
+        ]
+
+    @cached_property
+    def missing_at(self) -> dict[Place, int]:
+        """How many runs each place lacks, where that can be told.
+
+        The plan names records by their key. Which shots a missing one has follows if as many are missing as the
+        suite's shots and seeds have no record for.
+        """
+        lacking: dict[Place, int] = defaultdict(int)
+        for entry in self.missing:
+            lacking[place_of(entry, 0)] += 1
+        found: dict[Place, int] = {}
+        for place, number in lacking.items():
+            gaps = {n: self._gaps(place._replace(shots=n)) for n in self.suite.shots}
+            if sum(gaps.values()) == number:
+                found |= {place._replace(shots=n): gap for n, gap in gaps.items() if gap}
+        return found
+
+    def _gaps(self, place: Place) -> int:
+        return len(set(self.suite.seeds) - self._seeds.get(place, {}).keys())
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """All places, in the order of the plan; those without any run last."""
+        return list(dict.fromkeys([*self.rows, *self.missing_at]))
+
+    @cached_property
+    def values(self) -> dict[str, float | str]:
+        """The value of the parameter that varies, by label."""
+        return {entry.label: entry.value for entry in self.entries if entry.value is not None}
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The suite's names for its heads, in its order."""
+        return list(dict.fromkeys(entry.label for entry in self.entries))
+
+    @cached_property
+    def reference(self) -> str:
+        """The head to compare with: CLIP-Adapter as it comes, else the first with parameters, else the first head.
+
+        One that is there only as a value of the parameter that varies is none.
+        """
+        if REFERENCE in self.labels:
+            return REFERENCE
+        methods = {place.label: runs[0].method for place, runs in self.rows.items()}
+        steady = [label for label in self.labels if label not in self.values]
+        return next((label for label in steady if methods.get(label) == REFERENCE), self.labels[0])
+
+    def at(self, place: Place) -> list[Run]:
+        """The runs of a place by rising seed, failed ones too."""
+        return self.rows.get(place, [])
+
+    def cell(self, place: Place, metric: Metric = "accuracy") -> Cell:
+        """A figure over the seeds, with how many failed and how many are not run yet."""
+        runs = self.at(place)
+        values = tuple(float(getattr(run.metrics, metric)) for run in runs if run.metrics is not None)
+        return Cell(values, sum(run.error is not None for run in runs), self.missing_at.get(place, 0))
+
+    def by_seed(self, place: Place, metric: Metric = "accuracy") -> dict[int, float]:
+        """A figure by seed, without those that failed."""
+        return {run.seed: float(getattr(run.metrics, metric)) for run in self.at(place) if run.metrics is not None}
+
+    def draws(self, place: Place) -> dict[Draw, float]:
+        """Accuracy by draw: two heads have the same draw if the shots were the same rows."""
+        return {
+            (place.data, place.encoder, place.test, run.shots, run.seed, tuple(run.rows)): run.metrics.accuracy
+            for run in self.at(place)
+            if run.metrics is not None
+        }
+
+
+def place_of(entry: Entry, shots: int) -> Place:
+    """The place of an entry at some shots."""
+    return Place(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, shots)
+
+
+def distinct(places: Sequence[Place], field: str) -> list[str | int]:
+    """The values of one field in order; numbers rising.
+
+    >>> distinct([Place("pets", "toy", "", "test", "a", 4), Place("pets", "toy", "", "test", "a", 1)], "shots")
+    [1, 4]
+    """
+    found = list(dict.fromkeys(getattr(place, field) for place in places))
+    return sorted(found) if field == "shots" else found
+
+
+def load_study(folder: str | Path, suite_name: str) -> Study:
+    """A study from the folder of records.
+
+    Args:
+        folder: what the suite wrote to.
+        suite_name: the suite's name.
+
+    Raises:
+        DataError: if the suite was not run there, or a file is damaged; says which.
+    """
+    folder = Path(folder)
+    plan = load_plan(folder, suite_name)
+    assert plan is not None  # only missing_ok gives None
+    store = RecordFolder(folder)
+    there = store.keys()
+    records = {key: store.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in there}
+    return Study(plan.suite, tuple(plan.entries), records)

@@ -1,0 +1,282 @@
+"""Plots of a study: curves, a parameter's axis, heads side by side, all data sets. They give matplotlib figures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipadapter.bench.plots import COLOURS, MARKERS, _figure, _short, _title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from clipadapter.bench.reports.tables import Row, Table
+
+MOST_LINES = 10
+"""More lines than that can't be told apart: the others are drawn grey."""
+ANCHORS = ("zero-shot", "linear-probe")
+LONG = 44
+GREY, FAINT = "#666666", "#b8b8b8"
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as an SVG file that is the same whenever it is made."""
+    from matplotlib import rc_context
+
+    data = BytesIO()
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "clipadapter"}):
+        # A name in a script that the font lacks is drawn as boxes: no reason to have no picture.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(data, format="svg", facecolor="white", metadata={"Date": None})
+    return data.getvalue()
+
+
+def curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
+    """Accuracy over shots, a line a head with a band of one standard deviation either way.
+
+    Args:
+        table: its columns are shots.
+        names: what the legend calls the heads.
+        front: a head that is not drawn grey, however many there are.
+    """
+    rows = [row for row in table.rows if any(table.cell(row, n).values for n in table.columns)]
+    shown = _foremost(table, rows, front)
+    figure = _figure(9.5, 5.4)
+    axes = figure.add_subplot()
+    grey: Any = None
+    for row in rows:
+        if row not in shown:
+            (grey,) = axes.plot(*_line(table, row)[:2], color=FAINT, linewidth=1.0, zorder=1)
+    handles, labels = [], []
+    for row in sorted(shown, key=lambda row: -_line(table, row)[1][-1]):
+        style = _style(shown.index(row))
+        x, y, sd = _line(table, row)
+        (line,) = axes.plot(x, y, **style, linewidth=1.9, markersize=5.5, zorder=3)
+        axes.fill_between(x, y - sd, y + sd, color=style["color"], alpha=0.13, linewidth=0, zorder=2)
+        handles.append(line)
+        labels.append(f"{_short(names[row])}  {y[-1]:.1f}")
+    if grey is not None:
+        handles.append(grey)
+        labels.append(f"{len(rows) - len(shown)} other heads")
+    _shots_axis(axes, [int(n) for n in table.columns])
+    finish_axes(axes, "accuracy in %")
+    _legend(figure, handles, labels, f"mean ± sd, ordered by {table.columns[-1]} shots")
+    _title(figure, table.title)
+    return figure
+
+
+def _line(table: Table, row: Row) -> tuple[Any, Any, Any]:
+    """Shots, mean and sd in % where a head has figures."""
+    cells = [(n, table.cell(row, n)) for n in table.columns if table.cell(row, n).values]
+    points = np.array([(n, 100 * cell.mean, 100 * cell.sd) for n, cell in cells], float).reshape(-1, 3)
+    return points[:, 0], points[:, 1], points[:, 2]
+
+
+def _foremost(table: Table, rows: Sequence[Row], front: Row) -> list[Row]:
+    """The lines in colour: all if they are few, else the reference, the baselines, and the best on the average."""
+    if len(rows) <= MOST_LINES:
+        return list(rows)
+    first = [row for row in rows if row == front or row.label in ANCHORS]
+    others = sorted((row for row in rows if row not in first), key=lambda row: -float(_line(table, row)[1].mean()))
+    chosen = {*first, *others[: MOST_LINES - len(first)]}
+    return [row for row in rows if row in chosen]
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
+    }
+
+
+def axis_figures(table: Table, names: Mapping[Row, str], values: Mapping[str, float | str]) -> list[tuple[str, Figure]]:
+    """Accuracy over the values of a parameter, a line a number of shots; heads without a value are level lines.
+
+    Args:
+        table: its columns are shots.
+        names: what the plot calls the heads.
+        values: the parameter's value by label.
+
+    Returns:
+        A figure for each parameter, with its name.
+    """
+    series: dict[str, list[Row]] = {}
+    for row in table.rows:
+        if row.label in values:
+            series.setdefault(row.label.rpartition("=")[0] or "value", []).append(row)
+    level = [row for row in table.rows if row.label not in values]
+    return [(name, _axis_figure(table, name, rows, level, names, values)) for name, rows in series.items()]
+
+
+def _axis_figure(
+    table: Table,
+    parameter: str,
+    rows: Sequence[Row],
+    level: Sequence[Row],
+    names: Mapping[Row, str],
+    values: Mapping[str, float | str],
+) -> Figure:
+    from matplotlib.lines import Line2D
+
+    figure = _figure(9.5, 5.2)
+    axes = figure.add_subplot()
+    places = _axis_places(axes, [values[row.label] for row in rows])
+    for i, n in enumerate(table.columns):
+        found = [(place, table.cell(row, n)) for place, row in zip(places, rows, strict=True)]
+        found = sorted((place, cell) for place, cell in found if cell.values)
+        if found:
+            x = np.array([place for place, _ in found])
+            y, sd = (np.array([100 * getattr(cell, name) for _, cell in found]) for name in ("mean", "sd"))
+            axes.plot(x, y, **{**_style(i), "linestyle": "-"}, linewidth=1.9, markersize=5.5, zorder=3)
+            axes.fill_between(x, y - sd, y + sd, color=_style(i)["color"], alpha=0.13, linewidth=0)
+    for j, row in enumerate(level):
+        _level_lines(axes, table, row, ("--", ":", "-.")[j % 3])
+    handles = [Line2D([], [], **{**_style(i), "linestyle": "-"}) for i in range(len(table.columns))]
+    labels = [f"{n} shot{'s' if n != 1 else ''}" for n in table.columns]
+    handles += [Line2D([], [], color=GREY, linestyle=("--", ":", "-.")[j % 3]) for j in range(len(level))]
+    labels += [_short(names[row]) for row in level]
+    finish_axes(axes, "accuracy in %")
+    axes.set_xlabel(parameter, parse_math=False)
+    _legend(figure, handles, labels, "mean ± sd")
+    _title(figure, table.title)
+    return figure
+
+
+def _level_lines(axes: Axes, table: Table, row: Row, style: str) -> None:
+    """A line for each number of shots in its colour; one in grey if they are all the same."""
+    heights = {i: 100 * table.cell(row, n).mean for i, n in enumerate(table.columns) if table.cell(row, n).values}
+    if len(set(heights.values())) == 1:
+        axes.axhline(next(iter(heights.values())), color=GREY, linestyle=style, linewidth=1.2)
+        return
+    for i, height in heights.items():
+        axes.axhline(height, color=_style(i)["color"], linestyle=style, linewidth=1.2)
+
+
+def _axis_places(axes: Axes, values: Sequence[float | str]) -> list[float]:
+    """Where values stand on the x axis; the axis gets ticks there, and a logarithm if they grow by factors."""
+    if any(isinstance(value, str) for value in values):
+        axes.set_xticks(range(len(values)), [str(value) for value in values], parse_math=False)
+        return [float(i) for i in range(len(values))]
+    numbers = sorted({float(value) for value in values})
+    factors = np.array(numbers[1:]) / numbers[:-1] if numbers[0] > 0 and len(numbers) > 2 else np.array([1.0])
+    if factors.min() >= 1.8:
+        axes.set_xscale("log")
+    axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+    axes.minorticks_off()
+    return [float(value) for value in values]
+
+
+def bars(table: Table, names: Mapping[Row, str]) -> Figure:
+    """Accuracy of each head in each column, as a dot with a bar of one standard deviation either way.
+
+    Dots and not bars from zero: differences of one point would vanish in bars, and cut bars mislead.
+    """
+    rows = [row for row in table.rows if any(table.cell(row, column).values for column in table.columns)]
+    figure = _figure(9.5, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns))
+    axes = figure.add_subplot()
+    spread = min(0.6, 0.14 * (len(table.columns) - 1))
+    offsets = np.linspace(-spread / 2, spread / 2, len(table.columns)) if len(table.columns) > 1 else [0.0]
+    handles, labels = [], []
+    for i, (column, offset) in enumerate(zip(table.columns, offsets, strict=True)):
+        found = [(y + offset, table.cell(row, column)) for y, row in enumerate(rows) if table.cell(row, column).values]
+        if found:
+            handles.append(_dots(axes, found, i, label_values=len(table.columns) == 1))
+            labels.append(f"{column} shot{'s' if column != 1 else ''}" if isinstance(column, int) else _short(column))
+    axes.set_yticks(range(len(rows)), [_short(names[row], LONG) for row in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for y in range(1, len(rows)):
+        axes.axhline(y - 0.5, color="#f0f0f0", linewidth=0.8, zorder=0)
+    axes.tick_params(axis="y", length=0)
+    finish_axes(axes, "")
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("accuracy in %")
+    _legend(figure, handles, labels, "mean ± sd")
+    _title(figure, table.title)
+    return figure
+
+
+def _dots(axes: Axes, found: Sequence[tuple[float, Any]], i: int, label_values: bool) -> Any:
+    style = {**_style(i), "linestyle": "none"}
+    x = [100 * cell.mean for _, cell in found]
+    sd = [100 * cell.sd for _, cell in found]
+    drawn = axes.errorbar(x, [y for y, _ in found], xerr=sd, **style, markersize=6, elinewidth=1.4, capsize=2.5)
+    if label_values:
+        for value, width, (y, _) in zip(x, sd, found, strict=True):
+            axes.annotate(f"{value:.1f}", (value + width, y), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.margins(x=0.12)
+    return drawn
+
+
+def heat_map(
+    spots: Sequence[tuple[str, Table, str | int]],
+    rows: Sequence[Row],
+    names: Mapping[Row, str],
+    reference: Row,
+    title: str,
+) -> Figure:
+    """Accuracy of each head on each data set; the colour is the difference to the reference.
+
+    Args:
+        spots: for each column its name, and the table and column that its figures are in.
+        rows: heads.
+        names: what the plot calls them.
+        reference: the head that colours are relative to.
+        title: above the plot.
+    """
+    figures = [[table.figures.get((row, column)) for _, table, column in spots] for row in rows]
+    values = np.array(
+        [[100 * one.cell.mean if one is not None and one.by_seed else np.nan for one in line] for line in figures]
+    )
+    above = values - (values[list(rows).index(reference)] if reference in rows else np.nan)
+    limit = float(np.clip(np.nanmax(np.abs(above)), 1, 15)) if np.isfinite(above).any() else 1.0
+    figure = _figure(4.2 + 0.8 * len(spots), 2.4 + 0.3 * len(rows))
+    axes = figure.add_subplot()
+    axes.set_facecolor("#eeeeee")
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(above), cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.2
+    )
+    for i, j in np.ndindex(values.shape):
+        known = bool(np.isfinite(values[i, j]))
+        colour = mesh.cmap(mesh.norm(above[i, j])) if np.isfinite(above[i, j]) else (1.0, 1.0, 1.0)
+        dark = np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.52
+        text = f"{values[i, j]:.1f}" if known else "–"
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "#222222")
+    turn: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(spots) > 3 else {}
+    axes.set_xticks(np.arange(len(spots)) + 0.5, [_short(name) for name, _, _ in spots], parse_math=False, **turn)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(names[row], LONG) for row in rows], parse_math=False)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=28, pad=0.02, extend="both")
+    bar.set_label(f"points above {names.get(reference, reference.label)}", parse_math=False)
+    bar.outline.set_visible(False)
+    _title(figure, title)
+    return figure
+
+
+def _shots_axis(axes: Axes, shots: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(shots, [str(n) for n in shots])
+    axes.set_xlim(shots[0] / 1.15, shots[-1] * 1.15)
+    axes.minorticks_off()
+    axes.set_xlabel("shots a class")
+
+
+def finish_axes(axes: Axes, ylabel: str) -> None:
+    """A faint grid, and lines at the left and below only."""
+    axes.set_ylabel(ylabel)
+    axes.grid(color="#e2e2e2", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:
+    legend = figure.legend(handles, labels, loc="outside right upper", frameon=False, title=title, alignment="left")
+    for text in legend.get_texts():
+        text.set_parse_math(False)

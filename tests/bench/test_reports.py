@@ -1,0 +1,386 @@
+import csv
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from clipadapter.bench.plan import Entry
+from clipadapter.bench.reports import compare_heads, compare_studies, write_report
+from clipadapter.bench.reports.build import build
+from clipadapter.bench.reports.document import Grid
+from clipadapter.bench.reports.means import mean_tables
+from clipadapter.bench.reports.tables import HARMONIC, Row
+from clipadapter.bench.reports.tabulate import tables
+from clipadapter.bench.run import DataPart, EncoderPart, Flags
+from clipadapter.bench.study import Study
+from clipadapter.bench.suite import Suite
+from clipadapter.errors import InputError, UnknownNameError
+
+
+def suite(**changes):
+    return Suite(
+        **{"name": "mine", "title": "Mine", "heads": ["zero-shot"], "shots": [1, 4], "seeds": [1, 2], **changes}
+    )
+
+
+def joined(given, runs, missing=(), label=None, value=None, prompts=""):
+    """A study of records; their data and test part say where they stand."""
+    entries = [
+        Entry(
+            key=run.key,
+            label=label or run.head,
+            prompts=prompts,
+            data=run.data.support,
+            encoder=run.encoder.name,
+            test=run.data.test if run.data.protocol in ("shift", "new") else "test",
+            value=value,
+        )
+        for run in [*runs, *missing]
+    ]
+    return Study(given, tuple(entries), {run.key: run for run in runs})
+
+
+def grids(study, published=False):
+    return {
+        block.title: block
+        for section in build(study, published).sections
+        for block in section.blocks
+        if isinstance(block, Grid)
+    }
+
+
+def part(support="pets", test=None, protocol="given"):
+    return DataPart(support=support, test=test or support, protocol=protocol, digest=f"{support}{test}")
+
+
+@pytest.fixture
+def study(make_run):
+    """zero-shot 50 %; clip-adapter 2 and 4 points above at one shot, 10 and 30 at four; three seeds."""
+    above = {1: (0.02, 0.04, 0.03), 4: (0.1, 0.3, 0.2)}
+    runs = [
+        make_run(head, n, seed, accuracy=0.5 + gain * (head == "clip-adapter"), size=10, method=head)
+        for n, gains in above.items()
+        for seed, gain in enumerate(gains, 1)
+        for head in ("zero-shot", "clip-adapter")
+    ]
+    return joined(suite(seeds=[1, 2, 3]), runs)
+
+
+def test_a_table_has_mean_and_deviation_and_the_best_of_each_column(study):
+    grid = grids(study)["Accuracy: pets"]
+    assert grid.header == ("head", "1 shot", "4 shots", "validation")
+    # 0.02, 0.04, 0.03: mean 0.03, sd 0.01; 0.1, 0.3, 0.2: mean 0.2, sd 0.1.
+    assert grid.rows == (
+        ("zero-shot", "50.0 ± 0.0", "50.0 ± 0.0", "none"),
+        ("clip-adapter", "53.0 ± 1.0", "70.0 ± 10.0", "none"),
+    )
+    assert grid.best == {(1, 1), (1, 2)}
+
+
+def test_of_the_log_loss_the_lowest_is_best(study):
+    assert grids(study)["Log-loss: pets"].best == {(1, 1), (1, 2)}
+
+
+def test_every_table_tells_how_it_was_measured(study):
+    for grid in grids(study).values():
+        told = " ".join(grid.common)
+        for fact in (
+            "over 3 seeds (1, 2, 3)",
+            "40 of 2 classes",
+            "given: the test part stands apart",
+            "toy (fingerprint f)",
+            "preprocessing",
+            "“a photo of a {}.”",
+            "No head is transductive",
+            "torch 1",
+        ):
+            assert fact in told
+
+
+def test_a_fingerprint_is_cut_to_twelve_digits(make_run):
+    run = make_run(encoder=EncoderPart(name="toy", fingerprint="0123456789abcdef"))
+    assert "toy (fingerprint 0123456789ab)" in " ".join(grids(joined(suite(), [run]))["Accuracy: pets"].common)
+
+
+def test_differences_are_paired(study):
+    (row,) = grids(study)["Difference to clip-adapter: pets"].rows
+    assert row[0] == "zero-shot"
+    # All draws at one shot are between -4 and -2, so the interval of their mean is, too.
+    mean, low, high = (float(number) for number in re.findall(r"[-+]\d+\.\d", row[1]))
+    assert mean == -3.0 and -4.0 <= low < mean < high <= -2.0
+    # Over all shots the mean is that of -3 and -20.
+    assert row[3].startswith("-11.5 [")
+
+
+def test_fewer_than_three_draws_have_no_interval(make_run):
+    runs = [make_run(head, 1, seed, accuracy=0.5) for head in ("a", "b") for seed in (1, 2)]
+    assert grids(joined(suite(), runs))["Difference to a: pets"].rows == (("b", "+0.0 (2 draws)"),)
+
+
+def test_heads_on_other_rows_are_not_compared(make_run):
+    runs = [make_run("a", rows=[0, 1]), make_run("b", rows=[0, 2])]
+    assert grids(joined(suite(), runs))["Difference to a: pets"].rows == (("b", "no common draw"),)
+
+
+def test_what_failed_and_what_is_missing_is_told(make_run):
+    runs = [make_run("a", seed=1, accuracy=0.5), make_run("a", seed=2, error="E: why"), make_run("b", error="E: no")]
+    missing = [make_run("b", seed=2), *(make_run("c", seed=seed) for seed in (1, 2))]
+    document = build(joined(suite(shots=[1]), runs, missing))
+    assert "3 of 6 planned records are there." in document.summary
+    assert "3 are not run yet (c, pets, toy: 2; b, pets, toy: 1)." in document.summary
+    (grid,) = [b for b in document.sections[0].blocks if isinstance(b, Grid) and b.title == "Accuracy: pets"]
+    assert [row[1] for row in grid.rows] == ["50.0 (1 of 2)", "failed", "not run yet"]
+    assert "a failed: E: why." in grid.notes and "b failed: E: no." in grid.notes
+
+
+def test_nothing_to_report_is_an_error(make_run):
+    with pytest.raises(InputError, match="suite 'mine' has none of its 1 records yet"):
+        build(joined(suite(), [], [make_run()]))
+
+
+def test_heads_that_see_more_are_marked_and_never_the_best(make_run):
+    runs = [
+        make_run("plain", accuracy=0.5),
+        make_run("whole", accuracy=0.9, flags=Flags(transductive=True)),
+        make_run("peek", accuracy=0.8, flags=Flags(validation="val", oracle=True)),
+    ]
+    grid = grids(joined(suite(), runs))["Accuracy: pets"]
+    assert [(row[0], row[-1]) for row in grid.rows] == [
+        ("plain", "none"),
+        ("whole *", "none"),
+        ("peek †", "val + oracle"),
+    ]
+    assert grid.best == {(0, 1)}
+    assert "* transductive" in " ".join(grid.common) and "† something was chosen" in " ".join(grid.common)
+
+
+def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):
+    values = {"pets": (0.5, 0.7), "cars": (0.3, 0.3)}
+    runs = [
+        make_run("a", 1, seed, accuracy=value, data=part(name))
+        for name, pair in values.items()
+        for seed, value in enumerate(pair, 1)
+    ]
+    runs.append(make_run("b", 1, 1, accuracy=0.9, data=part("pets")))
+    (mean,) = mean_tables(tables(joined(suite(), runs)))
+    # Seed 1: (0.5 + 0.3) / 2; seed 2: (0.7 + 0.3) / 2.
+    assert mean.figures[Row("a", ""), 1].by_seed == pytest.approx({1: 0.4, 2: 0.5})
+    assert mean.figures[Row("b", ""), 1].remark == "1 of 2 sets"
+
+
+def test_the_harmonic_mean_is_made_seed_by_seed(make_run):
+    values = {"base": ((0.8, 0.5), "given"), "new": ((0.4, 0.5), "new")}
+    runs = [
+        make_run("a", 1, seed, accuracy=value, data=part("pets", name, kind))
+        for name, (pair, kind) in values.items()
+        for seed, value in enumerate(pair, 1)
+    ]
+    (table,) = tables(joined(suite(protocol="base-to-new", shots=[1]), runs))
+    # 2 * 0.8 * 0.4 / 1.2 = 0.5333; 0.5 and 0.5 give 0.5: the mean of these, not that of the means (0.65 and 0.45).
+    assert table.columns == ("test", "new", HARMONIC)
+    assert table.figures[Row("a", ""), HARMONIC].by_seed == pytest.approx({1: 0.53333, 2: 0.5}, abs=1e-4)
+
+
+def test_shifted_parts_have_a_column_each_and_a_mean(make_run):
+    parts = [part("pets"), part("pets", "drawn", "shift"), part("pets", "dark", "shift")]
+    runs = [make_run("a", data=data, accuracy=value) for data, value in zip(parts, (0.9, 0.6, 0.4), strict=True)]
+    grid = grids(joined(suite(protocol="shift", shots=[1]), runs))["Accuracy: pets, 1 shot"]
+    assert grid.header == ("head", "test", "drawn", "dark", "mean of the 2 others", "validation")
+    assert grid.rows[0][1:5] == ("90.0", "60.0", "40.0", "50.0")
+
+
+def test_encoders_are_the_columns_if_there_is_one_number_of_shots(make_run):
+    runs = [make_run("a", encoder=EncoderPart(name=name, fingerprint=name)) for name in ("small", "large")]
+    assert grids(joined(suite(), runs))["Accuracy: pets, 1 shot"].header == ("head", "small", "large", "validation")
+
+
+def test_costs_are_those_at_the_most_shots(study):
+    grid = grids(study)["Cost at 4 shots: pets"]
+    # 0.01 s for 40 pictures: 0.25 ms each.
+    assert grid.rows[1] == ("clip-adapter", "70.0 ± 10.0", "0.25 ± 0", "0.25 ± 0", "10", "-", "none")
+    assert "worker process" in grid.notes[0]
+
+
+def test_a_line_of_the_csv_is_a_record(study, make_run, tmp_path):
+    failed = make_run("a, b", error="E: why\nnot")
+    study = joined(suite(), [*study.runs, failed])
+    _, path, *_ = write_report(study, tmp_path)
+    lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert len(lines) == 13
+    assert {line["key"] for line in lines} == {run.key for run in study.runs}
+    first = next(line for line in lines if line["key"] == study.runs[1].key)
+    assert (first["label"], first["shots"], first["seed"], first["size"]) == ("clip-adapter", "1", "1", "10")
+    assert float(first["accuracy"]) == 0.52 and float(first["predict_seconds"]) == 0.01
+    (wrong,) = [line for line in lines if line["label"] == "a, b"]
+    assert (wrong["accuracy"], wrong["error"]) == ("", "E: why not")
+
+
+class Page(HTMLParser):
+    """The tags of a page, and the addresses that it would ask for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.asked, self.ids, self.links = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.asked += [value for name, value in attrs if name in ("src", "srcset", "data", "poster")]
+        self.asked += [found.get("href")] if tag in ("link", "base") else []
+
+
+def test_the_page_asks_for_nothing_and_its_contents_lead_somewhere(study, tmp_path):
+    text = write_report(study, tmp_path)[3].read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.asked and all(address.startswith("data:image/svg+xml;base64,") for address in page.asked)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert "url(" not in text and "@import" not in text
+    assert page.links and {link.removeprefix("#") for link in page.links} <= set(page.ids)
+
+
+def test_names_are_shown_as_they_stand_in_every_form(make_run, tmp_path):
+    name, data = "<b>50%_$x", part("a & b|c")
+    runs = [make_run(name, n, data=data, templates=["<i>{}"], error="E: <u>" if n > 1 else None) for n in (1, 2)]
+    md, _, tex, html, *_ = (
+        path.read_text(encoding="utf-8") for path in write_report(joined(suite(), runs), tmp_path)[:4]
+    )
+    assert not {"b", "i", "u"} & set(Page(html).tags)
+    assert "&lt;b&gt;50%_$x" in html and "a &amp; b|c" in html and "&lt;u&gt;" in html
+    assert "| &lt;b&gt;50%\\_$x |" in md and "a &amp; b|c" in md
+    assert r"\textless{}b\textgreater{}50\%\_\$x & " in tex
+    assert r"a \& b\textbar{}c" in tex and r"\{\}" in tex
+
+
+def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
+    text = write_report(study, tmp_path)[2].read_text(encoding="utf-8")
+    assert r"\begin{tabular}{lrrl}" in text and r"\toprule" in text
+    assert r"clip-adapter & \textbf{53.0 $\pm$ 1.0} & \textbf{70.0 $\pm$ 10.0} & none \\" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(grids(study))
+
+
+@pytest.mark.parametrize(
+    ("figure", "kind"), [("curves", "curves"), ("bars", "bars"), ("efficiency", "efficiency"), ("projection", "bars")]
+)
+def test_a_picture_is_written_and_markdown_shows_it(study, tmp_path, figure, kind):
+    files = write_report(joined(suite(figure=figure), study.runs), tmp_path)
+    assert [path.name for path in files] == ["mine.md", "mine.csv", "mine.tex", "mine.html", f"mine-1-{kind}.png"]
+    assert f"(mine-1-{kind}.png)" in files[0].read_text(encoding="utf-8")
+    with Image.open(files[4]) as image:
+        assert image.format == "PNG" and image.width > 800
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.2), (1.0, 2.0, 4.0), ("visual", "text")])
+def test_a_parameter_is_the_axis_of_a_picture(make_run, tmp_path, values):
+    runs = [make_run(f"alpha={value}", n, params={"alpha": value}) for value in values for n in (1, 4)]
+    entries = [
+        Entry(key=run.key, label=run.head, data="pets", encoder="toy", test="test", value=run.params["alpha"])
+        for run in runs
+    ]
+    level = make_run("zero-shot", 1)
+    entries.append(Entry(key=level.key, label="zero-shot", data="pets", encoder="toy", test="test"))
+    study = Study(suite(figure="axis"), tuple(entries), {run.key: run for run in [*runs, level]})
+    assert write_report(study, tmp_path)[4].name == "mine-1-axis.png"
+
+
+def test_many_heads_and_data_sets_can_be_drawn(make_run, tmp_path):
+    runs = [
+        make_run(f"head {i} $x", n, data=part(d)) for i in range(13) for n in (1, 4) for d in ("pets", "cars", "猫")
+    ]
+    runs += [make_run("fails", error="E: no", data=part("pets"))]
+    names = [path.name for path in write_report(joined(suite(), runs), tmp_path)]
+    assert names[4:] == ["mine-1-heat.png", *(f"mine-{i}-curves.png" for i in (2, 3, 4, 5))]
+
+
+def test_pictures_of_an_older_report_go_and_those_of_other_suites_stay(study, tmp_path):
+    place = tmp_path / "reports"
+    place.mkdir()
+    for name in ("mine-9-bars.png", "mine-too-1-bars.png", "mine-projection.png"):
+        (place / name).touch()
+    write_report(study, tmp_path)
+    assert not (place / "mine-9-bars.png").exists()
+    assert (place / "mine-too-1-bars.png").exists() and (place / "mine-projection.png").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(study, tmp_path):
+    (tmp_path / "reports").touch()
+    with pytest.raises(InputError, match="can't write"):
+        write_report(study, tmp_path)
+
+
+def published_run(make_run, **changes):
+    values = {
+        "head": "clip-adapter",
+        "shots": 16,
+        "accuracy": 0.6,
+        "encoder": EncoderPart(name="open_clip:RN50/openai", fingerprint="f"),
+        "data": part("dtd"),
+        "n_classes": 47,
+        "n_test": 1692,
+        **changes,
+    }
+    return make_run(**values)
+
+
+def test_published_figures_stand_apart_from_the_measured_ones(make_run):
+    study = joined(suite(), [published_run(make_run)])
+    found = grids(study, published=True)
+    beside = found.pop("Accuracy beside published figures")
+    # Tip-Adapter's log has CLIP-Adapter with 16 shots on DTD at 65.96.
+    row = next(row for row in beside.rows if row[7] == "S1")
+    assert row[:7] == ("clip-adapter", "dtd", "RN50", "16 shots", "60.0", "65.96", "-6.0")
+    assert "search" in row[9] and row[10] == "verified"
+    assert any(note.startswith("S1: Tip-Adapter") for note in beside.notes)
+    assert "65.96" not in " ".join(cell for grid in found.values() for line in grid.rows for cell in line)
+    assert "Accuracy beside published figures" not in grids(study)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": EncoderPart(name="open_clip:RN50/yfcc15m", fingerprint="f")},
+        {"n_classes": 9},
+        {"n_test": 100},
+        {"data": part("my-own")},
+        {"data": part("dtd", "dtd", "rest")},
+        {"shots": 3},
+        {"method": "knn"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_only_the_same_cell_is_compared_with_a_published_one(make_run, changes):
+    section = build(joined(suite(), [published_run(make_run, **changes)]), published=True).sections[-1]
+    assert section.blocks == () and section.text[0].startswith("No published figure")
+
+
+def test_two_folders_are_compared_cell_by_cell(make_run):
+    def made(gain, **changes):
+        return joined(suite(), [make_run("a", 1, seed, accuracy=0.5 + gain, **changes) for seed in (1, 2, 3)])
+
+    changed = {"code": "new", "versions": {"torch": "2"}, "encoder": EncoderPart(name="toy", fingerprint="other")}
+    text = compare_studies(made(0.0), made(0.02, **changed))
+    assert "| a | pets | toy | test | 1 | 50.0 ± 0.0 | 52.0 ± 0.0 | +2.0 [+2.0, +2.0] |" in text
+    for line in ("- encoder fingerprint: f to other", "- code: c to new", "- version of torch: 1 to 2"):
+        assert line in text.splitlines()
+    assert "All settings are the same" in compare_studies(made(0.0), made(0.0))
+
+
+def test_a_setting_of_some_runs_is_told_with_their_number(make_run):
+    before = joined(suite(), [make_run("a"), make_run("b", params={"alpha": 0.2})])
+    after = joined(suite(), [make_run("a"), make_run("b", params={"alpha": 0.4})])
+    assert "- alpha of b: 0.2 to 0.4 (1 of 2 runs)" in compare_studies(before, after).splitlines()
+
+
+def test_folders_with_nothing_in_common_say_so(make_run):
+    text = compare_studies(joined(suite(), [make_run("a")]), joined(suite(), [make_run("b")]))
+    assert "the first has 1 such cells, the second 1" in text
+
+
+def test_two_heads_of_a_folder_are_compared(study):
+    text = compare_heads(study, "zero-shot", "clip-adapter")
+    assert re.search(r"\| pets \| toy \| test \| 4 \| 50.0 ± 0.0 \| 70.0 ± 10.0 \| \+20.0 \[", text)
+    with pytest.raises(UnknownNameError, match="Did you mean 'clip-adapter'"):
+        compare_heads(study, "zero-shot", "clip-adaptor")

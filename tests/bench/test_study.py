@@ -1,0 +1,126 @@
+import pytest
+
+from clipadapter.bench.plan import Entry, Plan
+from clipadapter.bench.records import RecordFolder
+from clipadapter.bench.study import Place, Study, distinct, load_study
+from clipadapter.bench.suite import Suite
+from clipadapter.errors import DataError
+
+SUITE = Suite(name="mine", title="Mine", heads=["zero-shot", "clip-adapter"], shots=[1, 4], seeds=[1, 2])
+
+
+def entry(run, **changes):
+    return Entry(**{"key": run.key, "label": run.head, "data": "pets", "encoder": "toy", "test": "test", **changes})
+
+
+def place(label, shots):
+    return Place("pets", "toy", "", "test", label, shots)
+
+
+@pytest.fixture
+def runs(make_run):
+    """Two heads at 1 and 4 shots, two seeds; one failed."""
+    values = {("zero-shot", 1): (0.5, 0.5), ("zero-shot", 4): (0.5, 0.5)}
+    values |= {("clip-adapter", 1): (0.5, 0.7), ("clip-adapter", 4): (0.9, None)}
+    return [
+        make_run(head, n, seed, accuracy=value or 0.0, error=None if value else "ValueError: no")
+        for (head, n), pair in values.items()
+        for seed, value in enumerate(pair, 1)
+    ]
+
+
+@pytest.fixture
+def study(runs):
+    return Study(SUITE, tuple(entry(run) for run in runs), {run.key: run for run in runs})
+
+
+def test_a_cell_has_the_runs_over_the_seeds(study):
+    # 0.5 and 0.7: mean 0.6, sample sd 0.1414; macro F1 is half of it, log-loss one minus it in these records.
+    assert [run.seed for run in study.at(place("clip-adapter", 1))] == [1, 2]
+    cell = study.cell(place("clip-adapter", 1))
+    assert cell.mean == pytest.approx(0.6) and cell.sd == pytest.approx(0.1414, abs=1e-4)
+    assert study.cell(place("clip-adapter", 1), "macro_f1").mean == pytest.approx(0.3)
+    assert study.cell(place("clip-adapter", 1), "log_loss").values == pytest.approx((0.5, 0.3))
+
+
+def test_a_failed_run_counts_as_failed_and_not_as_missing(study):
+    cell = study.cell(place("clip-adapter", 4))
+    assert (cell.values, cell.failed, cell.missing) == ((0.9,), 1, 0)
+    assert study.failures() == ["clip-adapter on pets failed: ValueError: no"]
+
+
+def test_what_is_not_run_yet_is_found_in_its_cell(runs):
+    entries = tuple(entry(run) for run in runs)
+    study = Study(SUITE, entries, {run.key: run for run in runs if (run.head, run.shots) != ("zero-shot", 4)})
+    assert len(study.missing) == 2 and len(study.runs) == 6
+    assert study.missing_at == {place("zero-shot", 4): 2}
+    assert study.cell(place("zero-shot", 4)).missing == 2
+    assert place("zero-shot", 4) in study.places
+
+
+def test_a_missing_run_of_an_earlier_plan_is_told_but_put_nowhere(runs, make_run):
+    before = make_run("zero-shot", shots=2, seed=1)
+    study = Study(SUITE, tuple(entry(run) for run in [*runs, before]), {run.key: run for run in runs})
+    assert len(study.missing) == 1 and study.missing_at == {}
+
+
+def test_a_run_of_older_code_is_no_second_seed(runs, make_run):
+    old = make_run("zero-shot", 1, 1, accuracy=0.1, code="older")
+    found = [*runs, old]
+    study = Study(SUITE, tuple(entry(run) for run in found), {run.key: run for run in found})
+    assert study.cell(place("zero-shot", 1)).values == (0.5, 0.5)
+    assert study.superseded == 1
+
+
+def test_labels_of_the_plan_count_and_not_those_of_the_record(make_run):
+    run = make_run("clip-adapter")
+    study = Study(SUITE, (entry(run, label="alpha=0.2", value=0.2),), {run.key: run})
+    assert study.labels == ["alpha=0.2"] and study.values == {"alpha=0.2": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        ([("zero-shot", "zero-shot", None), ("clip-adapter", "clip-adapter", None)], "clip-adapter"),
+        ([("zero-shot", "zero-shot", None), ("visual, 0.2", "clip-adapter", None)], "visual, 0.2"),
+        ([("zero-shot", "zero-shot", None), ("alpha=0.2", "clip-adapter", 0.2)], "zero-shot"),
+        ([("b", "knn", None), ("a", "knn", None)], "b"),
+    ],
+)
+def test_the_reference_is_clip_adapter_as_it_comes_if_it_is_there(make_run, heads, expected):
+    runs = [make_run(label, method=method, params={"label": label}) for label, method, _ in heads]
+    entries = tuple(entry(run, value=value) for run, (_, _, value) in zip(runs, heads, strict=True))
+    assert Study(SUITE, entries, {run.key: run for run in runs}).reference == expected
+
+
+def test_two_heads_share_a_draw_if_the_rows_are_the_same(make_run):
+    runs = [make_run("a", rows=[0, 1]), make_run("b", rows=[0, 1]), make_run("c", rows=[0, 2])]
+    study = Study(SUITE, tuple(entry(run) for run in runs), {run.key: run for run in runs})
+    a, b, c = (study.draws(place(label, 1)) for label in "abc")
+    assert a.keys() == b.keys() and not a.keys() & c.keys()
+
+
+def test_a_study_is_read_from_its_folder(runs, tmp_path):
+    Plan(suite=SUITE, entries=[entry(run) for run in runs]).save(tmp_path)
+    RecordFolder(tmp_path).write(runs[:5])
+    study = load_study(tmp_path, "mine")
+    assert study.suite == SUITE and len(study.runs) == 5 and len(study.missing) == 3
+
+
+def test_a_suite_that_was_not_run_there_is_told_with_those_that_were(runs, tmp_path):
+    Plan(suite=SUITE, entries=[]).save(tmp_path)
+    with pytest.raises(DataError, match="no runs of suite 'yours'; it has: mine"):
+        load_study(tmp_path, "yours")
+
+
+def test_a_damaged_record_is_named(runs, tmp_path):
+    Plan(suite=SUITE, entries=[entry(run) for run in runs]).save(tmp_path)
+    RecordFolder(tmp_path).write(runs)
+    (tmp_path / "runs" / f"{runs[0].key}.json").write_text("{")
+    with pytest.raises(DataError, match=runs[0].key):
+        load_study(tmp_path, "mine")
+
+
+def test_numbers_rise_and_names_keep_their_order():
+    places = [place("b", 4), place("a", 1)]
+    assert distinct(places, "shots") == [1, 4] and distinct(places, "label") == ["b", "a"]

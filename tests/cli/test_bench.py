@@ -1,0 +1,147 @@
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from clipadapter.bench import RecordFolder, list_suites
+
+SUITE = 'title = "Neighbours"\nheads = ["zero-shot", "prototype", "knn"]\nshots = [1, 2]\nseeds = [1, 2]\n'
+
+
+@pytest.fixture
+def suite(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture
+def bench(tmp_path, run, suite, noisy_squares):
+    """A function that runs the suite on the squares into tmp_path/out."""
+
+    def call(*more):
+        place = ("--data", noisy_squares, "--encoder", "toy", "--out", tmp_path / "out", "--workers", 1)
+        return run("bench", "run", suite, *place, *more)
+
+    return call
+
+
+def test_list_has_every_suite(run):
+    result = run("bench", "list", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [one["name"] for one in json.loads(result.stdout)] == list_suites()
+    assert "Width of the bottleneck" in run("bench", "list").stdout
+
+
+def test_run_status_and_report(bench, run, tmp_path):
+    result = bench("--json")
+    assert result.exit_code == 0, result.stderr
+    assert {key: json.loads(result.stdout)[key] for key in ("made", "there", "failed")} == {
+        "made": 12,
+        "there": 0,
+        "failed": 0,
+    }
+    assert len(RecordFolder(tmp_path / "out").read()) == 12
+    again = bench()
+    assert "0 runs made" in again.stdout
+    assert "12 were there already" in again.stdout
+    status = run("bench", "status", "--out", tmp_path / "out", "--json")
+    assert json.loads(status.stdout) == [{"suite": "own", "asked": 12, "done": 12, "failed": 0, "open": 0}]
+    report = run("bench", "report", "own", "--out", tmp_path / "out", "--json")
+    assert report.exit_code == 0, report.stderr
+    files = json.loads(report.stdout)["files"]
+    assert {".md", ".csv", ".tex", ".html", ".png"} == {name[name.rindex(".") :] for name in files}
+    assert "prototype" in (tmp_path / "out" / "reports" / "own.md").read_text()
+
+
+def test_compare_two_folders(bench, run, tmp_path):
+    bench()
+    result = run("bench", "compare", tmp_path / "out", tmp_path / "out", "--suite", "own")
+    assert result.exit_code == 0, result.stderr
+    assert "prototype" in result.stdout
+
+
+def test_dry_run_makes_nothing(bench, tmp_path):
+    result = bench("--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "fits      12" in result.stdout
+    assert "3 classes, 12 + 6 pictures, ready" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
+    result = run("bench", "run", "paper", "-e", "open_clip:RN50/openai", "--root", tmp_path, "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert plan["fits"] == 11 * 7 * 5 * 3
+    assert [one["ready"] for one in plan["data"]] == [False] * 11
+
+
+def test_what_the_command_line_changes(bench):
+    result = bench("--heads", "knn", "--shots", "2", "--seeds", "3", "--json")
+    assert json.loads(result.stdout)["made"] == 3
+
+
+def test_rows_in_place_of_draws(bench, tmp_path):
+    rows = {f"{n}-{seed}": [0, 4 + seed, 8] for n in (1, 2) for seed in (1, 2)}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert bench("--rows", tmp_path / "rows.json").exit_code == 0
+    found = {(run.shots, run.seed): run.rows for run in RecordFolder(tmp_path / "out").read()}
+    assert found == {(n, seed): [0, 4 + seed, 8] for n in (1, 2) for seed in (1, 2)}
+    (tmp_path / "rows.json").write_text("[1]")
+    assert 'expected {"SHOTS-SEED": [row, ...], ...}' in bench("--rows", tmp_path / "rows.json").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("run", "botleneck"), "Did you mean 'bottleneck'"),
+        (("run", "bottleneck"), "no data set was named"),
+        (("run", "bottleneck", "--data", "nowhere"), "nowhere"),
+        (("run", "bottleneck", "--data", "{data}", "--heads", "knn"), "no head called knn; it has: clip-adapter"),
+        (("run", "bottleneck", "--data", "{data}", "-e", "toy", "--engine", "slurm"), "no engine is called 'slurm'"),
+        (("run", "bottleneck", "--data", "{data}", "-e", "toy", "--track", "excel"), "no tracker is called 'excel'"),
+        (("run", "bottleneck", "--data", "features:{data}"), "bundle.json"),
+        (("status", "few-shot", "--out", "{data}"), "has no runs of suite 'few-shot'; it has: none"),
+        (("report", "few-shot", "--out", "{data}"), "has no runs of suite"),
+    ],
+)
+def test_mistakes_are_told(run, noisy_squares, tmp_path, monkeypatch, args, error):
+    monkeypatch.chdir(tmp_path)
+    result = run("bench", *(arg.format(data=noisy_squares) for arg in args))
+    assert result.exit_code == 1
+    assert error in result.stderr
+    assert result.stderr.startswith("error: ")
+
+
+def test_an_empty_folder_has_a_status(run, tmp_path):
+    assert "nothing was run" in run("bench", "status", "--out", tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_where_it_was(start, run, tmp_path, noisy_squares):
+    suite = tmp_path / "long.toml"
+    vary = '[{ head = "clip-adapter", parameter = "reduction", values = [1, 2, 4, 8] }]'
+    suite.write_text(f'title = "t"\nvary = {vary}\nshots = [1, 2]\n')
+    place = ("--data", noisy_squares, "--encoder", "toy", "--workers", 2)
+    process = start("bench", "run", suite, *place, "--out", tmp_path / "out")
+    runs = tmp_path / "out" / "runs"
+    limit = time.time() + 60
+    while len(list(runs.glob("*.json"))) < 3 and process.poll() is None:
+        assert time.time() < limit
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.read_bytes() for path in runs.glob("*.json")}
+    assert 3 <= len(before) < 24
+    result = run("bench", "run", suite, *place, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["made"] == 24 - len(before)
+    after = {path.name: path.read_bytes() for path in runs.glob("*.json")}
+    assert before.items() <= after.items()
+    whole = run("bench", "run", suite, *place, "--out", tmp_path / "whole", "--json")
+    assert json.loads(whole.stdout)["made"] == 24
+    accuracies = [{r.key: r.metrics.accuracy for r in RecordFolder(tmp_path / o).read()} for o in ("out", "whole")]
+    assert accuracies[0] == accuracies[1]
