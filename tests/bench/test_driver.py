@@ -217,7 +217,10 @@ def test_prompt_styles_give_other_text(pictures, toy):
 def test_the_estimate_counts_fits_and_pictures(source, pictures):
     cost = estimate(parse_suite("own", SUITE), [source, str(pictures)], encoders=2)
     assert cost.fits == 2 * 2 * 2 * 2 * 2
-    assert cost.pictures == 2 * ((18 + 12) + (12 + 9))
+    # Of the pictures of 3 classes 2 x (1 + 2) are drawn at most, and 12 are there.
+    assert cost.pictures == 2 * (12 + 9)
+    few = estimate(parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")), [str(pictures)], 1)
+    assert few.pictures == 3 + 9
     assert cost.encode_seconds == pytest.approx(cost.pictures / 25)
     assert all(size.ready for size in cost.sizes)
 

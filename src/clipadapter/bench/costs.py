@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from clipadapter.bench.sources import FEATURES, features_source, open_source
 from clipadapter.bench.suite import Suite
 from clipadapter.data.sets import create_set, list_sets
 from clipadapter.errors import ClipAdapterError
@@ -59,7 +60,8 @@ class Size:
         spec: as the person named it.
         classes: number of classes.
         train: pictures to draw shots from.
-        test: test pictures.
+        test: test pictures; if the set is not divided, as many as there are.
+        divided: whether they stand apart: then only the training pictures that are drawn are encoded.
         ready: whether it is on disk.
         missing: what is missing, else empty.
     """
@@ -68,6 +70,7 @@ class Size:
     classes: int
     train: int
     test: int
+    divided: bool
     ready: bool
     missing: str = ""
 
@@ -78,13 +81,12 @@ def size_of(spec: str, root: Path | None = None) -> Size:
     Raises:
         DataError: if there is no such data set.
     """
-    from clipadapter.bench.sources import FEATURES, features_source, open_source
-
     if spec.startswith(FEATURES):
         bundle = features_source(spec)
         assert bundle is not None
         tests = sum(len(part.features) for part in bundle.tests.values())
-        return Size(spec, len(bundle.text.labels), len(bundle.support), tests or len(bundle.support), True)
+        divided = bool(bundle.tests)
+        return Size(spec, len(bundle.text.labels), len(bundle.support), tests or len(bundle.support), divided, True)
     try:
         source = open_source(spec, root)
     except ClipAdapterError as error:
@@ -92,9 +94,10 @@ def size_of(spec: str, root: Path | None = None) -> Size:
             raise
         known = create_set(spec)
         counts = known.counts
-        return Size(spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), False, str(error))
+        return Size(spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), True, False, str(error))
     tests = len(source.train.samples) if source.test is None else len(source.test.samples)
-    return Size(spec, len(source.train.class_names), len(source.train.samples), tests, True)
+    train, divided = len(source.train.samples), source.test is not None
+    return Size(spec, len(source.train.class_names), train, tests, divided, True)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,10 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
                 rows = min(shots * size.classes, size.train) * suite.views
                 fits += repeats
                 seconds += repeats * (fit_seconds(variant.head, rows, size.classes, width) + RUN)
-    seen = sum(size.test for size in sizes) + sum(size.train * suite.views for size in fitted)
-    pictures = encoders * seen
+    drawn = len(suite.seeds) * sum(suite.shots)
+    shown = [size for size in sizes if not size.spec.startswith(FEATURES)]
+    shots = sum(
+        min(size.train, drawn * size.classes) * suite.views for size in fitted if size.divided and size in shown
+    )
+    pictures = encoders * (sum(size.test for size in shown) + shots)
     return Estimate(sizes, fits, pictures, seconds, pictures / RATE)
