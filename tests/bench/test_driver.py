@@ -6,8 +6,9 @@ import pytest
 from clipadapter.bench import FEATURES, RecordFolder, load_bundle, open_source, run_suite, save_bundle
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, fit_seconds
-from clipadapter.bench.engines import create_engine
+from clipadapter.bench.engines import Engine, Outcome, create_engine
 from clipadapter.bench.plan import Plan, load_plan, planned_suites
+from clipadapter.bench.run import Run
 from clipadapter.bench.sources import build_bundle
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.classifier import FewShotClassifier
@@ -105,6 +106,18 @@ def test_trackers_are_told_each_run(source, tmp_path):
     told = []
     go(source, tmp_path / "out", trackers=[told.append])
     assert len(told) == 8
+
+
+def test_a_worker_with_other_libraries_is_told(source, tmp_path):
+    class Elsewhere(Engine):
+        def run(self, function, jobs):
+            for job in jobs:
+                runs = [Run.model_validate_json(text) for text in function(job.task)]
+                runs = [run.model_copy(update={"versions": {"torch": "1.0"}}) for run in runs]
+                yield Outcome(job, [run.model_dump_json() for run in runs])
+
+    with pytest.raises(InputError, match="other library versions.*'torch': '1.0'"):
+        run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", Elsewhere())
 
 
 def test_features_have_one_text(source, tmp_path):

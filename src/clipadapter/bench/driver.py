@@ -189,7 +189,13 @@ def _works(
 def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
     """Records from what a worker gave; from one that died, records that say so."""
     if result is not None:
-        return [Run.model_validate_json(text) for text in result]
+        runs = [Run.model_validate_json(text) for text in result]
+        if [run.key for run in runs] != one.keys:
+            raise InputError(
+                "a worker has other library versions, or other code, than this process: "
+                f"there {runs[0].versions}, code {runs[0].code[:12]}; install the same on every node"
+            )
+        return runs
     from clipadapter.bench.bundle_files import load_bundle
 
     task = one.task

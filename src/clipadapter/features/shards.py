@@ -1,0 +1,286 @@
+"""Features as a folder of Parquet files, for collections that no single file and no single process is enough for.
+
+``shards.json`` says which files belong together; a file's name stands for its pictures and the encoder, so that one
+that is there never needs to be made again.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clipadapter.data import read_image
+from clipadapter.encoders import Encoder
+from clipadapter.errors import DataError, ImageError, require
+from clipadapter.features._parts import Part, Picture, place
+from clipadapter.features.feature_set import FeatureSet
+from clipadapter.features.store import FeatureStore, feature_key
+
+PLAN = "shards.json"
+MOST_BYTES = 256 << 20
+PURPOSE = "Feature shards"
+COLUMNS = ("path", "label", "split", "feature", "error", "digest")
+
+
+class ShardPlan(BaseModel):
+    """``shards.json``.
+
+    Args:
+        format: number of this layout.
+        encoder: its URI.
+        fingerprint: the encoder's.
+        dim: width d.
+        shards: file names in order.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    encoder: str
+    fingerprint: str
+    dim: int = Field(ge=1, le=1 << 16)
+    shards: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.parquet$")]]
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """A picture's features, or why there are none.
+
+    Args:
+        path: what it is called.
+        label: its class, or None.
+        split: "train", "val", "test" or "all".
+        digest: hash of its file, as the feature store's keys have it; None if it could not be read.
+        feature: (d,) raw features; None with an error.
+        error: the reason; None with a feature.
+    """
+
+    path: str
+    label: str | None
+    split: str
+    digest: bytes | None = None
+    feature: NDArray[np.float32] | None = None
+    error: str | None = None
+
+
+def shard_name(part: Part, fingerprint: str) -> str:
+    """File name of a part's features."""
+    return (
+        blake2b(json.dumps([1, fingerprint, part.stamp, part.group]).encode(), digest_size=16).hexdigest() + ".parquet"
+    )
+
+
+def encode_pictures(
+    encoder: Encoder, pictures: Iterable[Picture], batch_size: int = 32, threads: int = 1
+) -> Iterator[ShardRow]:
+    """Features of pictures in order; threads read and prepare while the encoder works.
+
+    Args:
+        encoder: whose features.
+        pictures: any number; a few more than a batch are in memory.
+        batch_size: pictures encoded at a time.
+        threads: how many read.
+    """
+    waiting = iter(pictures)
+    with ThreadPoolExecutor(threads, thread_name_prefix="clipadapter-read") as pool:
+        window = deque(pool.submit(_prepare, encoder, one) for one in islice(waiting, batch_size + 2 * threads))
+        batch: list[tuple[ShardRow, torch.Tensor | None]] = []
+        while window:
+            batch.append(window.popleft().result())
+            window.extend(pool.submit(_prepare, encoder, one) for one in islice(waiting, 1))
+            if len(batch) == batch_size or not window:
+                yield from _encode(encoder, batch)
+                batch = []
+
+
+def _prepare(encoder: Encoder, picture: Picture) -> tuple[ShardRow, torch.Tensor | None]:
+    row = ShardRow(picture.path, picture.label, picture.split)
+    try:
+        data = picture.read()
+        row = replace(row, digest=blake2b(data, digest_size=32).digest())
+        return row, encoder.preprocess(read_image(picture.path, data=data))
+    except ImageError as error:
+        return replace(row, error=error.reason), None
+
+
+def _encode(encoder: Encoder, batch: Sequence[tuple[ShardRow, torch.Tensor | None]]) -> Iterator[ShardRow]:
+    pixels = [pixels for _, pixels in batch if pixels is not None]
+    found = encoder.encode_pixels(torch.stack(pixels)).numpy() if pixels else np.empty((0, encoder.info.dim))
+    features = iter(found.astype(np.float32))
+    for row, own in batch:
+        if own is None:
+            yield row
+            continue
+        feature = next(features)
+        sound = bool(np.isfinite(feature).all())
+        yield replace(row, feature=feature) if sound else replace(row, error="its feature is not finite")
+
+
+def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: ShardPlan) -> None:
+    """Write a file of features; it is there whole, or not at all.
+
+    Raises:
+        DataError: if it can't be written.
+    """
+    pa = require("pyarrow", "parquet", PURPOSE)
+    parquet = require("pyarrow.parquet", "parquet", PURPOSE)
+    facts = {"clipadapter.encoder": plan.encoder, "clipadapter.fingerprint": plan.fingerprint}
+    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    table = pa.table(columns, schema=_schema(pa).with_metadata(facts))
+    sink = pa.BufferOutputStream()
+    # Features do not compress, and a dictionary of them would only cost time.
+    parquet.write_table(table, sink, compression="none", use_dictionary=["label", "split"])
+    _write_whole(filesystem, path, sink.getvalue())
+
+
+def _schema(pa: Any) -> Any:
+    types = {"feature": pa.list_(pa.float32()), "digest": pa.binary()}
+    return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
+
+
+def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
+    """Write ``shards.json``, and the folder.
+
+    Raises:
+        DataError: if it can't be written.
+    """
+    try:
+        filesystem.create_dir(folder, recursive=True)
+    except OSError as error:
+        raise DataError(f"'{folder}' can't be made: {error}; give a place you may write to") from error
+    _write_whole(filesystem, posixpath.join(folder, PLAN), plan.model_dump_json(indent=1).encode())
+
+
+def _write_whole(filesystem: Any, path: str, data: Any) -> None:
+    partial = posixpath.join(posixpath.dirname(path), f".{uuid.uuid4().hex}.partial")
+    try:
+        with filesystem.open_output_stream(partial) as stream:
+            stream.write(data)
+        filesystem.move(partial, path)
+    except OSError as error:
+        raise DataError(f"'{path}' can't be written: {error}; check the folder's permissions and free space") from error
+
+
+def read_plan(filesystem: Any, folder: str) -> ShardPlan:
+    """``shards.json`` of a folder.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    path = posixpath.join(folder, PLAN)
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"'{folder}' holds no feature shards: {PLAN} can't be read ({error})") from error
+    try:
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 20} MB")
+        return ShardPlan.model_validate_json(data)
+    except (ValidationError, ValueError) as error:
+        raise DataError(f"'{path}' is damaged: {error}; make the features again, what is there is kept") from error
+
+
+def read_feature_shards(folder: str | Path, split: str | None = None, filesystem: Any = None) -> FeatureSet:
+    """All features of a folder of shards; pictures that could not be read are left out.
+
+    Args:
+        folder: what `extract_with_ray` wrote: a path, or an URI.
+        split: only this part: "train", "val", "test" or "all".
+        filesystem: of pyarrow or fsspec, if the folder is a path in one.
+
+    Raises:
+        DataError: if shards are missing or damaged, pictures have no label, or none is left.
+        MissingExtraError: if pyarrow is not installed.
+    """
+    system, path = place(folder, filesystem)
+    plan = read_plan(system, path)
+    features, labels = [], []
+    for table, values, rows in _tables(system, path, plan):
+        parts = table["split"].to_pylist()
+        kept = [i for i, row in enumerate(rows) if split in (None, parts[row])]
+        features.append(values[kept])
+        names = table["label"].to_pylist()
+        labels += [names[rows[i]] for i in kept]
+    if not labels:
+        raise DataError(f"'{folder}' has no features{f' of the part {split!r}' if split else ''}")
+    unlabelled = sum(label is None for label in labels)
+    if unlabelled:
+        raise DataError(f"{unlabelled} of {len(labels)} pictures of '{folder}' have no label")
+    facts = {"encoder": plan.encoder, "fingerprint": plan.fingerprint, "data": Path(str(folder)).name}
+    return FeatureSet(np.concatenate(features), tuple(labels), tuple(sorted(set(labels))), facts)
+
+
+def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = None) -> int:
+    """Put the features of shards into a store: commands then take them from there.
+
+    Args:
+        folder: as `read_feature_shards`.
+        store: what is filled.
+        filesystem: as `read_feature_shards`.
+
+    Returns:
+        How many were new.
+
+    Raises:
+        DataError: if shards are missing or damaged.
+        StoreError: if the store can't be written.
+    """
+    system, path = place(folder, filesystem)
+    plan = read_plan(system, path)
+    new = 0
+    for table, values, rows in _tables(system, path, plan):
+        digests = table["digest"].to_pylist()
+        keys = [feature_key(digests[row], plan.fingerprint, "plain") for row in rows]
+        new += store.put_many(dict(zip(keys, values, strict=True)))
+    return new
+
+
+def _tables(filesystem: Any, folder: str, plan: ShardPlan) -> Iterator[tuple[Any, NDArray[np.float32], list[int]]]:
+    """Each file's table, its (k, d) features, and the k rows that they are of; all are checked to be there first."""
+    fs = require("pyarrow.fs", "parquet", PURPOSE)
+    infos = filesystem.get_file_info([posixpath.join(folder, name) for name in plan.shards])
+    missing = sum(info.type != fs.FileType.File for info in infos)
+    if missing:
+        raise DataError(
+            f"{missing} of {len(plan.shards)} shards of '{folder}' are missing: call extract_with_ray again"
+        )
+    for info in infos:
+        yield _table(filesystem, info.path, plan)
+
+
+def _table(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
+    pa = require("pyarrow", "parquet", PURPOSE)
+    parquet = require("pyarrow.parquet", "parquet", PURPOSE)
+    try:
+        with filesystem.open_input_file(path) as file:
+            table = parquet.read_table(file)
+        if not table.schema.equals(_schema(pa)):
+            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema)}")
+        if (table.schema.metadata or {}).get(b"clipadapter.fingerprint") != plan.fingerprint.encode():
+            raise ValueError("it is of another encoder")
+        column = table["feature"].combine_chunks()
+        rows = [i for i, valid in enumerate(column.is_valid().to_pylist()) if valid]
+        widths = set(column.value_lengths().drop_null().to_pylist())
+        if widths - {plan.dim}:
+            raise ValueError(f"features have width {sorted(widths)}, not {plan.dim}")
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), plan.dim)
+        if table["digest"].take(rows).null_count:
+            raise ValueError("a feature has no digest")
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' is damaged: {error}; delete it and call extract_with_ray again") from error
+    return table, values, rows

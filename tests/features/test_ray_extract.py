@@ -1,0 +1,231 @@
+import io
+import socket
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import FeatureStore, extract
+from clipadapter.features._parts import find_parts, place
+from clipadapter.features.ray_extract import Job, ShardMaker, extract_with_ray
+from clipadapter.features.shards import ShardPlan, import_shards, read_feature_shards, shard_name, write_plan
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+fs = pytest.importorskip("pyarrow.fs")
+CONNECT = socket.socket.connect
+"""Taken before the tests' seal: Ray talks to itself through sockets."""
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twenty pictures in two classes below ``data``; gives the folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 12, 16, 3), dtype=np.uint8)
+    for i, array in enumerate(pixels):
+        path = tmp_path / "data" / ("cat" if i < 10 else "dog") / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    return tmp_path / "data"
+
+
+def make(source, out, size=6, filesystem=None, only=None):
+    """Shards made in this process, all or the first few; gives (pictures, unreadable)."""
+    system, path = place(source, filesystem)
+    target, folder = place(out)
+    info = create_encoder("toy").info
+    parts = find_parts(system, path, size)
+    names = [shard_name(part, info.fingerprint) for part in parts]
+    plan = ShardPlan(encoder="toy", fingerprint=info.fingerprint, dim=info.dim, shards=names)
+    write_plan(target, folder, plan)
+    maker = ShardMaker(Job(plan, system, target, folder, 4, 2, "cpu"))
+    counts = [maker.make(part) for part in parts[:only]]
+    return tuple(sum(column) for column in zip(*counts, strict=True))
+
+
+def files_of(root):
+    return sorted(root.rglob("*.png"))
+
+
+def table(file, **columns):
+    parquet.write_table(pa.table(columns), file, row_group_size=8)
+
+
+def archive(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_shards_hold_what_extract_gives(pictures, tmp_path, toy):
+    assert make(pictures, tmp_path / "out") == (20, 0)
+    found = read_feature_shards(tmp_path / "out")
+    np.testing.assert_allclose(found.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
+    assert found.y == ("cat",) * 10 + ("dog",) * 10
+    assert found.provenance["fingerprint"] == toy.info.fingerprint
+
+
+def test_a_path_in_a_file_system_is_a_source(pictures, tmp_path, toy):
+    inner = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    assert make("data", tmp_path / "out", filesystem=inner) == (20, 0)
+    expected = extract(toy, files_of(pictures)).features[:, 0]
+    np.testing.assert_allclose(read_feature_shards(tmp_path / "out").X, expected, atol=1e-5)
+    assert make(f"file://{pictures}", tmp_path / "other") == (20, 0)
+
+
+def test_a_table_of_bytes_and_a_table_of_paths(pictures, tmp_path, toy):
+    paths = files_of(pictures)
+    labels, parts = [path.parent.name for path in paths], ["train"] * 15 + ["test"] * 5
+    expected = extract(toy, paths).features[:, 0]
+    table(tmp_path / "bytes.parquet", bytes=[path.read_bytes() for path in paths], label=labels, split=parts)
+    table(tmp_path / "paths.parquet", path=[str(path.relative_to(tmp_path)) for path in paths], label=labels)
+    for name in ("bytes", "paths"):
+        assert make(tmp_path / f"{name}.parquet", tmp_path / name) == (20, 0)
+        assert len(list((tmp_path / name).glob("*.parquet"))) == 3  # row groups of 8
+        np.testing.assert_allclose(read_feature_shards(tmp_path / name).X, expected, atol=1e-5)
+    np.testing.assert_allclose(read_feature_shards(tmp_path / "bytes", "test").X, expected[15:], atol=1e-5)
+
+
+def test_archives_of_webdataset(pictures, tmp_path, toy):
+    paths = files_of(pictures)
+    folder = tmp_path / "tars" / "train"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        own = paths[10 * i : 10 * i + 10]
+        members = [
+            (f"{p.stem}.{end}", p.read_bytes() if end == "png" else b"7\n") for p in own for end in ("cls", "png")
+        ]
+        archive(folder / f"{i}.tar", [*members, ("notes.txt", b"no picture")])
+    assert make(tmp_path / "tars", tmp_path / "out") == (20, 0)
+    found = read_feature_shards(tmp_path / "out", "train")
+    assert set(found.y) == {"7"}
+    np.testing.assert_allclose(found.X, extract(toy, paths).features[:, 0], atol=1e-5)
+
+
+def test_an_unreadable_picture_is_a_row_that_says_why(pictures, tmp_path):
+    (pictures / "cat" / "03.png").write_bytes(b"no picture")
+    (pictures / "dog" / "12.png").write_bytes(b"")
+    assert make(pictures, tmp_path / "out", size=100) == (20, 2)
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    rows = parquet.read_table(shard).to_pylist()
+    assert {Path(row["path"]).name: row["error"] for row in rows if row["error"]} == {
+        "03.png": "not an image",
+        "12.png": "file is empty",
+    }
+    assert [row["feature"] is None for row in rows] == [row["error"] is not None for row in rows]
+    assert len(read_feature_shards(tmp_path / "out")) == 18
+
+
+def test_a_damaged_archive_keeps_what_came_before(pictures, tmp_path):
+    (tmp_path / "tars").mkdir()
+    archive(tmp_path / "tars" / "0.tar", [(path.name, path.read_bytes()) for path in files_of(pictures)])
+    data = (tmp_path / "tars" / "0.tar").read_bytes()
+    (tmp_path / "tars" / "0.tar").write_bytes(data[: len(data) // 2])
+    made, unreadable = make(tmp_path / "tars", tmp_path / "out")
+    assert (5 < made < 15, unreadable) == (True, 1)
+
+
+def test_what_is_there_is_not_made_again_and_another_picture_is(pictures, tmp_path):
+    make(pictures, tmp_path / "out", only=2)
+    with pytest.raises(DataError, match=r"2 of 4 shards .* are missing"):
+        read_feature_shards(tmp_path / "out")
+    assert make(pictures, tmp_path / "out") == (8, 0)
+    assert make(pictures, tmp_path / "out") == (0, 0)
+    Image.new("RGB", (16, 12), "red").save(pictures / "cat" / "00.png")
+    assert make(pictures, tmp_path / "out") == (6, 0)
+
+
+def test_shards_fill_a_store(pictures, tmp_path, toy):
+    make(pictures, tmp_path / "out")
+    with FeatureStore(":memory:") as store:
+        assert import_shards(tmp_path / "out", store) == 20
+        again = extract(toy, files_of(pictures), store=store)
+    assert (again.computed, again.cached) == (0, 20)
+
+
+def test_folders_have_the_labels_and_parts_that_load_dataset_sees(pictures, tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "divided" / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "divided" / part / "cat" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "divided" / "beside.png")
+    (part,) = find_parts(fs.LocalFileSystem(), str(tmp_path / "divided"), 10)
+    assert [(label, split) for _, label, split in part.files] == [("cat", "test"), ("cat", "train")]
+    (part,) = find_parts(fs.LocalFileSystem(), str(pictures / "cat"), 10)
+    assert {(label, split) for _, label, split in part.files} == {(None, "all")}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda out, shard: (out / "shards.json").unlink(), "holds no feature shards"),
+        (lambda out, shard: (out / "shards.json").write_text("{}"), "is damaged"),
+        (lambda out, shard: shard.write_bytes(b"PAR1"), "is damaged"),
+        (lambda out, shard: table(shard, path=["a"]), "its columns are path string"),
+        (lambda out, shard: shard.write_bytes(other_width(shard)), r"features have width \[3\], not 32"),
+    ],
+)
+def test_a_damaged_folder_is_refused(change, words, pictures, tmp_path):
+    make(pictures, tmp_path / "out", size=100)
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    change(tmp_path / "out", shard)
+    with pytest.raises(DataError, match=words):
+        read_feature_shards(tmp_path / "out")
+
+
+def other_width(shard):
+    found = parquet.read_table(shard)
+    narrow = pa.array([[1.0, 2.0, 3.0]] * len(found), pa.list_(pa.float32()))
+    sink = pa.BufferOutputStream()
+    parquet.write_table(found.set_column(3, "feature", narrow), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_wrong_sources(pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    table(tmp_path / "x.parquet", name=["a"])
+    (tmp_path / "both").mkdir()
+    archive(tmp_path / "both" / "0.tar", [])
+    Image.new("RGB", (8, 8)).save(tmp_path / "both" / "a.png")
+    for name, words in [
+        ("empty", "has no pictures"),
+        ("missing", "there is no folder or file"),
+        ("x.parquet", "needs a column 'path' or 'bytes'"),
+        ("both", r"has archives \(.tar\) and pictures"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            make(tmp_path / name, tmp_path / "out")
+    with pytest.raises(DataError, match="can't be reached"):
+        place("warp://somewhere/x")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_ray_makes_the_same_and_outlives_a_worker(pictures, tmp_path, toy, monkeypatch):
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    monkeypatch.setattr(socket.socket, "connect", CONNECT)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from fsspec.implementations.local import LocalFileSystem
+    from killing_files import KillingFiles
+
+    # As a call leaves it that is killed after its first file.
+    make(pictures, tmp_path / "out", filesystem=LocalFileSystem(), only=1)
+    with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False):
+        report = extract_with_ray(
+            pictures, "toy", tmp_path / "out", filesystem=KillingFiles(), workers=1, batch_size=4, shard_size=6
+        )
+        assert (tmp_path / "killed").exists()
+        assert (report.shards, report.there, report.pictures, report.unreadable) == (4, 1, 14, 0)
+        with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
+            extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
+    found = read_feature_shards(tmp_path / "out")
+    np.testing.assert_allclose(found.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
+    again = extract_with_ray(pictures, "toy", tmp_path / "out", filesystem=LocalFileSystem(), shard_size=6)
+    assert (again.there, again.pictures) == (4, 0)
