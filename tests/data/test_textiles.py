@@ -6,7 +6,7 @@ from clipadapter.data import read_image, textiles
 def test_the_textiles_are_there_with_readable_names():
     pytest.importorskip("conformal_clip_data")
     dataset = textiles()
-    assert dataset.splits == ("all",)
+    assert (dataset.name, dataset.splits) == ("textiles", ("all",))
     counts = {name: dataset.labels.count(name) for name in dataset.class_names}
     assert counts == {
         "fabric with a global defect": 500,

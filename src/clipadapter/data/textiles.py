@@ -6,6 +6,7 @@ nominal fabric, 500 with a local defect (a small spot), 500 with a global one (t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from clipadapter.data._base import Dataset
@@ -26,4 +27,4 @@ def textiles() -> Dataset:
         MissingExtraError: if the extra ``demo`` is not installed.
     """
     package = require("conformal_clip_data", "demo", "The textile data set")
-    return load_dataset(Path(package.textile_simulated_root())).rename(CLASS_NAMES)
+    return replace(load_dataset(Path(package.textile_simulated_root())), name="textiles").rename(CLASS_NAMES)
