@@ -10,6 +10,7 @@ import click
 from clipadapter.cli._bench_run import run
 from clipadapter.cli._options import FOLDER, output_options
 from clipadapter.cli._output import Output, facts, table
+from clipadapter.cli._verbs import Verbs
 
 if TYPE_CHECKING:
     from clipadapter.bench import Study
@@ -19,22 +20,18 @@ folder_option = click.option(
     "--out", "folder", type=FOLDER, default=OUT, show_default=True, help="Folder of the records."
 )
 
-EPILOG = """\b
-Example:
-  clipadapter bench list
-  clipadapter bench run bottleneck --data pictures/ --encoder lite --dry-run
-  clipadapter bench run bottleneck --data pictures/ --encoder lite
-  clipadapter bench report bottleneck
-"""
 
-
-@click.group(epilog=EPILOG)
-def command() -> None:
+@click.group(cls=Verbs, epilog="Example: clipadapter bench list")
+@output_options
+@click.pass_context
+def command(ctx: click.Context, out: Output) -> None:
     """Run the studies of the papers: few-shot curves, ablations, shift, cost.
 
     A study is a suite: a short TOML file. Those that come along have names; your own are paths. Every run is a record
     of its own; what has one is not made again, so that a study may be stopped at any time.
     """
+    names = ("list", "run", "status", "report", "compare")
+    ctx.default_map = dict.fromkeys(names, {"as_json": out.as_json, "quiet": out.quiet})
 
 
 command.add_command(run)

@@ -12,8 +12,8 @@ import click
 
 from clipadapter.cli._options import Command, output_options
 from clipadapter.cli._output import Failure, Output, facts, table
+from clipadapter.cli._verbs import Verbs
 from clipadapter.errors import DataError
-from clipadapter.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.data.sets import BenchmarkSet, Prepared
@@ -23,18 +23,6 @@ root_option: Callable[[Command], Command] = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the data sets; by default $CLIPADAPTER_DATA, else data in the user's cache folder.",
 )
-
-
-class Verbs(click.Group):
-    """As click's, but an unknown name says what comes close."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first word."""
-        if args[0] not in self.commands and not args[0].startswith("-"):
-            ctx.fail(str(unknown("command", args[0], sorted(self.commands))))
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Verbs, epilog="Example: clipadapter data list")
