@@ -102,7 +102,7 @@ def _pool(
                     yield Outcome(job, None, f"its process died {ATTEMPTS} times, as when memory runs out")
         finally:
             life.close()  # workers leave at once, in the middle of a fit too
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             held.close()
 
 
