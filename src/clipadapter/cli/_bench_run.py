@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
 EXAMPLE = "Example: clipadapter bench run residual-ratio --data pictures/ --encoder lite --seeds 3"
+OUT = Path("clipadapter-bench")
 MANY = 60
 
 
@@ -30,7 +31,7 @@ MANY = 60
 @click.option("--heads", metavar="NAME,...", help="Only these of the suite's heads.")
 @click.option("--shots", metavar="N,...", callback=lambda *a: numbers(*a) if a[2] else None, help="Other shots.")
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 1 to N, in place of the suite's.")
-@click.option("--out", "folder", type=FOLDER, default=Path("clipadapter-bench"), show_default=True)
+@click.option("--out", "folder", type=FOLDER, default=OUT, show_default=True, help="Folder of the records.")
 @click.option("--root", type=FOLDER, help="Folder of the named data sets; see 'clipadapter data list'.")
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
 @click.option("--rows", type=FILE, help='JSON file with rows in place of draws: {"SHOTS-SEED": [0, 7, ...], ...}.')

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli._bench_run import run
+from clipadapter.cli._bench_run import OUT, run
 from clipadapter.cli._options import FOLDER, output_options
 from clipadapter.cli._output import Output, facts, table
 from clipadapter.cli._verbs import Verbs
@@ -15,7 +15,6 @@ from clipadapter.cli._verbs import Verbs
 if TYPE_CHECKING:
     from clipadapter.bench import Study
 
-OUT = Path("clipadapter-bench")
 folder_option = click.option(
     "--out", "folder", type=FOLDER, default=OUT, show_default=True, help="Folder of the records."
 )
