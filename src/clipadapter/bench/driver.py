@@ -11,8 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.bundle_files import save_bundle
+from clipadapter.bench.bundle_files import ARRAYS, save_bundle
 from clipadapter.bench.engines import Engine, Job
+from clipadapter.bench.oracle import oracle_runs
 from clipadapter.bench.plan import Entry, Plan, Rows, Task, make_head, tasks_of, value_of
 from clipadapter.bench.protocol import planned, seeded
 from clipadapter.bench.records import RecordFolder
@@ -65,6 +66,7 @@ def run_suite(
     *,
     rows: Rows | None = None,
     trackers: Sequence[Tracker] = (),
+    oracle: bool = False,
     progress: bool = False,
 ) -> Outcome:
     """Make every run of a suite that has no record yet.
@@ -77,6 +79,7 @@ def run_suite(
         engine: where fits are made.
         rows: rows of the first data set to take in place of a draw, by (shots, seed).
         trackers: called with each run that was made.
+        oracle: also record what choosing the parameter that varies on the test part would have given, marked so.
         progress: show bars on stderr.
 
     Raises:
@@ -88,6 +91,8 @@ def run_suite(
     for bundle, drawn, facts in _bundles(suite, sources, encoders, rows):
         folder = save_bundle(bundle, out / "features" / _name(bundle))
         works += _works(suite, bundle, str(folder.absolute()), facts, drawn)
+        # What a worker reads, and a fit's copies of it.
+        engine.memory = max(engine.memory, 3 * (folder / ARRAYS).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
     plan.save(out)
     done = {run.key for run in records.read() if run.error is None}
@@ -110,9 +115,21 @@ def run_suite(
             bar.set_postfix_str(f"{runs[0].head}, {runs[0].shots} shots", refresh=False)
             bar.update()
     outcome.seconds = time.perf_counter() - start
+    if oracle:
+        outcome.plan = _with_oracle(suite, [entry for one in works for entry in one.entries], records, out)
     if suite.figure == "projection":
         outcome.figures = _figures(works, out / "figures" / suite.name)
     return outcome
+
+
+def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out: Path) -> Plan:
+    """The plan with what choosing on the test part gives; these records too are made once."""
+    found = oracle_runs(suite, entries, {run.key: run for run in records.read()})
+    there = records.keys()
+    records.write(run for _, run in found if run.key not in there)
+    plan = Plan(suite=suite, entries=[*entries, *(entry for entry, _ in found)]).merged(out)
+    plan.save(out)
+    return plan
 
 
 def _figures(works: Sequence[_Work], folder: Path) -> list[Path]:

@@ -39,6 +39,7 @@ MANY = 60
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Fits at once; as many as fit without it.")
 @click.option("--track", multiple=True, metavar="NAME", help="Also tell tensorboard, mlflow or wandb.")
 @click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="Of the encoder.")
+@click.option("--oracle", is_flag=True, help="Also tell what choosing the varied parameter on the test part gives.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done, and what it would cost.")
 @output_options
 def run(
@@ -56,6 +57,7 @@ def run(
     workers: int | None,
     track: tuple[str, ...],
     device: str,
+    oracle: bool,
     dry_run: bool,
     out: Output,
 ) -> None:
@@ -82,9 +84,17 @@ def run(
     sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
     pictures = any(not isinstance(source, str) for source in sources)
     models = _models(towers, device, descriptions, out) if pictures else {}
-    place = create_engine(engine, workers=workers)
-    given = None if rows is None else read_rows(rows)
-    found = run_suite(study, sources, models, folder, place, rows=given, trackers=trackers, progress=out.progress)
+    found = run_suite(
+        study,
+        sources,
+        models,
+        folder,
+        create_engine(engine, workers=workers),
+        rows=None if rows is None else read_rows(rows),
+        trackers=trackers,
+        oracle=oracle,
+        progress=out.progress,
+    )
     out.result(_found_data(found, folder), _found_text(found, study, folder))
 
 
