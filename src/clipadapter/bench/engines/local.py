@@ -101,8 +101,10 @@ def _pool(
                 else:
                     yield Outcome(job, None, f"its process died {ATTEMPTS} times, as when memory runs out")
         finally:
-            life.close()  # workers leave at once, in the middle of a fit too
+            if left or given:
+                life.close()  # workers leave at once, in the middle of a fit too
             pool.shutdown(cancel_futures=True)
+            life.close()
             held.close()
 
 
