@@ -93,19 +93,25 @@ def _pool(
                     job = given.pop(future)
                     yield Outcome(job, future.result())
         except BrokenProcessPool:
-            lost = [job, *given.values()]
-            for job in lost:
-                tries[job.number] += 1
-                if tries[job.number] < ATTEMPTS:
-                    left.append(job)
-                else:
-                    yield Outcome(job, None, f"its process died {ATTEMPTS} times, as when memory runs out")
+            yield from _lost([job, *given.values()], left, tries)
         finally:
             if left or given:
                 life.close()  # workers leave at once, in the middle of a fit too
             pool.shutdown(cancel_futures=True)
             life.close()
             held.close()
+
+
+def _lost(jobs: Sequence[Job], left: deque[Job], tries: Counter[int]) -> list[Outcome]:
+    """Put jobs whose worker died back into the queue; those that were tried often enough have come to their end."""
+    ended = []
+    for job in jobs:
+        tries[job.number] += 1
+        if tries[job.number] < ATTEMPTS:
+            left.append(job)
+        else:
+            ended.append(Outcome(job, None, f"its process died {ATTEMPTS} times, as when memory runs out"))
+    return ended
 
 
 def _start(threads: int, held: Connection) -> None:
