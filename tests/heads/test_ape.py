@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
+from clipadapter.functional import unit
 from clipadapter.heads import ClassText
 from clipadapter.heads._channels import choose_channels, class_similarity
 from clipadapter.heads.ape import Ape, search_grid
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
+
+from .golden_figures import doubles, golden
 
 D, CLASSES, SCALE = 8, 3, 30.0
 COUNTS = (4, 1, 2)
@@ -164,14 +167,6 @@ def test_length_of_features_and_order_of_classes_do_not_matter(factor, order, se
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_search_grid_holds_what_the_released_search_found():
-    # Found by the authors' code on made-up features with these bounds.
-    grid = search_grid(beta=(7.0, 20), alpha=(7.0, 10), gamma=(0.5, 5))
-    assert list(grid) == ["beta", "alpha", "gamma"]
-    for name, value in (("alpha", 6.31), ("beta", 0.445), ("gamma", 0.4)):
-        assert any(candidate == pytest.approx(value) for candidate in grid[name])
-
-
 @pytest.mark.parametrize(
     ("params", "words"),
     [
@@ -186,3 +181,49 @@ def test_bad_parameters_are_named(params, words):
     X, y, text = toy_features()
     with pytest.raises(InputError, match=words):
         Ape(**params).fit(X, y, text=text)
+
+
+def released():
+    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
+    figures, _ = golden("ape")
+    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
+    labels = [str(label) for label in figures["support_labels"]]
+    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+
+
+WEIGHTS = pytest.mark.parametrize(("preset", "weights"), [("imagenet", "w0.7_0.3"), ("dtd", "w0.5_0.5")])
+
+
+@WEIGHTS
+@pytest.mark.parametrize(("alpha", "beta", "gamma"), [(2, 1, 0.1), (3, 5.5, 0.3)])
+def test_released_code_gives_these_channels_shares_and_logits(preset, weights, alpha, beta, gamma):
+    figures, X, y, text, Q = released()
+    head = Ape.preset(preset, alpha=alpha, beta=beta, gamma=gamma, channels=5 / 8).fit(X, y, text=text)
+    assert head.channels_.tolist() == figures[f"channels_{weights}"].tolist()
+    np.testing.assert_allclose(head.share_.log(), gamma * figures[f"divergence_{weights}"], atol=3e-7)  # float32 there
+    expected = figures[f"f64_logits_{weights}_alpha{alpha}_beta{beta}_gamma{gamma}"]
+    np.testing.assert_allclose(head.logits(Q), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_released_code_finds_classes_so_alike():
+    figures, X, _, text, _ = released()
+    keys, labels = unit(torch.from_numpy(X.mean(axis=1))), torch.from_numpy(figures["support_labels"])
+    found = class_similarity(torch.from_numpy(text.embeddings.copy()), keys, labels)
+    np.testing.assert_allclose(found, figures["similarity"], atol=1e-7)  # float32 there
+
+
+@WEIGHTS
+def test_released_search_has_these_values_in_this_order(preset, weights):
+    figures, X, y, text, Q = released()
+    scale, steps = (golden("ape")[1][name] for name in ("search_scale", "search_step"))
+    grid = search_grid(**dict(zip(("beta", "alpha", "gamma"), zip(scale, steps, strict=True), strict=True)))
+    val, truth = figures["val_raw"].astype(float), figures["val_labels"].astype(str)
+    best, found = 0, {}
+    for beta, alpha, gamma in itertools.product(*grid.values()):
+        values = {"alpha": alpha, "beta": beta, "gamma": gamma}
+        right = (Ape.preset(preset, channels=5 / 8, **values).fit(X, y, text=text).predict(val) == truth).sum()
+        if right > best:
+            best, found = right, values
+    np.testing.assert_allclose(list(found.values()), figures[f"searched_{weights}"], rtol=1e-14)
+    logits = Ape.preset(preset, channels=5 / 8, **found).fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(logits, figures[f"f64_logits_searched_{weights}"], rtol=1e-10, atol=1e-10)

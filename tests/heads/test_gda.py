@@ -10,7 +10,9 @@ from clipadapter.errors import InputError
 from clipadapter.heads import ClassText
 from clipadapter.heads.gda import ABSENT, Gda
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing import toy_features
+from clipadapter.testing import check_head, toy_features
+
+from .golden_figures import doubles, golden
 
 
 def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
@@ -134,5 +136,123 @@ def test_order_of_features_and_their_length_do_not_matter(seed, factor):
 
 def test_bad_parameters_are_named():
     X, y, _ = toy_features()
-    with pytest.raises(InputError, match="shrinkage must be one of pooled, published"):
+    with pytest.raises(InputError, match="shrinkage must be one of pooled, published, base-to-new, but is 'none'"):
         Gda(shrinkage="none").fit(X, y)
+    with pytest.raises(InputError, match="neighbours must be 0 or more"):
+        Gda(neighbours=-1).fit(X, y)
+
+
+def given(method):
+    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
+    figures, _ = golden(method)
+    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
+    labels = [str(label) for label in figures["support_labels"]]
+    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
+def test_released_code_gives_these_logits(alpha):
+    figures, X, y, text, Q = given("gda")
+    found = Gda.official(alpha=alpha).fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found, figures[f"f64_logits_alpha{alpha}"], rtol=1e-10, atol=1e-10)
+
+
+def test_released_code_has_these_gaussians():
+    figures, X, y, _, _ = given("gda")
+    head = Gda.official().fit(X, y)
+    np.testing.assert_allclose(head.weight_, figures["f64_W"].T, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(head.bias_, figures["f64_b"], rtol=1e-10)
+
+
+def test_released_search_finds_this_alpha():
+    figures, X, y, text, Q = given("gda")
+    val, truth = figures["val_raw"].astype(float), figures["val_labels"].astype(str)
+    heads = [Gda.official(alpha=alpha).fit(X, y, text=text) for alpha in golden("gda")[1]["alpha_grid"]]
+    best = max(heads, key=lambda head: (head.predict(val) == truth).sum())  # the first of the best
+    assert best.alpha == figures["searched_alpha"].item()
+    np.testing.assert_allclose(best.logits(Q), figures["f64_logits_searched"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
+def test_released_code_gives_these_logits_of_base_and_new_classes(alpha):
+    figures, X, y, text, Q = given("gda_base_to_new")
+    new_text, new_Q = doubles(figures, "text_raw_new", "query_raw_new")
+    head = Gda.base_to_new(alpha=alpha).fit(X, y, text=text)
+    new = head.for_classes(ClassText(["a", "b", "c", "d"], new_text))
+    np.testing.assert_allclose(head.logits(Q), figures[f"f64_base_logits_alpha{alpha}"], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(new.logits(new_Q), figures[f"f64_new_logits_alpha{alpha}"], rtol=1e-10, atol=1e-10)
+    assert set(new.predict(new_Q)) <= {"a", "b", "c", "d"}
+
+
+def test_released_code_has_these_gaussians_of_base_and_new_classes():
+    figures, X, y, _, _ = given("gda_base_to_new")
+    head = Gda.base_to_new().fit(X, y)
+    np.testing.assert_allclose(head.weight_, figures["f64_base_W"].T, rtol=1e-10, atol=1e-8)  # up to 1500
+    np.testing.assert_allclose(head.bias_, figures["f64_base_b"], rtol=1e-10)
+    text = ClassText(["a", "b", "c", "d"], figures["text_raw_new"].astype(float), logit_scale=1e-30)
+    new = head.for_classes(text)
+    np.testing.assert_allclose(new.weight_, figures["f64_new_W"].T, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(new.bias_, figures["f64_new_b"], rtol=1e-10)
+
+
+def test_base_to_new_takes_classes_of_unequal_shots_as_equals():
+    X, labels, _, Q = drawn((9, 0, 1, 5), d=4, views=2)
+    rows, y = length_one(X).reshape(-1, 4), np.repeat(labels, 2)
+    P = np.linalg.inv(np.mean([np.cov(rows[y == k].T) for k in (0, 2, 3)], axis=0))
+    means = [rows[y == k].mean(axis=0) for k in (0, 2, 3)]
+    means.insert(1, np.mean(means, axis=0))
+    expected = [[q @ P @ m - m @ P @ m / 2 - np.log(4) for m in means] for q in length_one(Q)]
+    text = ClassText(list("0123"), np.ones((4, 4)), logit_scale=1e-30)
+    np.testing.assert_allclose(Gda.base_to_new().fit(X, labels.astype(str), text=text).logits(Q), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shrinkage", ["pooled", "published", "base-to-new"])
+def test_new_classes_are_known_by_few_views_too_and_after_loading(shrinkage):
+    X, labels, text, Q = drawn((2, 1), d=6, views=1)
+    others = np.random.default_rng(0).standard_normal((3, 6))
+    head = Gda(shrinkage=shrinkage, neighbours=64).fit(X, labels.astype(str), text=text)
+    near = length_one(X[:, 0])
+    T, means, P = length_one(others), [], 0
+    for t in T:
+        means.append((near.sum(axis=0) + 16 * t) / 19)
+        scatter = (near - t).T @ (near - t)
+        P = P + 6 * np.linalg.inv(scatter + np.trace(scatter) / 2 * np.eye(6)) / 3
+    expected = [
+        [30 * q @ t + 0.06 * (q @ P @ m - m @ P @ m / 2 - np.log(3)) for m, t in zip(means, T, strict=True)]
+        for q in length_one(Q)
+    ]
+    again = Gda(shrinkage=shrinkage, neighbours=64).load_state(head.state(), head.classes_, 6)
+    for fitted in (head, again):
+        new = fitted.for_classes(ClassText(["x", "y", "z"], others, logit_scale=30.0))
+        np.testing.assert_allclose(new.logits(Q), expected, rtol=1e-9)
+
+
+def test_new_classes_stand_on_the_nearest_views_alone():
+    near, far = [[0.6, 0.8], [0.8, 0.6]], [[-1.0, 0.0], [0.0, -1.0]]
+    text = ClassText(["a"], [[1.0, 0.0]])
+    heads = [Gda(neighbours=2).fit(X, ["p", "q"] * (len(X) // 2)) for X in (near, near + far)]
+    found, expected = (head.for_classes(text).logits([[0.1, 1.0]]) for head in reversed(heads))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_new_classes_ask_for_neighbours():
+    X, labels, text, _ = drawn()
+    y = labels.astype(str)
+    kept = Gda(neighbours=64).fit(X, y, text=text)
+    for head in (Gda(), Gda.official(), kept.set_params(neighbours=0)):
+        head.fit(X, y, text=text)
+        assert "views_" not in head.state()
+        with pytest.raises(InputError, match="knows only the classes .* neighbours=64"):
+            head.for_classes(text)
+
+
+def test_base_to_new_without_any_variance_is_zero_shot():
+    X, labels, text, Q = drawn((1, 1, 1), views=1)
+    y = labels.astype(str)
+    fitted, zero_shot = (head.fit(X, y, text=text).predict_proba(Q) for head in (Gda.base_to_new(), ZeroShot()))
+    np.testing.assert_allclose(fitted, zero_shot, rtol=1e-9)
+    assert np.isfinite(Gda.base_to_new().fit(np.ones((4, 3)), ["a", "a", "b", "b"]).logits(np.eye(3))).all()
+
+
+def test_base_to_new_keeps_the_rules_of_heads():
+    check_head(Gda.base_to_new())

@@ -10,6 +10,8 @@ from clipadapter.heads import ClassText
 from clipadapter.heads.lp_plus_plus import LpPlusPlus, _Problem
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 D = 12
 NAMES = ["ant", "bee", "cow", "dog"]
 SEEN = [0, 1, 3]
@@ -175,3 +177,45 @@ def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, co
     head = LpPlusPlus(epochs=20)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def released(monkeypatch):
+    """Figures of the released code, and the literal head on its inputs after some epochs, from its biases."""
+    figures, parameters = golden("lpp")
+    X, T, bias = doubles(figures, "support_raw", "text_raw", "init_bias")
+    assert parameters["momentum"] == 0.9
+    assert parameters["alpha_update_every"] == 10
+    monkeypatch.setattr(LpPlusPlus, "_initial_bias", lambda *_: torch.from_numpy(bias.copy()))
+    text = ClassText([str(k) for k in range(len(T))], T)
+    y = figures["support_labels"].astype(str)
+    return figures, lambda epochs: LpPlusPlus.official(epochs=epochs).fit(X, y, text=text)
+
+
+def test_released_code_begins_at_the_same_weights_with_the_same_steps(released):
+    figures, fitted = released
+    head = fitted(0)
+    X, T, label = unit(figures["support_raw"]), unit(figures["text_raw"]), figures["support_labels"]
+    start = head.weight_.numpy() - head.alpha_.numpy()[:, None] * T
+    np.testing.assert_allclose(start, figures["init_weight"], atol=1e-5)
+    np.testing.assert_allclose(head.alpha_, figures["init_alpha"].repeat(5), rtol=1e-7)
+    toy = _Problem(*(torch.from_numpy(a) for a in (X, X @ T.T, np.eye(5, dtype=np.float32)[label])))
+    assert toy.lr_weight() == pytest.approx(figures["lr_w"].item(), rel=1e-6)
+    assert toy.lr_alpha() == pytest.approx(figures["lr_alpha"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [9, 10, 20])
+def test_released_code_gives_the_same_logits_before_and_after_its_text_weights_move(released, epochs):
+    figures, fitted = released
+    expected = figures[f"f64_logits_epoch{epochs}"]
+    np.testing.assert_allclose(fitted(epochs).logits(*doubles(figures, "query_raw")), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_released_code_keeps_the_epoch_that_is_best_on_validation_shots(released):
+    figures, fitted = released
+    V, Q = doubles(figures, "val_raw", "query_raw")
+    truth = figures["val_labels"].astype(str)
+    right = {epochs: (fitted(epochs).predict(V) == truth).sum() for epochs in range(1, 21)}
+    best = max(right, key=lambda epochs: right[epochs])
+    assert best == figures["best_epoch"].item() + 1
+    np.testing.assert_allclose(fitted(best).logits(Q), figures["f64_logits_best"], rtol=1e-9, atol=1e-11)

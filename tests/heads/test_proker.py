@@ -11,6 +11,8 @@ from clipadapter.heads.proker import Proker
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 
 def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
     """Raw views (n, v, d), labels, text and queries of classes that share a direction, as CLIP's features do."""
@@ -170,3 +172,29 @@ def test_bad_parameters_are_named(params, words):
     X, y, text = toy_features()
     with pytest.raises(InputError, match=words):
         Proker(**params).fit(X, y, text=text)
+
+
+def released(method):
+    """Figures of the released code, its parameters, and its shots, labels, text and queries."""
+    figures, parameters = golden(method)
+    views, T, Q = doubles(figures, "support_views_raw", "text_raw", "query_raw")
+    text = ClassText([str(k) for k in range(len(T))], T)
+    return figures, parameters, (views.swapaxes(0, 1), figures["support_labels"].astype(str), text, Q)
+
+
+@pytest.mark.parametrize("shots", ["1", "4", "16"])
+@pytest.mark.parametrize("method", ["proker", "bireg"])
+def test_released_code_gives_the_same_logits(method, shots):
+    figures, parameters, (X, y, text, Q) = released(method)
+    table = parameters["table"][shots]
+    head = Proker.official(beta=table["beta"], lam=table["lmbda"], text_ridge=table.get("gamma"))
+    found = head.fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found, figures[f"f64_logits_table{shots}"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("views", "name"), [(10, "table4"), (1, "table4_view0")])
+@pytest.mark.parametrize(("method", "gamma"), [("proker", None), ("bireg", 0.1)])
+def test_released_code_takes_the_same_values_at_four_shots(method, gamma, views, name):
+    figures, _, (X, y, text, Q) = released(method)
+    found = Proker.official(text_ridge=gamma).fit(X[:, :views], y, text=text).logits(Q)
+    np.testing.assert_allclose(found, figures[f"f64_logits_{name}"], rtol=1e-9, atol=1e-12)

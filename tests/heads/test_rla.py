@@ -11,6 +11,8 @@ from clipadapter.heads.rla import Rla
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 SCALE, D = 40.0, 6
 NAMES = ["ant", "bee", "cow", "dog"]
 
@@ -169,3 +171,18 @@ def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, co
     head = Rla(steps=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "views"), [("cosine", 1), ("cosine", 3), ("constant", 1)])
+def test_released_code_gives_the_same_map_loss_and_logits(schedule, views):
+    figures, parameters = golden("prolip_rla")
+    pre, Q, proj, T = doubles(figures, "pre_views", "query_pre", "proj", "text_unit")
+    X, y = (pre[:views] @ proj).swapaxes(0, 1), figures["labels"].astype(str)
+    text = ClassText([str(k) for k in range(len(T))], T, parameters["scale"])
+    head = Rla.official(steps=parameters["steps"], schedule=schedule).fit(X, y, text=text)
+    run = f"rla_vit_views{views}_{'cos' if schedule == 'cosine' else 'const'}"
+    assert head.penalty_ == parameters["lambda"]
+    # The released code ran in float32, in which its own rounding is 1e-6 in the map and 3e-5 in the logits.
+    np.testing.assert_allclose(head.shift_.numpy() + np.eye(proj.shape[1]), figures[f"weight20_{run}"], atol=3e-6)
+    assert head.loss_ == pytest.approx(figures[f"loss20_{run}"].item(), rel=3e-6)
+    np.testing.assert_allclose(head.logits(Q @ proj), figures[f"logits20_{run}"], atol=1e-4)

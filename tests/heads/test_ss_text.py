@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
 from clipadapter.heads import ClassText
+from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.ss_text import SsText
 from clipadapter.testing import toy_features
+
+from .golden_figures import doubles, golden
 
 SCALE = 40.0
 
@@ -127,3 +130,44 @@ def test_bad_parameters_are_named():
     X, y, text, _ = drawn()
     with pytest.raises(InputError, match="anchor must be one of class, shots, confidence or a number"):
         SsText(anchor="text").fit(X, y, text=text)
+
+
+MODES = {
+    "plain": {},
+    "plus": {"anchor": "class", "repel": True},
+    "per_class": {"anchor": "class"},
+    "balanced_repel": {"repel": True},
+    "perf": {"anchor": "confidence"},
+    "fixed": {"anchor": 0.1},
+}
+"""What the released code calls its modes, as changes of `SsText.official`."""
+
+
+def released():
+    """Figures of the released code, and its shots, labels, text and queries."""
+    figures, parameters = golden("ss_text")
+    X, T, Q = doubles(figures, "support_raw", "text_raw", "query_raw")
+    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    return figures, X, figures["support_labels"].astype(str), text, Q
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_released_code_gives_the_same_logits(mode):
+    figures, X, y, text, Q = released()
+    found = SsText.official(**MODES[mode]).fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found, figures[f"f64_logits_{mode}"], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_released_code_gives_the_same_logits_where_a_class_has_no_shot(mode):
+    figures, X, y, text, Q = released()
+    rows = figures["missing_rows_kept"]
+    assert len(set(y[rows])) < len(text.labels)
+    found = SsText.official(**MODES[mode]).fit(X[rows], y[rows], text=text).logits(Q)
+    np.testing.assert_allclose(found, figures[f"f64_missing_logits_{mode}"], rtol=1e-9, atol=1e-11)
+
+
+def test_released_code_without_text_is_the_limit_of_loose_anchors_and_prototype():
+    figures, X, y, text, Q = released()
+    for head in (SsText(anchor=1e-14, floor=0.0), Prototype(mix=0.0)):
+        np.testing.assert_allclose(head.fit(X, y, text=text).logits(Q), figures["f64_logits_ss"], rtol=1e-9, atol=1e-9)

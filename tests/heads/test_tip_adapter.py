@@ -15,6 +15,8 @@ from clipadapter.heads.tip_adapter import SEARCH_SCALE, TipAdapter, search_grid
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 D, CLASSES, SCALE = 8, 3, 30.0
 COUNTS = (4, 1, 2)
 NAMES = [f"class {i}" for i in range(CLASSES)]
@@ -138,12 +140,6 @@ def test_search_grid_is_the_published_one():
     np.testing.assert_allclose(grid["alpha"], 0.1 + np.arange(20) * 2.9 / 20)
 
 
-def test_search_grid_holds_what_the_released_search_found():
-    # Found by the authors' code on made-up features with bounds 12, 10 and 40 x 20 values.
-    pairs = set(itertools.product(*search_grid(12.0, 10.0, 40, 20).values()))
-    assert any(beta == pytest.approx(1.29) and alpha == pytest.approx(9.01) for beta, alpha in pairs)
-
-
 def test_presets_have_the_published_start_values():
     preset = TipAdapter.preset("oxford_flowers")
     assert (preset.alpha, preset.beta) == (10.0, 1.0)
@@ -157,3 +153,34 @@ def test_bad_parameters_are_named(params):
     X, y, text = toy_features()
     with pytest.raises(InputError, match=f"{next(iter(params))} must be 0 or more"):
         TipAdapter(**params).fit(X, y, text=text)
+
+
+def released():
+    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
+    figures, _ = golden("tip_adapter")
+    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
+    labels = [str(label) for label in figures["support_labels"]]
+    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (3.0, 5.5), (0.5, 12.0)])
+def test_released_code_gives_these_logits(alpha, beta):
+    figures, X, y, text, Q = released()
+    found = TipAdapter(alpha, beta).fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found, figures[f"f64_logits_alpha{alpha}_beta{beta}"], rtol=1e-10, atol=1e-10)
+
+
+def test_released_search_has_these_values_in_this_order():
+    figures, X, y, text, Q = released()
+    scale, steps = (golden("tip_adapter")[1][f"search_{name}_beta_alpha"] for name in ("scale", "step"))
+    truth = figures["val_labels"].astype(str)
+    pairs = list(itertools.product(*search_grid(*scale, *steps).values()))
+    right = [
+        (TipAdapter(alpha, beta).fit(X, y, text=text).predict(figures["val_raw"].astype(float)) == truth).sum()
+        for beta, alpha in pairs
+    ]
+    np.testing.assert_array_equal(np.reshape(right, steps), figures["search_val_correct"])
+    beta, alpha = pairs[int(np.argmax(right))]  # the first of the best
+    np.testing.assert_allclose([beta, alpha], figures["searched_beta_alpha"], rtol=1e-14)
+    found = TipAdapter(alpha, beta).fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found, figures["f64_logits_searched"], rtol=1e-10, atol=1e-10)

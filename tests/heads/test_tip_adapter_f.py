@@ -11,6 +11,8 @@ from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.tip_adapter_f import TipAdapterF
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 D, SCALE = 6, 20.0
 
 
@@ -134,3 +136,43 @@ def test_bad_parameters_are_named(params, words):
     X, y, text = toy_features()
     with pytest.raises(InputError, match=words):
         TipAdapterF(**params).fit(X, y, text=text)
+
+
+@pytest.fixture
+def released():
+    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
+    figures, _ = golden("tip_adapter")
+    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
+    labels = [str(label) for label in figures["support_labels"]]
+    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+
+
+def test_released_code_trains_to_these_keys_and_logits(released):
+    figures, X, y, text, Q = released
+    head = TipAdapterF.preset("imagenet", epochs=10, draw_views=False).fit(X, y, text=text)
+    np.testing.assert_allclose(head.keys_, figures["F_keys_step10"], atol=2e-7)  # float32 there
+    np.testing.assert_allclose(head.logits(Q), figures["f64_F_logits_step10"], rtol=1e-10, atol=1e-10)
+
+
+def test_released_code_trains_to_these_keys_in_one_step(released):
+    figures, X, y, text, _ = released
+    head = TipAdapterF.preset("imagenet", epochs=1, draw_views=False).fit(X, y, text=text)
+    np.testing.assert_allclose(head.keys_, figures["F_keys_step1"], atol=2e-7)
+
+
+def test_released_code_answers_so_with_other_parameters_than_it_trained_with(released):
+    figures, X, y, text, Q = released
+    head = TipAdapterF.preset("imagenet", epochs=1, draw_views=False).fit(X, y, text=text)
+    # Its epoch was chosen by the queries, which is not repeated here: it was the first one.
+    np.testing.assert_array_equal(figures["F_keys_best"], figures["F_keys_step1"])
+    beta, alpha = figures["F_searched_beta_alpha"]
+    head.load_state({**head.state(), "alpha_": alpha, "beta_": beta}, head.classes_, head.n_features_in_)
+    np.testing.assert_allclose(head.logits(Q), figures["f64_F_logits_searched"], rtol=1e-10, atol=1e-10)
+
+
+def test_views_need_not_be_training_rows(case):
+    X, _, y, text = case
+    noise = np.random.default_rng(0).standard_normal(X.shape)
+    views = np.stack([X, X + noise, X - noise], axis=1)  # the mean is X
+    plain, kept = (TipAdapterF(draw_views=False).fit(data, y, text=text).keys_ for data in (X, views))
+    np.testing.assert_allclose(kept, plain, rtol=1e-9)

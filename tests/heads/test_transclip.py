@@ -10,6 +10,8 @@ from clipadapter.heads import ClassText
 from clipadapter.heads.transclip import TransClip
 from clipadapter.heads.zero_shot import ZeroShot
 
+from .golden_figures import doubles, golden
+
 C, D, U, SCALE = 3, 6, 14, 10.0
 NAMES = ["a", "b", "c"]
 
@@ -156,3 +158,32 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
 def test_bad_parameters_are_named(params, case):
     with pytest.raises(InputError, match="support_weight must not be negative"):
         fitted(TransClip(**params), case)
+
+
+@pytest.fixture
+def released():
+    """Figures of the released code, and the head in its zero-shot mode on its pictures; the shots are of no account."""
+    figures, parameters = golden("transclip_zeroshot")
+    pictures, T = doubles(figures, "query_features_unit", "text_unit")
+    names = [str(k) for k in range(len(T))]
+    text = ClassText(names, T, parameters["scale"])
+    called = {"neighbours": "neighbours", "confident": "confident_per_class", "inner": "inner_updates"}
+    called |= {"updates": "outer_updates", "prior": "lambda_"}
+    assert all(getattr(TransClip.official(), ours) == parameters[theirs] for ours, theirs in called.items())
+    return figures, lambda **changes: TransClip.official(**changes).fit(T, names, text=text, unlabelled=pictures)
+
+
+# The released code ran in float32, in which its own rounding is 4e-6 in the assignments.
+
+
+def test_released_code_begins_at_the_same_centres(released):
+    figures, fitted = released
+    np.testing.assert_allclose(fitted(updates=0).centres_, figures["mu_init"], atol=5e-7)
+
+
+def test_released_code_ends_at_the_same_assignments_centres_and_variance(released):
+    figures, fitted = released
+    head = fitted()
+    np.testing.assert_allclose(head.predict_proba(figures["query_features_unit"]), figures["z"], atol=1e-5)
+    np.testing.assert_allclose(head.centres_, figures["mu_final"], atol=5e-7)
+    np.testing.assert_allclose(head.variance_, figures["var_final"], rtol=1e-5)

@@ -9,6 +9,8 @@ from clipadapter.errors import InputError
 from clipadapter.heads import ClassText
 from clipadapter.heads.zlap import Zlap
 
+from .golden_figures import doubles, golden
+
 C, D, U = 4, 6, 15
 NAMES = list("abcd")
 
@@ -30,15 +32,15 @@ def fitted(head, case):
     return head.fit(case["X"], case["y"], text=ClassText(NAMES, case["text"]), unlabelled=case["unlabelled"])
 
 
-def chosen(x, rows, k, power=1.0):
-    """Weights of the edges of one picture: the k nearest rows by cosine, negative ones cut off."""
+def chosen(x, rows, k, power=1.0, least=0.0):
+    """Weights of the edges of one picture: the k nearest rows by cosine, those below the least cut off."""
     weights = np.zeros(len(rows))
     for j in sorted(range(len(rows)), key=lambda j: -(x @ rows[j]))[:k]:
-        weights[j] = max(x @ rows[j], 0) ** power
+        weights[j] = max((x @ rows[j] - least) / (1 - least), 0) ** power
     return weights
 
 
-def plain(case, k, power, alpha, weight):
+def plain(case, k, power, alpha, weight, least=0.0):
     """Rows of the graph (n, d) and scores of its nodes (n + c, c)."""
     rows = length_one(case["unlabelled"])
     if weight:
@@ -46,8 +48,8 @@ def plain(case, k, power, alpha, weight):
     n = len(rows)
     W = np.zeros((n + C, n + C))
     for i in range(n):
-        W[i, :n] = chosen(rows[i], rows, k)
-        W[i, n:] = chosen(rows[i], case["text"], k, power)
+        W[i, :n] = chosen(rows[i], rows, k, 1.0, least)
+        W[i, n:] = chosen(rows[i], case["text"], k, power, least)
     W = W + W.T
     np.fill_diagonal(W, 0)
     degree = W.sum(axis=1)
@@ -80,6 +82,23 @@ def test_new_pictures_get_the_inductive_score(case, weight):
     expected = [np.concatenate([chosen(x, rows, 5), chosen(x, case["text"], 5, 5.0)]) @ scores for x in length_one(new)]
     found = fitted(Zlap(support_weight=weight, tolerance=1e-12), case).predict_proba(new)
     np.testing.assert_allclose(found, shares(np.array(expected)), atol=1e-8)
+
+
+def test_stretched_cosines_reach_from_the_weakest_edge_of_the_graph_to_one(case):
+    # Three neighbours, the picture itself among them, and three classes.
+    rows = length_one(np.concatenate([case["unlabelled"], case["X"]]))
+    least = min(np.sort(rows @ ends.T)[:, -3].min() for ends in (rows, case["text"]))
+    assert abs(least) > 0.01
+    head = fitted(Zlap(3, 2.0, 0.3, 10.0, tolerance=1e-12, stretch=True), case)
+    _, scores = plain(case, 3, 2.0, 0.3, 10.0, least)
+    np.testing.assert_allclose(head.scores_.numpy(), scores, atol=1e-9)
+    new = length_one(np.random.default_rng(8).standard_normal((6, D)) + 0.4)
+    edges = [np.concatenate([chosen(x, rows, 3, 1.0, least), chosen(x, case["text"], 3, 2.0, least)]) for x in new]
+    np.testing.assert_allclose(head.predict_proba(new), shares(np.array(edges) @ scores), atol=1e-8)
+
+
+def test_official_is_the_method_without_shots():
+    assert Zlap.official(power=3.0).get_params() == Zlap(support_weight=0.0, power=3.0).get_params()
 
 
 def test_without_support_weight_the_shots_are_not_looked_at(case):
@@ -128,3 +147,36 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
 def test_bad_parameters_are_named(params, case):
     with pytest.raises(InputError, match="alpha must be 0 to below 1"):
         fitted(Zlap(**params), case)
+
+
+RUNS = {"k5_g5_a0.3": {}, "k3_g3_a0.8": {"neighbours": 3, "power": 3.0, "alpha": 0.8}}
+"""What the released code was run with, as changes of `Zlap.official`."""
+
+
+def released(unlabelled, **changes):
+    """Figures of the released code, its queries, and the head without shots on some of its pictures."""
+    figures, _ = golden("zlap")
+    T, Q, pictures = doubles(figures, "text_unit", "query_features_unit", unlabelled)
+    names = [str(k) for k in range(len(T))]
+    return figures, Q, Zlap.official(**changes).fit(T, names, text=ClassText(names, T), unlabelled=pictures)
+
+
+# Its solver stops at a relative residual of 1e-6, which is 7e-7 in its scores.
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_released_code_gives_the_same_scores(run):
+    figures, Q, head = released("query_features_unit", **RUNS[run])
+    np.testing.assert_allclose(head.scores_[: len(Q)], figures[f"transductive_{run}"], atol=2e-6)
+    np.testing.assert_allclose(head.predict_proba(Q), shares(figures[f"transductive_{run}"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_released_code_gives_the_same_inductive_shares(run):
+    figures, Q, head = released("unlabeled_features_unit", **RUNS[run])
+    np.testing.assert_allclose(head.predict_proba(Q), shares(figures[f"inductive_{run}"]), atol=1e-5)
+
+
+def test_released_code_gives_the_same_scores_with_stretched_cosines():
+    figures, Q, head = released("query_features_unit", stretch=True)
+    np.testing.assert_allclose(head.scores_[: len(Q)], figures["transductive_k5_g5_a0.3_scaled"], atol=2e-6)

@@ -13,6 +13,15 @@ estimator):
 - P is multiplied by 1 + n / d, which makes it the inverse of an average of S and equal variances and keeps it from
   fading as shots become many, and by k / (k + 1) at k shots a class, since a mean of k shots is uncertain itself.
 A class without a shot has the mean of the other classes' means: its text decides.
+
+`for_classes` answers for classes of which there are no pictures at all, as the released base-to-new code does: from the
+k = 64 views x of the shots that are nearest to a class's text t,
+
+    mu = (sum x + 16 t) / (k + 16),    C = sum (x - t)' (x - t),    P = mean of d (C + tr(C) / (k - 1) I)^-1
+
+with the mean over these classes in P. For the shots' own classes that code has another P, the pseudo-inverse of the
+mean of the classes' covariances, not shrunk: `Gda.base_to_new`. Differs from it in that fewer views than 64 will do,
+and that a class with a single view is left out of that mean.
 """
 
 from __future__ import annotations
@@ -29,13 +38,13 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._gda_new_classes import SMALLEST, made_up
 from clipadapter.heads._registry import register_head
+from clipadapter.heads._shot_cache import check_not_negative
 
 ABSENT = -1e4
 """Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
-SHRINKAGES = ("pooled", "published")
-SMALLEST = 1e-12
-"""Trace below which there is no variance to speak of; the pseudo-inverse of the released code is then zero."""
+SHRINKAGES = ("pooled", "published", "base-to-new")
 BLOCK = 1024
 
 
@@ -64,15 +73,19 @@ class Gda(Head):
 
     Args:
         alpha: weight of the Gaussian logits beside the text's; without text it only sets the confidence.
-        shrinkage: how the covariance is estimated: "pooled" as above, or as "published".
+        shrinkage: how the covariance is estimated: "pooled" as above, as "published", or as published for
+            "base-to-new", which takes two shots or views a class, and many of them to be of use.
+        neighbours: views of the shots that stand for a class without pictures in `for_classes`, 64 as published. If
+            above 0, all views are kept, n v d numbers; 0 keeps none and knows no other classes.
 
     >>> Gda().fit([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0]], ["up", "up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
     """
 
-    def __init__(self, alpha: float = 0.06, shrinkage: str = "pooled") -> None:
+    def __init__(self, alpha: float = 0.06, shrinkage: str = "pooled", neighbours: int = 0) -> None:
         self.alpha = alpha
         self.shrinkage = shrinkage
+        self.neighbours = neighbours
 
     @classmethod
     def official(cls, **changes: Any) -> Self:
@@ -83,24 +96,57 @@ class Gda(Head):
         """
         return cls(**{"alpha": 1.0, "shrinkage": "published", **changes})
 
+    @classmethod
+    def base_to_new(cls, **changes: Any) -> Self:
+        """The released estimator of the base-to-new protocol: fit it to base classes, then `for_classes`.
+
+        Args:
+            changes: parameters to set otherwise. Alpha is searched as in `official`.
+        """
+        return cls(**{"alpha": 1.0, "shrinkage": "base-to-new", "neighbours": 64, **changes})
+
     def _fit(self, shots: Shots) -> None:
-        moments = _moments(unit(shots.views), shots.labels, shots.n_classes)
-        rows, present = float(moments.counts.sum()), float((moments.counts > 0).sum())
-        about_mean = moments.square - float(moments.total.square().sum()) / rows
-        exact = torch.tensor(about_mean, dtype=torch.float64)
-        trace, factor = self._shrink(moments.scatter.trace(), exact, rows, present, shots.views.shape[1:])
-        weight = torch.zeros_like(moments.means)
-        if float(trace) > SMALLEST:
-            shrunk = moments.scatter.clone()
-            shrunk.diagonal().add_(trace)
-            weight = factor * torch.cholesky_solve(moments.means.T, torch.linalg.cholesky(shrunk)).T
-        bias = -0.5 * (weight * moments.means).sum(dim=1) - math.log(shots.n_classes)
-        text = 0.0 if shots.text is None else shots.scale * shots.text
-        self.weight_ = (text + self.alpha * weight).to(shots.X.dtype).contiguous()
-        self.bias_ = (self.alpha * bias).to(shots.X.dtype)
+        check_not_negative(neighbours=self.neighbours)
+        rows, text = unit(shots.views), 0.0 if shots.text is None else shots.scale * shots.text
+        moments = _moments(rows, shots.labels, shots.n_classes)
+        if self.shrinkage == "base-to-new":
+            precision = torch.linalg.pinv(_mean_covariance(rows, shots.labels, moments), hermitian=True)
+            weight = moments.means @ precision
+        else:
+            weight = self._shrunk_weight(moments, shots.views.shape[1:])
+        self._add(text, weight, moments.means, rows.dtype)
+        self.views_ = rows.flatten(0, 1) if self.neighbours else None
+
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        views = getattr(self, "views_", None)
+        if views is None:
+            raise InputError(
+                "Gda knows only the classes that it was fitted to; with neighbours=64, as published, it keeps "
+                "the shots to make others of"
+            )
+        means, precision = made_up(views, text.double(), self.neighbours)
+        self._add(scale * text, means @ precision, means, views.dtype)
+
+    def _add(self, text: Tensor | float, weight: Tensor, means: Tensor, dtype: torch.dtype) -> None:
+        """One linear map of text and Gaussians, of (c, d) each."""
+        bias = -0.5 * (weight * means).sum(dim=1) - math.log(len(means))
+        self.weight_ = (text + self.alpha * weight).to(dtype).contiguous()
+        self.bias_ = (self.alpha * bias).to(dtype)
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
+
+    def _shrunk_weight(self, moments: _Moments, shape: Sequence[int]) -> Tensor:
+        """P mu of each class, (c, d); shape as in `_shrink`."""
+        rows, present = float(moments.counts.sum()), float((moments.counts > 0).sum())
+        about_mean = moments.square - float(moments.total.square().sum()) / rows
+        exact = torch.tensor(about_mean, dtype=torch.float64)
+        trace, factor = self._shrink(moments.scatter.trace(), exact, rows, present, shape)
+        if float(trace) <= SMALLEST:
+            return torch.zeros_like(moments.means)
+        shrunk = moments.scatter.clone()
+        shrunk.diagonal().add_(trace)
+        return factor * torch.cholesky_solve(moments.means.T, torch.linalg.cholesky(shrunk)).T
 
     def _shrink(
         self, within: Tensor, about_mean: Tensor, rows: float, present: Tensor | float, shape: Sequence[int]
@@ -124,7 +170,7 @@ class Gda(Head):
 
     def _leave_one_out(self, shots: Shots) -> Tensor | None:
         n, views, d = shots.views.shape
-        if n == 1:
+        if n == 1 or self.shrinkage == "base-to-new":
             return None
         rows = unit(shots.views.double())
         if n * views < d:  # all vectors lie in the span of the rows
@@ -223,3 +269,15 @@ def _moments(rows: Tensor, labels: Tensor, n_classes: int) -> _Moments:
     scatter -= sums.T @ means
     means[counts == 0] = means[counts > 0].mean(dim=0)
     return _Moments(scatter, sums.sum(dim=0), square, means, counts)
+
+
+def _mean_covariance(rows: Tensor, labels: Tensor, moments: _Moments) -> Tensor:
+    """(d, d) of the covariances of the classes, each by its own rows less one; classes with one row are left out."""
+    d, spread = rows.shape[2], moments.counts > 1
+    share = torch.where(spread, 1 / (moments.counts - 1).clamp_min(1), 0.0) / spread.sum().clamp_min(1)
+    covariance = torch.zeros(d, d, dtype=torch.float64)
+    for block, own in zip(rows.split(BLOCK), labels.split(BLOCK), strict=True):
+        # About the means row by row: a difference of sums would leave noise where the covariance is zero.
+        out = (block.double() - moments.means[own][:, None]) * share[own].sqrt()[:, None, None]
+        covariance.addmm_(out.flatten(0, 1).T, out.flatten(0, 1))
+    return covariance

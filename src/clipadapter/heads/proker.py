@@ -10,7 +10,7 @@ With a text ridge gamma the residual is also projected on the text, as in BReg-A
 A T (T' T + gamma I)^-1 T' in place of A.
 Differs from the paper: beta and lambda, published for 1, 2, 4, 8 and 16 shots, are interpolated in between; logits are
 text at the encoder's scale plus a regression of one fixed height; and many rows are solved for by Nystroem's method.
-`Proker.official` is phi itself.
+`Proker.official` is phi itself; with ``text_ridge=0.1`` it is what BReg-Adapter's code calls BiReg.
 """
 
 from __future__ import annotations

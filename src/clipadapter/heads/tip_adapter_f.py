@@ -46,6 +46,8 @@ class TipAdapterF(Head):
         epochs: passes over the shots; 0 is Tip-Adapter; None for as many as make ``steps``, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
         batch_size: shots a step.
+        draw_views: train on a drawn view of each shot a step, in place of the published augmentation; False for the
+            plain pictures alone, while the keys still start as the mean of all views.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
@@ -70,6 +72,7 @@ class TipAdapterF(Head):
         epochs: int | None = 20,
         steps: int = 250,
         batch_size: int = 256,
+        draw_views: bool = True,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -80,6 +83,7 @@ class TipAdapterF(Head):
         self.epochs = epochs
         self.steps = steps
         self.batch_size = batch_size
+        self.draw_views = draw_views
         self.seed = seed
         self.progress = progress
 
@@ -104,7 +108,8 @@ class TipAdapterF(Head):
             logits = shots.scale * x @ text.T + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, shots.labels[batch])
 
-        minimise([keys], loss, len(shots.labels), shots.views.shape[1], self._recipe(), keys.numel() + text.numel())
+        n, drawn = len(shots.labels), shots.views.shape[1] if self.draw_views else 1
+        minimise([keys], loss, n, drawn, self._recipe(), keys.numel() + text.numel())
         return keys.detach()
 
     def _recipe(self) -> Recipe:

@@ -2,16 +2,21 @@
 
 Paper: Stojnic, Kalantidis, Tolias, CVPR 2024, https://arxiv.org/abs/2404.04072.
 Differs from the paper, which has no labelled pictures: here the shots are pictures of the graph, and labels spread from
-them too. ``support_weight=0`` is the paper's method, without them.
+them too. `Zlap.official` is the paper's method, without them.
+Differs from the released code where cosines are stretched: an edge of a new picture that is weaker than all edges of
+the graph has no weight, where that code gives it a negative one.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import block_array, csr_array, diags_array
 from torch import Tensor
+from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
@@ -45,6 +50,8 @@ class Zlap(Head):
         alpha: share of the score that is passed on along the edges, 0 to 1.
         support_weight: what a shot knows of its label, beside what a picture knows by class text; 0 ignores the shots.
         tolerance: relative residual at which the solver stops.
+        stretch: move the cosines so that the least of the graph's edges becomes 0 and 1 stays 1, as the released code
+            does where class vectors are not text but proxies made of pictures (InMaP).
 
     >>> from clipadapter.heads import ClassText
     >>> text = ClassText(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
@@ -64,12 +71,23 @@ class Zlap(Head):
         alpha: float = 0.3,
         support_weight: float = 10.0,
         tolerance: float = 1e-6,
+        stretch: bool = False,
     ) -> None:
         self.neighbours = neighbours
         self.power = power
         self.alpha = alpha
         self.support_weight = support_weight
         self.tolerance = tolerance
+        self.stretch = stretch
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """What the released code computes: the shots are not looked at.
+
+        Args:
+            changes: parameters to set otherwise.
+        """
+        return cls(**{"support_weight": 0.0, **changes})
 
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None and shots.unlabelled is not None
@@ -80,7 +98,11 @@ class Zlap(Head):
         self.weight_ = shots.text
         self.rows_ = unit(torch.cat([shots.unlabelled, shots.X[seen]]))
         n = len(self.rows_)
-        graph = _graph(self.rows_, self._text_edges(self.rows_), self.neighbours - 1)
+        pictures = nearest(self.rows_, self.rows_, self.neighbours - 1, own=True)
+        classes = nearest(self.rows_, self.weight_, self.neighbours)
+        if self.stretch:
+            self.least_ = float(torch.cat([pictures[0].flatten(), classes[0].flatten()]).min())
+        graph = _graph(self._picture_edges(*pictures, n), self._text_edges(*classes))
         seeds = np.zeros((n + c, c), dtype=np.float64)
         seeds[n:] = np.eye(c)
         taken_in = float(graph[:u, n:].sum()) / u
@@ -96,23 +118,30 @@ class Zlap(Head):
     def _answer(self, x: Tensor) -> Tensor:
         rows, scores = self.rows_.to(x.dtype), self.scores_.to(x.dtype)
         n, u = len(rows), self.n_unlabelled_
-        near = edges(*nearest(x, rows, self.neighbours), n) @ scores[:n].numpy()
-        near = near + self._text_edges(x) @ scores[n:].numpy()
+        near = self._picture_edges(*nearest(x, rows, self.neighbours), n) @ scores[:n].numpy()
+        near = near + self._text_edges(*nearest(x, self.weight_.to(x.dtype), self.neighbours)) @ scores[n:].numpy()
         known = recall(x, rows[:u])
         score = torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], torch.from_numpy(near))  # (b, c)
         share = score / score.sum(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         return share.clamp_min(NOTHING).log()
 
-    def _text_edges(self, x: Tensor) -> csr_array:
+    def _picture_edges(self, cosines: Tensor, places: Tensor, n: int) -> csr_array:
+        """(m, n): from each picture to those that are nearest."""
+        return edges(self._stretched(cosines), places, n)
+
+    def _text_edges(self, cosines: Tensor, places: Tensor) -> csr_array:
         """(m, c): from each picture to the classes whose text is nearest."""
-        values, places = nearest(x, self.weight_.to(x.dtype), self.neighbours)
-        return edges(values.clamp_min(0).pow(self.power), places, len(self.weight_))
+        return edges(self._stretched(cosines).clamp_min(0).pow(self.power), places, len(self.weight_))
+
+    def _stretched(self, cosines: Tensor) -> Tensor:
+        """The least of the graph's to 0, and 1 to 1, if so asked."""
+        return (cosines - self.least_) / max(1 - self.least_, 1e-12) if self.stretch else cosines
 
 
-def _graph(rows: Tensor, to_text: csr_array, k: int) -> csr_array:
+def _graph(to_pictures: csr_array, to_text: csr_array) -> csr_array:
     """Edges among n pictures and c classes, both ways, divided by the roots of both ends' degrees: (n + c, n + c)."""
     n, c = to_text.shape
-    chosen = block_array([[edges(*nearest(rows, rows, k, own=True), n), to_text], [None, csr_array((c, c))]])
+    chosen = block_array([[to_pictures, to_text], [None, csr_array((c, c))]])
     both = (chosen + chosen.T).astype(np.float64)
     degree = both.sum(axis=1)
     root = diags_array(1 / np.sqrt(np.where(degree > 0, degree, 1)))
