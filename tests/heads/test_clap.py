@@ -13,6 +13,8 @@ from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 SCALE, D = 40.0, 12
 NAMES = ["ant", "bee", "cow", "dog"]
 
@@ -164,3 +166,37 @@ def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, co
     head = Clap(epochs=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def released(head, unit_text=False):
+    """Figures of the released code, its queries, and a head fitted to its inputs with its length of text."""
+    figures, parameters = golden("clap")
+    X, T, Q = doubles(figures, "support_features", "text_raw", "query_features")
+    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    rate = parameters["lr"]["unit" if unit_text else "raw"]
+    head.set_params(text_norm=1.0 if unit_text else np.linalg.norm(T, axis=1).tolist(), lr=rate)
+    return figures, Q, head.fit(X, figures["support_labels"].astype(str), text=text)
+
+
+# The released code ran in float32, in which its own rounding is 1e-6 in the weights and 3e-5 in the logits.
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "name"), [("class", "lambda"), ("relative", "lambda_corrected"), ("constant", "lambda_constant")]
+)
+def test_released_code_gives_the_same_multipliers_and_begins_at_zero_shot(multipliers, name):
+    figures, Q, head = released(Clap.official(multipliers=multipliers, epochs=0))
+    np.testing.assert_allclose(head.multipliers_, figures[name], atol=3e-6)
+    np.testing.assert_allclose(head.logits(Q), figures["logits_init"], atol=1e-4)
+
+
+@pytest.mark.parametrize("unit_text", [False, True])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("clap", {"schedule": "constant", "warmup_epochs": 0}), ("clap_sched", {})]
+)
+def test_released_code_gives_the_same_weights_loss_and_logits(name, changes, unit_text):
+    figures, Q, head = released(Clap.official(epochs=20, **changes), unit_text)
+    run = f"{name}_{'unit' if unit_text else 'raw'}"
+    np.testing.assert_allclose(head.weight_, figures[f"weights20_{run}"], atol=3e-6)
+    np.testing.assert_allclose(head.logits(Q), figures[f"logits20_{run}"], atol=1e-4)
+    assert head.loss_ == pytest.approx(figures[f"loss_{run}"][-1], abs=1e-5)

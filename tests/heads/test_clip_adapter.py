@@ -13,6 +13,8 @@ from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 D, CLASSES, SCALE = 8, 3, 30.0
 
 
@@ -262,3 +264,46 @@ def test_one_wrong_label_among_single_shots_does_not_choose_the_ratio():
     clean = ClipAdapter().fit(X, names, text=text)
     wrong = ClipAdapter().fit(X, [names[1], *names[1:]], text=text)
     assert wrong.alpha_ == pytest.approx(clean.alpha_, abs=0.1)
+
+
+@pytest.fixture
+def released():
+    """Figures of the released code, its queries, and the literal head after so many of its steps."""
+    figures, parameters = golden("clip_adapter")
+    X, T, Q, down, up = doubles(figures, "support_raw", "text_raw", "query_raw", "W1", "W2")
+    y = figures["support_labels"].astype(str)
+    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+
+    def trained(epochs, **changes):
+        # The released schedule is CoOp's; the figures were made at a constant rate.
+        head = ClipAdapter.official(schedule="constant", warmup_epochs=0, epochs=epochs, **changes)
+        assert (head.alpha, head.momentum, head.weight_decay) == (parameters["ratio"], 0.9, parameters["weight_decay"])
+        return started(head, {"down": down, "up": up}).fit(X, y, text=text)
+
+    return figures, Q, trained
+
+
+def test_released_code_gives_the_same_adapter_output_and_logits_before_training(released):
+    figures, Q, trained = released
+    head = trained(0)
+    adapted = Bottleneck(head.down_, head.up_)(torch.from_numpy(Q), head.final_relu)
+    np.testing.assert_allclose(adapted, figures["adapter_output_init"], atol=1e-6)  # float32 there
+    np.testing.assert_allclose(head.logits(Q), figures["f64_logits_init"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("lr", "run"), [(2e-3, "step10"), (0.5, "step10_lr0.5")])
+@pytest.mark.parametrize("input_norm", [False, True])
+def test_released_code_gives_the_same_logits_after_ten_steps(released, lr, run, input_norm):
+    figures, Q, trained = released
+    head = trained(10, lr=lr, input_norm=input_norm)
+    np.testing.assert_allclose(head.logits(Q), figures[f"f64_logits_{run}"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("lr", "suffix"), [(2e-3, ""), (0.5, "_lr0.5")])
+def test_released_code_trains_to_the_same_weights_and_loss(released, lr, suffix):
+    figures, _, trained = released
+    head = trained(10, lr=lr)
+    # The released code ran in float32, in which its own rounding is 4e-6 in the weights.
+    np.testing.assert_allclose(head.down_, figures[f"W1_step10{suffix}"], atol=1e-5)
+    np.testing.assert_allclose(head.up_, figures[f"W2_step10{suffix}"], atol=1e-5)
+    assert head.loss_ == pytest.approx(figures[f"losses{suffix}"][-1], abs=2e-6)

@@ -3,10 +3,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from clipadapter.errors import InputError
 from clipadapter.heads import _regression, linear_probe
 from clipadapter.heads._regression import ABSENT, affordable
-from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.linear_probe import COARSE, LinearProbe, search_c
 from clipadapter.testing import toy_features
+
+from .golden_figures import golden
 
 
 def clusters(classes, shots, d, spread=1.5, seed=0):
@@ -120,3 +123,43 @@ def test_one_wrong_label_among_single_shots_does_not_choose_c():
     wrong = y.copy()
     wrong[0] = wrong[1]
     assert LinearProbe().fit(X, wrong).C_ == LinearProbe().fit(X, y).C_ == linear_probe.ONE_SHOT
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 64), (2, 8)])
+def test_solver_of_scikit_learn_stops_where_it_stops(shape):
+    X, y = clusters(shape[0], 6, shape[1])
+    expected = LogisticRegression(C=1e4, max_iter=1000).fit(X, y)
+    fitted = LinearProbe.official(C=1e4).fit(X, y)
+    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(X), rtol=1e-9, atol=1e-12)
+    assert fitted.n_iter_ == expected.n_iter_[0]
+
+
+def test_solver_of_scikit_learn_leaves_out_classes_without_a_shot():
+    for counts, seen in (((4, 0, 4), {"cat", "bird"}), ((4, 0, 0), {"cat"})):
+        X, y, text = toy_features(counts)
+        fitted = LinearProbe.official(C=1.0).fit(X, y, text=text)
+        assert (fitted.logits(X)[:, 1] == ABSENT).all()
+        assert set(fitted.predict(X)) == seen
+
+
+def test_bad_solver_is_named():
+    X, y, _ = toy_features()
+    with pytest.raises(InputError, match="solver must be one of torch, sklearn, but is 'saga'"):
+        LinearProbe(solver="saga").fit(X, y)
+
+
+@pytest.mark.parametrize("run", ["shot1_seed1", "shot2_seed2", "shot4_seed2", "shot8_seed2", "shot16_seed3"])
+def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
+    figures, _ = golden("lpclip")
+    rows, held = figures[f"train_index_{run}"], figures[f"val_index_{run}"]
+    X, y = figures["train_features"][rows], figures["train_labels"][rows]
+    val, truth = figures["val_features"][held], figures["val_labels"][held]
+
+    def accuracy(C):
+        return (LinearProbe.official(C=C).fit(X, y).predict(val) == truth).mean()
+
+    np.testing.assert_allclose([accuracy(C) for C in COARSE], figures[f"coarse_val_acc_{run}"], rtol=1e-12)
+    path = search_c(accuracy)
+    np.testing.assert_allclose(path, figures[f"c_path_{run}"], rtol=1e-12)
+    found = LinearProbe.official(C=path[-1]).fit(X, y).predict(figures["test_features"])
+    np.testing.assert_array_equal(found, figures[f"test_pred_{run}"])

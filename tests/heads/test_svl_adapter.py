@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
 from clipadapter.heads import ClassText
-from clipadapter.heads.svl_adapter import SvlAdapter
+from clipadapter.heads.svl_adapter import SvlAdapter, star_blend
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
+
+from .golden_figures import doubles, golden
 
 D, SECOND, HIDDEN, C, SCALE = 5, 7, 4, 3, 30.0
 NAMES = ["a", "b", "c"]
@@ -168,3 +170,55 @@ def test_narrow_features_are_refused():
     X, y, text = toy_features()
     with pytest.raises(InputError, match="made by the same encoder"):
         SvlAdapter().fit(X[:, :-1], y, text=text)
+
+
+@pytest.fixture
+def released():
+    """Figures of the released code, both encoders' features by part, and the literal head after some of its steps."""
+    figures, parameters = golden("svl_adapter")
+    parts = {
+        part: np.hstack(doubles(figures, f"clip_{part}_features", f"ssl_{part}_features"))
+        for part in ("support", "val", "query")
+    }
+    text = ClassText([str(k) for k in range(parameters["K"])], *doubles(figures, "text_unit"))
+    start = {"weights": doubles(figures, "w1", "b1", "w2", "b2")}
+
+    def trained(epochs, blend):
+        head = SvlAdapter.official(blend=float(blend), hidden=parameters["hidden"], epochs=epochs)
+        assert head.lr == parameters["lr"]
+        assert head.batch_size > len(parts["support"])
+        return started(head, start).fit(parts["support"], figures["support_labels"].astype(str), text=text)
+
+    return figures, parts, trained
+
+
+# The released code ran in float32, in which its own rounding is 5e-7 in the network and 1e-4 in the blended logits.
+RUNS = pytest.mark.parametrize(("epochs", "run"), [(0, "given"), (20, "trained20")])
+
+
+@RUNS
+def test_released_code_gives_the_same_network(released, epochs, run):
+    figures, parts, trained = released
+    found = trained(epochs, 1.0).logits(parts["query"])
+    np.testing.assert_allclose(found, figures[f"adapter_logits_{run}"], atol=2e-6)
+
+
+@RUNS
+@pytest.mark.parametrize(("raw", "name"), [(True, "quirk"), (False, "norm")])
+def test_released_code_gives_the_same_blend_by_the_test_pictures(released, epochs, run, raw, name):
+    figures, parts, trained = released
+    features, text = (torch.from_numpy(x) for x in doubles(figures, "clip_query_features", "text_unit"))
+    blend = star_blend(features, text, 100.0, raw)
+    np.testing.assert_allclose(blend, figures[f"lambda_star_{name}"], atol=2e-6)
+    found = trained(epochs, blend).logits(parts["query"])
+    np.testing.assert_allclose(found, figures[f"fused_star_{name}_{run}"], atol=3e-4)
+
+
+@RUNS
+def test_released_search_finds_the_same_blend_on_validation_shots(released, epochs, run):
+    figures, parts, trained = released
+    heads = [trained(epochs, blend) for blend in np.arange(21) / 20]
+    truth = figures["val_labels"].astype(str)
+    best = max(heads, key=lambda head: (head.predict(parts["val"]) == truth).sum())  # the first of the best
+    assert best.blend == pytest.approx(figures[f"lambda_tuned_{run}"].item())
+    np.testing.assert_allclose(best.logits(parts["query"]), figures[f"fused_tuned_{run}"], atol=3e-4)

@@ -11,6 +11,8 @@ from clipadapter.heads.taskres import TaskRes
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 SCALE, D = 40.0, 12
 NAMES = ["ant", "bee", "cow", "dog"]
 LENGTHS = [9.0, 8.0, 11.0, 10.0]
@@ -146,3 +148,30 @@ def test_order_of_classes_and_length_of_features_do_not_matter(order, factor):
     head = TaskRes(epochs=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def released(**changes):
+    """Figures of the released code, its queries, and the literal head fitted to its inputs with its length of text."""
+    figures, parameters = golden("taskres")
+    X, T, Q = doubles(figures, "support_raw", "text_raw", "query_raw")
+    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    # The released schedule is CoOp's; the figures were made at a constant rate.
+    head = TaskRes.official(
+        **{"schedule": "constant", "warmup_epochs": 0, "text_norm": np.linalg.norm(T, axis=1).tolist(), **changes}
+    )
+    assert head.lr == parameters["lr"]
+    return figures, Q, head.fit(X, figures["support_labels"].astype(str), text=text)
+
+
+def test_released_code_begins_at_zero_shot():
+    figures, Q, head = released(epochs=0)
+    np.testing.assert_allclose(head.logits(Q), figures["f64_logits_x0"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize(("decay", "run"), [({}, "wd5e-4"), ({"weight_decay": 0.0}, "wd0")])
+def test_released_code_gives_the_same_residual_loss_and_logits_after_ten_steps(alpha, decay, run):
+    figures, Q, head = released(alpha=alpha, epochs=10, **decay)
+    np.testing.assert_allclose(head.logits(Q), figures[f"f64_logits_step10_alpha{alpha}_{run}"], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(head.residual_, figures[f"residual_step10_alpha{alpha}_{run}"], atol=5e-7)  # float32
+    assert head.loss_ == pytest.approx(figures[f"losses_alpha{alpha}_{run}"][-1], abs=5e-6)

@@ -9,6 +9,8 @@ from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.testing import toy_features
 
+from .golden_figures import doubles, golden
+
 SCALE, D = 40.0, 12
 NAMES = ["ant", "bee", "cow", "dog"]
 
@@ -106,3 +108,18 @@ def test_bad_length_is_named():
     X, y, text = toy_features()
     with pytest.raises(InputError, match="text_norm must be positive"):
         ZsLp(text_norm=[1.0, -1.0, 1.0]).fit(X, y, text=text)
+
+
+@pytest.mark.parametrize(("run", "length"), [("zslp_raw", None), ("zslp_unit", 1.0)])
+def test_released_code_gives_the_same_weights_loss_and_logits(run, length):
+    figures, parameters = golden("clap")
+    X, T, Q = doubles(figures, "support_features", "text_raw", "query_features")
+    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    # The released schedule is CoOp's; these figures were made at a constant rate.
+    head = ZsLp.official(schedule="constant", warmup_epochs=0, epochs=parameters["steps"])
+    head.set_params(text_norm=length or np.linalg.norm(T, axis=1).tolist(), lr=parameters["lr"][run[5:]])
+    head.fit(X, figures["support_labels"].astype(str), text=text)
+    # The released code ran in float32, in which its own rounding is 1.5e-6 in the weights and 2e-5 in the logits.
+    np.testing.assert_allclose(head.weight_, figures[f"weights20_{run}"], atol=5e-6)
+    np.testing.assert_allclose(head.logits(Q), figures[f"logits20_{run}"], atol=1e-4)
+    assert head.loss_ == pytest.approx(figures[f"loss_{run}"][-1], abs=1e-5)

@@ -3,6 +3,7 @@
 Paper: Lin et al., CVPR 2023, https://arxiv.org/abs/2301.06267.
 Differs from the paper, where learning rate, weight decay, batch size and the moment to stop were searched on validation
 shots: one recipe, all steps are run. Its text samples are single prompts; ours are the class text, one row a class.
+Several prompts a class can stand among the shots, as rows of X, with ``text_share=0``: then each weighs as a picture.
 Where there are more rows of text than a batch has pictures, each step draws as many of them as pictures.
 """
 

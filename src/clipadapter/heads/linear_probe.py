@@ -3,24 +3,68 @@
 Paper: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3.2.
 Differs from the papers' protocols: C is chosen on held-out shots, never on a validation set. The optimum is that of
 scikit-learn's LogisticRegression, on the way to it are torch's L-BFGS and a better start.
+`LinearProbe.official` with the C that `search_c` finds is the probe of CoOp's code, which stops before the optimum
+where C is large. How early depends on scikit-learn: since 1.4, of 2024, its tolerance is for the mean loss of the
+shots, before it was for their sum.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
+from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._regression import Regression, affordable
+from clipadapter.heads._regression import ABSENT, Regression, affordable
 from clipadapter.heads._training import few_threads
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 ONE_SHOT = 10.0
 ROUGH = 3e-3
 """`tol` while C is chosen: the penalised log-loss is then within about 0.001 of its end."""
+SOLVERS = ("torch", "sklearn")
+COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
+"""Values of C that `search_c` begins with, in the order of CoOp's code."""
+
+
+def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ...]:
+    """The search for C of CoOp's released probe, to repeat its figures.
+
+    It begins with a decade to either side of the best of 1e6, 1e4 ... 1e-6, and halves this interval of log C step by
+    step towards its better end. Of equal values it takes the largest C at first, then the smaller end.
+
+    Args:
+        score: of a C, the higher the better; there, the accuracy on up to four validation shots a class.
+        steps: how often the interval is halved.
+
+    Returns:
+        The better end at each step; the last one is what the figures were measured with.
+
+    >>> [round(C, 1) for C in search_c(lambda C: -abs(math.log(C / 30)), steps=4)]
+    [10.0, 10.0, 31.6, 31.6]
+    """
+    found = functools.cache(score)
+    middle = math.log10(max(COARSE, key=found))
+    low, high = middle - 1, middle + 1
+    better = []
+    for _ in range(steps):
+        middle = (low + high) / 2
+        if found(10**low) >= found(10**high):
+            better.append(10**low)
+            high = middle
+        else:
+            better.append(10**high)
+            low = middle
+    return tuple(better)
 
 
 @register_head("linear-probe", paper="https://arxiv.org/abs/2103.00020")
@@ -35,8 +79,10 @@ class LinearProbe(Head):
         input_norm: True to fit on unit-length features, False on raw ones.
         folds: number of folds for ``C="auto"``.
         max_iter: bound on L-BFGS iterations.
-        tol: L-BFGS stops when the norm of the gradient has fallen to this share of that at zero weights.
+        tol: L-BFGS stops when the norm of the gradient has fallen to this share of that at zero weights; with solver
+            "sklearn", when its largest entry has fallen below it.
         seed: of the folds.
+        solver: "torch", or "sklearn" for scikit-learn's LogisticRegression itself, in float64.
 
     >>> LinearProbe().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
@@ -50,6 +96,7 @@ class LinearProbe(Head):
         max_iter: int = 1000,
         tol: float = 1e-3,
         seed: int = 0,
+        solver: str = "torch",
     ) -> None:
         self.C = C
         self.input_norm = input_norm
@@ -57,20 +104,48 @@ class LinearProbe(Head):
         self.max_iter = max_iter
         self.tol = tol
         self.seed = seed
+        self.solver = solver
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The probe of CoOp's released code: raw features, and scikit-learn's solver with its own tolerance.
+
+        Args:
+            changes: parameters to set otherwise. C was searched on validation shots: see `search_c`.
+        """
+        return cls(**{"input_norm": False, "solver": "sklearn", "tol": 1e-4, **changes})
 
     def _fit(self, shots: Shots) -> None:
+        if self.solver not in SOLVERS:
+            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels
         # With fewer shots than features the solution lies in the span of the shots: rotating into it changes nothing.
         basis = torch.linalg.qr(X.T).Q if len(X) < X.shape[1] else None
         rows = X if basis is None else X @ basis
         with few_threads(0):
             self.C_ = self._choose(rows, labels) if self.C == "auto" else float(self.C)
+        if self.solver == "sklearn" and len(labels.unique()) > 1:
+            self._fit_sklearn(X, labels, shots.n_classes)
+            return
         # A second thread saves little in a pass of 20 ms, and waiting for it beside other programs costs much.
         with few_threads(rows.numel() * shots.n_classes // 8):
             regression = Regression(rows, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         weight, bias = regression.answer(shots.n_classes)
         self.weight_, self.bias_ = weight if basis is None else weight @ basis.T, bias
+
+    def _fit_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(C=self.C_, tol=self.tol, max_iter=self.max_iter)
+        model.fit(X.double().numpy(), labels.numpy())
+        self.n_iter_ = int(model.n_iter_.max())
+        weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+        if len(weight) == 1:  # two classes: the log-odds of the second
+            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        seen = torch.from_numpy(model.classes_)
+        self.weight_ = X.new_zeros(n_classes, X.shape[1]).index_copy(0, seen, weight.to(X.dtype))
+        self.bias_ = X.new_full((n_classes,), ABSENT).index_copy(0, seen, bias.to(X.dtype))
 
     def _logits(self, X: Tensor) -> Tensor:
         return self._input(X) @ self.weight_.T.to(X.dtype) + self.bias_.to(X.dtype)

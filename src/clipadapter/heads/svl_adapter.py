@@ -3,8 +3,9 @@
 Paper: Pantazis et al., BMVC 2022, https://arxiv.org/abs/2210.03794; the second encoder there is SimCLR trained on the
 pictures of the task without their labels.
 Differs from the paper: ``blend="auto"``, its SVL* without a validation set, takes zero-shot's confidence on the shots,
-not on the test pictures. The second encoder's features are brought to one length, so that one learning rate suits any
-encoder; `SvlAdapter.official` feeds them as they are. A class without shots is not pushed down.
+not on the test pictures; `star_blend` gives what the released code took. The second encoder's features are brought to
+one length, so that one learning rate suits any encoder; `SvlAdapter.official` feeds them as they are. A class without
+shots is not pushed down.
 """
 
 from __future__ import annotations
@@ -24,6 +25,26 @@ from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
 
 TENSORS = ("down", "down_bias", "up", "up_bias")
+
+
+def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) -> float:
+    """Weight of the network in SVL*: one minus the mean of zero-shot's highest probability over pictures.
+
+    The released code took the test pictures, without their labels, and with RN50 the features as they came, which makes
+    zero-shot look surer than it is. To repeat its figures, give what this returns as ``blend``.
+
+    Args:
+        features: (m, d) raw features of the first encoder.
+        text: (c, d), unit rows.
+        scale: CLIP's ``exp(logit_scale)``.
+        raw: take features as they came, as with RN50 there; else bring them to unit length.
+
+    >>> features, text = torch.tensor([[3.0, 0.0]]), torch.eye(2)
+    >>> round(star_blend(features, text, 1.0), 3), round(star_blend(features, text, 1.0, raw=True), 3)
+    (0.269, 0.047)
+    """
+    logits = scale * features @ text.T if raw else cosine_logits(features, text, scale)
+    return 1 - float(logits.softmax(dim=1).amax(dim=1).mean())
 
 
 @register_head("svl-adapter", paper="https://arxiv.org/abs/2210.03794")
@@ -80,7 +101,8 @@ class SvlAdapter(Head):
         """The recipe of the authors' released code: raw features of the second encoder.
 
         Args:
-            changes: parameters to set otherwise.
+            changes: parameters to set otherwise. Blend was the first of the best of 0, 0.05 ... 1 on up to four
+                validation shots a class, or `star_blend`.
         """
         return cls(**{"input_norm": False, **changes})
 
@@ -89,8 +111,8 @@ class SvlAdapter(Head):
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
             raise InputError(f"blend must be 0 to 1 or 'auto', but is {self.blend!r}")
         self.weight_, self.scale_ = shots.text, shots.scale
-        sure = self._zero_shot(shots.X).softmax(dim=1).amax(dim=1).mean()
-        self.blend_ = 1 - float(sure) if self.blend == "auto" else float(self.blend)
+        first = shots.X[:, : shots.text.shape[1]]
+        self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
         inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
         weights = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype)
