@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from clipadapter.encoders._images import centre_square, to_tensor
+from clipadapter.encoders._images import to_tensor
+from clipadapter.pixels import centre_square
 
 
 def reference(image: Image.Image, size: int) -> Image.Image:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,9 @@ class EncoderPart(_Part):
     licence: str = "unknown"
     note: str = ""
     text_dim: int | None = Field(default=None, gt=0)
+    engine: str = "torch"
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    calibration: str = Field(default="", pattern="^[0-9a-f]{0,64}$")
 
 
 class HeadPart(_Part):

@@ -162,6 +162,8 @@ def _with_prompts(model: FewShotClassifier, prompts: Prompts, source: Source) ->
         templates=templates if isinstance(templates, str) else list(get_templates(templates)),
         descriptions=model.descriptions if prompts.descriptions else None,
         device=model.device,
+        engine=model.engine,
+        precision=model.precision,
         cache=model.cache,
         batch_size=model.batch_size,
         progress=model.progress,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.artifact import Model, load_model, save_model
-from clipadapter.classifier._prediction import Prediction, answer
+from clipadapter.classifier._heads import make_head
+from clipadapter.classifier._prediction import Prediction, answer, softmax
+from clipadapter.classifier._towers import open_store, reopened
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.encoders import Encoder, create_encoder
-from clipadapter.errors import DataError, FingerprintError, InputError
-from clipadapter.features import Extraction, FeatureSet, FeatureStore, ViewSpec, encode_classes, extract
-from clipadapter.heads import ClassText, Head, Selection, create_head, select
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import Extraction, FeatureSet, ViewSpec, choose_engine, encode_classes, extract
+from clipadapter.heads import ClassText, Head, Selection, select
 
 
 class FewShotClassifier:
@@ -34,6 +35,9 @@ class FewShotClassifier:
         views: views of each shot, the plain picture included; or a `ViewSpec`.
         seed: of the views; and of the head, if it is given by name and takes one.
         device: torch device of the towers.
+        engine: what runs the image tower: "auto", "torch", "openvino" or "onnxruntime".
+        precision: of the image tower: "auto", "fp32", "bf16" or "int8". Both autos take what is fastest here and near
+            enough to fp32 on the pictures given (see `choose_engine`), and the plain tower where these are few.
         cache: file of the feature store; "auto" is the user's cache folder, None keeps no features.
         batch_size: pictures encoded at a time.
         progress: show bars on stderr.
@@ -58,6 +62,8 @@ class FewShotClassifier:
         views: int | ViewSpec = 1,
         seed: int = 0,
         device: str = "cpu",
+        engine: str = "auto",
+        precision: str = "auto",
         cache: str | Path | None = "auto",
         batch_size: int = 32,
         progress: bool = False,
@@ -72,10 +78,13 @@ class FewShotClassifier:
         self.views = views
         self.seed = seed
         self.device = device
+        self.engine = engine
+        self.precision = precision
         self.cache = cache
         self.batch_size = batch_size
         self.progress = progress
         self.strict = strict
+        self._chosen = False
 
     def fit(
         self,
@@ -153,6 +162,7 @@ class FewShotClassifier:
             DataError: if no picture can be read; `FeatureSet.provenance` has ``skipped`` otherwise.
         """
         spec = self._views() if views is None else ViewSpec(count=views)
+        self._choose_engine(images, class_names)
         found = self._extract(images, spec, self.strict)
         if not found.rows:
             reasons = "; ".join(f"{name}: {reason}" for _, name, reason in found.skipped[:3])
@@ -175,7 +185,7 @@ class FewShotClassifier:
 
     @property
     def encoder_(self) -> Encoder:
-        """The open encoder; opened at first use."""
+        """The open encoder; opened at first use, its engine and precision chosen when the first pictures come."""
         if not hasattr(self, "_encoder"):
             given = self.encoder
             self._encoder = create_encoder(given, self.device) if isinstance(given, str) else given
@@ -192,7 +202,7 @@ class FewShotClassifier:
 
     def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[Any]:
         """Probabilities (m, c) of pictures."""
-        return self._softmax(self.logits(images))
+        return softmax(self.logits(images), self.temperature_)
 
     def classify(self, images: Sequence[ImageSource], top: int = 5) -> list[Prediction]:
         """One answer a picture, in their order; a picture that can't be read costs only its own answer.
@@ -204,7 +214,9 @@ class FewShotClassifier:
         self._check_fitted()
         found = self._extract(images, ViewSpec(), strict=False)
         reasons = {i: reason for i, _, reason in found.skipped}
-        probabilities = self._softmax(self.head_.logits(found.features[:, 0])) if found.rows else np.empty((0, 0))
+        probabilities = (
+            softmax(self.head_.logits(found.features[:, 0]), self.temperature_) if found.rows else np.empty((0, 0))
+        )
         answers = dict(zip(found.rows, probabilities, strict=True))
         names = self.class_names_
         return [answer(source_name(x), names, answers.get(i), reasons.get(i), top) for i, x in enumerate(images)]
@@ -239,44 +251,37 @@ class FewShotClassifier:
         """
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
-        here = model.encoder_.info
-        if here.fingerprint != saved.encoder.fingerprint:
-            raise FingerprintError(
-                f"the model was fitted with {saved.encoder.name} of fingerprint {saved.encoder.fingerprint[:12]}, but "
-                f"{here.name} here has {here.fingerprint[:12]}: its weights or preprocessing differ, so predictions "
-                "would be wrong. Give the encoder it was fitted with (encoder=..., or --encoder), or fit again"
-            )
+        model._encoder = reopened(saved.encoder, encoder, model.device, model.engine, model.precision)
+        model._chosen = True
         model.head_, model.text_, model.support_ = saved.head, saved.text, saved.support
         model.prompts_, model.temperature_ = saved.prompts, saved.temperature
         model.class_names_ = saved.text.labels
         return model
 
     def _make_head(self) -> Head:
-        if isinstance(self.head, Head):
-            if self.head_params:
-                raise InputError("head_params go with a head's name; set them on the head that was given instead")
-            return self.head
-        params = dict(self.head_params or {})
-        head = create_head(self.head, **params)
-        known = head.get_params(deep=False)
-        for name, value in (("seed", self.seed), ("progress", self.progress)):
-            if name in known and name not in params:
-                head.set_params(**{name: value})
-        return head
+        return make_head(self.head, self.head_params, self.seed, self.progress)
 
     def _views(self) -> ViewSpec:
         return self.views if isinstance(self.views, ViewSpec) else ViewSpec(count=self.views, seed=self.seed)
 
-    @contextmanager
-    def _store(self) -> Iterator[FeatureStore | None]:
-        if self.cache is None:
-            yield None
+    def _choose_engine(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
+        """Once, for the pictures that come first."""
+        if self._chosen:
             return
-        with FeatureStore(None if self.cache == "auto" else self.cache) as store:
-            yield store
+        self._chosen = True
+        with open_store(self.cache) as store:
+            self._encoder = choose_engine(
+                self.encoder_,
+                images,
+                engine=self.engine,
+                precision=self.precision,
+                text=lambda: self.class_text(class_names),
+                store=store,
+                progress=self.progress,
+            )
 
     def _extract(self, images: Sequence[ImageSource], spec: ViewSpec, strict: bool) -> Extraction:
-        with self._store() as store:
+        with open_store(self.cache) as store:
             return extract(
                 self.encoder_,
                 images,
@@ -286,11 +291,6 @@ class FewShotClassifier:
                 progress=self.progress,
                 strict=strict,
             )
-
-    def _softmax(self, logits: NDArray[Any]) -> NDArray[np.float64]:
-        scaled = logits.astype(np.float64) / self.temperature_
-        exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(exponent / exponent.sum(axis=1, keepdims=True))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):

@@ -38,3 +38,10 @@ def answer(
     order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
     best = tuple((class_names[i], float(probabilities[i])) for i in order)
     return Prediction(source, best[0][0], best[0][1], best)
+
+
+def softmax(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """Logits (m, c) to probabilities (m, c)."""
+    scaled = logits.astype(np.float64) / temperature
+    exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(exponent / exponent.sum(axis=1, keepdims=True))

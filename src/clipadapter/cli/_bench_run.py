@@ -121,7 +121,11 @@ def _models(towers: Sequence[str], device: str, descriptions: Path | None, out: 
     from clipadapter.data import read_descriptions
 
     found = read_descriptions(descriptions) if descriptions else None
-    return {name: FewShotClassifier(name, descriptions=found, device=device, progress=out.progress) for name in towers}
+    # Full precision: what a study finds must not hang on the machine it was run on.
+    return {
+        name: FewShotClassifier(name, descriptions=found, device=device, precision="fp32", progress=out.progress)
+        for name in towers
+    }
 
 
 def read_rows(path: Path) -> dict[tuple[int, int], list[int]]:

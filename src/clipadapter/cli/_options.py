@@ -77,10 +77,14 @@ class Towers:
         batch_size: pictures encoded at a time.
         cache: file of the feature store; None is the user's.
         no_cache: keep no features.
+        engine: what runs the image tower; "auto" is what is fastest here.
+        precision: of the image tower; "auto" is what is near enough to fp32 on the pictures.
     """
 
     encoder: str | None
     device: str = "cpu"
+    engine: str = "auto"
+    precision: str = "auto"
     batch_size: int = 32
     cache: Path | None = None
     no_cache: bool = False
@@ -103,6 +107,12 @@ class Towers:
         out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
         return encoder
 
+    @staticmethod
+    def tell(opened: Encoder, used: Encoder, out: Output) -> None:
+        """Say what runs the image tower, if it is not the plain encoder that was opened."""
+        if used.info.note != opened.info.note:
+            out.note(f"image tower: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
+
     def load(self, folder: Path, **params: Any) -> FewShotClassifier:
         """The model in a folder.
 
@@ -123,6 +133,8 @@ class Towers:
             folder,
             encoder=self.encoder,
             device=self.device,
+            engine=self.engine,
+            precision=self.precision,
             batch_size=self.batch_size,
             cache=self.store,
             **params,
@@ -130,6 +142,20 @@ class Towers:
 
 
 _DEVICE = click.option("--device", default="cpu", show_default=True, help="Torch device, such as cuda.")
+_ENGINE = click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What runs the image tower; auto is what is fastest here.",
+)
+_PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Of the image tower; auto is the fastest that is near enough to fp32 on your pictures.",
+)
 _BATCH_SIZE = click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -151,13 +177,13 @@ _ENCODER_NOW = click.option(
     "--encoder", metavar="URI", help="Where the model's encoder is now, if its weights were moved."
 )
 
-encoder_options = bundle("towers", Towers, _ENCODER, _DEVICE, _BATCH_SIZE, _CACHE, _NO_CACHE)
-"""``--encoder`` (default auto), ``--device``, ``--batch-size``, ``--cache``, ``--no-cache``; as ``towers``."""
+encoder_options = bundle("towers", Towers, _ENCODER, _DEVICE, _ENGINE, _PRECISION, _BATCH_SIZE, _CACHE, _NO_CACHE)
+"""``--encoder`` (default auto) and how it is run: device, engine, precision, batch size, cache; as ``towers``."""
 
-model_options = bundle("towers", Towers, _ENCODER_NOW, _DEVICE, _BATCH_SIZE, _CACHE, _NO_CACHE)
+model_options = bundle("towers", Towers, _ENCODER_NOW, _DEVICE, _ENGINE, _PRECISION, _BATCH_SIZE, _CACHE, _NO_CACHE)
 """The same beside a fitted model, which knows its encoder; as ``towers``."""
 
-embed_options = bundle("towers", Towers, _ENCODER, _DEVICE, _BATCH_SIZE, _CACHE)
+embed_options = bundle("towers", Towers, _ENCODER, _DEVICE, _ENGINE, _PRECISION, _BATCH_SIZE, _CACHE)
 """The same where features must be kept; as ``towers``."""
 
 

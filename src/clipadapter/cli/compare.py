@@ -58,10 +58,13 @@ def command(
     chosen = _heads(heads)
     descriptions = prompts.read_descriptions(train.class_names)
     check_out(folder)
+    encoder = towers.open(out)
     model = FewShotClassifier(
-        towers.open(out),
+        encoder,
         templates=prompts.templates,
         descriptions=descriptions,
+        engine=towers.engine,
+        precision=towers.precision,
         cache=towers.store,
         batch_size=towers.batch_size,
         progress=out.progress,
@@ -69,6 +72,7 @@ def command(
     records = folder / "runs.jsonl"
     numbers = range(1, seeds + 1)
     result = compare(model, train, test, chosen, shots, numbers, records=records, progress=out.progress)
+    towers.tell(encoder, model.encoder_, out)
     tell(result, out)
     title = f"{'/'.join(shots_from.absolute().parts[-2:])} with {model.encoder_.info.name}"
     files = [records, *result.write(folder, title)]

@@ -76,8 +76,9 @@ def command(
     params, grid, spec = head.params(), head.grid(), views.spec(seed)
     others = _unlabelled(head, unlabelled)
     _check_folder(folder)
+    encoder = towers.open(out)
     model = FewShotClassifier(
-        towers.open(out),
+        encoder,
         head.head,
         head_params=params,
         grid=grid,
@@ -85,6 +86,8 @@ def command(
         descriptions=descriptions,
         views=spec,
         seed=seed,
+        engine=towers.engine,
+        precision=towers.precision,
         cache=towers.store,
         batch_size=towers.batch_size,
         progress=out.progress,
@@ -93,6 +96,7 @@ def command(
     labels = dataset.labels
     paths = [dataset.samples[i].path for i in rows]
     model.fit(paths, [labels[i] for i in rows], dataset.class_names, others)
+    towers.tell(encoder, model.encoder_, out)
     model.save(folder, support=not no_support)
     _report(model, head, folder, time.monotonic() - started, out)
 

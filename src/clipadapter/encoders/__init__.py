@@ -1,6 +1,7 @@
 """Encoders: pictures and texts to features. One file a family; see ``list_encoders()``."""
 
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders._engine import fingerprint_in, with_engine
 from clipadapter.encoders._registry import create_encoder, encoder_info, list_encoders, register_encoder
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "EncoderListing",
     "create_encoder",
     "encoder_info",
+    "fingerprint_in",
     "list_encoders",
     "register_encoder",
+    "with_engine",
 ]

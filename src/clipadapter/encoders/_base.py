@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipadapter.engines import Tower
+
 
 @dataclass(frozen=True)
 class EncoderInfo:
@@ -25,6 +27,9 @@ class EncoderInfo:
         fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
         note: what a person should know, such as why ``auto`` took this encoder; may be empty.
         text_dim: width of text features if it is another: the first columns of picture features then go with them.
+        engine: what runs the image tower.
+        precision: in which it runs: "fp32", "bf16" or "int8"; part of the fingerprint.
+        calibration: digest of the pictures that int8 was calibrated with, else empty; part of the fingerprint.
     """
 
     name: str
@@ -36,6 +41,9 @@ class EncoderInfo:
     fingerprint: str
     note: str = ""
     text_dim: int | None = None
+    engine: str = "torch"
+    precision: str = "fp32"
+    calibration: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,13 +92,15 @@ class Encoder(ABC):
     def preprocess(self, image: Image.Image) -> Tensor:
         """An RGB picture of any size to the tower's input (3, s, s) float32, on CPU; see `pixel_shape`.
 
+        An encoder that an engine runs gives plain values (s, s, 3) uint8 instead.
+
         Safe to call from threads. A picture that is already (s, s) is neither resized nor cropped: augmented
         views rely on it.
         """
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Preprocessed pictures (n, 3, s, s) to raw features (n, d) float32 on CPU, in inference mode."""
+        """Preprocessed pictures (n, *pixel_shape) to raw features (n, d) float32 on CPU, in inference mode."""
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -99,6 +109,10 @@ class Encoder(ABC):
         Raises:
             InputError: if there are no texts.
         """
+
+    def tower(self) -> Tower | None:
+        """The image tower as engines take it; None, the default, if only the encoder itself can run it."""
+        return None
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
         """RGB pictures to raw features (n, d) float32 on CPU, without cache or threads."""

@@ -19,10 +19,12 @@ from torch import Tensor
 from clipadapter.encoders import _lite_image as image_side
 from clipadapter.encoders import _lite_text as text_side
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import as_rgb, centre_square, to_tensor
+from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._registry import register_encoder
+from clipadapter.engines import Tower
 from clipadapter.errors import InputError, require
+from clipadapter.pixels import PixelSpec
 
 CODE_VERSION = 1
 """Raised whenever the same picture or text would get another feature."""
@@ -32,7 +34,7 @@ LOGIT_SCALE = 28.0
 
 LICENCE = "Apache-2.0"
 NOTE = "for trying out, tests and machines without a hub: zero-shot about 52 % on 101 classes of Caltech-101"
-MEAN = STD = (0.5, 0.5, 0.5)
+PIXELS = PixelSpec(image_side.SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @register_encoder("lite")
@@ -83,7 +85,11 @@ class LiteEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to 224 (bicubic), the middle of it, values to -1 .. 1."""
-        return to_tensor(centre_square(as_rgb(image), image_side.SIZE), MEAN, STD)
+        return to_tensor(PIXELS.square(image), PIXELS.mean, PIXELS.std)
+
+    def tower(self) -> Tower:
+        """EfficientNet-Lite0 up to its pooling."""
+        return Tower(self.info.name, self.info.fingerprint, self.info.dim, PIXELS, self._tower)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 224, 224) to (n, 1280)."""
@@ -109,5 +115,5 @@ class LiteEncoder(Encoder):
 
 
 def _fingerprint() -> str:
-    facts = (CODE_VERSION, image_side.IMAGE_SHA256, image_side.SIZE, MEAN, STD, text_side.text_facts())
+    facts = (CODE_VERSION, image_side.IMAGE_SHA256, image_side.SIZE, PIXELS.mean, PIXELS.std, text_side.text_facts())
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()

@@ -8,6 +8,7 @@ vocabulary; open_clip only warns, or says nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from clipadapter.encoders import _open_clip_load as load
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import LONG_RATIO, as_rgb, centre_square
 from clipadapter.encoders._inputs import check_pixels, unique_texts
+from clipadapter.encoders._open_clip_text import TextTower
 from clipadapter.encoders._registry import register_encoder
+from clipadapter.engines import Tower
 from clipadapter.errors import InputError
+from clipadapter.pixels import LONG_RATIO, PixelSpec, as_rgb, centre_square
 
 
 @register_encoder("open_clip")
@@ -59,6 +62,10 @@ class OpenClipEncoder(Encoder):
             fingerprint=load.fingerprint(model, self._tokenizer, source.config, facts),
         )
         self.device = device
+        self._pixels: PixelSpec | None = None
+        if config.resize_mode != "longest":
+            resample = "bilinear" if bilinear else "bicubic"
+            self._pixels = PixelSpec(int(size), tuple(config.mean), tuple(config.std), config.resize_mode, resample)
         self._model: Any = model.to(device)
 
     @classmethod
@@ -91,6 +98,12 @@ class OpenClipEncoder(Encoder):
         """Open_clip's own transform for evaluation."""
         return self._transform(self._bounded(as_rgb(image)))
 
+    def tower(self) -> Tower | None:
+        """The model's ``visual``; None if pictures are padded to a square, which engines don't do."""
+        if self._pixels is None:
+            return None
+        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._model.visual)
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
         check_pixels(pixels, self.info.image_size)
@@ -102,12 +115,13 @@ class OpenClipEncoder(Encoder):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, d), by the model's own tokenizer."""
         different, places = unique_texts(texts)
-        rows = []
+        tokens = [self._tokenizer(different[i : i + batch_size]) for i in range(0, len(different), batch_size)]
         with torch.inference_mode():
-            for start in range(0, len(different), batch_size):
-                tokens = self._tokenizer(different[start : start + batch_size]).to(self.device)
-                rows.append(self._model.encode_text(tokens, normalize=False).float().cpu())
-            return torch.cat(rows)[places]
+            return self._text_tower(torch.cat(tokens), batch_size)[places]
+
+    @cached_property
+    def _text_tower(self) -> TextTower:
+        return TextTower(self._model, self.device)
 
     def _bounded(self, image: Image.Image) -> Image.Image:
         """A long strip cut to its middle, so that scaling it needs little memory; else the picture itself."""

@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import as_rgb, centre_square, to_tensor
+from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._simclr_network import MEAN, STD, WIDTH, load_tower
+from clipadapter.engines import Tower
 from clipadapter.errors import InputError
+from clipadapter.pixels import PixelSpec
 
 NOTE = "trained on your own pictures by 'clipadapter simclr'; no text, so use it as pair:lite+simclr:FOLDER"
 
@@ -39,6 +41,7 @@ class SimClrEncoder(Encoder):
         self._folder = Path(folder).expanduser().absolute()
         tower, size, digest = load_tower(self._folder)
         self._tower = tower.to(device)
+        self._pixels = PixelSpec(size, MEAN, STD)
         facts = ("simclr 1", digest, size, MEAN, STD)
         self.info = EncoderInfo(
             name=f"simclr:{self._folder}",
@@ -71,7 +74,11 @@ class SimClrEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to the size it was trained at, the middle of it, ImageNet's mean and deviation."""
-        return to_tensor(centre_square(as_rgb(image), self.info.image_size), MEAN, STD)
+        return to_tensor(self._pixels.square(image), MEAN, STD)
+
+    def tower(self) -> Tower:
+        """ResNet-18 up to its pooling."""
+        return Tower(self.info.name, self.info.fingerprint, WIDTH, self._pixels, self._tower)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, 512)."""

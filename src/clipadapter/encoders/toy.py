@@ -11,14 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import as_rgb, centre_square, to_tensor
+from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.errors import InputError
+from clipadapter.pixels import PixelSpec
 
 SIZE = 32
 WIDTH = 32
 GRID = 8
+PIXELS = PixelSpec(SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 NOTE = "tests only: knows colours and nothing else"
 COLOURS = {
     "red": (255, 0, 0),
@@ -69,7 +71,7 @@ class ToyEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to 32, the middle of it, values to -1 .. 1."""
-        return to_tensor(centre_square(as_rgb(image), SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        return to_tensor(PIXELS.square(image), PIXELS.mean, PIXELS.std)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 32, 32) to (n, 32)."""

@@ -1,5 +1,6 @@
 """Features: computed once and kept. A store, what fills it, and what heads are fitted to."""
 
+from clipadapter.features.choose import choose_engine, ready_engine
 from clipadapter.features.export import FeatureRow, feature_rows, to_parquet
 from clipadapter.features.extract import Embedding, Extraction, embed, extract, parse_shard
 from clipadapter.features.feature_set import FeatureSet
@@ -15,11 +16,13 @@ __all__ = [
     "FeatureStore",
     "ViewSpec",
     "augment",
+    "choose_engine",
     "embed",
     "encode_classes",
     "extract",
     "feature_key",
     "feature_rows",
     "parse_shard",
+    "ready_engine",
     "to_parquet",
 ]

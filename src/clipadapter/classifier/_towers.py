@@ -1,0 +1,64 @@
+"""The encoder that a saved model needs, as it can be had here; and the store beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, with_engine
+from clipadapter.engines import Calibration
+from clipadapter.errors import EncoderUnavailableError, FingerprintError, MissingExtraError
+from clipadapter.features import FeatureStore, ready_engine
+
+
+@contextmanager
+def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
+    """The feature store that `FewShotClassifier` means by its ``cache``."""
+    if cache is None:
+        yield None
+        return
+    with FeatureStore(None if cache == "auto" else cache) as store:
+        yield store
+
+
+def reopened(
+    saved: EncoderInfo, given: str | Encoder | None, device: str, engine: str = "auto", precision: str = "auto"
+) -> Encoder:
+    """The encoder of a saved model, in the precision it was fitted with.
+
+    Args:
+        saved: what the model knows of it.
+        given: where it is now, or the open encoder; the saved name if not given.
+        device: torch device, if it must be opened.
+        engine: "auto" takes one that is ready here.
+        precision: "auto" is the saved one; another gives features that are near, not equal, to those of the fit.
+
+    Raises:
+        FingerprintError: if it is another encoder.
+        MissingExtraError: if the engine that was asked for is not installed.
+    """
+    encoder = given if isinstance(given, Encoder) else create_encoder(given or saved.name, device)
+    if isinstance(given, Encoder) and given.info.fingerprint == saved.fingerprint:
+        return given
+    if fingerprint_in(encoder.info.fingerprint, saved.precision, saved.calibration) != saved.fingerprint:
+        raise FingerprintError(
+            f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
+            f"{encoder.info.name} here has {encoder.info.fingerprint[:12]}: its weights or preprocessing differ, so "
+            "predictions would be wrong. Give the encoder it was fitted with (encoder=..., or --encoder), or fit again"
+        )
+    wanted = saved.precision if precision == "auto" else precision
+    calibration = Calibration(None, saved.calibration) if wanted == "int8" and saved.calibration else None
+    if encoder.tower() is None:
+        return encoder
+    if engine != "auto":
+        return with_engine(encoder, engine, wanted, calibration)
+    try:
+        return ready_engine(encoder, wanted, saved.engine, calibration)
+    except (EncoderUnavailableError, MissingExtraError) as error:
+        if precision != "auto":
+            raise
+        note = f"the model was fitted on {wanted} features, these are fp32, near but not equal: {error}"
+        encoder.info = replace(encoder.info, note="; ".join(part for part in (encoder.info.note, note) if part))
+        return encoder

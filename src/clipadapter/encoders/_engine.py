@@ -1,0 +1,125 @@
+"""An encoder whose image tower another engine runs, or in another precision; texts stay with the encoder itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipadapter.encoders._base import Encoder, EncoderListing
+from clipadapter.engines import PRECISIONS, Calibration, Runner, Tower, create_engine
+from clipadapter.errors import InputError
+
+
+class EngineEncoder(Encoder):
+    """See `with_engine`.
+
+    Args:
+        plain: the encoder itself.
+        tower: its image tower.
+        run: the tower made ready.
+        engine: what runs it.
+        precision: in which it runs.
+        calibration: digest of the pictures for int8.
+    """
+
+    def __init__(
+        self, plain: Encoder, tower: Tower, run: Runner, engine: str, precision: str, calibration: str = ""
+    ) -> None:
+        self.plain, self.device = plain, plain.device
+        self.pixels, self._run = tower.pixels, run
+        self.info = replace(
+            plain.info,
+            fingerprint=fingerprint_in(plain.info.fingerprint, precision, calibration),
+            engine=engine,
+            precision=precision,
+            calibration=calibration,
+        )
+
+    @classmethod
+    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+        """Never: it has no scheme of its own.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("an engine is chosen beside the encoder: create_encoder(uri, engine=..., precision=...)")
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """Nothing: every encoder is listed by itself."""
+        return []
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """(s, s, 3)."""
+        return (self.pixels.size, self.pixels.size, 3)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The square that the tower sees, as (s, s, 3) uint8: mean and deviation are the engine's part."""
+        return torch.from_numpy(np.array(self.pixels.square(image)))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, s, s, 3) uint8 to (n, d)."""
+        if tuple(pixels.shape[1:]) != self.pixel_shape or pixels.dtype != torch.uint8:
+            raise InputError(
+                f"this encoder takes pixels (n, {', '.join(map(str, self.pixel_shape))}) of uint8, but got "
+                f"{tuple(pixels.shape)} of {pixels.dtype}"
+            )
+        if not len(pixels):
+            return torch.empty(0, self.info.dim)
+        return torch.from_numpy(self._run(pixels.numpy()))
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """As the encoder itself does."""
+        return self.plain.encode_text(texts, batch_size)
+
+
+def fingerprint_in(fingerprint: str, precision: str, calibration: str = "") -> str:
+    """Fingerprint of an encoder in another precision.
+
+    Features in full precision are the same whatever engine made them, so that these share one.
+    """
+    if precision == "fp32":
+        return fingerprint
+    return hashlib.blake2b(f"{fingerprint} {precision} {calibration}".encode(), digest_size=16).hexdigest()
+
+
+def with_engine(
+    encoder: Encoder, engine: str = "torch", precision: str = "fp32", calibration: Calibration | None = None
+) -> Encoder:
+    """The same encoder, its image tower run by another engine or in another precision.
+
+    Args:
+        encoder: any; one that can't be converted is given back as it is for torch and fp32.
+        engine: see ``clipadapter.engines.list_engines()``.
+        precision: "fp32" gives the same features to rounding; "bf16" and "int8" near ones, which have another
+            fingerprint.
+        calibration: pictures that int8 sets its ranges by.
+
+    Raises:
+        UnknownNameError: if no engine has the name.
+        InputError: if the encoder can't be converted, or the engine has no such precision or device.
+        MissingExtraError: if the engine is not installed.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> with_engine(create_encoder("toy")).info.engine
+    'torch'
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}")
+    plain = encoder.plain if isinstance(encoder, EngineEncoder) else encoder
+    made = create_engine(engine, device=plain.device)
+    tower = plain.tower()
+    if tower is None:
+        if (engine, precision) == ("torch", "fp32"):
+            return plain
+        raise InputError(f"the image tower of {plain.info.name} can't be converted: use engine 'torch' and fp32")
+    run = made.run(tower, precision, calibration)
+    digest = calibration.digest if calibration is not None and precision == "int8" else ""
+    return EngineEncoder(plain, tower, run, engine, precision, digest)

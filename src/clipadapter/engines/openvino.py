@@ -1,0 +1,87 @@
+"""OpenVINO: the fastest on most CPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.engines._base import Calibration, ConvertingEngine, Runner, Tower
+from clipadapter.engines._registry import register_engine
+from clipadapter.errors import require
+
+FILE = "tower.xml"
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+@register_engine("openvino")
+class OpenVinoEngine(ConvertingEngine):
+    """Intel's runtime, fast on AMD and ARM as well; int8 by NNCF's quantisation after training."""
+
+    precisions = ("fp32", "bf16", "int8")
+    packages = ("openvino", "nncf")
+    extra = "openvino"
+
+    @classmethod
+    def title(cls) -> str:
+        """As its makers write it."""
+        return "OpenVINO"
+
+    def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:
+        from clipadapter.engines._modules import is_transformer, traced
+
+        ov = require("openvino", self.extra, "The OpenVINO engine")
+        size = tower.pixels.size
+        graph = traced(tower)
+        model = ov.convert_model(graph, example_input=_example(size), input=[([-1, size, size, 3], ov.Type.u8)])
+        if precision == "int8" and calibration is not None and calibration.squares is not None:
+            model = _quantised(model, calibration.squares, is_transformer(tower))
+        ov.save_model(model, folder / FILE, compress_to_fp16=False)
+
+    def load(self, folder: Path, precision: str) -> Runner:
+        """See `ConvertingEngine.load`."""
+        options = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",  # one batch on all cores: batches come one after another
+            "CACHE_DIR": str(folder / "compiled"),
+        }
+        request = _core().compile_model(folder / FILE, "CPU", options).create_infer_request()
+        lock = threading.Lock()
+
+        def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with lock:
+                request.infer({0: squares})
+                return np.array(request.get_output_tensor(0).data, dtype=np.float32)
+
+        return run
+
+
+@cache
+def _core() -> Any:
+    return require("openvino", OpenVinoEngine.extra, "The OpenVINO engine").Core()
+
+
+def _example(size: int) -> Any:
+    import torch
+
+    return torch.zeros(2, size, size, 3, dtype=torch.uint8)
+
+
+def _quantised(model: Any, squares: NDArray[np.uint8], transformer: bool) -> Any:
+    nncf = require("nncf", OpenVinoEngine.extra, "int8 of the OpenVINO engine")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    rows = nncf.Dataset([squares[i : i + 1] for i in range(len(squares))])
+    with contextlib.redirect_stdout(io.StringIO()):  # its bars would mix with results
+        return nncf.quantize(
+            model,
+            rows,
+            subset_size=len(squares),
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        )

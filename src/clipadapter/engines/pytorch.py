@@ -1,0 +1,48 @@
+"""The engine that is always there."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.engines._base import Calibration, Engine, Runner, Tower
+from clipadapter.engines._registry import register_engine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register_engine("torch")
+class TorchEngine(Engine):
+    """PyTorch, on the CPU or a GPU; on a GPU weights are laid channels-last and copies overlap with work."""
+
+    precisions = ("fp32", "bf16")
+    devices = ("cpu", "cuda", "mps", "xpu")
+
+    def run(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
+        """See `Engine.run`; nothing is converted."""
+        import torch
+
+        from clipadapter.engines._modules import Uint8Tower
+
+        self.check(precision)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if precision == "bf16":
+            tower = Tower(tower.name, tower.fingerprint, tower.dim, tower.pixels, copy.deepcopy(tower.module).to(dtype))
+        module = Uint8Tower(tower, dtype).eval().to(self.device)
+        on_gpu = self.device.startswith("cuda")
+        if on_gpu:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+            batch: Tensor = torch.from_numpy(squares)
+            if on_gpu:
+                batch = batch.pin_memory()
+            with torch.inference_mode():
+                features: NDArray[np.float32] = module(batch.to(self.device, non_blocking=True)).cpu().numpy()
+            return features
+
+        return run
