@@ -8,10 +8,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
 FLOORS = [
     {"errors"},
-    {"registry", "functional", "metrics", "cache", "sealed", "pixels"},
+    {"registry", "functional", "metrics", "cache", "sealed", "pixels", "prediction"},
     {"engines"},
     {"data", "encoders", "heads"},
-    {"features", "pretraining"},
+    {"features", "pretraining", "quick"},
     {"artifact"},
     {"classifier"},
     {"bench", "testing"},

@@ -1,5 +1,6 @@
 import os
 import sqlite3
+import struct
 import threading
 from pathlib import Path
 
@@ -88,6 +89,56 @@ def test_an_entry_of_another_width_counts_as_missing(path):
     with FeatureStore(path) as store:
         store.put_many(vectors(1))
         assert store.get_many([b"key 0"], dim=3) == {}
+
+
+def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
+    items = vectors(1001)
+    keys = [key for key in reversed(items) for _ in range(2)]
+    with FeatureStore(":memory:") as store:
+        store.put_many(items)
+        same(store.get_many(keys, dim=4), items)
+        assert store.contains_many(keys, dim=4) == set(items)
+
+
+def test_numbers_of_two_types_and_widths_may_lie_in_one_store():
+    items = vectors(120, dim=8, dtype="float16") | vectors(90, dtype="float16") | vectors(50)
+    mixed = dict(sorted(items.items()))  # by name, so that the kinds alternate
+    with FeatureStore(":memory:") as store:
+        store.put_many(mixed)
+        four = {key: vector for key, vector in mixed.items() if len(vector) == 4}
+        assert len(four) == 90
+        same(store.get_many(list(mixed), dim=4), four)
+        assert [key for key, _ in store.items()] == list(mixed)
+        same(dict(store.items()), mixed)
+
+
+def test_every_float16_comes_back_as_the_same_number():
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    expected = [struct.unpack("<e", struct.pack("<H", bits))[0] for bits in range(1 << 16)]
+    with FeatureStore(":memory:") as store:
+        store.put_many({b"key": values})
+        found = store.get_many([b"key"], dim=1 << 16)[b"key"]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found[~np.isnan(found)]), np.signbit(values[~np.isnan(values)]))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f2"])
+def test_the_order_of_bytes_in_memory_does_not_matter(dtype):
+    items = vectors(3, dtype=dtype)
+    with FeatureStore(":memory:") as store:
+        store.put_many(items)
+        same(store.get_many(list(items), dim=4), items)
+
+
+def test_vectors_can_be_changed_without_changing_those_of_another_call():
+    items = vectors(2)
+    with FeatureStore(":memory:") as store:
+        store.put_many(items)
+        first, entries = store.get_many(list(items), 4), store.items()
+        first[b"key 0"][:] = next(entries)[1][:] = 7
+        same(store.get_many(list(items), 4), items)
+        same(dict(store.items()), items)
+    np.testing.assert_array_equal(first[b"key 1"], items[b"key 1"])
 
 
 def test_another_dtype_is_refused(path):

@@ -1,6 +1,6 @@
 """Pictures in, names out: encoder, head and class names as one classifier."""
 
 from clipadapter.classifier._classifier import FewShotClassifier
-from clipadapter.classifier._prediction import Prediction
+from clipadapter.prediction import Prediction
 
 __all__ = ["FewShotClassifier", "Prediction"]

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from clipadapter.artifact import Model, load_model, save_model
 from clipadapter.classifier._heads import make_head
-from clipadapter.classifier._prediction import Prediction, answer, softmax
+from clipadapter.classifier._quick import make_quick
 from clipadapter.classifier._towers import open_store, reopened
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource, source_name
@@ -20,6 +20,7 @@ from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import Extraction, FeatureSet, ViewSpec, choose_engine, encode_classes, extract
 from clipadapter.heads import ClassText, Head, Selection, select
+from clipadapter.prediction import Prediction, answer, softmax
 
 
 class FewShotClassifier:
@@ -111,7 +112,7 @@ class FewShotClassifier:
         names = list(class_names) if class_names is not None else sorted({str(label) for label in labels})
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
-        head = self._make_head()
+        head = make_head(self.head, self.head_params, self.seed, self.progress)
         features = self.features(images, labels, names)
         others = None if unlabelled is None else self._extract(unlabelled, ViewSpec(), self.strict).features[:, 0]
         return self.fit_features(features, self.class_text(names), head, others)
@@ -131,7 +132,7 @@ class FewShotClassifier:
             head: what to fit; the head of the constructor if not given.
             unlabelled: (u, d) features of pictures without labels, for transductive heads.
         """
-        chosen = self._make_head() if head is None else head
+        chosen = make_head(self.head, self.head_params, self.seed, self.progress) if head is None else head
         self.selection_: Selection | None = None
         if self.grid:
             self.selection_ = select(
@@ -258,8 +259,9 @@ class FewShotClassifier:
         model.class_names_ = saved.text.labels
         return model
 
-    def _make_head(self) -> Head:
-        return make_head(self.head, self.head_params, self.seed, self.progress)
+    def make_quick(self, folder: str | Path) -> bool:
+        """Have the model that was saved in a folder answer without torch, where that is cheap; see `quick`."""
+        return make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.temperature_)
 
     def _views(self) -> ViewSpec:
         return self.views if isinstance(self.views, ViewSpec) else ViewSpec(count=self.views, seed=self.seed)
@@ -294,6 +296,4 @@ class FewShotClassifier:
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):
-            raise InputError(
-                "this FewShotClassifier is not fitted: call fit(images, labels) or FewShotClassifier.load(folder)"
-            )
+            raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")

@@ -94,6 +94,11 @@ class Towers:
         """The feature store, as `FewShotClassifier` takes it."""
         return None if self.no_cache else self.cache or "auto"
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing was asked for that only the full model can do."""
+        return (self.encoder, self.device, self.engine, self.precision) == (None, "cpu", "auto", "auto")
+
     def open(self, out: Output) -> Encoder:
         """The open encoder; a note says what there is to know of it.
 

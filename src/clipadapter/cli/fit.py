@@ -98,6 +98,7 @@ def command(
     model.fit(paths, [labels[i] for i in rows], dataset.class_names, others)
     towers.tell(encoder, model.encoder_, out)
     model.save(folder, support=not no_support)
+    model.make_quick(folder)
     _report(model, head, folder, time.monotonic() - started, out)
 
 

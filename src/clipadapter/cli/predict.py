@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,11 @@ from clipadapter.cli._output import Output
 from clipadapter.errors import DataError, ImageError
 
 if TYPE_CHECKING:
-    from clipadapter.classifier import FewShotClassifier, Prediction
+    from clipadapter.prediction import Prediction
+    from clipadapter.quick import QuickModel
 
+FEW = 32
+"""Pictures that are not worth the time that torch takes to be loaded."""
 BATCHES = 4
 """Batches between two writings: enough to keep the reading threads busy, few enough not to wait long."""
 
@@ -39,11 +42,8 @@ def command(model: Path, inputs: tuple[str, ...], top: int, strict: bool, towers
     while the others are still being read: class, probability, picture. --json writes one object a line:
     source, label, probability, top (label and score of each) and error.
     """
-    pictures = _pictures(inputs)
-    classifier = towers.load(model)
-    width = max(len(name) for name in classifier.class_names_)
     total = read = 0
-    for answer in _answers(classifier, pictures, top, out):
+    for answer, width in _answers(model, inputs, top, towers, out):
         total += 1
         read += answer.error is None
         if answer.error is not None:
@@ -78,13 +78,38 @@ def _expand(path: Path) -> Iterable[Path]:
     return read_listing(path).dataset.paths if is_manifest(path) else [path]
 
 
-def _answers(classifier: FewShotClassifier, pictures: Iterator[Path], top: int, out: Output) -> Iterator[Prediction]:
-    """Answers a few batches at a time, with a bar where they don't scroll by."""
-    hidden = not out.progress or sys.stdout.isatty()
+def _answers(
+    model: Path, inputs: Sequence[str], top: int, towers: Towers, out: Output
+) -> Iterator[tuple[Prediction, int]]:
+    """Answers, each with the width of the longest class name, a few batches at a time."""
+    quick = _quick(model, inputs, towers)
+    if quick is not None:
+        yield from _told(quick.classify([Path(text) for text in inputs], top), quick.class_names)
+        return
+    pictures = _pictures(inputs)
+    classifier = towers.load(model)
+    hidden = not out.progress or sys.stdout.isatty()  # a bar where answers don't scroll by
     with tqdm(desc="pictures", unit="img", disable=hidden) as bar:
         while chunk := list(islice(pictures, BATCHES * classifier.batch_size)):
-            yield from classifier.classify(chunk, top)
+            yield from _told(classifier.classify(chunk, top), classifier.class_names_)
             bar.update(len(chunk))
+    if towers.plain:
+        classifier.make_quick(model)
+
+
+def _told(answers: Sequence[Prediction], names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:
+    width = max(map(len, names))
+    return ((answer, width) for answer in answers)
+
+
+def _quick(model: Path, inputs: Sequence[str], towers: Towers) -> QuickModel | None:
+    """The model without torch, for a few plain files and nothing special."""
+    from clipadapter.data.images import IMAGE_SUFFIXES
+    from clipadapter.quick import open_quick
+
+    if not towers.plain or len(inputs) > FEW or any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in inputs):
+        return None
+    return open_quick(model)
 
 
 def _record(answer: Prediction) -> dict[str, Any]:

@@ -47,17 +47,21 @@ class OpenVinoEngine(ConvertingEngine):
 
     def load(self, folder: Path, precision: str) -> Runner:
         """See `ConvertingEngine.load`."""
+        return self.open(folder / FILE, precision)
+
+    def open(self, path: Path, precision: str) -> Runner:
+        """A graph with one input and one output, whose rows may be any number, as a function."""
         options = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",  # one batch on all cores: batches come one after another
-            "CACHE_DIR": str(folder / "compiled"),
+            "CACHE_DIR": str(path.parent / "compiled"),
         }
-        request = _core().compile_model(folder / FILE, "CPU", options).create_infer_request()
+        request = _core().compile_model(path, "CPU", options).create_infer_request()
         lock = threading.Lock()
 
-        def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def run(rows: NDArray[Any]) -> NDArray[np.float32]:
             with lock:
-                request.infer({0: squares})
+                request.infer({0: rows})
                 return np.array(request.get_output_tensor(0).data, dtype=np.float32)
 
         return run

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipadapter.data import Sample, source_name
 from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError, require
-from clipadapter.features.extract import Dtype, extract
+from clipadapter.features.extraction import Dtype, extract
 from clipadapter.features.store import FeatureStore
 
 _GROUP = 1024  # rows in memory at a time

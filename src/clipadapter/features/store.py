@@ -9,27 +9,23 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.errors import InputError, StoreError
+from clipadapter.errors import StoreError
+from clipadapter.features._store_rows import Row, Vector, encode, sound, sound_of_width, vectors
 
 FORMAT = 1
 _APPLICATION = 0x434C4950  # "CLIP" in the file's header tells a feature store from other SQLite files
-_CHUNK = 500  # keys in one statement; older SQLite builds allow 999
-_CODES = {"float32": "<f4", "float16": "<f2"}
+_CHUNK = 200  # keys or rows in one statement: what they hold stays in the processor's cache until it is decoded
 _SCHEMA = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum INTEGER, value BLOB)"
-
-Vector = NDArray[np.floating[Any]]
 
 
 def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float32") -> bytes:
@@ -94,23 +90,17 @@ class FeatureStore:
             dim: expected width d; an entry of another width or with a wrong checksum counts as missing.
 
         Returns:
-            Key to float32 vector (d,), without the missing ones.
+            Key to float32 vector (d,), without the missing ones. Up to 200 vectors share a buffer, which belongs to
+            this call: copy one that shall long outlive the others.
         """
-        found = {}
-        for i in range(0, len(keys), _CHUNK):
-            chunk = keys[i : i + _CHUNK]
-            marks = ",".join("?" * len(chunk))
-            with self._lock, self._explained():
-                rows = self._db.execute(f"SELECT * FROM feature WHERE key IN ({marks})", chunk).fetchall()
-            for row in rows:
-                vector = _decode(*row[1:])
-                if vector is not None and len(vector) == dim:
-                    found[row[0]] = vector
+        found: dict[bytes, NDArray[np.float32]] = {}
+        for rows in self._sound(keys, dim):
+            found.update(vectors(rows))
         return found
 
     def contains_many(self, keys: Sequence[bytes], dim: int) -> set[bytes]:
         """Those keys whose vectors are there and sound; see `get_many`."""
-        return set(self.get_many(keys, dim))
+        return {row[0] for rows in self._sound(keys, dim) for row in rows}
 
     def put_many(self, items: Mapping[bytes, Vector]) -> int:
         """Store vectors in one transaction; what is there already and sound is kept.
@@ -125,14 +115,13 @@ class FeatureStore:
             InputError: if a vector has another dtype.
             StoreError: if the file can't be written; nothing of `items` is stored then.
         """
-        rows = [(key, *_encode(vector)) for key, vector in items.items()]
+        rows = encode(items)
         insert = "INSERT OR IGNORE INTO feature VALUES (?, ?, ?, ?)"
         with self._lock, self._explained(), self._transaction():
             new = self._db.executemany(insert, rows).rowcount
             if new < len(rows):
-                new += self._db.executemany(
-                    "REPLACE INTO feature VALUES (?, ?, ?, ?)", self._unsound(items, rows)
-                ).rowcount
+                unsound = self._unsound(items, rows)
+                new += self._db.executemany("REPLACE INTO feature VALUES (?, ?, ?, ?)", unsound).rowcount
         return new
 
     def touched(self) -> bool:
@@ -146,19 +135,19 @@ class FeatureStore:
             return int(self._db.execute("SELECT count(*) FROM feature").fetchone()[0])
 
     def items(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
-        """All sound entries, oldest first; others may go on writing meanwhile."""
+        """All sound entries, oldest first; others may go on writing meanwhile.
+
+        Neighbours share a buffer as in `get_many`: copy a vector that shall long outlive the others.
+        """
         last = 0
         while True:
-            query = f"SELECT rowid, * FROM feature WHERE rowid > ? ORDER BY rowid LIMIT {_CHUNK}"
+            query = f"SELECT *, rowid FROM feature WHERE rowid > ? ORDER BY rowid LIMIT {_CHUNK}"
             with self._lock, self._explained():
                 rows = self._db.execute(query, (last,)).fetchall()
             if not rows:
                 return
-            for rowid, key, *entry in rows:
-                last = rowid
-                vector = _decode(*entry)
-                if vector is not None:
-                    yield key, vector
+            last = rows[-1][-1]
+            yield from vectors(sound(rows))
 
     def close(self) -> None:
         """Close the file; everything that was put is in it already."""
@@ -228,11 +217,20 @@ class FeatureStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
-    def _unsound(self, items: Mapping[bytes, Vector], rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    def _sound(self, keys: Sequence[bytes], dim: int) -> Iterator[list[Row]]:
+        """The sound rows of the keys, those of some keys at a time, in any order."""
+        for i in range(0, len(keys), _CHUNK):
+            chunk = keys[i : i + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            with self._lock, self._explained():
+                rows = self._db.execute(f"SELECT * FROM feature WHERE key IN ({marks})", chunk).fetchall()
+            yield sound_of_width(rows, dim)
+
+    def _unsound(self, items: Mapping[bytes, Vector], rows: list[Row]) -> list[Row]:
         """Those rows whose stored entry is damaged."""
         widths = {len(vector) for vector in items.values()}
-        sound = {key for dim in widths for key in self.get_many(list(items), dim) if len(items[key]) == dim}
-        return [row for row in rows if row[0] not in sound]
+        kept = {key for dim in widths for key in self.contains_many(list(items), dim) if len(items[key]) == dim}
+        return [row for row in rows if row[0] not in kept]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -252,23 +250,3 @@ class FeatureStore:
             f"the feature store {self.path} can't be opened or written ({error}): "
             "check the folder's permissions and free space, or give another path"
         )
-
-
-def _encode(vector: Vector) -> tuple[str, int, bytes]:
-    if vector.dtype.name not in _CODES:
-        raise InputError(f"features are stored as {' or '.join(_CODES)}, not as {vector.dtype.name}")
-    blob = vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
-    return vector.dtype.name, zlib.crc32(blob), blob
-
-
-def _decode(dtype: object, checksum: object, blob: object) -> NDArray[np.float32] | None:
-    """The vector of an entry, or None if the entry is damaged."""
-    code = _CODES.get(str(dtype))
-    if (
-        code is None
-        or not isinstance(blob, bytes)
-        or zlib.crc32(blob) != checksum
-        or len(blob) % np.dtype(code).itemsize
-    ):
-        return None
-    return np.frombuffer(blob, code).astype(np.float32)

@@ -1,0 +1,109 @@
+"""Makes a saved model ready for `clipadapter.quick`."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipadapter import quick
+from clipadapter.encoders import Encoder, with_engine
+from clipadapter.engines import Calibration, cache_build, cache_facts, engine_info
+from clipadapter.errors import ClipAdapterError
+from clipadapter.heads import Head
+
+SMALL = 32_000_000
+"""Weights of a tower that is converted for the sake of quick answers alone; it takes a second or two."""
+KEPT = 50
+"""Entries that stay; others can be made again."""
+ROWS = 5
+NEAR = 1e-3
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head._logits(x)
+
+
+def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[str, ...], temperature: float) -> bool:
+    """Have a saved model answer without torch from now on, if that can be had cheaply.
+
+    Args:
+        folder: the saved model.
+        encoder: as it was fitted.
+        head: fitted.
+        class_names: in the order of the logits.
+        temperature: of the model.
+
+    Returns:
+        Whether it will. It will not if OpenVINO is not installed, the tower is large and was not converted, or the
+        head is no fixed function of features.
+    """
+    place, engine = quick.entry(folder), engine_info(quick.ENGINE).cls
+    if place is None or engine.missing() or encoder.device != "cpu":
+        return False
+    if cache_facts(place) is not None:
+        return True
+    try:
+        tower = _converted(encoder)
+        if tower is None:
+            return False
+        facts = {**tower, "class_names": list(class_names), "temperature": temperature}
+        cache_build(place, lambda into: _convert(head, into / quick.HEAD), facts)
+    except (ClipAdapterError, RuntimeError):
+        return False
+    _forget(place)
+    return True
+
+
+def _forget(newest: Path) -> None:
+    """Leave the entries that were made last."""
+    entries = sorted(newest.parent.glob("model-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in entries[KEPT:]:
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _converted(encoder: Encoder) -> dict[str, Any] | None:
+    """What is known of the encoder's converted tower, which a small one is made for; None if there is none."""
+    plain = getattr(encoder, "plain", encoder)
+    tower, info, engine = plain.tower(), encoder.info, engine_info(quick.ENGINE).cls
+    if tower is None:
+        return None
+    calibration = Calibration(None, info.calibration) if info.calibration else None
+    if not engine.ready(tower.fingerprint, info.precision, calibration):
+        if info.precision == "int8" or sum(p.numel() for p in tower.module.parameters()) > SMALL:
+            return None
+        with_engine(plain, quick.ENGINE, info.precision)
+    place = engine.place(tower.fingerprint, info.precision, info.calibration)  # type: ignore[attr-defined]
+    return {"tower": place.name, "precision": info.precision, "pixels": tower.pixels.facts()}
+
+
+def _convert(head: Head, path: Path) -> None:
+    """The head's logits as a graph.
+
+    Raises:
+        RuntimeError: if the graph does not answer as the head does.
+    """
+    import openvino as ov
+
+    x = torch.randn(2 * ROWS, head.n_features_in_, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.jit.trace(_Logits(head).eval(), x[:2], check_trace=False)
+        model = ov.convert_model(graph, example_input=x[:2], input=[([-1, x.shape[1]], ov.Type.f32)])
+    ov.save_model(model, path, compress_to_fp16=False)
+    run = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for rows in (x[:1], x[:ROWS], x):
+        wanted, found = head.logits(rows.numpy()), run(rows.numpy())[0]
+        if np.abs(wanted - found).max() > NEAR * max(1.0, float(np.abs(wanted).max())):
+            raise RuntimeError("the converted head answers otherwise")

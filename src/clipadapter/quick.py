@@ -1,0 +1,105 @@
+"""Answers of a saved model without loading torch: what OpenVINO made of its tower and its head, if it did.
+
+A model's entry lies beside the converted towers, under the hash of its ``config.json``; it is made by
+`clipadapter.classifier` when a model was fitted or used, and can always be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipadapter.data.images import ImageSource, read_image, source_name
+from clipadapter.engines import Runner, cache_facts, cache_root, create_engine, engine_info
+from clipadapter.errors import ClipAdapterError, ImageError
+from clipadapter.pixels import PixelSpec
+from clipadapter.prediction import Prediction, answer, softmax
+
+CONFIG, TENSORS = "config.json", "head.safetensors"
+ENGINE = "openvino"
+HEAD = "head.xml"
+MAX_BYTES = 64 << 20
+"""Larger files are not hashed for the sake of a quick answer."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class QuickModel:
+    """A saved model, ready to answer; what it says is what `FewShotClassifier` would.
+
+    Args:
+        class_names: in the order of the logits.
+        pixels: how pictures become squares.
+        tower: squares to features.
+        head: features (n, d) to logits (n, c).
+        temperature: logits are divided by it before the softmax.
+    """
+
+    class_names: tuple[str, ...]
+    pixels: PixelSpec
+    tower: Runner
+    head: Any
+    temperature: float
+
+    def classify(self, images: Sequence[ImageSource], top: int = 5) -> list[Prediction]:
+        """One answer a picture, in their order; see `FewShotClassifier.classify`."""
+        squares, reasons = {}, {}
+        for i, image in enumerate(images):
+            try:
+                squares[i] = self.pixels.square(read_image(image))
+            except ImageError as error:
+                reasons[i] = error.reason
+        answers = {}
+        if squares:
+            logits = self.head(self.tower(np.stack(list(squares.values()))))
+            answers = dict(zip(squares, softmax(logits, self.temperature), strict=True))
+        names = self.class_names
+        return [answer(source_name(x), names, answers.get(i), reasons.get(i), top) for i, x in enumerate(images)]
+
+
+def entry(folder: Path) -> Path | None:
+    """Where a saved model's entry is, or would be; None if the model is not sound, or too large to see that quickly."""
+    try:
+        text = _read(folder / CONFIG)
+        wanted = json.loads(text)["files"][TENSORS]["sha256"]
+        if hashlib.sha256(_read(folder / TENSORS)).hexdigest() != wanted:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cache_root() / f"model-{FORMAT}-{hashlib.sha256(text).hexdigest()[:32]}"
+
+
+def open_quick(folder: Path) -> QuickModel | None:
+    """The saved model in a folder, if it can answer without torch; None if not, whatever the reason."""
+    place = entry(folder)
+    facts = None if place is None else cache_facts(place)
+    if place is None or facts is None or engine_info(ENGINE).cls.missing():
+        return None
+    tower = cache_root() / Path(str(facts["tower"])).name
+    if cache_facts(tower) is None:
+        return None
+    try:
+        engine: Any = create_engine(ENGINE)
+        return QuickModel(
+            tuple(facts["class_names"]),
+            PixelSpec.from_facts(facts["pixels"]),
+            engine.load(tower, facts["precision"]),
+            engine.open(place / HEAD, "fp32"),
+            float(facts["temperature"]),
+        )
+    except (ClipAdapterError, RuntimeError, OSError, KeyError, ValueError) as error:
+        logging.getLogger(__name__).info("no quick answer from %s: %s", folder, error)
+        return None
+
+
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is large")
+    return path.read_bytes()

@@ -1,0 +1,117 @@
+"""A saved model answers without torch, and says the same."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from clipadapter import FewShotClassifier, quick
+from clipadapter.cli.app import app
+from clipadapter.engines import cache_root
+
+ASK = """
+import json, sys
+from pathlib import Path
+from clipadapter.quick import open_quick
+answers = open_quick(Path(sys.argv[1])).classify([Path(p) for p in sys.argv[2:]], top=3)
+assert not {"torch", "sklearn", "scipy", "open_clip", "timm"} & set(sys.modules), "loaded what takes long"
+print(json.dumps([[a.label, a.probability, [s for _, s in a.top], a.error] for a in answers]))
+"""
+
+
+def pictures(folder, classes=("red", "green", "blue"), count=3):
+    """Paths of plain pictures with a little noise, and their labels."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for name in classes:
+        for i in range(count):
+            values = np.array(Image.new("RGB", (60, 40), name), int) + rng.integers(-40, 40, (40, 60, 3))
+            paths.append(folder / f"{name}-{i}.png")
+            Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths, [path.name.split("-")[0] for path in paths]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model of the lite encoder, made ready; and its pictures."""
+    paths, labels = pictures(tmp_path)
+    model = FewShotClassifier(encoder="lite").fit(paths, labels)
+    model.save(tmp_path / "model")
+    assert model.make_quick(tmp_path / "model")
+    return model, tmp_path / "model", paths
+
+
+def test_it_says_what_the_model_says_without_torch(saved):
+    model, folder, paths = saved
+    asked = [*paths[:4], folder / "config.json"]
+    found = subprocess.run(
+        [sys.executable, "-c", ASK, folder, *asked], capture_output=True, text=True, check=True, timeout=120
+    )
+    wanted = model.classify(asked, top=3)
+    for (label, probability, scores, error), answer in zip(json.loads(found.stdout), wanted, strict=True):
+        assert label == answer.label
+        assert error == answer.error
+        if label is not None:
+            assert probability == pytest.approx(answer.probability, abs=1e-3)
+            assert scores == pytest.approx([score for _, score in answer.top], abs=1e-3)
+
+
+def test_predict_takes_it(saved, monkeypatch):
+    _, folder, paths = saved
+    monkeypatch.setattr(FewShotClassifier, "load", None)
+    result = CliRunner().invoke(app, ["predict", str(folder), str(paths[0]), str(paths[-1])])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["red", "blue"]
+
+
+@pytest.mark.parametrize("options", [["--engine", "torch"], ["--precision", "fp32"], ["--encoder", "lite"]])
+def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monkeypatch):
+    _, folder, paths = saved
+    monkeypatch.setattr(quick, "open_quick", None)
+    result = CliRunner().invoke(app, ["predict", str(folder), str(paths[0]), *options])
+    assert result.exit_code == 0, result.output
+
+
+def test_an_altered_model_is_not_answered_for(saved):
+    _, folder, _ = saved
+    assert quick.open_quick(folder) is not None
+    data = bytearray((folder / "head.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "head.safetensors").write_bytes(data)
+    assert quick.open_quick(folder) is None
+
+
+def test_another_model_in_the_same_folder_is_another(saved):
+    model, folder, paths = saved
+    model.fit(paths[:6], ["red"] * 3 + ["green"] * 3).save(folder)
+    assert quick.open_quick(folder) is None
+    assert model.make_quick(folder)
+    assert quick.open_quick(folder).class_names == ("green", "red")
+
+
+@pytest.mark.parametrize("damage", ["config", "tower", "head", "facts"])
+def test_damage_leads_to_the_whole_model(saved, damage):
+    _, folder, _ = saved
+    place = quick.entry(folder)
+    tower = cache_root() / json.loads((place / "facts.json").read_text())["tower"]
+    path = {
+        "config": folder / "config.json",
+        "tower": tower / "tower.bin",
+        "head": place / "head.xml",
+        "facts": place / "facts.json",
+    }[damage]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert quick.open_quick(folder) is None
+    path.write_bytes(whole)
+
+
+def test_a_model_that_openvino_can_not_answer_for_stays_as_it_is(tmp_path):
+    model = FewShotClassifier(encoder="toy").fit(*pictures(tmp_path))
+    model.save(tmp_path / "model")
+    assert not model.make_quick(tmp_path / "model")
+    assert quick.open_quick(tmp_path / "model") is None
