@@ -1,0 +1,209 @@
+"""An engine and precision is taken by itself only if it is faster and near enough."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter import FewShotClassifier
+from clipadapter.encoders import create_encoder, with_engine
+from clipadapter.engines import Parity, cache_root, parity
+from clipadapter.engines.openvino import OpenVinoEngine
+from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError
+from clipadapter.features import FeatureStore, ViewSpec, choose, choose_engine, embed
+from clipadapter.features._measured import Measured, Record, best, source_key
+
+NEAR, FAR = Parity(0.9999, 0.9999, 1.0), Parity(0.9, 0.99, 1.0)
+EXACT = Parity(1.0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Paths of 12 noisy pictures in two colours."""
+    folder, rng, paths = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), []
+    for i in range(12):
+        values = np.array(Image.new("RGB", (50, 40), ("red", "blue")[i % 2]), int) + rng.integers(-60, 60, (40, 50, 3))
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return create_encoder("lite")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_few_pictures_are_left_to_the_plain_encoder(lite, pictures, own_cache):
+    assert choose_engine(lite, pictures) is lite
+    assert not cache_root().exists()
+
+
+def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
+    monkeypatch.setattr(choose, "SHORT", 0.0)
+    asked = []
+    text = FewShotClassifier(lite).class_text
+
+    def class_text():
+        asked.append(1)
+        return text(["red", "blue"])
+
+    first = choose_engine(lite, pictures, text=class_text)
+    assert asked
+    if first is not lite:  # a machine may be fastest with torch
+        assert f"{first.info.engine} {first.info.precision}" in first.info.note
+        assert "cosine to fp32" in first.info.note and "zero-shot" in first.info.note
+    monkeypatch.setattr(choose, "measure", None)  # anything measured again would fail
+    again = choose_engine(lite, pictures[:9], text=class_text)
+    assert (again.info.engine, again.info.precision) == (first.info.engine, first.info.precision)
+
+
+def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch):
+    monkeypatch.setattr(choose, "SHORT", 0.0)
+    choose_engine(lite, pictures[:4])
+    monkeypatch.setattr(choose, "measure", None)
+    with pytest.raises(TypeError):
+        choose_engine(lite, pictures[4:])
+
+
+def test_features_that_are_there_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
+    monkeypatch.setattr(choose, "SHORT", 0.0)
+    monkeypatch.setattr(choose, "measure", None)
+    with FeatureStore(":memory:") as store:
+        embed(lite, pictures, store, views=ViewSpec())
+        assert choose_engine(lite, pictures, store=store) is lite
+
+
+@pytest.mark.parametrize(
+    ("others", "wanted"),
+    [
+        ([("openvino", "bf16", 20, NEAR)], ("openvino", "bf16")),
+        ([("openvino", "bf16", 20, FAR)], ("torch", "fp32")),
+        ([("openvino", "bf16", 10.5, NEAR)], ("torch", "fp32")),  # not worth being less exact
+        ([("openvino", "fp32", 10.5, EXACT)], ("openvino", "fp32")),
+        ([("openvino", "bf16", 20, NEAR), ("openvino", "int8", 40, NEAR)], ("openvino", "int8")),
+        ([("openvino", "bf16", 20, NEAR), ("openvino", "int8", 40, FAR)], ("openvino", "bf16")),
+        ([("openvino", "bf16", 20, Parity(0.9999, 0.9999, 0.9))], ("torch", "fp32")),  # other answers
+    ],
+)
+def test_the_fastest_that_is_near_is_best(others, wanted):
+    measured = [Measured("torch", "fp32", 10, EXACT), *(Measured(*each) for each in others)]
+    found = best(measured, fixed=False)
+    assert (found.engine, found.precision) == wanted
+
+
+def test_a_precision_that_must_be_is_taken_near_or_not():
+    found = best([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], fixed=True)
+    assert found.engine == "openvino"
+
+
+def test_cosines_and_answers_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(1)
+    one, text = rng.standard_normal((7, 5)).astype(np.float32), rng.standard_normal((3, 5))
+    two = one + 0.5 * rng.standard_normal((7, 5)).astype(np.float32)
+    cosines = [float(a @ b / (a @ a) ** 0.5 / (b @ b) ** 0.5) for a, b in zip(one, two, strict=True)]
+    same = [
+        max(range(3), key=lambda k, a=a: float(a @ text[k] / (text[k] @ text[k]) ** 0.5))
+        == max(range(3), key=lambda k, b=b: float(b @ text[k] / (text[k] @ text[k]) ** 0.5))
+        for a, b in zip(one, two, strict=True)
+    ]
+    found = parity(one, two, text)
+    assert found.least == pytest.approx(min(cosines), abs=1e-6)
+    assert found.mean == pytest.approx(sum(cosines) / 7, abs=1e-6)
+    assert found.agreement == pytest.approx(sum(same) / 7)
+
+
+def test_a_sample_hardly_changes_when_pictures_are_added():
+    names = [f"class/{i}.jpg" for i in range(1610)]
+    before, after = (sorted(source_key(name, i) for i, name in enumerate(some))[:64] for some in (names[:1600], names))
+    assert len(set(before) & set(after)) >= 60
+    assert Record(tuple(before)).covers(after)
+    assert not Record(tuple(before)).covers(sorted(source_key(f"other/{i}.jpg", i) for i in range(64)))
+
+
+def test_what_is_asked_for_is_taken_at_once(lite, pictures, monkeypatch):
+    monkeypatch.setattr(choose, "measure", None)
+    found = choose_engine(lite, pictures, engine="openvino", precision="bf16").info
+    assert (found.engine, found.precision) == ("openvino", "bf16")
+    assert choose_engine(lite, pictures, precision="bf16").info.precision == "bf16"
+    assert choose_engine(lite, pictures, engine="openvino").info.engine == "openvino"
+
+
+def test_an_encoder_that_can_not_be_converted_says_so(pictures):
+    toy = create_encoder("toy")
+    assert choose_engine(toy, pictures) is toy
+    with pytest.raises(InputError, match="toy can't be converted"):
+        choose_engine(toy, pictures, engine="openvino")
+
+
+@pytest.mark.parametrize(
+    ("wish", "error", "words"),
+    [
+        ({"engine": "openvin"}, UnknownNameError, "Did you mean 'openvino'"),
+        ({"precision": "fp16"}, InputError, "auto, fp32, bf16, int8"),
+        ({"engine": "torch", "precision": "int8"}, InputError, "Torch engine runs fp32, bf16, not int8"),
+    ],
+)
+def test_wrong_wishes_are_named(lite, pictures, wish, error, words):
+    with pytest.raises(error, match=words):
+        choose_engine(lite, pictures, **wish)
+
+
+def test_an_engine_that_is_not_installed_names_its_extra(lite, pictures, monkeypatch):
+    monkeypatch.setattr(OpenVinoEngine, "missing", classmethod(lambda cls: "openvino"))
+    with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[openvino\]'"):
+        choose_engine(lite, pictures, engine="openvino")
+    assert choose_engine(lite, pictures) is lite
+
+
+def test_int8_needs_pictures_that_can_be_read(lite, tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(InputError, match="int8 needs pictures"):
+        choose_engine(lite, [tmp_path / "no.png"], engine="openvino", precision="int8")
+
+
+def test_a_saved_model_remembers_its_precision(pictures, tmp_path):
+    labels = ["red", "blue"] * 6
+    model = FewShotClassifier("lite", precision="bf16").fit(pictures, labels)
+    model.save(tmp_path / "model")
+    loaded = FewShotClassifier.load(tmp_path / "model")
+    assert loaded.encoder_.info.precision == "bf16"
+    assert (
+        loaded.encoder_.info.fingerprint == model.encoder_.info.fingerprint != create_encoder("lite").info.fingerprint
+    )
+    np.testing.assert_allclose(loaded.logits(pictures), model.logits(pictures), rtol=1e-5)
+    exact = FewShotClassifier.load(tmp_path / "model", precision="fp32")
+    assert exact.encoder_.info.precision == "fp32"
+    assert exact.predict(pictures) == labels
+
+
+def test_an_int8_model_goes_on_in_fp32_where_its_tower_is_not(pictures, own_cache, tmp_path):
+    labels = ["red", "blue"] * 6
+    model = FewShotClassifier("lite", precision="int8").fit(pictures, labels)
+    assert model.encoder_.info.calibration
+    model.save(tmp_path / "model")
+    assert FewShotClassifier.load(tmp_path / "model").encoder_.info.precision == "int8"
+    shutil.rmtree(cache_root())
+    loaded = FewShotClassifier.load(tmp_path / "model")
+    assert loaded.encoder_.info.precision == "fp32"
+    assert "fitted on int8 features" in loaded.encoder_.info.note
+    assert loaded.predict(pictures) == labels
+
+
+def test_another_encoder_is_refused_whatever_its_precision(pictures, tmp_path):
+    model = FewShotClassifier("lite", precision="bf16").fit(pictures, ["red", "blue"] * 6)
+    model.save(tmp_path / "model")
+    with pytest.raises(FingerprintError):
+        FewShotClassifier.load(tmp_path / "model", encoder="toy")
+
+
+def test_the_plain_engine_gives_the_plain_features(lite, pictures):
+    images = [Image.open(path) for path in pictures]
+    np.testing.assert_allclose(
+        with_engine(lite).encode_images(images), lite.encode_images(images), rtol=1e-4, atol=1e-4
+    )
