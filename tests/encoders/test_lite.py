@@ -63,6 +63,20 @@ def test_text_vectors_are_those_of_the_plain_network():
     torch.testing.assert_close(TextTower("cpu")(texts, 2), wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_texts_of_one_length_share_a_batch():
+    tower = TextTower("cpu")
+    texts = ["one two three four", "a", "internationalisation", "b", "one two three for"]
+    seen = []
+    hook = tower._bert.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given["attention_mask"].tolist()), with_kwargs=True
+    )
+    rows = tower(texts, 2)
+    hook.remove()
+    # By hand: a start and an end mark, and between them 1, 1, 2, 4 and 4 pieces of words.
+    assert seen == [[[1] * 3] * 2, [[1] * 4 + [0] * 2, [1] * 6], [[1] * 6]]
+    torch.testing.assert_close(rows, torch.cat([tower([text], 1) for text in texts]), atol=1e-5, rtol=1e-5)
+
+
 def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
     monkeypatch.setattr(_lite_text, "TEMPERATURE", 0.5)
     names = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])

@@ -12,9 +12,11 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders._files import read_checked, write_whole
+from clipadapter.encoders._text_batches import batches
 from clipadapter.errors import require
 from clipadapter.functional import unit
 
@@ -58,22 +60,21 @@ class TextTower:
         self._device = device
 
     def __call__(self, texts: list[str], batch_size: int) -> Tensor:
-        """Mean over the tokens' last vectors, scaled to length one, (k, 384) on the CPU."""
-        # Texts of about one length share a batch: padding costs as much as words do.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        """Mean over the tokens' last vectors, scaled to length one, (k, 384) on the CPU.
+
+        Raises:
+            InputError: if ``batch_size`` is less than one.
+        """
+        found = self._tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        tokens = [torch.tensor(each) for each in found]
         rows = torch.empty(len(texts), WIDTH)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = self._tokenizer(
-                [texts[i] for i in chosen],
-                padding=True,
-                truncation=True,
-                max_length=MAX_TOKENS,
-                return_tensors="pt",
-            ).to(self._device)
-            hidden = self._bert(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None].to(hidden.dtype)
-            rows[chosen] = unit((hidden * mask).sum(dim=1) / mask.sum(dim=1)).cpu()
+        for batch in batches([len(each) for each in tokens], batch_size):
+            ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
+            lengths = torch.tensor([len(tokens[i]) for i in batch])
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self._device)
+            hidden = self._bert(input_ids=ids.to(self._device), attention_mask=mask).last_hidden_state
+            sums = (hidden * mask[..., None]).sum(dim=1)
+            rows[batch] = unit(sums / mask.sum(dim=1, keepdim=True)).cpu()
         return rows
 
 

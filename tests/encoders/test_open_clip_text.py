@@ -1,0 +1,162 @@
+"""Cutting the padding changes no feature, and is done only where it can't."""
+
+import open_clip
+import pytest
+import torch
+
+from clipadapter.encoders._open_clip_text import TextTower, find_causal
+from clipadapter.encoders._text_batches import TOKENS, batches
+from clipadapter.errors import InputError
+
+CONTEXT = 77
+END = 49407
+TEXTS = ["a photo of a cat.", "dog", "a photo of the large Chesapeake Bay retriever.", "cat dog " * 12, "word " * 100]
+WIDE = {"vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+CAUSAL = {
+    "plain": {},
+    "end mark by name": {"pool_type": "eos", "eos_id": END},
+    "linear projection": {"proj_bias": True},
+    "no projection": {"proj_type": "none"},
+    "other blocks": {"qk_norm": True, "scale_heads": True, "ls_init_value": 0.5},
+}
+OTHER = {
+    "both directions": {"no_causal_mask": True},
+    "last token": {"pool_type": "last"},
+    "first token": {"pool_type": "first"},
+}
+
+
+def make(text, kind=open_clip.CLIP, **more):
+    """A small model with weights large enough that every token a text can see changes its feature."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(embed_dim=32, vision_cfg=VISION, text_cfg=WIDE | text, **more).eval().requires_grad_(False)
+        for name, weight in model.named_parameters():
+            if not name.startswith("visual") and weight.ndim > 1:
+                weight.normal_(std=0.3)
+    return model
+
+
+def encode(model, texts, batch_size=256):
+    """Features, and how many tokens each call of the transformer saw."""
+    tower = TextTower(model, "cpu")
+    seen = []
+    parts = getattr(model, "text", model)
+    hook = parts.transformer.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[:2])))
+    with torch.inference_mode():
+        features = tower(open_clip.tokenize(texts), batch_size)
+    hook.remove()
+    return features, seen
+
+
+def own(model, texts):
+    with torch.inference_mode():
+        return model.encode_text(open_clip.tokenize(texts), normalize=False)
+
+
+@pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
+@pytest.mark.parametrize("text", CAUSAL.values(), ids=CAUSAL)
+def test_features_without_padding_are_the_models_own(kind, text):
+    model = make(text, kind)
+    features, seen = encode(model, TEXTS, batch_size=2)
+    torch.testing.assert_close(features, own(model, TEXTS), atol=1e-5, rtol=1e-5)
+    # By hand: start, words and end. "dog" has 3; "a photo of a cat." 8; the cut text is as long as the context.
+    assert seen[0] == (2, 8)
+    assert seen[1] == (1, CONTEXT)  # the comparison
+    assert seen[-1][1] == CONTEXT and len(seen) == 4
+
+
+@pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
+@pytest.mark.parametrize("text", OTHER.values(), ids=OTHER)
+def test_towers_that_need_all_tokens_are_left_to_the_model(kind, text):
+    model = make(text, kind)
+    features, seen = encode(model, TEXTS, batch_size=3)
+    torch.testing.assert_close(features, own(model, TEXTS), rtol=1e-5, atol=1e-5)
+    assert seen == [(3, CONTEXT), (2, CONTEXT)]
+
+
+def test_coca_is_left_to_the_model():
+    text = {"embed_cls": True, "output_tokens": True, "context_length": 76}
+    model = make(text, open_clip.CoCa, multimodal_cfg={"width": 32, "heads": 2, "layers": 1, "context_length": 76})
+    tokens = open_clip.tokenize(TEXTS[:3], context_length=76)
+    assert find_causal(model) is None
+    with torch.inference_mode():
+        wanted = model.encode_text(tokens, normalize=False)
+        torch.testing.assert_close(TextTower(model, "cpu")(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_class_token_is_left_to_the_model():
+    assert find_causal(make({"embed_cls": True}, open_clip.CustomTextCLIP)) is None
+
+
+def test_siglip_is_left_to_the_model(opened):
+    assert find_causal(opened("SigLIP")._model) is None
+    assert find_causal(opened("tiny")._model) is not None
+
+
+def test_a_derived_model_is_left_to_itself():
+    class Louder(open_clip.CLIP):
+        def encode_text(self, text, normalize=False):
+            return 2 * super().encode_text(text, normalize)
+
+    model = make({}, Louder)
+    torch.testing.assert_close(encode(model, TEXTS)[0], own(model, TEXTS), rtol=1e-5, atol=1e-5)
+
+
+def test_a_tower_that_gives_something_else_is_left_to_the_model():
+    model = make({})
+    cut = find_causal(model)
+    tower = TextTower(model, "cpu")
+    model.attn_mask.zero_()  # not causal any more, which nobody noticed
+    tokens = open_clip.tokenize(TEXTS[:3])
+    with torch.inference_mode():
+        short = cut(tokens[:, :20], cut.ends(tokens))
+        wanted = own(model, TEXTS[:3])
+        assert ((short - wanted).norm(dim=1) > 1e-2 * wanted.norm(dim=1)).all()
+        for _ in range(2):
+            torch.testing.assert_close(tower(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_comparison_is_made_once_and_with_a_text_that_was_cut():
+    model = make({})
+    tower, calls = TextTower(model, "cpu"), []
+    plain = model.encode_text
+    model.encode_text = lambda tokens, normalize: calls.append(tuple(tokens.shape)) or plain(tokens, normalize)
+    with torch.inference_mode():
+        tower(open_clip.tokenize(["word " * 100]), 256)
+        assert calls == []
+        tower(open_clip.tokenize(TEXTS[:3]), 256)
+        tower(open_clip.tokenize(TEXTS[:3]), 256)
+    assert calls == [(1, CONTEXT)]
+
+
+def test_the_encoder_cuts_and_keeps_the_order(opened):
+    encoder = opened("tiny")
+    texts = ["cat dog " * 12, "dog", "a photo of a cat.", "dog"]
+    seen = []
+    transformer = encoder._model.transformer
+    hook = transformer.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    found = encoder.encode_text(texts, batch_size=2)
+    hook.remove()
+    assert [length for length in seen if length != CONTEXT] == [8, 26]
+    torch.testing.assert_close(found, own(encoder._model, texts), rtol=1e-5, atol=1e-6)
+
+
+def test_batches_hold_neighbours_and_few_tokens():
+    lengths = torch.randint(3, 78, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    found = list(batches(lengths, 40))
+    assert sorted(place for batch in found for place in batch) == list(range(300))
+    ordered = [lengths[place] for batch in found for place in batch]
+    assert ordered == sorted(lengths)
+    assert all(len(batch) <= 40 and len(batch) * max(lengths[i] for i in batch) <= TOKENS for batch in found)
+
+
+def test_a_text_longer_than_a_batch_is_alone():
+    assert list(batches([TOKENS + 1, 5, TOKENS + 1], 9)) == [[1], [0], [2]]
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_of_no_texts_is_refused(size):
+    with pytest.raises(InputError, match=f"batch_size must be 1 or more, but is {size}"):
+        list(batches([1, 2], size))
