@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli._bench_run import OUT, run
+from clipadapter.cli._bench_speed import speed
 from clipadapter.cli._options import FOLDER, output_options
 from clipadapter.cli._output import Output, facts, table
 from clipadapter.cli._verbs import Verbs
@@ -29,11 +30,12 @@ def command(ctx: click.Context, out: Output) -> None:
     A study is a suite: a short TOML file. Those that come along have names; your own are paths. Every run is a record
     of its own; what has one is not made again, so that a study may be stopped at any time.
     """
-    names = ("list", "run", "status", "report", "compare")
+    names = ("list", "run", "status", "report", "compare", "speed")
     ctx.default_map = dict.fromkeys(names, {"as_json": out.as_json, "quiet": out.quiet})
 
 
 command.add_command(run)
+command.add_command(speed)
 
 
 @command.command("list")

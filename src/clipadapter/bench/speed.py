@@ -1,0 +1,176 @@
+"""How fast this machine encodes pictures, beside what its processor could do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipadapter.data.images import ImageSource, image_bytes, read_image
+from clipadapter.encoders import Encoder, with_engine
+from clipadapter.engines import Calibration, Parity, engine_info, list_engines, parity
+from clipadapter.errors import ImageError, InputError
+
+SIDE = 2048
+"""Of the matrices that say what the processor can do."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One engine and precision.
+
+    Args:
+        engine: registered name.
+        precision: in which it ran.
+        rate: pictures a second, from squares in memory; the median of the rounds.
+        share: of the processor's limit in this precision, or None where that was not measured.
+        ready: seconds until it could run the first time.
+        parity: of its features to the plain encoder's.
+    """
+
+    engine: str
+    precision: str
+    rate: float
+    share: float | None
+    ready: float
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found.
+
+    Args:
+        limits: GFLOP/s of a matrix product by precision.
+        gflop: of one picture in the plain tower; a product and a sum are two.
+        decode: milliseconds to read one picture and make it a square, in one thread.
+        pictures: how many were used.
+        speeds: one entry an engine and precision.
+    """
+
+    limits: dict[str, float]
+    gflop: float
+    decode: float
+    pictures: int
+    speeds: tuple[Speed, ...]
+
+
+def measure_speed(
+    encoder: Encoder,
+    pictures: Sequence[ImageSource],
+    *,
+    batch_size: int = 32,
+    rounds: int = 5,
+    tell: Callable[[str], None] = lambda name: None,
+) -> Machine:
+    """Time every engine and precision that runs here, all in turn in each round, so that none has the better minute.
+
+    Args:
+        encoder: whose tower.
+        pictures: by which features are compared and int8 is calibrated; as many as two batches are good.
+        batch_size: pictures at a time.
+        rounds: how often each is timed.
+        tell: called with the name of what comes next.
+
+    Raises:
+        InputError: if the encoder can't be converted, or no picture can be read.
+    """
+    tower = encoder.tower()
+    if tower is None:
+        raise InputError(f"the image tower of {encoder.info.name} can't be run by other engines: nothing to compare")
+    tell("matrix products")
+    limits = {name: _limit(dtype, encoder.device) for name, dtype in DTYPES.items()}
+    tell("reading pictures")
+    squares, decode = _squares(encoder, pictures)
+    found: list[tuple[Encoder, float]] = []
+    for engine in sorted(list_engines(), reverse=True):
+        cls = engine_info(engine).cls
+        if cls.missing() or encoder.device.partition(":")[0] not in cls.devices:
+            continue
+        for precision in cls.precisions:
+            tell(f"{engine} {precision}")
+            start = time.perf_counter()
+            made = with_engine(encoder, engine, precision, Calibration(squares) if precision == "int8" else None)
+            made.encode_pixels(torch.from_numpy(squares[:1]))
+            found.append((made, time.perf_counter() - start))
+    rates, features = _timed([made for made, _ in found], squares, batch_size, rounds, tell)
+    gflop = _gflop(encoder)
+    speeds = []
+    for i, (made, ready) in enumerate(found):
+        precision = made.info.precision
+        share = rates[i] * gflop / limits[precision] if precision in limits else None
+        speeds.append(Speed(made.info.engine, precision, rates[i], share, ready, parity(features[0], features[i])))
+    return Machine(limits, gflop, decode, len(squares), tuple(speeds))
+
+
+def _limit(dtype: torch.dtype, device: str) -> float:
+    """GFLOP/s of a large matrix product: the best of five."""
+    a = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # the value makes a GPU finish
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIDE**3 / best / 1e9
+
+
+def _squares(encoder: Encoder, pictures: Sequence[ImageSource]) -> tuple[NDArray[np.uint8], float]:
+    tower = encoder.tower()
+    assert tower is not None
+    made, times = [], []
+    for source in pictures:
+        start = time.perf_counter()
+        try:
+            image = read_image(source, data=image_bytes(source) if isinstance(source, str) else None)
+        except ImageError:
+            continue
+        made.append(tower.pixels.square(image))
+        times.append(time.perf_counter() - start)
+    if not made:
+        raise InputError(f"none of the {len(pictures)} pictures can be read")
+    return np.stack(made), 1000 * statistics.median(times)
+
+
+def _timed(
+    encoders: Sequence[Encoder],
+    squares: NDArray[np.uint8],
+    batch_size: int,
+    rounds: int,
+    tell: Callable[[str], None],
+) -> tuple[list[float], list[NDArray[np.float32]]]:
+    """Median pictures a second of each, and its features of the squares."""
+    batches = torch.from_numpy(squares).split(batch_size)
+    seconds: list[list[float]] = [[] for _ in encoders]
+    features: list[NDArray[np.float32]] = []
+    for turn in range(rounds + 1):  # the first warms up
+        tell(f"round {turn} of {rounds}" if turn else "warming up")
+        for i, encoder in enumerate(encoders):
+            start = time.perf_counter()
+            rows = [encoder.encode_pixels(batch) for batch in batches]
+            if turn:
+                seconds[i].append(time.perf_counter() - start)
+            else:
+                features.append(torch.cat(rows).numpy())
+    return [len(squares) / statistics.median(each) for each in seconds], features
+
+
+def _gflop(encoder: Encoder) -> float:
+    """GFLOP of one picture, by torch's own count."""
+    tower = encoder.tower()
+    assert tower is not None
+    size = tower.pixels.size
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel is not counted
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tower.module(torch.zeros(1, 3, size, size, device=encoder.device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    return float(counter.get_total_flops()) / 1e9
