@@ -161,6 +161,14 @@ def test_an_engine_that_is_not_installed_names_its_extra(lite, pictures, monkeyp
     assert choose_engine(lite, pictures) is lite
 
 
+def test_without_openvino_the_note_says_what_would_be_faster(pictures, own_cache, monkeypatch):
+    monkeypatch.setattr(OpenVinoEngine, "missing", classmethod(lambda cls: "openvino"))
+    monkeypatch.setattr(choose, "SHORT", 0.0)
+    found = choose_engine(create_encoder("lite"), pictures, engine="torch")
+    assert found.info.engine == "torch"
+    assert "pip install 'clipadapter[openvino]'" in found.info.note
+
+
 def test_int8_needs_pictures_that_can_be_read(lite, tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(InputError, match="int8 needs pictures"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.features import encode_classes
+from clipadapter.features import FeatureStore, encode_classes
 
 PROMPTS = {
     "dog": ["a photo of a dog.", "a dog", "art of the dog."],
@@ -54,3 +54,26 @@ def test_every_different_prompt_is_encoded_once_in_one_call(toy, monkeypatch):
 def test_a_class_without_prompts_is_refused(toy, prompts, message):
     with pytest.raises(InputError, match=message):
         encode_classes(toy, prompts)
+
+
+def test_prompts_that_are_in_the_store_are_not_encoded_again(toy, monkeypatch):
+    asked, encode_text = [], toy.encode_text
+    wanted = encode_classes(toy, PROMPTS).embeddings
+    monkeypatch.setattr(toy, "encode_text", lambda texts: asked.append(list(texts)) or encode_text(texts))
+    with FeatureStore(":memory:") as store:
+        first = encode_classes(toy, PROMPTS, store)
+        again = encode_classes(toy, PROMPTS, store)
+        more = encode_classes(toy, {**PROMPTS, "fox": ["a fox", "a cat"]}, store)
+    np.testing.assert_array_equal(first.embeddings, wanted)
+    np.testing.assert_array_equal(again.embeddings, wanted)
+    np.testing.assert_array_equal(more.embeddings[:3], wanted)
+    assert asked == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"], ["a fox"]]
+
+
+def test_another_encoder_has_other_texts(toy, monkeypatch):
+    with FeatureStore(":memory:") as store:
+        encode_classes(toy, PROMPTS, store)
+        monkeypatch.setattr(toy, "info", replace(toy.info, fingerprint="0" * 32))
+        monkeypatch.setattr(toy, "encode_text", None)
+        with pytest.raises(TypeError):
+            encode_classes(toy, PROMPTS, store)

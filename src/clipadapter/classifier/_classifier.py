@@ -182,7 +182,8 @@ class FewShotClassifier:
     def class_text(self, class_names: Sequence[str]) -> ClassText:
         """Class text from the templates and descriptions of the constructor; keeps the prompts as ``prompts_``."""
         self.prompts_: Mapping[str, Sequence[str]] = class_prompts(class_names, self.templates, self.descriptions)
-        return encode_classes(self.encoder_, self.prompts_)
+        with open_store(self.cache) as store:
+            return encode_classes(self.encoder_, self.prompts_, store)
 
     @property
     def encoder_(self) -> Encoder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
@@ -29,6 +30,7 @@ SAMPLE = 64
 """Pictures that candidates are judged by, and int8 is calibrated with."""
 FIRST = 8
 """Pictures that say whether anything is worth the trouble."""
+HINT = "OpenVINO, which is mostly faster, is not installed: pip install 'clipadapter[openvino]'"
 SHORT, LONG = 15.0, 40.0
 """Seconds that all pictures would take: below the one nothing is converted, above the other int8 is tried as well."""
 
@@ -129,9 +131,16 @@ class _Search:
         known = [each for each in self.record.measured if (each.engine, each.precision) in self.wanted]
         found = best(known, self.fixed)
         if found is None or (found.engine, found.precision) == ("torch", "fp32"):
-            return self._exact()
+            return self._hinted(self._exact())
         calibration = Calibration(None, found.calibration) if found.calibration else None
-        return found.noted(with_engine(self.plain, found.engine, found.precision, calibration))
+        return self._hinted(found.noted(with_engine(self.plain, found.engine, found.precision, calibration)))
+
+    def _hinted(self, encoder: Encoder) -> Encoder:
+        """Say what is missing to be faster."""
+        if encoder.device == "cpu" and engine_info("openvino").cls.missing() and HINT not in encoder.info.note:
+            note = "; ".join(part for part in (encoder.info.note, HINT) if part)
+            encoder.info = replace(encoder.info, note=note)
+        return encoder
 
     def _exact(self) -> Encoder:
         """What needs no trial: the first candidate."""

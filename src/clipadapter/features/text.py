@@ -1,23 +1,29 @@
-"""Class text: one unit vector a class, made from its prompts."""
+"""Class text: one unit vector a class, made from its prompts, which are encoded once and kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 
 import torch
+from torch import Tensor
 
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError
+from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.functional import ensemble
 from clipadapter.heads import ClassText
 
 
-def encode_classes(encoder: Encoder, prompts: Mapping[str, Sequence[str]]) -> ClassText:
+def encode_classes(
+    encoder: Encoder, prompts: Mapping[str, Sequence[str]], store: FeatureStore | None = None
+) -> ClassText:
     """Encode the prompts of every class.
 
     Args:
         encoder: its text tower is asked once, for every different prompt.
         prompts: class name to one or more texts; the order of the names is that of the classes.
+        store: looked up and filled; None encodes all prompts.
 
     Returns:
         A unit vector (d,) a class (normalise each prompt, mean, normalise), and the encoder's logit scale and
@@ -37,7 +43,23 @@ def encode_classes(encoder: Encoder, prompts: Mapping[str, Sequence[str]]) -> Cl
             raise InputError(f"class '{name}' needs a list of one or more prompts, but has {texts!r}")
     unique = {text: None for texts in prompts.values() for text in texts}
     row = {text: i for i, text in enumerate(unique)}
-    embeddings = encoder.encode_text(list(unique))  # (k, d)
+    embeddings = _encode(encoder, list(unique), store)  # (k, d)
     weight = torch.stack([ensemble(embeddings[[row[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
     info = encoder.info
     return ClassText(list(prompts), weight.numpy(), logit_scale=info.logit_scale, logit_bias=info.logit_bias)
+
+
+def _encode(encoder: Encoder, texts: Sequence[str], store: FeatureStore | None) -> Tensor:
+    """Raw features (k, d) of different texts, those that the store has not."""
+    if store is None:
+        return encoder.encode_text(texts)
+    info = encoder.info
+    keys = [feature_key(blake2b(text.encode(), digest_size=32).digest(), info.fingerprint, "text") for text in texts]
+    found = store.get_many(keys, info.text_dim or info.dim)
+    missing = [i for i, key in enumerate(keys) if key not in found]
+    if missing:
+        fresh = encoder.encode_text([texts[i] for i in missing]).numpy()
+        new = {keys[i]: row for i, row in zip(missing, fresh, strict=True)}
+        store.put_many(new)
+        found |= new
+    return torch.stack([torch.from_numpy(found[key].copy()) for key in keys])
