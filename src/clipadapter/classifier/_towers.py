@@ -42,7 +42,7 @@ def reopened(
     encoder = given if isinstance(given, Encoder) else create_encoder(given or saved.name, device)
     if isinstance(given, Encoder) and given.info.fingerprint == saved.fingerprint:
         return given
-    if fingerprint_in(encoder.info.fingerprint, saved.precision, saved.calibration) != saved.fingerprint:
+    if fingerprint_in(encoder.info.fingerprint, saved.engine, saved.precision, saved.calibration) != saved.fingerprint:
         raise FingerprintError(
             f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
             f"{encoder.info.name} here has {encoder.info.fingerprint[:12]}: its weights or preprocessing differ, so "

@@ -35,7 +35,7 @@ class EngineEncoder(Encoder):
         self.pixels, self._run = tower.pixels, run
         self.info = replace(
             plain.info,
-            fingerprint=fingerprint_in(plain.info.fingerprint, precision, calibration),
+            fingerprint=fingerprint_in(plain.info.fingerprint, engine, precision, calibration),
             engine=engine,
             precision=precision,
             calibration=calibration,
@@ -80,14 +80,16 @@ class EngineEncoder(Encoder):
         return self.plain.encode_text(texts, batch_size)
 
 
-def fingerprint_in(fingerprint: str, precision: str, calibration: str = "") -> str:
+def fingerprint_in(fingerprint: str, engine: str, precision: str, calibration: str = "") -> str:
     """Fingerprint of an encoder in another precision.
 
-    Features in full precision are the same whatever engine made them, so that these share one.
+    Features in full precision are the same whatever engine made them, so that these share one; nearly so in bf16. What
+    int8 gives hangs on the engine and on the pictures it was calibrated with.
     """
     if precision == "fp32":
         return fingerprint
-    return hashlib.blake2b(f"{fingerprint} {precision} {calibration}".encode(), digest_size=16).hexdigest()
+    facts = f"{fingerprint} {precision}" + (f" {engine} {calibration}" if precision == "int8" else "")
+    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
 def with_engine(

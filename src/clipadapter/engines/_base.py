@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
@@ -168,8 +169,8 @@ class ConvertingEngine(Engine):
     def place(cls, fingerprint: str, precision: str, calibration: str = "") -> Path:
         """Where the converted tower is, or would be."""
         kind = f"int8-{calibration}" if precision == "int8" else "float"
-        version = importlib.metadata.version(cls.packages[0])
-        return cache.root() / f"{fingerprint}-{cls.title().lower()}-{version}-{kind}"
+        name = cls.title().lower().replace(" ", "")
+        return cache.root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
 
     @abstractmethod
     def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:
@@ -178,3 +179,10 @@ class ConvertingEngine(Engine):
     @abstractmethod
     def load(self, folder: Path, precision: str) -> Runner:
         """Open what `_convert` wrote; needs no torch."""
+
+
+def _version(module: str) -> str:
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
+        return str(importlib.import_module(module).__version__)

@@ -18,6 +18,8 @@ from clipadapter.engines._registry import register_engine
 from clipadapter.errors import require
 
 FILE = "tower.xml"
+FIRST = 3
+"""Convolutions that stay in float where int8 is asked for."""
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -88,4 +90,15 @@ def _quantised(model: Any, squares: NDArray[np.uint8], transformer: bool) -> Any
             rows,
             subset_size=len(squares),
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            ignored_scope=None if transformer else _delicate(model, nncf),
         )
+
+
+def _delicate(model: Any, nncf: Any) -> Any:
+    """What a convolutional network keeps in float: its first layers, whose errors all others see, and grouped ones.
+
+    A channel of its own for each filter leaves int8 nothing to average over, and little to gain.
+    """
+    kinds = {"Convolution", "GroupConvolution"}
+    layers = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in kinds]
+    return nncf.IgnoredScope(names=layers[:FIRST], types=["GroupConvolution"], validate=False)

@@ -77,26 +77,27 @@ def choose_engine(
 
 
 def ready_engine(
-    encoder: Encoder, precision: str, wish: str = "auto", calibration: Calibration | None = None
+    encoder: Encoder, precision: str, wish: str = "torch", calibration: Calibration | None = None
 ) -> Encoder:
     """The same encoder in a precision that is settled, by an engine that needs no time to be made ready.
 
     Args:
         encoder: any.
         precision: "fp32", "bf16" or "int8".
-        wish: the engine to take if it is installed.
+        wish: the engine to take if it is installed; int8 differs between engines, so no other is taken for it.
         calibration: of int8.
 
     Raises:
         EncoderUnavailableError: if no tower was converted with these pictures here.
         MissingExtraError: if no engine here has the precision.
     """
-    for _, name in sorted((name != wish, name) for name in list_engines()):
+    names = [wish] if precision == "int8" else sorted(list_engines(), key=lambda name: name != wish)
+    for name in names:
         cls = engine_info(name).cls
         fits = precision in cls.precisions and encoder.device.partition(":")[0] in cls.devices
         if fits and not cls.missing() and cls.ready(encoder.info.fingerprint, precision, calibration):
             return with_engine(encoder, name, precision, calibration)
-    engine_info("openvino").cls.check(precision)
+    engine_info(names[0]).cls.check(precision)
     raise EncoderUnavailableError(
         f"{encoder.info.name} was calibrated for {precision} on pictures that are not here, nor is the converted tower"
     )
@@ -222,7 +223,7 @@ def _check(engine: str, precision: str) -> None:
 def _candidates(device: str, engine: str, precision: str) -> list[tuple[str, str]]:
     """Engines and precisions that can run here, exact ones first, int8 last.
 
-    ONNX Runtime is left to those who ask for it, and to machines without OpenVINO: it was never faster where both were.
+    ONNX Runtime is left to those who ask for it, and to machines without OpenVINO: where both were it was hardly faster.
 
     Raises:
         InputError: if the engine has no such precision, or can't run on the device.

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipadapter.encoders import Encoder, create_encoder
+from clipadapter.encoders import Encoder, create_encoder, with_engine
+from clipadapter.engines import Calibration
 from clipadapter.errors import InputError
 
 TOLERANCE = 1e-4
@@ -42,10 +43,14 @@ def check_fingerprint_is_hex(encoder: Encoder) -> None:
 
 
 def check_opens_again_by_its_name(encoder: Encoder) -> None:
-    """``info.name`` opens the same encoder: same fingerprint, same features."""
-    again = create_encoder(encoder.info.name, device=encoder.device)
+    """``info.name`` opens the same encoder: same fingerprint, same features. So do engine and precision beside it."""
+    info = encoder.info
+    again = create_encoder(info.name, device=encoder.device)
+    if (info.engine, info.precision) != ("torch", "fp32"):
+        calibration = Calibration(None, info.calibration) if info.calibration else None
+        again = with_engine(again, info.engine, info.precision, calibration)
     _require(
-        again.info.fingerprint == encoder.info.fingerprint,
+        again.info.fingerprint == info.fingerprint,
         "the fingerprint changed from one opening to the next",
     )
     picture = [_picture((40, 30))]
@@ -58,25 +63,34 @@ def check_opens_again_by_its_name(encoder: Encoder) -> None:
 
 def check_listing_needs_no_weights(encoder: Encoder) -> None:
     """The class lists what it can open, each once."""
-    names = [line.name for line in type(encoder).listing()]
+    plain: Encoder = getattr(encoder, "plain", encoder)  # what an engine runs is listed by the encoder itself
+    names = [line.name for line in type(plain).listing()]
     _require(len(names) > 0 and len(set(names)) == len(names), "listing() must name each encoder once")
 
 
 def check_pixels_fit_the_tower(encoder: Encoder) -> None:
-    """A picture of any size becomes (3, s, s) float32 on the CPU, or what else ``pixel_shape`` says."""
+    """A picture of any size becomes (3, s, s) float32 on the CPU, or what else ``pixel_shape`` says.
+
+    For an engine it becomes (s, s, 3) uint8.
+    """
+    dtype = torch.uint8 if _takes_squares(encoder) else torch.float32
     for picture in SIZES:
         pixels = encoder.preprocess(_picture(picture))
         _require(pixels.shape == encoder.pixel_shape, f"a {picture} picture became {tuple(pixels.shape)}")
-        _require(pixels.dtype == torch.float32 and pixels.device.type == "cpu", "pixels must be float32 on the CPU")
+        _require(pixels.dtype == dtype and pixels.device.type == "cpu", f"pixels must be {dtype} on the CPU")
         _require(bool(pixels.isfinite().all()), "pixels must be finite")
 
 
 def check_square_is_not_resized(encoder: Encoder) -> None:
     """A picture of the tower's size keeps every pixel: only mean and deviation are applied."""
     size = encoder.info.image_size
+    picture = _picture((size, size))
+    if _takes_squares(encoder):
+        kept = torch.equal(encoder.preprocess(picture), torch.from_numpy(np.array(picture)))
+        _require(kept, "pixels of a picture of the tower's size changed")
+        return
     if encoder.pixel_shape != (3, size, size):
         return  # the pixels of several towers, each of which keeps the rule itself
-    picture = _picture((size, size))
     black, white = (encoder.preprocess(Image.new("RGB", (size, size), name)) for name in ("black", "white"))
     values = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
     wanted = black + (white - black) * values
@@ -124,7 +138,8 @@ def check_no_gradients(encoder: Encoder) -> None:
 
 def check_nothing_is_fine_for_pictures(encoder: Encoder) -> None:
     """No pictures give (0, d)."""
-    for features in (encoder.encode_images([]), encoder.encode_pixels(torch.empty(0, *encoder.pixel_shape))):
+    none = encoder.preprocess(_picture((32, 32)))[None][:0]
+    for features in (encoder.encode_images([]), encoder.encode_pixels(none)):
         _require(features.shape == (0, encoder.info.dim), f"no pictures gave {tuple(features.shape)}")
 
 
@@ -225,6 +240,12 @@ def _picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
     """A picture of noise: any resizing shows."""
     stream = np.random.default_rng(seed)
     return Image.fromarray(stream.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def _takes_squares(encoder: Encoder) -> bool:
+    """Whether an engine does what comes after the resizing."""
+    size = encoder.info.image_size
+    return encoder.pixel_shape == (size, size, 3)
 
 
 def _three() -> list[Image.Image]:

@@ -1,0 +1,148 @@
+"""What every engine gives, beside the module itself in plain torch."""
+
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.engines import Calibration, create_engine, engine_info, list_engines
+from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
+
+KINDS = [(engine, precision) for engine in list_engines() for precision in engine_info(engine).cls.precisions]
+CONVERTING = ["onnxruntime", "openvino"]
+LEAST = {"bf16": 0.99, "int8": 0.98}
+"""Least cosine; the library's own gate asks for more, on a person's pictures."""
+
+
+def plain(tower, pictures):
+    """Features by the formula: values / 255, less the mean, by the deviation, through the module."""
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).double() / 255
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (tower.pixels.mean, tower.pixels.std))
+    with torch.inference_mode():
+        return tower.module(((pixels - mean) / std).float()).numpy()
+
+
+def cosines(one, two):
+    return (one * two).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)
+
+
+def test_all_engines_are_found():
+    assert list_engines() == ["onnxruntime", "openvino", "torch"]
+    assert KINDS == [
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+        ("openvino", "int8"),
+        ("torch", "fp32"),
+        ("torch", "bf16"),
+    ]
+
+
+@pytest.mark.parametrize(("engine", "precision"), KINDS)
+@pytest.mark.parametrize("n", [1, 5, 33])
+def test_features_are_those_of_the_module(engine, precision, n, towers, runner, squares):
+    pictures = squares(n, 32, seed=2)
+    found, wanted = runner("tiny", engine, precision)(pictures), plain(towers["tiny"], pictures)
+    assert found.shape == (n, 32)
+    assert found.dtype == np.float32
+    if precision == "fp32":
+        assert (np.linalg.norm(found - wanted, axis=1) < 1e-4 * np.linalg.norm(wanted, axis=1)).all()
+    else:
+        assert cosines(found, wanted).min() >= LEAST[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "precision"), KINDS)
+def test_features_of_lite(engine, precision, towers, runner, squares):
+    pictures = squares(5, 224, seed=2)
+    found, wanted = runner("lite", engine, precision)(pictures), plain(towers["lite"], pictures)
+    if precision == "fp32":
+        assert (np.linalg.norm(found - wanted, axis=1) < 1e-4 * np.linalg.norm(wanted, axis=1)).all()
+    elif precision == "bf16":
+        assert cosines(found, wanted).min() >= 0.99
+    else:
+        # ONNX Runtime's is not good enough to be used: the gate refuses it.
+        assert cosines(found, wanted).mean() >= {"openvino": 0.98, "onnxruntime": 0.7}[engine]
+
+
+@pytest.mark.parametrize(("engine", "precision"), KINDS)
+def test_the_batch_does_not_matter(engine, precision, runner, squares):
+    run, pictures = runner("tiny", engine, precision), squares(5, 32, seed=3)
+    together, alone = run(pictures), np.concatenate([run(pictures[i : i + 1]) for i in range(5)])
+    # Rounding before a step of 1/256 (bf16, int8) can go either way; ranges that followed the batch would differ more.
+    assert cosines(together, alone).min() > (1 - 1e-6 if precision == "fp32" else 0.999)
+
+
+@pytest.mark.parametrize(("engine", "precision"), KINDS)
+def test_threads_get_their_own_features(engine, precision, runner, squares):
+    run = runner("tiny", engine, precision)
+    batches = [squares(1 + i % 3, 32, seed=i) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, batches))
+    for found, batch in zip(together, batches, strict=True):
+        np.testing.assert_allclose(found, run(batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", CONVERTING)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_converting_is_quiet(engine, precision, tiny, squares, no_cache, capfd):
+    handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
+    create_engine(engine).run(tiny, precision, Calibration(squares(2, 32)))
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == ""
+    assert (logging.root.handlers, logging.root.manager.disable) == (handlers, disabled)
+
+
+def test_unknown_names():
+    with pytest.raises(UnknownNameError, match="Did you mean 'openvino'"):
+        create_engine("openvin")
+    with pytest.raises(InputError, match="ONNX Runtime engine runs fp32, int8, not bf16"):
+        engine_info("onnxruntime").cls.check("bf16")
+    with pytest.raises(InputError, match="Torch engine runs fp32, bf16, not int8"):
+        engine_info("torch").cls.check("int8")
+
+
+@pytest.mark.parametrize("engine", CONVERTING)
+def test_a_device_that_is_not_its_own(engine):
+    with pytest.raises(InputError, match="runs on cpu, not on cuda:0"):
+        create_engine(engine, device="cuda:0")
+
+
+@pytest.mark.parametrize("engine", CONVERTING)
+def test_int8_without_pictures(engine, tiny):
+    with pytest.raises(InputError, match="tiny in int8 needs pictures to calibrate with"):
+        create_engine(engine).run(tiny, "int8")
+
+
+@pytest.mark.parametrize(("engine", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_missing_packages(engine, extra, tiny, monkeypatch):
+    for name in engine_info(engine).cls.packages:
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, name, raising=False)
+            patch.setattr("importlib.util.find_spec", lambda wanted, name=name: None if wanted == name else object())
+            with pytest.raises(MissingExtraError, match=rf"pip install 'clipadapter\[{extra}\]'"):
+                create_engine(engine).run(tiny, "fp32")
+
+
+def test_a_tower_too_large_for_onnx(tiny, no_cache):
+    with torch.device("meta"):
+        module = torch.nn.Linear(1 << 15, 1 << 14)
+    large = type(tiny)("large", "1" * 32, 32, tiny.pixels, module)
+    with pytest.raises(InputError, match="large has 2.0 GiB of weights"):
+        create_engine("onnxruntime").run(large, "fp32")
+    assert not [path for path in no_cache.iterdir() if path.is_dir()]
+
+
+def test_a_tower_that_onnx_can_not_say(tiny, no_cache):
+    class Odd(torch.nn.Module):
+        def forward(self, pixels):
+            return torch.linalg.svd(pixels.mean(dim=1))[1]
+
+    odd = type(tiny)("odd", "2" * 32, 32, tiny.pixels, Odd())
+    with pytest.raises(InputError, match="odd can't be written as ONNX"):
+        create_engine("onnxruntime").run(odd, "fp32")
