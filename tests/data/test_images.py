@@ -269,6 +269,67 @@ def test_the_picture_given_is_not_changed(picture):
     assert read_image(picture) is not picture
 
 
+def large_jpeg(width, height, **options):
+    """Smooth waves, which an exact halving keeps but for rounding."""
+    x, y = np.arange(width) / 40, np.arange(height)[:, None] / 50
+    waves = np.dstack([127 + 100 * np.sin(x + y), 127 + 100 * np.cos(x - y), 127 + 100 * np.sin(x) * np.cos(y)])
+    return coded(Image.fromarray(waves.astype(np.uint8)), "JPEG", quality=95, **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "expected"),
+    [
+        ((640, 480), 241, (640, 480)),
+        ((640, 480), 240, (320, 240)),
+        ((640, 480), 120, (160, 120)),
+        ((640, 480), 1, (80, 60)),
+        ((641, 480), 1, (641, 480)),  # else its proportions would change
+        ((484, 644), 30, (121, 161)),
+    ],
+)
+def test_a_jpeg_is_shrunk_as_far_as_asked(tmp_path, size, least, expected):
+    (tmp_path / "a").write_bytes(large_jpeg(*size))
+    assert read_image(tmp_path / "a", shrink_to=least).size == expected
+
+
+def test_a_shrunk_jpeg_has_the_means_of_its_pixels():
+    data = large_jpeg(640, 480)
+    whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float)
+    means = whole.reshape(240, 2, 320, 2, 3).mean(axis=(1, 3))
+    gap = np.abs(np.asarray(read_image("a", data=data, shrink_to=240), float) - means)
+    assert gap.max() <= 3
+    assert gap.mean() < 1
+
+
+def test_pixels_are_whole_unless_asked_otherwise():
+    data = large_jpeg(640, 480)
+    whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(read_image("a", data=data), whole)
+    np.testing.assert_array_equal(read_image("a", data=data, shrink_to=481), whole)
+
+
+def test_only_jpeg_files_are_shrunk():
+    data = coded(Image.open(io.BytesIO(large_jpeg(640, 480))), "PNG")
+    assert read_image("a.jpg", data=data, shrink_to=1).size == (640, 480)
+    opened = Image.open(io.BytesIO(large_jpeg(640, 480)))
+    assert read_image(opened, shrink_to=1).size == (640, 480)
+
+
+def test_a_shrunk_jpeg_stands_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = large_jpeg(640, 480, exif=exif)
+    whole = read_image("a", data=data).reduce(4)
+    small = read_image("a", data=data, shrink_to=120)
+    assert small.size == whole.size == (120, 160)
+    assert np.abs(np.asarray(small, int) - np.asarray(whole, int)).mean() < 1
+
+
+def test_a_jpeg_that_is_too_large_is_not_let_in_by_shrinking():
+    with pytest.raises(ImageError, match="too large"):
+        read_image("a", data=large_jpeg(640, 480), max_pixels=640 * 480 - 1, shrink_to=1)
+
+
 def test_image_bytes_tell_pictures_apart(tmp_path, picture):
     (tmp_path / "a.png").write_bytes(coded(picture, "PNG"))
     assert image_bytes(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()

@@ -230,3 +230,14 @@ def test_unequal_shots_are_thinned_where_they_are_held_out():
     train, held = torch.arange(4, 18), torch.arange(4)
     kept = {len(_thinned(labels, train, held, seed)) for seed in range(20)}
     assert kept == {14, 3}
+
+
+@pytest.mark.parametrize("name", list(EXPERTS))
+def test_experts_of_a_fold_are_those_of_its_own_rows(name):
+    rng = torch.Generator().manual_seed(0)
+    z = unit(torch.randn(24, 40, generator=rng, dtype=torch.float64))
+    labels, rows, held = torch.arange(24) % 4, torch.arange(16), torch.arange(16, 24)
+    part = Seen(z, labels, 4, None, 0.0, z @ z.T)
+    alone = Seen(z[rows], labels[rows], 4, None, 0.0)
+    found = EXPERTS[name](part.take(rows)).logits(z[held], None, part.products(held, rows))
+    torch.testing.assert_close(found, EXPERTS[name](alone).logits(z[held], None), rtol=1e-5, atol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import ClassText, _base, create_head, list_heads
 from clipadapter.testing import toy_features
 
 
@@ -74,3 +74,25 @@ def test_a_row_of_nan_is_a_class_without_text():
     text = pickle.loads(pickle.dumps(ClassText(["a", "b"], [[np.nan, np.nan], [3.0, 4.0]])))
     assert text.absent == ("a",)
     np.testing.assert_array_equal(text.embeddings, np.float32([[0, 0], [0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("name", list_heads())
+def test_blocks_of_rows_answer_as_all_rows_together(name, monkeypatch):
+    X, y, text = toy_features()
+    queries = toy_features((10, 10, 10), seed=1)[0]
+    head = create_head(name)
+    head.fit(X, y, text=text, unlabelled=queries[:5] if head.transductive else None)
+    whole = head.logits(queries)
+    sizes, answer = [], head._logits
+    monkeypatch.setattr(head, "_logits", lambda rows: (sizes.append(len(rows)), answer(rows))[1])
+    monkeypatch.setattr(_base, "AT_ONCE", 4 * head._numbers_per_row())
+    np.testing.assert_allclose(head.logits(queries), whole, rtol=1e-5, atol=1e-5)
+    assert sizes == [4] * 7 + [2]
+    np.testing.assert_array_equal(head.predict(queries), head.classes_[whole.argmax(axis=1)])
+    np.testing.assert_allclose(head.predict_proba(queries).sum(axis=1), 1)
+
+
+def test_a_head_that_keeps_its_shots_gets_fewer_rows_the_more_there_are():
+    X, y, text = toy_features((40, 40, 40))
+    assert create_head("tip-adapter").fit(X, y, text=text)._numbers_per_row() == 16 + 3 + 120
+    assert create_head("zero-shot").fit(X, y, text=text)._numbers_per_row() == 16 + 3 + 3

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from clipadapter.data.images import ImageSource, image_bytes, read_image, source_name
+from clipadapter.data.images import ImageSource, image_bytes, read_image, shrink_factor, source_name
 from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
+from clipadapter.pixels import shrink_to
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,32 @@ def _prepare(job: Job, position: int) -> _Prepared | Done:
         picture = _Prepared(position, keys, job.store.get_many(keys, info.dim))
         if len(picture.found) == len(keys):
             return picture.done({}, computed=0)
+        missing = [i for i, key in enumerate(keys) if key not in picture.found]
         with _alone(job, source):
-            image = read_image(source, data=data if isinstance(source, str | Path) else None)
+            images = _decode(job, source, data, missing)
     except ImageError as error:
         return Done(position, error)
-    for i, key in enumerate(keys):
-        if key not in picture.found:
-            picture.pixels[key] = job.encoder.preprocess(augment(image, job.views, i, digest, info.image_size))
+    for i in missing:
+        view = augment(images[i], job.views, i, digest, info.image_size)
+        picture.pixels[keys[i]] = job.encoder.preprocess(view)
     return picture
+
+
+def _decode(job: Job, source: ImageSource, data: bytes, views: list[int]) -> dict[int, Image.Image]:
+    """What each of these views is made from.
+
+    Only the plain view may come from a shrunk picture, and must, whatever views are made beside it: a stored
+    feature depends on nothing but its key.
+    """
+    info, own = job.encoder.info, data if isinstance(source, str | Path) else None
+    least = shrink_to(info.precision, info.image_size)
+    if views == [0]:
+        return {0: read_image(source, data=own, shrink_to=least)}
+    whole = read_image(source, data=own)
+    images = dict.fromkeys(views, whole)
+    if 0 in images and own is not None and least is not None and shrink_factor(own, whole.size, least) > 1:
+        images[0] = read_image(source, data=own, shrink_to=least)
+    return images
 
 
 def _encode(job: Job, batch: list[_Prepared]) -> tuple[list[Done], bool]:
@@ -174,12 +193,13 @@ def _encode(job: Job, batch: list[_Prepared]) -> tuple[list[Done], bool]:
     known = job.store.get_many(list(pixels), job.encoder.info.dim)
     crowded = job.store.touched() and bool(known)
     missing = [key for key in pixels if key not in known]
-    rows = [
-        job.encoder.encode_pixels(torch.stack([pixels[key] for key in missing[i : i + job.batch_size]]))
-        for i in range(0, len(missing), job.batch_size)
-    ]
+    # Not torch's stack and cat: these wake threads that go on spinning, on the cores that others need.
+    rows = []
+    for i in range(0, len(missing), job.batch_size):
+        batch_pixels = np.stack([pixels[key].numpy() for key in missing[i : i + job.batch_size]])
+        rows.append(job.encoder.encode_pixels(torch.from_numpy(batch_pixels)).numpy())
     with np.errstate(over="ignore"):  # too large for float16 is not finite: told below
-        vectors = torch.cat(rows).numpy().astype(job.dtype) if rows else np.empty((0, 0), job.dtype)
+        vectors = np.concatenate(rows).astype(job.dtype) if rows else np.empty((0, 0))
     new = {key: vector for key, vector in zip(missing, vectors, strict=True) if np.isfinite(vector).all()}
     if new:
         crowded |= job.store.put_many(new) < len(new)

@@ -223,7 +223,7 @@ def _check(engine: str, precision: str) -> None:
 def _candidates(device: str, engine: str, precision: str) -> list[tuple[str, str]]:
     """Engines and precisions that can run here, exact ones first, int8 last.
 
-    ONNX Runtime is left to those who ask for it, and to machines without OpenVINO: where both were it was hardly faster.
+    ONNX Runtime is left to those who ask for it, and to machines without OpenVINO: beside it, it was hardly faster.
 
     Raises:
         InputError: if the engine has no such precision, or can't run on the device.

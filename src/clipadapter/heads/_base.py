@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,12 +28,16 @@ from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
 
+AT_ONCE = 2**24
+"""Numbers that a head may hold beside each other for the rows it answers at a time: 64 MB in float32."""
+
 
 class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
     """Base of all heads.
 
     A subclass stores its parameters in ``__init__`` under their own names and does nothing else there, learns in
-    `_fit` into attributes that end in ``_``, and computes (m, c) scores in `_logits`.
+    `_fit` into attributes that end in ``_``, and computes (m, c) scores in `_logits`. That gets X in blocks of rows, so
+    that what it holds by the way is bounded; see `_numbers_per_row`.
     """
 
     needs_text: ClassVar[bool] = False
@@ -54,7 +58,16 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
 
     @abstractmethod
     def _logits(self, X: Tensor) -> Tensor:
-        """(m, d) raw features to (m, c) logits."""
+        """(m, d) raw features to (m, c) logits, each row's by itself."""
+
+    def _numbers_per_row(self) -> int:
+        """How many numbers `_logits` holds for each row: it gets as many rows at a time as make 2^24.
+
+        Unless a head says otherwise: its feature, its logits, and one for each row of the longest array that was
+        learned, since a head that keeps its shots compares them with each row.
+        """
+        learned = (len(v) for k, v in vars(self).items() if k.endswith("_") and isinstance(v, Tensor) and v.ndim)
+        return self.n_features_in_ + len(self.classes_) + max(learned, default=0)
 
     def _leave_one_out(self, shots: Shots) -> Tensor | None:
         """(n, c) logits of each shot's plain view by this head fitted to all other shots, if a closed form gives them.
@@ -158,6 +171,18 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             sklearn.exceptions.NotFittedError: before `fit`.
             InputError: if the width differs from that in `fit`, or a feature is not finite.
         """
+        return self._by_block(X, lambda logits: logits)
+
+    def predict(self, X: ArrayLike) -> Array:
+        """The best class of each row of X (m, d), as labels (m,)."""
+        return np.asarray(self.classes_[self._by_block(X, lambda logits: logits.argmax(axis=1))])
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """Softmax of the logits: (m, c) float64, rows sum to one."""
+        return self._by_block(X, lambda logits: torch.from_numpy(logits).double().softmax(dim=1).numpy())
+
+    def _by_block(self, X: ArrayLike, answer: Callable[[Array], Array]) -> Array:
+        """What is made of the logits (b, c) of each block of rows of X (m, d), in one array."""
         check_is_fitted(self)
         rows = as_matrix(X)
         if rows.shape[1] != self.n_features_in_:
@@ -166,18 +191,17 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
                 f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input"
             )
+        m, block = len(rows), max(1, AT_ONCE // self._numbers_per_row())
+        found: Array | None = None
         with torch.inference_mode():
-            return np.asarray(self._logits(torch.from_numpy(rows)).numpy())
-
-    def predict(self, X: ArrayLike) -> Array:
-        """The best class of each row of X (m, d), as labels (m,)."""
-        logits = self.logits(X)
-        return np.asarray(self.classes_[logits.argmax(axis=1)])
-
-    def predict_proba(self, X: ArrayLike) -> Array:
-        """Softmax of the logits: (m, c), rows sum to one."""
-        logits = torch.from_numpy(self.logits(X)).double()
-        return np.asarray(logits.softmax(dim=1).numpy())
+            for start in range(0, m, block):
+                part = answer(self._logits(torch.from_numpy(rows[start : start + block])).numpy())
+                if len(part) == m:
+                    return part
+                found = np.empty((m, *part.shape[1:]), part.dtype) if found is None else found
+                found[start : start + block] = part
+        assert found is not None
+        return found
 
     def state(self) -> dict[str, Array]:
         """What was learned, as arrays by name; ``classes_`` and ``n_features_in_`` are not among them.

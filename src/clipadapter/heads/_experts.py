@@ -34,6 +34,7 @@ class Seen:
         n_classes: c.
         zero_shot: (n, c) zero-shot logits of unit spread, or None without class text.
         trust: what zero-shot's logits are multiplied by to be calibrated.
+        gram: (n, n) products of the rows of z, from which parts of the shots take theirs; None to leave that out.
     """
 
     z: Tensor
@@ -41,11 +42,20 @@ class Seen:
     n_classes: int
     zero_shot: Tensor | None
     trust: float
+    gram: Tensor | None = None
 
     def take(self, rows: Tensor) -> Seen:
         """Some of the shots; every class must keep one."""
         zero_shot = None if self.zero_shot is None else self.zero_shot[rows]
-        return Seen(self.z[rows], self.labels[rows], self.n_classes, zero_shot, self.trust)
+        return Seen(self.z[rows], self.labels[rows], self.n_classes, zero_shot, self.trust, self.products(rows, rows))
+
+    def products(self, rows: Tensor, others: Tensor) -> Tensor | None:
+        """What the Gram matrix has of these rows and columns."""
+        return None if self.gram is None else self.gram.index_select(0, rows).index_select(1, others)
+
+    def gram_matrix(self) -> Tensor:
+        """(n, n), a new tensor."""
+        return self.z @ self.z.T if self.gram is None else self.gram.clone()
 
     @property
     def counts(self) -> Tensor:
@@ -81,11 +91,11 @@ class Expert:
     dual: Tensor | None = None
     shots: Tensor | None = None
 
-    def logits(self, z: Tensor, zero_shot: Tensor | None) -> Tensor:
-        """(m, c)."""
+    def logits(self, z: Tensor, zero_shot: Tensor | None, products: Tensor | None = None) -> Tensor:
+        """(m, c); products (m, n) of z and the shots are made if not given."""
         found = z @ self.weight.T + self.bias
         if self.dual is not None and self.shots is not None:
-            found = found + kernel(z, self.shots) @ self.dual
+            found = found + kernel(z @ self.shots.T if products is None else products) @ self.dual
         return found if zero_shot is None or not self.text else found + self.text * zero_shot
 
     def centred(self) -> Expert:
@@ -94,19 +104,25 @@ class Expert:
         return Expert(self.weight - self.weight.mean(dim=0), self.bias - self.bias.mean(), self.text, dual, self.shots)
 
 
-def kernel(a: Tensor, b: Tensor) -> Tensor:
-    """(m, n) Gaussian kernel of unit rows: ``exp(cos - 1)``."""
-    return torch.exp(a @ b.T - 1)
+def kernel(products: Tensor) -> Tensor:
+    """(m, n) Gaussian kernel of unit rows, ``exp(cos - 1)``, from their products."""
+    return (products - 1).exp_()
+
+
+def solve(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
+    """``(matrix + diag(ridge))^-1 right`` of a symmetric matrix with no negative eigenvalue, which is used up."""
+    matrix.diagonal().add_(ridge)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
 
 
 def ridge(seen: Seen) -> Expert:
     """Ridge regression onto the one-hot labels, in the smaller of its two forms."""
     z, target, shares = seen.z, seen.onehot - 1 / seen.n_classes, seen.shares
     if len(z) < z.shape[1]:
-        weight = z.T @ torch.linalg.solve(z @ z.T + RIDGE * torch.diag(1 / shares), target)
+        weight = z.T @ solve(seen.gram_matrix(), target, RIDGE / shares)
     else:
         heavy = z.T * shares
-        weight = torch.linalg.solve(heavy @ z + RIDGE * torch.eye(z.shape[1], dtype=z.dtype), heavy @ target)
+        weight = solve(heavy @ z, heavy @ target, RIDGE)
     return Expert(weight.T, z.new_zeros(seen.n_classes))
 
 
@@ -124,19 +140,21 @@ def gda(seen: Seen) -> Expert:
     if shrinkage < 1e-6:  # one shot a class: no spread is to be seen
         shrinkage = float(z.square().sum()) / max(n - 1, 1) or 1.0
     if n < d:
-        inner = rest @ rest.T + shrinkage * torch.eye(n, dtype=z.dtype)
-        weight = d * (means - (means @ rest.T) @ torch.linalg.solve(inner, rest)) / shrinkage
+        # The products of what is left without the means, from those of the shots.
+        across, among = means @ z.T, (means @ means.T)[:, seen.labels]
+        inner = seen.gram_matrix().sub_(across[seen.labels]).sub_((across - among)[seen.labels].T)
+        weight = d * (means - solve(inner, (across - among).T, shrinkage).T @ rest) / shrinkage
     else:
-        weight = d * torch.linalg.solve(rest.T @ rest + shrinkage * torch.eye(d, dtype=z.dtype), means.T).T
+        weight = d * solve(rest.T @ rest, means.T, shrinkage).T
     return Expert(weight, -0.5 * (weight * means).sum(dim=1))
 
 
 def kernel_ridge(seen: Seen) -> Expert:
     """Ridge regression with a Gaussian kernel, for classes that no plane separates."""
     target = seen.onehot - 1 / seen.n_classes
-    gram = kernel(seen.z, seen.z) + KERNEL_RIDGE * torch.diag(1 / seen.shares)
+    dual = solve(kernel(seen.gram_matrix()), target, KERNEL_RIDGE / seen.shares)
     nothing = seen.z.new_zeros(seen.n_classes, seen.z.shape[1])
-    return Expert(nothing, nothing[:, 0], dual=torch.linalg.solve(gram, target), shots=seen.z)
+    return Expert(nothing, nothing[:, 0], dual=dual, shots=seen.z)
 
 
 def regression(seen: Seen, C: float, text: float = 0.0) -> Expert:
@@ -148,8 +166,8 @@ def regression(seen: Seen, C: float, text: float = 0.0) -> Expert:
     offset = seen.counts.log().expand(len(seen.z), -1)
     if seen.zero_shot is not None and text:
         offset = offset + text * seen.zero_shot
-    # The solution lies in the span of the shots: rotating into it changes nothing but the cost.
-    basis = torch.linalg.qr(seen.z.T).Q if len(seen.z) < seen.z.shape[1] else None
+    # The solution lies in the span of the shots: rotating into it changes nothing but the cost, if they are few.
+    basis = torch.linalg.qr(seen.z.T).Q if 2 * len(seen.z) <= seen.z.shape[1] else None
     rows = seen.z if basis is None else seen.z @ basis
     model = Regression(rows, seen.labels, offset, unit_intercept=text > 0)
     model.solve(C, TOL, MAX_ITER)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from clipadapter.heads._lbfgs import descend
+
 ABSENT = -1e4
 """Logit of a class without a shot: finite, so that it can be saved, and never the best."""
 AFFORDABLE = 300_000_000
@@ -49,36 +51,17 @@ class Regression:
     def solve(self, C: float, tol: float, max_iter: int) -> int:
         """Go to the optimum from where it stands; returns the iterations."""
         penalty = self._penalty(C)
-        value, gradient = self._value(self.point, penalty)
-        size, slope = float(gradient.abs().sum()), float(gradient.square().sum())
-        if min(size, value) < NOTHING:
+        first = value, gradient = self._value(self.point, penalty)
+        slope = float(gradient.square().sum())
+        if min(float(gradient.abs().sum()), value) < NOTHING:
             return 1
-        # torch's first step is 1 / size along the gradient, often far too short. In these units, which change nothing
-        # later, it is the Newton step, or that which would take all of the loss if it fell as steeply as here.
+        # The Newton step along the gradient, or that which would take all of the loss if it fell as steeply as here.
         step = min(slope / max(self._curvature(gradient, penalty), 1e-30), value / slope)
-        length, factor = step * size, 1 / (step * size**2)
-        point = (self.point / length).requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [point],
-            max_iter=max_iter,
-            max_eval=20 * max_iter,
-            history_size=10,
-            tolerance_grad=0.0,
-            # Below this a change of the loss is rounding.
-            tolerance_change=factor * torch.finfo(point.dtype).eps / 10,
-            line_search_fn="strong_wolfe",
+        enough = tol * self.first
+        self.point, iterations = descend(
+            lambda point: self._value(point, penalty), self.point, first, step, enough, max_iter
         )
-
-        def closure() -> float:
-            value, gradient = self._value(point.detach() * length, penalty)
-            # torch stops by the largest entry, which the more there are the longer stays above the others: it is shown
-            # a gradient of nought when the norm has fallen enough.
-            point.grad = gradient / size if gradient.norm() > tol * self.first else torch.zeros_like(point)
-            return value * factor
-
-        optimizer.step(closure)
-        self.point = point.detach() * length
-        return int(optimizer.state[point]["n_iter"])
+        return iterations
 
     def answer(self, n_classes: int) -> tuple[Tensor, Tensor]:
         """Weight (c, d) and bias (c,) for rows that are not centred."""
@@ -98,13 +81,14 @@ class Regression:
 
     def _value(self, point: Tensor, penalty: Tensor) -> tuple[float, Tensor]:
         """Mean log-loss with penalty, and its gradient, at (c, w)."""
-        n = len(self.rows)
+        n, true = len(self.rows), self.target[:, None]
         logits = self._logits(point)
-        top = logits.logsumexp(dim=1, keepdim=True)
-        true = self.target[:, None]
-        loss = (top - logits.gather(1, true)).mean(dtype=torch.float64)
-        residual = logits.sub_(top).exp_()
-        residual.scatter_add_(1, true, -torch.ones_like(top))
+        logits.sub_(logits.amax(dim=1, keepdim=True))
+        right = logits.gather(1, true)
+        total = logits.exp_().sum(dim=1, keepdim=True)
+        loss = (total.log() - right).mean(dtype=torch.float64)
+        residual = logits.div_(total)
+        residual.scatter_add_(1, true, -torch.ones_like(total))
         weighted = point * penalty
         return float(loss + (weighted * point).sum() / 2), (residual.T @ self.rows).div_(n).add_(weighted)
 
@@ -118,6 +102,9 @@ class Regression:
 
     def _logits(self, point: Tensor) -> Tensor:
         """(n, c), a new tensor."""
+        if not point.any():  # as at the start, which is asked for several times
+            zero = point.new_zeros(len(self.rows), len(point))
+            return zero if self.offset is None else zero.add_(self.offset)
         logits = self.rows @ point.T
         return logits if self.offset is None else logits.add_(self.offset)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import Head
+from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions
 from clipadapter.heads._registry import create_head
@@ -134,10 +134,11 @@ def select(
     candidates = _candidates(heads, grid or {})
     found: dict[str, HeldOut] = {}
     seconds: dict[str, float] = {}
+    shots: dict[type, Shots] = {}
     for name, head in tqdm(candidates.items(), desc="held-out shots", disable=not progress, leave=False):
         begun = time.perf_counter()
         closed = found and next(iter(found.values())).how == "leave-one-out"
-        first = None if found and not closed else _leave_one_out(head, X, y, text)
+        first = None if found and not closed else _leave_one_out(head, X, y, text, shots)
         if closed and first is None:
             # Folds fit to fewer shots than leave-one-out does, so that the two can't be compared.
             found = {other: held_out(candidates[other], X, y, text, folds=folds, seed=seed) for other in found}
@@ -192,15 +193,25 @@ def held_out(
     return HeldOut(np.concatenate(logits), positions[rows], rows, how)
 
 
-def _leave_one_out(head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None) -> HeldOut | None:
-    """In closed form, of the shots whose class has another; None if the head has none, or no class has two."""
+def _leave_one_out(
+    head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None, shots: dict[type, Shots]
+) -> HeldOut | None:
+    """In closed form, of the shots whose class has another; None if the head has none, or no class has two.
+
+    Heads of one class take the same checked shots, which remember what several candidates need.
+    """
     if head.transductive:
         return None
     labels = as_labels(y, len(as_views(X)))
     positions = class_positions(labels, text)[1]
     rows = np.flatnonzero(np.bincount(positions)[positions] > 1)
-    logits = head.leave_one_out(X, y, text) if len(rows) else None
-    return None if logits is None else HeldOut(logits[rows], positions[rows], rows, "leave-one-out")
+    if not len(rows):
+        return None
+    if type(head) not in shots:
+        shots[type(head)] = head._shots(X, y, text, None)[0]
+    with torch.inference_mode():
+        logits = head._leave_one_out(shots[type(head)])
+    return None if logits is None else HeldOut(logits.numpy()[rows], positions[rows], rows, "leave-one-out")
 
 
 def _candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, Sequence[Any]]) -> dict[str, Head]:
@@ -258,9 +269,22 @@ def _rank(
 def _losses(held: HeldOut) -> tuple[Array, float]:
     """(r,) log-losses at the temperature that makes their mean least, and that temperature."""
     logits, labels = torch.from_numpy(held.logits).double(), torch.from_numpy(held.labels)
-    every = torch.stack([_log_loss(logits / t, labels) for t in TEMPERATURES.tolist()])  # (t, r)
-    best = int(every.mean(dim=1).argmin())
-    return every[best].numpy(), float(TEMPERATURES[best])
+    every: dict[int, Tensor] = {}
+
+    def losses(i: int) -> Tensor:
+        if i not in every:
+            every[i] = _log_loss(logits / float(TEMPERATURES[i]), labels)
+        return every[i]
+
+    # The mean loss is convex in the inverse temperature: it falls up to its least value, and never again after it.
+    low, high = 0, len(TEMPERATURES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if losses(middle).mean() <= losses(middle + 1).mean():
+            high = middle
+        else:
+            low = middle + 1
+    return losses(low).numpy(), float(TEMPERATURES[low])
 
 
 def _log_loss(logits: Tensor, labels: Tensor) -> Tensor:

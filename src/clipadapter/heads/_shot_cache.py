@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
+from clipadapter.heads._shots import Shots
 
 BLOCK = 2**24
 """Affinities in memory at once."""
@@ -68,10 +69,12 @@ def class_sums(similarity: Tensor, labels: Tensor, n_classes: int, beta: float, 
     tensor([[2.0000e+00, 1.9287e-22]])
     """
     affinity = torch.exp(-beta * (1 - similarity))
-    if share is not None:
-        affinity = affinity * share[:, None]
-    # The product with the one-hot labels, without the matrix (n, c) that is nearly all zeros.
-    return affinity.new_zeros(n_classes, similarity.shape[1]).index_add(0, labels, affinity).T
+    return _by_class(affinity if share is None else affinity * share[:, None], labels, n_classes)
+
+
+def _by_class(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """(n, m) to (m, c): the product with the one-hot labels, without that matrix, which is nearly all zeros."""
+    return affinity.new_zeros(n_classes, affinity.shape[1]).index_add(0, labels, affinity).T
 
 
 def cache_logits(
@@ -101,12 +104,28 @@ def cache_logits(
     out = queries.new_empty(len(queries), n_classes)
     for start in range(0, len(queries), block):
         part = queries[start : start + block]
-        similarity = keys @ part.T  # (n, b)
+        affinity = (keys @ part.T).sub_(1).mul_(beta).exp_()  # (n, b), in place: it is large
+        if share is not None:
+            affinity *= share[:, None]
         if without_own:
             own = torch.arange(len(part))
-            similarity[start + own, own] = -math.inf  # an affinity of exactly zero
-        out[start : start + block] = class_sums(similarity, labels, n_classes, beta, share)
+            affinity[start + own, own] = 0
+        out[start : start + block] = _by_class(affinity, labels, n_classes)
     return out
+
+
+def votes_of_others(shots: Shots, beta: float) -> Tensor:
+    """What the cache says of each shot's plain picture without the shot itself: (n, c).
+
+    Args:
+        shots: all of them; few enough keep their cosines, so that the next beta costs less.
+        beta: sharpness.
+    """
+    if len(shots.labels) ** 2 > BLOCK:
+        keys, queries = cache_keys(shots.views), unit(shots.X)
+        return cache_logits(queries, keys, shots.labels, shots.n_classes, beta, without_own=True)
+    affinity = (shots.likeness - 1).mul_(beta).exp_().fill_diagonal_(0)
+    return _by_class(affinity, shots.labels, shots.n_classes)
 
 
 def check_not_negative(**parameters: float) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from clipadapter.functional import unit
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ class Shots:
     def X(self) -> Tensor:
         """(n, d) raw features of the plain pictures."""
         return self.views[:, 0]
+
+    @cached_property
+    def likeness(self) -> Tensor:
+        """(n, n) cosines of the mean of each shot's views (row) and each plain picture (column).
+
+        Kept, since a search asks for it once a candidate; not to be changed, nor for thousands of shots.
+        """
+        return unit(self.views.mean(dim=1)) @ unit(self.X).T
 
     @property
     def onehot(self) -> Tensor:

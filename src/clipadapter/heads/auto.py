@@ -30,7 +30,6 @@ NEGLIGIBLE = 0.01
 """Experts of a smaller share of the largest weight are left out."""
 REPEATS, ENOUGH = 5, 300
 """Shots are divided into folds up to five times, as long as this many are not held out in all."""
-BLOCK = 4096
 
 
 @register_head("auto")
@@ -70,13 +69,15 @@ class Auto(Head):
 
     def _seen(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Seen:
         """What experts see; measures the text by the way."""
+        # Folds and experts compare the same shots again and again.
+        gram = z @ z.T if len(z) <= MOST_SHOTS else None
         if self.text_ is None:
-            return Seen(z, labels, len(classes), None, 0.0)
+            return Seen(z, labels, len(classes), None, 0.0, gram)
         every = centre(x @ self.text_.T)
         self.spread_ = float(every.std(dim=1).mean()) or 1.0
         counts = torch.bincount(labels)[labels]
         factor = trust(every / self.spread_, classes[labels], len(labels) / (len(classes) * counts))
-        return Seen(z, labels, len(classes), every[:, classes] / self.spread_, factor)
+        return Seen(z, labels, len(classes), every[:, classes] / self.spread_, factor, gram)
 
     def _weights(self, seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
         """Weight of the text and of each expert, and the noise of each expert."""
@@ -128,15 +129,12 @@ class Auto(Head):
             self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = -1e4
 
     def _logits(self, X: Tensor) -> Tensor:
-        return torch.cat([self._block(part) for part in X.split(BLOCK)])
-
-    def _block(self, X: Tensor) -> Tensor:
         x = unit(X)
         z = unit(x - self.centre_.to(X.dtype))
         found = z @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
         shots, dual, text = (getattr(self, name, None) for name in ("shots_", "dual_", "text_"))
         if shots is not None and dual is not None:
-            found = found + kernel(z, shots.to(X.dtype)) @ dual.to(X.dtype)
+            found = found + kernel(z @ shots.to(X.dtype).T) @ dual.to(X.dtype)
         if text is not None:
             found = found + self.trust_ / self.spread_ * centre(x @ text.to(X.dtype).T)
         return found
@@ -147,8 +145,9 @@ def _answers(part: Seen, splits: list[tuple[Tensor, Tensor]], names: list[str]) 
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for train, rows in splits:
         seen, zero_shot = part.take(train), None if part.zero_shot is None else part.zero_shot[rows]
+        products = part.products(rows, train)
         for name in names:
-            found[name].append(EXPERTS[name](seen).logits(part.z[rows], zero_shot))
+            found[name].append(EXPERTS[name](seen).logits(part.z[rows], zero_shot, products))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -165,7 +164,7 @@ def _some_classes(seen: Seen, rows: Tensor) -> Seen:
     part = seen.take(rows)
     classes = part.labels.unique()
     zero_shot = None if part.zero_shot is None else part.zero_shot[:, classes]
-    return Seen(part.z, torch.searchsorted(classes, part.labels), len(classes), zero_shot, part.trust)
+    return Seen(part.z, torch.searchsorted(classes, part.labels), len(classes), zero_shot, part.trust, part.gram)
 
 
 def _thinned(labels: Tensor, train: Tensor, held: Tensor, seed: int) -> Tensor:
@@ -188,7 +187,8 @@ def _thinned(labels: Tensor, train: Tensor, held: Tensor, seed: int) -> Tensor:
 def _unseen_noise(seen: Seen) -> float:
     """Noise of the ridge expert where every class has one shot: each is scored by a fit to the others."""
     n, c = len(seen.z), seen.n_classes
-    gram = seen.z @ seen.z.T + RIDGE * torch.eye(n, dtype=seen.z.dtype)
+    gram = seen.gram_matrix()
+    gram.diagonal().add_(RIDGE)
     inverse = torch.linalg.inv(gram)
     target = seen.onehot - seen.onehot.mean(dim=0)
     scores = target - inverse @ target / inverse.diagonal()[:, None]

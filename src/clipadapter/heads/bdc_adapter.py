@@ -28,8 +28,10 @@ from clipadapter.heads._training import Recipe, minimise
 
 GROUP = 16
 """Shots of a class whose distances are summed at once."""
-TILE = 1 << 23
-"""Numbers in the largest array while predicting."""
+TILE = 1 << 18
+"""Numbers in the largest array of distances while predicting: few enough to stay in the processor's cache."""
+ROWS = 1024
+"""Rows that are sorted at a time, in float64."""
 
 
 @register_head("bdc-adapter", paper="https://arxiv.org/abs/2309.01256")
@@ -37,7 +39,7 @@ class BdcAdapter(Head):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 
     Exact, in memory of n d numbers: a prototype's d x d matrix is made a few rows at a time when asked. That takes
-    n d^2 / 2 steps whatever the number of queries, so ask for many at once.
+    n d^2 / 2 steps for up to 2^24 / (d + c) queries, so ask for many at once.
 
     Args:
         alpha: weight of the prototypes, in logits; 0 is the residual net alone.
@@ -106,6 +108,10 @@ class BdcAdapter(Head):
         near[:, ~present] = near[:, present].mean(dim=1, keepdim=True)
         return logits + self.alpha * near
 
+    def _numbers_per_row(self) -> int:
+        # Not one for each shot: rows are compared with prototypes, which are made anew for each block of rows.
+        return self.n_features_in_ + len(self.classes_)
+
     def _train(self, shots: Shots) -> Tensor:
         assert shots.text is not None
         n, v, d = shots.views.shape
@@ -143,10 +149,13 @@ def _moved(x: Tensor, residual: Tensor) -> Tensor:
 
 
 def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row's distances |x_i - x_j|: their sums over j (n, d), and the length of the centred matrix (n,).
+    """Of each row's distances |x_i - x_j|: their sums over j (n, d), and the length of the centred matrix (n,)."""
+    sums, length = zip(*map(_by_sorting, x.split(ROWS)), strict=True)
+    return torch.cat(sums), torch.cat(length)
 
-    By sorting: among the sorted x, the sum for the one of rank r is x (2 r + 2 - d) + total - 2 (sum up to x).
-    """
+
+def _by_sorting(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same; among the sorted x, the sum for the one of rank r is x (2 r + 2 - d) + total - 2 (sum up to x)."""
     d = x.shape[1]
     ordered, order = x.double().sort(dim=1)
     rank = 2.0 * torch.arange(1, d + 1, dtype=torch.float64) - d
@@ -181,23 +190,24 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
     """
     m, d = x.shape
     groups, classes = _groups(rows, labels)  # (g, d, shots)
-    sums, length = _sums_and_length(x)
-    mean = sums / d
+    _, length = _sums_and_length(x)
+    row_sums, _ = _sums_and_length(rows)
+    by_class = torch.zeros(n_classes, d, dtype=torch.float64).index_add_(0, labels, row_sums.double())
+    mean = (by_class / d).to(x.dtype)
     found, squares = torch.zeros(m, n_classes, dtype=x.dtype), torch.zeros(n_classes, dtype=torch.float64)
     strip = max(1, TILE // (d * max(len(groups), n_classes)))
     for start in range(0, d, strip):
         stop = min(start + strip, d)
         upper = torch.ones(stop - start, d - start, dtype=x.dtype).triu(1)  # each pair of channels once
         distances = torch.cdist(groups[:, start:stop], groups[:, start:], p=1) * upper
-        prototypes = torch.zeros(n_classes, *upper.shape, dtype=x.dtype).index_add_(0, classes, distances).flatten(1)
-        squares += prototypes.square().sum(dim=1).double()
+        prototypes = torch.zeros(n_classes, *upper.shape, dtype=x.dtype).index_add_(0, classes, distances)
+        squares += prototypes.square().sum(dim=(1, 2)).double()
+        # One centred side is enough for the product, and of prototypes there are fewer than of queries.
+        prototypes.sub_(mean[:, start:stop, None]).sub_(mean[:, None, start:]).add_(mean.mean(dim=1)[:, None, None])
+        weight = prototypes.mul_(upper).flatten(1).T
         for block in torch.arange(m).split(max(1, TILE // upper.numel())):
-            a, b = x[block, start:stop, None], x[block, None, start:]
-            centred = (a - b).abs_().sub_(mean[block, start:stop, None]).sub_(mean[block, None, start:])
-            centred += (mean[block].mean(dim=1))[:, None, None]
-            found[block] += centred.flatten(1) @ prototypes.T
-    row_sums, _ = _sums_and_length(rows)
-    by_class = torch.zeros(n_classes, d, dtype=torch.float64).index_add_(0, labels, row_sums.double())
+            distances = (x[block, start:stop, None] - x[block, None, start:]).abs_()
+            found[block] += distances.flatten(1) @ weight
     prototype_length = _centred(2 * squares, by_class).sqrt().to(x.dtype)
     return 2 * found / (length[:, None] * prototype_length).clamp_min(torch.finfo(x.dtype).tiny)
 

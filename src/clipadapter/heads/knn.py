@@ -46,7 +46,7 @@ class Knn(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         keys = self.keys_.to(X.dtype)
-        shares = torch.cat([self._shares(q @ keys.T, self.labels_, self.n_classes_) for q in unit(X).split(BLOCK)])
+        shares = self._shares(unit(X) @ keys.T, self.labels_, self.n_classes_)
         return self._mixed(shares, X, getattr(self, "weight_", None), self.scale_)
 
     def _leave_one_out(self, shots: Shots) -> Tensor | None:

@@ -110,8 +110,8 @@ class Proker(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         support, dual, weight = (t.to(X.dtype) for t in (self.support_, self.dual_, self.weight_))
-        blocks = [self.scale_ * q @ weight.T + _kernel(q, support, self.beta_) @ dual for q in unit(X).split(BLOCK)]
-        return torch.cat(blocks)
+        x = unit(X)
+        return self.scale_ * x @ weight.T + _kernel(x, support, self.beta_) @ dual
 
     def _leave_one_out(self, shots: Shots) -> Tensor | None:
         self._check()

@@ -24,6 +24,7 @@ from clipadapter.heads._shot_cache import (
     cache_logits,
     check_not_negative,
     grid_values,
+    votes_of_others,
 )
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -106,6 +107,5 @@ class TipAdapter(Head):
     def _leave_one_out(self, shots: Shots) -> Tensor:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta)
-        keys = cache_keys(shots.views)
-        votes = cache_logits(unit(shots.X), keys, shots.labels, shots.n_classes, self.beta, without_own=True)
-        return cosine_logits(shots.X, shots.text, shots.scale) + self.alpha * votes
+        zero_shot = cosine_logits(shots.X, shots.text, shots.scale)
+        return zero_shot + self.alpha * votes_of_others(shots, self.beta)

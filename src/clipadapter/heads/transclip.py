@@ -24,8 +24,6 @@ from clipadapter.heads._registry import register_head
 
 SMALLEST = 1e-4
 """Least variance of a coordinate, as a share of that of unit rows: one that never changes must not decide alone."""
-AT_ONCE = 512
-"""Rows answered at a time."""
 
 
 @register_head("transclip", paper="https://arxiv.org/abs/2406.01837")
@@ -114,9 +112,7 @@ class TransClip(Head):
                 self._update(queries, assigned, onehot)
 
     def _logits(self, X: Tensor) -> Tensor:
-        return torch.cat([self._answer(block) for block in unit(X).split(AT_ONCE)])
-
-    def _answer(self, x: Tensor) -> Tensor:
+        x = unit(X)
         rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
         u, c = answers.shape
         values, places = nearest(x, rows, self.neighbours)  # (b, k)

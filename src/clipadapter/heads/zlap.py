@@ -27,8 +27,6 @@ from clipadapter.heads._registry import register_head
 COLUMNS = 64
 """Classes that are solved for at a time."""
 STEPS = 1000
-AT_ONCE = 512
-"""Rows answered at a time."""
 NOTHING = 1e-12
 """Score of a class that no path leads to: its logarithm must be finite."""
 
@@ -113,9 +111,7 @@ class Zlap(Head):
         self.n_unlabelled_ = u
 
     def _logits(self, X: Tensor) -> Tensor:
-        return torch.cat([self._answer(block) for block in unit(X).split(AT_ONCE)])
-
-    def _answer(self, x: Tensor) -> Tensor:
+        x = unit(X)
         rows, scores = self.rows_.to(x.dtype), self.scores_.to(x.dtype)
         n, u = len(rows), self.n_unlabelled_
         near = self._picture_edges(*nearest(x, rows, self.neighbours), n) @ scores[:n].numpy()
