@@ -19,7 +19,7 @@ import numpy as np
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.engines import Runner, cache_facts, cache_root, create_engine, engine_info
 from clipadapter.errors import ClipAdapterError, ImageError
-from clipadapter.pixels import PixelSpec
+from clipadapter.pixels import PixelSpec, shrink_to
 from clipadapter.prediction import Prediction, answer, softmax
 
 CONFIG, TENSORS = "config.json", "head.safetensors"
@@ -40,6 +40,7 @@ class QuickModel:
         tower: squares to features.
         head: features (n, d) to logits (n, c).
         temperature: logits are divided by it before the softmax.
+        precision: of the tower.
     """
 
     class_names: tuple[str, ...]
@@ -47,13 +48,15 @@ class QuickModel:
     tower: Runner
     head: Any
     temperature: float
+    precision: str
 
     def classify(self, images: Sequence[ImageSource], top: int = 5) -> list[Prediction]:
         """One answer a picture, in their order; see `FewShotClassifier.classify`."""
         squares, reasons = {}, {}
+        least = shrink_to(self.precision, self.pixels.size)
         for i, image in enumerate(images):
             try:
-                squares[i] = self.pixels.square(read_image(image))
+                squares[i] = self.pixels.square(read_image(image, shrink_to=least))
             except ImageError as error:
                 reasons[i] = error.reason
         answers = {}
@@ -93,6 +96,7 @@ def open_quick(folder: Path) -> QuickModel | None:
             engine.load(tower, facts["precision"]),
             engine.open(place / HEAD, "fp32"),
             float(facts["temperature"]),
+            facts["precision"],
         )
     except (ClipAdapterError, RuntimeError, OSError, KeyError, ValueError) as error:
         logging.getLogger(__name__).info("no quick answer from %s: %s", folder, error)

@@ -35,14 +35,16 @@ def test_an_encoder_without_a_tower_is_left_as_it_is():
 
 
 def test_the_fingerprint_says_what_shapes_the_features(lite, fast, squares, monkeypatch):
-    monkeypatch.setattr("clipadapter.engines._base.ConvertingEngine.run", lambda *_: None)
+    for engine in ("_base.ConvertingEngine", "pytorch.TorchEngine"):
+        monkeypatch.setattr(f"clipadapter.engines.{engine}.run", lambda *_: None)
     two = [Calibration(squares(2, 224, seed=seed)) for seed in (0, 1)]
     made = [with_engine(lite, "openvino", "bf16"), *(with_engine(lite, "openvino", "int8", each) for each in two)]
     prints = {encoder.info.fingerprint for encoder in (lite, *made)}
     assert len(prints) == 4
     assert fast.info.fingerprint == lite.info.fingerprint
     assert with_engine(lite, "onnxruntime").info.fingerprint == lite.info.fingerprint
-    assert with_engine(lite, "onnxruntime", "int8", two[0]).info.fingerprint in prints
+    assert with_engine(lite, "torch", "bf16").info.fingerprint in prints
+    assert with_engine(lite, "onnxruntime", "int8", two[0]).info.fingerprint not in prints
     assert [encoder.info.precision for encoder in made] == ["bf16", "int8", "int8"]
     assert made[1].info.calibration == two[0].digest
     assert made[0].info.calibration == ""

@@ -14,6 +14,7 @@ from torch import Tensor
 from clipadapter.encoders._base import Encoder, EncoderListing
 from clipadapter.engines import PRECISIONS, Calibration, Runner, Tower, create_engine
 from clipadapter.errors import InputError
+from clipadapter.pixels import ROOM
 
 
 class EngineEncoder(Encoder):
@@ -88,7 +89,8 @@ def fingerprint_in(fingerprint: str, engine: str, precision: str, calibration: s
     """
     if precision == "fp32":
         return fingerprint
-    facts = f"{fingerprint} {precision}" + (f" {engine} {calibration}" if precision == "int8" else "")
+    # How large JPEGs are unpacked is part of it: see `clipadapter.pixels.shrink_to`.
+    facts = f"{fingerprint} {precision} room {ROOM}" + (f" {engine} {calibration}" if precision == "int8" else "")
     return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 

@@ -1,0 +1,14 @@
+"""What is done to pixels before a tower sees them; the scaling itself is in `tests/encoders/test_images.py`."""
+
+import pytest
+
+from clipadapter.pixels import shrink_to
+
+
+def test_in_full_precision_no_pixel_is_lost():
+    assert shrink_to("fp32", 224) is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_jpeg_keeps_four_times_the_side_of_the_square(precision):
+    assert shrink_to(precision, 224) == 896
