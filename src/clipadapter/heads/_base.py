@@ -175,7 +175,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
 
     def predict(self, X: ArrayLike) -> Array:
         """The best class of each row of X (m, d), as labels (m,)."""
-        return np.asarray(self.classes_[self._by_block(X, lambda logits: logits.argmax(axis=1))])
+        best = self._by_block(X, lambda logits: logits.argmax(axis=1))
+        return np.asarray(self.classes_[best])
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """Softmax of the logits: (m, c) float64, rows sum to one."""

@@ -28,7 +28,7 @@ from clipadapter.heads._training import Recipe, minimise
 
 GROUP = 16
 """Shots of a class whose distances are summed at once."""
-TILE = 1 << 18
+TILE = 1 << 20
 """Numbers in the largest array of distances while predicting: few enough to stay in the processor's cache."""
 ROWS = 1024
 """Rows that are sorted at a time, in float64."""
