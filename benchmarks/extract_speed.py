@@ -1,0 +1,219 @@
+"""Pictures a second from JPEG files, beside what a person would use instead, all in one run on the same pictures.
+
+    pip install sentence-transformers clip-benchmark        # who is missing is left out
+    python benchmarks/extract_speed.py PICTURES             # a folder of a thousand or more, one folder a class
+
+All open the same ViT-B/32 with random weights, written to a folder at the first run: speed does not depend on the
+weights. Contestants take turns, each beginning with the files and, for ours, with an empty store on disk; rates are
+medians over the rounds, and ratios medians of the ratios within a round. What is measured against is open_clip in a
+torch DataLoader, without workers or with two, whichever is faster.
+
+Models are opened, towers converted and engines chosen before; "ready s" are the seconds that took for ours, with
+nothing kept from before. fp32 and bf16 share one converted tower, which is counted for the first. Cosines and "far",
+the largest distance of unit features, are to open_clip's fp32. `auto` chooses for the pictures of one round: for fewer
+it converts less.
+
+Then the encoder `lite` in the same way, beside its network as timm makes it; "same" is the share of pictures with the
+same zero-shot answer, over the names of the folders the pictures lie in.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import _rivals
+import numpy as np
+import torch
+from pipeline_speed import BATCH, CALIBRATION, find
+
+from clipadapter.data import read_image
+from clipadapter.encoders import Encoder, create_encoder, with_engine
+from clipadapter.engines import Calibration, parity
+from clipadapter.errors import MissingExtraError
+from clipadapter.features import FeatureStore, choose_engine, encode_classes, extract
+from clipadapter.heads import ClassText
+
+WORKERS = (0, 2)
+BAR = len(WORKERS)
+"""The first contestants, the fastest of which is measured against."""
+WEIGHTS = Path(tempfile.gettempdir()) / "clipadapter-vit-b-32"
+PACKAGES = ("torch", "open_clip_torch", "openvino", "timm", "sentence-transformers", "clip-benchmark", "pillow")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A row of the table.
+
+    Args:
+        name: in the table.
+        run: paths to features (n, d).
+        ready: seconds it took to be made ready, for ours.
+    """
+
+    name: str
+    run: _rivals.Run
+    ready: float | None = None
+
+
+def rivals(weights: Path) -> list[Contestant]:
+    """Those that are installed."""
+    loops = _rivals.open_clip_loops(weights, WORKERS)
+    found = [Contestant(f"open_clip, {n} workers", run) for n, run in zip(WORKERS, loops, strict=True)]
+    others: dict[str, Callable[[], _rivals.Run]] = {
+        "sentence-transformers": lambda: _rivals.sentence_transformers(weights),
+        "clip-benchmark": lambda: _rivals.clip_benchmark(weights, amp=True),
+        "clip-benchmark --no_amp": lambda: _rivals.clip_benchmark(weights, amp=False),
+    }
+    for name, opened in others.items():
+        try:
+            found.append(Contestant(name, opened()))
+        except ImportError as error:
+            print(f"left out: {name} ({error})")
+    return found
+
+
+def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: ClassText | None) -> list[Contestant]:
+    """Every engine, and what is chosen if nobody says anything."""
+    found = []
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "each")
+    for engine, precision in [("torch", "fp32"), *[("openvino", each) for each in ("fp32", "bf16", "int8")]]:
+        try:
+            start = time.perf_counter()
+            fast = with_engine(encoder, engine, precision, calibration(encoder, paths) if precision == "int8" else None)
+        except MissingExtraError as error:
+            print(f"left out: {engine} {precision} ({error})")
+            continue
+        found.append(Contestant(f"ours, {engine} {precision}", extraction(fast), time.perf_counter() - start))
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "auto")  # nothing is there yet
+    start = time.perf_counter()
+    chosen = choose_engine(encoder, paths, text=None if text is None else lambda: text)
+    name = f"ours, auto: {chosen.info.engine} {chosen.info.precision}"
+    return [*found, Contestant(name, extraction(chosen), time.perf_counter() - start)]
+
+
+def calibration(encoder: Encoder, paths: list[Path]) -> Calibration:
+    tower = encoder.tower()
+    assert tower is not None
+    return Calibration(np.stack([tower.pixels.square(read_image(path)) for path in spread(paths, CALIBRATION)]))
+
+
+def extraction(encoder: Encoder) -> _rivals.Run:
+    def run(paths: list[Path]) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder, FeatureStore(Path(folder) / "features.sqlite") as store:
+            return extract(encoder, paths, store=store, batch_size=BATCH, strict=True).features[:, 0]
+
+    return run
+
+
+def race(contestants: list[Contestant], paths: list[Path], rounds: int, text: ClassText | None) -> list[dict]:
+    """Let them take turns, print a table, and give a row a contestant."""
+    for each in contestants:
+        each.run(paths[:BATCH])
+    seconds: dict[str, list[float]] = {each.name: [] for each in contestants}
+    features = {}
+    for i in range(rounds):
+        for each in contestants:
+            start = time.perf_counter()
+            features[each.name] = unit(each.run(paths))
+            seconds[each.name].append(time.perf_counter() - start)
+        print(f"round {i + 1}:", *(f"{len(paths) / all_of[-1]:.1f}" for all_of in seconds.values()), flush=True)
+    bar = min((each.name for each in contestants[:BAR]), key=lambda name: statistics.median(seconds[name]))
+    rows = []
+    for each in contestants:
+        found = features[each.name]
+        near = parity(features[bar], found, None if text is None else text.embeddings)
+        rows.append(
+            {
+                "name": each.name,
+                "rate": len(paths) / statistics.median(seconds[each.name]),
+                "ratio": statistics.median(a / b for a, b in zip(seconds[bar], seconds[each.name], strict=True)),
+                "mean": near.mean,
+                "least": near.least,
+                "far": float(np.linalg.norm(found - features[bar], axis=1).max()),
+                "same": near.agreement,
+                "ready": each.ready,
+                "seconds": seconds[each.name],
+            }
+        )
+    show(rows, bar)
+    return rows
+
+
+def show(rows: list[dict], bar: str) -> None:
+    print(f"\n|  | img/s | to {bar} | mean cosine | least cosine | far | same | ready s |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for row in rows:
+        same = "" if row["same"] is None else f"{row['same']:.1%}"
+        ready = "" if row["ready"] is None else f"{row['ready']:.1f}"
+        print(
+            f"| {row['name']} | {row['rate']:.1f} | {row['ratio']:.2f} | {row['mean']:.5f} | {row['least']:.5f} "
+            f"| {row['far']:.0e} | {same} | {ready} |",
+            flush=True,
+        )
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def spread(paths: list[Path], count: int) -> list[Path]:
+    """Some of all, evenly."""
+    count = min(count, len(paths))
+    return [paths[i * len(paths) // count] for i in range(count)]
+
+
+def class_text(encoder: Encoder, paths: list[Path]) -> ClassText:
+    """Of the folders' names."""
+    names = sorted({path.parent.name.replace("_", " ") for path in paths})
+    return encode_classes(encoder, {name: [f"a photo of a {name}."] for name in names})
+
+
+def version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {package}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path, help="a folder")
+    parser.add_argument("--count", type=int, default=1000, help="pictures a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the ViT-B/32 is, or will be written")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    args = parser.parse_args()
+    paths = find(args.pictures)
+    some = spread(paths, args.count)
+    if not args.weights.exists():
+        _rivals.write_open_clip(args.weights)
+    clip, lite = create_encoder(f"open_clip:local-dir:{args.weights}"), create_encoder("lite")
+    facts = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch",
+        "versions": [version(package) for package in PACKAGES],
+        "pictures": len(some),
+        "rounds": args.rounds,
+    }
+    print(f"{facts['machine']}; {', '.join(facts['versions'])}; {len(some)} pictures, {args.rounds} rounds")
+    names, loops = [f"lite in timm, {n} workers" for n in WORKERS], _rivals.lite_loops(WORKERS)
+    eager = [Contestant(name, run) for name, run in zip(names, loops, strict=True)]
+    text = class_text(lite, some)
+    tables = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        tables["ViT-B/32"] = race([*rivals(args.weights), *ours(clip, some, scratch, None)], some, args.rounds, None)
+        tables["lite"] = race([*eager, *ours(lite, some, scratch, text)], some, args.rounds, text)
+    if args.out is not None:
+        args.out.write_text(json.dumps(facts | {"tables": tables}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
