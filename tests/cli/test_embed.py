@@ -58,7 +58,7 @@ def test_what_is_skipped_has_a_reason(tmp_path, write_squares, run):
     (data / "red" / "bad.jpg").write_text("no picture")
     result = run("embed", data, "--encoder", "toy", "--cache", tmp_path / "c")
     assert result.exit_code == 0
-    assert "skipped   1" in result.stdout
+    assert "skipped    1" in result.stdout
     assert f"warning: skipped {data / 'red' / 'bad.jpg'}: not an image" in result.stderr
     strict = run("embed", data, "--encoder", "toy", "--cache", tmp_path / "c", "--strict")
     assert strict.exit_code == 1

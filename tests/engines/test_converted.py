@@ -169,3 +169,35 @@ def test_it_is_opened_without_torch(engine, precision, tiny, squares, no_cache, 
     arguments = [engine, str(place), precision, str(tmp_path / "pictures.npy"), str(tmp_path / "features.npy")]
     subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], check=True, timeout=120)
     np.testing.assert_allclose(np.load(tmp_path / "features.npy"), wanted, rtol=0.01, atol=0.01)
+
+
+TELL = """
+import socket, sys
+from pathlib import Path
+tried = []
+socket.socket.connect = lambda self, address: tried.append(address)
+socket.getaddrinfo = lambda *args, **kwargs: tried.append(args) or []
+from clipadapter.encoders import create_encoder, with_engine
+from clipadapter.engines import Calibration
+import numpy as np
+squares = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+for precision in ("fp32", "int8"):
+    with_engine(create_encoder("lite"), "openvino", precision, Calibration(squares))
+import threading
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(5)
+assert not tried, tried
+assert not (Path.home() / "intel").exists()
+import os
+assert "CI" not in os.environ and "NNCF_CI" not in os.environ
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_told_to_the_makers_of_an_engine(tmp_path):
+    switches = ("CI", "NNCF_CI", "TF_BUILD", "JENKINS_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in switches}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    found = subprocess.run([sys.executable, "-c", TELL], env=environment, capture_output=True, text=True, timeout=250)
+    assert found.returncode == 0, found.stderr

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipadapter import quick
 from clipadapter.encoders import Encoder, with_engine
-from clipadapter.engines import Calibration, cache_build, cache_facts, engine_info
+from clipadapter.engines import Calibration, cache_build, cache_facts, create_engine, engine_info
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
 
@@ -94,16 +94,13 @@ def _convert(head: Head, path: Path) -> None:
     Raises:
         RuntimeError: if the graph does not answer as the head does.
     """
-    import openvino as ov
-
+    engine: Any = create_engine(quick.ENGINE)
     x = torch.randn(2 * ROWS, head.n_features_in_, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = torch.jit.trace(_Logits(head).eval(), x[:2], check_trace=False)
-        model = ov.convert_model(graph, example_input=x[:2], input=[([-1, x.shape[1]], ov.Type.f32)])
-    ov.save_model(model, path, compress_to_fp16=False)
-    run = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        engine.write(torch.jit.trace(_Logits(head).eval(), x[:2], check_trace=False), x[:2], path)
+    run = engine.open(path, "fp32")
     for rows in (x[:1], x[:ROWS], x):
-        wanted, found = head.logits(rows.numpy()), run(rows.numpy())[0]
+        wanted, found = head.logits(rows.numpy()), run(rows.numpy())
         if np.abs(wanted - found).max() > NEAR * max(1.0, float(np.abs(wanted).max())):
             raise RuntimeError("the converted head answers otherwise")

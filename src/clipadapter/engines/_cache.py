@@ -69,7 +69,7 @@ def _build(place: Path, convert: Callable[[Path], None], known: Mapping[str, Any
     folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".part"))
     try:
         convert(folder)
-        files = {path.name: path.stat().st_size for path in folder.iterdir()}
+        files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
         text = json.dumps({"format": FORMAT, **known, "files": files}, indent=1)
         (folder / FACTS).write_text(text, encoding="utf-8")
         if place.exists():  # damaged

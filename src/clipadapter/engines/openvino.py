@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipadapter.engines._base import Calibration, ConvertingEngine, Runner, Tower
 from clipadapter.engines._registry import register_engine
+from clipadapter.engines._silent import nothing_told
 from clipadapter.errors import require
 
 FILE = "tower.xml"
@@ -39,13 +40,28 @@ class OpenVinoEngine(ConvertingEngine):
     def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:
         from clipadapter.engines._modules import is_transformer, traced
 
-        ov = require("openvino", self.extra, "The OpenVINO engine")
         size = tower.pixels.size
-        graph = traced(tower)
-        model = ov.convert_model(graph, example_input=_example(size), input=[([-1, size, size, 3], ov.Type.u8)])
-        if precision == "int8" and calibration is not None and calibration.squares is not None:
-            model = _quantised(model, calibration.squares, is_transformer(tower))
-        ov.save_model(model, folder / FILE, compress_to_fp16=False)
+        with nothing_told():
+            ov = _openvino()
+            shape = [-1, size, size, 3]
+            model = ov.convert_model(traced(tower), example_input=_example(size), input=[(shape, ov.Type.u8)])
+            if precision == "int8" and calibration is not None and calibration.squares is not None:
+                model = _quantised(model, calibration.squares, is_transformer(tower))
+            ov.save_model(model, folder / FILE, compress_to_fp16=False)
+
+    def write(self, graph: Any, example: Any, path: Path) -> None:
+        """A traced function of rows (n, d) float32, as a file that `open` reads.
+
+        Args:
+            graph: a ``torch.jit.ScriptModule``.
+            example: some rows.
+            path: ends in ``.xml``.
+        """
+        with nothing_told():
+            ov = _openvino()
+            shape = [-1, example.shape[1]]
+            model = ov.convert_model(graph, example_input=example, input=[(shape, ov.Type.f32)])
+            ov.save_model(model, path, compress_to_fp16=False)
 
     def load(self, folder: Path, precision: str) -> Runner:
         """See `ConvertingEngine.load`."""
@@ -69,9 +85,14 @@ class OpenVinoEngine(ConvertingEngine):
         return run
 
 
+def _openvino() -> Any:
+    with nothing_told():
+        return require("openvino", OpenVinoEngine.extra, "The OpenVINO engine")
+
+
 @cache
 def _core() -> Any:
-    return require("openvino", OpenVinoEngine.extra, "The OpenVINO engine").Core()
+    return _openvino().Core()
 
 
 def _example(size: int) -> Any:
