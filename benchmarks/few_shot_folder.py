@@ -35,7 +35,7 @@ def main() -> None:
         "released, Adam": ClipAdapter.official(epochs=None, batch_size=256, **ADAM),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    model = FewShotClassifier(encoder=args.encoder, progress=True)
+    model = FewShotClassifier(encoder=args.encoder, precision="fp32", progress=True)
     shots = [int(n) for n in args.shots.split(",")]
     train, test = load_dataset(args.train), load_dataset(args.test)
     found = compare(model, train, test, heads, shots, range(args.seeds), records=args.out / "runs.jsonl", progress=True)

@@ -30,7 +30,7 @@ def load(args):
     if args.test is None:
         features, text = read(args.source, args.scale)
         return features.plain, np.array(features.y), None, None, text
-    model = FewShotClassifier(encoder=args.encoder, progress=True)
+    model = FewShotClassifier(encoder=args.encoder, precision="fp32", progress=True)
     train, test = load_dataset(args.source), load_dataset(args.test)
     names = train.class_names
     parts = [model.features(part.paths, part.labels, names) for part in (train, test)]
