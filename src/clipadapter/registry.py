@@ -55,11 +55,13 @@ class Registry(Generic[T]):
     Args:
         kind: what a member is, for messages: ``"head"``.
         package: dotted name of the package whose public modules register members, also the entry point group.
+        more: dotted names of other packages whose public modules do.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, *more: str) -> None:
         self.kind = kind
         self.package = package
+        self._packages = (package, *more)
         self._entries: dict[str, Entry[T]] = {}
         self._loaded = False
 
@@ -120,9 +122,9 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_"):
-                importlib.import_module(f"{self.package}.{module.name}")
+        for name in self._packages:
+            for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+                if not module.name.startswith("_"):
+                    importlib.import_module(f"{name}.{module.name}")
         for point in entry_points(group=self.package):
             point.load()

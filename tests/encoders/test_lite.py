@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import _lite_text, create_encoder
 from clipadapter.encoders._files import read_checked
-from clipadapter.encoders._lite_text import Bridge, TextTower, imagenet_names, load_bridge
+from clipadapter.encoders._lite_text import Bridge, MiniLm, imagenet_names, load_bridge
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 
@@ -60,11 +60,11 @@ def test_text_vectors_are_those_of_the_plain_network():
     with torch.no_grad():
         alone = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
     wanted = torch.stack([row / row.norm() for row in alone])
-    torch.testing.assert_close(TextTower("cpu")(texts, 2), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(MiniLm("cpu")(texts, 2), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_texts_of_one_length_share_a_batch():
-    tower = TextTower("cpu")
+    tower = MiniLm("cpu")
     texts = ["one two three four", "a", "internationalisation", "b", "one two three for"]
     seen = []
     hook = tower._bert.register_forward_pre_hook(
@@ -109,7 +109,7 @@ def test_pictures_need_no_text_tower(monkeypatch, picture):
     def fail(device):
         raise AssertionError("the text tower was loaded")
 
-    monkeypatch.setattr(_lite_text, "TextTower", fail)
+    monkeypatch.setattr(_lite_text, "MiniLm", fail)
     assert LiteEncoder().encode_images([picture(50, 50)]).shape == (1, 1280)
 
 

@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders._open_clip_text import TextTower, find_causal
+from clipadapter.encoders._open_clip_text import PlainTextTower, find_causal
 from clipadapter.encoders._text_batches import TOKENS, batches
 from clipadapter.errors import InputError
 
@@ -40,7 +40,7 @@ def make(text, kind=open_clip.CLIP, **more):
 
 def encode(model, texts, batch_size=256):
     """Features, and how many tokens each call of the transformer saw."""
-    tower = TextTower(model, "cpu")
+    tower = PlainTextTower(model, "cpu")
     seen = []
     parts = getattr(model, "text", model)
     hook = parts.transformer.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[:2])))
@@ -83,7 +83,7 @@ def test_coca_is_left_to_the_model():
     assert find_causal(model) is None
     with torch.inference_mode():
         wanted = model.encode_text(tokens, normalize=False)
-        torch.testing.assert_close(TextTower(model, "cpu")(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(PlainTextTower(model, "cpu")(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_class_token_is_left_to_the_model():
@@ -107,7 +107,7 @@ def test_a_derived_model_is_left_to_itself():
 def test_a_tower_that_gives_something_else_is_left_to_the_model():
     model = make({})
     cut = find_causal(model)
-    tower = TextTower(model, "cpu")
+    tower = PlainTextTower(model, "cpu")
     model.attn_mask.zero_()  # not causal any more, which nobody noticed
     tokens = open_clip.tokenize(TEXTS[:3])
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def test_a_tower_that_gives_something_else_is_left_to_the_model():
 
 def test_the_comparison_is_made_once_and_with_a_text_that_was_cut():
     model = make({})
-    tower, calls = TextTower(model, "cpu"), []
+    tower, calls = PlainTextTower(model, "cpu"), []
     plain = model.encode_text
     model.encode_text = lambda tokens, normalize: calls.append(tuple(tokens.shape)) or plain(tokens, normalize)
     with torch.inference_mode():

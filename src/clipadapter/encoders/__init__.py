@@ -3,6 +3,7 @@
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._engine import fingerprint_in, with_engine
 from clipadapter.encoders._registry import create_encoder, encoder_info, list_encoders, register_encoder
+from clipadapter.encoders._towers import open_text_tower
 
 __all__ = [
     "Encoder",
@@ -12,6 +13,7 @@ __all__ = [
     "encoder_info",
     "fingerprint_in",
     "list_encoders",
+    "open_text_tower",
     "register_encoder",
     "with_engine",
 ]

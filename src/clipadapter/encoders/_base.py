@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.engines import Tower
+from clipadapter.towers import Projection, TextTower
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,14 @@ class Encoder(ABC):
 
     def tower(self) -> Tower | None:
         """The image tower as engines take it; None, the default, if only the encoder itself can run it."""
+        return None
+
+    def text_tower(self) -> TextTower | None:
+        """The text tower, open to token embeddings; None, the default, if prompts can't be learned with it."""
+        return None
+
+    def projection(self) -> Projection | None:
+        """The last, linear step of the image tower; None, the default, if it has none."""
         return None
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:

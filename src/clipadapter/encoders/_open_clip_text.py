@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 """How far a feature without padding may be from the model's own, in lengths of it; rounding gives 1e-6."""
 
 
-class TextTower:
+class PlainTextTower:
     """Tokens to the features that the model's own ``encode_text`` gives.
 
     A tower that can do without padding is run without it, once it gave the model's own feature for one text; any
@@ -84,9 +84,13 @@ class CausalTower:
 
     def __call__(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """Tokens (k, l) with their end marks at (k,) to raw features (k, d); l may be any part of the context."""
-        parts, length = self.parts, tokens.shape[1]
+        return self.encode(self.parts.token_embedding(tokens), ends)
+
+    def encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
+        """The same for the embeddings (k, l, w) of tokens."""
+        parts, length = self.parts, embeddings.shape[1]
         kind = parts.transformer.get_cast_dtype()
-        hidden = parts.token_embedding(tokens).to(kind) + parts.positional_embedding[:length].to(kind)
+        hidden = embeddings.to(kind) + parts.positional_embedding[:length].to(kind)
         hidden = parts.transformer(hidden, attn_mask=parts.attn_mask[:length, :length])
         features: Tensor = parts.ln_final(hidden)[torch.arange(len(ends), device=ends.device), ends]
         projection = parts.text_projection

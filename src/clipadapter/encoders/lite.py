@@ -21,10 +21,12 @@ from clipadapter.encoders import _lite_text as text_side
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels, unique_texts
+from clipadapter.encoders._lite_prompts import LiteTextTower
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.engines import Tower
 from clipadapter.errors import InputError, require
 from clipadapter.pixels import PixelSpec
+from clipadapter.towers import Projection
 
 CODE_VERSION = 1
 """Raised whenever the same picture or text would get another feature."""
@@ -58,7 +60,7 @@ class LiteEncoder(Encoder):
         self.device = device
         tower, self._classifier = image_side.load_image_tower()
         self._tower = tower.to(device)
-        self._text: tuple[text_side.TextTower, text_side.Bridge] | None = None
+        self._text: tuple[text_side.MiniLm, text_side.Bridge] | None = None
         self._lock = threading.Lock()
         self.info = EncoderInfo(
             name="lite",
@@ -91,6 +93,14 @@ class LiteEncoder(Encoder):
         """EfficientNet-Lite0 up to its pooling."""
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, PIXELS, self._tower)
 
+    def text_tower(self) -> LiteTextTower:
+        """MiniLM and the bridge to the pictures' space."""
+        return LiteTextTower(*self._text_side(), self.info.fingerprint)
+
+    def projection(self) -> Projection:
+        """The identity: what comes before is pooled, not projected."""
+        return Projection(torch.eye(image_side.WIDTH))
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 224, 224) to (n, 1280)."""
         check_pixels(pixels, image_side.SIZE)
@@ -106,10 +116,10 @@ class LiteEncoder(Encoder):
         with torch.inference_mode():
             return bridge(tower(different, batch_size))[places]
 
-    def _text_side(self) -> tuple[text_side.TextTower, text_side.Bridge]:
+    def _text_side(self) -> tuple[text_side.MiniLm, text_side.Bridge]:
         with self._lock:
             if self._text is None:
-                tower = text_side.TextTower(self.device)
+                tower = text_side.MiniLm(self.device)
                 self._text = tower, text_side.load_bridge(tower, self._classifier)
             return self._text
 

@@ -18,11 +18,13 @@ from torch import Tensor
 from clipadapter.encoders import _open_clip_load as load
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._inputs import check_pixels, unique_texts
-from clipadapter.encoders._open_clip_text import TextTower
+from clipadapter.encoders._open_clip_prompts import open_text_tower
+from clipadapter.encoders._open_clip_text import PlainTextTower
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.engines import Tower
 from clipadapter.errors import InputError
 from clipadapter.pixels import LONG_RATIO, PixelSpec, as_rgb, centre_square
+from clipadapter.towers import TextTower
 
 
 @register_encoder("open_clip")
@@ -104,6 +106,10 @@ class OpenClipEncoder(Encoder):
             return None
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._model.visual)
 
+    def text_tower(self) -> TextTower | None:
+        """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
+        return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
         check_pixels(pixels, self.info.image_size)
@@ -120,8 +126,8 @@ class OpenClipEncoder(Encoder):
             return self._text_tower(torch.cat(tokens), batch_size)[places]
 
     @cached_property
-    def _text_tower(self) -> TextTower:
-        return TextTower(self._model, self.device)
+    def _text_tower(self) -> PlainTextTower:
+        return PlainTextTower(self._model, self.device)
 
     def _bounded(self, image: Image.Image) -> Image.Image:
         """A long strip cut to its middle, so that scaling it needs little memory; else the picture itself."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._registry import create_encoder, list_encoders, register_encoder
 from clipadapter.errors import InputError
+from clipadapter.towers import TextTower
 
 NOTE = "features of two encoders side by side, text of the first; for heads such as svl-adapter"
 
@@ -79,6 +80,10 @@ class PairEncoder(Encoder):
             raise InputError(f"this encoder takes pixels (n, {self.pixel_shape[0]}), but got {tuple(pixels.shape)}")
         halves = zip((self.first, self.second), pixels.split(self._sizes(), dim=1), strict=True)
         return torch.cat([each.encode_pixels(half.unflatten(1, each.pixel_shape)) for each, half in halves], dim=1)
+
+    def text_tower(self) -> TextTower | None:
+        """That of the first encoder."""
+        return self.first.text_tower()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, d1), by the first encoder."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from clipadapter.encoders import Encoder
+from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.functional import ensemble
@@ -46,7 +47,8 @@ def encode_classes(
     embeddings = _encode(encoder, list(unique), store)  # (k, d)
     weight = torch.stack([ensemble(embeddings[[row[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
     info = encoder.info
-    return ClassText(list(prompts), weight.numpy(), logit_scale=info.logit_scale, logit_bias=info.logit_bias)
+    tower = partial(open_text_tower, encoder)
+    return ClassText(list(prompts), weight.numpy(), info.logit_scale, info.logit_bias, tower)
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], store: FeatureStore | None) -> Tensor:

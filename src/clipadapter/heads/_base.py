@@ -270,6 +270,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
             scale=100.0 if text is None else text.logit_scale,
             unlabelled=self._unlabelled(unlabelled, tensor),
+            names=() if text is None else text.labels,
+            tower=None if text is None else text.tower,
         )
         return shots, classes
 

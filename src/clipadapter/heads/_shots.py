@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
+from clipadapter.towers import TextTower
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Shots:
         text: (c, d) unit class text, or None.
         scale: the encoder's ``exp(logit_scale)``; 100 if no text tells.
         unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
+        names: (c) class names, if there is class text.
+        tower: opens the text tower that made the class text, for methods that train through it; else None.
     """
 
     views: Tensor
@@ -30,6 +34,8 @@ class Shots:
     text: Tensor | None
     scale: float
     unlabelled: Tensor | None = None
+    names: tuple[str, ...] = ()
+    tower: Callable[[], TextTower] | None = None
 
     @property
     def X(self) -> Tensor:
@@ -56,4 +62,4 @@ class Shots:
 
     def take(self, rows: Tensor) -> Shots:
         """Some of the shots, given by row numbers; classes and text stay."""
-        return Shots(self.views[rows], self.labels[rows], self.n_classes, self.text, self.scale, self.unlabelled)
+        return replace(self, views=self.views[rows], labels=self.labels[rows])

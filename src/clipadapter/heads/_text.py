@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.towers import TextTower
 
 Array = NDArray[Any]
 
@@ -24,6 +25,8 @@ class ClassText:
             row of NaN is a class without text, known by its shots alone; it is stored as zeros.
         logit_scale: ``exp(logit_scale)`` of the encoder; 100 is what CLIP's released checkpoints have.
         logit_bias: added to the logits by sigmoid-loss models, else None.
+        tower: opens the text tower that made them, for methods that train through it; it is neither saved nor copied
+            to other processes.
 
     Raises:
         InputError: if a name occurs twice, the counts differ, or a row is zero or not finite.
@@ -33,12 +36,13 @@ class ClassText:
            [0., 1.]], dtype=float32)
     """
 
-    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale")
+    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale", "tower")
 
     labels: tuple[str, ...]
     embeddings: Array
     logit_scale: float
     logit_bias: float | None
+    tower: Callable[[], TextTower] | None
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class ClassText:
         embeddings: ArrayLike,
         logit_scale: float = 100.0,
         logit_bias: float | None = None,
+        tower: Callable[[], TextTower] | None = None,
     ) -> None:
         names = tuple(str(label) for label in labels)
         rows = np.asarray(embeddings, dtype=np.float64)
@@ -68,7 +73,7 @@ class ClassText:
         rows = np.where(absent[:, None], 0.0, rows)
         array = rows / norm if exact else (rows / norm).astype(np.float32)
         array.flags.writeable = False
-        for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale)), strict=True):
+        for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale), tower), strict=True):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -78,6 +83,11 @@ class ClassText:
         given: Array = np.asarray(self.embeddings.any(axis=1))
         rows = np.where(given[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
         return ClassText, (self.labels, rows, self.logit_scale, self.logit_bias)
+
+    def with_tower(self, tower: Callable[[], TextTower] | None) -> ClassText:
+        """The same class text, with what opens the text tower that made it."""
+        labels, rows, scale, bias = self.__reduce__()[1]
+        return ClassText(labels, rows, scale, bias, tower)
 
     @property
     def absent(self) -> tuple[str, ...]:

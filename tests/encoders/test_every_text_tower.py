@@ -1,0 +1,54 @@
+"""Every text tower that takes token embeddings keeps every rule, and a broken one is caught."""
+
+import pytest
+import torch
+
+from clipadapter.encoders import create_encoder, open_text_tower, with_engine
+from clipadapter.errors import InputError
+from clipadapter.testing import TOWER_CHECKS, check_tower
+
+
+@pytest.mark.parametrize("check", TOWER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ["lite", "RN50", "ViT-B-32", "SigLIP", "tiny", "pair:lite+toy"])
+def test_tower_keeps_the_rule(name, check, opened):
+    check(opened(name))
+
+
+def test_an_encoder_without_one_names_those_that_have_it():
+    with pytest.raises(InputError, match="encoder toy.* lite, open_clip, pair do"):
+        open_text_tower(create_encoder("toy"))
+
+
+def test_an_engine_leaves_the_text_tower_as_it_is(opened):
+    plain = opened("tiny")
+    assert open_text_tower(with_engine(plain, "torch", "bf16")).fingerprint == plain.info.fingerprint
+
+
+def broken(tower, fault):
+    """The tower with one fault."""
+    encode = tower.encode
+    if fault == "sees beyond":
+        tower.encode = lambda embeddings, lengths: encode(embeddings, torch.full_like(lengths, embeddings.shape[1]))
+    elif fault == "no gradient":
+        tower.encode = lambda embeddings, lengths: encode(embeddings.detach(), lengths) + 0 * embeddings.sum()
+    elif fault == "other feature":
+        tower.encode = lambda embeddings, lengths: encode(embeddings, lengths) + 0.01
+    return tower
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("sees beyond", "check_what_stands_behind_does_not_matter"),
+        ("no gradient", "check_gradients_reach_embeddings_only"),
+        ("other feature", "check_embeddings_give_the_texts_features"),
+    ],
+)
+def test_a_broken_tower_is_caught(fault, check, opened, monkeypatch):
+    encoder = opened("tiny")
+    given = encoder.text_tower
+    monkeypatch.setattr(encoder, "text_tower", lambda: broken(given(), fault))
+    with pytest.raises(AssertionError):
+        next(each for each in TOWER_CHECKS if each.__name__ == check)(encoder)
+    with pytest.raises(AssertionError, match="check_"):
+        check_tower(encoder)
