@@ -93,6 +93,8 @@ def report(done, shots):
         row = [f"{v.mean():.1f} ± {v.std(ddof=1) if len(v) > 1 else 0:.1f}" for v in values]
         lines.append(f"| {n}{'*' if n in seen else ''} | " + " | ".join(row) + " |")
     means = {(n, k): 100 * np.mean(cells[n, k]) for n in names if n not in seen for k in shots}
+    if not {"auto"} < {n for n in names if n not in seen}:
+        return "\n".join(lines) + "\n"
     regrets = []
     for k in shots:
         others = {n: means[n, k] for n in names if n not in seen and n != "auto"}
