@@ -2,8 +2,8 @@
 
 Features are those of `head_costs.py`, 100 classes of width 512 with 2,000 queries. Every head is fitted and asked 15
 times with its own defaults; transductive heads are given the queries as their unlabelled pictures. Heads for two
-encoders are left out. "processor s" is what all threads took, which says more where other programs run beside. The bar
-is 60 seconds in all on two cores.
+encoders are left out, and tuners, to which features alone say nothing. "processor s" is what all threads took, which
+says more where other programs run beside. The bar is 60 seconds in all on two cores.
 
     python benchmarks/heads_speed.py
     python benchmarks/heads_speed.py auto taskres --shots 4,16 --seeds 1 --threads 1
@@ -28,6 +28,12 @@ def measure(name: str, data) -> tuple[float, float, float]:
     return time.perf_counter() - start, time.process_time() - busy, 100 * float((found == truth).mean())
 
 
+def from_features(name: str) -> bool:
+    """Whether a head is fitted to one encoder's features alone."""
+    head = create_head(name)
+    return not (head.two_encoders or head.needs_tower or head.reads_unprojected or head.tunes_encoder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("heads", nargs="*", metavar="HEAD", help="names; all heads for one encoder if none is given")
@@ -40,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     shots = [int(number) for number in args.shots.split(",")]
-    names = args.heads or [name for name in list_heads() if not create_head(name).two_encoders]
+    names = args.heads or [name for name in list_heads() if from_features(name)]
     data = {(k, seed): make(args.classes, k, args.width, seed) for k in shots for seed in range(args.seeds)}
     columns = [f"{k} shots s" for k in shots]
     print(f"{args.classes} classes x {args.width}, {args.seeds} seeds, {args.threads} threads\n")

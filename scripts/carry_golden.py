@@ -4,12 +4,15 @@ Takes a folder with golden.safetensors and meta.json, in which a published metho
 random inputs, and keeps the named tensors with where they came from:
 
     python scripts/carry_golden.py FOLDER NAME...
+    python scripts/carry_golden.py FOLDER --to tuners 'tower.*' NAME...
 
-Without names, those that are carried already are taken anew.
+A name may have wildcards. Without names, those that are carried already are taken anew.
 """
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
 import json
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "heads" / "golden"
+TESTS = Path(__file__).parent.parent / "tests"
 LARGEST = 80_000
 """Bytes a file may have: the tests carry figures, not data sets."""
 
@@ -32,24 +35,30 @@ def origin(meta: dict[str, object]) -> dict[str, str]:
     return {"repo": repo, "commit": commit, "parameters": json.dumps(meta.get("parameters", {}))}
 
 
-def main(folder: Path, names: list[str]) -> None:
-    """Write ``tests/heads/golden/<method>.safetensors``."""
+def main(folder: Path, patterns: list[str], to: str, largest: int) -> None:
+    """Write ``tests/<to>/golden/<method>.safetensors``."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    out = GOLDEN / f"{meta['method']}.safetensors"
-    if not names:
+    out = TESTS / to / "golden" / f"{meta['method']}.safetensors"
+    if not patterns:
         with safe_open(out, framework="numpy") as carried:
-            names = list(carried.keys())
+            patterns = list(carried.keys())
     tensors = load_file(folder / "golden.safetensors")
-    if missing := sorted(set(names) - set(tensors)):
+    if missing := sorted(name for name in patterns if not fnmatch.filter(tensors, name)):
         raise SystemExit(f"{folder} has no {', '.join(missing)}; it has: {', '.join(sorted(tensors))}")
-    save_file({name: tensors[name] for name in names}, out, metadata=origin(meta))
-    if (size := out.stat().st_size) > LARGEST:
+    names = {name for pattern in patterns for name in fnmatch.filter(tensors, pattern)}
+    out.parent.mkdir(exist_ok=True)
+    save_file({name: tensors[name] for name in sorted(names)}, out, metadata=origin(meta))
+    if (size := out.stat().st_size) > largest:
         out.unlink()
-        raise SystemExit(f"{out.name} would have {size} bytes, more than {LARGEST}: name fewer tensors")
+        raise SystemExit(f"{out.name} would have {size} bytes, more than {largest}: name fewer tensors")
     sys.stdout.write(f"{out.name}: {len(names)} tensors, {size} bytes\n")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--to", default="heads", help="folder of the tests that use them")
+    parser.add_argument("--largest", type=int, default=LARGEST, help="bytes; more only for a tower's weights")
+    given = parser.parse_intermixed_args()
+    main(given.folder, given.names, given.to, given.largest)

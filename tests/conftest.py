@@ -1,9 +1,30 @@
-"""What holds for every test: no network, no user's cache folder, no more threads than help."""
+"""What holds for every test: no network, no user's cache folder, no more threads than help.
 
+And encoders to test: models of open_clip with random weights, written to disk once a session.
+"""
+
+import json
+import math
 import socket
+from pathlib import Path
 
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from clipadapter.encoders import create_encoder
+
+CLIP = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+LETTERS = ["<pad>", "</s>", "<unk>", *"▁abcdefghijklmnopqrstuvwxyz0123456789"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,3 +43,67 @@ def sealed(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")  # for subprocesses
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def write_model():
+    """A function that writes a model of open_clip with random weights into a folder."""
+
+    def write(folder: Path, config: dict, preprocess: dict, seed: int = 0) -> Path:
+        folder.mkdir(exist_ok=True)
+        text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+        (folder / "open_clip_config.json").write_text(text)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+            model = kind(**{key: value for key, value in config.items() if key != "custom_text"})
+            model.logit_scale.fill_(math.log(37.5))
+            if model.logit_bias is not None:
+                model.logit_bias.fill_(-7.25)
+        save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory, write_model):
+    """Folders of models by family: CLIP's ViT and ResNet (with a short text tower), small SigLIP, tiny ViT."""
+    root = tmp_path_factory.mktemp("models")
+    siglip = open_clip.get_model_config("ViT-B-16-SigLIP")
+    siglip["embed_dim"] = 192
+    siglip["vision_cfg"]["timm_model_name"] = "vit_tiny_patch16_224"
+    siglip["text_cfg"] |= {"vocab_size": len(LETTERS), "width": 192, "heads": 3, "layers": 2}
+    resnet = open_clip.get_model_config("RN50")
+    resnet["text_cfg"]["layers"] = 2
+    configs = {
+        "RN50": (resnet, CLIP),
+        "ViT-B-32": (open_clip.get_model_config("ViT-B-32"), CLIP),
+        "SigLIP": (siglip, SIGLIP),
+        "tiny": (TINY, CLIP),
+    }
+    written = {name: write_model(root / name, *both) for name, both in configs.items()}
+    _letter_tokenizer().save_pretrained(written["SigLIP"])
+    return written
+
+
+@pytest.fixture(scope="session")
+def opened(folders):
+    """A function that opens an encoder by its name here, each once a session."""
+    kept = {}
+
+    def get(name: str):
+        if name not in kept:
+            uri = f"open_clip:local-dir:{folders[name]}" if name in folders else name
+            kept[name] = create_encoder(uri)
+        return kept[name]
+
+    return get
+
+
+def _letter_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of letters in the layout of SigLIP's: sentence pieces, then the end mark."""
+    pieces = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(LETTERS)], unk_id=2))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    pieces.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")

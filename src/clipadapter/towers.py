@@ -5,11 +5,18 @@ An encoder gives them by `Encoder.text_tower` and `Encoder.projection`; a method
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+_WORDS = re.compile(r"\w+|[^\w\s]")
+WEIGHT = 0.01
+"""Length of an unknown word's vector, as a share of the known ones' in all."""
 
 
 class TextTower(ABC):
@@ -38,6 +45,10 @@ class TextTower(ABC):
     @abstractmethod
     def marks(self) -> tuple[int, int]:
         """How many tokens that stand for no word begin and end every text, such as (1, 1)."""
+
+    def network(self) -> nn.Module | None:
+        """The layers that a text goes through, for methods that change weights; None, the default, if it has none."""
+        return None
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -68,3 +79,57 @@ class Projection:
         """(n, p) to (n, d)."""
         found = before @ self.weight
         return found if self.bias is None else found + self.bias
+
+
+class WordTower(TextTower):
+    """A text tower for tests: a text's feature is the sum of its words' vectors; words that are not known weigh little.
+
+    Args:
+        vectors: known words in lower case to (d,) vectors.
+        dim: d.
+
+    >>> tower = WordTower({"red": torch.ones(4)}, dim=4)
+    >>> tokens = torch.tensor(tower.tokenize(["a red thing"]))
+    >>> bool((tower.encode(tower.embed(tokens), torch.tensor([4])) - 1).abs().max() < 0.2)
+    True
+    """
+
+    device = "cpu"
+    context_length = 77
+    marks = (1, 0)
+    MARK = -1
+
+    def __init__(self, vectors: Mapping[str, Tensor], dim: int) -> None:
+        self.width = self.dim = dim
+        self._words = list(vectors)
+        self._vectors = [vectors[word].detach().float().clone() for word in self._words]
+        self.fingerprint = f"words {self._words} {dim}"
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """A mark, then a number for each word and sign: its place among the known words, or one of its own."""
+        return [[self.MARK, *map(self._number, _WORDS.findall(text.lower()))][: self.context_length] for text in texts]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...,) to (..., d)."""
+        rows = [self._vector(number) for number in ids.flatten().tolist()]
+        return torch.stack(rows).reshape(*ids.shape, self.dim)
+
+    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """(k, l, d) to (k, d)."""
+        told = torch.arange(embeddings.shape[1]) < lengths[:, None]
+        # One by one: a sum may round otherwise in a longer row.
+        total = torch.zeros_like(embeddings[:, 0])
+        for place in range(embeddings.shape[1]):
+            total = total + torch.where(told[:, place, None], embeddings[:, place], 0.0)
+        return total
+
+    def _number(self, word: str) -> int:
+        if word in self._words:
+            return self._words.index(word)
+        return len(self._words) + int.from_bytes(blake2b(word.encode(), digest_size=6).digest(), "big")
+
+    def _vector(self, number: int) -> Tensor:
+        if 0 <= number < len(self._words):
+            return self._vectors[number]
+        vector = torch.randn(self.dim, generator=torch.Generator().manual_seed(number + 2))
+        return vector * WEIGHT * (sum(float(each.norm()) for each in self._vectors) or 1.0) / self.dim**0.5

@@ -12,7 +12,7 @@ from clipadapter.artifact import Model, load_model, read_config, save_model
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, create_head, list_heads
+from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
 
@@ -25,17 +25,23 @@ def make(head="clip-adapter", **params):
     return Model(fitted, text, support, prompts, create_encoder("toy").info), X
 
 
-@pytest.mark.parametrize("head", list_heads())
+@pytest.mark.parametrize("head", [name for name in list_heads() if not head_info(name).cls.tunes_encoder])
 def test_a_model_comes_back_as_it_was(head, tmp_path):
     model, X = make(head)
     again = load_model(save_model(tmp_path / "model", model))
-    np.testing.assert_array_equal(again.head.logits(X), model.head.logits(X))
+    np.testing.assert_array_equal(again.head.attach(model.text).logits(X), model.head.logits(X))
     assert again.head.get_params() == model.head.get_params()
     assert again.text.labels == model.text.labels
     assert again.text.logit_scale == model.text.logit_scale
     assert again.encoder == model.encoder
     assert again.support.y == model.support.y
     np.testing.assert_array_equal(again.support.X, model.support.X)
+
+
+def test_a_model_that_was_loaded_can_be_saved_again(tmp_path):
+    first = load_model(save_model(tmp_path / "first", make()[0]))
+    again = read_config(save_model(tmp_path / "second", first))
+    assert again.provenance["skipped"] == read_config(tmp_path / "first").provenance["skipped"] == 1
 
 
 def test_the_config_names_what_a_person_asks(tmp_path):

@@ -1,9 +1,9 @@
 import pytest
 
+from clipadapter.bench import default_heads
 from clipadapter.bench.plan import make_head, value_of
 from clipadapter.bench.suite import Suite, Variant, list_suites, load_suite, parse_suite
 from clipadapter.errors import DataError, InputError, UnknownNameError
-from clipadapter.heads import list_heads
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 
@@ -27,7 +27,7 @@ def test_the_studies_of_the_paper_are_there():
 
 def test_all_means_every_head_that_takes_part():
     suite = parse_suite("own", 'title = "t"\nheads = ["all"]')
-    assert {variant.head for variant in suite.all_variants()} == set(list_heads())
+    assert {variant.head for variant in suite.all_variants()} == set(default_heads())
 
 
 def test_what_differs_is_in_the_title():

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder, list_encoders
+from clipadapter.encoders import create_encoder, list_encoders, unprojected
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import UnknownNameError
 from clipadapter.functional import unit
 from clipadapter.testing import ENCODER_CHECKS, check_encoder
 
 NAMES = ["toy", "lite", "RN50", "ViT-B-32", "SigLIP", "pair:toy+lite"]
+PROJECTED = ["RN50", "ViT-B-32"]
 
 
 @pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
@@ -18,8 +19,14 @@ def test_encoder_keeps_the_rule(name, check, opened):
     check(opened(name))
 
 
+@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", PROJECTED)
+def test_with_what_comes_before_its_projection_it_keeps_the_rule(name, check, opened):
+    check(unprojected(opened(name)))
+
+
 def test_all_schemes_are_found():
-    assert list_encoders() == ["auto", "lite", "open_clip", "pair", "simclr", "toy"]
+    assert list_encoders() == ["auto", "lite", "open_clip", "pair", "simclr", "toy", "unprojected"]
 
 
 def test_unknown_scheme_is_told_what_comes_close():

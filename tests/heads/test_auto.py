@@ -4,10 +4,11 @@ import torch
 from scipy.optimize import minimize
 
 from clipadapter.functional import unit
-from clipadapter.heads import ClassText
+from clipadapter.heads import ClassText, _training
 from clipadapter.heads._experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
+from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._mixture import MISTAKES, mixing_weights, noise, trust
-from clipadapter.heads.auto import Auto, _thinned, _unseen_noise
+from clipadapter.heads.auto import Auto, _answers, _thinned, _unseen_noise
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -241,3 +242,35 @@ def test_experts_of_a_fold_are_those_of_its_own_rows(name):
     alone = Seen(z[rows], labels[rows], 4, None, 0.0)
     found = EXPERTS[name](part.take(rows)).logits(z[held], None, part.products(held, rows))
     torch.testing.assert_close(found, EXPERTS[name](alone).logits(z[held], None), rtol=1e-5, atol=1e-5)
+
+
+def test_threads_change_no_bit_of_a_fit(monkeypatch):
+    monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
+    X, y, text, Q, _ = world(4, 0.4)
+    before, logits = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            head = Auto().fit(X, y, text=text)
+            torch.set_num_threads(1)
+            logits.append(head.logits(Q))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(logits[1], logits[0])
+    np.testing.assert_array_equal(logits[2], logits[0])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_answers_stand_in_the_order_of_the_held_out_rows(threads, monkeypatch):
+    monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
+    generator = torch.Generator().manual_seed(0)
+    z, labels = unit(torch.randn(18, 6, generator=generator)), torch.arange(3).repeat(6)
+    part, splits, before = Seen(z, labels, 3, None, 0.0), held_out_folds(labels, 3), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = _answers(part, splits, ["prototype", "ridge"])
+    finally:
+        torch.set_num_threads(before)
+    for name, expert in (("prototype", prototype), ("ridge", ridge)):
+        expected = torch.cat([expert(part.take(train)).logits(z[rows], None) for train, rows in splits])
+        torch.testing.assert_close(found[name], expected)

@@ -68,9 +68,10 @@ def test_correlation_of_two_pictures_is_the_square_of_their_distance_correlation
     assert float(correlations(torch.from_numpy(x)[None], rows, labels, 1)) == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize(("group", "tile"), [(16, 1 << 23), (2, 1), (2, 100), (3, 40)])
-def test_correlations_to_prototypes_are_those_of_the_written_out_matrices(case, monkeypatch, group, tile):
+@pytest.mark.parametrize(("group", "pairs", "tile"), [(16, 1 << 23, 1 << 23), (2, 1, 1), (2, 27, 100), (3, 40, 40)])
+def test_correlations_to_prototypes_are_those_of_the_written_out_matrices(case, monkeypatch, group, pairs, tile):
     monkeypatch.setattr(bdc_adapter, "GROUP", group)
+    monkeypatch.setattr(bdc_adapter, "PAIRS", pairs)
     monkeypatch.setattr(bdc_adapter, "TILE", tile)
     queries, rows, labels = case
     found = correlations(torch.from_numpy(queries), *prototypes(rows, labels), 5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, clip_adapter
+from clipadapter.heads import ClassText, _training, clip_adapter
 from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
@@ -181,16 +181,16 @@ def test_auto_on_many_shots_looks_at_one_fold(monkeypatch):
     sizes = []
 
     class Counting(ClipAdapter):
-        def _train(self, shots, rows, progress=False):
+        def _train(self, shots, rows, progress):
             sizes.append(len(rows))
             return super()._train(shots, rows, progress)
 
     all_folds = Counting().fit(X, y, text=text).alpha_
-    assert sizes == [18, 18, 18, 27]
+    assert sizes == [27, 18, 18, 18]
     sizes.clear()
     monkeypatch.setattr(clip_adapter, "AFFORDABLE", 0)
     one_fold = Counting().fit(X, y, text=text).alpha_
-    assert sizes == [18, 27]
+    assert sizes == [27, 18]
     assert one_fold == pytest.approx(all_folds, abs=0.1)
 
 
@@ -307,3 +307,18 @@ def test_released_code_trains_to_the_same_weights_and_loss(released, lr, suffix)
     np.testing.assert_allclose(head.down_, figures[f"W1_step10{suffix}"], atol=1e-5)
     np.testing.assert_allclose(head.up_, figures[f"W2_step10{suffix}"], atol=1e-5)
     assert head.loss_ == pytest.approx(figures[f"losses{suffix}"][-1], abs=2e-6)
+
+
+def test_threads_change_no_bit_of_a_fit(monkeypatch):
+    monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
+    X, y, text = toy_features((6, 6, 6), noise=2.0)
+    before, fitted = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            fitted.append(ClipAdapter(steps=30).fit(X, y, text=text))
+    finally:
+        torch.set_num_threads(before)
+    for other in fitted[1:]:
+        assert (other.alpha_, other.loss_) == (fitted[0].alpha_, fitted[0].loss_)
+        np.testing.assert_array_equal(other.logits(X), fitted[0].logits(X))

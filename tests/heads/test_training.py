@@ -1,10 +1,14 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier, get_ident
 
 import pytest
 import torch
 
+from clipadapter.errors import InputError
 from clipadapter.heads._folds import held_out_folds
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
 
 
 def recipe(**changes):
@@ -101,3 +105,58 @@ def test_folds_leave_every_class_a_shot_to_train_on():
 
 def test_no_folds_at_one_shot():
     assert held_out_folds(torch.arange(5), 3) == []
+
+
+def test_drawn_rows_and_views_are_those_of_plain_indexing():
+    views = torch.arange(60.0).view(5, 3, 4)
+    rows, view = torch.tensor([4, 0, 4, 2]), torch.tensor([0, 2, 1, 1])
+    assert torch.equal(drawn(views, rows, view), views[rows, view])
+    assert torch.equal(drawn(views[:, :1], rows, torch.zeros_like(rows)), views[rows, 0])
+
+
+@pytest.fixture
+def threads():
+    """Set the number of torch's threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("number", "workers"), [(1, 1), (2, 2), (4, 3), (7, 3)])
+def test_tasks_run_on_as_many_threads_as_torch_has_and_share_them(threads, number, workers):
+    threads(number)
+    together = Barrier(workers)
+
+    def task(i):
+        together.wait(timeout=10)  # breaks unless so many tasks run at the same time
+        return i, get_ident(), torch.get_num_threads()
+
+    found = side_by_side([partial(task, i) for i in range(workers)], work=10**9)
+    assert [i for i, _, _ in found] == list(range(workers))
+    assert len({thread for _, thread, _ in found}) == workers
+    assert {share for _, _, share in found} == {number // workers}
+    assert torch.get_num_threads() == number
+
+
+def test_a_new_thread_has_all_of_torchs_threads_after_tasks_had_a_share(threads):
+    threads(3)
+    side_by_side([torch.get_num_threads] * 3, work=10**9)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3
+
+
+def test_small_tasks_run_one_after_the_other_on_one_thread(threads):
+    threads(3)
+    found = side_by_side([lambda: (get_ident(), torch.get_num_threads())] * 3, work=10)
+    assert found == [(get_ident(), 1)] * 3
+
+
+def test_a_task_that_fails_says_why(threads):
+    threads(2)
+
+    def fail():
+        raise InputError("training diverged")
+
+    with pytest.raises(InputError, match="training diverged"):
+        side_by_side([fail, lambda: None, lambda: None], work=10**9)
+    assert torch.get_num_threads() == 2

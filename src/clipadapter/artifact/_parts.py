@@ -119,11 +119,11 @@ def _head_name(head: Head) -> str:
 
 
 def _provenance(support: FeatureSet) -> dict[str, Any]:
-    names = support.class_names
+    names, skipped = support.class_names, support.provenance.get("skipped", ())
     return {
         "shots": {name: support.y.count(name) for name in names},
         "support_sha256": hashlib.sha256(np.ascontiguousarray(support.plain).tobytes()).hexdigest(),
-        "skipped": len(support.provenance.get("skipped", ())),
+        "skipped": skipped if isinstance(skipped, int) else len(skipped),
         "views": support.provenance.get("views", 1),
         "versions": {
             name: version(name) for name in ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")

@@ -83,7 +83,7 @@ class Bundle:
     @staticmethod
     def _check_width(name: str, features: FeatureSet, text: ClassText) -> None:
         width, expected = features.X.shape[-1], text.embeddings.shape[1]
-        wide = str(features.provenance.get("encoder")).startswith("pair:") and width > expected
+        wide = str(features.provenance.get("encoder")).startswith(("pair:", "unprojected:")) and width > expected
         if width != expected and not wide:
             raise InputError(
                 f"features of the {name} have width {width} but class text has width {expected}: "
@@ -177,8 +177,9 @@ class Bundle:
 
 
 def seen_by(head: Head, features: FeatureSet, text: ClassText) -> FeatureSet:
-    """What a head gets of the features: one for two encoders all columns, any other those that go with the text."""
-    if head.two_encoders:
+    """What a head gets of the features: all columns if it is made for them, else those that go with the text."""
+    unprojected = str(features.provenance.get("encoder")).startswith("unprojected:")
+    if head.reads_unprojected if unprojected else head.two_encoders:
         return features
     return replace(features, X=features.X[..., : text.embeddings.shape[1]])
 

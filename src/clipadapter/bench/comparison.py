@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plots import learning_curve
-from clipadapter.bench.protocol import few_shot
+from clipadapter.bench.protocol import perform, run_all
 from clipadapter.bench.report import table
 from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.score import check_labels
+from clipadapter.bench.tuned import perform_tuned
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates
 from clipadapter.errors import DataError, InputError
@@ -70,7 +72,7 @@ def compare(
     records: Path | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare heads on pictures.
+    """Compare heads on pictures; one that tunes the encoder tunes it on each draw, from plain pictures.
 
     Args:
         model: makes the features and the class text; it is not fitted.
@@ -79,7 +81,7 @@ def compare(
         heads: by the name that tables show.
         shots: shots a class.
         seeds: of the draws.
-        records: JSONL file; see `few_shot`.
+        records: JSONL file; see `clipadapter.bench.few_shot`.
         progress: show a bar on stderr.
 
     Raises:
@@ -88,10 +90,18 @@ def compare(
     """
     names = train.class_names
     check_labels(test.labels, names)
+    model.prepare(*heads.values())
     text = model.class_text(names)
     support, tested = features_of(model, train, names), features_of(model, test, names).seal()
     before = _count(records)
-    runs = few_shot(heads, support, tested, text, shots, seeds, records=records, progress=progress)
+    bundle = Bundle(support, text, {"test": TestPart(tested)})
+
+    def make(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+        if head.tunes_encoder:
+            return perform_tuned(model, train, test, bundle, head, runs)
+        return perform(bundle, head, runs)
+
+    runs = run_all(bundle, heads, shots, seeds, make, records=records, progress=progress)
     fresh = len(runs) if records is None else _count(records) - before
     return Comparison(runs, fresh, support, tested, text, _warnings(support, tested, max(shots)))
 

@@ -33,7 +33,8 @@ class ModelEvaluation:
         data: name of the data.
         n_test: test pictures that could be read.
         model: figures of the model.
-        baselines: figures of zero-shot, and of the linear probe if the model has its shots.
+        baselines: figures of zero-shot, and of the linear probe if the model has its shots. None for a head that tunes
+            the encoder: its shots' features are those of the tuned one.
         skipped: (name, reason) of test pictures that can't be read.
         among_shots: how many test pictures are shots of the model.
         curve: records of fits on fewer of the model's shots; empty if there is one shot a class or none was kept.
@@ -112,7 +113,8 @@ def evaluate_model(
     check_labels(dataset.labels, names)
     test = features_of(model, dataset, names).seal()
     support, text = model.support_, model.text_
-    heads = {name: create_head(name) for name in (BASELINES if len(support) else BASELINES[:1])}
+    beside = () if model.head_.tunes_encoder else BASELINES if len(support) else BASELINES[:1]
+    heads = {name: create_head(name) for name in beside}
     for head in heads.values():
         # Zero-shot does not look at the shots: without any it is shown the class text instead.
         X, y = (seen_by(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
@@ -141,7 +143,7 @@ def _curve(
     model: FewShotClassifier, support: FeatureSet, test: FeatureSet, seeds: Sequence[int], progress: bool
 ) -> list[Run]:
     most = max(Counter(support.y).values())
-    if most == 1:
+    if most == 1 or model.head_.tunes_encoder:
         return []
     own = registered_name(model.head_)
     heads: dict[str, Head] = {name: create_head(name) for name in BASELINES}

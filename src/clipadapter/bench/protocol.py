@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -75,21 +75,35 @@ def few_shot(
     >>> run.n_test, run.metrics.accuracy
     (2, 1.0)
     """
+    bundle = Bundle(support, text, {} if test is None else {"test": TestPart(test)})
+    return run_all(bundle, heads, shots, seeds, perform, records=records, progress=progress)
+
+
+def run_all(
+    bundle: Bundle,
+    heads: Mapping[str, Head],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    make: Callable[[Bundle, Head, Sequence[Run]], list[Run]],
+    *,
+    records: str | Path | None = None,
+    progress: bool = False,
+) -> list[Run]:
+    """`few_shot` of a bundle with one test part, each fit made by a function such as `perform`."""
     if not heads or not shots or not seeds:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
     if min(shots) < 1:
         raise InputError(f"shots must be 1 or more, but are {', '.join(map(str, shots))}")
-    bundle = Bundle(support, text, {} if test is None else {"test": TestPart(test)})
     known = {run.key: run for run in _known(records) if run.error is None}
     runs = []
     total = len(heads) * len(shots) * len(seeds)
     with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
-        for name, head, n, seed, rows in _draws(heads, support, shots, seeds):
+        for name, head, n, seed, rows in _draws(heads, bundle.support, shots, seeds):
             bar.set_postfix_str(f"{name}, {n} shots")
             (run,) = planned(bundle, name, head, n, seed, rows)
             done = known.get(run.key)
             if done is None:
-                (done,) = perform(bundle, head, [run])
+                (done,) = make(bundle, head, [run])
                 if records is not None:
                     append_runs(records, [done])
             runs.append(done.model_copy(update={"head": name}))
@@ -184,13 +198,21 @@ def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
                     own.X, own.y, text=bundle.text, unlabelled=seen.plain if head.transductive else None
                 )
                 fitted = made, time.perf_counter() - start
-            done.append(_measured(run, fitted, part, seen))
+            done.append(measured(run, fitted, part, seen))
         except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
-            done.append(run.model_copy(update={"error": f"{type(error).__name__}: {error}"}))
+            done.append(failed(run, error))
     return done
 
 
-def _measured(run: Run, fitted: tuple[Head, float], part: TestPart, seen: FeatureSet) -> Run:
+def measured(run: Run, fitted: tuple[Head, float], part: TestPart, seen: FeatureSet) -> Run:
+    """The record of a planned run whose head was fitted.
+
+    Args:
+        run: planned.
+        fitted: the head, and how many seconds its fit took.
+        part: the test part.
+        seen: what the head gets of its features.
+    """
     head, seconds = fitted
     found: Score = score(head if part.text is None else head.for_classes(part.text), seen, among=_among(part))
     return run.model_copy(
@@ -202,6 +224,11 @@ def _measured(run: Run, fitted: tuple[Head, float], part: TestPart, seen: Featur
             "machine": this_machine(),
         }
     )
+
+
+def failed(run: Run, error: BaseException) -> Run:
+    """The record of a planned run that gave no figure, with the reason."""
+    return run.model_copy(update={"error": f"{type(error).__name__}: {error}"})
 
 
 def _among(part: TestPart) -> Sequence[str] | None:
@@ -232,5 +259,6 @@ def _code(cls: type[Head]) -> str:
         here.parent / "metrics.py",
     ]
     own = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    files += sorted({*(here.parent / "heads").glob("*.py"), *([Path(own)] if own else [])})
+    tuners = [*(here.parent / "tuners").glob("*.py"), here / "tuned.py"] if ".tuners." in cls.__module__ else ()
+    files += sorted({*(here.parent / "heads").glob("*.py"), *tuners, *([Path(own)] if own else [])})
     return digest(*(file.read_bytes() for file in files))

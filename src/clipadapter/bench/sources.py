@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.comparison import features_of
-from clipadapter.bench.plan import Rows, draws_of
+from clipadapter.bench.plan import Rows, draws_of, make_head
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
@@ -91,7 +91,7 @@ def build_bundle(
     """
     first = sources[0]
     names = first.train.class_names
-    model = _with_prompts(model, prompts, first)
+    model = _with_prompts(suite, model, prompts, first)
     if first.test is None:
         if suite.protocol != "few-shot":
             why = f"protocol '{suite.protocol}' needs that"
@@ -109,7 +109,7 @@ def build_bundle(
                 raise DataError(f"'{other.spec}' has classes that '{first.spec}' has not: {', '.join(strange[:5])}")
             tests[other.spec] = TestPart(_features(model, shown, shown.class_names, 1), "shift")
         else:
-            own = _with_prompts(model, prompts, other)
+            own = _with_prompts(suite, model, prompts, other)
             part = _features(own, shown, shown.class_names, 1)
             tests[other.spec] = TestPart(part, "new", own.class_text(shown.class_names))
     return Bundle(support, model.class_text(names), tests, positions), drawn
@@ -154,8 +154,8 @@ def _only(features: FeatureSet, names: Sequence[str]) -> FeatureSet:
     return replace(features.take(rows), class_names=tuple(names))
 
 
-def _with_prompts(model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
-    """The same encoder with the templates of a prompt style."""
+def _with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
+    """The same encoder with the templates of a prompt style, ready for the suite's heads."""
     templates = source.templates if prompts.templates == "own" else prompts.templates
     own = FewShotClassifier(
         model.encoder_,
@@ -170,6 +170,7 @@ def _with_prompts(model: FewShotClassifier, prompts: Prompts, source: Source) ->
     )
     if prompts.descriptions and model.descriptions is None:
         raise InputError("this suite compares descriptions: give them with --descriptions FILE")
+    own.prepare(*(make_head(variant) for variant in suite.all_variants()))
     return own
 
 

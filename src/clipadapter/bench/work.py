@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.plan import Task, make_head
 from clipadapter.bench.protocol import perform, planned, seeded
 from clipadapter.bench.run import Run
+from clipadapter.encoders import create_encoder, open_text_tower
+from clipadapter.errors import InputError
+from clipadapter.towers import TextTower
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -17,6 +21,26 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 @lru_cache(maxsize=2)
 def _bundle(folder: str) -> Bundle:
     return load_bundle(folder)
+
+
+@lru_cache(maxsize=2)
+def _with_towers(folder: str) -> Bundle:
+    """The same, its class text with what opens the text tower of the encoder that made it."""
+    bundle = _bundle(folder)
+    tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint)
+    tests = {
+        name: part if part.text is None else replace(part, text=part.text.with_tower(tower))
+        for name, part in bundle.tests.items()
+    }
+    return replace(bundle, text=bundle.text.with_tower(tower), tests=tests)
+
+
+@lru_cache(maxsize=1)
+def _tower(name: str, fingerprint: str) -> TextTower:
+    encoder = create_encoder(name)
+    if encoder.info.fingerprint != fingerprint:
+        raise InputError(f"the encoder {name} is not the one that made these features: run the suite from its pictures")
+    return open_text_tower(encoder)
 
 
 def work(task: str) -> list[str]:
@@ -29,8 +53,8 @@ def work(task: str) -> list[str]:
         A `Run` as JSON for each test part; what goes wrong is in the records.
     """
     asked = Task.model_validate_json(task)
-    bundle = _bundle(asked.bundle)
     head = seeded(make_head(asked.variant), asked.seed)
+    bundle = _with_towers(asked.bundle) if head.needs_tower else _bundle(asked.bundle)
     runs = planned(bundle, asked.variant.title, head, asked.shots, asked.seed, asked.rows)
     try:
         done = perform(bundle, head, runs)

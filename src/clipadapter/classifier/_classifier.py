@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.artifact import Model, load_model, save_model
 from clipadapter.classifier._heads import make_head
+from clipadapter.classifier._pictures import answers, extracted, feature_set
 from clipadapter.classifier._quick import make_quick
-from clipadapter.classifier._towers import open_store, reopened
+from clipadapter.classifier._towers import chosen, open_store
+from clipadapter.classifier._tuned import check_alone, encoders_of, facts_of_base, run_by, tune
 from clipadapter.data import class_prompts
-from clipadapter.data.images import ImageSource, source_name
-from clipadapter.encoders import Encoder, create_encoder
-from clipadapter.errors import DataError, InputError
-from clipadapter.features import Extraction, FeatureSet, ViewSpec, choose_engine, encode_classes, extract
+from clipadapter.data.images import ImageSource
+from clipadapter.encoders import Encoder, create_encoder, open_text_tower, unprojected
+from clipadapter.errors import InputError
+from clipadapter.features import Extraction, FeatureSet, ViewSpec, encode_classes
 from clipadapter.heads import ClassText, Head, Selection, select
-from clipadapter.prediction import Prediction, answer, softmax
+from clipadapter.prediction import Prediction, softmax
 
 
 class FewShotClassifier:
@@ -86,6 +88,7 @@ class FewShotClassifier:
         self.progress = progress
         self.strict = strict
         self._chosen = False
+        self._tuned: Encoder | None = None
 
     def fit(
         self,
@@ -113,9 +116,25 @@ class FewShotClassifier:
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
         head = make_head(self.head, self.head_params, self.seed, self.progress)
-        features = self.features(images, labels, names)
+        if head.tunes_encoder or self._tuned is not None:
+            self.__dict__.pop("head_", None)  # should this fit fail: it goes with another encoder
+        self._tuned = None
+        self.prepare(head)
+        if head.tunes_encoder:
+            check_alone(self.grid, unlabelled)
+            self._tune(head, images, labels, names)
+        features = self.features(images, labels, names, views=1 if head.tunes_encoder else None)
         others = None if unlabelled is None else self._extract(unlabelled, ViewSpec(), self.strict).features[:, 0]
         return self.fit_features(features, self.class_text(names), head, others)
+
+    def prepare(self, *heads: Head) -> None:
+        """Have features come with what they are projected from, if one of the heads reads that; `fit` does so itself.
+
+        Raises:
+            InputError: if the image tower ends in no projection.
+        """
+        if any(head.reads_unprojected for head in heads):
+            self._encoder = unprojected(self.encoder_)
 
     def fit_features(
         self,
@@ -165,19 +184,7 @@ class FewShotClassifier:
         spec = self._views() if views is None else ViewSpec(count=views)
         self._choose_engine(images, class_names)
         found = self._extract(images, spec, self.strict)
-        if not found.rows:
-            reasons = "; ".join(f"{name}: {reason}" for _, name, reason in found.skipped[:3])
-            raise DataError(f"none of the {len(images)} pictures can be read: {reasons or 'there are none'}")
-        provenance = {
-            "encoder": self.encoder_.info.name,
-            "fingerprint": self.encoder_.info.fingerprint,
-            "skipped": [(name, reason) for _, name, reason in found.skipped],
-            "rows": list(found.rows),
-            "computed": found.computed,
-            "views": spec.count,
-        }
-        X = found.features if spec.count > 1 else found.features[:, 0]
-        return FeatureSet(X, tuple(str(labels[i]) for i in found.rows), tuple(class_names), provenance)
+        return feature_set(found, images, labels, class_names, spec, self.encoder_.info)
 
     def class_text(self, class_names: Sequence[str]) -> ClassText:
         """Class text from the templates and descriptions of the constructor; keeps the prompts as ``prompts_``."""
@@ -187,7 +194,12 @@ class FewShotClassifier:
 
     @property
     def encoder_(self) -> Encoder:
-        """The open encoder; opened at first use, its engine and precision chosen when the first pictures come."""
+        """The open encoder; opened at first use, its engine and precision chosen when the first pictures come.
+
+        After `fit` with a head that tunes the encoder, the tuned one.
+        """
+        if self._tuned is not None:
+            return self._tuned
         if not hasattr(self, "_encoder"):
             given = self.encoder
             self._encoder = create_encoder(given, self.device) if isinstance(given, str) else given
@@ -215,13 +227,7 @@ class FewShotClassifier:
         """
         self._check_fitted()
         found = self._extract(images, ViewSpec(), strict=False)
-        reasons = {i: reason for i, _, reason in found.skipped}
-        probabilities = (
-            softmax(self.head_.logits(found.features[:, 0]), self.temperature_) if found.rows else np.empty((0, 0))
-        )
-        answers = dict(zip(found.rows, probabilities, strict=True))
-        names = self.class_names_
-        return [answer(source_name(x), names, answers.get(i), reasons.get(i), top) for i, x in enumerate(images)]
+        return answers(found, images, self.head_, self.class_names_, self.temperature_, top)
 
     def save(self, folder: str | Path, *, support: bool = True) -> Path:
         """Write the fitted model to a folder, or replace the model in it.
@@ -235,7 +241,8 @@ class FewShotClassifier:
             InputError: before `fit`.
         """
         self._check_fitted()
-        model = Model(self.head_, self.text_, self.support_, self.prompts_, self.encoder_.info, self.temperature_)
+        info = self.encoder_.info if self._tuned is None else facts_of_base(self._encoder.info, self._tuned.info)
+        model = Model(self.head_, self.text_, self.support_, self.prompts_, info, self.temperature_)
         return save_model(folder, model, keep_support=support)
 
     @classmethod
@@ -253,47 +260,39 @@ class FewShotClassifier:
         """
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
-        model._encoder = reopened(saved.encoder, encoder, model.device, model.engine, model.precision)
-        model._chosen = True
-        model.head_, model.text_, model.support_ = saved.head, saved.text, saved.support
+        found = encoders_of(saved, encoder, model.device, model.engine, model.precision)
+        model._encoder, model._tuned, model._chosen = *found, True
+        model.text_ = saved.text.with_tower(partial(open_text_tower, model.encoder_))
+        model.head_, model.support_ = saved.head.attach(model.text_), saved.support
         model.prompts_, model.temperature_ = saved.prompts, saved.temperature
         model.class_names_ = saved.text.labels
         return model
 
     def make_quick(self, folder: str | Path) -> bool:
         """Have the model that was saved in a folder answer without torch, where that is cheap; see `quick`."""
-        return make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.temperature_)
+        # A tuned tower would be converted, and kept, for this one model.
+        return self._tuned is None and make_quick(
+            Path(folder), self.encoder_, self.head_, self.class_names_, self.temperature_
+        )
 
     def _views(self) -> ViewSpec:
         return self.views if isinstance(self.views, ViewSpec) else ViewSpec(count=self.views, seed=self.seed)
 
     def _choose_engine(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
-        """Once, for the pictures that come first."""
-        if self._chosen:
-            return
-        self._chosen = True
-        with open_store(self.cache) as store:
-            self._encoder = choose_engine(
-                self.encoder_,
-                images,
-                engine=self.engine,
-                precision=self.precision,
-                text=lambda: self.class_text(class_names),
-                store=store,
-                progress=self.progress,
-            )
+        """Once, for the pictures that come first; not for an encoder that a head has tuned."""
+        if not self._chosen and self._tuned is None:
+            self._chosen = True
+            text = partial(self.class_text, class_names)
+            self._encoder = chosen(self.encoder_, images, self.engine, self.precision, text, self.cache, self.progress)
+
+    def _tune(self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]) -> None:
+        """Have a head tune the encoder."""
+        prompts = class_prompts(names, self.templates, self.descriptions)
+        self._encoder, tuned = tune(head, self.encoder_, images, labels, prompts, self._views(), self.strict)
+        self._tuned = run_by(tuned, images, self.engine, self.precision)
 
     def _extract(self, images: Sequence[ImageSource], spec: ViewSpec, strict: bool) -> Extraction:
-        with open_store(self.cache) as store:
-            return extract(
-                self.encoder_,
-                images,
-                store=store,
-                views=spec,
-                batch_size=self.batch_size,
-                progress=self.progress,
-                strict=strict,
-            )
+        return extracted(self.encoder_, images, spec, self.cache, self.batch_size, self.progress, strict)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, with_engine
 from clipadapter.engines import Calibration
 from clipadapter.errors import EncoderUnavailableError, FingerprintError, MissingExtraError
-from clipadapter.features import FeatureStore, ready_engine
+from clipadapter.features import FeatureStore, choose_engine, ready_engine
+from clipadapter.heads import ClassText
 
 
 @contextmanager
@@ -21,6 +23,22 @@ def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
         return
     with FeatureStore(None if cache == "auto" else cache) as store:
         yield store
+
+
+def chosen(
+    encoder: Encoder,
+    images: Sequence[ImageSource],
+    engine: str,
+    precision: str,
+    text: Callable[[], ClassText],
+    cache: str | Path | None,
+    progress: bool,
+) -> Encoder:
+    """The encoder as it runs fastest on these pictures; see `choose_engine`."""
+    with open_store(cache) as store:
+        return choose_engine(
+            encoder, images, engine=engine, precision=precision, text=text, store=store, progress=progress
+        )
 
 
 def reopened(
@@ -42,12 +60,26 @@ def reopened(
     encoder = given if isinstance(given, Encoder) else create_encoder(given or saved.name, device)
     if isinstance(given, Encoder) and given.info.fingerprint == saved.fingerprint:
         return given
-    if fingerprint_in(encoder.info.fingerprint, saved.engine, saved.precision, saved.calibration) != saved.fingerprint:
+    check_same(saved, encoder.info)
+    return as_saved(saved, encoder, engine, precision)
+
+
+def check_same(saved: EncoderInfo, here: EncoderInfo) -> None:
+    """Refuse a plain encoder that is not the one of a saved model.
+
+    Raises:
+        FingerprintError: if it is another.
+    """
+    if fingerprint_in(here.fingerprint, saved.engine, saved.precision, saved.calibration) != saved.fingerprint:
         raise FingerprintError(
             f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
-            f"{encoder.info.name} here has {encoder.info.fingerprint[:12]}: its weights or preprocessing differ, so "
+            f"{here.name} here has {here.fingerprint[:12]}: its weights or preprocessing differ, so "
             "predictions would be wrong. Give the encoder it was fitted with (encoder=..., or --encoder), or fit again"
         )
+
+
+def as_saved(saved: EncoderInfo, encoder: Encoder, engine: str = "auto", precision: str = "auto") -> Encoder:
+    """A plain encoder in the precision of a saved model; see `reopened`."""
     wanted = saved.precision if precision == "auto" else precision
     calibration = Calibration(None, saved.calibration) if wanted == "int8" and saved.calibration else None
     if encoder.tower() is None:

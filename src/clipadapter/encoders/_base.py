@@ -120,7 +120,19 @@ class Encoder(ABC):
         return None
 
     def projection(self) -> Projection | None:
-        """The last, linear step of the image tower; None, the default, if it has none."""
+        """The last, linear step of the image tower, in float32 on the CPU; None, the default, if it has none.
+
+        The identity says that features can be taken for what comes before it. `clipadapter.encoders.unprojected`
+        gives both sides of any other, by `tower`.
+        """
+        return None
+
+    def twin(self) -> Encoder | None:
+        """A second encoder on the same weights, for methods that change them; None, the default, if they can't be.
+
+        What is put in the place of a module or weight of ``tower().module`` or ``text_tower().network()`` of the
+        second one changes that one alone. Who does so gives it a fingerprint of its own.
+        """
         return None
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:

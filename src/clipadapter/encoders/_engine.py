@@ -85,6 +85,10 @@ class EngineEncoder(Encoder):
         """That of the encoder itself."""
         return self.plain.projection()
 
+    def twin(self) -> Encoder | None:
+        """Of the encoder itself, in full precision."""
+        return self.plain.twin()
+
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """As the encoder itself does."""
         return self.plain.encode_text(texts, batch_size)

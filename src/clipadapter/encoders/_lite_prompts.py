@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipadapter.encoders import _lite_image as image_side
 from clipadapter.encoders import _lite_text as text_side
@@ -38,6 +38,10 @@ class LiteTextTower(TextTower):
     def marks(self) -> tuple[int, int]:
         """One at either end."""
         return self._marks
+
+    def network(self) -> nn.Module:
+        """MiniLM's transformer."""
+        return self._tower.network()
 
     def embed(self, ids: Tensor) -> Tensor:
         """(...,) to (..., 384)."""

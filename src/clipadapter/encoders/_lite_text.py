@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,12 +13,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders._files import read_checked, write_whole
 from clipadapter.encoders._text_batches import batches
+from clipadapter.encoders._tuned import share
 from clipadapter.errors import require
 from clipadapter.functional import unit
 
@@ -75,6 +77,17 @@ class MiniLm:
             hidden = self._bert(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
             rows[batch] = _mean(hidden, mask).cpu()
         return rows
+
+    def twin(self) -> MiniLm:
+        """A second one on the same weights; see `Encoder.twin`."""
+        other = copy.copy(self)
+        other._bert = share(self._bert)
+        return other
+
+    def network(self) -> nn.Module:
+        """Its transformer."""
+        found: nn.Module = self._bert.encoder
+        return found
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its marks."""

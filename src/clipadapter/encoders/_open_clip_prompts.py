@@ -53,6 +53,11 @@ class OpenClipTextTower(TextTower):
         """How many tokens begin and end every text."""
         return self._marks
 
+    def network(self) -> nn.Module:
+        """The transformer."""
+        found: nn.Module = self._parts.transformer
+        return found
+
     def embed(self, ids: Tensor) -> Tensor:
         """(...,) to (..., w)."""
         found: Tensor = self._parts.token_embedding(ids.to(self.device))

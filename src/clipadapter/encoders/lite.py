@@ -8,6 +8,7 @@ but to classifier weights instead of text vectors.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._lite_prompts import LiteTextTower
 from clipadapter.encoders._registry import register_encoder
+from clipadapter.encoders._tuned import share
 from clipadapter.engines import Tower
 from clipadapter.errors import InputError, require
 from clipadapter.pixels import PixelSpec
@@ -96,6 +98,13 @@ class LiteEncoder(Encoder):
     def text_tower(self) -> LiteTextTower:
         """MiniLM and the bridge to the pictures' space."""
         return LiteTextTower(*self._text_side(), self.info.fingerprint)
+
+    def twin(self) -> LiteEncoder:
+        """A second encoder on the same weights; the bridge stays the one that was built with MiniLM as it was."""
+        tower, bridge = self._text_side()
+        other = copy.copy(self)
+        other._tower, other._text, other._lock = share(self._tower), (tower.twin(), bridge), threading.Lock()
+        return other
 
     def projection(self) -> Projection:
         """The identity: what comes before is pooled, not projected."""

@@ -7,6 +7,7 @@ vocabulary; open_clip only warns, or says nothing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -20,11 +21,13 @@ from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._open_clip_prompts import open_text_tower
 from clipadapter.encoders._open_clip_text import PlainTextTower
+from clipadapter.encoders._projection import find_projection
 from clipadapter.encoders._registry import register_encoder
+from clipadapter.encoders._tuned import share
 from clipadapter.engines import Tower
 from clipadapter.errors import InputError
 from clipadapter.pixels import LONG_RATIO, PixelSpec, as_rgb, centre_square
-from clipadapter.towers import TextTower
+from clipadapter.towers import Projection, TextTower
 
 
 @register_encoder("open_clip")
@@ -109,6 +112,17 @@ class OpenClipEncoder(Encoder):
     def text_tower(self) -> TextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
         return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
+
+    def twin(self) -> OpenClipEncoder:
+        """A second encoder on the same weights."""
+        other = copy.copy(self)
+        other.__dict__.pop("_text_tower", None)  # made anew, from the second one's modules
+        other._model = share(self._model)
+        return other
+
+    def projection(self) -> Projection | None:
+        """The last step if the image tower is CLIP's, or one of timm with a linear head; None for SigLIP and CoCa."""
+        return find_projection(self._model.visual)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._images import to_tensor
@@ -16,6 +16,7 @@ from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.errors import InputError
 from clipadapter.pixels import PixelSpec
+from clipadapter.towers import Projection, TextTower, WordTower
 
 SIZE = 32
 WIDTH = 32
@@ -36,9 +37,9 @@ COLOURS = {
 
 @register_encoder("toy")
 class ToyEncoder(Encoder):
-    """Random projection of the picture shrunk to 8 x 8; a text gets the feature of a square of its colour.
+    """Random projection of the picture shrunk to 8 x 8; a colour word has the feature of a square of its colour.
 
-    A text without a colour word gets a random vector that depends on nothing but the text.
+    Other words have small random vectors that depend on nothing but the word; a text is the sum of its words.
 
     Args:
         device: a torch device.
@@ -54,7 +55,9 @@ class ToyEncoder(Encoder):
         self.device = device
         stream = torch.Generator().manual_seed(0)
         self._projection = torch.randn(3 * GRID * GRID, WIDTH, generator=stream).div(3 * GRID * GRID).to(device)
-        fingerprint = hashlib.blake2b(b"toy 1", digest_size=16).hexdigest()
+        fingerprint = hashlib.blake2b(b"toy 2", digest_size=16).hexdigest()
+        squares = [Image.new("RGB", (SIZE, SIZE), colour) for colour in COLOURS.values()]
+        self._tower = WordTower(dict(zip(COLOURS, self.encode_images(squares), strict=True)), WIDTH)
         self.info = EncoderInfo("toy", WIDTH, SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
 
     @classmethod
@@ -82,14 +85,17 @@ class ToyEncoder(Encoder):
             rows = [row @ self._projection for row in small]
             return torch.stack(rows).cpu() if rows else torch.empty(0, WIDTH)
 
+    def text_tower(self) -> TextTower:
+        """The words' vectors."""
+        return self._tower
+
+    def projection(self) -> Projection:
+        """The identity: features are taken for what comes before it."""
+        return Projection(torch.eye(WIDTH))
+
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, 32)."""
         different, places = unique_texts(texts)
-        return torch.stack([self._text(text) for text in different])[places]
-
-    def _text(self, text: str) -> Tensor:
-        for word in re.findall("[a-z]+", text.lower()):
-            if word in COLOURS:
-                return self.encode_images([Image.new("RGB", (SIZE, SIZE), COLOURS[word])])[0]
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-        return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+        tokens = [torch.tensor(each) for each in self._tower.tokenize(different)]
+        lengths = torch.tensor([len(each) for each in tokens])
+        return self._tower.encode(self._tower.embed(pad_sequence(tokens, batch_first=True)), lengths)[places]

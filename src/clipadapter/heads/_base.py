@@ -21,7 +21,8 @@ from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
-from clipadapter.heads._inputs import Array, as_labels, as_matrix, as_views, class_positions
+from clipadapter.heads._given import checked_shots
+from clipadapter.heads._inputs import Array, as_matrix
 from clipadapter.heads._shots import Shots as Shots
 from clipadapter.heads._text import ClassText
 from clipadapter.registry import unknown
@@ -46,6 +47,14 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     """True if `fit` also takes the pictures that are to be classified, without labels."""
     two_encoders: ClassVar[bool] = False
     """True if X may be wider than class text: the columns after the text's width are a second encoder's features."""
+    needs_tower: ClassVar[bool] = False
+    """True if `fit` trains through the text tower that made the class text."""
+    answers_by_tower: ClassVar[bool] = False
+    """True if answers go through the text tower too, so that a head that was loaded needs `attach`."""
+    reads_unprojected: ClassVar[bool] = False
+    """True if the columns of X after the text's width are features before the image tower's projection."""
+    tunes_encoder: ClassVar[bool] = False
+    """True if the encoder itself is changed before features are made; see `clipadapter.tuners`."""
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Published parameters by the name of a data set; see `preset`."""
 
@@ -75,6 +84,10 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         It must equal refitting n times; None, the default, says that there is no closed form.
         """
         return None
+
+    def _text_width(self) -> int:
+        """Width of class text: that of X, unless a head reads columns that text has not."""
+        return self.n_features_in_
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         """Answer for the classes of this text (c, d) from now on, by what was learned; only heads that can."""
@@ -115,7 +128,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         Raises:
             InputError: if shapes, widths or labels don't go together, or a feature is not finite.
         """
-        shots, classes = self._shots(X, y, text, unlabelled)
+        shots, classes = checked_shots(self, X, y, text, unlabelled)
         self.classes_, self.n_features_in_ = classes, shots.views.shape[2]
         self._fit(shots)
         return self
@@ -133,9 +146,9 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             sklearn.exceptions.NotFittedError: before `fit`.
         """
         check_is_fitted(self)
-        width = text.embeddings.shape[1]
-        if width != self.n_features_in_:
-            raise InputError(f"class text has width {width}, but the head's features have {self.n_features_in_}")
+        width, expected = text.embeddings.shape[1], self._text_width()
+        if width != expected:
+            raise InputError(f"class text has width {width}, but the head's features have {expected}")
         if text.absent:
             raise InputError(f"these classes have no text: {', '.join(text.absent)}")
         other = copy.copy(self)
@@ -155,7 +168,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             InputError: as `fit`.
         """
         with torch.inference_mode():
-            found = self._leave_one_out(self._shots(X, y, text, None)[0])
+            found = self._leave_one_out(checked_shots(self, X, y, text, None)[0])
         return None if found is None else np.asarray(found.numpy())
 
     def logits(self, X: ArrayLike) -> Array:
@@ -214,6 +227,17 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         learned = {k: v for k, v in vars(self).items() if k.endswith("_") and k not in ("classes_", "n_features_in_")}
         return {k: v.numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in learned.items() if v is not None}
 
+    def attach(self, text: ClassText) -> Self:
+        """Give a head that was loaded the text tower, if it answers through it; others do nothing.
+
+        Args:
+            text: of the head's classes, from `encode_classes`.
+
+        Raises:
+            InputError: if the class text does not open a text tower, or is that of other classes.
+        """
+        return self
+
     def load_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> Self:
         """Become the fitted head that `state` came from.
 
@@ -225,12 +249,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         Raises:
             ArtifactError: if the arrays do not make a working head: it must answer finite logits (1, c).
         """
-        for name, value in state.items():
-            if not name.endswith("_") or name.startswith("_") or hasattr(type(self), name):
-                raise ArtifactError(f"the saved head has an array called {name!r}, which no head learns")
-            array = np.array(value)
-            setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
-        self.classes_, self.n_features_in_ = np.asarray(classes), width
+        self._set_state(state, classes, width)
         try:
             probe = self.logits(np.ones((1, width), dtype=np.float32))
         except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
@@ -241,53 +260,15 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             )
         return self
 
-    def _shots(
-        self, X: ArrayLike, y: ArrayLike, text: ClassText | None, unlabelled: ArrayLike | None
-    ) -> tuple[Shots, Array]:
-        """What came into `fit`, checked; and the classes in order."""
-        views = as_views(X)
-        labels = as_labels(y, len(views))
-        width, name = views.shape[2], type(self).__name__
-        if self.needs_text and text is None:
-            raise InputError(f"{name} needs class text: call fit(X, y, text=ClassText(names, vectors))")
-        if text is not None and text.absent and (self.needs_text or len(text.absent) == len(text.labels)):
-            raise InputError(
-                f"{name} needs class text, but there is none of {', '.join(text.absent)}; 'auto' needs none"
-            )
-        expected = width if text is None else text.embeddings.shape[1]
-        if width != expected and not (self.two_encoders and width > expected):
-            hint = " Features of two encoders need a head for two, such as svl-adapter" if width > expected else ""
-            raise InputError(
-                f"features have width {width} but class text has width {expected}: were they made by the same encoder?"
-                f"{hint}"
-            )
-        classes, positions = class_positions(labels, text)
-        tensor = torch.from_numpy(views)
-        shots = Shots(
-            views=tensor,
-            labels=torch.from_numpy(positions),
-            n_classes=len(classes),
-            text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
-            scale=100.0 if text is None else text.logit_scale,
-            unlabelled=self._unlabelled(unlabelled, tensor),
-            names=() if text is None else text.labels,
-            tower=None if text is None else text.tower,
-        )
-        return shots, classes
+    def _set_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> None:
+        """Take over saved arrays, unlooked at.
 
-    def _unlabelled(self, unlabelled: ArrayLike | None, views: Tensor) -> Tensor | None:
-        """Pictures without labels, checked, in the dtype of the shots."""
-        name = type(self).__name__
-        if not self.transductive:
-            if unlabelled is not None:
-                raise InputError(f"{name} learns from labelled pictures only: it takes no unlabelled=")
-            return None
-        if unlabelled is None:
-            raise InputError(
-                f"{name} is transductive: it needs the pictures to classify when it is fitted; "
-                "call fit(X, y, text=..., unlabelled=features)"
-            )
-        rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
-        if rows.shape[1] != views.shape[2]:
-            raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {views.shape[2]}")
-        return rows
+        Raises:
+            ArtifactError: if one has a name that no head learns.
+        """
+        for name, value in state.items():
+            if not name.endswith("_") or name.startswith("_") or hasattr(type(self), name):
+                raise ArtifactError(f"the saved head has an array called {name!r}, which no head learns")
+            array = np.array(value)
+            setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
+        self.classes_, self.n_features_in_ = np.asarray(classes), width

@@ -58,6 +58,11 @@ class Seen:
         return self.z @ self.z.T if self.gram is None else self.gram.clone()
 
     @property
+    def work(self) -> int:
+        """Multiplications of one pass over the shots."""
+        return self.z.numel() * self.n_classes
+
+    @property
     def counts(self) -> Tensor:
         """(c,) shots of each class."""
         return torch.bincount(self.labels, minlength=self.n_classes).to(self.z.dtype)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from clipadapter.errors import InputError
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._folds import held_out_folds
+from clipadapter.heads._given import checked_shots
 from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions
 from clipadapter.heads._registry import create_head
 from clipadapter.heads._text import ClassText
@@ -208,7 +209,7 @@ def _leave_one_out(
     if not len(rows):
         return None
     if type(head) not in shots:
-        shots[type(head)] = head._shots(X, y, text, None)[0]
+        shots[type(head)] = checked_shots(head, X, y, text)[0]
     with torch.inference_mode():
         logits = head._leave_one_out(shots[type(head)])
     return None if logits is None else HeldOut(logits.numpy()[rows], positions[rows], rows, "leave-one-out")

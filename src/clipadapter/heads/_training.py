@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
+from clipadapter.heads._optimizers import adam, sgd
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 MIN_EPOCHS = 20
 SMALL = 50_000_000
 """Multiplications a step, below which a second thread gains nothing."""
+WORTH_A_THREAD = 1_000_000
+"""Multiplications between two lines of Python, below which threads wait for each other's Python."""
 SCHEDULES = ("cosine", "cosine-epoch", "constant")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def minimise(
     enough = max(MIN_EPOCHS, math.ceil(recipe.steps / steps_per_epoch))
     epochs = enough if recipe.epochs is None else recipe.epochs
     generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = _optimizer(parameters, recipe)
+    take_step = _steps(parameters, recipe)
     value = torch.zeros(())
     bar = tqdm(total=epochs, desc="training", unit="epoch", disable=not recipe.progress, leave=False)
     with bar, few_threads(batch * cost):
@@ -113,18 +120,66 @@ def minimise(
             for i in range(steps_per_epoch):
                 rows = order[i * batch : (i + 1) * batch]
                 views = torch.randint(n_views, (batch,), generator=generator) if n_views > 1 else torch.zeros_like(rows)
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(epoch * steps_per_epoch + i, steps_per_epoch, epochs)
-                optimizer.zero_grad()
                 value = loss(rows, views)
                 value.backward()
-                optimizer.step()
+                take_step(recipe.rate(epoch * steps_per_epoch + i, steps_per_epoch, epochs))
             bar.update()
             if not torch.isfinite(value):
                 raise InputError(
                     f"training diverged in epoch {epoch + 1}: the loss is {value.item()}; try a smaller lr"
                 )
     return float(value.detach())
+
+
+def drawn(views: Tensor, rows: Tensor, view: Tensor) -> Tensor:
+    """One view of each of some rows, as `minimise` draws them.
+
+    Args:
+        views: (n, v, d).
+        rows: (b,) row numbers.
+        view: (b,) numbers of views.
+
+    Returns:
+        (b, d), in a third of the time of ``views[rows, view]``.
+
+    >>> drawn(torch.arange(6.0).view(3, 2, 1), torch.tensor([2, 0]), torch.tensor([0, 1])).flatten()
+    tensor([4., 1.])
+    """
+    n_views = views.shape[1]
+    return views.flatten(0, 1).index_select(0, rows if n_views == 1 else rows * n_views + view)
+
+
+def side_by_side(tasks: Sequence[Callable[[], T]], work: int) -> list[T]:
+    """Results of independent tasks in their order, at the same time on the threads that torch has here.
+
+    A task must not depend on the others, nor on torch's global generator. Each has its share of the threads, one where
+    there are as many tasks, so that results hang on the number of threads no more than those of one matrix product do.
+
+    Args:
+        tasks: what is to be done.
+        work: multiplications of their small products; tasks whose time is Python's are done one after the other.
+
+    >>> side_by_side([lambda: 1, lambda: 2], work=10**9)
+    [1, 2]
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(tasks))
+    if len(tasks) < 2:
+        return [task() for task in tasks]
+    if workers < 2 or work < WORTH_A_THREAD:
+        with few_threads(0):
+            return [task() for task in tasks]
+
+    def with_its_share(task: Callable[[], T]) -> T:
+        torch.set_num_threads(threads // workers)
+        return task()
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(with_its_share, tasks))
+    finally:
+        # The number is each thread's own, but a new thread begins with the one that was set last, in whichever.
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -139,7 +194,15 @@ def few_threads(work: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _steps(parameters: Sequence[Tensor], recipe: Recipe) -> Callable[[float], None]:
+    if recipe.optimizer == "sgd":
+        return sgd(parameters, weight_decay=recipe.weight_decay, momentum=recipe.momentum)
+    decoupled = recipe.optimizer == "adamw"
+    return adam(parameters, weight_decay=recipe.weight_decay, eps=recipe.eps, decoupled=decoupled)
+
+
 def _optimizer(parameters: Sequence[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """The same as torch's own, whose state a tuner's checkpoint keeps."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -148,6 +211,5 @@ def _optimizer(parameters: Sequence[Tensor], recipe: Recipe) -> torch.optim.Opti
             weight_decay=recipe.weight_decay,
             foreach=False,
         )
-    adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    # Fused: one pass over the weights a step instead of ten, which is most of the time at few shots.
-    return adam(parameters, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True)
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True)

@@ -9,6 +9,8 @@ that unit, one weight serves all encoders. See docs/architecture.md for how its 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import affordable
-from clipadapter.heads._training import few_threads
+from clipadapter.heads._training import few_threads, side_by_side
 
 TEXT, PROBE, OTHERS = 0.5, 1.0, 0.7
 """What is expected before a shot is held out: the weight of the text beside what the probe begins with, as a share of
@@ -62,8 +64,7 @@ class Auto(Head):
         weights: dict[str, float] = {}
         units: dict[str, float] = {}
         if len(classes) > 1:
-            with few_threads(z.numel() * len(classes)):
-                weights, units = self._weights(seen)
+            weights, units = self._weights(seen)
         self.trust_ = weights.pop("text", seen.trust)
         self._mix(seen, weights, units, classes, shots.n_classes)
 
@@ -76,7 +77,8 @@ class Auto(Head):
         every = centre(x @ self.text_.T)
         self.spread_ = float(every.std(dim=1).mean()) or 1.0
         counts = torch.bincount(labels)[labels]
-        factor = trust(every / self.spread_, classes[labels], len(labels) / (len(classes) * counts))
+        with few_threads(0):  # small products too
+            factor = trust(every / self.spread_, classes[labels], len(labels) / (len(classes) * counts))
         return Seen(z, labels, len(classes), every[:, classes] / self.spread_, factor, gram)
 
     def _weights(self, seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
@@ -86,7 +88,8 @@ class Auto(Head):
         splits = held_out_folds(part.labels, self.folds, self.seed)
         if not most_can_be_held_out(part.labels):
             weights = {"text": TEXT * seen.trust, "probe": PROBE, "ridge": OTHERS}
-            return weights, {"probe": 1.0, "ridge": _unseen_noise(seen)}
+            with few_threads(seen.work):
+                return weights, {"probe": 1.0, "ridge": _unseen_noise(seen)}
         # Few shots are divided more than once, since much hangs on how they fall.
         again = max(1, min(REPEATS, ENOUGH // len(seen.z)))
         for i in range(1, again):
@@ -94,18 +97,8 @@ class Auto(Head):
         splits = [(_thinned(part.labels, train, rows, self.seed + i), rows) for i, (train, rows) in enumerate(splits)]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(seen.z) <= MOST_SHOTS]
         logits = _answers(part, splits, names)
-        held = torch.cat([rows for _, rows in splits])
-        labels = part.labels[held]
-        units = {name: noise(centre(logits[name]), labels) for name in names}
-        stack = [logits[name] / units[name] for name in names]
-        expected, spread = _beforehand(names, units["probe"])
-        if part.zero_shot is not None:
-            stack = [part.zero_shot[held], *stack]
-            expected, spread = [TEXT * seen.trust, *expected], [SPREADS[0], *spread]
-            names = ["text", *names]
-        counts = torch.bincount(labels)
-        shares = len(labels) / (int((counts > 0).sum()) * counts[labels]) / again
-        return dict(zip(names, mixing_weights(stack, labels, expected, spread, shares), strict=True)), units
+        with few_threads(0):  # small products between lines of Python
+            return _judged(part, torch.cat([rows for _, rows in splits]), logits, again)
 
     def _mix(
         self, seen: Seen, weights: dict[str, float], units: dict[str, float], classes: Tensor, n_classes: int
@@ -115,10 +108,10 @@ class Auto(Head):
         self.weight_, self.bias_ = seen.z.new_zeros(n_classes, d), seen.z.new_zeros(n_classes)
         self.shots_ = self.dual_ = None
         most = max(weights.values(), default=0.0)
-        for name, weight in weights.items():
-            if weight <= NEGLIGIBLE * most:
-                continue
-            expert, factor = EXPERTS[name](seen).centred(), weight / units[name]
+        weights = {name: weight for name, weight in weights.items() if weight > NEGLIGIBLE * most}
+        experts = side_by_side([partial(EXPERTS[name], seen) for name in weights], seen.work)
+        for (name, weight), fitted in zip(weights.items(), experts, strict=True):
+            expert, factor = fitted.centred(), weight / units[name]
             self.weight_[classes] += factor * expert.weight
             self.bias_[classes] += factor * expert.bias
             self.trust_ += factor * expert.text
@@ -142,13 +135,31 @@ class Auto(Head):
 
 def _answers(part: Seen, splits: list[tuple[Tensor, Tensor]], names: list[str]) -> dict[str, Tensor]:
     """(m, c) logits of each expert for the held-out rows of all splits, fitted to the others."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for train, rows in splits:
+
+    def answer(train: Tensor, rows: Tensor) -> list[Tensor]:
         seen, zero_shot = part.take(train), None if part.zero_shot is None else part.zero_shot[rows]
         products = part.products(rows, train)
-        for name in names:
-            found[name].append(EXPERTS[name](seen).logits(part.z[rows], zero_shot, products))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        return [EXPERTS[name](seen).logits(part.z[rows], zero_shot, products) for name in names]
+
+    found = side_by_side([partial(answer, *split) for split in splits], part.work)
+    return {name: torch.cat(parts) for name, parts in zip(names, zip(*found, strict=True), strict=True)}
+
+
+def _judged(
+    part: Seen, held: Tensor, logits: dict[str, Tensor], again: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Weights and noise by what the experts said of held-out rows, each of which was asked for several times."""
+    labels, names = part.labels[held], list(logits)
+    units = {name: noise(centre(logits[name]), labels) for name in names}
+    stack = [logits[name] / units[name] for name in names]
+    expected, spread = _beforehand(names, units["probe"])
+    if part.zero_shot is not None:
+        stack = [part.zero_shot[held], *stack]
+        expected, spread = [TEXT * part.trust, *expected], [SPREADS[0], *spread]
+        names = ["text", *names]
+    counts = torch.bincount(labels)
+    shares = len(labels) / (int((counts > 0).sum()) * counts[labels]) / again
+    return dict(zip(names, mixing_weights(stack, labels, expected, spread, shares), strict=True)), units
 
 
 def _beforehand(names: list[str], unit_of_probe: float) -> tuple[list[float], list[float]]:

@@ -23,13 +23,17 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads._training import Recipe, drawn, minimise
 
 GROUP = 16
 """Shots of a class whose distances are summed at once."""
-TILE = 1 << 20
-"""Numbers in the largest array of distances while predicting: few enough to stay in the processor's cache."""
+PAIRS, TILE = 1 << 12, 1 << 19
+"""Pairs of channels looked at together, and numbers in an array of queries' distances: 2 MB, so that they stay in the
+processor's cache."""
+MOST = 1 << 22
+"""Numbers in an array of prototypes, however many classes there are."""
 ROWS = 1024
 """Rows that are sorted at a time, in float64."""
 
@@ -99,7 +103,8 @@ class BdcAdapter(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
-        logits = self.scale_ * _moved(x, self.residual_.to(X.dtype)) @ self.weight_.to(X.dtype).T
+        moved = unit(torch.addmm(x, x, self.residual_.to(X.dtype)))
+        logits = self.scale_ * moved @ self.weight_.to(X.dtype).T
         if self.alpha == 0:
             return logits
         present = self.counts_ > 0
@@ -121,8 +126,8 @@ class BdcAdapter(Head):
         residual = torch.zeros(d, d, dtype=rows.dtype, requires_grad=True)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
-            logits = shots.scale * _moved(rows[batch, view], residual) @ text.T
-            return torch.nn.functional.cross_entropy(logits, labels[batch])
+            x = drawn(rows, batch, view)
+            return cosine_error(torch.addmm(x, x, residual), text, labels[batch], shots.scale)
 
         self.loss_ = minimise([residual], loss, len(rows), v, self._recipe(len(rows)), d * d + text.numel())
         return residual.detach()
@@ -142,10 +147,6 @@ class BdcAdapter(Head):
             seed=self.seed,
             progress=self.progress,
         )
-
-
-def _moved(x: Tensor, residual: Tensor) -> Tensor:
-    return unit(x + x @ residual)
 
 
 def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +196,7 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
     by_class = torch.zeros(n_classes, d, dtype=torch.float64).index_add_(0, labels, row_sums.double())
     mean = (by_class / d).to(x.dtype)
     found, squares = torch.zeros(m, n_classes, dtype=x.dtype), torch.zeros(n_classes, dtype=torch.float64)
-    strip = max(1, TILE // (d * max(len(groups), n_classes)))
+    strip = max(1, min(PAIRS, MOST // max(len(groups), n_classes)) // d)
     for start in range(0, d, strip):
         stop = min(start + strip, d)
         upper = torch.ones(stop - start, d - start, dtype=x.dtype).triu(1)  # each pair of channels once
@@ -205,9 +206,10 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
         # One centred side is enough for the product, and of prototypes there are fewer than of queries.
         prototypes.sub_(mean[:, start:stop, None]).sub_(mean[:, None, start:]).add_(mean.mean(dim=1)[:, None, None])
         weight = prototypes.mul_(upper).flatten(1).T
-        for block in torch.arange(m).split(max(1, TILE // upper.numel())):
-            distances = (x[block, start:stop, None] - x[block, None, start:]).abs_()
-            found[block] += distances.flatten(1) @ weight
+        at_once = max(1, TILE // upper.numel())
+        for queries, sums in zip(x.split(at_once), found.split(at_once), strict=True):
+            distances = (queries[:, start:stop, None] - queries[:, None, start:]).abs_()
+            sums.addmm_(distances.flatten(1), weight)
     prototype_length = _centred(2 * squares, by_class).sqrt().to(x.dtype)
     return 2 * found / (length[:, None] * prototype_length).clamp_min(torch.finfo(x.dtype).tiny)
 

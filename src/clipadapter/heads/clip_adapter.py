@@ -8,7 +8,8 @@ shots. Differs from the released code where the parameters say so; `ClipAdapter.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
+from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
 
 BRANCHES = ("visual", "text", "both")
 TENSORS = ("down", "up", "down_bias", "up_bias")
@@ -35,12 +37,14 @@ STRENGTHS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0
 
 @dataclass
 class _Adapted:
-    """A trained adapter: bottlenecks by branch and the ratios it was trained with."""
+    """A trained adapter: bottlenecks by branch, ratios, last loss, and the loss on held-out shots at each strength."""
 
     visual: Bottleneck | None
     text: Bottleneck | None
     alpha: float
     beta: float
+    loss: float
+    losses: Tensor
 
 
 @register_head("clip-adapter", paper="https://arxiv.org/abs/2110.04544")
@@ -154,11 +158,18 @@ class ClipAdapter(Head):
     def _fit(self, shots: Shots) -> None:
         self._check()
         assert shots.text is not None
-        strength = self._strength(shots) if "auto" in self._ratios() else 1.0
-        trained = self._train(shots, torch.arange(len(shots.labels)), self.progress)
+        everything = torch.arange(len(shots.labels))
+        splits = self._splits(shots) if "auto" in self._ratios() else []
+        # No fit waits for what another says, since a strength weakens what was trained.
+        fits = [partial(self._fitted, shots, everything, None)]
+        fits += [partial(self._fitted, shots, train, held) for train, held in splits]
+        n, d = shots.X.shape
+        trained, *judged = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
+        strength = self._strength(shots, [fit.losses for fit in judged]) if "auto" in self._ratios() else 1.0
         self.alpha_ = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
         self.beta_ = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
-        self.scale_, self.weight_ = shots.scale, self._weight(shots.text, trained, self.beta_)
+        self.loss_, self.scale_ = trained.loss, shots.scale
+        self.weight_ = self._blended(shots.text, self._adapted(shots.text, trained.text), self.beta_)
         for name in TENSORS:
             setattr(self, f"{name}_", getattr(trained.visual, name, None))
 
@@ -172,20 +183,19 @@ class ClipAdapter(Head):
         visual = None
         if tensors["down"] is not None:
             visual = Bottleneck(**{name: tensor.to(X.dtype) for name, tensor in tensors.items() if tensor is not None})
-        return self.scale_ * self._feature(X, visual, self.alpha_) @ self.weight_.to(X.dtype).T
+        x = self._input(X, visual)
+        return self.scale_ * self._blended(x, self._adapted(x, visual), self.alpha_) @ self.weight_.to(X.dtype).T
 
-    def _feature(self, X: Tensor, visual: Bottleneck | None, alpha: Tensor | float) -> Tensor:
-        """Raw (n, d) features to blended ones."""
-        if visual is None:
-            return unit(X)
-        x = unit(X) if self.input_norm else X
-        return blend(x, visual(x, self.final_relu), alpha, self.output_norm)
+    def _input(self, X: Tensor, visual: Bottleneck | None) -> Tensor:
+        """What is adapted, and blended with, of raw (..., d) features."""
+        return unit(X) if self.input_norm or visual is None else X
 
-    def _weight(self, text: Tensor, trained: _Adapted, beta: Tensor | float) -> Tensor:
-        """Class weights (c, d), adapted if the text branch is on."""
-        if trained.text is None:
-            return text
-        return blend(text, trained.text(text, self.final_relu), beta, self.output_norm)
+    def _adapted(self, x: Tensor, adapter: Bottleneck | None) -> Tensor | None:
+        return None if adapter is None else adapter(x, self.final_relu)
+
+    def _blended(self, x: Tensor, adapted: Tensor | None, ratio: Tensor | float) -> Tensor:
+        """(n, d) features or class weights."""
+        return x if adapted is None else blend(x, adapted, ratio, self.output_norm)
 
     def _ratios(self) -> list[float | str]:
         """The ratios in use: those of the branches that are on."""
@@ -203,15 +213,29 @@ class ClipAdapter(Head):
         if self.zero_init and self.final_relu:
             raise InputError("zero_init with final_relu never trains: the gradient of a ReLU at zero is zero")
 
-    def _train(self, shots: Shots, rows: Tensor, progress: bool = False) -> _Adapted:
-        """Adapters fitted to some of the shots."""
+    def _fitted(self, shots: Shots, rows: Tensor, held: Tensor | None) -> _Adapted:
+        """Adapters fitted to some of the shots, judged by others if there are any."""
+        trained = self._train(shots, rows, self.progress and held is None)
+        if held is None:
+            return trained
         assert shots.text is not None
-        views, labels, text = shots.views[rows], shots.labels[rows], shots.text
-        d, dtype = views.shape[2], views.dtype
+        x, text, labels = self._input(shots.X[held], trained.visual), shots.text, shots.labels[held]
+        of_x, of_text = self._adapted(x, trained.visual), self._adapted(text, trained.text)
+        for i, strength in enumerate(STRENGTHS):
+            alpha = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
+            beta = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
+            logits = shots.scale * self._blended(x, of_x, alpha) @ self._blended(text, of_text, beta).T
+            trained.losses[i] = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        return trained
+
+    def _train(self, shots: Shots, rows: Tensor, progress: bool) -> _Adapted:
+        assert shots.text is not None
+        labels, text = shots.labels[rows], shots.text
+        d, dtype = text.shape[1], text.dtype
         generator = torch.Generator().manual_seed(self.seed)
         visual = self._initial(d, generator, dtype) if self.branch != "text" else None
         textual = self._initial(d, generator, dtype) if self.branch != "visual" else None
-        trained = _Adapted(visual, textual, 0.0, 0.0)
+        inputs = self._input(shots.views[rows], visual)
         # A learned ratio starts at the paper's 0.2, as the logit of a sigmoid.
         odds = {
             name: torch.tensor(math.log(0.2 / 0.8), dtype=dtype, requires_grad=True)
@@ -223,19 +247,23 @@ class ClipAdapter(Head):
             return odds[name].sigmoid() if value == "learned" else AUTO if value == "auto" else float(value)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
-            features = self._feature(views[batch, view], visual, ratio("alpha", self.alpha))
-            weight = self._weight(text, trained, ratio("beta", self.beta))
-            return torch.nn.functional.cross_entropy(shots.scale * features @ weight.T, labels[batch])
+            x = drawn(inputs, batch, view)
+            weight = self._blended(text, self._adapted(text, textual), ratio("beta", self.beta))
+            if visual is not None:
+                x = blend(x, visual(x, self.final_relu), ratio("alpha", self.alpha), renormalise=False)
+                if self.output_norm:
+                    return cosine_error(x, weight, labels[batch], shots.scale)
+            return torch.nn.functional.cross_entropy(shots.scale * x @ weight.T, labels[batch])
 
         parameters = [*odds.values()]
         for adapter in (visual, textual):
             parameters += [] if adapter is None else [p.requires_grad_() for p in adapter.tensors().values()]
         cost = sum(parameter.numel() for parameter in parameters) + text.numel()
-        self.loss_ = minimise(parameters, loss, len(rows), views.shape[1], self._recipe(progress), cost)
+        last = minimise(parameters, loss, len(rows), inputs.shape[1], self._recipe(progress), cost)
         for parameter in parameters:
             parameter.requires_grad_(False)
-        trained.alpha, trained.beta = float(ratio("alpha", self.alpha)), float(ratio("beta", self.beta))
-        return trained
+        ratios = float(ratio("alpha", self.alpha)), float(ratio("beta", self.beta))
+        return _Adapted(visual, textual, *ratios, last, torch.zeros(len(STRENGTHS)))
 
     def _width(self, d: int) -> int:
         return self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
@@ -249,39 +277,23 @@ class ClipAdapter(Head):
         return start
 
     def _recipe(self, progress: bool) -> Recipe:
-        return Recipe(
-            self.optimizer,
-            self.lr,
-            self.momentum,
-            self.weight_decay,
-            self.schedule,
-            self.warmup_epochs,
-            self.epochs,
-            self.steps,
-            self.batch_size,
-            self.seed,
-            progress,
-        )
+        names = {field.name for field in fields(Recipe)} - {"progress", "eps"}
+        return Recipe(**{name: getattr(self, name) for name in names}, progress=progress)
 
-    def _strength(self, shots: Shots) -> float:
-        """How much of the ratio trained with to keep, from the shots alone."""
-        assert shots.text is not None
-        splits = held_out_folds(shots.labels, self.folds, self.seed)
+    def _splits(self, shots: Shots) -> list[tuple[Tensor, Tensor]]:
+        """Shots to train on and shots to judge by; none if most classes have one shot."""
         if not most_can_be_held_out(shots.labels):
+            return []
+        splits = held_out_folds(shots.labels, self.folds, self.seed)
+        n, d = shots.X.shape
+        return splits[:1] if n * d * (2 * self._width(d) + shots.n_classes) > AFFORDABLE else splits
+
+    def _strength(self, shots: Shots, losses: list[Tensor]) -> float:
+        """How much of the ratio trained with to keep, from the losses (strengths,) on held-out shots of each fold."""
+        assert shots.text is not None
+        if not losses:
             # One shot a class: no shot can be spared. Zero-shot never saw the shots, so its confidence in their
             # labels is an honest estimate of how far to trust it. The square root is ours: found on other data.
             zero_shot = (shots.scale * unit(shots.X) @ shots.text.T).softmax(dim=1)
             return math.sqrt(1.0 - float(zero_shot[torch.arange(len(shots.labels)), shots.labels].mean()))
-        n, d = shots.X.shape
-        if n * d * (2 * self._width(d) + shots.n_classes) > AFFORDABLE:
-            splits = splits[:1]
-        losses = torch.zeros(len(STRENGTHS))
-        for train, held in splits:
-            trained = self._train(shots, train)
-            for i, strength in enumerate(STRENGTHS):
-                alpha = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
-                beta = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
-                features = self._feature(shots.X[held], trained.visual, alpha)
-                logits = shots.scale * features @ self._weight(shots.text, trained, beta).T
-                losses[i] += torch.nn.functional.cross_entropy(logits, shots.labels[held], reduction="sum")
-        return float(torch.softmax(-losses, dim=0) @ torch.tensor(STRENGTHS))
+        return float(torch.softmax(-sum(losses, torch.zeros(len(STRENGTHS))), dim=0) @ torch.tensor(STRENGTHS))

@@ -21,7 +21,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads._training import Recipe, drawn, minimise
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,21 @@ class CrossModal(Head):
         self._check()
         assert shots.text is not None
         rows, row_labels = self._text_rows(shots)
+        rows, views = shots.scale * unit(rows), shots.scale * unit(shots.views)
         weight = shots.text.clone().requires_grad_()
         generator = torch.Generator().manual_seed(self.seed)
 
         def error(features: Tensor, labels: Tensor) -> Tensor:
-            return torch.nn.functional.cross_entropy(shots.scale * unit(features) @ weight.T, labels)
+            return torch.nn.functional.cross_entropy(features @ weight.T, labels)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
-            value = error(shots.views[batch, view], shots.labels[batch])
+            value = error(drawn(views, batch, view), shots.labels[batch])
             if self.text_share == 0:
                 return value
-            drawn = torch.arange(len(rows))
+            some = torch.arange(len(rows))
             if len(rows) > self.batch_size:
-                drawn = torch.randperm(len(rows), generator=generator)[: self.batch_size]
-            return (1 - self.text_share) * value + self.text_share * error(rows[drawn], row_labels[drawn])
+                some = torch.randperm(len(rows), generator=generator)[: self.batch_size]
+            return (1 - self.text_share) * value + self.text_share * error(rows[some], row_labels[some])
 
         n, n_views = shots.views.shape[:2]
         self.loss_ = minimise([weight], loss, n, n_views, self._recipe(), cost=2 * weight.numel())

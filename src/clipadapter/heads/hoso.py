@@ -19,8 +19,9 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._bottleneck import Bottleneck, blend
+from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads._training import Recipe, drawn, minimise
 
 RATIO_RATE = 20.0
 """How much faster the logit of the ratio moves than a weight, which alone would hardly leave its start: in 250 steps it
@@ -86,11 +87,11 @@ class Hoso(Head):
         moved = torch.zeros((), dtype=views.dtype, requires_grad=len(held) > 0)
 
         def error(x: Tensor, adapted: Tensor, ratio: Tensor, target: Tensor) -> Tensor:
-            return torch.nn.functional.cross_entropy(scale * blend(x, adapted, ratio) @ text.T, target)
+            return cosine_error(blend(x, adapted, ratio, renormalise=False), text, target, scale)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             ratio = (start + RATIO_RATE * moved).sigmoid()
-            x = views[batch, view]
+            x = drawn(views, batch, view)
             # Of each term only one part has a gradient: the adapter never learns from a held-out shot, nor the ratio
             # from one that the adapter has seen.
             seen = error(x, adapter(x), ratio.detach(), labels[batch])

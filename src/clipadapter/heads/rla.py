@@ -9,21 +9,17 @@ each picture where that code takes the views in turn; `Rla.official` does as the
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._linear_map import moved, penalty_strength, shift_loss, shift_recipe
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, minimise
-
-CLIP_SCALE = 100.0
-"""Logit scale of the encoders that the paper's penalty was made for."""
+from clipadapter.heads._training import minimise
 
 
 @register_head("rla", paper="https://arxiv.org/abs/2410.05270")
@@ -81,55 +77,17 @@ class Rla(Head):
 
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None
-        text, n_views, d = shots.text, shots.views.shape[1], shots.views.shape[2]
-        self.penalty_ = self._strength(shots)
+        self.penalty_ = penalty_strength(self.penalty, shots)
+        n, n_views, d = shots.views.shape
         # M - I: the penalty is its square, and it stays exact where M is near the identity.
-        shift = torch.zeros(d, d, dtype=text.dtype, requires_grad=True)
-        turn = 0
-
-        def loss(batch: Tensor, view: Tensor) -> Tensor:
-            nonlocal turn
-            turn = (turn + 1) % n_views
-            x = unit(shots.views[batch, turn if self.cycle_views else view])
-            adapted = x + x @ shift.T
-            # The bound is for a picture of zeros, at whose length unit() has no gradient.
-            length = adapted.norm(dim=1, keepdim=True).clamp_min(1e-6)
-            logits = shots.scale * adapted @ text.T / length
-            return torch.nn.functional.cross_entropy(logits, shots.labels[batch]) + self.penalty_ * shift.square().sum()
-
-        n = len(shots.labels)
-        batch_size = n if self.batch_size is None else self.batch_size
-        self.loss_ = minimise([shift], loss, n, n_views, self._recipe(n, batch_size), cost=d * d + text.numel())
-        self.shift_, self.weight_, self.scale_ = shift.detach(), text, shots.scale
+        shift = torch.zeros(d, d, dtype=shots.text.dtype, requires_grad=True)
+        loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
+        recipe = shift_recipe(n, self.lr, self.schedule, self.steps, self.batch_size, self.seed, self.progress)
+        self.loss_ = minimise([shift], loss, n, n_views, recipe, cost=shift.numel() + shots.text.numel())
+        self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
 
     def _logits(self, X: Tensor) -> Tensor:
-        x = unit(X)
-        return self.scale_ * unit(x + x @ self.shift_.T.to(X.dtype)) @ self.weight_.T.to(X.dtype)
-
-    def _strength(self, shots: Shots) -> float:
-        if self.penalty in ("auto", "1/n"):
-            reciprocal = float((shots.counts > 0).sum() / shots.counts.sum())
-            return reciprocal * (shots.scale / CLIP_SCALE) ** 2 if self.penalty == "auto" else reciprocal
-        if isinstance(self.penalty, str) or not self.penalty >= 0:
-            raise InputError(f"penalty must be 'auto', '1/n' or a number from 0, but is {self.penalty!r}")
-        return float(self.penalty)
-
-    def _recipe(self, n: int, batch_size: int) -> Recipe:
-        epochs = math.ceil(self.steps / (n // min(batch_size, n))) if batch_size > 0 else 1
-        return Recipe(
-            optimizer="adam",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=0.0,
-            schedule=self.schedule,
-            warmup_epochs=0,
-            epochs=epochs,
-            steps=self.steps,
-            batch_size=batch_size,
-            seed=self.seed,
-            progress=self.progress,
-            eps=1e-4,
-        )
+        return self.scale_ * unit(moved(X, self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)

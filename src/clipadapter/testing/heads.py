@@ -17,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
 from clipadapter.heads import ClassText, Head
+from clipadapter.towers import WordTower
 
 Array = NDArray[Any]
 CLASSES = ("cat", "dog", "bird")
@@ -34,13 +35,15 @@ def toy_features(
         seed: of the draw.
 
     Returns:
-        X (n, d) of length about 9, y (n,) names, class text.
+        X (n, d) of length about 9, y (n,) names, class text with a tower that knows the names.
     """
     rng = np.random.default_rng(seed)
     means = np.eye(len(CLASSES), d)
     X = np.concatenate([means[i] + noise / np.sqrt(d) * rng.standard_normal((n, d)) for i, n in enumerate(counts)])
     y = np.repeat(CLASSES, counts)
-    text = ClassText(CLASSES, means + 0.1 * rng.standard_normal(means.shape), logit_scale=20.0)
+    rows = means + 0.1 * rng.standard_normal(means.shape)
+    words = WordTower(dict(zip(CLASSES, torch.from_numpy(rows), strict=True)), d)
+    text = ClassText(CLASSES, rows, logit_scale=20.0, tower=lambda: words)
     return (9 * X).astype(np.float32), y, text
 
 
@@ -95,7 +98,7 @@ def check_fit_learns(head: Head) -> None:
 def check_logits_have_a_column_a_class(head: Head) -> None:
     """Logits are (m, c), finite, in the order of the class text; the best one is predicted; probabilities sum to 1."""
     X, y, text = toy_features()
-    turned = ClassText(text.labels[::-1], text.embeddings[::-1], text.logit_scale)
+    turned = ClassText(text.labels[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
     logits = _fit(head, X, y, turned).logits(X)
     assert list(head.classes_) == list(CLASSES[::-1])
     assert logits.shape == (len(X), len(CLASSES))
@@ -170,8 +173,8 @@ def check_one_shot(head: Head) -> None:
 
 def check_two_classes(head: Head) -> None:
     """Two classes have two logits."""
-    X, y, _ = toy_features((3, 3, 0))
-    text = ClassText(CLASSES[:2], np.eye(2, X.shape[1]))
+    X, y, text = toy_features((3, 3, 0))
+    text = ClassText(CLASSES[:2], np.eye(2, X.shape[1]), tower=text.tower)
     assert _fit(head, X, y, text).logits(X).shape == (6, 2)
 
 
@@ -180,7 +183,7 @@ def check_state_round_trip(head: Head) -> None:
     X, y, text = toy_features()
     expected = _fit(head, X, y, text).logits(X)
     state = load(save({name: np.asarray(value, order="C") for name, value in head.state().items()}))
-    again = clone(head).load_state(state, head.classes_.tolist(), head.n_features_in_)
+    again = clone(head).load_state(state, head.classes_.tolist(), head.n_features_in_).attach(text)
     np.testing.assert_array_equal(again.logits(X), expected)
 
 
@@ -197,7 +200,7 @@ def check_bad_input_raises(head: Head) -> None:
     _expect(ValueError, "infinity", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.inf, X), y, text))
     _expect(InputError, "wolf", lambda: _fit(clone(head), X, np.where(y == "cat", "wolf", y), text))
     _expect(InputError, "labels", lambda: _fit(clone(head), X, y[:-1], text))
-    one = ClassText(["cat"], text.embeddings[:1])
+    one = ClassText(["cat"], text.embeddings[:1], tower=text.tower)
     _expect(InputError, "two classes", lambda: _fit(clone(head), X[:2], y[:2], one))
     fitted = _fit(clone(head), X, y, text)
     _expect(InputError, "features", lambda: fitted.logits(X[:, :-1]))
@@ -216,7 +219,8 @@ def check_text_is_asked_for(head: Head) -> None:
 def check_class_without_text(head: Head) -> None:
     """A class that is known by its shots alone is learned, or the head says that it needs text."""
     X, y, text = toy_features()
-    partial = ClassText(CLASSES, np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings), text.logit_scale)
+    rows = np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings)
+    partial = ClassText(CLASSES, rows, text.logit_scale, tower=text.tower)
     if head.needs_text:
         _expect(InputError, "there is none of dog", lambda: _fit(head, X, y, partial))
     else:

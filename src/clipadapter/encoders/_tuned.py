@@ -1,0 +1,143 @@
+"""Encoders whose weights are changed: a second encoder on the same weights, and where its attention layers are.
+
+The second one has modules of its own that hold the first one's tensors, so it costs no memory but for the weights that
+are put in their place; the first one never changes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from clipadapter.encoders._base import Encoder
+from clipadapter.encoders._registry import encoder_info, list_encoders
+from clipadapter.errors import InputError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def share(module: M) -> M:
+    """New modules that hold the same tensors: what is put in the place of one is not seen by the other.
+
+    >>> first = nn.Linear(2, 2)
+    >>> second = share(first)
+    >>> second is first, second.weight is first.weight
+    (False, True)
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    return copy.deepcopy(module, memo)
+
+
+def open_twin(encoder: Encoder) -> Encoder:
+    """A second encoder on the same weights, whose networks may be changed; see `Encoder.twin`.
+
+    Raises:
+        InputError: if its weights can't be changed; names those whose can.
+    """
+    twin = encoder.twin()
+    if twin is None or twin.tower() is None:
+        able = [name for name in list_encoders() if encoder_info(name).cls.twin is not Encoder.twin]
+        raise InputError(
+            f"the weights of the encoder {encoder.info.name} can't be tuned; those of {', '.join(able)} can, but for "
+            "models of open_clip that pad pictures to a square"
+        )
+    return twin
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One of the matrices of an attention layer: some rows of a weight.
+
+    Args:
+        parent: the module that has the one which multiplies.
+        child: its name there.
+        owner: the module that has the weight.
+        weight: its name there.
+        rows: which rows of it.
+    """
+
+    parent: nn.Module
+    child: str
+    owner: nn.Module
+    weight: str
+    rows: slice
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that multiplies: a linear layer, or a whole ``nn.MultiheadAttention``."""
+        found = getattr(self.parent, self.child)
+        assert isinstance(found, nn.Module)
+        return found
+
+    @property
+    def whole(self) -> Tensor:
+        """The whole weight."""
+        found = getattr(self.owner, self.weight)
+        assert isinstance(found, Tensor)
+        return found
+
+    @property
+    def values(self) -> Tensor:
+        """(out, in): its own rows."""
+        return self.whole[self.rows]
+
+
+Layer = Mapping[str, Matrix]
+"""A self-attention layer: matrices "q", "k", "v" make queries, keys and values of a token, "o" its output."""
+
+
+def attention_layers(network: nn.Module) -> list[Layer]:
+    """The self-attention layers of a network, from the input to the output.
+
+    Known are those of CLIP's transformers in open_clip, of timm's, and of BERT; a pooling layer is none.
+
+    >>> from open_clip.transformer import Transformer
+    >>> [sorted(layer) for layer in attention_layers(Transformer(width=8, layers=2, heads=2))]
+    [['k', 'o', 'q', 'v'], ['k', 'o', 'q', 'v']]
+    """
+    return [layer for module in network.modules() for layer in (*_clip(module), *_timm(module), *_bert(module))]
+
+
+def _clip(block: nn.Module) -> Iterator[Layer]:
+    """``nn.MultiheadAttention`` in a block that feeds it one sequence, as in open_clip."""
+    attention = getattr(block, "attn", None)
+    if not isinstance(attention, nn.MultiheadAttention) or not hasattr(block, "ln_1") or hasattr(block, "ln_1_kv"):
+        return
+    w = attention.embed_dim
+    parts = {letter: Matrix(block, "attn", attention, "in_proj_weight", _part(i, w)) for i, letter in enumerate("qkv")}
+    yield {**parts, "o": Matrix(block, "attn", attention.out_proj, "weight", slice(0, w))}
+
+
+def _timm(attention: nn.Module) -> Iterator[Layer]:
+    """One linear layer for queries, keys and values."""
+    packed, out = getattr(attention, "qkv", None), getattr(attention, "proj", None)
+    if not isinstance(packed, nn.Linear) or not isinstance(out, nn.Linear):
+        return
+    size = packed.out_features // 3
+    parts = {letter: Matrix(attention, "qkv", packed, "weight", _part(i, size)) for i, letter in enumerate("qkv")}
+    yield {**parts, "o": Matrix(attention, "proj", out, "weight", slice(0, out.out_features))}
+
+
+def _bert(attention: nn.Module) -> Iterator[Layer]:
+    """A linear layer each; the one for the output stands beside the module that has the others."""
+    inner, outer = getattr(attention, "self", None), getattr(attention, "output", None)
+    out = getattr(outer, "dense", None)
+    names = {"q": "query", "k": "key", "v": "value"}
+    if not isinstance(inner, nn.Module) or not isinstance(outer, nn.Module) or not isinstance(out, nn.Linear):
+        return
+    found = {letter: getattr(inner, name, None) for letter, name in names.items()}
+    parts = {
+        letter: Matrix(inner, names[letter], linear, "weight", slice(0, linear.out_features))
+        for letter, linear in found.items()
+        if isinstance(linear, nn.Linear)
+    }
+    if len(parts) == len(names):
+        yield {**parts, "o": Matrix(outer, "dense", out, "weight", slice(0, out.out_features))}
+
+
+def _part(i: int, size: int) -> slice:
+    return slice(i * size, (i + 1) * size)

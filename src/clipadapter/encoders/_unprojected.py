@@ -1,0 +1,139 @@
+"""An encoder that also gives what its picture features are projected from, for heads that train the projection."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipadapter.encoders._base import Encoder, EncoderListing
+from clipadapter.encoders._engine import EngineEncoder, with_engine
+from clipadapter.encoders._inputs import check_pixels
+from clipadapter.encoders._projection import with_projection
+from clipadapter.encoders._registry import create_encoder, encoder_info, list_encoders, register_encoder
+from clipadapter.engines import Tower
+from clipadapter.errors import InputError
+from clipadapter.towers import Projection, TextTower
+
+NOTE = "features of an encoder, and behind each what it is projected from; for heads such as prolip"
+
+
+# Not in a module called `unprojected`: the package would then hold that module in place of the function.
+@register_encoder("unprojected")
+class UnprojectedEncoder(Encoder):
+    """Picture features (d) and, behind them, what comes before the encoder's projection (p); its text features.
+
+    The image tower is the encoder's with a wider last step, the projection and the identity side by side. So engines
+    run it as any other.
+
+    Args:
+        projected: an encoder whose image tower ends in a projection; see `Encoder.projection`.
+
+    Raises:
+        InputError: if it has none, or its pictures are padded to a square.
+    """
+
+    def __init__(self, projected: Encoder) -> None:
+        projection, tower, info = projected.projection(), projected.tower(), projected.info
+        if projection is None or tower is None:
+            able = [name for name in list_encoders() if encoder_info(name).cls.projection is not Encoder.projection]
+            raise InputError(
+                f"the image tower of {info.name} ends in no linear projection that can be taken apart; those of "
+                f"{', '.join(able)} do, but for SigLIP and a few other models of open_clip. Use the head 'rla', which "
+                "needs none"
+            )
+        self.projected, self.device = projected, projected.device
+        p, d = projection.weight.shape
+        facts = ("unprojected 1", info.fingerprint)
+        self.info = replace(
+            info,
+            name=f"unprojected:{info.name}",
+            dim=d + p,
+            text_dim=d,
+            fingerprint=hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(),
+        )
+        module = with_projection(tower.module, _beside_identity(projection))
+        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, tower.pixels, module)
+
+    @classmethod
+    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+        """Open ``ENCODER``, a URI.
+
+        Raises:
+            InputError: if there is none, or it has no projection.
+        """
+        if not rest:
+            raise InputError("'unprojected:' names no encoder: say unprojected:ENCODER, such as unprojected:auto")
+        return unprojected(create_encoder(rest, device))
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """One line."""
+        return [EncoderListing("unprojected:ENCODER", None, "unknown", NOTE)]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """As the encoder itself does."""
+        return self.projected.preprocess(image)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d + p)."""
+        check_pixels(pixels, self.info.image_size)
+        if not len(pixels):
+            return torch.empty(0, self.info.dim)
+        with torch.inference_mode():
+            features: Tensor = self._tower.module(pixels.to(self.device)).float().cpu()
+        return features
+
+    def tower(self) -> Tower:
+        """The encoder's, with the wider last step."""
+        return self._tower
+
+    def text_tower(self) -> TextTower | None:
+        """That of the encoder itself."""
+        return self.projected.text_tower()
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to (k, d), by the encoder itself."""
+        return self.projected.encode_text(texts, batch_size)
+
+
+def unprojected(encoder: Encoder) -> Encoder:
+    """The same encoder, its picture features followed by what they are projected from.
+
+    Args:
+        encoder: an encoder whose image tower ends in a projection. If that is the identity, as with ``lite``, it is
+            given back as it is. One that an engine runs is run by that engine again, but in int8, for which the
+            pictures that it was calibrated with would be needed: then by torch in fp32.
+
+    Returns:
+        An encoder of features (d + p); `EncoderInfo.text_dim` says d.
+
+    Raises:
+        InputError: if its image tower ends in no projection, as that of SigLIP.
+
+    >>> unprojected(create_encoder("unprojected:lite")).info.name
+    'lite'
+    """
+    if isinstance(encoder, EngineEncoder):
+        plain, info = unprojected(encoder.plain), encoder.info
+        if plain is encoder.plain:
+            return encoder
+        return plain if info.precision == "int8" else with_engine(plain, info.engine, info.precision)
+    projection = encoder.projection()
+    done = isinstance(encoder, UnprojectedEncoder) or (projection is not None and _is_identity(projection))
+    return encoder if done else UnprojectedEncoder(encoder)
+
+
+def _beside_identity(projection: Projection) -> Projection:
+    """(p, d) to (p, d + p): what it gives is followed by what it was given."""
+    weight, bias = projection.weight, projection.bias
+    wide = torch.cat([weight, torch.eye(len(weight))], dim=1)
+    return Projection(wide, None if bias is None else torch.cat([bias, torch.zeros(len(weight))]))
+
+
+def _is_identity(projection: Projection) -> bool:
+    return projection.bias is None and torch.equal(projection.weight, torch.eye(len(projection.weight)))

@@ -1,0 +1,104 @@
+"""What a long training has reached, kept in the user's cache folder until it is done.
+
+The file's name is the digest of all that shapes the result, so that only the very same training goes on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from clipadapter.cache import default_cache_dir
+from clipadapter.encoders._files import write_whole
+
+FORMAT = "1"
+
+
+def digest_of(facts: Iterable[object]) -> str:
+    """Hex digest of texts, numbers, tensors and arrays, of this package's version and torch's.
+
+    >>> digest_of([1, "a"]) == digest_of([1, "a"]), digest_of(["1a"]) == digest_of([1, "a"])
+    (True, False)
+    """
+    total = hashlib.blake2b(digest_size=16)
+    for fact in (FORMAT, version("clipadapter"), torch.__version__, *facts):
+        if isinstance(fact, Tensor):
+            fact = fact.detach().cpu().contiguous().numpy()
+        if isinstance(fact, np.ndarray):
+            total.update(f"{fact.dtype} {fact.shape} ".encode())
+            total.update(np.ascontiguousarray(fact).data)
+        else:
+            total.update(f"{fact!r}\0".encode())
+    return total.hexdigest()
+
+
+class Checkpoint:
+    """A file that says how far a training has come.
+
+    Args:
+        digest: of all that shapes the result.
+        seconds: least time between two writes; None writes nothing and goes on from nothing.
+    """
+
+    def __init__(self, digest: str, seconds: float | None) -> None:
+        self.path: Path = default_cache_dir() / "training" / f"{digest}.safetensors"
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """What was written; None if there is nothing, or it is cut, altered or of other shapes.
+
+        Args:
+            like: tensors that must be there in the same shapes and types; others may be.
+        """
+        if self._seconds is None or not self.path.exists():
+            return None
+        try:
+            with safetensors.safe_open(str(self.path), framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                digest = (file.metadata() or {}).get("digest")
+        except (OSError, safetensors.SafetensorError):
+            return None
+        if digest != _contents(found):
+            return None
+        fits = all(
+            name in found and found[name].shape == value.shape and found[name].dtype == value.dtype
+            for name, value in like.items()
+        )
+        return found if fits else None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return self._seconds is not None and time.monotonic() - self._last >= self._seconds
+
+    def write(self, state: Mapping[str, Tensor]) -> None:
+        """Replace what is there by the state, whole or not at all."""
+        arrays = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        with contextlib.suppress(OSError):  # a folder that can't be written costs time after a kill, not the result
+            write_whole(self.path, safetensors.torch.save(arrays, {"digest": _contents(arrays)}))
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """The training is done."""
+        if self._seconds is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+def _contents(arrays: Mapping[str, Tensor]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        total.update(name.encode())
+        total.update(arrays[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

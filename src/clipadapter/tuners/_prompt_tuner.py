@@ -1,0 +1,247 @@
+"""What the methods that learn a prompt's context share: their parameters, the start, the steps, the answer.
+
+A method says what it adds to the loss. The image tower runs in no step: features come with the shots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from typing_extensions import Self
+
+from clipadapter.errors import InputError
+from clipadapter.functional import cosine_logits, unit
+from clipadapter.heads import ClassText, Head, Shots
+from clipadapter.heads._training import Recipe, drawn
+from clipadapter.towers import TextTower
+from clipadapter.tuners._checkpoint import Checkpoint, digest_of
+from clipadapter.tuners._prompts import CLASS_TOKENS, PRECISIONS, Prompts, random_context, words_context
+from clipadapter.tuners._training import HeldOut, train
+
+UNSHAPING = ("progress", "checkpoint", "memory")
+"""Parameters that don't change the result, but for rounding."""
+GIGABYTE = 1e9
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step is judged by.
+
+    Args:
+        logits: (b, c) by the learned prompts.
+        labels: (b,) class positions.
+        weight: (c, d) unit class vectors of the learned prompts.
+        text: (c, d) unit class text, of prompts made by hand.
+        zero_shot: (b, c) logits by that text.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weight: Tensor
+    text: Tensor
+    zero_shot: Tensor
+
+
+class PromptTuner(Head):
+    """Base of the methods that learn one context for all pictures. A subclass names the parameters in its docstring."""
+
+    needs_text = True
+    needs_tower = True
+    epochs_by_shots: ClassVar[Sequence[tuple[int, int]]] = ((1, 50), (4, 100))
+    """Epochs up to so many shots of the largest class."""
+    most_epochs: ClassVar[int] = 200
+
+    def __init__(
+        self,
+        n_ctx: int = 16,
+        ctx_init: str | None = None,
+        class_token: str = "end",
+        csc: bool = False,
+        lr: float = 2e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        schedule: str = "cosine-epoch",
+        warmup_epochs: int = 1,
+        epochs: int | None = None,
+        batch_size: int = 32,
+        patience: int | None = None,
+        precision: str = "fp32",
+        memory: float = 2.0,
+        checkpoint: float | None = 30.0,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.n_ctx = n_ctx
+        self.ctx_init = ctx_init
+        self.class_token = class_token
+        self.csc = csc
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.warmup_epochs = warmup_epochs
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.patience = patience
+        self.precision = precision
+        self.memory = memory
+        self.checkpoint = checkpoint
+        self.seed = seed
+        self.progress = progress
+
+    def _objective(self, batch: Batch) -> Tensor:
+        """The loss of a step; a scalar, or what `_backward` takes."""
+        return cross_entropy(batch.logits, batch.labels)
+
+    def _backward(self, parameters: Sequence[Tensor], value: Tensor) -> None:
+        """Put the gradient of what `_objective` gave into the parameters."""
+        value.backward()
+
+    def _fit(self, shots: Shots) -> None:
+        prompts, context = self._start(shots)
+        text = _given(shots.text).to(context)
+
+        def weight() -> Tensor:
+            return unit(prompts.vectors(context))
+
+        def loss(features: Tensor, labels: Tensor) -> Tensor:
+            learned = weight()
+            logits, zero_shot = (shots.scale * features @ rows.T for rows in (learned, text))
+            return self._objective(Batch(logits, labels, learned, text, zero_shot))
+
+        self.loss_ = self._train(
+            [context.requires_grad_()], loss, lambda X: shots.scale * X @ weight().T, shots, prompts
+        )
+        self.context_, self.scale_ = context.detach().cpu(), shots.scale
+        self.weight_ = self._vectors(prompts.tower, shots.names)
+
+    def for_classes(self, text: ClassText) -> Self:
+        """A copy that answers for other classes by the same context before their names; see `Head.for_classes`.
+
+        Raises:
+            InputError: if each class has a context of its own, or the class text does not open its text tower.
+        """
+        other = super().for_classes(text)
+        if text.tower is None:
+            raise InputError(f"{type(self).__name__} needs the text tower for new classes: use encode_classes(...)")
+        other.weight_ = other._vectors(text.tower(), text.labels)
+        return other
+
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        if self.context_.ndim == 3:
+            raise InputError(f"{type(self).__name__} learned a context for each of its own classes: csc must be False")
+        self.scale_ = scale
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
+
+    def _vectors(self, tower: TextTower, names: Sequence[str]) -> Tensor:
+        """Unit class vectors (c, d) in fp32, with the context that was learned."""
+        prompts = Prompts(tower, names, self.context_.shape[-2], self.class_token, self.memory * GIGABYTE)
+        with torch.no_grad():
+            return unit(prompts.vectors(self.context_.to(tower.device))).float().cpu()
+
+    def _start(self, shots: Shots) -> tuple[Prompts, Tensor]:
+        """Prompts of the classes, and the context to begin with."""
+        self._check()
+        tower = _given(shots.tower)()
+        words = None if self.ctx_init is None else words_context(tower, self.ctx_init)
+        n_ctx = self.n_ctx if words is None else len(words)
+        prompts = Prompts(tower, shots.names, n_ctx, self.class_token, self.memory * GIGABYTE, self.precision)
+        if words is None:
+            return prompts, random_context(prompts, tower.width, self.seed, self.csc).to(tower.device)
+        return prompts, words.repeat(len(prompts), 1, 1) if self.csc else words
+
+    def _train(
+        self,
+        parameters: Sequence[Tensor],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        logits: Callable[[Tensor], Tensor],
+        shots: Shots,
+        prompts: Prompts,
+    ) -> float:
+        """Change the parameters so that a loss of unit features (b, d) and labels (b,) falls; gives the last one.
+
+        `logits` (b, c) of features say when to stop, on held-out shots.
+        """
+        features = unit(shots.views).to(parameters[0])
+        labels = shots.labels.to(features.device)
+        rows, held = (part.to(features.device) for part in self._parts(shots.labels))
+        held_out = None
+        if self.patience is not None and len(held):
+            held_out = HeldOut(lambda: cross_entropy(logits(features[held, 0]), labels[held]), self.patience)
+
+        def step(batch: Tensor, views: Tensor) -> Tensor:
+            taken = rows[batch]
+            return loss(drawn(features, taken, views.to(taken.device)), labels[taken])
+
+        return train(
+            parameters,
+            step,
+            len(rows),
+            features.shape[1],
+            self._recipe(int(shots.counts.max())),
+            checkpoint=Checkpoint(self._digest(shots, prompts.tower), self.checkpoint),
+            backward=lambda value: self._backward(parameters, value),
+            held_out=held_out,
+            # One layer's work at least: a step so small is done by one thread.
+            cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
+        )
+
+    def _parts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows to train on and rows held out: with `patience`, one of each class that has two."""
+        held = torch.zeros(len(labels), dtype=torch.bool)
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.patience is not None:
+            for label in labels.unique():
+                rows = torch.nonzero(labels == label).flatten()
+                if len(rows) > 1:
+                    held[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
+        return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+
+    def _recipe(self, shots: int) -> Recipe:
+        epochs = self.epochs
+        if epochs is None:
+            epochs = next((number for most, number in self.epochs_by_shots if shots <= most), self.most_epochs)
+        return Recipe(
+            "sgd",
+            self.lr,
+            self.momentum,
+            self.weight_decay,
+            self.schedule,
+            self.warmup_epochs,
+            epochs,
+            1,
+            self.batch_size,
+            self.seed,
+            self.progress,
+        )
+
+    def _check(self) -> None:
+        for name, known in (("class_token", CLASS_TOKENS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
+        for name in ("n_ctx", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, but is {value}")
+        if not self.memory > 0:
+            raise InputError(f"memory must be more than 0 gigabytes, but is {self.memory}")
+
+    def _digest(self, shots: Shots, tower: TextTower) -> str:
+        """Of all that shapes what is learned."""
+        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in UNSHAPING}
+        told = (type(self).__name__, sorted(parameters.items()), shots.names, shots.scale, tower.fingerprint)
+        return digest_of([*told, shots.views, shots.labels, _given(shots.text)])
+
+
+def _given(value: T | None) -> T:
+    """What the base has checked for: class text and tower of a head that needs them."""
+    assert value is not None
+    return value

@@ -1,0 +1,166 @@
+"""Prompts with a context of learned vectors, and the class vectors that a text tower gives them.
+
+A prompt is ``[mark] v_1 ... v_M name . [mark]``: its vectors take the places of tokens' embeddings (CoOp, Zhou et al.
+2022, equation 2). The tower is run over a few prompts at a time, so that memory does not grow with the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from clipadapter.data import clean_name
+from clipadapter.errors import InputError
+from clipadapter.towers import TextTower
+
+CLASS_TOKENS = ("end", "middle", "front")
+PRECISIONS = ("fp32", "bf16")
+
+
+class Prompts:
+    """The prompts of some classes, with places left open for the context.
+
+    Args:
+        tower: the text tower.
+        names: of the classes (c).
+        n_ctx: context vectors M.
+        class_token: where the name stands: "end", "middle" (after the first half of the context) or "front".
+        memory: bytes that the tower may keep for its gradient.
+        precision: of the tower: "fp32" or "bf16".
+
+    Raises:
+        InputError: if a prompt is longer than the tower's context; names the class.
+
+    >>> from clipadapter.towers import WordTower
+    >>> tower = WordTower({"cat": torch.ones(2), "dog": -torch.ones(2)}, dim=2)
+    >>> prompts = Prompts(tower, ["cat", "dog"], n_ctx=4)
+    >>> prompts.vectors(torch.zeros(4, 2)).sign()
+    tensor([[ 1.,  1.],
+            [-1., -1.]])
+    """
+
+    def __init__(
+        self,
+        tower: TextTower,
+        names: Sequence[str],
+        n_ctx: int,
+        class_token: str = "end",
+        memory: float = 2e9,
+        precision: str = "fp32",
+    ) -> None:
+        self.tower = tower
+        self.n_ctx = n_ctx
+        self._low = precision == "bf16"
+        rows, places = zip(*(self._row(name, class_token) for name in names), strict=True)
+        self.lengths = torch.tensor([len(row) for row in rows])
+        longest = int(self.lengths.max())
+        ids = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows])
+        with torch.no_grad():
+            self._fixed = tower.embed(ids).detach()  # (c, l, w), rows of any token where the context goes
+        self._places = torch.tensor(places, device=self._fixed.device)  # (c, M)
+        self.bytes_per_prompt = self._bytes()
+        self.at_once = max(1, int(memory / self.bytes_per_prompt))
+
+    def _row(self, name: str, class_token: str) -> tuple[list[int], list[int]]:
+        """Tokens of one prompt, any token standing for the context; and the places of the context."""
+        words = clean_name(name)
+        whole, alone = self.tower.tokenize([f"{words}.", words])
+        begin, end = self.tower.marks
+        body = whole[begin : len(whole) - end]
+        # As in CoOp: the name's tokens are counted by themselves, since the full stop may join its last token.
+        count = min(len(alone) - begin - end, len(body))
+        before = {"end": self.n_ctx, "middle": self.n_ctx // 2, "front": 0}[class_token]
+        after = self.n_ctx - before
+        row = whole[:begin] + whole[:1] * before + body[:count] + whole[:1] * after
+        row += body[count:] + whole[len(whole) - end :]
+        if len(row) > self.tower.context_length:
+            raise InputError(
+                f"the prompt of class {name!r} has {len(row)} tokens or more with {self.n_ctx} context vectors, but "
+                f"the text tower takes {self.tower.context_length}: shorten the name, or learn fewer vectors"
+            )
+        behind = begin + before + count
+        return row, [*range(begin, begin + before), *range(behind, behind + after)]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def vectors(self, context: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Class vectors by the tower, with a gradient in the context; exact however many passes are made.
+
+        Where one pass would keep more than the memory allows, each part keeps nothing and is run again when its
+        gradient is asked for.
+
+        Args:
+            context: (M, w) for all prompts, or (k, M, w) one for each.
+            classes: (k,) positions of the classes; all c in order if not given.
+
+        Returns:
+            (k, d) raw text features.
+        """
+        classes = torch.arange(len(self)) if classes is None else classes
+        order = self.lengths[classes].argsort(stable=True)
+        parts = order.split(self.at_once)
+        again = len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad
+        found = []
+        for part in parts:
+            own = context if context.ndim == 2 else context[part]
+            if again:
+                found.append(checkpoint(self._pass, own, classes[part], use_reentrant=False, preserve_rng_state=False))
+            else:
+                found.append(self._pass(own, classes[part]))
+        together = found[0] if len(found) == 1 else torch.cat(found)
+        return together.index_select(0, order.argsort().to(together.device))
+
+    def _pass(self, context: Tensor, classes: Tensor) -> Tensor:
+        lengths = self.lengths[classes]
+        fixed = self._fixed[classes, : int(lengths.max())]
+        k, _, width = fixed.shape
+        places = self._places[classes, :, None].expand(-1, -1, width)
+        embeddings = fixed.scatter(1, places, context.to(fixed.dtype).expand(k, self.n_ctx, width))
+        with torch.autocast(fixed.device.type, torch.bfloat16, enabled=self._low):
+            return self.tower.encode(embeddings, lengths).to(fixed.dtype)
+
+    def _bytes(self) -> int:
+        """What a pass keeps for its gradient, for one of the longest prompts: measured, since towers differ."""
+        longest = self.lengths.argmax()[None]
+        context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
+        kept = []
+        for k in (1, 2):  # the difference leaves out the weights, which are kept anyway
+            storages: dict[int, int] = {}
+
+            def pack(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                self._pass(context, longest.expand(k))
+            kept.append(sum(storages.values()))
+        return max(1, kept[1] - kept[0])
+
+
+def random_context(prompts: Prompts, width: int, seed: int, class_specific: bool) -> Tensor:
+    """Context vectors drawn from N(0, 0.02^2): (M, w), or (c, M, w) if each class has its own."""
+    shape = (len(prompts), prompts.n_ctx, width) if class_specific else (prompts.n_ctx, width)
+    return 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def words_context(tower: TextTower, words: str) -> Tensor:
+    """The embeddings (M, w) of the tokens of some words.
+
+    Raises:
+        InputError: if the words have no token.
+
+    >>> from clipadapter.towers import WordTower
+    >>> words_context(WordTower({"a": torch.ones(2)}, dim=2), "a photo of a").shape
+    torch.Size([4, 2])
+    """
+    begin, end = tower.marks
+    (tokens,) = tower.tokenize([words])
+    inner = tokens[begin : len(tokens) - end]
+    if not inner:
+        raise InputError(f"ctx_init must be words, but {words!r} has no token; say None for random vectors")
+    with torch.no_grad():
+        return tower.embed(torch.tensor(inner)).detach().clone()

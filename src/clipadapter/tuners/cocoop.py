@@ -1,0 +1,209 @@
+"""CoCoOp: a context that each picture shifts, through a small net on its feature.
+
+Paper: Zhou et al., CVPR 2022, https://arxiv.org/abs/2203.05557, equation 3.
+The defaults are the paper's: context from "a photo of a", a net of width d / 16, one picture a step, 10 epochs. Differs
+from it in precision (fp32), and in that pictures are augmented once, as views.
+
+Each picture has prompts of its own: the text tower runs over all classes for each of them, in training and after it.
+So a fitted head needs its tower to answer; one that was loaded gets it by `CoCoOp.attach`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from typing_extensions import Self
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.functional import unit
+from clipadapter.heads import ClassText, Head, Shots, register_head
+from clipadapter.heads._inputs import Array
+from clipadapter.tuners._prompt_tuner import GIGABYTE, PromptTuner
+from clipadapter.tuners._prompts import Prompts
+
+NET = ("down", "down_bias", "up", "up_bias")
+LEARNED = {"context_": 2, "down_": 2, "down_bias_": 1, "up_": 2, "up_bias_": 1, "scale_": 0, "loss_": 0}
+"""Arrays by name, and their numbers of dimensions."""
+
+
+@register_head(
+    "cocoop",
+    paper="https://arxiv.org/abs/2203.05557",
+    compare=False,
+)
+class CoCoOp(PromptTuner):
+    """CoOp whose context is shifted by each picture.
+
+    Args:
+        reduction: the net is as wide as the feature divided by this.
+        n_ctx: context vectors, if ``ctx_init`` is None.
+        ctx_init: words to start from, a vector for each token; None draws ``n_ctx`` from N(0, 0.02^2).
+        class_token: where the name stands: "end", "middle" or "front".
+        lr: learning rate of SGD.
+        momentum: of SGD.
+        weight_decay: L2, on the context and the net.
+        schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
+        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
+        epochs: passes over the shots; None for CoOp's by shots.
+        batch_size: shots a step; each of them runs the text tower over all classes.
+        patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
+        precision: of the text tower while training: "fp32" or "bf16".
+        memory: gigabytes that the text tower may keep for its gradient.
+        checkpoint: seconds between two checkpoints, from which a killed `fit` goes on; None keeps none.
+        seed: of the net, random vectors, shuffling, the choice of views and of held-out shots.
+        progress: show a bar on stderr while training.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> from clipadapter.features import encode_classes
+    >>> text = encode_classes(create_encoder("toy"), {"red": ["red"], "blue": ["blue"]})
+    >>> head = CoCoOp(epochs=2).fit(text.embeddings, ["red", "blue"], text=text)
+    >>> head.predict(text.embeddings)
+    array(['red', 'blue'], dtype='<U4')
+    """
+
+    _prompts: Prompts | None = None
+
+    def __init__(
+        self,
+        reduction: float = 16,
+        n_ctx: int = 4,
+        ctx_init: str | None = "a photo of a",
+        class_token: str = "end",
+        lr: float = 2e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        schedule: str = "cosine-epoch",
+        warmup_epochs: int = 1,
+        epochs: int | None = 10,
+        batch_size: int = 1,
+        patience: int | None = None,
+        precision: str = "fp32",
+        memory: float = 2.0,
+        checkpoint: float | None = 30.0,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(
+            n_ctx,
+            ctx_init,
+            class_token,
+            False,
+            lr,
+            momentum,
+            weight_decay,
+            schedule,
+            warmup_epochs,
+            epochs,
+            batch_size,
+            patience,
+            precision,
+            memory,
+            checkpoint,
+            seed,
+            progress,
+        )
+        self.reduction = reduction
+
+    def _fit(self, shots: Shots) -> None:
+        prompts, context = self._start(shots)
+        learned = {"context": context, **self._net(shots.views.shape[2], context)}
+        parameters = [tensor.requires_grad_() for tensor in learned.values()]
+
+        def logits(features: Tensor) -> Tensor:
+            return shots.scale * _cosines(features, prompts, **learned)
+
+        self.loss_ = self._train(parameters, lambda X, y: cross_entropy(logits(X), y), logits, shots, prompts)
+        for name, tensor in learned.items():
+            setattr(self, f"{name}_", tensor.detach().cpu())
+        self.scale_ = shots.scale
+        self._prompts = Prompts(prompts.tower, shots.names, prompts.n_ctx, self.class_token, self.memory * GIGABYTE)
+
+    def attach(self, text: ClassText) -> Self:
+        """Give a head that was loaded the text tower that its prompts go through.
+
+        Args:
+            text: of the head's classes, from `encode_classes`.
+
+        Raises:
+            InputError: if the class text does not open a text tower, or is that of other classes.
+        """
+        if text.tower is None:
+            raise InputError(f"{type(self).__name__} needs the text tower to answer: use encode_classes(...)")
+        if list(text.labels) != [str(label) for label in self.classes_]:
+            raise InputError(f"class text of {', '.join(text.labels[:5])} is not that of the head's classes")
+        n_ctx = len(self.context_)
+        self._prompts = Prompts(text.tower(), text.labels, n_ctx, self.class_token, self.memory * GIGABYTE)
+        return self
+
+    def for_classes(self, text: ClassText) -> Self:
+        """A copy that answers for other classes by the same context and net; see `Head.for_classes`."""
+        return Head.for_classes(self, text).attach(text)
+
+    def load_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> Self:
+        """Become the fitted head that `state` came from; it answers after `attach`.
+
+        Raises:
+            ArtifactError: if the arrays are not those of a fitted head.
+        """
+        if sorted(state) != sorted(LEARNED) or any(np.ndim(state[name]) != n for name, n in LEARNED.items()):
+            raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {', '.join(sorted(state))}")
+        self._set_state(state, classes, width)
+        try:
+            context = _shifted(torch.ones(1, width), **self._learned())
+        except RuntimeError as error:
+            raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {error}") from error
+        if not context.isfinite().all():
+            raise ArtifactError(f"the saved arrays of {type(self).__name__} are not finite")
+        self._prompts = None
+        return self
+
+    def _logits(self, X: Tensor) -> Tensor:
+        if self._prompts is None:
+            raise InputError(
+                f"{type(self).__name__} was loaded without its text tower, which each picture's prompts go through: "
+                "call attach(encode_classes(encoder, prompts))"
+            )
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise InputError(f"{type(self).__name__} is no fixed function of features: its tower is not converted")
+        features = unit(X).to(self.context_.dtype).to(self._prompts.tower.device)
+        learned = {name: tensor.to(features.device) for name, tensor in self._learned().items()}
+        return (self.scale_ * _cosines(features, self._prompts, **learned)).cpu().to(X.dtype)
+
+    def _numbers_per_row(self) -> int:
+        """Prompts of all classes, and their vectors."""
+        tokens = 0 if self._prompts is None else int(self._prompts.lengths.sum())
+        return (tokens + len(self.classes_)) * max(self.n_features_in_, self.context_.shape[1])
+
+    def _learned(self) -> dict[str, Tensor]:
+        return {name: getattr(self, f"{name}_") for name in ("context", *NET)}
+
+    def _net(self, d: int, context: Tensor) -> dict[str, Tensor]:
+        """Two layers from a feature to the shift of every context vector, as torch starts linear layers."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        hidden, width = max(1, int(d / self.reduction)), context.shape[1]
+
+        def draw(fan_in: int, *shape: int) -> Tensor:
+            bound = 1 / math.sqrt(fan_in)
+            return torch.empty(shape).uniform_(-bound, bound, generator=generator).to(context)
+
+        shapes = ((d, hidden, d), (d, hidden), (hidden, width, hidden), (hidden, width))
+        return {name: draw(*shape) for name, shape in zip(NET, shapes, strict=True)}
+
+
+def _shifted(features: Tensor, context: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+    """The context of each picture: unit features (b, d) to (b, M, w)."""
+    return context + linear(linear(features, down, down_bias).relu(), up, up_bias)[:, None]
+
+
+def _cosines(features: Tensor, prompts: Prompts, **learned: Tensor) -> Tensor:
+    """Of each unit feature (b, d) and the vectors of its own prompts, (b, c)."""
+    b, c = len(features), len(prompts)
+    contexts = _shifted(features, **learned).repeat_interleave(c, dim=0)  # (b * c, M, w)
+    vectors = prompts.vectors(contexts, torch.arange(c).repeat(b)).view(b, c, -1)
+    return (unit(vectors) @ features[:, :, None]).squeeze(2)

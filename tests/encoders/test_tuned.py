@@ -1,0 +1,90 @@
+"""A second encoder on the same weights, and the attention layers that methods change in it."""
+
+import pytest
+import torch
+from torch import nn
+
+from clipadapter.encoders import Encoder, attention_layers, open_twin, with_engine
+from clipadapter.encoders.toy import ToyEncoder
+from clipadapter.errors import InputError
+
+TEXTS = ["a photo of a cat.", "two dogs on a very long sofa"]
+FAMILIES = ["tiny", "RN50", "SigLIP", "lite"]
+
+
+def layers_of(encoder):
+    return attention_layers(encoder.tower().module), attention_layers(encoder.text_tower().network())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_twin_gives_the_same_features_from_the_same_weights(name, opened, picture):
+    encoder = opened(name)
+    twin = open_twin(encoder)
+    pictures = [picture(50, 40), picture(40, 70)]
+    assert torch.equal(twin.encode_images(pictures), encoder.encode_images(pictures))
+    assert torch.equal(twin.encode_text(TEXTS), encoder.encode_text(TEXTS))
+    for first, second in zip(networks(encoder), networks(twin), strict=True):
+        assert first is not second
+        assert all(a is b for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def networks(encoder):
+    return encoder.tower().module, encoder.text_tower().network()
+
+
+@pytest.mark.parametrize("name", ["tiny", "SigLIP"])
+def test_what_is_changed_in_a_twin_changes_it_alone(name, opened, picture):
+    encoder = opened(name)
+    pictures = [picture(50, 40)]
+    before = encoder.encode_images(pictures), encoder.encode_text(TEXTS)
+    twin = open_twin(encoder)
+    for layers in layers_of(twin):
+        place = layers[0]["v"]
+        setattr(place.owner, place.weight, nn.Parameter(place.whole.detach() * 1.5, requires_grad=False))
+    assert not torch.allclose(twin.encode_images(pictures), before[0])
+    assert not torch.allclose(twin.encode_text(TEXTS), before[1])
+    assert torch.equal(encoder.encode_images(pictures), before[0])
+    assert torch.equal(encoder.encode_text(TEXTS), before[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "text"), [("ViT-B-32", 12, 12), ("RN50", 0, 2), ("SigLIP", 12, 2), ("lite", 0, 6), ("tiny", 1, 1)]
+)
+def test_all_attention_layers_are_found_and_nothing_else(name, image, text, opened):
+    assert [len(layers) for layers in layers_of(opened(name))] == [image, text]
+
+
+@pytest.mark.parametrize(("name", "part", "width"), [("tiny", 0, 32), ("SigLIP", 0, 192), ("lite", 1, 384)])
+def test_the_four_matrices_of_a_layer_do_not_overlap(name, part, width, opened):
+    layer = layers_of(opened(name))[part][0]
+    assert {letter: tuple(matrix.values.shape) for letter, matrix in layer.items()} == dict.fromkeys(
+        "qkvo", (width, width)
+    )
+    places = {(id(matrix.owner), matrix.rows.start) for matrix in layer.values()}
+    assert len(places) == 4
+
+
+def test_queries_keys_and_values_are_the_thirds_of_the_packed_weight(opened):
+    (layer,) = layers_of(opened("tiny"))[0]
+    packed = layer["q"].owner.in_proj_weight
+    assert torch.equal(torch.cat([layer[letter].values for letter in "qkv"]), packed)
+    assert layer["o"].owner is layer["q"].owner.out_proj
+
+
+def test_a_layer_that_attends_to_something_else_is_none():
+    from open_clip.transformer import ResidualAttentionBlock
+
+    assert len(attention_layers(ResidualAttentionBlock(8, 2))) == 1
+    assert attention_layers(ResidualAttentionBlock(8, 2, is_cross_attention=True)) == []
+
+
+def test_the_twin_of_an_encoder_that_an_engine_runs_is_in_full_precision(opened):
+    encoder = opened("tiny")
+    twin = open_twin(with_engine(encoder, "torch", "bf16"))
+    assert twin.info == encoder.info
+
+
+def test_an_encoder_that_can_not_be_tuned_is_told_with_those_that_can():
+    with pytest.raises(InputError, match="encoder toy can't be tuned; those of lite, open_clip can"):
+        open_twin(ToyEncoder())
+    assert Encoder.twin(ToyEncoder()) is None

@@ -1,0 +1,159 @@
+"""What comes before the projection: it is what the projection makes features of, and nothing else changes."""
+
+import open_clip
+import pytest
+import torch
+
+from clipadapter.encoders import create_encoder, unprojected, with_engine
+from clipadapter.encoders._engine import EngineEncoder
+from clipadapter.errors import InputError, UnknownNameError
+
+CLIPS = ["ViT-B-32", "RN50", "tiny"]
+CLIP = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.fixture
+def timm(write_model, tmp_path):
+    """A function that opens a small network of timm with the given end."""
+
+    def make(**end):
+        config = {
+            "embed_dim": 32,
+            "vision_cfg": {"timm_model_name": "test_vit", "image_size": 160, **end},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        }
+        return create_encoder(f"open_clip:local-dir:{write_model(tmp_path / 'timm', config, CLIP)}")
+
+    return make
+
+
+def split(features, plain):
+    """The features, and what comes before the projection."""
+    return features[:, : plain.info.dim], features[:, plain.info.dim :]
+
+
+def check_it_is_taken_apart(plain, images):
+    encoder = unprojected(plain)
+    features, before = split(encoder.encode_images(images), plain)
+    p, d = plain.projection().weight.shape
+    assert (encoder.info.text_dim, encoder.info.dim) == (d, d + p)
+    torch.testing.assert_close(features, plain.encode_images(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.projection()(before), features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_projected_it_is_the_encoders_feature(name, opened, picture):
+    check_it_is_taken_apart(opened(name), [picture(300, 200), picture(20, 50)])
+
+
+@pytest.mark.parametrize(
+    ("end", "bias"),
+    [
+        ({"timm_pool": "token", "timm_proj": "linear"}, False),
+        ({"timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": True}, True),
+        ({"timm_pool": "token", "timm_proj": ""}, True),
+    ],
+    ids=["head", "head with bias", "the network's own"],
+)
+def test_so_it_is_for_networks_of_timm_with_a_linear_end(end, bias, timm, picture):
+    plain = timm(**end)
+    assert (plain.projection().bias is not None) == bias
+    check_it_is_taken_apart(plain, [picture(200, 200), picture(30, 50)])
+
+
+def test_it_is_what_clip_gives_without_its_projection(folders, opened, picture):
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folders['ViT-B-32']}")
+    model.eval().visual.proj = None
+    image = picture(224, 224)
+    with torch.no_grad():
+        wanted = model.visual(transform(image)[None])
+    plain = opened("ViT-B-32")
+    _, before = split(unprojected(plain).encode_images([image]), plain)
+    torch.testing.assert_close(before, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["RN50", "tiny"])
+def test_the_encoder_itself_stays_as_it_is(name, opened, picture):
+    plain = opened(name)
+    before = plain.encode_images([picture(60, 60)])
+    unprojected(plain)
+    assert torch.equal(plain.encode_images([picture(60, 60)]), before)
+    assert not plain.projection().weight.requires_grad
+
+
+def test_text_scale_and_bias_are_those_of_the_encoder(opened):
+    plain = opened("tiny")
+    encoder = unprojected(plain)
+    assert torch.equal(encoder.encode_text(["a cat"]), plain.encode_text(["a cat"]))
+    assert encoder.text_tower().dim == plain.info.dim
+    assert (encoder.info.logit_scale, encoder.info.logit_bias) == (plain.info.logit_scale, plain.info.logit_bias)
+
+
+def test_its_name_and_fingerprint_are_its_own(opened):
+    plain = opened("tiny")
+    info = unprojected(plain).info
+    assert info.name == f"unprojected:{plain.info.name}"
+    assert info.fingerprint != plain.info.fingerprint
+
+
+def test_twice_is_once(opened):
+    encoder = unprojected(opened("tiny"))
+    assert unprojected(encoder) is encoder
+
+
+def test_an_identity_leaves_the_encoder_as_it_is(opened):
+    assert unprojected(opened("lite")) is opened("lite")
+    assert create_encoder("unprojected:lite").info == opened("lite").info
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "pair:toy+lite"])
+def test_an_encoder_without_projection_names_those_that_have_one(name, opened):
+    with pytest.raises(InputError, match=r"no linear projection.* lite, open_clip.* do, but for SigLIP"):
+        unprojected(opened(name))
+
+
+@pytest.mark.parametrize("end", [{"timm_pool": "map", "timm_proj": "none"}, {"timm_pool": "avg", "timm_proj": "mlp"}])
+def test_a_network_of_timm_with_another_end_has_none(end, timm):
+    assert timm(**end).projection() is None
+
+
+def test_coca_has_none():
+    from clipadapter.encoders._projection import find_projection
+
+    visual = open_clip.create_model("coca_ViT-B-32").visual
+    assert find_projection(visual) is None
+
+
+def test_pictures_that_are_padded_are_refused(opened, monkeypatch):
+    plain = opened("tiny")
+    monkeypatch.setattr(plain, "_pixels", None)
+    with pytest.raises(InputError, match="can be taken apart"):
+        unprojected(plain)
+
+
+def test_no_encoder_is_told():
+    with pytest.raises(InputError, match="say unprojected:ENCODER"):
+        create_encoder("unprojected:")
+    with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
+        create_encoder("unprojected:light")
+
+
+@pytest.mark.parametrize(("engine", "precision", "gap"), [("torch", "bf16", 0.03), ("openvino", "fp32", 1e-4)])
+def test_an_engine_runs_it_too(engine, precision, gap, opened, picture):
+    plain = opened("tiny")
+    encoder = unprojected(with_engine(plain, engine, precision))
+    assert (encoder.info.engine, encoder.info.precision) == (engine, precision)
+    wanted = unprojected(plain).encode_images([picture(80, 80)])
+    assert (encoder.encode_images([picture(80, 80)]) - wanted).norm() < gap * wanted.norm()
+    assert unprojected(encoder) is encoder
+
+
+def test_without_the_pictures_of_its_calibration_int8_becomes_fp32(opened):
+    plain = opened("tiny")
+    engine = EngineEncoder(plain, plain.tower(), lambda squares: squares, "openvino", "int8", "0" * 16)
+    assert unprojected(engine).info == unprojected(plain).info
+
+
+def test_an_engine_that_runs_an_identity_stays(opened):
+    engine = with_engine(opened("lite"))
+    assert unprojected(engine) is engine

@@ -1,0 +1,49 @@
+"""The closed-form gradient against automatic differentiation of the formula, and against differences."""
+
+import pytest
+import torch
+
+from clipadapter.functional import unit
+from clipadapter.heads._cosine_error import cosine_error
+
+
+def draw(n=7, c=4, d=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features, weight = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (n, c))
+    return features.requires_grad_(), weight.requires_grad_(), torch.randint(c, (n,), generator=generator)
+
+
+def test_it_is_the_cross_entropy_of_scaled_cosines_and_has_its_gradient():
+    features, weight, labels = draw()
+    plain = torch.nn.functional.cross_entropy(30 * unit(features) @ weight.T, labels)
+    found = cosine_error(features, weight, labels, 30.0)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=0)
+    for ours, expected in zip(
+        torch.autograd.grad(3 * found, (features, weight)),
+        torch.autograd.grad(3 * plain, (features, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shortest", [0.0, 2.0])
+def test_its_gradient_is_that_of_differences_on_both_sides_of_the_shortest_length(shortest):
+    features, weight, labels = draw()
+    assert 0 < (features.norm(dim=1) < 2).sum() < len(features)
+    assert torch.autograd.gradcheck(lambda f, w: cosine_error(f, w, labels, 3.0, shortest), (features, weight))
+
+
+def test_what_needs_no_gradient_gets_none():
+    features, weight, labels = draw()
+    cosine_error(features, weight.detach(), labels, 3.0).backward()
+    assert features.grad is not None
+    assert weight.grad is None
+
+
+def test_a_feature_of_zeros_is_no_trap():
+    features, weight, labels = draw()
+    zeros = torch.zeros_like(features, requires_grad=True)
+    loss = cosine_error(zeros, weight, labels, 3.0, 1e-6)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(torch.tensor(4.0).log())
+    assert torch.isfinite(zeros.grad).all()

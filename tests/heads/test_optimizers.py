@@ -1,0 +1,72 @@
+"""Steps against those of torch's own optimizers, in another order of the same arithmetic."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from clipadapter.heads._optimizers import adam, sgd
+
+
+def quadratic(seed=0):
+    """Two parameters, one that the loss does not know, and the loss."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (3, 4), (5,), (2,)
+    parameters = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+    return parameters, lambda: parameters[0].pow(4).sum() + (parameters[0].sum() * parameters[1]).square().sum()
+
+
+RATES = [0.05, 0.02, 0.03, 0.01]
+
+
+def run(step, loss):
+    for rate in RATES:
+        loss().backward()
+        step(rate)
+
+
+def run_torch(optimizer, loss):
+    for rate in RATES:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+
+def check_same(ours, theirs):
+    start = quadratic()[0]
+    for one, other, first in zip(ours, theirs, start, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+        assert torch.equal(one, first) == (len(one) == 2)  # the one that the loss does not know
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize(("decay", "eps"), [(0.0, 1e-8), (0.3, 1e-4)])
+def test_adam_makes_torchs_steps(decoupled, decay, eps):
+    (ours, our_loss), (theirs, their_loss) = quadratic(), quadratic()
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    run(adam(ours, weight_decay=decay, eps=eps, decoupled=decoupled), our_loss)
+    run_torch(kind(theirs, weight_decay=decay, eps=eps, foreach=False), their_loss)
+    check_same(ours, theirs)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_sgd_makes_torchs_steps(momentum, decay):
+    (ours, our_loss), (theirs, their_loss) = quadratic(), quadratic()
+    run(sgd(ours, weight_decay=decay, momentum=momentum), our_loss)
+    run_torch(torch.optim.SGD(theirs, weight_decay=decay, momentum=momentum, foreach=False), their_loss)
+    check_same(ours, theirs)
+
+
+def test_a_fit_does_not_import_torchs_compiler():
+    program = """
+import sys
+from clipadapter.heads import create_head
+from clipadapter.testing import toy_features
+X, y, text = toy_features()
+create_head("clip-adapter").fit(X, y, text=text)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

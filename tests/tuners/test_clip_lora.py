@@ -1,0 +1,478 @@
+"""CLIP-LoRA's layers against the authors' code, and tuned encoders from pictures to files and back."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from clipadapter import FewShotClassifier
+from clipadapter.bench import compare, few_shot
+from clipadapter.classifier import _tuned
+from clipadapter.data import Dataset, Sample
+from clipadapter.encoders import attention_layers, open_twin
+from clipadapter.errors import ArtifactError, FingerprintError, ImageError, InputError
+from clipadapter.features import FeatureSet, encode_classes
+from clipadapter.heads import create_head
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+from clipadapter.tuners import _through_towers
+from clipadapter.tuners._lora import BranchedAttention, Dropout, Update, first_update
+from clipadapter.tuners._through_towers import ClassTexts, Pictures, networks
+from clipadapter.tuners.clip_lora import ClipLora
+
+from .golden_figures import golden
+
+COLOURS = {"blue": (30, 30, 220), "green": (30, 180, 30), "red": (220, 30, 30)}
+TEXTS = ["a photo of a cat.", "two dogs on a very long sofa"]
+FAST = {"lr": 0.03, "steps": 100}
+
+
+def squares(each=4, seed=0):
+    """Noisy coloured squares and their names."""
+    rng = np.random.default_rng(seed)
+    images = [
+        np.clip(np.array(colour) + rng.integers(-25, 26, (16, 16, 3)), 0, 255).astype(np.uint8)
+        for colour in COLOURS.values()
+        for _ in range(each)
+    ]
+    return images, [name for name in COLOURS for _ in range(each)]
+
+
+def picture(width, height):
+    """A picture with smooth and sharp parts."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 7 + k) * np.cos(y / 11 - k) * 100 + 128 for k in range(3)], axis=-1)
+    waves[(x // 13 + y // 17) % 5 == 0, 1] = 255
+    return Image.fromarray(waves.astype(np.uint8))
+
+
+def no_drop(rate=0.0):
+    return Dropout(rate, torch.Generator().manual_seed(0), "cpu")
+
+
+@pytest.fixture
+def tiny(opened):
+    return opened("tiny")
+
+
+@pytest.fixture
+def model(tiny):
+    """A function that makes a classifier with the tiny encoder."""
+    return lambda head=None, **params: FewShotClassifier(
+        tiny, ClipLora(**FAST) if head is None else head, **{"cache": None, **params}
+    )
+
+
+# --- the layer, against the authors' code
+
+
+class Block(nn.Module):
+    """What CLIP's transformers are made of, as far as attention goes."""
+
+    def __init__(self, tensors, heads):
+        super().__init__()
+        width = len(tensors["out_proj_bias"])
+        self.ln_1, self.attn = nn.Identity(), nn.MultiheadAttention(width, heads)
+        self.attn.load_state_dict(
+            {name.replace("out_proj_", "out_proj."): tensors[name] for name in tensors if "_proj_" in name}
+        )
+        self.requires_grad_(False)
+
+    def forward(self, x, mask=None):
+        return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+
+
+@pytest.fixture
+def case():
+    tensors, parameters = golden("clip_lora")
+    return Block(tensors, parameters["heads"]), tensors
+
+
+def update_of(tensors, letters, alpha):
+    a, b = (torch.stack([tensors[f"lora_{part}_{letter}"] for letter in letters])[None] for part in "AB")
+    return Update(a, b, letters, alpha)
+
+
+CASES = [("out_qkv", "qkv", 1), ("out_qkv_causal", "qkv", 1), ("out_qv_alpha4", "qv", 4), ("out_qkvo", "qkvo", 1)]
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["beside", "merged"])
+@pytest.mark.parametrize(("name", "letters", "alpha"), CASES)
+def test_a_layer_answers_as_the_authors(name, letters, alpha, merged, case):
+    block, tensors = case
+    update, layers = update_of(tensors, letters, alpha), attention_layers(block)
+    if merged:
+        update.merge(layers)
+    else:
+        update.attach(layers, no_drop())
+    mask = torch.full((7, 7), -torch.inf).triu(1) if "causal" in name else None
+    tolerance = 1e-4 if name == "out_qv_alpha4" else 1e-5  # values up to 40
+    torch.testing.assert_close(block(tensors["x"], mask), tensors[name], rtol=0, atol=tolerance)
+
+
+def test_merged_after_training_with_dropout_is_the_layer_in_evaluation_mode(case):
+    block, tensors = case
+    update_of(tensors, "qkv", 1).merge(attention_layers(block))
+    torch.testing.assert_close(block(tensors["x"]), tensors["out_qkv_eval_dropout"], rtol=0, atol=1e-5)
+
+
+def test_gradients_are_the_authors(case):
+    block, tensors = case
+    update = update_of(tensors, "qkv", 1)
+    update.a.requires_grad_(), update.b.requires_grad_()
+    update.attach(attention_layers(block), no_drop(1e-9))
+    block(tensors["x"]).square().sum().backward()
+    for i, letter in enumerate("qkv"):
+        torch.testing.assert_close(update.a.grad[0, i], tensors[f"grad_A_{letter}"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(update.b.grad[0, i], tensors[f"grad_B_{letter}"], rtol=1e-5, atol=1e-4)
+
+
+def test_dropout_stands_before_the_update_alone(case):
+    block, tensors = case
+    update = update_of(tensors, "qkv", 1)
+    zero = Update(update.a, torch.zeros_like(update.b), "qkv", 1)
+    drop = no_drop(0.5)
+    drop.start_step()
+    attention = block.attn
+    zero.attach(attention_layers(block), drop)
+    torch.testing.assert_close(block(tensors["x"]), tensors["out_base"], rtol=0, atol=1e-5)
+    block.attn = attention
+    update.attach(attention_layers(block), drop)
+    assert isinstance(block.attn, BranchedAttention)
+    assert (block(tensors["x"]) - tensors["out_qkv"]).abs().max() > 0.01
+
+
+def test_dropout_keeps_the_mean_and_is_the_same_in_the_same_step():
+    drop, again = no_drop(0.25), no_drop(0.25)
+    x = torch.ones(20000)
+    for each in (drop, again):
+        each.start_step()
+    first = drop(x)
+    assert torch.equal(first, again(x))
+    assert sorted(set(first.tolist())) == [0.0, pytest.approx(4 / 3)]
+    assert first.mean() == pytest.approx(1.0, abs=0.02)
+    drop.start_step()
+    assert not torch.equal(drop(x), first)
+
+
+# --- towers
+
+
+@pytest.mark.parametrize("name", ["tiny", "RN50", "SigLIP", "lite"])
+def test_an_update_is_nothing_at_first_and_the_same_merged_as_beside(name, opened):
+    encoder = opened(name)
+    pictures, generator = [picture(60, 40)], torch.Generator().manual_seed(0)
+
+    def features(change):
+        twin = open_twin(encoder)
+        for network in networks(twin).values():
+            layers = attention_layers(network)
+            if layers:
+                update = first_update(layers, "qkvo", 2, 1.0, torch.Generator().manual_seed(1), "cpu")
+                change(update, layers)
+        with torch.no_grad():
+            return twin.encode_images(pictures), twin.encode_text(TEXTS)
+
+    def drawn(update):
+        generator.manual_seed(2)
+        return dataclasses.replace(update, b=0.1 * torch.randn(update.b.shape, generator=generator))
+
+    before = encoder.encode_images(pictures), encoder.encode_text(TEXTS)
+    for found, wanted in zip(features(Update.merge), before, strict=True):
+        assert torch.equal(found, wanted)
+    merged = features(lambda update, layers: drawn(update).merge(layers))
+    beside = features(lambda update, layers: drawn(update).attach(layers, no_drop()))
+    for one, other in zip(merged, beside, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.norm()))
+    assert not torch.allclose(merged[1], before[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "lite"])
+def test_training_sees_what_the_encoder_sees(name, opened):
+    encoder = opened(name)
+    images = [picture(60, 40), picture(30, 90)]
+    array = np.stack([encoder.tower().pixels.square(image) for image in images])[:, None]
+    prompts = {"cat": ["a cat", "a photo of a cat"], "dog": ["a dog"]}
+    rows, views = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    for frozen in (False, True):
+        with torch.no_grad():
+            pictures = Pictures(encoder, array, frozen)(rows, views)
+            texts = ClassTexts(encoder, prompts, frozen)()
+        torch.testing.assert_close(pictures, encoder.encode_images(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(texts, torch.tensor(encode_classes(encoder, prompts).embeddings))
+
+
+# --- from pictures to answers
+
+
+def test_colours_are_learned_and_the_encoder_stays_as_it_was(model, tiny):
+    images, labels = squares()
+    queries, truth = squares(seed=1)
+    before = tiny.encode_text(TEXTS), {k: v.clone() for k, v in tiny._model.state_dict().items()}
+    stream = torch.random.get_rng_state()
+    zero_shot = model("zero-shot").fit(images, labels)
+    fitted = model().fit(images, labels)
+    assert np.mean([a == b for a, b in zip(zero_shot.predict(queries), truth, strict=True)]) < 0.7
+    assert fitted.predict(queries) == truth
+    assert fitted.head_.loss_ < 0.1
+    assert torch.equal(tiny.encode_text(TEXTS), before[0])
+    assert all(torch.equal(value, before[1][name]) for name, value in tiny._model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), stream)
+    assert fitted.encoder_.info.fingerprint != tiny.info.fingerprint
+    assert fitted.support_.provenance["fingerprint"] == fitted.encoder_.info.fingerprint
+    assert "tuned by clip-lora: image tower (1 of its layers), text tower (1" in fitted.encoder_.info.note
+
+
+def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tmp_path):
+    fitted = model().fit(*squares())
+    folder = fitted.save(tmp_path / "model")
+    assert json.loads((folder / "config.json").read_text())["encoder"]["fingerprint"] == tiny.info.fingerprint
+    again = FewShotClassifier.load(folder, cache=None)
+    queries = squares(seed=1)[0]
+    np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
+    assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
+    assert not fitted.make_quick(folder)
+
+
+def test_an_engine_that_is_named_runs_the_tuned_tower_and_is_saved(model, tmp_path):
+    fitted = model(precision="bf16").fit(*squares())
+    assert fitted.encoder_.info.precision == "bf16"
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
+    queries, truth = squares(seed=1)
+    assert again.predict(queries) == truth
+    plain = FewShotClassifier.load(tmp_path / "model", cache=None, precision="fp32")
+    np.testing.assert_allclose(plain.predict_proba(queries), again.predict_proba(queries), atol=0.05)
+
+
+def test_another_encoder_is_refused(model, tiny, opened, tmp_path):
+    folder = model().fit(*squares()).save(tmp_path / "model")
+    with pytest.raises(FingerprintError, match="fit again"):
+        FewShotClassifier.load(folder, encoder=opened("SigLIP"))
+
+
+def test_arrays_that_do_not_fit_the_encoder_are_damage(model, tmp_path, monkeypatch):
+    fitted = model().fit(*squares())
+    fitted.head_.image_a_ = fitted.head_.image_a_[..., :-1]
+    with pytest.raises(ArtifactError, match="does not fit the image tower"):
+        FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+
+
+def test_a_second_fit_begins_with_the_plain_encoder(model, tiny):
+    fitted = model()
+    queries = squares(seed=1)[0]
+    first = fitted.fit(*squares()).predict_proba(queries)
+    np.testing.assert_array_equal(fitted.fit(*squares()).predict_proba(queries), first)
+    fitted.head = "zero-shot"
+    assert fitted.fit(*squares()).encoder_.info.fingerprint == tiny.info.fingerprint
+
+
+def test_mixed_precision_learns_almost_the_same(model):
+    full, mixed = (model(ClipLora(steps=6, precision=name)).fit(*squares()).head_ for name in ("fp32", "bf16"))
+    assert mixed.image_b_.dtype == torch.float32
+    assert 0 < (full.image_b_ - mixed.image_b_).norm() < 0.2 * full.image_b_.norm()
+    assert mixed.loss_ == pytest.approx(full.loss_, rel=0.05)
+
+
+def test_the_seed_says_what_is_learned(model):
+    def learned(seed):
+        return model(ClipLora(seed=seed, steps=6)).fit(*squares()).head_.state()
+
+    first, again, other = learned(1), learned(1), learned(2)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["image_b_"], other["image_b_"])
+
+
+def test_an_interrupted_training_goes_on_to_the_same_result(model, monkeypatch):
+    def head():
+        return ClipLora(steps=12, batch_size=6, checkpoint=0.0)
+
+    whole = model(head()).fit(*squares()).head_.state()
+    start, calls = Dropout.start_step, []
+
+    def start_or_stop(self):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        start(self)
+
+    monkeypatch.setattr(Dropout, "start_step", start_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(head()).fit(*squares())
+    resumed = model(head()).fit(*squares()).head_.state()
+    assert len(calls) == 8 + 5  # the steps 8 to 12
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_fit_that_fails_leaves_no_head_of_another_encoder(model):
+    images, labels = squares()
+    fitted = model(ClipLora(steps=2)).fit(images, labels)
+    with pytest.raises(InputError, match="rank"):
+        fitted.head.set_params(rank=0)
+        fitted.fit(images, labels)
+    with pytest.raises(InputError, match="not fitted"):
+        fitted.predict(images)
+
+
+def test_views_are_used(model):
+    one, three = (model(ClipLora(steps=6), views=n).fit(*squares()) for n in (1, 3))
+    assert not np.array_equal(one.head_.image_b_, three.head_.image_b_)
+    assert three.support_.X.ndim == 2  # the answer needs the plain pictures only
+
+
+def test_squares_on_disk_give_the_same(model, monkeypatch):
+    first = model(ClipLora(steps=4)).fit(*squares()).head_.state()
+    monkeypatch.setattr(_tuned, "IN_MEMORY", 1)
+    again = model(ClipLora(steps=4)).fit(*squares()).head_.state()
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_a_bad_picture_is_left_out_or_told(model, tmp_path):
+    images, labels = squares()
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    head = ClipLora(steps=4)
+    fitted = model(head).fit([tmp_path / "bad.jpg", *images], ["red", *labels])
+    assert fitted.support_.provenance["skipped"] == [(str(tmp_path / "bad.jpg"), "file is empty")]
+    with_it, without = fitted.head_.state(), model(ClipLora(steps=4)).fit(images, labels).head_.state()
+    assert all(np.array_equal(with_it[name], without[name]) for name in without)
+    with pytest.raises(ImageError, match="bad.jpg"):
+        model(ClipLora(steps=4), strict=True).fit([tmp_path / "bad.jpg", *images], ["red", *labels])
+
+
+def test_other_classes_are_answered_by_their_text(model):
+    fitted = model(templates="a {} square").fit(*squares())
+    other = fitted.head_.for_classes(
+        encode_classes(fitted.encoder_, {"red": ["a red square"], "blue": ["a blue square"]})
+    )
+    queries, truth = squares(seed=1)
+    rows = [i for i, name in enumerate(truth) if name != "green"]
+    features = fitted.features([queries[i] for i in rows], [truth[i] for i in rows], ["blue", "red"]).plain
+    assert list(other.predict(features)) == [truth[i] for i in rows]
+
+
+@pytest.mark.parametrize(("towers", "kept"), [("image", {"image"}), ("text", {"text"}), ("both", {"image", "text"})])
+def test_only_the_towers_that_were_asked_for_change(towers, kept, model):
+    head = model(ClipLora(towers=towers, steps=4)).fit(*squares()).head_
+    assert {name.split("_")[0] for name in head.state()} & {"image", "text"} == kept
+
+
+def test_a_tower_that_stays_runs_once(model, monkeypatch):
+    runs = []
+    run = Pictures._run
+    monkeypatch.setattr(
+        _through_towers.Pictures, "_run", lambda self, some: (runs.append(len(some)), run(self, some))[1]
+    )
+    model(ClipLora(towers="text", steps=5)).fit(*squares())
+    assert runs == [12]
+    model(ClipLora(towers="image", steps=5)).fit(*squares())
+    assert runs == [12] + [12] * 5
+
+
+def test_half_of_the_layers(opened):
+    twin = open_twin(opened("ViT-B-32"))
+    found = {layers: ClipLora(layers=layers)._layers(twin)["image"] for layers in ("all", "bottom", "top")}
+    assert [id(layer["q"].owner) for layer in found["bottom"] + found["top"]] == [
+        id(layer["q"].owner) for layer in found["all"]
+    ]
+    assert len(found["bottom"]) == len(found["top"]) == 6
+
+
+@pytest.mark.parametrize("name", ["RN50", "lite"])
+def test_a_tower_without_attention_is_left_out_or_refused_alone(name, opened):
+    twin = open_twin(opened(name))
+    assert ClipLora()._layers(twin).keys() == {"text"}
+    with pytest.raises(InputError, match="no image tower of .* has attention layers"):
+        ClipLora(towers="image")._layers(twin)
+
+
+@pytest.mark.slow
+def test_lite_is_tuned_by_its_texts(tmp_path):
+    images, labels = squares()
+    fitted = FewShotClassifier("lite", ClipLora(steps=40, lr=2e-3), cache=None).fit(images, labels)
+    assert "text tower (6 of its layers)" in fitted.encoder_.info.note
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    np.testing.assert_allclose(again.predict_proba(images), fitted.predict_proba(images), atol=1e-6)
+    zero_shot = FewShotClassifier("lite", "zero-shot", cache=None).fit(images, labels)
+    right = [list(fitted.class_names_).index(label) for label in labels]
+    gain = [m.predict_proba(images)[np.arange(len(right)), right].mean() for m in (fitted, zero_shot)]
+    assert gain[0] > gain[1] + 0.05
+
+
+# --- beside other heads
+
+
+def test_features_alone_are_refused_with_the_way_out():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="ClipLora tunes the encoder.*fit it by FewShotClassifier"):
+        create_head("clip-lora").fit(X, y, text=text)
+    (run,) = few_shot({"clip-lora": ClipLora()}, FeatureSet(X, tuple(y), text.labels), None, text, [1], [1])
+    assert "tunes the encoder" in run.error
+
+
+def test_it_is_compared_on_the_same_draws(model, tmp_path):
+    def dataset(name, each, seed):
+        images, labels = squares(each, seed)
+        samples = []
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = tmp_path / name / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(image).save(path)
+            samples.append(Sample(path, label, name))
+        return Dataset(name, tmp_path / name, tuple(samples), tuple(COLOURS))
+
+    train, test = dataset("train", 4, 0), dataset("test", 3, 1)
+    train.samples[0].path.write_bytes(b"no picture")
+    heads = {"zero-shot": ZeroShot(), "lora": ClipLora(lr=0.01, steps=200)}
+    records = tmp_path / "runs.jsonl"
+    found = compare(model("zero-shot"), train, test, heads, [1, 3], [1, 2], records=records)
+    assert [run.head for run in found.runs] == ["zero-shot", "lora"] * 4
+    assert [run.error for run in found.runs] == [None] * 8
+    assert [run.rows for run in found.runs[::2]] == [run.rows for run in found.runs[1::2]]
+    accuracy = {name: [run.metrics.accuracy for run in found.runs if run.head == name] for name in heads}
+    assert np.mean(accuracy["lora"]) > 0.9 > np.mean(accuracy["zero-shot"])
+    assert found.runs[1].method == "clip-lora" and "loss_" in found.runs[1].learned
+    again = compare(model("zero-shot"), train, test, heads, [1, 3], [1, 2], records=records)
+    assert again.fresh == 0 and again.runs == found.runs
+
+
+# --- what is wrong is told
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"towers": "images"}, "towers must be one of both, image, text"),
+        ({"layers": "last"}, "layers must be one of all, bottom, top"),
+        ({"matrices": "qx"}, "letters of 'qkvo'"),
+        ({"matrices": ""}, "letters of 'qkvo'"),
+        ({"rank": 0}, "rank must be 1 or more"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"precision": "int8"}, "precision must be one of fp32, bf16"),
+        ({"lr": -1.0}, "lr must be positive"),
+        ({"lr": 1e30, "steps": 60}, "diverged.*smaller lr"),
+    ],
+)
+def test_bad_parameters_are_named(params, words, model):
+    with pytest.raises(InputError, match=words):
+        model(ClipLora(**params)).fit(*squares())
+
+
+def test_what_does_not_go_with_tuning_is_told(model):
+    images, labels = squares()
+    with pytest.raises(InputError, match="can't be tuned"):
+        FewShotClassifier("toy", "clip-lora", cache=None).fit(images, labels)
+    with pytest.raises(InputError, match="grid"):
+        model("clip-lora", grid={"rank": [1, 2]}).fit(images, labels)
+    with pytest.raises(InputError, match="leave unlabelled out"):
+        model().fit(images, labels, unlabelled=images)
+    with pytest.raises(InputError, match="a label each that is a class.*green"):
+        model().fit(images, labels, class_names=["blue", "red"])
+
+
+def test_squares_of_another_size_are_told(tiny):
+    with pytest.raises(InputError, match=r"squares \(n, v, 32, 32, 3\) of uint8"):
+        ClipLora().tune(tiny, np.zeros((2, 1, 16, 16, 3), np.uint8), ["a", "b"], {"a": ["a"], "b": ["b"]})

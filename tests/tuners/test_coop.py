@@ -1,0 +1,189 @@
+"""CoOp against its authors' code, hard prompts, and what it promises as a head."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter import FewShotClassifier
+from clipadapter.errors import InputError
+from clipadapter.features import encode_classes
+from clipadapter.heads import ClassText
+from clipadapter.testing import toy_features
+from clipadapter.tuners._prompts import Prompts, words_context
+from clipadapter.tuners.coop import CoOp
+
+from .golden_figures import golden, text_tower
+
+LAYOUTS = [(token, kind) for token in ("end", "middle", "front") for kind in ("shared", "csc")]
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return golden("coop")
+
+
+@pytest.fixture(scope="module")
+def tower(figures):
+    return text_tower(*figures)
+
+
+class Given(CoOp):
+    """CoOp that starts from a given context."""
+
+    def _start(self, shots):
+        prompts, context = super()._start(shots)
+        return prompts, self.given.clone().reshape(context.shape)
+
+
+def fitted(figures, tower, token, kind, **changes):
+    tensors, parameters = figures
+    names = parameters["class_names"]
+    text = ClassText(names, tensors["text_plain"].numpy(), parameters["logit_scale"], tower=lambda: tower)
+    asked = {"epochs": 5, "schedule": "constant", "warmup_epochs": 0, **changes}
+    head = Given(n_ctx=parameters["M"], class_token=token, csc=kind == "csc", **asked)
+    head.given = tensors[f"ctx_{kind}"]
+    return head.fit(tensors["image_features"], [names[i] for i in tensors["labels"]], text=text)
+
+
+@pytest.mark.parametrize(("token", "kind"), LAYOUTS)
+def test_class_vectors_and_gradient_are_the_authors(token, kind, figures, tower):
+    tensors, parameters = figures
+    prompts = Prompts(tower, parameters["class_names"], parameters["M"], token)
+    context = tensors[f"ctx_{kind}"].clone().requires_grad_()
+    vectors = prompts.vectors(context)
+    torch.testing.assert_close(vectors, tensors[f"text_{token}_{kind}"], rtol=0, atol=1e-5)
+    features = torch.nn.functional.normalize(tensors["image_features"], dim=1)
+    logits = parameters["logit_scale"] * features @ torch.nn.functional.normalize(vectors, dim=1).T
+    torch.testing.assert_close(logits, tensors[f"logits_{token}_{kind}"], rtol=1e-5, atol=1e-4)
+    torch.nn.functional.cross_entropy(logits, tensors["labels"]).backward()
+    torch.testing.assert_close(context.grad, tensors[f"grad_ctx_{token}_{kind}"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("token", "kind"), LAYOUTS)
+def test_context_after_five_steps_is_the_authors(token, kind, figures, tower):
+    head = fitted(figures, tower, token, kind)
+    torch.testing.assert_close(head.context_, figures[0][f"ctx5_{token}_{kind}"], rtol=0, atol=1e-6)
+
+
+def test_logits_are_scaled_cosines_with_the_vectors_of_the_learned_context(figures, tower):
+    head = fitted(figures, tower, "end", "shared")
+    tensors, parameters = figures
+    vectors = Prompts(tower, parameters["class_names"], 4).vectors(head.context_)
+    X = torch.nn.functional.normalize(tensors["image_features"], dim=1)
+    expected = 100 * X @ torch.nn.functional.normalize(vectors, dim=1).T
+    np.testing.assert_allclose(head.logits(tensors["image_features"]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_in_parts_is_training(figures, tower):
+    whole, parts = (fitted(figures, tower, "middle", "csc", memory=memory) for memory in (1.0, 1e-9))
+    torch.testing.assert_close(parts.context_, whole.context_, rtol=0, atol=1e-6)
+
+
+def test_epochs_are_the_papers_by_shots():
+    epochs = [CoOp()._recipe(shots).epochs for shots in (1, 2, 4, 8, 16)]
+    assert epochs == [50, 100, 100, 200, 200]
+    assert CoOp(epochs=3)._recipe(16).epochs == 3
+
+
+def test_patience_stops_before_the_last_epoch():
+    X, y, text = toy_features(noise=4.0)
+    steps = []
+
+    class Counted(CoOp):
+        def _objective(self, batch):
+            steps.append(len(batch.labels))
+            return super()._objective(batch)
+
+    Counted(n_ctx=4, patience=2, lr=0.1).fit(X, y, text=text)
+    assert set(steps) == {9}  # a shot of each of three classes is held out
+    assert len(steps) < 100
+
+
+@pytest.mark.parametrize(("csc", "shape"), [(False, (16, 32)), (True, (3, 16, 32))])
+def test_context_is_learned_for_all_or_for_each(csc, shape):
+    X, y, text = toy_features(d=32)
+    head = CoOp(csc=csc, epochs=3).fit(X, y, text=text)
+    assert head.context_.shape == shape
+    assert head.weight_.shape == (3, 32)
+
+
+def test_words_set_the_number_of_vectors_and_where_they_start():
+    X, y, text = toy_features()
+    head = CoOp(ctx_init="a photo of a dog", epochs=1, lr=1e-12).fit(X, y, text=text)
+    start = words_context(text.tower(), "a photo of a dog")
+    torch.testing.assert_close(head.context_, start)
+    assert len(start) == 5
+
+
+def test_other_classes_get_the_same_context_before_their_names():
+    X, y, text = toy_features()
+    head = CoOp(epochs=5).fit(X, y, text=text)
+    turned = ClassText(text.labels[::-1], text.embeddings[::-1], 30.0, tower=text.tower)
+    np.testing.assert_allclose(head.for_classes(turned).logits(X), 1.5 * head.logits(X)[:, ::-1], rtol=1e-5)
+    with pytest.raises(InputError, match="new classes: use encode_classes"):
+        head.for_classes(turned.with_tower(None))
+
+
+def test_a_context_of_its_own_for_each_class_knows_no_others():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="csc must be False"):
+        CoOp(csc=True, epochs=1).fit(X, y, text=text).for_classes(text)
+
+
+def test_held_out_shots_are_one_of_each_class_that_has_two():
+    rows, held = CoOp(patience=3)._parts(torch.tensor([0, 0, 1, 2, 2, 2]))
+    assert sorted(rows.tolist() + held.tolist()) == list(range(6))
+    assert torch.tensor([0, 0, 1, 2, 2, 2])[held].tolist() == [0, 2]
+    assert len(CoOp()._parts(torch.tensor([0, 0, 1, 1]))[1]) == 0
+
+
+def test_the_text_tower_in_bf16_learns_nearly_the_same(opened):
+    encoder = opened("tiny")
+    text = encode_classes(encoder, {name: [f"a photo of a {name}."] for name in ("cat", "dog", "bird")})
+    X = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+    exact, near = (
+        CoOp(n_ctx=4, epochs=20, precision=precision).fit(X, ["cat", "dog", "bird"] * 2, text=text)
+        for precision in ("fp32", "bf16")
+    )
+    assert not torch.equal(exact.context_, near.context_)
+    assert (exact.weight_ * near.weight_).sum(dim=1).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"class_token": "begin"}, "end, middle, front"),
+        ({"precision": "fp16"}, "fp32, bf16"),
+        ({"n_ctx": 0}, "n_ctx must be 1 or more"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"memory": 0}, "memory must be more"),
+        ({"patience": 0}, "patience must be 1 epoch or more"),
+    ],
+)
+def test_parameters_are_checked(change, words):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=words):
+        CoOp(**change).fit(X, y, text=text)
+
+
+@pytest.mark.parametrize("method", ["coop", "kgcoop", "prograd"])
+def test_a_saved_model_predicts_without_a_text_tower(method, opened, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    colours = np.array([[250, 20, 20], [20, 20, 250], [20, 250, 20]])
+    pictures = [
+        (np.ones((40, 40, 1)) * colour * rng.uniform(0.8, 1)).astype(np.uint8)
+        for colour in np.repeat(colours, 4, axis=0)
+    ]
+    labels = np.repeat(["red", "blue", "green"], 4).tolist()
+    encoder = opened("tiny")
+    model = FewShotClassifier(encoder, method, head_params={"epochs": 3}, cache=None).fit(pictures, labels)
+    model.save(tmp_path / "model")
+    expected = model.logits(pictures)
+
+    def refuse(*given):
+        raise AssertionError("the text tower was opened")
+
+    monkeypatch.setattr(type(encoder), "text_tower", refuse)
+    monkeypatch.setattr(type(encoder), "encode_text", refuse)
+    again = FewShotClassifier.load(tmp_path / "model", encoder=encoder, cache=None)
+    np.testing.assert_array_equal(again.logits(pictures), expected)

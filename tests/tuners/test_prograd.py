@@ -1,0 +1,72 @@
+"""ProGrad against its authors' code."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.heads import ClassText
+from clipadapter.testing import toy_features
+from clipadapter.tuners.coop import CoOp
+from clipadapter.tuners.prograd import ProGrad, without_opposed
+
+from .golden_figures import golden, text_tower
+
+RUNS = [(1, 1), (0.5, 2)]
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return golden("kgcoop_prograd")
+
+
+class Given(ProGrad):
+    """Starts from a given context, and keeps the losses and gradient of every step."""
+
+    def _start(self, shots):
+        self.losses, self.gradients = [], []
+        return super()._start(shots)[0], self.given.clone()
+
+    def _backward(self, parameters, value):
+        super()._backward(parameters, value)
+        self.losses.append(value.detach().clone())
+        self.gradients.append(parameters[0].grad.clone())
+
+
+def fitted(figures, strength, temperature, **changes):
+    tensors, parameters = figures
+    names, tower = parameters["class_names"], text_tower(tensors, parameters)
+    text = ClassText(names, tensors["prograd_teacher_unit"].numpy(), 100.0, tower=lambda: tower)
+    head = Given(strength, temperature, 4, epochs=5, schedule="constant", warmup_epochs=0, **changes)
+    head.given = tensors["prograd_ctx"]
+    return head.fit(tensors["image_features"], [names[i] for i in tensors["prograd_labels"]], text=text)
+
+
+@pytest.mark.parametrize("memory", [1.0, 1e-9])
+@pytest.mark.parametrize(("strength", "temperature"), RUNS)
+def test_losses_gradient_and_context_are_the_authors(strength, temperature, memory, figures):
+    tensors, head = figures[0], fitted(figures, strength, temperature, memory=memory)
+    run = f"lam{strength}_T{temperature}"
+    assert (tensors[f"prograd_cosines_{run}"] < 0).any()
+    torch.testing.assert_close(head.losses[0], tensors[f"prograd_losses_{run}"], rtol=1e-5, atol=1e-5)
+    gradient = tensors[f"prograd_grad_{run}"]
+    torch.testing.assert_close(head.gradients[0], gradient, rtol=0, atol=1e-5 * float(gradient.norm()))
+    torch.testing.assert_close(head.context_, tensors[f"prograd_ctx5_{run}"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [1, 0.5])
+def test_each_parameter_is_projected_on_its_own(strength, figures):
+    tensors = figures[0]
+    for pair, expected in enumerate(tensors[f"vec_projected_lam{strength}"]):
+        for gradient, general, wanted in zip(tensors["vec_ce"][pair], tensors["vec_kl"][pair], expected, strict=True):
+            torch.testing.assert_close(without_opposed(gradient, general, strength), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_direction_of_zero_opposes_nothing():
+    gradient = torch.tensor([1.0, -2.0])
+    assert torch.equal(without_opposed(gradient, torch.zeros(2), 1.0), gradient)
+
+
+def test_strength_zero_is_coop():
+    X, y, text = toy_features()
+    plain, found = (head.fit(X, y, text=text) for head in (CoOp(epochs=5), ProGrad(strength=0.0, epochs=5)))
+    np.testing.assert_allclose(found.logits(X), plain.logits(X), rtol=1e-6)

@@ -1,0 +1,204 @@
+"""ProLIP against its loss with the whole projection as parameter, and against the authors' code."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipadapter import FewShotClassifier
+from clipadapter.bench.bundle import Bundle, seen_by
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText
+from clipadapter.heads.rla import Rla
+from clipadapter.heads.svl_adapter import SvlAdapter
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.quick import open_quick
+from clipadapter.testing import toy_features
+from clipadapter.tuners.prolip import ProLip
+
+from ..heads.golden_figures import doubles, golden
+
+SCALE, P, D = 40.0, 9, 6
+NAMES = ["ant", "bee", "cow", "dog"]
+
+
+@pytest.fixture
+def case():
+    """Views before and after a projection with bias (n, v, D + P), labels, class text; the third class has no shot."""
+    rng = np.random.default_rng(6)
+    target = np.array([0, 0, 0, 1, 3, 3])
+    weight, bias = rng.standard_normal((P, D)) / 3, rng.standard_normal(D) / 10
+    before = rng.standard_normal((4, P))[target, None] + 0.5 * rng.standard_normal((6, 3, P))
+    text = rng.standard_normal((4, D))
+    return np.concatenate([before @ weight + bias, before], axis=2), target, text, weight, bias
+
+
+def fit(head, case, scale=SCALE):
+    X, target, text = case[:3]
+    return head.fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, scale))
+
+
+def logits_of(before, text, weight, bias):
+    """The paper's formula, by rows."""
+    features = np.array([weight.T @ b + bias for b in before])
+    cosine = features @ text.T / np.linalg.norm(features, axis=1, keepdims=True) / np.linalg.norm(text, axis=1)
+    return SCALE * cosine
+
+
+def trained(case, penalty, steps, lr, cosine=True):
+    """The whole projection as parameter of torch's Adam: views 1, 2 and 0 in turn."""
+    X, target, text, weight, bias = (torch.from_numpy(np.asarray(each)) for each in case)
+    text = text / text.norm(dim=1, keepdim=True)
+    W = weight.clone().requires_grad_()
+    adam = torch.optim.Adam([W], lr=lr, eps=1e-4)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr * 0.5 * (1 + np.cos(np.pi * step / steps)) if cosine else lr
+        features = X[:, (step + 1) % X.shape[1], D:] @ W + bias
+        logits = SCALE * features / features.norm(dim=1, keepdim=True) @ text.T
+        loss = torch.nn.functional.cross_entropy(logits, target) + penalty * (W - weight).square().sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return W.detach().numpy(), loss.item()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_official_steps_train_the_projection_of_the_paper(case, schedule):
+    head = fit(ProLip.official(steps=20, lr=1e-2, schedule=schedule), case)
+    # Six shots of three classes that have any: two a class.
+    weight, loss = trained(case, 1 / 2, 20, 1e-2, schedule == "cosine")
+    X, _, text, start, bias = case
+    np.testing.assert_allclose(start + head.shift_.numpy().T, weight, rtol=1e-9, atol=1e-12)
+    assert head.loss_ == pytest.approx(loss, rel=1e-9)
+    np.testing.assert_allclose(head.logits(X[:, 0]), logits_of(X[:, 0, D:], text, weight, bias), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["vit_views1_cos", "vit_views3_cos", "vit_views1_const", "rn_views1_cos"])
+def test_released_code_gives_the_same_projection_loss_and_logits(layout):
+    figures, parameters = golden("prolip_rla")
+    pre, query, proj, T, rn_bias = doubles(figures, "pre_views", "query_pre", "proj", "text_unit", "rn_bias")
+    bias = rn_bias if layout.startswith("rn") else 0
+    n_views, schedule = 3 if "views3" in layout else 1, "cosine" if layout.endswith("cos") else "constant"
+    X, Q = (np.concatenate([each @ proj + bias, each], axis=-1) for each in (pre[:n_views].swapaxes(0, 1), query))
+    text = ClassText([str(k) for k in range(len(T))], T, parameters["scale"])
+    head = ProLip.official(lr=parameters["lr"], steps=parameters["steps"], schedule=schedule)
+    head.fit(X, figures["labels"].astype(str), text=text)
+    assert head.penalty_ == parameters["lambda"]
+    # The released code ran in float32: with the bias its own rounding is 1.5e-6 in the projection.
+    np.testing.assert_allclose(proj + head.shift_.numpy().T, figures[f"weight20_prolip_{layout}"], atol=3e-6)
+    assert head.loss_ == pytest.approx(figures[f"loss20_prolip_{layout}"].item(), rel=1e-5)
+    np.testing.assert_allclose(head.logits(Q), figures[f"logits20_prolip_{layout}"], atol=1e-4)
+
+
+@pytest.mark.parametrize("head", [ProLip(penalty=1e7), ProLip(lr=1e-30)])
+def test_a_projection_that_stays_is_zero_shot(case, head):
+    X, _, text, weight, bias = case
+    expected = logits_of(X[:, 0, D:], text, weight, bias)
+    np.testing.assert_allclose(fit(head, case).logits(X[:, 0]), expected, atol=0.05)
+
+
+@pytest.mark.parametrize(("penalty", "expected"), [("1/n", 1 / 2), ("auto", 0.4**2 / 2), (0.7, 0.7)])
+def test_the_penalty_is_one_over_shots_a_class(case, penalty, expected):
+    assert fit(ProLip(penalty=penalty, steps=1), case).penalty_ == pytest.approx(expected)
+
+
+def test_without_features_from_before_it_is_rla():
+    X, y, text = toy_features()
+    recipe = {"lr": 1e-3, "steps": 30, "seed": 3}
+    plain, rla = (head(**recipe).fit(X, y, text=text).logits(X) for head in (ProLip, Rla))
+    np.testing.assert_array_equal(plain, rla)
+
+
+def test_the_length_of_a_row_does_not_matter(case):
+    X, target, text = case[:3]
+    length = np.linspace(0.1, 50, len(X))[:, None, None]
+    expected = fit(ProLip(steps=20), case).logits(X[:, 0])
+    np.testing.assert_allclose(fit(ProLip(steps=20), (length * X, target, text)).logits(X[:, 0]), expected, rtol=1e-7)
+
+
+def test_new_classes_are_answered_through_the_trained_projection(case):
+    X, _, _, weight, bias = case
+    head = fit(ProLip(steps=30, lr=1e-2), case)
+    fresh = np.random.default_rng(9).standard_normal((3, D))
+    other = head.for_classes(ClassText(["elk", "fox", "gnu"], fresh, SCALE))
+    expected = logits_of(X[:, 0, D:], fresh, weight + head.shift_.numpy().T, bias)
+    np.testing.assert_allclose(other.logits(X[:, 0]), expected, rtol=1e-9, atol=1e-9)
+    assert other.n_features_in_ == head.n_features_in_ == D + P
+    assert list(head.classes_) == NAMES
+
+
+def test_new_classes_whose_text_is_as_wide_as_the_rows_are_refused(case):
+    head = fit(ProLip(steps=1), case)
+    with pytest.raises(InputError, match="class text has width 15, but the head's features have 6"):
+        head.for_classes(ClassText(["elk", "fox"], np.eye(2, D + P)))
+
+
+def test_what_was_learned_is_all_it_needs(case):
+    X = case[0][:, 0].astype(np.float32)
+    head = fit(ProLip(steps=20), case)
+    assert set(head.state()) == {"shift_", "weight_", "scale_", "penalty_", "loss_"}
+    again = ProLip().load_state(head.state(), NAMES, D + P)
+    np.testing.assert_array_equal(again.logits(X), head.logits(X))
+
+
+def test_other_heads_refuse_rows_wider_than_the_text(case):
+    with pytest.raises(InputError, match="features have width 15 but class text has width 6"):
+        fit(ZeroShot(), case)
+
+
+@pytest.mark.parametrize(("penalty", "batch_size", "words"), [("2/n", 256, "penalty must be"), (1, 0, "batch_size")])
+def test_bad_parameters_are_named(case, penalty, batch_size, words):
+    with pytest.raises(InputError, match=words):
+        fit(ProLip(penalty=penalty, batch_size=batch_size), case)
+
+
+def test_pictures_of_zeros_are_no_trap(case):
+    X, target, text = case[:3]
+    assert np.isfinite(fit(ProLip(steps=5), (0 * X, target, text)).logits(X[:, 0])).all()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "head", "width"),
+    [
+        ("unprojected:made", ProLip(), 5),
+        ("unprojected:made", ZeroShot(), 3),
+        ("unprojected:made", SvlAdapter(), 3),
+        ("pair:made+up", ProLip(), 3),
+        ("pair:made+up", SvlAdapter(), 5),
+    ],
+)
+def test_in_comparisons_a_head_gets_the_columns_that_it_can_read(encoder, head, width):
+    features = FeatureSet(np.ones((4, 5)), ("cat", "dog") * 2, ("cat", "dog"), {"encoder": encoder})
+    bundle = Bundle(features, ClassText(["cat", "dog"], np.eye(2, 3)))
+    assert seen_by(head, bundle.support, bundle.text).X.shape == (4, width)
+
+
+@pytest.fixture
+def model(folders):
+    """A classifier on the tiny model and its projection, and what it was fitted to."""
+    stream = np.random.default_rng(0)
+    images = [Image.fromarray(stream.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(6)]
+    uri = f"unprojected:open_clip:local-dir:{folders['tiny']}"
+    head = ProLip(lr=1e-2, penalty=0.0)
+    return FewShotClassifier(uri, head, cache=None).fit(images, ["cat", "dog"] * 3), images
+
+
+def test_a_saved_classifier_answers_alike(model, tmp_path):
+    fitted, images = model
+    fitted.save(tmp_path / "model")
+    again = FewShotClassifier.load(tmp_path / "model", cache=None)
+    assert again.predict(images) == ["cat", "dog"] * 3
+    assert again.encoder_.info == fitted.encoder_.info
+    np.testing.assert_allclose(again.logits(images), fitted.logits(images), atol=1e-3)  # an engine runs it again
+
+
+def test_it_answers_without_torch_as_it_does_with_it(model, tmp_path):
+    fitted, images = model
+    images[0].save(tmp_path / "one.png")
+    fitted.save(tmp_path / "model")
+    assert fitted.make_quick(tmp_path / "model")
+    (quickly,) = open_quick(tmp_path / "model").classify([tmp_path / "one.png"])
+    (wanted,) = fitted.classify([tmp_path / "one.png"])
+    assert quickly.label == wanted.label
+    assert quickly.probability == pytest.approx(wanted.probability, abs=1e-3)

@@ -1,0 +1,135 @@
+"""Prompts with open places: put together as hard ones are, exact in parts, no longer than the tower takes."""
+
+import pytest
+import torch
+
+from clipadapter.encoders import open_text_tower
+from clipadapter.errors import InputError
+from clipadapter.towers import WordTower
+from clipadapter.tuners._prompts import Prompts, random_context, words_context
+
+from .golden_figures import golden, text_tower
+
+# SigLIP's tokenizer here is one of letters: the first half of them is no number of words.
+FAMILIES = [
+    (name, token)
+    for name in ("tiny", "RN50", "ViT-B-32", "SigLIP", "lite")
+    for token in ("end", "middle", "front")
+    if (name, token) != ("SigLIP", "middle")
+]
+NAMES = ["golden retriever", "sea_or_lake", "cat", "ice-cream van, old", "dog"]
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return text_tower(*golden("kgcoop_prograd"))
+
+
+def objective(prompts, context, goal):
+    """A loss of about 2 that no symmetry makes flat."""
+    return torch.nn.functional.cross_entropy(torch.nn.functional.normalize(prompts.vectors(context)) @ goal, ORDER)
+
+
+ORDER = torch.tensor([1, 0, 3, 2, 4])
+
+
+@pytest.mark.parametrize(("name", "token"), FAMILIES)
+def test_words_as_context_are_the_hard_prompt(name, token, opened):
+    encoder = opened(name)
+    tower = open_text_tower(encoder)
+    words = {"end": "a photo of a {}.", "middle": "a photo {} of a.", "front": "{} a photo of a."}[token]
+    context = words_context(tower, "a photo of a")
+    prompts = Prompts(tower, ["golden retriever", "sea_or_lake"], len(context), token)
+    found = prompts.vectors(context)
+    wanted = encoder.encode_text([words.format("golden retriever"), words.format("sea or lake")])
+    assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_parts_give_the_gradient_of_the_whole(class_specific, tower):
+    goal = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    start = 10 * random_context(Prompts(tower, NAMES, 4), 32, 1, class_specific)
+    found = []
+    for memory in (1e9, 1.0):
+        prompts = Prompts(tower, NAMES, 4, memory=memory)
+        context = start.clone().requires_grad_()
+        value = objective(prompts, context, goal)
+        value.backward()
+        found.append((prompts.at_once, value.detach(), context.grad))
+    (whole, loss, gradient), (one, again, same) = found
+    assert whole >= 5
+    assert one == 1
+    torch.testing.assert_close(again, loss, rtol=0, atol=1e-6)
+    torch.testing.assert_close(same, gradient, rtol=0, atol=1e-6)
+    assert gradient.abs().max() > 1e-2
+
+
+def test_the_gradient_is_that_of_finite_differences(tower):
+    goal = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    prompts = Prompts(tower, NAMES, 4, "middle", memory=1.0)
+    context = random_context(prompts, 32, 1, False).mul(10).requires_grad_()
+    objective(prompts, context, goal).backward()
+    step = 1e-3
+    for seed in range(5):
+        direction = torch.randn(4, 32, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            ahead, behind = (float(objective(prompts, context + sign * step * direction, goal)) for sign in (1, -1))
+        slope = float((context.grad * direction).sum())
+        assert (ahead - behind) / (2 * step) == pytest.approx(slope, rel=0.02, abs=2e-3)
+
+
+def test_a_budget_is_kept_by_what_a_pass_really_keeps(tower):
+    prompts = Prompts(tower, NAMES, 4)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    context = random_context(prompts, 32, 0, False).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        whole = prompts.vectors(context)
+    weights = sum(p.untyped_storage().nbytes() for p in tower.network().parameters())
+    assert whole.shape == (5, 24)
+    assert sum(kept.values()) <= 5 * prompts.bytes_per_prompt + weights + 30_000  # its mask and projection
+
+
+def test_the_order_of_classes_is_that_of_the_names(tower):
+    context = words_context(tower, "a photo of a")
+    together = Prompts(tower, NAMES, 4, memory=1.0).vectors(context)
+    alone = torch.cat([Prompts(tower, [name], 4).vectors(context) for name in NAMES])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
+def test_each_row_may_have_a_context_of_its_own(tower):
+    prompts = Prompts(tower, NAMES, 2)
+    contexts = torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([4, 0, 4])
+    found = prompts.vectors(contexts, classes)
+    for i, position in enumerate(classes.tolist()):
+        torch.testing.assert_close(found[i], prompts.vectors(contexts[i])[position], rtol=0, atol=1e-5)
+
+
+def test_a_prompt_that_is_too_long_names_its_class():
+    tower = WordTower({"cat": torch.ones(4)}, 4)
+    long = " ".join(["word"] * 70)
+    assert len(Prompts(tower, ["cat", " ".join(["word"] * 59)], 16)) == 2
+    with pytest.raises(InputError, match=f"class '{long}' has .* 16 context vectors.* takes 77: shorten"):
+        Prompts(tower, ["cat", long], 16)
+    with pytest.raises(InputError, match="takes 77"):
+        Prompts(tower, ["cat"], 75)
+
+
+def test_random_context_is_drawn_as_in_the_paper():
+    prompts = Prompts(WordTower({}, 500), ["cat", "dog"], 16)
+    shared, specific = (random_context(prompts, 500, 3, class_specific) for class_specific in (False, True))
+    assert shared.shape == (16, 500)
+    assert specific.shape == (2, 16, 500)
+    assert float(shared.std()) == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(shared, random_context(prompts, 500, 3, False))
+    assert not torch.equal(shared, random_context(prompts, 500, 4, False))
+
+
+def test_words_without_a_token_are_refused(tower):
+    with pytest.raises(InputError, match="ctx_init must be words"):
+        words_context(tower, " ")
