@@ -20,8 +20,8 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 MIN_EPOCHS = 20
 SMALL = 50_000_000
 """Multiplications a step, below which a second thread gains nothing."""
-WORTH_A_THREAD = 1_000_000
-"""Multiplications between two lines of Python, below which threads wait for each other's Python."""
+WORTH_A_THREAD = 2_000_000
+"""Multiplications of a product, below which threads that run side by side wait for each other's Python."""
 SCHEDULES = ("cosine", "cosine-epoch", "constant")
 
 T = TypeVar("T")
