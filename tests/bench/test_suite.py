@@ -30,6 +30,11 @@ def test_all_means_every_head_that_takes_part():
     assert {variant.head for variant in suite.all_variants()} == set(default_heads())
 
 
+def test_a_head_that_tunes_the_encoder_is_refused():
+    with pytest.raises(InputError, match="clip-lora tunes the encoder on each draw"):
+        parse_suite("own", 'title = "t"\nheads = ["clip-lora"]').all_variants()
+
+
 def test_what_differs_is_in_the_title():
     params = {"alpha": 0.5, "reduction": 8}
     assert Variant(head="clip-adapter", params=params).title == "clip-adapter (alpha=0.5, reduction=8)"

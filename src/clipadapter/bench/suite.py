@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from clipadapter.errors import DataError
+from clipadapter.errors import DataError, InputError
 from clipadapter.registry import unknown
 
 if sys.version_info >= (3, 11):
@@ -134,7 +134,7 @@ class Suite(_Part):
     def all_variants(self) -> list[Variant]:
         """Every head of the study with its parameters, each title once."""
         from clipadapter.bench.protocol import default_heads
-        from clipadapter.heads import list_heads
+        from clipadapter.heads import head_info, list_heads
 
         names = [name for given in self.heads for name in (default_heads() if given == "all" else [given])]
         found = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
@@ -146,6 +146,11 @@ class Suite(_Part):
         for variant in found:
             if variant.head not in list_heads():
                 raise unknown("head", variant.head, list_heads())
+            if head_info(variant.head).cls.tunes_encoder:
+                raise InputError(
+                    f"suite '{self.name}' works from features, but {variant.head} tunes the encoder on each draw: "
+                    "use 'clipadapter compare'"
+                )
         titles = [variant.title for variant in found]
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
