@@ -84,7 +84,9 @@ class Engine(ABC):
 
     def __init__(self, device: str = "cpu") -> None:
         if device.partition(":")[0] not in self.devices:
-            raise InputError(f"the {self.title()} engine runs on {', '.join(self.devices)}, not on {device}")
+            raise InputError(
+                f"the {self.title()} engine runs on {', '.join(self.devices)}, not on {device}: take engine 'torch'"
+            )
         self.device = device
 
     @classmethod
@@ -106,7 +108,10 @@ class Engine(ABC):
             MissingExtraError: if a package is missing.
         """
         if precision not in cls.precisions:
-            raise InputError(f"the {cls.title()} engine runs {', '.join(cls.precisions)}, not {precision}")
+            raise InputError(
+                f"the {cls.title()} engine runs {', '.join(cls.precisions)}, not {precision}: take one of these, or "
+                "leave the engine to be chosen ('auto')"
+            )
         if cls.missing():
             raise MissingExtraError(
                 f"the {cls.title()} engine needs an extra that is not installed: pip install 'clipadapter[{cls.extra}]'"
