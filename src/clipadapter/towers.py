@@ -62,6 +62,41 @@ class TextTower(ABC):
         embeddings; weights have no gradient.
         """
 
+    def begin(self, embeddings: Tensor) -> Beginning:
+        """Make ready what some texts begin with: embeddings (p, w), for `encode_after`.
+
+        A tower whose tokens don't see what stands behind them runs its layers here, once for all texts.
+        """
+        return Beginning(embeddings)
+
+    def encode_after(self, beginning: Beginning, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """`encode` of texts that begin alike, to rounding; differentiable in the beginning's embeddings as well.
+
+        Args:
+            beginning: from `begin`.
+            embeddings: (k, l, w), of what stands behind it.
+            lengths: (k,), how many of each row's count, without the beginning; 1 or more.
+
+        Returns:
+            Raw features (k, d).
+        """
+        alike = beginning.embeddings
+        whole = torch.cat([alike.to(embeddings.dtype).expand(len(embeddings), *alike.shape), embeddings], dim=1)
+        return self.encode(whole, lengths + len(alike))
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What some texts begin with; see `TextTower.begin`.
+
+    Args:
+        embeddings: (p, w).
+        layers: keys and values that each layer has made of it; none if they are made with the texts.
+    """
+
+    embeddings: Tensor
+    layers: Sequence[tuple[Tensor, Tensor]] = ()
+
 
 @dataclass(frozen=True, eq=False)
 class Projection:

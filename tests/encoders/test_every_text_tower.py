@@ -35,6 +35,11 @@ def broken(tower, fault):
         tower.encode = lambda embeddings, lengths: encode(embeddings.detach(), lengths) + 0 * embeddings.sum()
     elif fault == "other feature":
         tower.encode = lambda embeddings, lengths: encode(embeddings, lengths) + 0.01
+    elif fault == "forgets the beginning":
+        tower.encode_after = lambda beginning, embeddings, lengths: encode(embeddings, lengths)
+    elif fault == "no gradient in the beginning":
+        begin = tower.begin
+        tower.begin = lambda embeddings: begin(embeddings.detach() + 0 * embeddings)
     return tower
 
 
@@ -44,6 +49,8 @@ def broken(tower, fault):
         ("sees beyond", "check_what_stands_behind_does_not_matter"),
         ("no gradient", "check_gradients_reach_embeddings_only"),
         ("other feature", "check_embeddings_give_the_texts_features"),
+        ("forgets the beginning", "check_a_beginning_may_be_run_by_itself"),
+        ("no gradient in the beginning", "check_a_beginning_may_be_run_by_itself"),
     ],
 )
 def test_a_broken_tower_is_caught(fault, check, opened, monkeypatch):

@@ -54,6 +54,11 @@ def test_each_picture_has_prompts_of_its_own(head, shots, opened):
     assert np.std(head.logits(shots[0]) / np.linalg.norm(shots[0], axis=1)[:, None], axis=0).min() > 0
 
 
+def test_a_picture_alone_has_the_same_logits(head, shots):
+    alone = np.concatenate([head.logits(x[None]) for x in shots[0]])
+    np.testing.assert_allclose(alone, head.logits(shots[0]), rtol=1e-4, atol=1e-4)
+
+
 def test_sizes_are_the_papers(head):
     assert head.context_.shape == (4, 32)  # a photo of a
     assert head.down_.shape == (2, 32)  # d / 16

@@ -45,6 +45,33 @@ def test_words_as_context_are_the_hard_prompt(name, token, opened):
     assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-5
 
 
+@pytest.mark.parametrize("memory", [1e9, 1.0])
+@pytest.mark.parametrize("token", ["end", "middle", "front"])
+@pytest.mark.parametrize("name", ["tiny", "RN50", "ViT-B-32", "SigLIP", "lite"])
+def test_a_context_that_is_shared_is_that_of_each_class(name, token, memory, opened):
+    tower = open_text_tower(opened(name))
+    prompts = Prompts(tower, NAMES, 4, token, memory)
+    shared = random_context(prompts, tower.width, 0, False).requires_grad_()
+    each = shared.detach().expand(5, -1, -1).clone().requires_grad_()
+    goal = torch.randn(5, tower.dim, generator=torch.Generator().manual_seed(0))
+    found, wanted = prompts.vectors(shared), prompts.vectors(each)
+    assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-5
+    for vectors in (found, wanted):
+        (torch.nn.functional.normalize(vectors) * goal).sum().backward()
+    total = each.grad.sum(dim=0)
+    assert (shared.grad - total).norm() < 1e-5 * total.norm()
+
+
+def test_what_all_prompts_begin_with_is_run_once_and_nothing_is_padded(tower):
+    prompts = Prompts(tower, NAMES, 4, memory=1.0)
+    assert prompts.at_once(shared=True) == 1
+    tokens = []
+    hook = tower.network().resblocks[0].mlp.register_forward_pre_hook(lambda _, x: tokens.append(x[0][..., 0].numel()))
+    prompts.vectors(random_context(prompts, 32, 0, False))
+    hook.remove()
+    assert tokens == [5, *sorted(int(length) - 5 for length in prompts.lengths)]  # a mark and four vectors
+
+
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_parts_give_the_gradient_of_the_whole(class_specific, tower):
     goal = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
@@ -55,7 +82,7 @@ def test_parts_give_the_gradient_of_the_whole(class_specific, tower):
         context = start.clone().requires_grad_()
         value = objective(prompts, context, goal)
         value.backward()
-        found.append((prompts.at_once, value.detach(), context.grad))
+        found.append((prompts.at_once(not class_specific), value.detach(), context.grad))
     (whole, loss, gradient), (one, again, same) = found
     assert whole >= 5
     assert one == 1
@@ -78,7 +105,8 @@ def test_the_gradient_is_that_of_finite_differences(tower):
         assert (ahead - behind) / (2 * step) == pytest.approx(slope, rel=0.02, abs=2e-3)
 
 
-def test_a_budget_is_kept_by_what_a_pass_really_keeps(tower):
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_a_budget_is_kept_by_what_a_pass_really_keeps(class_specific, tower):
     prompts = Prompts(tower, NAMES, 4)
     kept = {}
 
@@ -86,12 +114,14 @@ def test_a_budget_is_kept_by_what_a_pass_really_keeps(tower):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    context = random_context(prompts, 32, 0, False).requires_grad_()
+    context = random_context(prompts, 32, 0, class_specific).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         whole = prompts.vectors(context)
     weights = sum(p.untyped_storage().nbytes() for p in tower.network().parameters())
     assert whole.shape == (5, 24)
-    assert sum(kept.values()) <= 5 * prompts.bytes_per_prompt + weights + 30_000  # its mask and projection
+    assert (
+        sum(kept.values()) <= 5 * prompts.bytes_per_prompt(not class_specific) + weights + 30_000
+    )  # its mask and projection
 
 
 def test_the_order_of_classes_is_that_of_the_names(tower):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders._marks import find_marks
+from clipadapter.encoders._open_clip_beginning import plain_blocks, run_after, run_beginning
 from clipadapter.encoders._open_clip_text import CausalTower, find_causal
-from clipadapter.towers import TextTower
+from clipadapter.towers import Beginning, TextTower
 
 
 class OpenClipTextTower(TextTower):
@@ -76,6 +77,32 @@ class OpenClipTextTower(TextTower):
         hidden = torch.where(told, torch.cat([embeddings, more], dim=1), padding) + self._parts.positional_embedding
         hidden = self._parts.ln_final(self._parts.transformer(hidden, attn_mask=None))
         return _projected(hidden[:, -1], self._parts.text_projection)
+
+    def begin(self, embeddings: Tensor) -> Beginning:
+        """(p, w), run through the layers if they are causal and of the kind that most models have."""
+        blocks = self._blocks()
+        if blocks is None:
+            return super().begin(embeddings)
+        return Beginning(embeddings, run_beginning(blocks, self._placed(embeddings, 0)))
+
+    def encode_after(self, beginning: Beginning, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """(k, l, w) behind a beginning to raw features (k, d)."""
+        blocks = self._blocks()
+        if blocks is None or not beginning.layers:
+            return super().encode_after(beginning, embeddings, lengths)
+        lengths = lengths.to(self.device)
+        hidden = self._placed(embeddings[:, : int(lengths.max())], len(beginning.embeddings))
+        ends = self._parts.ln_final(run_after(blocks, beginning.layers, hidden, lengths))
+        return _projected(ends, self._parts.text_projection)
+
+    def _blocks(self) -> list[Any] | None:
+        return None if self._causal is None else plain_blocks(self._parts.transformer)
+
+    def _placed(self, embeddings: Tensor, start: int) -> Tensor:
+        """Embeddings (..., l, w) with their places added, the first of which is `start`."""
+        kind = self._parts.transformer.get_cast_dtype()
+        places: Tensor = self._parts.positional_embedding[start : start + embeddings.shape[-2]]
+        return embeddings.to(kind) + places.to(kind)
 
 
 def open_text_tower(model: Any, tokenizer: Any, fingerprint: str, device: str) -> OpenClipTextTower | None:

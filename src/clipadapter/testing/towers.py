@@ -61,6 +61,29 @@ def check_gradients_reach_embeddings_only(encoder: Encoder) -> None:
     _require(abs(found - wanted) < 0.1 * abs(wanted), f"a step along the gradient gains {found:.3g}, not {wanted:.3g}")
 
 
+def check_a_beginning_may_be_run_by_itself(encoder: Encoder) -> None:
+    """Texts that begin alike have the features and gradients that they have as a whole."""
+    tower = open_text_tower(encoder)
+    texts = tuple(f"a photo of {rest}" for rest in ("a cat.", "two golden retrievers on a lawn.", "a."))
+    rows = tower.tokenize(texts)
+    alike = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+    whole, lengths = _embedded(tower, texts)
+    begin, rest = whole[0, :alike].clone().requires_grad_(), whole[:, alike:].clone().requires_grad_()
+    goal = torch.randn(len(texts), tower.dim, generator=torch.Generator().manual_seed(1)).to(whole)
+
+    def run(apart: bool) -> tuple[Tensor, ...]:
+        if apart:
+            features = tower.encode_after(tower.begin(begin), rest, lengths - alike)
+        else:
+            features = tower.encode(torch.cat([begin.expand(len(texts), -1, -1), rest], dim=1), lengths)
+        loss = (features * goal).sum()
+        gradients = torch.autograd.grad(loss, (begin, rest), allow_unused=True, materialize_grads=True)
+        return features.detach(), *(each.flatten()[None] for each in gradients)
+
+    for what, found, wanted in zip(("features", "gradient", "gradient"), run(True), run(False), strict=True):
+        _same(found, wanted, f"a beginning run by itself gives another {what} than the whole text")
+
+
 def check_words_can_be_put_together(encoder: Encoder) -> None:
     """The tokens of a prompt are those of its beginning and of its end, between the same marks."""
     tower = open_text_tower(encoder)

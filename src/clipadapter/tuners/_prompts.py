@@ -1,7 +1,8 @@
 """Prompts with a context of learned vectors, and the class vectors that a text tower gives them.
 
 A prompt is ``[mark] v_1 ... v_M name . [mark]``: its vectors take the places of tokens' embeddings (CoOp, Zhou et al.
-2022, equation 2). The tower is run over a few prompts at a time, so that memory does not grow with the classes.
+2022, equation 2). The tower is run over a few prompts at a time, so that memory does not grow with the classes; what
+all of them begin with, such as a context that they share, is run once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipadapter.data import clean_name
 from clipadapter.errors import InputError
-from clipadapter.towers import TextTower
+from clipadapter.towers import Beginning, TextTower
 
 CLASS_TOKENS = ("end", "middle", "front")
 PRECISIONS = ("fp32", "bf16")
@@ -53,18 +54,19 @@ class Prompts:
     ) -> None:
         self.tower = tower
         self.n_ctx = n_ctx
+        self._memory = memory
         self._low = precision == "bf16"
-        rows, places = zip(*(self._row(name, class_token) for name in names), strict=True)
+        self._before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token]  # context before the name
+        rows, places = zip(*(self._row(name) for name in names), strict=True)
         self.lengths = torch.tensor([len(row) for row in rows])
         longest = int(self.lengths.max())
         ids = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows])
         with torch.no_grad():
             self._fixed = tower.embed(ids).detach()  # (c, l, w), rows of any token where the context goes
         self._places = torch.tensor(places, device=self._fixed.device)  # (c, M)
-        self.bytes_per_prompt = self._bytes()
-        self.at_once = max(1, int(memory / self.bytes_per_prompt))
+        self._bytes: dict[bool, int] = {}
 
-    def _row(self, name: str, class_token: str) -> tuple[list[int], list[int]]:
+    def _row(self, name: str) -> tuple[list[int], list[int]]:
         """Tokens of one prompt, any token standing for the context; and the places of the context."""
         words = clean_name(name)
         whole, alone = self.tower.tokenize([f"{words}.", words])
@@ -72,8 +74,7 @@ class Prompts:
         body = whole[begin : len(whole) - end]
         # As in CoOp: the name's tokens are counted by themselves, since the full stop may join its last token.
         count = min(len(alone) - begin - end, len(body))
-        before = {"end": self.n_ctx, "middle": self.n_ctx // 2, "front": 0}[class_token]
-        after = self.n_ctx - before
+        before, after = self._before, self.n_ctx - self._before
         row = whole[:begin] + whole[:1] * before + body[:count] + whole[:1] * after
         row += body[count:] + whole[len(whole) - end :]
         if len(row) > self.tower.context_length:
@@ -101,43 +102,74 @@ class Prompts:
             (k, d) raw text features.
         """
         classes = torch.arange(len(self)) if classes is None else classes
+        shared = context.ndim == 2
+        beginning = self._begin(context) if shared else None
         order = self.lengths[classes].argsort(stable=True)
-        parts = order.split(self.at_once)
+        parts = order.split(self.at_once(shared))
         again = len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad
         found = []
         for part in parts:
-            own = context if context.ndim == 2 else context[part]
+            given = (context if shared else context[part], classes[part], beginning)
             if again:
-                found.append(checkpoint(self._pass, own, classes[part], use_reentrant=False, preserve_rng_state=False))
+                found.append(checkpoint(self._pass, *given, use_reentrant=False, preserve_rng_state=False))
             else:
-                found.append(self._pass(own, classes[part]))
+                found.append(self._pass(*given))
         together = found[0] if len(found) == 1 else torch.cat(found)
         return together.index_select(0, order.argsort().to(together.device))
 
-    def _pass(self, context: Tensor, classes: Tensor) -> Tensor:
-        lengths = self.lengths[classes]
-        fixed = self._fixed[classes, : int(lengths.max())]
-        k, _, width = fixed.shape
-        places = self._places[classes, :, None].expand(-1, -1, width)
-        embeddings = fixed.scatter(1, places, context.to(fixed.dtype).expand(k, self.n_ctx, width))
-        with torch.autocast(fixed.device.type, torch.bfloat16, enabled=self._low):
-            return self.tower.encode(embeddings, lengths).to(fixed.dtype)
+    def at_once(self, shared: bool) -> int:
+        """Prompts of a pass; `shared` says whether they have one context."""
+        return max(1, int(self._memory / self.bytes_per_prompt(shared)))
 
-    def _bytes(self) -> int:
+    def bytes_per_prompt(self, shared: bool) -> int:
         """What a pass keeps for its gradient, for one of the longest prompts: measured, since towers differ."""
+        if shared not in self._bytes:
+            self._bytes[shared] = self._measured(shared)
+        return self._bytes[shared]
+
+    def _begin(self, context: Tensor) -> Beginning:
+        """What all prompts begin with, if they share the context (M, w)."""
+        marks = self._fixed[0, : self.tower.marks[0]]
+        with self._precision():
+            return self.tower.begin(torch.cat([marks, context[: self._before].to(marks.dtype)]))
+
+    def _pass(self, context: Tensor, classes: Tensor, beginning: Beginning | None) -> Tensor:
+        lengths, places = self.lengths[classes], self._places[classes]
+        embeddings = self._fixed[classes, : int(lengths.max())]
+        if beginning is not None:
+            alike = len(beginning.embeddings)
+            lengths, embeddings = lengths - alike, embeddings[:, alike:]
+            context, places = context[self._before :], places[:, self._before :] - alike
+        if places.numel():
+            k, _, width = embeddings.shape
+            where = places[:, :, None].expand(-1, -1, width)
+            embeddings = embeddings.scatter(1, where, context.to(embeddings.dtype).expand(k, -1, width))
+        with self._precision():
+            if beginning is None:
+                found = self.tower.encode(embeddings, lengths)
+            else:
+                found = self.tower.encode_after(beginning, embeddings, lengths)
+        return found.to(embeddings.dtype)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._fixed.device.type, torch.bfloat16, enabled=self._low)
+
+    def _measured(self, shared: bool) -> int:
         longest = self.lengths.argmax()[None]
         context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
         kept = []
-        for k in (1, 2):  # the difference leaves out the weights, which are kept anyway
-            storages: dict[int, int] = {}
+        with torch.enable_grad():
+            beginning = self._begin(context) if shared else None
+            for k in (1, 2):  # the difference leaves out the weights and the beginning, which are kept anyway
+                storages: dict[int, int] = {}
 
-            def pack(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
-                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-                return tensor
+                def pack(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                    return tensor
 
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                self._pass(context, longest.expand(k))
-            kept.append(sum(storages.values()))
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                    self._pass(context, longest.expand(k), beginning)
+                kept.append(sum(storages.values()))
         return max(1, kept[1] - kept[0])
 
 

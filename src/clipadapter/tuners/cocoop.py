@@ -204,6 +204,10 @@ def _shifted(features: Tensor, context: Tensor, down: Tensor, down_bias: Tensor,
 def _cosines(features: Tensor, prompts: Prompts, **learned: Tensor) -> Tensor:
     """Of each unit feature (b, d) and the vectors of its own prompts, (b, c)."""
     b, c = len(features), len(prompts)
-    contexts = _shifted(features, **learned).repeat_interleave(c, dim=0)  # (b * c, M, w)
-    vectors = prompts.vectors(contexts, torch.arange(c).repeat(b)).view(b, c, -1)
+    contexts = _shifted(features, **learned)
+    if b == 1:  # one context for all prompts: the tower runs it once
+        vectors = prompts.vectors(contexts[0])[None]
+    else:
+        each = contexts.repeat_interleave(c, dim=0)  # (b * c, M, w)
+        vectors = prompts.vectors(each, torch.arange(c).repeat(b)).view(b, c, -1)
     return (unit(vectors) @ features[:, :, None]).squeeze(2)
