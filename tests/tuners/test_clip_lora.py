@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from clipadapter.heads import create_head
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 from clipadapter.tuners import _through_towers
-from clipadapter.tuners._lora import BranchedAttention, Dropout, Update, first_update
+from clipadapter.tuners._layers import OpenAttention
+from clipadapter.tuners._lora import Dropout, Update, first_update
 from clipadapter.tuners._through_towers import ClassTexts, Pictures, networks
 from clipadapter.tuners.clip_lora import ClipLora
 
@@ -142,7 +144,7 @@ def test_dropout_stands_before_the_update_alone(case):
     torch.testing.assert_close(block(tensors["x"]), tensors["out_base"], rtol=0, atol=1e-5)
     block.attn = attention
     update.attach(attention_layers(block), drop)
-    assert isinstance(block.attn, BranchedAttention)
+    assert isinstance(block.attn, OpenAttention)
     assert (block(tensors["x"]) - tensors["out_qkv"]).abs().max() > 0.01
 
 
@@ -403,6 +405,24 @@ def test_lite_is_tuned_by_its_texts(tmp_path):
 
 
 # --- beside other heads
+
+
+def test_the_rate_falls_from_lr_to_1e_6():
+    recipe = ClipLora()._recipe(1)
+    rates = [recipe.rate(step, 1, 500) for step in range(500)]
+    assert rates[0] == 2e-4
+    assert rates[250] == pytest.approx((2e-4 + 1e-6) / 2)
+    assert rates[-1] == pytest.approx(1e-6, rel=0.01)
+    assert rates == sorted(rates, reverse=True)
+    assert ClipLora(lr=1e-7)._recipe(1).rate(499, 1, 500) == 1e-7  # it never rises
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "cosine-epoch"])
+def test_other_recipes_fall_to_zero_bit_for_bit_as_without_a_floor(schedule):
+    recipe = dataclasses.replace(ClipLora(lr=0.0123)._recipe(1), schedule=schedule, floor=0.0)
+    for step in range(70):
+        done = (step if schedule == "cosine" else step // 7 * 7) / 70
+        assert recipe.rate(step, 7, 10) == 0.0123 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def test_features_alone_are_refused_with_the_way_out():

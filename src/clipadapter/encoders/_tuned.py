@@ -50,7 +50,7 @@ def open_twin(encoder: Encoder) -> Encoder:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One of the matrices of an attention layer: some rows of a weight.
+    """One of the matrices of a transformer's layer: some rows of a weight.
 
     Args:
         parent: the module that has the one which multiplies.
@@ -87,19 +87,44 @@ class Matrix:
 
 
 Layer = Mapping[str, Matrix]
-"""A self-attention layer: matrices "q", "k", "v" make queries, keys and values of a token, "o" its output."""
+"""A self-attention layer: matrices "q", "k", "v" make queries, keys and values of a token, "o" its output.
+
+In the MLP after it, "u" makes a token wider, "d" as narrow as before.
+"""
+
+MLPS = (
+    (("mlp", "c_fc"), ("mlp", "c_proj")),
+    (("mlp", "fc1"), ("mlp", "fc2")),
+    (("intermediate", "dense"), ("output", "dense")),
+)
+"""Where "u" and "d" stand in a block of open_clip, timm and BERT."""
 
 
-def attention_layers(network: nn.Module) -> list[Layer]:
+def attention_layers(network: nn.Module, mlp: bool = False) -> list[Layer]:
     """The self-attention layers of a network, from the input to the output.
 
     Known are those of CLIP's transformers in open_clip, of timm's, and of BERT; a pooling layer is none.
 
+    Args:
+        network: a tower or a part of one.
+        mlp: also give the matrices of the MLP after each, where it is known: two linear layers, one after the other.
+
     >>> from open_clip.transformer import Transformer
     >>> [sorted(layer) for layer in attention_layers(Transformer(width=8, layers=2, heads=2))]
     [['k', 'o', 'q', 'v'], ['k', 'o', 'q', 'v']]
+    >>> [sorted(layer) for layer in attention_layers(Transformer(width=8, layers=1, heads=2), mlp=True)]
+    [['d', 'k', 'o', 'q', 'u', 'v']]
     """
-    return [layer for module in network.modules() for layer in (*_clip(module), *_timm(module), *_bert(module))]
+    after: dict[int, Layer] = {}
+    for block in network.modules() if mlp else ():
+        if found := _mlp(block):
+            inner = (getattr(block, name, None) for name in ("attn", "attention"))
+            after |= {id(each): found for each in (block, *inner)}
+    return [
+        {**layer, **after.get(id(module), {})}
+        for module in network.modules()
+        for layer in (*_clip(module), *_timm(module), *_bert(module))
+    ]
 
 
 def _clip(block: nn.Module) -> Iterator[Layer]:
@@ -137,6 +162,21 @@ def _bert(attention: nn.Module) -> Iterator[Layer]:
     }
     if len(parts) == len(names):
         yield {**parts, "o": Matrix(outer, "dense", out, "weight", slice(0, out.out_features))}
+
+
+def _mlp(block: nn.Module) -> Layer:
+    """The MLP of a block, if it has one that is known."""
+    for names in MLPS:
+        places = [(getattr(block, parent, None), child) for parent, child in names]
+        linears = [getattr(parent, child, None) for parent, child in places]
+        found = {
+            letter: Matrix(parent, child, linear, "weight", slice(0, linear.out_features))
+            for letter, (parent, child), linear in zip("ud", places, linears, strict=True)
+            if isinstance(parent, nn.Module) and isinstance(linear, nn.Linear)
+        }
+        if len(found) == len(names):
+            return found
+    return {}
 
 
 def _part(i: int, size: int) -> slice:

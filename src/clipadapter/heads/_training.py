@@ -36,7 +36,7 @@ class Recipe:
         lr: highest learning rate.
         momentum: of SGD.
         weight_decay: decoupled for AdamW, L2 for Adam and SGD.
-        schedule: "cosine" falls to zero step by step, "cosine-epoch" epoch by epoch, "constant" stays.
+        schedule: "cosine" falls to ``floor`` step by step, "cosine-epoch" epoch by epoch, "constant" stays.
         warmup_epochs: first epochs at a constant rate of 1e-5, as in CoOp's recipe.
         epochs: passes over the shots; None for as many as make ``steps``, and at least 20.
         steps: optimizer steps if ``epochs`` is None.
@@ -44,6 +44,7 @@ class Recipe:
         seed: of the shuffling and of the choice of views.
         progress: show a bar on stderr.
         eps: of Adam and AdamW, added to the root of the second moment.
+        floor: learning rate that a cosine falls to; not above ``lr``.
     """
 
     optimizer: str
@@ -58,6 +59,7 @@ class Recipe:
     seed: int
     progress: bool
     eps: float = 1e-8
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -79,7 +81,8 @@ class Recipe:
             return self.lr
         smooth = step / (steps_per_epoch * epochs)
         done = smooth if self.schedule == "cosine" else (epoch - self.warmup_epochs) / epochs
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        floor = min(self.floor, self.lr)
+        return floor + (self.lr - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def minimise(

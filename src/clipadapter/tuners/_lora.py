@@ -8,15 +8,15 @@ that no dropout can stand before the branch; CLIP-LoRA needs all three otherwise
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
 from clipadapter.encoders import Layer
+from clipadapter.tuners._layers import add, put
 
 
 class Dropout:
@@ -98,36 +98,6 @@ class BranchedLinear(nn.Module):
         return torch.cat([*pieces, found[..., done:]], dim=-1)
 
 
-class BranchedAttention(nn.Module):
-    """``nn.MultiheadAttention`` of one sequence with itself, with branches beside its matrices.
-
-    Args:
-        base: frozen.
-        branches: by letter; "q", "k", "v" and "o" are the matrices for queries, keys, values and output.
-        drop: dropout of the branches' input.
-    """
-
-    def __init__(self, base: nn.MultiheadAttention, branches: Mapping[str, Branch], drop: Dropout) -> None:
-        super().__init__()
-        self.heads, self.batch_first = base.num_heads, base.batch_first
-        inner = [branch for letter, branch in branches.items() if letter != "o"]
-        outer = [branch for letter, branch in branches.items() if letter == "o"]
-        self.inner = BranchedLinear(base.in_proj_weight, base.in_proj_bias, inner, drop)
-        self.outer = BranchedLinear(base.out_proj.weight, base.out_proj.bias, outer, drop)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
-    ) -> tuple[Tensor, None]:
-        """As ``nn.MultiheadAttention``, without weights of attention; all three inputs are one, a mask is added."""
-        x = query if self.batch_first else query.transpose(0, 1)  # (n, l, w)
-        n, length, _w = x.shape
-        parts = self.inner(x).chunk(3, dim=-1)
-        q, k, v = (part.reshape(n, length, self.heads, -1).transpose(1, 2) for part in parts)  # (n, h, l, w / h)
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        found = self.outer(mixed.transpose(1, 2).reshape(n, length, -1))
-        return (found if self.batch_first else found.transpose(0, 1)), None
-
-
 @dataclass(frozen=True, eq=False)
 class Update:
     """A low-rank update of the attention layers of a network.
@@ -162,24 +132,18 @@ class Update:
         """Put branches into the layers, to be trained there."""
         for i, layer in enumerate(layers):
             branches = {letter: Branch(layer[letter].rows, self, i, j) for j, letter in enumerate(self.letters)}
-            for letter in branches:
-                place = layer[letter]
-                module = place.module
-                if isinstance(module, nn.MultiheadAttention):
-                    setattr(place.parent, place.child, BranchedAttention(module, branches, drop))
-                elif isinstance(module, nn.Linear):
-                    own = [branches[other] for other in branches if layer[other].owner is module]
-                    setattr(place.parent, place.child, BranchedLinear(module.weight, module.bias, own, drop))
+
+            def make(weight: Tensor, bias: Tensor | None, letters: str, own: dict[str, Branch] = branches) -> nn.Module:
+                return BranchedLinear(weight, bias, [own[letter] for letter in letters], drop)
+
+            put(layer, self.letters, make)
 
     def merge(self, layers: Sequence[Layer]) -> None:
         """Put weights into the layers that the update is added to."""
         with torch.no_grad():
             for i, layer in enumerate(layers):
                 for j, letter in enumerate(self.letters):
-                    place = layer[letter]
-                    weight = place.whole.detach().clone()
-                    weight[place.rows] += (self.scale * self.b[i, j] @ self.a[i, j]).to(weight)
-                    setattr(place.owner, place.weight, nn.Parameter(weight, requires_grad=False))
+                    add(layer[letter], self.scale * self.b[i, j] @ self.a[i, j])
 
 
 def first_update(

@@ -3,7 +3,7 @@
 Paper: Zanella and Ben Ayed, CVPR workshops 2024, https://arxiv.org/abs/2405.18541.
 The defaults are those of the paper and of its authors' code, which scales an update by ``alpha / sqrt(r)``. Differs
 from these in precision (fp32 by default, not mixed), in the views of pictures (as many as are given, not new ones each
-step), in that the learning rate falls to zero, not to 1e-6, and in that training is of whole epochs of whole batches.
+step), and in that training is of whole epochs of whole batches.
 """
 
 from __future__ import annotations
@@ -11,22 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.encoders import Encoder, Layer, attention_layers
+from clipadapter.encoders import Encoder, Layer
 from clipadapter.errors import InputError
 from clipadapter.heads import register_head
-from clipadapter.heads._training import Recipe
+from clipadapter.tuners._layer_tuner import LayerTuner
 from clipadapter.tuners._lora import Dropout, Update, first_update
-from clipadapter.tuners._through_towers import networks
-from clipadapter.tuners._tower_tuner import TowerTuner, Trainable
-
-TOWERS = ("both", "image", "text")
-LAYERS = ("all", "bottom", "top")
-STEPS = 500
-"""A shot of each class, as in the paper."""
+from clipadapter.tuners._tower_tuner import Trainable
 
 
 @register_head("clip-lora", paper="https://arxiv.org/abs/2405.18541", compare=False)
-class ClipLora(TowerTuner):
+class ClipLora(LayerTuner):
     """Zero-shot by an encoder whose attention layers got low-rank updates; `FewShotClassifier` fits it, from pictures.
 
     Every step runs the towers forward and backward, so that it wants a GPU: with 16 shots, 8,000 steps of 32 pictures
@@ -38,8 +32,8 @@ class ClipLora(TowerTuner):
         dropout: share of an update's input that is dropped in training; the weights themselves see all of it.
         matrices: which get an update: letters of "qkvo", for queries, keys, values and output.
         towers: "both", "image" or "text".
-        layers: "all", or the half nearer to the input ("bottom") or to the output ("top").
-        lr: highest learning rate of AdamW; it falls to zero in a cosine.
+        layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
+        lr: highest learning rate of AdamW; it falls to 1e-6 in a cosine.
         weight_decay: of AdamW, on the updates' factors.
         steps: optimizer steps; None for 500 times the shots a class.
         batch_size: pictures a step.
@@ -49,6 +43,9 @@ class ClipLora(TowerTuner):
         seed: of the first values, shuffling, dropout and the choice of views.
         progress: show a bar on stderr while training.
     """
+
+    called = "clip-lora"
+    known = "qkvo"
 
     def __init__(
         self,
@@ -93,66 +90,19 @@ class ClipLora(TowerTuner):
             update.attach(layers, drop)
         return Trainable(arrays, found.keys(), drop.start_step)
 
-    def _recipe(self, shots: int) -> Recipe:
-        return Recipe(
-            optimizer="adamw",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            warmup_epochs=0,
-            epochs=None,
-            steps=STEPS * shots if self.steps is None else self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-        )
-
-    def _apply(self, twin: Encoder) -> str:
-        self._check()
-        found = self._layers(twin)
-        for tower, layers in found.items():
-            a, b = (getattr(self, f"{tower}_{letter}_", None) for letter in "ab")
-            update = None if a is None or b is None else Update(a, b, self.matrices, self.alpha)
-            if update is None or not update.fits(layers):
-                raise InputError(
-                    f"what clip-lora has learned does not fit the {tower} tower of {twin.info.name}: "
-                    "give the encoder that was tuned"
-                )
-            update.merge(layers)
-        return "clip-lora: " + ", ".join(
-            f"{tower} tower ({len(layers)} of its layers)" for tower, layers in found.items()
-        )
+    def _merge(self, tower: str, layers: list[Layer]) -> bool:
+        a, b = (getattr(self, f"{tower}_{letter}_", None) for letter in "ab")
+        update = None if a is None or b is None else Update(a, b, self.matrices, self.alpha)
+        if update is None or not update.fits(layers):
+            return False
+        update.merge(layers)
+        return True
 
     def _facts(self) -> tuple[object, ...]:
-        return self.matrices, self.layers, float(self.alpha)
-
-    def _layers(self, twin: Encoder) -> dict[str, list[Layer]]:
-        """The layers that get updates, by tower."""
-        found = {
-            tower: self._half(attention_layers(network))
-            for tower, network in networks(twin).items()
-            if self.towers in ("both", tower)
-        }
-        found = {tower: layers for tower, layers in found.items() if layers}
-        if not found:
-            which, hint = ("neither tower", "") if self.towers == "both" else (f"no {self.towers} tower", ", or 'both'")
-            raise InputError(
-                f"{which} of {twin.info.name} has attention layers that clip-lora knows: take another encoder{hint}"
-            )
-        return found
-
-    def _half(self, layers: list[Layer]) -> list[Layer]:
-        half = len(layers) // 2
-        return {"all": layers, "bottom": layers[: max(half, 1)], "top": layers[half:]}[self.layers]
+        return *super()._facts(), float(self.alpha)
 
     def _check(self) -> None:
-        for name, known in (("towers", TOWERS), ("layers", LAYERS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
-        letters = self.matrices
-        if not letters or set(letters) - set("qkvo") or len(set(letters)) < len(letters):
-            raise InputError(f"matrices must be different letters of 'qkvo', such as 'qkv', but are {letters!r}")
+        super()._check()
         if self.rank < 1:
             raise InputError(f"rank must be 1 or more, but is {self.rank}")
         if not 0 <= self.dropout < 1:

@@ -1,0 +1,359 @@
+"""Singular values that change: the product alone counts, and tuned encoders go from pictures to files and back."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clipadapter import FewShotClassifier
+from clipadapter.encoders import attention_layers, open_twin
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.heads import create_head, head_info
+from clipadapter.testing import toy_features
+from clipadapter.tuners import _layer_tuner
+from clipadapter.tuners._svd import FactoredLinear, SingularValues, count, decompose
+from clipadapter.tuners._through_towers import networks
+from clipadapter.tuners.clip_svd import ClipSvd
+
+from .test_clip_lora import TEXTS, picture, squares
+
+FAST = {"lr": 0.03, "steps": 100}
+
+
+@pytest.fixture
+def tiny(opened):
+    return opened("tiny")
+
+
+@pytest.fixture
+def model(tiny):
+    """A function that makes a classifier with the tiny encoder."""
+    return lambda head=None, **params: FewShotClassifier(
+        tiny, ClipSvd(**FAST) if head is None else head, **{"cache": None, **params}
+    )
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def turn(n, seed):
+    return torch.linalg.qr(draw(n, n, seed=seed))[0]
+
+
+# --- a matrix
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])
+def test_factors_make_the_matrix_and_changes_its_singular_values(shape):
+    matrix, change = draw(*shape), torch.linspace(0.3, 0.1, min(shape), dtype=torch.float64)
+    parts = decompose(matrix)
+    torch.testing.assert_close((parts.u * parts.s) @ parts.vt, matrix)
+    found = torch.linalg.svdvals(matrix + parts.product(change))
+    torch.testing.assert_close(found, parts.s + change)
+
+
+def test_signs_do_not_matter():
+    parts, change = decompose(draw(6, 4)), draw(4, seed=1)
+    signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    other = dataclasses.replace(parts, u=parts.u * signs, vt=parts.vt * signs[:, None])
+    torch.testing.assert_close(other.product(change), parts.product(change))
+
+
+def test_how_equal_singular_values_are_turned_does_not_matter():
+    s = torch.tensor([3.0, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    u, v, inner = turn(7, 1), turn(7, 2), turn(3, 3)
+    parts, change = decompose((u * s) @ v), draw(7, seed=4)
+    turned = torch.eye(7, dtype=torch.float64)
+    turned[1:4, 1:4] = inner
+    null = turned.clone()
+    null[5:, 5:] = turn(2, 5)  # of U alone: where s is zero, U and V are free of each other
+    other = dataclasses.replace(parts, u=parts.u @ null, vt=turned.T @ parts.vt)
+    torch.testing.assert_close((other.u * other.s) @ other.vt, (u * s) @ v)
+    torch.testing.assert_close(other.product(change), parts.product(change))
+    assert not torch.allclose((other.u * change) @ other.vt, (parts.u * change) @ parts.vt)
+    mean = change[1:4].mean()
+    torch.testing.assert_close(parts.tied(change), torch.stack([change[0], mean, mean, mean, change[4], s[5], s[6]]))
+
+
+def test_a_matrix_of_zeros_stays():
+    assert not decompose(torch.zeros(3, 2)).product(draw(2)).any()
+
+
+def test_the_layout_in_memory_does_not_matter(opened):
+    """Of a real tower, whose singular values are close to each other."""
+    weight = attention_layers(opened("lite").text_tower().network())[0]["q"].values.detach()
+    change = draw(len(weight))
+    one, other = decompose(weight).product(change), decompose(weight.T.contiguous()).product(change).T
+    assert (one - other).norm() < 1e-8 * one.norm()
+
+
+# --- a layer
+
+
+class Block(nn.Module):
+    """A block of open_clip's transformers in fp64, without its norms."""
+
+    def __init__(self, width=8, heads=2):
+        super().__init__()
+        self.ln_1, self.attn = nn.Identity(), nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 2 * width))
+        self.mlp.add_module("gelu", nn.GELU())
+        self.mlp.add_module("c_proj", nn.Linear(2 * width, width))
+        self.double().requires_grad_(False)
+        for i, weight in enumerate(self.parameters()):
+            weight.copy_(draw(*weight.shape, seed=i) / 2)
+
+    def forward(self, x):
+        x = x + self.attn(x, x, x, need_weights=False)[0]
+        return x + self.mlp(x)
+
+
+def layers_of(block, letters="qkvoud"):
+    return [{letter: layer[letter] for letter in letters} for layer in attention_layers(block, mlp=True)]
+
+
+@pytest.mark.parametrize("letters", ["qkvoud", "v", "qo", "d", "ku"])
+def test_a_layer_answers_the_same_merged_as_in_factors(letters):
+    found = []
+    for change in (SingularValues.attach, SingularValues.merge):
+        block = Block()
+        layers = layers_of(block, letters)
+        change(SingularValues(draw(count(layers), seed=9)), layers)
+        found.append(block(draw(3, 5, 8)))
+    torch.testing.assert_close(*found)
+    assert not torch.allclose(found[0], Block()(draw(3, 5, 8)), rtol=1e-2)
+
+
+def test_gradients_are_those_of_finite_differences():
+    block, x = Block(), draw(2, 4, 8)
+    layers = layers_of(block)
+    values = SingularValues(draw(count(layers), seed=9).div(5).requires_grad_())
+    values.attach(layers)
+
+    def loss():
+        return block(x).square().mean()
+
+    loss().backward()
+    found, step = [], 1e-6
+    with torch.no_grad():
+        for i in range(len(values.change)):
+            ends = []
+            for by in (step, -2 * step, step):
+                values.change[i] += by
+                ends.append(loss())
+            found.append((ends[0] - ends[1]) / (2 * step))
+    torch.testing.assert_close(values.change.grad, torch.stack(found), rtol=1e-5, atol=1e-8)
+    assert (values.change.grad.abs() > 1e-6).all()
+
+
+def test_outputs_of_no_piece_are_those_of_the_weight():
+    linear = nn.Linear(4, 6).double()
+    plain = FactoredLinear(linear.weight, linear.bias, [])
+    torch.testing.assert_close(plain(draw(2, 4)), linear(draw(2, 4)))
+
+
+# --- towers
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "text"),
+    [
+        ("ViT-B-32", (12, 768), (12, 512)),
+        ("SigLIP", (12, 192), (2, 192)),
+        ("lite", (0, 0), (6, 384)),
+        ("tiny", (1, 32), (1, 32)),
+    ],
+)
+def test_each_layer_has_its_mlp(name, image, text, opened):
+    for tower, (n, width) in zip(("image", "text"), (image, text), strict=True):
+        layers = attention_layers(networks(opened(name))[tower], mlp=True)
+        assert len(layers) == n
+        for layer in layers:
+            assert "".join(sorted(layer)) == "dkoquv"
+            assert layer["u"].values.shape == layer["d"].values.T.shape == (4 * width, width)
+            assert layer["u"].module is not layer["d"].module
+        assert len({id(layer[letter].module) for layer in layers for letter in "ud"}) == 2 * n
+
+
+@pytest.mark.parametrize("name", ["tiny", "RN50", "SigLIP", "lite"])
+def test_nothing_is_changed_at_first_and_merged_is_the_same_as_in_factors(name, opened):
+    encoder = opened(name)
+
+    def features(change, scale):
+        twin = open_twin(encoder)
+        for layers in ClipSvd(layers="ends")._layers(twin).values():
+            change(SingularValues(scale * draw(count(layers)).float()), layers)
+        with torch.no_grad():
+            return twin.encode_images([picture(60, 40)]), twin.encode_text(TEXTS)
+
+    before = encoder.encode_images([picture(60, 40)]), encoder.encode_text(TEXTS)
+    for found, wanted in zip(features(SingularValues.merge, 0), before, strict=True):
+        assert torch.equal(found, wanted)
+    for found, wanted in zip(features(SingularValues.attach, 0), before, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.norm()))
+    merged, factored = features(SingularValues.merge, 0.1), features(SingularValues.attach, 0.1)
+    for one, other in zip(merged, factored, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.norm()))
+    assert not torch.allclose(merged[1], before[1], rtol=1e-3)
+
+
+def test_about_as_many_numbers_as_the_paper_says(opened):
+    encoder = opened("ViT-B-32")
+    layers = ClipSvd()._layers(open_twin(encoder))
+    assert {tower: len(each) for tower, each in layers.items()} == {"image": 8, "text": 8}
+    share = sum(map(count, layers.values())) / sum(weight.numel() for weight in encoder._model.parameters())
+    assert share == pytest.approx(0.0004, rel=0.05)
+
+
+# --- from pictures to answers
+
+
+def test_colours_are_learned_and_the_encoder_stays_as_it_was(model, tiny):
+    images, labels = squares()
+    queries, truth = squares(seed=1)
+    before = {name: value.clone() for name, value in tiny._model.state_dict().items()}
+    stream = torch.random.get_rng_state()
+    zero_shot = model("zero-shot").fit(images, labels)
+    fitted = model().fit(images, labels)
+    assert np.mean([a == b for a, b in zip(zero_shot.predict(queries), truth, strict=True)]) < 0.7
+    assert fitted.predict(queries) == truth
+    assert fitted.head_.loss_ < 0.1
+    assert all(torch.equal(value, before[name]) for name, value in tiny._model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), stream)
+    assert fitted.encoder_.info.fingerprint != tiny.info.fingerprint
+    assert "tuned by clip-svd: image tower (1 of its layers), text tower (1" in fitted.encoder_.info.note
+    assert {name: array.shape for name, array in fitted.head_._arrays().items()} == {
+        "image_s_": (6 * 32,),
+        "text_s_": (6 * 32,),
+    }
+
+
+def test_without_a_step_to_speak_of_the_answer_is_zero_shot(model):
+    queries = squares(seed=1)[0]
+    fitted, plain = (model(head).fit(*squares()) for head in (ClipSvd(lr=1e-12, steps=1), "zero-shot"))
+    np.testing.assert_allclose(fitted.predict_proba(queries), plain.predict_proba(queries), atol=1e-5)
+
+
+def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tmp_path):
+    fitted = model().fit(*squares())
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    queries = squares(seed=1)[0]
+    np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
+    assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
+
+
+def test_arrays_that_do_not_fit_the_encoder_are_damage(model, tmp_path):
+    fitted = model(ClipSvd(steps=2)).fit(*squares())
+    fitted.head_.image_s_ = fitted.head_.image_s_[:-1]
+    with pytest.raises(ArtifactError, match="clip-svd has learned does not fit the image tower"):
+        FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+
+
+def test_mixed_precision_learns_almost_the_same(model):
+    full, mixed = (model(ClipSvd(steps=6, lr=0.01, precision=name)).fit(*squares()).head_ for name in ("fp32", "bf16"))
+    assert mixed.image_s_.dtype == torch.float32
+    assert 0 < (full.image_s_ - mixed.image_s_).norm() < 0.2 * full.image_s_.norm()
+    assert mixed.loss_ == pytest.approx(full.loss_, rel=0.05)
+
+
+def test_the_seed_says_what_is_learned(model):
+    first, again, other = (
+        model(ClipSvd(seed=seed, steps=6, batch_size=4)).fit(*squares()).head_.image_s_ for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_result(model, monkeypatch):
+    def head():
+        return ClipSvd(steps=12, batch_size=6, checkpoint=0.0)
+
+    whole = model(head()).fit(*squares()).head_.state()
+    begin, calls = ClipSvd._begin, []
+
+    def begin_and_stop(self, *given):
+        made = begin(self, *given)
+
+        def start_or_stop():
+            calls.append(1)
+            if len(calls) == 8:
+                raise KeyboardInterrupt
+
+        return dataclasses.replace(made, start_step=start_or_stop)
+
+    monkeypatch.setattr(ClipSvd, "_begin", begin_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(head()).fit(*squares())
+    resumed = model(head()).fit(*squares()).head_.state()
+    assert len(calls) == 8 + 5  # the steps 8 to 12
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("towers", "kept"), [("image", {"image_s_"}), ("text", {"text_s_"})])
+def test_only_the_tower_and_matrices_that_were_asked_for_change(towers, kept, model, tiny):
+    fitted = model(ClipSvd(towers=towers, matrices="vu", steps=4)).fit(*squares())
+    assert fitted.head_._arrays().keys() == kept
+    for name, network in networks(fitted.encoder_).items():
+        (before,), (after,) = (attention_layers(each, mlp=True) for each in (networks(tiny)[name], network))
+        changed = {letter for letter in before if not torch.equal(before[letter].values, after[letter].values)}
+        assert changed == (set("vu") if name == towers else set())
+
+
+def test_weight_decay_draws_towards_zero_shot(model):
+    free, drawn = (
+        model(ClipSvd(lr=0.01, steps=40, weight_decay=decay)).fit(*squares()).head_.image_s_ for decay in (0.0, 50.0)
+    )
+    assert drawn.norm() < 0.5 * free.norm()
+
+
+@pytest.mark.slow
+def test_lite_is_tuned_by_its_texts(tmp_path):
+    images, labels = squares()
+    fitted = FewShotClassifier("lite", ClipSvd(steps=40, lr=0.01), cache=None).fit(images, labels)
+    assert "text tower (4 of its layers)" in fitted.encoder_.info.note
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    np.testing.assert_allclose(again.predict_proba(images), fitted.predict_proba(images), atol=1e-6)
+    zero_shot = FewShotClassifier("lite", "zero-shot", cache=None).fit(images, labels)
+    right = [list(fitted.class_names_).index(label) for label in labels]
+    gain = [m.predict_proba(images)[np.arange(len(right)), right].mean() for m in (fitted, zero_shot)]
+    assert gain[0] > gain[1] + 0.05
+
+
+# --- beside other heads, and what is wrong is told
+
+
+def test_it_is_compared_only_if_named():
+    assert head_info("clip-svd").facts["compare"] is False
+
+
+def test_features_alone_are_refused_with_the_way_out():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="ClipSvd tunes the encoder.*fit it by FewShotClassifier"):
+        create_head("clip-svd").fit(X, y, text=text)
+
+
+def test_steps_are_those_of_the_recipe():
+    recipe = ClipSvd()._recipe(16)
+    assert recipe.steps == 16 * _layer_tuner.STEPS
+    assert (recipe.optimizer, recipe.schedule, recipe.weight_decay) == ("adamw", "cosine", 0.0)
+    assert recipe.rate(10**6 - 1, 1, 10**6) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"towers": "images"}, "towers must be one of both, image, text"),
+        ({"layers": "last"}, "layers must be one of all, bottom, top, ends"),
+        ({"matrices": "qx"}, "letters of 'qkvoud'"),
+        ({"precision": "int8"}, "precision must be one of fp32, bf16"),
+        ({"lr": -1.0}, "lr must be positive"),
+        ({"lr": 1e30, "steps": 60}, "diverged.*smaller lr"),
+    ],
+)
+def test_bad_parameters_are_named(params, words, model):
+    with pytest.raises(InputError, match=words):
+        model(ClipSvd(**params)).fit(*squares())
