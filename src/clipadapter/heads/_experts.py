@@ -171,13 +171,9 @@ def regression(seen: Seen, C: float, text: float = 0.0) -> Expert:
     offset = seen.counts.log().expand(len(seen.z), -1)
     if seen.zero_shot is not None and text:
         offset = offset + text * seen.zero_shot
-    # The solution lies in the span of the shots: rotating into it changes nothing but the cost, if they are few.
-    basis = torch.linalg.qr(seen.z.T).Q if 2 * len(seen.z) <= seen.z.shape[1] else None
-    rows = seen.z if basis is None else seen.z @ basis
-    model = Regression(rows, seen.labels, offset, unit_intercept=text > 0)
+    model = Regression(seen.z, seen.labels, offset, unit_intercept=text > 0, gram=seen.gram)
     model.solve(C, TOL, MAX_ITER)
-    weight, bias = model.answer(seen.n_classes)
-    return Expert(weight if basis is None else weight @ basis.T, bias, text)
+    return Expert(*model.answer(seen.n_classes), text)
 
 
 EXPERTS: dict[str, Callable[[Seen], Expert]] = {

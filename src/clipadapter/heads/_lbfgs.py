@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.lbfgs import _strong_wolfe
 
 HISTORY = 10
+TURN = 1e-6
 
 
 def descend(
@@ -23,7 +24,8 @@ def descend(
 
     Args:
         evaluate: from a point to the value and the gradient, of the point's shape.
-        point: where to start.
+        point: (1, ...) where to start. Or (2, ...): coordinates in a basis that is not orthonormal, and their products
+            with the basis' Gram matrix, which are kept so that lengths and angles need no product again.
         first: value and gradient there; the gradient is not zero.
         step: of the first iteration, along the gradient.
         enough: length of the gradient at which to stop.
@@ -35,38 +37,39 @@ def descend(
     >>> goal = torch.tensor([1.0, -2.0])
     >>> def evaluate(x):
     ...     return float((x - goal).square().sum()), 2 * (x - goal)
-    >>> descend(evaluate, torch.zeros(2), evaluate(torch.zeros(2)), 0.1, 1e-4, 9)[0].round()
-    tensor([ 1., -2.])
+    >>> descend(evaluate, torch.zeros(1, 2), evaluate(torch.zeros(1, 2)), 0.1, 1e-4, 9)[0].round()
+    tensor([[ 1., -2.]])
     """
-    shape, x, value, gradient = point.shape, point.flatten(), first[0], first[1].flatten()
-    size = float(gradient.abs().sum())
+    shape, x, value, gradient = point.shape, point.flatten(1), first[0], first[1].flatten(1)
     # Below this a change of the value is rounding.
     rounding = torch.finfo(x.dtype).eps / 10
+    tried: dict[float, Tensor] = {}
 
-    def along(start: Tensor, t: float, direction: Tensor) -> tuple[float, Tensor]:
-        value, gradient = evaluate(torch.add(start, direction, alpha=float(t)).view(shape))
+    def along(start: Tensor, t: float, _: Tensor) -> tuple[float, Tensor]:
+        value, gradient = evaluate(torch.add(x, direction, alpha=float(t)).view(shape))
+        tried[float(t)] = gradient = gradient.flatten(1)
         # A gradient that is short enough is shown to the line search as nought, so that it ends there.
-        return value, gradient.flatten() if gradient.norm() > enough else torch.zeros_like(x)
+        return value, gradient[0] if _dot(gradient, gradient) > enough**2 else torch.zeros_like(gradient[0])
 
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     direction, iteration = -step * gradient, 0
     while iteration < max_iter:
         iteration += 1
-        slope = gradient.dot(direction)
+        slope = _dot(gradient, direction)
         if slope > -rounding:
             break
-        before = value, gradient
-        value, gradient, t, _ = _strong_wolfe(
-            along, x, 1.0, direction, value, gradient, slope, tolerance_change=1e-9 * step * size, max_ls=20 * max_iter
+        before, tried = (value, gradient), {0.0: gradient}
+        # The line search takes products of the two alone.
+        value, _, t, _ = _strong_wolfe(
+            along, x, 1.0, direction[-1], value, gradient[0], slope, tolerance_change=0.0, max_ls=20 * max_iter
         )
-        moved = direction * t
+        gradient, moved = tried[float(t)], direction * t
         x = x + moved
-        still = moved.abs().max() <= rounding / size or abs(value - before[0]) < rounding
-        if still or not gradient.any():
+        if abs(value - before[0]) < rounding or _dot(gradient, gradient) <= enough**2:
             break
         turned = gradient - before[1]
-        curvature = turned.dot(moved)
-        if curvature > 1e-10 * step * size**2:
+        curvature = _dot(turned, moved)
+        if curvature > -TURN * t * slope:
             steps = [*steps[1 - HISTORY :], (moved, turned, curvature)]
         direction = _newton(gradient, steps) if steps else -gradient
     return x.view(shape), iteration
@@ -77,10 +80,15 @@ def _newton(gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]]) -> Ten
     direction = -gradient
     shares = []
     for moved, turned, curvature in reversed(steps):
-        shares.append(moved.dot(direction) / curvature)
+        shares.append(_dot(moved, direction) / curvature)
         direction.add_(turned, alpha=-float(shares[-1]))
     _, turned, curvature = steps[-1]
-    direction.mul_(curvature / turned.dot(turned))
+    direction.mul_(curvature / _dot(turned, turned))
     for (moved, turned, curvature), share in zip(steps, reversed(shares), strict=True):
-        direction.add_(moved, alpha=float(share - turned.dot(direction) / curvature))
+        direction.add_(moved, alpha=float(share - _dot(turned, direction) / curvature))
     return direction
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Product of two vectors, each (1, w) or (2, w) as `descend` has them."""
+    return one[0].dot(other[-1])

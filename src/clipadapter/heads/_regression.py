@@ -13,6 +13,8 @@ ABSENT = -1e4
 """Logit of a class without a shot: finite, so that it can be saved, and never the best."""
 AFFORDABLE = 300_000_000
 """Multiplications of one pass over the shots, above which C is chosen on some of the classes and shots."""
+FEW = 1.5
+"""Rows a column, up to which one product with the Gram matrix is less work than two with the rows."""
 NOTHING = 1e-10
 """Loss, or size of its gradient, below which there is nothing to learn: the offset is right and sure already."""
 
@@ -23,36 +25,66 @@ class Regression:
     The rows are centred, and the constant column of the intercept is made as long as they are in a typical direction:
     both change nothing but the path, of which L-BFGS then needs a half to a third.
 
+    The weights are sums of rows. Where rows are few, these sums' coefficients are what is looked for: a pass is then one
+    product with the rows' Gram matrix, instead of one with the rows for the logits and another for the gradient, and
+    the path stays what it is.
+
     Args:
         X: (n, d).
         labels: (n,); classes without a row are left out.
         offset: (n, c) logits to begin with, a column for each class that has a row; zero if not given.
         unit_intercept: penalise the intercept as the weight of a feature that is one in every row.
+        gram: (n, n) products of the rows, which should be centred or nearly so; made where it is of use if not given.
     """
 
     def __init__(
-        self, X: Tensor, labels: Tensor, offset: Tensor | None = None, *, unit_intercept: bool = False
+        self,
+        X: Tensor,
+        labels: Tensor,
+        offset: Tensor | None = None,
+        *,
+        unit_intercept: bool = False,
+        gram: Tensor | None = None,
     ) -> None:
-        self.offset = offset
+        self.offset = None if offset is None else offset.T.contiguous()  # (c, n)
         self.unit_intercept = unit_intercept
         self.seen, self.target = labels.unique(return_inverse=True)
         self.mean = X.mean(dim=0)
-        centred = X - self.mean
-        some = centred[:: len(X) // 512 + 1]
-        gram = some @ some.T
+        self.centred = X - self.mean
+        n, d = X.shape
+        self.few = n <= FEW * d
+        if not self.few:
+            some = self.centred[:: n // 512 + 1]
+            products = some @ some.T
+        elif gram is None:
+            products = self.centred @ self.centred.T
+        else:
+            mean = gram.mean(dim=0)
+            products = gram - mean
+            products -= (mean - mean.mean())[:, None]
+        some = products[:: n // 512 + 1, :: n // 512 + 1] if self.few else products
         # Root of the mean eigenvalue of the covariance, each weighted by itself.
-        self.constant = float(gram.norm() / (len(some) * gram.trace()).sqrt().clamp_min(1e-30)) or 1.0
-        rows = torch.cat([centred, torch.full_like(centred[:, :1], self.constant)], dim=1)
+        self.constant = float(some.norm() / (len(some) * some.trace()).sqrt().clamp_min(1e-30)) or 1.0
         # Columns of zeros make the width a multiple of 16: products are a fifth faster.
-        self.rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 16))  # (n, w)
-        self.point = X.new_zeros(len(self.seen), self.rows.shape[1])
-        self.first = float(self._value(self.point, self._penalty(1.0))[1].norm())
+        width = (n if self.few else d) + 1
+        width += -width % 16
+        # (w, w) products of the centred rows with each other, and of the intercept with itself; or (n, w) these rows.
+        self.rows = X.new_zeros(width if self.few else n, width)
+        if self.few:
+            self.rows[:n, :n] = products
+            self.rows[n, n] = 1
+        else:
+            self.rows[:, :d] = self.centred
+            self.rows[:, d] = self.constant
+        self.point = X.new_zeros(2 if self.few else 1, len(self.seen), width)
+        value, gradient = self._value(self.point, self._penalty(1.0))
+        self.first = float((gradient[0]*gradient[-1]).sum().clamp_min(0).sqrt())
 
     def solve(self, C: float, tol: float, max_iter: int) -> int:
         """Go to the optimum from where it stands; returns the iterations."""
         penalty = self._penalty(C)
         first = value, gradient = self._value(self.point, penalty)
-        slope = float(gradient.square().sum())
+        slope = float((gradient[0] * gradient[-1]).sum())
         if min(float(gradient.abs().sum()), value) < NOTHING:
             return 1
         # The Newton step along the gradient, or that which would take all of the loss if it fell as steeply as here.
@@ -65,48 +97,65 @@ class Regression:
 
     def answer(self, n_classes: int) -> tuple[Tensor, Tensor]:
         """Weight (c, d) and bias (c,) for rows that are not centred."""
-        weight = self.point.new_zeros(n_classes, len(self.mean))
-        bias = self.point.new_full((n_classes,), ABSENT)
-        d = len(self.mean)
-        weight[self.seen] = self.point[:, :d]
-        bias[self.seen] = self.point[:, d] * self.constant - self.point[:, :d] @ self.mean
+        n, d = self.centred.shape
+        weight = self.centred.new_zeros(n_classes, d)
+        bias = self.centred.new_full((n_classes,), ABSENT)
+        found = self.point[0, :, :n] @ self.centred if self.few else self.point[0, :, :d]
+        weight[self.seen] = found
+        bias[self.seen] = self.point[0, :, n if self.few else d] * self.constant - found @ self.mean
         return weight, bias
 
     def _penalty(self, C: float) -> Tensor:
         """(w,) weight of each squared column beside the mean log-loss."""
+        n, d = self.centred.shape
         # With two classes scikit-learn penalises the difference of their weights.
-        penalty = self.point.new_full((self.rows.shape[1],), (2 if len(self.seen) == 2 else 1) / (C * len(self.rows)))
-        penalty[len(self.mean)] *= self.constant**2 if self.unit_intercept else 0
+        penalty = self.point.new_full((self.rows.shape[1],), (2 if len(self.seen) == 2 else 1) / (C * n))
+        penalty[n if self.few else d] *= self.constant**2 if self.unit_intercept else 0
         return penalty
 
     def _value(self, point: Tensor, penalty: Tensor) -> tuple[float, Tensor]:
-        """Mean log-loss with penalty, and its gradient, at (c, w)."""
-        n, true = len(self.rows), self.target[:, None]
+        """Mean log-loss with penalty, and its gradient, at (k, c, w)."""
+        n, true = len(self.centred), self.target[None]
         logits = self._logits(point)
-        logits.sub_(logits.amax(dim=1, keepdim=True))
-        right = logits.gather(1, true)
-        total = logits.exp_().sum(dim=1, keepdim=True)
+        logits.sub_(logits.amax(dim=0))
+        right = logits.gather(0, true)
+        total = logits.exp_().sum(dim=0, keepdim=True)
         loss = (total.log() - right).mean(dtype=torch.float64)
         residual = logits.div_(total)
-        residual.scatter_add_(1, true, -torch.ones_like(total))
-        weighted = point * penalty
-        return float(loss + (weighted * point).sum() / 2), (residual.T @ self.rows).div_(n).add_(weighted)
+        residual.scatter_add_(0, true, -torch.ones_like(total))
+        weighted = point[0] * penalty
+        value = float(loss + (weighted * point[-1]).sum() / 2)
+        if not self.few:
+            return value, (residual @ self.rows).div_(n).add_(weighted)[None]
+        gradient = torch.empty_like(point)
+        gradient[0] = weighted
+        gradient[0, :, :n].add_(residual, alpha=1/n)
+        gradient[0, :, n].add_(residual.sum(dim=1), alpha=self.constant/n)
+        torch.matmul(gradient[0], self.rows, out=gradient[1])
+        return value, gradient
 
     def _curvature(self, direction: Tensor, penalty: Tensor) -> float:
-        """Second derivative along a direction (c, w)."""
-        probability = self._logits(self.point).softmax(dim=1)
-        change = self.rows @ direction.T
-        mean = (probability * change).sum(dim=1, keepdim=True)
-        spread = (probability * (change - mean).square_()).sum(dim=1).mean()
-        return float(spread + (direction.square() @ penalty).sum())
+        """Second derivative along a direction (k, c, w)."""
+        probability = self._logits(self.point).softmax(dim=0)
+        change = self._products(direction)
+        mean = (probability * change).sum(dim=0)
+        spread = (probability * (change - mean).square_()).sum(dim=0).mean()
+        return float(spread + (direction[0]*direction[-1]).sum(dim=0) @ penalty)
 
     def _logits(self, point: Tensor) -> Tensor:
-        """(n, c), a new tensor."""
-        if not point.any():  # as at the start, which is asked for several times
-            zero = point.new_zeros(len(self.rows), len(point))
+        """(c, n), a new tensor."""
+        if not point[0].any():  # as at the start, which is asked for several times
+            zero = point.new_zeros(point.shape[1], len(self.centred))
             return zero if self.offset is None else zero.add_(self.offset)
-        logits = self.rows @ point.T
+        logits = self._products(point)
         return logits if self.offset is None else logits.add_(self.offset)
+
+    def _products(self, point: Tensor) -> Tensor:
+        """(c, n), a new tensor."""
+        if not self.few:
+            return point[0] @ self.rows.T
+        n = len(self.centred)
+        return torch.add(point[1, :, :n], point[1, :, n:n+1], alpha=self.constant)
 
 
 def affordable(labels: Tensor, d: int, seed: int) -> Tensor:

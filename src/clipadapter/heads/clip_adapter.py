@@ -277,7 +277,7 @@ class ClipAdapter(Head):
         return start
 
     def _recipe(self, progress: bool) -> Recipe:
-        names = {field.name for field in fields(Recipe)} - {"progress", "eps"}
+        names = {field.name for field in fields(Recipe)} & self.get_params(deep=False).keys() - {"progress"}
         return Recipe(**{name: getattr(self, name) for name in names}, progress=progress)
 
     def _splits(self, shots: Shots) -> list[tuple[Tensor, Tensor]]:
