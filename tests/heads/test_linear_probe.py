@@ -59,6 +59,22 @@ def test_a_penalised_intercept_is_the_weight_of_a_column_of_ones():
     np.testing.assert_allclose(bias + weight @ X.mean(axis=0), expected.coef_[:, -1], atol=1e-4)
 
 
+@pytest.mark.parametrize("unit_intercept", [True, False])
+def test_few_rows_and_many_take_the_same_path(unit_intercept, monkeypatch):
+    X, y = (torch.from_numpy(part) for part in clusters(5, 6, 40))
+    found = []
+    for few, gram in ((0, None), (100, None), (100, X @ X.T)):
+        monkeypatch.setattr(_regression, "FEW", few)
+        model = _regression.Regression(
+            X, y, y[:, None] * 0.1 + torch.eye(5)[y], unit_intercept=unit_intercept, gram=gram
+        )
+        assert model.rows.shape[0] == (30 if few == 0 else 32)
+        found.append((model.solve(10.0, 1e-4, 100), model.solve(100.0, 1e-4, 7), *model.answer(5)))
+    for other in found[1:]:
+        assert other[:2] == found[0][:2]
+        torch.testing.assert_close(other[2:], found[0][2:], rtol=1e-6, atol=1e-6)
+
+
 def test_the_default_tolerance_is_near_the_optimum():
     X, y = clusters(10, 8, 32)
     near, exact = (LinearProbe(C=10.0, tol=tol).fit(X, y).predict_proba(X) for tol in (1e-3, 1e-8))

@@ -10,6 +10,9 @@ from torch.optim.lbfgs import _strong_wolfe
 
 HISTORY = 10
 TURN = 1e-6
+"""Share of the slope along a step that must be gone after it, for the step to tell of the curvature."""
+MOST_TRIED = 25
+"""Points that one line search tries at most."""
 
 
 def descend(
@@ -43,11 +46,13 @@ def descend(
     shape, x, value, gradient = point.shape, point.flatten(1), first[0], first[1].flatten(1)
     # Below this a change of the value is rounding.
     rounding = torch.finfo(x.dtype).eps / 10
-    tried: dict[float, Tensor] = {}
+    tried: dict[float, tuple[Tensor, Tensor]] = {}
 
     def along(start: Tensor, t: float, _: Tensor) -> tuple[float, Tensor]:
-        value, gradient = evaluate(torch.add(x, direction, alpha=float(t)).view(shape))
-        tried[float(t)] = gradient = gradient.flatten(1)
+        point = torch.add(start, direction, alpha=float(t))
+        value, gradient = evaluate(point.view(shape))
+        gradient = gradient.flatten(1)
+        tried[float(t)] = point, gradient
         # A gradient that is short enough is shown to the line search as nought, so that it ends there.
         return value, gradient[0] if _dot(gradient, gradient) > enough**2 else torch.zeros_like(gradient[0])
 
@@ -58,18 +63,19 @@ def descend(
         slope = _dot(gradient, direction)
         if slope > -rounding:
             break
-        before, tried = (value, gradient), {0.0: gradient}
-        # The line search takes products of the two alone.
+        before, tried = (value, gradient), {0.0: (x, gradient)}
+        narrow = 1e-6 * float(direction[-1].abs().max())
+        # Of the vectors the line search only takes the product.
         value, _, t, _ = _strong_wolfe(
-            along, x, 1.0, direction[-1], value, gradient[0], slope, tolerance_change=0.0, max_ls=20 * max_iter
+            along, x, 1.0, direction[-1], value, gradient[0], slope, tolerance_change=narrow, max_ls=MOST_TRIED
         )
-        gradient, moved = tried[float(t)], direction * t
-        x = x + moved
+        x, gradient = tried[float(t)]
+        moved = direction.mul_(float(t))
         if abs(value - before[0]) < rounding or _dot(gradient, gradient) <= enough**2:
             break
         turned = gradient - before[1]
         curvature = _dot(turned, moved)
-        if curvature > -TURN * t * slope:
+        if curvature > -TURN * float(t) * slope:
             steps = [*steps[1 - HISTORY :], (moved, turned, curvature)]
         direction = _newton(gradient, steps) if steps else -gradient
     return x.view(shape), iteration

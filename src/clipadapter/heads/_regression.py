@@ -25,9 +25,9 @@ class Regression:
     The rows are centred, and the constant column of the intercept is made as long as they are in a typical direction:
     both change nothing but the path, of which L-BFGS then needs a half to a third.
 
-    The weights are sums of rows. Where rows are few, these sums' coefficients are what is looked for: a pass is then one
-    product with the rows' Gram matrix, instead of one with the rows for the logits and another for the gradient, and
-    the path stays what it is.
+    The weights are sums of rows. Where rows are few, what is looked for are the coefficients of these sums: a pass is
+    then one product with the Gram matrix of the rows, not one with the rows for the logits and another for the
+    gradient. Lengths and angles are still those of the weights, so that the path is the same.
 
     Args:
         X: (n, d).
@@ -53,38 +53,30 @@ class Regression:
         self.centred = X - self.mean
         n, d = X.shape
         self.few = n <= FEW * d
-        if not self.few:
-            some = self.centred[:: n // 512 + 1]
-            products = some @ some.T
-        elif gram is None:
-            products = self.centred @ self.centred.T
-        else:
-            mean = gram.mean(dim=0)
-            products = gram - mean
-            products -= (mean - mean.mean())[:, None]
-        some = products[:: n // 512 + 1, :: n // 512 + 1] if self.few else products
+        every = n // 512 + 1
+        products = self._gram(gram) if self.few else self.centred[::every] @ self.centred[::every].T
+        some = products[::every, ::every] if self.few else products
         # Root of the mean eigenvalue of the covariance, each weighted by itself.
         self.constant = float(some.norm() / (len(some) * some.trace()).sqrt().clamp_min(1e-30)) or 1.0
+        self.last = n if self.few else d  # the column of the intercept
         # Columns of zeros make the width a multiple of 16: products are a fifth faster.
-        width = (n if self.few else d) + 1
-        width += -width % 16
-        # (w, w) products of the centred rows with each other, and of the intercept with itself; or (n, w) these rows.
+        width = self.last + 1 + -(self.last + 1) % 16
         self.rows = X.new_zeros(width if self.few else n, width)
-        if self.few:
+        if self.few:  # products of the rows with each other, and of the intercept with itself
             self.rows[:n, :n] = products
             self.rows[n, n] = 1
         else:
             self.rows[:, :d] = self.centred
             self.rows[:, d] = self.constant
         self.point = X.new_zeros(2 if self.few else 1, len(self.seen), width)
-        value, gradient = self._value(self.point, self._penalty(1.0))
-        self.first = float((gradient[0]*gradient[-1]).sum().clamp_min(0).sqrt())
+        self.start = self._value(self.point, self._penalty(1.0))  # whatever the penalty
+        self.first = _squared(self.start[1]) ** 0.5
 
     def solve(self, C: float, tol: float, max_iter: int) -> int:
         """Go to the optimum from where it stands; returns the iterations."""
         penalty = self._penalty(C)
-        first = value, gradient = self._value(self.point, penalty)
-        slope = float((gradient[0] * gradient[-1]).sum())
+        first = value, gradient = self._value(self.point, penalty) if self.point[0].any() else self.start
+        slope = _squared(gradient)
         if min(float(gradient.abs().sum()), value) < NOTHING:
             return 1
         # The Newton step along the gradient, or that which would take all of the loss if it fell as steeply as here.
@@ -97,20 +89,28 @@ class Regression:
 
     def answer(self, n_classes: int) -> tuple[Tensor, Tensor]:
         """Weight (c, d) and bias (c,) for rows that are not centred."""
-        n, d = self.centred.shape
-        weight = self.centred.new_zeros(n_classes, d)
+        weight = self.centred.new_zeros(n_classes, self.centred.shape[1])
         bias = self.centred.new_full((n_classes,), ABSENT)
-        found = self.point[0, :, :n] @ self.centred if self.few else self.point[0, :, :d]
+        found = self.point[0, :, : self.last]
+        found = found @ self.centred if self.few else found
         weight[self.seen] = found
-        bias[self.seen] = self.point[0, :, n if self.few else d] * self.constant - found @ self.mean
+        bias[self.seen] = self.point[0, :, self.last] * self.constant - found @ self.mean
         return weight, bias
+
+    def _gram(self, gram: Tensor | None) -> Tensor:
+        """(n, n) products of the centred rows."""
+        if gram is None:
+            return self.centred @ self.centred.T
+        mean = gram.mean(dim=0)
+        return (gram - mean).sub_((mean - mean.mean())[:, None])
 
     def _penalty(self, C: float) -> Tensor:
         """(w,) weight of each squared column beside the mean log-loss."""
-        n, d = self.centred.shape
         # With two classes scikit-learn penalises the difference of their weights.
-        penalty = self.point.new_full((self.rows.shape[1],), (2 if len(self.seen) == 2 else 1) / (C * n))
-        penalty[n if self.few else d] *= self.constant**2 if self.unit_intercept else 0
+        penalty = self.point.new_full(
+            (self.rows.shape[1],), (2 if len(self.seen) == 2 else 1) / (C * len(self.centred))
+        )
+        penalty[self.last] *= self.constant**2 if self.unit_intercept else 0
         return penalty
 
     def _value(self, point: Tensor, penalty: Tensor) -> tuple[float, Tensor]:
@@ -123,15 +123,15 @@ class Regression:
         loss = (total.log() - right).mean(dtype=torch.float64)
         residual = logits.div_(total)
         residual.scatter_add_(0, true, -torch.ones_like(total))
-        weighted = point[0] * penalty
-        value = float(loss + (weighted * point[-1]).sum() / 2)
-        if not self.few:
-            return value, (residual @ self.rows).div_(n).add_(weighted)[None]
         gradient = torch.empty_like(point)
-        gradient[0] = weighted
-        gradient[0, :, :n].add_(residual, alpha=1/n)
-        gradient[0, :, n].add_(residual.sum(dim=1), alpha=self.constant/n)
-        torch.matmul(gradient[0], self.rows, out=gradient[1])
+        torch.mul(point[0], penalty, out=gradient[0])
+        value = float(loss + gradient[0].flatten().dot(point[-1].flatten()) / 2)
+        if self.few:
+            gradient[0, :, :n].add_(residual, alpha=1 / n)
+            gradient[0, :, n].add_(residual.sum(dim=1), alpha=self.constant / n)
+            torch.mm(gradient[0], self.rows, out=gradient[1])
+        else:
+            gradient[0].addmm_(residual, self.rows, alpha=1 / n)
         return value, gradient
 
     def _curvature(self, direction: Tensor, penalty: Tensor) -> float:
@@ -140,7 +140,7 @@ class Regression:
         change = self._products(direction)
         mean = (probability * change).sum(dim=0)
         spread = (probability * (change - mean).square_()).sum(dim=0).mean()
-        return float(spread + (direction[0]*direction[-1]).sum(dim=0) @ penalty)
+        return float(spread + (direction[0] * direction[-1]).sum(dim=0) @ penalty)
 
     def _logits(self, point: Tensor) -> Tensor:
         """(c, n), a new tensor."""
@@ -155,7 +155,12 @@ class Regression:
         if not self.few:
             return point[0] @ self.rows.T
         n = len(self.centred)
-        return torch.add(point[1, :, :n], point[1, :, n:n+1], alpha=self.constant)
+        return torch.add(point[1, :, :n], point[1, :, n : n + 1], alpha=self.constant)
+
+
+def _squared(gradient: Tensor) -> float:
+    """Squared length of (k, c, w)."""
+    return max(float((gradient[0] * gradient[-1]).sum()), 0.0)
 
 
 def affordable(labels: Tensor, d: int, seed: int) -> Tensor:

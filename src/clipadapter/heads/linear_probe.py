@@ -119,20 +119,16 @@ class LinearProbe(Head):
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels
-        # With fewer shots than features the solution lies in the span of the shots: rotating into it changes nothing.
-        basis = torch.linalg.qr(X.T).Q if len(X) < X.shape[1] else None
-        rows = X if basis is None else X @ basis
         with few_threads(0):
-            self.C_ = self._choose(rows, labels) if self.C == "auto" else float(self.C)
+            self.C_ = self._choose(X, labels) if self.C == "auto" else float(self.C)
         if self.solver == "sklearn" and len(labels.unique()) > 1:
             self._fit_sklearn(X, labels, shots.n_classes)
             return
         # A second thread saves little in a pass of 20 ms, and waiting for it beside other programs costs much.
-        with few_threads(rows.numel() * shots.n_classes // 8):
-            regression = Regression(rows, labels)
+        with few_threads(X.numel() * shots.n_classes // 8):
+            regression = Regression(X, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        weight, bias = regression.answer(shots.n_classes)
-        self.weight_, self.bias_ = weight if basis is None else weight @ basis.T, bias
+        self.weight_, self.bias_ = regression.answer(shots.n_classes)
 
     def _fit_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> None:
         from sklearn.linear_model import LogisticRegression
