@@ -149,6 +149,20 @@ def test_the_text_tower_in_bf16_learns_nearly_the_same(opened):
     assert (exact.weight_ * near.weight_).sum(dim=1).min() > 0.999
 
 
+def test_bf16_is_left_where_class_vectors_are_far():
+    X, y, text = toy_features()
+    tower = text.tower()
+    given = tower.encode
+
+    def encode(embeddings, lengths):
+        turned = -1 if torch.is_autocast_enabled("cpu") else 1
+        return turned * given(embeddings, lengths)
+
+    tower.encode = encode
+    exact, far = (CoOp(n_ctx=4, epochs=3, precision=p).fit(X, y, text=text).context_ for p in ("fp32", "bf16"))
+    assert torch.equal(exact, far)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -155,8 +155,11 @@ class PromptTuner(Head):
         n_ctx = self.n_ctx if words is None else len(words)
         prompts = Prompts(tower, shots.names, n_ctx, self.class_token, self.memory * GIGABYTE, self.precision)
         if words is None:
-            return prompts, random_context(prompts, tower.width, self.seed, self.csc).to(tower.device)
-        return prompts, words.repeat(len(prompts), 1, 1) if self.csc else words
+            context = random_context(prompts, tower.width, self.seed, self.csc).to(tower.device)
+        else:
+            context = words.repeat(len(prompts), 1, 1) if self.csc else words
+        prompts.leave_bf16_if_far(context)
+        return prompts, context
 
     def _train(
         self,

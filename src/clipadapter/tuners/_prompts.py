@@ -19,6 +19,8 @@ from clipadapter.towers import Beginning, TextTower
 
 CLASS_TOKENS = ("end", "middle", "front")
 PRECISIONS = ("fp32", "bf16")
+NEAR = 0.999
+"""Least cosine of class vectors in bf16 to those in fp32."""
 
 
 class Prompts:
@@ -116,6 +118,15 @@ class Prompts:
                 found.append(self._pass(*given))
         together = found[0] if len(found) == 1 else torch.cat(found)
         return together.index_select(0, order.argsort().to(together.device))
+
+    def leave_bf16_if_far(self, context: Tensor) -> None:
+        """Run in fp32 from now on if bf16 gives class vectors of this context that are not near."""
+        if self._low:
+            with torch.no_grad():
+                low = self.vectors(context)
+                self._low = False
+                near = torch.cosine_similarity(low, self.vectors(context), dim=1)
+            self._low = bool((near >= NEAR).all())
 
     def at_once(self, shared: bool) -> int:
         """Prompts of a pass; `shared` says whether they have one context."""

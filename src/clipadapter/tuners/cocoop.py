@@ -53,7 +53,7 @@ class CoCoOp(PromptTuner):
         epochs: passes over the shots; None for CoOp's by shots.
         batch_size: shots a step; each of them runs the text tower over all classes.
         patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
-        precision: of the text tower while training: "fp32" or "bf16".
+        precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
         memory: gigabytes that the text tower may keep for its gradient.
         checkpoint: seconds between two checkpoints, from which a killed `fit` goes on; None keeps none.
         seed: of the net, random vectors, shuffling, the choice of views and of held-out shots.

@@ -32,7 +32,8 @@ class CoOp(PromptTuner):
         batch_size: shots a step.
         patience: None trains all epochs on all shots; a number holds out a shot of each class that has two, stops after
             so many epochs without a lower loss on these, and keeps the best.
-        precision: of the text tower while training: "fp32" or "bf16". Class vectors are made in fp32 at the end.
+        precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
+            Those of the answer are made in fp32.
         memory: gigabytes that the text tower may keep for its gradient; where they don't suffice for all classes, it
             runs twice over parts of them, to the same gradient.
         checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `fit` goes on when

@@ -32,7 +32,7 @@ class KgCoOp(PromptTuner):
         epochs: passes over the shots; None for CoOp's by shots.
         batch_size: shots a step.
         patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
-        precision: of the text tower while training: "fp32" or "bf16".
+        precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
         memory: gigabytes that the text tower may keep for its gradient.
         checkpoint: seconds between two checkpoints, from which a killed `fit` goes on; None keeps none.
         seed: of the first vectors, shuffling, the choice of views and of held-out shots.
