@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,14 @@ class Prediction:
 
     Args:
         source: the picture, as the user named it.
-        label: the best class, None if the picture can't be read.
-        probability: of that class.
-        top: (class, probability) of the best classes, best first.
+        label: its class; None if it is none of the classes, or can't be read.
+        probability: of that class, or of the nearest one.
+        top: (class, probability) of the best classes, best first; with unequal costs the cheapest one is first.
         error: why the picture can't be read, else None.
+        nearest: the class that it would have been called; `label` unless that is None.
+        reason: why it is none of the classes; None if it is one, or was not asked.
+        labels: the classes that it may be, if a rate of coverage was asked for; those that it has, if a picture may
+            have several; else None.
     """
 
     source: str
@@ -27,20 +30,17 @@ class Prediction:
     probability: float | None
     top: tuple[tuple[str, float], ...]
     error: str | None = None
+    nearest: str | None = None
+    reason: str | None = None
+    labels: tuple[str, ...] | None = None
 
 
-def answer(
-    source: str, class_names: Sequence[str], probabilities: NDArray[Any] | None, error: str | None, top: int
-) -> Prediction:
-    """The best classes of one picture, from its probabilities (c,); or why there are none."""
-    if probabilities is None:
-        return Prediction(source, None, None, (), error)
-    order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
-    best = tuple((class_names[i], float(probabilities[i])) for i in order)
-    return Prediction(source, best[0][0], best[0][1], best)
+def unreadable(source: str, error: str | None) -> Prediction:
+    """What is said of a picture that can't be read."""
+    return Prediction(source, None, None, (), error)
 
 
-def softmax(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
     """Logits (m, c) to probabilities (m, c)."""
     scaled = logits.astype(np.float64) / temperature
     exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))

@@ -256,7 +256,7 @@ def _code(cls: type[Head]) -> str:
         here / "protocol.py",
         here / "score.py",
         here.parent / "functional.py",
-        here.parent / "metrics.py",
+        here.parent / "metrics" / "evaluation.py",
     ]
     own = getattr(sys.modules.get(cls.__module__), "__file__", None)
     tuners = [*(here.parent / "tuners").glob("*.py"), here / "tuned.py"] if ".tuners." in cls.__module__ else ()

@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
+
+from clipadapter.errors import InputError
+from clipadapter.metrics.multilabel import average_precision, evaluate_multilabel
+
+NAMES = [f"class {k}" for k in range(6)]
+
+
+def answers(seed, m=50, ties=False):
+    rng = np.random.default_rng(seed)
+    truth = rng.random((m, 6)) < 0.3
+    truth[0] = True  # every class occurs, as scikit-learn's means want
+    scores = truth + rng.standard_normal((m, 6))
+    return truth, np.round(scores, 1) if ties else scores
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_figures_are_those_of_scikit_learn(seed, ties):
+    truth, scores = answers(seed, ties=ties)
+    said = scores > 0.4
+    found = evaluate_multilabel(truth, scores, said, NAMES)
+    assert found.mean_average_precision == pytest.approx(average_precision_score(truth, scores, average="macro"))
+    assert found.micro_f1 == pytest.approx(f1_score(truth, said, average="micro"))
+    assert found.macro_f1 == pytest.approx(f1_score(truth, said, average="macro"))
+    assert found.sample_f1 == pytest.approx(f1_score(truth, said, average="samples", zero_division=0))
+    assert found.exact == (truth == said).all(axis=1).mean()
+    precision, recall, f1, count = precision_recall_fscore_support(truth, said, zero_division=0)
+    for k, report in enumerate(found.classes):
+        assert report.average_precision == pytest.approx(average_precision_score(truth[:, k], scores[:, k]))
+        assert (report.precision, report.recall, report.f1) == pytest.approx((precision[k], recall[k], f1[k]))
+        assert (report.name, report.count) == (NAMES[k], count[k])
+    assert found.without == ()
+
+
+def test_average_precision_by_hand():
+    # right, wrong, right, wrong, right: precisions 1, 2/3 and 3/5 where recall rises by a third each
+    assert average_precision([1, 0, 1, 0, 1], [5, 4, 3, 2, 1]) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert average_precision([1, 0, 0, 0], [1, 1, 1, 1]) == 0.25
+
+
+def test_classes_that_no_picture_has_are_said_and_left_out():
+    truth, scores = answers(0)
+    truth[:, 2] = False
+    said = np.zeros_like(truth)
+    said[:, :2] = truth[:, :2]
+    found = evaluate_multilabel(truth, scores, said, NAMES)
+    assert found.without == ("class 2",)
+    assert found.classes[2].average_precision is None
+    kept = [0, 1, 3, 4, 5]
+    assert found.mean_average_precision == pytest.approx(average_precision_score(truth[:, kept], scores[:, kept]))
+    assert found.macro_f1 == pytest.approx(2 / 5)  # class 2 neither occurs nor was said
+    assert evaluate_multilabel(truth, scores, ~said, NAMES).classes[2].precision == 0
+
+
+def test_no_label_at_all():
+    nothing = np.zeros((3, 6))
+    found = evaluate_multilabel(nothing, nothing, nothing, NAMES)
+    assert (found.mean_average_precision, found.micro_f1, found.macro_f1, found.exact) == (None, 0, 0, 1)
+
+
+def test_figures_are_json():
+    found = evaluate_multilabel(*answers(1), answers(1)[1] > 0, NAMES)
+    again = json.loads(json.dumps(found.to_dict()))
+    assert again["classes"][0]["name"] == "class 0"
+    assert again["mean_average_precision"] == found.mean_average_precision
+
+
+def test_shapes_and_scores_are_checked():
+    truth, scores = answers(0)
+    with pytest.raises(InputError, match=r"must all be \(m, 6\)"):
+        evaluate_multilabel(truth, scores[:, :5], truth, NAMES)
+    with pytest.raises(InputError, match=r"must all be \(m, 5\)"):
+        evaluate_multilabel(truth, scores, truth, NAMES[:5])
+    with pytest.raises(InputError, match="not finite"):
+        evaluate_multilabel(truth, np.where(scores > 1, np.inf, scores), truth, NAMES)
