@@ -4,6 +4,7 @@ from clipadapter.data._base import Dataset, Sample
 from clipadapter.data._split_file import read_draw
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import IMAGE_SUFFIXES, ImageSource, image_bytes, read_image, source_name
+from clipadapter.data.label_sets import draw_label_sets, label_matrix
 from clipadapter.data.load import load_dataset
 from clipadapter.data.prompts import (
     class_prompts,
@@ -25,10 +26,12 @@ __all__ = [
     "ScanReport",
     "class_prompts",
     "clean_name",
+    "draw_label_sets",
     "draw_shots",
     "draw_splits",
     "get_templates",
     "image_bytes",
+    "label_matrix",
     "list_images",
     "list_templates",
     "load_dataset",

@@ -30,11 +30,13 @@ class Sample:
         path: where it lies.
         label: its class name, or None if it is not known.
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` where the data are not divided.
+        labels: all its class names, none or several, where pictures have more than one; else None.
     """
 
     path: Path
     label: str | None
     split: str
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,13 @@ class Dataset:
         """Class names of all pictures.
 
         Raises:
-            DataError: if a picture has none.
+            DataError: if a picture has none, or may have several: see `label_sets`.
         """
+        if self.multilabel:
+            raise DataError(
+                f"pictures of '{self.name}' have several labels each (a column 'labels'), but here one a picture is "
+                "needed: give a manifest with a column 'label' ('fit', 'predict' and 'eval' take several)"
+            )
         without = [sample.path for sample in self.samples if sample.label is None]
         if without:
             count = f"{len(without)} of {len(self.samples)} pictures of '{self.name}'"
@@ -79,6 +86,25 @@ class Dataset:
                 "Put each class into its own folder, or give a manifest with a column 'label'."
             )
         return [sample.label for sample in self.samples if sample.label is not None]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether pictures may have several labels, or none of the classes."""
+        return any(sample.labels is not None for sample in self.samples)
+
+    @property
+    def label_sets(self) -> list[tuple[str, ...]]:
+        """All class names of each picture, none, one or several.
+
+        Raises:
+            DataError: if a picture's labels are not known.
+        """
+        if not self.multilabel:
+            return [(label,) for label in self.labels]
+        without = [sample.path for sample in self.samples if sample.labels is None]
+        if without:
+            raise DataError(f"{len(without)} pictures of '{self.name}' have no column 'labels': {some(without)}")
+        return [sample.labels for sample in self.samples if sample.labels is not None]
 
     def split(self, name: str) -> Dataset:
         """One part; the class names and their order stay those of the whole.
@@ -112,10 +138,7 @@ class Dataset:
             if new in taken:
                 raise DataError(f"the classes '{taken[new]}' and '{old}' would both be called '{new}'")
             taken[new] = old
-        samples = tuple(
-            sample if sample.label is None else replace(sample, label=mapping.get(sample.label, sample.label))
-            for sample in self.samples
-        )
+        samples = tuple(_renamed(sample, mapping) for sample in self.samples)
         return replace(self, samples=samples, class_names=names)
 
 
@@ -131,7 +154,14 @@ def make_dataset(name: str, root: Path, samples: Iterable[Sample]) -> Dataset:
     """A data set whose classes are the sorted labels of its samples."""
     kept = tuple(samples)
     labels = {sample.label for sample in kept if sample.label is not None}
+    labels |= {label for sample in kept for label in sample.labels or ()}
     return Dataset(name, root, kept, tuple(sorted(labels)))
+
+
+def _renamed(sample: Sample, mapping: Mapping[str, str]) -> Sample:
+    label = None if sample.label is None else mapping.get(sample.label, sample.label)
+    labels = None if sample.labels is None else tuple(mapping.get(name, name) for name in sample.labels)
+    return replace(sample, label=label, labels=labels)
 
 
 def shown(path: str | Path) -> str:

@@ -13,7 +13,7 @@ from clipadapter.errors import DataError
 
 _LAYOUTS = (
     "expected one folder a class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
-    "ROOT/val and ROOT/test, or a manifest (.csv, .tsv, .jsonl, .parquet) with the columns path and label"
+    "ROOT/val and ROOT/test, or a manifest (.csv, .tsv, .jsonl, .parquet) with the columns path and label, or labels"
 )
 
 
@@ -23,7 +23,8 @@ def load_dataset(source: str | Path, root: str | Path | None = None) -> Dataset:
     Args:
         source: ``ROOT`` with ``CLASS/*.jpg`` or ``{train,val,test}/CLASS/*.jpg`` in it, a folder of pictures
             without classes (their labels are None), or a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file
-            with the columns ``path``, ``label`` and optionally ``split``. If there is no such path: the name of a
+            with the columns ``path``, ``label`` and optionally ``split``; or ``labels``, with ``|`` between them, if
+            pictures have several. If there is no such path: the name of a
             benchmark data set such as ``dtd``, see ``clipadapter.data.sets``, or ``hf:NAME`` or ``hf:NAME@CONFIG``
             for one of Hugging Face's.
         root: folder that holds the benchmark data sets; by default what the environment variable CLIPADAPTER_DATA

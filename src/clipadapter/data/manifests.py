@@ -1,4 +1,7 @@
-"""Manifests: tables with the columns ``path`` and ``label``, and ``split`` if there are parts."""
+"""Manifests: tables with the columns ``path`` and ``label``, and ``split`` if there are parts.
+
+Pictures with several labels have a column ``labels`` instead: names with ``|`` between them, or nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ _Rows = Iterator[tuple[int, Mapping[str, Any]]]
 def read_manifest(path: Path) -> Listing:
     """The pictures that a CSV, TSV, JSONL or Parquet file names; relative paths start at the file's folder.
 
-    Without a column ``label`` the pictures have no labels, but only if no other column could have been meant.
+    Without a column ``label`` the pictures have no labels, but only if no other column could have been meant. A column
+    ``labels`` has all class names of a picture, such as ``cat|dog``, or none of them; JSONL and Parquet may also have
+    lists there.
 
     Raises:
         DataError: if the file can't be read, a column or value is missing, or no picture exists.
@@ -36,6 +41,10 @@ def read_manifest(path: Path) -> Listing:
         raise DataError(
             f"{shown(path)}: none of its {len(samples)} pictures exists, {where}: {some([samples[0].path])}"
         )
+    if len({sample.labels is None for sample in samples}) > 1:
+        raise DataError(
+            f"{shown(path)}: some rows have the key 'labels' and some have not; an empty one is none of them"
+        )
     if len({sample.split for sample in samples} - {"all"}) and any(sample.split == "all" for sample in samples):
         raise DataError(f"{shown(path)}: some rows have a split and some have none")
     return Listing(make_dataset(shown(path.stem), path.parent, samples))
@@ -48,8 +57,10 @@ def is_manifest(path: Path) -> bool:
 
 def _sample(manifest: Path, line: int, row: Mapping[str, Any]) -> Sample:
     where = f"{shown(manifest)}, line {line}"
-    extra = set(row) - {"path", "split"}
-    for column in ("path", "label") if extra else ("path",):
+    extra = set(row) - {"path", "split", "labels"}
+    if "label" in row and "labels" in row:
+        raise DataError(f"{where}: there are columns 'label' and 'labels'; keep 'labels' if pictures have several")
+    for column in ("path", "label") if extra and "labels" not in row else ("path",):
         if column not in row:
             raise DataError(f"{where}: there is no column '{column}'; the columns are: {', '.join(row)}")
     label = _text(row["label"], "label", where) if "label" in row else None
@@ -59,7 +70,16 @@ def _sample(manifest: Path, line: int, row: Mapping[str, Any]) -> Sample:
         if came.lower() not in SPLITS:
             raise DataError(f"{where}: the split is '{came}' but must be train, val or test")
         split = SPLITS[came.lower()]
-    return Sample(manifest.parent / _text(row["path"], "path", where), label, split)
+    labels = _names(row["labels"], where) if "labels" in row else None
+    return Sample(manifest.parent / _text(row["path"], "path", where), label, split, labels)
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    """The names of a field ``labels``, each once; nothing between the bars, or before or after, is a mistake."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ()
+    parts = value if isinstance(value, list) else _text(value, "labels", where).split("|")
+    return tuple(dict.fromkeys(_text(part, "name among the labels", where) for part in parts))
 
 
 def _text(value: object, column: str, where: str) -> str:

@@ -100,7 +100,7 @@ def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
         name=dataset.name,
         splits=dataset.splits,
         readable=len(readable),
-        unlabelled=sum(sample.label is None for sample in readable),
+        unlabelled=sum(sample.label is None and sample.labels is None for sample in readable),
         classes=classes,
         unreadable=tuple(unreadable),
         left_out=tuple((_relative(path, dataset.root), reason) for path, reason in listing.left_out),
@@ -115,7 +115,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _count(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:
-    counts = Counter((sample.label, sample.split) for sample in readable)
+    counts = Counter((label, s.split) for s in readable for label in (s.labels or (s.label,)))
     return {name: {split: counts[name, split] for split in dataset.splits} for name in dataset.class_names}
 
 
@@ -126,12 +126,17 @@ def _duplicates(dataset: Dataset, digests: Iterable[tuple[Sample, bytes]]) -> tu
     return tuple(
         Duplicate(
             paths=tuple(_relative(sample.path, dataset.root) for sample in group),
-            labels=tuple(sample.label for sample in group),
+            labels=tuple(_label(sample) for sample in group),
             splits=tuple(sample.split for sample in group),
         )
         for group in groups.values()
-        if len({(sample.label, sample.split) for sample in group}) > 1
+        if len({(_label(sample), sample.split) for sample in group}) > 1
     )
+
+
+def _label(sample: Sample) -> str | None:
+    """What a picture is called; several names with a bar between them, as in manifests."""
+    return sample.label if sample.labels is None else "|".join(sorted(sample.labels))
 
 
 def _warnings(

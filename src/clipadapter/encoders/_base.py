@@ -135,6 +135,19 @@ class Encoder(ABC):
         """
         return None
 
+    def patch_features(self, image: Image.Image) -> Tensor | None:
+        """What the image tower says of each part of a picture.
+
+        Args:
+            image: RGB, of any size.
+
+        Returns:
+            (h, w, d) float32 on the CPU: a grid over the square that the tower sees (``tower().pixels.square(image)``),
+            in the space of the features, so that a head can be asked for each part; None, the default, if the
+            tower has no such grid.
+        """
+        return None
+
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
         """RGB pictures to raw features (n, d) float32 on CPU, without cache or threads."""
         batches = [

@@ -89,6 +89,10 @@ class EngineEncoder(Encoder):
         """Of the encoder itself, in full precision."""
         return self.plain.twin()
 
+    def patch_features(self, image: Image.Image) -> Tensor | None:
+        """Of the encoder itself, in full precision."""
+        return self.plain.patch_features(image)
+
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """As the encoder itself does."""
         return self.plain.encode_text(texts, batch_size)

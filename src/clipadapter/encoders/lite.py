@@ -12,6 +12,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._lite_prompts import LiteTextTower
+from clipadapter.encoders._patches import places
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._tuned import share
 from clipadapter.engines import Tower
@@ -117,6 +119,12 @@ class LiteEncoder(Encoder):
             return torch.empty(0, image_side.WIDTH)
         with torch.inference_mode():
             return self._tower(pixels.to(self.device, memory_format=torch.channels_last)).cpu()
+
+    def patch_features(self, image: Image.Image) -> Tensor:
+        """(7, 7, 1280): the map whose mean is the picture's feature."""
+        network: Any = self._tower
+        with torch.inference_mode():
+            return places(network.forward_features(self.preprocess(image)[None].to(self.device))).cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, 1280): weighted means of the ImageNet classifier's rows."""

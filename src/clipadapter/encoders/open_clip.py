@@ -21,6 +21,7 @@ from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._open_clip_prompts import open_text_tower
 from clipadapter.encoders._open_clip_text import PlainTextTower
+from clipadapter.encoders._patches import find_patches
 from clipadapter.encoders._projection import find_projection
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._tuned import share
@@ -131,6 +132,14 @@ class OpenClipEncoder(Encoder):
             return torch.empty(0, self.info.dim)
         with torch.inference_mode():
             return self._model.encode_image(pixels.to(self.device), normalize=False).float().cpu()
+
+    def patch_features(self, image: Image.Image) -> Tensor | None:
+        """(h, w, d), see `find_patches`; None for towers that it does not know, and for padded pictures."""
+        if self._pixels is None:
+            return None
+        with torch.inference_mode():
+            found = find_patches(self._model.visual, self.preprocess(image)[None].to(self.device))
+        return None if found is None else found.float().cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, d), by the model's own tokenizer."""

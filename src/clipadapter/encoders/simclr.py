@@ -13,6 +13,7 @@ from torch import Tensor
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels
+from clipadapter.encoders._patches import places
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._simclr_network import MEAN, STD, WIDTH, load_tower
 from clipadapter.engines import Tower
@@ -88,6 +89,12 @@ class SimClrEncoder(Encoder):
         with torch.inference_mode():
             features: Tensor = self._tower(pixels.to(self.device))
             return features.cpu()
+
+    def patch_features(self, image: Image.Image) -> Tensor:
+        """(h, w, 512): the map whose mean is the picture's feature."""
+        layers = [layer for name, layer in self._tower.named_children() if name not in ("avgpool", "fc")]
+        with torch.inference_mode():
+            return places(torch.nn.Sequential(*layers)(self.preprocess(image)[None].to(self.device))).cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Never.

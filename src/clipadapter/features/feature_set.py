@@ -20,9 +20,10 @@ class FeatureSet:
 
     Args:
         X: (n, d) raw features, or (n, v, d) with v views a picture, the plain one first; kept as float32.
-        y: n labels.
+        y: n labels; empty where pictures have several.
         class_names: all classes in their order; a class may have no picture here.
         provenance: where the features come from: encoder, data set, views ...
+        targets: (n, c) ones and zeros, where a picture has several labels or none; else None.
 
     Raises:
         InputError: if the shapes don't go together, a feature is not finite, or a label is no class.
@@ -36,6 +37,7 @@ class FeatureSet:
     y: tuple[str, ...]
     class_names: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    targets: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         X = np.asanyarray(self.X, dtype=np.float32)
@@ -51,8 +53,11 @@ class FeatureSet:
     def _check(self) -> None:
         if self.X.ndim not in (2, 3) or 0 in self.X.shape[1:]:
             raise InputError(f"features must have shape (n, d) or (n, views, d), but have {self.X.shape}")
-        if len(self.X) != len(self.y):
+        if self.targets is None and len(self.X) != len(self.y):
             raise InputError(f"{len(self.X)} features but {len(self.y)} labels")
+        shape = (len(self.X), len(self.class_names))
+        if self.targets is not None and (len(self.y) or self.targets.shape != shape):
+            raise InputError(f"several labels a picture must have shape {shape}, but have {self.targets.shape}")
         if len(set(self.class_names)) != len(self.class_names):
             raise InputError(f"class names must differ, but are {', '.join(self.class_names)}")
         unknown = sorted(set(self.y) - set(self.class_names))
@@ -63,7 +68,25 @@ class FeatureSet:
             raise InputError(f"{len(bad)} of {len(self.X)} features are not finite, the first in row {bad[0]}")
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.X)
+
+    @property
+    def labels(self) -> tuple[str, ...] | NDArray[np.int8]:
+        """As heads take them: n names, or (n, c) ones and zeros."""
+        return self.y if self.targets is None else self.targets
+
+    def names_of(self, i: int) -> tuple[str, ...]:
+        """All class names of picture i."""
+        if self.targets is None:
+            return (self.y[i],)
+        return tuple(name for name, has in zip(self.class_names, self.targets[i], strict=True) if has)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures of each class."""
+        if self.targets is not None:
+            return dict(zip(self.class_names, (int(n) for n in self.targets.sum(axis=0)), strict=True))
+        return {name: self.y.count(name) for name in self.class_names}
 
     @property
     def plain(self) -> NDArray[np.float32]:
@@ -83,4 +106,6 @@ class FeatureSet:
         index = np.asarray(rows, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= len(self)):
             raise InputError(f"rows must be 0 to {len(self) - 1}, but are {index.min()} to {index.max()}")
-        return FeatureSet(self.X[index], tuple(self.y[i] for i in index), self.class_names, self.provenance)
+        y = tuple(self.y[i] for i in index) if self.targets is None else ()
+        targets = None if self.targets is None else self.targets[index]
+        return FeatureSet(self.X[index], y, self.class_names, self.provenance, targets)

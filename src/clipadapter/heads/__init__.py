@@ -1,9 +1,11 @@
 """Heads: methods that work on frozen features. One file a method; see ``list_heads()``; `select` chooses among them."""
 
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._held_out import HeldOut, held_out
 from clipadapter.heads._registry import create_head, head_info, list_heads, register_head
-from clipadapter.heads._select import Candidate, HeldOut, Selection, held_out, select
+from clipadapter.heads._select import Candidate, Selection, select
 from clipadapter.heads._text import ClassText
+from clipadapter.heads._unseen import Unseen, held_out_shots, mean_shots
 
 __all__ = [
     "Candidate",
@@ -12,10 +14,13 @@ __all__ = [
     "HeldOut",
     "Selection",
     "Shots",
+    "Unseen",
     "create_head",
     "head_info",
     "held_out",
+    "held_out_shots",
     "list_heads",
+    "mean_shots",
     "register_head",
     "select",
 ]

@@ -19,21 +19,26 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._given import checked_shots
-from clipadapter.heads._inputs import Array, as_matrix
+from clipadapter.heads._inputs import Array, as_matrix, in_blocks
+from clipadapter.heads._judged import Judged
 from clipadapter.heads._shots import Shots as Shots
+from clipadapter.heads._state import check_answers, learned_arrays, take_over
 from clipadapter.heads._text import ClassText
+from clipadapter.heads._text_part import Scores, TextPart
 from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
 
+SEVERAL = "multilabel_"
+"""Name of the number that a head has which was fitted to several labels a picture."""
 AT_ONCE = 2**24
 """Numbers that a head may hold beside each other for the rows it answers at a time: 64 MB in float32."""
 
 
-class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
+class Head(TextPart, Judged, ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
     """Base of all heads.
 
     A subclass stores its parameters in ``__init__`` under their own names and does nothing else there, learns in
@@ -55,6 +60,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     """True if the columns of X after the text's width are features before the image tower's projection."""
     tunes_encoder: ClassVar[bool] = False
     """True if the encoder itself is changed before features are made; see `clipadapter.tuners`."""
+    multilabel: ClassVar[bool] = False
+    """True if pictures may have several labels, or none; see `fit`."""
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Published parameters by the name of a data set; see `preset`."""
 
@@ -117,7 +124,9 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
 
         Args:
             X: (n, d) raw features, or (n, v, d) with v views a picture, the plain one first.
-            y: (n,) labels; names that occur in ``text.labels`` if class text is given.
+            y: (n,) labels; names that occur in ``text.labels`` if class text is given. Or (n, c) zeros and ones, a
+                column a class, where a picture has several labels or none: then each class is a question of its own,
+                and ``classes_`` are the names of the class text, or 0 to c - 1.
             text: class names and their text vectors; also sets the order of the classes.
             unlabelled: (u, d) raw features of the pictures to be classified; transductive heads need them, others
                 refuse them.
@@ -130,8 +139,23 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         """
         shots, classes = checked_shots(self, X, y, text, unlabelled)
         self.classes_, self.n_features_in_ = classes, shots.views.shape[2]
+        # A number that is there or not: it is saved among what was learned, and single-label models have no such array.
+        self.__dict__.pop(SEVERAL, None)
+        if shots.targets is not None:
+            setattr(self, SEVERAL, 1)
         self._fit(shots)
         return self
+
+    @property
+    def task_(self) -> str:
+        """What it was fitted to: "single-label", or "multilabel" for several labels a picture."""
+        check_is_fitted(self)
+        return "multilabel" if SEVERAL in vars(self) else "single-label"
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = self.multilabel
+        return tags
 
     def for_classes(self, text: ClassText) -> Self:
         """A copy of the fitted head that answers for other classes, from their class text alone.
@@ -157,7 +181,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         return other
 
     def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Array | None:
-        """Logits (n, c) of each shot by this head fitted to all others; None without a closed form.
+        """Logits (n, c) of each shot by this head fitted to all others; None without a closed form, or several labels.
 
         Args:
             X: as for `fit`.
@@ -167,8 +191,11 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         Raises:
             InputError: as `fit`.
         """
+        shots = checked_shots(self, X, y, text, None)[0]
+        if shots.targets is not None:
+            return None
         with torch.inference_mode():
-            found = self._leave_one_out(checked_shots(self, X, y, text, None)[0])
+            found = self._leave_one_out(shots)
         return None if found is None else np.asarray(found.numpy())
 
     def logits(self, X: ArrayLike) -> Array:
@@ -187,16 +214,25 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         return self._by_block(X, lambda logits: logits)
 
     def predict(self, X: ArrayLike) -> Array:
-        """The best class of each row of X (m, d), as labels (m,)."""
+        """The best class of each row of X (m, d), as labels (m,); several labels as (m, c) zeros and ones.
+
+        Several labels are those with a probability above 0.5; see `clipadapter.trust` for thresholds of their own.
+        """
+        check_is_fitted(self)
+        if self.task_ == "multilabel":
+            return self._by_block(X, lambda logits: (logits > 0).astype(np.int64))
         best = self._by_block(X, lambda logits: logits.argmax(axis=1))
         return np.asarray(self.classes_[best])
 
     def predict_proba(self, X: ArrayLike) -> Array:
-        """Softmax of the logits: (m, c) float64, rows sum to one."""
+        """Softmax of the logits: (m, c) float64, rows sum to one; with several labels the sigmoid of each."""
+        check_is_fitted(self)
+        if self.task_ == "multilabel":
+            return self._by_block(X, lambda logits: torch.from_numpy(logits).double().sigmoid().numpy())
         return self._by_block(X, lambda logits: torch.from_numpy(logits).double().softmax(dim=1).numpy())
 
-    def _by_block(self, X: ArrayLike, answer: Callable[[Array], Array]) -> Array:
-        """What is made of the logits (b, c) of each block of rows of X (m, d), in one array."""
+    def _by_block(self, X: ArrayLike, answer: Callable[[Array], Array], scores: Scores | None = None) -> Array:
+        """What is made of the logits, or other scores, (b, c) of each block of rows of X (m, d), in one array."""
         check_is_fitted(self)
         rows = as_matrix(X)
         if rows.shape[1] != self.n_features_in_:
@@ -205,17 +241,10 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
                 f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input"
             )
-        m, block = len(rows), max(1, AT_ONCE // self._numbers_per_row())
-        found: Array | None = None
+        block = max(1, AT_ONCE // self._numbers_per_row())
         with torch.inference_mode():
-            for start in range(0, m, block):
-                part = answer(self._logits(torch.from_numpy(rows[start : start + block])).numpy())
-                if len(part) == m:
-                    return part
-                found = np.empty((m, *part.shape[1:]), part.dtype) if found is None else found
-                found[start : start + block] = part
-        assert found is not None
-        return found
+            of = scores or self._logits
+            return in_blocks(rows, block, lambda part: answer(of(torch.from_numpy(part)).numpy()))
 
     def state(self) -> dict[str, Array]:
         """What was learned, as arrays by name; ``classes_`` and ``n_features_in_`` are not among them.
@@ -224,8 +253,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             sklearn.exceptions.NotFittedError: before `fit`.
         """
         check_is_fitted(self)
-        learned = {k: v for k, v in vars(self).items() if k.endswith("_") and k not in ("classes_", "n_features_in_")}
-        return {k: v.numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in learned.items() if v is not None}
+        return learned_arrays(self)
 
     def attach(self, text: ClassText) -> Self:
         """Give a head that was loaded the text tower, if it answers through it; others do nothing.
@@ -250,14 +278,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             ArtifactError: if the arrays do not make a working head: it must answer finite logits (1, c).
         """
         self._set_state(state, classes, width)
-        try:
-            probe = self.logits(np.ones((1, width), dtype=np.float32))
-        except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
-            raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {error}") from error
-        if probe.shape != (1, len(classes)) or not np.isfinite(probe).all():
-            raise ArtifactError(
-                f"the saved arrays of {type(self).__name__} give no finite logits of {len(classes)} classes"
-            )
+        check_answers(self)
         return self
 
     def _set_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> None:
@@ -266,9 +287,5 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         Raises:
             ArtifactError: if one has a name that no head learns.
         """
-        for name, value in state.items():
-            if not name.endswith("_") or name.startswith("_") or hasattr(type(self), name):
-                raise ArtifactError(f"the saved head has an array called {name!r}, which no head learns")
-            array = np.array(value)
-            setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
+        take_over(self, state)
         self.classes_, self.n_features_in_ = np.asarray(classes), width

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
+
+Mix = Callable[..., Tensor]
+"""`blend` or `unadapted`."""
 
 
 def blend(x: Tensor, adapted: Tensor, ratio: Tensor | float, renormalise: bool = True) -> Tensor:
@@ -28,6 +32,17 @@ def blend(x: Tensor, adapted: Tensor, ratio: Tensor | float, renormalise: bool =
     """
     mixed = ratio * adapted + (1 - ratio) * x
     return unit(mixed) if renormalise else mixed
+
+
+def unadapted(x: Tensor, adapted: Tensor, ratio: Tensor | float, renormalise: bool = True) -> Tensor:
+    """The part (n, d) of `blend` that does not come from the adapter, as long as it is in there; arguments likewise.
+
+    >>> x, adapted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> unadapted(x, adapted, 0.25, renormalise=False)
+    tensor([[0.7500, 0.0000]])
+    """
+    own = (1 - ratio) * x
+    return own / (own + ratio * adapted).norm(dim=1, keepdim=True).clamp_min(1e-12) if renormalise else own
 
 
 def weaken(ratio: float, strength: float) -> float:
@@ -64,6 +79,14 @@ class Bottleneck:
 
         down, up = uniform(h, d, fan_in=d), uniform(d, h, fan_in=h)
         return cls(down, up, *((uniform(h, fan_in=d), uniform(d, fan_in=h)) if bias else ()))
+
+    @classmethod
+    def learned(cls, head: object, dtype: torch.dtype) -> Bottleneck | None:
+        """The one whose tensors a head has by its fields' names and ``_``; None if there is none."""
+        found = {field.name: getattr(head, f"{field.name}_", None) for field in fields(cls)}
+        if found["down"] is None:
+            return None
+        return cls(**{name: tensor.to(dtype) for name, tensor in found.items() if tensor is not None})
 
     def __call__(self, x: Tensor, final_relu: bool = False) -> Tensor:
         """(n, d) to (n, d); a second ReLU at the end if wished, as in the released code."""

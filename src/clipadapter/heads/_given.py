@@ -10,7 +10,15 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._inputs import Array, as_labels, as_matrix, as_views, class_positions
+from clipadapter.heads._inputs import (
+    Array,
+    as_labels,
+    as_matrix,
+    as_targets,
+    as_views,
+    class_positions,
+    has_several,
+)
 from clipadapter.heads._shots import Shots
 from clipadapter.heads._text import ClassText
 
@@ -27,21 +35,42 @@ def checked_shots(
         InputError: if shapes, widths or labels don't go together, or the head needs more, or takes less.
     """
     views = as_views(X)
-    labels = as_labels(y, len(views))
-    _check_text(head, text, views.shape[2])
-    classes, positions = class_positions(labels, text)
     tensor = torch.from_numpy(views)
+    targets: Tensor | None = None
+    if has_several(y):
+        _check_several(head)
+        classes, ones = as_targets(y, len(views), text)
+        targets, labels = torch.from_numpy(ones).to(tensor.dtype), torch.full((len(views),), -1)
+        _check_text(head, text, views.shape[2])
+    else:
+        names = as_labels(y, len(views))
+        _check_text(head, text, views.shape[2])
+        classes, positions = class_positions(names, text)
+        labels = torch.from_numpy(positions)
     shots = Shots(
         views=tensor,
-        labels=torch.from_numpy(positions),
+        labels=labels,
         n_classes=len(classes),
         text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
         scale=100.0 if text is None else text.logit_scale,
         unlabelled=_unlabelled(head, unlabelled, tensor),
         names=() if text is None else text.labels,
         tower=None if text is None else text.tower,
+        targets=targets,
+        bias=None if text is None else text.logit_bias,
     )
     return shots, classes
+
+
+def _check_several(head: Head) -> None:
+    if not head.multilabel:
+        from clipadapter.heads._registry import HEADS
+
+        able = [name for name in HEADS.list() if HEADS.info(name).cls.multilabel]
+        raise InputError(
+            f"{type(head).__name__} knows one label a picture, but y has a row of labels for each; "
+            f"these heads take several: {', '.join(able)}"
+        )
 
 
 def _check_text(head: Head, text: ClassText | None, width: int) -> None:

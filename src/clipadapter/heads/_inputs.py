@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,19 @@ def as_matrix(X: ArrayLike) -> Array:
         X = X.detach().cpu().numpy()
     array = check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
     return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
+
+
+def in_blocks(rows: Array, block: int, answer: Callable[[Array], Array]) -> Array:
+    """What is answered to each block of rows (m, d), in one array of m rows; m is 1 or more."""
+    found: Array | None = None
+    for start in range(0, len(rows), block):
+        part = answer(rows[start : start + block])
+        if len(part) == len(rows):
+            return part
+        found = np.empty((len(rows), *part.shape[1:]), part.dtype) if found is None else found
+        found[start : start + block] = part
+    assert found is not None
+    return found
 
 
 def as_views(X: ArrayLike) -> Array:
@@ -52,6 +66,30 @@ def as_labels(y: ArrayLike, n: int) -> Array:
     if len(labels) != n:
         raise InputError(f"X has {n} rows but y has {len(labels)} labels")
     return np.asarray(labels)
+
+
+def has_several(y: ArrayLike) -> bool:
+    """Whether labels are given as a row of zeros and ones a picture, and not as one name a picture."""
+    shape = y.shape if isinstance(y, Tensor) else np.asarray(y).shape
+    return len(shape) == 2 and shape[1] > 1
+
+
+def as_targets(y: ArrayLike, n: int, text: ClassText | None) -> tuple[Array, NDArray[np.int8]]:
+    """Classes in order, and checked (n, c) zeros and ones, a column a class.
+
+    Raises:
+        InputError: if there is something else in it, or the counts differ.
+    """
+    targets = np.asarray(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
+    if targets.dtype.kind not in "biuf" or not ((targets == 0) | (targets == 1)).all():
+        raise InputError("several labels a picture are given as (n, c) zeros and ones, but y has something else in it")
+    if len(targets) != n:
+        raise InputError(f"X has {n} rows but y has labels of {len(targets)}")
+    c = targets.shape[1]
+    if text is not None and len(text.labels) != c:
+        raise InputError(f"y has {c} columns but the class text has {len(text.labels)} classes: one column a class")
+    classes = np.arange(c) if text is None else np.asarray(text.labels)
+    return classes, targets.astype(np.int8)
 
 
 def class_positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArray[np.int64]]:

@@ -21,32 +21,16 @@ from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
 from clipadapter.heads._base import Head, Shots
-from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._given import checked_shots
-from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions
+from clipadapter.heads._held_out import HeldOut, held_out
+from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions, has_several
 from clipadapter.heads._registry import create_head
+from clipadapter.heads._several import binary_losses
 from clipadapter.heads._text import ClassText
 
 MOST = 4096
 """Largest number of candidates of one search."""
 TEMPERATURES = torch.logspace(-2, 2, 81)
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Logits of shots by heads that did not see them.
-
-    Args:
-        logits: (r, c).
-        labels: (r,) class positions.
-        rows: (r,) row numbers among the shots.
-        how: "leave-one-out", "folds" or "views".
-    """
-
-    logits: Array
-    labels: Array
-    rows: Array
-    how: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +43,7 @@ class Candidate:
         loss: mean log-loss in nats at the candidate's own best temperature: scale is no merit, a calibrator sets it.
         behind: how much higher the loss is than the best candidate's; 0 for the best.
         error: standard error of ``behind``, from the paired losses of the held-out shots.
-        accuracy: share of held-out shots that are right.
+        accuracy: share of held-out shots that are right; with several labels a picture, of all their answers.
         temperature: what the logits are divided by for that loss.
         seconds: how long its fits took.
     """
@@ -150,50 +134,6 @@ def select(
     return Selection(ranked, judged.how, len(judged.rows), time.perf_counter() - start)
 
 
-def held_out(
-    head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, *, folds: int = 4, seed: int = 0
-) -> HeldOut:
-    """Logits of shots by clones of a head that were fitted without them.
-
-    Args:
-        head: unfitted.
-        X: (n, d) or (n, v, d) raw features of the shots.
-        y: (n,) labels.
-        text: class text.
-        folds: wished; fewer if no class has so many shots.
-        seed: of the folds.
-
-    Raises:
-        InputError: if the features are a test part, the head is transductive, or no shot can be held out.
-    """
-    if head.transductive:
-        raise InputError(f"{type(head).__name__} is transductive: it can't be judged on held-out shots")
-    views = as_views(X)
-    labels = as_labels(y, len(views))
-    classes, positions = class_positions(labels, text)
-    splits = [(a.numpy(), b.numpy()) for a, b in held_out_folds(torch.from_numpy(positions), folds, seed)]
-    how = "folds"
-    if not splits:
-        if views.shape[1] == 1:
-            raise InputError(
-                "with one shot a class and one view nothing can be held out: give two shots of some classes, or "
-                "views=2 or more, or choose the head yourself ('auto' needs none)"
-            )
-        everything = np.arange(len(views))
-        splits, how = [(everything, everything)], "views"
-    logits = []
-    for train, held in splits:
-        if how == "views":
-            fitted = clone(head).fit(views[:, :-1], labels, text=text)
-            answers = fitted.logits(views[:, -1])
-        else:
-            fitted = clone(head).fit(views[train], labels[train], text=text)
-            answers = fitted.logits(views[held, 0])
-        logits.append(answers)
-    rows = np.concatenate([held for _, held in splits])
-    return HeldOut(np.concatenate(logits), positions[rows], rows, how)
-
-
 def _leave_one_out(
     head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None, shots: dict[type, Shots]
 ) -> HeldOut | None:
@@ -201,7 +141,7 @@ def _leave_one_out(
 
     Heads of one class take the same checked shots, which remember what several candidates need.
     """
-    if head.transductive:
+    if head.transductive or has_several(y):
         return None
     labels = as_labels(y, len(as_views(X)))
     positions = class_positions(labels, text)[1]
@@ -251,7 +191,7 @@ def _rank(
         losses, temperature = scored[name]
         more = losses - best
         error = float(more.std()) / max(len(more) - 1, 1) ** 0.5 if len(more) > 1 else float("nan")
-        right = float((found[name].logits.argmax(axis=1) == found[name].labels).mean())
+        right = float(_right(found[name]).mean())
         ranked.append(
             Candidate(
                 name,
@@ -270,11 +210,12 @@ def _rank(
 def _losses(held: HeldOut) -> tuple[Array, float]:
     """(r,) log-losses at the temperature that makes their mean least, and that temperature."""
     logits, labels = torch.from_numpy(held.logits).double(), torch.from_numpy(held.labels)
+    log_loss = _log_loss if labels.ndim == 1 else binary_losses
     every: dict[int, Tensor] = {}
 
     def losses(i: int) -> Tensor:
         if i not in every:
-            every[i] = _log_loss(logits / float(TEMPERATURES[i]), labels)
+            every[i] = log_loss(logits / float(TEMPERATURES[i]), labels)
         return every[i]
 
     # The mean loss is convex in the inverse temperature: it falls up to its least value, and never again after it.
@@ -286,6 +227,13 @@ def _losses(held: HeldOut) -> tuple[Array, float]:
         else:
             low = middle + 1
     return losses(low).numpy(), float(TEMPERATURES[low])
+
+
+def _right(held: HeldOut) -> Array:
+    """Whether the answers (r,) are right, or of several labels (r, c)."""
+    if held.labels.ndim == 1:
+        return np.asarray(held.logits.argmax(axis=1) == held.labels)
+    return np.asarray((held.logits > 0) == (held.labels > 0))
 
 
 def _log_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -19,13 +19,16 @@ class Shots:
 
     Args:
         views: (n, v, d) raw features; view 0 is the plain picture, the others are augmented.
-        labels: (n,) class positions, int64.
+        labels: (n,) class positions, int64; -1 throughout where a picture has several.
         n_classes: c, classes without a shot included.
         text: (c, d) unit class text, or None.
         scale: the encoder's ``exp(logit_scale)``; 100 if no text tells.
         unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
         names: (c) class names, if there is class text.
         tower: opens the text tower that made the class text, for methods that train through it; else None.
+        targets: (n, c) ones and zeros in the dtype of the features, where a picture has several labels or none; else
+            None.
+        bias: what the encoder was trained to add to its logits (SigLIP), or None.
     """
 
     views: Tensor
@@ -36,6 +39,8 @@ class Shots:
     unlabelled: Tensor | None = None
     names: tuple[str, ...] = ()
     tower: Callable[[], TextTower] | None = None
+    targets: Tensor | None = None
+    bias: float | None = None
 
     @property
     def X(self) -> Tensor:
@@ -62,4 +67,5 @@ class Shots:
 
     def take(self, rows: Tensor) -> Shots:
         """Some of the shots, given by row numbers; classes and text stay."""
-        return replace(self, views=self.views[rows], labels=self.labels[rows])
+        targets = None if self.targets is None else self.targets[rows]
+        return replace(self, views=self.views[rows], labels=self.labels[rows], targets=targets)

@@ -93,6 +93,8 @@ class Ape(Head):
         "dtd": {"similarity_weight": 0.5, "variance_weight": 0.5},
     }
 
+    usual_temperatures = (0.9, 0.9, 0.81, 0.81, 1.0)
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -121,6 +123,9 @@ class Ape(Head):
         self.share_ = torch.exp(self.gamma * label_divergence(self.keys_, unit(text[:, self.channels_]), labels))
         self.weight_, self.scale_ = text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
         weight, keys, share = (tensor.to(X.dtype) for tensor in (self.weight_, self.keys_, self.share_))

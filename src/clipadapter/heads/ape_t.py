@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
+from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, Shots
 from clipadapter.heads._channels import choose_channels
 from clipadapter.heads._registry import register_head
@@ -56,6 +56,8 @@ class ApeT(Head):
         "dtd": {"similarity_weight": 0.2, "variance_weight": 0.8},
     }
 
+    usual_temperatures = (0.74, 0.74, 0.6, 0.74, 1.0)
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -94,9 +96,16 @@ class ApeT(Head):
         )
         self.alpha_, self.beta_, self.scale_ = float(self.alpha), float(self.beta), shots.scale
         keys = unit(keys[:, self.channels_])  # (n, q)
-        residual, self.share_ = self._train(shots, text, keys)
-        self.keys_, self.labels_ = keys + residual[shots.labels], shots.labels
-        self.weight_ = text.index_add(1, self.channels_, residual)
+        self.residual_, self.share_ = self._train(shots, text, keys)
+        self.keys_, self.labels_ = keys + self.residual_[shots.labels], shots.labels
+        self.weight_ = text.index_add(1, self.channels_, self.residual_)
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        residual = getattr(self, "residual_", None)
+        if residual is None:
+            return None
+        weight = self.weight_.index_add(1, self.channels_, residual, alpha=-1)
+        return cosine_logits(X, weight.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
         weight, keys, share = (tensor.to(X.dtype) for tensor in (self.weight_, self.keys_, self.share_))

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
+from clipadapter.heads._auto_several import fit_several
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
+from clipadapter.heads._inputs import Array
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import affordable
@@ -41,6 +43,8 @@ after the other, 101 x 16 x 1280 side by side."""
 class Auto(Head):
     """Text and shots mixed by what held-out shots show; needs no parameter, no validation set, and no class text.
 
+    With several labels a picture it mixes text and ridge regression.
+
     Args:
         folds: into how many parts the shots are divided, each held out once.
         seed: of the folds.
@@ -51,11 +55,18 @@ class Auto(Head):
     True
     """
 
+    multilabel = True
+    usual_temperatures = (1.8, 1.5, 1.5, 1.3, 1.2)
+
     def __init__(self, folds: int = 4, seed: int = 0) -> None:
         self.folds = folds
         self.seed = seed
 
     def _fit(self, shots: Shots) -> None:
+        self._told: tuple[Array, Array, float] | None = None
+        if shots.targets is not None:
+            self._fit_several(shots)
+            return
         x = unit(unit(shots.views).mean(dim=1))  # (n, d)
         counts = shots.counts[shots.labels]
         self.centre_ = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
@@ -68,8 +79,17 @@ class Auto(Head):
         units: dict[str, float] = {}
         if len(classes) > 1:
             weights, units = self._weights(seen)
+        if len(classes) < shots.n_classes:
+            self._told = None  # nothing was said of the classes without a shot
         self.trust_ = weights.pop("text", seen.trust)
         self._mix(seen, weights, units, classes, shots.n_classes)
+
+    def _fit_several(self, shots: Shots) -> None:
+        mixed = fit_several(shots, self.folds, self.seed)
+        self.centre_, self.weight_, self.bias_, self.text_ = mixed.centre, mixed.weight, mixed.bias, mixed.text
+        self.trust_, self.spread_ = mixed.trust, mixed.spread
+        self.shots_: Tensor | None = None
+        self.dual_: Tensor | None = None
 
     def _seen(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Seen:
         """What experts see; measures the text by the way."""
@@ -100,8 +120,13 @@ class Auto(Head):
         splits = [(_thinned(part.labels, train, rows, self.seed + i), rows) for i, (train, rows) in enumerate(splits)]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(seen.z) <= MOST_SHOTS]
         logits = _answers(part, splits, names)
+        held = torch.cat([rows for _, rows in splits])
         with few_threads(0):  # small products between lines of Python
-            return _judged(part, torch.cat([rows for _, rows in splits]), logits, again)
+            weights, units = _judged(part, held, logits, again)
+        if len(kept) == len(seen.z):
+            shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
+            self._told = _mixed(part, held, logits, weights, units).numpy(), held.numpy(), shots
+        return weights, units
 
     def _mix(
         self, seen: Seen, weights: dict[str, float], units: dict[str, float], classes: Tensor, n_classes: int
@@ -124,6 +149,18 @@ class Auto(Head):
         if self.text_ is None:
             self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = -1e4
 
+    def _text_logits(self, X: Tensor) -> Tensor:
+        text = getattr(self, "text_", None)
+        if text is None:
+            return X.new_zeros(len(X), len(self.weight_))
+        return self._zero_shot(unit(X), text)
+
+    def _zero_shot(self, x: Tensor, text: Tensor) -> Tensor:
+        """(m, c) what text says of unit features, as much as it is trusted."""
+        found = x @ text.to(x.dtype).T
+        # Of one label only the differences between classes tell; of several, each class's own cosine does.
+        return self.trust_ / self.spread_ * (found if self.task_ == "multilabel" else centre(found))
+
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         z = unit(x - self.centre_.to(X.dtype))
@@ -132,7 +169,7 @@ class Auto(Head):
         if shots is not None and dual is not None:
             found = found + kernel(z @ shots.to(X.dtype).T) @ dual.to(X.dtype)
         if text is not None:
-            found = found + self.trust_ / self.spread_ * centre(x @ text.to(X.dtype).T)
+            found = found + self._zero_shot(x, text)
         return found
 
 
@@ -163,6 +200,14 @@ def _judged(
     counts = torch.bincount(labels)
     shares = len(labels) / (int((counts > 0).sum()) * counts[labels]) / again
     return dict(zip(names, mixing_weights(stack, labels, expected, spread, shares), strict=True)), units
+
+
+def _mixed(
+    part: Seen, held: Tensor, logits: dict[str, Tensor], weights: dict[str, float], units: dict[str, float]
+) -> Tensor:
+    """(m, c) logits of the mixture for held-out rows."""
+    found = sum((weights[name] / units[name] * logits[name] for name in logits), start=torch.zeros(()))
+    return found if part.zero_shot is None else found + weights["text"] * part.zero_shot[held]
 
 
 def _beforehand(names: list[str], unit_of_probe: float) -> tuple[list[float], list[float]]:

@@ -52,6 +52,8 @@ class Clap(ZsLp):
     array(['dog', 'cat'], dtype='<U3')
     """
 
+    usual_temperatures = (0.6, 0.67, 0.55, 0.6, 0.81)
+
     def __init__(
         self,
         strength: float = 1.0,

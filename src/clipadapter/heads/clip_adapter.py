@@ -3,6 +3,7 @@
 Paper: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544, equations 1 to 6.
 Differs from the paper, where the residual ratio was searched per data set: the default ratio is chosen on held-out
 shots. Differs from the released code where the parameters say so; `ClipAdapter.official` is that code's recipe.
+With several labels a picture (ours) the loss is binary cross-entropy, at the bias that zero-shot has for such shots.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
-from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
-from clipadapter.heads._cosine_error import cosine_error
-from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
+from clipadapter.heads._bottleneck import Bottleneck, Mix, blend, unadapted, weaken
+from clipadapter.heads._objective import STRENGTHS, Objective
 from clipadapter.heads._registry import register_head
+from clipadapter.heads._several import bias_of_others, shot_folds, sigmoid_bias, with_bias
 from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
 
 BRANCHES = ("visual", "text", "both")
@@ -32,7 +33,6 @@ AUTO = 0.4
 AFFORDABLE = 5_000_000_000
 """Multiplications of one pass over the shots, about 350 classes x 16 shots x 1024-d, above which "auto" trains on one
 fold only: the shots held out in it are thousands, and more of them would not tell more."""
-STRENGTHS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.65, 0.75, 0.85, 1.0)
 
 
 @dataclass
@@ -85,6 +85,8 @@ class ClipAdapter(Head):
     """
 
     needs_text = True
+    multilabel = True
+    usual_temperatures = (0.81, 1.0, 1.0, 1.1, 1.5)
 
     def __init__(
         self,
@@ -159,13 +161,16 @@ class ClipAdapter(Head):
         self._check()
         assert shots.text is not None
         everything = torch.arange(len(shots.labels))
+        zero_shot = shots.scale * unit(shots.X) @ shots.text.T
+        self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
         splits = self._splits(shots) if "auto" in self._ratios() else []
         # No fit waits for what another says, since a strength weakens what was trained.
         fits = [partial(self._fitted, shots, everything, None)]
         fits += [partial(self._fitted, shots, train, held) for train, held in splits]
         n, d = shots.X.shape
         trained, *judged = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
-        strength = self._strength(shots, [fit.losses for fit in judged]) if "auto" in self._ratios() else 1.0
+        objective = Objective.of(shots, everything, self.bias_)
+        strength = objective.strength([fit.losses for fit in judged], zero_shot) if "auto" in self._ratios() else 1.0
         self.alpha_ = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
         self.beta_ = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
         self.loss_, self.scale_ = trained.loss, shots.scale
@@ -177,14 +182,19 @@ class ClipAdapter(Head):
         if self.branch != "visual":
             raise InputError(f"the text branch knows only its own classes: branch is {self.branch!r}, not 'visual'")
         self.weight_, self.scale_ = text, scale
+        self.bias_ = bias_of_others(self, len(text))
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        return self._scores(X, unadapted) if self.branch == "visual" else None
 
     def _logits(self, X: Tensor) -> Tensor:
-        tensors = {name: getattr(self, f"{name}_", None) for name in TENSORS}
-        visual = None
-        if tensors["down"] is not None:
-            visual = Bottleneck(**{name: tensor.to(X.dtype) for name, tensor in tensors.items() if tensor is not None})
+        return with_bias(self, self._scores(X, blend))
+
+    def _scores(self, X: Tensor, mix: Mix) -> Tensor:
+        visual = Bottleneck.learned(self, X.dtype)
         x = self._input(X, visual)
-        return self.scale_ * self._blended(x, self._adapted(x, visual), self.alpha_) @ self.weight_.to(X.dtype).T
+        mixed = self._blended(x, self._adapted(x, visual), self.alpha_, mix)
+        return self.scale_ * mixed @ self.weight_.to(X.dtype).T
 
     def _input(self, X: Tensor, visual: Bottleneck | None) -> Tensor:
         """What is adapted, and blended with, of raw (..., d) features."""
@@ -193,9 +203,9 @@ class ClipAdapter(Head):
     def _adapted(self, x: Tensor, adapter: Bottleneck | None) -> Tensor | None:
         return None if adapter is None else adapter(x, self.final_relu)
 
-    def _blended(self, x: Tensor, adapted: Tensor | None, ratio: Tensor | float) -> Tensor:
+    def _blended(self, x: Tensor, adapted: Tensor | None, ratio: Tensor | float, mix: Mix = blend) -> Tensor:
         """(n, d) features or class weights."""
-        return x if adapted is None else blend(x, adapted, ratio, self.output_norm)
+        return x if adapted is None else mix(x, adapted, ratio, self.output_norm)
 
     def _ratios(self) -> list[float | str]:
         """The ratios in use: those of the branches that are on."""
@@ -219,18 +229,18 @@ class ClipAdapter(Head):
         if held is None:
             return trained
         assert shots.text is not None
-        x, text, labels = self._input(shots.X[held], trained.visual), shots.text, shots.labels[held]
+        x, text = self._input(shots.X[held], trained.visual), shots.text
         of_x, of_text = self._adapted(x, trained.visual), self._adapted(text, trained.text)
         for i, strength in enumerate(STRENGTHS):
             alpha = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
             beta = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
             logits = shots.scale * self._blended(x, of_x, alpha) @ self._blended(text, of_text, beta).T
-            trained.losses[i] = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            trained.losses[i] = Objective.of(shots, held, self.bias_).total(logits)
         return trained
 
     def _train(self, shots: Shots, rows: Tensor, progress: bool) -> _Adapted:
         assert shots.text is not None
-        labels, text = shots.labels[rows], shots.text
+        text, objective = shots.text, Objective.of(shots, rows, self.bias_)
         d, dtype = text.shape[1], text.dtype
         generator = torch.Generator().manual_seed(self.seed)
         visual = self._initial(d, generator, dtype) if self.branch != "text" else None
@@ -252,8 +262,8 @@ class ClipAdapter(Head):
             if visual is not None:
                 x = blend(x, visual(x, self.final_relu), ratio("alpha", self.alpha), renormalise=False)
                 if self.output_norm:
-                    return cosine_error(x, weight, labels[batch], shots.scale)
-            return torch.nn.functional.cross_entropy(shots.scale * x @ weight.T, labels[batch])
+                    return objective.of_cosines(x, weight, batch)
+            return objective.of_products(x, weight, batch)
 
         parameters = [*odds.values()]
         for adapter in (visual, textual):
@@ -282,18 +292,6 @@ class ClipAdapter(Head):
 
     def _splits(self, shots: Shots) -> list[tuple[Tensor, Tensor]]:
         """Shots to train on and shots to judge by; none if most classes have one shot."""
-        if not most_can_be_held_out(shots.labels):
-            return []
-        splits = held_out_folds(shots.labels, self.folds, self.seed)
+        splits = shot_folds(shots, self.folds, self.seed)
         n, d = shots.X.shape
         return splits[:1] if n * d * (2 * self._width(d) + shots.n_classes) > AFFORDABLE else splits
-
-    def _strength(self, shots: Shots, losses: list[Tensor]) -> float:
-        """How much of the ratio trained with to keep, from the losses (strengths,) on held-out shots of each fold."""
-        assert shots.text is not None
-        if not losses:
-            # One shot a class: no shot can be spared. Zero-shot never saw the shots, so its confidence in their
-            # labels is an honest estimate of how far to trust it. The square root is ours: found on other data.
-            zero_shot = (shots.scale * unit(shots.X) @ shots.text.T).softmax(dim=1)
-            return math.sqrt(1.0 - float(zero_shot[torch.arange(len(shots.labels)), shots.labels].mean()))
-        return float(torch.softmax(-sum(losses, torch.zeros(len(STRENGTHS))), dim=0) @ torch.tensor(STRENGTHS))

@@ -66,6 +66,7 @@ class CrossModal(Head):
     """
 
     needs_text = True
+    usual_temperatures = (1.0, 1.0, 0.9, 1.0, 1.3)
 
     def __init__(
         self,

@@ -82,6 +82,8 @@ class Gda(Head):
     array(['up'], dtype='<U5')
     """
 
+    usual_temperatures = (2.7, 3.6, 3.6, 3.0, 2.4)
+
     def __init__(self, alpha: float = 0.06, shrinkage: str = "pooled", neighbours: int = 0) -> None:
         self.alpha = alpha
         self.shrinkage = shrinkage
@@ -131,7 +133,12 @@ class Gda(Head):
         """One linear map of text and Gaussians, of (c, d) each."""
         bias = -0.5 * (weight * means).sum(dim=1) - math.log(len(means))
         self.weight_ = (text + self.alpha * weight).to(dtype).contiguous()
+        self.text_ = text.to(dtype) if isinstance(text, Tensor) else None
         self.bias_ = (self.alpha * bias).to(dtype)
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        text = getattr(self, "text_", None)
+        return None if text is None else unit(X) @ text.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)

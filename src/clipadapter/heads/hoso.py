@@ -18,7 +18,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
-from clipadapter.heads._bottleneck import Bottleneck, blend
+from clipadapter.heads._bottleneck import Bottleneck, blend, unadapted
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, drawn, minimise
@@ -50,6 +50,7 @@ class Hoso(Head):
     """
 
     needs_text = True
+    usual_temperatures = (1.1, 1.2, 1.0, 1.0, 2.4)
 
     def __init__(
         self,
@@ -112,6 +113,11 @@ class Hoso(Head):
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        x = unit(X)
+        adapter = Bottleneck(self.down_.to(X.dtype), self.up_.to(X.dtype))
+        return self.scale_ * unadapted(x, adapter(x), self.alpha_) @ self.weight_.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)

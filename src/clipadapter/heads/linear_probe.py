@@ -6,6 +6,7 @@ scikit-learn's LogisticRegression, on the way to it are torch's L-BFGS and a bet
 `LinearProbe.official` with the C that `search_c` finds is the probe of CoOp's code, which stops before the optimum
 where C is large. How early depends on scikit-learn: since 1.4, of 2024, its tolerance is for the mean loss of the
 shots, before it was for their sum.
+With several labels a picture there is one logistic regression a class, and C is the same for all.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
+from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import ABSENT, Regression, affordable
+from clipadapter.heads._several import binary_losses, most_are_several, several_folds
 from clipadapter.heads._training import few_threads
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -69,7 +72,7 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
 
 @register_head("linear-probe", paper="https://arxiv.org/abs/2103.00020")
 class LinearProbe(Head):
-    """Multinomial logistic regression by L-BFGS; class text is not used.
+    """Multinomial logistic regression by L-BFGS, or one against the rest for each of several labels; text is not used.
 
     Args:
         C: inverse strength of the L2 penalty, as in scikit-learn; "auto" takes the value of 0.1, 1 ... 1000 with the
@@ -82,11 +85,15 @@ class LinearProbe(Head):
         tol: L-BFGS stops when the norm of the gradient has fallen to this share of that at zero weights; with solver
             "sklearn", when its largest entry has fallen below it.
         seed: of the folds.
-        solver: "torch", or "sklearn" for scikit-learn's LogisticRegression itself, in float64.
+        solver: "torch", or "sklearn" for scikit-learn's LogisticRegression itself, in float64; several labels know the
+            first only.
 
     >>> LinearProbe().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
     """
+
+    multilabel = True
+    usual_temperatures = (0.15, 0.55, 0.6, 0.81, 1.0)
 
     def __init__(
         self,
@@ -119,6 +126,9 @@ class LinearProbe(Head):
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels
+        if shots.targets is not None:
+            self._fit_several(X, shots.targets)
+            return
         with few_threads(0):
             self.C_ = self._choose(X, labels) if self.C == "auto" else float(self.C)
         if self.solver == "sklearn" and len(labels.unique()) > 1:
@@ -129,6 +139,33 @@ class LinearProbe(Head):
             regression = Regression(X, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         self.weight_, self.bias_ = regression.answer(shots.n_classes)
+
+    def _fit_several(self, X: Tensor, targets: Tensor) -> None:
+        if self.solver != "torch":
+            raise InputError(f"with several labels a picture the solver is 'torch', but is {self.solver!r}")
+        with few_threads(0):
+            self.C_ = self._choose_several(X, targets) if self.C == "auto" else float(self.C)
+        with few_threads(X.numel() * targets.shape[1] // 8):
+            regression = OneVsRest(X, targets)
+            self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
+        self.weight_, self.bias_ = regression.answer(targets.shape[1])
+
+    def _choose_several(self, X: Tensor, targets: Tensor) -> float:
+        if not most_are_several(targets):
+            return ONE_SHOT
+        targets = some_classes(targets, X.shape[1], self.seed)
+        splits = several_folds(targets, self.folds, self.seed)
+        regressions = [OneVsRest(X[train], targets[train]) for train, _ in splits]
+        losses: list[float] = []
+        for C in GRID:
+            losses.append(0.0)
+            for regression, (_, held) in zip(regressions, splits, strict=True):
+                regression.solve(C, ROUGH, self.max_iter)  # starts where the C before ended
+                weight, bias = regression.answer(targets.shape[1])
+                losses[-1] += float(binary_losses(X[held] @ weight.T + bias, targets[held]).sum())
+            if losses[-1] > min(losses):
+                break
+        return GRID[losses.index(min(losses))]
 
     def _fit_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> None:
         from sklearn.linear_model import LogisticRegression
@@ -142,6 +179,9 @@ class LinearProbe(Head):
         seen = torch.from_numpy(model.classes_)
         self.weight_ = X.new_zeros(n_classes, X.shape[1]).index_copy(0, seen, weight.to(X.dtype))
         self.bias_ = X.new_full((n_classes,), ABSENT).index_copy(0, seen, bias.to(X.dtype))
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return X.new_zeros(len(X), len(self.weight_))
 
     def _logits(self, X: Tensor) -> Tensor:
         return self._input(X) @ self.weight_.T.to(X.dtype) + self.bias_.to(X.dtype)

@@ -85,6 +85,7 @@ class LpPlusPlus(Head):
     """
 
     needs_text = True
+    usual_temperatures = (1.2, 1.2, 1.2, 1.2, 1.3)
 
     def __init__(self, literal: bool = False, epochs: int | None = None, seed: int = 0, progress: bool = False) -> None:
         self.literal = literal
@@ -113,7 +114,11 @@ class LpPlusPlus(Head):
         visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, seen, weight)
         self.bias_ = bias.mean().repeat(c).index_copy(0, seen, bias)
         self.alpha_ = alpha.mean().repeat(c).index_copy(0, seen, alpha)
-        self.weight_ = visual + self.alpha_[:, None] * shots.text
+        self.weight_, self.text_ = visual + self.alpha_[:, None] * shots.text, shots.text
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        text = getattr(self, "text_", None)
+        return None if text is None else unit(X) @ (self.alpha_[:, None] * text).T.to(X.dtype)
 
     def _logits(self, X: Tensor) -> Tensor:
         return torch.addmm(self.bias_.to(X.dtype), unit(X), self.weight_.T.to(X.dtype))

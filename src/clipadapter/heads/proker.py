@@ -63,6 +63,7 @@ class Proker(Head):
     """
 
     needs_text = True
+    usual_temperatures = (1.0, 1.1, 1.2, 1.3, 1.8)
 
     def __init__(
         self,
@@ -107,6 +108,9 @@ class Proker(Head):
         self.support_ = support.to(rows.dtype)
         self.weight_, self.scale_ = text.to(rows.dtype), self._scale(shots)
         self.dual_ = (self._height(lam, shots) * self._project(dual, text)).to(rows.dtype).contiguous()
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         support, dual, weight = (t.to(X.dtype) for t in (self.support_, self.dual_, self.weight_))

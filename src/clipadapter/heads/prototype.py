@@ -31,6 +31,8 @@ class Prototype(Head):
     array(['up'], dtype='<U5')
     """
 
+    usual_temperatures = (0.9, 0.81, 0.74, 0.74, 1.0)
+
     def __init__(self, mix: float = 0.5) -> None:
         self.mix = mix
 
@@ -40,9 +42,16 @@ class Prototype(Head):
         present = shots.counts > 0
         prototypes = unit(sums)
         prototypes[~present] = prototypes.sum(dim=0) / present.sum()
-        text = 0.0 if shots.text is None else mix * shots.text
-        self.weight_, self.scale_ = text + (1 - mix) * prototypes, shots.scale
+        self.text_ = mix * shots.text if mix > 0 and shots.text is not None else None
+        others = (1 - mix) * prototypes
+        self.weight_, self.scale_ = others if self.text_ is None else self.text_ + others, shots.scale
         self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT).to(sums.dtype)
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        text = getattr(self, "text_", None)
+        if text is None:
+            return X.new_zeros(len(X), len(self.weight_)) if self.mix == 0 else None
+        return self.scale_ * unit(X) @ text.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)

@@ -45,6 +45,7 @@ class Rla(Head):
     """
 
     needs_text = True
+    usual_temperatures = (0.67, 0.74, 0.67, 0.81, 1.0)
 
     def __init__(
         self,

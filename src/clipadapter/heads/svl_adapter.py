@@ -126,6 +126,9 @@ class SvlAdapter(Head):
         for name, weight in zip(TENSORS, weights, strict=True):
             setattr(self, f"{name}_", weight.requires_grad_(False))
 
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return (1 - self.blend_) * self._zero_shot(X)
+
     def _logits(self, X: Tensor) -> Tensor:
         weights = (getattr(self, f"{name}_").to(X.dtype) for name in TENSORS)
         adapted = _network(self._second(X), *weights)

@@ -50,6 +50,7 @@ class TaskRes(Head):
 
     needs_text = True
     presets: ClassVar[Mapping[str, Preset]] = {"oxford_flowers": {"alpha": 1.0}, "imagenet": {"lr": 2e-4}}
+    usual_temperatures = (0.74, 0.74, 0.67, 0.74, 1.0)
 
     def __init__(
         self,
@@ -94,8 +95,16 @@ class TaskRes(Head):
     def _fit(self, shots: Shots) -> None:
         base = lengthened(shots, self.text_norm)
         self.residual_, self.loss_ = train_residual(shots, base, self.alpha, self._recipe())
-        self.weight_ = unit(base + self.alpha * self.residual_)
+        moved = base + self.alpha * self.residual_
+        self.weight_, self.length_ = unit(moved), moved.norm(dim=1)
         self.scale_ = shots.scale
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        length = getattr(self, "length_", None)
+        if length is None:
+            return None
+        text = self.weight_ - self.alpha * self.residual_ / length[:, None]
+        return self.scale_ * unit(X) @ text.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)

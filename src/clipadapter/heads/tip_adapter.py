@@ -4,6 +4,8 @@ Paper: Zhang et al., ECCV 2022, https://arxiv.org/abs/2207.09519, equations 1 to
 Differs from the paper, where alpha and beta were set per data set and then searched on validation or test pictures: one
 alpha and beta for all data sets, the best of the paper's ablation on ImageNet with 16 shots. `search_grid` has the
 values that the released code searched, for a search on held-out shots. The logits themselves are the released code's.
+With several labels a picture (ours): a shot votes for each class that it has, and a bias for each class is learned from
+what the other shots say of each shot.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, Shots
 from clipadapter.heads._registry import register_head
+from clipadapter.heads._several import fitted_bias, votes_for_several, with_bias
 from clipadapter.heads._shot_cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
@@ -84,9 +87,12 @@ class TipAdapter(Head):
     """
 
     needs_text = True
+    multilabel = True
     presets: ClassVar[Mapping[str, Preset]] = {
         name: {"alpha": alpha, "beta": INITIAL_BETA} for name, alpha in INITIAL_ALPHA.items()
     }
+
+    usual_temperatures = (0.9, 0.9, 0.81, 0.81, 0.9)
 
     def __init__(self, alpha: float = 1.0, beta: float = 5.5) -> None:
         self.alpha = alpha
@@ -95,14 +101,30 @@ class TipAdapter(Head):
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta)
-        self.keys_, self.labels_ = cache_keys(shots.views), shots.labels
+        several = shots.targets is not None
+        self.keys_, self.labels_ = cache_keys(shots.views), None if several else shots.labels
+        self.targets_ = shots.targets
         self.weight_, self.scale_ = shots.text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
+        self.bias_ = None
+        if shots.targets is not None:
+            votes = votes_for_several(shots.X, self.keys_, shots.targets, self.beta_, without_own=True)
+            self.bias_ = fitted_bias(
+                cosine_logits(shots.X, shots.text, shots.scale) + self.alpha_ * votes, shots.targets
+            )
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
         weight, keys = self.weight_.to(X.dtype), self.keys_.to(X.dtype)
-        votes = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
-        return cosine_logits(X, weight, self.scale_) + self.alpha_ * votes
+        if self.task_ == "multilabel":
+            assert self.targets_ is not None
+            votes = votes_for_several(X, keys, self.targets_.to(X.dtype), self.beta_)
+        else:
+            assert self.labels_ is not None
+            votes = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
+        return with_bias(self, cosine_logits(X, weight, self.scale_) + self.alpha_ * votes)
 
     def _leave_one_out(self, shots: Shots) -> Tensor:
         assert shots.text is not None

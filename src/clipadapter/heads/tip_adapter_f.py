@@ -63,6 +63,8 @@ class TipAdapterF(Head):
         for name, alpha in INITIAL_ALPHA.items()
     }
 
+    usual_temperatures = (0.49, 0.55, 0.49, 0.6, 1.1)
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -93,6 +95,9 @@ class TipAdapterF(Head):
         self.labels_, self.weight_, self.scale_ = shots.labels, shots.text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
         self.keys_ = self._train(shots, shots.text, cache_keys(shots.views))
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
         weight, keys = self.weight_.to(X.dtype), self.keys_.to(X.dtype)

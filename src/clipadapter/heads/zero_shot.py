@@ -1,6 +1,9 @@
 """Zero-shot CLIP: the cosine between a picture and each class's text, times the model's scale.
 
 Paper: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3.1.
+With several labels a picture: a sigmoid of each class's logit and the encoder's bias, as SigLIP was trained (Zhai et
+al., ICCV 2023, https://arxiv.org/abs/2303.15343). An encoder without a bias, such as CLIP, gets one for each class from
+the shots: that is ours, and all that this head learns of them.
 """
 
 from __future__ import annotations
@@ -10,11 +13,12 @@ from torch import Tensor
 from clipadapter.functional import cosine_logits
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._registry import register_head
+from clipadapter.heads._several import bias_of_others, sigmoid_bias, with_bias
 
 
 @register_head("zero-shot", paper="https://arxiv.org/abs/2103.00020")
 class ZeroShot(Head):
-    """Class text alone; the shots are not looked at.
+    """Class text alone; the shots are not looked at, but for the bias of each class if pictures have several labels.
 
     >>> from clipadapter.heads import ClassText
     >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
@@ -23,13 +27,21 @@ class ZeroShot(Head):
     """
 
     needs_text = True
+    multilabel = True
+    usual_temperatures = (0.9, 0.9, 0.9, 0.9, 1.1)
 
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None
         self.weight_, self.scale_ = shots.text, shots.scale
+        several = shots.targets is not None
+        self.bias_ = sigmoid_bias(shots, cosine_logits(shots.X, shots.text, shots.scale)) if several else None
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
+        self.bias_ = bias_of_others(self, len(text))
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
-        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
+        return with_bias(self, cosine_logits(X, self.weight_.to(X.dtype), self.scale_))

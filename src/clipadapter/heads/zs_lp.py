@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.functional import cosine_logits
+from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
@@ -46,6 +46,7 @@ class ZsLp(Head):
     """
 
     needs_text = True
+    usual_temperatures = (0.9, 0.81, 0.74, 0.9, 1.1)
 
     def __init__(
         self,
@@ -103,8 +104,15 @@ class ZsLp(Head):
             self.seed,
             self.progress,
         )
-        moved, self.loss_ = train_residual(shots, base, 1.0, recipe, None if multipliers is None else penalty)
-        self.weight_, self.scale_ = base + moved, shots.scale
+        self.moved_, self.loss_ = train_residual(shots, base, 1.0, recipe, None if multipliers is None else penalty)
+        self.weight_, self.scale_ = base + self.moved_, shots.scale
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        moved = getattr(self, "moved_", None)
+        if moved is None:
+            return None
+        text = (self.weight_ - moved) / self.weight_.norm(dim=1, keepdim=True)
+        return self.scale_ * unit(X) @ text.to(X.dtype).T
 
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)

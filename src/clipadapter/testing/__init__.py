@@ -1,7 +1,8 @@
 """Checks for those who add a part: what every encoder, text tower, head ... must do."""
 
+from clipadapter.testing._toy import toy_features
 from clipadapter.testing.encoders import ENCODER_CHECKS, check_encoder
-from clipadapter.testing.heads import HEAD_CHECKS, check_head, toy_features
+from clipadapter.testing.heads import HEAD_CHECKS, check_head
 from clipadapter.testing.towers import TOWER_CHECKS, check_tower
 
 __all__ = [

@@ -204,6 +204,17 @@ def check_different_inputs_differ(encoder: Encoder) -> None:
     _require(not torch.allclose(texts[0], texts[1]), "two texts have one feature")
 
 
+def check_patch_features(encoder: Encoder) -> None:
+    """Where parts of a picture have features, they are (h, w, d) float32 on the CPU, finite, without a graph."""
+    with torch.enable_grad():
+        patches = encoder.patch_features(_picture((64, 48)))
+    if patches is not None:
+        h, w = patches.shape[:2]
+        _require(patches.shape == (h, w, encoder.info.dim), f"patches have shape {tuple(patches.shape)}")
+        _raw(patches.flatten(0, 1), h * w, encoder.info.dim)
+        _require(not patches.requires_grad, "patches must not ask for gradients")
+
+
 def check_global_randomness_is_untouched(encoder: Encoder) -> None:
     """Encoding draws nothing from the global random stream."""
     before = torch.get_rng_state()

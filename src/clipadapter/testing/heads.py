@@ -10,41 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
 from clipadapter.heads import ClassText, Head
-from clipadapter.towers import WordTower
-
-Array = NDArray[Any]
-CLASSES = ("cat", "dog", "bird")
-
-
-def toy_features(
-    counts: tuple[int, ...] = (4, 4, 4), d: int = 16, noise: float = 0.3, seed: int = 0
-) -> tuple[Array, Array, ClassText]:
-    """Separable features of three classes whose text points roughly where their pictures lie.
-
-    Args:
-        counts: shots of each class.
-        d: width.
-        noise: spread of the pictures, relative to the distance of the classes.
-        seed: of the draw.
-
-    Returns:
-        X (n, d) of length about 9, y (n,) names, class text with a tower that knows the names.
-    """
-    rng = np.random.default_rng(seed)
-    means = np.eye(len(CLASSES), d)
-    X = np.concatenate([means[i] + noise / np.sqrt(d) * rng.standard_normal((n, d)) for i, n in enumerate(counts)])
-    y = np.repeat(CLASSES, counts)
-    rows = means + 0.1 * rng.standard_normal(means.shape)
-    words = WordTower(dict(zip(CLASSES, torch.from_numpy(rows), strict=True)), d)
-    text = ClassText(CLASSES, rows, logit_scale=20.0, tower=lambda: words)
-    return (9 * X).astype(np.float32), y, text
+from clipadapter.testing._several import SEVERAL_CHECKS
+from clipadapter.testing._toy import CLASSES, Array, toy_features
 
 
 def _fit(head: Head, X: Array, y: Array, text: ClassText | None) -> Head:
@@ -254,6 +227,27 @@ def check_presets_are_parameters(head: Head) -> None:
         assert np.isfinite(_fit(type(head).preset(name), *toy_features()).logits(toy_features()[0])).all()
 
 
+def check_text_part(head: Head) -> None:
+    """What is said to come from class text is as wide as the logits, and prefers no class where text prefers none."""
+    X, y, text = toy_features()
+    found = _fit(head, X, y, text).text_logits(X)
+    if found is None:
+        return
+    assert found.shape == (len(X), len(CLASSES))
+    assert not head.needs_text or np.ptp(found, axis=1).min() > 0, (
+        "a head that needs text has a part that tells classes"
+    )
+    saved = {name: np.array(value) for name, value in head.state().items()}
+    again = clone(head).load_state(saved, head.classes_.tolist(), head.n_features_in_).attach(text).text_logits(X)
+    assert again is not None, "what tells the part is not among what is saved"
+    np.testing.assert_array_equal(again, found)
+    basis = np.linalg.svd(text.embeddings.astype(np.float64))[2][: len(CLASSES)]
+    across = X - X @ basis.T @ basis  # the shots tell their classes there by noise alone, the text not at all
+    part = head.text_logits(across)
+    assert part is not None
+    np.testing.assert_allclose(np.ptp(part, axis=1), 0, atol=1e-4)
+
+
 HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_constructor_only_stores,
     check_parameters_are_documented,
@@ -277,6 +271,8 @@ HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_unlabelled_pictures,
     check_leave_one_out_is_a_refit,
     check_presets_are_parameters,
+    check_text_part,
+    *SEVERAL_CHECKS,
 )
 """Every rule, in the order in which their failures are easiest to understand."""
 

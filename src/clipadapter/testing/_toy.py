@@ -1,0 +1,39 @@
+"""Features that heads are tried on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clipadapter.heads import ClassText
+from clipadapter.towers import WordTower
+
+Array = NDArray[Any]
+CLASSES = ("cat", "dog", "bird")
+
+
+def toy_features(
+    counts: tuple[int, ...] = (4, 4, 4), d: int = 16, noise: float = 0.3, seed: int = 0
+) -> tuple[Array, Array, ClassText]:
+    """Separable features of three classes whose text points roughly where their pictures lie.
+
+    Args:
+        counts: shots of each class.
+        d: width.
+        noise: spread of the pictures, relative to the distance of the classes.
+        seed: of the draw.
+
+    Returns:
+        X (n, d) of length about 9, y (n,) names, class text with a tower that knows the names.
+    """
+    rng = np.random.default_rng(seed)
+    means = np.eye(len(CLASSES), d)
+    X = np.concatenate([means[i] + noise / np.sqrt(d) * rng.standard_normal((n, d)) for i, n in enumerate(counts)])
+    y = np.repeat(CLASSES, counts)
+    rows = means + 0.1 * rng.standard_normal(means.shape)
+    words = WordTower(dict(zip(CLASSES, torch.from_numpy(rows), strict=True)), d)
+    text = ClassText(CLASSES, rows, logit_scale=20.0, tower=lambda: words)
+    return (9 * X).astype(np.float32), y, text

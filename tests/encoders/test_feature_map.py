@@ -1,0 +1,134 @@
+"""What encoders say of the parts of a picture."""
+
+import numpy as np
+import torch
+from open_clip.timm_model import TimmModel
+from PIL import Image
+from torch.nn import functional as F
+
+from clipadapter.encoders import create_encoder, unprojected, with_engine
+from clipadapter.encoders._patches import find_patches
+from clipadapter.encoders._simclr_network import write_tensors
+from clipadapter.pretraining._trainee import Trainee
+
+
+def normalised(encoder, image):
+    return encoder.preprocess(image)[None]
+
+
+def test_lites_map_has_the_feature_as_its_mean(opened, picture):
+    encoder, image = opened("lite"), picture(300, 200)
+    patches = encoder.patch_features(image)
+    assert patches.shape == (7, 7, 1280)
+    torch.testing.assert_close(patches.mean(dim=(0, 1)), encoder.encode_images([image])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_simclrs_map_has_the_feature_as_its_mean(tmp_path, picture):
+    write_tensors(tmp_path / "encoder.safetensors", Trainee(0, "cpu", None, 0.1).tower.state_dict(), {"size": 64})
+    encoder, image = create_encoder(f"simclr:{tmp_path}"), picture(96, 80)
+    patches = encoder.patch_features(image)
+    assert patches.shape == (2, 2, 512)
+    torch.testing.assert_close(patches.mean(dim=(0, 1)), encoder.encode_images([image])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_rn50_patches_make_the_feature_where_attention_is_even(opened, picture):
+    """With queries of zero every place counts the same, the mean's token included."""
+    encoder, image = opened("RN50").twin(), picture(224, 224)
+    visual, pool = encoder._model.visual, encoder._model.visual.attnpool
+    pool.q_proj.weight = torch.nn.Parameter(torch.zeros_like(pool.q_proj.weight), requires_grad=False)
+    pool.q_proj.bias = torch.nn.Parameter(torch.zeros_like(pool.q_proj.bias), requires_grad=False)
+    patches = encoder.patch_features(image)
+    assert patches.shape == (7, 7, 1024)
+    with torch.no_grad():
+        features = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(normalised(encoder, image))))))
+        mean = pool.c_proj(pool.v_proj(features.mean(dim=(2, 3)) + pool.positional_embedding[0]))[0]
+    wanted = (patches.sum(dim=(0, 1)) + mean) / 50
+    torch.testing.assert_close(wanted, encoder.encode_images([image])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_vit_patches_are_clearclips_in_plain_loops(opened, picture):
+    encoder, image = opened("ViT-B-32"), picture(224, 224)
+    visual, found = encoder._model.visual, encoder.patch_features(image)
+    last = visual.transformer.resblocks[-1]
+    kept = []
+    hook = last.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    with torch.no_grad():
+        visual(normalised(encoder, image))
+        hook.remove()
+        x = last.ln_1(kept[0][0])  # (50, 768)
+        (wq, _, wv), (bq, _, bv) = last.attn.in_proj_weight.chunk(3), last.attn.in_proj_bias.chunk(3)
+        heads = []
+        for h in range(12):
+            own = slice(64 * h, 64 * h + 64)
+            q, v = x @ wq[own].T + bq[own], x @ wv[own].T + bv[own]
+            heads.append((q @ q.T / 8).softmax(dim=1) @ v)
+        out = F.linear(torch.cat(heads, dim=1), last.attn.out_proj.weight, last.attn.out_proj.bias)
+        wanted = visual.ln_post(out) @ visual.proj
+    assert found.shape == (7, 7, 512)
+    torch.testing.assert_close(found.flatten(0, 1), wanted[1:], atol=1e-4, rtol=1e-4)
+
+
+def test_asking_for_patches_changes_no_tower(opened, picture):
+    for name in ("ViT-B-32", "tiny", "lite"):
+        encoder, image = opened(name), picture(224, 224)
+        before = encoder.encode_images([image])
+        encoder.patch_features(image)
+        torch.testing.assert_close(encoder.encode_images([image]), before, atol=0, rtol=0)
+
+
+def test_a_patch_of_siglip_is_pooled_alone(opened, picture):
+    """Attention over one token is that token's value."""
+    encoder, image = opened("SigLIP"), picture(224, 224)
+    trunk = encoder._model.visual.trunk
+    found = encoder.patch_features(image)
+    assert found.shape == (14, 14, 192)
+    with torch.no_grad():
+        token = trunk.forward_features(normalised(encoder, image))[0, 1 + 14 * 3 + 5]
+        pool = trunk.attn_pool
+        value = pool.proj(pool.kv(token).chunk(2)[1])
+        wanted = value + pool.mlp(pool.norm(value))
+    torch.testing.assert_close(found[3, 5], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_network_of_timm_that_takes_the_mean_has_patches_whose_mean_is_the_feature():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        visual = TimmModel("resnet18", 16, image_size=64, pool="", proj="linear").eval()
+        pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        patches = find_patches(visual, pixels)
+        assert patches.shape == (2, 2, 16)
+        torch.testing.assert_close(patches.mean(dim=(0, 1)), visual(pixels)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_towers_that_are_not_known_have_no_patches(opened, picture):
+    image = picture(64, 64)
+    assert opened("toy").patch_features(image) is None
+    assert opened("pair:toy+lite").patch_features(image) is None
+    assert unprojected(opened("tiny")).patch_features(image) is None
+    visual = TimmModel("vit_tiny_patch16_224", 16, pool="token", proj="linear").eval()
+    assert find_patches(visual, torch.zeros(1, 3, 224, 224)) is None
+
+
+def test_an_engine_leaves_patches_to_the_encoder(opened, picture):
+    plain, image = opened("lite"), picture(300, 200)
+    found = with_engine(plain).patch_features(image)
+    torch.testing.assert_close(found, plain.patch_features(image))
+
+
+def test_rows_and_columns_of_the_map_are_those_of_the_picture(opened):
+    """A change in one corner moves that corner of the map most."""
+    for name, side in (("lite", 7), ("RN50", 7), ("ViT-B-32", 7)):
+        plain = Image.new("RGB", (224, 224), (120, 120, 120))
+        spot = plain.copy()
+        noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        spot.paste(Image.fromarray(noise), (168, 8))  # right, top
+        moved = (opened(name).patch_features(spot) - opened(name).patch_features(plain)).norm(dim=-1)
+        row, column = divmod(int(moved.argmax()), side)
+        assert row <= 2 and column >= 4, f"{name}: {row}, {column}"
+
+
+def test_auto_and_folders_give_the_same_patches(opened, folders, picture):
+    image = picture(40, 40)
+    again = create_encoder(f"open_clip:local-dir:{folders['tiny']}")
+    torch.testing.assert_close(again.patch_features(image), opened("tiny").patch_features(image))

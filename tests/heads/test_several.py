@@ -1,0 +1,287 @@
+"""Several labels a picture: what heads share for it, and the values that each head has then."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText, create_head, head_info, held_out, list_heads, select
+from clipadapter.heads._auto_several import mixing_weights_several, ridge_several
+from clipadapter.heads._one_vs_rest import OneVsRest
+from clipadapter.heads._several import fitted_bias, several_folds
+from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.linear_probe import GRID, LinearProbe
+from clipadapter.heads.tip_adapter import TipAdapter
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing._several import toy_several
+
+ABLE = {"zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "auto"}
+
+
+def drawn(n=40, c=4, d=6, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, d))
+    return X, (X[:, :c] + rng.standard_normal((n, c)) > 0.5).astype(int)
+
+
+def unit(X):
+    return X / np.linalg.norm(X, axis=1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_these_heads_take_several_labels():
+    assert {name for name in list_heads() if head_info(name).cls.multilabel} == ABLE
+
+
+@pytest.mark.parametrize(
+    ("Y", "words"),
+    [
+        (np.full((24, 3), 2), "something else in it"),
+        (np.full((24, 3), "cat"), "something else in it"),
+        (np.full((24, 3), np.nan), "something else in it"),
+        (np.zeros((24, 2)), "2 columns but the class text has 3"),
+        (np.zeros((23, 3)), "24 rows but y has labels of 23"),
+    ],
+)
+def test_wrong_labels_are_named(Y, words):
+    X, _, text = toy_several()
+    with pytest.raises(InputError, match=words):
+        ZeroShot().fit(X, Y, text=text)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, np.ndarray.tolist, torch.from_numpy, lambda Y: Y.astype(float)])
+def test_labels_may_be_any_kind_of_zeros_and_ones(kind):
+    X, Y, _ = toy_several()
+    expected = LinearProbe(C=1.0).fit(X, Y).logits(X)
+    np.testing.assert_array_equal(LinearProbe(C=1.0).fit(X, kind(Y)).logits(X), expected)
+
+
+def test_classes_are_those_of_the_text_or_numbers():
+    X, Y, text = toy_several()
+    assert LinearProbe(C=1.0).fit(X, Y, text=text).classes_.tolist() == list(text.labels)
+    assert LinearProbe(C=1.0).fit(X, Y).classes_.tolist() == [0, 1, 2]
+
+
+def test_a_column_of_names_is_still_one_label_a_picture():
+    X, _, _ = toy_several()
+    with pytest.warns(UserWarning, match="column-vector"):
+        head = LinearProbe(C=1.0).fit(X, np.repeat(["a", "b"], 12)[:, None])
+    assert head.task_ == "single-label"
+
+
+def test_bias_is_that_of_logistic_regression_on_a_constant():
+    X, Y = drawn()
+    logits = 3 * X[:, :4]
+    found = fitted_bias(torch.from_numpy(logits), torch.from_numpy(Y), spread=1e4).numpy()
+    np.testing.assert_allclose(sigmoid(logits + found).sum(axis=0), Y.sum(axis=0), rtol=1e-5)
+
+
+def test_bias_of_rare_classes_is_near_that_of_all():
+    targets = torch.zeros(50, 3)
+    targets[:25, 0], targets[:24, 1] = 1, 1
+    zeros = torch.zeros(50, 3)
+    loose, tight = fitted_bias(zeros, targets, spread=100.0), fitted_bias(zeros, targets, spread=0.1)
+    assert loose[2] < -8
+    assert float(tight.max() - tight.min()) < 0.5
+    # Half of a third and 48 % of a third: common log-odds of 49.5 in 151.
+    torch.testing.assert_close(tight.mean(), torch.tensor(np.log(49.5 / 101.5)).float(), atol=0.1, rtol=0)
+
+
+def test_zero_shot_uses_the_bias_that_siglip_was_trained_with():
+    X, Y, text = toy_several()
+    siglip = ClassText(text.labels, text.embeddings, 110.0, logit_bias=-12.5)
+    expected = sigmoid(110.0 * unit(X.astype(float)) @ text.embeddings.T - 12.5)
+    np.testing.assert_allclose(ZeroShot().fit(X, Y, text=siglip).predict_proba(X), expected, atol=1e-4)
+
+
+def test_zero_shot_without_a_bias_gives_classes_their_share():
+    X, Y, text = toy_several(n=200)
+    Y[:, 0] &= np.arange(200) % 2
+    found = ZeroShot().fit(X, Y, text=text).predict_proba(X)
+    np.testing.assert_allclose(found.mean(axis=0), Y.mean(axis=0), atol=0.02)
+
+
+def test_other_classes_get_the_mean_bias():
+    X, Y, text = toy_several()
+    head = ZeroShot().fit(X, Y, text=text)
+    other = head.for_classes(ClassText(["wolf", "fox"], np.eye(2, X.shape[1]), logit_scale=1.0))
+    expected = unit(X.astype(float))[:, :2] + float(head.bias_.mean())
+    np.testing.assert_allclose(other.logits(X), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (40, 64), (400, 6)])
+@pytest.mark.parametrize("C", [0.3, 30.0])
+def test_linear_probe_is_one_regression_a_class(n, d, C):
+    X, Y = drawn(n, 4, d)
+    expected = OneVsRestClassifier(LogisticRegression(C=C, tol=1e-10, max_iter=50_000)).fit(unit(X), Y)
+    found = LinearProbe(C=C, tol=1e-8).fit(X, Y)
+    np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(unit(X)), atol=1e-5)
+
+
+def test_an_offset_and_a_penalised_intercept_are_those_of_scikit_learn():
+    X, Y = drawn(60, 2, 5)
+    # An offset is a column that hardly any penalty touches and whose weight is therefore fitted: here it is known.
+    offset = np.stack([2 * X[:, 0], -X[:, 1]], axis=1)
+    model = OneVsRest(torch.from_numpy(X), torch.from_numpy(Y).double(), torch.from_numpy(offset), unit_intercept=True)
+    model.solve(3.0, 1e-9, 1000)
+    weight, bias = (part.numpy() for part in model.answer(2))
+    rows = np.hstack([X - X.mean(axis=0), np.ones((60, 1))])
+    for k in range(2):
+        p = sigmoid(X @ weight[k] + bias[k] + offset[:, k])
+        point = np.append(weight[k], bias[k] + weight[k] @ X.mean(axis=0))
+        np.testing.assert_allclose(3.0 * rows.T @ (p - Y[:, k]) + point, 0, atol=1e-6)  # the gradient there
+
+
+def test_a_class_that_no_picture_has_is_answered_by_its_share():
+    X, Y = drawn(19, 3)
+    Y[:, 1] = 0
+    found = LinearProbe(C=1.0).fit(X, Y).predict_proba(X)
+    np.testing.assert_allclose(found[:, 1], 0.5 / 20)
+
+
+def test_c_has_the_lowest_held_out_loss_of_scikit_learn():
+    X, Y = drawn(48, 3, 24, seed=1)
+    losses = dict.fromkeys(GRID, 0.0)
+    for train, held in several_folds(torch.from_numpy(Y), 3):
+        for C in losses:
+            model = OneVsRestClassifier(LogisticRegression(C=C, max_iter=5000)).fit(unit(X)[train], Y[train])
+            p = model.predict_proba(unit(X)[held])
+            losses[C] -= np.log(np.where(Y[held] == 1, p, 1 - p)).sum()
+    assert min(losses, key=losses.get) == LinearProbe().fit(X, Y).C_
+
+
+def test_solver_of_scikit_learn_knows_one_label():
+    X, Y = drawn()
+    with pytest.raises(InputError, match="the solver is 'torch', but is 'sklearn'"):
+        LinearProbe(C=1.0, solver="sklearn").fit(X, Y)
+
+
+def test_a_shot_in_the_cache_votes_for_each_class_it_has():
+    X, Y, text = toy_several()
+    head = TipAdapter(alpha=2.0, beta=3.0).fit(X, Y, text=text)
+    keys = unit(X.astype(float))
+
+    def scores(queries, without_own=False):
+        found = np.zeros((len(queries), 3))
+        for i, query in enumerate(queries):
+            for j, key in enumerate(keys):
+                if not (without_own and i == j):
+                    found[i] += 2.0 * np.exp(-3.0 * (1 - query @ key)) * Y[j]
+        return found + 20.0 * queries @ text.embeddings.T
+
+    bias = fitted_bias(torch.from_numpy(scores(keys, without_own=True)), torch.from_numpy(Y)).numpy()
+    np.testing.assert_allclose(head.logits(X), scores(keys) + bias, rtol=1e-4, atol=1e-3)
+
+
+def test_cache_off_is_zero_shot():
+    X, Y, text = toy_several()
+    expected = ZeroShot().fit(X, Y, text=text).logits(X)
+    np.testing.assert_allclose(TipAdapter(alpha=0.0).fit(X, Y, text=text).logits(X), expected, atol=1e-4)
+    np.testing.assert_allclose(ClipAdapter(alpha=0.0, steps=1).fit(X, Y, text=text).logits(X), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("output_norm", [True, False])
+def test_adapter_is_trained_by_binary_cross_entropy(output_norm):
+    X, Y, text = toy_several()
+    head = ClipAdapter(alpha=0.3, epochs=1, output_norm=output_norm, lr=1e-9, seed=3)
+    head.fit(X, Y, text=text)
+    p = head.predict_proba(X)  # as before the only step, since the rate is next to nothing
+    expected = -np.log(np.where(Y == 1, p, 1 - p)).sum(axis=1).mean()
+    np.testing.assert_allclose(head.loss_, expected, rtol=1e-4)
+
+
+def test_training_an_adapter_lowers_the_loss():
+    X, Y, text = toy_several(noise=1.0)
+    head = ClipAdapter(alpha=0.4, steps=100).fit(X, Y, text=text)
+    assert head.loss_ < ClipAdapter(alpha=0.4, steps=1, epochs=1).fit(X, Y, text=text).loss_ * 0.75
+
+
+@pytest.mark.parametrize("d", [5, 60])
+def test_ridge_is_that_of_scikit_learn(d):
+    X, Y = drawn(30, 4, d)
+    expected = Ridge(alpha=0.1, fit_intercept=False).fit(X, Y - Y.mean(axis=0)).coef_
+    found = ridge_several(torch.from_numpy(X), torch.from_numpy(Y).double())
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_mixing_weights_are_at_the_optimum():
+    rng = np.random.default_rng(0)
+    logits, Y = [rng.standard_normal((50, 3)) for _ in range(2)], rng.integers(2, size=(50, 3))
+    weights, bias = mixing_weights_several([torch.from_numpy(x) for x in logits], torch.from_numpy(Y), [1.0, 2.0], 0.5)
+    residual = 0.5 * (sigmoid(weights[0] * logits[0] + weights[1] * logits[1] + bias.numpy()) - Y)
+    own = bias.numpy() - bias.numpy().mean()  # what is drawn to nothing has a mean of nothing at the optimum
+    for weight, x, mean in zip(weights, logits, [1.0, 2.0], strict=True):
+        slope = (residual * x).sum() + weight - mean
+        assert (abs(slope) < 1e-3) if weight > 0 else (slope > 0)
+    np.testing.assert_allclose(residual.sum(axis=0) + own / 4, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_auto_is_better_than_its_parts_alone_or_near(with_text):
+    X, Y, text = toy_several(n=32, noise=2.0)
+    Q, truth, _ = toy_several(n=200, noise=2.0, seed=1)
+
+    def loss(head):
+        p = head.fit(X, Y, text=text if with_text or head.needs_text else None).predict_proba(Q)
+        return -np.log(np.where(truth == 1, p, 1 - p)).sum(axis=1).mean()
+
+    auto = loss(create_head("auto"))
+    assert auto < loss(LinearProbe()) + 0.1
+    assert not with_text or auto < loss(ZeroShot()) + 0.05
+    assert auto < 3 * np.log(2)
+
+
+def test_auto_takes_a_class_without_text_from_its_shots():
+    X, Y, text = toy_several(n=40)
+    rows = np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings)
+    head = create_head("auto").fit(X, Y, text=ClassText(text.labels, rows, text.logit_scale))
+    assert (head.predict(X) == Y).mean(axis=0).min() > 0.9
+
+
+def test_folds_hold_out_all_pictures_of_frequent_classes_once():
+    targets = torch.from_numpy(drawn(40, 4)[1])
+    splits = several_folds(targets, 4)
+    assert torch.cat([held for _, held in splits]).sort().values.tolist() == list(range(40))
+    for train, held in splits:
+        assert not set(train.tolist()) & set(held.tolist())
+        # Every class has its share in every fold, but for what the other classes of its pictures leave open.
+        assert ((targets[held].sum(dim=0) - targets.sum(dim=0) / 4).abs() <= 2).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_class_with_a_shot_always_keeps_one_in_training(seed):
+    rng = np.random.default_rng(seed)
+    targets = torch.from_numpy((rng.random((12, 6)) < 0.2).astype(int))
+    for train, _ in several_folds(targets, 4, seed):
+        assert (targets[train].sum(dim=0) >= targets.sum(dim=0).clamp_max(1)).all()
+
+
+def test_held_out_answers_are_of_heads_that_did_not_see_the_picture():
+    X, Y, text = toy_several()
+    found = held_out(LinearProbe(C=1.0), X, Y, text, folds=3, seed=2)
+    assert found.labels.tolist() == Y[found.rows].tolist()
+    train, held = several_folds(torch.from_numpy(Y), 3, 2)[0]
+    expected = LinearProbe(C=1.0).fit(X[train], Y[train]).logits(X[held])
+    np.testing.assert_allclose(found.logits[: len(held)], expected, atol=1e-5)
+
+
+def test_select_takes_the_head_with_the_lowest_binary_loss():
+    X, Y, text = toy_several(n=32, noise=2.0)
+    found = select("linear-probe", X, Y, text, grid={"C": [1e-6, 3.0]})
+    assert found.best.C == 3.0
+    assert found.how == "folds"
+    judged = held_out(LinearProbe(C=3.0), X, Y, text)
+    p = sigmoid(judged.logits / found.candidates[0].temperature)
+    loss = -np.log(np.where(judged.labels == 1, p, 1 - p)).sum(axis=1).mean()
+    np.testing.assert_allclose(found.candidates[0].loss, loss, rtol=1e-4)
+    assert found.candidates[0].accuracy == ((judged.logits > 0) == (judged.labels > 0)).mean()
+
+
+def test_leave_one_out_has_no_closed_form():
+    X, Y, text = toy_several()
+    assert TipAdapter().leave_one_out(X, Y, text) is None

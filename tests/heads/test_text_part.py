@@ -1,0 +1,127 @@
+"""What heads say comes from class text alone."""
+
+import numpy as np
+import pytest
+
+from clipadapter.heads import ClassText, create_head, list_heads
+from clipadapter.heads._text_part import TextPart
+from clipadapter.testing import toy_features
+
+ALL_TEXT = [
+    ("zero-shot", {}),
+    ("tip-adapter", {"alpha": 0}),
+    ("tip-adapter-f", {"alpha": 0, "epochs": 1}),
+    ("ape", {"alpha": 0}),
+    ("ape-t", {"alpha": 0, "epochs": 0}),
+    ("taskres", {"alpha": 0}),
+    ("clip-adapter", {"alpha": 0.0, "steps": 5}),
+    ("prototype", {"mix": 1.0}),
+    ("gda", {"alpha": 0.0}),
+    ("svl-adapter", {"blend": 0.0}),
+]
+NO_TEXT = [("linear-probe", {}), ("knn", {"mix": 0.0}), ("prototype", {"mix": 0.0})]
+SAME_FOR_OTHER_SHOTS = ["zero-shot", "tip-adapter", "tip-adapter-f", "ape", "ape-t", "prototype", "gda"]
+
+
+@pytest.mark.parametrize(("name", "params"), ALL_TEXT, ids=[name for name, _ in ALL_TEXT])
+def test_where_shots_have_no_weight_all_comes_from_text(name, params):
+    X, y, text = toy_features()
+    head = create_head(name, **params).fit(X, y, text=text)
+    np.testing.assert_allclose(head.text_logits(X), head.logits(X), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "params"), NO_TEXT, ids=[name for name, _ in NO_TEXT])
+def test_a_head_that_reads_no_text_has_a_part_of_zeros(name, params):
+    X, y, text = toy_features()
+    np.testing.assert_array_equal(create_head(name, **params).fit(X, y, text=text).text_logits(X), np.zeros((12, 3)))
+
+
+@pytest.mark.parametrize("name", SAME_FOR_OTHER_SHOTS)
+def test_other_shots_leave_the_part_of_text_as_it_was(name):
+    X, y, text = toy_features()
+    Z = toy_features(seed=5, noise=1.0)[0]
+    first, second = (create_head(name).fit(shots, y, text=text) for shots in (X, Z))
+    assert name == "zero-shot" or np.abs(first.logits(X) - second.logits(X)).max() > 1e-3
+    np.testing.assert_allclose(first.text_logits(X), second.text_logits(X), atol=1e-4)
+
+
+def test_lp_plus_plus_by_hand():
+    X, y, text = toy_features()
+    head = create_head("lp++").fit(X, y, text=text)
+    for i in range(3):
+        f = X[i] / np.linalg.norm(X[i])
+        wanted = [float(head.alpha_[k]) * float(f @ text.embeddings[k]) for k in range(3)]
+        np.testing.assert_allclose(head.text_logits(X)[i], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_taskres_divides_text_by_the_length_it_has_with_its_residual():
+    X, y, text = toy_features()
+    head = create_head("taskres").fit(X, y, text=text)
+    base = text.embeddings * 0.1 * text.logit_scale
+    length = np.linalg.norm(base + 0.5 * head.residual_.numpy(), axis=1)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    np.testing.assert_allclose(head.text_logits(X), text.logit_scale * unit @ base.T / length, atol=1e-3)
+
+
+def test_clip_adapters_rest_is_what_the_adapter_gives():
+    X, y, text = toy_features()
+    head = create_head("clip-adapter", alpha=0.3, steps=20, reduction=4).fit(X, y, text=text)
+    down, up = head.down_.numpy(), head.up_.numpy()
+    for i in range(3):
+        x = X[i] / np.linalg.norm(X[i]) if head.input_norm else X[i]
+        adapted = up @ np.maximum(down @ x, 0)
+        adapted = np.maximum(adapted, 0) if head.final_relu else adapted
+        mixed = 0.3 * adapted + 0.7 * x
+        length = np.linalg.norm(mixed) if head.output_norm else 1
+        rest = text.logit_scale * text.embeddings @ (0.3 * adapted / length)
+        np.testing.assert_allclose(head.logits(X)[i] - head.text_logits(X)[i], rest, atol=1e-3)
+
+
+def test_autos_part_is_zero_shot_times_one_factor():
+    X, y, text = toy_features(noise=3.0)
+    head, plain = (create_head(name).fit(X, y, text=text) for name in ("auto", "zero-shot"))
+    part, zero_shot = head.text_logits(X), plain.logits(X)
+    centred = zero_shot - zero_shot.mean(axis=1, keepdims=True)
+    factor = float((part * centred).sum() / (centred**2).sum())
+    assert factor > 0
+    np.testing.assert_allclose(part, factor * centred, atol=1e-3)
+
+
+def test_a_head_that_mixes_both_otherwise_says_so():
+    X, y, text = toy_features()
+    for name, params in [("cross-modal", {}), ("knn", {"mix": 0.5}), ("clip-adapter", {"branch": "both", "steps": 2})]:
+        assert create_head(name, **params).fit(X, y, text=text).text_logits(X) is None
+
+
+def test_without_class_text_there_is_nothing_of_it():
+    X, y, _ = toy_features()
+    np.testing.assert_array_equal(create_head("auto").fit(X, y).text_logits(X), np.zeros((12, 3)))
+    assert create_head("gda").fit(X, y).text_logits(X) is None
+
+
+def test_blocks_give_what_all_rows_give(monkeypatch):
+    X, y, text = toy_features()
+    head = create_head("tip-adapter").fit(X, y, text=text)
+    whole = head.text_logits(X)
+    monkeypatch.setattr(type(head), "_numbers_per_row", lambda self: 2**23)
+    np.testing.assert_allclose(head.text_logits(X), whole, atol=1e-5)
+
+
+def test_a_class_without_a_shot_is_no_matter():
+    X, y, text = toy_features((4, 0, 4))
+    for name in ("tip-adapter", "lp++", "taskres", "gda", "prototype", "auto"):
+        assert np.isfinite(create_head(name).fit(X, y, text=text).text_logits(X)).all()
+
+
+def test_most_heads_tell_their_part():
+    told = [name for name in list_heads() if type(create_head(name))._text_logits is not TextPart._text_logits]
+    assert {"zero-shot", "auto", "clip-adapter", "tip-adapter", "linear-probe"} <= set(told)
+
+
+def test_text_that_the_shots_bent_is_no_text():
+    """ape-t moves class text by a residual: that is the shots' doing."""
+    X, y, text = toy_features(noise=3.0)
+    head = create_head("ape-t", lr=0.1, alpha=0.1).fit(X, y, text=text)
+    assert float(np.abs(head.weight_.numpy() - text.embeddings).max()) > 0.01
+    zero_shot = create_head("zero-shot").fit(X, y, text=ClassText(text.labels, text.embeddings, text.logit_scale))
+    np.testing.assert_allclose(head.text_logits(X), zero_shot.logits(X), atol=1e-3)
