@@ -1,0 +1,137 @@
+"""What `clipadapter doctor` finds of faults that were planted in a folder of pictures, and how long it takes.
+
+ROOT holds train/CLASS and test/CLASS. It is copied; a number of training pictures are moved into other classes, and as
+many others get a near copy in the test part: JPEG at another quality, nine tenths of the size, 4 % cut off, or a tenth
+brighter, in turn. What is found without planting anything is told apart: it is in the data.
+
+    python benchmarks/doctor.py ROOT --encoder lite --count 20 --seeds 3 --out found/
+"""
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image, ImageEnhance
+
+from clipadapter import FewShotClassifier, load_dataset
+from clipadapter.data.images import read_image
+from clipadapter.doctor import Diagnosis, diagnose
+
+
+def jpeg(image: Image.Image, path: Path, quality: int = 90) -> None:
+    image.save(path, "JPEG", quality=quality)
+
+
+def smaller(image: Image.Image) -> Image.Image:
+    return image.resize((round(image.width * 0.9), round(image.height * 0.9)), Image.Resampling.BICUBIC)
+
+
+def cut(image: Image.Image) -> Image.Image:
+    left, top = round(image.width * 0.02), round(image.height * 0.02)
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
+def plant(root: Path, count: int, seed: int) -> tuple[dict[str, str], set[frozenset[str]]]:
+    """Moved pictures with the class they belong to, and pairs of pictures that are one."""
+    stream = random.Random(seed)
+    classes = sorted(folder.name for folder in (root / "train").iterdir())
+    pictures = sorted((root / "train").rglob("*.*"))
+    chosen = stream.sample(pictures, 2 * count)
+    moved, pairs = {}, set()
+    for path in chosen[:count]:
+        other = stream.choice([name for name in classes if name != path.parent.name])
+        target = root / "train" / other / f"moved-{path.parent.name}-{path.name}"
+        path.rename(target)
+        moved[target.relative_to(root).as_posix()] = path.parent.name
+    for i, path in enumerate(chosen[count:]):
+        image = read_image(path)
+        made = (image, smaller(image), cut(image), ImageEnhance.Brightness(image).enhance(1.1))[i % 4]
+        target = root / "test" / path.parent.name / f"copy-{path.stem}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        jpeg(made, target, 60 if i % 4 == 0 else 90)
+        pairs.add(frozenset(each.relative_to(root).as_posix() for each in (path, target)))
+    return moved, pairs
+
+
+def labels_found(found: Diagnosis, moved: dict[str, str], before: set[str], *kinds: str) -> dict[str, float]:
+    names = {one.pictures[0].name for kind in kinds for one in found.of(kind)}
+    right = {
+        one.pictures[0].name
+        for kind in kinds
+        for one in found.of(kind)
+        if moved.get(one.pictures[0].name) in one.classes
+    }
+    own = names & before - set(moved)
+    return {
+        "found": len(names),
+        "precision": round(len(names & set(moved)) / max(1, len(names)), 3),
+        "recall": round(len(names & set(moved)) / len(moved), 3),
+        "class named": round(len(right) / max(1, len(names & set(moved))), 3),
+        "in the data": len(own),
+    }
+
+
+def copies_found(found: Diagnosis, pairs: set[frozenset[str]], before: set[frozenset[str]]) -> dict[str, float]:
+    groups = [frozenset(picture.name for picture in one.pictures) for one in found.of("leak")]
+    hit = {pair for pair in pairs if any(pair <= group for group in groups)}
+    right = sum(any(pair <= group for pair in pairs) for group in groups)
+    own = sum(group in before for group in groups)
+    return {
+        "found": len(groups),
+        "precision": round(right / max(1, len(groups)), 3),
+        "recall": round(len(hit) / len(pairs), 3),
+        "in the data": own,
+        "precision without these": round(right / max(1, len(groups) - own), 3),
+    }
+
+
+def run(folder: Path, encoder: str, cache: Path) -> tuple[Diagnosis, float]:
+    start = time.perf_counter()
+    model = FewShotClassifier(encoder=encoder, precision="fp32", cache=cache)
+    found = diagnose(load_dataset(folder), model)
+    return found, round(time.perf_counter() - start, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--encoder", default="lite")
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True, help="folder for doctor.jsonl, clean.html and features")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    cache = args.out / "features.sqlite"
+    clean, cold = run(args.root, args.encoder, cache)
+    clean, warm = run(args.root, args.encoder, cache)
+    clean.to_html(args.out / "clean.html")
+    doubts = {one.pictures[0].name for kind in ("wrong-label", "doubtful-label") for one in clean.of(kind)}
+    leaks = {frozenset(picture.name for picture in one.pictures) for one in clean.of("leak")}
+    rows = [{"seed": None, "pictures": clean.pictures, "cold s": cold, "warm s": warm, "counts": clean.counts}]
+    for seed in range(1, args.seeds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "planted"
+            for part in ("train", "test"):
+                shutil.copytree(args.root / part, root / part)
+            moved, pairs = plant(root, args.count, seed)
+            found, seconds = run(root, args.encoder, cache)
+            row = {
+                "seed": seed,
+                "seconds": seconds,
+                "likely wrong": labels_found(found, moved, doubts, "wrong-label"),
+                "with doubts": labels_found(found, moved, doubts, "wrong-label", "doubtful-label"),
+                "copies": copies_found(found, pairs, leaks),
+            }
+            rows.append(row)
+    with (args.out / "doctor.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+            print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

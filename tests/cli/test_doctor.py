@@ -1,0 +1,66 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+
+@pytest.fixture
+def leaky(tmp_path):
+    """Four and two pictures of patches about each of two colours, and a test picture that is also in train."""
+    root, rng = tmp_path / "leaky", np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 2)):
+        for name in ("blue", "red"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                patches = 0.5 * rng.integers(0, 256, (5, 6, 3)) + 0.5 * np.array(ImageColor.getrgb(name))
+                Image.fromarray(patches.astype(np.uint8)).resize((48, 40)).save(root / part / name / f"{i}.png")
+    shutil.copy(root / "train" / "red" / "0.png", root / "test" / "red" / "same.png")
+    return root
+
+
+def test_findings_worst_first_with_advice(leaky, run):
+    result = run("doctor", leaky, "--encoder", "toy")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "13 pictures in 2 classes (train, test), seen by toy"
+    assert lines[2] == "severe: one picture in two parts: 1"
+    assert lines[3] == "  train/red/0.png = test/red/same.png (equal files)"
+    assert lines[4].startswith("  -> Take it out of one part")
+
+
+def test_json_is_the_diagnosis(leaky, run):
+    found = json.loads(run("doctor", leaky, "--encoder", "toy", "--json").stdout)
+    assert found["counts"]["leak"] == 1
+    assert found["findings"][0]["kind"] == "leak"
+    assert found["files"] == []
+
+
+def test_html_is_written_and_named(leaky, tmp_path, run):
+    page = tmp_path / "out" / "doctor.html"
+    result = run("doctor", leaky, "--encoder", "toy", "--html", page)
+    assert result.stdout.splitlines()[-1] == f"wrote {page}"
+    assert "One picture in two parts" in page.read_text(encoding="utf-8")
+
+
+def test_strict_fails_on_what_is_severe_only(leaky, run):
+    result = run("doctor", leaky, "--encoder", "toy", "--strict")
+    assert result.exit_code == 1
+    assert "train/red/0.png = test/red/same.png" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: 1 of ")
+    (leaky / "test" / "red" / "same.png").unlink()
+    assert run("doctor", leaky, "--encoder", "toy", "--strict").exit_code == 0
+
+
+def test_one_part_has_no_leaks(leaky, run):
+    found = json.loads(run("doctor", leaky, "--encoder", "toy", "--split", "train", "--json").stdout)
+    assert (found["pictures"], found["splits"]) == (8, ["train"])
+    assert "leak" not in found["counts"]
+
+
+def test_readable_names_are_used(leaky, tmp_path, run):
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"red": "cyan"}))
+    found = json.loads(run("doctor", leaky, "--encoder", "toy", "--class-names", names, "--json").stdout)
+    assert {"path": "test/red/same.png", "label": "cyan", "split": "test"} in found["findings"][0]["pictures"]

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import cross_val_predict
+
+from clipadapter.doctor import Finding
+from clipadapter.doctor._evidence import Evidence, calibrated, gather
+from clipadapter.doctor._labels import spared, suspects
+from clipadapter.doctor._twins import neighbours
+from clipadapter.errors import MissingExtraError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture
+def clusters():
+    """Features of four clear clusters of ten, their true labels, and class text at their centres."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 10)
+    centres = np.eye(6)[:4] * 4 + 1
+    X = (centres[y] + rng.normal(0, 0.5, (40, 6))).astype(np.float32)
+    return X, y, ClassText(NAMES, centres - centres.mean(0), logit_scale=20)
+
+
+def judge(X, y, text):
+    features = FeatureSet(X, tuple(NAMES[i] for i in y), NAMES)
+    return gather(features, text, neighbours(X))
+
+
+def names(found, kind="wrong-label"):
+    return [one.pictures[0].name for one in found if one.kind == kind]
+
+
+def test_wrong_labels_in_clear_clusters_are_found_and_no_others(clusters, shown):
+    X, y, text = clusters
+    y = y.copy()
+    y[3], y[25] = 2, 0
+    found = list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text)))
+    assert sorted(names(found)) == ["25.png", "3.png"]
+    first = next(one for one in found if one.pictures[0].name == "3.png")
+    assert first.classes == ("cat", "ant")
+    assert first.score > 0.9
+    assert "labelled 'cat'" in first.words
+    assert "looks like 'ant'" in first.words
+
+
+def test_right_labels_give_no_finding(clusters, shown):
+    X, y, text = clusters
+    assert list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text))) == []
+
+
+def test_wrong_labels_are_found_without_class_text(clusters, shown):
+    X, y, _ = clusters
+    y = y.copy()
+    y[3] = 2
+    evidence = judge(X, y, None)
+    assert evidence.text is None
+    assert names(suspects(shown([NAMES[i] for i in y]), evidence)) == ["3.png"]
+
+
+def test_without_class_text_columns_are_those_of_all_classes(clusters):
+    X, y, _ = clusters
+    rows = y != 1  # nobody has the second class
+    held = judge(X[rows], y[rows], None).held
+    assert (held[:, 1] == 0).all()
+    assert (held.argmax(axis=1) == y[rows]).all()
+
+
+def test_held_out_answers_are_those_of_a_discriminant_that_did_not_see_the_picture(clusters):
+    X, y, text = clusters
+    other = cross_val_predict(LinearDiscriminantAnalysis(), X, y, cv=8)
+    evidence = judge(X, y, text)
+    assert evidence.judged.all()
+    np.testing.assert_array_equal(evidence.held.argmax(axis=1), other)
+
+
+def test_votes_are_counted_among_the_five_nearest(clusters):
+    X, y, text = clusters
+    near, evidence = neighbours(X), judge(X, y, text)
+    for i in (0, 17, 39):
+        assert evidence.votes[i].tolist() == [sum(y[j] == k for j in near.index[i, :5]) for k in range(4)]
+
+
+def test_a_label_that_neighbours_or_text_stand_by_is_not_likely_wrong(clusters, shown):
+    X, y, text = clusters
+    y = y.copy()
+    y[3] = 2
+    pictures, evidence = shown([NAMES[i] for i in y]), judge(X, y, text)
+    votes = evidence.votes.copy()
+    votes[3] = (4, 0, 1, 0)
+    weaker = Evidence(evidence.labels, evidence.held, votes, evidence.text, NAMES)
+    assert names(suspects(pictures, weaker)) == []
+    assert names(suspects(pictures, weaker), "doubtful-label") == ["3.png"]
+    votes[3] = (3, 0, 2, 0)
+    assert list(suspects(pictures, weaker)) == []
+    said = evidence.text.copy()
+    said[3] = (0.1, 0.1, 0.7, 0.1)
+    assert list(suspects(pictures, Evidence(evidence.labels, evidence.held, evidence.votes, said, NAMES))) == []
+
+
+def test_between_classes_that_overlap_a_label_is_only_doubtful():
+    found = [Finding("wrong-label", 1.0, "", (), pair) for pair in (("ant", "bee"), ("bee", "ant"), ("ant", "cat"))]
+    kinds = [one.kind for one in spared(found, [Finding("overlap", 0.5, "", (), ("ant", "bee"))])]
+    assert kinds == ["doubtful-label", "doubtful-label", "wrong-label"]
+
+
+def test_a_label_that_the_head_finds_nearly_as_likely_is_no_finding(clusters, shown):
+    X, y, text = clusters
+    y = y.copy()
+    y[3] = 2
+    pictures, evidence = shown([NAMES[i] for i in y]), judge(X, y, text)
+    for own, count in ((0.1, 0), (0.08, 1)):
+        evidence.held[3] = (0.9, 0, own, 0)
+        assert len(list(suspects(pictures, evidence))) == count
+
+
+def test_a_classes_only_picture_is_doubted_if_text_and_a_neighbour_name_the_same_other(shown):
+    labels = np.array([0, 1, 1, 1])
+    held = np.array([[np.nan] * 2, [0.01, 0.99], [0.01, 0.99], [0.01, 0.99]])
+    text = np.array([[0.02, 0.98], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]])
+    pictures = shown(["ant", "bee", "bee", "bee"])
+
+    def find(vote):
+        votes = np.array([[0, vote], [0, 3], [0, 3], [0, 3]])
+        return list(suspects(pictures, Evidence(labels, held, votes, text, NAMES[:2])))
+
+    assert names(find(1), "doubtful-label") == ["0.png"]
+    assert find(0) == []
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (2, 1), (1, 0), (3, 0)])
+def test_nothing_breaks_on_a_handful_of_pictures(counts, shown):
+    y = np.repeat(np.arange(2), counts)
+    X = np.random.default_rng(0).normal(size=(len(y), 6)).astype(np.float32)
+    text = ClassText(NAMES, np.random.default_rng(1).normal(size=(4, 6)))
+    list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text)))
+    list(suspects(shown([NAMES[i] for i in y]), judge(X, y, None)))
+
+
+def test_calibration_finds_the_factor_by_which_logits_were_blown_up():
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 1, (4000, 3))
+    p = np.exp(true) / np.exp(true).sum(1, keepdims=True)
+    labels = np.array([rng.choice(3, p=row) for row in p])
+    np.testing.assert_allclose(calibrated(true * 10, labels), p, atol=0.05)
+
+
+def test_a_missing_library_names_the_extra(monkeypatch, clusters, shown):
+    X, y, text = clusters
+    monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
+    with pytest.raises(MissingExtraError, match=r"clipadapter\[doctor\]"):
+        list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text)))
