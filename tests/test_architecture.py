@@ -9,12 +9,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
 FLOORS = [
     {"errors"},
     {"registry", "functional", "metrics", "cache", "sealed", "pixels", "prediction", "towers"},
-    {"engines"},
+    {"engines", "trust"},
     {"data", "encoders", "heads"},
     {"features", "pretraining", "quick", "tuners"},
     {"artifact"},
     {"classifier"},
-    {"bench", "testing"},
+    {"bench", "doctor", "explain", "testing"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,7 +11,21 @@ import pytest
 import clipadapter
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ["", ".artifact", ".bench", ".data", ".encoders", ".features", ".heads", ".pretraining", ".testing"]
+PACKAGES = [
+    "",
+    ".artifact",
+    ".bench",
+    ".data",
+    ".doctor",
+    ".encoders",
+    ".explain",
+    ".features",
+    ".heads",
+    ".metrics",
+    ".pretraining",
+    ".testing",
+    ".trust",
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.engines import Runner, cache_facts, cache_root, create_engine, engine_info
 from clipadapter.errors import ClipAdapterError, ImageError
 from clipadapter.pixels import PixelSpec, shrink_to
-from clipadapter.prediction import Prediction, answer, softmax
+from clipadapter.prediction import Prediction, unreadable
+from clipadapter.trust import Trust
 
 CONFIG, TENSORS = "config.json", "head.safetensors"
 ENGINE = "openvino"
-HEAD = "head.xml"
+HEAD, TRUST = "head.xml", "trust.safetensors"
 MAX_BYTES = 64 << 20
 """Larger files are not hashed for the sake of a quick answer."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class QuickModel:
         pixels: how pictures become squares.
         tower: squares to features.
         head: features (n, d) to logits (n, c).
-        temperature: logits are divided by it before the softmax.
+        trust: what held-out shots taught.
         precision: of the tower.
     """
 
@@ -47,11 +50,12 @@ class QuickModel:
     pixels: PixelSpec
     tower: Runner
     head: Any
-    temperature: float
+    trust: Trust
     precision: str
 
-    def classify(self, images: Sequence[ImageSource], top: int = 5) -> list[Prediction]:
+    def classify(self, images: Sequence[ImageSource], top: int = 5, **asked: Any) -> list[Prediction]:
         """One answer a picture, in their order; see `FewShotClassifier.classify`."""
+        wanted = self.trust.asked.changed(asked)
         squares, reasons = {}, {}
         least = shrink_to(self.precision, self.pixels.size)
         for i, image in enumerate(images):
@@ -59,12 +63,13 @@ class QuickModel:
                 squares[i] = self.pixels.square(read_image(image, shrink_to=least))
             except ImageError as error:
                 reasons[i] = error.reason
-        answers = {}
+        predictions = {i: unreadable(source_name(images[i]), reason) for i, reason in reasons.items()}
         if squares:
-            logits = self.head(self.tower(np.stack(list(squares.values()))))
-            answers = dict(zip(squares, softmax(logits, self.temperature), strict=True))
-        names = self.class_names
-        return [answer(source_name(x), names, answers.get(i), reasons.get(i), top) for i, x in enumerate(images)]
+            features = self.tower(np.stack(list(squares.values())))
+            told = self.trust.answer(self.head(features), features, wanted)
+            for place, i in enumerate(squares):
+                predictions[i] = told.prediction(place, source_name(images[i]), self.class_names, top)
+        return [predictions[i] for i in range(len(images))]
 
 
 def entry(folder: Path) -> Path | None:
@@ -95,10 +100,10 @@ def open_quick(folder: Path) -> QuickModel | None:
             PixelSpec.from_facts(facts["pixels"]),
             engine.load(tower, facts["precision"]),
             engine.open(place / HEAD, "fp32"),
-            float(facts["temperature"]),
+            Trust.from_state(facts["trust"], dict(load_file(place / TRUST)), len(facts["class_names"])),
             facts["precision"],
         )
-    except (ClipAdapterError, RuntimeError, OSError, KeyError, ValueError) as error:
+    except (ClipAdapterError, SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
         logging.getLogger(__name__).info("no quick answer from %s: %s", folder, error)
         return None
 

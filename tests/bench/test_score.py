@@ -10,6 +10,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import ClassText, Head
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.trust import Calibrator
 
 NAMES = ("ant", "bee", "cow", "dog")
 
@@ -50,7 +51,7 @@ def test_figures_are_those_of_scikit_learn(problem):
 def test_the_temperature_divides_the_logits(text):
     head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)  # logits of (1, 0): 10 and 0
     test = FeatureSet([[1.0, 0.0]], ("cat",), ("cat", "dog"))
-    assert score(head, test, temperature=5.0).log_loss == pytest.approx(math.log(1 + math.exp(-2.0)))
+    assert score(head, test, Calibrator(temperature=5.0)).log_loss == pytest.approx(math.log(1 + math.exp(-2.0)))
 
 
 def test_views_beyond_the_plain_one_are_not_looked_at(text):

@@ -24,7 +24,7 @@ def test_the_model_stands_beside_its_baselines(probe, noisy_squares, tmp_path, r
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "6 pictures of noisy"
-    assert lines[3].split()[:-1] == ["this", "model", "(linear-probe)", "100.0", "100.0"]
+    assert lines[3].split()[:-2] == ["this", "model", "(linear-probe)", "100.0", "100.0"]
     assert [line.split()[0] for line in lines[4:6]] == ["zero-shot", "linear-probe"]
     assert lines[7].split() == ["class", "pictures", "precision", "%", "recall", "%", "F1", "%"]
     assert lines[8].split() == ["blue", "2", "100.0", "100.0", "100.0"]

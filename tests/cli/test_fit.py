@@ -69,7 +69,7 @@ def test_a_class_with_one_picture_at_sixteen_shots_gives_it(squares, tmp_path, f
     result = fit(data, "--shots", 16, head="clip-adapter")
     assert result.exit_code == 0
     assert "warning: fewer than 16 pictures in blue (4), green (4), red (1)" in result.stderr
-    assert "pictures  1 to 4 a class, 9 in all" in result.stdout
+    assert "1 to 4 a class, 9 in all" in result.stdout
 
 
 def test_a_class_without_readable_picture_stays(squares, tmp_path, fit, run):

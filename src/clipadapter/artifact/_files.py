@@ -1,4 +1,6 @@
-"""A fitted model as a folder and back: ``config.json``, ``head.safetensors``, ``support.safetensors``, ``README.md``.
+"""A fitted model as a folder and back: ``config.json``, ``README.md`` and files of arrays.
+
+These are the head's, its shots', what held-out shots taught, and the heads of single folds; the last three if there.
 
 Nothing in it is ever executed or unpickled. Reading checks sizes, types, shapes and hashes before anything is used;
 writing is atomic: the folder is there whole, or as it was before.
@@ -24,8 +26,9 @@ from safetensors.numpy import save as save_tensors
 
 from clipadapter.errors import ArtifactError
 
-FORMAT = 1
-CONFIG, TENSORS, SUPPORT, CARD = "config.json", "head.safetensors", "support.safetensors", "README.md"
+FORMAT = 2
+CONFIG, CARD = "config.json", "README.md"
+TENSORS, SUPPORT, TRUST, FOLDS = "head.safetensors", "support.safetensors", "trust.safetensors", "folds.safetensors"
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
 Arrays = dict[str, NDArray[Any]]
@@ -73,8 +76,8 @@ class ArtifactConfig(_Part):
         format: number of this layout.
         class_names: in the order of the logits.
         prompts: texts of each class that its text vector was made from.
-        temperature: logits are divided by it before the softmax.
-        thresholds: for answering "none of these"; none yet.
+        trust: facts of `clipadapter.trust.Trust`.
+        sources: the shots' pictures, as they were given; in the order of their features.
         provenance: shots a class, hash of the shots' features, versions, time.
     """
 
@@ -83,8 +86,8 @@ class ArtifactConfig(_Part):
     head: HeadPart
     encoder: EncoderPart
     prompts: dict[str, list[str]]
-    temperature: float = Field(default=1.0, gt=0)
-    thresholds: dict[str, float] | None = None
+    trust: dict[str, Any] = Field(default_factory=dict)
+    sources: list[str] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, FilePart] = Field(default_factory=dict)
 
@@ -175,13 +178,18 @@ def read_config(folder: str | Path) -> ArtifactConfig:
         number = raw.get("format") if isinstance(raw, dict) else None
         if isinstance(number, int) and number > FORMAT:
             raise ArtifactError(f"{path} has format {number}, this version reads up to {FORMAT}: update clipadapter")
-        return ArtifactConfig.model_validate(raw)
+        return ArtifactConfig.model_validate(_updated(raw) if number == 1 else raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{path} is not a model's config: {where}: {first['msg']}") from error
     except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
+
+
+def _updated(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config of format 1, whose models were not calibrated, as one of today."""
+    return {key: value for key, value in raw.items() if key not in ("temperature", "thresholds")}
 
 
 def read_arrays(folder: str | Path, config: ArtifactConfig, name: str) -> Arrays:

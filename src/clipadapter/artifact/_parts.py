@@ -6,7 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from clipadapter.artifact._card import model_card
 from clipadapter.artifact._files import (
+    FOLDS,
     SUPPORT,
     TENSORS,
+    TRUST,
     ArtifactConfig,
     EncoderPart,
     HeadPart,
@@ -29,6 +31,7 @@ from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ClassText, Head, create_head, head_info, list_heads
+from clipadapter.trust import Trust
 
 TEXT = "class_text"
 
@@ -43,7 +46,8 @@ class Model:
         support: the shots' features; empty if they were not kept.
         prompts: texts of each class.
         encoder: facts of the encoder that made the features.
-        temperature: logits are divided by it before the softmax.
+        trust: what held-out shots taught.
+        folds: heads that were fitted without one fold each, if sets of classes are made by them (CV+).
     """
 
     head: Head
@@ -51,7 +55,8 @@ class Model:
     support: FeatureSet
     prompts: Mapping[str, Sequence[str]]
     encoder: EncoderInfo
-    temperature: float = 1.0
+    trust: Trust = field(default_factory=Trust)
+    folds: tuple[Head, ...] = ()
 
 
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True) -> Path:
@@ -70,17 +75,22 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True) -
     files: dict[str, dict[str, NDArray[Any]]] = {TENSORS: {**model.head.state(), TEXT: model.text.embeddings}}
     if keep_support and len(model.support):
         position = {name: i for i, name in enumerate(names)}
-        labels = np.array([position[label] for label in model.support.y], dtype=np.int64)
-        files[SUPPORT] = {"X": model.support.plain, "y": labels}
+        y = np.array([position[label] for label in model.support.y], dtype=np.int64)
+        targets = model.support.targets
+        files[SUPPORT] = {"X": model.support.plain, **({"y": y} if targets is None else {"targets": targets})}
+    trust, learned = model.trust.state()
+    files[TRUST] = learned
+    files[FOLDS] = {f"{i}.{key}": value for i, head in enumerate(model.folds) for key, value in head.state().items()}
     config = ArtifactConfig(
         class_names=list(names),
         head=HeadPart(name=_head_name(model.head), params=model.head.get_params(deep=False)),
         encoder=EncoderPart(**{name: getattr(info, name) for name in EncoderPart.model_fields}),
         prompts={name: list(texts) for name, texts in model.prompts.items()},
-        temperature=model.temperature,
+        trust=trust,
+        sources=list(model.support.provenance.get("sources", ())) if SUPPORT in files else [],
         provenance=_provenance(model.support),
     )
-    return write_artifact(folder, config, files, model_card(config))
+    return write_artifact(folder, config, {name: own for name, own in files.items() if own}, model_card(config))
 
 
 def load_model(folder: str | Path) -> Model:
@@ -100,15 +110,31 @@ def load_model(folder: str | Path) -> Model:
     try:
         text = ClassText(names, arrays.pop(TEXT), part.logit_scale, part.logit_bias)
         head = create_head(config.head.name, **config.head.params).load_state(arrays, names, part.dim)
-        X, y = np.empty((0, part.dim), np.float32), ()
+        X, y, targets = np.empty((0, part.dim), np.float32), (), None
         if SUPPORT in config.files:
             kept = read_arrays(folder, config, SUPPORT)
-            X, y = kept["X"], tuple(names[i] for i in kept["y"])
-        support = FeatureSet(X, y, names, config.provenance)
-    except (InputError, KeyError, IndexError, TypeError) as error:
+            X, y, targets = kept["X"], tuple(names[i] for i in kept.get("y", ())), kept.get("targets")
+        support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets)
+        learned = read_arrays(folder, config, TRUST) if TRUST in config.files else {}
+        trust = Trust.from_state(config.trust, learned, len(names)) if config.trust else Trust()
+        folds = _folds(read_arrays(folder, config, FOLDS), config) if FOLDS in config.files else ()
+    except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ArtifactError(f"{Path(folder)} is damaged: {error}") from error
     info = EncoderInfo(**part.model_dump())
-    return Model(head, text, support, config.prompts, info, config.temperature)
+    return Model(head, text, support, config.prompts, info, trust, folds)
+
+
+def _folds(arrays: Mapping[str, NDArray[Any]], config: ArtifactConfig) -> tuple[Head, ...]:
+    """Heads that were fitted without one fold each."""
+    states: dict[int, dict[str, NDArray[Any]]] = {}
+    for key, value in arrays.items():
+        number, name = key.split(".", 1)
+        states.setdefault(int(number), {})[name] = value
+    head = config.head
+    return tuple(
+        create_head(head.name, **head.params).load_state(states[i], config.class_names, config.encoder.dim)
+        for i in sorted(states)
+    )
 
 
 def _head_name(head: Head) -> str:
@@ -119,9 +145,9 @@ def _head_name(head: Head) -> str:
 
 
 def _provenance(support: FeatureSet) -> dict[str, Any]:
-    names, skipped = support.class_names, support.provenance.get("skipped", ())
+    skipped = support.provenance.get("skipped", ())
     return {
-        "shots": {name: support.y.count(name) for name in names},
+        "shots": support.counts,
         "support_sha256": hashlib.sha256(np.ascontiguousarray(support.plain).tobytes()).hexdigest(),
         "skipped": skipped if isinstance(skipped, int) else len(skipped),
         "views": support.provenance.get("views", 1),

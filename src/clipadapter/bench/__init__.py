@@ -14,11 +14,13 @@ from clipadapter.bench.report import summarise, table
 from clipadapter.bench.reports import compare_heads, compare_studies, write_report
 from clipadapter.bench.run import Run, append_runs, read_runs
 from clipadapter.bench.score import Score, score
+from clipadapter.bench.several import SeveralEvaluation, evaluate_several
 from clipadapter.bench.sources import FEATURES, Source, open_source
 from clipadapter.bench.study import Study, load_study
 from clipadapter.bench.suite import Suite, list_suites, load_suite
 
 __all__ = [
+    "SeveralEvaluation",
     "BASELINES",
     "FEATURES",
     "Bundle",
@@ -41,6 +43,7 @@ __all__ = [
     "default_heads",
     "estimate",
     "evaluate_model",
+    "evaluate_several",
     "few_shot",
     "halves",
     "learning_curve",

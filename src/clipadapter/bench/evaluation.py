@@ -20,6 +20,7 @@ from clipadapter.bench.run import Run, library_versions
 from clipadapter.bench.score import Score, check_labels, score
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
+from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, create_head
 
@@ -39,6 +40,7 @@ class ModelEvaluation:
         among_shots: how many test pictures are shots of the model.
         curve: records of fits on fewer of the model's shots; empty if there is one shot a class or none was kept.
         facts: what else is worth writing down.
+        test: features of the test pictures, sealed; its provenance tells which they are.
     """
 
     head: str
@@ -50,6 +52,7 @@ class ModelEvaluation:
     among_shots: int
     curve: list[Run]
     facts: dict[str, Any]
+    test: FeatureSet
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -64,7 +67,11 @@ class ModelEvaluation:
             "n_test": self.n_test,
             "skipped": [{"path": name, "reason": reason} for name, reason in self.skipped],
             "among_shots": self.among_shots,
-            "model": {**self.model.evaluation.to_dict(), "log_loss": self.model.log_loss},
+            "model": {
+                **self.model.evaluation.to_dict(),
+                "log_loss": self.model.log_loss,
+                "calibration_error": self.model.calibration_error,
+            },
             "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
             "curve": [run.model_dump() for run in self.curve],
             **self.facts,
@@ -110,6 +117,8 @@ def evaluate_model(
         DataError: if a picture has no label, or none can be read.
     """
     names = model.class_names_
+    if model.trust_.several is not None:
+        raise InputError("the model gives several labels a picture: test it on a table with the column 'labels'")
     check_labels(dataset.labels, names)
     test = features_of(model, dataset, names).seal()
     support, text = model.support_, model.text_
@@ -124,7 +133,7 @@ def evaluate_model(
         head=registered_name(model.head_),
         data=dataset.name,
         n_test=len(test),
-        model=score(model.head_, test, model.temperature_),
+        model=score(model.head_, test, model.trust_.calibrator),
         baselines={name: score(head, seen_by(head, test, text)) for name, head in heads.items()},
         skipped=list(test.provenance["skipped"]),
         among_shots=len(shared_rows(support, test)),
@@ -136,6 +145,7 @@ def evaluate_model(
             "versions": library_versions(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
+        test=test,
     )
 
 

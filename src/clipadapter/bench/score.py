@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from clipadapter.bench.run import Metrics
+from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
-from clipadapter.metrics import Evaluation, evaluate
+from clipadapter.metrics import (
+    Evaluation,
+    MultiLabelEvaluation,
+    evaluate,
+    evaluate_multilabel,
+    expected_calibration_error,
+)
+from clipadapter.trust import Calibrator
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +31,17 @@ class Score:
     Args:
         evaluation: accuracy, macro F1, figures by class, confusions.
         log_loss: mean negative log-probability of the true class, natural logarithm.
+        calibration_error: expected calibration error in 15 bins of equal mass.
+        probabilities: (m, c), columns in the order of the evaluation's classes.
+        labels: (m,) positions of the true classes.
         seconds: how long predicting took.
     """
 
     evaluation: Evaluation
     log_loss: float
+    calibration_error: float
+    probabilities: NDArray[np.float64]
+    labels: NDArray[np.int64]
     seconds: float
 
     @property
@@ -36,13 +50,15 @@ class Score:
         return Metrics(accuracy=self.evaluation.accuracy, macro_f1=self.evaluation.macro_f1, log_loss=self.log_loss)
 
 
-def score(head: Head, test: FeatureSet, temperature: float = 1.0, among: Sequence[str] | None = None) -> Score:
+def score(
+    head: Head, test: FeatureSet, calibrator: Calibrator | None = None, among: Sequence[str] | None = None
+) -> Score:
     """Measure a fitted head: the only place where a fitted head meets test features.
 
     Args:
         head: fitted.
         test: plain features are used.
-        temperature: logits are divided by it before the softmax.
+        calibrator: turns logits into probabilities; their softmax if not given.
         among: the classes that the head may choose from; all if not given.
 
     Raises:
@@ -60,10 +76,30 @@ def score(head: Head, test: FeatureSet, temperature: float = 1.0, among: Sequenc
         classes, logits = [classes[i] for i in kept], logits[:, kept]
         check_labels(test.y, classes)
     position = {name: i for i, name in enumerate(classes)}
-    truth = torch.tensor([position[label] for label in test.y])
-    loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(logits / temperature), truth))
-    predicted = [classes[i] for i in logits.argmax(axis=1)]
-    return Score(evaluate(test.y, predicted, classes), loss, seconds)
+    truth = np.array([position[label] for label in test.y])
+    logs = (calibrator or Calibrator()).log_probabilities(logits)
+    predicted = [classes[i] for i in logs.argmax(axis=1)]
+    loss, p = -float(logs[np.arange(len(truth)), truth].mean()), np.exp(logs)
+    error = expected_calibration_error(p, truth)
+    return Score(evaluate(test.y, predicted, classes), loss, error, p, truth, seconds)
+
+
+def score_several(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
+    """Measure a classifier of pictures with several labels.
+
+    Args:
+        model: fitted to such pictures.
+        test: with ``targets``; plain features are used.
+
+    Raises:
+        InputError: if there are no test pictures.
+    """
+    if not len(test) or test.targets is None:
+        raise InputError("there are no test pictures with several labels")
+    logits = model.head_.logits(test.plain)
+    found = model.trust_.answer(logits, test.plain)
+    assert found.sets is not None
+    return evaluate_multilabel(test.targets, found.probabilities, found.sets, model.class_names_)
 
 
 def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:

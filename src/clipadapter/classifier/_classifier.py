@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.artifact import Model, load_model, save_model
+from clipadapter.classifier._answering import Answering
+from clipadapter.classifier._distractors import distractors
 from clipadapter.classifier._heads import make_head
-from clipadapter.classifier._pictures import answers, extracted, feature_set
+from clipadapter.classifier._pictures import Label, all_names, check_task, extracted, feature_set
 from clipadapter.classifier._quick import make_quick
 from clipadapter.classifier._towers import chosen, open_store
+from clipadapter.classifier._trust import Others, fit_trusted
 from clipadapter.classifier._tuned import check_alone, encoders_of, facts_of_base, run_by, tune
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
@@ -22,10 +25,10 @@ from clipadapter.encoders import Encoder, create_encoder, open_text_tower, unpro
 from clipadapter.errors import InputError
 from clipadapter.features import Extraction, FeatureSet, ViewSpec, encode_classes
 from clipadapter.heads import ClassText, Head, Selection, select
-from clipadapter.prediction import Prediction, softmax
+from clipadapter.trust import TrustOptions
 
 
-class FewShotClassifier:
+class FewShotClassifier(Answering):
     """A classifier of pictures, fitted from a few of each class.
 
     Args:
@@ -33,6 +36,10 @@ class FewShotClassifier:
         head: a registered name, or a head.
         head_params: parameters of the head if it is given by name.
         grid: values to try, by parameter of the head; the best on held-out shots is taken (see `heads.select`).
+        task: "single-label", "multilabel" for pictures that have several labels or none, or "auto": whichever the
+            labels are.
+        trust: what held-out shots are to teach, and what is said by default: calibrated probabilities alone, if not
+            given; `TrustOptions(reject=0.05)` calls strange pictures None.
         templates: name of a set of templates, one template, or several.
         descriptions: sentences by class, used instead of the templates for the classes they name.
         views: views of each shot, the plain picture included; or a `ViewSpec`.
@@ -60,6 +67,8 @@ class FewShotClassifier:
         *,
         head_params: Mapping[str, Any] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
+        task: str = "auto",
+        trust: TrustOptions | None = None,
         templates: str | Sequence[str] = "default",
         descriptions: Mapping[str, Sequence[str]] | None = None,
         views: int | ViewSpec = 1,
@@ -76,6 +85,8 @@ class FewShotClassifier:
         self.head = head
         self.head_params = head_params
         self.grid = grid
+        self.task = task
+        self.trust = trust
         self.templates = templates
         self.descriptions = descriptions
         self.views = views
@@ -93,17 +104,19 @@ class FewShotClassifier:
     def fit(
         self,
         images: Sequence[ImageSource],
-        labels: Sequence[str],
+        labels: Sequence[Label],
         class_names: Sequence[str] | None = None,
         unlabelled: Sequence[ImageSource] | None = None,
+        background: Sequence[ImageSource] | None = None,
     ) -> Self:
         """Learn from labelled pictures.
 
         Args:
             images: paths, PIL images or arrays.
-            labels: class name of each.
+            labels: class name of each; or a list, tuple or set of all its class names.
             class_names: all classes in order; those of the labels, sorted, if not given.
             unlabelled: pictures that will be asked for, without labels; for transductive heads.
+            background: pictures of none of the classes, such as will come by; to tell strange ones by.
 
         Raises:
             InputError: if counts differ, there is one class only, or a name is wrong.
@@ -112,7 +125,8 @@ class FewShotClassifier:
         """
         if len(images) != len(labels):
             raise InputError(f"{len(images)} pictures but {len(labels)} labels")
-        names = list(class_names) if class_names is not None else sorted({str(label) for label in labels})
+        check_task(self.task, labels)
+        names = list(class_names) if class_names is not None else all_names(labels)
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
         head = make_head(self.head, self.head_params, self.seed, self.progress)
@@ -122,10 +136,10 @@ class FewShotClassifier:
         self.prepare(head)
         if head.tunes_encoder:
             check_alone(self.grid, unlabelled)
-            self._tune(head, images, labels, names)
+            self._tune(head, images, [str(label) for label in labels], names)
         features = self.features(images, labels, names, views=1 if head.tunes_encoder else None)
-        others = None if unlabelled is None else self._extract(unlabelled, ViewSpec(), self.strict).features[:, 0]
-        return self.fit_features(features, self.class_text(names), head, others)
+        others, strange = (None if x is None else self._plain(x) for x in (unlabelled, background))
+        return self.fit_features(features, self.class_text(names), head, others, strange)
 
     def prepare(self, *heads: Head) -> None:
         """Have features come with what they are projected from, if one of the heads reads that; `fit` does so itself.
@@ -142,6 +156,7 @@ class FewShotClassifier:
         text: ClassText,
         head: Head | None = None,
         unlabelled: NDArray[Any] | None = None,
+        background: NDArray[Any] | None = None,
     ) -> Self:
         """Learn from features that are there already.
 
@@ -150,23 +165,26 @@ class FewShotClassifier:
             text: class text of the same classes.
             head: what to fit; the head of the constructor if not given.
             unlabelled: (u, d) features of pictures without labels, for transductive heads.
+            background: (b, d) features of pictures of none of the classes.
         """
+        options = self.trust or TrustOptions()
         chosen = make_head(self.head, self.head_params, self.seed, self.progress) if head is None else head
         self.selection_: Selection | None = None
         if self.grid:
             self.selection_ = select(
-                chosen, support.X, support.y, text, grid=self.grid, seed=self.seed, progress=self.progress
+                chosen, support.X, support.labels, text, grid=self.grid, seed=self.seed, progress=self.progress
             )
             chosen = self.selection_.best
-        self.head_ = chosen.fit(support.X, support.y, text=text, unlabelled=unlabelled)
+        names, others = self._distractors(text) if options.distractors else ((), None)
+        found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others))
+        self.head_, self.trust_, self.fold_heads_ = found.head, found.trust, found.folds
         self.text_, self.support_, self.class_names_ = text, support, tuple(text.labels)
-        self.temperature_ = 1.0
         return self
 
     def features(
         self,
         images: Sequence[ImageSource],
-        labels: Sequence[str],
+        labels: Sequence[Label],
         class_names: Sequence[str],
         views: int | None = None,
     ) -> FeatureSet:
@@ -174,7 +192,7 @@ class FewShotClassifier:
 
         Args:
             images: paths, PIL images or arrays.
-            labels: class name of each.
+            labels: class name of each, or all its class names.
             class_names: all classes in order.
             views: 1 for the plain pictures alone; None for the views of the constructor.
 
@@ -205,30 +223,6 @@ class FewShotClassifier:
             self._encoder = create_encoder(given, self.device) if isinstance(given, str) else given
         return self._encoder
 
-    def logits(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Scores (m, c) of pictures, columns in the order of ``class_names_``; raises ImageError for a bad one."""
-        self._check_fitted()
-        return self.head_.logits(self._extract(images, ViewSpec(), strict=True).features[:, 0])
-
-    def predict(self, images: Sequence[ImageSource]) -> list[str]:
-        """The best class of each picture."""
-        return [self.class_names_[i] for i in self.logits(images).argmax(axis=1)]
-
-    def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Probabilities (m, c) of pictures."""
-        return softmax(self.logits(images), self.temperature_)
-
-    def classify(self, images: Sequence[ImageSource], top: int = 5) -> list[Prediction]:
-        """One answer a picture, in their order; a picture that can't be read costs only its own answer.
-
-        Args:
-            images: paths, PIL images or arrays.
-            top: how many classes to name, at most all.
-        """
-        self._check_fitted()
-        found = self._extract(images, ViewSpec(), strict=False)
-        return answers(found, images, self.head_, self.class_names_, self.temperature_, top)
-
     def save(self, folder: str | Path, *, support: bool = True) -> Path:
         """Write the fitted model to a folder, or replace the model in it.
 
@@ -242,7 +236,8 @@ class FewShotClassifier:
         """
         self._check_fitted()
         info = self.encoder_.info if self._tuned is None else facts_of_base(self._encoder.info, self._tuned.info)
-        model = Model(self.head_, self.text_, self.support_, self.prompts_, info, self.temperature_)
+        folds, trust = self.fold_heads_, self.trust_
+        model = Model(self.head_, self.text_, self.support_, self.prompts_, info, trust, folds)
         return save_model(folder, model, keep_support=support)
 
     @classmethod
@@ -264,7 +259,7 @@ class FewShotClassifier:
         model._encoder, model._tuned, model._chosen = *found, True
         model.text_ = saved.text.with_tower(partial(open_text_tower, model.encoder_))
         model.head_, model.support_ = saved.head.attach(model.text_), saved.support
-        model.prompts_, model.temperature_ = saved.prompts, saved.temperature
+        model.prompts_, model.trust_, model.fold_heads_ = saved.prompts, saved.trust, saved.folds
         model.class_names_ = saved.text.labels
         return model
 
@@ -272,7 +267,7 @@ class FewShotClassifier:
         """Have the model that was saved in a folder answer without torch, where that is cheap; see `quick`."""
         # A tuned tower would be converted, and kept, for this one model.
         return self._tuned is None and make_quick(
-            Path(folder), self.encoder_, self.head_, self.class_names_, self.temperature_
+            Path(folder), self.encoder_, self.head_, self.class_names_, self.trust_
         )
 
     def _views(self) -> ViewSpec:
@@ -291,9 +286,10 @@ class FewShotClassifier:
         self._encoder, tuned = tune(head, self.encoder_, images, labels, prompts, self._views(), self.strict)
         self._tuned = run_by(tuned, images, self.engine, self.precision)
 
+    def _distractors(self, text: ClassText) -> tuple[tuple[str, ...], NDArray[Any] | None]:
+        """Names that no class has, and their text (k, d)."""
+        with open_store(self.cache) as store:
+            return distractors(self.encoder_, text, store)
+
     def _extract(self, images: Sequence[ImageSource], spec: ViewSpec, strict: bool) -> Extraction:
         return extracted(self.encoder_, images, spec, self.cache, self.batch_size, self.progress, strict)
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "head_"):
-            raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from clipadapter.classifier._towers import open_store
+from clipadapter.data import label_matrix
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.encoders import Encoder, EncoderInfo
-from clipadapter.errors import DataError
+from clipadapter.errors import DataError, InputError
 from clipadapter.features import Extraction, FeatureSet, ViewSpec, extract
-from clipadapter.heads import Head
-from clipadapter.prediction import Prediction, answer, softmax
+from clipadapter.prediction import Prediction, unreadable
+from clipadapter.trust import Answers
 
 Skipped = tuple[int, str, str]
+TASKS = ("auto", "single-label", "multilabel")
+Label = str | Collection[str]
+"""The class of a picture, or all its classes."""
 
 
 def extracted(
@@ -35,7 +39,7 @@ def extracted(
 def feature_set(
     found: Extraction,
     images: Sequence[ImageSource],
-    labels: Sequence[str],
+    labels: Sequence[Label],
     class_names: Sequence[str],
     views: ViewSpec,
     info: EncoderInfo,
@@ -45,7 +49,7 @@ def feature_set(
     Args:
         found: what was extracted.
         images: all pictures.
-        labels: class name of each.
+        labels: class name of each, or all its class names.
         class_names: all classes in order.
         views: which views were made.
         info: of the encoder.
@@ -59,11 +63,49 @@ def feature_set(
         "fingerprint": info.fingerprint,
         "skipped": [(name, reason) for _, name, reason in found.skipped],
         "rows": list(found.rows),
+        "sources": [source_name(images[i]) for i in found.rows],
         "computed": found.computed,
         "views": views.count,
     }
     X = found.features if views.count > 1 else found.features[:, 0]
-    return FeatureSet(X, tuple(str(labels[i]) for i in found.rows), tuple(class_names), provenance)
+    kept = [labels[i] for i in found.rows]
+    if not several(labels):
+        return FeatureSet(X, tuple(map(str, kept)), tuple(class_names), provenance)
+    targets = label_matrix([names_of(label) for label in kept], class_names)
+    return FeatureSet(X, (), tuple(class_names), provenance, targets)
+
+
+def several(labels: Sequence[Label]) -> bool:
+    """Whether pictures come with several labels, or none: as names in a list, tuple or set.
+
+    >>> several(["cat", "dog"]), several([("cat", "dog"), ()])
+    (False, True)
+    """
+    return any(isinstance(label, list | tuple | set | frozenset) for label in labels)
+
+
+def check_task(task: str, labels: Sequence[Label]) -> None:
+    """Refuse labels that are not those of a task.
+
+    Raises:
+        InputError: if so, or there is no such task.
+    """
+    if task not in TASKS:
+        raise InputError(f"the task is one of {', '.join(TASKS)}, not {task!r}")
+    if task == "multilabel" and not several(labels):
+        raise InputError("for task='multilabel' give all labels of each picture: [('cat', 'dog'), ('dog',), ()]")
+    if task == "single-label" and several(labels):
+        raise InputError("with several labels a picture the task is 'multilabel', or 'auto', not 'single-label'")
+
+
+def all_names(labels: Sequence[Label]) -> list[str]:
+    """All class names, sorted."""
+    return sorted({str(name) for label in labels for name in names_of(label)})
+
+
+def names_of(label: Label) -> Collection[str]:
+    """All class names of a picture."""
+    return label if isinstance(label, list | tuple | set | frozenset) else (str(label),)
 
 
 def check_any(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> None:
@@ -77,25 +119,23 @@ def check_any(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> No
         raise DataError(f"none of the {count} pictures can be read: {reasons or 'there are none'}")
 
 
-def answers(
-    found: Extraction,
-    images: Sequence[ImageSource],
-    head: Head,
-    names: Sequence[str],
-    temperature: float,
-    top: int,
+def answered(
+    found: Extraction, images: Sequence[ImageSource], told: Answers | None, names: Sequence[str], top: int
 ) -> list[Prediction]:
     """An answer a picture, in their order; of those that can't be read, why.
 
     Args:
         found: what was extracted.
         images: all pictures.
-        head: fitted.
+        told: what is said of those that can be read.
         names: of the classes.
-        temperature: logits are divided by it before the softmax.
         top: how many classes to name.
     """
     reasons = {i: reason for i, _, reason in found.skipped}
-    rows = softmax(head.logits(found.features[:, 0]), temperature) if found.rows else ()
-    told = dict(zip(found.rows, rows, strict=True))
-    return [answer(source_name(x), names, told.get(i), reasons.get(i), top) for i, x in enumerate(images)]
+    place = {row: i for i, row in enumerate(found.rows)}
+    return [
+        unreadable(source_name(image), reasons.get(i))
+        if told is None or i not in place
+        else told.prediction(place[i], source_name(image), names, top)
+        for i, image in enumerate(images)
+    ]

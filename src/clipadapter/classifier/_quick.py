@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from clipadapter import quick
@@ -16,6 +17,7 @@ from clipadapter.encoders import Encoder, with_engine
 from clipadapter.engines import Calibration, cache_build, cache_facts, create_engine, engine_info
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
+from clipadapter.trust import Trust
 
 SMALL = 32_000_000
 """Weights of a tower that is converted for the sake of quick answers alone; it takes a second or two."""
@@ -34,7 +36,7 @@ class _Logits(torch.nn.Module):
         return self.head._logits(x)
 
 
-def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[str, ...], temperature: float) -> bool:
+def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[str, ...], trust: Trust) -> bool:
     """Have a saved model answer without torch from now on, if that can be had cheaply.
 
     Args:
@@ -42,14 +44,15 @@ def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[st
         encoder: as it was fitted.
         head: fitted.
         class_names: in the order of the logits.
-        temperature: of the model.
+        trust: of the model.
 
     Returns:
         Whether it will. It will not if OpenVINO is not installed, the tower is large and was not converted, or the
         head is no fixed function of features.
     """
     place, engine = quick.entry(folder), engine_info(quick.ENGINE).cls
-    if place is None or engine.missing() or encoder.device != "cpu":
+    by_folds = trust.conformal is not None and trust.conformal.how == "cv+"
+    if place is None or engine.missing() or encoder.device != "cpu" or by_folds:
         return False
     if cache_facts(place) is not None:
         return True
@@ -57,8 +60,13 @@ def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[st
         tower = _converted(encoder)
         if tower is None:
             return False
-        facts = {**tower, "class_names": list(class_names), "temperature": temperature}
-        cache_build(place, lambda into: _convert(head, into / quick.HEAD), facts)
+        told, arrays = trust.state()
+
+        def build(into: Path) -> None:
+            _convert(head, into / quick.HEAD)
+            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, into / quick.TRUST)
+
+        cache_build(place, build, {**tower, "class_names": list(class_names), "trust": told})
     except (ClipAdapterError, RuntimeError):
         return False
     _forget(place)

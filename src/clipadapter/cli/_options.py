@@ -213,7 +213,7 @@ def open_dataset(source: Path, split: str | None, default: str | None = None) ->
     dataset = load_dataset(source)
     wanted = split or (default if default in dataset.splits else None)
     part = dataset.split(wanted) if wanted else dataset
-    part.labels  # noqa: B018 - complains of pictures without one
+    part.label_sets  # noqa: B018 - complains of pictures without one
     return part
 
 

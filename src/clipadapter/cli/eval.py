@@ -14,7 +14,7 @@ from clipadapter.cli._options import FOLDER, Towers, model_options, open_dataset
 from clipadapter.cli._output import Output, table
 
 if TYPE_CHECKING:
-    from clipadapter.bench import ModelEvaluation, Score
+    from clipadapter.bench import ModelEvaluation, Score, SeveralEvaluation
     from clipadapter.metrics import Evaluation
 
 WORST = 20
@@ -45,14 +45,22 @@ def command(
     """Measure MODEL on the labelled pictures in DATA, beside zero-shot and a linear probe fitted to the same shots.
 
     Without --split the part "test" is taken if there is one, else everything. Writes metrics.json and
-    confusion.png, and learning-curve.png if the model has two shots or more of a class.
+    confusion.png, and learning-curve.png if the model has two shots or more of a class. Pictures with several
+    labels are measured by average precision and F1, and only metrics.json is written.
     """
-    from clipadapter.bench import evaluate_model
+    from clipadapter.bench import evaluate_model, evaluate_several
 
     dataset = Prompts(class_names=class_names).rename(open_dataset(data, split, default="test"))
     named = model if model.name not in ("", "..") else model.resolve()
     target = check_out(folder if folder is not None else named.with_name(f"{named.name}-eval"))
     classifier = towers.load(model, progress=out.progress)
+    if dataset.multilabel:
+        several = evaluate_several(classifier, dataset)
+        out.skipped(several.skipped)
+        written = several.write(target)
+        wrote = [str(path) for path in written]
+        out.result({**several.to_dict(), "files": wrote}, f"{_several(several)}\n\nwrote {', '.join(wrote)}")
+        return
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     _tell(result, out)
     files = result.write(target)
@@ -83,12 +91,35 @@ def _text(result: ModelEvaluation) -> str:
     return "\n\n".join(parts)
 
 
+def _several(result: SeveralEvaluation) -> str:
+    scores = [
+        (name, _percent(found.mean_average_precision or 0.0), _percent(found.micro_f1), _percent(found.macro_f1))
+        for name, found in result.scores.items()
+    ]
+    classes = sorted(result.model.classes, key=lambda one: one.f1)[:WORST]
+    rows = [
+        (one.name, one.count, _percent(one.average_precision or 0.0), _percent(one.precision), _percent(one.recall))
+        for one in classes
+    ]
+    left = len(result.model.classes) - len(rows)
+    more = f"\nand {left} classes with a better F1; metrics.json has all" if left else ""
+    head = table(["", "mean average precision %", "micro F1 %", "macro F1 %"], scores)
+    body = table(["class", "pictures", "average precision %", "precision %", "recall %"], rows)
+    return f"{result.n_test} pictures of {result.data}, several labels each\n\n{head}\n\n{body}{more}"
+
+
 def _scores(scores: Mapping[str, Score]) -> str:
     rows = [
-        (name, _percent(found.evaluation.accuracy), _percent(found.evaluation.macro_f1), round(found.log_loss, 3))
+        (
+            name,
+            _percent(found.evaluation.accuracy),
+            _percent(found.evaluation.macro_f1),
+            round(found.log_loss, 3),
+            _percent(found.calibration_error),
+        )
         for name, found in scores.items()
     ]
-    return table(["", "accuracy %", "macro F1 %", "log-loss"], rows)
+    return table(["", "accuracy %", "macro F1 %", "log-loss", "calibration error %"], rows)
 
 
 def _classes(found: Evaluation) -> str:

@@ -23,10 +23,12 @@ from clipadapter.cli._options import (
     strict_option,
 )
 from clipadapter.cli._output import Output, facts
+from clipadapter.cli._trust import Learned, learned_options, told
 from clipadapter.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
+    from clipadapter.data import Dataset
 
 
 @click.command(epilog="Example: clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2")
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--unlabelled", type=FOLDER, help="Pictures that will be asked for, without labels; for transductive heads."
 )
+@learned_options
 @click.option("--no-support", is_flag=True, help="Leave the shots' features out of the model.")
 @strict_option
 @output_options
@@ -58,6 +61,7 @@ def command(
     views: Views,
     prompts: Prompts,
     unlabelled: Path | None,
+    learned: Learned,
     no_support: bool,
     strict: bool,
     out: Output,
@@ -71,10 +75,12 @@ def command(
 
     started = time.monotonic()
     dataset = prompts.rename(open_dataset(data, split, default="train"))
-    rows = _rows(dataset.labels, shots, seed, out)
+    labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
+    rows = _rows(dataset, shots, seed, out)
     descriptions = prompts.read_descriptions(dataset.class_names)
     params, grid, spec = head.params(), head.grid(), views.spec(seed)
-    others = _unlabelled(head, unlabelled)
+    others, background = _unlabelled(head, unlabelled), learned.pictures()
+    trust = learned.options(dataset.class_names)
     _check_folder(folder)
     encoder = towers.open(out)
     model = FewShotClassifier(
@@ -82,6 +88,7 @@ def command(
         head.head,
         head_params=params,
         grid=grid,
+        trust=trust,
         templates=prompts.templates,
         descriptions=descriptions,
         views=spec,
@@ -93,26 +100,28 @@ def command(
         progress=out.progress,
         strict=strict,
     )
-    labels = dataset.labels
     paths = [dataset.samples[i].path for i in rows]
-    model.fit(paths, [labels[i] for i in rows], dataset.class_names, others)
+    model.fit(paths, [labels[i] for i in rows], dataset.class_names, others, background)
     towers.tell(encoder, model.encoder_, out)
     model.save(folder, support=not no_support)
     model.make_quick(folder)
     _report(model, head, folder, time.monotonic() - started, out)
 
 
-def _rows(labels: Sequence[str], shots: int | None, seed: int, out: Output) -> Sequence[int]:
+def _rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
     """The pictures to learn from; tells of classes that have too few."""
-    from clipadapter.data import draw_shots
+    from clipadapter.data import draw_label_sets, draw_shots
 
     if shots is None:
-        return range(len(labels))
-    few = [f"{name} ({count})" for name, count in Counter(labels).items() if count < shots]
+        return range(len(dataset.samples))
+    counts = Counter(name for names in dataset.label_sets for name in names)
+    few = [f"{name} ({count})" for name, count in counts.items() if count < shots]
     if few:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         out.warn(f"fewer than {shots} pictures in {', '.join(few[:5])}{more}: all of them are taken")
-    return draw_shots(labels, shots, seed)
+    if dataset.multilabel:
+        return draw_label_sets(dataset.label_sets, shots, seed)
+    return draw_shots(dataset.labels, shots, seed)
 
 
 def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:
@@ -146,11 +155,14 @@ def _check_folder(folder: Path) -> None:
 
 def _report(model: FewShotClassifier, head: HeadChoice, folder: Path, seconds: float, out: Output) -> None:
     facts_of, support, info = model.support_.provenance, model.support_, model.encoder_.info
-    shots = {name: support.y.count(name) for name in model.class_names_}
+    shots = support.counts
     skipped = facts_of["skipped"]
     out.skipped(skipped)
     for name in (name for name, count in shots.items() if not count):
         out.warn(f"the class '{name}' has no picture that can be read: only its text stands for it")
+    trusted, words, warnings = told(model.trust_)
+    for text in warnings:
+        out.warn(text)
     least, most = min(shots.values()), max(shots.values())
     result: dict[str, Any] = {
         "model": str(folder),
@@ -159,6 +171,7 @@ def _report(model: FewShotClassifier, head: HeadChoice, folder: Path, seconds: f
         "head": {"name": head.head, "params": model.head_.get_params(deep=False)},
         "selection": _selection(model),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
+        "trust": trusted,
         "views": facts_of["views"],
         "computed": facts_of["computed"],
         "skipped": [{"source": name, "reason": reason} for name, reason in skipped],
@@ -170,6 +183,7 @@ def _report(model: FewShotClassifier, head: HeadChoice, folder: Path, seconds: f
         ("pictures", f"{least} a class" if least == most else f"{least} to {most} a class, {len(support)} in all"),
         ("skipped", len(skipped)),
         ("head", head.head + _chosen(model)),
+        *words,
         ("encoder", f"{info.name} (width {info.dim}, licence {info.licence})"),
         ("seconds", f"{seconds:.1f}"),
     ]

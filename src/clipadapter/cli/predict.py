@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from clipadapter.cli._options import FOLDER, Towers, model_options, output_options
 from clipadapter.cli._output import Output
+from clipadapter.cli._trust import Wanted, wanted_options
 from clipadapter.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -32,18 +33,22 @@ BATCHES = 4
     "--top", type=click.IntRange(1), metavar="K", default=1, show_default=True, help="How many classes to name."
 )
 @click.option("--strict", is_flag=True, help="Fail at the first picture that can't be read.")
+@wanted_options
 @model_options
 @output_options
-def command(model: Path, inputs: tuple[str, ...], top: int, strict: bool, towers: Towers, out: Output) -> None:
+def command(
+    model: Path, inputs: tuple[str, ...], top: int, strict: bool, wanted: Wanted, towers: Towers, out: Output
+) -> None:
     """Name the class of each picture.
 
     An INPUT is a picture, a folder with pictures anywhere below it, a table (.csv, .tsv, .jsonl, .parquet) with
     the column path, or - for paths on standard input, one a line. Answers come in the order of the pictures,
-    while the others are still being read: class, probability, picture. --json writes one object a line:
-    source, label, probability, top (label and score of each) and error.
+    while the others are still being read: class, probability, picture. A picture of none of the classes is
+    called "-", with the reason; its label is null in JSON. --json writes one object a line: source, label,
+    probability, top (label and score of each), nearest, reason, labels (the set of --coverage) and error.
     """
     total = read = 0
-    for answer, width in _answers(model, inputs, top, towers, out):
+    for answer, width in _answers(model, inputs, top, wanted, towers, out):
         total += 1
         read += answer.error is None
         if answer.error is not None:
@@ -51,8 +56,7 @@ def command(model: Path, inputs: tuple[str, ...], top: int, strict: bool, towers
                 raise ImageError(answer.source, answer.error)
             out.warn(f"{answer.source}: {answer.error}")
         if answer.error is None or out.as_json:
-            lines = (f"{name.ljust(width)}  {score:.3f}  {answer.source}" for name, score in answer.top)
-            out.row(_record(answer), "\n".join(lines))
+            out.row(_record(answer), _lines(answer, width))
     if not read:
         raise DataError(f"none of the {total} pictures can be read" if total else "there are no pictures to name")
     if read < total:
@@ -79,19 +83,21 @@ def _expand(path: Path) -> Iterable[Path]:
 
 
 def _answers(
-    model: Path, inputs: Sequence[str], top: int, towers: Towers, out: Output
+    model: Path, inputs: Sequence[str], top: int, wanted: Wanted, towers: Towers, out: Output
 ) -> Iterator[tuple[Prediction, int]]:
     """Answers, each with the width of the longest class name, a few batches at a time."""
     quick = _quick(model, inputs, towers)
     if quick is not None:
-        yield from _told(quick.classify([Path(text) for text in inputs], top), quick.class_names)
+        asked = wanted.asked(quick.class_names)
+        yield from _told(quick.classify([Path(text) for text in inputs], top, **asked), quick.class_names)
         return
     pictures = _pictures(inputs)
     classifier = towers.load(model)
+    asked = wanted.asked(classifier.class_names_)
     hidden = not out.progress or sys.stdout.isatty()  # a bar where answers don't scroll by
     with tqdm(desc="pictures", unit="img", disable=hidden) as bar:
         while chunk := list(islice(pictures, BATCHES * classifier.batch_size)):
-            yield from _told(classifier.classify(chunk, top), classifier.class_names_)
+            yield from _told(classifier.classify(chunk, top, **asked), classifier.class_names_)
             bar.update(len(chunk))
     if towers.plain:
         classifier.make_quick(model)
@@ -112,11 +118,25 @@ def _quick(model: Path, inputs: Sequence[str], towers: Towers) -> QuickModel | N
     return open_quick(model)
 
 
+def _lines(answer: Prediction, width: int) -> str:
+    """An answer for a person: a line a class, the first with the set of classes, or why it is none of them."""
+    lines = [f"{name.ljust(width)}  {score:.3f}  {answer.source}" for name, score in answer.top]
+    if answer.labels is not None:
+        lines[0] += f"  {{{', '.join(answer.labels)}}}"
+    if answer.reason is not None:
+        why = f"nearest {answer.nearest}, but {answer.reason}"
+        lines[0] = f"{'-'.ljust(width)}  {answer.probability:.3f}  {answer.source}  {why}"
+    return "\n".join(lines)
+
+
 def _record(answer: Prediction) -> dict[str, Any]:
     return {
         "source": answer.source,
         "label": answer.label,
         "probability": answer.probability,
         "top": [{"label": name, "score": score} for name, score in answer.top],
+        "nearest": answer.nearest,
+        "reason": answer.reason,
+        "labels": None if answer.labels is None else list(answer.labels),
         "error": answer.error,
     }

@@ -1,0 +1,33 @@
+"""Names of other things, as text beside that of the classes: what a picture of none of them may be nearer to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from clipadapter.data import class_prompts
+from clipadapter.encoders import Encoder
+from clipadapter.features import FeatureStore, encode_classes
+from clipadapter.heads import ClassText
+from clipadapter.trust import kept_distractors
+from clipadapter.trust.rejection import imagenet_names
+
+
+def distractors(
+    encoder: Encoder, text: ClassText, store: FeatureStore | None
+) -> tuple[tuple[str, ...], NDArray[Any] | None]:
+    """The class names of ImageNet that are no near synonyms of the classes.
+
+    Args:
+        encoder: of the class text.
+        text: of the classes.
+        store: keeps the text of the names; None keeps nothing.
+
+    Returns:
+        The names, and their unit text (k, d).
+    """
+    names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
+    found = encode_classes(encoder, class_prompts(names, "default", None), store)
+    kept = kept_distractors(text.labels, text.embeddings, names, found.embeddings)
+    return tuple(names[i] for i in kept), found.embeddings[kept]

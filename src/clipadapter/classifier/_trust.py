@@ -1,0 +1,185 @@
+"""A head fitted to shots, and what shots that were held out teach of how far it can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.classifier._multilabel import learn_rule
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText, Head, Unseen, held_out_shots, mean_shots
+from clipadapter.trust import Asked, Calibrator, Conformal, Rejector, Trust, learn_calibrator, learn_conformal
+from clipadapter.trust import learn_rejector as learn
+from clipadapter.trust.calibration import Method
+from clipadapter.trust.costs import checked_costs
+from clipadapter.trust.options import TrustOptions
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Pictures and names of what is none of the classes.
+
+    Args:
+        background: (b, d) features of such pictures, or None.
+        names: of distractors.
+        distractors: (k, d) their text, or None.
+    """
+
+    background: Array | None = None
+    names: tuple[str, ...] = ()
+    distractors: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted head and what goes with it.
+
+    Args:
+        head: fitted.
+        trust: learned from held-out shots.
+        folds: heads that were fitted without one fold each, if sets are made by CV+.
+    """
+
+    head: Head
+    trust: Trust
+    folds: tuple[Head, ...] = ()
+
+
+def fit_trusted(
+    head: Head,
+    support: FeatureSet,
+    text: ClassText,
+    unlabelled: Array | None,
+    options: TrustOptions,
+    others: Others,
+) -> Fitted:
+    """Fit a head, and learn from held-out shots how far to trust it.
+
+    Args:
+        head: what to fit.
+        support: the shots.
+        text: class text.
+        unlabelled: for transductive heads.
+        options: what to learn.
+        others: what is none of the classes, to tell such pictures.
+
+    Raises:
+        InputError: if sets are asked for by a way that needs more shots, or the head can't be fitted twice.
+    """
+    if support.targets is not None:
+        return _several(head, support, text, options)
+    costs = None if options.costs is None else checked_costs(options.costs, text.labels)
+    asked = Asked(options.reject, options.coverage, costs)
+    unseen: Unseen | None
+    if options.sets == "split":
+        head, unseen = _split(head, support, text)
+    else:
+        head = head.fit(support.X, support.y, text=text, unlabelled=unlabelled)
+        unseen = _unseen(head, support, text, options)
+    calibrator, held = _calibrators(head, support, unseen, options)
+    conformal = None if unseen is None else _conformal(unseen, held, options)
+    rejector = _rejector(head, support, text, unseen, held, others)
+    trust = Trust(calibrator, rejector, conformal, asked, "" if unseen is None else unseen.how)
+    return Fitted(head, trust, () if unseen is None else unseen.heads)
+
+
+def _several(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions) -> Fitted:
+    """Pictures with several labels: a rule a class instead of one for the best class."""
+    if (options.reject, options.coverage, options.costs) != (None, None, None):
+        raise InputError(
+            "pictures with several labels are answered class by class: leave reject, coverage and costs out. A picture "
+            "without any class has no label"
+        )
+    head = head.fit(support.X, support.labels, text=text)
+    rule = learn_rule(head, support.X, support.labels, text)
+    return Fitted(head, Trust(several=rule, how="folds" if rule.n else ""))
+
+
+def _cheap(head: Head) -> bool:
+    """Whether a head can be fitted again to a part of the shots, without training through a tower."""
+    return not (head.needs_tower or head.tunes_encoder or head.transductive)
+
+
+def _unseen(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions) -> Unseen | None:
+    wanted = options.calibration in ("temperature", "vector") or options.sets == "cv+"
+    if head.tunes_encoder or not (_cheap(head) or wanted):
+        return None
+    return held_out_shots(head, support.X, support.y, text, keep=options.sets == "cv+")
+
+
+def _split(head: Head, support: FeatureSet, text: ClassText) -> tuple[Head, Unseen]:
+    """Every second shot of a class is held out, the others are fitted to."""
+    if not _cheap(head):
+        raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
+    labels, train, held = np.asarray(support.y), [], []
+    for name in dict.fromkeys(support.y):
+        rows = np.flatnonzero(labels == name)
+        rows = np.random.default_rng(0).permutation(rows)
+        held += rows[: len(rows) // 2].tolist()
+        train += rows[len(rows) // 2 :].tolist()
+    if not held:
+        raise InputError("with one shot a class none can be held out for the sets: give two or more of each class")
+    fitted = head.fit(support.X[train], labels[train], text=text)
+    position = {name: i for i, name in enumerate(text.labels)}
+    rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
+    return fitted, Unseen(fitted.logits(support.plain[held]), y, rows, mean_shots(labels[train]), "split")
+
+
+def _calibrators(
+    head: Head, support: FeatureSet, unseen: Unseen | None, options: TrustOptions
+) -> tuple[Calibrator, Calibrator]:
+    """Of the fit to all shots, and of the fits that held-out logits come from."""
+    usual = head.usual_temperature(mean_shots(support.y) if unseen is None or unseen.how != "split" else unseen.shots)
+    if options.calibration == "none":
+        return Calibrator(), Calibrator()
+    if unseen is None:
+        return Calibrator(usual), Calibrator(usual)
+    method: Method = "vector" if options.calibration == "vector" else "temperature"
+    count, before = len(np.unique(unseen.rows)), head.usual_temperature(unseen.shots)
+    found = learn_calibrator(unseen.logits, unseen.labels, method=method, usual=usual, usual_held=before, n=count)
+    return found, Calibrator(found.temperature * before / usual, found.weight, found.bias, found.n)
+
+
+def _conformal(unseen: Unseen, held: Calibrator, options: TrustOptions) -> Conformal:
+    once = unseen.once
+    how = "split" if unseen.how == "split" else options.sets
+    return learn_conformal(
+        held.probabilities(once.logits),
+        once.labels,
+        score=options.score,
+        by_class=options.by_class,
+        how=how,
+        folds=once.folds if how == "cv+" else None,
+    )
+
+
+def _rejector(
+    head: Head, support: FeatureSet, text: ClassText, unseen: Unseen | None, held: Calibrator, others: Others
+) -> Rejector | None:
+    width = text.embeddings.shape[1]
+    if support.X.shape[-1] != width or head.tunes_encoder:
+        return None
+    position = {name: i for i, name in enumerate(text.labels)}
+    once = None if unseen is None else unseen.once
+    try:
+        return learn(
+            support.plain,
+            np.array([position[name] for name in support.y]),
+            len(text.labels),
+            logits=None if once is None else once.logits,
+            rows=None if once is None else once.rows,
+            probabilities=None if once is None else held.probabilities(once.logits),
+            text=None if len(text.absent) == len(text.labels) else text.embeddings,
+            scale=text.logit_scale,
+            distractors=others.distractors,
+            names=others.names,
+            background=others.background,
+        )
+    except InputError:
+        return None

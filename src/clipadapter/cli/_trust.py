@@ -1,0 +1,187 @@
+"""Options that say what a model may answer beside the best class: none of these, a set of classes, unequal costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clipadapter.cli._options import FILE, FOLDER, bundle
+from clipadapter.errors import InputError
+
+if TYPE_CHECKING:
+    from clipadapter.trust import MultiLabel, Trust, TrustOptions
+
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for beside the best class.
+
+    Args:
+        reject: share of pictures of the classes that may be called none of these; None if it was not said.
+        coverage: share of pictures whose class must be in the set; None if it was not said.
+        cost: table of costs, or None.
+        minimise: a mistake in words, or None.
+    """
+
+    reject: float | None = None
+    coverage: float | None = None
+    cost: Path | None = None
+    minimise: str | None = None
+
+    def asked(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """As `FewShotClassifier.classify` takes it; what was not said is left to the model.
+
+        Raises:
+            InputError: if both costs and a mistake are given, or they don't go with the classes.
+        """
+        from clipadapter.trust import costs_for, read_costs
+
+        if self.cost is not None and self.minimise is not None:
+            raise InputError("--cost and --minimise say the same thing in two ways: give one of them")
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("reject", "coverage")}
+        if self.cost is not None:
+            found["costs"] = read_costs(self.cost, class_names)
+        if self.minimise is not None:
+            found["costs"] = costs_for(self.minimise, class_names)
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Learned(Wanted):
+    """The same, and how it is learned.
+
+    Args:
+        calibration: how probabilities are calibrated.
+        sets: how shots are held out for the sets.
+        by_class: promise the coverage for each class.
+        background: folder with pictures of none of the classes, or None.
+        distractors: compare with ImageNet's class names.
+    """
+
+    calibration: str = "auto"
+    sets: str = "cross"
+    by_class: bool = False
+    background: Path | None = None
+    distractors: bool = False
+
+    def options(self, class_names: Sequence[str]) -> TrustOptions:
+        """As `FewShotClassifier` takes it.
+
+        Raises:
+            InputError: as `asked`.
+        """
+        from clipadapter.trust import TrustOptions
+
+        return TrustOptions(
+            calibration=self.calibration,
+            sets=self.sets,
+            by_class=self.by_class,
+            distractors=self.distractors,
+            **self.asked(class_names),
+        )
+
+    def pictures(self) -> list[Path] | None:
+        """Paths of the background pictures.
+
+        Raises:
+            DataError: if there are none in the folder.
+        """
+        from clipadapter.data import list_images
+        from clipadapter.errors import DataError
+
+        if self.background is None:
+            return None
+        found = list_images(self.background) if self.background.is_dir() else []
+        if not found:
+            raise DataError(f"there are no pictures in '{self.background}': give a folder of pictures of other things")
+        return list(found)
+
+
+def told(trust: Trust) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
+    """What was learned of how far a model can be trusted: for machines, for people, and what they should know.
+
+    Args:
+        trust: of a fitted model.
+    """
+    if trust.several is not None:
+        return _thresholds(trust.several)
+    calibrator, asked = trust.calibrator, trust.asked
+    seen = f"{calibrator.n} held-out shots ({trust.how})" if calibrator.n else "no held-out shots, only what is usual"
+    words = [("calibration", f"temperature {calibrator.temperature:.3g}, from {seen}")]
+    facts: dict[str, Any] = {"temperature": calibrator.temperature, "held_out": calibrator.n, "how": trust.how}
+    warnings = []
+    if asked.reject is not None and trust.rejector is not None:
+        found = trust.rejector.threshold(asked.reject)
+        facts["reject"] = {"rate": asked.reject, "threshold": found.value, "enough": found.enough}
+        words.append(("none of these", f"at most {100 * asked.reject:g} % of pictures of the classes"))
+        if not found.enough:
+            warnings.append(
+                f"{found.shots} held-out shots can't set a rate of {100 * asked.reject:g} %: the smallest is "
+                f"{100 * found.least:.2g} %, which is what it will be"
+            )
+        if found.bound:
+            warnings.append("with one shot a class fewer pictures than that will be called none of these")
+    if asked.coverage is not None and trust.conformal is not None:
+        facts["coverage"] = {"rate": asked.coverage, "promise": trust.conformal.words(asked.coverage)}
+        words.append(("sets", trust.conformal.words(asked.coverage)))
+        few = trust.conformal.too_few(asked.coverage)
+        warnings += [few] if few else []
+    for name, rate, part in (
+        ("--reject", asked.reject, trust.rejector),
+        ("--coverage", asked.coverage, trust.conformal),
+    ):
+        if rate is not None and part is None:
+            warnings.append(f"{name} could not be learned from these shots: give two or more of each class")
+    return facts, words, warnings
+
+
+def _thresholds(rule: MultiLabel) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
+    seen = f"from {rule.n} held-out pictures" if rule.n else "the usual one, since no shot could be held out"
+    words = f"{rule.thresholds.min():.2f} to {rule.thresholds.max():.2f}, {seen}"
+    return {"held_out": rule.n, "thresholds": rule.thresholds.tolist()}, [("thresholds", words)], []
+
+
+_WANTED = (
+    click.option(
+        "--reject", type=SHARE, metavar="RATE", help='Say "none of these", at most so often of pictures that are.'
+    ),
+    click.option(
+        "--coverage", type=SHARE, metavar="RATE", help="Name a set of classes that has the right one so often."
+    ),
+    click.option(
+        "--cost", type=FILE, help="CSV with the cost of each mistake: rows are true classes, columns answers."
+    ),
+    click.option(
+        "--minimise", metavar="MISTAKE", help="The mistake to avoid: 'false NAME' or 'missed NAME', =N times as bad."
+    ),
+)
+wanted_options = bundle("wanted", Wanted, *_WANTED)
+"""``--reject``, ``--coverage``, ``--cost``, ``--minimise``; as ``wanted``."""
+
+_LEARNED = (
+    click.option(
+        "--calibration",
+        type=click.Choice(["auto", "temperature", "vector", "none"]),
+        default="auto",
+        show_default=True,
+        help="How logits become probabilities, on shots that were held out.",
+    ),
+    click.option(
+        "--sets",
+        type=click.Choice(["cross", "cv+", "split"]),
+        default="cross",
+        show_default=True,
+        help="How shots are held out for --coverage; cv+ keeps several heads, split learns from half of the shots.",
+    ),
+    click.option("--by-class", is_flag=True, help="Promise the coverage for each class by itself."),
+    click.option("--background", type=FOLDER, help="Pictures of none of the classes, such as will come by."),
+    click.option("--distractors", is_flag=True, help="Tell strange pictures by the class names of ImageNet too."),
+)
+learned_options = bundle("learned", Learned, *_WANTED, *_LEARNED)
+"""The same, with how they are learned; as ``learned``. What is asked for is the model's default."""

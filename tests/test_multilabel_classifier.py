@@ -1,0 +1,106 @@
+"""Several labels a picture, behind the classifier's face."""
+
+import numpy as np
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.classifier._multilabel import learn_rule
+from clipadapter.errors import InputError
+from clipadapter.heads import create_head, held_out
+from clipadapter.testing._several import toy_several
+from clipadapter.trust import TrustOptions
+from clipadapter.trust.multilabel import USUAL, learn_multilabel
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
+SETS = [("red",), ("green",), ("blue",), ("red", "blue"), ("green", "red"), ("blue", "green"), ()]
+
+
+def pictures(each=6, seed=0):
+    """Grey pictures, with a quarter in each colour that they have."""
+    rng = np.random.default_rng(seed)
+    images, labels = [], []
+    for names in SETS * each:
+        image = np.full((16, 16, 3), 128) + rng.integers(-30, 31, (16, 16, 3))
+        for place, name in enumerate(names):
+            image[:, 8 * place : 8 * place + 8] = np.array(COLOURS[name]) + rng.integers(-30, 31, (16, 8, 3))
+        images.append(np.clip(image, 0, 255).astype(np.uint8))
+        labels.append(names)
+    return images, labels
+
+
+def model(**params):
+    return FewShotClassifier(**{"encoder": "toy", "cache": None, "head": "linear-probe", **params})
+
+
+def test_all_labels_of_pictures_are_found():
+    fitted = model(task="multilabel").fit(*pictures())
+    queries, truth = pictures(seed=1)
+    found = fitted.predict(queries)
+    assert sum(set(said) == set(names) for said, names in zip(found, truth, strict=True)) > 0.8 * len(truth)
+    assert fitted.predict_proba(queries).sum(axis=1).max() > 1.2
+
+
+def test_a_picture_of_no_class_has_no_label_and_a_reason():
+    fitted = model().fit(*pictures())
+    queries, truth = pictures(seed=1)
+    said = fitted.classify(queries)
+    nothing = [one for one, names in zip(said, truth, strict=True) if not names and not one.labels]
+    assert len(nothing) >= 4
+    assert nothing[0].label is None
+    assert nothing[0].nearest in COLOURS
+    assert "threshold" in nothing[0].reason
+    both = next(one for one, names in zip(said, truth, strict=True) if names == ("red", "blue"))
+    assert both.label in both.labels
+
+
+def test_a_saved_model_answers_alike(tmp_path):
+    fitted = model(head="auto").fit(*pictures(each=3))
+    queries, _ = pictures(each=2, seed=1)
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    assert again.predict(queries) == fitted.predict(queries)
+    np.testing.assert_allclose(again.predict_proba(queries), fitted.predict_proba(queries), rtol=1e-6)
+    np.testing.assert_array_equal(again.support_.targets, fitted.support_.targets)
+    assert again.head_.task_ == "multilabel"
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "words"),
+    [
+        ("multilabel", ["red"] * 7, "all labels of each picture"),
+        ("single-label", SETS, "'multilabel'"),
+        ("several", SETS, "auto, single-label, multilabel"),
+    ],
+)
+def test_labels_of_another_task_are_refused(task, labels, words):
+    with pytest.raises(InputError, match=words):
+        model(task=task).fit(pictures(each=1)[0], labels)
+
+
+@pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}])
+def test_what_is_for_one_label_is_refused(asked):
+    with pytest.raises(InputError, match="class by class"):
+        model(trust=TrustOptions(**asked)).fit(*pictures(each=2))
+    with pytest.raises(InputError, match="class by class"):
+        model().fit(*pictures(each=2)).classify(pictures(each=1)[0], **asked)
+
+
+def test_a_head_for_one_label_is_refused_with_those_for_several():
+    with pytest.raises(InputError, match="auto"):
+        model(head="knn").fit(*pictures(each=2))
+
+
+def test_rule_is_learned_from_shots_that_the_head_did_not_see():
+    X, Y, text = toy_several()
+    found = held_out(create_head("linear-probe", C=1.0), X, Y, text, folds=3, seed=1)
+    expected = learn_multilabel(found.logits, found.labels, precision=0.8)
+    head = create_head("linear-probe", C=1.0).fit(X, Y, text=text)
+    rule = learn_rule(head, X, Y, text, folds=3, seed=1, precision=0.8)
+    np.testing.assert_array_equal(rule.thresholds, expected.thresholds)
+    assert rule.n == len(X)
+
+
+@pytest.mark.parametrize("Y", [np.eye(3, dtype=int), np.zeros((3, 3), int), np.eye(3, dtype=int)[:1]])
+def test_one_shot_a_class_leaves_the_usual_thresholds(Y):
+    X, _, text = toy_several()
+    rule = learn_rule(create_head("zero-shot"), X[: len(Y)], Y, text)
+    assert rule.thresholds.tolist() == [USUAL] * 3

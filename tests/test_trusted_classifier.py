@@ -1,0 +1,187 @@
+"""What a classifier says beside the best class, from fitting to a saved model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.artifact import read_config
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.heads import create_head, held_out_shots, mean_shots
+from clipadapter.testing import toy_features
+from clipadapter.trust import TrustOptions
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
+
+
+def squares(each=6, seed=0, colours=COLOURS, noise=60):
+    rng = np.random.default_rng(seed)
+    names = [name for name in colours for _ in range(each)]
+    images = [
+        np.clip(np.array(colours[name]) + rng.integers(-noise, noise + 1, (16, 16, 3)), 0, 255).astype(np.uint8)
+        for name in names
+    ]
+    return images, names
+
+
+GREYS = squares(each=4, seed=5, colours={"grey": (200, 200, 200)})[0]
+
+
+def fitted(**options):
+    head = options.pop("head", "auto")
+    model = FewShotClassifier(encoder="toy", cache=None, head=head, trust=TrustOptions(**options))
+    return model.fit(*squares())
+
+
+def test_pictures_of_no_class_are_none_of_these():
+    model = fitted(reject=0.06)
+    queries, truth = squares(seed=1)
+    assert sum(found is not None for found in model.predict(queries)) >= 15
+    assert model.predict(GREYS) == [None] * 4
+    said = model.classify(GREYS[:1])[0]
+    assert said.nearest in COLOURS
+    assert said.reason
+    assert said.error is None
+    assert model.predict(GREYS, reject=None) == [said.nearest] * 4
+
+
+def test_background_pictures_help_to_tell_what_is_strange():
+    plain = fitted(reject=0.06)
+    images, labels = squares()
+    model = FewShotClassifier(encoder="toy", cache=None, trust=TrustOptions(reject=0.06))
+    model.fit(images, labels, background=GREYS)
+    assert [part.name for part in model.trust_.rejector.parts] != [part.name for part in plain.trust_.rejector.parts]
+    assert model.predict(GREYS) == [None] * 4
+
+
+@pytest.mark.parametrize("sets", ["cross", "cv+", "split"])
+def test_sets_have_the_best_class_and_survive_saving(sets, tmp_path):
+    model = fitted(coverage=0.8, sets=sets)
+    queries, truth = squares(seed=1)
+    before = model.classify(queries)
+    assert all(said.label in said.labels for said in before)
+    again = FewShotClassifier.load(model.save(tmp_path / "model"), cache=None)
+    assert again.classify(queries) == before
+    assert again.trust_.conformal.how == sets
+    assert (tmp_path / "model" / "folds.safetensors").exists() == (sets == "cv+")
+
+
+def test_split_learns_from_half_of_the_shots_and_judges_by_the_others():
+    model = fitted(coverage=0.8, sets="split")
+    assert len(model.trust_.conformal.scores) == 9
+
+
+def test_costs_change_the_answer_not_the_probabilities():
+    model = fitted()
+    costs = 1.0 - np.eye(3)
+    costs[:, 0] *= 1e9
+    queries, _ = squares(seed=1)
+    assert "blue" in model.predict(queries)
+    assert "blue" not in model.predict(queries, costs=costs)
+
+
+def test_without_calibration_probabilities_are_the_softmax():
+    model = fitted(calibration="none")
+    assert model.trust_.calibrator.temperature == 1.0
+
+
+def test_one_shot_a_class_is_calibrated_by_what_is_usual_for_the_head():
+    images, labels = squares(each=1)
+    model = FewShotClassifier(encoder="toy", cache=None).fit(images, labels)
+    head = create_head("auto")
+    assert model.trust_.calibrator.temperature == pytest.approx(head.usual_temperature(1))
+    assert model.trust_.conformal is None
+    with pytest.raises(InputError, match="two shots"):
+        model.classify(images, coverage=0.9)
+
+
+def test_pictures_of_a_wish_that_is_no_share_are_refused_before_they_are_answered():
+    with pytest.raises(InputError, match="between 0 and 1"):
+        fitted().classify(GREYS, reject=2.0)
+
+
+def test_where_the_shots_came_from_is_kept_with_them(tmp_path):
+    from PIL import Image
+
+    images, labels = squares(each=2)
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    model = FewShotClassifier(encoder="toy", cache=None).fit(paths, labels)
+    model.save(tmp_path / "model")
+    again = FewShotClassifier.load(tmp_path / "model", cache=None)
+    assert list(again.support_.provenance["sources"]) == [str(path) for path in paths]
+    model.save(tmp_path / "bare", support=False)
+    assert read_config(tmp_path / "bare").sources == []
+
+
+def test_a_model_of_the_first_format_is_read_uncalibrated(tmp_path):
+    model = fitted()
+    folder = model.save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("trust", "sources"):
+        del config[key]
+    config.update(format=1, temperature=1.0, thresholds=None)
+    del config["files"]["trust.safetensors"]
+    (folder / "config.json").write_text(json.dumps(config))
+    again = FewShotClassifier.load(folder, cache=None)
+    assert again.trust_.calibrator.temperature == 1.0
+    assert again.trust_.rejector is None
+
+
+def test_an_altered_part_is_refused(tmp_path):
+    folder = fitted().save(tmp_path / "model")
+    data = bytearray((folder / "trust.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "trust.safetensors").write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match="altered"):
+        FewShotClassifier.load(folder, cache=None)
+
+
+def test_facts_of_another_model_are_refused(tmp_path):
+    folder = fitted().save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["trust"]["calibrator"]["temperature"] = -1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="calibration"):
+        FewShotClassifier.load(folder, cache=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("auto", "own"), ("tip-adapter", "leave-one-out"), ("linear-probe", "folds")]
+)
+def test_shots_are_held_out_the_cheapest_way(name, how):
+    X, y, text = toy_features()
+    found = held_out_shots(create_head(name).fit(X, y, text=text), X, y, text)
+    assert found.how == how
+    assert sorted(set(found.rows)) == list(range(len(y)))
+    assert (np.array(text.labels)[found.labels] == np.asarray(y)[found.rows]).all()
+    assert found.shots < mean_shots(y)
+
+
+def test_held_out_logits_are_those_of_fits_without_the_shot():
+    X, y, text = toy_features()
+    head = create_head("linear-probe", C=10.0)
+    found = held_out_shots(head.fit(X, y, text=text), X, y, text, keep=True)
+    for fold, kept in enumerate(found.heads):
+        held = found.rows[found.folds == fold]
+        others = np.setdiff1d(np.arange(len(y)), held)
+        again = create_head("linear-probe", C=10.0).fit(np.asarray(X)[others], np.asarray(y)[others], text=text)
+        np.testing.assert_allclose(found.logits[found.folds == fold], again.logits(np.asarray(X)[held]), atol=1e-5)
+        np.testing.assert_allclose(kept.logits(X), again.logits(X), atol=1e-5)
+
+
+def test_logits_that_auto_held_out_are_near_to_those_of_its_own_refits():
+    X, y, text = toy_features()
+    own = held_out_shots(create_head("auto").fit(X, y, text=text), X, y, text)
+    assert (own.logits.argmax(axis=1) == own.labels).mean() > 0.9
+    assert own.logits.std() == pytest.approx(create_head("auto").fit(X, y, text=text).logits(X).std(), rel=0.5)
+
+
+def test_the_usual_temperature_lies_between_those_of_measured_shots():
+    head = create_head("auto")
+    low, high = sorted(head.usual_temperatures[2:4])
+    assert low <= head.usual_temperature(5.5) <= high
+    assert head.usual_temperature(100) == head.usual_temperatures[-1]
