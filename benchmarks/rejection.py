@@ -24,8 +24,9 @@ from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.data import draw_shots
 from clipadapter.data.folders import list_images
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, create_head, held_out
+from clipadapter.heads import ClassText, create_head, held_out_shots
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at
+from clipadapter.trust import Calibrator, learn_calibrator
 from clipadapter.trust.rejection import METHODS, imagenet_names, kept_distractors, learn_rejector
 
 RATES = (0.05, 0.1)
@@ -83,19 +84,6 @@ def load(args):
     )
 
 
-def softmax(logits, temperature=1.0):
-    z = np.asarray(logits, dtype=np.float64) / temperature
-    z = np.exp(z - z.max(axis=1, keepdims=True))
-    return z / z.sum(axis=1, keepdims=True)
-
-
-def best_temperature(logits, labels):
-    """The temperature with the lowest log-loss on held-out logits."""
-    rows = np.arange(len(labels))
-    loss = {t: -np.log(softmax(logits, t)[rows, labels] + 1e-300).mean() for t in np.logspace(-2, 2, 81)}
-    return min(loss, key=loss.get)
-
-
 def draw(X, y, text, shots, seed, args):
     """Shots of the classes that are left, their held-out logits, the fitted head."""
     new = set(np.random.default_rng(1000 + seed).permutation(np.array(text.labels))[: args.classes])
@@ -105,22 +93,21 @@ def draw(X, y, text, shots, seed, args):
     labels = np.array([own.labels.index(name) for name in y[rows]])
     head = create_head(args.head).fit(X[rows], y[rows], text=own)
     given = {"text": own.embeddings, "scale": own.logit_scale}
-    temperature = 1.0
-    try:
-        held = held_out(create_head(args.head), X[rows], y[rows], own)
-    except InputError:  # one shot a class: nothing can be held out
-        return rows, labels, own, head, given, temperature, new
-    temperature = best_temperature(held.logits, held.labels)
-    given |= {"logits": held.logits, "rows": held.rows, "probabilities": softmax(held.logits, temperature)}
-    return rows, labels, own, head, given, temperature, new
+    calibrator, seen = Calibrator(head.usual_temperature(shots)), held_out_shots(head, X[rows], y[rows], own)
+    if seen is not None:  # with one shot a class nothing can be held out
+        usual, held = head.usual_temperature(shots), seen.once
+        calibrator = learn_calibrator(seen.logits, seen.labels, usual=usual, n=len(held.rows))
+        p = calibrator.probabilities(held.logits)
+        given |= {"logits": held.logits, "rows": held.rows, "probabilities": p}
+    return rows, labels, own, head, given, calibrator, new
 
 
-def measure(rejector, head, temperature, groups, truth):
+def measure(rejector, head, calibrator, groups, truth):
     """Figures of one rejector."""
     score, right = {}, None
     for name, features in groups.items():
         logits = np.asarray(head.logits(features))
-        score[name] = rejector.scores(features, logits, softmax(logits, temperature))
+        score[name] = rejector.scores(features, logits, calibrator.probabilities(logits))
         if name == "known":
             right = np.array(head.classes_)[logits.argmax(axis=1)] == truth
     found = {}
@@ -146,7 +133,7 @@ def run(args):
         for shots in args.shots:
             if (shots, seed, args.head) in known:
                 continue
-            rows, labels, own, head, given, temperature, new = draw(parts["train"], y, text, shots, seed, args)
+            rows, labels, own, head, given, calibrator, new = draw(parts["train"], y, text, shots, seed, args)
             is_new = np.isin(answers, list(new))
             half = len(parts["far"]) // 2
             groups = {"known": parts["test"][~is_new], "new": parts["test"][is_new], "far": parts["far"][half:]}
@@ -166,7 +153,7 @@ def run(args):
                     )
                 except InputError:  # one shot a class has no held-out logits
                     continue
-                found = measure(rejector, head, temperature, groups, answers[~is_new])
+                found = measure(rejector, head, calibrator, groups, answers[~is_new])
                 lines.append({"method": variant, "shots": shots, "seed": seed, "head": args.head, **found})
             done += lines
             with records.open("a") as file:

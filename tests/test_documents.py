@@ -40,8 +40,9 @@ def test_python_of_the_readme_runs(code, pictures):
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_run(pictures):
-    for line in blocks("sh")[0].splitlines():
+@pytest.mark.parametrize("code", blocks("sh"), ids=["pictures", "trust"])
+def test_commands_of_the_readme_run(code, pictures):
+    for line in code.splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] == "clipadapter"
         done = subprocess.run([sys.executable, "-m", "clipadapter", *words[1:]], capture_output=True, text=True)

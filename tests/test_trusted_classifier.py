@@ -149,9 +149,7 @@ def test_facts_of_another_model_are_refused(tmp_path):
         FewShotClassifier.load(folder, cache=None)
 
 
-@pytest.mark.parametrize(
-    ("name", "how"), [("auto", "own"), ("tip-adapter", "leave-one-out"), ("linear-probe", "folds")]
-)
+@pytest.mark.parametrize(("name", "how"), [("auto", "own"), ("tip-adapter", "folds"), ("linear-probe", "folds")])
 def test_shots_are_held_out_the_cheapest_way(name, how):
     X, y, text = toy_features()
     found = held_out_shots(create_head(name).fit(X, y, text=text), X, y, text)
@@ -159,6 +157,13 @@ def test_shots_are_held_out_the_cheapest_way(name, how):
     assert sorted(set(found.rows)) == list(range(len(y)))
     assert (np.array(text.labels)[found.labels] == np.asarray(y)[found.rows]).all()
     assert found.shots < mean_shots(y)
+
+
+def test_of_very_many_shots_one_fold_is_held_out(monkeypatch):
+    X, y, text = toy_features()
+    head = create_head("linear-probe", C=10.0).fit(X, y, text=text)
+    monkeypatch.setattr("clipadapter.heads._unseen.MUCH", 10)
+    assert len(held_out_shots(head, X, y, text).rows) == 3
 
 
 def test_held_out_logits_are_those_of_fits_without_the_shot():
@@ -169,7 +174,8 @@ def test_held_out_logits_are_those_of_fits_without_the_shot():
         held = found.rows[found.folds == fold]
         others = np.setdiff1d(np.arange(len(y)), held)
         again = create_head("linear-probe", C=10.0).fit(np.asarray(X)[others], np.asarray(y)[others], text=text)
-        np.testing.assert_allclose(found.logits[found.folds == fold], again.logits(np.asarray(X)[held]), atol=1e-5)
+        logits = found.louder * again.logits(np.asarray(X)[held])
+        np.testing.assert_allclose(found.logits[found.folds == fold], logits, rtol=1e-5)
         np.testing.assert_allclose(kept.logits(X), again.logits(X), atol=1e-5)
 
 
@@ -185,3 +191,23 @@ def test_the_usual_temperature_lies_between_those_of_measured_shots():
     low, high = sorted(head.usual_temperatures[2:4])
     assert low <= head.usual_temperature(5.5) <= high
     assert head.usual_temperature(100) == head.usual_temperatures[-1]
+
+
+def test_the_card_says_what_its_probabilities_mean(tmp_path):
+    card = (fitted(reject=0.06).save(tmp_path / "model") / "README.md").read_text()
+    assert "calibrated on 18 held-out shots" in card
+    assert "Asked for by default: reject 0.06." in card
+    one = FewShotClassifier(encoder="toy", cache=None).fit(*squares(each=1))
+    assert "no shot was held out" in (one.save(tmp_path / "one") / "README.md").read_text()
+
+
+def test_held_out_logits_are_as_large_as_those_of_the_full_fit():
+    """A probe on two shots is surer than one on one shot, by the spread over its own shots."""
+    X, y, text = toy_features()
+    X, y = np.asarray(X), np.asarray(y)
+    rows = np.concatenate([np.flatnonzero(y == name)[:2] for name in text.labels])
+    head = create_head("linear-probe", C=1.0).fit(X[rows], y[rows], text=text)
+    found = held_out_shots(head, X[rows], y[rows], text, keep=True)
+    own = [one.logits(X[rows][found.rows[found.folds != i]]).std(axis=1).mean() for i, one in enumerate(found.heads)]
+    assert found.louder == pytest.approx(head.logits(X[rows]).std(axis=1).mean() / np.mean(own), rel=1e-5)
+    assert found.louder > 1.1

@@ -57,12 +57,6 @@ def test_right_answers_alone_give_no_certainty():
     assert 0.85 < p.max(axis=1).mean() < 0.995
 
 
-def test_a_temperature_of_fewer_shots_is_carried_over_by_what_is_usual():
-    z, y = answers(40)
-    same = learn_calibrator(z, y, usual=2.0, usual_held=2.0).temperature
-    assert learn_calibrator(z, y, usual=3.0, usual_held=2.0).temperature == pytest.approx(1.5 * same)
-
-
 def test_logits_of_another_unit_give_the_same_probabilities():
     z, y = answers(60)
     p = learn_calibrator(z, y, usual=1.0).probabilities(z)

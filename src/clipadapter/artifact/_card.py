@@ -31,9 +31,22 @@ model = FewShotClassifier.load("path/to/this/folder")
 print(model.predict(["photo.jpg"]))
 ```
 
-It knows these classes only and calls every picture one of them. Its probabilities are not calibrated.
+{_trust(config)}
 
 ## Classes
 
 {classes}
 """
+
+
+def _trust(config: ArtifactConfig) -> str:
+    """What its probabilities mean, and whether it can say that a picture is none of the classes."""
+    facts = config.trust
+    if facts.get("several"):
+        return "A picture may have several of these classes, or none: each has a threshold of its own."
+    n = (facts.get("calibrator") or {}).get("n", 0)
+    seen = f"are calibrated on {n} held-out shots" if n else "could not be calibrated: no shot was held out"
+    able = "can say" if facts.get("rejector") else "can't say"
+    asked = [f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)]
+    default = f" Asked for by default: {', '.join(asked)}." if asked else ""
+    return f'Its probabilities {seen}. It {able} that a picture is "none of these" (`reject=0.05`).{default}'

@@ -82,11 +82,12 @@ def fit_trusted(
     else:
         head = head.fit(support.X, support.y, text=text, unlabelled=unlabelled)
         unseen = _unseen(head, support, text, options)
-    calibrator, held = _calibrators(head, support, unseen, options)
-    conformal = None if unseen is None else _conformal(unseen, held, options)
-    rejector = _rejector(head, support, text, unseen, held, others)
-    trust = Trust(calibrator, rejector, conformal, asked, "" if unseen is None else unseen.how)
-    return Fitted(head, trust, () if unseen is None else unseen.heads)
+    calibrator = _calibrator(head, support, unseen, options)
+    rejector = _rejector(head, support, text, unseen, calibrator, others)
+    if unseen is None:
+        return Fitted(head, Trust(calibrator, rejector, None, asked))
+    conformal = _conformal(unseen, calibrator, options)
+    return Fitted(head, Trust(calibrator, rejector, conformal, asked, unseen.how, unseen.louder), unseen.heads)
 
 
 def _several(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions) -> Fitted:
@@ -131,26 +132,22 @@ def _split(head: Head, support: FeatureSet, text: ClassText) -> tuple[Head, Unse
     return fitted, Unseen(fitted.logits(support.plain[held]), y, rows, mean_shots(labels[train]), "split")
 
 
-def _calibrators(
-    head: Head, support: FeatureSet, unseen: Unseen | None, options: TrustOptions
-) -> tuple[Calibrator, Calibrator]:
-    """Of the fit to all shots, and of the fits that held-out logits come from."""
+def _calibrator(head: Head, support: FeatureSet, unseen: Unseen | None, options: TrustOptions) -> Calibrator:
     usual = head.usual_temperature(mean_shots(support.y) if unseen is None or unseen.how != "split" else unseen.shots)
     if options.calibration == "none":
-        return Calibrator(), Calibrator()
+        return Calibrator()
     if unseen is None:
-        return Calibrator(usual), Calibrator(usual)
+        return Calibrator(usual)
     method: Method = "vector" if options.calibration == "vector" else "temperature"
-    count, before = len(np.unique(unseen.rows)), head.usual_temperature(unseen.shots)
-    found = learn_calibrator(unseen.logits, unseen.labels, method=method, usual=usual, usual_held=before, n=count)
-    return found, Calibrator(found.temperature * before / usual, found.weight, found.bias, found.n)
+    count = len(np.unique(unseen.rows))
+    return learn_calibrator(unseen.logits, unseen.labels, method=method, usual=usual, n=count)
 
 
-def _conformal(unseen: Unseen, held: Calibrator, options: TrustOptions) -> Conformal:
+def _conformal(unseen: Unseen, calibrator: Calibrator, options: TrustOptions) -> Conformal:
     once = unseen.once
     how = "split" if unseen.how == "split" else options.sets
     return learn_conformal(
-        held.probabilities(once.logits),
+        calibrator.probabilities(once.logits),
         once.labels,
         score=options.score,
         by_class=options.by_class,
@@ -160,7 +157,7 @@ def _conformal(unseen: Unseen, held: Calibrator, options: TrustOptions) -> Confo
 
 
 def _rejector(
-    head: Head, support: FeatureSet, text: ClassText, unseen: Unseen | None, held: Calibrator, others: Others
+    head: Head, support: FeatureSet, text: ClassText, unseen: Unseen | None, calibrator: Calibrator, others: Others
 ) -> Rejector | None:
     width = text.embeddings.shape[1]
     if support.X.shape[-1] != width or head.tunes_encoder:
@@ -174,7 +171,7 @@ def _rejector(
             len(text.labels),
             logits=None if once is None else once.logits,
             rows=None if once is None else once.rows,
-            probabilities=None if once is None else held.probabilities(once.logits),
+            probabilities=None if once is None else calibrator.probabilities(once.logits),
             text=None if len(text.absent) == len(text.labels) else text.embeddings,
             scale=text.logit_scale,
             distractors=others.distractors,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from clipadapter.data._base import some
 from clipadapter.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def label_matrix(label_sets: Sequence[Collection[str]], class_names: Sequence[str]) -> NDArray[np.int8]:
@@ -22,6 +24,8 @@ def label_matrix(label_sets: Sequence[Collection[str]], class_names: Sequence[st
     array([[1, 1],
            [0, 0]], dtype=int8)
     """
+    import numpy as np
+
     position = {name: k for k, name in enumerate(class_names)}
     found = np.zeros((len(label_sets), len(class_names)), dtype=np.int8)
     for i, names in enumerate(label_sets):

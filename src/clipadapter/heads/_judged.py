@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from clipadapter.heads._inputs import Array
 
 SHOTS = (1, 2, 4, 8, 16)
+
+
+class Told(NamedTuple):
+    """Answers for shots by fits without them.
+
+    Args:
+        logits: (r, c).
+        rows: (r,) row numbers of the shots.
+        shots: how many shots a class those fits saw.
+        louder: how much larger the logits of the fit to all shots are.
+    """
+
+    logits: Array
+    rows: Array
+    shots: float
+    louder: float
 
 
 class Judged:
@@ -18,14 +34,9 @@ class Judged:
     """What logits are to be divided by, typically, so that their softmax can be taken at its word: after fits to 1, 2,
     4, 8 and 16 shots a class. A calibrator starts from there."""
 
-    def told(self) -> tuple[Array, Array, float] | None:
-        """What the last `fit` held out by the way; not part of what is saved.
-
-        Returns:
-            (r, c) logits of shots by fits without them, (r,) row numbers, and how many shots a class those fits saw;
-            None if nothing was held out.
-        """
-        found: tuple[Array, Array, float] | None = self.__dict__.get("_told")
+    def told(self) -> Told | None:
+        """What the last `fit` held out by the way, or None; not part of what is saved."""
+        found: Told | None = self.__dict__.get("_told")
         return found
 
     def usual_temperature(self, shots: float) -> float:

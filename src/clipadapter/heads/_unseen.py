@@ -17,6 +17,8 @@ from clipadapter.heads._text import ClassText
 FOLDS = 5
 REPEATS, ENOUGH = 3, 200
 """Shots are divided up to three times, as long as this many are not held out in all: much hangs on how few fall."""
+MUCH = 1_000_000_000
+"""Multiplications of one pass over the shots, above which one fold is enough: thousands of shots are in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +26,13 @@ class Unseen:
     """Logits of shots by fits of a head without them.
 
     Args:
-        logits: (r, c).
+        logits: (r, c), times ``louder``: as large as those of the fit to all shots.
         labels: (r,) class positions.
         rows: (r,) row numbers among the shots; a shot may be there more than once.
         shots: how many shots a class these fits saw on average, classes without a shot left out.
-        how: "own" for the head's own folds, "leave-one-out", "folds" or "split".
+        how: "own" for the head's own folds, "folds", or "split" if the fit that answers did not see the shots either.
+        louder: how much larger the logits of the fit to all shots are: a probe on two shots is surer than one on one.
+            For folds it is seen from the spread of logits of the fits' own shots.
         heads: those fits, in the order of their folds; empty if they were not kept.
         folds: (r,) the fold of each row; None if heads were not kept.
     """
@@ -38,6 +42,7 @@ class Unseen:
     rows: Array
     shots: float
     how: str
+    louder: float = 1.0
     heads: tuple[Head, ...] = ()
     folds: Array | None = None
 
@@ -54,7 +59,9 @@ def held_out_shots(
 ) -> Unseen | None:
     """Logits of shots by fits that did not see them.
 
-    Taken are, in this order, what the head's own fit held out by the way, leave-one-out in closed form, and folds.
+    Taken is what the head's own fit held out by the way, if it did; else shots are held out in folds, as many of every
+    class. Leave-one-out would be cheaper for some heads, but makes one class rarer than all others: at two shots a
+    class discriminant analysis is then right for 45 % of the shots, and for 78 % of new pictures.
 
     Args:
         head: fitted to these shots.
@@ -77,14 +84,8 @@ def held_out_shots(
         return None
     own = head.told()
     if own is not None and not keep:
-        logits, rows, shots = own
-        return Unseen(logits, positions[rows], rows, shots, "own")
-    closed = None if keep else head.leave_one_out(views, labels, text)
-    if closed is not None:
-        counts = np.bincount(positions)
-        rows = np.flatnonzero(counts[positions] > 1)
-        shots = max(1.0, counts[counts > 0].mean() - 1 / (counts > 0).sum())
-        return Unseen(closed[rows], positions[rows], rows, float(shots), "leave-one-out")
+        logits, rows, shots, louder = own
+        return Unseen(logits * louder, positions[rows], rows, shots, "own", louder)
     return _folds(head, views, labels, positions, text, keep, seed)
 
 
@@ -103,13 +104,24 @@ def _folds(
     repeats = 1 if keep else max(1, min(REPEATS, ENOUGH // len(labels)))
     every = [held_out_folds(torch.from_numpy(positions), FOLDS, seed + i) for i in range(repeats)]
     splits = [(train.numpy(), held.numpy()) for one in every for train, held in one]
+    if not keep and len(labels) * len(np.unique(labels)) * views.shape[2] > MUCH:
+        splits = splits[:1]
     heads: list[Head] = []
     logits: list[Array] = []
+    spread: list[float] = []
     for train, held in splits:
         fitted = clone(head).fit(views[train], labels[train], text=text)
         logits.append(fitted.logits(views[held, 0]))
+        spread.append(_spread(fitted, views[train, 0]))
         heads += [fitted] if keep else []
     rows = np.concatenate([held for _, held in splits])
     shots = float(np.mean([mean_shots(labels[train]) for train, _ in splits]))
     folds = np.repeat(np.arange(len(splits)), [len(held) for _, held in splits]) if keep else None
-    return Unseen(np.concatenate(logits), positions[rows], rows, shots, "folds", tuple(heads), folds)
+    louder = _spread(head, views[:, 0]) / max(float(np.mean(spread)), 1e-12) or 1.0
+    everything = np.concatenate(logits) * louder
+    return Unseen(everything, positions[rows], rows, shots, "folds", louder, tuple(heads), folds)
+
+
+def _spread(head: Head, X: Array) -> float:
+    """Typical standard deviation over the classes of the logits of a fit's own shots."""
+    return float(head.logits(X).std(axis=1).mean())

@@ -93,9 +93,10 @@ class Trust:
         rejector: tells pictures of none of the classes; None if nothing could be learned.
         conformal: makes sets of classes; None if nothing could be learned.
         asked: what is asked for by default.
-        several: probabilities and thresholds where a picture may have several labels; else None.
-        how: how the shots were held out: "leave-one-out", "folds", "views", "own" for the head's own folds; "" if
+        how: how the shots were held out: "own" for the head's own folds, "folds" or "split"; "" if
             they could not be.
+        louder: factor that makes logits of single folds' heads as large as those of the full fit.
+        several: probabilities and thresholds where a picture may have several labels; else None.
     """
 
     calibrator: Calibrator = field(default_factory=Calibrator)
@@ -103,6 +104,7 @@ class Trust:
     conformal: Conformal | None = None
     asked: Asked = field(default_factory=Asked)
     how: str = ""
+    louder: float = 1.0
     several: MultiLabel | None = None
 
     def answer(
@@ -165,12 +167,13 @@ class Trust:
             return self.conformal.sets(p, coverage, best=best)
         if folds is None:
             raise InputError("sets by CV+ need the answers of all folds: ask the classifier, not its head")
-        every = np.stack([self.calibrator.probabilities(np.asarray(z)) for z in folds])
+        every = np.stack([self.calibrator.probabilities(np.asarray(z) * self.louder) for z in folds])
         return self.conformal.sets(every, coverage, best=best)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON, and arrays by name."""
-        facts: dict[str, Any] = {"reject": self.asked.reject, "coverage": self.asked.coverage, "how": self.how}
+        asked = {"reject": self.asked.reject, "coverage": self.asked.coverage}
+        facts: dict[str, Any] = {**asked, "how": self.how, "louder": self.louder}
         arrays: dict[str, Array] = {} if self.asked.costs is None else {"costs": self.asked.costs}
         for name in PARTS:
             part = getattr(self, name)
@@ -203,7 +206,10 @@ class Trust:
             raise ArtifactError(f"the model's sets are of {conformal.n_classes} classes, but it has {classes}")
         rule, own = parts["several"]
         several = None if rule is None else MultiLabel.from_state(rule, own, classes)
-        return cls(calibrator, rejector, conformal, asked, str(facts.get("how", "")), several)
+        louder = facts.get("louder", 1.0)
+        if not isinstance(louder, int | float) or not 0 < louder < np.inf:
+            raise ArtifactError(f"the model's factor for folds is {louder!r}: fit it again")
+        return cls(calibrator, rejector, conformal, asked, str(facts.get("how", "")), float(louder), several)
 
 
 def _several(rule: MultiLabel, z: Array, wanted: Asked) -> Answers:

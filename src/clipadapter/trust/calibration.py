@@ -5,10 +5,8 @@ Papers: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 4.2 (te
 
 Dozens of held-out shots, not thousands, are what there is. Often all of them are right, and the likelihood then wants a
 temperature of zero. So the n labels together count as wrong by a quarter of one more, the class that comes nearest
-being the other; and the temperature is drawn to what is usual for the head at so many shots. That also says by how
-much fits to fewer shots, which are what held-out logits come from, want another temperature than the full fit. The
-quarter and the spread around what is usual are the best of those tried for 21 heads on development sets
-(docs/architecture.md).
+being the other; and the temperature is drawn to what is usual for the head at so many shots. The quarter and the spread
+around what is usual are the best of those tried for 21 heads on development sets (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -96,19 +94,16 @@ def learn_calibrator(
     *,
     method: Method = "temperature",
     usual: float = 1.0,
-    usual_held: float | None = None,
     n: int | None = None,
     seed: int = 0,
 ) -> Calibrator:
     """A calibrator of the full fit, from logits of shots by fits that did not see them.
 
     Args:
-        logits: (r, c).
+        logits: (r, c), as large as those of the full fit.
         labels: (r,) class positions.
         method: "temperature", one number; or "vector", a factor and a bias a class besides, drawn to one and zero.
-        usual: temperature that is usual for such a head at the shots of the full fit.
-        usual_held: the same at the shots that the held-out logits' fits saw; as ``usual`` if not given. What is found
-            is for these fits, and is carried over by the ratio of the two.
+        usual: temperature that is usual for such a head at so many shots.
         n: how many different shots the rows are of; all if not given.
         seed: of the part of the rows that is taken if there are very many.
 
@@ -132,10 +127,9 @@ def learn_calibrator(
     if len(z) > rows:
         kept = np.random.default_rng(seed).choice(len(z), rows, replace=False)
         z, y = z[kept], y[kept]
-    held = usual if usual_held is None else usual_held
     targets = _softened(z, y, count)
-    found = _temperature(z / held, targets, count) * held
-    calibrator = Calibrator(found * usual / held, n=count)
+    found = _temperature(z / usual, targets, count) * usual
+    calibrator = Calibrator(found, n=count)
     if method == "vector":
         weight, bias = _vector(z / found, targets, count)
         calibrator = replace(calibrator, weight=weight, bias=bias)
