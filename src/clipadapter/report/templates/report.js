@@ -1,0 +1,435 @@
+"use strict";
+(() => {
+  const D = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const every = D.test.name.map((_, i) => i);
+  const wrong = (i) => D.test.label[i] !== D.test.answer[i];
+  const percent = (share, digits = 0) => (100 * share).toFixed(digits) + " %";
+  const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+
+  // Text always becomes a text node: names are a person's, and never HTML.
+  function make(tag, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+      else if (value !== undefined) element.setAttribute(key, value);
+    }
+    element.append(...children);
+    return element;
+  }
+  function draw(tag, attributes = {}, ...children) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
+  }
+
+  // ---- pictures ----
+  const thumb = (kind, i) => D[kind].thumb[i];
+  const address = (kind, i) => "data:image/jpeg;base64," + D.thumbs[thumb(kind, i)];
+  function image(kind, i) {
+    if (thumb(kind, i) < 0) return make("span", { class: "none" }, D[kind].name[i]);
+    return make("img", { src: address(kind, i), alt: D[kind].name[i] });
+  }
+  for (const slot of all("img[data-thumb]")) {
+    const [kind, i] = slot.dataset.thumb.split(",");
+    if (thumb(kind, +i) < 0) slot.replaceWith(image(kind, +i));
+    else slot.src = address(kind, +i);
+  }
+  function tile(i) {
+    const said = wrong(i)
+      ? make("span", { class: "is bad" }, D.classes[D.test.answer[i]])
+      : make("span", { class: "is soft" }, percent(D.test.p[i]));
+    return make("li", {}, make("button", { type: "button", class: "picture", "data-picture": i }, image("test", i), said));
+  }
+  function fill(list, rows) {
+    const first = rows.slice(0, 120);
+    list.replaceChildren(...first.map(tile));
+    if (rows.length > first.length) list.append(make("li", { class: "soft" }, `and ${rows.length - first.length} more`));
+  }
+
+  // ---- the dialog, with a way back ----
+  const dialog = byId("dialog"), body = byId("dialog-body");
+  let trail = [];
+  function show(page) {
+    trail.push(page);
+    const content = page();
+    byId("dialog-title").textContent = content.title;
+    body.replaceChildren(...content.parts);
+    if (trail.length > 1) {
+      const back = () => { trail.pop(); show(trail.pop()); };
+      body.prepend(make("p", {}, make("button", { type: "button", class: "link", onclick: back }, "← back")));
+    }
+    if (!dialog.open) dialog.showModal();
+    dialog.scrollTop = 0;
+  }
+  dialog.addEventListener("close", () => { trail = []; });
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  byId("dialog-close").addEventListener("click", () => dialog.close());
+
+  const gallery = (title, rows) => () => {
+    const list = make("ul", { class: "gallery" });
+    fill(list, rows);
+    return { title: `${title}: ${count(rows.length, "picture")}`, parts: [list] };
+  };
+  function facts(pairs) {
+    return make("dl", { class: "facts" }, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  }
+  const picture = (i) => () => {
+    const T = D.test, said = [["is", D.classes[T.label[i]]]];
+    said.push(["was called", `${D.classes[T.answer[i]]} (${percent(T.p[i], 1)})`]);
+    if (wrong(i)) said.push(["its class got", percent(T.q[i], 1)]);
+    if (T.set) said.push(["may be", T.set[i].map((k) => D.classes[k]).join(", ") || "none"]);
+    if (T.none[i]) said.push(["none of these", T.none[i]]);
+    const parts = [make("div", { class: "big" }, image("test", i), facts(said))];
+    if (T.near[i].length) {
+      const shots = T.near[i].map((j, k) => make("li", {}, image("shots", j),
+        make("span", {}, D.classes[D.shots.label[j]]), make("span", { class: "soft" }, T.cosine[i][k].toFixed(3))));
+      parts.push(make("h3", {}, "The shots most like it, by cosine"), make("ul", { class: "gallery" }, ...shots));
+    }
+    return { title: T.name[i], parts };
+  };
+  const shot = (j) => () => ({
+    title: D.shots.name[j],
+    parts: [make("div", { class: "big" }, image("shots", j), facts([["shot of", D.classes[D.shots.label[j]]]]))],
+  });
+
+  const inCell = (i, j) => every.filter((r) => D.test.label[r] === i && D.test.answer[r] === j)
+    .sort((a, b) => D.test.p[b] - D.test.p[a]);
+  const cellTitle = (i, j) => i === j ? `${D.classes[i]}, rightly called so` : `${D.classes[i]} called ${D.classes[j]}`;
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-picture], [data-gallery], button[data-cell]");
+    if (!button) return;
+    if (button.dataset.picture !== undefined) show(picture(+button.dataset.picture));
+    else if (button.dataset.gallery !== undefined) {
+      const k = +button.dataset.gallery, rows = every.filter((r) => D.test.label[r] === k);
+      show(gallery(D.classes[k], rows.sort((a, b) => wrong(b) - wrong(a) || D.test.q[a] - D.test.q[b])));
+    } else {
+      const [i, j] = button.dataset.cell.split(",").map(Number);
+      show(gallery(cellTitle(i, j), inCell(i, j)));
+    }
+  });
+
+  // One stop of the tab key for many things; arrows go on from there. `next` says where to.
+  function rove(root, selector, next) {
+    const go = (to) => {
+      for (const one of all(`${selector}[tabindex="0"]`, root)) one.setAttribute("tabindex", -1);
+      to.setAttribute("tabindex", 0);
+    };
+    const first = root.querySelector(selector);
+    if (first) first.setAttribute("tabindex", 0);
+    root.onfocusin = (event) => { const here = event.target.closest(selector); if (here) go(here); };
+    root.onkeydown = (event) => {
+      const here = event.target.closest(selector);
+      if (!here) return;
+      if (event.key === "Enter" || event.key === " ") {
+        if (here.tagName === "BUTTON") return;
+        event.preventDefault();
+        here.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      } else if (event.key.startsWith("Arrow")) {
+        event.preventDefault();
+        const to = next(here, event.key);
+        if (to) { go(to); to.focus(); }
+      }
+    };
+  }
+  const alongside = (selector, root) => (here, key) => {
+    const list = all(selector, root).filter((one) => !one.classList.contains("faded"));
+    const step = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1;
+    return list[(list.indexOf(here) + step + list.length) % list.length];
+  };
+  function choices(host, names, choose) {
+    const press = (k) => {
+      all("button", host).forEach((one, i) => one.setAttribute("aria-pressed", i === k));
+      choose(k);
+    };
+    if (names.length > 1) {
+      host.replaceChildren(...names.map((name, k) => make("button", { type: "button", onclick: () => press(k) }, name)));
+    }
+    press(0);
+  }
+
+  // ---- confusions ----
+  const counts = new Map();
+  for (const r of every) {
+    const key = D.test.label[r] * D.classes.length + D.test.answer[r];
+    counts.set(key, (counts.get(key) || 0) + 1);
+  }
+  const cells = [...counts].map(([key, n]) => [Math.floor(key / D.classes.length), key % D.classes.length, n]);
+  const pairs = cells.filter(([i, j]) => i !== j).sort((a, b) => b[2] - a[2]);
+  const totals = new Array(D.classes.length).fill(0), missed = totals.slice();
+  for (const [i, j, n] of cells) { totals[i] += n; if (i !== j) { missed[i] += n; missed[j] += n; } }
+  const short = (name, length) => name.length <= length ? name : name.slice(0, length - 1) + "…";
+
+  function openCell(cell) {
+    const [i, j] = cell.dataset.cell.split(",").map(Number), rows = inCell(i, j);
+    all(".cell[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", false));
+    cell.setAttribute("aria-pressed", true);
+    byId("cell-title").textContent = `${cellTitle(i, j)}: ${count(rows.length, "picture")}`;
+    fill(byId("cell-pictures"), rows);
+  }
+  function matrix(shown) {
+    const k = shown.length, named = k <= 40, size = named ? Math.max(18, Math.min(44, Math.floor(540 / k))) : Math.max(5, Math.floor(720 / k));
+    const letters = Math.max(...shown.map((i) => Math.min(20, D.classes[i].length)));
+    const left = named ? 12 + 6.6 * letters : 26, top = named ? 12 + 4.9 * letters : 26, right = named ? 4.6 * letters : 4;
+    const place = new Map(shown.map((i, at) => [i, at]));
+    const width = left + k * size + right, height = top + k * size + 4;
+    const plot = draw("svg", { width, height, role: "group", "aria-label": "Confusion matrix" });
+    plot.append(draw("rect", { class: "back", x: left, y: top, width: k * size, height: k * size }));
+    if (named) shown.forEach((i, at) => {
+      const middle = (at + 0.5) * size, name = short(D.classes[i], 20);
+      plot.append(draw("text", { x: left - 6, y: top + middle + 4, "text-anchor": "end" }, name));
+      plot.append(draw("text", { transform: `translate(${left + middle + 3},${top - 6}) rotate(-45)` }, name));
+    });
+    else plot.append(draw("text", { x: left, y: 16 }, "answer →"), draw("text", { transform: `translate(16,${top}) rotate(-90)`, "text-anchor": "end" }, "← true class"));
+    for (const [i, j, n] of cells.slice().sort((a, b) => place.get(a[0]) - place.get(b[0]) || place.get(a[1]) - place.get(b[1]))) {
+      if (!place.has(i) || !place.has(j)) continue;
+      const x = left + place.get(j) * size, y = top + place.get(i) * size, share = n / totals[i];
+      const kind = i === j ? "right" : "wrong", gap = size > 10 ? 1 : 0;
+      const cell = draw("rect", {
+        class: `cell ${kind}`, x: x + gap, y: y + gap, width: size - 2 * gap, height: size - 2 * gap, rx: size > 10 ? 2 : 0,
+        "fill-opacity": (i === j ? 0.12 + 0.6 * share : 0.35 + 0.65 * share).toFixed(2), role: "button", tabindex: -1,
+        "aria-pressed": false, "aria-label": `${cellTitle(i, j)}: ${count(n, "picture")}`, "data-cell": `${i},${j}`,
+      });
+      plot.append(cell);
+      if (named && size >= 18) {
+        plot.append(draw("text", { class: "ink", x: x + size / 2, y: y + size / 2 + 4, "text-anchor": "middle", "pointer-events": "none" }, n));
+      }
+    }
+    byId("matrix-plot").replaceChildren(plot);
+    plot.addEventListener("click", (event) => { const cell = event.target.closest(".cell"); if (cell) openCell(cell); });
+    const read = (event) => {
+      const cell = event.target.closest(".cell");
+      byId("matrix-reading").textContent = cell ? cell.getAttribute("aria-label") : "";
+    };
+    plot.addEventListener("mouseover", read);
+    plot.addEventListener("focusin", read);
+    rove(plot, ".cell", (here, key) => {
+      const at = (cell) => cell.dataset.cell.split(",").map((one) => place.get(+one));
+      const [row, column] = at(here), along = key === "ArrowRight" || key === "ArrowLeft" ? 1 : 0;
+      const sign = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1, from = [row, column];
+      let best = null, least = Infinity;
+      for (const cell of all(".cell", plot)) {
+        const to = at(cell), ahead = sign * (to[along] - from[along]);
+        // The same row or column first; the nearest of the others, if that has no more cells.
+        const far = ahead + 1000 * Math.abs(to[1 - along] - from[1 - along]);
+        if (ahead > 0 && far < least) { best = cell; least = far; }
+      }
+      return best;
+    });
+    const [i, j] = pairs.find((pair) => place.has(pair[0]) && place.has(pair[1])) || cells[0];
+    const first = plot.querySelector(`[data-cell="${i},${j}"]`);
+    if (first) openCell(first);
+  }
+  const order = D.classes.map((_, i) => i);
+  const most = order.slice().sort((a, b) => missed[b] - missed[a] || a - b).slice(0, 25).sort((a, b) => a - b);
+  const large = D.classes.length > 25;
+  choices(byId("matrix-choice"), large ? ["25 most confused", `all ${D.classes.length}`] : ["all"],
+    (k) => matrix(large && k === 0 ? most : order));
+  function listPairs(most) {
+    const shown = pairs.slice(0, most).map(([i, j, n]) => make("li", {},
+      make("button", { type: "button", class: "link", "data-cell": `${i},${j}` }, `${D.classes[i]} → ${D.classes[j]}`), make("span", { class: "soft" }, ` × ${n}`)));
+    if (most < pairs.length) shown.push(make("li", {}, make("button", { type: "button", class: "link", onclick: () => listPairs(pairs.length) }, `show all ${pairs.length}`)));
+    byId("pair-list").replaceChildren(...shown);
+  }
+  if (pairs.length) listPairs(29);
+  else byId("pairs").remove();
+
+  // ---- the table of classes ----
+  const table = byId("class-table");
+  function sort(column, falling) {
+    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const number = column > 0, rows = all("tbody tr", table);
+    rows.sort((a, b) => number ? value(a) - value(b) : value(a).localeCompare(value(b)));
+    if (falling) rows.reverse();
+    table.tBodies[0].append(...rows);
+    all("thead th", table).forEach((head, k) => {
+      if (k === column) head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    });
+  }
+  all(".sort", table).forEach((button, column) => button.addEventListener("click", () => {
+    const before = button.parentElement.getAttribute("aria-sort");
+    sort(column, before ? before === "ascending" : column === 5);
+  }));
+  sort(4, false);
+  byId("class-filter").addEventListener("input", (event) => {
+    const part = event.target.value.toLowerCase();
+    for (const row of all("tbody tr", table)) row.hidden = !D.classes[row.dataset.class].toLowerCase().includes(part);
+  });
+
+  // ---- charts ----
+  function ticks(low, high, wanted = 5) {
+    const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= raw * 0.999);
+    const found = [];
+    for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9; n++) found.push(+(n * step).toFixed(10));
+    return found;
+  }
+  function axes(host, about) {
+    const style = getComputedStyle(host), width = Math.max(240, host.clientWidth - parseFloat(style.paddingLeft) * 2);
+    const height = about.square ? Math.min(width, 440) : Math.min(340, Math.max(240, width * 0.5));
+    const left = 46, right = 14, top = 26, bottom = 42;
+    const x = (value) => left + (value - about.x[0]) / (about.x[1] - about.x[0]) * (width - left - right);
+    const y = (value) => height - bottom - (value - about.y[0]) / (about.y[1] - about.y[0]) * (height - top - bottom);
+    const plot = draw("svg", { width, height, role: "img", "aria-label": about.label });
+    for (const at of about.yticks) {
+      plot.append(draw("line", { class: "grid", x1: left, x2: width - right, y1: y(at), y2: y(at) }));
+      plot.append(draw("text", { x: left - 8, y: y(at) + 4, "text-anchor": "end" }, about.yname ? about.yname(at) : +(100 * at).toFixed(6)));
+    }
+    for (const at of about.xticks) {
+      plot.append(draw("text", { x: x(at), y: height - bottom + 18, "text-anchor": "middle" }, about.xname ? about.xname(at) : +(100 * at).toFixed(6)));
+    }
+    plot.append(draw("text", { x: left, y: 13 }, about.ylabel));
+    plot.append(draw("text", { x: width - right, y: height - 5, "text-anchor": "end" }, about.xlabel));
+    return { plot, x, y };
+  }
+  const colour = (k) => `var(--s${k % 4})`;
+  const hint = (element, text) => { element.append(draw("title", {}, text)); return element; };
+  function key(names) {
+    return make("ul", { class: "key" }, ...names.map((name, k) => make("li", {}, make("i", { style: `background:${colour(k)}` }), name)));
+  }
+  const path = (points, k) => draw("polyline", {
+    points: points.map((point) => point.join(",")).join(" "), fill: "none", "stroke-width": 2, "stroke-linejoin": "round", style: `stroke:${colour(k)}`,
+  });
+  const draws = {
+    curve(host) {
+      const C = D.curve, at = Math.log2, values = C.series.flatMap((s) => s.points.flatMap(([, mean, sd]) => [mean - sd, mean + sd]));
+      const low = Math.max(0, Math.min(...values) - 0.02), high = Math.min(1, Math.max(...values) + 0.02);
+      const ends = [at(C.shots[0]) - 0.2, at(C.shots[C.shots.length - 1]) + 0.2];
+      const { plot, x, y } = axes(host, {
+        x: ends, y: [low, high], xticks: C.shots.map(at), yticks: ticks(low, high), xname: (value) => Math.round(2 ** value),
+        xlabel: "shots a class", ylabel: "accuracy in %, mean ± sd of draws", label: "Accuracy by number of shots; the table below has the figures",
+      });
+      C.series.forEach((series, k) => {
+        // Systems stand a little beside each other, so that their bars can be told apart.
+        const points = series.points.map(([n, mean, sd]) => [x(at(n)) + 5 * (k - (C.series.length - 1) / 2), y(mean), y(Math.max(low, mean - sd)), y(Math.min(high, mean + sd)), n, mean, sd]);
+        plot.append(path(points.map(([a, b]) => [a, b]), k));
+        for (const [a, b, c, d, n, mean, sd] of points) {
+          plot.append(draw("line", { x1: a, x2: a, y1: c, y2: d, "stroke-width": 1.5, style: `stroke:${colour(k)}` }));
+          plot.append(hint(draw("circle", { cx: a, cy: b, r: 4.5, style: `fill:${colour(k)}` }), `${series.name}, ${count(n, "shot")}: ${percent(mean, 1)} ± ${(100 * sd).toFixed(1)}`));
+        }
+      });
+      return [key(C.series.map((s) => s.name)), plot];
+    },
+    reliability(host) {
+      const { plot, x, y } = axes(host, {
+        x: [0, 1], y: [0, 1], xticks: ticks(0, 1), yticks: ticks(0, 1), square: true, xlabel: "confidence in %", ylabel: "right in %",
+        label: "Reliability diagram: " + D.reliability.map((s) => `${s.name}, error ${percent(s.error, 1)}`).join("; "),
+      });
+      plot.append(draw("line", { class: "grid", "stroke-dasharray": "4 4", "stroke-width": 1.5, x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
+      D.reliability.map((series, k) => [series, k]).reverse().forEach(([series, k]) => {
+        const most = Math.max(...series.bins.map((bin) => bin[2]));
+        const line = path(series.bins.map(([p, right]) => [x(p), y(right)]), k);
+        line.setAttribute("stroke-opacity", k ? 0.5 : 0.9);
+        plot.append(line);
+        for (const [p, right, n] of series.bins) {
+          plot.append(hint(draw("circle", { cx: x(p), cy: y(right), r: 3 + 8 * Math.sqrt(n / most), style: `fill:${colour(k)}`, "fill-opacity": k ? 0.45 : 0.85 }),
+            `${series.name}: ${count(n, "picture")} at ${percent(p)} on average, ${percent(right)} right`));
+        }
+      });
+      return [key(D.reliability.map((s) => s.name)), plot];
+    },
+    risk(host) {
+      const high = Math.max(0.01, ...D.risk.flatMap((s) => s.points.map((point) => point[1]))) * 1.05;
+      const { plot, x, y } = axes(host, {
+        x: [0, 1], y: [0, high], xticks: ticks(0, 1), yticks: ticks(0, high), xlabel: "pictures answered in %, the surest first", ylabel: "wrong answers in %",
+        label: "Share of wrong answers by share of pictures answered",
+      });
+      D.risk.map((series, k) => [series, k]).reverse().forEach(([series, k]) => plot.append(hint(path(series.points.map(([c, r]) => [x(c), y(r)]), k), series.name)));
+      return [key(D.risk.map((s) => s.name)), plot];
+    },
+  };
+  for (const host of all("[data-chart]")) {
+    let width = 0;
+    new ResizeObserver(() => {
+      if (host.clientWidth === width) return;
+      width = host.clientWidth;
+      host.replaceChildren(...draws[host.dataset.chart](host));
+    }).observe(host);
+  }
+
+  // ---- the map ----
+  const chosen = new Set();
+  const shade = (k) => {
+    const hue = D.classes.length <= 8 ? [212, 28, 152, 320, 48, 265, 0, 185][k] : (k * 137.508) % 360;
+    return `light-dark(hsl(${hue} 62% 42%), hsl(${hue} 65% 66%))`;
+  };
+  function point(row, xy, at) {
+    const test = row < every.length, i = test ? row : row - every.length;
+    const label = test ? D.test.label[i] : D.shots.label[i], size = 1000;
+    const x = 20 + xy[2 * at] * (size - 40), y = 20 + (1 - xy[2 * at + 1]) * (size - 40);
+    const words = test ? `${D.classes[label]}${wrong(i) ? `, called ${D.classes[D.test.answer[i]]}` : ""}: ${D.test.name[i]}` : `shot of ${D.classes[label]}: ${D.shots.name[i]}`;
+    const shape = test ? draw("circle", { cx: x, cy: y, r: 7.5 }) : draw("rect", { x: x - 5.5, y: y - 5.5, width: 11, height: 11, "fill-opacity": 0.5 });
+    shape.style.fill = shade(label);
+    if (test && wrong(i)) { shape.style.stroke = "var(--bad)"; shape.setAttribute("stroke-width", 3.5); }
+    for (const [name, value] of Object.entries({ class: "point", role: "button", tabindex: -1, "aria-label": words })) shape.setAttribute(name, value);
+    Object.assign(shape, { about: { test, i, label, wrong: test && wrong(i) } });
+    return shape;
+  }
+  function fade() {
+    const only = byId("map-wrong").checked, shots = byId("map-shots");
+    for (const one of all(".point", byId("map-plot"))) {
+      const out = (chosen.size && !chosen.has(one.about.label)) || (only && one.about.test && !one.about.wrong);
+      one.classList.toggle("faded", Boolean(out));
+      one.style.display = !one.about.test && shots && !shots.checked ? "none" : "";
+    }
+  }
+  function drawMap(view) {
+    const shapes = D.map.rows.map((row, at) => point(row, view.xy, at));
+    // Shots lie below, mistakes on top; and classes one after another for the arrow keys.
+    const rank = (one) => one.about.test ? 1 + one.about.wrong : 0;
+    shapes.sort((a, b) => rank(a) - rank(b) || a.about.label - b.about.label);
+    const plot = draw("svg", { viewBox: "0 0 1000 1000", role: "group", "aria-label": `Map of the features, ${view.name}` }, ...shapes);
+    byId("map-plot").replaceChildren(plot);
+    plot.addEventListener("click", (event) => {
+      const one = event.target.closest(".point");
+      if (one) show(one.about.test ? picture(one.about.i) : shot(one.about.i));
+    });
+    const read = (event) => {
+      all(".marked", plot).forEach((one) => one.classList.remove("marked"));
+      const one = event.target.closest(".point");
+      if (one) one.classList.add("marked");
+      byId("map-reading").textContent = one ? one.getAttribute("aria-label") : "";
+    };
+    plot.addEventListener("mouseover", read);
+    plot.addEventListener("focusin", read);
+    rove(plot, ".point", (here, key) => {
+      const list = all(".point:not(.faded)", plot).filter((one) => one.style.display !== "none");
+      const step = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1;
+      return list[(list.indexOf(here) + step + list.length) % list.length];
+    });
+    fade();
+  }
+  if (D.map.views.length) {
+    choices(byId("map-views"), D.map.views.map((view) => view.name), (k) => drawMap(D.map.views[k]));
+    const legend = byId("map-legend");
+    legend.append(...D.classes.map((name, k) => make("button", { type: "button", class: "entry", tabindex: -1, "aria-pressed": false, "data-k": k },
+      make("i", { style: `background:${shade(k)}` }), name)));
+    rove(legend, ".entry", alongside(".entry", legend));
+    const press = () => { all(".entry", legend).forEach((one) => one.setAttribute("aria-pressed", chosen.has(+one.dataset.k))); fade(); };
+    legend.addEventListener("click", (event) => {
+      const one = event.target.closest(".entry");
+      if (!one) return;
+      const k = +one.dataset.k;
+      if (!chosen.delete(k)) chosen.add(k);
+      press();
+    });
+    byId("map-all").addEventListener("click", () => { chosen.clear(); press(); });
+    for (const id of ["map-wrong", "map-shots"]) byId(id)?.addEventListener("change", fade);
+  }
+
+  // A link to a finding opens what it lies in.
+  for (const link of all('.toc a')) link.addEventListener("click", () => { byId("findings").open = true; });
+
+  // ---- dark and light ----
+  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
+  const remembered = (() => { try { return localStorage.getItem("clipadapter-theme"); } catch { return null; } })();
+  if (remembered === "dark" || remembered === "light") root.dataset.theme = remembered;
+  byId("theme").addEventListener("click", () => {
+    const now = root.dataset.theme || (dark.matches ? "dark" : "light");
+    root.dataset.theme = now === "dark" ? "light" : "dark";
+    try { localStorage.setItem("clipadapter-theme", root.dataset.theme); } catch { /* a page from a file may have no memory */ }
+  });
+})();

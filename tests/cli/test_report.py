@@ -1,0 +1,56 @@
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory, noisy_squares, run):
+    """A linear probe of the noisy squares; not to be changed."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    result = run("fit", noisy_squares, "--out", folder, "--encoder", "toy", "--head", "linear-probe")
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def test_the_page_lies_beside_the_model(probe, noisy_squares, run):
+    result = run("report", probe, noisy_squares, "--no-curve", "--no-doctor")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "6 pictures of noisy"
+    assert lines[3].startswith("this model    100.0 (61.0 to 100.0)")
+    page = probe.parent / "model-report.html"
+    assert lines[-1] == f"wrote {page}"
+    assert "Nothing was looked for: not asked for (--no-doctor)." in page.read_text(encoding="utf-8")
+    assert result.stderr == ""
+
+
+def test_json_has_figures_and_the_file(probe, noisy_squares, squares, tmp_path, run):
+    out = tmp_path / "new" / "page.html"
+    result = run(
+        "report", probe, noisy_squares, "--out", out, "--background", squares, "--coverage", 0.8, "--json", "--seeds", 1
+    )
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["files"] == [str(out)] and out.is_file()
+    assert found["figures"]["this model"]["accuracy"]["value"] == 1.0
+    assert found["trust"]["sets"]["asked"] == 0.8
+    assert found["trust"]["background"]["pictures"] == 12
+    assert found["findings"] is not None and found["curve"]
+
+
+def test_pictures_that_cannot_be_read_are_told(probe, noisy_squares, tmp_path, run):
+    data = shutil.copytree(noisy_squares / "test", tmp_path / "new")
+    (data / "red" / "0.png").write_bytes(b"")
+    result = run("report", probe, data, "--out", tmp_path / "r.html", "--no-curve", "--no-doctor")
+    assert result.exit_code == 0
+    assert "0.png: file is empty" in result.stderr
+    assert "1 picture that can" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_done_is_told_before_the_work(probe, noisy_squares, tmp_path, run):
+    (tmp_path / "file").touch()
+    result = run("report", probe, noisy_squares, "--out", tmp_path / "file" / "page.html")
+    assert result.exit_code == 1 and "is no folder that you may write to" in result.stderr
+    result = run("report", probe, noisy_squares, "--background", tmp_path / "nothing")
+    assert result.exit_code == 1 and "there are no pictures in" in result.stderr

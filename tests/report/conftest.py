@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import Dataset, Sample
+from clipadapter.report import make_report
+
+NAMES = ('</script><b>blau"', "grün & 'gelb'", "red\u2028<!--")
+"""Class names that would break a page that trusts them."""
+COLOURS = ("blue", "green", "red")
+
+
+def paint(path: Path, colour: str, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    plain = np.asarray(Image.new("RGB", (40, 30), colour), np.float32)
+    Image.fromarray((0.8 * plain + rng.integers(0, 50, plain.shape)).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory):
+    """Paths and labels of four shots of each class."""
+    root = tmp_path_factory.mktemp("shots")
+    return [
+        (paint(root / f"{colour}-{i}.png", colour, 10 * k + i), NAMES[k])
+        for k, colour in enumerate(COLOURS)
+        for i in range(4)
+    ]
+
+
+@pytest.fixture(scope="session")
+def test_part(tmp_path_factory):
+    """Five test pictures of each class; two that are red are labelled as the first class, with a name that is HTML."""
+    root = tmp_path_factory.mktemp("test")
+    samples = []
+    for k, colour in enumerate(COLOURS):
+        for i in range(5):
+            strange = k == 0 and i < 2
+            name = f"<i>ü\"'{i}.png" if strange else f"{colour}-{i}.png"
+            path = paint(root / name, "red" if strange else colour, 100 + 10 * k + i)
+            samples.append(Sample(path, NAMES[k], "test"))
+    return Dataset("<u>colours</u>", root, tuple(samples), NAMES)
+
+
+@pytest.fixture(scope="session")
+def strange(tmp_path_factory):
+    """Three pictures of none of the classes."""
+    root = tmp_path_factory.mktemp("strange")
+    return [paint(root / f"{i}.png", colour, i) for i, colour in enumerate(("white", "black", "yellow"))]
+
+
+@pytest.fixture(scope="session")
+def fit():
+    """A function that fits a classifier on toy features to some of the shots."""
+
+    def make(shots, head="linear-probe"):
+        paths, labels = zip(*shots, strict=True)
+        return FewShotClassifier("toy", head, cache=None).fit(paths, labels, NAMES)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(fit, shots):
+    """A linear probe of the shots; not to be changed."""
+    return fit(shots)
+
+
+@pytest.fixture(scope="session")
+def report(model, test_part, strange):
+    """A report with everything in it."""
+    return make_report(model, test_part, background=strange, seeds=(1,))

@@ -1,0 +1,200 @@
+"""The page in a browser: one session of headless Chromium for all of it."""
+
+import shutil
+import socket
+import time
+
+import pytest
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A browser that this process talks to on the machine itself; all other connections stay refused."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    refuse = socket.socket.connect
+    inner = socket.socket.__bases__[0].connect
+
+    def connect(self, address):
+        local = isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1")
+        return inner(self, address) if local else refuse(self, address)
+
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect)
+        patch.setenv("SE_OFFLINE", "true")
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        yield driver
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def address(report, tmp_path_factory):
+    return report.write(tmp_path_factory.mktemp("page") / "report.html").as_uri()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, opened anew at 1280 pixels."""
+    resize(browser, 1280)
+    browser.get("about:blank")
+    browser.get(address)
+    yield browser
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def resize(browser, width):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def find(page, selector):
+    return page.find_element("css selector", selector)
+
+
+def press(page, *keys):
+    from selenium.webdriver import ActionChains
+
+    ActionChains(page).send_keys(*keys).perform()
+
+
+def focused(page, name):
+    return page.execute_script("return document.activeElement.getAttribute(arguments[0])", name)
+
+
+def shown(page, selector):
+    """Names of the pictures in a list."""
+    return {image.get_attribute("alt").split("/")[1] for image in page.find_elements("css selector", f"{selector} img")}
+
+
+def test_everything_is_drawn(page):
+    assert page.execute_script("return location.protocol") == "file:"
+    assert len(page.find_elements("css selector", "figure.chart svg")) == 3
+    assert len(page.find_elements("css selector", "#map-plot .point")) == 27
+    assert len(page.find_elements("css selector", "#class-table tbody tr")) == 3
+    images = page.find_elements("css selector", "img:not([loading])")  # the doctor's wait until they are looked at
+    assert images and all(image.get_property("naturalWidth") for image in images)
+    assert not page.find_elements("css selector", "#class-table b, h1 u")
+
+
+def test_a_click_on_a_cell_shows_its_pictures(page):
+    find(page, '.cell[data-cell="1,1"]').click()
+    assert find(page, "#cell-title").text == "grün & 'gelb', rightly called so: 5 pictures"
+    assert shown(page, "#cell-pictures") == {f"green-{i}.png" for i in range(5)}
+    find(page, '.cell[data-cell="0,2"]').click()
+    assert find(page, "#cell-title").text.endswith("2 pictures")
+    assert shown(page, "#cell-pictures") == {"<i>ü\"'0.png", "<i>ü\"'1.png"}
+
+
+def test_the_matrix_and_the_dialog_go_by_keyboard(page):
+    from selenium.webdriver import Keys
+
+    page.execute_script("document.querySelector('.cell[tabindex=\"0\"]').focus()")
+    assert focused(page, "data-cell") == "0,0"
+    press(page, Keys.ARROW_RIGHT)
+    assert focused(page, "data-cell") == "0,2"
+    press(page, Keys.ARROW_DOWN)
+    assert focused(page, "data-cell") == "2,2"
+    press(page, Keys.ENTER)
+    assert find(page, "#cell-title").text.endswith("rightly called so: 5 pictures")
+    press(page, Keys.TAB)
+    assert focused(page, "data-picture") is not None
+    press(page, Keys.SPACE)
+    assert find(page, "#dialog").get_attribute("open") and "red-" in find(page, "#dialog-title").text
+    assert len(page.find_elements("css selector", "#dialog .gallery img")) == 3  # the nearest shots
+    press(page, Keys.ESCAPE)
+    assert not find(page, "#dialog").get_attribute("open")
+    assert focused(page, "data-picture") is not None  # back where it came from
+
+
+def test_a_class_opens_its_pictures_and_there_is_a_way_back(page):
+    find(page, '[data-gallery="0"]').click()
+    assert find(page, "#dialog-title").text == '</script><b>blau": 5 pictures'
+    find(page, "#dialog .gallery .picture").click()
+    assert "<i>ü\"'" in find(page, "#dialog-title").text  # mistakes come first
+    find(page, "#dialog .link").click()
+    assert find(page, "#dialog-title").text.endswith("5 pictures")
+    find(page, "#dialog-close").click()
+    assert not find(page, "#dialog").get_attribute("open")
+
+
+def test_classes_are_sorted_and_filtered(page):
+    def names():
+        return [
+            one.text for one in page.find_elements("css selector", "#class-table [data-gallery]") if one.is_displayed()
+        ]
+
+    find(page, "#class-table th:first-child .sort").click()
+    first = names()
+    find(page, "#class-table th:first-child .sort").click()
+    assert names() == first[::-1] and len(first) == 3
+    find(page, "#class-filter").send_keys("GRÜN")
+    assert names() == ["grün & 'gelb'"]
+
+
+def test_the_map_is_filtered_and_its_points_open(page):
+    from selenium.webdriver import Keys
+
+    find(page, '#map-legend [data-k="1"]').click()
+    assert len(page.find_elements("css selector", "#map-plot .point:not(.faded)")) == 9
+    find(page, "#map-shots").click()
+    page.execute_script("document.querySelector('#map-plot circle:not(.faded)').focus()")
+    press(page, Keys.ARROW_RIGHT)
+    assert "grün & 'gelb'" in find(page, "#map-reading").text
+    press(page, Keys.ENTER)
+    assert "green-" in find(page, "#dialog-title").text
+    press(page, Keys.ESCAPE)
+    find(page, "#map-all").click()
+    assert len(page.find_elements("css selector", "#map-plot .point:not(.faded)")) == 27
+
+
+def test_dark_and_light_follow_the_system_and_the_button(page):
+    def background():
+        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    def prefer(scheme):
+        page.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+
+    prefer("dark")
+    dark = background()
+    prefer("light")
+    light = background()
+    assert dark != light
+    find(page, "#theme").click()
+    assert background() == dark
+    page.refresh()
+    assert background() == dark  # it is remembered
+    find(page, "#theme").click()
+    assert background() == light
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_hangs_over(page, width):
+    resize(page, width)
+    page.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    end = time.monotonic() + 5
+    while time.monotonic() < end and page.execute_script(over) > 0:
+        time.sleep(0.05)  # charts are drawn anew when the width changes
+    assert page.execute_script(over) == 0
+    assert page.execute_script("return document.documentElement.clientWidth") in range(width - 20, width + 1)

@@ -1,0 +1,199 @@
+import json
+import re
+from copy import copy
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import Dataset, Sample
+from clipadapter.errors import InputError
+from clipadapter.report import _page as page
+from clipadapter.report import make_report
+from clipadapter.trust import TrustOptions
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text, and the data."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.texts, self.inside = [], [], ""
+        self.feed(html)
+        script = next(text for tag, text in self.texts if tag == "json")
+        self.data = json.loads(script)
+        self.text = " ".join(
+            " ".join(text for tag, text in self.texts if tag not in ("json", "script", "style")).split()
+        )
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        self.inside = "json" if attributes.get("type") == "application/json" else tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, text):
+        self.texts.append((self.inside, text))
+
+
+@pytest.fixture(scope="session")
+def html(report):
+    return report.to_html()
+
+
+@pytest.fixture(scope="session")
+def parsed(html):
+    return Page(html)
+
+
+def test_the_page_asks_for_nothing(html, parsed):
+    for _, attributes in parsed.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
+    assert not re.search(r"@import|url\(", html)
+    assert set(re.findall(r"https?://[^\"' ]+", html)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_names_are_text_and_never_markup(parsed, test_part):
+    tags = [tag for tag, _ in parsed.tags]
+    assert tags.count("script") == 2 and "u" not in tags
+    assert parsed.data["classes"] == list(test_part.class_names)
+    assert "<u>colours</u>" in parsed.text and '</script><b>blau"' in parsed.text
+    assert "<i>ü\"'0.png" in parsed.data["test"]["name"][0]
+
+
+def test_columns_are_as_long_as_there_are_pictures(parsed):
+    columns = parsed.data["test"]
+    assert {name: len(column) for name, column in columns.items()} == dict.fromkeys(columns, 15)
+    assert parsed.data["map"]["rows"] == list(range(27))
+    assert all(len(view["xy"]) == 54 for view in parsed.data["map"]["views"])
+
+
+def test_a_small_picture_is_stored_once(parsed):
+    data = parsed.data
+    used = data["test"]["thumb"] + data["shots"]["thumb"]
+    assert sorted(used) == list(range(27)) and len(data["thumbs"]) == 27
+    assert "shown by their names only" not in parsed.text
+
+
+def test_figures_stand_beside_the_baselines(parsed, report):
+    assert "<u>colours</u>: 86.7 % of 15 pictures right" in parsed.text
+    assert list(report.figures) == ["this model", "zero-shot", "linear-probe"]
+    assert "0.0 points" in parsed.text  # the model is a linear probe
+
+
+def test_confusions_curve_and_risk_are_in_the_data(parsed, report):
+    answers = [
+        (a, b) for a, b in zip(parsed.data["test"]["label"], parsed.data["test"]["answer"], strict=True) if a != b
+    ]
+    assert answers == [(0, 2), (0, 2)]
+    curve = parsed.data["curve"]
+    assert curve["shots"] == [1, 2, 4] and curve["series"][0]["name"] == "linear-probe, as this model"
+    assert [one["name"] for one in parsed.data["risk"]] == ["this model", "zero-shot", "linear-probe"]
+    assert parsed.data["risk"][0]["points"][-1] == [1, pytest.approx(2 / 15, abs=1e-4)]
+    assert sum(n for *_, n in parsed.data["reliability"][0]["bins"]) == 15
+
+
+def test_the_doctor_looks_at_shots_and_test_pictures_together(model, test_part, shots, parsed):
+    path, label = shots[0]
+    leaking = replace(test_part, samples=(*test_part.samples, Sample(path, label, "test")))
+    found = make_report(model, leaking, curve=False)
+    leaks = [{picture.path for picture in one.pictures} for one in found.findings.diagnosis.of("leak")]
+    assert {path} in leaks and found.evaluation.among_shots == 1
+    told = Page(found.to_html())
+    assert "One picture in two parts" in told.text and "One of the test pictures is among the shots" in told.text
+    assert model.prompts_ is not None and "27 pictures in 3 classes (train, test)" in parsed.text
+
+
+def test_the_model_stays_as_it_is(model, test_part):
+    before = model.prompts_
+    make_report(model, test_part, curve=False)
+    assert model.prompts_ is before and model.descriptions is None
+
+
+def test_a_large_set_shows_mistakes_first(report, monkeypatch):
+    monkeypatch.setattr(page, "thumbnails", lambda paths, budget: ["AAAA"] * 5 + [""] * (len(paths) - 5))
+    told = Page(report.to_html())
+    shown = [i for i, at in enumerate(told.data["test"]["thumb"]) if at >= 0]
+    assert set(report.rows.mistakes) <= set(shown)
+    assert "of 15 test pictures and" in told.text and "are shown by their names only" in told.text
+
+
+def test_shots_whose_files_are_gone_are_named(model, test_part, tmp_path):
+    moved = with_sources(model, [str(tmp_path / f"gone-{i}.png") for i in range(12)])
+    found = make_report(moved, test_part, curve=False)
+    told = Page(found.to_html())
+    assert found.findings.gone == 12 and "few-shots" not in found.findings.counts
+    assert told.data["shots"]["thumb"] == [-1] * 12 and "gone-3.png" in told.data["shots"]["name"][3]
+
+
+def test_shots_are_not_called_few_because_their_files_are_gone(model, shots, test_part, tmp_path):
+    sources = [str(path) for path, _ in shots[:2]] + [str(tmp_path / f"gone-{i}.png") for i in range(10)]
+    found = make_report(with_sources(model, sources), test_part, curve=False).findings
+    assert found.gone == 10 and found.diagnosis.splits == ("train", "test")
+    assert not {"no-shots", "few-shots", "imbalance"} & set(found.counts)
+
+
+def with_sources(model, sources):
+    """The same model that says its shots came from elsewhere."""
+    other = copy(model)
+    other.support_ = replace(model.support_, provenance={**model.support_.provenance, "sources": sources})
+    return other
+
+
+def test_a_head_that_tunes_the_encoder_stands_alone(model, test_part):
+    tuned = copy(model)
+    tuned.head_ = copy(model.head_)
+    tuned.head_.tunes_encoder = True
+    found = make_report(tuned, test_part, doctor=False)
+    assert list(found.figures) == ["this model"]
+    assert "The head tunes the encoder" in Page(found.to_html()).text
+
+
+def test_a_model_with_costs_tells_what_they_come_to(shots, test_part):
+    costs = np.array([[0, 1, 5], [1, 0, 1], [1, 1, 0]])
+    paths, labels = zip(*shots, strict=True)
+    fitted = FewShotClassifier("toy", "linear-probe", cache=None, trust=TrustOptions(costs=costs, sets="cv+"))
+    found = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
+    best, truth = found.sure.answers.best, found.rows.labels
+    assert found.sure.cost == pytest.approx(sum(costs[a, b] for a, b in zip(truth, best, strict=True)) / 15)
+    assert found.sure.likeliest == pytest.approx(10 / 15)  # two mistakes of 5
+    assert "if it named the likeliest class" in Page(found.to_html()).text
+
+
+def test_without_shots_there_is_a_page(fit, shots, test_part, tmp_path):
+    fitted = fit(shots, "zero-shot")
+    fitted.save(tmp_path / "model", support=False)
+    loaded = type(fitted).load(tmp_path / "model", cache=None)
+    found = make_report(loaded, test_part)
+    told = Page(found.to_html())
+    assert list(found.figures) == ["this model", "zero-shot"]
+    assert "saved without its shots" in told.text and told.data["curve"] is None
+    assert told.data["test"]["near"] == [[]] * 15
+
+
+def test_one_shot_a_class_gives_a_page(fit, shots, test_part):
+    found = make_report(fit(shots[::4], "tip-adapter"), test_part)
+    assert Page(found.to_html()).data["curve"] is None
+
+
+def test_several_labels_are_refused(model, test_part):
+    samples = tuple(Sample(one.path, None, "test", (one.label,)) for one in test_part.samples)
+    with pytest.raises(InputError, match="one label a picture, but 'many' has several"):
+        make_report(model, Dataset("many", test_part.root, samples, test_part.class_names))
+
+
+def test_the_page_is_written_whole_or_not_at_all(report, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't write"):
+        report.write(tmp_path / "file" / "report.html")
+    written = report.write(tmp_path / "new" / "report.html")
+    assert [path.name for path in written.parent.iterdir()] == ["report.html"]
+    (tmp_path / "taken.html").mkdir()
+    with pytest.raises(InputError, match="can't write"):
+        report.write(tmp_path / "taken.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new", "taken.html"]
