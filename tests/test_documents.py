@@ -11,11 +11,12 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRUST = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    """Blocks of the README that are marked to be run."""
-    return re.findall(rf"<!-- run -->\n```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, page=README):
+    """Blocks of a page that are marked to be run."""
+    return re.findall(rf"<!-- run -->\n```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture
@@ -29,13 +30,15 @@ def pictures(tmp_path, monkeypatch):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (40 + i, 40), tuple(c + 5 * i for c in colour)).save(path)
     Image.new("RGB", (50, 50), (200, 120, 30)).save(tmp_path / "photo.jpg")
+    for name in ("street.jpg", "hall.jpg"):
+        Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", blocks("python"), ids=["classifier", "head"])
-def test_python_of_the_readme_runs(code, pictures):
+@pytest.mark.parametrize("code", blocks("python") + blocks("python", TRUST), ids=["classifier", "head", "trust"])
+def test_python_of_the_pages_runs(code, pictures):
     subprocess.run([sys.executable, "-W", "error::UserWarning:clipadapter", "-c", code], check=True)
 
 

@@ -23,6 +23,7 @@ PACKAGES = [
     ".heads",
     ".metrics",
     ".pretraining",
+    ".report",
     ".testing",
     ".trust",
 ]
