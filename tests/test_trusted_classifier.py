@@ -8,6 +8,7 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.artifact import read_config
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head, held_out_shots, mean_shots
 from clipadapter.testing import toy_features
 from clipadapter.trust import TrustOptions
@@ -211,3 +212,37 @@ def test_held_out_logits_are_as_large_as_those_of_the_full_fit():
     own = [one.logits(X[rows][found.rows[found.folds != i]]).std(axis=1).mean() for i, one in enumerate(found.heads)]
     assert found.louder == pytest.approx(head.logits(X[rows]).std(axis=1).mean() / np.mean(own), rel=1e-5)
     assert found.louder > 1.1
+
+
+@pytest.mark.parametrize("background", [np.full((2, 32), np.nan), np.ones((2, 5))])
+def test_a_background_that_is_wrong_is_told_and_not_passed_over(background):
+    X, y, text = toy_features(d=32)
+    with pytest.raises(InputError, match="background"):
+        FewShotClassifier("toy", cache=None).fit_features(
+            FeatureSet(X, tuple(y), text.labels), text, None, None, background
+        )
+
+
+def test_what_a_loaded_model_says_can_be_changed(tmp_path):
+    folder = fitted(reject=0.06).save(tmp_path / "model")
+    assert FewShotClassifier.load(folder, cache=None).trust_.asked.reject == 0.06
+    model = FewShotClassifier.load(folder, cache=None, trust=TrustOptions(coverage=0.8))
+    assert (model.trust_.asked.reject, model.trust_.asked.coverage) == (None, 0.8)
+    assert model.classify(GREYS)[0].labels
+
+
+def test_costs_of_other_classes_are_refused():
+    with pytest.raises(InputError, match="costs are of 2 classes, but the model has 3"):
+        fitted().predict(GREYS, costs=1 - np.eye(2))
+
+
+def test_a_head_that_no_shot_can_be_held_out_of_says_so():
+    images, labels = squares()
+    model = FewShotClassifier(encoder="toy", cache=None, head="transclip").fit(images, labels, unlabelled=images)
+    with pytest.raises(InputError, match="not a transductive one"):
+        model.classify(images, coverage=0.9)
+
+
+def test_a_rejected_picture_may_be_none_of_the_classes():
+    model = fitted(reject=0.06, coverage=0.8)
+    assert [one.labels for one in model.classify(GREYS)] == [()] * 4

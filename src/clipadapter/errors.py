@@ -5,6 +5,7 @@ Tree::
     ClipAdapterError
     ├── InputError              a value that was given is wrong (also a ValueError)
     │   ├── UnknownNameError    no head, encoder, template ... has this name; says which come close
+    │   ├── TooFewShotsError    nothing can be learned from so few shots
     │   └── DataError           a folder, manifest or list of pictures can't be used as it is
     │       └── ImageError      one picture can't be read; `reason` says why
     ├── MissingExtraError       an optional part is not installed; names the line that installs it (also an ImportError)
@@ -30,6 +31,10 @@ class InputError(ClipAdapterError, ValueError):
 
 class UnknownNameError(InputError):
     """No member of a registry has this name."""
+
+
+class TooFewShotsError(InputError):
+    """Nothing can be learned from so few shots."""
 
 
 class DataError(InputError):

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 from scipy.special import logsumexp, softmax
+from scipy.stats import t as student
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.neighbors import NearestNeighbors
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics.detection import auroc
 from clipadapter.trust import _scores
+from clipadapter.trust._rejector import _beyond
 from clipadapter.trust._scores import unit_rows
 from clipadapter.trust._spread import learn_spread
 from clipadapter.trust.rejection import METHODS, Rejector, imagenet_names, kept_distractors, learn_rejector
@@ -175,8 +177,20 @@ def test_too_few_shots_for_a_rate_are_told():
     threshold = rejector.threshold(0.05)
     assert not threshold.enough
     assert threshold.least == 1 / 19
-    assert threshold.value == rejector.threshold(1 / 19).value == rejector.threshold(0.001).value
     assert rejector.threshold(1 / 19).enough
+    assert rejector.threshold(1 / 19).value <= threshold.value < rejector.threshold(0.001).value
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.01])
+def test_beyond_the_held_out_shots_lies_students_bound_on_one_more(rate):
+    scores = np.sort(np.random.default_rng(0).normal(size=8))
+    bound = scores.mean() + student.ppf(1 - rate, 7) * scores.std(ddof=1) * np.sqrt(1 + 1 / 8)
+    assert _beyond(scores, rate) == pytest.approx(max(bound, scores[-1]), rel=0.02)
+
+
+def test_two_held_out_shots_reject_nothing():
+    assert _beyond(np.array([0.0, 1.0]), 0.05) == np.inf
+    assert _beyond(np.array([-9.0, 0.0, 0.1]), 0.4) >= 0.1
 
 
 @pytest.mark.parametrize("method", ["auto", "text", "mahalanobis", "knn", "max-logit"])

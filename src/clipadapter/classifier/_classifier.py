@@ -176,7 +176,7 @@ class FewShotClassifier(Answering):
             )
             chosen = self.selection_.best
         names, others = self._distractors(text) if options.distractors else ((), None)
-        found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others))
+        found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others), self.seed)
         self.head_, self.trust_, self.fold_heads_ = found.head, found.trust, found.folds
         self.text_, self.support_, self.class_names_ = text, support, tuple(text.labels)
         return self
@@ -247,7 +247,7 @@ class FewShotClassifier(Answering):
         Args:
             folder: what `save` wrote.
             encoder: where the encoder is now, if its weights were moved; the one in the model if not given.
-            params: parameters of the constructor, such as ``device`` or ``cache``.
+            params: parameters of the constructor, such as ``device``, ``cache``, or ``trust`` for what is said.
 
         Raises:
             ArtifactError: if the model is missing, altered or of a later format.
@@ -259,7 +259,8 @@ class FewShotClassifier(Answering):
         model._encoder, model._tuned, model._chosen = *found, True
         model.text_ = saved.text.with_tower(partial(open_text_tower, model.encoder_))
         model.head_, model.support_ = saved.head.attach(model.text_), saved.support
-        model.prompts_, model.trust_, model.fold_heads_ = saved.prompts, saved.trust, saved.folds
+        model.prompts_, model.fold_heads_ = saved.prompts, saved.folds
+        model.trust_ = saved.trust.asking(model.trust) if model.trust else saved.trust
         model.class_names_ = saved.text.labels
         return model
 
@@ -289,7 +290,7 @@ class FewShotClassifier(Answering):
     def _distractors(self, text: ClassText) -> tuple[tuple[str, ...], NDArray[Any] | None]:
         """Names that no class has, and their text (k, d)."""
         with open_store(self.cache) as store:
-            return distractors(self.encoder_, text, store)
+            return distractors(self.encoder_, text, self.templates, store)
 
     def _extract(self, images: Sequence[ImageSource], spec: ViewSpec, strict: bool) -> Extraction:
         return extracted(self.encoder_, images, spec, self.cache, self.batch_size, self.progress, strict)

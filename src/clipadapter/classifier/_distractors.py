@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,19 +16,20 @@ from clipadapter.trust.rejection import imagenet_names
 
 
 def distractors(
-    encoder: Encoder, text: ClassText, store: FeatureStore | None
+    encoder: Encoder, text: ClassText, templates: str | Sequence[str], store: FeatureStore | None
 ) -> tuple[tuple[str, ...], NDArray[Any] | None]:
     """The class names of ImageNet that are no near synonyms of the classes.
 
     Args:
         encoder: of the class text.
         text: of the classes.
+        templates: that the classes' prompts were made by.
         store: keeps the text of the names; None keeps nothing.
 
     Returns:
         The names, and their unit text (k, d).
     """
     names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
-    found = encode_classes(encoder, class_prompts(names, "default", None), store)
+    found = encode_classes(encoder, class_prompts(names, templates, None), store)
     kept = kept_distractors(text.labels, text.embeddings, names, found.embeddings)
     return tuple(names[i] for i in kept), found.embeddings[kept]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.classifier._multilabel import learn_rule
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ClassText, Head, Unseen, held_out_shots, mean_shots
 from clipadapter.trust import Asked, Calibrator, Conformal, Rejector, Trust, learn_calibrator, learn_conformal
@@ -58,6 +58,7 @@ def fit_trusted(
     unlabelled: Array | None,
     options: TrustOptions,
     others: Others,
+    seed: int = 0,
 ) -> Fitted:
     """Fit a head, and learn from held-out shots how far to trust it.
 
@@ -68,6 +69,7 @@ def fit_trusted(
         unlabelled: for transductive heads.
         options: what to learn.
         others: what is none of the classes, to tell such pictures.
+        seed: of what is held out.
 
     Raises:
         InputError: if sets are asked for by a way that needs more shots, or the head can't be fitted twice.
@@ -78,10 +80,10 @@ def fit_trusted(
     asked = Asked(options.reject, options.coverage, costs)
     unseen: Unseen | None
     if options.sets == "split":
-        head, unseen = _split(head, support, text)
+        head, unseen = _split(head, support, text, seed)
     else:
         head = head.fit(support.X, support.y, text=text, unlabelled=unlabelled)
-        unseen = _unseen(head, support, text, options)
+        unseen = _unseen(head, support, text, options, seed)
     calibrator = _calibrator(head, support, unseen, options)
     rejector = _rejector(head, support, text, unseen, calibrator, others)
     if unseen is None:
@@ -107,21 +109,21 @@ def _cheap(head: Head) -> bool:
     return not (head.needs_tower or head.tunes_encoder or head.transductive)
 
 
-def _unseen(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions) -> Unseen | None:
+def _unseen(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions, seed: int) -> Unseen | None:
     wanted = options.calibration in ("temperature", "vector") or options.sets == "cv+"
     if head.tunes_encoder or not (_cheap(head) or wanted):
         return None
-    return held_out_shots(head, support.X, support.y, text, keep=options.sets == "cv+")
+    return held_out_shots(head, support.X, support.y, text, keep=options.sets == "cv+", seed=seed)
 
 
-def _split(head: Head, support: FeatureSet, text: ClassText) -> tuple[Head, Unseen]:
+def _split(head: Head, support: FeatureSet, text: ClassText, seed: int) -> tuple[Head, Unseen]:
     """Every second shot of a class is held out, the others are fitted to."""
     if not _cheap(head):
         raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
     labels, train, held = np.asarray(support.y), [], []
     for name in dict.fromkeys(support.y):
         rows = np.flatnonzero(labels == name)
-        rows = np.random.default_rng(0).permutation(rows)
+        rows = np.random.default_rng(seed).permutation(rows)
         held += rows[: len(rows) // 2].tolist()
         train += rows[len(rows) // 2 :].tolist()
     if not held:
@@ -178,5 +180,5 @@ def _rejector(
             names=others.names,
             background=others.background,
         )
-    except InputError:
+    except TooFewShotsError:
         return None

@@ -15,6 +15,7 @@ from clipadapter.errors import InputError
 if TYPE_CHECKING:
     from clipadapter.trust import MultiLabel, Trust, TrustOptions
 
+WHY = "no shot could be held out. It takes two shots of a class, and a head and features that can be fitted to a part"
 SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
@@ -118,18 +119,22 @@ def told(trust: Trust) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]
     warnings = []
     if asked.reject is not None and trust.rejector is not None:
         found = trust.rejector.threshold(asked.reject)
-        facts["reject"] = {"rate": asked.reject, "threshold": found.value, "enough": found.enough}
-        words.append(("none of these", f"at most {100 * asked.reject:g} % of pictures of the classes"))
+        facts["reject"] = {
+            "rate": asked.reject,
+            "threshold": found.value if found.shots > 2 else None,
+            "enough": found.enough,
+        }
+        words.append(("none of these", f"about {100 * asked.reject:g} % of pictures of the classes"))
         if not found.enough:
             warnings.append(
-                f"{found.shots} held-out shots can't set a rate of {100 * asked.reject:g} %: the smallest is "
-                f"{100 * found.least:.2g} %, which is what it will be"
+                f"{found.shots} held-out shots can't set a rate of {100 * asked.reject:g} %, the smallest is "
+                f"{100 * found.least:.2g} %: beyond, a normal tail is assumed"
             )
         if found.bound:
             warnings.append("with one shot a class fewer pictures than that will be called none of these")
     if asked.coverage is not None and trust.conformal is not None:
         facts["coverage"] = {"rate": asked.coverage, "promise": trust.conformal.words(asked.coverage)}
-        words.append(("sets", trust.conformal.words(asked.coverage)))
+        words.append(("sets", trust.conformal.words(asked.coverage).split(". ")[0]))
         few = trust.conformal.too_few(asked.coverage)
         warnings += [few] if few else []
     for name, rate, part in (
@@ -137,7 +142,7 @@ def told(trust: Trust) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]
         ("--coverage", asked.coverage, trust.conformal),
     ):
         if rate is not None and part is None:
-            warnings.append(f"{name} could not be learned from these shots: give two or more of each class")
+            warnings.append(f"{name} could not be learned: {WHY}")
     return facts, words, warnings
 
 
@@ -149,7 +154,7 @@ def _thresholds(rule: MultiLabel) -> tuple[dict[str, Any], list[tuple[str, str]]
 
 _WANTED = (
     click.option(
-        "--reject", type=SHARE, metavar="RATE", help='Say "none of these", at most so often of pictures that are.'
+        "--reject", type=SHARE, metavar="RATE", help='Say "none of these"; of pictures that are one, about so often.'
     ),
     click.option(
         "--coverage", type=SHARE, metavar="RATE", help="Name a set of classes that has the right one so often."

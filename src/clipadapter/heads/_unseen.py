@@ -17,6 +17,8 @@ from clipadapter.heads._text import ClassText
 FOLDS = 5
 REPEATS, ENOUGH = 3, 200
 """Shots are divided up to three times, as long as this many are not held out in all: much hangs on how few fall."""
+MOST = 10.0
+"""Largest factor between logits of fits that is believed; fits to shots that are alike have no spread."""
 MUCH = 1_000_000_000
 """Multiplications of one pass over the shots, above which one fold is enough: thousands of shots are in it."""
 
@@ -117,7 +119,7 @@ def _folds(
     rows = np.concatenate([held for _, held in splits])
     shots = float(np.mean([mean_shots(labels[train]) for train, _ in splits]))
     folds = np.repeat(np.arange(len(splits)), [len(held) for _, held in splits]) if keep else None
-    louder = _spread(head, views[:, 0]) / max(float(np.mean(spread)), 1e-12) or 1.0
+    louder = float(np.clip(_spread(head, views[:, 0]) / max(float(np.mean(spread)), 1e-12), 1 / MOST, MOST))
     everything = np.concatenate(logits) * louder
     return Unseen(everything, positions[rows], rows, shots, "folds", louder, tuple(heads), folds)
 

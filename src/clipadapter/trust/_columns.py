@@ -58,6 +58,12 @@ class Memory:
         arrays = (means, self.text, self.distractors, self.background, self.shots)
         return next((int(each.shape[1]) for each in arrays if each is not None), None)
 
+    @property
+    def classes(self) -> int | None:
+        """c, or None if pictures are compared with nothing that has a row a class."""
+        means = None if self.spread is None else self.spread.means
+        return next((len(each) for each in (means, self.text) if each is not None), None)
+
     def kept(self, wanted: Sequence[str]) -> Memory:
         """Only what these scores need, as float32."""
         by_text = {"text", "mcm", "distractors"} & set(wanted)

@@ -16,10 +16,15 @@ from clipadapter.trust.calibration import Calibrator
 from clipadapter.trust.conformal import Conformal
 from clipadapter.trust.costs import checked_costs, decide
 from clipadapter.trust.multilabel import MultiLabel
+from clipadapter.trust.options import TrustOptions
 from clipadapter.trust.rejection import Rejector
 
 Array = NDArray[Any]
 PARTS = ("calibrator", "rejector", "conformal", "several")
+UNLEARNED = (
+    "none of its shots could be held out. Fit it with two shots of each class or more, by a head that can be fitted "
+    "to a part of them (not a transductive one, nor one that tunes the encoder), on features of one encoder"
+)
 NOTHING = "no class reaches its threshold"
 
 
@@ -81,6 +86,7 @@ class Answers:
         named = tuple((class_names[k], float(p[k])) for k in order[: max(1, top, said)])
         labels = None if self.sets is None else tuple(class_names[k] for k in order if self.sets[i, k])
         label = None if self.rejected[i] else class_names[best]
+        labels = () if labels and label is None else labels
         return Prediction(source, label, float(p[best]), named, None, class_names[best], self.reasons[i], labels)
 
 
@@ -130,9 +136,16 @@ class Trust:
         if self.several is not None:
             return _several(self.several, z, wanted)
         p = self.calibrator.probabilities(z)
+        if wanted.costs is not None and len(wanted.costs) != p.shape[1]:
+            raise InputError(f"costs are of {len(wanted.costs)} classes, but the model has {p.shape[1]}")
         best = p.argmax(axis=1) if wanted.costs is None else decide(p, wanted.costs)
         strangeness, rejected, reasons = self._strange(features, z, p, wanted.reject)
         return Answers(p, best, strangeness, rejected, reasons, self._sets(p, best, wanted.coverage, folds))
+
+    def asking(self, options: TrustOptions) -> Trust:
+        """The same, with what is asked for by default taken from options; how it was learned stays."""
+        costs = None if options.costs is None else checked_costs(options.costs)
+        return replace(self, asked=Asked(options.reject, options.coverage, costs))
 
     def probabilities(self, logits: ArrayLike) -> Array:
         """Calibrated probabilities (m, c); those of several labels need not sum to one."""
@@ -145,10 +158,7 @@ class Trust:
         if rate is None:
             return None, np.zeros(len(p), bool), (None,) * len(p)
         if self.rejector is None:
-            raise InputError(
-                "this model can't tell pictures of none of its classes: it was fitted without what that is learned "
-                "from. Fit it again, with two shots of each class or more"
-            )
+            raise InputError(f"this model can't tell pictures of none of its classes: {UNLEARNED}")
         rows = np.asarray(features)
         scores = self.rejector.scores(rows, z, p)
         rejected = scores > self.rejector.threshold(rate).value
@@ -159,10 +169,7 @@ class Trust:
         if coverage is None:
             return None
         if self.conformal is None:
-            raise InputError(
-                "this model can't say which classes a picture may be: no shot could be held out. Fit it with two shots "
-                "of each class or more"
-            )
+            raise InputError(f"this model can't say which classes a picture may be: {UNLEARNED}")
         if self.conformal.how != "cv+":
             return self.conformal.sets(p, coverage, best=best)
         if folds is None:
@@ -201,6 +208,8 @@ class Trust:
             raise ArtifactError(f"the model has costs of {len(costs)} classes, but it has {classes}")
         calibrator = Calibrator.from_state(parts["calibrator"][0] or {}, parts["calibrator"][1], classes)
         rejector = None if parts["rejector"][0] is None else Rejector.from_state(*parts["rejector"])
+        if rejector is not None and rejector.memory.classes not in (None, classes):
+            raise ArtifactError(f"the model's rejector is of {rejector.memory.classes} classes, but it has {classes}")
         conformal = None if parts["conformal"][0] is None else Conformal.from_state(*parts["conformal"])
         if conformal is not None and conformal.n_classes != classes:
             raise ArtifactError(f"the model's sets are of {conformal.n_classes} classes, but it has {classes}")

@@ -51,5 +51,5 @@ class TrustOptions:
                 raise InputError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         for name in ("reject", "coverage"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise InputError(f"{name} is a share between 0 and 1, such as 0.05 or 0.9, but is {value}")
+            if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
+                raise InputError(f"{name} is a share between 0 and 1, such as 0.05 or 0.9, but is {value!r}")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.trust._columns import NEEDS, TO_SHOTS, Memory, background_of_itself, held_out_column, memory_and_seen
 from clipadapter.trust._distractors import imagenet_names, kept_distractors
 from clipadapter.trust._rejector import Part, Rejector, Threshold
@@ -103,7 +103,7 @@ def learn_rejector(
     known = np.where(np.isnan(known), other, known) if bound else known
     kept = np.isfinite(known).all(axis=1)
     if not kept.any():
-        raise InputError(
+        raise TooFewShotsError(
             "nothing is known of pictures that were not learned from: give two shots of some class, or class text"
         )
     known, other = known[kept], other[kept]
@@ -130,7 +130,9 @@ def _auto(memory: Memory, logits: bool, distances: bool) -> list[str]:
         "background": distances and memory.background is not None,
     }
     if not any(found.values()):
-        raise InputError("nothing tells what is strange: give class text, or two shots of some class and one of each")
+        raise TooFewShotsError(
+            "nothing tells what is strange: give class text, or two shots of some class and one of each"
+        )
     return [name for name, there in found.items() if there]
 
 
