@@ -39,7 +39,7 @@ class Spread:
 
     Args:
         means: (c, d).
-        basis: (q, d) main directions within classes, times the square root of g; q is 0 where no class has two shots.
+        basis: (q, d) rows B with B'B = V diag(g) V'; q is 0 where no class has two shots.
         floor: a t, the variance that every direction has; 1 where no class has two shots.
     """
 
@@ -122,28 +122,53 @@ def _contrasts(rows: Array, labels: Array) -> Array:
     """Each shot against the mean of those of its class before it, scaled to the variance of one shot (n - c, d)."""
     # Any order would do; one that comes from the rows gives the same model for the same shots.
     order = np.lexsort((rows[:, 0], labels))
-    sorted_rows, sorted_labels = rows[order], labels[order]
-    first = np.searchsorted(sorted_labels, sorted_labels)
-    before = (np.arange(len(rows)) - first).astype(np.float64)
-    sums = np.vstack([np.zeros(rows.shape[1]), np.cumsum(sorted_rows, axis=0)])
-    mean = (sums[:-1] - sums[first]) / np.maximum(before, 1)[:, None]
-    found = np.sqrt(before / (before + 1))[:, None] * (sorted_rows - mean)
-    return np.asarray(found[before > 0])
+    counts = np.bincount(labels)
+    first = np.cumsum(counts) - counts
+    found = [np.zeros((0, rows.shape[1]))]
+    for k in np.unique(counts[counts > 1]):
+        alike = rows[order[first[counts == k][:, None] + np.arange(k)]]  # (classes of k shots, k, d)
+        found.append((_helmert(int(k)) @ alike).reshape(-1, rows.shape[1]))
+    return np.concatenate(found)
+
+
+def _helmert(k: int) -> Array:
+    """(k - 1, k) orthonormal rows: each element against the mean of those before it.
+
+    >>> _helmert(2).round(4)
+    array([[-0.7071,  0.7071]])
+    """
+    before = np.arange(1, k)[:, None]
+    places = np.arange(k)
+    return np.asarray(np.sqrt(before / (before + 1)) * ((places == before) - (places < before) / before))
 
 
 def _shrunk(means: Array, contrasts: Array) -> tuple[Spread, float]:
     """The spread, and the share 1 - a of the sample covariance in it."""
     r, d = contrasts.shape
     gram = contrasts @ contrasts.T if r <= d else contrasts.T @ contrasts
-    if not r or not np.trace(gram) > 1e-12 * r:  # alike shots say nothing of the spread
-        return Spread(means, np.zeros((0, d)), 1.0), 0.0
-    values, vectors = np.linalg.eigh(gram / r)
-    kept = values > 1e-9 * values[-1]
-    values, vectors = values[kept], vectors[:, kept]
-    basis = (contrasts.T @ vectors / np.sqrt(r * values)).T if r <= d else vectors.T
-    mean, square = values.sum() / d, (values**2).sum()
+    trace = float(np.trace(gram))
+    nothing = np.zeros((0, d))
+    if not r or not trace > 1e-12 * r:  # alike shots say nothing of the spread
+        return Spread(means, nothing, 1.0), 0.0
+    mean, square = trace / (r * d), float((gram**2).sum()) / r**2
     between = square - d * mean**2
     noise = ((np.einsum("rd,rd->r", contrasts, contrasts) ** 2).mean() - square) / r
     a = float(np.clip(noise / between, LEAST, 1.0)) if between > 0 else 1.0
-    gain = (1 - a) * values / ((1 - a) * values + a * mean)
-    return Spread(means, basis * np.sqrt(gain)[:, None], a * mean), 1 - a
+    basis = _basis(contrasts, gram, trace, r * a * mean / (1 - a)) if a < 1 else nothing
+    return Spread(means, basis, a * mean), 1 - a
+
+
+def _basis(contrasts: Array, gram: Array, trace: float, floor: float) -> Array:
+    """Rows B with B'B = V diag(g) V' (q, d), by Cholesky factors: an eigendecomposition takes three times as long.
+
+    With any F so that F'F is the sum of squares of the contrasts, V diag(g) V' = F' (F F' + floor I)^-1 F.
+    """
+    from scipy.linalg import solve_triangular
+
+    r, d = contrasts.shape
+    factor = contrasts
+    if r > d:  # the factor of the gram matrix, which may be singular, has fewer rows than the contrasts
+        factor = np.linalg.cholesky(gram + 1e-10 * trace / d * np.eye(d)).T
+        gram = factor @ factor.T
+    outer = np.linalg.cholesky(gram + floor * np.eye(len(gram)))
+    return np.asarray(solve_triangular(outer, factor, lower=True, check_finite=False))
