@@ -246,3 +246,15 @@ def test_a_head_that_no_shot_can_be_held_out_of_says_so():
 def test_a_rejected_picture_may_be_none_of_the_classes():
     model = fitted(reject=0.06, coverage=0.8)
     assert [one.labels for one in model.classify(GREYS)] == [()] * 4
+
+
+def test_a_class_without_a_shot_is_answered_by_its_text_in_what_auto_held_out():
+    X, y, text = toy_features()
+    X, y = np.asarray(X), np.asarray(y)
+    some = y != text.labels[-1]
+    head = create_head("auto").fit(X[some], y[some], text=text)
+    found = held_out_shots(head, X[some], y[some], text)
+    assert found.how == "own"
+    full = head.logits(X[some])[found.rows]
+    np.testing.assert_allclose(found.logits[:, -1] / found.louder, full[:, -1], rtol=1e-4)
+    assert np.abs(found.logits[:, 0] - full[:, 0]).max() > 1e-3

@@ -82,10 +82,19 @@ class Auto(Head):
         units: dict[str, float] = {}
         if len(classes) > 1:
             weights, units = self._weights(seen)
-        if len(classes) < shots.n_classes:
-            self._told = None  # nothing was said of the classes without a shot
         self.trust_ = weights.pop("text", seen.trust)
         self._mix(seen, weights, units, classes, shots.n_classes)
+        if self._told is not None and len(classes) < shots.n_classes:
+            self._told = self._for_all(self._told, x, classes)
+
+    def _for_all(self, told: Told, x: Tensor, classes: Tensor) -> Told | None:
+        """What was told of the classes with a shot, with the others as their text says."""
+        if self.text_ is None:
+            return None
+        rows = torch.from_numpy(told.rows)
+        logits = self.trust_ / self.spread_ * centre(x[rows] @ self.text_.T)
+        logits[:, classes] = torch.from_numpy(told.logits).to(logits.dtype)
+        return told._replace(logits=logits.numpy())
 
     def _fit_several(self, shots: Shots) -> None:
         mixed = fit_several(shots, self.folds, self.seed)
