@@ -76,9 +76,9 @@ def test_labels_of_another_task_are_refused(task, labels, words):
         model(task=task).fit(pictures(each=1)[0], labels)
 
 
-@pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}])
+@pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}, {"costs": 1 - np.eye(3)}])
 def test_what_is_for_one_label_is_refused(asked):
-    with pytest.raises(InputError, match="class by class"):
+    with pytest.raises(InputError, match=f"class by class: leave {next(iter(asked))} out"):
         model(trust=TrustOptions(**asked)).fit(*pictures(each=2))
     with pytest.raises(InputError, match="class by class"):
         model().fit(*pictures(each=2)).classify(pictures(each=1)[0], **asked)
@@ -104,3 +104,8 @@ def test_one_shot_a_class_leaves_the_usual_thresholds(Y):
     X, _, text = toy_several()
     rule = learn_rule(create_head("zero-shot"), X[: len(Y)], Y, text)
     assert rule.thresholds.tolist() == [USUAL] * 3
+
+
+def test_what_would_change_nothing_is_refused_too():
+    with pytest.raises(InputError, match="leave background, calibration out"):
+        model(trust=TrustOptions(calibration="vector")).fit(*pictures(each=2), background=pictures(each=1)[0])

@@ -76,12 +76,15 @@ def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monke
     assert result.exit_code == 0, result.output
 
 
-def test_an_altered_model_is_not_answered_for(saved):
+@pytest.mark.parametrize("name", ["head.safetensors", "trust.safetensors"])
+def test_an_altered_model_is_not_answered_for(name, saved):
     _, folder, _ = saved
     assert quick.open_quick(folder) is not None
-    data = bytearray((folder / "head.safetensors").read_bytes())
+    data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
-    (folder / "head.safetensors").write_bytes(data)
+    (folder / name).write_bytes(data)
+    assert quick.open_quick(folder) is None
+    (folder / name).unlink()
     assert quick.open_quick(folder) is None
 
 

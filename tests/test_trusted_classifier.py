@@ -258,3 +258,19 @@ def test_a_class_without_a_shot_is_answered_by_its_text_in_what_auto_held_out():
     full = head.logits(X[some])[found.rows]
     np.testing.assert_allclose(found.logits[:, -1] / found.louder, full[:, -1], rtol=1e-4)
     assert np.abs(found.logits[:, 0] - full[:, 0]).max() > 1e-3
+
+
+def test_trust_that_is_no_options_is_refused():
+    with pytest.raises(InputError, match="TrustOptions"):
+        FewShotClassifier(encoder="toy", cache=None, trust={"reject": 0.1}).fit(*squares())
+
+
+@pytest.mark.parametrize("asked", ["coverage", "reject"])
+def test_what_one_shot_a_class_cant_teach_is_refused_while_fitting(asked):
+    model = FewShotClassifier(encoder="toy", cache=None, head="transclip", trust=TrustOptions(**{asked: 0.5}))
+    images, labels = squares(each=1)
+    if asked == "coverage":
+        with pytest.raises(InputError, match="two shots of each class"):
+            model.fit(images, labels, unlabelled=images)
+    else:
+        assert model.fit(images, labels, unlabelled=images).trust_.rejector is not None  # by text and distances

@@ -76,9 +76,10 @@ def entry(folder: Path) -> Path | None:
     """Where a saved model's entry is, or would be; None if the model is not sound, or too large to see that quickly."""
     try:
         text = _read(folder / CONFIG)
-        wanted = json.loads(text)["files"][TENSORS]["sha256"]
-        if hashlib.sha256(_read(folder / TENSORS)).hexdigest() != wanted:
-            return None
+        listed = json.loads(text)["files"]
+        for name in (TENSORS, *({TRUST} & set(listed))):
+            if hashlib.sha256(_read(folder / name)).hexdigest() != listed[name]["sha256"]:
+                return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return cache_root() / f"model-{FORMAT}-{hashlib.sha256(text).hexdigest()[:32]}"

@@ -53,4 +53,4 @@ def test_what_cannot_be_done_is_told_before_the_work(probe, noisy_squares, tmp_p
     result = run("report", probe, noisy_squares, "--out", tmp_path / "file" / "page.html")
     assert result.exit_code == 1 and "is no folder that you may write to" in result.stderr
     result = run("report", probe, noisy_squares, "--background", tmp_path / "nothing")
-    assert result.exit_code == 1 and "there are no pictures in" in result.stderr
+    assert result.exit_code == 1 and "there is no folder" in result.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -80,9 +81,34 @@ def test_a_damaged_entry_counts_as_missing_and_is_put_anew(path, damage):
         db.execute(f"UPDATE feature SET {damage} WHERE key = ?", (b"key 0",))
     db.close()
     with FeatureStore(path) as store:
+        assert store.contains_many([b"key 0"], dim=4) == set()
+        assert store.get_many([b"key 0"], dim=4) == {}
         assert store.contains_many(list(items), dim=4) == {b"key 1"}
+        same(store.get_many(list(items), dim=4), {b"key 1": items[b"key 1"]})
         assert store.put_many(items) == 1
         same(store.get_many(list(items), dim=4), items)
+
+
+def test_one_changed_bit_among_many_entries_is_found(path):
+    items = vectors(500, dim=64, dtype="float16")
+    bits = items[b"key 123"].view(np.uint8).copy()
+    bits[77] ^= 1
+    with FeatureStore(path) as store:
+        store.put_many(items)
+        store._db.execute("UPDATE feature SET value = ? WHERE key = ?", (bits.tobytes(), b"key 123"))
+        rest = {key: vector for key, vector in items.items() if key != b"key 123"}
+        same(store.get_many(list(items), dim=64), rest)
+        same(dict(store.items()), rest)
+        assert store.contains_many(list(items), dim=64) == rest.keys()
+
+
+def test_the_same_change_in_every_entry_is_found(path):
+    items = vectors(300)
+    with FeatureStore(path) as store:
+        store.put_many(items)
+        store._db.execute("UPDATE feature SET value = zeroblob(16)")
+        assert store.get_many(list(items), dim=4) == {}
+        assert list(store.items()) == []
 
 
 def test_an_entry_of_another_width_counts_as_missing(path):
@@ -100,6 +126,22 @@ def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
         assert store.contains_many(keys, dim=4) == set(items)
 
 
+def test_vectors_may_take_several_buffers(monkeypatch):
+    monkeypatch.setattr("clipadapter.features.store._BUFFER", 300 * 4 * 4)  # of 300 vectors
+    items = vectors(1001)
+    with FeatureStore(":memory:") as store:
+        store.put_many(items)
+        found = store.get_many([*items, *items], dim=4)
+    same(found, items)
+    assert len({id(vector.base) for vector in found.values()}) > 3
+
+
+def test_a_vector_may_be_empty():
+    with FeatureStore(":memory:") as store:
+        store.put_many({b"key": np.zeros(0, np.float16)})
+        assert store.get_many([b"key"], dim=0)[b"key"].shape == (0,)
+
+
 def test_numbers_of_two_types_and_widths_may_lie_in_one_store():
     items = vectors(120, dim=8, dtype="float16") | vectors(90, dtype="float16") | vectors(50)
     mixed = dict(sorted(items.items()))  # by name, so that the kinds alternate
@@ -112,14 +154,30 @@ def test_numbers_of_two_types_and_widths_may_lie_in_one_store():
         same(dict(store.items()), mixed)
 
 
-def test_every_float16_comes_back_as_the_same_number():
-    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    expected = [struct.unpack("<e", struct.pack("<H", bits))[0] for bits in range(1 << 16)]
+EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+
+
+@pytest.mark.parametrize("values", [EVERY_HALF, EVERY_HALF[np.isfinite(EVERY_HALF)]], ids=["every", "finite"])
+@pytest.mark.parametrize("flush", [False, True], ids=["", "torch flushes denormals"])
+def test_every_float16_comes_back_as_the_same_number(values, flush):
+    expected = [struct.unpack("<e", value.tobytes())[0] for value in values]
     with FeatureStore(":memory:") as store:
         store.put_many({b"key": values})
-        found = store.get_many([b"key"], dim=1 << 16)[b"key"]
+        try:
+            torch.set_flush_denormal(flush)
+            found = store.get_many([b"key"], dim=len(values))[b"key"]
+        finally:
+            torch.set_flush_denormal(False)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(np.signbit(found[~np.isnan(found)]), np.signbit(values[~np.isnan(values)]))
+
+
+@pytest.mark.parametrize("half", [np.inf, -np.inf, np.nan, -np.nan], ids=str)
+def test_one_float16_that_is_not_finite_stays_so(half):
+    values = np.float16([1, -2, half, 3])
+    with FeatureStore(":memory:") as store:
+        store.put_many({b"key": values})
+        np.testing.assert_array_equal(store.get_many([b"key"], dim=4)[b"key"], values.astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f2"])

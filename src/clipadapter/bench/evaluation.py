@@ -17,7 +17,7 @@ from clipadapter.bench.comparison import features_of, shared_rows, write_text
 from clipadapter.bench.plots import confusion_matrix, learning_curve
 from clipadapter.bench.protocol import BASELINES, few_shot, registered_name
 from clipadapter.bench.run import Run, library_versions
-from clipadapter.bench.score import Score, check_labels, score
+from clipadapter.bench.score import Score, asked_of, check_labels, score
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
@@ -129,16 +129,18 @@ def evaluate_model(
         X, y = (seen_by(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
         head.fit(X, y, text=text)
     info = model.encoder_.info
+    found = score(model.head_, test, model.trust_.calibrator)
     return ModelEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,
         n_test=len(test),
-        model=score(model.head_, test, model.trust_.calibrator),
+        model=found,
         baselines={name: score(head, seen_by(head, test, text)) for name, head in heads.items()},
         skipped=list(test.provenance["skipped"]),
         among_shots=len(shared_rows(support, test)),
         curve=_curve(model, support, test, seeds, progress) if curve and len(support) else [],
         facts={
+            "asked": asked_of(model, test, found),
             "params": model.head_.get_params(deep=False),
             "encoder": {"name": info.name, "fingerprint": info.fingerprint},
             "shots": dict(Counter(support.y)),

@@ -84,6 +84,35 @@ def score(
     return Score(evaluate(test.y, predicted, classes), loss, error, p, truth, seconds)
 
 
+def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
+    """What becomes of a test part by what a model says by default: none of these, sets, unequal costs.
+
+    Args:
+        model: fitted, one label a picture.
+        test: plain features are used.
+        found: its score, for the true classes.
+
+    Returns:
+        Shares and means by name; empty if nothing is asked for.
+    """
+    asked = model.trust_.asked
+    folds = [head.logits(test.plain) for head in model.fold_heads_]
+    said = model.trust_.answer(model.head_.logits(test.plain), test.plain, None, folds)
+    rows = np.arange(len(found.labels))
+    told: dict[str, float] = {}
+    if asked.reject is not None:
+        told |= {"reject": asked.reject, "rejected": float(said.rejected.mean())}
+    if asked.coverage is not None and said.sets is not None:
+        told |= {"coverage": asked.coverage, "covered": float(said.sets[rows, found.labels].mean())}
+        told |= {"set_size": float(said.sets.sum(axis=1).mean())}
+    if asked.costs is not None:
+        likeliest = found.probabilities.argmax(axis=1)
+        told |= {"cost": float(asked.costs[found.labels, said.best].mean())}
+        told |= {"cost_of_likeliest": float(asked.costs[found.labels, likeliest].mean())}
+        told |= {"accuracy_by_cost": float((said.best == found.labels).mean())}
+    return told
+
+
 def score_several(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
     """Measure a classifier of pictures with several labels.
 

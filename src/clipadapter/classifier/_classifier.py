@@ -17,7 +17,7 @@ from clipadapter.classifier._heads import make_head
 from clipadapter.classifier._pictures import Label, all_names, check_task, extracted, feature_set
 from clipadapter.classifier._quick import make_quick
 from clipadapter.classifier._towers import chosen, open_store
-from clipadapter.classifier._trust import Others, fit_trusted
+from clipadapter.classifier._trust import Others, checked_options, fit_trusted
 from clipadapter.classifier._tuned import check_alone, encoders_of, facts_of_base, run_by, tune
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
@@ -167,7 +167,7 @@ class FewShotClassifier(Answering):
             unlabelled: (u, d) features of pictures without labels, for transductive heads.
             background: (b, d) features of pictures of none of the classes.
         """
-        options = self.trust or TrustOptions()
+        options = checked_options(self.trust)
         chosen = make_head(self.head, self.head_params, self.seed, self.progress) if head is None else head
         self.selection_: Selection | None = None
         if self.grid:

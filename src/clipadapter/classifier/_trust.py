@@ -14,6 +14,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import ClassText, Head, Unseen, held_out_shots, mean_shots
 from clipadapter.trust import Asked, Calibrator, Conformal, Rejector, Trust, learn_calibrator, learn_conformal
 from clipadapter.trust import learn_rejector as learn
+from clipadapter.trust.answers import UNLEARNED
 from clipadapter.trust.calibration import Method
 from clipadapter.trust.costs import checked_costs
 from clipadapter.trust.options import TrustOptions
@@ -51,6 +52,17 @@ class Fitted:
     folds: tuple[Head, ...] = ()
 
 
+def checked_options(trust: TrustOptions | None) -> TrustOptions:
+    """What a classifier was given as ``trust``.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    if trust is not None and not isinstance(trust, TrustOptions):
+        raise InputError(f"trust is TrustOptions(reject=0.05, ...) of clipadapter.trust, not {type(trust).__name__}")
+    return trust or TrustOptions()
+
+
 def fit_trusted(
     head: Head,
     support: FeatureSet,
@@ -75,7 +87,7 @@ def fit_trusted(
         InputError: if sets are asked for by a way that needs more shots, or the head can't be fitted twice.
     """
     if support.targets is not None:
-        return _several(head, support, text, options)
+        return _several(head, support, text, options, others)
     costs = None if options.costs is None else checked_costs(options.costs, text.labels)
     asked = Asked(options.reject, options.coverage, costs)
     unseen: Unseen | None
@@ -86,17 +98,25 @@ def fit_trusted(
         unseen = _unseen(head, support, text, options, seed)
     calibrator = _calibrator(head, support, unseen, options)
     rejector = _rejector(head, support, text, unseen, calibrator, others)
+    for name, part in (("reject", rejector), ("coverage", unseen)):
+        if getattr(options, name) is not None and part is None:
+            raise InputError(f"{name} can't be asked for here: {UNLEARNED}")
     if unseen is None:
         return Fitted(head, Trust(calibrator, rejector, None, asked))
     conformal = _conformal(unseen, calibrator, options)
     return Fitted(head, Trust(calibrator, rejector, conformal, asked, unseen.how, unseen.louder), unseen.heads)
 
 
-def _several(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions) -> Fitted:
+def _several(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions, others: Others) -> Fitted:
     """Pictures with several labels: a rule a class instead of one for the best class."""
-    if (options.reject, options.coverage, options.costs) != (None, None, None):
+    meant = [] if others.background is None else ["background"]
+    for name, usual in vars(TrustOptions()).items():
+        value = getattr(options, name)
+        if value is not None and (usual is None or value != usual):
+            meant.append(name)
+    if meant:
         raise InputError(
-            "pictures with several labels are answered class by class: leave reject, coverage and costs out. A picture "
+            f"pictures with several labels are answered class by class: leave {', '.join(meant)} out. A picture "
             "without any class has no label"
         )
     head = head.fit(support.X, support.labels, text=text)

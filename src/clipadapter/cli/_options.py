@@ -217,6 +217,27 @@ def open_dataset(source: Path, split: str | None, default: str | None = None) ->
     return part
 
 
+def check_page(path: Path | None, *kept: Path, suffix: str = "") -> None:
+    """Refuse before the work a file that must not be written.
+
+    Args:
+        path: to write; None for none.
+        kept: files that are read.
+        suffix: that the name must end with.
+
+    Raises:
+        InputError: if it is one of those that are read, no ordinary file, or ends otherwise.
+    """
+    if path is None:
+        return
+    if suffix and path.suffix.lower() != suffix:
+        raise InputError(f"{path} would be no {suffix} file by its name: give a name that ends with {suffix}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no ordinary file: give another name")
+    if any(path.resolve() == other.resolve() for other in kept):
+        raise InputError(f"{path} is what is read: give another name for what is written")
+
+
 def check_device(device: str) -> None:
     """Refuse a device that torch can't use here.
 

@@ -15,8 +15,25 @@ from clipadapter.errors import InputError
 if TYPE_CHECKING:
     from clipadapter.trust import MultiLabel, Trust, TrustOptions
 
-WHY = "no shot could be held out. It takes two shots of a class, and a head and features that can be fitted to a part"
-SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number between 0 and 1."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a percentage is refused with what it would be."""
+        try:
+            found = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number: give a share such as 0.05", param, ctx)
+        if not 0 < found < 1:
+            hint = f": {found:g} % is {found / 100:g}" if 1 <= found < 100 else ""
+            self.fail(f"{value} is no share between 0 and 1{hint}", param, ctx)
+        return found
+
+
+SHARE = Share()
 
 
 @dataclass(frozen=True)
@@ -98,52 +115,63 @@ class Learned(Wanted):
 
         if self.background is None:
             return None
-        found = list_images(self.background) if self.background.is_dir() else []
+        if not self.background.is_dir():
+            raise DataError(f"there is no folder '{self.background}': give one with pictures of other things")
+        found = list_images(self.background)
         if not found:
             raise DataError(f"there are no pictures in '{self.background}': give a folder of pictures of other things")
         return list(found)
 
 
-def told(trust: Trust) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
+def doubts(trust: Trust, reject: float | None, coverage: float | None) -> list[str]:
+    """What a person should know of the rates that are asked for.
+
+    Args:
+        trust: of a fitted model.
+        reject: share that may be called none of these, or None.
+        coverage: share whose class is to be in the set, or None.
+    """
+    found = []
+    if reject is not None and trust.rejector is not None:
+        threshold = trust.rejector.threshold(reject)
+        if not threshold.enough:
+            found.append(
+                f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %, the smallest is "
+                f"{100 * threshold.least:.2g} %: beyond, a normal tail is assumed"
+            )
+        if threshold.bound:
+            found.append("with one shot a class fewer pictures than asked will be called none of these")
+    if coverage is not None and trust.conformal is not None:
+        few = trust.conformal.too_few(coverage)
+        found += [few] if few else []
+    return found
+
+
+def told(trust: Trust, calibration: str) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
     """What was learned of how far a model can be trusted: for machines, for people, and what they should know.
 
     Args:
         trust: of a fitted model.
+        calibration: as it was asked for.
     """
     if trust.several is not None:
         return _thresholds(trust.several)
     calibrator, asked = trust.calibrator, trust.asked
+    how = "temperature" if calibrator.weight is None else "vector scaling, temperature"
     seen = f"{calibrator.n} held-out shots ({trust.how})" if calibrator.n else "no held-out shots, only what is usual"
-    words = [("calibration", f"temperature {calibrator.temperature:.3g}, from {seen}")]
+    plain, fitted = "none: the softmax of the logits", f"{how} {calibrator.temperature:.3g}, from {seen}"
+    words = [("calibration", plain if calibration == "none" else fitted)]
     facts: dict[str, Any] = {"temperature": calibrator.temperature, "held_out": calibrator.n, "how": trust.how}
-    warnings = []
     if asked.reject is not None and trust.rejector is not None:
         found = trust.rejector.threshold(asked.reject)
-        facts["reject"] = {
-            "rate": asked.reject,
-            "threshold": found.value if found.shots > 2 else None,
-            "enough": found.enough,
-        }
+        value = found.value if found.shots > 2 else None
+        facts["reject"] = {"rate": asked.reject, "threshold": value, "enough": found.enough}
         words.append(("none of these", f"about {100 * asked.reject:g} % of pictures of the classes"))
-        if not found.enough:
-            warnings.append(
-                f"{found.shots} held-out shots can't set a rate of {100 * asked.reject:g} %, the smallest is "
-                f"{100 * found.least:.2g} %: beyond, a normal tail is assumed"
-            )
-        if found.bound:
-            warnings.append("with one shot a class fewer pictures than that will be called none of these")
     if asked.coverage is not None and trust.conformal is not None:
-        facts["coverage"] = {"rate": asked.coverage, "promise": trust.conformal.words(asked.coverage)}
-        words.append(("sets", trust.conformal.words(asked.coverage).split(". ")[0]))
-        few = trust.conformal.too_few(asked.coverage)
-        warnings += [few] if few else []
-    for name, rate, part in (
-        ("--reject", asked.reject, trust.rejector),
-        ("--coverage", asked.coverage, trust.conformal),
-    ):
-        if rate is not None and part is None:
-            warnings.append(f"{name} could not be learned: {WHY}")
-    return facts, words, warnings
+        promise = trust.conformal.words(asked.coverage)
+        facts["coverage"] = {"rate": asked.coverage, "promise": promise}
+        words.append(("sets", trust.conformal.too_few(asked.coverage) or promise.split(". ")[0]))
+    return facts, words, doubts(trust, asked.reject, asked.coverage)
 
 
 def _thresholds(rule: MultiLabel) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:

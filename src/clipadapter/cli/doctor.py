@@ -11,6 +11,7 @@ from clipadapter.cli._options import (
     FILE,
     FOLDER,
     Towers,
+    check_page,
     encoder_options,
     open_dataset,
     output_options,
@@ -48,6 +49,7 @@ def command(
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.doctor import diagnose
 
+    check_page(page, data)
     dataset = prompts.rename(open_dataset(data, split))
     descriptions = prompts.read_descriptions(dataset.class_names)
     encoder = towers.open(out)

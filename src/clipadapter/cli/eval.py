@@ -83,12 +83,31 @@ def _tell(result: ModelEvaluation, out: Output) -> None:
 
 def _text(result: ModelEvaluation) -> str:
     found = result.model.evaluation
-    parts = [f"{result.n_test} pictures of {result.data}", _scores(result.scores), _classes(found)]
+    head = f"{result.n_test} pictures of {result.data}"
+    parts = [head, _scores(result.scores), *_asked(result.facts["asked"]), _classes(found)]
     wrong = found.confusions()
     if wrong:
         rows = [(true, predicted, count) for true, predicted, count in wrong]
         parts.append(table(["is", "was called", "times"], rows))
     return "\n\n".join(parts)
+
+
+def _asked(told: Mapping[str, float]) -> list[str]:
+    """What becomes of the pictures by what the model says by default."""
+    lines = []
+    if "rejected" in told:
+        share, rate = _percent(told["rejected"]), _percent(told["reject"])
+        lines.append(f"{share} % would be called none of these (asked: {rate} %); the figures above call each a class")
+    if "covered" in told:
+        share, rate = _percent(told["covered"]), _percent(told["coverage"])
+        size = f"{told['set_size']:.2f} classes on average"
+        lines.append(f"{share} % have their class in the set (asked: {rate} %), of {size}")
+    if "cost" in told:
+        lines.append(
+            f"mean cost {told['cost']:.3g} with {_percent(told['accuracy_by_cost'])} % right, answered by costs; "
+            f"{told['cost_of_likeliest']:.3g} by the likeliest class, as in the figures above"
+        )
+    return ["\n".join(lines)] if lines else []
 
 
 def _several(result: SeveralEvaluation) -> str:

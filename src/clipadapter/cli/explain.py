@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli._options import FILE, FOLDER, Towers, model_options, output_options
+from clipadapter.cli._options import FILE, FOLDER, Towers, check_page, model_options, output_options
 from clipadapter.cli._output import Output, table
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def command(
     """
     from clipadapter.explain import explain
 
+    check_page(path, photo, suffix=".png")
+    path = path and path.resolve()
     found = explain(towers.load(model), photo, class_name=class_name, neighbours=neighbours)
     for note in found.notes:
         out.note(note)

@@ -105,7 +105,7 @@ def command(
     towers.tell(encoder, model.encoder_, out)
     model.save(folder, support=not no_support)
     model.make_quick(folder)
-    _report(model, head, folder, time.monotonic() - started, out)
+    _report(model, head, learned, folder, time.monotonic() - started, out)
 
 
 def _rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
@@ -153,14 +153,16 @@ def _check_folder(folder: Path) -> None:
         raise ArtifactError(f"can't write {folder}: {above} is no folder that you may write to")
 
 
-def _report(model: FewShotClassifier, head: HeadChoice, folder: Path, seconds: float, out: Output) -> None:
+def _report(
+    model: FewShotClassifier, head: HeadChoice, learned: Learned, folder: Path, seconds: float, out: Output
+) -> None:
     facts_of, support, info = model.support_.provenance, model.support_, model.encoder_.info
     shots = support.counts
     skipped = facts_of["skipped"]
     out.skipped(skipped)
     for name in (name for name, count in shots.items() if not count):
         out.warn(f"the class '{name}' has no picture that can be read: only its text stands for it")
-    trusted, words, warnings = told(model.trust_)
+    trusted, words, warnings = told(model.trust_, learned.calibration)
     for text in warnings:
         out.warn(text)
     least, most = min(shots.values()), max(shots.values())

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from clipadapter.cli._options import FOLDER, Towers, model_options, output_options
 from clipadapter.cli._output import Output
-from clipadapter.cli._trust import Wanted, wanted_options
+from clipadapter.cli._trust import Wanted, doubts, wanted_options
 from clipadapter.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
     from clipadapter.quick import QuickModel
+    from clipadapter.trust import Trust
 
 FEW = 32
 """Pictures that are not worth the time that torch takes to be loaded."""
@@ -88,12 +89,12 @@ def _answers(
     """Answers, each with the width of the longest class name, a few batches at a time."""
     quick = _quick(model, inputs, towers)
     if quick is not None:
-        asked = wanted.asked(quick.class_names)
+        asked = _asked(wanted, quick.trust, quick.class_names, out)
         yield from _told(quick.classify([Path(text) for text in inputs], top, **asked), quick.class_names)
         return
     pictures = _pictures(inputs)
     classifier = towers.load(model)
-    asked = wanted.asked(classifier.class_names_)
+    asked = _asked(wanted, classifier.trust_, classifier.class_names_, out)
     hidden = not out.progress or sys.stdout.isatty()  # a bar where answers don't scroll by
     with tqdm(desc="pictures", unit="img", disable=hidden) as bar:
         while chunk := list(islice(pictures, BATCHES * classifier.batch_size)):
@@ -101,6 +102,14 @@ def _answers(
             bar.update(len(chunk))
     if towers.plain:
         classifier.make_quick(model)
+
+
+def _asked(wanted: Wanted, trust: Trust, class_names: Sequence[str], out: Output) -> dict[str, Any]:
+    """What is asked for beside the model's own; tells of rates that the shots can't set."""
+    asked = wanted.asked(class_names)
+    for text in doubts(trust, wanted.reject, wanted.coverage):
+        out.warn(text)
+    return asked
 
 
 def _told(answers: Sequence[Prediction], names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:

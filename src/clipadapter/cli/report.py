@@ -13,6 +13,7 @@ from clipadapter.cli._options import (
     FILE,
     FOLDER,
     Towers,
+    check_page,
     model_options,
     open_dataset,
     output_options,
@@ -67,6 +68,7 @@ def command(
     """
     from clipadapter.report import make_report
 
+    check_page(path, data)
     dataset = Prompts(class_names=class_names).rename(open_dataset(data, split, default="test"))
     named = model if model.name not in ("", "..") else model.resolve()
     target = path if path is not None else named.with_name(f"{named.name}-report.html")

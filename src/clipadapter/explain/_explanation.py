@@ -133,6 +133,8 @@ def verdict(said: Prediction, several: bool = False) -> str:
 
     >>> verdict(Prediction("x.jpg", "cat", 0.9, (("cat", 0.9), ("dog", 0.1))))
     "It is called 'cat' (0.90), before 'dog' (0.10)."
+    >>> verdict(Prediction("x.jpg", "dog", 0.4, (("dog", 0.4), ("cat", 0.6))))
+    "It is called 'dog' (0.40), before 'cat' (0.60), since other mistakes cost more."
     """
     scores = [f"'{name}' ({score:.2f})" for name, score in said.top]
     if several:
@@ -141,7 +143,8 @@ def verdict(said: Prediction, several: bool = False) -> str:
     if said.label is None:
         return f"It is called none of the classes{f': {said.reason}' if said.reason else ''}. Nearest: {scores[0]}."
     before = f", before {' and '.join(scores[1:3])}" if scores[1:] else ""
-    return f"It is called {scores[0]}{before}."
+    cheaper = len(said.top) > 1 and said.top[0][1] < said.top[1][1]
+    return f"It is called {scores[0]}{before}{', since other mistakes cost more' if cheaper else ''}."
 
 
 def _lead(found: Explanation) -> str:

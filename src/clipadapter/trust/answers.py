@@ -22,8 +22,8 @@ from clipadapter.trust.rejection import Rejector
 Array = NDArray[Any]
 PARTS = ("calibrator", "rejector", "conformal", "several")
 UNLEARNED = (
-    "none of its shots could be held out. Fit it with two shots of each class or more, by a head that can be fitted "
-    "to a part of them (not a transductive one, nor one that tunes the encoder), on features of one encoder"
+    "no shot can be held out. Give two shots of each class or more, and a head that can be fitted to a part of them "
+    "(not a transductive one, nor one that tunes the encoder), on features of one encoder"
 )
 NOTHING = "no class reaches its threshold"
 
@@ -223,7 +223,7 @@ class Trust:
 
 def _several(rule: MultiLabel, z: Array, wanted: Asked) -> Answers:
     """All classes that reach their thresholds."""
-    if (wanted.reject, wanted.coverage, wanted.costs) != (None, None, None):
+    if any(value is not None for value in (wanted.reject, wanted.coverage, wanted.costs)):
         raise InputError(
             "pictures with several labels are answered class by class: a rate of rejection, a coverage or costs can't "
             "be asked for. A picture without any class has no label"

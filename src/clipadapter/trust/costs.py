@@ -142,8 +142,10 @@ def checked_costs(costs: ArrayLike, class_names: Sequence[str] | None = None) ->
     c = matrix.shape[0] if matrix.ndim and class_names is None else len(class_names or ())
     if matrix.shape != (c, c) or not c:
         raise InputError(f"costs must be a square, a row and a column a class ({c}), got {matrix.shape}")
-    if not np.isfinite(matrix).all() or (matrix < 0).any():
-        raise InputError("costs must be finite and at least 0: for gains, give what is lost against the best answer")
+    if not np.isfinite(matrix).all():
+        raise InputError("costs must be finite numbers")
+    if (matrix < 0).any():
+        raise InputError("costs must be at least 0: for gains, give what is lost against the best answer")
     names = [str(i) for i in range(c)] if class_names is None else class_names
     for k in range(c):
         cheap = int(matrix[k].argmin())
