@@ -173,11 +173,13 @@ def test_every_float16_comes_back_as_the_same_number(values, flush):
 
 
 @pytest.mark.parametrize("half", [np.inf, -np.inf, np.nan, -np.nan], ids=str)
-def test_one_float16_that_is_not_finite_stays_so(half):
-    values = np.float16([1, -2, half, 3])
+@pytest.mark.parametrize("dim", [4, 10_000])
+def test_one_float16_that_is_not_finite_stays_so(half, dim):
+    values = np.ones(dim, np.float16)
+    values[2] = half
     with FeatureStore(":memory:") as store:
         store.put_many({b"key": values})
-        np.testing.assert_array_equal(store.get_many([b"key"], dim=4)[b"key"], values.astype(np.float32))
+        np.testing.assert_array_equal(store.get_many([b"key"], dim)[b"key"], values.astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f2"])

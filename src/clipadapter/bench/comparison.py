@@ -16,8 +16,9 @@ from clipadapter.bench.score import check_labels
 from clipadapter.bench.tuned import perform_tuned
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError
 from clipadapter.features import FeatureSet
+from clipadapter.files import write_whole
 from clipadapter.functional import unit
 from clipadapter.heads import ClassText, Head
 
@@ -57,7 +58,7 @@ class Comparison:
             InputError: if the folder can't be written.
         """
         text = f"# {title}\n\n{table(self.runs, markdown=True)}\n{table(self.runs, 'macro_f1', markdown=True)}"
-        page = write_text(folder / "table.md", text)
+        page = write_whole(folder / "table.md", text)
         return [page, learning_curve(self.runs, folder / "accuracy.png", title)]
 
 
@@ -160,20 +161,6 @@ def shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
         distance = (2 - 2 * (part @ shots.T).max(dim=1).values).clamp_min(0).sqrt()
         rows += [start + int(i) for i in torch.nonzero(distance < SAME).flatten()]
     return rows
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file, its folder too.
-
-    Raises:
-        InputError: if it can't be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
-    return path
 
 
 def _count(records: Path | None) -> int:

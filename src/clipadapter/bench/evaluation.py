@@ -13,7 +13,7 @@ from typing import Any
 from sklearn.base import clone
 
 from clipadapter.bench.bundle import seen_by
-from clipadapter.bench.comparison import features_of, shared_rows, write_text
+from clipadapter.bench.comparison import features_of, shared_rows
 from clipadapter.bench.plots import confusion_matrix, learning_curve
 from clipadapter.bench.protocol import BASELINES, few_shot, registered_name
 from clipadapter.bench.run import Run, library_versions
@@ -22,6 +22,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
+from clipadapter.files import write_whole
 from clipadapter.heads import Head, create_head
 
 
@@ -86,7 +87,7 @@ class ModelEvaluation:
         found = self.model.evaluation
         title = f"{self.head} on {self.data}: {100 * found.accuracy:.1f} % of {self.n_test} pictures right"
         files = [
-            write_text(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
+            write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
             confusion_matrix(found, folder / "confusion.png", title),
         ]
         if self.curve:

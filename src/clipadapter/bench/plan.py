@@ -9,11 +9,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.files import write_whole
 from clipadapter.bench.protocol import planned, seeded
 from clipadapter.bench.suite import Suite, Variant
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError
+from clipadapter.files import write_whole
 from clipadapter.heads import Head, create_head, head_info
 
 Rows = Mapping[tuple[int, int], Sequence[int]]

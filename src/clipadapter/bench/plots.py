@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.report import TITLES, Metric, Summary, summarise
 from clipadapter.bench.run import Run
-from clipadapter.errors import InputError
+from clipadapter.files import write_whole
 from clipadapter.metrics import Evaluation
 
 if TYPE_CHECKING:
@@ -173,16 +172,9 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: str | Path) -> Path:
-    data, target = BytesIO(), Path(path)
+    data = BytesIO()
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes: no reason to have no picture.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, format="png", facecolor="white")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.getvalue())
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
-    return target
+    return write_whole(path, data.getvalue())

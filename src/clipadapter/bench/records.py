@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from clipadapter.bench.files import write_whole
 from clipadapter.bench.run import Run, append_runs, parse_run
 from clipadapter.errors import DataError
+from clipadapter.files import write_whole
 
 MOST_BYTES = 16 << 20
 """No record is longer: a longer file is none."""

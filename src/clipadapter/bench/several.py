@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipadapter.bench.comparison import write_text
 from clipadapter.bench.protocol import BASELINES, registered_name
 from clipadapter.bench.run import library_versions
 from clipadapter.bench.score import score_several
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
+from clipadapter.files import write_whole
 from clipadapter.heads import create_head
 from clipadapter.metrics import MultiLabelEvaluation
 
@@ -65,7 +65,7 @@ class SeveralEvaluation:
         Raises:
             InputError: if the folder can't be written.
         """
-        return [write_text(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n")]
+        return [write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n")]
 
 
 def evaluate_several(model: FewShotClassifier, dataset: Dataset) -> SeveralEvaluation:

@@ -41,7 +41,6 @@ def command(
     from clipadapter.explain import explain
 
     check_page(path, photo, suffix=".png")
-    path = path and path.resolve()
     found = explain(towers.load(model), photo, class_name=class_name, neighbours=neighbours)
     for note in found.notes:
         out.note(note)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from clipadapter.data.images import read_image
 from clipadapter.doctor._findings import KINDS, Diagnosis, Finding, Kind, Picture
-from clipadapter.errors import ImageError, InputError
+from clipadapter.errors import ImageError
+from clipadapter.files import write_whole
 
 SIDE = 96
 """Long side of a small picture in pixels."""
@@ -98,12 +99,7 @@ def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
     groups = illustrated(diagnosis, per_kind=per_kind)
     page = _environment().get_template("doctor.html")
     text = page.render(diagnosis=diagnosis, groups=groups, findings=findings_html(groups), css=findings_css())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
-    return path
+    return write_whole(path, text)
 
 
 def _environment() -> Environment:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 import warnings
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipadapter.data.images import read_image
-from clipadapter.errors import ImageError, InputError
+from clipadapter.errors import ImageError
+from clipadapter.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,18 +160,9 @@ def _short(name: str, length: int) -> str:
 
 
 def _save(figure: Figure, path: str | Path) -> Path:
-    data, target = BytesIO(), Path(path)
+    data = BytesIO()
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes: no reason to have no picture.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, format="png", facecolor="white")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.getvalue())
-        temporary.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
-    return target
+    return write_whole(path, data.getvalue())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
+from clipadapter.files import write_whole
 from clipadapter.report._findings import Findings, look
 from clipadapter.report._intervals import Figures, figures
 from clipadapter.report._map import Map, draw_map
@@ -70,17 +69,7 @@ class Report:
         Raises:
             InputError: if it can't be written.
         """
-        target, page = Path(path), self.to_html().encode()
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(page)
-            temporary.replace(target)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
-        return target
+        return write_whole(path, self.to_html())
 
 
 def make_report(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clipadapter.bench.files import write_whole
 from clipadapter.bench.reports.comparison import compare_heads, compare_studies
 from clipadapter.bench.study import Study
+from clipadapter.files import write_whole
 
 __all__ = ["compare_heads", "compare_studies", "write_report"]
 

@@ -1,0 +1,36 @@
+import pytest
+
+from clipadapter.errors import InputError
+from clipadapter.files import write_whole
+
+
+def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
+    assert write_whole(tmp_path / "new" / "a.txt", "größer").read_bytes() == "größer".encode()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(InputError, match="No space left"):
+        write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_in_the_way_is_told_and_nothing_is_left(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="a place you may write to"):
+        write_whole(tmp_path / "a", b"new")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_whole(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "text"
