@@ -154,6 +154,17 @@ def test_numbers_of_two_types_and_widths_may_lie_in_one_store():
         same(dict(store.items()), mixed)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_two_widths_may_lie_side_by_side(dtype):  # 4 numbers of float32 and 8 of float16 have as many bytes
+    four = vectors(3, dtype=dtype)
+    eight = {b"wide " + key: vector for key, vector in vectors(3, dim=8, dtype="float16").items()}
+    with FeatureStore(":memory:") as store:
+        store.put_many(four | eight)
+        same(store.get_many([*four, *eight], dim=4), four)
+        same(store.get_many([*four, *eight], dim=8), eight)
+        same(dict(store.items()), four | eight)
+
+
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
 
