@@ -16,7 +16,7 @@ def scored():
         names = [str(k) for k in range(p.shape[1])]
         told = evaluate([names[k] for k in labels], [names[k] for k in p.argmax(axis=1)], names)
         loss = -np.log(p[np.arange(len(p)), labels]).mean()
-        return Score(told, float(loss), 0.0, p, labels, 0.0)
+        return Score(told, float(loss), 0.0, np.log(np.maximum(p, 1e-300)), p, labels, 0.0)
 
     return make
 

@@ -32,6 +32,7 @@ class Score:
         evaluation: accuracy, macro F1, figures by class, confusions.
         log_loss: mean negative log-probability of the true class, natural logarithm.
         calibration_error: expected calibration error in 15 bins of equal mass.
+        logits: (m, c), columns in the order of the evaluation's classes.
         probabilities: (m, c), columns in the order of the evaluation's classes.
         labels: (m,) positions of the true classes.
         seconds: how long predicting took.
@@ -40,6 +41,7 @@ class Score:
     evaluation: Evaluation
     log_loss: float
     calibration_error: float
+    logits: NDArray[np.float64]
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
     seconds: float
@@ -81,7 +83,7 @@ def score(
     predicted = [classes[i] for i in logs.argmax(axis=1)]
     loss, p = -float(logs[np.arange(len(truth)), truth].mean()), np.exp(logs)
     error = expected_calibration_error(p, truth)
-    return Score(evaluate(test.y, predicted, classes), loss, error, p, truth, seconds)
+    return Score(evaluate(test.y, predicted, classes), loss, error, logits, p, truth, seconds)
 
 
 def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
@@ -90,14 +92,16 @@ def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[s
     Args:
         model: fitted, one label a picture.
         test: plain features are used.
-        found: its score, for the true classes.
+        found: its score.
 
     Returns:
         Shares and means by name; empty if nothing is asked for.
     """
     asked = model.trust_.asked
+    if asked.reject is None and asked.coverage is None and asked.costs is None:
+        return {}
     folds = [head.logits(test.plain) for head in model.fold_heads_]
-    said = model.trust_.answer(model.head_.logits(test.plain), test.plain, None, folds)
+    said = model.trust_.answer(found.logits, test.plain, None, folds)
     rows = np.arange(len(found.labels))
     told: dict[str, float] = {}
     if asked.reject is not None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clipadapter.doctor._twins import Neighbours
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ClassText, Head, create_head, held_out
+from clipadapter.prediction import softmax
 
 FOLDS = 8
 VOTERS = 5
@@ -92,11 +93,5 @@ def calibrated(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArra
         labels: (r,) positions.
     """
     rows = np.arange(len(labels))
-    losses = [-np.log(np.maximum(_softmax(logits / t)[rows, labels], 1e-12)).mean() for t in TEMPERATURES]
-    return _softmax(logits / TEMPERATURES[int(np.argmin(losses))])
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scaled: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return scaled
+    losses = [-np.log(np.maximum(softmax(logits, t)[rows, labels], 1e-12)).mean() for t in TEMPERATURES]
+    return softmax(logits, TEMPERATURES[int(np.argmin(losses))])

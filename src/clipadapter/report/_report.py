@@ -120,7 +120,7 @@ def make_report(
     found = evaluate_model(model, dataset, curve=curve, seeds=seeds, progress=progress)
     strange = _plain(model, background) if background else None
     told = figures({"this model": found.model, **found.baselines}, seed=seed)
-    logits = model.head_.logits(found.test.plain)
+    logits = found.model.logits
     sure = ask(
         model,
         found.test.plain,
