@@ -13,7 +13,7 @@ from clipadapter.heads import ClassText
 from clipadapter.heads.rla import Rla
 from clipadapter.heads.svl_adapter import SvlAdapter
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.quick import open_quick
+from clipadapter.runtime.quick import open_quick
 from clipadapter.testing import toy_features
 from clipadapter.tuners.prolip import ProLip
 

@@ -1,4 +1,4 @@
-"""Makes a saved model ready for `clipadapter.quick`."""
+"""Makes a saved model ready for `clipadapter.runtime.quick`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from clipadapter import quick
 from clipadapter.encoders import Encoder, with_engine
 from clipadapter.engines import Calibration, cache_build, cache_facts, create_engine, engine_info
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
+from clipadapter.runtime import quick
 from clipadapter.trust import Trust
 
 SMALL = 32_000_000

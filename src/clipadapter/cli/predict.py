@@ -18,7 +18,7 @@ from clipadapter.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
-    from clipadapter.quick import QuickModel
+    from clipadapter.runtime.quick import QuickModel
     from clipadapter.trust import Trust
 
 FEW = 32
@@ -120,7 +120,7 @@ def _told(answers: Sequence[Prediction], names: Sequence[str]) -> Iterator[tuple
 def _quick(model: Path, inputs: Sequence[str], towers: Towers) -> QuickModel | None:
     """The model without torch, for a few plain files and nothing special."""
     from clipadapter.data.images import IMAGE_SUFFIXES
-    from clipadapter.quick import open_quick
+    from clipadapter.runtime.quick import open_quick
 
     if not towers.plain or len(inputs) > FEW or any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in inputs):
         return None

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ClipAdapterError, StoreError
 
@@ -49,6 +47,8 @@ def build(place: Path, convert: Callable[[Path], None], known: Mapping[str, Any]
     """
     if facts(place) is not None:
         return
+    from filelock import FileLock  # what only reads does without
+
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.parent / f".{place.name}.lock"):

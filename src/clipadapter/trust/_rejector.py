@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -87,7 +87,18 @@ class Rejector:
         Raises:
             InputError: if a shape does not fit.
         """
-        return self._sum(self._columns(features, logits, probabilities))
+        return self.total(self.columns(features, logits, probabilities))
+
+    def total(self, columns: ArrayLike) -> Array:
+        """How strange pictures are (m,), from the scores (m, p) of the parts.
+
+        Raises:
+            InputError: if there is not a column for each part.
+        """
+        found = np.asarray(columns, dtype=np.float64)
+        if found.ndim != 2 or found.shape[1] != len(self.parts):
+            raise InputError(f"scores {found.shape}: give a column for each of the {len(self.parts)} parts")
+        return np.asarray(self._weighted(found).sum(axis=1))
 
     def threshold(self, rate: float = 0.05) -> Threshold:
         """The score above which pictures are rejected, so that a share ``rate`` of pictures of the classes is.
@@ -109,7 +120,7 @@ class Rejector:
         """
         if not 0 < rate < 1:
             raise InputError(f"the share to be rejected is between 0 and 1, but is {rate}")
-        ordered = np.sort(self._sum(self.held_out))
+        ordered = np.sort(self.total(self.held_out))
         r = len(ordered)
         position = math.ceil((r + 1) * (1 - rate) - 1e-9)
         value = float(ordered[position - 1]) if position <= r else _beyond(ordered, rate)
@@ -117,10 +128,18 @@ class Rejector:
 
     def reasons(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> list[str]:
         """What makes each of m pictures strange, in a few words: the part that adds most to its score."""
-        columns = self._columns(features, logits, probabilities)
-        most = self._weighted(columns).argmax(axis=1)
+        return self.reasons_by(self.columns(features, logits, probabilities), features)
+
+    def reasons_by(self, columns: ArrayLike, features: ArrayLike) -> list[str]:
+        """The same from the parts' scores (m, p); features (m, d) serve to name a distractor."""
+        found = np.asarray(columns, dtype=np.float64)
+        most = self._weighted(found).argmax(axis=1)
         rows = unit_rows(np.asarray(features))
-        return [self._words(int(p), columns[i, p], rows[i]) for i, p in enumerate(most)]
+        return [self._words(int(p), found[i, p], rows[i]) for i, p in enumerate(most)]
+
+    def light(self) -> Rejector:
+        """The same without what pictures are compared with: for where the parts' scores come from elsewhere."""
+        return replace(self, names=(), memory=Memory(scale=self.memory.scale))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON and arrays: all that `from_state` needs."""
@@ -135,17 +154,23 @@ class Rejector:
         return facts, {"held_out": self.held_out, **memory_arrays(self.memory)}
 
     @classmethod
-    def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array]) -> Rejector:
+    def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], light: bool = False) -> Rejector:
         """What `state` gave, checked.
+
+        Args:
+            facts: as from `state`.
+            arrays: likewise.
+            light: it was `light`, and may lack what pictures are compared with.
 
         Raises:
             ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
         """
-        parts, names, memory = read_state(facts, arrays)
+        parts, names, memory = read_state(facts, arrays, light)
         made = tuple(Part(**part) for part in parts)
         return cls(str(facts["method"]), made, arrays["held_out"], bool(facts["bound"]), names, memory)
 
-    def _columns(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None) -> Array:
+    def columns(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
+        """The score (m, p) of each part; arguments as of `scores`."""
         rows, answers = np.asarray(features), np.asarray(logits, dtype=np.float64)
         width = self.memory.width
         if rows.ndim != 2 or answers.ndim != 2 or len(rows) != len(answers) or width not in (rows.shape[1], None):
@@ -161,9 +186,6 @@ class Rejector:
     def _weighted(self, columns: Array) -> Array:
         centre, deviation = (np.array([getattr(p, key) for p in self.parts]) for key in ("centre", "deviation"))
         return np.asarray((columns - centre) / deviation * np.array([part.weight for part in self.parts]))
-
-    def _sum(self, columns: Array) -> Array:
-        return np.asarray(self._weighted(columns).sum(axis=1))
 
     def _words(self, p: int, value: float, row: Array) -> str:
         """Why one picture (d,) is strange by part ``p``, whose score of it is ``value``."""

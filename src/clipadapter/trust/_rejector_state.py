@@ -28,9 +28,9 @@ def memory_arrays(memory: Memory) -> dict[str, Array]:
 
 
 def read_state(
-    facts: Mapping[str, Any], arrays: Mapping[str, Array]
+    facts: Mapping[str, Any], arrays: Mapping[str, Array], light: bool = False
 ) -> tuple[list[dict[str, Any]], tuple[str, ...], Memory]:
-    """Parts, names of distractors, and memory.
+    """Parts, names of distractors, and memory, which may be empty if it is ``light``.
 
     Raises:
         ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
@@ -51,7 +51,7 @@ def read_state(
     _demand(arrays["held_out"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
     # A table with a stranger's row or column would give a wrong answer, not an error.
     for part in parts:
-        _demand(_has(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
+        _demand(light or _has(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
     k = 0 if memory.distractors is None else len(memory.distractors)
     _demand(len(names) in (0, k), f"it has {len(names)} names of {k} distractors")
     return parts, tuple(names), memory

@@ -119,6 +119,7 @@ class Trust:
         features: ArrayLike,
         asked: Asked | None = None,
         folds: Sequence[ArrayLike] | None = None,
+        columns: ArrayLike | None = None,
     ) -> Answers:
         """What to say of pictures.
 
@@ -127,6 +128,7 @@ class Trust:
             features: (m, d) as from the encoder; looked at only for "none of these".
             asked: instead of the default.
             folds: logits (m, c) of each fold's head, if sets are made by CV+.
+            columns: (m, p) scores of the rejector's parts, where something else computes them.
 
         Raises:
             InputError: if what is asked for could not be learned, or a rate is out of range.
@@ -139,7 +141,7 @@ class Trust:
         if wanted.costs is not None and len(wanted.costs) != p.shape[1]:
             raise InputError(f"costs are of {len(wanted.costs)} classes, but the model has {p.shape[1]}")
         best = p.argmax(axis=1) if wanted.costs is None else decide(p, wanted.costs)
-        strangeness, rejected, reasons = self._strange(features, z, p, wanted.reject)
+        strangeness, rejected, reasons = self._strange(features, z, p, wanted.reject, columns)
         return Answers(p, best, strangeness, rejected, reasons, self._sets(p, best, wanted.coverage, folds))
 
     def asking(self, options: TrustOptions) -> Trust:
@@ -147,22 +149,33 @@ class Trust:
         costs = None if options.costs is None else checked_costs(options.costs)
         return replace(self, asked=Asked(options.reject, options.coverage, costs))
 
+    def light(self) -> Trust:
+        """What is left for where a graph gives logits and the rejector's scores: small arrays.
+
+        Sets by CV+ need the heads of single folds, and are left out.
+        """
+        rejector = None if self.rejector is None else self.rejector.light()
+        folds = self.conformal is not None and self.conformal.how == "cv+"
+        asked = replace(self.asked, coverage=None) if folds else self.asked
+        return replace(self, rejector=rejector, conformal=None if folds else self.conformal, asked=asked)
+
     def probabilities(self, logits: ArrayLike) -> Array:
         """Calibrated probabilities (m, c); those of several labels need not sum to one."""
         z = np.asarray(logits)
         return self.calibrator.probabilities(z) if self.several is None else self.several.probabilities(z)
 
     def _strange(
-        self, features: ArrayLike, z: Array, p: Array, rate: float | None
+        self, features: ArrayLike, z: Array, p: Array, rate: float | None, columns: ArrayLike | None
     ) -> tuple[Array | None, Array, tuple[str | None, ...]]:
         if rate is None:
             return None, np.zeros(len(p), bool), (None,) * len(p)
         if self.rejector is None:
             raise InputError(f"this model can't tell pictures of none of its classes: {UNLEARNED}")
         rows = np.asarray(features)
-        scores = self.rejector.scores(rows, z, p)
+        parts = self.rejector.columns(rows, z, p) if columns is None else np.asarray(columns)
+        scores = self.rejector.total(parts)
         rejected = scores > self.rejector.threshold(rate).value
-        told = iter(self.rejector.reasons(rows[rejected], z[rejected], p[rejected]))
+        told = iter(self.rejector.reasons_by(parts[rejected], rows[rejected]))
         return scores, rejected, tuple(next(told) if no else None for no in rejected)
 
     def _sets(self, p: Array, best: Array, coverage: float | None, folds: Sequence[ArrayLike] | None) -> Array | None:
@@ -189,8 +202,16 @@ class Trust:
         return facts, arrays
 
     @classmethod
-    def from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, Array], classes: int) -> Trust:
+    def from_state(
+        cls, facts: Mapping[str, Any], arrays: Mapping[str, Array], classes: int, light: bool = False
+    ) -> Trust:
         """What `state` gave, checked.
+
+        Args:
+            facts: as from `state`.
+            arrays: likewise.
+            classes: c.
+            light: it was `light`.
 
         Raises:
             ArtifactError: if a part is damaged, or is not of so many classes.
@@ -207,7 +228,8 @@ class Trust:
         if costs is not None and len(costs) != classes:
             raise ArtifactError(f"the model has costs of {len(costs)} classes, but it has {classes}")
         calibrator = Calibrator.from_state(parts["calibrator"][0] or {}, parts["calibrator"][1], classes)
-        rejector = None if parts["rejector"][0] is None else Rejector.from_state(*parts["rejector"])
+        known, own = parts["rejector"]
+        rejector = None if known is None else Rejector.from_state(known, own, light)
         if rejector is not None and rejector.memory.classes not in (None, classes):
             raise ArtifactError(f"the model's rejector is of {rejector.memory.classes} classes, but it has {classes}")
         conformal = None if parts["conformal"][0] is None else Conformal.from_state(*parts["conformal"])

@@ -9,14 +9,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from clipadapter import FewShotClassifier, quick
+from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.engines import cache_root
+from clipadapter.runtime import quick
 
 ASK = """
 import json, sys
 from pathlib import Path
-from clipadapter.quick import open_quick
+from clipadapter.runtime.quick import open_quick
 answers = open_quick(Path(sys.argv[1])).classify([Path(p) for p in sys.argv[2:]], top=3)
 assert not {"torch", "sklearn", "scipy", "open_clip", "timm"} & set(sys.modules), "loaded what takes long"
 print(json.dumps([[a.label, a.probability, [s for _, s in a.top], a.error] for a in answers]))

@@ -9,20 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.engines import Runner, cache_facts, cache_root, create_engine, engine_info
-from clipadapter.errors import ClipAdapterError, ImageError
-from clipadapter.pixels import PixelSpec, shrink_to
-from clipadapter.prediction import Prediction, unreadable
+from clipadapter.errors import ClipAdapterError
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime._answering import Answering, Outputs
 from clipadapter.trust import Trust
 
 CONFIG, TENSORS = "config.json", "head.safetensors"
@@ -33,8 +32,8 @@ MAX_BYTES = 64 << 20
 FORMAT = 2
 
 
-@dataclass(frozen=True)
-class QuickModel:
+@dataclass(frozen=True, eq=False)
+class QuickModel(Answering):
     """A saved model, ready to answer; what it says is what `FewShotClassifier` would.
 
     Args:
@@ -53,23 +52,10 @@ class QuickModel:
     trust: Trust
     precision: str
 
-    def classify(self, images: Sequence[ImageSource], top: int = 5, **asked: Any) -> list[Prediction]:
-        """One answer a picture, in their order; see `FewShotClassifier.classify`."""
-        wanted = self.trust.asked.changed(asked)
-        squares, reasons = {}, {}
-        least = shrink_to(self.precision, self.pixels.size)
-        for i, image in enumerate(images):
-            try:
-                squares[i] = self.pixels.square(read_image(image, shrink_to=least))
-            except ImageError as error:
-                reasons[i] = error.reason
-        predictions = {i: unreadable(source_name(images[i]), reason) for i, reason in reasons.items()}
-        if squares:
-            features = self.tower(np.stack(list(squares.values())))
-            told = self.trust.answer(self.head(features), features, wanted)
-            for place, i in enumerate(squares):
-                predictions[i] = told.prediction(place, source_name(images[i]), self.class_names, top)
-        return [predictions[i] for i in range(len(images))]
+    def run(self, squares: NDArray[np.uint8]) -> Outputs:
+        """See `Answering.run`."""
+        features = self.tower(squares)
+        return Outputs(self.head(features), features)
 
 
 def entry(folder: Path) -> Path | None:

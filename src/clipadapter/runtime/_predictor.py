@@ -1,0 +1,116 @@
+"""The predictor of exported files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.runtime import _onnxruntime, _openvino
+from clipadapter.runtime._about import INPUTS, About
+from clipadapter.runtime._answering import Answering, Outputs
+from clipadapter.runtime._graph import Graph
+
+ENGINES = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
+SUFFIXES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
+"""Which engines run a file, the first by itself."""
+
+
+class Predictor(Answering):
+    """A model that ``clipadapter export`` wrote, ready to answer; neither torch nor open_clip is loaded.
+
+    Args:
+        path: an ``.onnx`` file, or the ``.xml`` of an OpenVINO pair.
+        engine: "onnxruntime" or "openvino"; "auto" takes ONNX Runtime for ``.onnx``, or OpenVINO where only that is
+            installed.
+        threads: that run the graph; all cores if not given.
+
+    Raises:
+        ArtifactError: if the file is missing, damaged, of a later format, or was not written by ``clipadapter export``.
+        MissingExtraError: if the engine is not installed.
+        InputError: if the engine can't run such a file.
+
+    ::
+
+        predictor = Predictor("model.onnx")
+        predictor.predict(["photo.jpg"])
+        predictor.classify(["photo.jpg"], reject=0.05)[0].label  # None: none of these
+    """
+
+    def __init__(self, path: str | Path, *, engine: str = "auto", threads: int | None = None) -> None:
+        self.path = Path(path)
+        chosen = _engine(self.path, engine)
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be 1 or more, but are {threads}")
+        self._graph: Graph = ENGINES[chosen](self.path, threads)
+        self.engine = chosen
+        self.about = About.from_json(self._graph.about)
+        self.class_names, self.pixels = self.about.class_names, self.about.pixels
+        self.trust, self.precision = self.about.trust, self.about.precision
+        self._check_shapes()
+
+    def run(self, squares: NDArray[np.uint8]) -> Outputs:
+        """Squares (n, s, s, 3), values 0 .. 255, to what the graph says; may be called from several threads.
+
+        Raises:
+            InputError: if they are of another shape or type.
+        """
+        side = self.pixels.size
+        if squares.ndim != 4 or squares.shape[1:] != (side, side, 3) or squares.dtype != np.uint8:
+            raise InputError(
+                f"this model takes squares (n, {side}, {side}, 3) of uint8, but got {squares.shape} of {squares.dtype}"
+            )
+        if not len(squares):
+            return self._none()
+        found = self._graph.run(squares if self.about.input == "uint8" else self._normalised(squares))
+        return Outputs(
+            found["logits"],
+            found["features"],
+            found.get("strangeness_parts"),
+            found["probabilities"],
+            found.get("strangeness"),
+        )
+
+    def _normalised(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        mean, std = (np.array(value, np.float32) for value in (self.pixels.mean, self.pixels.std))
+        return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
+
+    def _check_shapes(self) -> None:
+        """Refuse a graph that does not fit its description."""
+        widths, rejector = self._graph.widths, self.trust.rejector
+        wanted: dict[str, Any] = {"logits": len(self.class_names), "probabilities": len(self.class_names)}
+        if rejector is not None:
+            wanted["strangeness_parts"] = len(rejector.parts)
+        for name, width in wanted.items():
+            if widths.get(name) != width:
+                raise ArtifactError(
+                    f"{self.path} has {widths.get(name)} {name} a picture where its description says {width}: export "
+                    "the model again"
+                )
+        if "features" not in widths or self._graph.input != INPUTS[self.about.input]:
+            raise ArtifactError(f"{self.path} does not fit its description: export the model again")
+
+
+def _engine(path: Path, engine: str) -> str:
+    """The engine to take.
+
+    Raises:
+        InputError: if there is none of the name, or it can't run such a file.
+        ArtifactError: if there is no such file.
+    """
+    able = SUFFIXES.get(path.suffix.lower())
+    if engine not in ("auto", *ENGINES):
+        raise InputError(f"engine must be auto, {' or '.join(ENGINES)}, but is {engine!r}")
+    if able is None:
+        hint = "'clipadapter export' makes such a file of a saved model" if path.is_dir() else "give one of these"
+        raise ArtifactError(f"{path} is no exported model: those end in {' or '.join(SUFFIXES)}; {hint}")
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {path}")
+    if engine == "auto":
+        return able[0] if len(able) == 1 or _onnxruntime.installed() or not _openvino.installed() else able[1]
+    if engine not in able:
+        raise InputError(f"{path.name} is run by {' or '.join(able)}, not by {engine}: leave the engine to be chosen")
+    return engine
