@@ -24,6 +24,7 @@ PACKAGES = [
     ".metrics",
     ".pretraining",
     ".report",
+    ".runtime",
     ".testing",
     ".trust",
 ]
@@ -58,4 +59,52 @@ def test_every_extra_is_in_all():
     section = text.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
     extras = set(re.findall(r"^([a-z]+) = ", section, re.MULTILINE))
     named = re.search(r'^all = \["clipadapter\[([a-z,]+)\]"\]', section, re.MULTILINE)[1]
-    assert set(named.split(",")) == extras - {"all", "test"} - LARGE
+    by_others = {"train", "runtime"}  # lite and onnx bring them
+    assert set(named.split(",")) == extras - {"all", "docs", "test"} - by_others - LARGE
+
+
+def closure(name):
+    """Requirements of an extra, with those of the extras that it names."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lines = re.search(rf"^{name} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)[1]
+    found = set()
+    for requirement in re.findall(r'"([^"]+)"', lines):
+        own = re.fullmatch(r"clipadapter\[([a-z,]+)\]", requirement)
+        found |= set().union(*map(closure, own[1].split(","))) if own else {re.split(r"[>=;\[]", requirement)[0]}
+    return found
+
+
+@pytest.mark.parametrize("extra", ["dependencies", "runtime", "serve"])
+def test_what_answers_with_an_exported_model_is_installed_without_torch(extra):
+    heavy = {"torch", "torchvision", "open_clip_torch", "scikit-learn", "scipy", "transformers", "matplotlib"}
+    assert closure(extra) and not closure(extra) & heavy
+
+
+@pytest.mark.parametrize("extra", ["lite", "demo", "onnx", "openvino", "studio", "all"])
+def test_whoever_trains_needs_one_extra(extra):
+    assert closure("train") <= closure(extra)
+
+
+BLOCKED = """
+import sys
+from clipadapter.errors import TRAIN
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in TRAIN:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def test_what_needs_training_says_what_to_install(tmp_path):
+    code = BLOCKED + "from clipadapter.cli.app import main\nmain()"
+    command = [sys.executable, "-c", code, "fit", str(tmp_path), "--out", str(tmp_path / "model")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1 and found.stdout == ""
+    assert found.stderr == (
+        "error: clipadapter fit needs the part of clipadapter that learns, which is not installed: "
+        "pip install 'clipadapter[train]'\n"
+    )
+    code = BLOCKED + "from clipadapter import FewShotClassifier"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingExtraError: FewShotClassifier needs" in found.stderr

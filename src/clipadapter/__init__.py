@@ -18,6 +18,7 @@ _HOME = {
     "FeatureStore": "clipadapter.features",
     "FewShotClassifier": "clipadapter.classifier",
     "LinearProbe": "clipadapter.heads.linear_probe",
+    "Predictor": "clipadapter.runtime",
     "ZeroShot": "clipadapter.heads.zero_shot",
     "create_encoder": "clipadapter.encoders",
     "create_head": "clipadapter.heads",
@@ -33,7 +34,15 @@ __all__ = sorted([*_HOME, "__version__"])
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'clipadapter' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        from clipadapter.errors import needs_training
+
+        missing = needs_training(error, name)
+        if missing is None:
+            raise
+        raise missing from error
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,12 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+TRAIN = frozenset(
+    ("torch", "torchvision", "open_clip", "timm", "sklearn", "scipy", "safetensors", "pydantic", "huggingface_hub")
+    + ("matplotlib", "jinja2", "filelock", "threadpoolctl", "tomli")
+)
+"""Modules of the extra ``train``: all parts but those that answer with an exported model import them freely."""
+
 
 class ClipAdapterError(Exception):
     """Base of all errors raised on purpose: its text is meant to be read by the person at the keyboard."""
@@ -100,3 +106,16 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
             raise
         text = f"{purpose} needs an extra that is not installed: pip install 'clipadapter[{extra}]'"
         raise MissingExtraError(text) from error
+
+
+def needs_training(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:
+    """What to raise instead of an error about a module of the extra ``train``; None if it is about another.
+
+    >>> print(needs_training(ModuleNotFoundError(name="torch"), "fit"))
+    fit needs the part of clipadapter that learns, which is not installed: pip install 'clipadapter[train]'
+    """
+    if (error.name or "").split(".")[0] not in TRAIN:
+        return None
+    return MissingExtraError(
+        f"{purpose} needs the part of clipadapter that learns, which is not installed: pip install 'clipadapter[train]'"
+    )

@@ -60,4 +60,5 @@ def test_version(run, tmp_path, monkeypatch):
     found = json.loads(run("version", "--json").stdout)
     assert found["torch"] == version("torch")
     assert found["cache"] == str(tmp_path / "clipadapter")
-    assert set(found) == {"clipadapter", "python", "torch", "open_clip_torch", "scikit-learn", "cache"}
+    names = {"clipadapter", "python", "torch", "open_clip_torch", "scikit-learn", "onnxruntime", "openvino", "cache"}
+    assert set(found) == names

@@ -15,7 +15,7 @@ import click
 
 from clipadapter import __version__, cli
 from clipadapter.cli._output import Failure
-from clipadapter.errors import ClipAdapterError
+from clipadapter.errors import ClipAdapterError, needs_training
 from clipadapter.registry import unknown
 
 INTERRUPTED = 130
@@ -53,6 +53,11 @@ class Commands(click.Group):
             if ctx.params["debug"]:
                 raise
             raise Failure(str(error)) from error
+        except ModuleNotFoundError as error:
+            missing = needs_training(error, f"clipadapter {ctx.invoked_subcommand or ''}".strip())
+            if missing is None or ctx.params["debug"]:
+                raise
+            raise Failure(str(missing)) from error
         except KeyboardInterrupt:
             click.echo("\ninterrupted", err=True)
             ctx.exit(INTERRUPTED)

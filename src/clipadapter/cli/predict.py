@@ -14,13 +14,14 @@ from tqdm import tqdm
 from clipadapter.cli._options import FOLDER, Towers, model_options, output_options
 from clipadapter.cli._output import Output
 from clipadapter.cli._trust import Wanted, doubts, wanted_options
-from clipadapter.errors import DataError, ImageError
+from clipadapter.errors import DataError, ImageError, InputError
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
     from clipadapter.runtime.quick import QuickModel
     from clipadapter.trust import Trust
 
+EXPORTED = (".onnx", ".xml")
 FEW = 32
 """Pictures that are not worth the time that torch takes to be loaded."""
 BATCHES = 4
@@ -42,6 +43,7 @@ def command(
 ) -> None:
     """Name the class of each picture.
 
+    MODEL is the folder that fit wrote, or a file that export wrote: that needs neither PyTorch nor the encoder.
     An INPUT is a picture, a folder with pictures anywhere below it, a table (.csv, .tsv, .jsonl, .parquet) with
     the column path, or - for paths on standard input, one a line. Answers come in the order of the pictures,
     while the others are still being read: class, probability, picture. A picture of none of the classes is
@@ -87,6 +89,9 @@ def _answers(
     model: Path, inputs: Sequence[str], top: int, wanted: Wanted, towers: Towers, out: Output
 ) -> Iterator[tuple[Prediction, int]]:
     """Answers, each with the width of the longest class name, a few batches at a time."""
+    if model.suffix.lower() in EXPORTED and not model.is_dir():
+        yield from _exported(model, inputs, top, wanted, towers, out)
+        return
     quick = _quick(model, inputs, towers)
     if quick is not None:
         asked = _asked(wanted, quick.trust, quick.class_names, out)
@@ -104,6 +109,25 @@ def _answers(
         classifier.make_quick(model)
 
 
+def _exported(
+    model: Path, inputs: Sequence[str], top: int, wanted: Wanted, towers: Towers, out: Output
+) -> Iterator[tuple[Prediction, int]]:
+    """Answers of an exported file."""
+    from clipadapter.runtime import Predictor
+
+    if (towers.encoder, towers.device, towers.precision) != (None, "cpu", "auto"):
+        raise InputError(
+            f"{model.name} holds its encoder as it was exported, for the CPU: leave out --encoder, --device and "
+            "--precision, or give the model's folder"
+        )
+    predictor = Predictor(model, engine=towers.engine)
+    asked = _asked(wanted, predictor.trust, predictor.class_names, out)
+    hidden = not out.progress or sys.stdout.isatty()
+    answers = predictor.stream(_pictures(inputs), top, towers.batch_size, **asked)
+    with tqdm(answers, desc="pictures", unit="img", disable=hidden) as bar:
+        yield from _told(bar, predictor.class_names)
+
+
 def _asked(wanted: Wanted, trust: Trust, class_names: Sequence[str], out: Output) -> dict[str, Any]:
     """What is asked for beside the model's own; tells of rates that the shots can't set."""
     asked = wanted.asked(class_names)
@@ -112,7 +136,7 @@ def _asked(wanted: Wanted, trust: Trust, class_names: Sequence[str], out: Output
     return asked
 
 
-def _told(answers: Sequence[Prediction], names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:
+def _told(answers: Iterable[Prediction], names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:
     width = max(map(len, names))
     return ((answer, width) for answer in answers)
 

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from clipadapter.engines import Runner, cache_facts, cache_root, create_engine, engine_info
 from clipadapter.errors import ClipAdapterError
@@ -77,6 +75,9 @@ def open_quick(folder: Path) -> QuickModel | None:
     facts = None if place is None else cache_facts(place)
     if place is None or facts is None or engine_info(ENGINE).cls.missing():
         return None
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     tower = cache_root() / Path(str(facts["tower"])).name
     if cache_facts(tower) is None:
         return None

@@ -1,0 +1,112 @@
+"""What an exported file says of itself comes back as it was, or is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clipadapter.errors import ArtifactError
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime import About
+from clipadapter.trust import Asked, Calibrator, Conformal, Trust, learn_rejector
+
+PIXELS = PixelSpec(224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "squash", "bilinear")
+
+
+def trusted():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((24, 5)), np.arange(24) % 3
+    rejector = learn_rejector(X, y, 3, logits=rng.standard_normal((24, 3)), text=rng.standard_normal((3, 5)))
+    conformal = Conformal(np.sort(rng.random(24)), y, np.zeros(24, np.int64), 3)
+    calibrator = Calibrator(2.0, np.ones(3), np.zeros(3), 24)
+    return Trust(calibrator, rejector, conformal, Asked(0.1, 0.8, 1 - np.eye(3)), "folds", 1.25)
+
+
+ABOUT = About(("a", "b", "ß/ç"), PIXELS, trusted().light(), "float", "int8", {"name": "lite"}, {"name": "auto"})
+
+
+def changed(**changes):
+    return json.dumps({**json.loads(ABOUT.to_json()), **changes})
+
+
+def test_everything_comes_back():
+    found = About.from_json(ABOUT.to_json())
+    assert found.class_names == ABOUT.class_names and found.pixels == PIXELS
+    assert (found.input, found.precision, found.encoder, found.head) == (
+        "float",
+        "int8",
+        {"name": "lite"},
+        {"name": "auto"},
+    )
+    assert found.trust.asked.reject == 0.1 and found.trust.louder == 1.25
+    for rate in (0.05, 0.3):
+        assert found.trust.rejector.threshold(rate) == ABOUT.trust.rejector.threshold(rate)
+    np.testing.assert_array_equal(found.trust.conformal.scores, ABOUT.trust.conformal.scores)
+    np.testing.assert_array_equal(found.trust.asked.costs, 1 - np.eye(3))
+
+
+def test_what_pictures_are_compared_with_stays_in_the_graph():
+    assert "rejector.held_out" in json.loads(ABOUT.to_json())["trust_arrays"]
+    assert not {"rejector.text", "rejector.means", "rejector.basis"} & set(json.loads(ABOUT.to_json())["trust_arrays"])
+
+
+def test_a_light_rejector_answers_by_scores_that_come_from_elsewhere():
+    full, rng = trusted(), np.random.default_rng(1)
+    features, logits = rng.standard_normal((40, 5)), rng.standard_normal((40, 3))
+    wanted = full.answer(logits, features, Asked(reject=0.2))
+    columns = full.rejector.columns(features, logits)
+    found = About.from_json(ABOUT.to_json()).trust.answer(logits, features, Asked(reject=0.2), columns=columns)
+    np.testing.assert_allclose(found.strangeness, wanted.strangeness)
+    assert 0 < found.rejected.sum() < 40 and found.reasons == wanted.reasons
+
+
+def test_sets_by_cv_plus_are_left_out():
+    conformal = Conformal(np.sort(np.random.default_rng(0).random(6)), np.arange(6) % 3, np.arange(6) % 2, 3, how="cv+")
+    light = Trust(conformal=conformal, asked=Asked(coverage=0.8)).light()
+    assert light.conformal is None and light.asked.coverage is None
+
+
+def test_thresholds_are_written_for_other_readers():
+    table = json.loads(ABOUT.to_json())["reject"]
+    assert table["0.2"] == pytest.approx(ABOUT.trust.rejector.threshold(0.2).value)
+
+
+def test_a_later_format_asks_for_an_update():
+    with pytest.raises(ArtifactError, match="format 9.*update clipadapter"):
+        About.from_json(changed(format=9))
+
+
+def spoiled(name, **changes):
+    arrays = json.loads(ABOUT.to_json())["trust_arrays"]
+    arrays[name] |= changes
+    return changed(trust_arrays=arrays)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        changed(class_names=["a"]),
+        changed(class_names=["a", 2, "c"]),
+        changed(class_names=["a", "b"]),
+        changed(pixels={"size": 224}),
+        changed(pixels={**PIXELS.facts(), "size": 10**9}),
+        changed(input="bytes"),
+        changed(precision="fp8"),
+        changed(trust=None),
+        changed(encoder=3),
+        changed(trust_arrays={}),
+        spoiled("rejector.held_out", data="AAAA"),
+        spoiled("rejector.held_out", data="%%%"),
+        spoiled("rejector.held_out", shape=[10**12, 10**12]),
+        spoiled("rejector.held_out", shape=[-1, 3]),
+        spoiled("rejector.held_out", dtype="|O"),
+    ],
+)
+def test_damage_is_refused(text):
+    with pytest.raises(ArtifactError):
+        About.from_json(text)

@@ -1,0 +1,234 @@
+"""An exported file answers, without torch; a damaged one is refused with what to do."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.errors import ArtifactError, ImageError, InputError, MissingExtraError
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime import About, Predictor
+from clipadapter.trust import Conformal, MultiLabel, Trust, learn_rejector
+
+NAMES = ("red", "green", "blue")
+PIXELS = PixelSpec(4, (0.0,) * 3, (1.0,) * 3)
+
+
+def rejector():
+    """Rejects what has no strong colour: its one part is one minus the cosine to the nearest class text."""
+    rows = np.repeat(np.eye(3), 8, axis=0) + 0.02 * np.arange(24)[:, None]
+    return learn_rejector(rows, np.repeat(np.arange(3), 8), 3, text=np.eye(3), method="text").light()
+
+
+def about(**changes):
+    facts = {"class_names": NAMES, "pixels": PIXELS, "trust": Trust(rejector=rejector())}
+    return About(**{**facts, **changes})
+
+
+def plain(colour, side=8):
+    return np.full((side, side, 3), colour, np.uint8)
+
+
+RED, GREEN, GREY = plain([255, 0, 0]), plain([0, 255, 0]), plain([20, 20, 20])
+
+
+@pytest.fixture
+def predictor(write):
+    return Predictor(write(about().to_json()))
+
+
+def test_pictures_in_names_out(predictor):
+    assert predictor.predict([RED, GREEN]) == ["red", "green"]
+
+
+def test_probabilities_are_of_the_calibrator(write):
+    from clipadapter.trust import Calibrator
+
+    model = Predictor(write(about(trust=Trust(Calibrator(temperature=10.0))).to_json()))
+    wanted = np.exp([1.0, 0.0, 0.0]) / np.exp([1.0, 0.0, 0.0]).sum()
+    np.testing.assert_allclose(model.predict_proba([RED]), wanted[None], rtol=1e-6)
+
+
+def test_no_pictures_give_no_answers(predictor):
+    assert predictor.classify([]) == [] and predictor.predict_proba([]).shape == (0, 3)
+
+
+def test_what_is_strange_is_rejected_by_the_graphs_score(predictor):
+    red, grey = predictor.classify([RED, GREY], reject=0.1)
+    assert red.label == "red" and red.reason is None
+    assert grey.label is None and grey.nearest in NAMES and "less like any class name" in grey.reason
+
+
+def test_nothing_is_rejected_unless_asked(predictor):
+    assert predictor.classify([GREY])[0].label is not None
+
+
+def test_sets_are_made_from_held_out_scores(write):
+    scores = Conformal(np.linspace(0.0, 0.5, 20), np.arange(20) % 3, np.zeros(20, np.int64), 3)
+    model = Predictor(write(about(trust=Trust(conformal=scores)).to_json()))
+    assert model.classify([RED], coverage=0.8)[0].labels == ("red",)
+
+
+def test_sets_that_were_not_learned_are_refused(predictor):
+    with pytest.raises(InputError, match="can't say which classes"):
+        predictor.classify([RED], coverage=0.9)
+
+
+def test_costs_move_the_answer(predictor):
+    costs = np.where(np.eye(3) > 0, 0.0, 1.0)
+    costs[2] = [1e9, 1e9, 0.0]
+    assert predictor.predict([RED], costs=costs) == ["blue"]
+
+
+def test_several_labels_are_named(write):
+    rule = MultiLabel(np.ones(3), np.full(3, -5.0), np.full(3, 0.5))  # said from a logit of five on
+    model = Predictor(write(about(trust=Trust(several=rule)).to_json()))
+    assert model.several and model.about.task == "multilabel"
+    assert model.predict([plain([255, 255, 0]), plain([0, 0, 0])]) == [("red", "green"), ()]
+
+
+def test_a_bad_file_costs_only_its_own_answer(predictor, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    bad, red = predictor.classify([tmp_path / "bad.jpg", RED])
+    assert bad.error == "not an image" and bad.label is None and red.label == "red"
+
+
+def test_predict_and_proba_raise_for_a_bad_file(predictor, tmp_path):
+    for ask in (predictor.predict, predictor.predict_proba):
+        with pytest.raises(ImageError, match="no such file"):
+            ask([RED, tmp_path / "none.jpg"])
+
+
+def test_order_is_kept_over_many_batches(predictor):
+    colours = np.random.default_rng(0).integers(0, 3, 50)
+    pictures = [plain(255 * np.eye(3, dtype=np.uint8)[k]) for k in colours]
+    found = predictor.stream(iter(pictures), batch_size=7)
+    assert [answer.label for answer in found] == [NAMES[k] for k in colours]
+
+
+def test_only_a_few_batches_are_read_ahead(predictor):
+    taken = []
+
+    def pictures():
+        for i in range(100):
+            taken.append(i)
+            yield RED
+
+    next(predictor.stream(pictures(), batch_size=5))
+    assert len(taken) <= 15
+
+
+def test_float_input_is_normalised_as_the_spec_says(write):
+    # Mean 0.5 and deviation 0.5 put 255 to 1 and 0 to -1.
+    spec = PixelSpec(4, (0.5,) * 3, (0.5,) * 3)
+    model = Predictor(write(about(input="float", pixels=spec, trust=Trust()).to_json(), input="float"))
+    np.testing.assert_allclose(model.run(model.square(RED)[None]).features, [[1.0, -1.0, -1.0]], atol=1e-6)
+
+
+def test_threads_may_ask_at_once(predictor):
+    squares = {name: predictor.square(plain(c))[None] for name, c in zip(NAMES, 255 * np.eye(3), strict=True)}
+    wrong = []
+
+    def ask(k, name):
+        for _ in range(50):
+            if predictor.run(squares[name]).logits.argmax() != k:
+                wrong.append(name)
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(NAMES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 3), (1, 5, 5, 3), (1, 3, 4, 4)])
+def test_squares_of_another_shape_are_refused(predictor, shape):
+    with pytest.raises(InputError, match=r"takes squares \(n, 4, 4, 3\) of uint8"):
+        predictor.run(np.zeros(shape, np.uint8))
+
+
+def test_openvino_runs_the_same_file(write):
+    pytest.importorskip("openvino")
+    model = Predictor(write(about().to_json()), engine="openvino")
+    red, grey = model.classify([RED, GREY], reject=0.1)
+    assert (red.label, grey.label) == ("red", None)
+
+
+def test_an_openvino_pair_is_read(write, tmp_path):
+    ov = pytest.importorskip("openvino")
+    made = ov.Core().read_model(write(about().to_json()))
+    made.set_rt_info(about().to_json(), ["clipadapter"])
+    ov.save_model(made, tmp_path / "model.xml", compress_to_fp16=False)
+    assert Predictor(tmp_path / "model.xml").predict([RED]) == ["red"]
+
+
+def test_neither_torch_nor_scikit_learn_is_imported(write, tmp_path):
+    Image.fromarray(RED).save(tmp_path / "red.png")
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in TRAIN:
+            raise ModuleNotFoundError(name, name=name)
+from clipadapter.errors import TRAIN
+sys.meta_path.insert(0, Blocked())
+from clipadapter.cli.app import main
+sys.argv = ["clipadapter", "predict", *sys.argv[1:]]
+main()
+"""
+    command = [sys.executable, "-c", code, str(write(about().to_json())), str(tmp_path / "red.png"), "--json"]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert json.loads(out.stdout)["label"] == "red"
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="there is no file"):
+        Predictor(tmp_path / "model.onnx")
+
+
+def test_a_folder_says_how_to_export(tmp_path):
+    with pytest.raises(ArtifactError, match="clipadapter export"):
+        Predictor(tmp_path)
+
+
+def test_what_is_no_graph_is_refused(tmp_path):
+    for name, engine in (("model.onnx", "ONNX Runtime"), ("model.xml", "OpenVINO")):
+        (tmp_path / name).write_bytes(b"nothing")
+        with pytest.raises(ArtifactError, match=f"can't be opened by {engine}"):
+            Predictor(tmp_path / name)
+
+
+def test_a_strangers_graph_is_refused(write):
+    with pytest.raises(ArtifactError, match="not written by 'clipadapter export'"):
+        Predictor(write(None))
+
+
+@pytest.mark.parametrize("options", [{"logits": 2}, {"leave_out": ("features",)}, {"leave_out": ("probabilities",)}])
+def test_a_graph_that_does_not_fit_its_description_is_refused(write, options):
+    with pytest.raises(ArtifactError, match="description"):
+        Predictor(write(about().to_json(), **options))
+
+
+def test_a_graph_without_the_rejectors_scores_is_refused(write):
+    with pytest.raises(ArtifactError, match="strangeness_parts"):
+        Predictor(write(about().to_json(), leave_out=("strangeness_parts", "strangeness")))
+
+
+def test_wrong_engines_are_refused(write, tmp_path):
+    with pytest.raises(InputError, match="engine must be auto"):
+        Predictor(write(about().to_json()), engine="torch")
+    (tmp_path / "model.xml").write_text("<net/>")
+    with pytest.raises(InputError, match=r"run by openvino, not by onnxruntime"):
+        Predictor(tmp_path / "model.xml", engine="onnxruntime")
+
+
+def test_a_missing_engine_names_its_extra(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"clipadapter\[runtime\]"):
+        Predictor(write(about().to_json()), engine="onnxruntime")
