@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.runtime import _onnxruntime, _openvino
 from clipadapter.runtime._about import INPUTS, About
-from clipadapter.runtime._answering import Answering, Outputs
 from clipadapter.runtime._graph import Graph
+from clipadapter.runtime._model import Outputs, RuntimeModel
 
 ENGINES = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
 SUFFIXES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 """Which engines run a file, the first by itself."""
 
 
-class Predictor(Answering):
+class Predictor(RuntimeModel):
     """A model that ``clipadapter export`` wrote, ready to answer; neither torch nor open_clip is loaded.
 
     Args:

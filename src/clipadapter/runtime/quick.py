@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipadapter.engines import Runner, cache_facts, cache_root, create_engine, engine_info
 from clipadapter.errors import ClipAdapterError
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime._answering import Answering, Outputs
+from clipadapter.runtime._model import Outputs, RuntimeModel
 from clipadapter.trust import Trust
 
 CONFIG, TENSORS = "config.json", "head.safetensors"
@@ -31,7 +31,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
-class QuickModel(Answering):
+class QuickModel(RuntimeModel):
     """A saved model, ready to answer; what it says is what `FewShotClassifier` would.
 
     Args:
@@ -51,7 +51,7 @@ class QuickModel(Answering):
     precision: str
 
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
-        """See `Answering.run`."""
+        """See `RuntimeModel.run`."""
         features = self.tower(squares)
         return Outputs(self.head(features), features)
 

@@ -54,7 +54,7 @@ class Outputs:
         return Outputs(*(None if array is None else array[which] for array in every))  # type: ignore[arg-type]
 
 
-class Answering(ABC):
+class RuntimeModel(ABC):
     """A fitted model that answers without torch.
 
     Args:
