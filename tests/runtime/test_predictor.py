@@ -1,6 +1,7 @@
 """An exported file answers, without torch; a damaged one is refused with what to do."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -232,3 +233,14 @@ def test_a_missing_engine_names_its_extra(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"clipadapter\[runtime\]"):
         Predictor(write(about().to_json()), engine="onnxruntime")
+
+
+def test_onnx_runtime_keeps_no_record_of_its_use(write, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    code = "import sys; from clipadapter.runtime import Predictor; Predictor(sys.argv[1]).predict_proba([])"
+    environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-c", code, str(write(about().to_json()))]
+    subprocess.run(command, check=True, env=environment)
+    assert not list(home.rglob("*")), "it writes a data base there, and sends it when it can"

@@ -1,13 +1,16 @@
-"""OpenVINO and NNCF tell their makers that they are used, unless they find themselves in a CI job."""
+"""ONNX Runtime, OpenVINO and NNCF tell their makers that they are used, unless the environment says otherwise."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
-SWITCHES = {"CI": "true", "NNCF_CI": "1"}
-"""Environment variables by which both leave it; they know no other way that leaves the user's home folder alone."""
+from clipadapter.errors import require
+
+SWITCHES = {"CI": "true", "NNCF_CI": "1", "ORT_DISABLE_TELEMETRY": "1"}
+"""Environment variables by which they leave it; they know no other way that leaves the user's home folder alone."""
 
 
 @contextmanager
@@ -23,3 +26,13 @@ def nothing_told() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def require_silent(module: str, extra: str, purpose: str) -> ModuleType:
+    """As `require`, for one of them: what it decides while it is imported holds for the process.
+
+    Raises:
+        MissingExtraError: if the module is not installed.
+    """
+    with nothing_told():
+        return require(module, extra, purpose)

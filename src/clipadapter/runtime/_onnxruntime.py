@@ -8,7 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from clipadapter.errors import ArtifactError, require
+from clipadapter.engines._silent import require_silent
+from clipadapter.errors import ArtifactError
 from clipadapter.runtime._about import KEY
 from clipadapter.runtime._graph import Graph
 
@@ -25,7 +26,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         ArtifactError: if it is no ONNX file, or not one of ours.
         MissingExtraError: if ONNX Runtime is not installed.
     """
-    ort = require("onnxruntime", "runtime", "An exported .onnx file")
+    ort = require_silent("onnxruntime", "runtime", "An exported .onnx file")
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors
     # Threads that wait for the next batch must leave the cores to those that read it.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.engines._silent import nothing_told
-from clipadapter.errors import ArtifactError, require
+from clipadapter.engines._silent import require_silent
+from clipadapter.errors import ArtifactError
 from clipadapter.runtime._about import KEY
 from clipadapter.runtime._graph import Graph
 
@@ -28,8 +28,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         ArtifactError: if it is no such file, or not one of ours.
         MissingExtraError: if OpenVINO is not installed.
     """
-    with nothing_told():
-        ov = require("openvino", "openvino", "An exported .xml file")
+    ov = require_silent("openvino", "openvino", "An exported .xml file")
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = str(threads)
