@@ -1,6 +1,20 @@
-"""A fitted model as a folder and back."""
+"""A fitted model as a folder and back, and as a repository of the hub and back."""
 
-from clipadapter.artifact._files import ArtifactConfig, read_arrays, read_config, write_artifact
+from clipadapter.artifact._files import ArtifactConfig, read_arrays, read_config
+from clipadapter.artifact._hub import Pushed, fetch, pull, push
 from clipadapter.artifact._parts import Model, load_model, save_model
+from clipadapter.artifact._record import record_evaluation
 
-__all__ = ["ArtifactConfig", "Model", "load_model", "read_arrays", "read_config", "save_model", "write_artifact"]
+__all__ = [
+    "ArtifactConfig",
+    "Model",
+    "Pushed",
+    "fetch",
+    "load_model",
+    "pull",
+    "push",
+    "read_arrays",
+    "read_config",
+    "record_evaluation",
+    "save_model",
+]

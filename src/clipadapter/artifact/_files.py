@@ -29,6 +29,8 @@ from clipadapter.errors import ArtifactError
 FORMAT = 2
 CONFIG, CARD = "config.json", "README.md"
 TENSORS, SUPPORT, TRUST, FOLDS = "head.safetensors", "support.safetensors", "trust.safetensors", "folds.safetensors"
+OURS = (CONFIG, CARD, TENSORS, SUPPORT, TRUST, FOLDS)
+"""All files that a model's folder can have."""
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
 Arrays = dict[str, NDArray[Any]]
@@ -92,16 +94,39 @@ class ArtifactConfig(_Part):
     files: dict[str, FilePart] = Field(default_factory=dict)
 
 
-def write_artifact(
-    folder: str | Path, config: ArtifactConfig, files: Mapping[str, Mapping[str, NDArray[Any]]], card: str
-) -> Path:
+def packed(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[str, bytes], dict[str, FilePart]]:
+    """Arrays by name, for each safetensors file: its bytes, and what the config says of it."""
+    blobs = {
+        name: save_tensors({k: np.asarray(v, order="C") for k, v in arrays.items()}) for name, arrays in files.items()
+    }
+    return blobs, {name: _describe(blobs[name], files[name]) for name in files}
+
+
+def config_bytes(config: ArtifactConfig) -> bytes:
+    """The content of ``config.json``."""
+    return config.model_dump_json(indent=1).encode()
+
+
+def check_place(folder: str | Path) -> Path:
+    """The folder, if a model may be written there.
+
+    Raises:
+        ArtifactError: if it is a file, or holds something else than a model.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target} is a file; give a folder for the model")
+    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file():
+        raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
+    return target
+
+
+def write_artifact(folder: str | Path, files: Mapping[str, bytes]) -> Path:
     """Write a model, or replace one.
 
     Args:
         folder: made if missing; one that holds something else than a model is refused.
-        config: what to write; its ``files`` are filled in here.
-        files: arrays by name, for each safetensors file.
-        card: text of ``README.md``.
+        files: content by name.
 
     Returns:
         The folder.
@@ -109,16 +134,7 @@ def write_artifact(
     Raises:
         ArtifactError: if the folder can't be written or holds something else; nothing is left half-written.
     """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise ArtifactError(f"{target} is a file; give a folder for the model")
-    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file():
-        raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
-    blobs = {
-        name: save_tensors({k: np.asarray(v, order="C") for k, v in arrays.items()}) for name, arrays in files.items()
-    }
-    parts = {name: _describe(blobs[name], files[name]) for name in files}
-    text = config.model_copy(update={"files": parts}).model_dump_json(indent=1)
+    target = check_place(folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -128,7 +144,7 @@ def write_artifact(
         ) from error
     try:
         fresh.chmod(0o755)
-        for name, data in {**blobs, CARD: card.encode(), CONFIG: text.encode()}.items():
+        for name, data in files.items():
             with (fresh / name).open("wb") as file:
                 file.write(data)
                 file.flush()

@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.artifact._card import model_card
+from clipadapter.artifact._evaluation import still_of
 from clipadapter.artifact._files import (
+    CARD,
+    CONFIG,
     FOLDS,
     SUPPORT,
     TENSORS,
@@ -23,6 +26,8 @@ from clipadapter.artifact._files import (
     ArtifactConfig,
     EncoderPart,
     HeadPart,
+    config_bytes,
+    packed,
     read_arrays,
     read_config,
     write_artifact,
@@ -81,6 +86,8 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True) -
     trust, learned = model.trust.state()
     files[TRUST] = learned
     files[FOLDS] = {f"{i}.{key}": value for i, head in enumerate(model.folds) for key, value in head.state().items()}
+    blobs, parts = packed({name: own for name, own in files.items() if own})
+    measured = still_of(model.support.provenance.get("evaluation"), parts)
     config = ArtifactConfig(
         class_names=list(names),
         head=HeadPart(name=_head_name(model.head), params=model.head.get_params(deep=False)),
@@ -88,9 +95,10 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True) -
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         trust=trust,
         sources=list(model.support.provenance.get("sources", ())) if SUPPORT in files else [],
-        provenance=_provenance(model.support),
+        provenance={**_provenance(model.support), **({"evaluation": measured} if measured else {})},
+        files=parts,
     )
-    return write_artifact(folder, config, {name: own for name, own in files.items() if own}, model_card(config))
+    return write_artifact(folder, {**blobs, CARD: model_card(config).encode(), CONFIG: config_bytes(config)})
 
 
 def load_model(folder: str | Path) -> Model:

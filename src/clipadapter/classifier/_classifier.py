@@ -14,6 +14,7 @@ from clipadapter.artifact import Model, load_model, save_model
 from clipadapter.classifier._answering import Answering
 from clipadapter.classifier._distractors import distractors
 from clipadapter.classifier._heads import make_head
+from clipadapter.classifier._hub import OnHub
 from clipadapter.classifier._pictures import Label, all_names, check_task, extracted, feature_set
 from clipadapter.classifier._quick import make_quick
 from clipadapter.classifier._towers import chosen, open_store
@@ -28,7 +29,7 @@ from clipadapter.heads import ClassText, Head, Selection, select
 from clipadapter.trust import TrustOptions
 
 
-class FewShotClassifier(Answering):
+class FewShotClassifier(Answering, OnHub):
     """A classifier of pictures, fitted from a few of each class.
 
     Args:

@@ -26,6 +26,7 @@ WORST = 20
 @click.argument("data", type=FOLDER)
 @split_option
 @click.option("--out", "folder", type=FOLDER, help="Folder for what is written; MODEL-eval beside MODEL without it.")
+@click.option("--record", is_flag=True, help="Write the figures into MODEL and its card, too.")
 @click.option("--curve/--no-curve", default=True, show_default=True, help="Fit on fewer of the model's shots too.")
 @seeds_option
 @class_names_option
@@ -36,6 +37,7 @@ def command(
     data: Path,
     split: str | None,
     folder: Path | None,
+    record: bool,
     curve: bool,
     seeds: int,
     class_names: Path | None,
@@ -46,26 +48,38 @@ def command(
 
     Without --split the part "test" is taken if there is one, else everything. Writes metrics.json and
     confusion.png, and learning-curve.png if the model has two shots or more of a class. Pictures with several
-    labels are measured by average precision and F1, and only metrics.json is written.
+    labels are measured by average precision and F1, and only metrics.json is written. With --record the card of
+    MODEL (README.md) tells the figures to whoever gets it.
     """
     from clipadapter.bench import evaluate_model, evaluate_several
 
     dataset = Prompts(class_names=class_names).rename(open_dataset(data, split, default="test"))
     named = model if model.name not in ("", "..") else model.resolve()
     target = check_out(folder if folder is not None else named.with_name(f"{named.name}-eval"))
+    if record:
+        check_out(model)
     classifier = towers.load(model, progress=out.progress)
     if dataset.multilabel:
         several = evaluate_several(classifier, dataset)
         out.skipped(several.skipped)
-        written = several.write(target)
-        wrote = [str(path) for path in written]
-        out.result({**several.to_dict(), "files": wrote}, f"{_several(several)}\n\nwrote {', '.join(wrote)}")
+        _finish(several, several.write(target), _several(several), model if record else None, out)
         return
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     _tell(result, out)
-    files = result.write(target)
-    text = f"{_text(result)}\n\nwrote {', '.join(map(str, files))}"
-    out.result({**result.to_dict(), "files": [str(path) for path in files]}, text)
+    _finish(result, result.write(target), _text(result), model if record else None, out)
+
+
+def _finish(
+    result: ModelEvaluation | SeveralEvaluation, files: list[Path], text: str, model: Path | None, out: Output
+) -> None:
+    """Record the figures in the model, if one is given, and say what was found and written."""
+    from clipadapter.artifact import record_evaluation
+
+    recorded = [] if model is None else record_evaluation(model, result.to_dict())
+    if len(recorded) == 1:
+        out.note(f"the card of {model} was written by a person and is left as it is")
+    wrote = [str(path) for path in (*files, *recorded)]
+    out.result({**result.to_dict(), "files": wrote}, f"{text}\n\nwrote {', '.join(wrote)}")
 
 
 def _tell(result: ModelEvaluation, out: Output) -> None:
