@@ -1,22 +1,21 @@
 """What the documents show is run."""
 
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TRUST = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+from .pages import ROOT, marked, read_page, run_command
+
+README = read_page("README.md")
+TRUST = read_page("docs/trust.md")
 
 
 def blocks(language, page=README):
     """Blocks of a page that are marked to be run."""
-    return re.findall(rf"<!-- run -->\n```{language}\n(.*?)```", page, re.DOTALL)
+    return [block.code for block in marked(page) if block.language == language]
 
 
 @pytest.fixture
@@ -46,10 +45,7 @@ def test_python_of_the_pages_runs(code, pictures):
 @pytest.mark.parametrize("code", blocks("sh"), ids=["pictures", "trust"])
 def test_commands_of_the_readme_run(code, pictures):
     for line in code.splitlines():
-        words = shlex.split(line, comments=True)
-        assert words[0] == "clipadapter"
-        done = subprocess.run([sys.executable, "-m", "clipadapter", *words[1:]], capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        run_command(line)
     assert (pictures / "model" / "config.json").is_file()
 
 
@@ -58,8 +54,8 @@ def test_the_set_up_commands_are_the_ones_that_ci_runs():
     assert len([line for line in README.splitlines() if "python -m pytest" in line]) == 1
 
 
-def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+def test_links_lead_somewhere():  # those of docs/ are followed in the built site: tests/test_site.py
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 

@@ -1,0 +1,34 @@
+"""What the reference makes of docstrings.
+
+Markdown takes ``>>>`` for a quotation, unless it stands in a block of code.
+"""
+
+from __future__ import annotations
+
+import re
+from textwrap import dedent
+from typing import Any
+
+import griffe
+
+EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
+LITERAL = re.compile(r"^::\n\n((?:(?: {4}.*)?\n|(?: {4}.+)$)+)", re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
+    """Puts each example, which ends at an empty line, into a block, and what stands under `::` as well.
+
+    The fields of a named tuple, or of what a base promises, are arguments to our docstrings, but not to griffe: it sees
+    no constructor.
+    """
+
+    def on_object(self, *, obj: griffe.Object, **unused: Any) -> None:
+        """Change one docstring."""
+        if obj.docstring is None:
+            return
+        text = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
+        text = LITERAL.sub(lambda found: f"```python\n{dedent(found[1]).strip()}\n```\n\n", text)
+        text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+        if isinstance(obj, griffe.Class) and {str(base) for base in obj.bases} & {"NamedTuple", "ABC"}:
+            text = text if "__init__" in obj.members else text.replace("Args:", "Attributes:")
+        obj.docstring.value = text

@@ -1,0 +1,119 @@
+"""What the site takes from the code while it is built, so that it can't go stale: commands, heads, encoders.
+
+Pages may link to pictures that lie outside ``docs/``; those are carried along.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+OUTSIDE = re.compile(r"\]\(\.\./(benchmarks/[^)#]+)")
+"""A link from a page of ``docs/`` itself to a file beside that folder."""
+CODE = re.compile(r"`[^`]+`")
+WIDTH = 80
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made here, and the pictures that pages speak of."""
+    for name, make in {"commands": commands, "heads": heads, "encoders": encoders}.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=make()))
+    root = Path(config.docs_dir).parent
+    for page in files.documentation_pages():
+        for name in OUTSIDE.findall(page.content_string):
+            if files.get_file_from_path(name) is None and (root / name).is_file():
+                files.append(File.generated(config, name, abs_src_path=str(root / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **unused: Any) -> str:
+    """Links to what was carried along; a stroke in the code of a table, which other readers want escaped."""
+    lines = OUTSIDE.sub(r"](\1", markdown).split("\n")
+    return "\n".join(CODE.sub(_unescaped, line) if line.startswith("|") else line for line in lines)
+
+
+def _unescaped(code: re.Match[str]) -> str:
+    return code[0].replace("\\|", "|")
+
+
+def commands() -> str:
+    """Each command's own help."""
+    from clipadapter.cli.app import app
+
+    parts = ["# Commands", "What `--help` says of each."]
+    for name, command in [("clipadapter", app), *_below("clipadapter", app)]:
+        context = click.Context(command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH)
+        depth = "##" if name.count(" ") < 2 else "###"
+        parts.append(f"{depth} {name}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _below(name: str, group: click.Command) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(group, click.Group):
+        context = click.Context(group)
+        for word in group.list_commands(context):
+            command = group.get_command(context, word)
+            if command is not None:
+                yield f"{name} {word}", command
+                yield from _below(f"{name} {word}", command)
+
+
+def heads() -> str:
+    """One line a head, from the registry."""
+    from clipadapter.heads import head_info, list_heads
+
+    rows = []
+    for name in list_heads():
+        entry = head_info(name)
+        paper = entry.facts.get("paper")
+        told = [word for word, holds in _traits(entry.cls).items() if holds]
+        rows.append([f"[`{name}`]({paper})" if paper else f"`{name}`", entry.summary, ", ".join(told)])
+    return f"""# Heads
+
+What `clipadapter heads` lists; `clipadapter heads NAME` shows the parameters of one. Which to take:
+[Which head](../guides/which-head.md).
+
+{_table(["head, and its paper", "what it is", "takes"], rows)}
+
+- **class text**: can't do without class names and an encoder that has a text tower; others use them if they are there.
+- **several labels**: also learns from pictures with several labels, or none.
+- **unlabelled pictures**: sees the pictures to classify when it is fitted (`--unlabelled`); never taken by `auto`.
+- **a tower**: trains through the text tower or changes the image tower; minutes to hours on a CPU.
+"""
+
+
+def _traits(cls: Any) -> dict[str, bool]:
+    return {
+        "class text": cls.needs_text,
+        "several labels": cls.multilabel,
+        "unlabelled pictures": cls.transductive,
+        "a second encoder": cls.two_encoders,
+        "a tower": cls.needs_tower or cls.tunes_encoder or cls.reads_unprojected,
+    }
+
+
+def encoders() -> str:
+    """One line an encoder that can be named without a path, from the registry."""
+    from clipadapter.cli.encoders import FOR_TESTS
+    from clipadapter.encoders import encoder_info, list_encoders
+
+    listed = [line for name in list_encoders() if name != FOR_TESTS for line in encoder_info(name).cls.listing()]
+    rows = [[f"`{line.name}`", str(line.dim or ""), line.licence, line.note] for line in listed]
+    return f"""# Encoders
+
+What `clipadapter encoders` lists. Which to take: [Which encoder](../guides/which-encoder.md).
+
+{_table(["encoder", "width", "licence of the weights", "note"], rows)}
+"""
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
