@@ -13,11 +13,6 @@ README = read_page("README.md")
 TRUST = read_page("docs/trust.md")
 
 
-def blocks(language, page=README):
-    """Blocks of a page that are marked to be run."""
-    return [block.code for block in marked(page) if block.language == language]
-
-
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """The folders that the README speaks of, of plain coloured pictures."""
@@ -35,18 +30,25 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("code", blocks("python") + blocks("python", TRUST), ids=["classifier", "head", "trust"])
-def test_python_of_the_pages_runs(code, pictures):
+def run_python(code):
     subprocess.run([sys.executable, "-W", "error::UserWarning:clipadapter", "-c", code], check=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", blocks("sh"), ids=["pictures", "trust"])
-def test_commands_of_the_readme_run(code, pictures):
-    for line in code.splitlines():
-        run_command(line)
+def test_the_readme_runs_from_top_to_bottom(pictures):
+    for block in marked(README):
+        if block.language == "python":
+            run_python(block.code)
+        else:
+            for line in block.code.splitlines():
+                run_command(line)
     assert (pictures / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_python_of_the_page_on_trust_runs(pictures):
+    for block in marked(TRUST):
+        run_python(block.code)
 
 
 def test_the_set_up_commands_are_the_ones_that_ci_runs():

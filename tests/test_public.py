@@ -25,6 +25,7 @@ PACKAGES = [
     ".pretraining",
     ".report",
     ".runtime",
+    ".studio",
     ".testing",
     ".trust",
 ]

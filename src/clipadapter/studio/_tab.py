@@ -1,0 +1,59 @@
+"""One view of a project: what a person has opened and was told last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipadapter.studio._answer import Answer
+
+
+@dataclass(frozen=True)
+class Note:
+    """What came of the last thing that was done.
+
+    Args:
+        text: a sentence or two.
+        bad: whether something went wrong.
+        offers: (words on a button, class, keys of pictures to move there).
+    """
+
+    text: str
+    bad: bool = False
+    offers: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+
+@dataclass
+class Tab:
+    """Belongs to one page that is open in a browser.
+
+    Args:
+        opened: the class whose pictures are all shown.
+        renaming: the class whose name is being typed.
+        picked: key of the picture that is shown large.
+        tried: file of the picture that was tried.
+        answer: what was said of it.
+        note: what was told last.
+        seen: what the page shows: numbers of the state and of the contents.
+        sent: HTML of each panel, as the page has it.
+    """
+
+    opened: str = ""
+    renaming: str = ""
+    picked: str = ""
+    tried: Path | None = None
+    answer: Answer | None = None
+    note: Note = Note("")
+    seen: tuple[int, int] = (-1, -1)
+    sent: dict[str, str] = field(default_factory=dict)
+
+
+def told(texts: Sequence[str], limit: int = 3) -> str:
+    """The first few of many texts.
+
+    >>> told(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more

@@ -1,0 +1,30 @@
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What the command sets for Gradio is put back, and not there yet when Gradio is imported, which remembers it."""
+    pytest.importorskip("gradio")
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+
+
+def test_what_cannot_be_opened_is_told(tmp_path, run):
+    (tmp_path / "file").touch()
+    result = run("studio", tmp_path / "file", "--encoder", "toy", "--no-browser")
+    assert result.exit_code == 1 and "is no folder" in result.stderr
+    result = run("studio", tmp_path / "p", "--encoder", "toy", "--head", "coop", "--no-browser")
+    assert result.exit_code == 1 and "anew after every picture" in result.stderr
+    result = run("studio", tmp_path / "p", "--encoder", "toy", "--unlabelled", tmp_path / "x", "--no-browser")
+    assert result.exit_code == 1 and "there is no folder" in result.stderr
+
+
+def test_an_open_address_without_a_password_is_warned_of(tmp_path, run, monkeypatch):
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clipadapter.cli.studio._serve", ended)
+    words = ("studio", tmp_path / "p", "--encoder", "toy", "--no-cache", "--no-browser")
+    assert "give --password" in run(*words, "--host", "0.0.0.0").stderr
+    assert "give --password" not in run(*words, "--host", "0.0.0.0", "--password", "x").stderr
+    assert "give --password" not in run(*words).stderr

@@ -1,0 +1,335 @@
+"""The page in a browser, from an empty project to a model: one session of headless Chromium, and a real server."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.classifier import FewShotClassifier
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"),
+]
+SERVER = """
+import socket, sys
+inner = socket.socket.connect
+def connect(self, address):
+    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
+        with open(LOG, "a") as file:
+            file.write(f"{address}\\n")
+        raise OSError("no network")
+    return inner(self, address)
+LOG = sys.argv.pop(1)
+socket.socket.connect = connect
+from clipadapter.cli.app import main
+main()
+"""
+COLOURS = ("red", "green", "blue")
+
+
+def squares(folder, colour, count, first=0):
+    """Files of noisy squares, no two alike."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(first, first + count):
+        rng = np.random.default_rng([i, COLOURS.index(colour)])
+        pixels = np.array(Image.new("RGB", (24, 24), colour), np.int64) + rng.integers(-50, 50, (24, 24, 3))
+        paths.append(folder / f"{colour} {i}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return [str(path) for path in paths]
+
+
+class Server:
+    """The command, as a person would start it."""
+
+    def __init__(self, root):
+        self.project, self.log = root / "project", root / "connections.txt"
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            self.port = one.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self.process = None
+
+    def start(self):
+        words = [
+            "studio",
+            self.project,
+            "--encoder",
+            "toy",
+            "--no-browser",
+            "--port",
+            self.port,
+            "--json",
+            "--no-cache",
+        ]
+        code = [sys.executable, "-c", SERVER, self.log, *words]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GRADIO_")}
+        self.process = subprocess.Popen(
+            [str(word) for word in code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        text = ""
+        while not text.endswith("}\n"):
+            line = self.process.stdout.readline()
+            assert line, self.process.stderr.read()
+            text += line
+        assert json.loads(text) == {"url": self.url, "project": str(self.project)}
+
+    def end(self, sign):
+        self.process.send_signal(sign)
+        self.process.wait(30)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+    def files(self, name):
+        return sorted(path.name for path in (self.project / name).iterdir())
+
+
+class Person:
+    """Looks at the page and uses it."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def see(self, selector, text="", seconds=15):
+        """Wait for something, with a text in it."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                found = [one for one in self.all(selector) if text in one.text]
+            except StaleElementReferenceException:
+                found = []
+            if found:
+                return found[0]
+            time.sleep(0.03)
+        raise AssertionError(f"{selector} with {text!r} did not come: {[one.text for one in self.all(selector)]}")
+
+    def press(self, *keys):
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def undo(self):
+        from selenium.webdriver import ActionChains, Keys
+
+        ActionChains(self.driver).key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()
+
+    def leave(self):
+        """Take the focus off everything."""
+        self.driver.execute_script("document.activeElement.blur()")
+
+    def drop(self, name, paths):
+        self.see(f'input[data-upload="{name}"]').send_keys("\n".join(paths))
+
+    def open(self, url):
+        self.driver.get(url)
+        self.see(".cs-next")
+
+    def resize(self, width):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory):
+    """A browser that this process talks to on the machine itself; all other connections stay refused."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    refuse = socket.socket.connect
+    inner = socket.socket.__bases__[0].connect
+
+    def connect(self, address):
+        local = isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1")
+        return inner(self, address) if local else refuse(self, address)
+
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect)
+        patch.setenv("SE_OFFLINE", "true")
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        yield Person(driver)
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("studio"))
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and the server would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    made.start()
+    yield made
+    signal.signal(signal.SIGINT, before)
+    if made.process.poll() is None:
+        made.end(signal.SIGKILL)
+
+
+def test_from_an_empty_page_to_a_model(person, server, tmp_path):
+    from selenium.webdriver import Keys
+
+    person.resize(1280)
+    person.open(server.url)
+    person.see(".cs-next", "Name your first class below")
+
+    # Classes, by keyboard.
+    person.see("textarea, input[type=text]").click()
+    for name in COLOURS:
+        person.press(name, Keys.ENTER)
+        person.see(".cs-card h3", name)
+    person.see(".cs-next", "Drop a few pictures into each class")
+
+    # By the names alone.
+    person.see("#cs-try input[type=file]").send_keys(squares(tmp_path, "green", 1, 900)[0])
+    assert person.see(".cs-top li").text.startswith("green")
+    person.see(".cs-answer", "By the names of the classes alone")
+
+    # Pictures; one that is none, one that is in another class.
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    for name in COLOURS:
+        person.drop(name, squares(tmp_path, name, 4))
+        person.see(f'[data-drop="{name}"] .cs-count', "4")
+        assert len(server.files(name)) == 4  # on the disk when the page says so
+    person.drop("red", [str(tmp_path / "bad.jpg"), str(tmp_path / "blue 0.png")])
+    person.see(".cs-note", "not added, but in 'blue' already. Not taken: bad.jpg (not an image).")
+    person.see(".cs-good", "of pictures that were held out are called right")
+
+    # Why, and a correction.
+    person.see('#cs-try button[aria-label="Remove Image"]').click()
+    person.see(".cs-answer", "Choose a picture above")
+    person.see("#cs-try input[type=file]").send_keys(squares(tmp_path, "blue", 1, 901)[0])
+    assert person.see(".cs-top li").text.startswith("blue")
+    assert len(person.all(".cs-near img")) == 5
+    person.see(".cs-answer .cs-button", "red").click()
+    person.see(".cs-note", "Added 1 picture to 'red'.")
+    assert len(server.files("red")) == 5
+    person.leave()
+    person.undo()
+    person.see(".cs-note", "Undone: adding 1 picture to 'red'.")
+    assert len(server.files("red")) == 4
+
+    # What it asks for, labelled by number keys.
+    person.drop("", squares(tmp_path, "red", 5, 50) + squares(tmp_path, "green", 5, 50))
+    person.see(".cs-current")
+    person.leave()
+    for i in range(4):
+        shown = person.see(".cs-current").get_attribute("data-picture")
+        guess = person.see(".cs-guess b").text
+        person.press(str(sorted(COLOURS).index(guess) + 1))
+        person.see(".cs-facts", f"{13 + i} labelled")
+        assert person.driver.execute_script(
+            "const now = document.querySelector('.cs-current'); return !now || now.dataset.picture !== arguments[0]",
+            shown,
+        )
+    assert len(server.files("red")) + len(server.files("green")) == 12
+
+    # The model.
+    person.see("button", "Save the model").click()
+    person.see("#cs-took", "Saved.")
+    model = FewShotClassifier.load(server.project / ".studio" / "model", cache=None)
+    assert model.predict([tmp_path / "green 900.png"]) == ["green"] and len(model.support_) == 16
+
+
+def test_two_pages_show_the_same(person, server):
+    first = person.driver.current_window_handle
+    person.driver.switch_to.new_window("tab")
+    person.open(server.url)
+    person.see(".cs-facts", "16 labelled")
+    person.see('[aria-label="Rename blue"]').click()
+    person.see(".cs-rename input:focus")
+    person.press("sky & <b>sea</b>")  # the name is selected, and is written over
+    person.see(".cs-rename .cs-button", "Rename").click()
+    person.see(".cs-card h3", "sky & <b>sea</b>")
+    person.driver.close()
+    person.driver.switch_to.window(first)
+    person.see(".cs-card h3", "sky & <b>sea</b>")
+
+
+def test_a_killed_server_loses_nothing_and_undo_goes_on(person, server, tmp_path):
+    before = {name: server.files(name) for name in ("red", "green")}
+    person.drop("red", squares(tmp_path, "red", 3, 700))
+    person.see('[data-drop="red"] .cs-note, .cs-note', "Added 3 pictures to 'red'.")
+    server.end(signal.SIGKILL)
+    now = server.files("red")
+    assert len(now) == len(before["red"]) + 3
+    server.start()
+    person.open(server.url)
+    person.see(".cs-facts", "19 labelled")
+    person.see(".cs-good", "held out are called right")
+    assert server.files("red") == now
+    person.leave()
+    person.undo()
+    person.see(".cs-note", "Undone: adding 3 pictures to 'red'.")
+    person.undo()
+    person.see(".cs-note", "Undone: renaming the class 'blue'")
+    assert server.files("red") == before["red"] and len(server.files("blue")) == 4
+
+
+def test_it_is_used_by_keyboard_and_nothing_hangs_over(person, server):
+    from selenium.webdriver import Keys
+
+    person.open(server.url)
+    person.see(".cs-current")
+    names = []
+    for _ in range(60):
+        person.press(Keys.TAB)
+        names.append(
+            person.driver.execute_script(
+                "const e = document.activeElement, label = e.labels && e.labels[0], image = e.querySelector('img');"
+                "return e.getAttribute('aria-label') || (label && label.innerText) || e.innerText"
+                " || (image && image.alt) || e.title || e.tagName"
+            ).strip()
+        )
+        if "Export to ONNX" in names:
+            break
+    order = [names.index(name) for name in ("New class", "Add class", "Rename blue", "Add pictures to blue")]
+    assert order == sorted(order) and names[-1] == "Export to ONNX"
+    assert not {"INPUT", "TEXTAREA", "BUTTON", ""} & set(names)  # everything that can be reached has a name
+    for width in (1280, 390):
+        person.resize(width)
+        time.sleep(0.3)
+        over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert person.driver.execute_script(over) == 0
+
+
+def test_nothing_left_the_machine(person, server):
+    asked = set()
+    for entry in person.driver.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked.add(message["params"]["request"]["url"])
+    assert any(url.startswith(server.url) for url in asked)
+    near = (server.url, "data:", "blob:", "chrome:", "chrome-untrusted:", "about:")
+    assert {url for url in asked if not url.startswith(near)} == set()
+    assert not server.log.exists(), server.log.read_text()
+    severe = [entry["message"] for entry in person.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [text for text in severe if "ERR_CONNECTION" not in text and "ERR_INCOMPLETE" not in text] == []
+
+
+def test_it_is_ended_by_ctrl_c(server):
+    server.end(signal.SIGINT)
+    assert server.process.returncode == 0 and server.files("red")

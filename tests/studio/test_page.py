@@ -1,0 +1,116 @@
+"""The page as a server: what it serves, to whom, and what it asks for."""
+
+import asyncio
+import gc
+import re
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from clipadapter.studio import build
+
+DOCS = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # event loops that Gradio leaves open
+
+
+@pytest.fixture
+def local(monkeypatch):
+    """Lets connections to the machine itself through, and keeps the addresses of all."""
+    refuse, inner, seen = socket.socket.connect, socket.socket.__bases__[0].connect, []
+
+    def connect(self, address):
+        seen.append(address)
+        near = isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1")
+        return inner(self, address) if near else refuse(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return seen
+
+
+@pytest.fixture
+def page(tmp_path, local, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    made = build(tmp_path / "p", encoder="toy", cache=None)
+    yield made
+    made.close(verbose=False)
+    made.session.close()
+    asyncio.set_event_loop(None)
+    gc.collect()  # now, while their warnings are passed over
+
+
+def get(url, **headers):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+
+
+def test_it_serves_its_page_and_no_file_of_the_machine(page, png, tmp_path, local):
+    page.session.project.add_class("cat")
+    (page.session.project.root / "cat" / "1.png").write_bytes(png("red"))
+    (tmp_path / "beside.png").write_bytes(png("red"))
+    _, url, _ = page.launch(prevent_thread_lock=True)
+    status, text = get(url)
+    assert status == 200
+    asked = re.findall(r'(?:src|href)="(https?:[^"]+)"', text)
+    assert [one for one in asked if not one.startswith(url)] == []
+    for path in ("cat/1.png", ".studio/journal.jsonl", ".studio/lock", "../beside.png", "/etc/passwd"):
+        place = path if path.startswith("/") else page.session.project.root / path
+        assert get(f"{url}gradio_api/file={place}")[0] == 403
+    made = page.session.project.root / ".studio" / "export" / "model.zip"
+    made.parent.mkdir()
+    made.write_bytes(b"zip")
+    assert get(f"{url}gradio_api/file={made}") == (200, "zip")
+    assert all(address[0] in ("127.0.0.1", "::1") for address in local)
+
+
+def test_a_foreign_name_for_this_machine_is_refused(page):
+    _, url, _ = page.launch(prevent_thread_lock=True)
+    assert get(url, Host="attacker.example")[0] == 400
+    assert get(url, Host="localhost")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "place", ["file=https://example.com/a.png", "file=HTTP:/example.com/a.png", "proxy=https://a.hf.space/x"]
+)
+def test_nothing_is_fetched_from_another_host(page, local, place):
+    _, url, _ = page.launch(prevent_thread_lock=True)
+    assert get(f"{url}gradio_api/{place}")[0] == 403
+    assert all(address[0] in ("127.0.0.1", "::1") for address in local if isinstance(address, tuple))
+
+
+def test_no_function_of_the_page_is_an_interface(page):
+    _, url, _ = page.launch(prevent_thread_lock=True)
+    status, text = get(f"{url}gradio_api/info")
+    assert status == 200 and '"named_endpoints":{}' in text.replace(" ", "")
+
+
+def test_a_password_keeps_others_out(page):
+    _, url, _ = page.launch(prevent_thread_lock=True, auth=("studio", "secret"))
+    assert get(f"{url}config")[0] == get(f"{url}gradio_api/file=/x")[0] == 401
+
+
+def test_nothing_is_reported(page):
+    assert page.analytics_enabled is False
+    _, url, _ = page.launch(prevent_thread_lock=True)
+    assert page.run_history is False and "fonts.googleapis" not in get(url)[1]
+
+
+def test_the_space_of_the_documents_can_be_built(tmp_path, monkeypatch):
+    (code,) = re.findall(r"<!-- app -->\n```python\n(.*?)```", DOCS, re.DOTALL)
+    assert 3 <= len(code.strip().splitlines()) <= 5 and code.count('encoder="lite"') == 1
+    monkeypatch.chdir(tmp_path)
+    launched = []
+    monkeypatch.setattr("clipadapter.studio._page.Page.launch", lambda self: launched.append(self))
+    (tmp_path / "app.py").write_text(code.replace('encoder="lite"', 'encoder="toy", cache=None'))
+    names = {}
+    exec((tmp_path / "app.py").read_text(), names)
+    assert launched == [names["page"]] and (tmp_path / "pictures" / ".studio").is_dir()
+    names["page"].session.close()
