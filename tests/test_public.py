@@ -19,6 +19,7 @@ PACKAGES = [
     ".doctor",
     ".encoders",
     ".explain",
+    ".export",
     ".features",
     ".heads",
     ".metrics",

@@ -69,6 +69,15 @@ class PixelSpec:
             image = image.resize((self.size, self.size), resample)
         return np.asarray(image)
 
+    def normalised(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Squares (n, s, s, 3) as what towers of torch take, (n, 3, s, s).
+
+        >>> PixelSpec(1, (0.5,) * 3, (0.25,) * 3).normalised(np.full((1, 1, 1, 3), 255, np.uint8)).ravel()
+        array([2., 2., 2.], dtype=float32)
+        """
+        mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
+        return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
+
     def facts(self) -> dict[str, Any]:
         """As JSON can hold it; `from_facts` is the way back."""
         return asdict(self)

@@ -115,6 +115,11 @@ class Encoder(ABC):
         """The image tower as engines take it; None, the default, if only the encoder itself can run it."""
         return None
 
+    def towers(self) -> tuple[Tower, ...]:
+        """The image towers whose features lie side by side; empty if only the encoder itself can run them."""
+        tower = self.tower()
+        return () if tower is None else (tower,)
+
     def text_tower(self) -> TextTower | None:
         """The text tower, open to token embeddings; None, the default, if prompts can't be learned with it."""
         return None

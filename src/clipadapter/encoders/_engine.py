@@ -77,6 +77,10 @@ class EngineEncoder(Encoder):
             return torch.empty(0, self.info.dim)
         return torch.from_numpy(self._run(pixels.numpy()))
 
+    def towers(self) -> tuple[Tower, ...]:
+        """Those of the encoder itself."""
+        return self.plain.towers()
+
     def text_tower(self) -> TextTower | None:
         """That of the encoder itself."""
         return self.plain.text_tower()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._registry import create_encoder, list_encoders, register_encoder
+from clipadapter.engines import Tower
 from clipadapter.errors import InputError
 from clipadapter.towers import TextTower
 
@@ -80,6 +81,11 @@ class PairEncoder(Encoder):
             raise InputError(f"this encoder takes pixels (n, {self.pixel_shape[0]}), but got {tuple(pixels.shape)}")
         halves = zip((self.first, self.second), pixels.split(self._sizes(), dim=1), strict=True)
         return torch.cat([each.encode_pixels(half.unflatten(1, each.pixel_shape)) for each, half in halves], dim=1)
+
+    def towers(self) -> tuple[Tower, ...]:
+        """Those of both."""
+        first, second = self.first.towers(), self.second.towers()
+        return (*first, *second) if first and second else ()
 
     def text_tower(self) -> TextTower | None:
         """That of the first encoder."""

@@ -14,6 +14,7 @@ from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels, unique_texts
 from clipadapter.encoders._registry import register_encoder
+from clipadapter.engines import Tower
 from clipadapter.errors import InputError
 from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection, TextTower, WordTower
@@ -85,6 +86,14 @@ class ToyEncoder(Encoder):
             rows = [row @ self._projection for row in small]
             return torch.stack(rows).cpu() if rows else torch.empty(0, WIDTH)
 
+    def towers(self) -> tuple[Tower, ...]:
+        """The same projection as a graph, which may round a row otherwise in a batch of another size.
+
+        No `tower`: there is nothing to be faster at.
+        """
+        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(GRID), torch.nn.Flatten(), _Product(self._projection))
+        return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network.eval()),)
+
     def text_tower(self) -> TextTower:
         """The words' vectors."""
         return self._tower
@@ -99,3 +108,13 @@ class ToyEncoder(Encoder):
         tokens = [torch.tensor(each) for each in self._tower.tokenize(different)]
         lengths = torch.tensor([len(each) for each in tokens])
         return self._tower.encode(self._tower.embed(pad_sequence(tokens, batch_first=True)), lengths)[places]
+
+
+class _Product(torch.nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", weight)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows @ self.weight

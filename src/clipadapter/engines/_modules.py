@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,10 +46,15 @@ class Uint8Tower(nn.Module):
 
 def traced(tower: Tower) -> torch.jit.ScriptModule:
     """The tower as a graph, for any number of squares."""
+    return trace(Uint8Tower(tower).eval(), _example(tower))
+
+
+def trace(module: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
+    """A module of one tensor as a graph, for any number of rows; the example has two."""
     with _plain_attention(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on constants in the trace; a converted tower is compared with the original
-        module: torch.jit.ScriptModule = torch.jit.trace(Uint8Tower(tower).eval(), _example(tower), check_trace=False)
-    return module
+        warnings.simplefilter("ignore")  # on constants in the trace; what was converted is compared with the original
+        graph: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)
+    return graph
 
 
 def write_onnx(tower: Tower, path: Path, name: str) -> None:
@@ -61,35 +68,51 @@ def write_onnx(tower: Tower, path: Path, name: str) -> None:
     Raises:
         InputError: if it does something that ONNX can't say.
     """
-    # Torch's newer exporter gives the same features, but takes four times as long and needs a further package.
-    with _plain_attention(), torch.no_grad(), warnings.catch_warnings():
+    try:
+        write_graph(Uint8Tower(tower).eval(), _example(tower), path, name, ["features"])
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"the image tower of {tower.name} can't be written as ONNX ({reason}): use the engine 'openvino' or 'torch'"
+        ) from error
+
+
+def write_graph(module: nn.Module, example: Tensor, path: Path, source: str, outputs: Sequence[str]) -> None:
+    """A module of one tensor as an ONNX file, for any number of rows.
+
+    Args:
+        module: in inference mode.
+        example: an input of two rows.
+        path: the file.
+        source: what its input is called.
+        outputs: what its outputs are called.
+
+    Raises:
+        RuntimeError: if it does something that ONNX can't say.
+    """
+    # Torch's newer exporter gives the same numbers, but takes four times as long and needs a further package. On a
+    # failure this one prints the whole graph.
+    with _plain_attention(), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        try:
-            torch.onnx.export(
-                Uint8Tower(tower).eval(),
-                (_example(tower),),
-                str(path),
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[name],
-                output_names=["features"],
-                dynamic_axes={name: {0: "n"}, "features": {0: "n"}},
-            )
-        except RuntimeError as error:
-            reason = str(error).split("\n")[0]
-            raise InputError(
-                f"the image tower of {tower.name} can't be written as ONNX ({reason}): "
-                "use the engine 'openvino' or 'torch'"
-            ) from error
+        torch.onnx.export(
+            module,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[source],
+            output_names=list(outputs),
+            dynamic_axes={name: {0: "n"} for name in (source, *outputs)},
+        )
 
 
 def _example(tower: Tower) -> Tensor:
     return torch.zeros(2, tower.pixels.size, tower.pixels.size, 3, dtype=torch.uint8)
 
 
-def is_transformer(tower: Tower) -> bool:
+def is_transformer(network: nn.Module) -> bool:
     """Whether it attends, which int8 must know."""
-    return any("attention" in type(module).__name__.lower() for module in tower.module.modules())
+    return any("attention" in type(module).__name__.lower() for module in network.modules())
 
 
 @contextmanager

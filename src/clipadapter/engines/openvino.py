@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import threading
 from functools import cache
 from pathlib import Path
@@ -14,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.engines._base import Calibration, ConvertingEngine, Runner, Tower
+from clipadapter.engines._openvino_files import open_openvino, quantised
 from clipadapter.engines._registry import register_engine
 from clipadapter.engines._silent import nothing_told
-from clipadapter.errors import require
 
 FILE = "tower.xml"
-FIRST = 3
-"""Convolutions that stay in float where int8 is asked for."""
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -42,11 +37,11 @@ class OpenVinoEngine(ConvertingEngine):
 
         size = tower.pixels.size
         with nothing_told():
-            ov = _openvino()
+            ov = open_openvino()
             shape = [-1, size, size, 3]
             model = ov.convert_model(traced(tower), example_input=_example(size), input=[(shape, ov.Type.u8)])
             if precision == "int8" and calibration is not None and calibration.squares is not None:
-                model = _quantised(model, calibration.squares, is_transformer(tower))
+                model = quantised(model, calibration.squares, is_transformer(tower.module))
             ov.save_model(model, folder / FILE, compress_to_fp16=False)
 
     def write(self, graph: Any, example: Any, path: Path) -> None:
@@ -58,7 +53,7 @@ class OpenVinoEngine(ConvertingEngine):
             path: ends in ``.xml``.
         """
         with nothing_told():
-            ov = _openvino()
+            ov = open_openvino()
             shape = [-1, example.shape[1]]
             model = ov.convert_model(graph, example_input=example, input=[(shape, ov.Type.f32)])
             ov.save_model(model, path, compress_to_fp16=False)
@@ -85,41 +80,12 @@ class OpenVinoEngine(ConvertingEngine):
         return run
 
 
-def _openvino() -> Any:
-    with nothing_told():
-        return require("openvino", OpenVinoEngine.extra, "The OpenVINO engine")
-
-
 @cache
 def _core() -> Any:
-    return _openvino().Core()
+    return open_openvino().Core()
 
 
 def _example(size: int) -> Any:
     import torch
 
     return torch.zeros(2, size, size, 3, dtype=torch.uint8)
-
-
-def _quantised(model: Any, squares: NDArray[np.uint8], transformer: bool) -> Any:
-    nncf = require("nncf", OpenVinoEngine.extra, "int8 of the OpenVINO engine")
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    rows = nncf.Dataset([squares[i : i + 1] for i in range(len(squares))])
-    with contextlib.redirect_stdout(io.StringIO()):  # its bars would mix with results
-        return nncf.quantize(
-            model,
-            rows,
-            subset_size=len(squares),
-            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-            ignored_scope=None if transformer else _delicate(model, nncf),
-        )
-
-
-def _delicate(model: Any, nncf: Any) -> Any:
-    """What a convolutional network keeps in float: its first layers, whose errors all others see, and grouped ones.
-
-    A channel of its own for each filter leaves int8 nothing to average over, and little to gain.
-    """
-    kinds = {"Convolution", "GroupConvolution"}
-    layers = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in kinds]
-    return nncf.IgnoredScope(names=layers[:FIRST], types=["GroupConvolution"], validate=False)

@@ -32,7 +32,9 @@ def nearest(queries: Tensor, rows: Tensor, k: int, own: bool = False) -> tuple[T
     step = max(1, BLOCK // max(1, len(rows)))
     values, places = [queries.new_empty(0, k)], [torch.empty(0, k, dtype=torch.long)]
     for start in range(0, len(queries), step):
-        similarity = queries[start : start + step] @ rows.T  # (b, n)
+        # A graph can follow where nothing is cut.
+        part = queries if len(queries) <= step else queries[start : start + step]
+        similarity = part @ rows.T  # (b, n)
         if own:
             similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
         found = similarity.topk(k, dim=1)

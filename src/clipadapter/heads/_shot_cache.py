@@ -74,7 +74,11 @@ def class_sums(similarity: Tensor, labels: Tensor, n_classes: int, beta: float, 
 
 def _by_class(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """(n, m) to (m, c): the product with the one-hot labels, without that matrix, which is nearly all zeros."""
-    return affinity.new_zeros(n_classes, affinity.shape[1]).index_add(0, labels, affinity).T
+    sums = affinity.new_zeros(n_classes, affinity.shape[1])
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # As ONNX, torch writes the other in a way that keeps but one of the rows of a class.
+        return sums.scatter_add(0, labels[:, None].expand_as(affinity), affinity).T
+    return sums.index_add(0, labels, affinity).T
 
 
 def cache_logits(
@@ -101,17 +105,24 @@ def cache_logits(
         (m, c).
     """
     block = max(1, BLOCK // len(keys))
+    if len(queries) <= block:  # in one go, which a graph can follow
+        return _by_class(_affinity(queries, keys, beta, share, 0 if without_own else None), labels, n_classes)
     out = queries.new_empty(len(queries), n_classes)
     for start in range(0, len(queries), block):
-        part = queries[start : start + block]
-        affinity = (keys @ part.T).sub_(1).mul_(beta).exp_()  # (n, b), in place: it is large
-        if share is not None:
-            affinity *= share[:, None]
-        if without_own:
-            own = torch.arange(len(part))
-            affinity[start + own, own] = 0
+        affinity = _affinity(queries[start : start + block], keys, beta, share, start if without_own else None)
         out[start : start + block] = _by_class(affinity, labels, n_classes)
     return out
+
+
+def _affinity(queries: Tensor, keys: Tensor, beta: float, share: Tensor | None, own: int | None) -> Tensor:
+    """(n, b) of queries (b, d), of which the i-th is answered without the key ``own + i``."""
+    affinity = (keys @ queries.T).sub_(1).mul_(beta).exp_()  # in place: it is large
+    if share is not None:
+        affinity *= share[:, None]
+    if own is not None:
+        places = torch.arange(len(queries))
+        affinity[own + places, places] = 0
+    return affinity
 
 
 def votes_of_others(shots: Shots, beta: float) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,8 @@ PAIRS, TILE = 1 << 12, 1 << 19
 processor's cache."""
 MOST = 1 << 22
 """Numbers in an array of prototypes, however many classes there are."""
+MOST_KEPT = 1 << 28
+"""Numbers of prototypes in a graph: 1 GiB."""
 ROWS = 1024
 """Rows that are sorted at a time, in float64."""
 
@@ -109,10 +112,10 @@ class BdcAdapter(Head):
         if self.alpha == 0:
             return logits
         present = self.counts_ > 0
-        likeness = correlations(x, self.rows_.to(X.dtype), self.labels_, len(self.counts_))
-        near = (self.beta * (likeness - 1)).exp()
-        near[:, ~present] = near[:, present].mean(dim=1, keepdim=True)
-        return logits + self.alpha * near
+        correlated = correlations_as_graph if torch.jit.is_tracing() else correlations  # type: ignore[attr-defined]
+        near = (self.beta * (correlated(x, self.rows_.to(X.dtype), self.labels_, len(self.counts_)) - 1)).exp()
+        mean = (near * present).sum(dim=1, keepdim=True) / int(present.sum())
+        return logits + self.alpha * torch.where(present, near, mean)
 
     def _numbers_per_row(self) -> int:
         # Not one for each shot: rows are compared with prototypes, which are made anew for each block of rows.
@@ -213,6 +216,50 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
             sums.addmm_(distances.flatten(1), weight)
     prototype_length = _centred(2 * squares, by_class).sqrt().to(x.dtype)
     return 2 * found / (length[:, None] * prototype_length).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """`correlations` for a trace: the prototypes' matrices are made before it and kept whole, d^2 / 2 numbers a class.
+
+    Raises:
+        InputError: if they are too many.
+    """
+    r, y = rows.double().numpy(), labels.numpy()
+    d = r.shape[1]
+    left, right = np.triu_indices(d, 1)  # each pair of channels once
+    more = -len(left) % PAIRS  # so that they can be cut into parts: a runtime may add up a long row number by number
+    left, right = (np.concatenate([side, np.zeros(more, np.int64)]) for side in (left, right))
+    if n_classes * len(left) > MOST_KEPT:
+        size = n_classes * len(left) / 2**28
+        raise InputError(
+            f"BdcAdapter compares with a matrix of {d} x {d} for each of {n_classes} classes, {size:.1f} GiB as a "
+            "graph: use another head"
+        )
+    prototypes = np.zeros((n_classes, len(left)))
+    length = np.zeros(n_classes)
+    for k in np.unique(y):
+        matrix = np.zeros((d, d))
+        for row in r[y == k]:
+            matrix += np.abs(row[:, None] - row)
+        matrix -= matrix.mean(axis=0)
+        matrix -= matrix.mean(axis=1, keepdims=True)
+        prototypes[k], length[k] = matrix[left, right], np.linalg.norm(matrix)
+    prototypes[:, len(left) - more :] = 0
+    weight = 2 * prototypes / np.maximum(length, 1e-300)[:, None]
+    parts = torch.from_numpy(weight.astype(np.float32).reshape(n_classes, -1, PAIRS)).permute(1, 2, 0)  # (p, PAIRS, c)
+    of_one = torch.from_numpy(weight.sum(axis=1)).to(x.dtype)
+    ordered, _ = x.sort(dim=1)
+    rank = 2.0 * torch.arange(1, d + 1, dtype=x.dtype) - d
+    upto = ordered.cumsum(dim=1)
+    sums = (ordered * rank + upto[:, -1:] - 2 * upto) / d  # means of each channel's distances, in some order
+    mean = sums.mean(dim=1, keepdim=True)
+    # What all distances have in common is taken out first: in float32 little would be left of the small rest.
+    pairs = (x[:, torch.from_numpy(left)] - x[:, torch.from_numpy(right)]).abs() - mean
+    pairs = pairs.unflatten(1, (-1, PAIRS)).transpose(0, 1)  # (p, m, PAIRS)
+    product = (pairs @ parts.to(x.dtype)).sum(dim=0) + mean * of_one
+    squares = pairs.square().sum(dim=2).sum(dim=0)[:, None]
+    own = 2 * squares + (d - 2 * more) * mean.square() - 2 * d * (sums - mean).square().sum(dim=1, keepdim=True)
+    return product / own.clamp_min(0).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _groups(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

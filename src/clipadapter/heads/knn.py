@@ -71,7 +71,7 @@ class Knn(Head):
         """Cosines (b, n) to shares of the votes (b, c)."""
         top = cosine.topk(min(self.k, cosine.shape[1] if n is None else n), dim=1)
         votes = (top.values / self.temperature).softmax(dim=1)
-        return torch.zeros(len(cosine), n_classes, dtype=cosine.dtype).scatter_add_(1, labels[top.indices], votes)
+        return cosine.new_zeros(cosine.shape[0], n_classes).scatter_add(1, labels[top.indices], votes)
 
     def _mixed(self, shares: Tensor, X: Tensor, text: Tensor | None, scale: float) -> Tensor:
         if text is not None:

@@ -117,7 +117,7 @@ class TransClip(Head):
         u, c = answers.shape
         values, places = nearest(x, rows, self.neighbours)  # (b, k)
         classes = torch.eye(c, dtype=x.dtype)
-        near = x.new_zeros(len(x), c)
+        near = x.new_zeros(x.shape[0], c)
         for value, place in zip(values.T.clamp_min(0), places.T, strict=True):
             assigned = answers[place.clamp_max(u - 1)].softmax(dim=1)
             if len(self.labels_):

@@ -114,10 +114,12 @@ class Zlap(Head):
         x = unit(X)
         rows, scores = self.rows_.to(x.dtype), self.scores_.to(x.dtype)
         n, u = len(rows), self.n_unlabelled_
-        near = self._picture_edges(*nearest(x, rows, self.neighbours), n) @ scores[:n].numpy()
-        near = near + self._text_edges(*nearest(x, self.weight_.to(x.dtype), self.neighbours)) @ scores[n:].numpy()
+        cosines, places = nearest(x, rows, self.neighbours)
+        near = _reached(self._stretched(cosines), places, scores[:n])
+        cosines, places = nearest(x, self.weight_.to(x.dtype), self.neighbours)
+        near = near + _reached(self._to_text(cosines), places, scores[n:])
         known = recall(x, rows[:u])
-        score = torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], torch.from_numpy(near))  # (b, c)
+        score = torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], near)  # (b, c)
         share = score / score.sum(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         return share.clamp_min(NOTHING).log()
 
@@ -127,11 +129,23 @@ class Zlap(Head):
 
     def _text_edges(self, cosines: Tensor, places: Tensor) -> csr_array:
         """(m, c): from each picture to the classes whose text is nearest."""
-        return edges(self._stretched(cosines).clamp_min(0).pow(self.power), places, len(self.weight_))
+        return edges(self._to_text(cosines), places, len(self.weight_))
+
+    def _to_text(self, cosines: Tensor) -> Tensor:
+        """Cosines to class text as weights of edges."""
+        return self._stretched(cosines).clamp_min(0).pow(self.power)
 
     def _stretched(self, cosines: Tensor) -> Tensor:
         """The least of the graph's to 0, and 1 to 1, if so asked."""
         return (cosines - self.least_) / max(1 - self.least_, 1e-12) if self.stretch else cosines
+
+
+def _reached(weights: Tensor, places: Tensor, scores: Tensor) -> Tensor:
+    """What edges (b, k) lead to: the sum of the scores (n, c) of their ends, each by its weight; (b, c)."""
+    found = weights[:, :1].clamp_min(0) * scores[places[:, 0]]
+    for i in range(1, weights.shape[1]):
+        found = found + weights[:, i : i + 1].clamp_min(0) * scores[places[:, i]]
+    return found
 
 
 def _graph(to_pictures: csr_array, to_text: csr_array) -> csr_array:

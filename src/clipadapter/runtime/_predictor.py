@@ -65,7 +65,7 @@ class Predictor(RuntimeModel):
             )
         if not len(squares):
             return self._none()
-        found = self._graph.run(squares if self.about.input == "uint8" else self._normalised(squares))
+        found = self._graph.run(squares if self.about.input == "uint8" else self.pixels.normalised(squares))
         return Outputs(
             found["logits"],
             found["features"],
@@ -73,10 +73,6 @@ class Predictor(RuntimeModel):
             found["probabilities"],
             found.get("strangeness"),
         )
-
-    def _normalised(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        mean, std = (np.array(value, np.float32) for value in (self.pixels.mean, self.pixels.std))
-        return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
 
     def _check_shapes(self) -> None:
         """Refuse a graph that does not fit its description."""

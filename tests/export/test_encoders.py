@@ -1,0 +1,85 @@
+"""Every encoder that has image towers gives a file; one that has none says why."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.encoders import create_encoder
+from clipadapter.encoders._simclr_network import write_tensors
+from clipadapter.errors import InputError
+from clipadapter.export import export_model
+from clipadapter.export._towers import towers_of
+from clipadapter.pretraining._trainee import Trainee
+from clipadapter.runtime import Predictor
+
+
+@pytest.fixture(scope="module")
+def simclr(tmp_path_factory):
+    """A function that gives the name of an encoder that has learned nothing."""
+
+    def make(size: int) -> str:
+        root = tmp_path_factory.mktemp("simclr")
+        write_tensors(root / "encoder.safetensors", Trainee(0, "cpu", None, 0.1).tower.state_dict(), {"size": size})
+        return f"simclr:{root}"
+
+    return make
+
+
+def check(encoder, head, draw, folder, **more):
+    """A file answers for new pictures as its model does."""
+    pictures, labels = draw(3, size=60)
+    model = FewShotClassifier(encoder, head, cache=None, engine="torch", precision="fp32").fit(pictures, labels)
+    done = export_model(model, folder / "model.onnx", pictures=pictures[::2], **more)
+    others, _ = draw(2, seed=8, size=60)
+    predictor = Predictor(done.path)
+    np.testing.assert_allclose(predictor.predict_proba(others), model.predict_proba(others), atol=1e-4)
+    assert predictor.pixels.size == model.encoder_.info.image_size
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "SigLIP"])
+def test_encoders_with_a_tower(name, opened, draw, tmp_path):
+    check(opened(name), "auto", draw, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["uint8", "float"])
+def test_a_pair_is_two_towers_in_one_graph(source, simclr, draw, tmp_path):
+    """Its squares are normalised otherwise for each of them."""
+    encoder = create_encoder(f"pair:toy+{simclr(32)}")
+    one, two = towers_of(encoder)
+    assert one.pixels.mean != two.pixels.mean
+    check(encoder, "svl-adapter", draw, tmp_path, input=source)
+
+
+def test_a_pair_that_sees_pictures_in_two_ways_is_refused(simclr):
+    with pytest.raises(InputError, match=r"squares of 32 .* and 64 .*but a file has one input"):
+        towers_of(create_encoder(f"pair:toy+{simclr(64)}"))
+
+
+def test_an_encoder_that_also_gives_what_it_projects(folders, draw, tmp_path):
+    name = f"open_clip:local-dir:{folders['tiny']}"
+    check(name, "prolip", draw, tmp_path)
+    check(f"unprojected:{name}", "prolip", draw, tmp_path)
+
+
+def test_a_tower_that_pads_pictures_is_none(folders, tmp_path):
+    shutil.copytree(folders["tiny"], tmp_path / "padded")
+    path = tmp_path / "padded" / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"]["resize_mode"] = "longest"
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="can't be exported.*pad pictures to a square"):
+        towers_of(create_encoder(f"open_clip:local-dir:{tmp_path / 'padded'}"))
+
+
+def test_an_encoder_of_somebody_else_is_none_unless_it_says_so(opened):
+    class Own(type(opened("toy"))):
+        def towers(self):
+            return ()
+
+    with pytest.raises(InputError, match="the image tower of toy can't be exported"):
+        towers_of(Own())

@@ -1,0 +1,339 @@
+"""What is written, what is refused, and what is left behind."""
+
+import copy
+import json
+import logging
+import socket
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from PIL import Image
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.export import export_model
+from clipadapter.export._gate import EXACT, NEAR, faults
+from clipadapter.export._graph import ModelGraph
+from clipadapter.export._pictures import find_pictures
+from clipadapter.features import FeatureSet
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime import About, Predictor
+from clipadapter.trust import TrustOptions
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+
+
+def session_of(path):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that exports a model into the test's folder."""
+    return lambda model, format="onnx", **more: export_model(
+        model, tmp_path / f"model{FORMATS[format]}", format=format, **more
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("source", ["uint8", "float"])
+@pytest.mark.parametrize("calibration", ["temperature", "vector", "none"])
+def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, write):
+    model = fitted("auto", reject=0.1, calibration=calibration)
+    done = write(model, format, input=source)
+    predictor, (pictures, _) = Predictor(done.path), draw(4, seed=3)
+    pictures.append(np.full((40, 40, 3), 128, np.uint8))
+    found = predictor.run(np.stack([predictor.square(picture) for picture in pictures]))
+    features = model.encoder_.encode_images([Image.fromarray(picture) for picture in pictures]).numpy()
+    logits = model.head_.logits(features)
+    likely = model.trust_.probabilities(logits)
+    np.testing.assert_allclose(found.features, features, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.probabilities, likely, atol=1e-5)
+    np.testing.assert_allclose(found.strangeness, model.trust_.rejector.scores(features, logits, likely), rtol=1e-3)
+    np.testing.assert_allclose(
+        found.parts, model.trust_.rejector.columns(features, logits, likely), rtol=1e-3, atol=1e-4
+    )
+    assert predictor.predict(pictures) == model.predict(pictures)
+    assert predictor.predict(pictures)[-1] is None
+
+
+def test_any_runtime_sees_names_shapes_and_classes(fitted, write):
+    model = fitted("zero-shot", reject=0.1)
+    session = session_of(write(model).path)
+    (source,) = session.get_inputs()
+    assert (source.name, source.type, source.shape) == ("squares", "tensor(uint8)", ["n", 32, 32, 3])
+    shapes = {output.name: output.shape for output in session.get_outputs()}
+    assert {name: len(shape) for name, shape in shapes.items()} == {
+        "features": 2,
+        "logits": 2,
+        "probabilities": 2,
+        "strangeness": 1,
+        "strangeness_parts": 2,
+    }
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["class_names"]) == ["blue", "green", "red"]
+    about = About.from_json(told["clipadapter"])
+    assert about.class_names == ("blue", "green", "red")
+    assert (about.encoder["name"], about.head["name"], about.precision) == ("toy", "zero-shot", "fp32")
+    assert about.provenance["shots"] == {"blue": 6, "green": 6, "red": 6}
+    assert about.gate["agreement"] == 1.0
+    assert set(json.loads(told["clipadapter"])["reject"]) >= {"0.1", "0.2"}
+
+
+def test_openvino_has_the_same_description(fitted, write):
+    done = write(fitted("zero-shot"), "openvino", input="float")
+    assert [path.suffix for path in done.files] == [".bin", ".xml"]
+    model = openvino.Core().read_model(done.path)
+    assert model.input("pixels").partial_shape.to_string() == "[?,3,32,32]"
+    about = About.from_json(str(model.get_rt_info(["clipadapter"]).astype(str)))
+    assert (about.input, about.class_names) == ("float", ("blue", "green", "red"))
+    assert json.loads(model.get_rt_info(["class_names"]).astype(str)) == ["blue", "green", "red"]
+
+
+def test_the_file_is_sound_onnx(fitted, write):
+    done = write(fitted("auto", reject=0.1))
+    onnx.checker.check_model(onnx.load(done.path), full_check=True)
+    assert done.size == done.path.stat().st_size
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_int8_is_the_tower_s_alone(format, folders, fitted, draw, write):
+    model = fitted("auto", f"open_clip:local-dir:{folders['tiny']}", reject=0.1)
+    pictures, _ = draw(20, seed=4)
+    done = write(model, format, precision="int8", pictures=pictures)
+    assert done.gate["cosine_least"] < 0.999999  # something was quantised
+    assert (done.gate["pictures"], done.gate["n"]) == ("given", 60)
+    if format == "onnx":
+        nodes = onnx.load(done.path).graph.node
+        behind, values = [], {"features"}
+        for node in nodes:
+            if values & set(node.input):
+                behind.append(node.op_type)
+                values |= set(node.output)
+        assert behind
+        assert not [kind for kind in behind if "Quantize" in kind]
+        assert [node for node in nodes if node.op_type == "QuantizeLinear"]
+    predictor = Predictor(done.path)
+    assert predictor.about.precision == "int8"
+    features = predictor.run(np.stack([predictor.square(picture) for picture in pictures[:4]])).features
+    head = predictor.run(np.stack([predictor.square(picture) for picture in pictures[:4]])).logits
+    np.testing.assert_allclose(head, model.head_.logits(features), rtol=1e-3, atol=1e-3)
+
+
+def test_int8_without_pictures_says_what_to_do(fitted, write, tmp_path):
+    with pytest.raises(InputError, match="give pictures such as will come by .*--pictures FOLDER"):
+        write(fitted("zero-shot"), precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def spoilt(monkeypatch, by):
+    whole = ModelGraph.forward
+
+    def forward(self, pictures):
+        features, logits, *others = whole(self, pictures)
+        return features, logits + by * logits.std(), *others
+
+    monkeypatch.setattr(ModelGraph, "forward", forward)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_wrong_file_is_not_written(format, fitted, write, monkeypatch, tmp_path):
+    model = fitted("auto")
+    before = [path.read_bytes() for path in write(model, format).files]
+    spoilt(monkeypatch, 0.1)
+    with pytest.raises(ArtifactError, match=r"was not written: logits differ by .* of their spread, more than 0.001"):
+        write(model, format)
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
+def test_a_row_that_hangs_on_its_batch_is_seen(fitted, write, monkeypatch):
+    whole = ModelGraph.forward
+
+    def forward(self, pictures):
+        features, logits, *others = whole(self, pictures)
+        return features, logits + logits.mean(dim=0), *others
+
+    monkeypatch.setattr(ModelGraph, "forward", forward)
+    with pytest.raises(ArtifactError, match="logits differ"):
+        write(fitted("auto"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_graph_for_two_pictures_only_is_told(format, fitted, write, monkeypatch, tmp_path):
+    whole = ModelGraph.forward
+
+    def forward(self, pictures):
+        features, logits, *others = whole(self, pictures)
+        return features, torch.stack([logits[0], logits[1]]) + logits, *others
+
+    monkeypatch.setattr(ModelGraph, "forward", forward)
+    with pytest.raises(ArtifactError, match="was not written"):
+        write(fitted("auto"), format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_any_text_and_no_path_is_told(draw, write, tmp_path):
+    names = ['a "b" <c>', "ü & \\n\n", "日本"]
+    pictures, labels = draw(2)
+    paths = [tmp_path / f"secret-{i}.png" for i in range(6)]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    called = [names[("red", "green", "blue").index(label)] for label in labels]
+    model = FewShotClassifier("toy", "prototype", cache=None).fit(paths, called, names)
+    for format in FORMATS:
+        done = write(model, format)
+        assert done.gate["pictures"] == "shots"
+        assert Predictor(done.path).predict(pictures) == called
+        assert not [path for path in done.files if b"secret" in path.read_bytes()]
+
+
+def test_limits_are_the_ones_that_are_told():
+    right = {
+        "cosine_least": 1.0,
+        "cosine_mean": 1.0,
+        "logits": 0.0,
+        "agreement": 1.0,
+        "rejected": 1.0,
+        "strangeness": 0.0,
+    }
+    assert faults(right, EXACT) == []
+    for name, value, words in (
+        ("cosine_least", 0.99, "least cosine of 0.99"),
+        ("logits", 0.01, "logits differ by 0.01"),
+        ("logits", float("inf"), "logits differ by inf"),
+        ("agreement", 0.97, "97.0% of the answers"),
+        ("rejected", 0.9, "90.0% are rejected alike"),
+        ("strangeness", 0.1, "'none of these' differ by 0.1"),
+    ):
+        (told,) = faults({**right, name: value}, EXACT)
+        assert words in told
+    assert faults({**right, "cosine_least": 0.985, "cosine_mean": 0.996, "logits": 0.3, "strangeness": 0.5}, NEAR) == []
+
+
+def test_a_model_in_bf16_is_written_from_the_plain_tower(folders, draw, write):
+    pictures, labels = draw(4)
+    model = FewShotClassifier(
+        f"open_clip:local-dir:{folders['tiny']}", "prototype", cache=None, engine="torch", precision="bf16"
+    ).fit(pictures, labels)
+    done = write(model, pictures=pictures)
+    assert (done.precision, Predictor(done.path).about.encoder["precision"]) == ("fp32", "bf16")
+    assert 1e-5 < done.gate["logits"] < 0.1
+    assert done.gate["agreement"] == 1.0
+
+
+def test_sets_by_folds_are_left_out_and_told(fitted, write):
+    model = fitted("prototype", coverage=0.9, sets="cv+")
+    done = write(model)
+    assert "sets by CV+ need the heads of all folds" in done.notes[0]
+    assert Predictor(done.path).trust.conformal is None
+    other = fitted("prototype", coverage=0.9, sets="cross")
+    done = write(other)
+    assert done.notes == ()
+    pictures = [np.full((40, 40, 3), 90, np.uint8)]
+    assert Predictor(done.path).classify(pictures)[0].labels == other.classify(pictures)[0].labels
+
+
+def test_pictures_are_those_given_else_the_shots_else_drawn(tmp_path):
+    pixels, none = PixelSpec(8, (0.5,) * 3, (0.5,) * 3), np.zeros((0, 3), np.float32)
+    paths = [tmp_path / f"{i}.png" for i in range(150)]
+    for path in paths:
+        Image.new("RGB", (9, 9), "red").save(path)
+    shots = FeatureSet(
+        none, (), ("a", "b"), {"sources": [str(path) for path in paths[:3]] + ["array (3, 3)", "gone.png"]}
+    )
+    found = find_pictures(None, shots, pixels, "fp32")
+    assert (found.kind, sorted(found.compared)) == ("shots", paths[:3])
+    assert find_pictures(paths[5:6], shots, pixels, "int8").compared == paths[5:6]
+    found = find_pictures(tmp_path, shots, pixels, "int8")
+    assert (found.kind, len(found.compared), len(found.calibrating)) == ("given", 64, 64)
+    assert not set(found.compared) & set(found.calibrating)
+    found = find_pictures(paths[:80], shots, pixels, "int8")
+    assert found.calibrating == found.compared  # 16 others would be too few
+    bare = FeatureSet(none, (), ("a", "b"))
+    assert find_pictures(None, bare, pixels, "fp32").kind == "drawn"
+    with pytest.raises(DataError, match="there are no pictures to compare"):
+        find_pictures([], bare, pixels, "fp32")
+
+
+def test_pictures_that_cant_be_read_are_left_out(fitted, draw, write, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"none")
+    done = write(fitted("auto"), pictures=[bad, *draw(1)[0]])
+    assert (done.gate["n"], done.compared[:30]) == (3, "on 3 pictures that were given:")
+    with pytest.raises(DataError, match="none of the 1 pictures"):
+        write(fitted("auto"), pictures=[bad])
+
+
+def test_wrong_values_are_told(fitted, tmp_path):
+    model = fitted("auto")
+    for more, words in (
+        ({"format": "tflite"}, "format is onnx or openvino, not 'tflite'"),
+        ({"precision": "bf16"}, "precision is fp32 or int8"),
+        ({"input": "int"}, "input is uint8 or float"),
+    ):
+        with pytest.raises(InputError, match=words):
+            export_model(model, tmp_path / "model.onnx", **more)
+    with pytest.raises(InputError, match="ends with .xml"):
+        export_model(model, tmp_path / "model.onnx", format="openvino")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(InputError, match="no ordinary file"):
+        export_model(model, tmp_path / "folder.onnx")
+    with pytest.raises(InputError, match="is not fitted"):
+        export_model(FewShotClassifier("toy"), tmp_path / "model.onnx")
+
+
+def test_more_weights_than_a_file_holds_are_refused_before_the_work(fitted, write, monkeypatch):
+    monkeypatch.setattr("clipadapter.export._files.LARGEST", 1000)
+    monkeypatch.setattr("clipadapter.export._files.write_graph", None)
+    with pytest.raises(InputError, match="an ONNX file holds less than 2 GiB: export it as OpenVINO"):
+        write(fitted("auto"))
+
+
+def test_a_place_that_cant_be_written(fitted, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="can't write .*give a place you may write to"):
+        export_model(fitted("auto"), tmp_path / "file" / "model.onnx")
+
+
+def test_a_link_is_followed_and_the_folder_made(fitted, tmp_path):
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "new" / "real.onnx")
+    done = export_model(fitted("auto"), tmp_path / "link.onnx")
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert done.files == (tmp_path / "new" / "real.onnx",)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["real.onnx"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_it_is_quiet_and_tells_nobody(format, folders, fitted, draw, write, capfd, monkeypatch):
+    tried = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: tried.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: tried.append(args) or [])
+    model = fitted("auto", f"open_clip:local-dir:{folders['tiny']}", reject=0.1)
+    handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
+    capfd.readouterr()
+    write(model, format, precision="int8", pictures=draw(20, seed=4)[0])
+    said = capfd.readouterr()
+    assert (said.out, said.err, tried) == ("", "", [])
+    assert (logging.root.handlers, logging.root.manager.disable) == (handlers, disabled)
+
+
+def test_a_saved_model_gives_the_same_file(fitted, write, tmp_path):
+    model = fitted("auto", reject=0.1)
+    model.save(tmp_path / "saved", support=False)
+    again = FewShotClassifier.load(tmp_path / "saved", cache=None)
+    done = write(again)
+    assert done.gate["pictures"] == "drawn"
+    assert Predictor(done.path).about.provenance["shots"] == {"blue": 6, "green": 6, "red": 6}
+
+
+def test_costs_go_with_it(fitted, draw, write):
+    costs = np.array([[0.0, 1.0, 1.0], [9.0, 0.0, 9.0], [1.0, 1.0, 0.0]])
+    model = copy.copy(fitted("auto"))
+    model.trust_ = model.trust_.asking(TrustOptions(costs=costs))
+    pictures, _ = draw(3, seed=6)
+    assert Predictor(write(model).path).predict(pictures) == model.predict(pictures)

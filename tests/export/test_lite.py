@@ -1,0 +1,79 @@
+"""Files of `lite`: the lines in docs/export.md, run where neither this package nor torch can be imported; and int8."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.export import export_model
+
+PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+LINES = dict(re.findall(r"<!-- lines: (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
+WITHOUT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("clipadapter", "torch", "open_clip", "timm", "sklearn", "scipy"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+"""
+ROTATED = 6
+"""EXIF: what is shown must be turned by a quarter."""
+
+
+@pytest.fixture(scope="module")
+def place(opened, fabrics, tmp_path_factory):
+    """A folder with model.onnx, model.xml and photo.jpg, which is neither square nor upright; and the model."""
+    folder = tmp_path_factory.mktemp("place")
+    model = FewShotClassifier(opened("lite"), "tip-adapter", cache=None, engine="torch", precision="fp32")
+    model.fit(*fabrics(3))
+    pictures = fabrics(2, k=20)[0]
+    for name, format in (("model.onnx", "onnx"), ("model.xml", "openvino")):
+        export_model(model, folder / name, format=format, pictures=pictures)
+    with Image.open(pictures[0]) as image:
+        exif = Image.Exif()
+        exif[0x0112] = ROTATED
+        side = min(image.size)
+        image.convert("RGB").crop((0, 0, side, side * 3 // 5)).save(folder / "photo.jpg", exif=exif)
+    return folder, model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_they_answer_as_the_model_does(format, place):
+    folder, model = place
+    code = WITHOUT + LINES[format]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in done.stdout.splitlines())}
+    wanted = dict(zip(model.class_names_, model.predict_proba([folder / "photo.jpg"])[0], strict=True))
+    assert list(found) == sorted(wanted, key=wanted.get, reverse=True)
+    np.testing.assert_allclose([found[name] for name in wanted], list(wanted.values()), atol=1e-5)
+
+
+def test_they_are_fifteen():
+    assert len([line for line in LINES["onnx"].splitlines() if line]) <= 15
+    assert all(
+        "clipadapter" not in line.replace('["clipadapter"]', "")
+        for text in LINES.values()
+        for line in text.splitlines()
+    )
+
+
+@pytest.mark.slow
+def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
+    """On pictures that did not set the ranges, as ONNX, whose int8 is the poorer of the two."""
+    model = FewShotClassifier(opened("lite"), cache=None, engine="torch", precision="fp32").fit(*draw(4, size=60))
+    for name, value in (("MOST", {"int8": 20}), ("CALIBRATED", 25), ("ENOUGH", 25)):
+        monkeypatch.setattr(f"clipadapter.export._pictures.{name}", value)
+    done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(15, seed=5, size=60)[0])
+    assert (done.gate["n"], done.gate["agreement"]) == (20, 1.0)
+    assert 0.98 < done.gate["cosine_least"] < 0.9999
+    assert done.size < 7e6

@@ -1,0 +1,83 @@
+"""The rejector's scores as a graph, beside what `clipadapter.trust` computes in numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.export._strangeness import Distance, Strangeness
+from clipadapter.trust import Rejector, learn_rejector
+from clipadapter.trust._columns import NEEDS, Memory
+from clipadapter.trust._rejector import Part
+from clipadapter.trust._spread import learn_spread
+
+D, C = 48, 4
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def drawn(k: int, seed: int = 0):
+    """Shots of C classes that lie close together far from zero, as features of pictures do; and what goes with them."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal(D)
+    means = common + 0.4 * rng.standard_normal((C, D))
+    labels = np.repeat(np.arange(C), k)
+    mix = rng.standard_normal((D, D)) * np.geomspace(1, 1e-3, D)
+    X = means[labels] + 0.2 * rng.standard_normal((len(labels), D)) @ mix
+    text = unit(means + 0.5 * rng.standard_normal((C, D)))
+    Q = np.concatenate([X, common + rng.standard_normal((20, D)), rng.standard_normal((20, D))]).astype(np.float32)
+    others = unit(common + rng.standard_normal((9, D)))
+    back = unit(common + rng.standard_normal((7, D)))
+    return X, labels, text, others, back, Q
+
+
+def answers(X, text):
+    logits = (30 * unit(X) @ text.T).astype(np.float32)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return logits, p / p.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+@pytest.mark.parametrize("method", ["auto", *NEEDS])
+def test_scores_are_those_of_numpy(method, k):
+    X, labels, text, others, back, Q = drawn(k)
+    (z, p), (logits, likely) = answers(X, text), answers(Q, text)
+    given = {"text": text, "scale": 30.0, "distractors": others, "background": back}
+    rejector = learn_rejector(X, labels, C, logits=z, probabilities=p, method=method, **given)
+    with torch.no_grad():
+        total, parts = Strangeness(rejector)(*(torch.from_numpy(a.astype(np.float32)) for a in (Q, logits, likely)))
+    wanted = rejector.columns(Q, logits, likely)
+    deviation = np.array([part.deviation for part in rejector.parts])
+    assert parts.shape == wanted.shape
+    assert (np.abs(parts.numpy() - wanted) <= 1e-3 * deviation + 1e-5 * np.abs(wanted)).all()
+    np.testing.assert_allclose(total.numpy(), rejector.scores(Q, logits, likely), rtol=1e-4, atol=1e-3)
+
+
+def test_every_score_is_tried():
+    """What `trust` learns to know must be learned here too."""
+    rejector = Rejector("new", (Part("new", 1.0, 0.0, 1.0),), np.zeros((3, 1)), False, (), Memory(text=np.eye(C, D)))
+    with pytest.raises(AssertionError, match="'new'"):
+        Strangeness(rejector)(torch.ones(1, D), torch.ones(1, C), torch.ones(1, C))
+
+
+@pytest.mark.parametrize(("k", "noise"), [(2, 0.2), (40, 0.2), (40, 1e-4)])
+def test_distances_are_exact_where_float32_would_lose_them(k, noise):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(C), k)
+    rows = unit(3 + rng.standard_normal((C, D))[labels] + noise * rng.standard_normal((len(labels), D)))
+    spread = learn_spread(rows, labels, C)[0].single()
+    wanted = spread.distances(rows).min(axis=1)
+    found = Distance(spread)(torch.from_numpy(rows.astype(np.float32))).numpy()
+    # Roots are off by the rounding of a row, in deviations of the direction that varies least.
+    blur = 2**-24 / np.sqrt(spread.floor)
+    assert np.abs(np.sqrt(found) - np.sqrt(wanted)).max() < 4 * blur + 1e-5 * np.sqrt(wanted).max()
+
+
+def test_a_row_of_zeros_is_no_nan():
+    X, labels, text, others, back, _ = drawn(3)
+    z, p = answers(X, text)
+    rejector = learn_rejector(X, labels, C, logits=z, text=text, distractors=others, background=back)
+    zero = np.zeros((1, D), np.float32)
+    total, _ = Strangeness(rejector)(torch.from_numpy(zero), torch.zeros(1, C), torch.full((1, C), 1 / C))
+    np.testing.assert_allclose(total.numpy(), rejector.scores(zero, np.zeros((1, C))), rtol=1e-4)
