@@ -26,6 +26,7 @@ PACKAGES = [
     ".pretraining",
     ".report",
     ".runtime",
+    ".serve",
     ".studio",
     ".testing",
     ".trust",

@@ -1,0 +1,39 @@
+"""Pictures as they come over the wire, as what makes squares of them; no path or address in them is ever opened."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from functools import partial
+
+from clipadapter.errors import ImageError
+from clipadapter.serve.batching import Maker, Square
+from clipadapter.serve.models import Model
+
+DATA_URL = re.compile(r"data:[\w.+/-]{0,100};base64,")
+SHOWN = 200
+
+
+def from_bytes(model: Model, data: bytes, max_pixels: int) -> Maker:
+    """Of a picture's file."""
+    return partial(model.predictor.square, "picture", data=data, max_pixels=max_pixels)
+
+
+def from_base64(model: Model, text: str, max_pixels: int) -> Maker:
+    """Of a picture's file in base64, with or without ``data:...;base64,`` before it."""
+    return partial(_unpack, model, text, max_pixels)
+
+
+def _unpack(model: Model, text: str, max_pixels: int) -> Square:
+    head = DATA_URL.match(text)
+    try:
+        data = base64.b64decode(text[head.end() :] if head else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError("picture", "no base64 of a picture's file; paths and addresses are not opened") from error
+    return model.predictor.square("picture", data=data, max_pixels=max_pixels)
+
+
+def shown(name: str) -> str:
+    """A file's name as it is told back to who sent it."""
+    return name if len(name) <= SHOWN else name[: SHOWN - 3] + "..."

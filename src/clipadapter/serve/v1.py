@@ -1,0 +1,227 @@
+"""Pictures in, names out: what a person would ask."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
+
+from clipadapter.prediction import Prediction, unreadable
+from clipadapter.serve.batching import Maker
+from clipadapter.serve.forms import Form, too_many
+from clipadapter.serve.jobs import Answer, Bad
+from clipadapter.serve.limits import Refused
+from clipadapter.serve.models import Model
+from clipadapter.serve.pictures import from_base64, from_bytes, shown
+from clipadapter.serve.shapes import LEAST, Listed, Predictions, described, refusals
+from clipadapter.serve.visits import Guest, House
+
+router = APIRouter(prefix="/v1")
+MAX_TOP = 1000
+Timeout = Annotated[
+    float | None, Query(ge=0.001, le=3600, description="Seconds you wait; the server's deadline if shorter.")
+]
+
+
+def _whole(value: Any) -> Any:
+    """To JSON 5.0 is a whole number like 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Wanted(BaseModel):
+    """What is asked for beside the best class; what is left out is the model's own."""
+
+    model_config = ConfigDict(extra="forbid")
+    top: Annotated[int, BeforeValidator(_whole)] = Field(5, ge=1, le=MAX_TOP, description="How many classes to name.")
+    reject: float | None = Field(
+        None, ge=LEAST, lt=1, description='Say "none of these"; of pictures that are one, about so often. Null: never.'
+    )
+    coverage: float | None = Field(
+        None, ge=LEAST, lt=1, description="Name a set of classes that has the right one so often. Null: no set."
+    )
+
+    def asked(self) -> dict[str, float | None]:
+        """For `RuntimeModel.answers`."""
+        return {name: getattr(self, name) for name in ("reject", "coverage") if name in self.model_fields_set}
+
+
+class Ask(Wanted):
+    """A request in JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    images: list[str] = Field(min_length=1, description="Files of pictures in base64; data: URLs will do.")
+
+
+def body_schema(max_pictures: int) -> dict[str, Any]:
+    """The two bodies that are taken, for the OpenAPI document."""
+    ask = Ask.model_json_schema()
+    ask["properties"]["images"] |= {"maxItems": max_pictures}
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": max_pictures}
+    fields = {name: _without_null(prop) for name, prop in Wanted.model_json_schema()["properties"].items()}
+    form = {
+        "type": "object",
+        "properties": {"images": files, **fields},
+        "required": ["images"],
+        "additionalProperties": False,
+    }
+    return {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": ask}},
+    }
+
+
+def _without_null(prop: dict[str, Any]) -> dict[str, Any]:
+    """A form has no way to say null."""
+    if "anyOf" not in prop:
+        return prop
+    kinds = [kind for kind in prop["anyOf"] if kind.get("type") != "null"]
+    return {name: value for name, value in prop.items() if name not in ("anyOf", "default")} | kinds[0]
+
+
+@router.post("/predict", tags=["pictures"], responses=refusals(Predictions), summary="Name pictures, by the only model")
+async def predict_by_the_only_model(request: Request, timeout: Timeout = None) -> Response:
+    """As `/v1/models/{name}/predict`, where one model is served."""
+    return await _predict(Guest(request, timeout), None)
+
+
+@router.post("/models/{name}/predict", tags=["pictures"], responses=refusals(Predictions), summary="Name pictures")
+async def predict(request: Request, name: str, timeout: Timeout = None) -> Response:
+    """One answer a picture, in their order; a picture that can't be read has an `error` and costs no other.
+
+    Send files in a form (`curl -F images=@a.jpg -F images=@b.jpg -F top=3`), or JSON with base64.
+    """
+    return await _predict(Guest(request, timeout), name)
+
+
+@router.get("/models", tags=["models"], responses={200: {"model": Listed}}, summary="Models that are served")
+async def models(request: Request) -> Response:
+    """Each with its classes, and how to ask it."""
+    house: House = request.app.state.house
+    found = [describe(house.models.get(name)) for name in house.models.names]
+    return Response(to_json({"models": found}), media_type="application/json")
+
+
+@router.get("/models/{name}", tags=["models"], responses=described, summary="A model")
+async def model(request: Request, name: str) -> Response:
+    """Its classes, encoder and licence, and how to ask it."""
+    house: House = request.app.state.house
+    return Response(to_json(describe(house.models.get(name))), media_type="application/json")
+
+
+async def _predict(guest: Guest, name: str | None) -> Response:
+    model, place = guest.enter(name)
+    with place:
+        wanted, names, makers = await _read(guest, model)
+        guest.visit.pictures = len(makers)
+        model.check(wanted.asked())
+        results = await guest.answers(place, makers, wanted.asked())
+    predictions = [record(one) for one in _told(model, results, names, wanted.top)]
+    answer = {"model": model.name, "version": model.version, "predictions": predictions}
+    return Response(to_json(answer), media_type="application/json")
+
+
+async def _read(guest: Guest, model: Model) -> tuple[Wanted, list[str], list[Maker]]:
+    """What is asked for, and each picture's name and maker."""
+    kind = guest.request.headers.get("content-type", "")
+    limits = guest.house.limits
+    base = kind.partition(";")[0].strip().lower()
+    if base == "multipart/form-data":
+        form = Form(kind, limits.max_pictures)
+        await guest.within(_feed(guest, form))
+        form.close()
+        wanted = _checked(Wanted, lambda: Wanted.model_validate(form.fields))
+        if not form.files:
+            raise Refused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
+        makers = [from_bytes(model, data, limits.max_pixels) for _, data in form.files]
+        return wanted, [shown(name) for name, _ in form.files], makers
+    if base == "application/json":
+        body = await guest.body()
+        ask = _checked(Ask, lambda: Ask.model_validate_json(body))
+        if len(ask.images) > limits.max_pictures:
+            raise too_many(limits.max_pictures, len(ask.images))
+        makers = [from_base64(model, text, limits.max_pixels) for text in ask.images]
+        return ask, [f"image {i}" for i in range(len(makers))], makers
+    raise Refused(
+        415,
+        f"the body is {base[:100] or 'of no type'}, but must be multipart/form-data with files, or application/json",
+    )
+
+
+async def _feed(guest: Guest, form: Form) -> None:
+    async for chunk in guest.chunks():
+        form.feed(chunk)
+
+
+def _checked(kind: type[Any], read: Any) -> Any:
+    try:
+        return read()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        known = ", ".join(kind.model_fields)
+        came = "" if first["type"] in ("missing", "json_invalid") else f" (it is {str(first['input'])[:40]!r})"
+        raise Refused(422, f"{where}: {first['msg']}{came}; what can be said is: {known}") from error
+
+
+def _told(model: Model, results: Sequence[Answer | Bad], names: Sequence[str], top: int) -> list[Prediction]:
+    classes = model.predictor.class_names
+    return [
+        unreadable(name, one.reason) if isinstance(one, Bad) else one.answers.prediction(one.row, name, classes, top)
+        for one, name in zip(results, names, strict=True)
+    ]
+
+
+def record(answer: Prediction) -> dict[str, Any]:
+    """An answer as JSON has it, the same as ``clipadapter predict --json``."""
+    return {
+        "source": answer.source,
+        "label": answer.label,
+        "probability": answer.probability,
+        "top": [{"label": name, "score": score} for name, score in answer.top],
+        "nearest": answer.nearest,
+        "reason": answer.reason,
+        "labels": answer.labels,
+        "error": answer.error,
+    }
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What is told of a model."""
+    about, predictor = model.about, model.predictor
+    encoder = {} if about is None else about.encoder
+    return {
+        "name": model.name,
+        "version": model.version,
+        "loaded": model.loaded.isoformat(timespec="seconds"),
+        "error": model.error,
+        "classes": list(predictor.class_names),
+        "task": "multilabel" if predictor.several else "single-label",
+        "encoder": _without_folder(encoder.get("name")),
+        "licence": encoder.get("licence"),
+        "head": None if about is None else about.head.get("name"),
+        "precision": predictor.precision,
+        "engine": getattr(predictor, "engine", None),
+        "can": {
+            "reject": predictor.trust.rejector is not None,
+            "coverage": predictor.trust.conformal is not None,
+        },
+        "ask": {
+            "pictures": f"/v1/models/{model.name}/predict",
+            "tensors": f"/v2/models/{model.name}/infer",
+            "curl": f"curl -F images=@photo.jpg HOST/v1/models/{model.name}/predict",
+        },
+    }
+
+
+def _without_folder(encoder: str | None) -> str | None:
+    """An encoder's name without where its weights lay on the machine that exported it.
+
+    >>> _without_folder("pair:open_clip:local-dir:/home/me/clip+simclr:own/one")
+    'pair:open_clip:local-dir:clip+simclr:one'
+    """
+    return encoder and re.sub(r"(local-dir|simclr):[^+]*[/\\]", r"\1:", encoder)

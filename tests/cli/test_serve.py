@@ -1,0 +1,66 @@
+"""What ``clipadapter serve`` refuses before it serves; tests/serve/test_process.py has the rest."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from clipadapter.serve.logs import LOGGERS
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """The command sets up logs for the whole process: what they were comes back."""
+    before = [(one, one.handlers[:], one.propagate, one.level) for one in map(logging.getLogger, LOGGERS)]
+    yield
+    logging.captureWarnings(False)
+    for one, handlers, propagate, level in before:
+        one.handlers[:], one.propagate = handlers, propagate
+        one.setLevel(level)
+
+
+def test_a_missing_model_is_named(run, tmp_path):
+    result = run("serve", tmp_path / "gone.onnx")
+    assert result.exit_code == 1 and "gone.onnx: give an exported file" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "two words", "tön"])
+def test_a_token_is_one_plain_word(run, tmp_path, text):
+    (tmp_path / "token").write_text(text, encoding="utf-8")
+    result = run("serve", tmp_path, "--token-file", tmp_path / "token")
+    assert result.exit_code == 1 and "holds no token" in result.stderr
+    result = run("serve", tmp_path, env={"CLIPADAPTER_TOKEN": text})
+    assert result.exit_code == 1 and "CLIPADAPTER_TOKEN holds no token" in result.stderr
+
+
+def test_a_token_file_that_is_not_there_is_named(run, tmp_path):
+    result = run("serve", tmp_path, "--token-file", tmp_path / "token")
+    assert result.exit_code == 1 and "can't be read for a token" in result.stderr
+
+
+def test_a_request_can_not_bring_more_than_the_queue_holds(run, tmp_path):
+    result = run("serve", tmp_path, "--queue", "8")
+    assert result.exit_code == 1 and "the queue holds 8" in result.stderr
+
+
+def test_a_missing_extra_is_named(tmp_path):
+    code = """
+import sys
+sys.modules["fastapi"] = None
+sys.argv = ["clipadapter", "serve", "x.onnx"]
+from clipadapter.cli.app import main
+main()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 1 and "pip install 'clipadapter[serve]'" in found.stderr
+
+
+def test_help_loads_nothing_of_it():
+    code = """
+import sys
+from clipadapter.cli.app import app
+app(["serve", "--help"], standalone_mode=False)
+assert not {"fastapi", "uvicorn", "numpy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

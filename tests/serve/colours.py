@@ -1,0 +1,121 @@
+"""A model of three colours: as a file made by hand, and as one that answers when it is told to."""
+
+import base64
+import io
+import threading
+
+import numpy as np
+from PIL import Image
+
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime import About, Outputs, RuntimeModel
+from clipadapter.trust import Conformal, Trust, learn_multilabel, learn_rejector
+
+SIDE = 4
+NAMES = ("red", "green", "blue")
+PIXELS = PixelSpec(SIDE, (0.0,) * 3, (1.0,) * 3)
+
+
+def learned():
+    """Rejects what has no strong colour; its one part is one minus the cosine to the nearest axis."""
+    rows = np.repeat(np.eye(3), 8, axis=0) + 0.02 * np.arange(24)[:, None]
+    rejector = learn_rejector(rows, np.repeat(np.arange(3), 8), 3, text=np.eye(3), method="text").light()
+    return Trust(
+        rejector=rejector, conformal=Conformal(np.linspace(0.0, 0.5, 20), np.arange(20) % 3, np.zeros(20, int), 3)
+    )
+
+
+def several():
+    rng = np.random.default_rng(0)
+    targets = rng.random((60, 3)) < 0.4
+    return Trust(several=learn_multilabel(12 * targets - 6 + rng.standard_normal((60, 3)), targets))
+
+
+class Colours(RuntimeModel):
+    """Features are the mean of each channel, logits ten times these; waits for `go` while it runs, if told to."""
+
+    def __init__(self, trust=None):
+        self.class_names, self.pixels, self.trust, self.precision = NAMES, PIXELS, trust or learned(), "fp32"
+        self.go, self.running, self.batches = threading.Event(), threading.Event(), []
+        self.go.set()
+
+    def run(self, squares):
+        self.running.set()
+        if len(squares) and not self.go.wait(30):
+            raise RuntimeError("nobody said go")
+        self.running.clear()
+        self.batches.append(len(squares))
+        features = squares.mean(axis=(1, 2)).reshape(-1, 3) / 255
+        parts = 1 - features.max(axis=1, keepdims=True, initial=0)
+        return Outputs(10 * features, features, parts, strangeness=parts[:, 0])
+
+
+def picture(colour, side=8, kind="PNG"):
+    """A plain picture as the bytes of its file."""
+    data = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(data, kind)
+    return data.getvalue()
+
+
+def base64_of(data):
+    return base64.b64encode(data).decode()
+
+
+RED, BLUE, GREY = picture((255, 0, 0)), picture((0, 0, 255)), picture((20, 20, 20))
+
+
+def graph(about, names=NAMES):
+    """An ONNX model that says the same as `Colours`."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Cast", ["squares"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "full"], ["shares"]),
+        helper.make_node("ReduceMean", ["shares"], ["features"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["features", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ReduceMax", ["features"], ["highest"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["one", "highest"], ["strangeness_parts"]),
+        helper.make_node("ReduceSum", ["strangeness_parts", "axis"], ["strangeness"], keepdims=0),
+    ]
+    constants = {
+        "full": np.array(255, np.float32),
+        "weight": 10 * np.eye(3, len(names), dtype=np.float32),
+        "one": np.array(1, np.float32),
+        "axis": np.array([1], np.int64),
+    }
+    shapes = {
+        "features": ["n", 3],
+        "logits": ["n", len(names)],
+        "probabilities": ["n", len(names)],
+        "strangeness_parts": ["n", 1],
+        "strangeness": ["n"],
+    }
+    made = helper.make_graph(
+        nodes,
+        "hand",
+        [helper.make_tensor_value_info("squares", TensorProto.UINT8, ["n", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    helper.set_model_props(model, {"clipadapter": about.to_json()})
+    return model
+
+
+def write_file(path, names=NAMES):
+    """An exported file of the colours, made by hand."""
+    import onnx
+
+    facts = {"encoder": {"name": "hand", "licence": "CC0-1.0"}, "head": {"name": "axes"}}
+    onnx.save(graph(About(names, PIXELS, learned(), **facts), names), path)
+    return path
+
+
+def refused(response, status, *words):
+    """Whether an answer says why there is none, in the one shape."""
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    for word in words:
+        assert word in response.json()["error"], response.text
+    return True

@@ -1,0 +1,41 @@
+"""Apps to ask."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from clipadapter.serve import Limits, Models, create_app
+
+from .colours import Colours, write_file
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with an exported file, ``colours.onnx``."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_file(folder / "colours.onnx")
+    return folder
+
+
+@pytest.fixture
+def colours():
+    return Colours()
+
+
+@pytest.fixture
+def serve(files, colours):
+    """A function that gives a client of an app; its model is `colours` unless it is told to open the file."""
+    clients = []
+
+    def start(limits=None, token=None, model=colours, texts=None, **options):
+        opener = (lambda path: model) if model is not None else None
+        models = Models(texts or [str(files / "colours.onnx")], limits or Limits(), opener=opener)
+        client = TestClient(create_app(models, token, every=options.pop("every", 60)), **options)
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield start
+    colours.go.set()
+    for client in clients:
+        client.__exit__(None, None, None)

@@ -1,0 +1,202 @@
+"""Pictures of many requests run together, in time or not at all."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from clipadapter.serve import Limits
+
+from .colours import BLUE, GREY, RED, base64_of, refused
+
+
+def until(true, seconds=10):
+    """Wait for something that another thread does."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def later():
+    """A function that asks in another thread, and gives the future answer."""
+    with ThreadPoolExecutor(32) as pool:
+
+        def post(client, *pictures, params=None, **asked):
+            body = {"images": [base64_of(data) for data in pictures], **asked}
+            return pool.submit(client.post, "/v1/predict", json=body, params=params)
+
+        yield post
+
+
+def batcher(client):
+    return client.app.state.house.models.get().batcher
+
+
+def label(future):
+    return future.result(20).json()["predictions"][0]["label"]
+
+
+def test_what_comes_while_a_batch_runs_shares_the_next(serve, colours, later):
+    client, before = serve(), len(colours.batches)
+    colours.go.clear()
+    first = later(client, RED)
+    until(colours.running.is_set)
+    rest = [later(client, one) for one in (RED, BLUE) * 3]
+    until(lambda: len(batcher(client)._ready) == 6)
+    colours.go.set()
+    assert [label(one) for one in [first, *rest]] == ["red", *["red", "blue"] * 3]
+    assert [size for size in colours.batches[before:] if size] == [1, 6]
+
+
+def test_batches_have_an_end(serve, colours, later):
+    client, before = serve(Limits(max_batch=4)), len(colours.batches)
+    found = later(client, *[RED, BLUE] * 5).result(20).json()["predictions"]
+    assert [one["label"] for one in found] == ["red", "blue"] * 5
+    assert max(colours.batches[before:]) <= 4 and sum(colours.batches[before:]) == 10
+
+
+def test_on_an_idle_server_nothing_waits(serve, later):
+    client = serve(Limits(max_wait=20.0))
+    began = time.monotonic()
+    assert label(later(client, RED)) == "red"
+    assert time.monotonic() - began < 5
+
+
+def test_requests_of_one_batch_are_answered_as_each_asked(serve, colours, later):
+    client = serve()
+    colours.go.clear()
+    first = later(client, RED)
+    until(colours.running.is_set)
+    plain, strict, sets = later(client, GREY), later(client, GREY, reject=0.1), later(client, RED, coverage=0.8)
+    until(lambda: len(batcher(client)._ready) == 3)
+    colours.go.set()
+    assert label(first) == "red" and label(plain) == "red" and label(strict) is None
+    assert sets.result().json()["predictions"][0]["labels"] == ["red"]
+    assert plain.result().json()["predictions"][0]["labels"] is None
+
+
+def test_a_full_queue_refuses_and_recovers(serve, colours, later):
+    client = serve(Limits(queue=4, max_pictures=4))
+    colours.go.clear()
+    waiting = [later(client, RED) for _ in range(3)]
+    until(lambda: batcher(client).waiting == 3)
+    refusal = client.post("/v1/predict", json={"images": [base64_of(RED)] * 2})
+    assert refused(refusal, 503, "pictures wait already") and int(refusal.headers["retry-after"]) >= 1
+    waiting.append(later(client, RED))  # one fits
+    until(lambda: batcher(client).waiting == 4)
+    assert refused(client.get("/v1/models/nix"), 404)  # other requests are answered
+    assert client.post("/v1/predict", content=b"not looked at").status_code == 503
+    colours.go.set()
+    assert [label(one) for one in waiting] == ["red"] * 4
+    until(lambda: batcher(client).waiting == 0)
+    assert client.post("/v1/predict", json={"images": [base64_of(RED)] * 4}).status_code == 200
+    assert 'clipadapter_refused_total{reason="queue"} 2.0' in client.get("/metrics").text
+
+
+def test_who_would_wait_too_long_is_told_at_once(serve, colours, later):
+    client = serve(Limits(deadline=2.0, max_batch=2))
+    colours.go.clear()
+    batcher(client)._rate = 0.5  # pictures a second
+    waiting = [later(client, RED) for _ in range(2)]
+    until(lambda: batcher(client).waiting == 2)
+    refusal = client.post("/v1/predict", json={"images": [base64_of(RED)]})
+    assert refused(refusal, 503, "takes 4.0 seconds") and refusal.headers["retry-after"] == "4"
+    colours.go.set()
+    assert [label(one) for one in waiting] == ["red"] * 2
+
+
+def test_what_is_late_is_dropped_before_it_runs(serve, colours, later):
+    client, before = serve(Limits(deadline=0.2)), len(colours.batches)
+    colours.go.clear()
+    running = later(client, RED)
+    until(colours.running.is_set)
+    late = later(client, *[BLUE] * 3)
+    assert refused(late.result(20), 504, "no answer within 0.2 seconds")
+    assert refused(running.result(20), 504)
+    colours.go.set()
+    until(lambda: batcher(client).waiting == 0)
+    assert [size for size in colours.batches[before:] if size] == [1]
+    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
+
+
+def test_what_is_late_is_not_even_unpacked(serve, colours, later):
+    client, made, go = serve(Limits(deadline=0.2)), [], threading.Event()
+
+    def square(*args, **kwargs):
+        made.append(1)
+        go.wait(20)
+        return type(colours).square(colours, *args, **kwargs)
+
+    colours.square = square
+    assert refused(later(client, *[RED] * 60).result(20), 504)
+    begun = len(made)
+    go.set()
+    until(lambda: batcher(client).waiting == 0)
+    assert len(made) == begun < 60
+
+
+def test_a_client_may_wait_less_than_the_server(serve, colours, later):
+    client = serve()
+    colours.go.clear()
+    began = time.monotonic()
+    assert refused(later(client, RED, params={"timeout": "0.1"}).result(20), 504, "0.1 seconds")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "x", "nan", "1e9"])
+def test_strange_timeouts_are_refused(serve, timeout):
+    response = serve().post("/v1/predict", json={"images": [base64_of(RED)]}, params={"timeout": timeout})
+    assert refused(response, 422, "timeout")
+
+
+def test_an_engine_that_fails_costs_its_batch_only(serve, colours):
+    client, good = serve(raise_server_exceptions=False), type(colours).run
+    colours.run = lambda squares: 1 / 0
+    assert refused(client.post("/v1/predict", json={"images": [base64_of(RED)]}), 500, "its log says how")
+    colours.run = lambda squares: good(colours, squares)
+    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
+    assert batcher(client).waiting == 0
+
+
+def test_pictures_of_a_client_that_left_do_not_run(colours, files):
+    import asyncio
+
+    from clipadapter.serve import Models, create_app
+
+    models = Models([str(files / "colours.onnx")], opener=lambda path: colours)
+    app, before = create_app(models), len(colours.batches)
+    gone = threading.Event()
+
+    async def leave():
+        body, asked, sent = b'{"images": ["%s"]}' % base64_of(RED).encode(), [], []
+
+        async def receive():
+            asked.append(1)
+            if len(asked) == 1:
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.to_thread(gone.wait, 20)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers}
+        await app(scope, receive, send)
+        return sent
+
+    colours.go.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(asyncio.run, leave())
+        until(colours.running.is_set)
+        second = pool.submit(asyncio.run, leave())
+        until(lambda: models.get().batcher.waiting == 2)
+        gone.set()
+        assert second.result(20) == first.result(20) == []
+        colours.go.set()
+        until(lambda: models.get().batcher.waiting == 0)
+    assert [size for size in colours.batches[before:] if size] == [1]  # the first ran already
+    models.close()

@@ -1,0 +1,144 @@
+"""What every request passes."""
+
+import json
+import logging
+import re
+
+import pytest
+
+from clipadapter.serve.logs import JsonLines
+
+from .colours import RED, base64_of, refused
+
+ASK = {"images": [base64_of(RED)]}
+
+
+def test_a_token_is_asked_for(serve):
+    client = serve(token="secret-1")
+    guarded = ["/v1/models", "/v1/models/colours", "/v2", "/v2/models/colours", "/v2/models/colours/ready", "/metrics"]
+    for path in [*guarded, "/nothing", "/docs/", "/v2/health/live/x"]:
+        response = client.get(path, follow_redirects=False)
+        assert refused(response, 401, "Authorization: Bearer"), path
+        assert response.headers["www-authenticate"] == "Bearer"
+    for given in ("Bearer secret-2", "Bearer ", "secret-1", "Basic secret-1", "Bearer secret-1x", "Bearer ä"):
+        headers = {"authorization": given.encode("latin-1")}
+        assert refused(client.post("/v1/predict", json=ASK, headers=headers), 401), given
+    for given in ("Bearer secret-1", "bearer secret-1"):
+        assert client.post("/v1/predict", json=ASK, headers={"authorization": given}).status_code == 200
+        for path in guarded:
+            assert client.get(path, headers={"authorization": given}).status_code == 200
+    for path in ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/"):
+        assert client.get(path).status_code == 200, path
+
+
+def test_a_body_is_not_read_without_the_token(serve):
+    client = serve(token="secret-1")
+    assert refused(client.post("/v1/predict", content=b"x" * (40 << 20)), 401)
+    assert client.app.state.house.held == 0
+
+
+def test_errors_have_one_shape(serve):
+    client = serve()
+    assert refused(client.get("/nothing"), 404, "/docs")
+    response = client.get("/v1/predict")
+    assert refused(response, 405) and response.headers["allow"] == "POST"
+    assert refused(client.delete("/v2/models/colours"), 405)
+
+
+def test_other_origins_are_told_nothing(serve):
+    client = serve()
+    for response in (
+        client.get("/v1/models", headers={"origin": "http://elsewhere"}),
+        client.options("/v1/predict", headers={"origin": "http://elsewhere", "access-control-request-method": "POST"}),
+    ):
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+def test_requests_have_names(serve):
+    client = serve()
+    assert client.get("/v2", headers={"x-request-id": "abc-1.Z_"}).headers["x-request-id"] == "abc-1.Z_"
+    given = []
+    for strange in ("", "a b", "x" * 65, '{"a"}'):
+        given.append(client.get("/v2", headers={"x-request-id": strange}).headers["x-request-id"])
+        assert re.fullmatch("[0-9a-f]{16}-[0-9a-f]+", given[-1])
+    assert len(set(given)) == len(given)
+
+
+def lines(caplog):
+    return [json.loads(JsonLines().format(record)) for record in caplog.records if record.name == "clipadapter.serve"]
+
+
+def test_the_log_says_what_happened_and_nothing_of_pictures(serve, caplog):
+    client = serve()
+    with caplog.at_level(logging.INFO, "clipadapter.serve"):
+        files = [("images", ("my-secret-name.png", RED)), ("images", ("x.png", b"private"))]
+        client.post("/v1/predict?timeout=3", files=files, headers={"x-request-id": "r1"})
+        client.post("/v1/models/other-secret/predict", json=ASK)
+        client.get("/secret-address?secret=1")
+        client.get("/v2/health/live")
+    first, second, third = lines(caplog)
+    milliseconds = first.pop("ms")
+    assert 0 <= milliseconds < 60_000
+    assert first.pop("bytes") > len(RED) and first.pop("time").endswith("Z")
+    assert first == {
+        "level": "info",
+        "event": "request",
+        "id": "r1",
+        "method": "POST",
+        "route": "/v1/predict",
+        "status": 200,
+        "model": "colours",
+        "pictures": 2,
+        "bad": 1,
+    }
+    assert (second["route"], second["status"]) == ("/v1/models/{name}/predict", 404)
+    assert (third["route"], third["status"]) == ("unknown", 404)
+    assert not re.search("secret|private|x.png", json.dumps([first, second, third]))
+
+
+def test_a_fault_of_ours_is_logged_and_not_told(serve, caplog, colours):
+    client = serve(raise_server_exceptions=False)
+    colours.run = lambda squares: 1 / 0
+    assert refused(client.post("/v1/predict", json=ASK), 500)
+    assert any(
+        "ZeroDivisionError" in line.get("traceback", "")
+        for line in map(json.loads, map(JsonLines().format, caplog.records))
+    )
+
+
+def test_what_happens_is_counted(serve):
+    client = serve()
+    client.post("/v1/predict", json={"images": [base64_of(RED), "bad"]})
+    client.post("/v1/predict", json={})
+    client.get("/anything/at/all")
+    text = client.get("/metrics").text
+    for line in (
+        'clipadapter_requests_total{model="colours",route="/v1/predict",status="200"} 1.0',
+        'clipadapter_requests_total{model="colours",route="/v1/predict",status="422"} 1.0',
+        'clipadapter_requests_total{model="",route="unknown",status="404"} 1.0',
+        'clipadapter_pictures_total{model="colours"} 2.0',
+        'clipadapter_picture_errors_total{model="colours"} 1.0',
+        'clipadapter_batch_pictures_count{model="colours"} 1.0',
+        'clipadapter_queue_pictures{model="colours"} 0.0',
+        'clipadapter_request_seconds_count{model="colours",route="/v1/predict"} 2.0',
+    ):
+        assert line in text, line
+    assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_the_page_needs_no_other_host(serve):
+    client = serve()
+    page = client.get("/docs").text
+    named = re.findall(r"(?:src|href|url)\s*[=:]\s*[\"']([^\"']+)", page)
+    assert len(named) >= 4 and all(one.startswith("/") for one in named)
+    for path in named:
+        assert client.get(path).status_code == 200, path
+    assert client.get("/redoc").status_code == 404
+
+
+@pytest.mark.parametrize("token", [None, "secret-1"])
+def test_the_document_says_whether_a_token_is_needed(serve, token):
+    document = serve(token=token).get("/openapi.json").json()
+    asked = document["paths"]["/v1/predict"]["post"].get("security")
+    assert asked == (None if token is None else [{"token": []}])
+    assert "security" not in document["paths"]["/v2/health/live"]["get"]

@@ -1,0 +1,121 @@
+"""A body is counted while it comes in, and refused before it fills the memory."""
+
+import asyncio
+import json
+
+import pytest
+
+from clipadapter.errors import InputError
+from clipadapter.serve import Limits
+
+from .colours import RED, base64_of, refused
+
+
+def ask(app, chunks, headers=(), wait=0.0):
+    """Send a body by hand; gives the status, the answer, and how many chunks were taken."""
+    sent, taken = [], []
+
+    async def receive():
+        if len(taken) < len(chunks):
+            taken.append(chunks[len(taken)])
+            return {"type": "http.request", "body": taken[-1], "more_body": len(taken) < len(chunks)}
+        await asyncio.sleep(wait or 60)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "raw_path": b"/v1/predict",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), *headers],
+        "app": app,
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("test", 80),
+    }
+    asyncio.run(app(scope, receive, send))
+    body = b"".join(message.get("body", b"") for message in sent)
+    return (sent[0]["status"] if sent else None), json.loads(body or b"null"), len(taken)
+
+
+BODY = json.dumps({"images": [base64_of(RED)]}).encode()
+
+
+def test_a_length_above_the_limit_is_refused_before_a_byte_is_read(serve):
+    client = serve(Limits(max_bytes=1000))
+    status, answer, taken = ask(client.app, [b"x" * 10], [(b"content-length", b"1001")])
+    assert (status, taken) == (413, 0) and "1000 bytes" in answer["error"]
+
+
+def test_a_body_without_a_length_is_counted(serve):
+    status, _, taken = ask(serve(Limits(max_bytes=1000)).app, [b"x" * 300] * 50)
+    assert (status, taken) == (413, 4)
+
+
+def test_a_length_that_lies_does_not_help(serve):
+    status, _, taken = ask(serve(Limits(max_bytes=1000)).app, [b"x" * 300] * 50, [(b"content-length", b"10")])
+    assert (status, taken) == (413, 4)
+
+
+@pytest.mark.parametrize("length", [b"x", b"-1", b"9" * 5000, b""])
+def test_strange_lengths_are_no_fault_of_the_server(serve, length):
+    status, _, _ = ask(serve().app, [BODY], [(b"content-length", length)])
+    assert status in (200, 413)
+
+
+def test_bodies_of_all_requests_have_a_limit_together(serve):
+    client = serve()
+    house = client.app.state.house
+    house.held = house.limits.max_held
+    response = client.post("/v1/predict", content=BODY, headers={"content-type": "application/json"})
+    assert refused(response, 503, "try again") and response.headers["retry-after"] == "1"
+    house.held = 0
+    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
+    assert house.held == 0  # given back
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(serve):
+    status, answer, _ = ask(_unending(serve(Limits(deadline=0.1)).app), [b"{"])
+    assert status == 408 and "0.1 seconds" in answer["error"]
+
+
+def _unending(app):
+    """The app, with bodies that never end."""
+
+    async def wrapped(scope, receive, send):
+        async def more():
+            return {**await receive(), "more_body": True}
+
+        await app(scope, more, send)
+
+    return wrapped
+
+
+def test_packed_bodies_are_not_unpacked(serve):
+    status, answer, taken = ask(serve().app, [BODY], [(b"content-encoding", b"gzip")])
+    assert (status, taken) == (415, 0) and "Content-Encoding" in answer["error"]
+
+
+def test_a_client_that_leaves_while_it_sends_gets_nothing(serve):
+    client = serve()
+
+    async def leaving(scope, receive, send):
+        async def gone():
+            return {"type": "http.disconnect"}
+
+        await client.app(scope, gone, send)
+
+    assert ask(leaving, [])[0] is None
+    assert 'status="499"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"queue": 0}, {"deadline": 0}, {"max_wait": -1}, {"max_pictures": 300}, {"deadline": float("nan")}]
+)
+def test_limits_make_sense(wrong):
+    with pytest.raises(InputError):
+        Limits(**wrong)

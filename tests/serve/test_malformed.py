@@ -1,0 +1,32 @@
+"""Nothing that is sent brings the server down; benchmarks/serve_load.py sends more of it to a real one."""
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+
+from .colours import SIDE
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "_malformed.py"
+
+
+def malformed(count):
+    spec = importlib.util.spec_from_file_location("malformed", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["malformed"] = module  # where dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module.requests("colours", SIDE, count)
+
+
+def test_wrong_requests_are_refused_and_never_a_fault(serve):
+    client = serve(model=None)
+    statuses = Counter()
+    for wrong in malformed(500):
+        headers = {name: value.encode("latin-1") for name, value in wrong.headers.items()}
+        response = client.request(wrong.method, wrong.path, content=wrong.body, headers=headers, follow_redirects=False)
+        statuses[response.status_code] += 1
+        if response.status_code >= 400 and wrong.method != "HEAD":
+            assert list(response.json()) == ["error"], wrong
+    assert not [status for status in statuses if status >= 500], statuses
+    assert set(statuses) >= {200, 400, 404, 405, 415, 422}
+    assert client.app.state.house.held == 0 and client.app.state.house.models.get().batcher.waiting == 0

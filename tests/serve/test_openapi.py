@@ -1,0 +1,60 @@
+"""The server keeps what its own OpenAPI document says."""
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+
+from clipadapter.serve import Limits, Models, create_app
+
+from .colours import Colours
+
+schemathesis = pytest.importorskip("schemathesis")
+MODES = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+BUSY = [408, 413, 504]
+"""What a small timeout or a large request get, though the document allows both."""
+CHECKS = {
+    "positive_data_acceptance": {"expected-statuses": ["2xx", 401, 404, *BUSY]},
+    "negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 415, 422, *BUSY]},
+    "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", 504]},
+}
+
+
+def ask_as_documented(operation, mode, path, left_out):
+    """Statuses of requests that are as an operation's document says, or in one thing not."""
+    found = []
+
+    @settings(
+        max_examples=10,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+    )
+    @given(operation.as_strategy(mode))
+    def ask(case):
+        case.path_parameters = {name: value for name, value in path.items() if f"{{{name}}}" in operation.path}
+        found.append(case.call_and_validate(excluded_checks=left_out).status_code)
+
+    try:
+        ask()
+    except Unsatisfiable:  # nothing can be wrong with a request that has no parts
+        assert mode is schemathesis.GenerationMode.NEGATIVE
+    return found
+
+
+@pytest.mark.slow
+def test_answers_are_as_documented(files):
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    models = Models([str(files / "colours.onnx")], Limits(max_pictures=4), opener=lambda path: Colours())
+    config = schemathesis.Config.from_dict({"checks": CHECKS})
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(models), config=config)
+    asked, path = [], {"name": "colours", "version": models.get().version}
+    for operation in (result.ok() for result in schema.get_all_operations()):
+        # A shape and its data can disagree in ways that no document can say.
+        left_out = [positive_data_acceptance] if operation.path.endswith("/infer") else []
+        for mode in MODES:
+            asked += ask_as_documented(operation, mode, path, left_out)
+    assert len(asked) > 100 and {200, 422} <= set(asked) and 500 not in asked
+    models.close()

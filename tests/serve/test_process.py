@@ -1,0 +1,193 @@
+"""The command as a process of its own: signals, overload, a file exchanged under it, and no torch."""
+
+import _socket
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from clipadapter.errors import TRAIN
+
+from .colours import BLUE, RED, base64_of, picture, write_file
+
+CODE = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(TRAIN - {"pydantic"})}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocked())
+from clipadapter.cli.app import main
+main()
+"""
+
+
+class Running:
+    """A server in another process; its log is read as it comes."""
+
+    def __init__(self, *args, **environment):
+        # Tests in the background of a shell are told to ignore Ctrl-C, and the process would inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CODE, "serve", *map(str, args), "--port", "0"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        signal.signal(signal.SIGINT, before)
+        self.log = []
+        threading.Thread(target=self._read, daemon=True).start()
+        self.port = int(self.wait_for("listening")["url"].rpartition(":")[2])
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def wait_for(self, event, seconds=30):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for line in self.log:
+                if f'"event": "{event}"' in line:
+                    return json.loads(line)
+            assert self.process.poll() is None, "".join(self.log)
+            time.sleep(0.01)
+        raise AssertionError("".join(self.log))
+
+    def connection(self):
+        """To this machine only, past the seal on all connections."""
+        found = http.client.HTTPConnection("127.0.0.1", self.port)
+        found.sock = socket.socket()
+        found.sock.settimeout(30)
+        _socket.socket.connect(found.sock, ("127.0.0.1", self.port))
+        return found
+
+    def ask(self, method, path, body=None, **headers):
+        connection = self.connection()
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), dict(response.getheaders())
+        finally:
+            connection.close()
+
+    def predict(self, *pictures):
+        body = json.dumps({"images": [base64_of(one) for one in pictures]})
+        return self.ask("POST", "/v1/predict", body, **{"content-type": "application/json"})
+
+    def end(self, sig=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def running():
+    """A function that starts the command on a file."""
+    started = []
+
+    def start(*args, **environment):
+        started.append(Running(*args, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+        one.process.stderr.close()
+
+
+def test_an_exported_file_is_served_without_torch_and_exchanged(running, files):
+    server = running(files / "colours.onnx")
+    status, answer, _ = server.predict(RED, BLUE)
+    assert status == 200 and [one["label"] for one in answer["predictions"]] == ["red", "blue"]
+    write_file(files / "colours.onnx", ("cherry", "leaf", "sky"))
+    end = time.monotonic() + 20
+    while (found := server.predict(RED)[1]["predictions"][0]["label"]) != "cherry":
+        assert found == "red" and time.monotonic() < end
+        time.sleep(0.05)
+    assert server.end() == 0
+    assert all(isinstance(json.loads(line), dict) for line in server.log), server.log
+
+
+def test_sigterm_lets_what_was_begun_be_answered(running, files):
+    server = running(files / "colours.onnx")
+    body = json.dumps({"images": [base64_of(picture((255, 0, 0), 2000))] * 30}).encode()
+    connection = server.connection()
+    connection.putrequest("POST", "/v1/predict")
+    connection.putheader("content-type", "application/json")
+    connection.putheader("content-length", str(len(body)))
+    connection.endheaders()
+    connection.send(body[:1000])
+    time.sleep(0.2)  # its body is under way
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("leaving")
+    connection.send(body[1000:])
+    response = connection.getresponse()
+    assert response.status == 200 and len(json.loads(response.read())["predictions"]) == 30
+    connection.close()
+    assert server.process.wait(30) == 0
+    assert json.loads(server.log[-1])["event"] == "left"
+
+
+def test_in_the_grace_it_answers_but_is_not_ready(running, files):
+    server = running(files / "colours.onnx", "--grace", "20")
+    assert server.ask("GET", "/v2/health/ready")[0] == 200
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("leaving")
+    assert server.ask("GET", "/v2/health/ready")[0] == 503
+    assert server.predict(RED)[0] == 200
+    server.process.send_signal(signal.SIGINT)  # in a hurry
+    assert server.process.wait(10) == 0
+
+
+def test_answers_do_not_wait_for_the_network(running, files):
+    """Head and body of an answer are two packets: the second must not wait for the first to be confirmed, 40 ms."""
+    server = running(files / "colours.onnx")
+    connection, times = server.connection(), []
+    for _ in range(20):
+        began = time.perf_counter()
+        connection.request("GET", "/v2/models/colours")
+        assert len(connection.getresponse().read()) > 100
+        times.append(time.perf_counter() - began)
+    connection.close()
+    assert min(times[5:]) < 0.03
+
+
+def test_ctrl_c_ends_it_cleanly(running, files):
+    server = running(files / "colours.onnx")
+    assert server.end(signal.SIGINT) == 0
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_overload_is_refused_and_passes(running, files):
+    server = running(files / "colours.onnx", "--queue", "4", "--max-pictures", "4")
+    large = picture((255, 0, 0), 1500)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: server.predict(large, large), range(48)))
+    statuses = {status for status, _, _ in found}
+    assert statuses == {200, 503}
+    for status, answer, headers in found:
+        if status == 503:
+            assert int(headers["retry-after"]) >= 1 and "try again" in answer["error"]
+    assert server.predict(large)[0] == 200
+    assert server.end() == 0
+
+
+def test_a_token_comes_from_a_file_or_the_environment(running, files, tmp_path):
+    (tmp_path / "token").write_text("from-file\n")
+    for server, token in (
+        (running(files, "--token-file", tmp_path / "token", CLIPADAPTER_TOKEN="from-env"), "from-file"),
+        (running(files, CLIPADAPTER_TOKEN="from-env"), "from-env"),
+    ):
+        assert server.ask("GET", "/v1/models")[0] == 401
+        assert server.ask("GET", "/v1/models", authorization=f"Bearer {token}")[0] == 200
+        assert token not in "".join(server.log)
+        assert server.end() == 0

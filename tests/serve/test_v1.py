@@ -1,0 +1,223 @@
+"""Pictures in, names out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from clipadapter.cli.app import app
+from clipadapter.serve import Limits
+
+from .colours import BLUE, GREY, RED, Colours, base64_of, picture, refused, several
+
+FILES = [("images", ("a.png", RED)), ("images", ("b.png", BLUE))]
+
+
+def in_json(*pictures, **asked):
+    return {"images": [base64_of(data) for data in pictures], **asked}
+
+
+def test_files_are_answered_in_their_order(serve):
+    answer = serve().post("/v1/predict", files=FILES).json()
+    assert [(one["source"], one["label"]) for one in answer["predictions"]] == [("a.png", "red"), ("b.png", "blue")]
+    assert answer["model"] == "colours" and len(answer["version"]) == 12
+
+
+@pytest.mark.parametrize("asked", [{}, {"top": 2}, {"reject": 0.1}, {"reject": 0.1, "coverage": 0.8, "top": 1}])
+def test_answers_are_those_of_the_command(serve, files, tmp_path, asked):
+    client, paths = serve(model=None), []
+    for name, data in (("red.png", RED), ("grey.png", GREY), ("bad.png", b"no picture")):
+        (tmp_path / name).write_bytes(data)
+        paths.append(tmp_path / name)
+    options = [text for name, value in {"top": 5, **asked}.items() for text in (f"--{name}", str(value))]
+    said = CliRunner().invoke(app, ["predict", str(files / "colours.onnx"), *map(str, paths), "--json", *options])
+    wanted = [json.loads(line) for line in said.stdout.splitlines()]
+    form = client.post(
+        "/v1/predict", files=[("images", (path.name, path.read_bytes())) for path in paths], data=asked
+    ).json()
+    plain = client.post("/v1/predict", json=in_json(RED, GREY, b"no picture", **asked)).json()
+    for place, line in enumerate(wanted):
+        assert form["predictions"][place] == {**line, "source": paths[place].name}
+        assert plain["predictions"][place] == {**line, "source": f"image {place}"}
+
+
+def test_a_data_url_is_base64_too(serve):
+    answer = serve().post("/v1/predict", json={"images": ["data:image/png;base64," + base64_of(RED)]})
+    assert answer.json()["predictions"][0]["label"] == "red"
+
+
+def test_almost_base64_is_none(serve):
+    texts = ["*" + base64_of(RED), base64_of(RED)[:-1], base64_of(RED) + "\n", "data:,abcd"]
+    found = serve().post("/v1/predict", json={"images": texts}).json()["predictions"]
+    assert all("no base64" in one["error"] for one in found)
+
+
+def test_a_bad_picture_costs_only_its_own_answer(serve):
+    files = [("images", ("a.png", RED)), ("x", ("b.png", RED[:45])), ("y", ("c.png", b"")), ("z", ("d.png", BLUE))]
+    found = serve().post("/v1/predict", files=files).json()["predictions"]
+    assert [one["label"] for one in found] == ["red", None, None, "blue"]
+    assert [one["error"] for one in found] == [None, "file is truncated", "file is empty", None]
+
+
+def test_all_pictures_may_be_bad(serve):
+    found = serve().post("/v1/predict", json={"images": ["", "?"]})
+    assert found.status_code == 200 and all(one["error"] for one in found.json()["predictions"])
+
+
+def test_no_path_or_address_is_opened(serve, tmp_path, monkeypatch):
+    (tmp_path / "red.png").write_bytes(RED)
+
+    def opened(self, *args, **kwargs):
+        raise AssertionError(f"{self} was opened")
+
+    client = serve()
+    for name in ("open", "read_bytes", "stat"):
+        monkeypatch.setattr(Path, name, opened)
+    texts = [str(tmp_path / "red.png"), "abcd", "http://localhost/red.png", "file:///red.png", "red.png", "-"]
+    found = client.post("/v1/predict", json={"images": texts}).json()["predictions"]
+    files = [("images", (str(tmp_path / "red.png"), b""))]
+    found += client.post("/v1/predict", files=files).json()["predictions"]
+    assert [one["label"] for one in found] == [None] * 7
+
+
+def test_what_the_model_rejects_by_itself_can_be_switched_off(serve):
+    model = Colours()
+    model.trust = type(model.trust)(rejector=model.trust.rejector, asked=model.trust.asked.changed({"reject": 0.1}))
+    client = serve(model=model)
+    assert client.post("/v1/predict", json=in_json(GREY)).json()["predictions"][0]["label"] is None
+    found = client.post("/v1/predict", json=in_json(GREY, reject=None)).json()["predictions"][0]
+    assert found["label"] is not None and found["reason"] is None
+
+
+def test_several_labels_are_named(serve):
+    found = serve(model=Colours(several())).post("/v1/predict", json=in_json(picture((255, 255, 0)), picture(0)))
+    assert [sorted(one["labels"]) for one in found.json()["predictions"]] == [["green", "red"], []]
+
+
+def test_what_was_not_learned_is_refused_before_the_work(serve):
+    model = Colours(several())
+    client, before = serve(model=model), len(model.batches)
+    assert refused(client.post("/v1/predict", json=in_json(RED, reject=0.1)), 422, "class by class")
+    assert [size for size in model.batches[before:] if size] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "images: Field required"),
+        ({"images": []}, "images: "),
+        ({"images": "abc"}, "images: "),
+        ({"images": [1]}, "images.0: "),
+        ({"images": [None]}, "images.0: "),
+        ({"images": ["a"], "top": 0}, "top: "),
+        ({"images": ["a"], "top": 1001}, "top: "),
+        ({"images": ["a"], "top": "5"}, "top: "),
+        ({"images": ["a"], "top": True}, "top: "),
+        ({"images": ["a"], "reject": 1}, "reject: "),
+        ({"images": ["a"], "reject": 0}, "reject: "),
+        ({"images": ["a"], "coverage": -0.5}, "coverage: "),
+        ({"images": ["a"], "model": "x"}, "what can be said is: top, reject, coverage, images"),
+        ([], "the body: "),
+        (7, "the body: "),
+    ],
+)
+def test_wrong_json_says_which_value(serve, body, words):
+    assert refused(serve().post("/v1/predict", json=body), 422, words)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"images": ["a"], "reject": NaN}', b'{"images": ["\\ud800"]}', b"\xff", b"[" * 9999]
+)
+def test_what_is_no_json_is_refused(serve, body):
+    assert refused(serve().post("/v1/predict", content=body, headers={"content-type": "application/json"}), 422)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"top": "x"}, "top: "),
+        ({"reject": "nan"}, "reject: "),
+        ({"reject": "2"}, "reject: "),
+        ({"size": "3"}, "size: "),
+    ],
+)
+def test_wrong_fields_say_which(serve, fields, words):
+    assert refused(serve().post("/v1/predict", files=FILES, data=fields), 422, words)
+
+
+def test_a_form_without_a_file_says_how(serve):
+    body = b'--x\r\nContent-Disposition: form-data; name="top"\r\n\r\n3\r\n--x--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert refused(serve().post("/v1/predict", content=body, headers=headers), 422, "-F images=@photo.jpg")
+
+
+HEAD = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b"", "boundary=x", "breaks off"),
+        (b"nothing", "boundary=x", "no multipart form"),
+        (HEAD + RED, "boundary=x", "breaks off"),
+        (HEAD + RED + b"\r\n--x--\r\n", "", "no boundary"),
+        (HEAD + RED + b"\r\n--x--\r\n", "boundary=" + "x" * 500, "boundary"),
+        (b"--x\r\nContent-Type: image/png\r\n\r\nabc\r\n--x--\r\n", "boundary=x", "no name"),
+        (b"--x\r\n" + b"A: b\r\n" * 30 + b"\r\nabc\r\n--x--\r\n", "boundary=x", ""),
+        (b"--x\r\nA: " + b"b" * 9000 + b"\r\n\r\nabc\r\n--x--\r\n", "boundary=x", ""),
+    ],
+)
+def test_a_broken_form_is_refused(serve, body, kind, words):
+    headers = {"content-type": f"multipart/form-data; {kind}"}
+    assert refused(serve().post("/v1/predict", content=body, headers=headers), 400, words)
+
+
+def test_fields_have_an_end(serve):
+    client = serve()
+    assert refused(client.post("/v1/predict", files=FILES, data={"top": "3" * 2000}), 413, "file name")
+    many = {f"f{i}": "1" for i in range(30)}
+    assert refused(client.post("/v1/predict", files=FILES, data=many), 400, "fields")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "image/png", ""])
+def test_bodies_of_other_types_are_refused(serve, kind):
+    assert refused(serve().post("/v1/predict", content=RED, headers={"content-type": kind}), 415, "multipart/form-data")
+
+
+def test_too_many_pictures_are_refused(serve):
+    client = serve(Limits(max_pictures=2))
+    assert refused(client.post("/v1/predict", files=FILES + FILES[:1]), 413, "2 pictures at most")
+    assert refused(client.post("/v1/predict", json=in_json(RED, RED, RED)), 413, "3 came")
+    assert client.post("/v1/predict", files=FILES).status_code == 200
+
+
+def test_large_pictures_are_refused_before_they_are_unpacked(serve):
+    client, files = serve(Limits(max_pixels=99)), [("images", ("a", picture(0, n))) for n in (10, 9)]
+    for asked in ({"json": in_json(picture(0, 10), picture(0, 9))}, {"files": files}):
+        large, small = client.post("/v1/predict", **asked).json()["predictions"]
+        assert "pixels" in large["error"] and small["error"] is None
+
+
+def test_of_several_models_one_is_named(serve, files):
+    (files / "other.onnx").write_bytes((files / "colours.onnx").read_bytes())
+    client = serve(model=None, texts=[str(files), f"third={files / 'other.onnx'}"])
+    assert refused(client.post("/v1/predict", files=FILES), 400, "colours, other, third")
+    assert client.post("/v1/models/third/predict", files=FILES).json()["model"] == "third"
+    assert refused(client.post("/v1/models/nix/predict", files=FILES), 404, "served are: colours, other, third")
+
+
+def test_a_model_tells_what_it_is(serve):
+    client = serve(model=None)
+    found = client.get("/v1/models/colours").json()
+    assert client.get("/v1/models").json() == {"models": [found]}
+    assert found["classes"] == ["red", "green", "blue"] and found["licence"] == "CC0-1.0"
+    assert found["can"] == {"reject": True, "coverage": True} and found["error"] is None
+    assert found["ask"]["pictures"] == "/v1/models/colours/predict"
+
+
+def test_probabilities_are_of_the_logits(serve):
+    found = serve().post("/v1/predict", json=in_json(RED)).json()["predictions"][0]
+    wanted = np.exp([10.0, 0.0, 0.0]) / np.exp([10.0, 0.0, 0.0]).sum()
+    np.testing.assert_allclose([one["score"] for one in found["top"]], wanted, rtol=1e-6)
