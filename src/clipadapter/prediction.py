@@ -34,6 +34,19 @@ class Prediction:
     reason: str | None = None
     labels: tuple[str, ...] | None = None
 
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "probability": self.probability,
+            "top": [{"label": name, "score": score} for name, score in self.top],
+            "nearest": self.nearest,
+            "reason": self.reason,
+            "labels": None if self.labels is None else list(self.labels),
+            "error": self.error,
+        }
+
 
 def unreadable(source: str, error: str | None) -> Prediction:
     """What is said of a picture that can't be read."""

@@ -38,6 +38,7 @@ class Running:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, "-c", CODE, "serve", *map(str, args), "--port", "0"],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
@@ -102,6 +103,7 @@ def running():
         one.process.kill()
         one.process.wait()
         one.process.stderr.close()
+        one.process.stdout.close()
 
 
 def test_an_exported_file_is_served_without_torch_and_exchanged(running, files):
@@ -159,6 +161,13 @@ def test_answers_do_not_wait_for_the_network(running, files):
         times.append(time.perf_counter() - began)
     connection.close()
     assert min(times[5:]) < 0.03
+
+
+def test_it_says_on_stdout_where_it_listens(running, files):
+    server = running(files / "colours.onnx", "--json")
+    server.end()
+    found = json.loads(server.process.stdout.read())
+    assert found == {"url": f"http://127.0.0.1:{server.port}", "models": ["colours"]}
 
 
 def test_ctrl_c_ends_it_cleanly(running, files):

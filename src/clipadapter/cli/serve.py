@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from clipadapter.cli._options import FILE
+from clipadapter.cli._output import Output
 from clipadapter.errors import InputError
 
 TOKEN = "CLIPADAPTER_TOKEN"
@@ -56,6 +57,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
     show_default=True,
     help="Answer so long after SIGTERM, though not ready, until a balancer has seen it.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Write the address to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
 def command(
     models: tuple[str, ...],
@@ -66,6 +68,7 @@ def command(
     threads: int | None,
     max_wait_ms: float,
     grace: float,
+    as_json: bool,
     quiet: bool,
     **limits: float,
 ) -> None:
@@ -90,7 +93,14 @@ def command(
         )
     bounds = Limits(max_wait=max_wait_ms / 1000, **limits)  # type: ignore[arg-type]
     shelf = Models(models, bounds, engine=engine, threads=threads)
-    run(create_app(shelf, token), host, port, grace)
+    out = Output(as_json, quiet)
+
+    def opened(url: str) -> None:
+        out.result(
+            {"url": url, "models": shelf.names}, f"{url} answers for {', '.join(shelf.names)}; try it at {url}/docs"
+        )
+
+    run(create_app(shelf, token), host, port, grace, opened)
 
 
 def _token(path: Path | None) -> str | None:

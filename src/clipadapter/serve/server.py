@@ -7,6 +7,7 @@ import logging
 import math
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -29,11 +30,14 @@ class Server(uvicorn.Server):
         config: of uvicorn.
         house: of the app.
         grace: seconds in which it still answers, though it says that it is not ready.
+        opened: is told the address once it listens.
     """
 
-    def __init__(self, config: uvicorn.Config, house: House, grace: float = 0.0) -> None:
+    def __init__(
+        self, config: uvicorn.Config, house: House, grace: float = 0.0, opened: Callable[[str], None] | None = None
+    ) -> None:
         super().__init__(config)
-        self._house, self._grace = house, grace
+        self._house, self._grace, self._opened = house, grace, opened
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; a second Ctrl-C ends at once."""
@@ -48,7 +52,10 @@ class Server(uvicorn.Server):
         if self.started:
             names = [one.getsockname() for server in self.servers for one in server.sockets]
             for host, port, *_ in names:
-                tell("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                tell("listening", url=url)
+                if self._opened is not None:
+                    self._opened(url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, after the grace."""
@@ -60,7 +67,13 @@ class Server(uvicorn.Server):
         tell("left")
 
 
-def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, grace: float = 0.0) -> None:
+def run(
+    app: FastAPI,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    grace: float = 0.0,
+    opened: Callable[[str], None] | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was begun.
 
     Args:
@@ -68,6 +81,7 @@ def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, grace: float = 
         host: address to listen at.
         port: 0 takes a free one, which the log tells.
         grace: seconds in which it still answers after the signal, though it says that it is not ready.
+        opened: is told the address once it listens.
 
     Raises:
         InputError: if the address can't be had.
@@ -94,4 +108,4 @@ def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, grace: float = 
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=math.ceil(house.limits.deadline) + ROOM,
         )
-        Server(config, house, grace).run([listening])
+        Server(config, house, grace, opened).run([listening])

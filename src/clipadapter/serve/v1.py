@@ -120,7 +120,7 @@ async def _predict(guest: Guest, name: str | None) -> Response:
         guest.visit.pictures = len(makers)
         model.check(wanted.asked())
         results = await guest.answers(place, makers, wanted.asked())
-    predictions = [record(one) for one in _told(model, results, names, wanted.top)]
+    predictions = [one.record() for one in _told(model, results, names, wanted.top)]
     answer = {"model": model.name, "version": model.version, "predictions": predictions}
     return Response(to_json(answer), media_type="application/json")
 
@@ -174,20 +174,6 @@ def _told(model: Model, results: Sequence[Answer | Bad], names: Sequence[str], t
         unreadable(name, one.reason) if isinstance(one, Bad) else one.answers.prediction(one.row, name, classes, top)
         for one, name in zip(results, names, strict=True)
     ]
-
-
-def record(answer: Prediction) -> dict[str, Any]:
-    """An answer as JSON has it, the same as ``clipadapter predict --json``."""
-    return {
-        "source": answer.source,
-        "label": answer.label,
-        "probability": answer.probability,
-        "top": [{"label": name, "score": score} for name, score in answer.top],
-        "nearest": answer.nearest,
-        "reason": answer.reason,
-        "labels": answer.labels,
-        "error": answer.error,
-    }
 
 
 def describe(model: Model) -> dict[str, Any]:
