@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,14 @@ def test_a_model_replaces_a_model_and_nothing_else_is_left(tmp_path):
     save_model(tmp_path / "model", make("linear-probe")[0])
     assert read_config(tmp_path / "model").head.name == "linear-probe"
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_card_that_a_person_has_written_stays_over_a_new_fit(tmp_path):
+    save_model(tmp_path / "model", make("zero-shot")[0])
+    (tmp_path / "model" / "README.md").write_text("# Mine")
+    save_model(tmp_path / "model", make("linear-probe")[0])
+    assert read_config(tmp_path / "model").head.name == "linear-probe"
+    assert (tmp_path / "model" / "README.md").read_text() == "# Mine"
 
 
 def test_other_peoples_files_are_not_replaced(tmp_path):
@@ -205,3 +214,37 @@ def test_a_head_that_is_not_registered_cannot_be_saved(tmp_path):
     own = Own().fit(X, model.support.y)
     with pytest.raises(InputError, match="no registered head"):
         save_model(tmp_path / "model", Model(own, model.text, model.support, model.prompts, model.encoder))
+
+
+def test_what_somebody_laid_beside_a_model_stays(tmp_path):
+    folder = save_model(tmp_path / "model", make("linear-probe")[0])
+    (folder / "notes.txt").write_text("years of work")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("main")
+    save_model(folder, make("zero-shot")[0], keep_support=False)
+    names = {"notes.txt", ".git", "README.md", "config.json", "head.safetensors"}
+    assert names <= set(os.listdir(folder)) and "support.safetensors" not in os.listdir(folder)
+    assert (folder / "notes.txt").read_text() == "years of work" and (folder / ".git" / "HEAD").is_file()
+    assert load_model(folder).head.get_params() == create_head("zero-shot").get_params()
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_config_of_something_else_makes_no_model(tmp_path):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "config.json").write_text("{}")
+    (tmp_path / "page" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="holds other files than a model"):
+        save_model(tmp_path / "page", make()[0])
+    assert sorted(os.listdir(tmp_path / "page")) == ["config.json", "thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_moved_away_stays_as_it_is(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "model", make("zero-shot")[0])
+
+    def busy(self, target):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(ArtifactError, match="busy"):
+        save_model(folder, make("linear-probe")[0])
+    assert os.listdir(tmp_path) == ["model"] and read_config(folder).head.name == "zero-shot"

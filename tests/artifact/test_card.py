@@ -270,3 +270,21 @@ def test_the_card_ends_with_the_line_that_has_it_renewed(folder):
 def test_texts_of_others_stay_on_their_line():
     assert plain("a\nb  c") == "a b c"
     assert code("a`b|c\n") == "`a'b/c`"
+
+
+@pytest.mark.parametrize("letter", ["\x7f", "\x85", "\x9f", "\u2028", "\ufeff", "\ufffe", "\U0001f600", "\U000e0001"])
+def test_every_letter_can_stand_in_the_yaml(letter, folder, metrics):
+    record_evaluation(folder, metrics)
+    config = read_config(folder)
+    evaluation = {**config.provenance["evaluation"], "data": f"a{letter}b"}
+    text = model_card(config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}}))
+    assert {result.dataset_name for result in ModelCard(text).data.eval_results} == {f"a{letter}b"}
+
+
+@pytest.mark.parametrize("change", [{"model": {"accuracy": 5}}, {"model": {"accuracy": -1}}, {"n": 10**400}])
+def test_figures_that_cannot_be_are_none(change, folder, metrics):
+    record_evaluation(folder, metrics)
+    config = read_config(folder)
+    evaluation = {**config.provenance["evaluation"], **change}
+    odd = config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}})
+    assert "Not known" in model_card(odd)

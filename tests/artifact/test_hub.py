@@ -13,6 +13,7 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.artifact import load_model, pull, push, read_config
+from clipadapter.artifact._hub import without_paths
 from clipadapter.artifact._record import MARK
 from clipadapter.cli.app import app
 from clipadapter.errors import ArtifactError, InputError
@@ -318,3 +319,24 @@ def test_what_goes_wrong_is_one_line(fitted, hub, tmp_path):
         assert done.exit_code == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
     assert hub.fetched() == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("open_clip:local-dir:/home/ann/clip/", "open_clip:local-dir:clip"),
+        ("open_clip:local-dir:/home/ann+bob/clip", "open_clip:local-dir:clip"),
+        (r"open_clip:local-dir:C:\Users\ann\clip", "open_clip:local-dir:clip"),
+        ("pair:open_clip:local-dir:/home/ann/a+simclr:/home/ann/b", "pair:open_clip:local-dir:a+simclr:b"),
+        ("pair:open_clip:local-dir:/home/ann/a+lite", "pair:open_clip:local-dir:a+lite"),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
+    ],
+)
+def test_of_an_encoders_folder_only_its_name_is_told(name, told):
+    assert without_paths(name) == told
+
+
+def test_a_file_is_no_model(fitted, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    with pytest.raises(InputError, match="is a file: give the model's folder"):
+        FewShotClassifier.from_pretrained(folder / "config.json")

@@ -71,6 +71,21 @@ def test_a_bad_picture_costs_its_own_answer_only(squares, model, tmp_path, run):
     assert (text.stdout.count("\n"), text.stderr) == (1, "")
 
 
+def test_what_cant_even_be_looked_at_costs_its_own_answer_only(squares, model, run):
+    long = "x" * 300 + ".jpg"  # likewise a file in a folder that is another's
+    result = run("predict", model, squares / "red" / "0.png", long, f"{long}.csv")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("red")
+    assert "can't be opened: File name too long" in result.stderr
+
+
+def test_an_exported_file_that_cant_even_be_looked_at_is_told(run):
+    for name in ("x" * 300 + ".onnx", "x" * 300):  # a name too long, or a folder that is another's
+        result = run("predict", name, "photo.jpg")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "File name too long" in result.stderr
+
+
 def test_nothing_readable_is_a_failure(model, tmp_path, run):
     result = run("predict", model, tmp_path / "gone.png")
     assert (result.exit_code, result.stdout) == (1, "")

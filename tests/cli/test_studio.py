@@ -28,3 +28,16 @@ def test_an_open_address_without_a_password_is_warned_of(tmp_path, run, monkeypa
     assert "give --password" in run(*words, "--host", "0.0.0.0").stderr
     assert "give --password" not in run(*words, "--host", "0.0.0.0", "--password", "x").stderr
     assert "give --password" not in run(*words).stderr
+
+
+@pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:"), ("127.0.0.1", "http://127.0.0.1:")])
+def test_an_address_of_either_kind_is_listened_on(host, url):
+    from clipadapter.cli.studio import _serve
+    from clipadapter.studio._page import LOOPBACK
+
+    class Page:
+        def launch(self, *, server_name, **_):
+            assert server_name in LOOPBACK
+            return None, f"http://{server_name}:7860/", None
+
+    assert _serve(Page(), host, None, None, False).startswith(url)

@@ -186,3 +186,16 @@ def test_rename_keeps_order_and_refuses_clashes(tmp_path, put):
         dataset.rename({"n1": "n2"})
     with pytest.raises(UnknownNameError, match=r"no class is called 'n4'\. Known: n1, n2, n3"):
         dataset.rename({"n4": "x"})
+
+
+def test_a_class_folder_whose_name_is_no_text_gets_one_that_can_be_written(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    try:
+        os.mkdir(folder)  # noqa: PTH102 - bytes
+    except OSError:
+        pytest.skip("this file system takes text only")
+    with open(folder + b"/1.jpg", "wb") as file:  # noqa: PTH123
+        file.write(b"x")
+    (tmp_path / "tea").mkdir()
+    (tmp_path / "tea" / "1.jpg").write_bytes(b"x")
+    assert load_dataset(tmp_path).class_names == ("caf\\udce9", "tea")

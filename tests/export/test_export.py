@@ -3,7 +3,10 @@
 import copy
 import json
 import logging
+import signal
 import socket
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -200,10 +203,13 @@ def test_limits_are_the_ones_that_are_told():
         "agreement": 1.0,
         "rejected": 1.0,
         "strangeness": 0.0,
+        "calibration": 0.0,
     }
     assert faults(right, EXACT) == []
     for name, value, words in (
         ("cosine_least", 0.99, "least cosine of 0.99"),
+        ("cosine_mean", float("nan"), "a mean of nan"),
+        ("calibration", 0.002, "probabilities differ by 0.002"),
         ("logits", 0.01, "logits differ by 0.01"),
         ("logits", float("inf"), "logits differ by inf"),
         ("agreement", 0.97, "97.0% of the answers"),
@@ -256,6 +262,9 @@ def test_pictures_are_those_given_else_the_shots_else_drawn(tmp_path):
     assert found.calibrating == found.compared  # 16 others would be too few
     bare = FeatureSet(none, (), ("a", "b"))
     assert find_pictures(None, bare, pixels, "fp32").kind == "drawn"
+    for one in (np.zeros((4, 4, 3), np.uint8), Image.new("RGB", (4, 4))):
+        with pytest.raises(InputError, match="pictures must be given as a list, a folder or a table, but came as"):
+            find_pictures(one, bare, pixels, "fp32")
     with pytest.raises(DataError, match="there are no pictures to compare"):
         find_pictures([], bare, pixels, "fp32")
 
@@ -300,6 +309,24 @@ def test_a_place_that_cant_be_written(fitted, tmp_path):
         export_model(fitted("auto"), tmp_path / "file" / "model.onnx")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_leaves_the_older_file(format, fitted, write, tmp_path):
+    import resource
+
+    model = fitted("auto")
+    before = [path.read_bytes() for path in write(model, format).files]
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+    try:
+        with pytest.raises(ArtifactError, match="can't write .*with room for the model"):
+            write(model, format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
 def test_a_link_is_followed_and_the_folder_made(fitted, tmp_path):
     (tmp_path / "link.onnx").symlink_to(tmp_path / "new" / "real.onnx")
     done = export_model(fitted("auto"), tmp_path / "link.onnx")
@@ -337,3 +364,88 @@ def test_costs_go_with_it(fitted, draw, write):
     model.trust_ = model.trust_.asking(TrustOptions(costs=costs))
     pictures, _ = draw(3, seed=6)
     assert Predictor(write(model).path).predict(pictures) == model.predict(pictures)
+
+
+@pytest.mark.parametrize("name", ["plain.onnx", "ready.onnx"])
+def test_any_name_will_do_in_int8(name, folders, fitted, draw, tmp_path):
+    model = fitted("auto", f"open_clip:local-dir:{folders['tiny']}", reject=0.1)
+    export_model(model, tmp_path / name, precision="int8", pictures=draw(20, seed=4)[0])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_names_that_cant_be_files_are_told(fitted, tmp_path):
+    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    for name in ("loop.onnx", f"{'x' * 300}.onnx", "a\0b.onnx"):
+        with pytest.raises(InputError, match="can't be the name of a file"):
+            export_model(fitted("auto"), tmp_path / name)
+    with pytest.raises(InputError, match="ends with .xml"):  # OpenVINO takes no other spelling
+        export_model(fitted("auto"), tmp_path / "model.XML", format="openvino")
+
+
+def test_an_older_pair_stays_where_the_new_one_cant_take_its_place(fitted, write, monkeypatch, tmp_path):
+    model = fitted("auto")
+    before = [path.read_bytes() for path in write(model, "openvino").files]
+    whole = Path.replace
+
+    def replace(self, target):
+        if Path(target) == tmp_path / "model.bin":
+            raise PermissionError(13, "in use")
+        return whole(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(ArtifactError, match="in use"):
+        write(model, "openvino")
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_wrong_probabilities_are_seen(format, fitted, write, monkeypatch):
+    whole = ModelGraph.forward
+
+    def forward(self, pictures):
+        features, logits, likely, *others = whole(self, pictures)
+        return features, logits, likely * 0.99, *others
+
+    monkeypatch.setattr(ModelGraph, "forward", forward)
+    with pytest.raises(ArtifactError, match="probabilities differ by"):
+        write(fitted("auto"), format)
+
+
+def test_scores_that_do_not_add_up_are_seen(fitted, write, monkeypatch):
+    whole = ModelGraph.forward
+
+    def forward(self, pictures):
+        *others, parts = whole(self, pictures)
+        return *others, parts + 1
+
+    monkeypatch.setattr(ModelGraph, "forward", forward)
+    with pytest.raises(ArtifactError, match="'none of these' differ by"):
+        write(fitted("auto", reject=0.1))
+
+
+def test_batches_of_one_two_and_more_are_run_however_few_pictures(fitted, draw, write, monkeypatch):
+    whole, sizes = Predictor.run, []
+
+    def run(self, squares):
+        sizes.append(len(squares))
+        return whole(self, squares)
+
+    monkeypatch.setattr(Predictor, "run", run)
+    done = write(fitted("auto"), pictures=draw(1)[0][:1])
+    assert done.gate["n"] == 1
+    assert sizes[:2] == [1, 2]
+    assert sizes[2] > 2
+
+
+def test_more_costs_than_a_description_holds_are_told(fitted, write, monkeypatch, tmp_path):
+    monkeypatch.setattr("clipadapter.export._export.MAX_CHARACTERS", 1000)
+    with pytest.raises(InputError, match="costs of 3 classes are too many"):
+        write(fitted("auto"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_a_pair_is_opened(fitted, draw, tmp_path):
+    (tmp_path / "link.xml").symlink_to(tmp_path / "real.xml")
+    done = export_model(fitted("auto"), tmp_path / "link.xml", format="openvino")
+    assert {path.name for path in done.files} == {"real.bin", "real.xml"}
+    assert len(Predictor(done.path).predict(draw(1)[0])) == 3

@@ -179,3 +179,9 @@ def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     np.testing.assert_allclose(path, figures[f"c_path_{run}"], rtol=1e-12)
     found = LinearProbe.official(C=path[-1]).fit(X, y).predict(figures["test_features"])
     np.testing.assert_array_equal(found, figures[f"test_pred_{run}"])
+
+
+def test_pictures_that_are_all_alike_teach_nothing():
+    X, y = np.ones((15, 32), np.float32), ["a", "b", "c", "d", "e"] * 3
+    logits = LinearProbe().fit(X, y).logits(X)
+    np.testing.assert_allclose(logits, np.repeat(logits[:, :1], 5, axis=1), atol=1e-5)

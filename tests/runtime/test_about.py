@@ -76,6 +76,10 @@ def test_a_later_format_asks_for_an_update():
         About.from_json(changed(format=9))
 
 
+def trusted_otherwise(**changes):
+    return changed(trust={**json.loads(ABOUT.to_json())["trust"], **changes})
+
+
 def spoiled(name, **changes):
     arrays = json.loads(ABOUT.to_json())["trust_arrays"]
     arrays[name] |= changes
@@ -93,8 +97,20 @@ def spoiled(name, **changes):
         changed(class_names=["a"]),
         changed(class_names=["a", 2, "c"]),
         changed(class_names=["a", "b"]),
+        changed(class_names=["a", "b", "a"]),
+        changed(format="1"),
+        changed(format=True),
+        changed(format=0),
         changed(pixels={"size": 224}),
         changed(pixels={**PIXELS.facts(), "size": 10**9}),
+        changed(pixels={**PIXELS.facts(), "size": 8.5}),
+        changed(pixels={**PIXELS.facts(), "mean": ["a", "b", "c"]}),
+        changed(pixels={**PIXELS.facts(), "std": [float("nan")] * 3}),
+        changed(input=[]),
+        trusted_otherwise(calibrator={"temperature": 10**400, "n": 1}),
+        trusted_otherwise(calibrator={"temperature": 1.0, "n": float("inf")}),
+        trusted_otherwise(louder=10**400),
+        trusted_otherwise(conformal={"score": "lac", "by_class": False, "how": "cv+", "n_classes": 3}),
         changed(input="bytes"),
         changed(precision="fp8"),
         changed(trust=None),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,33 @@ def test_probabilities_are_of_the_calibrator(write):
     model = Predictor(write(about(trust=Trust(Calibrator(temperature=10.0))).to_json()))
     wanted = np.exp([1.0, 0.0, 0.0]) / np.exp([1.0, 0.0, 0.0]).sum()
     np.testing.assert_allclose(model.predict_proba([RED]), wanted[None], rtol=1e-6)
+
+
+def test_no_squares_give_outputs_of_the_same_widths(predictor):
+    some, none = (predictor.run(np.zeros((n, 4, 4, 3), np.uint8)) for n in (1, 0))
+    for name in ("logits", "features", "parts", "probabilities", "strangeness"):
+        assert getattr(none, name).shape == (0, *getattr(some, name).shape[1:]), name
+
+
+@pytest.mark.parametrize("one", ["red.png", Path("red.png"), RED, Image.fromarray(RED)])
+def test_one_picture_is_not_taken_for_many(one, predictor):
+    for ask in (predictor.predict, predictor.predict_proba, predictor.classify):
+        with pytest.raises(InputError, match="pictures must be given as a list, but came as"):
+            ask(one)
+
+
+def test_a_batch_of_none_is_refused(predictor):
+    with pytest.raises(InputError, match="batch_size must be 1 or more"):
+        list(predictor.stream([RED], batch_size=0))
+
+
+def test_squares_may_be_a_view(write):
+    pytest.importorskip("openvino")
+    path = write(about().to_json())
+    square = Predictor(path).square(RED)
+    for engine in ("onnxruntime", "openvino"):
+        seen = Predictor(path, engine=engine).run(square[None, ..., ::-1])  # blue first
+        assert seen.logits.argmax() == NAMES.index("blue")
 
 
 def test_no_pictures_give_no_answers(predictor):
@@ -168,6 +196,18 @@ def test_an_openvino_pair_is_read(write, tmp_path):
     assert Predictor(tmp_path / "model.xml").predict([RED]) == ["red"]
 
 
+def test_a_pair_that_is_written_over_does_not_change_a_model_that_is_open(write, tmp_path):
+    ov = pytest.importorskip("openvino")
+    made = ov.Core().read_model(write(about().to_json()))
+    made.set_rt_info(about().to_json(), ["clipadapter"])
+    ov.save_model(made, tmp_path / "model.xml", compress_to_fp16=False)
+    model = Predictor(tmp_path / "model.xml")
+    size = (tmp_path / "model.bin").stat().st_size
+    with (tmp_path / "model.bin").open("r+b") as weights:
+        weights.write(bytes(size))
+    assert model.predict([RED, GREEN]) == ["red", "green"]
+
+
 def test_neither_torch_nor_scikit_learn_is_imported(write, tmp_path):
     Image.fromarray(RED).save(tmp_path / "red.png")
     code = """
@@ -193,6 +233,11 @@ def test_a_missing_file_is_named(tmp_path):
         Predictor(tmp_path / "model.onnx")
 
 
+def test_a_file_that_cant_even_be_looked_at_is_told(tmp_path):
+    with pytest.raises(ArtifactError, match="can't be opened: File name too long"):
+        Predictor(tmp_path / ("x" * 300 + ".onnx"))
+
+
 def test_a_folder_says_how_to_export(tmp_path):
     with pytest.raises(ArtifactError, match="clipadapter export"):
         Predictor(tmp_path)
@@ -214,6 +259,78 @@ def test_a_strangers_graph_is_refused(write):
 def test_a_graph_that_does_not_fit_its_description_is_refused(write, options):
     with pytest.raises(ArtifactError, match="description"):
         Predictor(write(about().to_json(), **options))
+
+
+def bare(nodes, inputs, outputs, about):
+    """A graph of these nodes; inputs and outputs are shapes by name."""
+    from onnx import TensorProto, helper
+
+    told = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+        for shapes in (inputs, outputs)
+    ]
+    made = helper.make_model(
+        helper.make_graph(nodes, "bare", *told), opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    )
+    helper.set_model_props(made, {"clipadapter": about})
+    return made
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_graph_without_one_input_is_refused(engine, count, tmp_path):
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("openvino")
+    names = [f"squares{i}" for i in range(count)]
+    nodes = [onnx.helper.make_node("Identity", [name], [f"out{name}"]) for name in names]
+    nodes.append(
+        onnx.helper.make_node("Constant", [], ["features"], value=onnx.numpy_helper.from_array(np.eye(1, 3, dtype="f")))
+    )
+    wanted = {f"out{name}": [1, 3] for name in names} | {"features": [1, 3]}
+    made = bare(nodes, dict.fromkeys(names, [1, 3]), wanted, about(trust=Trust()).to_json())
+    onnx.save(made, tmp_path / "model.onnx")
+    with pytest.raises(ArtifactError, match="description"):
+        Predictor(tmp_path / "model.onnx", engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_text_where_it_describes_itself_is_refused(engine, write, tmp_path):
+    pytest.importorskip("openvino")
+    path = write("MARK")
+    path.write_bytes(path.read_bytes().replace(b"MARK", b"\xff\xff\xff\xff"))
+    with pytest.raises(ArtifactError, match="can't be opened"):
+        Predictor(path, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_square_of_another_side_than_the_graphs_is_told(engine, write):
+    pytest.importorskip("openvino")
+    other = about(pixels=PixelSpec(8, (0.0,) * 3, (1.0,) * 3)).to_json()
+    with pytest.raises(ArtifactError, match="can't be run on 1 pictures"):
+        Predictor(write(other), engine=engine).predict([RED])
+
+
+def test_answers_are_never_those_of_other_pictures(write, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(write(about().to_json()))
+    for node in model.graph.node:  # all pictures' mean
+        node.input[:] = ["each" if name == "logits" else name for name in node.input]
+        node.output[:] = ["each" if name == "logits" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["each"], ["logits"], axes=[0], keepdims=1))
+    onnx.save(model, tmp_path / "mean.onnx")
+    assert Predictor(tmp_path / "mean.onnx").predict([RED]) == ["red"]
+    with pytest.raises(ArtifactError, match=r"gives logits \(1, 3\) for 2 pictures"):
+        Predictor(tmp_path / "mean.onnx").predict([RED, GREEN])
+
+
+def test_what_is_no_number_is_no_answer(write, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(write(about().to_json()))
+    for constant in model.graph.initializer:
+        if constant.name == "weight":
+            constant.CopyFrom(onnx.numpy_helper.from_array(np.full((3, 3), np.nan, np.float32), "weight"))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(ArtifactError, match="some that are no numbers"):
+        Predictor(tmp_path / "nan.onnx").predict([RED], reject=0.1)
 
 
 def test_a_graph_without_the_rejectors_scores_is_refused(write):

@@ -31,6 +31,7 @@ def test_the_lines_of_the_page_are_answered(files, tmp_path):
         answers.append(json.loads(done.stdout))
     assert server.end() == 0
     server.process.stderr.close()
+    server.process.stdout.close()
     first, second, models, third, tensors = answers
     assert [one["label"] for one in first["predictions"] + third["predictions"]] == ["red", "red"]
     assert [one["label"] for one in second["predictions"]] == ["red", None]

@@ -1,4 +1,7 @@
+import time
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,6 +10,8 @@ from hypothesis import strategies as st
 from clipadapter.studio import Project
 from clipadapter.studio._acts import Acts
 from clipadapter.studio._panels import PANELS, Panels, advice
+from clipadapter.studio._pictures import Picture
+from clipadapter.studio._reading import Contents
 from clipadapter.studio._session import Session
 from clipadapter.studio._tab import Tab
 
@@ -183,3 +188,30 @@ def test_the_next_thing_to_do_is_said_in_one_sentence(acts, sent, png):
     said.append(advice(acts.project.contents))
     assert len(set(said)) == 6 and all(text.count(".") + text.count(":") <= 2 for text in said)
     assert said[0].startswith("Name your first class") and "“dog”" in said[3]
+
+
+def test_what_no_text_can_hold_is_sent_as_text(acts, sent):
+    tab = do(acts, do="rename", text="x", **{"class": "\ud800"})
+    assert tab.note.bad and tab.note.text.encode()
+    tab = do(acts, do="upload", **{"class": ""}, files=[sent(b"x", "\udce9.jpg")])
+    assert tab.note.text.encode()
+
+
+def test_a_class_of_thousands_is_drawn_in_a_moment(acts):
+    many = tuple(Picture(f"cat/{i}.png", Path(f"cat/{i}.png"), (0, i, 0, 0)) for i in range(12000))
+    contents = Contents({"cat": many}, {"cat": "cat"})
+    state = replace(acts.session.state, unreadable={one.key: "not an image" for one in many[::2]})
+    panels = Panels(acts.session)
+    panels._thumbnails.urls = lambda pictures, side: ["" for _ in pictures]
+    start = time.process_time()
+    cards = panels._classes(Tab(), state, contents)["cards"]
+    assert time.process_time() - start < 0.5
+    assert cards[0]["count"] == len(cards[0]["unreadable"]) == 6000
+
+
+def test_a_tab_that_is_remembered_costs_next_to_nothing(acts, sent, png):
+    do(acts, do="add-class", text="cat")
+    do(acts, do="upload", files=[sent(png("red", i)) for i in range(8)], **{"class": "cat"})
+    tab = Tab()
+    shown = Panels(acts.session).changed(tab)
+    assert sum(map(len, shown.values())) > 3000 and sum(map(len, tab.sent.values())) < 500

@@ -102,3 +102,44 @@ def test_a_step_is_on_disk_before_its_first_move(root):
     journal._make = lambda step: (seen.extend(lines(root)), make(step))
     journal.do("moving", [("a", "x/a")])
     assert [line["what"] for line in seen] == ["moving"] and lines(root)[-1] == {"done": 1}
+
+
+def test_nothing_of_a_line_stays_that_could_not_be_written(root, monkeypatch):
+    journal = opened(root)
+    journal.do("first", [("a", "x/a")])
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipadapter.studio._journal.os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.do("second", [("b", "x/b")])
+    assert (root / "b").is_file()
+    journal.do("third", [("b", "y/b")])
+    again = opened(root)
+    assert [step.what for step in again.steps] == ["first", "third"] and (root / "y" / "b").is_file()
+
+
+def test_what_cannot_be_finished_is_told(root):
+    opened(root).do("moving a", [("a", "x/a")])
+    (root / "x" / "a").rename(root / "a")
+    (root / "x").rmdir()
+    (root / "x").write_text("in the way")
+    journal = root / ".studio" / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines()[0] + "\n")  # killed before it was done
+    with pytest.raises(InputError, match="moving a was cut short, and can't be finished"):
+        opened(root)
+
+
+def test_a_journal_that_is_none_is_told(root):
+    place = root / ".studio" / "journal.jsonl"
+    place.parent.mkdir()
+    line = {"step": 1, "what": "", "moves": [], "folders": [], "before": {}, "after": {"a": ["no text"]}}
+    place.write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match="a class name is no text"):
+        opened(root)
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(InputError, match="can't read"):
+        opened(root)

@@ -78,3 +78,10 @@ def test_no_name_makes_a_data_set_read_a_class_as_a_part(tmp_path, png):
         place.mkdir()
         (place / "1.png").write_bytes(png("red"))
     assert load_dataset(tmp_path).splits == ("all",)
+
+
+def test_names_that_differ_only_in_how_accents_are_written_are_one():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    with pytest.raises(InputError, match="already"):
+        checked_name(composed, [apart])
+    assert folder_name(composed, [apart]) == f"{composed}-2"

@@ -114,3 +114,20 @@ def test_the_space_of_the_documents_can_be_built(tmp_path, monkeypatch):
     exec((tmp_path / "app.py").read_text(), names)
     assert launched == [names["page"]] and (tmp_path / "pictures" / ".studio").is_dir()
     names["page"].session.close()
+
+
+def test_other_pages_may_not_send_anything(page, tmp_path):
+    _, url, _ = page.launch(prevent_thread_lock=True)
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\ndata\r\n--x--\r\n'
+
+    def post(origin):
+        headers = {"Content-Type": "multipart/form-data; boundary=x", "Sec-Fetch-Site": origin}
+        request = urllib.request.Request(f"{url}gradio_api/upload", body, headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert post("cross-site") == post("same-site") == 403 and post("same-origin") == 200

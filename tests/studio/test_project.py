@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -245,3 +246,60 @@ def test_nothing_that_was_told_is_lost_by_a_kill(tmp_path):
         while project.undo():
             pass
         assert project.contents.classes == {}
+
+
+def test_what_cannot_be_undone_is_told_and_where_it_is(project, upload):
+    project.add_class("cat")
+    project.add("cat", [upload("red")])
+    project.remove_class("cat")
+    (project.root / "cat").mkdir()  # by another program
+    assert project.undo() == (
+        "removing the class 'cat', but 'cat' is there anew: the old one stays in .studio/trash/3/cat"
+    )
+    assert len(list((project.root / ".studio" / "trash" / "3" / "cat").iterdir())) == 1
+
+
+def test_train_is_no_class_when_its_last_class_is_removed(tmp_path, png):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(png("red"))
+    with Project(tmp_path) as project:
+        project.remove_class("cat")
+        assert list(project.contents.classes) == [] and project.contents.home == "train"
+        project.add_class("dog")
+        assert (tmp_path / "train" / "dog").is_dir()
+
+
+def test_class_folders_elsewhere_are_left_alone(tmp_path, upload, png):
+    (tmp_path / "elsewhere" / "cat").mkdir(parents=True)
+    (tmp_path / "p" / "test" / "cat").mkdir(parents=True)
+    (tmp_path / "p" / "test" / "cat" / "1.png").write_bytes(png("red"))
+    (tmp_path / "p" / "train").symlink_to(tmp_path / "elsewhere")
+    with Project(tmp_path / "p") as project:
+        assert list(project.contents.classes) == []
+        with pytest.raises(InputError, match="leads out of the folder"):
+            project.add_class("dog")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["cat"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text there")
+def test_names_that_are_no_text_can_be_shown_and_changed(tmp_path, png):
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    (place / os.fsdecode(b"\xe9.png")).write_bytes(png("red"))
+    with Project(tmp_path) as project:
+        name = next(iter(project.contents.classes))
+        (key,) = keys(project, name)
+        assert (name + key).encode() and name == "caf\\udce9"
+        project.add_class("cat")
+        assert project.label([key], "cat").keys
+        project.undo()
+        assert project.remove([key]) == 1 and project.undo() and keys(project, name) == [key]
+        assert project.rename_class(name, "caf\u00e9") and len(keys(project, "caf\u00e9")) == 1
+
+
+def test_a_picture_that_is_named_twice_is_moved_once(project, upload):
+    for name in ("a", "b"):
+        project.add_class(name)
+    (key,) = project.add("a", [upload("red")]).keys
+    moved = project.label([key, key], "b").keys
+    assert len(moved) == 1 and project.remove([*moved, *moved]) == 1

@@ -202,3 +202,27 @@ def test_closing_ends_the_thread_and_lets_others_in(tmp_path):
     Session(Project(tmp_path / "p"), "toy", cache=None).close()
     assert threading.active_count() == before
     Project(tmp_path / "p").close()
+
+
+def test_no_older_model_is_saved_for_a_newer_one(session, monkeypatch):
+    monkeypatch.setattr("clipadapter.studio._session.PATIENCE", 0.2)
+    for name in ("red", "blue"):
+        session.project.add(name, [noisy(name, 0)])
+    settled(session)
+    session.save()
+    encode = session.encoder.encode_pixels
+    session.encoder.encode_pixels = lambda pixels: (time.sleep(1), encode(pixels))[1]
+    session.project.add("red", [noisy("red", 1)])
+    session.changed()
+    with pytest.raises(InputError, match="not learned yet .* takes long: save again"):
+        session.save()
+
+    def broken(pixels):
+        raise StoreError("the disk is full")
+
+    assert session.wait(30)
+    session.encoder.encode_pixels = broken
+    session.project.add("red", [noisy("red", 2)])
+    settled(session)
+    with pytest.raises(InputError, match="not learned yet .the disk is full"):
+        session.save()

@@ -161,6 +161,12 @@ def test_alike_shots_give_plain_distances():
 # The threshold
 
 
+def test_the_smallest_rates_have_a_threshold():
+    rejector = learn_rejector(np.eye(3).repeat(4, axis=0) + 0.01 * np.arange(12)[:, None], np.arange(3).repeat(4), 3)
+    values = [rejector.threshold(rate).value for rate in (1e-2, 1e-9, 1e-17, 1e-300)]
+    assert np.isfinite(values).all() and values == sorted(values)
+
+
 @pytest.mark.parametrize(("rate", "position"), [(0.5, 10), (0.05, 19), (0.1, 18), (0.3, 14)])
 def test_the_threshold_is_the_conformal_quantile(rate, position):
     """Of r = 19: the ceil(20 (1 - rate))-th lowest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,7 @@ from clipadapter.errors import InputError
 
 KEY = "evaluation"
 """Where it lies in the provenance."""
+Share = Annotated[float, Field(ge=0, le=1)]
 WORST = 5
 """How many classes are kept, the worst first."""
 
@@ -23,12 +24,12 @@ class _Facts(BaseModel):
 class Figures(_Facts):
     """What one method reaches; those of several labels a picture are the last two and ``macro_f1``."""
 
-    accuracy: float | None = None
-    macro_f1: float | None = None
-    log_loss: float | None = None
-    calibration_error: float | None = None
-    mean_average_precision: float | None = None
-    micro_f1: float | None = None
+    accuracy: Share | None = None
+    macro_f1: Share | None = None
+    log_loss: float | None = Field(default=None, ge=0)
+    calibration_error: Share | None = None
+    mean_average_precision: Share | None = None
+    micro_f1: Share | None = None
 
 
 class ClassFigures(_Facts):
@@ -57,7 +58,7 @@ class Evaluated(_Facts):
     """
 
     data: str
-    n: int = Field(gt=0)
+    n: int = Field(gt=0, lt=1 << 53)
     skipped: int = 0
     among_shots: int = 0
     created: str = ""

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,13 +117,15 @@ def check_place(folder: str | Path) -> Path:
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; give a folder for the model")
-    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file():
+    # Many things have a config.json, and what is there is replaced.
+    ours = all((target / name).is_file() for name in (CONFIG, TENSORS))
+    if target.is_dir() and any(target.iterdir()) and not ours:
         raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
     return target
 
 
 def write_artifact(folder: str | Path, files: Mapping[str, bytes]) -> Path:
-    """Write a model, or replace one.
+    """Write a model, or replace one; other files that somebody laid beside its own stay.
 
     Args:
         folder: made if missing; one that holds something else than a model is refused.
@@ -163,14 +166,22 @@ def _swap(fresh: Path, target: Path) -> None:
         fresh.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / "model")
     try:
-        fresh.rename(target)
+        target.rename(old / "model")
+        try:
+            fresh.rename(target)
+        except OSError:
+            (old / "model").rename(target)
+            raise
     except OSError:
-        (old / "model").rename(target)
+        with suppress(OSError):
+            old.rmdir()  # it may hold what could not be put back
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    found = [] if (old / "model").is_symlink() else list((old / "model").iterdir())
+    for path in found:
+        if path.name not in OURS or (path.name == CARD and not (target / CARD).exists()):
+            path.rename(target / path.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _describe(blob: bytes, arrays: Mapping[str, NDArray[Any]]) -> FilePart:

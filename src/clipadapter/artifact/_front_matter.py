@@ -93,10 +93,10 @@ def _metrics(figures: Figures, whose: str) -> Sequence[dict[str, Any]]:
 
 
 def _yaml(value: dict[str, Any] | list[Any]) -> list[str]:
-    """Lines of YAML; texts and numbers are written as in JSON, which YAML reads alike."""
+    """Lines of YAML."""
     lines = []
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        inner = _yaml(item) if isinstance(item, dict | list) else [json.dumps(item, ensure_ascii=False)]
+        inner = _yaml(item) if isinstance(item, dict | list) else [_scalar(item)]
         if isinstance(value, list):
             lines += [f"- {inner[0]}", *(f"  {line}" for line in inner[1:])]
         elif isinstance(item, dict | list):
@@ -104,3 +104,9 @@ def _yaml(value: dict[str, Any] | list[Any]) -> list[str]:
         else:
             lines.append(f"{key}: {inner[0]}")
     return lines
+
+
+def _scalar(item: object) -> str:
+    """A text or number as in JSON, which YAML reads alike; but YAML forbids letters that JSON lets stand."""
+    text = json.dumps(item, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)

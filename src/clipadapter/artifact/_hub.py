@@ -175,8 +175,19 @@ def _public(folder: str | Path) -> ArtifactConfig:
     strange = sorted(set(config.files) - set(OURS))
     if strange:
         raise ArtifactError(f"{folder} names files that no model has: {', '.join(strange)}")
-    name = re.sub(r"(local-dir:|simclr:)[^+]*[/\\]", r"\1", config.encoder.name)
+    name = without_paths(config.encoder.name)
     return config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
+
+
+def without_paths(name: str) -> str:
+    """The name of an encoder with the last part alone of paths of this machine.
+
+    >>> without_paths("open_clip:local-dir:/home/ann/clip")
+    'open_clip:local-dir:clip'
+    """
+    # A folder may be called "a+b"; where a plus joins two encoders, the second one's scheme follows it.
+    parts = re.compile(r"(local-dir:|simclr:)(.*?)(?=\+[a-z_]+:|$)")
+    return parts.sub(lambda found: found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1], name)
 
 
 def _graphs(exported: Sequence[str | Path]) -> list[Path]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.artifact._card import model_card
 from clipadapter.artifact._evaluation import still_of
 from clipadapter.artifact._files import (
     CARD,
@@ -32,6 +31,7 @@ from clipadapter.artifact._files import (
     read_config,
     write_artifact,
 )
+from clipadapter.artifact._record import card_of
 from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
@@ -98,7 +98,9 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True) -
         provenance={**_provenance(model.support), **({"evaluation": measured} if measured else {})},
         files=parts,
     )
-    return write_artifact(folder, {**blobs, CARD: model_card(config).encode(), CONFIG: config_bytes(config)})
+    card = card_of(folder, config)
+    cards = {} if card is None else {CARD: card.encode()}  # one that a person has written stays
+    return write_artifact(folder, {**blobs, **cards, CONFIG: config_bytes(config)})
 
 
 def load_model(folder: str | Path) -> Model:

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from typing_extensions import Self
 
 from clipadapter.artifact import fetch, push
+from clipadapter.errors import InputError
 
 
 class OnHub(ModelHubMixin, ABC):
@@ -86,6 +87,11 @@ class OnHub(ModelHubMixin, ABC):
         """
         if Path(pretrained_model_name_or_path).is_dir():
             return cls.load(pretrained_model_name_or_path, **params)
+        if Path(pretrained_model_name_or_path).is_file():
+            raise InputError(
+                f"{pretrained_model_name_or_path} is a file: give the model's folder; what 'clipadapter export' wrote "
+                "is opened by clipadapter.runtime.Predictor"
+            )
         folder = fetch(
             str(pretrained_model_name_or_path),
             revision=revision,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import pkgutil
 import sys
@@ -58,6 +59,10 @@ class Commands(click.Group):
             if missing is None or ctx.params["debug"]:
                 raise
             raise Failure(str(missing)) from error
+        except OSError as error:  # of a file that can't even be looked at; others are none of the user's
+            if ctx.params["debug"] or not error.filename or error.errno == errno.EPIPE:
+                raise
+            raise Failure(f"{error.filename!s} can't be used: {error.strerror}") from error
         except KeyboardInterrupt:
             click.echo("\ninterrupted", err=True)
             ctx.exit(INTERRUPTED)

@@ -144,7 +144,7 @@ def _check_folder(folder: Path) -> None:
         full = folder.is_dir() and any(folder.iterdir())
     except OSError as error:
         raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
-    if full and not (folder / "config.json").is_file():
+    if full and not all((folder / name).is_file() for name in ("config.json", "head.safetensors")):
         raise ArtifactError(f"{folder} holds other files than a model; give a new or empty folder")
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give a folder for the model")

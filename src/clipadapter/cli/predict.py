@@ -59,7 +59,7 @@ def command(
                 raise ImageError(answer.source, answer.error)
             out.warn(f"{answer.source}: {answer.error}")
         if answer.error is None or out.as_json:
-            out.row(_record(answer), _lines(answer, width))
+            out.row(answer.record(), _lines(answer, width))
     if not read:
         raise DataError(f"none of the {total} pictures can be read" if total else "there are no pictures to name")
     if read < total:
@@ -80,9 +80,12 @@ def _expand(path: Path) -> Iterable[Path]:
     from clipadapter.data.load import read_listing
     from clipadapter.data.manifests import is_manifest
 
-    if path.is_dir():
-        return list_images(path)
-    return read_listing(path).dataset.paths if is_manifest(path) else [path]
+    try:
+        if path.is_dir():
+            return list_images(path)
+        return read_listing(path).dataset.paths if is_manifest(path) else [path]
+    except OSError:  # a name too long, or a folder that is another's: told when the picture is read
+        return [path]
 
 
 def _answers(
@@ -113,7 +116,7 @@ def _exported(
     model: Path, inputs: Sequence[str], top: int, wanted: Wanted, towers: Towers, out: Output
 ) -> Iterator[tuple[Prediction, int]]:
     """Answers of an exported file."""
-    from clipadapter.runtime import Predictor
+    from clipadapter.runtime import BATCH, Predictor
 
     if (towers.encoder, towers.device, towers.precision) != (None, "cpu", "auto"):
         raise InputError(
@@ -123,7 +126,7 @@ def _exported(
     predictor = Predictor(model, engine=towers.engine)
     asked = _asked(wanted, predictor.trust, predictor.class_names, out)
     hidden = not out.progress or sys.stdout.isatty()
-    answers = predictor.stream(_pictures(inputs), top, towers.batch_size, **asked)
+    answers = predictor.stream(_pictures(inputs), top, min(towers.batch_size, BATCH), **asked)
     with tqdm(answers, desc="pictures", unit="img", disable=hidden) as bar:
         yield from _told(bar, predictor.class_names)
 
@@ -160,16 +163,3 @@ def _lines(answer: Prediction, width: int) -> str:
         why = f"nearest {answer.nearest}, but {answer.reason}"
         lines[0] = f"{'-'.ljust(width)}  {answer.probability:.3f}  {answer.source}  {why}"
     return "\n".join(lines)
-
-
-def _record(answer: Prediction) -> dict[str, Any]:
-    return {
-        "source": answer.source,
-        "label": answer.label,
-        "probability": answer.probability,
-        "top": [{"label": name, "score": score} for name, score in answer.top],
-        "nearest": answer.nearest,
-        "reason": answer.reason,
-        "labels": None if answer.labels is None else list(answer.labels),
-        "error": answer.error,
-    }

@@ -100,8 +100,9 @@ def _serve(page: Page, host: str, port: int | None, password: str | None, browse
     """
     auth = (USER, password) if password else None
     try:
+        name = f"[{host}]" if ":" in host else host
         _, url, _ = page.launch(
-            server_name=host, server_port=port, auth=auth, inbrowser=browser, prevent_thread_lock=True, share=False
+            server_name=name, server_port=port, auth=auth, inbrowser=browser, prevent_thread_lock=True, share=False
         )
     except OSError as error:
         raise InputError(f"can't listen on {host}, port {port or '7860 to 7959'}: {error}") from error

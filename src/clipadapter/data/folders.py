@@ -98,4 +98,4 @@ class _Walk:
         if not any(found.values()):
             return [Sample(path, None, split) for path in images]
         self.leave(images, "not in a class folder")
-        return [Sample(path, folder.name, split) for folder, inside in found.items() for path in inside]
+        return [Sample(path, shown(folder.name), split) for folder, inside in found.items() for path in inside]

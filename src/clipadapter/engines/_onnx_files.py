@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,25 @@ FIRST = 3
 """Convolutions at the beginning that stay in float in int8, if nothing else is said."""
 STEP = 8
 """Pictures that are calibrated at a time."""
+_ONE = threading.RLock()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No advice to the developer on the way, and no handler that such advice would leave at the root logger."""
-    handler, root, before = logging.NullHandler(), logging.getLogger(), logging.root.manager.disable
-    root.addHandler(handler)
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        root.removeHandler(handler)
+    """No advice to the developer on the way, and no handler that such advice would leave at the root logger.
+
+    One thread at a time: what is switched off is the process's.
+    """
+    handler, root = logging.NullHandler(), logging.getLogger()
+    with _ONE:
+        before = logging.root.manager.disable
+        root.addHandler(handler)
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            root.removeHandler(handler)
 
 
 def quantise(

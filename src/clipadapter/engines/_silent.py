@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -11,21 +12,32 @@ from clipadapter.errors import require
 
 SWITCHES = {"CI": "true", "NNCF_CI": "1", "ORT_DISABLE_TELEMETRY": "1"}
 """Environment variables by which they leave it; they know no other way that leaves the user's home folder alone."""
+_LOCK = threading.Lock()
+_INSIDE: list[dict[str, str | None]] = []
+"""What the environment said before, once for each that is inside `nothing_told`: threads may be there together."""
 
 
 @contextmanager
 def nothing_told() -> Iterator[None]:
     """Import and use them in here: nothing leaves the machine, and no file comes into the user's home folder."""
-    before = {name: os.environ.get(name) for name in SWITCHES}
-    os.environ.update(SWITCHES)
+    with _LOCK:
+        _INSIDE.append(_INSIDE[0] if _INSIDE else {name: os.environ.get(name) for name in SWITCHES})
+        os.environ.update(SWITCHES)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        with _LOCK:
+            before = _INSIDE.pop()
+            if not _INSIDE:  # the last one out
+                _restore(before)
+
+
+def _restore(before: dict[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def require_silent(module: str, extra: str, purpose: str) -> ModuleType:

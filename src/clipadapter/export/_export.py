@@ -23,7 +23,7 @@ from clipadapter.export._pictures import Pictures, find_pictures, squares_of
 from clipadapter.export._towers import towers_of
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About, Predictor
-from clipadapter.runtime._about import INPUTS, KEY
+from clipadapter.runtime._about import INPUTS, KEY, MAX_CHARACTERS
 
 FORMATS: Mapping[str, type[ModelFile]] = {"onnx": OnnxFile, "openvino": OpenVinoFile}
 PRECISIONS = ("fp32", "int8")
@@ -85,6 +85,7 @@ def export_model(
         InputError: if the encoder or the head can't be exported, a value is wrong, or int8 has no pictures.
         MissingExtraError: if a package is missing.
 
+    >>> import numpy as np
     >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
     >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -126,12 +127,19 @@ def _checked(format: str, precision: str, source: str) -> type[ModelFile]:  # no
 
 def _target(path: Path, kind: type[ModelFile]) -> Path:
     """Where to write; a link is followed."""
-    if path.suffix.lower() != kind.suffix:
+    pair = kind is OpenVinoFile
+    if (path.suffix if pair else path.suffix.lower()) != kind.suffix:  # OpenVINO writes no .XML
         raise InputError(f"{path} would be no {kind.suffix} file by its name: give a name that ends with {kind.suffix}")
-    for each in (path, path.with_suffix(".bin")) if kind is OpenVinoFile else (path,):
-        if each.exists() and not each.is_file():
-            raise InputError(f"{each} is no ordinary file: give another name")
-    return path.resolve()
+    try:
+        target = path.resolve()
+        for each in (target, target.with_suffix(".bin")) if pair else (target,):
+            if each.exists() and not each.is_file():
+                raise InputError(f"{each} is no ordinary file: give another name")
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null character
+        raise InputError(f"{path} can't be the name of a file ({error}): give another name") from error
+    return target
 
 
 @contextlib.contextmanager
@@ -193,14 +201,30 @@ def _compared(file: ModelFile, told: About, model: FewShotClassifier, found: Pic
 
 
 def _texts(told: About) -> dict[str, str]:
-    """The description; class names a second time, where people look for them."""
-    return {KEY: told.to_json(), "class_names": json.dumps(list(told.class_names))}
+    """The description; class names a second time, where people look for them.
+
+    Raises:
+        InputError: if it is too long to be read again.
+    """
+    text = told.to_json()
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(
+            f"a file can't hold what the model is asked for: costs of {len(told.class_names)} classes are too many. "
+            "Export it without costs, and give them with the pictures (costs=..., or --cost)"
+        )
+    return {KEY: text, "class_names": json.dumps(list(told.class_names))}
 
 
 def _named(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
-    """Give files their names, the one that is opened last."""
-    if len(written) > 1:  # a graph must not meet the weights of another
-        target.unlink(missing_ok=True)
-    for path in written:
-        path.replace(target.with_suffix(path.suffix))
+    """Give files their names, the one that is opened last; what stops it leaves an older pair, or none."""
+    before = written[0].with_name("before")
+    if len(written) > 1 and target.exists():  # a graph must not meet the weights of another
+        target.replace(before)
+    try:
+        for path in written:
+            path.replace(target.with_suffix(path.suffix))
+    except BaseException:
+        if before.exists() and written[0].exists():  # the older weights are in their place still
+            before.replace(target)
+        raise
     return tuple(target.with_suffix(path.suffix) for path in written)

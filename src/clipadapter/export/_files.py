@@ -60,7 +60,11 @@ class ModelFile(ABC):
 
     @abstractmethod
     def write(self, texts: Mapping[str, str]) -> list[Path]:
-        """Write it with these texts as its description; the file that is opened comes last."""
+        """Write it with these texts as its description; the file that is opened comes last.
+
+        Raises:
+            OSError: if there is no room for it.
+        """
 
 
 class OnnxFile(ModelFile):
@@ -78,8 +82,9 @@ class OnnxFile(ModelFile):
     def convert(self, rows: NDArray[Any] | None) -> None:
         """See `ModelFile.convert`."""
         self._check_size()
-        path = self.folder / self.name
-        plain = self.folder / "plain.onnx" if rows is not None else path
+        path, steps = self.folder / self.name, self.folder / "steps"
+        steps.mkdir()  # the file may have the name of a step to it
+        plain = steps / "plain.onnx" if rows is not None else path
         with quiet():
             write_graph(self.graph, self.graph.example, plain, self.graph.input, self.graph.outputs)
             if rows is not None:
@@ -146,7 +151,10 @@ class OpenVinoFile(ModelFile):
         with nothing_told():
             for key, value in texts.items():
                 self._model.set_rt_info(value, [key])
-            open_openvino().save_model(self._model, path, compress_to_fp16=False)
+            try:
+                open_openvino().save_model(self._model, path, compress_to_fp16=False)
+            except RuntimeError as error:  # a full disk, most likely: it does not say
+                raise OSError(str(error).strip().split("\n")[-1]) from error
         return [path.with_suffix(".bin"), path]
 
 

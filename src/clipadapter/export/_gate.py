@@ -23,6 +23,7 @@ Array = NDArray[Any]
 BATCHES = (1, 2)
 """Sizes of the first batches; what is left comes in batches of `BATCH`."""
 BATCH = 32
+LEAST_ROWS = sum(BATCHES) + 3
 RATE = 0.05
 """Rate of rejection that decisions are compared at, if the model is not asked for another."""
 
@@ -38,6 +39,7 @@ class Limits:
         agreement: least share of the same answers.
         rejected: least share of pictures that are "none of these" for both or for none.
         strangeness: largest difference of the score of that, in standard deviations of the shots'; or None.
+        calibration: largest difference of a probability from what the model would make of the file's logits.
     """
 
     least: float
@@ -46,6 +48,7 @@ class Limits:
     agreement: float
     rejected: float
     strangeness: float | None
+    calibration: float = 1e-3
 
 
 EXACT = Limits(0.99999, 0.99999, 1e-3, 0.98, 0.98, 0.05)
@@ -94,13 +97,18 @@ def judge(model: FewShotClassifier, predictor: Predictor, pictures: Pictures) ->
     """
     found = extract(model.encoder_, pictures.compared, batch_size=model.batch_size)
     if not found.rows:
-        raise DataError(f"none of the {len(pictures.compared)} pictures to compare the file on can be read")
+        raise DataError(
+            f"none of the {len(pictures.compared)} pictures to compare the file on can be read: give others "
+            "(pictures=..., or --pictures DATA)"
+        )
     features = found.features[:, 0]
-    outputs = _outputs(predictor, [pictures.compared[i] for i in found.rows])
-    figures = compare(model.trust_, features, model.head_.logits(features), outputs)
+    n = len(features)
+    again = np.arange(max(n, LEAST_ROWS)) % n  # few pictures come several times, for batches of all sizes
+    outputs = _outputs(predictor, [pictures.compared[found.rows[i]] for i in again])
+    figures = {**compare(model.trust_, features[again], model.head_.logits(features)[again], outputs), "n": n}
     exact = (model.encoder_.info.precision, predictor.precision) == ("fp32", "fp32")
     told = tuple(faults(figures, EXACT if exact else NEAR))
-    return Gate({"pictures": pictures.kind, **figures}, told, f"{len(features)} {KINDS[pictures.kind]}")
+    return Gate({"pictures": pictures.kind, **figures}, told, f"{n} {KINDS[pictures.kind]}")
 
 
 def compare(trust: Trust, features: Array, logits: Array, outputs: Outputs) -> dict[str, Any]:
@@ -114,8 +122,9 @@ def compare(trust: Trust, features: Array, logits: Array, outputs: Outputs) -> d
 
     Returns:
         ``n``; ``cosine_least`` and ``cosine_mean`` of features; ``logits``, the largest difference in standard
-        deviations of all logits; ``probabilities``, the largest difference; ``agreement``, the share of the same best
-        class, or of pairs of picture and class if there may be several. With a rejector: ``strangeness``, the largest
+        deviations of all logits; ``probabilities``, the largest difference; ``calibration``, the largest difference of
+        the file's from what `trust` makes of the file's logits; ``agreement``, the share of the same best class, or of
+        pairs of picture and class if there may be several. With a rejector: ``strangeness``, the largest
         difference of the score in standard deviations of the shots', and ``rejected``, the share of the same decisions
         at ``rate``.
     """
@@ -128,16 +137,19 @@ def compare(trust: Trust, features: Array, logits: Array, outputs: Outputs) -> d
         "cosine_mean": alike.mean,
         "logits": _largest(logits, outputs.logits) / max(float(np.std(logits)), 1e-12),
         "probabilities": _largest(wanted, outputs.probabilities),
+        "calibration": _largest(trust.probabilities(outputs.logits), outputs.probabilities),
         "agreement": float((_said(trust, logits) == _said(trust, outputs.logits)).mean()),
     }
-    if trust.rejector is not None and outputs.strangeness is not None:
+    if trust.rejector is not None and outputs.strangeness is not None and outputs.parts is not None:
         rate = trust.asked.reject or RATE
         limit = trust.rejector.threshold(rate).value
         own = trust.rejector.scores(features, logits, wanted)
         spread = float(np.std(trust.rejector.total(trust.rejector.held_out)))
+        # Other readers take the sum, `Predictor` the parts.
+        theirs = np.stack([outputs.strangeness, trust.rejector.total(outputs.parts)])
         figures |= {
-            "strangeness": _largest(own, outputs.strangeness) / max(spread, 1e-12),
-            "rejected": float(((own > limit) == (outputs.strangeness > limit)).mean()),
+            "strangeness": _largest(own, theirs) / (spread if spread > 1e-6 else 1.0),
+            "rejected": float(((own > limit) == (theirs > limit)).all(axis=0).mean()),
             "rate": rate,
         }
     return {name: value if isinstance(value, int) else round(float(value), 9) for name, value in figures.items()}
@@ -146,13 +158,15 @@ def compare(trust: Trust, features: Array, logits: Array, outputs: Outputs) -> d
 def faults(figures: Mapping[str, Any], limits: Limits) -> list[str]:
     """What is off by too much, in words."""
     found = []
-    if figures["cosine_least"] < limits.least or figures["cosine_mean"] < limits.mean:
+    if not (figures["cosine_least"] >= limits.least and figures["cosine_mean"] >= limits.mean):
         found.append(
             f"features have a least cosine of {figures['cosine_least']:.5f} and a mean of "
             f"{figures['cosine_mean']:.5f}, where {limits.least} and {limits.mean} are needed"
         )
     if limits.logits is not None and not figures["logits"] <= limits.logits:
         found.append(f"logits differ by {figures['logits']:.2g} of their spread, more than {limits.logits:g}")
+    if not figures["calibration"] <= limits.calibration:
+        found.append(f"probabilities differ by {figures['calibration']:.2g} from those of its logits")
     if limits.strangeness is not None and not figures.get("strangeness", 0.0) <= limits.strangeness:
         found.append(
             f"scores of 'none of these' differ by {figures['strangeness']:.2g}, more than {limits.strangeness}"
@@ -172,7 +186,7 @@ def _outputs(predictor: Predictor, sources: Sequence[ImageSource]) -> Outputs:
     try:
         parts = [predictor.run(batch) for batch in batches]
     except Exception as error:  # those of runtimes have no common base
-        reason = str(error).strip().split("\n")[-1]
+        reason = str(error.__cause__ or error).strip().split("\n")[-1]
         raise ArtifactError(
             f"the file could not be run on batches of {', '.join(map(str, map(len, batches)))}, so it was not written "
             f"({reason}): the head or the image tower is no graph for any number of pictures. See docs/export.md"

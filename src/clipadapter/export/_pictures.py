@@ -89,7 +89,7 @@ def squares_of(sources: Sequence[ImageSource], pixels: PixelSpec) -> NDArray[np.
         except ImageError:
             continue  # it says nothing of a range
     if not found:
-        raise DataError(f"none of the {len(sources)} pictures to calibrate int8 with can be read")
+        raise DataError(f"none of the {len(sources)} pictures to calibrate int8 with can be read: give others")
     return np.stack(found)
 
 
@@ -108,7 +108,11 @@ def draw(n: int, size: int, seed: int = 0) -> list[ImageSource]:
 def _listed(given: str | Path | Sequence[ImageSource] | None) -> list[ImageSource]:
     if given is None:
         return []
-    return list(read_listing(given).dataset.paths) if isinstance(given, str | Path) else list(given)
+    if isinstance(given, str | Path):
+        return list(read_listing(given).dataset.paths)
+    if not isinstance(given, Sequence):
+        raise InputError(f"pictures must be given as a list, a folder or a table, but came as {type(given).__name__}")
+    return list(given)
 
 
 def _is_file(name: str) -> bool:

@@ -77,7 +77,7 @@ class Regression:
         penalty = self._penalty(C)
         first = value, gradient = self._value(self.point, penalty) if self.point[0].any() else self.start
         slope = _squared(gradient)
-        if min(float(gradient.abs().sum()), value) < NOTHING:
+        if not slope > 0 or min(float(gradient.abs().sum()), value) < NOTHING:  # alike rows teach nothing
             return 1
         # The Newton step along the gradient, or that which would take all of the loss if it fell as steeply as here.
         step = min(slope / max(self._curvature(gradient, penalty), 1e-30), value / slope)

@@ -4,7 +4,7 @@ Needs numpy, Pillow, and ONNX Runtime or OpenVINO.
 """
 
 from clipadapter.runtime._about import About
-from clipadapter.runtime._model import Outputs, RuntimeModel
+from clipadapter.runtime._model import BATCH, Outputs, RuntimeModel
 from clipadapter.runtime._predictor import Predictor
 
-__all__ = ["About", "Outputs", "Predictor", "RuntimeModel"]
+__all__ = ["BATCH", "About", "Outputs", "Predictor", "RuntimeModel"]

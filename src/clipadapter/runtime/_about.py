@@ -25,6 +25,8 @@ RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates of rejection whose thresholds are written out, for readers without this package."""
 MAX_CHARACTERS = 64 << 20
 DTYPES = ("<f8", "<f4", "<i8", "<i4", "|b1")
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ClipAdapterError)
+"""What comes of facts that are other than they were written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,31 +105,46 @@ class About:
             raise ArtifactError(f"the file's description has {len(text) >> 20} million characters: it is none of ours")
         try:
             raw = json.loads(text)
-            number = raw["format"]
-            if isinstance(number, int) and number > FORMAT:
-                raise ArtifactError(
-                    f"the file has format {number}, this version reads up to {FORMAT}: update clipadapter"
-                )
+            _check_format(raw["format"])
             names = tuple(_names(raw["class_names"]))
             arrays = {name: _unpacked(name, value) for name, value in raw["trust_arrays"].items()}
             trust = Trust.from_state(raw["trust"], arrays, len(names), light=True)
-            about = cls(names, PixelSpec.from_facts(raw["pixels"]), trust, raw["input"], raw["precision"])
+            if trust.conformal is not None and trust.conformal.how == "cv+":
+                raise ValueError("its sets need the heads of single folds")
+            about = cls(names, _pixels(raw["pixels"]), trust, raw["input"], raw["precision"])
             given = {name: dict(raw[name]) for name in ("encoder", "head", "provenance", "gate")}
         except ArtifactError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ClipAdapterError) as error:
+        except DAMAGE as error:
             raise ArtifactError(f"the file's description is damaged ({error!r}): export the model again") from error
-        if about.input not in INPUTS or about.precision not in ("fp32", "int8"):
+        if about.input not in tuple(INPUTS) or about.precision not in ("fp32", "int8"):
             raise ArtifactError(
                 f"the file has input {about.input!r} and precision {about.precision!r}: update clipadapter"
             )
         return cls(names, about.pixels, trust, about.input, about.precision, **given)
 
 
+def _check_format(number: Any) -> None:
+    if type(number) is not int or number < 1:
+        raise ValueError(f"its format is {number!r}")
+    if number > FORMAT:
+        raise ArtifactError(f"the file has format {number}, this version reads up to {FORMAT}: update clipadapter")
+
+
 def _names(value: Any) -> list[str]:
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(name, str) for name in value):
         raise ValueError("class names must be two texts or more")
+    if len(set(value)) < len(value):
+        raise ValueError("two classes have the same name")
     return value
+
+
+def _pixels(facts: Any) -> PixelSpec:
+    found = PixelSpec.from_facts(facts)
+    numbers = (*found.mean, *found.std)
+    if type(found.size) is not int or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        raise ValueError(f"its pixels are {found}")
+    return found
 
 
 def _packed(array: NDArray[Any]) -> dict[str, Any]:

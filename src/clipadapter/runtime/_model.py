@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.data.images import MAX_PIXELS, ImageSource, read_image, source_name
-from clipadapter.errors import ImageError
+from clipadapter.errors import ImageError, InputError
 from clipadapter.pixels import PixelSpec, shrink_to
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.trust import Answers, Trust
 
-BATCH = 32
+BATCH = 8
+"""Pictures that are answered at a time: in larger batches ONNX Runtime takes half as long again for each."""
 AHEAD = 2
 """Batches that are read while one is answered."""
 
@@ -149,8 +150,11 @@ class RuntimeModel(ABC):
             asked: as for `answers`.
 
         Raises:
-            InputError: if something is asked for that was not learned from the shots.
+            InputError: if something is asked for that was not learned from the shots, the batch size is below 1, or one
+                picture came instead of several.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
         for seen, outputs in self._batches(images, batch_size):
             told, place = self.answers(outputs, **asked), 0
             for picture in seen:
@@ -162,6 +166,8 @@ class RuntimeModel(ABC):
 
     def _batches(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[tuple[list[_Seen], Outputs]]:
         """Pictures, and what the graph says of those that can be read."""
+        if isinstance(images, str | np.ndarray) or not isinstance(images, Iterable):
+            raise InputError(f"pictures must be given as a list, but came as {type(images).__name__}")
         given = iter(images)
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
             waiting: deque[list[Future[_Seen]]] = deque()

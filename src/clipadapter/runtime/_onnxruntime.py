@@ -28,7 +28,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
     """
     ort = require_silent("onnxruntime", "runtime", "An exported .onnx file")
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # fatal errors; others are raised as well
     # Threads that wait for the next batch must leave the cores to those that read it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
@@ -41,8 +41,8 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         raise ArtifactError(f"{path} can't be opened by ONNX Runtime ({reason}): copy or export it again") from error
     if about is None:
         raise ArtifactError(f"{path} was not written by 'clipadapter export': it says nothing of its classes")
-    names = [output.name for output in session.get_outputs()]
-    source = session.get_inputs()[0].name
+    names, inputs = [output.name for output in session.get_outputs()], [each.name for each in session.get_inputs()]
+    source = inputs[0] if len(inputs) == 1 else ""
 
     def run(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return dict(zip(names, session.run(names, {source: rows}), strict=True))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.engines._silent import require_silent
-from clipadapter.errors import ArtifactError
-from clipadapter.runtime._about import KEY
+from clipadapter.errors import ArtifactError, MissingExtraError
+from clipadapter.runtime._about import INPUTS, KEY
 from clipadapter.runtime._graph import Graph
 
 
@@ -28,30 +28,35 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         ArtifactError: if it is no such file, or not one of ours.
         MissingExtraError: if OpenVINO is not installed.
     """
-    ov = require_silent("openvino", "openvino", "An exported .xml file")
+    if not installed():
+        raise MissingExtraError("an exported .xml file needs OpenVINO, which is not installed: pip install openvino")
+    ov = require_silent("openvino", "openvino", "What OpenVINO runs")
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = str(threads)
     try:
         core = ov.Core()
-        model = core.read_model(path)
+        core.set_property({"ENABLE_MMAP": False})  # a file that is written over would change a model that is open
+        # Weights lie beside the graph, or beside what a link to it leads to.
+        model = core.read_model(path if path.with_suffix(".bin").exists() else path.resolve())
         about = _about(model)
         compiled = core.compile_model(model, "CPU", options)
-    except RuntimeError as error:
+    except Exception as error:  # its exceptions have no common base
         reason = str(error).strip().split("\n")[-1]
         raise ArtifactError(f"{path} can't be opened by OpenVINO ({reason}): copy or export it again") from error
     if not about:
         raise ArtifactError(f"{path} was not written by 'clipadapter export': it says nothing of its classes")
-    names = [output.get_any_name() for output in compiled.outputs]
-    widths = {name: _width(out.partial_shape) for name, out in zip(names, compiled.outputs, strict=True)}
+    # A tensor may have several names, or none.
+    places = {name: i for i, output in enumerate(compiled.outputs) for name in output.get_names()}
+    widths = {name: _width(compiled.outputs[i].partial_shape) for name, i in places.items()}
     request, lock = compiled.create_infer_request(), threading.Lock()
 
     def run(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
         with lock:
             request.infer({0: rows})
-            return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
+            return {name: np.array(request.get_output_tensor(i).data) for name, i in places.items()}
 
-    return Graph(about, compiled.inputs[0].get_any_name(), widths, run)
+    return Graph(about, _source(compiled.inputs), widths, run)
 
 
 def _about(model: Any) -> str:
@@ -61,6 +66,12 @@ def _about(model: Any) -> str:
             found = model.get_rt_info(place)
             return str(found.astype(str) if hasattr(found, "astype") else found)
     return ""
+
+
+def _source(inputs: Any) -> str:
+    """The name of the only input, as ours are called."""
+    names = inputs[0].get_names() if len(inputs) == 1 else set()
+    return next((name for name in INPUTS.values() if name in names), "")
 
 
 def _width(shape: Any) -> int:

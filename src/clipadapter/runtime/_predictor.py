@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from clipadapter.runtime._model import Outputs, RuntimeModel
 ENGINES = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
 SUFFIXES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 """Which engines run a file, the first by itself."""
+GIVEN = ("logits", "features", "probabilities", "strangeness", "strangeness_parts")
+"""Outputs that are looked at; a file may have others."""
 
 
 class Predictor(RuntimeModel):
@@ -57,6 +60,7 @@ class Predictor(RuntimeModel):
 
         Raises:
             InputError: if they are of another shape or type.
+            ArtifactError: if the graph can't be run, or says something else than its description.
         """
         side = self.pixels.size
         if squares.ndim != 4 or squares.shape[1:] != (side, side, 3) or squares.dtype != np.uint8:
@@ -65,14 +69,27 @@ class Predictor(RuntimeModel):
             )
         if not len(squares):
             return self._none()
-        found = self._graph.run(squares if self.about.input == "uint8" else self.pixels.normalised(squares))
-        return Outputs(
-            found["logits"],
-            found["features"],
-            found.get("strangeness_parts"),
-            found["probabilities"],
-            found.get("strangeness"),
-        )
+        rows = squares if self.about.input == "uint8" else self.pixels.normalised(squares)
+        try:
+            found = self._graph.run(np.ascontiguousarray(rows))
+        except Exception as error:  # those of engines have no common base
+            reason = str(error).strip().split("\n")[0]
+            raise ArtifactError(
+                f"{self.path} can't be run on {len(rows)} pictures ({reason}): give fewer at a time, or export it again"
+            ) from error
+        for name, values in found.items():
+            # Too few rows would be the answers of other pictures, and what is no number would be an answer.
+            if name in GIVEN and (len(np.atleast_1d(values)) != len(rows) or not np.isfinite(values).all()):
+                raise ArtifactError(
+                    f"{self.path} gives {name} {values.shape} for {len(rows)} pictures, or some that are no numbers: "
+                    "copy or export it again"
+                )
+        return _outputs(found)
+
+    def _none(self) -> Outputs:
+        """What is said of no picture, of the same widths."""
+        widths = self._graph.widths.items()
+        return _outputs({name: np.zeros((0, width) if width else 0, np.float32) for name, width in widths})
 
     def _check_shapes(self) -> None:
         """Refuse a graph that does not fit its description."""
@@ -90,6 +107,11 @@ class Predictor(RuntimeModel):
             raise ArtifactError(f"{self.path} does not fit its description: export the model again")
 
 
+def _outputs(found: Mapping[str, NDArray[Any]]) -> Outputs:
+    logits, features, probabilities = (found[name] for name in GIVEN[:3])
+    return Outputs(logits, features, found.get("strangeness_parts"), probabilities, found.get("strangeness"))
+
+
 def _engine(path: Path, engine: str) -> str:
     """The engine to take.
 
@@ -100,10 +122,14 @@ def _engine(path: Path, engine: str) -> str:
     able = SUFFIXES.get(path.suffix.lower())
     if engine not in ("auto", *ENGINES):
         raise InputError(f"engine must be auto, {' or '.join(ENGINES)}, but is {engine!r}")
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be opened: {error.strerror}") from error
     if able is None:
-        hint = "'clipadapter export' makes such a file of a saved model" if path.is_dir() else "give one of these"
+        hint = "'clipadapter export' makes such a file of a saved model" if folder else "give one of these"
         raise ArtifactError(f"{path} is no exported model: those end in {' or '.join(SUFFIXES)}; {hint}")
-    if not path.is_file():
+    if not file:
         raise ArtifactError(f"there is no file {path}")
     if engine == "auto":
         return able[0] if len(able) == 1 or _onnxruntime.installed() or not _openvino.installed() else able[1]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipadapter.data._base import shown
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.studio._adding import Added
 from clipadapter.studio._pictures import Upload
@@ -144,7 +145,7 @@ class Acts:
 
 def _text(data: Data, key: str) -> str:
     value = data.get(key, "")
-    return value if isinstance(value, str) else ""
+    return shown(value) if isinstance(value, str) else ""
 
 
 def _list(data: Data, key: str) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clipadapter.data._base import shown
 from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError
 from clipadapter.studio._journal import Move
@@ -69,7 +70,7 @@ class Batch:
             self.said.elsewhere.append((others[0][1].key, str(others[0][0])))
         else:
             waiting = [one for one in same if not one.outside]
-            source = waiting[0].key if waiting else f"{self._incoming}/{stored_name(upload)}"
+            source = _place(self._root, waiting[0]) if waiting else f"{self._incoming}/{stored_name(upload)}"
             if not waiting:
                 write_picture(self._root / self._incoming, upload)
             self.moves.append((source, target))
@@ -88,7 +89,7 @@ class Batch:
             try:
                 self.take(Upload(one.path.name, image_bytes(one.path)))
             except ImageError as error:
-                self.said.refused.append((one.path.name, error.reason))
+                self.said.refused.append((shown(one.path.name), error.reason))
 
     def _of_test(self, upload: Upload) -> str | None:
         test = [one for each in self._contents.test.values() for one in each]
@@ -105,5 +106,10 @@ def moves_into(root: Path, found: Sequence[Picture], folder: str) -> list[Move]:
         while name.casefold() in taken:
             name, number = f"{one.path.stem}-{number}{one.path.suffix}", number + 1
         taken.add(name.casefold())
-        moves.append((one.key, f"{folder}/{name}"))
+        moves.append((_place(root, one), f"{folder}/{name}"))
     return moves
+
+
+def _place(root: Path, picture: Picture) -> str:
+    """Where a picture of the project lies in truth: its key is text, but the name of a file need be none."""
+    return picture.path.relative_to(root).as_posix()

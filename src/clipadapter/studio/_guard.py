@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 FOREIGN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 
 
-class NoForeignFiles:
-    """Refuses what Gradio would fetch from another host for whoever asks.
+class NothingForeign:
+    """Refuses what Gradio would fetch from another host for whoever asks, and what pages of other hosts send.
 
     Args:
         app: answers all else.
@@ -22,7 +23,17 @@ class NoForeignFiles:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or 403."""
-        if scope["type"] == "http" and FOREIGN.search(scope["path"]):
-            await PlainTextResponse("files of other hosts are not fetched", 403)(scope, receive, send)
+        why = _why_not(scope) if scope["type"] == "http" else ""
+        if why:
+            await PlainTextResponse(why, 403)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+def _why_not(scope: Scope) -> str:
+    if FOREIGN.search(scope["path"]):
+        return "files of other hosts are not fetched"
+    # Browsers say from where; without this, any page that a person visits could fill the disk with uploads.
+    if scope["method"] == "POST" and Headers(scope=scope).get("sec-fetch-site") in ("cross-site", "same-site"):
+        return "pages of other hosts may not send anything"
+    return ""

@@ -81,7 +81,7 @@ class Journal:
             names: class names by folder from now on; as they are if not given.
 
         Raises:
-            ValueError: if a path leads out of the folder.
+            InputError: if a path leads out of the folder.
         """
         after = self.names if names is None else dict(names)
         step = Step(self._next, what, tuple(moves), tuple(folders), self.names, after)
@@ -91,6 +91,12 @@ class Journal:
         self._make(step)
         self._append({"done": step.number})
         return step
+
+    def in_the_way(self) -> list[Move]:
+        """Moves that `undo` would leave out, as something else is by now where they came from."""
+        moves = self.steps[-1].moves if self.steps else ()
+        there = os.path.lexists
+        return [(old, new) for old, new in moves if there(self.root / old) and there(self.root / new)]
 
     def undo(self) -> Step | None:
         """Take the last step back; None if there is none."""
@@ -105,7 +111,10 @@ class Journal:
     def _read(self) -> None:
         """The steps that were not undone; the last one is finished if it was cut short."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = self.path.read_bytes() if self.path.exists() else b""
+        try:
+            text = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise InputError(f"can't read {self.path}: {error.strerror or error}") from error
         whole = text[: text.rfind(b"\n") + 1]
         if len(whole) < len(text):  # killed while writing: nothing was moved for such a line
             os.truncate(self.path, len(whole))
@@ -120,8 +129,14 @@ class Journal:
                 ) from error
         if pending is not None:
             way, step = pending
-            (self._make if way == "step" else self._unmake)(step)
-            self._append({"done": step.number})
+            try:
+                (self._make if way == "step" else self._unmake)(step)
+                self._append({"done": step.number})
+            except OSError as error:
+                raise InputError(
+                    f"{step.what} was cut short, and can't be finished: {error.filename or self.root}: "
+                    f"{error.strerror or error}; see to that, then open the project again"
+                ) from error
 
     def _follow(self, line: dict[str, Any]) -> tuple[str, Step] | None:
         """Take over a line; a step or undoing that is not known to be done is returned."""
@@ -133,6 +148,8 @@ class Journal:
             return "undo", self._give_back()
         moves = tuple((str(source), str(target)) for source, target in line["moves"])
         names = dict(line["before"]), dict(line["after"])
+        if not all(isinstance(text, str) for each in names for text in each.values()):
+            raise TypeError("a class name is no text")
         step = Step(int(line["step"]), str(line["what"]), moves, tuple(line["folders"]), *names)
         self._check(step)
         self._take(step)
@@ -151,7 +168,7 @@ class Journal:
         """Refuse a path that leads out of the folder: the journal may come from somebody else."""
         for path in [*step.folders, *(end for move in step.moves for end in move)]:
             if Path(path).is_absolute() or ".." in Path(path).parts or not self._inside(self.root / path):
-                raise ValueError(f"'{path}' leads out of the folder")
+                raise InputError(f"'{path}' leads out of the folder {self.root}: links to elsewhere are not followed")
 
     def _inside(self, path: Path) -> bool:
         """Whether the folder that holds a path lies in ours, links followed."""
@@ -182,12 +199,21 @@ class Journal:
         sync_folder(old.parent)
 
     def _append(self, line: Mapping[str, Any], safe: bool = False) -> None:
-        """Add a line; ``safe`` has it on the disk before anything else happens."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=True) + "\n")
-            file.flush()
-            if safe:
-                os.fsync(file.fileno())
+        """Add a line; ``safe`` has it on the disk before anything else happens.
+
+        Of a line that could not be written, as on a full disk, nothing may stay: the next one would be added to it.
+        """
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+                file.flush()
+                if safe:
+                    os.fsync(file.fileno())
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, before)
+            raise
 
 
 def sync_folder(folder: Path) -> None:

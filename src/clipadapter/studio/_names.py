@@ -36,7 +36,7 @@ def checked_name(text: str, taken: Collection[str] = ()) -> str:
         raise InputError("a class needs a name: type one, such as 'tabby cat'")
     if len(name) > LONGEST:
         raise InputError(f"the name of a class has at most {LONGEST} letters, but this has {len(name)}: shorten it")
-    same = [other for other in taken if other.casefold() == name.casefold()]
+    same = [other for other in taken if _alike(other) == _alike(name)]
     if same:
         raise InputError(f"there is a class '{same[0]}' already: give another name")
     return name
@@ -62,7 +62,12 @@ def folder_name(name: str, taken: Collection[str] = ()) -> str:
     if len(plain.encode()) > _BYTES:
         cut = plain.encode()[: _BYTES - 9].decode(errors="ignore").rstrip(". ")
         plain = f"{cut}-{blake2b(name.encode(errors='replace'), digest_size=4).hexdigest()}"
-    others, found, number = {other.casefold() for other in taken}, plain, 2
-    while found.casefold() in others:
+    others, found, number = {_alike(other) for other in taken}, plain, 2
+    while _alike(found) in others:
         found, number = f"{plain}-{number}", number + 1
     return found
+
+
+def _alike(name: str) -> str:
+    """The same text for names that some system takes for one: capitals and the way accents are written don't count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

@@ -14,9 +14,10 @@ from gradio.utils import colab_check, get_upload_folder, is_hosted_notebook
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from clipadapter.data._base import shown
 from clipadapter.errors import ClipAdapterError
 from clipadapter.studio._acts import Acts
-from clipadapter.studio._guard import NoForeignFiles
+from clipadapter.studio._guard import NothingForeign
 from clipadapter.studio._panels import PANELS, Panels, asset
 from clipadapter.studio._project import OWN
 from clipadapter.studio._session import Session
@@ -28,7 +29,7 @@ TABS = 500
 """Open pages that are remembered; older ones begin anew at their next look."""
 LARGEST = "200mb"
 """File that may be sent."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 Out = Any
 
 
@@ -40,7 +41,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, session: Session) -> None:
-        super().__init__(title=f"{session.project.root.name} · clipadapter studio", analytics_enabled=False)
+        super().__init__(title=f"{shown(session.project.root.name)} · clipadapter studio", analytics_enabled=False)
         self.session = session
         self._draw = Panels(session)
         self._acts = Acts(session, get_upload_folder)
@@ -67,9 +68,9 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         }
         host = given.get("server_name") or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK[0]
         tunnel = given.get("share") or os.environ.get("GRADIO_SHARE") or colab_check() or is_hosted_notebook()
-        guards = [Middleware(NoForeignFiles)]
+        guards = [Middleware(NothingForeign)]
         if host in LOOPBACK and not tunnel:
-            guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"]))
+            guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK]))
         usual["app_kwargs"] = {"middleware": guards}
         return super().launch(*args, **{**usual, **given})
 
@@ -169,11 +170,11 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             return [str(error), gr.File(visible=False)]
         (folder.parent / "export").mkdir(exist_ok=True)
         packed = shutil.make_archive(str(folder.parent / "export" / "model"), "zip", folder)
-        return [f"Saved. `clipadapter predict {folder} photo.jpg` asks it.", gr.File(packed, visible=True)]
+        return [f"Saved. `clipadapter predict {shown(folder)} photo.jpg` asks it.", gr.File(packed, visible=True)]
 
     def _export(self) -> list[Out]:
         try:
             path = self.session.export()
         except ClipAdapterError as error:
             return [str(error), gr.File(visible=False)]
-        return [f"Exported. `clipadapter predict {path} photo.jpg` asks it.", gr.File(str(path), visible=True)]
+        return [f"Exported. `clipadapter predict {shown(path)} photo.jpg` asks it.", gr.File(str(path), visible=True)]

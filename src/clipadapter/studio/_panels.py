@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from hashlib import blake2b
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from clipadapter.data._base import shown
 from clipadapter.studio._learning import Point
 from clipadapter.studio._pictures import Picture
 from clipadapter.studio._reading import Contents
@@ -44,8 +46,9 @@ class Panels:
         found = {}
         for name in PANELS:
             html = _environment().get_template(f"{name}.html").render(getattr(self, f"_{name}")(tab, state, contents))
-            if tab.sent.get(name) != html:
-                found[name] = tab.sent[name] = html
+            digest = blake2b(html.encode(), digest_size=16).digest()
+            if tab.sent.get(name) != digest:
+                found[name], tab.sent[name] = html, digest
         tab.seen = (state.number, contents.revision)
         return found
 
@@ -74,20 +77,21 @@ class Panels:
         cards = []
         for name, each in contents.classes.items():
             readable = [one for one in each if one.key not in state.unreadable]
+            bad = [one for one in each if one.key in state.unreadable]
             newest = sorted(readable, key=lambda one: -one.stamp[3])
-            shown = newest[: MANY if name == tab.opened else few]
+            some = newest[: MANY if name == tab.opened else few]
             cards.append(
                 {
                     "name": name,
                     "count": len(readable),
-                    "more": len(readable) - len(shown),
+                    "more": len(readable) - len(some),
                     "opened": name == tab.opened,
                     "renaming": name == tab.renaming,
                     "pictures": [
                         (one.key, url, doubtful.get(one.key, ""), i + 1)
-                        for i, (one, url) in enumerate(zip(shown, self._urls(shown, SMALL), strict=True))
+                        for i, (one, url) in enumerate(zip(some, self._urls(some, SMALL), strict=True))
                     ],
-                    "unreadable": [(one.path.name, state.unreadable[one.key]) for one in each if one not in readable],
+                    "unreadable": [(shown(one.path.name), state.unreadable[one.key]) for one in bad],
                     "picked": self._picked(tab, name, contents, doubtful),
                 }
             )
@@ -98,7 +102,12 @@ class Panels:
             return None
         picture = contents.picture(tab.picked)
         url = self._urls([picture], LARGE)[0]
-        return {"key": picture.key, "url": url, "file": picture.path.name, "called": doubtful.get(picture.key, "")}
+        return {
+            "key": picture.key,
+            "url": url,
+            "file": shown(picture.path.name),
+            "called": doubtful.get(picture.key, ""),
+        }
 
     def _queue(self, tab: Tab, state: State, contents: Contents) -> Mapping[str, Any]:
         queue = [contents.picture(key) for key in self.session.queue() if contents.has(key)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePath
 
+from clipadapter.data._base import shown
 from clipadapter.data.images import IMAGE_SUFFIXES, image_bytes, read_image
 from clipadapter.errors import ImageError
 from clipadapter.files import write_whole
@@ -35,7 +36,8 @@ class Picture:
     """A file.
 
     Args:
-        key: names it in the project: the path from there, with slashes; one that begins with "/" lies elsewhere.
+        key: names it in the project: the path from there, with slashes, as text that can be sent; one that begins with
+            "/" lies elsewhere.
         path: where it lies.
         stamp: tells it from others, and from itself before a change.
     """
@@ -78,7 +80,7 @@ def pictures(paths: Iterable[Path], root: Path | None = None) -> tuple[Picture, 
             continue  # gone since the folder was read
         key = path.as_posix() if root is None else path.relative_to(root).as_posix()
         key = key if root is not None else "/" + key.lstrip("/")
-        found.append(Picture(key, path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)))
+        found.append(Picture(shown(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)))
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
+from clipadapter.data._base import shown
 from clipadapter.data.folders import list_images
 from clipadapter.errors import InputError
 from clipadapter.files import write_whole
@@ -169,7 +170,7 @@ class Project:
         """
         with self._guard:
             batch = self._batch(self._place(self._folder(name)), name)
-            batch.take_there([self.contents.picture(key) for key in keys])
+            batch.take_there([self.contents.picture(key) for key in dict.fromkeys(keys)])
             if batch.moves:
                 with self._changed():
                     self._journal.do(f"labelling {_count(len(batch.moves))} '{name}'", batch.moves)
@@ -182,20 +183,23 @@ class Project:
             InputError: if there is no such picture.
         """
         with self._guard:
-            found = [one for one in map(self.contents.picture, keys) if not one.outside]
+            found = [one for one in map(self.contents.picture, dict.fromkeys(keys)) if not one.outside]
             if found:
                 with self._changed():
                     self._journal.do(f"removing {_count(len(found))}", moves_into(self.root, found, self._trash()))
             return len(found)
 
     def undo(self) -> str:
-        """Take the last step back; what it was, empty if there was none."""
+        """Take the last step back; what it was, and what of it could not be taken back; empty if there was none."""
         with self._guard:
             if not self._journal.steps:
                 return ""
+            kept = self._journal.in_the_way()
             with self._changed():
                 step = self._journal.undo()
-            return step.what if step is not None else ""
+            texts = [step.what if step is not None else ""]
+            texts += [f"but '{shown(place)}' is there anew: the old one stays in {shown(now)}" for place, now in kept]
+            return ", ".join(texts)
 
     def _batch(self, folder: str, name: str | None) -> Batch:
         return Batch(self.root, INCOMING, self.contents, self._equal, folder, name)

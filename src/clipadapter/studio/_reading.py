@@ -85,15 +85,17 @@ def read_contents(
         equal: tells which of these have a label by now.
     """
     listing = read_folder(root)
-    divided = bool(listing.dataset.splits) and "all" not in listing.dataset.splits
+    divided = _divided(root, listing.dataset.splits)
     home = _part(root, "train") if divided else ""
-    inside: dict[str, list[Path]] = {folder: [] for folder in _folders(root / home)}
+    inside: dict[str, list[Path]] = {folder: [] for folder in _folders(root, home)}
+    of_label = {shown(folder): folder for folder in inside}
     test: dict[str, list[Path]] = {}
     for sample in listing.dataset.samples:
-        if sample.label is not None and sample.split in ("train", "all"):
-            inside.setdefault(sample.label, []).append(sample.path)
-        elif sample.label is not None and sample.split == "test":
-            test.setdefault(sample.label, []).append(sample.path)
+        folder = None if sample.label is None else of_label.get(sample.label, sample.label)
+        if folder is not None and sample.split in ("train", "all"):
+            inside.setdefault(folder, []).append(sample.path)
+        elif folder is not None and sample.split == "test":
+            test.setdefault(folder, []).append(sample.path)
     called = _called(sorted(inside), names)
     classes = {name: pictures(inside[called[name]], root) for name in sorted(called)}
     labelled = [one for each in classes.values() for one in each]
@@ -107,6 +109,14 @@ def read_contents(
     )
 
 
+def _divided(root: Path, splits: Sequence[str]) -> bool:
+    """Whether class folders lie in "train"; also if no picture is left there."""
+    if splits:
+        return "all" not in splits
+    folders = _folders(root, "")
+    return bool(folders) and all(folder.lower() in SPLITS for folder in folders)
+
+
 def _part(root: Path, part: str) -> str:
     """The folder of a part, as it is written there."""
     named = [path.name for path in root.iterdir() if SPLITS.get(path.name.lower()) == part]
@@ -117,14 +127,18 @@ def _called(folders: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
     """Folder by class name; one name a folder, whatever was written into the table of names."""
     found: dict[str, str] = {}
     for folder in folders:
-        name = names.get(folder, folder)
+        name = names.get(folder, shown(folder))
         found[name if name not in found and (name == folder or name not in folders) else folder] = folder
     return found
 
 
-def _folders(home: Path) -> list[str]:
-    real = Path(os.path.realpath(home))
-    return sorted(path.name for path in _entries(home) if path.is_dir() and Path(os.path.realpath(path)).parent == real)
+def _folders(root: Path, home: str) -> list[str]:
+    """Folders in one of the project, which are not elsewhere in truth."""
+    real = Path(os.path.realpath(root / home))
+    if not real.is_relative_to(os.path.realpath(root)):
+        return []
+    found = _entries(root / home)
+    return sorted(path.name for path in found if path.is_dir() and Path(os.path.realpath(path)).parent == real)
 
 
 def _loose(home: Path) -> list[Path]:

@@ -24,6 +24,8 @@ from clipadapter.studio._suggest import margins, suggest
 
 BATCH = 8
 """Pictures that are suggested at a time."""
+PATIENCE = 60.0
+"""Seconds that are waited for what was changed to be learned, before a model is saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +160,21 @@ class Session:
         return Path(export_model(model, folder / "model.onnx", pictures=shots[:64]).path)
 
     def _fitted(self) -> FewShotClassifier:
+        if self._behind():
+            self.changed()
         with self._known:
-            self._known.wait_for(lambda: not self._busy or self.state.revision == self.project.contents.revision, 60)
+            self._known.wait_for(lambda: not self._busy or not self._behind(), PATIENCE)
+        if self._behind():
+            why = self.state.error or f"{self.state.doing or 'learning'} takes long: save again when that is done"
+            raise InputError(f"what was changed last is not learned yet ({why})")
         learned = self.state.learned
         if learned is None or learned.model is None:
             raise InputError("there is nothing to save yet: name two classes and put pictures into them")
         return learned.model
+
+    def _behind(self) -> bool:
+        """Whether what was learned is of other contents than there are."""
+        return self.state.revision != self.project.contents.revision
 
     def _run(self) -> None:
         while not self._stopped:

@@ -36,7 +36,7 @@ class Tab:
         answer: what was said of it.
         note: what was told last.
         seen: what the page shows: numbers of the state and of the contents.
-        sent: HTML of each panel, as the page has it.
+        sent: digests of the panels' HTML, as the page has it; with its pictures that is a megabyte, and tabs are many.
     """
 
     opened: str = ""
@@ -46,7 +46,7 @@ class Tab:
     answer: Answer | None = None
     note: Note = Note("")
     seen: tuple[int, int] = (-1, -1)
-    sent: dict[str, str] = field(default_factory=dict)
+    sent: dict[str, bytes] = field(default_factory=dict)
 
 
 def told(texts: Sequence[str], limit: int = 3) -> str:

@@ -222,7 +222,7 @@ def _beyond(ordered: Array, rate: float) -> float:
     r = len(ordered)
     if r < 3:
         return math.inf
-    z, v = NormalDist().inv_cdf(1 - rate), r - 1
+    z, v = -NormalDist().inv_cdf(rate), r - 1
     t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
     bound = float(ordered.mean() + t * ordered.std(ddof=1) * math.sqrt(1 + 1 / r))

@@ -18,7 +18,10 @@ const send = async (files, name, drop) => {
 
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-do]');
-  if (button && !button.disabled) act(keysOf({ ...button.dataset }));
+  if (!button || button.disabled) return;
+  // After the first click of a double one, another class or picture has moved to where the removed one was.
+  if (event.detail > 1 && button.dataset.do.startsWith('remove')) return;
+  act(keysOf({ ...button.dataset }));
 });
 element.addEventListener('submit', (event) => {
   event.preventDefault();
