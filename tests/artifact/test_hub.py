@@ -311,7 +311,7 @@ def test_what_goes_wrong_is_one_line(fitted, hub, tmp_path):
     (tmp_path / "other" / "thesis.txt").touch()
     fitted.push_to_hub("ann/colours")
     for args, words in (
-        (("push", tmp_path / "nothing", "ann/colours"), "holds no model"),
+        (("push", tmp_path / "nothing", "ann/colours"), "there is no folder"),
         (("pull", "ann/nothing", "--out", tmp_path / "m"), "no repository of that name"),
         (("pull", "ann/colours", "--out", tmp_path / "other"), "holds other files than a model"),
     ):

@@ -105,7 +105,10 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(probe, noisy_squ
 
 def test_no_model_is_told(noisy_squares, tmp_path, run):
     result = run("eval", tmp_path / "nothing", noisy_squares)
-    assert result.exit_code == 1 and "holds no model" in result.stderr
+    assert result.exit_code == 1 and "there is no folder" in result.stderr
+    (tmp_path / "model.onnx").touch()
+    result = run("eval", tmp_path / "model.onnx", noisy_squares)
+    assert result.exit_code == 1 and "is an exported file, which 'clipadapter predict'" in result.stderr
 
 
 def test_record_writes_the_figures_into_the_model(probe, noisy_squares, tmp_path, run):

@@ -21,7 +21,7 @@ def test_a_file_is_written_and_what_it_was_compared_on_is_said(written):
     assert lines[1].endswith(" MB, fp32")
     assert lines[2].startswith("compared  on 12 of the model's shots: same answers 100.0%")
     assert lines[4] == f"use it: clipadapter predict {path} photo.jpg"
-    assert result.stderr == "converting toy with ZeroShot, then comparing\n"
+    assert result.stderr == "converting toy with the head zero-shot, then comparing\n"
 
 
 def test_predict_takes_the_file(squares, written, run):
@@ -76,7 +76,10 @@ def test_wrong_places_are_told(squares, model, tmp_path, run):
     for arguments, words in (
         (["--out", tmp_path], f"{tmp_path} is a folder: give a file, such as {tmp_path / 'model.onnx'}"),
         (["--out", tmp_path / "model.pt"], "give a name that ends with .onnx"),
-        (["--format", "openvino", "--out", tmp_path / "m.onnx"], "give a name that ends with .xml"),
+        (
+            ["--format", "openvino", "--out", tmp_path / "m.onnx"],
+            "no .xml file by its name: say --format onnx",
+        ),
         (["--out", tmp_path / "m.onnx", "--pictures", tmp_path / "gone"], "no folder or file"),
     ):
         result = run("export", model, *arguments)

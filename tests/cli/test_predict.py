@@ -130,8 +130,13 @@ def flip(path):
 
 def test_what_is_no_model_is_refused(squares, tmp_path, run):
     picture = squares / "red" / "0.png"
-    for wrong in (picture, squares, tmp_path / "nothing"):
-        assert "holds no model" in run("predict", wrong, picture).stderr
+    for wrong, words in (
+        (picture, f"{picture} is a file: give the folder that 'clipadapter fit' wrote"),
+        (squares, "holds no model: it has no config.json"),
+        (tmp_path / "nothing", "there is no folder"),
+    ):
+        told = run("predict", wrong, picture).stderr
+        assert words in told and "or a file that 'clipadapter export' wrote" in told
 
 
 def test_another_encoder_is_refused(squares, model, tmp_path, run):

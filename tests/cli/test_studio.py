@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 
@@ -17,6 +19,16 @@ def test_what_cannot_be_opened_is_told(tmp_path, run):
     assert result.exit_code == 1 and "anew after every picture" in result.stderr
     result = run("studio", tmp_path / "p", "--encoder", "toy", "--unlabelled", tmp_path / "x", "--no-browser")
     assert result.exit_code == 1 and "there is no folder" in result.stderr
+
+
+def test_a_missing_extra_is_told_before_the_encoder_is_opened(tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = run("studio", tmp_path / "p", "--encoder", "no-such-encoder", "--no-browser")
+    assert result.exit_code == 1 and "pip install 'clipadapter[studio]'" in result.stderr
+
+
+def test_the_folder_that_is_taken_if_none_is_given_is_named(run):
+    assert "clipadapter-studio" in run("studio", "--help").stdout
 
 
 def test_an_open_address_without_a_password_is_warned_of(tmp_path, run, monkeypatch):

@@ -147,6 +147,11 @@ def test_wrong_fields_say_which(serve, fields, words):
     assert refused(serve().post("/v1/predict", files=FILES, data=fields), 422, words)
 
 
+def test_a_file_name_instead_of_a_file_says_how(serve):
+    answer = serve().post("/v1/predict", files=[("images", (None, "photo.jpg"))])
+    assert refused(answer, 422, "images came as the text 'photo.jpg'", "-F images=@photo.jpg")
+
+
 def test_a_form_without_a_file_says_how(serve):
     body = b'--x\r\nContent-Disposition: form-data; name="top"\r\n\r\n3\r\n--x--\r\n'
     headers = {"content-type": "multipart/form-data; boundary=x"}

@@ -26,6 +26,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from clipadapter.errors import ArtifactError
+from clipadapter.files import why_no_model
 
 FORMAT = 2
 CONFIG, CARD = "config.json", "README.md"
@@ -196,8 +197,8 @@ def read_config(folder: str | Path) -> ArtifactConfig:
         ArtifactError: if there is no model, or its config is damaged or of a later format.
     """
     path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise ArtifactError(f"{Path(folder)} holds no model: it has no {CONFIG}. 'clipadapter fit' makes one")
+    if why := why_no_model(folder):
+        raise ArtifactError(why)
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ArtifactError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: it is no model's config")
     try:

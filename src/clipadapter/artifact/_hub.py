@@ -228,12 +228,15 @@ def _told(repo_id: str, doing: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ArtifactError(f"the repository {repo_id} has no such branch, tag or commit") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if doing != "read":
+            raise ArtifactError(f"can't {doing} {repo_id}: the hub was not asked. Unset HF_HUB_OFFLINE") from error
         raise ArtifactError(
             f"{repo_id} can't be had: it is not in the hub's cache on this machine, and the hub was not asked or does "
             "not answer. Unset HF_HUB_OFFLINE, be online once, or copy the model's folder here and give its path"
         ) from error
     except Exception as error:  # which class a dead network raises depends on the version of the hub's client
-        said = " ".join(f"{error} {error.__cause__ or ''}".split())
+        said = " ".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
+        said = f"{said}. Is this machine online, and the hub (HF_ENDPOINT) up?"
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             said = f"it wants a token that may {doing} {repo_id}: 'hf auth login', or set HF_TOKEN"
         raise ArtifactError(f"can't {doing} {repo_id} on the hub: {said}") from error

@@ -20,6 +20,14 @@ from clipadapter.errors import ClipAdapterError, needs_training
 from clipadapter.registry import unknown
 
 INTERRUPTED = 130
+EXTRAS = {"demo": "demo", "doctor": "lite,doctor", "export": "lite,onnx", "studio": "lite,studio"}
+"""What a command needs, where that is more than an encoder."""
+SECTIONS = {
+    "To begin": ("scan", "fit", "predict", "eval", "studio", "demo"),
+    "To choose and to trust": ("compare", "heads", "encoders", "doctor", "explain", "report"),
+    "To take with you": ("export", "serve", "push", "pull"),
+}
+"""Commands in the order of the help; those that are not named come last."""
 
 
 class Commands(click.Group):
@@ -29,6 +37,16 @@ class Commands(click.Group):
         """Names of the modules, sorted."""
         names = (module.name for module in pkgutil.iter_modules(cli.__path__))
         return sorted(name for name in names if name != "app" and not name.startswith("_"))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with a line each, in sections."""
+        named = {name for names in SECTIONS.values() for name in names}
+        rest = tuple(name for name in self.list_commands(ctx) if name not in named)
+        for title, names in {**SECTIONS, "For studies, and more": rest}.items():
+            found = {name: self.get_command(ctx, name) for name in names}
+            room = formatter.width - 6 - max(map(len, names), default=0)
+            with formatter.section(title):
+                formatter.write_dl([(name, each.get_short_help_str(room)) for name, each in found.items() if each])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The object called ``command`` of one module."""
@@ -55,7 +73,8 @@ class Commands(click.Group):
                 raise
             raise Failure(str(error)) from error
         except ModuleNotFoundError as error:
-            missing = needs_training(error, f"clipadapter {ctx.invoked_subcommand or ''}".strip())
+            name = ctx.invoked_subcommand or ""
+            missing = needs_training(error, f"clipadapter {name}".strip(), EXTRAS.get(name, "lite"))
             if missing is None or ctx.params["debug"]:
                 raise
             raise Failure(str(missing)) from error

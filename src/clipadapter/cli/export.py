@@ -73,10 +73,10 @@ def command(
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.export import export_model
 
-    read_config(model)  # a wrong folder is told before anything is loaded
+    config = read_config(model)  # a wrong folder is told before anything is loaded
     target = _target(model, path, kind)
     classifier = FewShotClassifier.load(model, encoder=encoder, cache=None)
-    out.note(f"converting {classifier.encoder_.info.name} with {type(classifier.head_).__name__}, then comparing")
+    out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")
     done = export_model(classifier, target, format=kind, precision=precision, input=source, pictures=pictures)
     for note in done.notes:
         out.warn(note)
@@ -94,6 +94,10 @@ def _target(model: Path, path: Path | None, kind: str) -> Path:
         return named.with_name(named.name + SUFFIXES[kind])
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file, such as {path / ('model' + SUFFIXES[kind])}")
+    other = next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix != SUFFIXES[kind]), None)
+    if path.suffix.lower() != SUFFIXES[kind]:
+        advice = f"say --format {other}" if other else f"give a name that ends with {SUFFIXES[kind]}"
+        raise InputError(f"{path} would be no {SUFFIXES[kind]} file by its name: {advice}")
     return path
 
 

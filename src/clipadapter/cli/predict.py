@@ -14,14 +14,21 @@ from tqdm import tqdm
 from clipadapter.cli._options import FOLDER, Towers, model_options, output_options
 from clipadapter.cli._output import Output
 from clipadapter.cli._trust import Wanted, doubts, wanted_options
-from clipadapter.errors import DataError, ImageError, InputError
+from clipadapter.errors import (
+    ArtifactError,
+    DataError,
+    ImageError,
+    InputError,
+    MissingExtraError,
+    needs_training,
+)
+from clipadapter.files import EXPORTED, why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
     from clipadapter.runtime.quick import QuickModel
     from clipadapter.trust import Trust
 
-EXPORTED = (".onnx", ".xml")
 FEW = 32
 """Pictures that are not worth the time that torch takes to be loaded."""
 BATCHES = 4
@@ -95,13 +102,21 @@ def _answers(
     if model.suffix.lower() in EXPORTED and not model.is_dir():
         yield from _exported(model, inputs, top, wanted, towers, out)
         return
+    if why := why_no_model(model):
+        raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
     quick = _quick(model, inputs, towers)
     if quick is not None:
         asked = _asked(wanted, quick.trust, quick.class_names, out)
         yield from _told(quick.classify([Path(text) for text in inputs], top, **asked), quick.class_names)
         return
     pictures = _pictures(inputs)
-    classifier = towers.load(model)
+    try:
+        classifier = towers.load(model)
+    except ModuleNotFoundError as error:
+        missing = needs_training(error, "a saved model's folder")
+        if missing is None:
+            raise
+        raise MissingExtraError(f"{missing}; or export it where it was fitted: clipadapter export {model}") from error
     asked = _asked(wanted, classifier.trust_, classifier.class_names_, out)
     hidden = not out.progress or sys.stdout.isatty()  # a bar where answers don't scroll by
     with tqdm(desc="pictures", unit="img", disable=hidden) as bar:

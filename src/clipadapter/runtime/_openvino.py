@@ -29,7 +29,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         MissingExtraError: if OpenVINO is not installed.
     """
     if not installed():
-        raise MissingExtraError("an exported .xml file needs OpenVINO, which is not installed: pip install openvino")
+        raise MissingExtraError(f"{path.name} is to be run by OpenVINO, which is not installed: pip install openvino")
     ov = require_silent("openvino", "openvino", "What OpenVINO runs")
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:

@@ -134,6 +134,8 @@ async def _read(guest: Guest, model: Model) -> tuple[Wanted, list[str], list[Mak
         form = Form(kind, limits.max_pictures)
         await guest.within(_feed(guest, form))
         form.close()
+        if text := form.fields.get("images"):
+            raise Refused(422, f"images came as the text {text[:100]!r}: to send a file say -F images=@photo.jpg")
         wanted = _checked(Wanted, lambda: Wanted.model_validate(form.fields))
         if not form.files:
             raise Refused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
