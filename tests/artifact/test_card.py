@@ -18,7 +18,8 @@ from clipadapter.bench import evaluate_model, evaluate_several
 from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
+from .colours import COLOURS, squares
+
 NASTY = [
     "a|b",
     "<script>alert(1)</script>",
@@ -29,19 +30,6 @@ NASTY = [
     "'\"\\",
     "\x07\u202ebell",
 ]
-
-
-def squares(each=4, seed=0):
-    rng = np.random.default_rng(seed)
-    pairs = [
-        (name, rng.integers(-25, 26, (16, 16, 3)) + colour) for name, colour in COLOURS.items() for _ in range(each)
-    ]
-    return [np.clip(pixels, 0, 255).astype(np.uint8) for _, pixels in pairs], [name for name, _ in pairs]
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    return FewShotClassifier("toy", "linear-probe", cache=None).fit(*squares())
 
 
 @pytest.fixture

@@ -20,24 +20,11 @@ from clipadapter.errors import ArtifactError, InputError
 from clipadapter.trust import TrustOptions
 
 from ..conftest import CLIP, TINY
+from .colours import squares
 from .hub_stand_in import Hub
 
 # The client's own way to send large files without xet.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
-
-
-def squares(each=4, seed=0):
-    rng = np.random.default_rng(seed)
-    pairs = [
-        (name, rng.integers(-25, 26, (16, 16, 3)) + colour) for name, colour in COLOURS.items() for _ in range(each)
-    ]
-    return [np.clip(pixels, 0, 255).astype(np.uint8) for _, pixels in pairs], [name for name, _ in pairs]
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    return FewShotClassifier("toy", "linear-probe", cache=None).fit(*squares())
 
 
 @pytest.fixture

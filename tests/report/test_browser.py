@@ -1,49 +1,18 @@
 """The page in a browser: one session of headless Chromium for all of it."""
 
-import shutil
-import socket
 import time
 
 import pytest
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"),
-]
+from ..browser import MARKS, opened
+
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """A browser that this process talks to on the machine itself; all other connections stay refused."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    refuse = socket.socket.connect
-    inner = socket.socket.__bases__[0].connect
-
-    def connect(self, address):
-        local = isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1")
-        return inner(self, address) if local else refuse(self, address)
-
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", connect)
-        patch.setenv("SE_OFFLINE", "true")
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    with opened(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
