@@ -176,6 +176,51 @@ def test_a_tab_forgets_what_is_gone(acts, sent, png):
     assert (tab.picked, tab.opened, tab.renaming) == ("", "", "")
 
 
+def test_what_is_said_of_a_picture_is_of_what_is_known_now(acts, sent, png, tmp_path):
+    tab = Tab()
+    (tmp_path / "tried.png").write_bytes(png("red"))
+    acts.session.wait(30)
+    acts.ask(tab, tmp_path / "tried.png")
+    assert tab.answer is None and tab.note.text.startswith("name two classes first") and not acts.outdated(tab)
+    for name in ("red", "blue"):
+        do(acts, do="add-class", text=name)
+    acts.session.wait(30)
+    assert acts.outdated(tab)
+    acts.ask_again(tab)
+    assert tab.answer.shots == 0 and not acts.outdated(tab)
+    do(acts, do="upload", **{"class": "red"}, files=[sent(png("red", 1))])
+    acts.session.wait(30)
+    acts.ask_again(tab)
+    assert tab.answer.shots == 1 and tab.answer.sentences
+    do(acts, do="remove-class", **{"class": "blue"})
+    acts.session.wait(30)
+    acts.ask_again(tab)
+    assert tab.answer is None
+    acts.ask(tab, None)
+    do(acts, do="undo")
+    acts.session.wait(30)
+    assert not acts.outdated(tab) and tab.note.text == ""
+
+
+def test_the_bar_tells_the_page_what_was_answered(acts, sent, png):
+    """Also where nothing else on the page changes: a card would say for good that it is sending."""
+    tab, panels = Tab(), Panels(acts.session)
+    do(acts, tab, do="add-class", text="cat")
+    do(acts, tab, do="upload", **{"class": "cat"}, files=[sent(png("red"))])
+    acts.session.wait(30)
+    for data in (
+        {"do": "upload", "class": "cat", "files": [sent(b"x", "x.txt")]},
+        {"do": "upload", "class": "cat", "files": [sent(b"x", "x.txt")]},
+        {"do": "failed", "text": "x.txt: too large"},
+        {"do": "add-class", "text": "cat"},
+        {"do": "add-class", "text": "cat"},
+    ):
+        panels.changed(tab)
+        do(acts, tab, **data)
+        assert set(panels.changed(tab)) == {"bar"}
+    assert (tab.uploads, tab.misnamed) == (4, 2)
+
+
 def test_the_next_thing_to_do_is_said_in_one_sentence(acts, sent, png):
     said = [advice(acts.project.contents)]
     for name in ("cat", "dog"):

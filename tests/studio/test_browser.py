@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,20 +14,9 @@ from PIL import Image
 
 from clipadapter.classifier import FewShotClassifier
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"),
-]
+from ..browser import MARKS, opened
+
+pytestmark = MARKS
 SERVER = """
 import socket, sys
 inner = socket.socket.connect
@@ -127,6 +115,13 @@ class Person:
             time.sleep(0.03)
         raise AssertionError(f"{selector} with {text!r} did not come: {[one.text for one in self.all(selector)]}")
 
+    def until(self, holds, seconds=5):
+        """Wait for something to hold."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.03)
+
     def press(self, *keys):
         from selenium.webdriver import ActionChains
 
@@ -155,26 +150,8 @@ class Person:
 
 @pytest.fixture(scope="module")
 def person(tmp_path_factory):
-    """A browser that this process talks to on the machine itself; all other connections stay refused."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    refuse = socket.socket.connect
-    inner = socket.socket.__bases__[0].connect
-
-    def connect(self, address):
-        local = isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1")
-        return inner(self, address) if local else refuse(self, address)
-
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", connect)
-        patch.setenv("SE_OFFLINE", "true")
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    with opened(tmp_path_factory.mktemp("profile"), performance="ALL") as driver:
         yield Person(driver)
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +178,10 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     for name in COLOURS:
         person.press(name, Keys.ENTER)
         person.see(".cs-card h3", name)
+    person.press("red", Keys.ENTER)
+    person.see(".cs-note", "There is a class 'red' already")
+    wanted = "const e = document.activeElement; return e.value.slice(e.selectionStart, e.selectionEnd)"
+    person.until(lambda: person.driver.execute_script(wanted) == "red")  # the next name is written over it
     person.see(".cs-next", "Drop a few pictures into each class")
 
     # By the names alone.
@@ -216,7 +197,10 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
         assert len(server.files(name)) == 4  # on the disk when the page says so
     person.drop("red", [str(tmp_path / "bad.jpg"), str(tmp_path / "blue 0.png")])
     person.see(".cs-note", "not added, but in 'blue' already. Not taken: bad.jpg (not an image).")
+    sending = "return [...document.querySelectorAll('.cs-sending')].some((e) => e.textContent.startsWith('Sending'))"
+    person.until(lambda: not person.driver.execute_script(sending))  # also where nothing was added
     person.see(".cs-good", "of pictures that were held out are called right")
+    person.see(".cs-answer", "leads")  # what was asked by the names alone is asked again
 
     # Why, and a correction.
     person.see('#cs-try button[aria-label="Remove Image"]').click()

@@ -7,7 +7,9 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from clipadapter.studio import build
@@ -101,6 +103,26 @@ def test_nothing_is_reported(page):
     assert page.analytics_enabled is False
     _, url, _ = page.launch(prevent_thread_lock=True)
     assert page.run_history is False and "fonts.googleapis" not in get(url)[1]
+
+
+def test_what_could_not_be_saved_is_told_until_something_changes(page, upload):
+    tab, project, session = SimpleNamespace(session_hash="a"), page.session.project, page.session
+    assert "nothing to save yet" in page._save(tab)[0]
+    assert gr.skip() == page._look(tab)[0]
+    for name in ("cat", "do`g", "eel"):
+        project.add_class(name)
+    assert page._look(tab)[0] == ""
+    assert gr.skip() == page._look(tab)[0]
+    project.add("cat", [upload("red")])
+    session.changed()
+    assert "`do'g`, `eel` have no picture: known by their names alone." in page._save(tab)[0]
+    project.add("eel", [upload("blue")])
+    session.changed()
+    assert page._save(tab)[0].endswith(" asks it. `do'g` has no picture: known by its name alone.")
+    assert gr.skip() == page._look(tab)[0]
+    project.add("do`g", [upload("green")])
+    session.changed()
+    assert page._save(tab)[0].endswith(" asks it.")
 
 
 def test_the_space_of_the_documents_can_be_built(tmp_path, monkeypatch):

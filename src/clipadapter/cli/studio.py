@@ -12,7 +12,7 @@ import click
 
 from clipadapter.cli._options import FOLDER, Towers, encoder_options, output_options
 from clipadapter.cli._output import Output
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, require
 
 if TYPE_CHECKING:
     from clipadapter.studio._page import Page
@@ -48,9 +48,9 @@ def command(
 ) -> None:
     """Teach a classifier in the browser: name classes, drop pictures, try, correct, take the model away.
 
-    PROJECT is a folder with one folder of pictures a class, as everywhere; it is made if there is none, and all that is
-    labelled is written there at once. What the studio keeps for itself lies in PROJECT/.studio. Ctrl-C ends it; nothing
-    is lost.
+    PROJECT is a folder with one folder of pictures a class, as everywhere; by default clipadapter-studio where you are.
+    It is made if there is none, and all that is labelled is written there at once. What the studio keeps for itself
+    lies in PROJECT/.studio. Ctrl-C ends it; nothing is lost.
     """
     if host not in LOOPBACK and not password:
         out.warn(f"everybody who can reach {host} can see and change the pictures: give --password")
@@ -76,6 +76,7 @@ def _build(project: Path, towers: Towers, head: str, unlabelled: Path | None, ou
     # Read when Gradio is imported, or a part of a page is made.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    require("gradio", "studio", "The studio")  # before an encoder is fetched and opened for nothing
     page = build(
         project,
         unlabelled=unlabelled,

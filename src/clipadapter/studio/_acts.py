@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,37 @@ class Acts:
             tab.note = Note("The page asked for something that is not known: load it again.", bad=True)
             return
         before = self.project.contents.revision
+        tab.uploads += data["do"] in ("upload", "failed")
         try:
             tab.note = act(tab, data) or Note("")
         except ClipAdapterError as error:
             tab.note = Note(f"{str(error)[:1].upper()}{str(error)[1:]}.".replace("..", "."), bad=True)
         if self.project.contents.revision != before:
             self.session.changed()
+        tab.misnamed += tab.note.bad and data["do"] == "add-class"
+
+    def ask(self, tab: Tab, tried: Path | None) -> None:
+        """Ask what a picture is, and note in the tab what came of it; None if it was taken away."""
+        tab.tried, tab.note = tried, Note("")
+        try:
+            self._ask(tab)
+        except ClipAdapterError as error:
+            tab.note = Note(str(error), bad=True)
+
+    def ask_again(self, tab: Tab) -> None:
+        """Ask what the tried picture is, if something else was learned since; the note stays."""
+        if self.outdated(tab):
+            with suppress(ClipAdapterError):  # told when it was tried
+                self._ask(tab)
+
+    def outdated(self, tab: Tab) -> bool:
+        """Whether the answer that a tab shows is not of what is known now."""
+        return tab.tried is not None and tab.asked != self.session.state.revision
+
+    def _ask(self, tab: Tab) -> None:
+        tab.answer, tab.asked = None, self.session.state.revision
+        if tab.tried is not None:
+            tab.answer = self.session.answer(tab.tried)
 
     def _add_class(self, tab: Tab, data: Data) -> Note:
         name = self.project.add_class(_text(data, "text"))

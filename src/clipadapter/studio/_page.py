@@ -21,7 +21,7 @@ from clipadapter.studio._guard import NothingForeign
 from clipadapter.studio._panels import PANELS, Panels, asset
 from clipadapter.studio._project import OWN
 from clipadapter.studio._session import Session
-from clipadapter.studio._tab import Note, Tab
+from clipadapter.studio._tab import Tab, told
 
 TICK = 0.7
 """Seconds between two looks for what another tab, or the computing thread, has changed."""
@@ -82,7 +82,14 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         with gr.Row():
             with gr.Column(scale=1, min_width=330):
                 with gr.Row():
-                    new = gr.Textbox(label="New class", placeholder="tabby cat", max_lines=1, scale=3, min_width=160)
+                    new = gr.Textbox(
+                        label="New class",
+                        placeholder="tabby cat",
+                        max_lines=1,
+                        scale=3,
+                        min_width=160,
+                        elem_id="cs-new",
+                    )
                     add = gr.Button("Add class", scale=1, min_width=110)
                 parts["classes"].render()
             with gr.Column(scale=1, min_width=330):
@@ -110,7 +117,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             "concurrency_limit": 1,
         }
         self.load(self._begin, None, panels, **quiet)
-        gr.Timer(TICK).tick(self._look, None, panels, **quiet)
+        gr.Timer(TICK).tick(self._look, None, [took, *panels], **quiet)
         for part in panels:
             part.act(self._do, None, panels, **quiet)
         gr.on([new.submit, add.click], self._add_class, new, [new, *panels], **quiet)
@@ -128,6 +135,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         return tab
 
     def _drawn(self, tab: Tab) -> list[Out]:
+        self._acts.ask_again(tab)
         changed = self._draw.changed(tab)
         return [changed.get(name, gr.skip()) for name in PANELS]
 
@@ -141,7 +149,11 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
     def _look(self, request: gr.Request) -> list[Out]:
         tab = self._tab(request)
         now = (self.session.state.number, self.session.project.contents.revision)
-        return [gr.skip() for _ in PANELS] if tab.seen == now else self._drawn(tab)
+        took: Out = gr.skip()
+        if tab.unsaved not in (None, self._learned()):
+            took, tab.unsaved = "", None
+        same = tab.seen == now and not self._acts.outdated(tab)
+        return [took, *([gr.skip() for _ in PANELS] if same else self._drawn(tab))]
 
     def _do(self, request: gr.Request, event: gr.EventData) -> list[Out]:
         tab = self._tab(request)
@@ -151,30 +163,44 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
     def _add_class(self, text: str, request: gr.Request) -> list[Out]:
         tab = self._tab(request)
         self._acts.do(tab, {"do": "add-class", "text": text})
-        return [text if tab.note.bad else "", *self._drawn(tab)]
+        return [gr.skip() if tab.note.bad else "", *self._drawn(tab)]
 
     def _try(self, path: str | None, request: gr.Request) -> list[Out]:
         tab = self._tab(request)
-        tab.tried, tab.answer, tab.note = None if path is None else Path(path), None, Note("")
-        if tab.tried is not None:
-            try:
-                tab.answer = self.session.answer(tab.tried)
-            except ClipAdapterError as error:
-                tab.note = Note(str(error), bad=True)
+        self._acts.ask(tab, None if path is None else Path(path))
         return self._drawn(tab)
 
-    def _save(self) -> list[Out]:
+    def _learned(self) -> tuple[int, int]:
+        """Numbers of what is there and of what was learned from."""
+        return self.session.project.contents.revision, self.session.state.revision
+
+    def _taken(self, tab: Tab, done: str, path: Path, offered: str | Path) -> list[Out]:
+        tab.unsaved = None
+        text = f"{done}. `clipadapter predict {shown(path)} photo.jpg` asks it."
+        if names := self.session.by_name_alone():
+            some = told([f"`{name.replace('`', chr(39))}`" for name in names])  # as code: names are no Markdown
+            known = "has no picture: known by its name" if len(names) == 1 else "have no picture: known by their names"
+            text += f" {some} {known} alone."
+        return [text, gr.File(str(offered), visible=True)]
+
+    def _not_taken(self, tab: Tab, error: ClipAdapterError) -> list[Out]:
+        tab.unsaved = self._learned()
+        return [str(error), gr.File(visible=False)]
+
+    def _save(self, request: gr.Request) -> list[Out]:
+        tab = self._tab(request)
         try:
             folder = self.session.save()
         except ClipAdapterError as error:
-            return [str(error), gr.File(visible=False)]
+            return self._not_taken(tab, error)
         (folder.parent / "export").mkdir(exist_ok=True)
         packed = shutil.make_archive(str(folder.parent / "export" / "model"), "zip", folder)
-        return [f"Saved. `clipadapter predict {shown(folder)} photo.jpg` asks it.", gr.File(packed, visible=True)]
+        return self._taken(tab, "Saved", folder, packed)
 
-    def _export(self) -> list[Out]:
+    def _export(self, request: gr.Request) -> list[Out]:
+        tab = self._tab(request)
         try:
             path = self.session.export()
         except ClipAdapterError as error:
-            return [str(error), gr.File(visible=False)]
-        return [f"Exported. `clipadapter predict {shown(path)} photo.jpg` asks it.", gr.File(str(path), visible=True)]
+            return self._not_taken(tab, error)
+        return self._taken(tab, "Exported", path, path)

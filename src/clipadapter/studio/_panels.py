@@ -68,6 +68,8 @@ class Panels:
             "share": state.share,
             "error": state.error,
             "note": tab.note,
+            "uploads": tab.uploads,
+            "misnamed": tab.misnamed,
             "undo": self.session.project.undoable,
         }
 

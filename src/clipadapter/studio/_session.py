@@ -159,6 +159,11 @@ class Session:
         shots = [one.path for _, one in self.project.contents.shots()]
         return Path(export_model(model, folder / "model.onnx", pictures=shots[:64]).path)
 
+    def by_name_alone(self) -> list[str]:
+        """Classes without a picture that can be read: a model knows them by their names."""
+        classes = self.project.contents.classes
+        return [name for name, each in classes.items() if not any(map(self._features.has, each))]
+
     def _fitted(self) -> FewShotClassifier:
         if self._behind():
             self.changed()

@@ -34,7 +34,11 @@ class Tab:
         picked: key of the picture that is shown large.
         tried: file of the picture that was tried.
         answer: what was said of it.
+        asked: revision of the contents that the answer was learned from.
         note: what was told last.
+        uploads: how many times files were sent, or could not be.
+        misnamed: how many names of new classes were refused.
+        unsaved: numbers of the contents, and of those learned from, when a model could not be saved; None if one was.
         seen: what the page shows: numbers of the state and of the contents.
         sent: digests of the panels' HTML, as the page has it; with its pictures that is a megabyte, and tabs are many.
     """
@@ -44,7 +48,11 @@ class Tab:
     picked: str = ""
     tried: Path | None = None
     answer: Answer | None = None
+    asked: int = -1
     note: Note = Note("")
+    uploads: int = 0
+    misnamed: int = 0
+    unsaved: tuple[int, int] | None = None
     seen: tuple[int, int] = (-1, -1)
     sent: dict[str, bytes] = field(default_factory=dict)
 

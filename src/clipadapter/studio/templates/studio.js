@@ -5,7 +5,10 @@ const send = async (files, name, drop) => {
   const told = drop && drop.querySelector('.cs-sending');
   const sent = [];
   for (const [i, file] of files.entries()) {
-    if (told) told.textContent = `Sending ${i + 1} of ${files.length}`;
+    if (told) {
+      told.dataset.usual ??= told.textContent;
+      told.textContent = `Sending ${i + 1} of ${files.length}`;
+    }
     try {
       const { path } = await upload(file);
       sent.push({ path, name: file.name });
@@ -64,6 +67,17 @@ if (element.closest('#cs-queue')) {
   });
 }
 if (element.closest('#cs-bar')) {
+  // What the server has answered shows in the bar, also where no other panel changes for it.
+  let before = { uploads: 0, misnamed: 0 };
+  watch('value', () => {
+    const { uploads, misnamed } = element.querySelector('.cs-bar').dataset;
+    if (uploads !== before.uploads) {
+      for (const told of document.querySelectorAll('.cs-sending[data-usual]')) told.textContent = told.dataset.usual;
+    }
+    const field = document.querySelector('#cs-new input, #cs-new textarea');
+    if (Number(misnamed) > before.misnamed) { field.focus(); field.select(); }
+    before = { uploads, misnamed: Number(misnamed) };
+  });
   document.addEventListener('keydown', (event) => {
     if (event.key.toLowerCase() !== 'z' || !(event.ctrlKey || event.metaKey) || event.shiftKey || typing(event.target)) return;
     event.preventDefault();
