@@ -1,8 +1,9 @@
-"""Writing a file whole or not at all; and what a path is, where a model is expected."""
+"""Writing a file whole or not at all; what a path is, where a model is expected; and names without paths."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def why_no_model(path: str | Path) -> str:
             "'clipadapter fit' wrote"
         )
     return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
+
+
+def without_paths(name: str) -> str:
+    """The name of an encoder with the last part alone of paths of this machine.
+
+    >>> without_paths("open_clip:local-dir:/home/ann/clip")
+    'open_clip:local-dir:clip'
+    """
+    # A folder may be called "a+b"; where a plus joins two encoders, the second one's scheme follows it.
+    parts = re.compile(r"(local-dir:|simclr:)(.*?)(?=\+[a-z_]+:|$)")
+    return parts.sub(lambda found: found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1], name)
 
 
 def write_whole(path: str | Path, data: str | bytes) -> Path:

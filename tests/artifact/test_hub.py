@@ -13,10 +13,10 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.artifact import load_model, pull, push, read_config
-from clipadapter.artifact._hub import without_paths
 from clipadapter.artifact._record import MARK
 from clipadapter.cli.app import app
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.files import without_paths
 from clipadapter.trust import TrustOptions
 
 from ..conftest import CLIP, TINY

@@ -104,6 +104,13 @@ def test_the_file_is_sound_onnx(fitted, write):
     assert done.size == done.path.stat().st_size
 
 
+def test_no_path_of_this_machine_is_in_the_file(fitted, folders, tmp_path):
+    model = fitted("zero-shot", f"open_clip:local-dir:{folders['tiny']}")
+    about = Predictor(export_model(model, tmp_path / "m.onnx").path).about
+    assert about.encoder["name"] == f"open_clip:local-dir:{Path(folders['tiny']).name}"
+    assert str(folders["tiny"]).encode() not in (tmp_path / "m.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_int8_is_the_tower_s_alone(format, folders, fitted, draw, write):
     model = fitted("auto", f"open_clip:local-dir:{folders['tiny']}", reject=0.1)

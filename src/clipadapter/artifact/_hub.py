@@ -6,7 +6,6 @@ Token, endpoint and cache are those of the hub's client: ``hf auth login`` or HF
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from clipadapter.artifact._files import (
 from clipadapter.artifact._parts import load_model
 from clipadapter.artifact._record import card_of
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
+from clipadapter.files import without_paths
 
 GRAPHS = (".onnx", ".xml", ".bin")
 """Ends of names of what `clipadapter.export` writes."""
@@ -177,17 +177,6 @@ def _public(folder: str | Path) -> ArtifactConfig:
         raise ArtifactError(f"{folder} names files that no model has: {', '.join(strange)}")
     name = without_paths(config.encoder.name)
     return config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
-
-
-def without_paths(name: str) -> str:
-    """The name of an encoder with the last part alone of paths of this machine.
-
-    >>> without_paths("open_clip:local-dir:/home/ann/clip")
-    'open_clip:local-dir:clip'
-    """
-    # A folder may be called "a+b"; where a plus joins two encoders, the second one's scheme follows it.
-    parts = re.compile(r"(local-dir:|simclr:)(.*?)(?=\+[a-z_]+:|$)")
-    return parts.sub(lambda found: found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1], name)
 
 
 def _graphs(exported: Sequence[str | Path]) -> list[Path]:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.files import without_paths
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About
@@ -18,7 +19,7 @@ PACKAGES = ("clipadapter", "torch", "open_clip_torch", "onnx", "onnxruntime", "o
 
 
 def about(model: FewShotClassifier, pixels: PixelSpec, precision: str, source: str) -> About:
-    """The description, without the figures of the gate; it names no file of this machine but the encoder's.
+    """The description, without the figures of the gate; it names no path of this machine.
 
     Args:
         model: fitted.
@@ -28,7 +29,7 @@ def about(model: FewShotClassifier, pixels: PixelSpec, precision: str, source: s
     """
     info = model.encoder_.info
     encoder = {
-        "name": info.name,
+        "name": without_paths(info.name),
         "fingerprint": info.fingerprint,
         "licence": info.licence,
         "logit_scale": info.logit_scale,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
+from clipadapter.files import EXPORTED
 
-EXPORTED = (".onnx", ".xml")
 CONFIG = "config.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Stamp = tuple[tuple[str, int, int, int], ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -189,7 +188,7 @@ def describe(model: Model) -> dict[str, Any]:
         "error": model.error,
         "classes": list(predictor.class_names),
         "task": "multilabel" if predictor.several else "single-label",
-        "encoder": _without_folder(encoder.get("name")),
+        "encoder": encoder.get("name"),
         "licence": encoder.get("licence"),
         "head": None if about is None else about.head.get("name"),
         "precision": predictor.precision,
@@ -204,12 +203,3 @@ def describe(model: Model) -> dict[str, Any]:
             "curl": f"curl -F images=@photo.jpg HOST/v1/models/{model.name}/predict",
         },
     }
-
-
-def _without_folder(encoder: str | None) -> str | None:
-    """An encoder's name without where its weights lay on the machine that exported it.
-
-    >>> _without_folder("pair:open_clip:local-dir:/home/me/clip+simclr:own/one")
-    'pair:open_clip:local-dir:clip+simclr:one'
-    """
-    return encoder and re.sub(r"(local-dir|simclr):[^+]*[/\\]", r"\1:", encoder)
