@@ -14,7 +14,7 @@ FLOORS = [
     {"features", "pretraining", "runtime", "tuners"},
     {"artifact"},
     {"classifier"},
-    {"bench", "doctor", "explain", "export", "testing"},
+    {"bench", "doctor", "explain", "export", "monitor", "testing"},
     {"report", "serve", "studio"},
     {"cli"},
     {"__main__"},

@@ -4,16 +4,19 @@ from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._held_out import HeldOut, held_out
 from clipadapter.heads._registry import create_head, head_info, list_heads, register_head
 from clipadapter.heads._select import Candidate, Selection, select
+from clipadapter.heads._streaming import Exact, Streaming
 from clipadapter.heads._text import ClassText
 from clipadapter.heads._unseen import Unseen, held_out_shots, mean_shots
 
 __all__ = [
     "Candidate",
     "ClassText",
+    "Exact",
     "Head",
     "HeldOut",
     "Selection",
     "Shots",
+    "Streaming",
     "Unseen",
     "create_head",
     "head_info",

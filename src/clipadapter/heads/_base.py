@@ -28,6 +28,7 @@ from clipadapter.heads._shots import Shots as Shots
 from clipadapter.heads._state import check_answers, learned_arrays, take_over
 from clipadapter.heads._text import ClassText
 from clipadapter.heads._text_part import Scores, TextPart
+from clipadapter.heads._warm import WarmStart
 from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
@@ -38,7 +39,7 @@ AT_ONCE = 2**24
 """Numbers that a head may hold beside each other for the rows it answers at a time: 64 MB in float32."""
 
 
-class Head(TextPart, Judged, ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
+class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
     """Base of all heads.
 
     A subclass stores its parameters in ``__init__`` under their own names and does nothing else there, learns in

@@ -18,6 +18,7 @@ from clipadapter.heads._inputs import (
     as_views,
     class_positions,
     has_several,
+    positions_among,
 )
 from clipadapter.heads._shots import Shots
 from clipadapter.heads._text import ClassText
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
 
 
 def checked_shots(
-    head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None, unlabelled: ArrayLike | None = None
+    head: Head,
+    X: ArrayLike,
+    y: ArrayLike,
+    text: ClassText | None,
+    unlabelled: ArrayLike | None = None,
+    classes: Array | None = None,
 ) -> tuple[Shots, Array]:
-    """What came into `fit`, checked; and the classes in order.
+    """What came into `fit`, checked; and the classes in order, which may be given where there is no text.
 
     Raises:
         InputError: if shapes, widths or labels don't go together, or the head needs more, or takes less.
@@ -45,7 +51,10 @@ def checked_shots(
     else:
         names = as_labels(y, len(views))
         _check_text(head, text, views.shape[2])
-        classes, positions = class_positions(names, text)
+        if text is None and classes is not None:
+            positions = positions_among(names, classes)
+        else:
+            classes, positions = class_positions(names, text)
         labels = torch.from_numpy(positions)
     shots = Shots(
         views=tensor,

@@ -99,13 +99,23 @@ def class_positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArr
         if len(classes) < 2:
             raise InputError(f"a classifier needs two classes or more, but y has one class: {classes[0]}")
         return classes, positions.astype(np.int64)
-    order = {label: i for i, label in enumerate(text.labels)}
+    positions = positions_among(labels, np.asarray(text.labels), "have no class text")
+    if len(text.labels) < 2:
+        raise InputError("a classifier needs two classes or more, but the class text has one")
+    return np.asarray(text.labels), positions
+
+
+def positions_among(labels: Array, classes: Array, fault: str = "are no class") -> NDArray[np.int64]:
+    """The position of each label among classes.
+
+    Raises:
+        InputError: if one is not there; ``fault`` says what it lacks.
+    """
+    order = {str(label): i for i, label in enumerate(classes)}
     missing = sorted({str(label) for label in labels if str(label) not in order})
     if missing:
         raise InputError(
-            f"these labels have no class text: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; "
-            f"known: {', '.join(text.labels[:5])}{' ...' if len(order) > 5 else ''}"
+            f"these labels {fault}: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; "
+            f"known: {', '.join(map(str, classes[:5]))}{' ...' if len(order) > 5 else ''}"
         )
-    if len(order) < 2:
-        raise InputError("a classifier needs two classes or more, but the class text has one")
-    return np.asarray(text.labels), np.array([order[str(label)] for label in labels], dtype=np.int64)
+    return np.array([order[str(label)] for label in labels], dtype=np.int64)

@@ -1,0 +1,227 @@
+"""Heads that learn from shots as they come: more of them, more classes and, where that is exact, fewer of both."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+from typing_extensions import Self
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads._base import Head
+from clipadapter.heads._given import checked_shots
+from clipadapter.heads._inputs import Array, as_labels
+from clipadapter.heads._shots import Shots
+from clipadapter.heads._text import ClassText
+from clipadapter.heads._warm import carried, origin_of
+
+WITH_TEXT = "with_text_"
+
+
+class Streaming(Head):
+    """Base of heads that go on learning without the shots of before.
+
+    A subclass learns in `_begin` what a first fit gives, and in `_more` what further shots add. ``counts_`` (c,) says
+    how many shots of each class there were: classes without one are known by their text alone.
+    """
+
+    exact: ClassVar[bool] = False
+    """True if the order in which shots come makes no difference: then see `Exact`."""
+
+    counts_: Tensor
+
+    @abstractmethod
+    def _begin(self, shots: Shots) -> None:
+        """Learn from the first shots."""
+
+    @abstractmethod
+    def _more(self, shots: Shots, origin: Tensor) -> None:
+        """Learn from further shots.
+
+        Args:
+            shots: their labels are positions among all classes that there are from now on.
+            origin: (c,) where each of these classes was among those of before, -1 if it is new.
+        """
+
+    def _fit(self, shots: Shots) -> None:
+        self.counts_ = torch.bincount(shots.labels, minlength=shots.n_classes)
+        self.__dict__.pop(WITH_TEXT, None)
+        if shots.text is not None:
+            setattr(self, WITH_TEXT, 1)
+        self._begin(shots)
+
+    def partial_fit(
+        self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, classes: ArrayLike | None = None
+    ) -> Self:
+        """Learn from more shots, of classes that are known and of new ones; the first call is `fit`.
+
+        Args:
+            X: (n, d) or (n, v, d) raw features, as for `fit`.
+            y: (n,) labels.
+            text: of all classes, those of before among them; sets their order. Needed if `fit` got some.
+            classes: all labels that there will be, where there is no text; else those that come are added behind those
+                of before.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            InputError: as `fit`; or if the text lacks a class of before, or is missing.
+        """
+        if not hasattr(self, "classes_"):
+            if text is not None or classes is None:
+                return self.fit(X, y, text=text)
+            shots, every = checked_shots(self, X, y, None, classes=np.unique(np.asarray(classes)))
+            self.classes_, self.n_features_in_ = every, shots.views.shape[2]
+            self._fit(shots)
+            return self
+        before = self.classes_
+        self._check_goes_on(text)
+        shots, every = checked_shots(self, X, y, text, classes=_with_new(before, y, classes))
+        self._check_width(shots)
+        origin = origin_of(before, every)
+        missing = sorted(set(map(str, before)) - set(map(str, every)))
+        if missing:
+            raise InputError(f"the class text lacks classes that were learned: {', '.join(missing[:5])}")
+        counts = torch.bincount(shots.labels, minlength=len(every)) + carried(self.counts_, origin)
+        self.classes_ = every
+        self._more(shots, origin)
+        self.counts_ = counts
+        return self
+
+    def _check_goes_on(self, text: ClassText | None) -> None:
+        if text is None and hasattr(self, WITH_TEXT):
+            raise InputError("this head was fitted with class text: give that of all classes, text=ClassText(...)")
+        if text is not None and not hasattr(self, WITH_TEXT):
+            raise InputError("this head was fitted without class text, so it can't go on with some: leave text out")
+
+    def _check_width(self, shots: Shots) -> None:
+        if shots.views.shape[2] != self.n_features_in_:
+            # scikit-learn's own words: its checks and its users look for them.
+            raise InputError(
+                f"X has {shots.views.shape[2]} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+
+
+class Exact(Streaming):
+    """Base of streaming heads that are a function of sums over shots, or of the shots: what comes can also go.
+
+    However shots came and went, the head equals one that is fitted to those that are left. A subclass keeps its sums up
+    to date in `_clear`, `_gather` and `_arrange`, and makes of them in `_settle` what answers.
+    """
+
+    exact = True
+
+    @abstractmethod
+    def _clear(self, shots: Shots) -> None:
+        """Sums over no shots, of as many classes and as wide as these."""
+
+    @abstractmethod
+    def _gather(self, shots: Shots, sign: int) -> None:
+        """Add shots to the sums (sign 1), or take them out (sign -1)."""
+
+    @abstractmethod
+    def _arrange(self, origin: Tensor) -> None:
+        """Bring the sums into another order of classes.
+
+        Args:
+            origin: (c,) where each class was, -1 for a new one. A class that is left out has no shots.
+        """
+
+    @abstractmethod
+    def _settle(self, text: Tensor | None, scale: float) -> None:
+        """What answers, from the sums.
+
+        Args:
+            text: (c, d) unit class text, or None.
+            scale: the encoder's logit scale.
+        """
+
+    def _begin(self, shots: Shots) -> None:
+        self._clear(shots)
+        self._gather(shots, 1)
+        self._settle(shots.text, shots.scale)
+
+    def _more(self, shots: Shots, origin: Tensor) -> None:
+        self._arrange(origin)
+        self._gather(shots, 1)
+        self.counts_ = torch.bincount(shots.labels, minlength=len(origin)) + carried(self.counts_, origin)
+        self._settle(shots.text, shots.scale)
+
+    def unlearn(self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Self:
+        """Become what it would be had it never seen some shots; they must be among those that it was fitted to.
+
+        Args:
+            X: (n, d) or (n, v, d) raw features, the same that were learned.
+            y: (n,) the labels that they were learned with.
+            text: of all classes, as for `partial_fit`.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            InputError: if it has learned fewer shots of a class, or none would be left.
+        """
+        check_is_fitted(self)
+        self._check_goes_on(text)
+        shots, _ = checked_shots(self, X, y, text, classes=self.classes_)
+        self._check_width(shots)
+        left = self.counts_ - torch.bincount(shots.labels, minlength=len(self.counts_))
+        if (left < 0).any():
+            name = self.classes_[int(left.argmin())]
+            raise InputError(f"the class '{name}' has {self.counts_[left.argmin()]} shots: so many can't be taken out")
+        if not left.any():
+            raise InputError("no shot would be left: a head needs some")
+        self._gather(shots, -1)
+        self.counts_ = left
+        self._settle(shots.text, shots.scale)
+        return self
+
+    def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: ClassText | None = None) -> Self:
+        """Answer for other classes: in another order, renamed, new ones without a shot, or fewer.
+
+        Args:
+            classes: labels in their new order.
+            origin: where each was among ``classes_``, -1 for a new one.
+            text: of these classes, as for `partial_fit`.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            InputError: if a class that has shots is left out, one is there twice, or fewer than two are left.
+        """
+        check_is_fitted(self)
+        self._check_goes_on(text)
+        places = torch.as_tensor(list(origin), dtype=torch.int64)
+        kept = places[places >= 0]
+        if len(classes) != len(places) or len(kept.unique()) != len(kept) or len(classes) < 2:
+            raise InputError("each class has one origin, no two the same, and there must be two classes or more")
+        gone = self.counts_.clone()
+        gone[kept] = 0
+        if gone.any():
+            raise InputError(f"the class '{self.classes_[int(gone.argmax())]}' has shots: unlearn them first")
+        if text is not None and tuple(text.labels) != tuple(map(str, classes)):
+            raise InputError("the class text is of other classes, or in another order")
+        self.counts_ = carried(self.counts_, places)
+        self._arrange(places)
+        self.classes_ = np.asarray(classes)
+        vectors = None if text is None else unit(torch.from_numpy(text.embeddings.copy()))
+        self._settle(vectors, 100.0 if text is None else text.logit_scale)
+        return self
+
+
+def _with_new(before: Array, y: ArrayLike, classes: ArrayLike | None) -> Array:
+    """Classes of before, then new ones, sorted."""
+    labels = as_labels(y, len(np.asarray(y))) if classes is None else np.asarray(classes)
+    known = set(before.tolist())
+    fresh = [label for label in np.unique(labels) if label not in known]
+    return np.asarray([*before.tolist(), *fresh]) if fresh else before
