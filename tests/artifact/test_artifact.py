@@ -244,6 +244,7 @@ def test_a_folder_that_cannot_be_moved_away_stays_as_it_is(tmp_path, monkeypatch
     def busy(self, target):
         raise OSError(16, "Device or resource busy")
 
+    monkeypatch.setattr("clipadapter.artifact._folder.exchanged", lambda *_: False)
     monkeypatch.setattr(Path, "rename", busy)
     with pytest.raises(ArtifactError, match="busy"):
         save_model(folder, make("linear-probe")[0])

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, constants, utils
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.artifact import load_model, pull, push, read_config
+from clipadapter.artifact import History, load_model, pull, push, read_config, save_model
 from clipadapter.artifact._record import MARK
 from clipadapter.cli.app import app
 from clipadapter.errors import ArtifactError, InputError
@@ -92,6 +92,38 @@ def test_the_card_says_the_name_on_the_hub_and_the_hub_reads_it(fitted, hub):
     assert "clipadapter pull ann/colours --out model" in text
     assert ModelCard(text).data.library_name == "clipadapter"
     assert ("POST", "/api/validate-yaml") in hub.asked
+
+
+def test_the_history_stays_at_home(fitted, hub, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    before = load_model(folder)
+    history = History.of(folder).after(before, before, "correct", {"picture": "carol.jpg"}, by="ann of accounting")
+    save_model(folder, before, history=history)
+    assert b"ann of accounting" in (folder / "history" / "log.json").read_bytes()
+    done = push(folder, "ann/colours")
+    assert not any("history" in name for name in (*done.files, *hub.files("ann/colours")))
+    sent = b"".join(hub.files("ann/colours").values())
+    assert b"ann of accounting" not in sent and b"carol" not in sent
+
+
+def test_a_history_on_the_hub_is_not_fetched(fitted, hub, tmp_path):
+    fitted.push_to_hub("ann/colours")
+    hub.put("ann/colours", "history/log.json", b"{}")
+    folder = pull("ann/colours", tmp_path / "model")
+    assert not (folder / "history").exists() and "history/log.json" not in hub.fetched()
+
+
+def test_a_model_that_is_fetched_over_another_can_be_undone(fitted, hub, tmp_path):
+    fitted.push_to_hub("ann/colours")
+    own = FewShotClassifier("toy", "zero-shot", cache=None).fit(*squares()).save(tmp_path / "model")
+    before = (own / "config.json").read_bytes()
+    pull("ann/colours", own)
+    assert read_config(own).head.name == "linear-probe"
+    last = History.of(own).changes[-1]
+    assert (last.version, last.action, last.facts) == (2, "pull", {"repo": "ann/colours"})
+    history, model = History.of(own).undo()
+    save_model(own, model, history=history)
+    assert (own / "config.json").read_bytes() == before
 
 
 def test_no_path_of_this_machine_goes_to_the_hub(write_model, hub, tmp_path):

@@ -11,10 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +30,8 @@ CONFIG, CARD = "config.json", "README.md"
 TENSORS, SUPPORT, TRUST, FOLDS = "head.safetensors", "support.safetensors", "trust.safetensors", "folds.safetensors"
 OURS = (CONFIG, CARD, TENSORS, SUPPORT, TRUST, FOLDS)
 """All files that a model's folder can have."""
+HISTORY = "history"
+"""The folder in it with what it was before."""
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
 Arrays = dict[str, NDArray[Any]]
@@ -125,64 +124,12 @@ def check_place(folder: str | Path) -> Path:
     return target
 
 
-def write_artifact(folder: str | Path, files: Mapping[str, bytes]) -> Path:
-    """Write a model, or replace one; other files that somebody laid beside its own stay.
-
-    Args:
-        folder: made if missing; one that holds something else than a model is refused.
-        files: content by name.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ArtifactError: if the folder can't be written or holds something else; nothing is left half-written.
-    """
-    target = check_place(folder)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ArtifactError(
-            f"can't write {target}: {error.strerror or error}; give a folder you may write to"
-        ) from error
-    try:
-        fresh.chmod(0o755)
-        for name, data in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        _swap(fresh, target)
-    except OSError as error:
-        raise ArtifactError(f"can't write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return target
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put the new folder in the old one's place; the old one stays until the new one stands."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    try:
-        target.rename(old / "model")
-        try:
-            fresh.rename(target)
-        except OSError:
-            (old / "model").rename(target)
-            raise
-    except OSError:
-        with suppress(OSError):
-            old.rmdir()  # it may hold what could not be put back
-        raise
-    found = [] if (old / "model").is_symlink() else list((old / "model").iterdir())
-    for path in found:
-        if path.name not in OURS or (path.name == CARD and not (target / CARD).exists()):
-            path.rename(target / path.name)
-    shutil.rmtree(old, ignore_errors=True)
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file; it is on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _describe(blob: bytes, arrays: Mapping[str, NDArray[Any]]) -> FilePart:
@@ -196,9 +143,17 @@ def read_config(folder: str | Path) -> ArtifactConfig:
     Raises:
         ArtifactError: if there is no model, or its config is damaged or of a later format.
     """
-    path = Path(folder) / CONFIG
     if why := why_no_model(folder):
         raise ArtifactError(why)
+    return config_at(Path(folder) / CONFIG)
+
+
+def config_at(path: Path) -> ArtifactConfig:
+    """The checked config in a file.
+
+    Raises:
+        ArtifactError: if it is damaged or of a later format.
+    """
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ArtifactError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: it is no model's config")
     try:
@@ -208,11 +163,15 @@ def read_config(folder: str | Path) -> ArtifactConfig:
             raise ArtifactError(f"{path} has format {number}, this version reads up to {FORMAT}: update clipadapter")
         return ArtifactConfig.model_validate(_updated(raw) if number == 1 else raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path} is not a model's config: {where}: {first['msg']}") from error
+        raise ArtifactError(f"{path} is not a model's config: {first_error(error)}") from error
     except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
+
+
+def first_error(error: ValidationError) -> str:
+    """Where the first thing that is wrong lies, and what it is."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _updated(raw: dict[str, Any]) -> dict[str, Any]:
@@ -226,9 +185,17 @@ def read_arrays(folder: str | Path, config: ArtifactConfig, name: str) -> Arrays
     Raises:
         ArtifactError: if the file is missing, altered, or does not hold what the config says.
     """
-    part, path = config.files.get(name), Path(folder) / name
-    if part is None:
+    if name not in config.files:
         raise ArtifactError(f"{Path(folder)} was saved without {name}")
+    return arrays_at(Path(folder) / name, config.files[name])
+
+
+def arrays_at(path: Path, part: FilePart) -> Arrays:
+    """The arrays in a file, checked against what a config says of it.
+
+    Raises:
+        ArtifactError: as `read_arrays`.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: copy the whole folder, or fit again")
     if path.stat().st_size > MAX_TENSOR_BYTES:

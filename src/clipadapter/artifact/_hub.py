@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipadapter.artifact._contents import Content
 from clipadapter.artifact._files import (
     CARD,
     CONFIG,
@@ -20,10 +21,10 @@ from clipadapter.artifact._files import (
     check_place,
     config_bytes,
     read_config,
-    write_artifact,
 )
 from clipadapter.artifact._parts import load_model
 from clipadapter.artifact._record import card_of
+from clipadapter.artifact._save import Told, write_content
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.files import without_paths
 
@@ -151,7 +152,7 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
 
     Args:
         repo_id: such as ``org/name``.
-        folder: where to; a model that is there is replaced.
+        folder: where to; a model that is there can be gone back to.
         options: as of `fetch`.
 
     Raises:
@@ -161,8 +162,12 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
     check_place(folder)
     source = fetch(repo_id, **options)
     load_model(source)
-    names = [name for name in (*read_config(source).files, CARD, CONFIG) if (source / name).is_file()]
-    return write_artifact(folder, {name: (source / name).read_bytes() for name in names if name in OURS})
+    config = read_config(source)
+    parts = {name: part for name, part in config.files.items() if name in OURS}
+    blobs = {part.sha256: (source / name).read_bytes() for name, part in parts.items()}
+    content = Content(config.model_copy(update={"files": parts}), (source / CONFIG).read_bytes(), {}, blobs)
+    card = (source / CARD).read_bytes() if (source / CARD).is_file() else None
+    return write_content(folder, content, Told(action="pull", facts={"repo": repo_id}, card=card))
 
 
 def _public(folder: str | Path) -> ArtifactConfig:

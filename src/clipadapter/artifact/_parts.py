@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,19 @@ from numpy.typing import NDArray
 
 from clipadapter.artifact._evaluation import still_of
 from clipadapter.artifact._files import (
-    CARD,
-    CONFIG,
     FOLDS,
     SUPPORT,
     TENSORS,
     TRUST,
+    Arrays,
     ArtifactConfig,
     EncoderPart,
     HeadPart,
-    config_bytes,
     packed,
     read_arrays,
     read_config,
-    write_artifact,
 )
-from clipadapter.artifact._record import card_of
+from clipadapter.artifact._folder import rescue
 from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
@@ -39,6 +37,8 @@ from clipadapter.heads import ClassText, Head, create_head, head_info, list_head
 from clipadapter.trust import Trust
 
 TEXT = "class_text"
+CARRIED = ("fit",)
+"""Facts of the shots that are kept as they come: how the model was fitted."""
 
 
 @dataclass(frozen=True)
@@ -64,43 +64,39 @@ class Model:
     folds: tuple[Head, ...] = ()
 
 
-def save_model(folder: str | Path, model: Model, *, keep_support: bool = True) -> Path:
-    """Write a model to a folder, or replace the model in it.
+def assembled(model: Model, keep_support: bool = True) -> tuple[ArtifactConfig, dict[str, bytes]]:
+    """A model as its config and its files of arrays.
 
     Args:
-        folder: where to.
-        model: what to write.
-        keep_support: write the plain features of the shots too.
+        model: fitted.
+        keep_support: with the features of the shots.
 
     Raises:
-        ArtifactError: if the folder can't be written; nothing is left half-written.
         InputError: if the head is not registered.
     """
-    info, names = model.encoder, model.text.labels
+    info, names, support = model.encoder, model.text.labels, model.support
     files: dict[str, dict[str, NDArray[Any]]] = {TENSORS: {**model.head.state(), TEXT: model.text.embeddings}}
-    if keep_support and len(model.support):
+    if keep_support and len(support):
         position = {name: i for i, name in enumerate(names)}
-        y = np.array([position[label] for label in model.support.y], dtype=np.int64)
-        targets = model.support.targets
-        files[SUPPORT] = {"X": model.support.plain, **({"y": y} if targets is None else {"targets": targets})}
+        y = np.array([position[label] for label in support.y], dtype=np.int64)
+        X = support.plain if support.X.ndim == 3 and support.X.shape[1] == 1 else support.X
+        files[SUPPORT] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
     trust, learned = model.trust.state()
     files[TRUST] = learned
     files[FOLDS] = {f"{i}.{key}": value for i, head in enumerate(model.folds) for key, value in head.state().items()}
     blobs, parts = packed({name: own for name, own in files.items() if own})
-    measured = still_of(model.support.provenance.get("evaluation"), parts)
+    measured = still_of(support.provenance.get("evaluation"), parts)
     config = ArtifactConfig(
         class_names=list(names),
         head=HeadPart(name=_head_name(model.head), params=model.head.get_params(deep=False)),
         encoder=EncoderPart(**{name: getattr(info, name) for name in EncoderPart.model_fields}),
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         trust=trust,
-        sources=list(model.support.provenance.get("sources", ())) if SUPPORT in files else [],
-        provenance={**_provenance(model.support), **({"evaluation": measured} if measured else {})},
+        sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
+        provenance={**_provenance(support), **({"evaluation": measured} if measured else {})},
         files=parts,
     )
-    card = card_of(folder, config)
-    cards = {} if card is None else {CARD: card.encode()}  # one that a person has written stays
-    return write_artifact(folder, {**blobs, **cards, CONFIG: config_bytes(config)})
+    return config, blobs
 
 
 def load_model(folder: str | Path) -> Model:
@@ -109,27 +105,42 @@ def load_model(folder: str | Path) -> Model:
     Raises:
         ArtifactError: if it is missing, altered, of a later format, or its head is not installed.
     """
+    rescue(folder)
     config = read_config(folder)
-    arrays = read_arrays(folder, config, TENSORS)
+    return model_of(config, partial(read_arrays, folder, config), folder)
+
+
+def model_of(config: ArtifactConfig, read: Callable[[str], Arrays], where: str | Path) -> Model:
+    """A model from its config and its checked arrays.
+
+    Args:
+        config: of the model.
+        read: gives the arrays of one of its files.
+        where: it lies, for messages.
+
+    Raises:
+        ArtifactError: if it is damaged, or its head is not installed.
+    """
+    arrays = read(TENSORS)
     part, names = config.encoder, tuple(config.class_names)
     if config.head.name not in list_heads():
         known = ", ".join(list_heads())
         raise ArtifactError(f"the model's head '{config.head.name}' is not installed; known: {known}")
     if TEXT not in arrays:
-        raise ArtifactError(f"{Path(folder) / TENSORS} has no class text")
+        raise ArtifactError(f"{Path(where) / TENSORS} has no class text")
     try:
         text = ClassText(names, arrays.pop(TEXT), part.logit_scale, part.logit_bias)
         head = create_head(config.head.name, **config.head.params).load_state(arrays, names, part.dim)
         X, y, targets = np.empty((0, part.dim), np.float32), (), None
         if SUPPORT in config.files:
-            kept = read_arrays(folder, config, SUPPORT)
+            kept = read(SUPPORT)
             X, y, targets = kept["X"], tuple(names[i] for i in kept.get("y", ())), kept.get("targets")
         support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets)
-        learned = read_arrays(folder, config, TRUST) if TRUST in config.files else {}
+        learned = read(TRUST) if TRUST in config.files else {}
         trust = Trust.from_state(config.trust, learned, len(names)) if config.trust else Trust()
-        folds = _folds(read_arrays(folder, config, FOLDS), config) if FOLDS in config.files else ()
+        folds = _folds(read(FOLDS), config) if FOLDS in config.files else ()
     except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{Path(folder)} is damaged: {error}") from error
+        raise ArtifactError(f"{Path(where)} is damaged: {error}") from error
     info = EncoderInfo(**part.model_dump())
     return Model(head, text, support, config.prompts, info, trust, folds)
 
@@ -147,20 +158,30 @@ def _folds(arrays: Mapping[str, NDArray[Any]], config: ArtifactConfig) -> tuple[
     )
 
 
+def registered_name(head: Head) -> str | None:
+    """The name that a head is registered by, if it is."""
+    return next((name for name in list_heads() if head_info(name).cls is type(head)), None)
+
+
 def _head_name(head: Head) -> str:
-    for name in list_heads():
-        if head_info(name).cls is type(head):
-            return name
+    name = registered_name(head)
+    if name is not None:
+        return name
     raise InputError(f"{type(head).__name__} is no registered head, so it can't be saved: use @register_head")
 
 
 def _provenance(support: FeatureSet) -> dict[str, Any]:
-    skipped = support.provenance.get("skipped", ())
+    told = support.provenance
+    skipped, known = told.get("skipped", ()), told.get("shots")
+    counts = support.counts
+    if not len(support) and isinstance(known, Mapping):  # they were left out when it was saved before
+        counts = {name: known.get(name, 0) for name in counts}
     return {
-        "shots": support.counts,
+        "shots": counts,
         "support_sha256": hashlib.sha256(np.ascontiguousarray(support.plain).tobytes()).hexdigest(),
         "skipped": skipped if isinstance(skipped, int) else len(skipped),
-        "views": support.provenance.get("views", 1),
+        "views": told.get("views", 1),
+        **{key: told[key] for key in CARRIED if key in told},
         "versions": {
             name: version(name) for name in ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
         },

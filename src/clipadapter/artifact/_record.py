@@ -9,6 +9,7 @@ from typing import Any
 from clipadapter.artifact._card import MARK, model_card
 from clipadapter.artifact._evaluation import KEY, evaluated
 from clipadapter.artifact._files import CARD, CONFIG, FORMAT, ArtifactConfig, config_bytes, read_config
+from clipadapter.artifact._folder import alone
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.files import write_whole
 
@@ -33,17 +34,19 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
         ArtifactError: if there is no sound model, or it can't be written.
         InputError: if these are no figures, or figures of another model.
     """
-    config = read_config(folder)
-    found = evaluated(metrics, config)
-    provenance = {**config.provenance, KEY: found.model_dump(exclude_none=True)}
-    renewed = config.model_copy(update={"format": FORMAT, "provenance": provenance})
-    card = card_of(folder, renewed)
-    try:
-        # The config comes last: what it says is what was recorded, and a card is always made of it again.
-        written = [] if card is None else [write_whole(Path(folder) / CARD, card)]
-        return [*written, write_whole(Path(folder) / CONFIG, config_bytes(renewed))]
-    except InputError as error:
-        raise ArtifactError(str(error)) from error
+    read_config(folder)
+    with alone(folder):  # else a model that is saved meanwhile would get the config of the one before
+        config = read_config(folder)
+        found = evaluated(metrics, config)
+        provenance = {**config.provenance, KEY: found.model_dump(exclude_none=True)}
+        renewed = config.model_copy(update={"format": FORMAT, "provenance": provenance})
+        card = card_of(folder, renewed)
+        try:
+            # The config comes last: what it says is what was recorded, and a card is always made of it again.
+            written = [] if card is None else [write_whole(Path(folder) / CARD, card)]
+            return [*written, write_whole(Path(folder) / CONFIG, config_bytes(renewed))]
+        except InputError as error:
+            raise ArtifactError(str(error)) from error
 
 
 def card_of(folder: str | Path, config: ArtifactConfig, repo: str = "") -> str | None:

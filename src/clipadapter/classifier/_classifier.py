@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,28 @@ from typing import Any
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from clipadapter.artifact import Model, load_model, save_model
-from clipadapter.classifier._answering import Answering
+from clipadapter.artifact import History, load_model, save_model
+from clipadapter.classifier._changing import Changing
 from clipadapter.classifier._distractors import distractors
 from clipadapter.classifier._heads import make_head
 from clipadapter.classifier._hub import OnHub
 from clipadapter.classifier._pictures import Label, all_names, check_task, extracted, feature_set
 from clipadapter.classifier._quick import make_quick
+from clipadapter.classifier._settings import KEY as SETTINGS
+from clipadapter.classifier._settings import Settings
 from clipadapter.classifier._towers import chosen, open_store
 from clipadapter.classifier._trust import Others, checked_options, fit_trusted
-from clipadapter.classifier._tuned import check_alone, encoders_of, facts_of_base, run_by, tune
-from clipadapter.data import class_prompts
+from clipadapter.classifier._tuned import check_alone, run_by, tune
+from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
-from clipadapter.encoders import Encoder, create_encoder, open_text_tower, unprojected
+from clipadapter.encoders import Encoder, create_encoder, unprojected
 from clipadapter.errors import InputError
 from clipadapter.features import Extraction, FeatureSet, ViewSpec, encode_classes
 from clipadapter.heads import ClassText, Head, Selection, select
 from clipadapter.trust import TrustOptions
 
 
-class FewShotClassifier(Answering, OnHub):
+class FewShotClassifier(Changing, OnHub):
     """A classifier of pictures, fitted from a few of each class.
 
     Args:
@@ -101,6 +104,7 @@ class FewShotClassifier(Answering, OnHub):
         self.strict = strict
         self._chosen = False
         self._tuned: Encoder | None = None
+        self._history: History | None = None
 
     def fit(
         self,
@@ -179,7 +183,9 @@ class FewShotClassifier(Answering, OnHub):
         names, others = self._distractors(text) if options.distractors else ((), None)
         found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others), self.seed)
         self.head_, self.trust_, self.fold_heads_ = found.head, found.trust, found.folds
-        self.text_, self.support_, self.class_names_ = text, support, tuple(text.labels)
+        settings = Settings(get_templates(self.templates), self._views(), options, self.seed)
+        kept = replace(support, provenance={**support.provenance, SETTINGS: settings.facts()})
+        self.text_, self.support_, self.class_names_, self._history = text, kept, tuple(text.labels), None
         return self
 
     def features(
@@ -235,11 +241,10 @@ class FewShotClassifier(Answering, OnHub):
             ArtifactError: if the folder can't be written; nothing is left half-written.
             InputError: before `fit`.
         """
-        self._check_fitted()
-        info = self.encoder_.info if self._tuned is None else facts_of_base(self._encoder.info, self._tuned.info)
-        folds, trust = self.fold_heads_, self.trust_
-        model = Model(self.head_, self.text_, self.support_, self.prompts_, info, trust, folds)
-        return save_model(folder, model, keep_support=support)
+        save_model(folder, self._model(), keep_support=support, history=self._history)
+        if self._history is not None:
+            self._history = History.of(folder)
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, encoder: str | Encoder | None = None, **params: Any) -> Self:
@@ -256,13 +261,8 @@ class FewShotClassifier(Answering, OnHub):
         """
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
-        found = encoders_of(saved, encoder, model.device, model.engine, model.precision)
-        model._encoder, model._tuned, model._chosen = *found, True
-        model.text_ = saved.text.with_tower(partial(open_text_tower, model.encoder_))
-        model.head_, model.support_ = saved.head.attach(model.text_), saved.support
-        model.prompts_, model.fold_heads_ = saved.prompts, saved.folds
-        model.trust_ = saved.trust.asking(model.trust) if model.trust else saved.trust
-        model.class_names_ = saved.text.labels
+        model._become(saved, encoder)
+        model._history = History.of(folder)
         return model
 
     def make_quick(self, folder: str | Path) -> bool:

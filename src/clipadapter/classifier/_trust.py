@@ -86,16 +86,32 @@ def fit_trusted(
     Raises:
         InputError: if sets are asked for by a way that needs more shots, or the head can't be fitted twice.
     """
+    if options.costs is not None:
+        checked_costs(options.costs, text.labels)  # before the work
+    if support.targets is None and options.sets == "split":
+        head, unseen = _split(head, support, text, seed)
+        return _trusted(head, unseen, support, text, options, others)
+    _check_several(support, options, others)
+    head = head.fit(support.X, support.labels, text=text, unlabelled=unlabelled)
+    return trusted(head, support, text, options, others, seed)
+
+
+def trusted(
+    head: Head, support: FeatureSet, text: ClassText, options: TrustOptions, others: Others, seed: int = 0
+) -> Fitted:
+    """A head that is fitted to all shots already, and what held-out shots teach of it; arguments as `fit_trusted`."""
     if support.targets is not None:
-        return _several(head, support, text, options, others)
+        _check_several(support, options, others)
+        rule = learn_rule(head, support.X, support.labels, text)
+        return Fitted(head, Trust(several=rule, how="folds" if rule.n else ""))
+    return _trusted(head, _unseen(head, support, text, options, seed), support, text, options, others)
+
+
+def _trusted(
+    head: Head, unseen: Unseen | None, support: FeatureSet, text: ClassText, options: TrustOptions, others: Others
+) -> Fitted:
     costs = None if options.costs is None else checked_costs(options.costs, text.labels)
     asked = Asked(options.reject, options.coverage, costs)
-    unseen: Unseen | None
-    if options.sets == "split":
-        head, unseen = _split(head, support, text, seed)
-    else:
-        head = head.fit(support.X, support.y, text=text, unlabelled=unlabelled)
-        unseen = _unseen(head, support, text, options, seed)
     calibrator = _calibrator(head, support, unseen, options)
     rejector = _rejector(head, support, text, unseen, calibrator, others)
     for name, part in (("reject", rejector), ("coverage", unseen)):
@@ -107,8 +123,10 @@ def fit_trusted(
     return Fitted(head, Trust(calibrator, rejector, conformal, asked, unseen.how, unseen.louder), unseen.heads)
 
 
-def _several(head: Head, support: FeatureSet, text: ClassText, options: TrustOptions, others: Others) -> Fitted:
-    """Pictures with several labels: a rule a class instead of one for the best class."""
+def _check_several(support: FeatureSet, options: TrustOptions, others: Others) -> None:
+    """Pictures with several labels have a rule a class instead of one for the best class."""
+    if support.targets is None:
+        return
     meant = [] if others.background is None else ["background"]
     for name, usual in vars(TrustOptions()).items():
         value = getattr(options, name)
@@ -119,9 +137,6 @@ def _several(head: Head, support: FeatureSet, text: ClassText, options: TrustOpt
             f"pictures with several labels are answered class by class: leave {', '.join(meant)} out. A picture "
             "without any class has no label"
         )
-    head = head.fit(support.X, support.labels, text=text)
-    rule = learn_rule(head, support.X, support.labels, text)
-    return Fitted(head, Trust(several=rule, how="folds" if rule.n else ""))
 
 
 def _cheap(head: Head) -> bool:

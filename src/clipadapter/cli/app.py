@@ -24,6 +24,16 @@ EXTRAS = {"demo": "demo", "doctor": "lite,doctor", "export": "lite,onnx", "studi
 """What a command needs, where that is more than an encoder."""
 SECTIONS = {
     "To begin": ("scan", "fit", "predict", "eval", "studio", "demo"),
+    "To keep it learning": (
+        "add-class",
+        "add-examples",
+        "correct",
+        "rename-class",
+        "remove-class",
+        "history",
+        "undo",
+        "monitor",
+    ),
     "To choose and to trust": ("compare", "heads", "encoders", "doctor", "explain", "report"),
     "To take with you": ("export", "serve", "push", "pull"),
 }
@@ -36,7 +46,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the modules, sorted."""
         names = (module.name for module in pkgutil.iter_modules(cli.__path__))
-        return sorted(name for name in names if name != "app" and not name.startswith("_"))
+        return sorted(name.replace("_", "-") for name in names if name != "app" and not name.startswith("_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands with a line each, in sections."""
@@ -52,7 +62,8 @@ class Commands(click.Group):
         """The object called ``command`` of one module."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"clipadapter.cli.{cmd_name}").command
+        module = cmd_name.replace("-", "_")
+        command: click.Command = importlib.import_module(f"clipadapter.cli.{module}").command
         return command
 
     def resolve_command(

@@ -37,6 +37,16 @@ class Streaming(Head):
 
     counts_: Tensor
 
+    @property
+    def updatable(self) -> bool:
+        """Whether what the head keeps lets it go on; False where a parameter says that this is not kept."""
+        return True
+
+    @property
+    def with_text(self) -> bool:
+        """Whether it was fitted with class text."""
+        return hasattr(self, WITH_TEXT)
+
     @abstractmethod
     def _begin(self, shots: Shots) -> None:
         """Learn from the first shots."""
@@ -97,9 +107,9 @@ class Streaming(Head):
         return self
 
     def _check_goes_on(self, text: ClassText | None) -> None:
-        if text is None and hasattr(self, WITH_TEXT):
+        if text is None and self.with_text:
             raise InputError("this head was fitted with class text: give that of all classes, text=ClassText(...)")
-        if text is not None and not hasattr(self, WITH_TEXT):
+        if text is not None and not self.with_text:
             raise InputError("this head was fitted without class text, so it can't go on with some: leave text out")
 
     def _check_width(self, shots: Shots) -> None:

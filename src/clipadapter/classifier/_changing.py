@@ -1,0 +1,255 @@
+"""Everyday changes of a fitted classifier, each a new version that can be undone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+from clipadapter.artifact import History, Model
+from clipadapter.classifier._answering import Answering
+from clipadapter.classifier._arrivals import How, arrived
+from clipadapter.classifier._editing import Edit, edited
+from clipadapter.classifier._pictures import Label, all_names, check_task, feature_set
+from clipadapter.classifier._settings import settings_of
+from clipadapter.classifier._towers import open_store
+from clipadapter.classifier._tuned import encoders_of, facts_of_base
+from clipadapter.data import class_prompts
+from clipadapter.data.images import ImageSource
+from clipadapter.encoders import Encoder, open_text_tower
+from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.features import FeatureSet, ViewSpec, encode_classes
+from clipadapter.heads import ClassText
+from clipadapter.registry import unknown
+
+
+class Changing(Answering):
+    """Part of `FewShotClassifier`: the fitted one learns on, without the pictures that it has learned from.
+
+    Each change is as if the model had been fitted so from the start: exactly for heads with a closed form, and by
+    training on from where it was for others (`Head.fit_from`). Calibration, thresholds and sets are learned anew.
+    """
+
+    text_: ClassText
+    support_: FeatureSet
+    prompts_: Mapping[str, Sequence[str]]
+    trust: Any
+    cache: str | Path | None
+    strict: bool
+    device: str
+    engine: str
+    precision: str
+    _encoder: Encoder
+    _tuned: Encoder | None
+    _chosen: bool
+    _history: History | None
+
+    @property
+    @abstractmethod
+    def encoder_(self) -> Encoder:
+        """The open encoder."""
+
+    @property
+    def history_(self) -> History:
+        """Every version of the model: who changed what, and when."""
+        self._check_fitted()
+        if self._history is None:
+            self._history = History.new(self._model())
+        return self._history
+
+    def add_class(
+        self, name: str, images: Sequence[ImageSource], *, descriptions: Sequence[str] | None = None, by: str = ""
+    ) -> Self:
+        """Learn one more class, the last in the order from now on.
+
+        Args:
+            name: of the class; its text is made by the templates of the others.
+            images: pictures of it. Where pictures may have several labels: those that are shots already keep their
+                other classes, and all other shots count as not of this one.
+            descriptions: sentences to take instead of the templates.
+            by: who did it, for the history.
+
+        Raises:
+            InputError: if there is such a class, a picture is a shot of another, or the model can't learn on.
+            DataError: if no picture can be read.
+        """
+        self._check_fitted()
+        if name in self.class_names_:
+            raise InputError(f"there is a class '{name}' already: add pictures to it with add_examples (add-examples)")
+        templates = settings_of(self._model()).templates
+        sentences = None if descriptions is None else {name: list(descriptions)}
+        fresh = class_prompts([name], templates, sentences)
+        names = (*self.class_names_, name)
+        prompts = {**self.prompts_, **fresh}
+        text = self._text(names, (*range(len(self.class_names_)), -1), prompts)
+        several = self.support_.targets is not None
+        labels: list[Label] = [(name,) if several else name] * len(images)
+        how: How = "besides" if several else "add"
+        return self._with_shots(images, labels, text, prompts, how, "add-class", {"class": name}, by)
+
+    def add_examples(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
+        """Learn from more pictures of the classes; those that are shots already are left out.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class of each, or all its classes.
+            by: who did it, for the history.
+
+        Raises:
+            InputError: if a label is no class, a picture is a shot of another class, or the model can't learn on.
+            DataError: if no picture can be read.
+        """
+        self._check_fitted()
+        return self._with_shots(images, labels, self.text_, self.prompts_, "add", "add-examples", {}, by)
+
+    def correct(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
+        """Say what pictures are: shots among them get these labels, others are learned from besides.
+
+        A shot is known by its feature, so that it does not matter where the picture lies now.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class of each, or all its classes.
+            by: who did it, for the history.
+
+        Raises:
+            InputError: if a label is no class, or the model can't learn on.
+            DataError: if no picture can be read.
+        """
+        self._check_fitted()
+        return self._with_shots(images, labels, self.text_, self.prompts_, "relabel", "correct", {}, by)
+
+    def remove_class(self, name: str, *, by: str = "") -> Self:
+        """Forget a class and its shots. Where pictures may have several labels, they stay as shots of the others.
+
+        Raises:
+            InputError: if there is no such class, fewer than two would be left, or the model can't be changed.
+        """
+        place = self._place(name)
+        origin = tuple(i for i in range(len(self.class_names_)) if i != place)
+        prompts = {key: texts for key, texts in self.prompts_.items() if key != name}
+        several = self.support_.targets is not None
+        gone = frozenset() if several else frozenset(i for i, label in enumerate(self.support_.y) if label == name)
+        text = self._text(tuple(self.class_names_[i] for i in origin), origin, prompts)
+        facts = {"class": name, "pictures": self.support_.counts.get(name, 0)}
+        return self._change(Edit(text, origin, prompts, gone), "remove-class", facts, by)
+
+    def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
+        """Call a class otherwise. Its text changes with the name, if templates made it; sentences of its own stay.
+
+        Raises:
+            InputError: if there is no such class, or one of the new name already.
+        """
+        place = self._place(name)
+        if new in self.class_names_:
+            raise InputError(f"there is a class '{new}' already: classes must have different names")
+        templates = settings_of(self._model()).templates
+        by_templates = list(self.prompts_[name]) == class_prompts([name], templates)[name]
+        texts = class_prompts([new], templates)[new] if by_templates else list(self.prompts_[name])
+        names = tuple(new if i == place else old for i, old in enumerate(self.class_names_))
+        prompts = {new if old == name else old: texts if old == name else given for old, given in self.prompts_.items()}
+        origin = tuple(range(len(names)))
+        text = self._text(names, origin, prompts, anew=new if by_templates else None)
+        return self._change(Edit(text, origin, prompts), "rename-class", {"class": name, "to": new}, by)
+
+    def undo(self, to: int | None = None, *, by: str = "") -> Self:
+        """Take back the last change that stands, or go to an earlier (or later) version; that is a new version too.
+
+        Args:
+            to: number of the version whose content is wanted; see ``history_``.
+            by: who did it, for the history.
+
+        Raises:
+            InputError: if there is nothing to undo, or no such version is kept.
+        """
+        self._history, model = self.history_.undo(to, by)
+        self._become(model)
+        return self
+
+    def _with_shots(
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        text: ClassText,
+        prompts: Mapping[str, Sequence[str]],
+        how: How,
+        action: str,
+        facts: Mapping[str, Any],
+        by: str,
+    ) -> Self:
+        """Learn from pictures, some of which may be shots; nothing changes if all are, with these labels."""
+        if len(images) != len(labels):
+            raise InputError(f"{len(images)} pictures but {len(labels)} labels")
+        several = self.support_.targets is not None
+        check_task("multilabel" if several else "single-label", labels)
+        for name in all_names(labels):
+            if name not in text.labels:
+                raise _no_class(name, text.labels)
+        spec = settings_of(self._model()).views if self.support_.X.ndim == 3 else ViewSpec()
+        found = self._extract(images, spec, self.strict)
+        shots = feature_set(found, images, labels, text.labels, spec, self.encoder_.info)
+        came = arrived(self.support_, shots, how)
+        if not (came.labels or len(came.more)) and text is self.text_:
+            return self
+        origin = tuple(self.class_names_.index(name) if name in self.class_names_ else -1 for name in text.labels)
+        more = came.more if len(came.more) else None
+        edit = Edit(text, origin, prompts, labels=came.labels, more=more)
+        return self._change(edit, action, {**facts, **came.facts}, by)
+
+    def _change(self, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
+        before = self._model()
+        after = edited(before, edit)
+        self._history = self.history_.after(before, after, action, facts, by)
+        self._become(after)
+        return self
+
+    def _place(self, name: str) -> int:
+        self._check_fitted()
+        if name not in self.class_names_:
+            raise _no_class(name, self.class_names_)
+        return self.class_names_.index(name)
+
+    def _text(
+        self, names: Sequence[str], origin: Sequence[int], prompts: Mapping[str, Sequence[str]], anew: str | None = None
+    ) -> ClassText:
+        """Class text of other classes: rows of before, and new ones for new classes and for one that is renamed."""
+        before = self.text_
+        rows = np.where(before.embeddings.any(axis=1, keepdims=True), before.embeddings, np.nan)
+        vectors = [rows[place] if place >= 0 else None for place in origin]
+        fresh = {name: prompts[name] for name, row in zip(names, vectors, strict=True) if row is None or name == anew}
+        if fresh:
+            with open_store(self.cache) as store:
+                made = encode_classes(self.encoder_, fresh, store)
+            found = dict(zip(made.labels, made.embeddings, strict=True))
+            vectors = [found.get(name, row) for name, row in zip(names, vectors, strict=True)]
+        tower = partial(open_text_tower, self.encoder_)
+        return ClassText(names, np.array(vectors, rows.dtype), before.logit_scale, before.logit_bias, tower)
+
+    def _model(self) -> Model:
+        """What is saved."""
+        self._check_fitted()
+        info = self.encoder_.info if self._tuned is None else facts_of_base(self._encoder.info, self._tuned.info)
+        return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.trust_, self.fold_heads_)
+
+    def _become(self, model: Model, encoder: str | Encoder | None = None) -> None:
+        """Be what was saved; the encoder is opened if it is another than now."""
+        known = getattr(self, "_encoder", None)
+        if known is None or self._model().encoder.fingerprint != model.encoder.fingerprint:
+            found = encoders_of(model, encoder, self.device, self.engine, self.precision)
+            self._encoder, self._tuned, self._chosen = *found, True
+        self.text_ = model.text.with_tower(partial(open_text_tower, self.encoder_))
+        self.head_, self.support_ = model.head.attach(self.text_), model.support
+        self.prompts_, self.fold_heads_ = model.prompts, model.folds
+        self.trust_ = model.trust.asking(self.trust) if self.trust else model.trust
+        self.class_names_ = model.text.labels
+
+
+def _no_class(name: str, known: Sequence[str]) -> UnknownNameError:
+    """The error for a label that is no class."""
+    error = unknown("class", name, list(known))
+    return UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")

@@ -1,0 +1,96 @@
+"""How a model was fitted, as it is saved with it, so that it can be changed in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from clipadapter.artifact import Model
+from clipadapter.classifier._trust import Others
+from clipadapter.data import get_templates
+from clipadapter.data.prompts import clean_name
+from clipadapter.errors import InputError
+from clipadapter.features import ViewSpec
+from clipadapter.heads import ClassText
+from clipadapter.trust import TrustOptions, kept_distractors
+
+KEY = "fit"
+"""Where it lies in the provenance of the shots."""
+LEARNED = ("calibration", "sets", "by_class", "score", "distractors")
+"""Options of trust that say how it is learned; what is asked for is part of what was learned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What a fit hangs on beside the shots and the head.
+
+    Args:
+        templates: that class names are put into.
+        views: of each shot.
+        trust: what is learned from held-out shots, and asked for by default.
+        seed: of what is held out.
+    """
+
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    views: ViewSpec = ViewSpec()
+    trust: TrustOptions = TrustOptions()
+    seed: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        trust = {name: getattr(self.trust, name) for name in LEARNED}
+        return {"templates": list(self.templates), "views": asdict(self.views), "trust": trust, "seed": self.seed}
+
+
+def settings_of(model: Model) -> Settings:
+    """How a model was fitted; where an older one does not say, what its other parts show, else the defaults.
+
+    Raises:
+        InputError: if what it says can't be.
+    """
+    raw, trust = model.support.provenance.get(KEY), model.trust
+    asked: dict[str, Any] = {"reject": trust.asked.reject, "coverage": trust.asked.coverage, "costs": trust.asked.costs}
+    if not isinstance(raw, Mapping):
+        sets = "cross" if trust.conformal is None else trust.conformal.how
+        return Settings(templates_in(model.prompts), trust=TrustOptions(**asked, sets=sets))
+    try:
+        views = dict(raw["views"])
+        spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
+        learned = {name: raw["trust"][name] for name in LEARNED}
+        return Settings(get_templates(raw["templates"]), spec, TrustOptions(**asked, **learned), int(raw["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error
+
+
+def templates_in(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The templates that all prompts seem to be made of; the default if classes have sentences of their own.
+
+    >>> templates_in({"cat": ["a photo of a cat."], "guinea_pig": ["a photo of a guinea pig."]})
+    ('a photo of a {}.',)
+    """
+    found = {
+        tuple(text.replace(clean_name(name), "{}") for text in texts)
+        for name, texts in prompts.items()
+        if all(text.count(clean_name(name)) == 1 for text in texts)
+    }
+    return next(iter(found)) if len(found) == 1 else Settings.templates
+
+
+def others_of(model: Model, text: ClassText) -> Others:
+    """Pictures and names of none of the classes that the model was given; names near a new class are left out.
+
+    Args:
+        model: as it was.
+        text: of its classes from now on.
+    """
+    rejector = model.trust.rejector
+    if rejector is None:
+        return Others()
+    memory, names = rejector.memory, rejector.names
+    if memory.distractors is None:
+        return Others(memory.background)
+    kept = kept_distractors(text.labels, text.embeddings, names, np.asarray(memory.distractors))
+    return Others(memory.background, tuple(names[i] for i in kept), memory.distractors[kept])

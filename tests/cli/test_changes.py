@@ -1,0 +1,125 @@
+"""Commands that change a model: each writes its next version, and says what it did."""
+
+import getpass
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter import FewShotClassifier
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, noisy_squares, run):
+    folder = tmp_path_factory.mktemp("changed") / "model"
+    result = run("fit", noisy_squares, "--out", folder, "--encoder", "toy", "--head", "prototype", "--no-cache")
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def model(fitted, tmp_path):
+    return shutil.copytree(fitted, tmp_path / "model")
+
+
+@pytest.fixture
+def yellow(tmp_path):
+    """A folder with three yellow squares, no two alike, and a file that is no picture."""
+    rng = np.random.default_rng(1)
+    (tmp_path / "yellow").mkdir()
+    for i in range(3):
+        pixels = np.array([200, 200, 0]) + rng.integers(0, 40, (12, 12, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "yellow" / f"{i}.png")
+    (tmp_path / "yellow" / "broken.png").write_bytes(b"no picture")
+    return tmp_path / "yellow"
+
+
+def names(folder):
+    return FewShotClassifier.load(folder, cache=None).class_names_
+
+
+def test_a_class_is_added_and_the_model_knows_it(model, yellow, run):
+    result = run("add-class", model, "yellow", yellow, "--no-cache")
+    assert result.exit_code == 0, result.stderr
+    assert "broken.png" in result.stderr
+    assert "version 2" in result.stdout
+    assert "3 new pictures" in result.stdout
+    assert f"clipadapter undo {model}" in result.stdout
+    assert run("predict", model, yellow / "0.png", "--no-cache").stdout.startswith("yellow")
+
+
+def test_json_has_the_facts_and_who_did_it(model, yellow, run):
+    found = json.loads(run("add-class", model, "yellow", yellow, "--by", "ada", "--json", "--no-cache").stdout)
+    assert found["changed"] is True
+    assert found["version"] == 2
+    assert found["pictures"] == 3
+    assert found["shots"] == {"blue": 4, "green": 4, "red": 4, "yellow": 3}
+    history = FewShotClassifier.load(model, cache=None).history_.changes
+    assert [change.by for change in history] == ["", "ada"]
+    run("rename-class", model, "yellow", "gold", "--no-cache")
+    assert FewShotClassifier.load(model, cache=None).history_.changes[-1].by == getpass.getuser()
+
+
+def test_a_folder_that_grows_can_be_given_again(model, noisy_squares, yellow, tmp_path, run):
+    data = shutil.copytree(noisy_squares, tmp_path / "data")
+    again = run("add-examples", model, data, "--no-cache")
+    assert again.exit_code == 0, again.stderr
+    assert "nothing changed" in again.stdout
+    shutil.copy(yellow / "0.png", data / "train" / "red" / "new.png")
+    found = json.loads(run("add-examples", model, data, "--json", "--no-cache").stdout)
+    assert (found["pictures"], found["known"]) == (1, 12)
+    assert found["shots"]["red"] == 5
+
+
+def test_pictures_alone_are_added_with_a_label(model, yellow, run):
+    refused = run("add-examples", model, yellow / "0.png", "--no-cache")
+    assert refused.exit_code == 1
+    assert "--label" in refused.stderr
+    found = json.loads(run("add-examples", model, yellow / "0.png", "--label", "red", "--json", "--no-cache").stdout)
+    assert found["shots"]["red"] == 5
+
+
+def test_a_shot_is_corrected_wherever_it_lies(model, noisy_squares, tmp_path, run):
+    shutil.copy(noisy_squares / "train" / "red" / "0.png", tmp_path / "moved.png")
+    found = json.loads(run("correct", model, tmp_path / "moved.png", "--label", "blue", "--json", "--no-cache").stdout)
+    assert found["relabelled"] == 1
+    assert found["shots"] == {"blue": 5, "green": 4, "red": 3}
+
+
+def test_classes_are_renamed_and_removed(model, run):
+    assert run("rename-class", model, "red", "crimson", "--no-cache").exit_code == 0
+    result = run("remove-class", model, "blue", "--no-cache")
+    assert "remove-class 'blue' and its 4 shots" in result.stdout
+    assert names(model) == ("green", "crimson")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["add-class", "MODEL", "red", "YELLOW"], "there is a class 'red' already"),
+        (["add-class", "MODEL", "gold", "nowhere"], "nowhere is not there"),
+        (["add-class", "nowhere", "gold", "YELLOW"], "nowhere"),
+        (["add-class", "MODEL", "gold", "YELLOW", "--strict"], "broken.png"),
+        (["add-examples", "MODEL", "YELLOW", "--label", "rad"], "Did you mean 'red'"),
+        (["correct", "MODEL", "YELLOW", "--label", "red", "--label", "blue"], "one class in this model"),
+        (["remove-class", "MODEL", "pink"], "no class is called 'pink'"),
+        (["rename-class", "MODEL", "red", "blue"], "there is a class 'blue' already"),
+    ],
+)
+def test_what_can_not_be_is_one_line_and_leaves_the_model(args, words, model, yellow, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = (model / "config.json").read_bytes()
+    result = run(*({"MODEL": model, "YELLOW": yellow}.get(arg, arg) for arg in args), "--no-cache")
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert (model / "config.json").read_bytes() == before
+
+
+def test_an_exported_file_can_not_learn(tmp_path, yellow, run):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    result = run("add-class", tmp_path / "model.onnx", "gold", yellow)
+    assert result.exit_code == 1
+    assert "can't learn" in result.stderr

@@ -1,0 +1,156 @@
+"""``history`` tells every version of a model, and ``undo`` goes back to one."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from clipadapter.artifact import History, load_model, save_model
+from clipadapter.runtime import quick
+
+
+@pytest.fixture
+def changed(model, tmp_path):
+    """Three versions: a fit, then two changes by two people."""
+    folder = shutil.copytree(model, tmp_path / "changed")
+    for by, action, facts in (
+        ("ann", "add-class", {"class": "green", "pictures": 4}),
+        ("bob", "rename-class", {"class": "red", "to": "ruby"}),
+    ):
+        before = load_model(folder)
+        after = load_model(folder)
+        after.prompts[facts["class"]] = [f"changed by {by}."]
+        save_model(folder, after, history=History.of(folder).after(before, after, action, facts, by))
+    return folder
+
+
+def test_every_version_has_a_line(changed, run):
+    result = run("history", changed)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["version", "when", "(UTC)", "who", "what", "classes", "pictures"]
+    assert "fit zero-shot" in lines[1] and lines[1].split()[-2:] == ["3", "12"]
+    assert "ann" in lines[2] and "add-class 'green': 4 pictures" in lines[2]
+    assert "bob" in lines[3] and "rename-class 'red' to 'ruby'" in lines[3]
+    assert lines[-1] == f"{changed} is version 3; it can go back to 1-2: clipadapter undo {changed} [--to VERSION]"
+
+
+def test_a_model_that_was_never_changed_has_one(model, run):
+    told = json.loads(run("history", model, "--json").stdout)
+    assert told["version"] == 1 and told["model"] == str(model)
+    (only,) = told["changes"]
+    assert (only["action"], only["content"], only["pictures"], only["kept"]) == ("fit", 1, 12, True)
+    assert run("history", model).stdout.splitlines()[-1] == f"{model} is version 1"
+
+
+def test_undo_takes_the_last_change_back_and_says_which(changed, run):
+    result = run("undo", changed, "--by", "eve")
+    assert result.exit_code == 0
+    assert f"model     {changed}, version 4" in result.stdout
+    assert "undone    version 3, rename-class 'red' to 'ruby'" in result.stdout
+    assert "is now    what it was in version 2, add-class 'green': 4 pictures" in result.stdout
+    assert f"clipadapter undo {changed} --to 3" in result.stdout
+    assert load_model(changed).prompts["green"] == ["changed by ann."]
+    assert load_model(changed).prompts["red"] == ["a photo of a red."]
+    listed = run("history", changed).stdout.splitlines()
+    assert "eve" in listed[4] and "undo of version 3" in listed[4]
+    assert listed[-1].startswith(f"{changed} is version 4, which is version 2 again; it can go back to 1, 3:")
+
+
+def test_undo_again_goes_further_and_then_there_is_nothing(changed, run):
+    assert json.loads(run("undo", changed, "--json").stdout)["content"] == 2
+    told = json.loads(run("undo", changed, "--json").stdout)
+    assert told == {
+        "model": str(changed),
+        "version": 5,
+        "undone": 2,
+        "content": 1,
+        "classes": ["blue", "green", "red"],
+        "pictures": 12,
+    }
+    result = run("undo", changed)
+    assert result.exit_code == 1
+    assert result.stderr == "error: there is nothing to undo: the model is what it was in version 1\n"
+
+
+def test_undo_to_a_version_goes_there_and_back(changed, run):
+    told = json.loads(run("undo", changed, "--to", 1, "--json").stdout)
+    assert (told["version"], told["content"], told["undone"]) == (4, 1, None)
+    assert "undo, to version 1" in run("history", changed).stdout
+    assert "went      to version 3" in run("undo", changed, "--to", 3).stdout
+    assert load_model(changed).prompts["red"] == ["changed by bob."]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--to", "9"], 1, "there is no version 9: this model has 1 to 3"),
+        (["--to", "3"], 1, "is what it was in version 3"),
+        (["--to", "0"], 2, "0 is not in the range x>=1"),
+        (["--to", "first"], 2, "'first' is not a valid integer"),
+    ],
+)
+def test_a_version_that_there_is_not_is_named(args, code, words, changed, run):
+    result = run("undo", changed, *args)
+    assert result.exit_code == code and words in result.stderr
+    assert History.of(changed).version == 3
+
+
+@pytest.mark.parametrize("command", ["history", "undo"])
+def test_what_is_no_model_is_told(command, run, tmp_path):
+    assert "there is no folder" in run(command, tmp_path / "nowhere").stderr
+    assert "holds no model" in run(command, tmp_path).stderr
+
+
+@pytest.mark.parametrize("command", ["history", "undo"])
+def test_a_damaged_log_is_told_with_what_to_do(command, changed, run):
+    (changed / "history" / "log.json").write_text("{")
+    result = run(command, changed)
+    assert result.exit_code == 1 and "move the folder" in result.stderr
+
+
+def test_who_undoes_is_the_login_name_unless_it_is_said(changed, run, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "carol")
+    run("undo", changed)
+    run("undo", changed, "--by", "dan")
+    assert [one.by for one in History.of(changed).changes[-2:]] == ["carol", "dan"]
+
+
+def test_undo_opens_no_encoder(changed, run, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("an encoder was opened")
+
+    monkeypatch.setattr("clipadapter.encoders.create_encoder", refuse)
+    monkeypatch.setattr("clipadapter.classifier._classifier.create_encoder", refuse)
+    assert run("undo", changed).exit_code == 0
+
+
+def test_names_of_others_do_not_reach_the_terminal_as_commands(changed, run):
+    before = load_model(changed)
+    history = History.of(changed).after(before, before, "add-class", {"class": "a\x1b[2Jb\n"}, by="e\x07ve")
+    save_model(changed, before, history=history)
+    shown = run("history", changed).stdout
+    assert "\x1b" not in shown and "\x07" not in shown and "add-class 'a [2Jb'" in shown
+
+
+def test_the_quick_answer_of_a_version_is_that_of_its_own_config(changed, run):
+    # An entry holds the answers of one content: another version must not find it, and an undone one finds its own.
+    now = quick.entry(changed)
+    run("undo", changed)
+    before = quick.entry(changed)
+    run("undo", changed, "--to", 3)
+    assert now is not None and before is not None and now != before
+    assert quick.entry(changed) == now
+
+
+def test_predict_answers_as_the_version_of_now(squares, tmp_path, write_squares, run):
+    folder, picture = tmp_path / "model", tmp_path / "yellow.png"
+    Image.new("RGB", (40, 50), "yellow").save(picture)
+    extra = write_squares(tmp_path / "more", classes=("yellow",)) / "yellow"
+    assert run("fit", squares, "--out", folder, "--encoder", "toy", "--head", "prototype").exit_code == 0
+    first = run("predict", folder, picture).stdout
+    assert run("add-class", folder, "yellow", extra).exit_code == 0
+    assert run("predict", folder, picture).stdout.startswith("yellow")
+    assert run("undo", folder).exit_code == 0
+    assert run("predict", folder, picture).stdout == first

@@ -1,0 +1,237 @@
+"""A fitted classifier that is changed answers like one that was fitted so from the start."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.artifact import load_model, save_model
+from clipadapter.errors import DataError, InputError, UnknownNameError
+from clipadapter.features import ViewSpec
+from clipadapter.trust import TrustOptions
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 230, 20)}
+CLOSED = ["zero-shot", "nearest-mean", "prototype", "gda", "rail", "knn", "tip-adapter", "ape", "proker", "ss-text"]
+TRAINED = {
+    "auto": {},
+    "linear-probe": {"C": 10.0},
+    "clip-adapter": {"alpha": 0.4, "steps": 40},
+    "taskres": {"steps": 40},
+    "tip-adapter-f": {},
+}
+ORDER = ("blue", "green", "red")
+
+
+def squares(name, count, seed):
+    """Noisy squares of one colour."""
+    noise = np.random.default_rng(seed).integers(-25, 26, (count, 16, 16, 3))
+    return list(np.clip(noise + COLOURS[name], 0, 255).astype(np.uint8))
+
+
+def shots(*names, each=4, seed=0):
+    pictures = [(picture, name) for name in names for picture in squares(name, each, seed + len(name))]
+    return [picture for picture, _ in pictures], [name for _, name in pictures]
+
+
+QUERIES = [picture for name in COLOURS for picture in squares(name, 3, 99)]
+
+
+def model(head="gda", **params):
+    return FewShotClassifier(encoder="toy", head=head, cache=None, **params)
+
+
+def fitted(head="gda", **params):
+    return model(head, **params).fit(*shots(*ORDER))
+
+
+def assert_same(found, expected, atol=1e-5):
+    assert found.class_names_ == expected.class_names_
+    np.testing.assert_allclose(found.logits(QUERIES), expected.logits(QUERIES), atol=atol, rtol=1e-5)
+    np.testing.assert_allclose(found.predict_proba(QUERIES), expected.predict_proba(QUERIES), atol=max(atol, 1e-4))
+
+
+@pytest.mark.parametrize("head", CLOSED)
+def test_a_closed_form_head_after_many_changes_equals_a_fit_from_scratch(head):
+    images, labels = shots(*ORDER)
+    yellow, green = squares("yellow", 3, 5), squares("green", 2, 6)
+    found = (
+        fitted(head)
+        .add_class("yellow", yellow)
+        .add_examples(green, ["green", "green"])
+        .correct([images[0]], ["yellow"])
+        .rename_class("yellow", "white")
+        .remove_class("red")
+    )
+    rows = [(p, "white" if i == 0 else n) for i, (p, n) in enumerate(zip(images, labels, strict=True)) if n != "red"]
+    rows += [(p, "white") for p in yellow] + [(p, "green") for p in green]
+    expected = model(head).fit([p for p, _ in rows], [n for _, n in rows], ["blue", "green", "white"])
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("head", TRAINED)
+def test_a_trained_head_answers_as_after_a_full_fit(head):
+    yellow = squares("yellow", 4, 5)
+    images, labels = shots(*ORDER)
+    params = {"head_params": TRAINED[head], "trust": TrustOptions(calibration="none")}
+    found = fitted(head, **params).add_class("yellow", yellow)
+    expected = model(head, **params).fit(images + yellow, labels + ["yellow"] * 4, [*ORDER, "yellow"])
+    assert found.class_names_ == expected.class_names_
+    assert found.predict(QUERIES) == expected.predict(QUERIES)
+
+
+def test_each_change_is_a_version_and_can_be_undone():
+    found = fitted()
+    before = found.logits(QUERIES)
+    found.add_class("yellow", squares("yellow", 3, 5), by="ada").remove_class("red").rename_class("blue", "navy")
+    actions = [change.action for change in found.history_.changes]
+    assert actions == ["fit", "add-class", "remove-class", "rename-class"]
+    assert found.history_.changes[1].by == "ada"
+    assert found.history_.changes[1].facts["pictures"] == 3
+    found.undo().undo().undo()
+    assert found.history_.version == 7
+    np.testing.assert_array_equal(found.logits(QUERIES), before)
+    assert found.undo(to=2).class_names_ == (*ORDER, "yellow")
+    with pytest.raises(InputError, match="nothing"):
+        fitted().undo()
+
+
+def test_a_saved_model_goes_on_with_its_history(tmp_path):
+    fitted().add_class("yellow", squares("yellow", 3, 5)).save(tmp_path / "model")
+    again = FewShotClassifier.load(tmp_path / "model", cache=None)
+    assert [change.action for change in again.history_.changes] == ["fit", "add-class"]
+    again.correct([shots(*ORDER)[0][0]], ["yellow"]).save(tmp_path / "model")
+    last = FewShotClassifier.load(tmp_path / "model", cache=None).undo(to=1)
+    np.testing.assert_array_equal(last.logits(QUERIES), fitted().logits(QUERIES))
+
+
+def test_pictures_that_are_shots_already_are_left_out():
+    images, labels = shots(*ORDER)
+    found = fitted().add_examples(images + squares("red", 1, 7), [*labels, "red"])
+    assert found.support_.counts == {"blue": 4, "green": 4, "red": 5}
+    assert found.history_.changes[-1].facts["known"] == 12
+    version = found.history_.version
+    assert found.add_examples(images, labels).history_.version == version
+
+
+def test_a_shot_is_known_by_its_picture_and_relabelled():
+    images, labels = shots(*ORDER)
+    found = fitted().correct([images[0].copy(), *squares("red", 1, 8)], ["red", "red"])
+    assert found.support_.counts == {"blue": 3, "green": 4, "red": 6}
+    assert found.history_.changes[-1].facts["relabelled"] == 1
+    assert found.support_.y[0] == "red"
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "words"),
+    [
+        (lambda m: m.add_class("red", squares("red", 1, 7)), InputError, "there is a class 'red' already"),
+        (lambda m: m.add_class(" ", squares("red", 1, 7)), InputError, "class names must be texts"),
+        (lambda m: m.add_class("pink", []), DataError, "none of the 0 pictures"),
+        (lambda m: m.add_examples(squares("red", 1, 7), ["rad"]), UnknownNameError, "Did you mean 'red'"),
+        (lambda m: m.add_examples(shots("red")[0], ["blue"] * 4), InputError, "is a shot of 'red' already"),
+        (lambda m: m.add_examples(squares("red", 2, 7), ["red"]), InputError, "2 pictures but 1 labels"),
+        (lambda m: m.correct(squares("red", 1, 7), [("red", "blue")]), InputError, "single-label"),
+        (lambda m: m.remove_class("pink"), UnknownNameError, "no class is called 'pink'"),
+        (lambda m: m.remove_class("red").remove_class("blue"), InputError, "two classes or more"),
+        (lambda m: m.rename_class("red", "blue"), InputError, "there is a class 'blue' already"),
+        (lambda m: m.undo(to=9), InputError, "9"),
+    ],
+)
+def test_what_can_not_be_is_refused_and_changes_nothing(act, error, words):
+    found = fitted()
+    before = found.logits(QUERIES)
+    with pytest.raises(error, match=words):
+        act(found)
+    if found.history_.version == 1:
+        np.testing.assert_array_equal(found.logits(QUERIES), before)
+
+
+def test_an_unfitted_model_can_not_be_changed():
+    with pytest.raises(InputError, match="not fitted"):
+        model().add_class("red", squares("red", 1, 7))
+
+
+def test_a_head_that_learned_from_unlabelled_pictures_can_not_go_on():
+    found = model("transclip").fit(*shots(*ORDER), unlabelled=QUERIES)
+    with pytest.raises(InputError, match="without labels"):
+        found.remove_class("red")
+
+
+def test_without_shots_a_streaming_head_goes_on_and_others_say_what_to_do(tmp_path):
+    yellow = squares("yellow", 3, 5)
+    for head in ("nearest-mean", "rail"):
+        fitted(head).save(tmp_path / head, support=False)
+        found = FewShotClassifier.load(tmp_path / head, cache=None).add_class("yellow", yellow)
+        images, labels = shots(*ORDER)
+        expected = model(head).fit(images + yellow, labels + ["yellow"] * 3, [*ORDER, "yellow"])
+        np.testing.assert_allclose(found.logits(QUERIES), expected.logits(QUERIES), atol=1e-5)
+        with pytest.raises(InputError, match="without its shots"):
+            found.remove_class("red")
+    fitted("knn").save(tmp_path / "other", support=False)
+    with pytest.raises(InputError, match="without its shots"):
+        FewShotClassifier.load(tmp_path / "other", cache=None).add_class("yellow", yellow)
+
+
+def test_templates_views_and_trust_of_the_fit_are_those_of_the_change(tmp_path):
+    options = TrustOptions(reject=0.1, coverage=0.8, sets="cv+", costs=[[0, 1, 5], [1, 0, 1], [1, 1, 0]])
+    params = {"templates": "dtd", "views": ViewSpec(3, scale=(0.6, 0.9), seed=4), "seed": 3, "trust": options}
+    yellow = squares("yellow", 4, 5)
+    fitted("prototype", **params).save(tmp_path / "model")
+    found = FewShotClassifier.load(tmp_path / "model", cache=None).add_class("yellow", yellow)
+    images, labels = shots(*ORDER)
+    costs = np.array([[0, 1, 5, 5], [1, 0, 1, 5], [1, 1, 0, 5], [5, 5, 5, 0]])
+    every = {**params, "trust": dataclasses.replace(options, costs=costs)}
+    expected = model("prototype", **every).fit(images + yellow, labels + ["yellow"] * 4, [*ORDER, "yellow"])
+    assert found.prompts_["yellow"] == ["yellow texture."]
+    assert found.support_.X.shape == (16, 3, 32)
+    assert_same(found, expected)
+    assert found.trust_.conformal.how == "cv+"
+    assert len(found.fold_heads_) == len(expected.fold_heads_)
+    np.testing.assert_array_equal(found.trust_.asked.costs, costs)
+    assert [p.labels for p in found.classify(QUERIES)] == [p.labels for p in expected.classify(QUERIES)]
+
+
+def test_an_older_model_that_does_not_say_how_it_was_fitted_shows_its_templates(tmp_path):
+    found = fitted(templates=["a sketch of a {}."])
+    saved = found._model()
+    facts = {key: value for key, value in saved.support.provenance.items() if key != "fit"}
+    old = dataclasses.replace(saved, support=dataclasses.replace(saved.support, provenance=facts))
+    save_model(tmp_path / "model", old)
+    again = FewShotClassifier.load(tmp_path / "model", cache=None).add_class("yellow", squares("yellow", 2, 5))
+    assert again.prompts_["yellow"] == ["a sketch of a yellow."]
+
+
+def test_sentences_stay_with_a_class_that_is_renamed():
+    sentences = {"red": ["the colour of blood"]}
+    found = model(descriptions=sentences).fit(*shots(*ORDER)).rename_class("red", "crimson")
+    assert found.prompts_["crimson"] == ["the colour of blood"]
+    found.rename_class("blue", "navy")
+    assert found.prompts_["navy"] == ["a photo of a navy."]
+    found.add_class("yellow", squares("yellow", 2, 5), descriptions=["like the sun"])
+    assert found.prompts_["yellow"] == ["like the sun"]
+
+
+def test_pictures_with_several_labels_are_changed_alike():
+    images, labels = shots(*ORDER)
+    several = [(name,) for name in labels]
+    yellow = squares("yellow", 3, 5)
+    found = model("tip-adapter").fit(images, several)
+    found.add_class("yellow", [*yellow, images[0]]).correct([images[1]], [("blue", "red")]).remove_class("green")
+    rows = [set(one) for one in several] + [{"yellow"}] * 3
+    rows[0] |= {"yellow"}
+    rows[1] |= {"red"}
+    expected = model("tip-adapter").fit(
+        images + yellow, [tuple(sorted(row - {"green"})) for row in rows], ["blue", "red", "yellow"]
+    )
+    np.testing.assert_array_equal(found.support_.targets, expected.support_.targets)
+    np.testing.assert_allclose(found.predict_proba(QUERIES), expected.predict_proba(QUERIES), atol=1e-5)
+
+
+def test_two_people_do_not_overwrite_each_other(tmp_path):
+    fitted().save(tmp_path / "model")
+    one, other = (FewShotClassifier.load(tmp_path / "model", cache=None) for _ in range(2))
+    one.rename_class("red", "crimson").save(tmp_path / "model")
+    with pytest.raises(Exception, match="changed by someone else"):
+        other.rename_class("red", "scarlet").save(tmp_path / "model")
+    assert "crimson" in load_model(tmp_path / "model").text.labels
