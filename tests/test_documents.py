@@ -23,6 +23,9 @@ def pictures(tmp_path, monkeypatch):
                 path = tmp_path / folder / name / f"{i}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (40 + i, 40), tuple(c + 5 * i for c in colour)).save(path)
+    (tmp_path / "more" / "terrier").mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (40 + i, 40), (240, 240, 200 + 5 * i)).save(tmp_path / "more" / "terrier" / f"{i}.jpg")
     Image.new("RGB", (50, 50), (200, 120, 30)).save(tmp_path / "photo.jpg")
     for name in ("street.jpg", "hall.jpg"):
         Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / name)

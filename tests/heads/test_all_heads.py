@@ -18,11 +18,14 @@ NAMES = [name for name in list_heads() if not head_info(name).cls.tunes_encoder]
 
 def cases():
     for name in NAMES:
-        excuses = head_info(name).facts.get("xfail", {})
         for check in HEAD_CHECKS:
-            reason = excuses.get(check.__name__)
-            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-            yield pytest.param(name, check, id=f"{name}-{check.__name__}", marks=marks)
+            rule = check.__name__
+            yield pytest.param(name, check, id=f"{name}-{rule}", marks=excused(name, rule))
+
+
+def excused(name, rule):
+    reason = head_info(name).facts.get("xfail", {}).get(rule)
+    return [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
 
 
 @pytest.mark.parametrize(("name", "check"), list(cases()))
@@ -35,7 +38,7 @@ def sklearn_cases():
         if not head_info(name).cls.needs_text:
             for estimator, check in estimator_checks_generator(create_head(name), mark="skip"):
                 rule = getattr(check, "func", check).__name__
-                yield pytest.param(estimator, check, id=f"{name}-{rule}")
+                yield pytest.param(estimator, check, id=f"{name}-{rule}", marks=excused(name, rule))
 
 
 @pytest.mark.parametrize(("estimator", "check"), list(sklearn_cases()))

@@ -39,8 +39,8 @@ class Streaming(Head):
 
     @property
     def updatable(self) -> bool:
-        """Whether what the head keeps lets it go on; False where a parameter says that this is not kept."""
-        return True
+        """Whether it has what it goes on from: a parameter may say that it is not kept, an older model has none."""
+        return hasattr(self, "counts_")
 
     @property
     def with_text(self) -> bool:

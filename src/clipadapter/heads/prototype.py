@@ -13,15 +13,17 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Shots
 from clipadapter.heads._registry import register_head
+from clipadapter.heads._streaming import Exact
+from clipadapter.heads._warm import carried
 
 ABSENT = -1e4
 """Logit of a class without a shot where text has no say: finite, so that it can be saved, and never the best."""
 
 
 @register_head("prototype", paper="https://arxiv.org/abs/1703.05175")
-class Prototype(Head):
+class Prototype(Exact):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 
     Args:
@@ -33,19 +35,33 @@ class Prototype(Head):
 
     usual_temperatures = (0.9, 0.81, 0.74, 0.74, 1.0)
 
+    sums_: Tensor
+    """(c, d) of the shots' rows, float64."""
+    weight_: Tensor
+
     def __init__(self, mix: float = 0.5) -> None:
         self.mix = mix
 
-    def _fit(self, shots: Shots) -> None:
-        mix = self._mix(shots)
-        sums, _ = _sums(shots)
-        present = shots.counts > 0
-        prototypes = unit(sums)
+    def _clear(self, shots: Shots) -> None:
+        self._mix(shots.text)
+        self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
+        self.weight_ = shots.views.new_zeros(0)
+
+    def _gather(self, shots: Shots, sign: int) -> None:
+        self.sums_ = self.sums_.index_add(0, shots.labels, _rows(shots).double(), alpha=sign)
+
+    def _arrange(self, origin: Tensor) -> None:
+        self.sums_ = carried(self.sums_, origin)
+
+    def _settle(self, text: Tensor | None, scale: float) -> None:
+        mix, dtype = self._mix(text), self.weight_.dtype
+        present = self.counts_ > 0
+        prototypes = torch.where(present[:, None], unit(self.sums_), 0.0)
         prototypes[~present] = prototypes.sum(dim=0) / present.sum()
-        self.text_ = mix * shots.text if mix > 0 and shots.text is not None else None
-        others = (1 - mix) * prototypes
-        self.weight_, self.scale_ = others if self.text_ is None else self.text_ + others, shots.scale
-        self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT).to(sums.dtype)
+        others = (1 - mix) * prototypes.to(dtype)
+        self.text_ = mix * text.to(dtype) if mix > 0 and text is not None else None
+        self.weight_, self.scale_ = others if self.text_ is None else self.text_ + others, scale
+        self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT).to(dtype)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         text = getattr(self, "text_", None)
@@ -59,8 +75,9 @@ class Prototype(Head):
     def _leave_one_out(self, shots: Shots) -> Tensor | None:
         if len(shots.labels) == 1:
             return None
-        mix, labels, x = self._mix(shots), shots.labels, unit(shots.X)
-        sums, rows = _sums(shots)
+        mix, labels, x = self._mix(shots.text), shots.labels, unit(shots.X)
+        rows = _rows(shots)
+        sums = rows.new_zeros(shots.n_classes, rows.shape[1]).index_add_(0, labels, rows)
         left = shots.counts[labels] - 1
         prototypes, present = unit(sums), shots.counts > 0
         # A class that loses its only shot: the difference of equal sums is rounding, not a direction.
@@ -79,13 +96,12 @@ class Prototype(Head):
             found[at, labels] += torch.where(left > 0, 0.0, ABSENT)
         return found
 
-    def _mix(self, shots: Shots) -> float:
+    def _mix(self, text: Tensor | None) -> float:
         if not 0 <= self.mix <= 1:
             raise InputError(f"mix must be 0 to 1, but is {self.mix!r}")
-        return 0.0 if shots.text is None else self.mix
+        return 0.0 if text is None else self.mix
 
 
-def _sums(shots: Shots) -> tuple[Tensor, Tensor]:
-    """Sums by class (c, d) of the shots' rows (n, d), each the mean of its unit-length views."""
-    rows = unit(shots.views).mean(dim=1)
-    return torch.zeros(shots.n_classes, rows.shape[1], dtype=rows.dtype).index_add_(0, shots.labels, rows), rows
+def _rows(shots: Shots) -> Tensor:
+    """(n, d), of each shot the mean of its unit-length views."""
+    return unit(shots.views).mean(dim=1)

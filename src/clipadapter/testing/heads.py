@@ -17,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from clipadapter.errors import InputError
 from clipadapter.heads import ClassText, Head
 from clipadapter.testing._several import SEVERAL_CHECKS
+from clipadapter.testing._streaming import STREAMING_CHECKS
 from clipadapter.testing._toy import CLASSES, Array, toy_features
 
 
@@ -273,6 +274,7 @@ HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_presets_are_parameters,
     check_text_part,
     *SEVERAL_CHECKS,
+    *STREAMING_CHECKS,
 )
 """Every rule, in the order in which their failures are easiest to understand."""
 

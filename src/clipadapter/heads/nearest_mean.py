@@ -1,0 +1,72 @@
+"""Nearest mean: the class whose mean feature is nearest; zero-shot for the classes that have no picture yet.
+
+Papers: Mensink et al., PAMI 2013, https://doi.org/10.1109/TPAMI.2013.83; as the classifier of iCaRL, Rebuffi et al.,
+CVPR 2017, https://arxiv.org/abs/1611.07725 (eq. 2): means of unit features, at unit length, so that the nearest is that
+of the largest cosine. The features are frozen, so means are sums and nothing is forgotten.
+Where every class has a shot it is `Prototype` with ``mix=0``. It differs in what text is for: prototype mixes it into
+every class; here it speaks for classes without a shot alone. With p the zero-shot probabilities, such a class has its
+p, and the others share what they have in p by their cosines: that is ours.
+Without text such a class is never answered.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import unit
+from clipadapter.heads._base import Shots
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._streaming import Exact
+from clipadapter.heads._warm import carried
+
+ABSENT = -1e4
+"""Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
+
+
+@register_head("nearest-mean", paper="https://arxiv.org/abs/1611.07725", compare=False)
+class NearestMean(Exact):
+    """Nearest class mean by cosine; keeps one sum a class, however many pictures there were.
+
+    >>> head = NearestMean().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"])
+    >>> head.partial_fit([[-1.0, 0.0]], ["left"]).predict([[0.1, 2.0], [-3.0, 1.0]])
+    array(['up', 'left'], dtype='<U5')
+    """
+
+    usual_temperatures = (1.7, 1.2, 1.1, 0.96, 0.96)
+
+    sums_: Tensor
+    """(c, d) of unit features, float64."""
+    means_: Tensor
+    """(c, d) unit means; zeros for classes without a shot."""
+    text_: Tensor | None
+
+    def _clear(self, shots: Shots) -> None:
+        self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
+        self.means_ = shots.views.new_zeros(0)
+
+    def _gather(self, shots: Shots, sign: int) -> None:
+        rows = unit(shots.views.double()).mean(dim=1)
+        self.sums_ = self.sums_.index_add(0, shots.labels, rows, alpha=sign)
+
+    def _arrange(self, origin: Tensor) -> None:
+        self.sums_ = carried(self.sums_, origin)
+
+    def _settle(self, text: Tensor | None, scale: float) -> None:
+        learned = self.counts_[:, None] > 0
+        self.means_ = torch.where(learned, unit(self.sums_), 0.0).to(self.means_.dtype)
+        self.text_, self.scale_ = text, scale
+
+    def _logits(self, X: Tensor) -> Tensor:
+        x, learned = unit(X), self.counts_ > 0
+        found = self.scale_ * x @ self.means_.to(X.dtype).T
+        text = getattr(self, "text_", None)
+        told = torch.zeros_like(learned) if text is None else text.any(dim=1)
+        both = torch.nonzero(learned & told).flatten()
+        if text is None or learned.all() or not len(both):
+            return torch.where(learned, found, ABSENT)
+        zero_shot = self.scale_ * x @ text.to(X.dtype).T
+        # Up to a number of each row these are log p of classes without a shot, and of the others log sum p + log share.
+        level = found[:, learned].logsumexp(dim=1) - zero_shot[:, both].logsumexp(dim=1)
+        unseen = torch.where(told, zero_shot + level[:, None], ABSENT)
+        return torch.where(learned, found, unseen)

@@ -1,0 +1,277 @@
+"""Heads that go on learning: however shots came and went, they are what a fit to those that are left is."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText, create_head, head_info, list_heads
+from clipadapter.heads._kept_rows import without
+from clipadapter.heads._streaming import Exact, Streaming
+from clipadapter.heads._triangle import packed, unpacked
+from clipadapter.heads.gda import Gda
+from clipadapter.heads.nearest_mean import NearestMean
+from clipadapter.heads.prototype import Prototype
+from clipadapter.heads.rail import Rail
+from clipadapter.testing import check_head, toy_features
+from clipadapter.testing._streaming import STREAMING_CHECKS
+
+HEADS = {
+    "prototype": Prototype(),
+    "prototype without text": Prototype(mix=0.0),
+    "nearest-mean": NearestMean(),
+    "gda": Gda(stream=True),
+    "gda as published": Gda.official(stream=True),
+    "gda for new classes": Gda(stream=True, neighbours=3),
+    "rail": Rail(),
+    "rail, 9 random features": Rail(hidden=9),
+    "rail, 99 random features": Rail(hidden=99),
+    "rail, dual": Rail("dual"),
+}
+NAMES = [f"class {i}" for i in range(6)]
+D = 12
+
+
+def test_every_exact_head_is_tried_here():
+    assert {name for name in list_heads() if issubclass(head_info(name).cls, Exact)} <= set(HEADS)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Raw features of 20 pictures of each class, two views, and the text of each class."""
+    rng = np.random.default_rng(0)
+    means = 1 + rng.standard_normal((len(NAMES), D))
+    pictures = 3 * (means[:, None, None] + 0.7 * rng.standard_normal((len(NAMES), 20, 2, D)))
+    return pictures, dict(zip(NAMES, means + rng.standard_normal(means.shape), strict=True))
+
+
+class Stream:
+    """A head that is changed at random, and the shots that it should have learned."""
+
+    def __init__(self, head, world, seed, views, with_text):
+        self.rng, (self.pictures, self.rows) = np.random.default_rng(seed), world
+        self.head, self.views, self.with_text = clone(head), views, with_text
+        self.classes, self.shots, self.fresh = NAMES[:3], [], dict.fromkeys(NAMES, 0)
+        first = [self.new(name) for name in self.classes[: 3 if not with_text else 2]]
+        self.head.fit(*self.given(first), text=self.text)
+        self.shots += first
+
+    @property
+    def text(self):
+        if not self.with_text:
+            return None
+        return ClassText(self.classes, [self.rows[name] for name in self.classes], logit_scale=15.0)
+
+    def new(self, name):
+        self.fresh[name] += 1
+        return name, self.fresh[name] % 20
+
+    def given(self, shots):
+        """Features (n, d) or (n, v, d) and labels."""
+        X = np.stack([self.pictures[NAMES.index(name), i, : self.views] for name, i in shots])
+        return X[:, 0] if self.views == 1 else X, [name for name, _ in shots]
+
+    def counts(self):
+        return {name: sum(own == name for own, _ in self.shots) for name in self.classes}
+
+    def more(self):
+        self.learn([self.new(self.rng.choice(self.classes)) for _ in range(self.rng.integers(1, 6))])
+
+    def a_new_class(self):
+        fresh = [name for name in NAMES if name not in self.classes]
+        if fresh:
+            place = self.rng.integers(len(self.classes) + 1) if self.with_text else len(self.classes)
+            self.classes = [*self.classes[:place], fresh[0], *self.classes[place:]]
+            self.learn([self.new(fresh[0]), self.new(self.rng.choice(self.classes))])
+
+    def learn(self, shots):
+        self.head.partial_fit(*self.given(shots), text=self.text)
+        self.shots += shots
+
+    def fewer(self):
+        some = self.rng.permutation(len(self.shots))[: self.rng.integers(1, 4)]
+        if len(some) < len(self.shots):
+            gone = [self.shots[i] for i in some]
+            self.head.unlearn(*self.given(gone), text=self.text)
+            self.shots = [shot for i, shot in enumerate(self.shots) if i not in some]
+
+    def another_order(self):
+        origin = self.rng.permutation(len(self.classes))
+        counts = self.counts()
+        kept = [i for i in origin if counts[self.classes[i]] or self.rng.random() < 0.5]
+        if len(kept) > 1:
+            self.classes = [self.classes[i] for i in kept]
+            self.head.rearrange(self.classes, kept, text=self.text)
+
+    def saved_and_loaded(self):
+        state = {name: np.array(value) for name, value in self.head.state().items()}
+        self.head = clone(self.head).load_state(state, self.head.classes_.tolist(), D)
+
+    def check(self):
+        assert self.head.classes_.tolist() == list(self.classes)
+        assert self.head.counts_.tolist() == list(self.counts().values())
+        expected, Q = clone(self.head), self.pictures[:, ::5, 0].reshape(-1, D)
+        if self.with_text:
+            expected.fit(*self.given(self.shots), text=self.text)
+        else:
+            expected.partial_fit(*self.given(self.shots), classes=self.classes)
+        order = [expected.classes_.tolist().index(name) for name in self.classes]
+        np.testing.assert_allclose(self.head.logits(Q), expected.logits(Q)[:, order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@settings(deadline=None, max_examples=20, derandomize=True)
+@given(
+    changes=st.lists(
+        st.sampled_from(["more", "more", "fewer", "a_new_class", "another_order", "saved_and_loaded"]), max_size=12
+    ),
+    seed=st.integers(0, 1000),
+    views=st.sampled_from([1, 2]),
+    with_text=st.booleans(),
+)
+def test_any_order_of_changes_ends_where_a_fit_from_scratch_does(name, world, changes, seed, views, with_text):
+    head = HEADS[name]
+    stream = Stream(head, world, seed, views, with_text or head.needs_text)
+    for change in changes:
+        getattr(stream, change)()
+        stream.check()
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in list_heads() or name == "gda"])
+def test_every_form_keeps_the_rules_of_streams(name):
+    for check in STREAMING_CHECKS:
+        check(clone(HEADS[name]))
+
+
+class Forgets(Prototype):
+    """Learns the last shots only."""
+
+    def _more(self, shots, origin):
+        self._clear(shots)
+        super()._more(shots, origin)
+
+
+class Keeps(Prototype):
+    """Takes nothing out."""
+
+    def _gather(self, shots, sign):
+        super()._gather(shots, 1)
+
+
+class Mixes(Prototype):
+    """Leaves its sums where they were when classes move."""
+
+    def _arrange(self, origin):
+        self.sums_ = torch.cat([self.sums_, self.sums_.new_zeros(9, self.sums_.shape[1])])[: len(origin)]
+
+
+class Shares(Prototype):
+    """Changes its sums in place, those of its copies too."""
+
+    def _gather(self, shots, sign):
+        before = self.sums_
+        super()._gather(shots, sign)
+        self.sums_ = before.copy_(self.sums_)
+
+
+class Loses(Prototype):
+    """Does not save its sums."""
+
+    def state(self):
+        return {name: value for name, value in super().state().items() if name != "sums_"}
+
+
+class Silent(Prototype):
+    """Goes on without class text."""
+
+    def _check_goes_on(self, text):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [
+        (Forgets, "check_stream_in_parts"),
+        (Keeps, "check_stream_takes_back"),
+        (Mixes, "check_stream_is_rearranged"),
+        (Shares, "check_stream_leaves_others_alone"),
+        (Loses, "check_stream_is_saved"),
+        (Silent, "check_stream_refuses"),
+    ],
+)
+def test_the_rules_find_what_is_broken(broken, rule):
+    failed = []
+    for check in STREAMING_CHECKS:
+        try:
+            check(broken())
+        except (AssertionError, AttributeError):
+            failed.append(check.__name__)
+    assert rule in failed
+
+
+def test_gda_keeps_its_sums_if_it_is_told_to():
+    X, y, text = toy_features()
+    plain, streams = (Gda(stream=stream).fit(X, y, text=text) for stream in (False, True))
+    np.testing.assert_array_equal(plain.logits(X), streams.logits(X))
+    assert (plain.updatable, streams.updatable) == (False, True)
+    assert set(streams.state()) - set(plain.state()) == {"products_", "sums_", "rows_"}
+    for action in (
+        lambda: plain.partial_fit(X, y, text=text),
+        lambda: plain.unlearn(X[:1], y[:1], text=text),
+        lambda: plain.rearrange(text.labels, [0, 1, 2], text=text),
+        lambda: plain.set_params(stream=True).partial_fit(X, y, text=text),
+    ):
+        with pytest.raises(InputError, match="stream=True"):
+            action()
+    with pytest.raises(InputError, match="leave stream at False"):
+        Gda.base_to_new(stream=True).fit(X, y)
+
+
+def test_gda_makes_up_new_classes_from_the_views_that_are_left():
+    X, y, text = toy_features((5, 5, 5))
+    half = np.arange(15) % 2 == 0
+    head = Gda(neighbours=4, stream=True).fit(X[half], y[half], text=text)
+    head.partial_fit(X[~half], y[~half], text=text).unlearn(X[:4], y[:4], text=text)
+    others = ClassText(["p", "q"], np.random.default_rng(0).standard_normal((2, X.shape[1])))
+    expected = Gda(neighbours=4).fit(X[4:], y[4:], text=text).for_classes(others).logits(X)
+    np.testing.assert_allclose(head.for_classes(others).logits(X), expected, rtol=1e-5)
+
+
+def test_gda_that_streams_keeps_the_rules_of_heads():
+    check_head(Gda(stream=True))
+
+
+def test_shots_with_other_numbers_of_views_count_by_their_views():
+    X, y, text = toy_features()
+    X = X.astype(np.float64)
+    views = np.stack([X, X[::-1]], axis=1)
+    mixed = Gda.official(stream=True).fit(views, y, text=text).partial_fit(X, y, text=text)
+    rows = np.concatenate([X, X[::-1], X])
+    np.testing.assert_allclose(mixed.logits(X), Gda.official().fit(rows, [*y, *y, *y], text=text).logits(X), rtol=1e-9)
+
+
+def test_a_triangle_is_half_a_matrix():
+    matrix = torch.arange(25.0).reshape(5, 5)
+    assert packed(matrix).tolist() == [0, 5, 6, 10, 11, 12, 15, 16, 17, 18, 20, 21, 22, 23, 24]
+    assert torch.equal(unpacked(packed(matrix)), matrix.tril())
+    assert unpacked(torch.zeros(0)).shape == (0, 0)
+
+
+def test_rows_are_found_in_spite_of_rounding_and_each_once():
+    rows = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(0).standard_normal((6, 32))), dim=1)
+    rows[4] = rows[1]
+    labels = torch.tensor([0, 0, 1, 1, 0, 0])
+    noisy = rows[[1, 3, 4]] + 1e-4 * torch.from_numpy(np.random.default_rng(1).standard_normal((3, 32)))
+    assert without(rows, labels, noisy.float(), labels[[1, 3, 4]]).tolist() == [0, 2, 5]
+    with pytest.raises(InputError, match="was not learned"):
+        without(rows, labels, rows[[1, 4, 1]], labels[[1, 4, 1]])
+
+
+def test_streaming_heads_are_named_as_such():
+    for name in list_heads():
+        cls = head_info(name).cls
+        assert issubclass(cls, Streaming) == hasattr(cls, "partial_fit")
+        assert not issubclass(cls, Exact) or create_head(name).exact
