@@ -105,6 +105,25 @@ def test_a_saved_model_goes_on_with_its_history(tmp_path):
     np.testing.assert_array_equal(last.logits(QUERIES), fitted().logits(QUERIES))
 
 
+def test_saving_twice_or_elsewhere_is_no_change(tmp_path):
+    found = fitted()
+    for name in ("model", "model", "other"):
+        found.save(tmp_path / name)
+        assert not (tmp_path / name / "history").exists()
+    found.rename_class("red", "crimson").save(tmp_path / "other")
+    again = FewShotClassifier.load(tmp_path / "other", cache=None)
+    again.save(tmp_path / "third")
+    for name in ("other", "third"):
+        history = FewShotClassifier.load(tmp_path / name, cache=None).history_
+        assert [change.action for change in history.changes] == ["fit", "rename-class"]
+
+
+def test_making_a_card_or_pushing_does_not_move_the_model(tmp_path):
+    found = fitted().rename_class("red", "crimson")
+    assert "crimson" in found.generate_model_card().text
+    assert found.undo().class_names_ == ORDER
+
+
 def test_pictures_that_are_shots_already_are_left_out():
     images, labels = shots(*ORDER)
     found = fitted().add_examples(images + squares("red", 1, 7), [*labels, "red"])

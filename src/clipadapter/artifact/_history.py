@@ -34,10 +34,9 @@ class History:
     >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
     >>> fitted = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for _ in range(2):
-    ...         path = fitted.save(folder + "/model")
+    ...     path = fitted.rename_class("red", "crimson").save(folder + "/model")
     ...     [change.action for change in History.of(path).undo()[0].changes]
-    ['fit', 'fit', 'undo']
+    ['fit', 'rename-class', 'undo']
     """
 
     changes: tuple[Change, ...]

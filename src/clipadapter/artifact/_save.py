@@ -64,7 +64,6 @@ def write_content(folder: str | Path, content: Content, told: Told) -> Path:
         ArtifactError: as `save_model`.
     """
     history = told.history
-    history = told.history
     elsewhere = {} if history is None else _elsewhere(history, folder)
     with rewritten(folder) as (target, fresh):
         place = Place.of(target) if target.is_dir() else None

@@ -208,6 +208,13 @@ class Changing(Answering):
         self._become(after)
         return self
 
+    def _history_for(self, folder: str | Path) -> History | None:
+        """What is saved with the model: a fit that never changed brings no history to another folder than its own."""
+        history = self._history
+        if history is None or (history.version == 1 and history.folder != Path(folder).resolve()):
+            return None
+        return history
+
     def _place(self, name: str) -> int:
         self._check_fitted()
         if name not in self.class_names_:

@@ -235,16 +235,15 @@ class FewShotClassifier(Changing, OnHub):
 
         Args:
             folder: where to.
-            support: keep the shots' plain features, so that the model can be evaluated beside its baselines.
+            support: keep the shots' features, so that the model can be changed, and evaluated beside its baselines.
 
         Raises:
             ArtifactError: if the folder can't be written; nothing is left half-written.
             InputError: before `fit`.
         """
-        save_model(folder, self._model(), keep_support=support, history=self._history)
-        if self._history is not None:
-            self._history = History.of(folder)
-        return Path(folder)
+        written = save_model(folder, self._model(), keep_support=support, history=self._history_for(folder))
+        self._history = History.of(folder)
+        return written
 
     @classmethod
     def load(cls, folder: str | Path, *, encoder: str | Encoder | None = None, **params: Any) -> Self:
@@ -259,10 +258,11 @@ class FewShotClassifier(Changing, OnHub):
             ArtifactError: if the model is missing, altered or of a later format.
             FingerprintError: if the encoder is not the one the model was fitted with.
         """
+        history = History.of(folder)  # first: what somebody changes meanwhile is then seen when this is saved
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
         model._become(saved, encoder)
-        model._history = History.of(folder)
+        model._history = history
         return model
 
     def make_quick(self, folder: str | Path) -> bool:

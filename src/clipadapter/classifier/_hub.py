@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelHubMixin
 from typing_extensions import Self
 
-from clipadapter.artifact import fetch, push
+from clipadapter.artifact import Model, fetch, push, save_model
 from clipadapter.errors import InputError
 
 
@@ -30,6 +30,10 @@ class OnHub(ModelHubMixin, ABC):
     @abstractmethod
     def save(self, folder: str | Path, *, support: bool = True) -> Path:
         """Write the fitted model to a folder."""
+
+    @abstractmethod
+    def _model(self) -> Model:
+        """What is saved."""
 
     @classmethod
     @abstractmethod
@@ -121,9 +125,10 @@ class OnHub(ModelHubMixin, ABC):
             InputError: before `fit`, or if an exported file is missing or is none.
         """
         with tempfile.TemporaryDirectory() as place:
-            return push(self.save(Path(place) / "model", support=support), repo_id, exported=exported, **options).url
+            folder = save_model(Path(place) / "model", self._model(), keep_support=support)
+            return push(folder, repo_id, exported=exported, **options).url
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that `save` writes; the mixin's arguments are not looked at."""
         with tempfile.TemporaryDirectory() as place:
-            return ModelCard.load(self.save(Path(place) / "model") / "README.md")
+            return ModelCard.load(save_model(Path(place) / "model", self._model()) / "README.md")

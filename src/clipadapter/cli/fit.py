@@ -148,6 +148,10 @@ def _check_folder(folder: Path) -> None:
         raise ArtifactError(f"{folder} holds other files than a model; give a new or empty folder")
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give a folder for the model")
+    if full:
+        from clipadapter.artifact import History
+
+        History.of(folder).check()
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ArtifactError(f"can't write {folder}: {above} is no folder that you may write to")
