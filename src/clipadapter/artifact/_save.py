@@ -76,7 +76,7 @@ def write_content(folder: str | Path, content: Content, told: Told) -> Path:
             return found if found is None or told.keep_support else found.without_shots()
 
         old = None if place is None else place.folder
-        if len(changes) > 1:
+        if changes:
             (fresh / HISTORY).mkdir()
             before = find(changes[-1].content, in_memory=False)
             if before is not None and alike(before.config, content.config):
@@ -120,7 +120,7 @@ def _elsewhere(history: History, folder: str | Path) -> dict[int, Content]:
 
 
 def _changes(folder: str | Path, place: Place | None, content: Content, told: Told) -> tuple[Log, int]:
-    """The whole log from now on, of one entry or none if there is nothing to remember; and by how much our numbers rise in it."""
+    """The whole log from now on, empty if there is nothing to remember; and by how much our numbers rise in it."""
     config, disk = content.config, () if place is None else place.changes
     facts: dict[str, Any] = {"head": config.head.name, "encoder": config.encoder.name}
     size = {"classes": len(config.class_names), "pictures": shots_in(config.provenance)}
