@@ -276,3 +276,11 @@ def test_figures_that_cannot_be_are_none(change, folder, metrics):
     evaluation = {**config.provenance["evaluation"], **change}
     odd = config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}})
     assert "Not known" in model_card(odd)
+
+
+def test_the_card_says_what_the_head_is_and_what_of_it_is_not_the_papers(tmp_path):
+    images, labels = squares()
+    folder = FewShotClassifier(encoder="toy", head="afa", cache=None).fit(images, labels).save(tmp_path / "model")
+    text = " ".join((folder / "README.md").read_text().split())
+    assert "after AFA's abstract, the rest is ours" in text
+    assert "([paper](https://arxiv.org/abs/2505.07690))" in text

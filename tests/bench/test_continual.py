@@ -49,6 +49,21 @@ def test_a_single_task_has_no_transfer_and_no_forgetting():
     assert found.transfer_per_task == found.forgetting_per_task == ()
 
 
+def test_forward_transfer_is_what_was_gained_before_a_task_is_learned():
+    found = continual_metrics(MATRIX, before=[5.0, 30.0, 50.0, 50.0])
+    assert found.forward_transfer_per_task == (10.0, -10.0, 10.0)  # 40 - 30; 40 - 50; 60 - 50
+    assert found.forward_transfer == pytest.approx(10 / 3)
+    assert continual_metrics(MATRIX).forward_transfer_per_task is None
+    assert continual_metrics(MATRIX).forward_transfer is None
+    assert continual_metrics([[0.75]], before=[0.5]).forward_transfer is None
+
+
+@pytest.mark.parametrize("before", [[1.0], [1.0, np.nan, 1.0, 1.0], [[1.0] * 4], ["a"] * 4, 3.0])
+def test_what_is_no_accuracy_before_the_first_task_is_refused(before):
+    with pytest.raises(InputError, match="accuracies before the first task"):
+        continual_metrics(MATRIX, before)
+
+
 @pytest.mark.parametrize(
     ("matrix", "words"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 from clipadapter.artifact._evaluation import ClassFigures, Evaluated, Figures, evaluation_of
 from clipadapter.artifact._files import SUPPORT, ArtifactConfig
 from clipadapter.artifact._front_matter import NAMES, front_matter
+from clipadapter.heads import head_info, list_heads
 
 MARK = "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
 LISTED = 30
@@ -74,8 +75,17 @@ def _task(config: ArtifactConfig) -> str:
     more = " and others" if len(config.class_names) > 5 else ""
     return (
         f"It says {what}: {names}{more}. The head {code(config.head.name)} was fitted to {each} labelled pictures a "
-        f"class, on features of the encoder {code(config.encoder.name)}."
+        f"class, on features of the encoder {code(config.encoder.name)}.{_method(config.head.name)}"
     )
+
+
+def _method(head: str) -> str:
+    """What the head is, in its own words, with its paper: there a method says what of it is not the paper's."""
+    if head not in list_heads():
+        return ""
+    info = head_info(head)
+    paper = f" ([paper]({info.facts['paper']}))" if info.facts.get("paper") else ""
+    return f" That is: {plain(info.summary.rstrip('.'))}{paper}."
 
 
 def _use(config: ArtifactConfig, repo: str) -> str:

@@ -3,6 +3,7 @@
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.comparison import Comparison, compare, halves, train_and_test
+from clipadapter.bench.continual import ContinualMetrics, continual_metrics
 from clipadapter.bench.costs import Estimate, estimate
 from clipadapter.bench.driver import run_suite
 from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
@@ -16,6 +17,8 @@ from clipadapter.bench.run import Run, append_runs, read_runs
 from clipadapter.bench.score import Score, score
 from clipadapter.bench.several import SeveralEvaluation, evaluate_several
 from clipadapter.bench.sources import FEATURES, Source, open_source
+from clipadapter.bench.stream_summary import stream_table
+from clipadapter.bench.streams import StreamTask, stream
 from clipadapter.bench.study import Study, load_study
 from clipadapter.bench.suite import Suite, list_suites, load_suite
 
@@ -25,6 +28,7 @@ __all__ = [
     "FEATURES",
     "Bundle",
     "Comparison",
+    "ContinualMetrics",
     "Estimate",
     "ModelEvaluation",
     "Plan",
@@ -32,6 +36,7 @@ __all__ = [
     "Run",
     "Score",
     "Source",
+    "StreamTask",
     "Study",
     "Suite",
     "TestPart",
@@ -40,6 +45,7 @@ __all__ = [
     "compare_heads",
     "compare_studies",
     "confusion_matrix",
+    "continual_metrics",
     "default_heads",
     "estimate",
     "evaluate_model",
@@ -57,6 +63,8 @@ __all__ = [
     "run_suite",
     "save_bundle",
     "score",
+    "stream",
+    "stream_table",
     "summarise",
     "table",
     "train_and_test",

@@ -123,8 +123,11 @@ class Bundle:
             return DataPart(support=own, test=own, protocol="rest", digest=self._digests[REST])
         part = self.tests[name]
         title = str(part.features.provenance.get("data", "unnamed"))
-        found = digest(*_bytes(self.shots(rows)), self._digests[name].encode())
-        return DataPart(support=own, test=title, protocol=part.kind, digest=found)
+        return DataPart(support=own, test=title, protocol=part.kind, digest=self.digest_of(rows, [name]))
+
+    def digest_of(self, rows: Sequence[int], names: Sequence[str]) -> str:
+        """Hash of the shots of drawn rows and of some test parts, in this order."""
+        return digest(*_bytes(self.shots(rows)), *(self._digests[name].encode() for name in names))
 
     @cached_property
     def _digests(self) -> dict[str, str]:

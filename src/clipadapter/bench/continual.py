@@ -1,7 +1,9 @@
 """Figures of continual learning: how well tasks are known before, while and after they are learned one by one.
 
 Transfer, Average and Last as Zheng et al. define them (ZSCL, ICCV 2023, https://arxiv.org/abs/2303.06628), forgetting
-after Chaudhry et al. (ECCV 2018, https://arxiv.org/abs/1801.10112).
+after Chaudhry et al. (ECCV 2018, https://arxiv.org/abs/1801.10112), forward transfer after Lopez-Paz and Ranzato (GEM,
+NeurIPS 2017, https://arxiv.org/abs/1706.08840): their model begins at random weights, one that reads class text at
+zero-shot.
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ class ContinualMetrics:
         last_per_task: T values: accuracy on the task after the last one is learned.
         forgetting_per_task: T - 1 values for tasks 0 to T - 2: best accuracy on the task since it was learned, the end
             left out, minus that at the end; negative if later tasks helped. The last task has none.
+        forward_transfer_per_task: T - 1 values for tasks 1 to T - 1: accuracy on the task just before it is learned,
+            minus that before anything was learned; negative if earlier tasks harmed what was known of it. Task 0 has
+            none. None if it is not known what was known at first.
     """
 
     transfer_per_task: tuple[float, ...]
     average_per_task: tuple[float, ...]
     last_per_task: tuple[float, ...]
     forgetting_per_task: tuple[float, ...]
+    forward_transfer_per_task: tuple[float, ...] | None = None
 
     @property
     def transfer(self) -> float | None:
@@ -53,9 +59,14 @@ class ContinualMetrics:
         """Mean over the tasks that have it; None for a single task."""
         return _mean(self.forgetting_per_task)
 
+    @property
+    def forward_transfer(self) -> float | None:
+        """Mean over the tasks that have it; None for a single task, or if it is not known."""
+        return _mean(self.forward_transfer_per_task or ())
 
-def continual_metrics(accuracy: ArrayLike) -> ContinualMetrics:
-    """Transfer, Average, Last and forgetting.
+
+def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> ContinualMetrics:
+    """Transfer, Average, Last, forgetting and forward transfer.
 
     Cells count by their place. RAIL's released code takes an accuracy of exactly 0 for a missing cell instead, so its
     Transfer differs where a task is got wholly wrong.
@@ -63,23 +74,32 @@ def continual_metrics(accuracy: ArrayLike) -> ContinualMetrics:
     Args:
         accuracy: (T, T), row t, column i: accuracy on task i after task t was learned. Tasks stand in the order in
             which they are learned.
+        before: (T,) accuracy on each task before anything was learned, such as that of zero-shot; without it there is
+            no forward transfer.
 
     Raises:
-        InputError: if the matrix is not square, is empty, or has a cell that is no finite number.
+        InputError: if the matrix is not square, is empty, or has a cell that is no finite number; or if ``before`` is
+            not T finite numbers.
 
     >>> found = continual_metrics([[80, 50, 30], [70, 90, 40], [60, 85, 95]])
     >>> found.transfer_per_task, found.transfer
     ((50.0, 35.0), 42.5)
     >>> found.average_per_task, found.last, found.forgetting
     ((70.0, 75.0, 55.0), 80.0, 12.5)
+    >>> continual_metrics([[80, 50], [70, 90]], before=[40, 45]).forward_transfer
+    5.0
     """
     cells = _square(accuracy)
     tasks = range(len(cells))
+    first = None if before is None else _row(before, len(cells))
     return ContinualMetrics(
         transfer_per_task=tuple(float(cells[:i, i].mean()) for i in tasks[1:]),
         average_per_task=tuple(float(value) for value in cells.mean(axis=0)),
         last_per_task=tuple(float(value) for value in cells[-1]),
         forgetting_per_task=tuple(float(cells[i:-1, i].max() - cells[-1, i]) for i in tasks[:-1]),
+        forward_transfer_per_task=None
+        if first is None
+        else tuple(float(cells[i - 1, i] - first[i]) for i in tasks[1:]),
     )
 
 
@@ -100,6 +120,16 @@ def _square(accuracy: ArrayLike) -> NDArray[np.float64]:
             "not yet learned too"
         )
     return cells
+
+
+def _row(before: ArrayLike, n: int) -> NDArray[np.float64]:
+    try:
+        first = np.asarray(before, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the accuracies before the first task are no numbers: {error}; give one a task") from error
+    if first.shape != (n,) or not np.isfinite(first).all():
+        raise InputError(f"the accuracies before the first task must be {n} finite numbers, one a task")
+    return first
 
 
 def _mean(values: Sequence[float]) -> float | None:

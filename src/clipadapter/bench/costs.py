@@ -10,9 +10,12 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from clipadapter.bench.plan import make_head
 from clipadapter.bench.sources import FEATURES, features_source, open_source
+from clipadapter.bench.stream_orders import count_tasks
+from clipadapter.bench.streams import mode_of
 from clipadapter.bench.suite import Suite
-from clipadapter.data.sets import create_set, list_sets
+from clipadapter.data.sets import create_set, data_root, list_sets
 from clipadapter.errors import ClipAdapterError
 
 if sys.version_info >= (3, 11):
@@ -106,7 +109,7 @@ class Estimate:
 
     Args:
         sizes: of the data sets.
-        fits: how many.
+        fits: how many; streams of tasks, if they are what is fitted.
         pictures: how many pictures the encoders are shown, views included, if none is in the store.
         fit_seconds: of all fits, one after the other on two cores.
         encode_seconds: of the pictures, at `RATE`.
@@ -132,10 +135,12 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
     Raises:
         DataError: if a data set is not known.
     """
-    sizes = [size_of(spec, root) for spec in data]
+    sizes = [_size(suite, spec, root) for spec in data]
     fitted = sizes[:1] if suite.protocol in ("shift", "cross-dataset") else sizes
     variants, fits, seconds = suite.all_variants(), 0, 0.0
-    for size in fitted:
+    if suite.is_stream:
+        fits, seconds = _streams(suite, sizes, encoders, width)
+    for size in fitted if not suite.is_stream else ():
         for shots in suite.shots:
             repeats = len(suite.seeds) * encoders * len(suite.prompts)
             for variant in variants:
@@ -149,3 +154,32 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
     )
     pictures = encoders * (sum(size.test for size in shown) + shots)
     return Estimate(sizes, fits, pictures, seconds, pictures / RATE)
+
+
+def _size(suite: Suite, spec: str, root: Path | None) -> Size:
+    """Size of a data set; of one that a stream names, but nobody has described, nothing is known before it is there."""
+    try:
+        return size_of(spec, root)
+    except ClipAdapterError:
+        if not suite.is_stream or spec not in suite.data:
+            raise
+        place = data_root(root) / spec
+        how = f"put its pictures into {place / 'train' / 'CLASS'} and {place / 'test' / 'CLASS'}"
+        return Size(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {place}; {how}")
+
+
+def _streams(suite: Suite, sizes: Sequence[Size], encoders: int, width: int) -> tuple[int, float]:
+    """How many streams, and seconds of all their fits: joint ones grow with the tasks before."""
+    tasks = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in sizes)
+    classes = sum(size.classes for size in sizes)
+    repeats = len(suite.seeds) * len(suite.stream.orders) * encoders * len(suite.prompts)
+    streams, seconds = 0, 0.0
+    for shots in suite.shots:
+        rows = sum(min(shots * size.classes, size.train) for size in sizes) * suite.views
+        for variant in suite.all_variants():
+            joint = mode_of(variant.title, make_head(variant), variant.mode) == "joint"
+            share = [(t + 1) / tasks if joint else 1 / tasks for t in range(tasks)]
+            own = sum(fit_seconds(variant.head, round(rows * part), classes, width) for part in share)
+            streams += repeats
+            seconds += repeats * (own + RUN * tasks)
+    return streams, seconds

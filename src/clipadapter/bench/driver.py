@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,17 +15,21 @@ from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS, save_bundle
 from clipadapter.bench.engines import Engine, Job
 from clipadapter.bench.oracle import oracle_runs
-from clipadapter.bench.plan import Entry, Plan, Rows, Task, make_head, tasks_of, value_of
-from clipadapter.bench.protocol import planned, seeded
+from clipadapter.bench.plan import Entry, Plan, Rows, Task, tasks_of, value_of
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.run import Run, digest
 from clipadapter.bench.sources import Source, build_bundle, features_source
+from clipadapter.bench.stream_sources import build_union, name_of, stream_tasks_of
 from clipadapter.bench.suite import Prompts, Suite
-from clipadapter.bench.work import work
+from clipadapter.bench.work import planned_runs, work
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 
 Tracker = Callable[[Run], None]
+Tasks = Callable[[str], Iterator[tuple[Task, list[tuple[str, str]]]]]
+"""The fits on some features, given the folder that these are in; with the key and test part of each record."""
+Facts = tuple[str, str, Prompts]
+"""(data, encoder, prompts) as the person named them."""
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Outcome:
         failed: runs among those made that failed.
         seconds: how long the fits took, from the first to the last.
         figures: pictures of features, if the suite is about them.
+        keys: of the records that were asked for now; the plan also has those of earlier calls.
     """
 
     plan: Plan
@@ -46,6 +52,7 @@ class Outcome:
     failed: int = 0
     seconds: float = 0.0
     figures: list[Path] = field(default_factory=list)
+    keys: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -88,16 +95,17 @@ def run_suite(
     """
     records = RecordFolder(out)
     works: list[_Work] = []
-    for bundle, drawn, facts in _bundles(suite, sources, encoders, rows):
+    for bundle, tasks, facts in _bundles(suite, sources, encoders, rows):
         folder = save_bundle(bundle, out / "features" / _name(bundle))
-        works += _works(suite, bundle, str(folder.absolute()), facts, drawn)
+        works += [_work_of(suite, task, given, facts) for task, given in tasks(str(folder.absolute()))]
         # What a worker reads, and a fit's copies of it.
         engine.memory = max(engine.memory, 3 * (folder / ARRAYS).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
     plan.save(out)
     done = {run.key for run in records.read() if run.error is None}
     open_ = [one for one in works if not set(one.keys) <= done]
-    outcome = Outcome(plan, there=sum(len(one.keys) for one in works) - sum(len(one.keys) for one in open_))
+    there = sum(len(one.keys) for one in works) - sum(len(one.keys) for one in open_)
+    outcome = Outcome(plan, there=there, keys=frozenset(key for one in works for key in one.keys))
     start = time.perf_counter()
     jobs = [Job(i, one.task.model_dump_json()) for i, one in enumerate(open_)]
     with (
@@ -148,8 +156,11 @@ def _figures(works: Sequence[_Work], folder: Path) -> list[Path]:
 
 def _bundles(
     suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier], rows: Rows | None
-) -> Iterator[tuple[Bundle, Rows | None, tuple[str, str, Prompts]]]:
-    """Features with the drawn rows and (data, encoder, prompts) as the person named them."""
+) -> Iterator[tuple[Bundle, Tasks, Facts]]:
+    """Features with the fits on them, and (data, encoder, prompts) as the person named them."""
+    if suite.is_stream:
+        yield from _streams(suite, sources, encoders, rows)
+        return
     ready = [source for source in sources if isinstance(source, str)]
     pictures = [source for source in sources if not isinstance(source, str)]
     for spec in ready:
@@ -158,14 +169,31 @@ def _bundles(
             raise InputError(
                 f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, for its text or classes"
             )
-        yield bundle, rows, (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
+        facts = (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
+        yield bundle, partial(tasks_of, suite, bundle, rows=rows), facts
     together = suite.protocol in ("shift", "cross-dataset")
     groups = [pictures] if together and pictures else [[source] for source in pictures]
     for group in groups:
         for name, model in encoders.items():
             for prompts in suite.prompts:
                 bundle, drawn = build_bundle(suite, group, model, prompts, rows)
-                yield bundle, drawn, (group[0].name, name, prompts)
+                yield bundle, partial(tasks_of, suite, bundle, rows=drawn), (group[0].name, name, prompts)
+
+
+def _streams(
+    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier], rows: Rows | None
+) -> Iterator[tuple[Bundle, Tasks, Facts]]:
+    """As `_bundles`, of data sets that make one stream."""
+    if rows is not None:
+        raise InputError("rows in place of a draw are of one data set, but a stream draws from each: leave --rows out")
+    pictures = any(not isinstance(source, str) for source in sources)
+    if not pictures and len(suite.prompts) > 1:
+        raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
+    for name, model in encoders.items() if pictures else [("", None)]:
+        for prompts in suite.prompts:
+            union = build_union(suite, sources, model, prompts)
+            facts = (name_of(sources), name or union.bundle.encoder.name, prompts)
+            yield union.bundle, partial(stream_tasks_of, suite, union), facts
 
 
 def _name(bundle: Bundle) -> str:
@@ -179,28 +207,13 @@ def _name(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _works(
-    suite: Suite, bundle: Bundle, folder: str, facts: tuple[str, str, Prompts], rows: Rows | None
-) -> Iterator[_Work]:
+def _work_of(suite: Suite, task: Task, given: Sequence[tuple[str, str]], facts: Facts) -> _Work:
     data, encoder, prompts = facts
-    for task, keys in tasks_of(suite, bundle, folder, rows):
-        value = value_of(suite, task.variant)
-        yield _Work(
-            task,
-            keys,
-            [
-                Entry(
-                    key=key,
-                    label=task.variant.title,
-                    prompts=prompts.label,
-                    data=data,
-                    encoder=encoder,
-                    test=test,
-                    value=value,
-                )
-                for key, test in zip(keys, bundle.names, strict=True)
-            ],
-        )
+    shared = {"label": task.variant.title, "prompts": prompts.label, "data": data, "encoder": encoder}
+    value = value_of(suite, task.variant)
+    return _Work(
+        task, [key for key, _ in given], [Entry(key=key, test=test, value=value, **shared) for key, test in given]
+    )
 
 
 def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
@@ -215,7 +228,5 @@ def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
         return runs
     from clipadapter.bench.bundle_files import load_bundle
 
-    task = one.task
-    head = seeded(make_head(task.variant), task.seed)
-    runs = planned(load_bundle(task.bundle), task.variant.title, head, task.shots, task.seed, task.rows)
+    runs = planned_runs(load_bundle(one.task.bundle), one.task)
     return [run.model_copy(update={"error": f"EngineError: {error}"}) for run in runs]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.protocol import planned, seeded
+from clipadapter.bench.stream_records import Stream
 from clipadapter.bench.suite import Suite, Variant
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError
@@ -33,6 +34,7 @@ class Task(_Part):
         shots: shots a class.
         seed: of the draw.
         rows: the drawn rows.
+        stream: the tasks that come one after the other, if they do.
     """
 
     bundle: str
@@ -40,6 +42,7 @@ class Task(_Part):
     shots: int
     seed: int
     rows: list[int]
+    stream: Stream | None = None
 
 
 class Entry(_Part):
@@ -51,7 +54,7 @@ class Entry(_Part):
         prompts: what it calls the way the text was made; empty if there is one.
         data: the data set that gives the shots, as it was given.
         encoder: the encoder, as it was given.
-        test: name of the test part.
+        test: name of the test part; of a stream the order of its tasks.
         value: the value of the parameter that varies, if one does.
     """
 
@@ -130,8 +133,10 @@ def make_head(variant: Variant) -> Head:
         raise InputError(f"{variant.title}: {error}") from error
 
 
-def tasks_of(suite: Suite, bundle: Bundle, folder: str, rows: Rows | None = None) -> Iterator[tuple[Task, list[str]]]:
-    """Every fit of a suite on some features, with the keys of the records that it will give.
+def tasks_of(
+    suite: Suite, bundle: Bundle, folder: str, rows: Rows | None = None
+) -> Iterator[tuple[Task, list[tuple[str, str]]]]:
+    """Every fit of a suite on some features, with the keys of the records that it will give and their test parts.
 
     Args:
         suite: the study.
@@ -147,7 +152,7 @@ def tasks_of(suite: Suite, bundle: Bundle, folder: str, rows: Rows | None = None
             for variant, head in heads:
                 runs = planned(bundle, variant.title, seeded(head, seed), n, seed, drawn)
                 task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=drawn)
-                yield task, [run.key for run in runs]
+                yield task, [(run.key, name) for run, name in zip(runs, bundle.names, strict=True)]
 
 
 def draws_of(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:

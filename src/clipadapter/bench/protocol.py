@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -94,7 +95,7 @@ def run_all(
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
     if min(shots) < 1:
         raise InputError(f"shots must be 1 or more, but are {', '.join(map(str, shots))}")
-    known = {run.key: run for run in _known(records) if run.error is None}
+    known = {run.key: run for run in read_known(records) if run.error is None}
     runs = []
     total = len(heads) * len(shots) * len(seeds)
     with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
@@ -111,7 +112,8 @@ def run_all(
     return runs
 
 
-def _known(records: str | Path | None) -> list[Run]:
+def read_known(records: str | Path | None) -> list[Run]:
+    """The runs of a JSONL file; none if there is no such file yet."""
     return read_runs(records) if records is not None and Path(records).is_file() else []
 
 
@@ -145,30 +147,50 @@ def planned(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows:
         seed: of the draw.
         rows: the drawn rows of the support.
     """
-    params = head.get_params(deep=False)
-    plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
+    shared = shared_facts(bundle, label, head, shots, seed, rows)
     return [
         Run(
-            head=label,
-            method=registered_name(head),
-            params=plain,
-            encoder=bundle.encoder,
+            **shared,
             data=bundle.data(name, rows),
-            templates=bundle.templates,
             text=bundle.text_digest(name),
-            shots=shots,
-            seed=seed,
-            rows=list(rows),
-            flags=Flags(transductive=head.transductive),
-            code=_code(type(head)),
-            versions=library_versions(),
             n_classes=bundle.n_classes(name),
             n_test=bundle.n_test(name, len(rows)),
-            machine=this_machine(),
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
         for name in bundle.names
     ]
+
+
+def shared_facts(
+    bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int], code: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the records of one fit have in common, whatever it is measured on.
+
+    Args:
+        bundle: as for `planned`.
+        label: as for `planned`.
+        head: as for `planned`.
+        shots: as for `planned`.
+        seed: as for `planned`.
+        rows: as for `planned`.
+        code: files of this folder that shape the figures, beside those that always do.
+    """
+    params = head.get_params(deep=False)
+    plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
+    return {
+        "head": label,
+        "method": registered_name(head),
+        "params": plain,
+        "encoder": bundle.encoder,
+        "templates": bundle.templates,
+        "shots": shots,
+        "seed": seed,
+        "rows": list(rows),
+        "flags": Flags(transductive=head.transductive),
+        "code": _code(type(head), *code),
+        "versions": library_versions(),
+        "machine": this_machine(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
@@ -220,10 +242,15 @@ def measured(run: Run, fitted: tuple[Head, float], part: TestPart, seen: Feature
             "seconds": Seconds(fit=seconds, predict=found.seconds),
             "metrics": found.metrics,
             "learned": _learned(head),
-            "size": sum(int(value.size) for value in head.state().values()),
+            "size": numbers_kept(head),
             "machine": this_machine(),
         }
     )
+
+
+def numbers_kept(head: Head) -> int:
+    """How many numbers a fitted head keeps."""
+    return sum(int(value.size) for value in head.state().values())
 
 
 def failed(run: Run, error: BaseException) -> Run:
@@ -248,7 +275,7 @@ def registered_name(head: Head) -> str:
 
 
 @cache
-def _code(cls: type[Head]) -> str:
+def _code(cls: type[Head], *more: str) -> str:
     """Hash of the source that a figure depends on: a changed head is another run."""
     here = Path(__file__).parent
     files = [
@@ -257,6 +284,7 @@ def _code(cls: type[Head]) -> str:
         here / "score.py",
         here.parent / "functional.py",
         here.parent / "metrics" / "evaluation.py",
+        *(here / name for name in more),
     ]
     own = getattr(sys.modules.get(cls.__module__), "__file__", None)
     tuners = [*(here.parent / "tuners").glob("*.py"), here / "tuned.py"] if ".tuners." in cls.__module__ else ()

@@ -11,10 +11,18 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from clipadapter.bench.record_parts import DataPart as DataPart
+from clipadapter.bench.record_parts import EncoderPart as EncoderPart
+from clipadapter.bench.record_parts import Flags as Flags
+from clipadapter.bench.record_parts import Machine as Machine
+from clipadapter.bench.record_parts import Metrics as Metrics
+from clipadapter.bench.record_parts import Part
+from clipadapter.bench.record_parts import Seconds as Seconds
+from clipadapter.bench.stream_records import Course, Stream
 from clipadapter.errors import DataError, InputError
 
 FORMAT = 2
@@ -36,73 +44,7 @@ SHAPING = (
 """The fields that decide what comes out; two runs that agree in them are the same run."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EncoderPart(_Part):
-    """The encoder that made the features."""
-
-    name: str
-    fingerprint: str
-
-
-class DataPart(_Part):
-    """The data.
-
-    Args:
-        support: name of the data set that the shots were drawn from.
-        test: name of the test part; the same if the rows that were not drawn are it.
-        protocol: ``"given"`` if the test part stands apart, ``"rest"`` if it is the rows that were not drawn,
-            ``"shift"`` if its pictures come from elsewhere but show classes of the support, ``"new"`` if it has other
-            classes, which the head knows by their text alone.
-        digest: hash of features and labels of both.
-    """
-
-    support: str
-    test: str
-    protocol: Literal["given", "rest", "shift", "new"]
-    digest: str
-
-
-class Flags(_Part):
-    """What must be told beside a figure.
-
-    Args:
-        validation: labelled pictures beyond the shots that the head was given: ``"none"``.
-        transductive: whether the head looks at the test pictures as a whole.
-        oracle: whether something was chosen on the test part.
-    """
-
-    validation: str = "none"
-    transductive: bool = False
-    oracle: bool = False
-
-
-class Metrics(_Part):
-    """Figures on the test part: accuracy and macro F1 from 0 to 1, mean negative log-probability of the true class."""
-
-    accuracy: float
-    macro_f1: float
-    log_loss: float
-
-
-class Seconds(_Part):
-    """How long it took."""
-
-    fit: float
-    predict: float
-
-
-class Machine(_Part):
-    """Where it ran; peak memory is the process's up to then, None where the system doesn't tell."""
-
-    cpus: int
-    platform: str
-    peak_memory_mb: int | None = None
-
-
-class Run(_Part):
+class Run(Part):
     """One head, fitted once on drawn shots and measured once.
 
     Args:
@@ -129,6 +71,9 @@ class Run(_Part):
         error: why it failed, else None.
         machine: where it ran.
         created: when, in UTC.
+        stream: the tasks, where they came one after the other; else None. The figures above are then means over the
+            tasks, as they are known at the end, and the seconds are of all fits together.
+        course: what came out after each task; None if it failed, or there is no stream.
     """
 
     format: int = FORMAT
@@ -154,11 +99,15 @@ class Run(_Part):
     error: str | None = None
     machine: Machine
     created: str
+    stream: Stream | None = None
+    course: Course | None = None
 
     @property
     def key(self) -> str:
         """Hash of all that shapes what comes out."""
-        return hashlib.blake2b(self.model_dump_json(include=set(SHAPING)).encode(), digest_size=16).hexdigest()
+        # Records that know no streams keep their keys.
+        shaping = {*SHAPING, *(["stream"] if self.stream is not None else [])}
+        return hashlib.blake2b(self.model_dump_json(include=shaping).encode(), digest_size=16).hexdigest()
 
 
 def append_runs(path: str | Path, runs: Iterable[Run]) -> None:

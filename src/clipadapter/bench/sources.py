@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,12 @@ from clipadapter.bench.plan import Rows, draws_of, make_head
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
-from clipadapter.data.sets import list_sets, set_info
+from clipadapter.data.sets import data_root, list_sets, set_info
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 
 FEATURES = "features:"
+PLAIN = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ def open_source(spec: str, root: Path | None = None) -> Source:
     """Find a data set; no picture is opened.
 
     Args:
-        spec: a name that ``clipadapter data list`` shows, ``textiles``, ``hf:NAME``, a folder, or a table.
+        spec: a name that ``clipadapter data list`` shows, ``textiles``, ``hf:NAME``, a folder, or a table; else
+            the name of a folder beside the named data sets.
         root: folder of the named data sets.
 
     Raises:
         DataError: if there is no such data set, or files are missing; says what to do.
     """
-    dataset = textiles() if spec == "textiles" and not Path(spec).exists() else load_dataset(spec, root)
+    beside = data_root(root) / spec
+    if not Path(spec).exists() and spec not in list_sets() and PLAIN.fullmatch(spec) and beside.is_dir():
+        dataset = load_dataset(beside)
+    else:
+        dataset = textiles() if spec == "textiles" and not Path(spec).exists() else load_dataset(spec, root)
     parts = dataset.splits
     templates = _templates(spec)
     if parts == ("test",):
@@ -91,31 +98,31 @@ def build_bundle(
     """
     first = sources[0]
     names = first.train.class_names
-    model = _with_prompts(suite, model, prompts, first)
+    model = with_prompts(suite, model, prompts, first)
     if first.test is None:
         if suite.protocol != "few-shot":
             why = f"protocol '{suite.protocol}' needs that"
             raise InputError(f"'{first.spec}' is not divided into train and test; {why}")
-        return Bundle(_features(model, first.train, names, suite.views), model.class_text(names)), rows
+        return Bundle(seen_features(model, first.train, names, suite.views), model.class_text(names)), rows
     if suite.protocol == "base-to-new":
         return _base_to_new(suite, first, model, rows)
-    support, positions, drawn = _drawn(suite, model, first.train, names, rows)
-    tests = {"test": TestPart(_features(model, first.test, names, 1))}
+    support, positions, drawn = drawn_features(suite, model, first.train, names, rows)
+    tests = {"test": TestPart(seen_features(model, first.test, names, 1))}
     for other in sources[1:]:
         shown = other.train if other.test is None else other.test
         if suite.protocol == "shift":
             strange = sorted(set(shown.class_names) - set(names))
             if strange:
                 raise DataError(f"'{other.spec}' has classes that '{first.spec}' has not: {', '.join(strange[:5])}")
-            tests[other.spec] = TestPart(_features(model, shown, shown.class_names, 1), "shift")
+            tests[other.spec] = TestPart(seen_features(model, shown, shown.class_names, 1), "shift")
         else:
-            own = _with_prompts(suite, model, prompts, other)
-            part = _features(own, shown, shown.class_names, 1)
+            own = with_prompts(suite, model, prompts, other)
+            part = seen_features(own, shown, shown.class_names, 1)
             tests[other.spec] = TestPart(part, "new", own.class_text(shown.class_names))
     return Bundle(support, model.class_text(names), tests, positions), drawn
 
 
-def _drawn(
+def drawn_features(
     suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], rows: Rows | None
 ) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
     """Features of the rows that some draw takes, which rows these are, and the draws without unreadable pictures."""
@@ -125,7 +132,7 @@ def _drawn(
     draws = draws_of(suite, labels) if rows is None else rows
     union = sorted({row for own in draws.values() for row in own})
     part = replace(dataset, samples=tuple(dataset.samples[row] for row in union))
-    found = _features(model, part, names, suite.views)
+    found = seen_features(model, part, names, suite.views)
     positions = np.array([union[i] for i in found.provenance["rows"]], np.int64)
     there = set(positions.tolist())
     return found, positions, {key: [row for row in own if row in there] for key, own in draws.items()}
@@ -140,8 +147,8 @@ def _base_to_new(
     half = math.ceil(len(names) / 2)
     base, new = names[:half], names[half:]
     own = replace(source.train, samples=tuple(one for one in source.train.samples if one.label in set(base)))
-    support, positions, drawn = _drawn(suite, model, own, base, rows)
-    tested = _features(model, source.test, names, 1)
+    support, positions, drawn = drawn_features(suite, model, own, base, rows)
+    tested = seen_features(model, source.test, names, 1)
     tests = {
         "base": TestPart(_only(tested, base)),
         "new": TestPart(_only(tested, new), "new", model.class_text(new)),
@@ -154,7 +161,7 @@ def _only(features: FeatureSet, names: Sequence[str]) -> FeatureSet:
     return replace(features.take(rows), class_names=tuple(names))
 
 
-def _with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
+def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
     """The same encoder with the templates of a prompt style, ready for the suite's heads."""
     templates = source.templates if prompts.templates == "own" else prompts.templates
     own = FewShotClassifier(
@@ -174,7 +181,8 @@ def _with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sour
     return own
 
 
-def _features(model: FewShotClassifier, dataset: Dataset, names: Sequence[str], views: int) -> FeatureSet:
+def seen_features(model: FewShotClassifier, dataset: Dataset, names: Sequence[str], views: int) -> FeatureSet:
+    """Features of a data set, seen in so many ways."""
     if views == 1:
         return features_of(model, dataset, names)
     found = model.features(dataset.paths, dataset.labels, names, views=views)

@@ -6,11 +6,13 @@ import re
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from clipadapter.bench.record_parts import Part
+from clipadapter.bench.stream_orders import Rules
 from clipadapter.errors import DataError, InputError
 from clipadapter.registry import unknown
 
@@ -20,15 +22,16 @@ else:
     import tomli as tomllib
 
 Scalar = bool | int | float | str
-Protocol = Literal["few-shot", "base-to-new", "shift", "cross-dataset"]
+Protocol = Literal["few-shot", "base-to-new", "shift", "cross-dataset", "stream"]
 Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+ALL = 1_000_000
+"""Shots a class that no class has, so that each gives all its pictures; "all" in a suite."""
+Shots = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" else value)]
 
 
-class Variant(_Part):
+class Variant(Part):
     """A head with some parameters.
 
     Args:
@@ -37,6 +40,8 @@ class Variant(_Part):
         preset: published parameters to begin with.
         official: begin with the recipe of the authors' code.
         params: parameters that differ from the default.
+        mode: in streams of tasks "stream": the head goes on from what it learned, and gets the shots of the new task
+            alone; "joint": it is fitted anew to the shots of all tasks so far. By default what the head can.
     """
 
     head: str
@@ -44,17 +49,18 @@ class Variant(_Part):
     preset: str | None = None
     official: bool = False
     params: dict[str, Scalar] = Field(default_factory=dict)
+    mode: Literal["stream", "joint"] | None = None
 
     @property
     def title(self) -> str:
         """The label, or one made of what differs."""
         parts = [self.preset or "", "official" if self.official else ""]
-        parts += [f"{key}={value}" for key, value in self.params.items()]
+        parts += [f"{key}={value}" for key, value in self.params.items()] + [self.mode or ""]
         said = ", ".join(part for part in parts if part)
         return self.label or (f"{self.head} ({said})" if said else self.head)
 
 
-class Vary(_Part):
+class Vary(Part):
     """One head at several values of one parameter.
 
     Args:
@@ -70,7 +76,7 @@ class Vary(_Part):
     params: dict[str, Scalar] = Field(default_factory=dict)
 
 
-class Prompts(_Part):
+class Prompts(Part):
     """A way to make sentences of class names.
 
     Args:
@@ -84,7 +90,7 @@ class Prompts(_Part):
     descriptions: bool = False
 
 
-class Suite(_Part):
+class Suite(Part):
     """A study.
 
     Args:
@@ -94,17 +100,19 @@ class Suite(_Part):
         source: the paper's table or figure.
         protocol: "few-shot": shots and test of the same classes; "base-to-new": shots of the first half of the classes,
             measured on both halves; "shift": the first data set gives the shots, the others show its classes otherwise;
-            "cross-dataset": the first gives the shots, the others have other classes.
+            "cross-dataset": the first gives the shots, the others have other classes; "stream": the data sets, or parts
+            of their classes, are tasks that come one after the other.
         figure: what the report draws.
         heads: registered names; ``"all"`` for every head.
         variants: heads with parameters.
         vary: heads over values of a parameter.
         prompts: ways to make sentences; one, the data set's own, if not given.
-        shots: shots a class.
+        shots: shots a class; in streams also "all".
         seeds: of the draws.
         views: pictures are seen in so many ways.
         data: data sets, if the suite is about certain ones.
         encoders: encoders, likewise.
+        stream: how streams of tasks are made; for the protocol "stream" only.
     """
 
     name: str
@@ -117,11 +125,12 @@ class Suite(_Part):
     variants: list[Variant] = Field(default_factory=list)
     vary: list[Vary] = Field(default_factory=list)
     prompts: list[Prompts] = Field(default_factory=lambda: [Prompts(label="")], min_length=1)
-    shots: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
+    shots: list[Shots] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     views: int = Field(default=1, ge=1, le=1000)
     data: list[str] = Field(default_factory=list)
     encoders: list[str] = Field(default_factory=list)
+    stream: Rules = Field(default_factory=Rules)
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
@@ -129,14 +138,25 @@ class Suite(_Part):
             raise ValueError("names no head: give heads, variants or vary")
         if min(self.shots) < 1:
             raise ValueError("shots must be 1 or more")
+        if not self.is_stream and (
+            ALL in self.shots or self.stream != Rules() or any(one.mode for one in self.variants)
+        ):
+            raise ValueError('stream, mode and the shots "all" go with protocol = "stream" only')
         return self
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether tasks come one after the other."""
+        return self.protocol == "stream"
 
     def all_variants(self) -> list[Variant]:
         """Every head of the study with its parameters, each title once."""
         from clipadapter.bench.protocol import default_heads
+        from clipadapter.bench.streams import check_learner
         from clipadapter.heads import head_info, list_heads
 
-        names = [name for given in self.heads for name in (default_heads() if given == "all" else [given])]
+        every = [name for name in default_heads() if not (self.is_stream and head_info(name).cls.transductive)]
+        names = [name for given in self.heads for name in (every if given == "all" else [given])]
         found = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
         found += [
             Variant(head=one.head, params={**one.params, one.parameter: value}, label=f"{one.parameter}={value}")
@@ -146,11 +166,14 @@ class Suite(_Part):
         for variant in found:
             if variant.head not in list_heads():
                 raise unknown("head", variant.head, list_heads())
-            if head_info(variant.head).cls.tunes_encoder:
+            cls = head_info(variant.head).cls
+            if cls.tunes_encoder:
                 raise InputError(
                     f"suite '{self.name}' works from features, but {variant.head} tunes the encoder on each draw: "
                     "use 'clipadapter compare'"
                 )
+            if self.is_stream:
+                check_learner(variant.head, cls)
         titles = [variant.title for variant in found]
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:

@@ -11,6 +11,7 @@ from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.plan import Task, make_head
 from clipadapter.bench.protocol import perform, planned, seeded
 from clipadapter.bench.run import Run
+from clipadapter.bench.streams import perform_stream, planned_stream
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.towers import TextTower
@@ -55,12 +56,19 @@ def work(task: str) -> list[str]:
     asked = Task.model_validate_json(task)
     head = seeded(make_head(asked.variant), asked.seed)
     bundle = _with_towers(asked.bundle) if head.needs_tower else _bundle(asked.bundle)
-    runs = planned(bundle, asked.variant.title, head, asked.shots, asked.seed, asked.rows)
+    runs = planned_runs(bundle, asked)
     try:
-        done = perform(bundle, head, runs)
+        done = perform(bundle, head, runs) if asked.stream is None else [perform_stream(bundle, head, runs[0])]
     except Exception as error:  # what no head is to blame for, such as no row left to test on, is a record too
         done = failed(runs, error)
     return [run.model_dump_json() for run in done]
+
+
+def planned_runs(bundle: Bundle, task: Task) -> list[Run]:
+    """The records that a task will give, before it is done."""
+    head = seeded(make_head(task.variant), task.seed)
+    facts = (bundle, task.variant.title, head, task.shots, task.seed, task.rows)
+    return planned(*facts) if task.stream is None else [planned_stream(*facts, task.stream)]
 
 
 def failed(runs: list[Run], error: BaseException) -> list[Run]:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli._bench import check_out, numbers
+from clipadapter.cli._bench import check_out
+from clipadapter.cli._bench_streams import (
+    amount,
+    check_there,
+    shots_or_all,
+    stream_facts,
+    stream_result,
+    streams_changed,
+)
 from clipadapter.cli._options import FILE, FOLDER, output_options
 from clipadapter.cli._output import Output, facts
 from clipadapter.errors import DataError, InputError
@@ -29,8 +37,10 @@ MANY = 60
 @click.option("--data", "-d", multiple=True, metavar="NAME|PATH", help="Data set; may be given many times.")
 @click.option("--encoder", "-e", multiple=True, metavar="URI", help="Encoder; may be given many times.")
 @click.option("--heads", metavar="NAME,...", help="Only these of the suite's heads.")
-@click.option("--shots", metavar="N,...", callback=lambda *a: numbers(*a) if a[2] else None, help="Other shots.")
+@click.option("--shots", metavar="N,...", callback=shots_or_all, help="Other shots; of streams also all.")
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 1 to N, in place of the suite's.")
+@click.option("--order", help="Of the tasks of a stream: given, classes (drawn) or seed (all drawn).")
+@click.option("--per-task", type=click.IntRange(0), metavar="N", help="About so many classes in a task of a stream.")
 @click.option("--out", "folder", type=FOLDER, default=OUT, show_default=True, help="Folder of the records.")
 @click.option("--root", type=FOLDER, help="Folder of the named data sets; see 'clipadapter data list'.")
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
@@ -49,6 +59,8 @@ def run(
     heads: str | None,
     shots: list[int] | None,
     seeds: int | None,
+    order: str | None,
+    per_task: int | None,
     folder: Path,
     root: Path | None,
     descriptions: Path | None,
@@ -65,12 +77,14 @@ def run(
 
     Features are computed once and kept. A run that has a record in --out is not made again; one that failed is tried
     again. Ctrl-C loses the fits that are being made, no others.
+
+    In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
     from clipadapter.bench import FEATURES, estimate, load_suite, open_source, run_suite
     from clipadapter.bench.engines import create_engine
     from clipadapter.bench.trackers import create_tracker
 
-    study = _changed(load_suite(suite), heads, shots, seeds)
+    study = streams_changed(_changed(load_suite(suite), heads, shots, seeds), order, per_task)
     specs = data or tuple(study.data)
     if not specs:
         raise InputError("no data set was named: give --data NAME or --data FOLDER; 'clipadapter data list' has names")
@@ -79,6 +93,8 @@ def run(
     if dry_run:
         out.result(_cost_data(study, specs, towers, cost), _cost_text(study, towers, cost))
         return
+    if study.is_stream:
+        check_there(suite, cost)
     check_out(folder)
     trackers = [create_tracker(name, folder) for name in track]
     sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
@@ -95,7 +111,8 @@ def run(
         oracle=oracle,
         progress=out.progress,
     )
-    out.result(_found_data(found, folder), _found_text(found, study, folder))
+    result = stream_result(study, found, folder) if study.is_stream else ({}, "")
+    out.result({**_found_data(found, folder), **result[0]}, result[1] + _found_text(found, study, folder))
 
 
 def _changed(suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None) -> Suite:
@@ -166,17 +183,19 @@ def _cost_text(suite: Suite, towers: Sequence[str], cost: Estimate) -> str:
     lines = [
         ("suite", f"{suite.name}: {suite.title}"),
         ("heads", f"{len(titles)}: {', '.join(titles)}"),
-        ("shots", ", ".join(map(str, suite.shots))),
+        *stream_facts(suite, cost),
+        ("shots", ", ".join(map(amount, suite.shots))),
         ("seeds", ", ".join(map(str, suite.seeds))),
         ("encoders", ", ".join(towers)),
-        ("fits", cost.fits),
+        ("streams" if suite.is_stream else "fits", cost.fits),
         ("pictures", f"{cost.pictures:,} to encode, if none was before"),
         ("fitting", f"about {_time(cost.fit_seconds)} on two cores"),
         ("encoding", f"about {_time(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"),
     ]
     for size in cost.sizes:
         there = "ready" if size.ready else "NOT ON DISK"
-        lines.append(("data", f"{size.spec}: {size.classes} classes, {size.train:,} + {size.test:,} pictures, {there}"))
+        known = f"{size.classes} classes, {size.train:,} + {size.test:,} pictures" if size.classes else "size not known"
+        lines.append(("data", f"{size.spec}: {known}, {there}"))
     missing = [size.missing for size in cost.sizes if not size.ready]
     return "\n".join([facts(lines), *(["", *dict.fromkeys(missing)] if missing else [])])
 
@@ -202,7 +221,8 @@ def _found_data(found: Outcome, folder: Path) -> dict[str, object]:
 
 def _found_text(found: Outcome, suite: Suite, folder: Path) -> str:
     rate = f", {found.made / found.seconds:.1f} a second" if found.made and found.seconds else ""
-    text = f"{found.made} runs made in {_time(found.seconds)}{rate}; {found.there} were there already"
+    what = "streams" if suite.is_stream else "runs"
+    text = f"{found.made} {what} made in {_time(found.seconds)}{rate}; {found.there} were there already"
     if found.failed:
         text += f"\n{found.failed} failed: see 'clipadapter bench status {suite.name} --out {folder}'"
     text += "".join(f"\nwrote {path}" for path in found.figures)

@@ -116,6 +116,47 @@ class Cost(_Part):
     source: str
 
 
+class PublishedStream(_Part):
+    """Published figures of one method on a stream of tasks.
+
+    Args:
+        method: as in `Published`.
+        data: the data sets, each a task, in the order in which they were learned.
+        task_known: whether answers were among the classes of the picture's own task.
+        backbone: the encoder.
+        transfer: in %; see `bench.continual`.
+        average: likewise.
+        last: likewise.
+        source: tag of the source.
+        protocol: what must be told beside the figures.
+    """
+
+    method: str
+    data: tuple[str, ...]
+    task_known: bool
+    backbone: str
+    transfer: float
+    average: float
+    last: float
+    source: str
+    protocol: str
+
+
+class _StreamTable(_Part):
+    backbone: str
+    task_known: bool
+    data: tuple[str, ...]
+    protocol: str
+    figures: dict[str, tuple[Percent, Percent, Percent]]
+
+    def streams(self, source: str) -> list[PublishedStream]:
+        shared = self.model_dump(exclude={"figures"})
+        return [
+            PublishedStream(method=name, transfer=transfer, average=average, last=last, source=source, **shared)
+            for name, (transfer, average, last) in self.figures.items()
+        ]
+
+
 class _Table(_Part):
     method: str | None = None
     variant: str = ""
@@ -182,6 +223,7 @@ class _File(_Part):
     source: Source
     table: list[_Table]
     cost: _CostTable | None = None
+    stream: list[_StreamTable] = Field(default_factory=list)
 
 
 @cache
@@ -232,6 +274,15 @@ def costs() -> list[Cost]:
     10.59
     """
     return [cost for file in _files() if file.cost for cost in file.cost.costs(file.source.tag)]
+
+
+def published_streams() -> list[PublishedStream]:
+    """Published figures of streams of tasks.
+
+    >>> [found.last for found in published_streams() if found.method == "zscl"]
+    [83.6, 83.4]
+    """
+    return [figure for file in _files() for table in file.stream for figure in table.streams(file.source.tag)]
 
 
 def sources() -> dict[str, Source]:

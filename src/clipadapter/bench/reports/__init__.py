@@ -31,14 +31,14 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
     from clipadapter.bench.reports.html import html
     from clipadapter.bench.reports.latex import latex
     from clipadapter.bench.reports.markdown import markdown
-    from clipadapter.bench.reports.table_csv import table_csv
+    from clipadapter.bench.reports.table_csv import stream_csv, table_csv
 
     document = build(study, published)
     place, name = Path(folder) / "reports", study.suite.name
     names = document.picture_names()
     texts = {
         "md": markdown(document, names),
-        "csv": table_csv(study),
+        "csv": stream_csv(study) if study.suite.is_stream else table_csv(study),
         "tex": latex(document),
         "html": html(document),
     }

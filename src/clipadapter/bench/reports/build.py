@@ -11,6 +11,7 @@ from clipadapter.bench.reports.efficiency import efficiency
 from clipadapter.bench.reports.grids import cost_grid, difference_grid, measured_grid
 from clipadapter.bench.reports.means import mean_tables
 from clipadapter.bench.reports.side_by_side import side_by_side
+from clipadapter.bench.reports.streams import stream_sections
 from clipadapter.bench.reports.tables import HARMONIC, Table, reference_row, shots_text
 from clipadapter.bench.reports.tabulate import tables
 from clipadapter.bench.reports.words import head_text
@@ -34,6 +35,9 @@ def build(study: Study, published: bool = False) -> Document:
     suite = study.suite
     if not study.records:
         raise InputError(f"suite '{suite.name}' has none of its {len(study.entries)} records yet: run it first")
+    if suite.is_stream:
+        sections = stream_sections(study, published)
+        return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
     found = {metric: tables(study, metric) for metric in ("accuracy", "macro_f1", "log_loss")}
     sections = []
     means = [mean_tables(found[metric]) for metric in found]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
+from clipadapter.bench.stream_summary import Learner
 from clipadapter.bench.study import Study
 
 HEADER = (
@@ -27,6 +29,33 @@ HEADER = (
     "error",
     "key",
 )
+
+
+STREAM_HEADER = (
+    *("label", "learns", "data", "encoder", "prompts", "order", "shots", "seed", "after", "after_task", "task"),
+    *("task_name", "learned", "accuracy", "macro_f1", "log_loss", "zero_shot", "fit_seconds", "size", "error", "key"),
+)
+
+
+def stream_csv(study: Study) -> str:
+    """A line for each task after each task; tasks are counted from 1. A stream that failed has one, which says why."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(STREAM_HEADER)
+    for place, runs in study.rows.items():
+        for run in runs:
+            learns = Learner(place.label, [run]).learns
+            where = (place.label, learns, place.data, place.encoder, place.prompts, place.test, place.shots, run.seed)
+            if run.stream is None or run.course is None:
+                writer.writerow((*where, *[""] * 11, " ".join((run.error or "").split()), run.key))
+                continue
+            names = [lesson.name for lesson in run.stream.lessons]
+            first: Sequence[float | str] = run.course.zero_shot or [""] * len(names)
+            for t, step in enumerate(run.course.steps, 1):
+                for i, found in enumerate(step.metrics, 1):
+                    figures = (found.accuracy, found.macro_f1, found.log_loss, first[i - 1], step.seconds, step.size)
+                    writer.writerow((*where, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key))
+    return file.getvalue()
 
 
 def table_csv(study: Study) -> str:

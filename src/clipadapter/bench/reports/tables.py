@@ -10,6 +10,7 @@ from clipadapter.bench.report import Cell, Metric
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference, paired_difference
 from clipadapter.bench.study import Draw, Study
+from clipadapter.bench.suite import ALL
 
 Axis = Literal["shots", "test", "encoder"]
 HARMONIC = "harmonic mean"
@@ -88,6 +89,8 @@ def shots_text(n: int) -> str:
     >>> shots_text(1), shots_text(16)
     ('1 shot', '16 shots')
     """
+    if n == ALL:
+        return "all pictures"
     return f"{n} shot{'s' if n > 1 else ''}"
 
 

@@ -83,18 +83,37 @@ def validation_text(runs: Iterable[Run]) -> str:
 def how_measured(table: Table) -> tuple[str, ...]:
     """What all figures of a table rest on."""
     runs = table.all_runs
-    seeds = sorted({run.seed for run in runs})
-    spread = f"over {len(seeds)} seeds ({_some(map(str, seeds), 10)})"
     kinds = [PROTOCOLS[kind] for kind in PROTOCOLS if any(run.data.protocol == kind for run in runs)]
     return (
-        f"Mean ± sample standard deviation {spread}." if len(seeds) > 1 else f"One seed ({seeds[0]}).",
+        _seeds_text(runs),
         f"Test pictures: {_sizes(table)}.",
         f"Protocol: {'; '.join(kinds)}.",
-        f"Encoder: {_encoders(runs)}. The fingerprint covers the weights, the tokenizer and the preprocessing.",
+        _encoder_text(runs),
         f"Templates: {_templates(table)}.",
         _marks_text(table),
         f"Libraries: {versions_text(runs)}.",
     )
+
+
+def how_made(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What the figures of streams rest on."""
+    templates = dict.fromkeys(template for run in runs for template in run.templates)
+    return (
+        _seeds_text(runs),
+        _encoder_text(runs),
+        f"Templates: {_some([f'“{template}”' for template in templates], 3) or 'not known'}.",
+        f"Libraries: {versions_text(runs)}.",
+    )
+
+
+def _seeds_text(runs: Sequence[Run]) -> str:
+    seeds = sorted({run.seed for run in runs})
+    spread = f"over {len(seeds)} seeds ({_some(map(str, seeds), 10)})"
+    return f"Mean ± sample standard deviation {spread}." if len(seeds) > 1 else f"One seed ({seeds[0]})."
+
+
+def _encoder_text(runs: Sequence[Run]) -> str:
+    return f"Encoder: {_encoders(runs)}. The fingerprint covers the weights, the tokenizer and the preprocessing."
 
 
 def _sizes(table: Table) -> str:

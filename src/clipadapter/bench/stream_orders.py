@@ -1,0 +1,117 @@
+"""Which tasks a stream has, and in which order they come."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from clipadapter.bench.record_parts import Part
+from clipadapter.errors import InputError
+
+
+class Order(Part):
+    """An order of tasks.
+
+    Args:
+        name: what tables call it.
+        data: data sets in their order; the order in which they were given, if it names none.
+        shuffle: "none"; "classes": which classes of a data set come first is drawn by the seed, the order of the data
+            sets stays; "all": tasks come in an order that is drawn by the seed as well.
+    """
+
+    name: str
+    data: list[str] = Field(default_factory=list)
+    shuffle: Literal["none", "classes", "all"] = "none"
+
+
+ORDERS = {
+    "given": Order(name="as given"),
+    "classes": Order(name="classes by seed", shuffle="classes"),
+    "seed": Order(name="by seed", shuffle="all"),
+}
+"""Orders that suit any data sets."""
+
+
+class Rules(Part):
+    """How data sets become a stream of tasks, and what is asked in the end.
+
+    Args:
+        task_known: answers are among the classes of the picture's own task (MTIL); else among those of all tasks
+            (X-TAIL).
+        classes_per_task: a data set is divided into tasks of about so many classes, as even as can be; 0 makes each
+            data set one task.
+        orders: of the tasks; a stream for each.
+        same_names: what becomes of a name that classes of several data sets have. "share": they are one class, learned
+            from the shots of all, its text the mean of theirs; "apart": each stays a class of its own, called
+            "NAME (DATA SET)".
+    """
+
+    task_known: bool = False
+    classes_per_task: int = Field(default=0, ge=0)
+    orders: list[Order] = Field(default_factory=lambda: [ORDERS["given"]], min_length=1)
+    same_names: Literal["share", "apart"] = "share"
+
+    def title(self, order: Order) -> str:
+        """What tables call the stream of an order."""
+        return order.name + (f", about {self.classes_per_task} classes a task" if self.classes_per_task else "")
+
+
+def count_tasks(classes: int, classes_per_task: int) -> int:
+    """Into how many tasks a data set is divided.
+
+    >>> count_tasks(101, 20), count_tasks(3, 20), count_tasks(101, 0)
+    (5, 1, 1)
+    """
+    return max(1, round(classes / classes_per_task)) if classes_per_task else 1
+
+
+def tasks_in_order(
+    sets: Mapping[str, Sequence[str]], rules: Rules, order: Order, seed: int
+) -> list[tuple[str, str, list[str]]]:
+    """The tasks of a stream: (name, data set, classes).
+
+    Args:
+        sets: classes by data set, in the order in which they were given.
+        rules: how they are divided.
+        order: how they come.
+        seed: of orders that are drawn.
+
+    Raises:
+        InputError: if the order does not say where a data set comes.
+
+    >>> rules = Rules(classes_per_task=2)
+    >>> sets = {"pets": ["ant", "cat", "cow", "dog"], "cars": ["bus", "van"]}
+    >>> for task in tasks_in_order(sets, rules, ORDERS["given"], seed=1):
+    ...     print(task)
+    ('pets 1/2', 'pets', ['ant', 'cat'])
+    ('pets 2/2', 'pets', ['cow', 'dog'])
+    ('cars', 'cars', ['bus', 'van'])
+    """
+    drawn = random.Random(seed)
+    found = []
+    for name in _in_order(list(sets), order):
+        classes = list(sets[name])
+        n = count_tasks(len(classes), rules.classes_per_task)
+        if n > 1 and order.shuffle != "none":
+            drawn.shuffle(classes)
+        for i in range(n):
+            own = classes[i * len(classes) // n : (i + 1) * len(classes) // n]
+            found.append((name if n == 1 else f"{name} {i + 1}/{n}", name, own))
+    if order.shuffle == "all":
+        drawn.shuffle(found)
+    return found
+
+
+def _in_order(names: Sequence[str], order: Order) -> list[str]:
+    if not order.data:
+        return list(names)
+    lost = [name for name in names if name not in order.data]
+    if lost:
+        raise InputError(
+            f"the order '{order.name}' does not say when {', '.join(lost)} comes; it has: {', '.join(order.data)}. "
+            "With --order given the data sets come as you name them"
+        )
+    return [name for name in order.data if name in names]

@@ -1,0 +1,145 @@
+"""Several data sets as one: features below each other, and one class text over the names of all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.plan import Rows
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A data set of a stream.
+
+    Args:
+        name: what tables call it.
+        support: features that shots are drawn from.
+        test: test part.
+        text: text of its classes.
+        rows: (n,) what row of the data set each row of the support is.
+        n_rows: how many rows the data set has.
+        draws: drawn rows of the data set by (shots, seed).
+    """
+
+    name: str
+    support: FeatureSet
+    test: FeatureSet
+    text: ClassText
+    rows: NDArray[np.int64]
+    n_rows: int
+    draws: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Union:
+    """The data sets of a stream as one.
+
+    Args:
+        bundle: a test part for each data set.
+        classes: labels of each data set, as the bundle calls them.
+        draws: drawn rows of each data set, as the bundle counts them, by (shots, seed).
+    """
+
+    bundle: Bundle
+    classes: Mapping[str, tuple[str, ...]]
+    draws: Mapping[str, Rows]
+
+
+def unite(pieces: Sequence[Piece], same_names: Literal["share", "apart"]) -> Union:
+    """Make one of several data sets.
+
+    Args:
+        pieces: the data sets; rows of the whole are counted through in this order.
+        same_names: see `stream_orders.Rules`.
+
+    Raises:
+        InputError: if two data sets have one name, or their features come from different encoders.
+    """
+    names = [piece.name for piece in pieces]
+    if len(set(names)) < len(names):
+        raise InputError(f"data sets of a stream need different names, but are called {', '.join(names)}")
+    _check_goes_together([piece.support for piece in pieces])
+    twice = Counter(label for piece in pieces for label in piece.text.labels)
+    pieces = [_renamed(piece, {label for label, n in twice.items() if n > 1}, same_names) for piece in pieces]
+    text = _text_of_all([piece.text for piece in pieces])
+    starts = np.cumsum([0, *(piece.n_rows for piece in pieces)])
+    bundle = Bundle(
+        joined([piece.support for piece in pieces], text.labels),
+        text,
+        {piece.name: TestPart(joined([piece.test], text.labels)) for piece in pieces},
+        np.concatenate([piece.rows + start for piece, start in zip(pieces, starts, strict=False)]),
+    )
+    draws = {
+        piece.name: {key: [int(start) + row for row in rows] for key, rows in piece.draws.items()}
+        for piece, start in zip(pieces, starts, strict=False)
+    }
+    return Union(bundle, {piece.name: piece.text.labels for piece in pieces}, draws)
+
+
+def joined(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
+    """Rows of several sets below each other.
+
+    Raises:
+        InputError: if they come from different encoders, or differ in width or views.
+    """
+    _check_goes_together(sets)
+    first = sets[0]
+    given = dict(first.provenance)
+    every = [template for features in sets for template in features.provenance.get("templates", ())]
+    if every:
+        given["templates"] = tuple(dict.fromkeys(every))
+    if len(sets) > 1:
+        given["data"] = " + ".join(str(features.provenance.get("data", "unnamed")) for features in sets)
+    y = tuple(label for features in sets for label in features.y)
+    return FeatureSet(np.concatenate([features.X for features in sets]), y, tuple(class_names), given)
+
+
+def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
+    first = sets[0]
+    for other in sets[1:]:
+        if other.X.shape[1:] != first.X.shape[1:]:
+            raise InputError(f"features of one stream must have one shape, but are {first.X.shape}, {other.X.shape}")
+        made_by = [features.provenance.get("fingerprint") for features in (first, other)]
+        if made_by[0] != made_by[1]:
+            raise InputError("the data sets of a stream need features of one encoder, but have those of several")
+
+
+def _renamed(piece: Piece, twice: set[str], same_names: str) -> Piece:
+    """The data set with its name behind those labels that others have too."""
+    if same_names == "share" or not twice & set(piece.text.labels):
+        return piece
+    new = {label: f"{label} ({piece.name})" if label in twice else label for label in piece.text.labels}
+    text = piece.text
+    labels = tuple(new[label] for label in text.labels)
+    sets = [
+        replace(one, y=tuple(new[label] for label in one.y), class_names=labels) for one in (piece.support, piece.test)
+    ]
+    renamed = ClassText(labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower)
+    return replace(piece, support=sets[0], test=sets[1], text=renamed)
+
+
+def _text_of_all(texts: Sequence[ClassText]) -> ClassText:
+    """Text of the classes of all; a class that several have gets the mean of its unit vectors."""
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    for text in texts:
+        for label, row in zip(text.labels, text.embeddings, strict=True):
+            if label not in text.absent:
+                found.setdefault(label, []).append(row)
+            else:
+                found.setdefault(label, [])
+    width = texts[0].embeddings.shape[1]
+    rows = np.array(
+        [np.mean(own, axis=0) if own else np.full(width, np.nan) for own in found.values()], texts[0].embeddings.dtype
+    )
+    first = texts[0]
+    return ClassText(list(found), rows, first.logit_scale, first.logit_bias, first.tower)

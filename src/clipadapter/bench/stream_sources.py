@@ -1,0 +1,178 @@
+"""From the data sets that a person names to the features of a stream, and to its fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.comparison import halves
+from clipadapter.bench.plan import Task, draws_of, make_head
+from clipadapter.bench.protocol import seeded
+from clipadapter.bench.sources import FEATURES, Source, drawn_features, features_source, seen_features, with_prompts
+from clipadapter.bench.stream_orders import Order, tasks_in_order
+from clipadapter.bench.stream_records import Lesson, Stream
+from clipadapter.bench.stream_sets import Piece, Union, unite
+from clipadapter.bench.streams import mode_of, planned_stream
+from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import FeatureSet
+
+
+def build_union(
+    suite: Suite, sources: Sequence[Source | str], model: FewShotClassifier | None, prompts: Prompts
+) -> Union:
+    """The features of a stream: of all test pictures, and of those training pictures that some draw takes.
+
+    Of a data set that is not divided every second picture of a class is a test picture.
+
+    Args:
+        suite: of protocol "stream".
+        sources: data sets; a text is ``features:FOLDER``.
+        model: makes features and class text; None if all are features.
+        prompts: how.
+
+    Raises:
+        InputError: if data sets have one name, or their features come from different encoders.
+        DataError: if no picture can be read.
+    """
+    pieces = []
+    for source in sources:
+        if isinstance(source, str):
+            pieces.append(_from_features(suite, source))
+        else:
+            assert model is not None
+            pieces.append(_from_pictures(suite, source, model, prompts))
+    names = [piece.name for piece in pieces]
+    told = [source if isinstance(source, str) else source.spec for source in sources]
+    pieces = [
+        replace(piece, name=spec) if names.count(piece.name) > 1 else piece
+        for piece, spec in zip(pieces, told, strict=True)
+    ]
+    return unite(pieces, suite.stream.same_names)
+
+
+def name_of(sources: Sequence[Source | str]) -> str:
+    """What tables call the data sets of a stream.
+
+    >>> name_of(["features:sets/pets", "features:sets/cars"])
+    'pets + cars'
+    """
+    return " + ".join(_name(source) for source in sources)
+
+
+def _name(source: Source | str) -> str:
+    return Path(source[len(FEATURES) :]).name if isinstance(source, str) else source.name
+
+
+def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> Piece:
+    model = with_prompts(suite, model, prompts, source)
+    train, test = (source.train, source.test) if source.test is not None else halves(source.train)
+    names = train.class_names
+    support, rows, draws = drawn_features(suite, model, train, names, None)
+    tested = seen_features(model, test, names, 1)
+    return Piece(source.name, support, tested, model.class_text(names), rows, len(train.samples), draws)
+
+
+def _from_features(suite: Suite, spec: str) -> Piece:
+    bundle = features_source(spec)
+    if bundle is None:
+        raise InputError(f"'{spec}' is no set of features; give {FEATURES}FOLDER")
+    name, support = _name(spec), bundle.support
+    given = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
+    if given is None:
+        odd = _every_second(support)
+        support, given = (support.take(np.flatnonzero(odd == half)) for half in (False, True))
+    rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
+    places = {i: int(row) for i, row in enumerate(rows)}
+    draws = {key: [places[i] for i in own] for key, own in draws_of(suite, support.y).items()}
+    return Piece(name, support, given, bundle.text, rows, int(rows.max()) + 1, draws)
+
+
+def _every_second(features: FeatureSet) -> np.ndarray:
+    """(n,) whether a row is the second, fourth ... of its class."""
+    seen: dict[str, int] = {}
+    found = []
+    for label in features.y:
+        found.append(seen.get(label, 0) % 2 == 1)
+        seen[label] = seen.get(label, 0) + 1
+    return np.array(found, bool)
+
+
+def stream_tasks_of(suite: Suite, union: Union, folder: str) -> Iterator[tuple[Task, list[tuple[str, str]]]]:
+    """Every stream of a suite on some features, with the key of the record that it will give and the order's name.
+
+    Args:
+        suite: of protocol "stream".
+        union: the features.
+        folder: where they are stored.
+    """
+    heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
+    for n in suite.shots:
+        for order in suite.stream.orders:
+            for seed in suite.seeds:
+                rows, lessons = lessons_of(suite, union, order, n, seed)
+                for variant, head in heads:
+                    joint = mode_of(variant.title, head, variant.mode) == "joint"
+                    plan = Stream(task_known=suite.stream.task_known, joint=joint, lessons=lessons)
+                    task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=rows, stream=plan)
+                    run = planned_stream(union.bundle, variant.title, seeded(head, seed), n, seed, rows, plan)
+                    yield task, [(run.key, suite.stream.title(order))]
+
+
+def lessons_of(suite: Suite, union: Union, order: Order, shots: int, seed: int) -> tuple[list[int], list[Lesson]]:
+    """The tasks of one stream, and the drawn rows in their order.
+
+    Raises:
+        InputError: if the order does not say where a data set comes.
+        DataError: if a task has no shot or no test picture.
+    """
+    rows: list[int] = []
+    lessons = []
+    labels = {name: _labels(union.bundle, union.draws[name][shots, seed]) for name in union.classes}
+    for name, part, classes in tasks_in_order(union.classes, suite.stream, order, seed):
+        own = [row for row, label in labels[part] if label in set(classes)]
+        tested = set(union.bundle.tests[part].features.y) & set(classes)
+        if not own or not tested:
+            what = "to learn from" if not own else "to test on"
+            raise DataError(f"the task '{name}' has no picture {what}: {', '.join(classes[:5])}")
+        rows += own
+        lessons.append(Lesson(name=name, part=part, classes=classes, shots=len(own)))
+    return rows, lessons
+
+
+def _labels(bundle: Bundle, rows: Sequence[int]) -> list[tuple[int, str]]:
+    return list(zip(rows, bundle.shots(rows).y, strict=True))
+
+
+def missing_text(suite_name: str, missing: Sequence[str], there: Sequence[str]) -> str:
+    """What to do if data sets of a stream are not on disk.
+
+    Args:
+        suite_name: of the suite.
+        missing: their names.
+        there: names of those that are there.
+
+    >>> print(missing_text("x-tail", ["dtd", "mnist"], ["food101"]))
+    2 of the 3 data sets of this stream are not on disk: dtd, mnist.
+    What to put where: clipadapter bench run x-tail --dry-run.
+    A stream of those that are there: clipadapter bench run x-tail --data food101
+    """
+    rest = (
+        f"A stream of those that are there: clipadapter bench run {suite_name} {_options(there)}"
+        if there
+        else "Folders of pictures of your own do as well: "
+        f"clipadapter bench run {suite_name} {_options(['FIRST', 'SECOND'])} --order given"
+    )
+    return (
+        f"{len(missing)} of the {len(missing) + len(there)} data sets of this stream are not on disk: "
+        f"{', '.join(missing)}. What to put where: clipadapter bench run {suite_name} --dry-run. {rest}"
+    )
+
+
+def _options(names: Sequence[str]) -> str:
+    return " ".join(f"--data {name}" for name in names)

@@ -1,0 +1,185 @@
+"""Figures of streams over their seeds: no record is opened here, and no report written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.bench.report import Cell, number_text
+from clipadapter.bench.run import Run
+from clipadapter.bench.stream_records import Course
+from clipadapter.bench.streams import UNTAUGHT
+from clipadapter.errors import InputError
+
+FIGURES = {
+    "transfer": "Transfer",
+    "average": "Average",
+    "last": "Last",
+    "forgetting": "forgetting",
+    "forward_transfer": "forward transfer",
+}
+"""Figures of a stream and their names in tables."""
+LESS_IS_MORE = "forgetting"
+MEANINGS = (
+    "Transfer: accuracy on a task before it was learned, a mean over all earlier moments.",
+    "Average: accuracy on a task over the whole stream, before and after it was learned.",
+    "Last: accuracy on a task after the last one was learned.",
+    "Forgetting: best accuracy on a task since it was learned, minus that at the end.",
+    "Forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
+)
+"""What the figures are, each then a mean over the tasks that have it."""
+JOINT_MEANS = "Joint: fitted anew to the shots of all tasks so far, whose features must all be kept."
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """A head in a stream, over the seeds.
+
+    Args:
+        label: what tables call it.
+        runs: by rising seed, failed ones too.
+        missing: how many are planned, but not run yet.
+    """
+
+    label: str
+    runs: Sequence[Run]
+    missing: int = 0
+
+    @cached_property
+    def courses(self) -> list[Course]:
+        """Those of the runs that did not fail."""
+        return [run.course for run in self.runs if run.course is not None]
+
+    @property
+    def learns(self) -> str:
+        """How, in a word or three: "task by task", "joint", or "nothing"."""
+        found = [run.stream for run in self.runs if run.stream is not None]
+        if not found:
+            return "-"
+        if self.runs[0].method == UNTAUGHT:
+            return "nothing"
+        return "joint" if found[0].joint else "task by task"
+
+    @property
+    def failed(self) -> int:
+        """How many runs failed."""
+        return sum(run.error is not None for run in self.runs)
+
+    def cell(self, figure: str) -> Cell:
+        """One of `FIGURES` over the seeds."""
+        found = [getattr(course.metrics, figure) for course in self.courses]
+        return Cell(tuple(value for value in found if value is not None), self.failed, self.missing)
+
+    def by_task(self, figure: str) -> list[Cell]:
+        """A figure of each task over the seeds, in the order of learning; empty cells where a task has none.
+
+        Args:
+            figure: one of `FIGURES`, or "learned": just after the task was learned.
+        """
+        rows = [_by_task(course, figure) for course in self.courses]
+        return [
+            Cell(tuple(value for value in column if value is not None), self.failed, self.missing)
+            for column in zip(*rows, strict=True)
+        ]
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """(T, T) mean accuracy over the seeds: row t, column i is that on the i-th task after t tasks more than one."""
+        return np.mean([course.accuracy for course in self.courses], axis=0)
+
+    def after_each(self, field: str) -> list[Cell]:
+        """Seconds or size of each step over the seeds."""
+        steps = zip(*(course.steps for course in self.courses), strict=True)
+        return [Cell(tuple(float(getattr(step, field)) for step in own)) for own in steps]
+
+    @property
+    def so_far(self) -> list[Cell]:
+        """Mean accuracy on the tasks that were learned so far, after each task."""
+        rows = [[float(np.mean(row[: t + 1])) for t, row in enumerate(course.accuracy)] for course in self.courses]
+        return [Cell(column) for column in zip(*rows, strict=True)]
+
+
+def _by_task(course: Course, figure: str) -> list[float | None]:
+    if figure == "learned":
+        return [row[t] for t, row in enumerate(course.accuracy)]
+    found = list(getattr(course.metrics, f"{figure}_per_task") or ())
+    short: list[float | None] = [None] * (len(course.steps) - len(found))
+    return [*found, *short] if figure == "forgetting" else [*short, *found]
+
+
+def learners_of(runs: Sequence[Run]) -> list[Learner]:
+    """The heads of some records of streams, in the order of the records."""
+    labels = list(dict.fromkeys(run.head for run in runs))
+    own = {label: sorted((run for run in runs if run.head == label), key=lambda run: run.seed) for label in labels}
+    return [Learner(label, own[label]) for label in labels]
+
+
+def best_of(learners: Sequence[Learner], figure: str) -> set[int]:
+    """Positions of those whose printed mean is best; joint ones keep all shots, and are left out beside others."""
+    shown = {
+        i: float(number_text(one.cell(figure).mean, "accuracy"))
+        for i, one in enumerate(learners)
+        if one.cell(figure).values and one.learns == "task by task"
+    }
+    if not shown:
+        return set()
+    top = (min if figure == LESS_IS_MORE else max)(shown.values())
+    return {i for i, value in shown.items() if value == top}
+
+
+def figure_text(cell: Cell, figure: str) -> str:
+    """A figure as tables print it: in %, differences with their sign.
+
+    >>> figure_text(Cell((0.5, 0.7)), "last"), figure_text(Cell((0.012,)), "forward_transfer")
+    ('60.0 ± 14.1', '+1.2')
+    """
+    if not cell.values:
+        return "failed" if cell.failed else "not run yet" if cell.missing else "-"
+    sign = "+" if figure == "forward_transfer" else ""
+    mean = f"{round(100 * cell.mean, 1) + 0.0:{sign}.1f}"
+    have = len(cell.values)
+    spread = f" ± {number_text(cell.sd, 'accuracy')}" if have > 1 else ""
+    planned = have + cell.failed + cell.missing
+    return mean + spread + (f" ({have} of {planned})" if planned > have else "")
+
+
+def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
+    """Transfer, Average, Last, forgetting and forward transfer of each head, as plain text.
+
+    Args:
+        runs: records of one stream, as `stream` gives them: several heads, several seeds.
+        notes: say below what the figures are.
+
+    Raises:
+        InputError: if there are no records, or none is of a stream.
+    """
+    found = [run for run in runs if run.stream is not None]
+    if not found:
+        raise InputError("there are no records of streams to make a table of")
+    learners = learners_of(found)
+    best = {figure: best_of(learners, figure) for figure in FIGURES}
+    rows = [
+        [
+            one.label,
+            one.learns,
+            *(("*" if i in best[figure] else "") + figure_text(one.cell(figure), figure) for figure in FIGURES),
+        ]
+        for i, one in enumerate(learners)
+    ]
+    lines = [["head", "learns", *FIGURES.values()], *rows]
+    widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
+    grid = [
+        "  ".join(
+            cell.ljust(w) if j < 2 else cell.rjust(w) for j, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    seeds = len({run.seed for run in found})
+    spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
+    told = [f"in %, {spread}; *: best of the heads that learn task by task", *MEANINGS, JOINT_MEANS] if notes else []
+    errors = dict.fromkeys(f"{run.head} failed: {run.error}" for run in found if run.error is not None)
+    return "\n".join([*(line.rstrip() for line in grid), *([""] if told or errors else []), *told, *errors])

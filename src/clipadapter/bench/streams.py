@@ -1,0 +1,297 @@
+"""Streams: tasks come one after the other, and after each of them all are measured.
+
+MTIL (ZSCL, https://arxiv.org/abs/2303.06628) says of a test picture which task it is of, X-TAIL (RAIL,
+https://arxiv.org/abs/2406.18868) does not: then an answer is among the classes of all tasks. Class text of all tasks is
+there from the start in both, as it is for a model that reads class names.
+
+A head that can (`heads.Streaming`) goes on from what it learned and gets the shots of the new task alone. Every other
+one is fitted anew to all shots so far, which needs the features of all of them: "joint". Test parts are opened by
+`score` after each fit; what was measured goes back to no head.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from sklearn.base import clone
+from tqdm import tqdm
+
+from clipadapter.bench.bundle import Bundle, TestPart, seen_by
+from clipadapter.bench.protocol import failed, numbers_kept, read_known, seeded, shared_facts
+from clipadapter.bench.run import DataPart, Metrics, Run, Seconds, append_runs
+from clipadapter.bench.score import score
+from clipadapter.bench.stream_records import Course, Lesson, Step, Stream
+from clipadapter.bench.stream_sets import joined
+from clipadapter.data import draw_shots
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText, Head, Streaming, create_head
+
+Mode = Literal["stream", "joint"]
+UNTAUGHT = "zero-shot"
+"""Learns nothing, so that it needs no features of shots to go on."""
+CODE = ("streams.py", "stream_records.py")
+"""Files that figures of streams hang on, beside those of all figures."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamTask:
+    """A task of `stream`.
+
+    Args:
+        name: what tables call it.
+        support: features that its shots are drawn from.
+        test: features that it is measured on.
+    """
+
+    name: str
+    support: FeatureSet
+    test: FeatureSet
+
+
+def stream(
+    heads: Mapping[str, Head],
+    tasks: Sequence[StreamTask],
+    text: ClassText,
+    *,
+    task_known: bool = False,
+    joint: Collection[str] = (),
+    shots: int | None = None,
+    seeds: Sequence[int] = (1,),
+    records: str | Path | None = None,
+    progress: bool = False,
+) -> list[Run]:
+    """Let heads learn tasks one after the other, on features that are there, and measure all tasks after each.
+
+    Args:
+        heads: by the name that tables show; they stay unfitted. A head that has a parameter ``seed`` gets the seed.
+        tasks: in the order in which they are learned. A class may be in several.
+        text: of the classes of all tasks.
+        task_known: answers are among the classes of the picture's own task; else among all classes.
+        joint: names of heads that are fitted anew to all shots so far though they could go on; those that can't are
+            in any case.
+        shots: shots a class; None takes all rows.
+        seeds: of the draws.
+        records: JSONL file; a run that stands in it is taken from there, a new one is appended as soon as it is done.
+        progress: show a bar on stderr.
+
+    Returns:
+        A record for each seed and head, in this order. ``run.course.accuracy`` is the matrix (row t: after task t),
+        ``run.course.metrics`` has Transfer, Average, Last, forgetting and forward transfer. One whose head failed says
+        why in ``run.error``, and has no course.
+
+    Raises:
+        InputError: if there is nothing to run, two tasks have one name, labels or widths do not go together, or a head
+            has no place in a stream.
+        DataError: if the file of records is damaged.
+
+    >>> from clipadapter.heads.zero_shot import ZeroShot
+    >>> text = ClassText(["ant", "bee", "cat", "dog"], np.eye(4))
+    >>> def pictures(*names):
+    ...     return FeatureSet([text.embeddings[text.labels.index(name)] for name in names], names, text.labels)
+    >>> tasks = [
+    ...     StreamTask("insects", pictures("ant", "bee"), pictures("ant", "bee")),
+    ...     StreamTask("pets", pictures("cat", "dog"), pictures("cat", "dog")),
+    ... ]
+    >>> run, = stream({"zero-shot": ZeroShot()}, tasks, text)
+    >>> run.course.accuracy
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
+    if not heads or not tasks or not seeds:
+        raise InputError("there is nothing to run: give at least one head, one task and one seed")
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise InputError(f"tasks must have different names, but are {', '.join(names)}")
+    for name, head in heads.items():
+        check_learner(name, type(head))
+    modes = {name: mode_of(name, head, "joint" if name in joint else None) for name, head in heads.items()}
+    tests = {task.name: TestPart(joined([task.test], text.labels)) for task in tasks}
+    bundle = Bundle(joined([task.support for task in tasks], text.labels), text, tests)
+    known = {run.key: run for run in read_known(records) if run.error is None}
+    runs = []
+    with tqdm(total=len(seeds) * len(heads), desc="streams", unit="stream", disable=not progress) as bar:
+        for seed in seeds:
+            rows, lessons = _drawn(tasks, text, shots, seed)
+            for name, head in heads.items():
+                plan = Stream(task_known=task_known, joint=modes[name] == "joint", lessons=lessons)
+                own = seeded(head, seed)
+                run = planned_stream(bundle, name, own, shots or _most(tasks), seed, rows, plan)
+                done = known.get(run.key)
+                if done is None:
+                    done = perform_stream(bundle, own, run)
+                    if records is not None:
+                        append_runs(records, [done])
+                runs.append(done.model_copy(update={"head": name}))
+                bar.update()
+    return runs
+
+
+def _most(tasks: Sequence[StreamTask]) -> int:
+    return max(1, *(n for task in tasks for n in task.support.counts.values()))
+
+
+def _drawn(
+    tasks: Sequence[StreamTask], text: ClassText, shots: int | None, seed: int
+) -> tuple[list[int], list[Lesson]]:
+    """All drawn rows in the order of the tasks, and the tasks."""
+    rows: list[int] = []
+    lessons, start = [], 0
+    for task in tasks:
+        own = range(len(task.support)) if shots is None else draw_shots(task.support.y, shots, seed)
+        rows += [start + row for row in own]
+        start += len(task.support)
+        there = {*task.support.y, *task.test.y}
+        classes = [name for name in text.labels if name in there]
+        lessons.append(Lesson(name=task.name, part=task.name, classes=classes, shots=len(own)))
+    return rows, lessons
+
+
+def mode_of(name: str, head: Head, asked: Mode | None) -> Mode:
+    """How a head learns a stream: as asked, else as it can.
+
+    A head may have a parameter ``stream``, which says whether it keeps what it goes on from.
+
+    Args:
+        name: what messages call it.
+        head: unfitted.
+        asked: by the suite.
+
+    Raises:
+        InputError: if it is asked to go on but can't.
+    """
+    able = isinstance(head, Streaming) and head.get_params(deep=False).get("stream", True)
+    if asked == "stream" and not able:
+        how = (
+            "set its parameter stream = true"
+            if isinstance(head, Streaming)
+            else 'leave mode out, or say mode = "joint"'
+        )
+        raise InputError(f"{name} can't go on from what it learned: {how}")
+    return asked or ("stream" if able else "joint")
+
+
+def check_learner(name: str, cls: type[Head]) -> None:
+    """Refuse a head that has no place in a stream.
+
+    Raises:
+        InputError: if it sees the test pictures as a whole, or tunes the encoder.
+    """
+    if cls.transductive or cls.tunes_encoder:
+        why = "looks at the test pictures as a whole" if cls.transductive else "tunes the encoder"
+        raise InputError(f"{name} {why}: it has no place in a stream of tasks; leave it out")
+
+
+def planned_stream(
+    bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int], plan: Stream
+) -> Run:
+    """The record of a stream before it is made.
+
+    Args:
+        bundle: features and class text.
+        label: what tables call the head.
+        head: unfitted.
+        shots: shots a class.
+        seed: of the draw.
+        rows: the drawn rows of the support, in the order of the tasks.
+        plan: the tasks.
+    """
+    parts = list(dict.fromkeys(lesson.part for lesson in plan.lessons))
+    data = DataPart(
+        support=str(bundle.support.provenance.get("data", "unnamed")),
+        test=" + ".join(parts),
+        protocol="stream",
+        digest=bundle.digest_of(rows, parts),
+    )
+    return Run(
+        **shared_facts(bundle, label, head, shots, seed, rows, CODE),
+        data=data,
+        text=bundle.text_digest(parts[0]),
+        n_classes=len(bundle.text.labels),
+        n_test=sum(len(_tested(bundle, lesson)) for lesson in plan.lessons),
+        stream=plan,
+    )
+
+
+def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
+    """Learn the tasks of a planned run one after the other, and measure all of them after each.
+
+    A head that fails gives a record that says why, and after which task.
+
+    Args:
+        bundle: features and class text.
+        head: unfitted.
+        run: see `planned_stream`.
+    """
+    plan = run.stream
+    assert plan is not None
+    steps: list[Step] = []
+    predicting = 0.0
+    try:
+        tests = [seen_by(head, _tested(bundle, lesson), bundle.text) for lesson in plan.lessons]
+        shots = [seen_by(head, bundle.shots(rows), bundle.text) for rows in plan.rows_of(run.rows)]
+        among = [lesson.classes if plan.task_known else None for lesson in plan.lessons]
+        before = _zero_shot(bundle, shots[0], tests, among)
+        learner = clone(head)
+        for t, lesson in enumerate(plan.lessons):
+            if not lesson.shots:
+                raise InputError(f"the task '{lesson.name}' has no picture to learn from")
+            start = time.perf_counter()
+            learner = _learn(learner, shots[: t + 1], bundle.text, plan.joint)
+            seconds = time.perf_counter() - start
+            found = [score(learner, part, among=own) for part, own in zip(tests, among, strict=True)]
+            predicting += sum(one.seconds for one in found)
+            features = sum(own.X.size for own in shots[: t + 1]) if plan.joint and run.method != UNTAUGHT else 0
+            kept = numbers_kept(learner) + features
+            steps.append(Step(seconds=seconds, size=kept, metrics=[one.metrics for one in found]))
+    except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
+        done = failed(run, error)
+        where = f" (after {len(steps)} of {len(plan.lessons)} tasks)"
+        return done.model_copy(update={"error": f"{done.error}{where}"})
+    last = steps[-1]
+    return run.model_copy(
+        update={
+            "seconds": Seconds(fit=sum(step.seconds for step in steps), predict=predicting),
+            "metrics": Metrics(**{name: _mean(last, name) for name in Metrics.model_fields}),
+            "size": last.size,
+            "course": Course(zero_shot=before, steps=steps),
+        }
+    )
+
+
+def _mean(step: Step, name: str) -> float:
+    return float(np.mean([getattr(one, name) for one in step.metrics]))
+
+
+def _learn(learner: Head, shots: Sequence[FeatureSet], text: ClassText, joint: bool) -> Head:
+    """The head after the last of these tasks."""
+    if joint:
+        X = np.concatenate([own.X for own in shots])
+        return clone(learner).fit(X, [label for own in shots for label in own.y], text=text)
+    new = shots[-1]
+    if len(shots) == 1:
+        return learner.fit(new.X, new.y, text=text)
+    assert isinstance(learner, Streaming)
+    return learner.partial_fit(new.X, new.y, text=text)
+
+
+def _tested(bundle: Bundle, lesson: Lesson) -> FeatureSet:
+    """The test pictures of a task."""
+    part, wanted = bundle.tests[lesson.part].features, set(lesson.classes)
+    return part.take([row for row, label in enumerate(part.y) if label in wanted])
+
+
+def _zero_shot(
+    bundle: Bundle, shots: FeatureSet, tests: Sequence[FeatureSet], among: Sequence[Sequence[str] | None]
+) -> list[float] | None:
+    """What class text alone knows of each task."""
+    if bundle.text.absent:
+        return None
+    width = bundle.text.embeddings.shape[1]
+    head = create_head("zero-shot").fit(shots.X[..., :width], shots.y, text=bundle.text)
+    narrow = [seen_by(head, part, bundle.text) for part in tests]
+    return [score(head, part, among=own).metrics.accuracy for part, own in zip(narrow, among, strict=True)]

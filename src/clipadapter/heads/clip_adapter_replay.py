@@ -1,0 +1,189 @@
+"""CLIP-Adapter that is trained on, task after task: with a few shots of each class kept, or with none.
+
+Papers: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544 (the adapter); Rebuffi et al., CVPR 2017,
+https://arxiv.org/abs/1611.07725, and Chaudhry et al., 2019, https://arxiv.org/abs/1902.10486 (a few pictures of each
+class are kept and shown again). With ``replay=0`` it is sequential fine-tuning, what forgetting is measured against.
+Ours: kept shots are drawn by chance, as features, and shown so often that a class of before weighs as much as one that
+comes now; a ratio "auto" follows the shots that every task so far held out, by their summed losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import unit
+from clipadapter.heads._base import Shots
+from clipadapter.heads._bottleneck import Bottleneck, weaken
+from clipadapter.heads._objective import STRENGTHS, Objective
+from clipadapter.heads._registry import register_head
+from clipadapter.heads._shot_cache import check_not_negative
+from clipadapter.heads._streaming import Streaming
+from clipadapter.heads._training import side_by_side
+from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
+
+
+@register_head("clip-adapter-replay", paper="https://arxiv.org/abs/2110.04544", compare=False)
+class ClipAdapterReplay(Streaming, ClipAdapter):
+    """CLIP-Adapter on picture features in a stream: each task trains on from where the last one ended.
+
+    The first fit is that of `ClipAdapter`. Memory is ``replay`` features a class, however many pictures come.
+
+    Args:
+        replay: shots of each class that are kept and trained on again; 0 for sequential fine-tuning, which forgets.
+        reduction: bottleneck width is d divided by this.
+        hidden: bottleneck width itself; overrides ``reduction``.
+        alpha: weight of the adapted feature, 0 to 1; "learned" trains it anew in each task; "auto" trains at 0.4 and
+            then weakens it as `ClipAdapter` does, by what shots of all tasks so far said when they were held out.
+        input_norm: as for `ClipAdapter`, like all that follow.
+        final_relu: a second ReLU.
+        output_norm: unit length at the end.
+        bias: of both layers.
+        zero_init: start at zero-shot.
+        optimizer: "adamw", "adam" or "sgd".
+        lr: highest learning rate of each task.
+        momentum: of SGD.
+        weight_decay: of the optimizer.
+        schedule: of the learning rate in each task.
+        warmup_epochs: of each task.
+        epochs: of each task; None for as many as make ``steps`` steps.
+        steps: of each task.
+        batch_size: shots a step.
+        folds: for "auto", in the first fit; each later task holds out one such part of its new shots.
+        seed: of initialisation, shuffling, folds, and of which shots are kept.
+        progress: show a bar on stderr while training.
+
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> head = ClipAdapterReplay(replay=2).fit(X[:8], y[:8], text=text).partial_fit(X[8:], y[8:], text=text)
+    >>> head.kept_.shape, bool((head.predict(X) == y).all())
+    (torch.Size([6, 16]), True)
+    """
+
+    warm = False
+    multilabel = False
+
+    kept_: Tensor
+    """(r, d) raw features."""
+    kept_labels_: Tensor
+    """(r,) their classes."""
+    losses_: Tensor
+    """(s,) of held-out shots of all tasks, at each strength of the ratio."""
+
+    def __init__(
+        self,
+        replay: int = 4,
+        reduction: float = 4,
+        hidden: int | None = None,
+        alpha: float | str = "auto",
+        input_norm: bool = True,
+        final_relu: bool = False,
+        output_norm: bool = True,
+        bias: bool = False,
+        zero_init: bool = False,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        schedule: str = "cosine",
+        warmup_epochs: int = 0,
+        epochs: int | None = None,
+        steps: int = 250,
+        batch_size: int = 256,
+        folds: int = 3,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(
+            reduction=reduction,
+            hidden=hidden,
+            alpha=alpha,
+            input_norm=input_norm,
+            final_relu=final_relu,
+            output_norm=output_norm,
+            bias=bias,
+            zero_init=zero_init,
+            optimizer=optimizer,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_epochs=warmup_epochs,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            folds=folds,
+            seed=seed,
+            progress=progress,
+        )
+        self.replay = replay
+
+    def _begin(self, shots: Shots) -> None:
+        for name in TENSORS:
+            self.__dict__.pop(f"{name}_", None)
+        self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
+        self.losses_ = torch.zeros(len(STRENGTHS))
+        self._go_on(shots)
+
+    def _more(self, shots: Shots, origin: Tensor) -> None:
+        place = torch.full((int(origin.max()) + 1,), -1).index_copy(
+            0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
+        )
+        self.kept_labels_ = place[self.kept_labels_]
+        self._go_on(shots)
+
+    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
+        """Where training starts: at what was learned, if something was."""
+        learned = Bottleneck.learned(self, dtype)
+        if learned is None:
+            return super()._initial(d, generator, dtype)
+        return Bottleneck(**{name: tensor.clone() for name, tensor in learned.tensors().items()})
+
+    def _go_on(self, shots: Shots) -> None:
+        self._check()
+        check_not_negative(replay=self.replay)
+        assert shots.text is not None
+        self.bias_ = None
+        n, n_views, d = shots.views.shape
+        kept = self.kept_.to(shots.views.dtype)[:, None].expand(-1, n_views, -1)
+        every = replace(
+            shots, views=torch.cat([shots.views, kept]), labels=torch.cat([shots.labels, self.kept_labels_])
+        )
+        again = torch.arange(n, n + len(kept)).repeat(self._times(shots.labels))
+        splits = self._splits(shots) if self.alpha == "auto" else []
+        if self.losses_.any():  # each further task adds one fold's: less would not pay, more is not needed
+            splits = splits[:1]
+        fits = [partial(self._fitted, every, torch.cat([torch.arange(n), again]), None)]
+        fits += [partial(self._fitted, every, torch.cat([train, again]), held) for train, held in splits]
+        trained, *judged = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
+        self.alpha_ = trained.alpha
+        if self.alpha == "auto":
+            self.losses_ = sum((fit.losses for fit in judged), self.losses_)
+            told = [self.losses_] if self.losses_.any() else []
+            zero_shot = shots.scale * unit(every.X) @ shots.text.T
+            objective = Objective.of(every, torch.arange(len(every.labels)), None)
+            self.alpha_ = weaken(trained.alpha, objective.strength(told, zero_shot))
+        self.loss_, self.scale_, self.weight_ = trained.loss, shots.scale, shots.text
+        for name in TENSORS:
+            setattr(self, f"{name}_", getattr(trained.visual, name, None))
+        self._keep(every)
+
+    def _times(self, labels: Tensor) -> int:
+        """How often kept shots are shown where new ones are shown once, so that their classes weigh as much."""
+        if not len(self.kept_):
+            return 1
+        new, old = (len(rows) / len(rows.unique()) for rows in (labels, self.kept_labels_))
+        return max(1, round(new / old))
+
+    def _keep(self, every: Shots) -> None:
+        """Draw from new and kept shots of each class those that are kept from now on."""
+        generator = torch.Generator().manual_seed(self.seed + len(every.labels))
+        order = torch.randperm(len(every.labels), generator=generator)
+        order = order[every.labels[order].argsort(stable=True)]
+        labels = every.labels[order]
+        first = torch.searchsorted(labels, labels)  # where its class begins
+        rows = order[torch.arange(len(order)) - first < self.replay]
+        self.kept_, self.kept_labels_ = every.X[rows], every.labels[rows]

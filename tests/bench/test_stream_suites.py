@@ -1,0 +1,483 @@
+"""Streams as suites: tasks and their orders, data sets made one, runs, records, resumption, report."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.bench import (
+    FEATURES,
+    RecordFolder,
+    StreamTask,
+    load_bundle,
+    load_study,
+    load_suite,
+    open_source,
+    run_suite,
+    save_bundle,
+    stream,
+    write_report,
+)
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.costs import estimate
+from clipadapter.bench.engines import create_engine
+from clipadapter.bench.published import published_streams
+from clipadapter.bench.record_parts import EncoderPart
+from clipadapter.bench.reports.stream_published import beside
+from clipadapter.bench.stream_orders import ORDERS, Order, Rules, count_tasks, tasks_in_order
+from clipadapter.bench.stream_records import Lesson, Stream
+from clipadapter.bench.stream_sets import Piece, unite
+from clipadapter.bench.stream_sources import build_union, lessons_of
+from clipadapter.bench.stream_summary import Learner
+from clipadapter.bench.suite import ALL, Prompts, list_suites, parse_suite
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import draw_shots
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText
+from clipadapter.heads.knn import Knn
+
+SUITE = """
+title = "Tasks"
+question = "What is left?"
+protocol = "stream"
+heads = ["zero-shot", "knn"]
+shots = [2]
+seeds = [1, 2]
+"""
+
+
+def features(names, n, seed, every=None, data="animals"):
+    every = every or names
+    rng = np.random.default_rng(seed)
+    y = tuple(name for name in names for _ in range(n))
+    X = np.array([np.eye(16)[hash_of(name)] for name in y]) + 0.15 * rng.standard_normal((len(y), 16))
+    return FeatureSet(X, y, tuple(every), {"encoder": "made up", "fingerprint": "f", "data": data})
+
+
+def hash_of(name):
+    return sum(map(ord, name)) % 16
+
+
+def words(names):
+    return ClassText(names, [np.eye(16)[hash_of(name)] + 0.1 for name in names], logit_scale=20.0)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Two sets of features as ``features:FOLDER``: six classes, and two of which one is also there."""
+    found, tmp_path = [], tmp_path_factory.mktemp("sets")
+    for name, classes, seed in (("zoo", ("ant", "bee", "cat", "dog", "elk", "fox"), 1), ("farm", ("cow", "dog"), 2)):
+        test = TestPart(features(classes, 3, seed + 50, data=name))
+        save_bundle(Bundle(features(classes, 4, seed, data=name), words(classes), {"test": test}), tmp_path / name)
+        found.append(f"{FEATURES}{tmp_path / name}")
+    return found
+
+
+def go(sources, out, text=SUITE, **more):
+    return run_suite(parse_suite("own", text), sources, {}, out, create_engine("local", workers=1), **more)
+
+
+# Tasks and orders
+
+
+def test_a_data_set_is_divided_as_evenly_as_can_be():
+    names = [f"{i:03}" for i in range(101)]
+    found = tasks_in_order({"c": names}, Rules(classes_per_task=20), ORDERS["given"], 1)
+    assert [len(classes) for _, _, classes in found] == [20, 20, 20, 20, 21]
+    assert [name for name, _, _ in found] == [f"c {i}/5" for i in range(1, 6)]
+    assert sum((classes for _, _, classes in found), []) == names
+    assert [count_tasks(n, 20) for n in (1, 29, 31, 100)] == [1, 1, 2, 5]
+
+
+def test_orders_say_what_the_seed_changes():
+    sets = {"a": list("pqrstuvw"), "b": ["x", "y"], "c": ["z", "0"]}
+    rules = Rules(classes_per_task=2)
+
+    def order(kind, seed):
+        return tasks_in_order(sets, rules, ORDERS[kind], seed)
+
+    assert order("given", 1) == order("given", 2)
+    assert [name for name, _, _ in order("classes", 1)] == ["a 1/4", "a 2/4", "a 3/4", "a 4/4", "b", "c"]
+    assert order("classes", 1) != order("classes", 2)
+    assert order("seed", 1) == order("seed", 1) != order("seed", 2)
+    for kind in ORDERS:
+        assert sorted(sum((classes for _, _, classes in order(kind, 3)), [])) == sorted("pqrstuvwxyz0")
+    assert len({tuple(name for name, _, _ in order("seed", seed)) for seed in range(5)}) > 1
+
+
+def test_a_named_order_puts_those_that_are_there_in_line():
+    mine = Order(name="mine", data=["c", "b", "a"])
+    assert [name for name, _, _ in tasks_in_order({"a": ["p"], "c": ["q"]}, Rules(), mine, 1)] == ["c", "a"]
+    with pytest.raises(InputError, match="the order 'mine' does not say when d comes; it has: c, b, a.*--order given"):
+        tasks_in_order({"d": ["p"]}, Rules(), mine, 1)
+
+
+def test_order_two_is_the_published_permutation_of_order_one():
+    first, second = load_suite("mtil").stream.orders
+    assert [first.data[i] for i in (9, 6, 7, 8, 5, 10, 0, 1, 3, 4, 2)] == second.data
+    assert load_suite("x-tail").data == [name for name in first.data if name != "cifar100"]
+    assert [tuple(one.data) for one in (first, second)] == list(dict.fromkeys(one.data for one in published_streams()))
+
+
+# One of several
+
+
+def piece(name, classes, seed, **text):
+    found = features(classes, 2, seed, data=name)
+    rows = np.arange(len(found))
+    return Piece(name, found, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text)
+
+
+def test_a_name_that_two_data_sets_have_is_one_class_or_two():
+    pieces = [piece("zoo", ("ant", "dog"), 1), piece("farm", ("cow", "dog"), 2)]
+    pieces[1] = replace(pieces[1], text=ClassText(("cow", "dog"), np.eye(2, 16)))
+    shared = unite(pieces, "share")
+    assert shared.bundle.text.labels == ("ant", "dog", "cow")
+    mean = pieces[0].text.embeddings[1] + pieces[1].text.embeddings[1]
+    np.testing.assert_allclose(shared.bundle.text.embeddings[1], mean / np.linalg.norm(mean), rtol=1e-5)
+    assert shared.classes == {"zoo": ("ant", "dog"), "farm": ("cow", "dog")}
+    apart = unite(pieces, "apart")
+    assert apart.bundle.text.labels == ("ant", "dog (zoo)", "cow", "dog (farm)")
+    assert apart.bundle.tests["farm"].features.y == ("cow", "dog (farm)")
+    np.testing.assert_array_equal(apart.bundle.text.embeddings[3], pieces[1].text.embeddings[1])
+
+
+def test_rows_are_counted_through_all_data_sets():
+    union = unite([piece("zoo", ("ant", "dog"), 1), piece("farm", ("cow", "dog"), 2)], "share")
+    assert list(union.bundle.rows) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert union.draws["farm"] == {(1, 1): [10, 12]}
+    assert union.bundle.shots([10, 12]).y == ("cow", "dog")
+
+
+def test_data_sets_need_names_of_their_own():
+    with pytest.raises(InputError, match="different names, but are called zoo, zoo"):
+        unite([piece("zoo", ("ant", "dog"), 1), piece("zoo", ("cow", "pig"), 2)], "share")
+
+
+def test_shots_are_those_that_each_data_set_gives_alone(sets):
+    suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
+    union = build_union(suite, sets, None, Prompts(label=""))
+    rows, lessons = lessons_of(suite, union, ORDERS["given"], 2, 1)
+    assert [(one.name, one.classes, one.shots) for one in lessons] == [
+        ("zoo 1/3", ["ant", "bee"], 4),
+        ("zoo 2/3", ["cat", "dog"], 4),
+        ("zoo 3/3", ["elk", "fox"], 4),
+        ("farm", ["cow", "dog"], 4),
+    ]
+    zoo = load_bundle(sets[0][len(FEATURES) :]).support
+    assert rows[:12] == draw_shots(zoo.y, 2, 1)
+    farm = load_bundle(sets[1][len(FEATURES) :]).support
+    assert rows[12:] == [24 + row for row in draw_shots(farm.y, 2, 1)]
+    np.testing.assert_array_equal(union.bundle.shots(rows[12:]).X, farm.X[draw_shots(farm.y, 2, 1)])
+
+
+def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
+    whole = features(("ant", "bee"), 5, 1)
+    save_bundle(Bundle(whole, words(("ant", "bee"))), tmp_path / "all")
+    union = build_union(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
+    np.testing.assert_array_equal(union.bundle.support.X, whole.X[[0, 2, 4, 5, 7, 9]])
+    np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), whole.X[[1, 3, 6, 8]])
+
+
+# Runs
+
+
+def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
+    found = go(sets[:1], tmp_path / "out", SUITE + "[stream]\nclasses_per_task = 3")
+    assert (found.made, found.failed) == (4, 0)
+    bundle = load_bundle(sets[0][len(FEATURES) :])
+    rows = draw_shots(bundle.support.y, 2, 1)
+    tasks = []
+    for names in (("ant", "bee", "cat"), ("dog", "elk", "fox")):
+        own = bundle.support.take([row for row in rows if bundle.support.y[row] in names])
+        given = bundle.tests["test"].features
+        tasks.append(StreamTask(names[0], own, given.take([i for i, y in enumerate(given.y) if y in names])))
+    (expected,) = stream({"knn": Knn()}, tasks, bundle.text)
+    run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.seed) == ("knn", 1))
+    assert run.course.accuracy == expected.course.accuracy
+    assert run.course.zero_shot == expected.course.zero_shot
+
+
+def test_a_stream_that_is_there_is_not_made_again(sets, tmp_path):
+    text = SUITE.replace('"knn"]', '"knn"]\nvariants = [{ head = "prototype", mode = "joint" }]')
+    assert go(sets, tmp_path / "out", text).made == 6
+    again = go(sets, tmp_path / "out", text)
+    assert (again.made, again.there) == (0, 6)
+    lost = sorted((tmp_path / "out" / "runs").iterdir())[2]
+    lost.unlink()
+    assert go(sets, tmp_path / "out", text).made == 1
+    more = go(sets, tmp_path / "out", text.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    assert (more.made, more.there) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "[stream]\ntask_known = true",
+        "[stream]\nclasses_per_task = 2",
+        '[stream]\nsame_names = "apart"',
+        '[stream]\norders = [{ name = "other", data = ["farm", "zoo"] }]',
+    ],
+)
+def test_what_shapes_a_stream_makes_another_run(change, sets, tmp_path):
+    go(sets, tmp_path / "out")
+    found = go(sets, tmp_path / "out", SUITE + change)
+    assert (found.made, found.there) == (4, 0)
+
+
+def test_the_name_of_an_order_makes_no_other_run(sets, tmp_path):
+    go(sets, tmp_path / "out")
+    found = go(sets, tmp_path / "out", SUITE + '[stream]\norders = [{ name = "mine", data = ["zoo", "farm"] }]')
+    assert (found.made, found.there) == (0, 4)
+
+
+def test_all_pictures_may_be_learned_from(sets, tmp_path):
+    go(sets, tmp_path / "out", SUITE.replace("[2]", '[2, "all"]'))
+    runs = RecordFolder(tmp_path / "out").read()
+    assert {(run.shots, len(run.rows)) for run in runs} == {(2, 16), (ALL, 32)}
+
+
+def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
+    colour_folder("first/train", 3)
+    colour_folder("first/test", 2, seed=1)
+    colour_folder("second", 4, seed=2)
+    for name in ("blue", "green", "red"):
+        (tmp_path / "second" / name).rename(tmp_path / "second" / f"dark {name}")
+    sources = [open_source(str(tmp_path / name)) for name in ("first", "second")]
+    toy = FewShotClassifier("toy", cache=None)
+    engine = create_engine("local", workers=1)
+    suite = parse_suite("own", SUITE)
+    found = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", engine)
+    assert found.failed == 0
+    run = RecordFolder(tmp_path / "out").read()[0]
+    assert [(lesson.name, lesson.shots) for lesson in run.stream.lessons] == [("first", 6), ("second", 6)]
+    assert run.n_test == 6 + 6  # of the undivided set every second of four
+    assert {(entry.data, entry.test) for entry in found.plan.entries} == {("first + second", "as given")}
+    with pytest.raises(InputError, match="one encoder|one shape"):
+        run_suite(suite, [sources[0], sets[0]], {"toy": toy}, tmp_path / "other", engine)
+
+
+def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
+    colour_folder("first/train", 2)
+    colour_folder("first/test", 2, seed=1)
+    next((tmp_path / "first" / "train" / "red").iterdir()).write_bytes(b"no picture")
+    toy, suite = FewShotClassifier("toy", cache=None), parse_suite("own", SUITE)
+    source = open_source(str(tmp_path / "first"))
+    union = build_union(suite, [source], toy, Prompts(label=""))
+    assert lessons_of(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
+    for path in (tmp_path / "first" / "test").rglob("*.png"):
+        if path.parent.name == "red":
+            Image.new("RGB", (4, 4)).save(path.with_name("x.bmp"))
+            path.write_bytes(b"no picture")
+    assert open_source(str(tmp_path / "first")).train.class_names == ("blue", "green", "red")
+
+
+def test_a_task_without_shots_is_told(sets):
+    suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
+    union = build_union(suite, sets[:1], None, Prompts(label=""))
+    union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
+    with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
+        lessons_of(suite, union, ORDERS["given"], 2, 1)
+
+
+# Suites
+
+
+def test_stream_suites_come_with_the_package():
+    assert {"x-tail", "mtil", "class-incremental"} <= set(list_suites())
+    tail, mtil, classes = (load_suite(name) for name in ("x-tail", "mtil", "class-incremental"))
+    assert (len(tail.data), tail.stream.task_known, tail.prompts[0].templates) == (10, False, ["a photo of a {}."])
+    assert (len(mtil.data), mtil.stream.task_known, mtil.stream.same_names) == (11, True, "apart")
+    assert (classes.data, classes.stream.classes_per_task) == ([], 20)
+    assert "clip-adapter (joint)" in {variant.title for variant in tail.variants}
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('heads = ["knn"]\n[stream]\ntask_known = true', 'go with protocol = "stream" only'),
+        ('heads = ["knn"]\nshots = ["all"]', 'go with protocol = "stream" only'),
+        ('variants = [{ head = "knn", mode = "joint" }]', 'go with protocol = "stream" only'),
+        ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "stream.orders"),
+    ],
+)
+def test_what_no_suite_says(text, error):
+    with pytest.raises(DataError, match=error):
+        parse_suite("own", f'title = "t"\n{text}')
+
+
+def test_all_heads_of_a_stream_are_those_with_a_place_in_it():
+    found = {v.head for v in parse_suite("own", 'title = "t"\nprotocol = "stream"\nheads = ["all"]').all_variants()}
+    assert {"zero-shot", "auto"} <= found and not {"transclip", "zlap"} & found
+
+
+def test_rows_in_place_of_draws_are_of_one_data_set(sets, tmp_path):
+    with pytest.raises(InputError, match="leave --rows out"):
+        go(sets, tmp_path / "out", rows={(2, 1): [0]})
+
+
+def test_the_estimate_counts_streams(sets):
+    suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
+    cost = estimate(suite, sets, 1)
+    assert cost.fits == 2 * 2
+    assert cost.fit_seconds > 4 * 4 * 0.1
+
+
+def test_a_folder_beside_the_named_sets_is_a_data_set(tmp_path, colour_folder):
+    colour_folder("root/mnist/train", 2)
+    colour_folder("root/mnist/test", 1)
+    assert open_source("mnist", tmp_path / "root").name == "mnist"
+    suite = load_suite("mtil").model_copy(update={"heads": ["knn"], "variants": []})
+    sizes = {size.spec: size for size in estimate(suite, suite.data, 1, root=tmp_path / "root").sizes}
+    assert (sizes["mnist"].ready, sizes["mnist"].classes) == (True, 3)
+    assert not sizes["cifar100"].ready and "put its pictures into" in sizes["cifar100"].missing
+
+
+# Report
+
+
+@pytest.fixture(scope="module")
+def report(sets, tmp_path_factory):
+    """The report of a stream with one head that goes on, and its files by ending."""
+    out = tmp_path_factory.mktemp("report")
+    go(sets, out, SUITE + "[stream]\nclasses_per_task = 2")
+    study = load_study(out, "own")
+    return write_report(study, out, published=True), study
+
+
+def test_a_report_says_what_happens_and_what_came_of_it(report):
+    files, study = report
+    page = files[0].read_text()
+    assert "4 tasks come one after the other: zoo 1/3 (2 classes), then zoo 2/3 (2 classes)" in page
+    assert "Nobody says which task a test picture belongs to: a head chooses among all 7 classes." in page
+    assert "Transfer: accuracy on a task before it was learned" in page
+    assert "No published figure that comes with the package is of this stream" in page
+    knn = Learner("knn", next(runs for place, runs in study.rows.items() if place.label == "knn"))
+    row = next(line for line in page.splitlines() if line.startswith("| knn | joint |"))
+    for figure in ("transfer", "average", "last", "forgetting"):
+        assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
+    first, last = (knn.courses[0].steps[t].size for t in (0, -1))
+    assert f"{first:,} → {last:,}" in row and last > first
+    assert "| head | zoo 1/3 | zoo 2/3 | zoo 3/3 | farm |" in page
+
+
+def test_the_matrix_is_drawn(report):
+    files, _ = report
+    names = [path.name for path in files]
+    assert names[4:] == ["own-1-matrix.png", "own-2-learned.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files[4:])
+    html = next(path for path in files if path.suffix == ".html").read_text()
+    assert html.count("data:image/svg+xml;base64,") == 2
+
+
+def test_the_csv_has_each_cell(report):
+    files, study = report
+    rows = list(csv.DictReader(next(path for path in files if path.suffix == ".csv").read_text().splitlines()))
+    assert len(rows) == 2 * 2 * 4 * 4
+    run = next(runs[0] for place, runs in study.rows.items() if place.label == "knn")
+    cell = next(r for r in rows if (r["key"], r["after"], r["task"]) == (run.key, "2", "4"))
+    assert float(cell["accuracy"]) == run.course.accuracy[1][3]
+    assert (cell["after_task"], cell["task_name"], cell["learned"]) == ("zoo 2/3", "farm", "False")
+
+
+def test_where_a_task_differs_by_seed_it_is_called_by_its_number(sets, tmp_path):
+    order = 'orders = [{ name = "by seed", shuffle = "all" }]'
+    go(sets, tmp_path / "out", SUITE + f"[stream]\nclasses_per_task = 2\n{order}")
+    page = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
+    assert "| head | task 1 | task 2 | task 3 | task 4 |" in page
+    assert "their order hangs on the seed" in page
+
+
+def test_a_single_task_is_a_stream_without_transfer(sets, tmp_path):
+    go(sets[1:], tmp_path / "out")
+    page = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| knn | joint |"))
+    assert [cell.strip() for cell in row.split("|")][3] == "-"
+    assert "1 task: farm (2 classes)" in page
+
+
+def test_a_stream_that_failed_is_in_the_report(sets, tmp_path):
+    text = SUITE.replace('"knn"]', '"knn"]\nvariants = [{ head = "clip-adapter", params = { branch = "none" } }]')
+    assert go(sets, tmp_path / "out", text).failed == 2
+    files = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")
+    assert "failed 2 times: InputError: branch must be one of" in files[0].read_text()
+    assert "after 0 of 2 tasks" in files[1].read_text()
+
+
+def test_published_figures_stand_beside_the_same_stream_only(sets, tmp_path):
+    go(sets, tmp_path / "out")
+    run = RecordFolder(tmp_path / "out").read()[0]
+    order = load_suite("mtil").stream.orders[0].data
+    sizes = {"fgvc_aircraft": 100, "caltech101": 100, "dtd": 47, "eurosat": 10, "oxford_flowers": 102, "food101": 101}
+    sizes |= {"oxford_pets": 37, "stanford_cars": 196, "sun397": 397}
+    lessons = [
+        Lesson(name=name, part=name, classes=[f"{name} {i}" for i in range(sizes.get(name, 10))], shots=1)
+        for name in order
+    ]
+
+    def told(known=True, lessons=lessons, encoder="open_clip:ViT-B-16/openai"):
+        plan = Stream(task_known=known, joint=False, lessons=lessons)
+        same = run.model_copy(update={"stream": plan, "encoder": EncoderPart(name=encoder, fingerprint="f")})
+        return beside("t", 16, [Learner("mine", [same])])
+
+    rows = told().rows
+    assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]
+    assert rows[-1][2:] == ("68.1", "75.4", "83.6", "S12")
+    assert rows[0][-1] == "measured"
+    assert told(known=False) is None
+    assert told(lessons=lessons[::-1]) is None
+    assert told(encoder="lite") is None
+    assert told(lessons=[lessons[0].model_copy(update={"classes": ["x"]}), *lessons[1:]]) is None
+
+
+# The command
+
+
+def test_the_command_prints_a_table_that_says_what_it_is(sets, tmp_path):
+    from click.testing import CliRunner
+
+    from clipadapter.cli.app import app
+
+    (tmp_path / "own.toml").write_text(SUITE)
+
+    def run(*args):
+        given = ["bench", "run", str(tmp_path / "own.toml"), "--workers", "1", "--out", str(tmp_path / "out"), *args]
+        return CliRunner().invoke(app, given)
+
+    data = [word for spec in sets for word in ("--data", spec)]
+    result = run(*data, "--per-task", "2", "--order", "classes")
+    assert result.exit_code == 0, result.output
+    assert "zoo + farm, 2 shots, tasks classes by seed, about 2 classes a task" in result.stdout
+    assert "Last: accuracy on a task after the last one was learned." in result.stdout
+    assert "4 streams made" in result.stdout
+    told = json.loads(run(*data, "--shots", "all", "--seeds", "1", "--heads", "knn", "--json").stdout)
+    assert [(one["head"], one["learns"], one["shots"]) for one in told["streams"]] == [("knn", "joint", ALL)]
+    plan = run(*data, "--per-task", "2", "--dry-run").stdout
+    assert "tasks     4, learned one after the other; all are measured after each, and nobody says" in plan
+    wrong = run(*data, "--order", "backwards")
+    assert wrong.exit_code == 1 and "no order is called 'backwards'" in wrong.stderr
+
+
+def test_the_command_says_which_data_sets_are_missing(tmp_path, colour_folder):
+    from click.testing import CliRunner
+
+    from clipadapter.cli.app import app
+
+    colour_folder("root/mnist/train", 2)
+    colour_folder("root/mnist/test", 1)
+    (tmp_path / "tail.toml").write_text(SUITE + 'data = ["dtd", "mnist", "cifar100"]\n')
+    given = ["bench", "run", str(tmp_path / "tail.toml"), "--root", str(tmp_path / "root"), "--encoder", "toy"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 1
+    assert "2 of the 3 data sets of this stream are not on disk: dtd, cifar100." in result.stderr
+    plan = CliRunner().invoke(app, [*given, "--dry-run"]).stdout
+    assert "the data set 'dtd' is not ready" in plan
+    assert "'cifar100' is not ready" in plan and "put its pictures into" in plan
+    assert "cifar100: size not known, NOT ON DISK" in plan
+    assert "tail.toml --data mnist" in result.stderr
+    few = CliRunner().invoke(app, ["bench", "run", "few-shot", "--data", "x", "--order", "seed"])
+    assert "suite 'few-shot' has no stream of tasks: leave --order out" in few.stderr

@@ -1,0 +1,262 @@
+"""Streams of tasks on features: what is learned when, what is asked, what is kept."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.bench import StreamTask, continual_metrics, stream, stream_table
+from clipadapter.bench.streams import check_learner, mode_of
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ClassText, Exact, create_head, head_info
+from clipadapter.heads._warm import carried
+from clipadapter.heads.knn import Knn
+from clipadapter.heads.zero_shot import ZeroShot
+
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+
+
+class Means(Exact):
+    """Cosine to the mean of a class's shots; to its text where there is none."""
+
+    needs_text = True
+
+    def _clear(self, shots):
+        self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2])
+
+    def _gather(self, shots, sign):
+        self.sums_ = self.sums_.index_add(0, shots.labels, sign * shots.views[:, 0])
+
+    def _arrange(self, origin):
+        self.sums_ = carried(self.sums_, origin)
+
+    def _settle(self, text, scale):
+        empty = (self.counts_ == 0)[:, None]
+        self.rows_ = torch.nn.functional.normalize(torch.where(empty, text, self.sums_), dim=1)
+
+    def _logits(self, X):
+        return torch.nn.functional.normalize(X, dim=1) @ self.rows_.T
+
+
+class Last(Means):
+    """Forgets all but the shots that came last."""
+
+    def _more(self, shots, origin):
+        self.counts_ = torch.bincount(shots.labels, minlength=shots.n_classes)
+        self._begin(shots)
+
+
+def pictures(names, n, seed, spread=0.9):
+    rng = np.random.default_rng(seed)
+    y = [name for name in names for _ in range(n)]
+    X = np.eye(8)[[NAMES.index(name) for name in y]] + spread * rng.standard_normal((len(y), 8)) / np.sqrt(8)
+    return FeatureSet(X, tuple(y), NAMES, {"encoder": "made up", "fingerprint": "f", "data": "animals"})
+
+
+@pytest.fixture
+def text():
+    rng = np.random.default_rng(5)
+    return ClassText(NAMES, np.eye(6, 8) + 0.5 * rng.standard_normal((6, 8)), logit_scale=20.0)
+
+
+@pytest.fixture
+def tasks():
+    """Three tasks of two classes."""
+    pairs = (("ant", "bee"), ("cat", "dog"), ("elk", "fox"))
+    return [StreamTask(f"task {i}", pictures(own, 5, i), pictures(own, 20, 10 + i)) for i, own in enumerate(pairs)]
+
+
+def loop(make, tasks, text, joint, known):
+    """The matrix in plain loops."""
+    found, head = [], make()
+    for t, task in enumerate(tasks):
+        if joint:
+            X = np.concatenate([one.support.X for one in tasks[: t + 1]])
+            head = make().fit(X, [label for one in tasks[: t + 1] for label in one.support.y], text=text)
+        elif t == 0:
+            head.fit(task.support.X, task.support.y, text=text)
+        else:
+            head.partial_fit(task.support.X, task.support.y, text=text)
+        row = []
+        for other in tasks:
+            right = 0
+            for x, label in zip(other.test.X, other.test.y, strict=True):
+                logits = head.logits(x[None])[0]
+                own = [i for i, name in enumerate(NAMES) if not known or name in other.test.y]
+                right += NAMES[max(own, key=lambda i: logits[i])] == label
+            row.append(right / len(other.test))
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("make", "joint"), [(Means, False), (Last, False), (Means, True), (Knn, True), (ZeroShot, True)]
+)
+def test_the_matrix_is_that_of_plain_loops(make, joint, known, tasks, text):
+    (run,) = stream({"it": make()}, tasks, text, task_known=known, joint=["it"] if joint else [])
+    assert run.error is None
+    assert run.stream.joint is joint
+    np.testing.assert_allclose(run.course.accuracy, loop(make, tasks, text, joint, known))
+
+
+def test_among_the_classes_of_a_task_answers_are_right_more_often(tasks, text):
+    told, not_told = (stream({"it": Means()}, tasks, text, task_known=known)[0].course for known in (True, False))
+    assert (np.array(told.accuracy) >= np.array(not_told.accuracy)).all()
+    assert told.accuracy != not_told.accuracy
+
+
+def test_figures_rest_on_the_matrix_and_on_zero_shot(tasks, text):
+    (run,) = stream({"it": Last()}, tasks, text)
+    (plain,) = stream({"zero-shot": ZeroShot()}, tasks, text)
+    assert run.course.zero_shot == plain.course.accuracy[0] == plain.course.accuracy[2]
+    assert run.course.metrics == continual_metrics(run.course.accuracy, plain.course.accuracy[0])
+    assert plain.course.metrics.forward_transfer == plain.course.metrics.forgetting == 0
+    # The record's own figures are means over the tasks at the end.
+    last = run.course.steps[-1].metrics
+    assert (
+        run.metrics.accuracy
+        == pytest.approx(run.course.metrics.last)
+        == pytest.approx(np.mean([m.accuracy for m in last]))
+    )
+    assert run.metrics.log_loss == pytest.approx(np.mean([m.log_loss for m in last]))
+    assert run.seconds.fit == pytest.approx(sum(step.seconds for step in run.course.steps))
+    assert run.course.metrics.forgetting > 0.1
+
+
+def test_a_head_that_goes_on_sees_each_shot_once(tasks, text):
+    seen = []
+
+    class Spy(Means):
+        def _gather(self, shots, sign):
+            seen.append(shots.views.shape[0])
+            super()._gather(shots, sign)
+
+    stream({"it": Spy()}, tasks, text)
+    assert seen == [10, 10, 10]
+    seen.clear()
+    stream({"it": Spy()}, tasks, text, joint=["it"])
+    assert seen == [10, 20, 30]
+
+
+def test_what_is_kept_grows_only_for_joint_fits(tasks, text):
+    runs = stream({"means": Means(), "anew": Means(), "zero-shot": ZeroShot()}, tasks, text, joint=["anew"])
+    sizes = {run.head: [step.size for step in run.course.steps] for run in runs}
+    assert sizes["means"] == [6 + 1 + 2 * 6 * 8] * 3  # counts, whether there was text, sums and rows
+    assert sizes["anew"] == [103 + 10 * 8, 103 + 20 * 8, 103 + 30 * 8]
+    assert len(set(sizes["zero-shot"])) == 1
+
+
+def test_shots_are_drawn_by_the_seed(tasks, text):
+    one, again, other, same = stream({"a": Means(), "b": Knn()}, tasks, text, shots=2, seeds=[1, 2])
+    assert one.rows == again.rows != other.rows == same.rows
+    assert [lesson.shots for lesson in one.stream.lessons] == [4, 4, 4]
+    labels = [label for task in tasks for label in task.support.y]
+    assert [labels[row] for row in one.rows] == [name for name in NAMES for _ in range(2)]
+    assert (one.shots, one.n_classes, one.n_test) == (2, 6, 120)
+
+
+def test_a_class_may_come_again(tasks, text):
+    tasks[2] = StreamTask("again", pictures(("ant", "fox"), 4, 7), pictures(("ant", "fox"), 6, 8))
+    (run,) = stream({"it": Means()}, tasks, text)
+    everything = Means().fit(
+        np.concatenate([task.support.X for task in tasks]), [y for task in tasks for y in task.support.y], text=text
+    )
+    right = [float((everything.predict(task.test.X) == np.array(task.test.y)).mean()) for task in tasks]
+    np.testing.assert_allclose(run.course.accuracy[-1], right)
+
+
+def test_records_are_made_once_and_hang_on_all_that_matters(tasks, text, tmp_path):
+    file = tmp_path / "runs.jsonl"
+
+    def keys(given=tasks, heads=None, **more):
+        found = stream(heads or {"knn": Knn()}, given, text, records=file, **more)
+        return tuple(run.key for run in found)
+
+    first = keys()
+    assert keys() == first
+    assert len(file.read_text().splitlines()) == 1
+    others = [
+        keys(task_known=True),
+        keys(shots=2),
+        keys(shots=2, seeds=[2]),
+        keys(tasks[::-1]),
+        keys(tasks[:2]),
+        keys(heads={"knn": Knn(k=1)}),
+        keys([*tasks[:2], StreamTask("task 2", tasks[2].support, pictures(("elk", "fox"), 20, 99))]),
+    ]
+    assert len({first, *others}) == 8
+    assert keys(heads={"renamed": Knn()}) == first
+    assert len(file.read_text().splitlines()) == 8
+    # Whether it goes on or is fitted anew is another run, even where both end in the same head.
+    plan = [stream({"it": Means()}, tasks, text, joint=joint)[0].key for joint in ((), ("it",))]
+    assert plan[0] != plan[1]
+
+
+def test_a_head_that_fails_says_after_which_task(tasks, text):
+    class Tired(Means):
+        def _more(self, shots, origin):
+            raise ValueError("enough")
+
+    tired, fine = stream({"tired": Tired(), "fine": Means()}, tasks, text)
+    assert tired.error == "ValueError: enough (after 1 of 3 tasks)"
+    assert tired.course is None and tired.metrics is None
+    assert fine.error is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"heads": {}}, "nothing to run"),
+        ({"tasks": []}, "nothing to run"),
+        ({"heads": {"transclip": create_head("transclip")}}, "transclip looks at the test pictures as a whole"),
+    ],
+)
+def test_what_makes_no_stream_is_refused(change, error, tasks, text):
+    given = {"heads": {"it": Means()}, "tasks": tasks, **change}
+    with pytest.raises(InputError, match=error):
+        stream(given["heads"], given["tasks"], text)
+
+
+def test_tasks_have_different_names(tasks, text):
+    with pytest.raises(InputError, match="different names, but are task 0, task 0"):
+        stream({"it": Means()}, [tasks[0], tasks[0]], text)
+
+
+def test_features_of_two_encoders_make_no_stream(tasks, text):
+    other = FeatureSet(tasks[1].support.X, tasks[1].support.y, NAMES, {"fingerprint": "g"})
+    with pytest.raises(InputError, match="features of one encoder"):
+        stream({"it": Means()}, [tasks[0], StreamTask("b", other, tasks[1].test)], text)
+
+
+def test_a_head_learns_as_it_can():
+    class Choosy(Means):
+        def __init__(self, stream=False):
+            self.stream = stream
+
+    assert mode_of("knn", Knn(), None) == "joint"
+    assert mode_of("means", Means(), None) == "stream"
+    assert mode_of("means", Means(), "joint") == "joint"
+    assert mode_of("choosy", Choosy(), None) == "joint"
+    assert mode_of("choosy", Choosy(stream=True), None) == "stream"
+    with pytest.raises(InputError, match='knn can\'t go on.*mode = "joint"'):
+        mode_of("knn", Knn(), "stream")
+    with pytest.raises(InputError, match="choosy can't go on.*stream = true"):
+        mode_of("choosy", Choosy(), "stream")
+    with pytest.raises(InputError, match="clip-lora tunes the encoder"):
+        check_learner("clip-lora", head_info("clip-lora").cls)
+
+
+def test_the_table_marks_the_best_of_those_that_go_on(tasks, text):
+    runs = stream({"zero-shot": ZeroShot(), "means": Means(), "last": Last(), "knn": Knn()}, tasks, text, seeds=[1, 2])
+    lines = stream_table(runs).splitlines()
+    assert lines[0].split() == ["head", "learns", "Transfer", "Average", "Last", "forgetting", "forward", "transfer"]
+    assert [line.split()[0] for line in lines[1:5]] == ["zero-shot", "means", "last", "knn"]
+    assert ["nothing" in lines[1], "task by task" in lines[2], "joint" in lines[4]] == [True] * 3
+    means = next(run for run in runs if run.head == "means")
+    assert f"*{100 * means.course.metrics.last:.1f} ± 0.0" in lines[2]
+    assert "*" not in lines[4]
+    assert "mean ± sd over 2 seeds" in stream_table(runs)
+    assert len(stream_table(runs, notes=False).splitlines()) == 5
+    with pytest.raises(InputError, match="no records of streams"):
+        stream_table([])

@@ -1,0 +1,145 @@
+"""CLIP-Adapter in a stream: it goes on where it ended, forgets without kept shots, and hardly with them."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.errors import InputError
+from clipadapter.heads import ClassText
+from clipadapter.heads._bottleneck import weaken
+from clipadapter.heads._objective import STRENGTHS
+from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.clip_adapter_replay import ClipAdapterReplay
+from clipadapter.testing import toy_features
+
+D, NAMES = 24, [f"class {i}" for i in range(6)]
+FAST = {"hidden": 12, "alpha": 0.6, "steps": 60, "lr": 3e-2}
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def world(seed=0):
+    """Pictures of six classes, and text that hardly tells them."""
+    rng = np.random.default_rng(seed)
+    means = unit(rng.standard_normal((len(NAMES), D)))
+    text = ClassText(NAMES, 0.3 * means + unit(rng.standard_normal(means.shape)), 20.0)
+
+    def pictures(classes, n):
+        labels = np.repeat(classes, n)
+        return unit(means[labels] + 0.5 * rng.standard_normal((len(labels), D)) / np.sqrt(D)), np.array(NAMES)[labels]
+
+    return pictures, text
+
+
+def first_task_after_three(replay):
+    """Accuracy on the first of three tasks when it was learned, and in the end."""
+    pictures, text = world()
+    head, (X, y) = ClipAdapterReplay(replay=replay, **FAST), pictures([0, 1], 40)
+    found = []
+    for task in ([0, 1], [2, 3], [4, 5]):
+        head.partial_fit(*pictures(task, 8), text=text)
+        found.append((head.predict(X) == y).mean())
+    return found[0], found[-1]
+
+
+def test_without_kept_shots_it_forgets():
+    then, now = first_task_after_three(replay=0)
+    assert then > 0.9
+    assert now < 0.5
+
+
+def test_with_kept_shots_it_hardly_does():
+    then, now = first_task_after_three(replay=2)
+    assert then > 0.9
+    assert now > 0.85
+
+
+@pytest.mark.parametrize("alpha", [0.5, "auto", "learned"])
+def test_the_first_fit_is_that_of_clip_adapter(alpha):
+    X, y, text = toy_features()
+    found = ClipAdapterReplay(alpha=alpha, steps=40).fit(X, y, text=text)
+    expected = ClipAdapter(alpha=alpha, steps=40).fit(X, y, text=text)
+    np.testing.assert_allclose(found.logits(X), expected.logits(X), rtol=1e-5, atol=1e-5)
+
+
+def test_training_goes_on_where_it_ended():
+    pictures, text = world()
+    head = ClipAdapterReplay(**FAST).fit(*pictures([0, 1, 2], 6), text=text)
+    X = pictures(range(6), 4)[0]
+    before = head.logits(X)
+    head.set_params(lr=1e-9).partial_fit(*pictures([3, 4], 6), text=text)
+    np.testing.assert_allclose(head.logits(X), before, atol=1e-3)
+
+
+def test_so_many_shots_of_each_class_are_kept_and_no_more():
+    pictures, text = world()
+    head, given = ClipAdapterReplay(replay=3, **FAST), []
+    for classes, n in (([0, 1], 8), ([2], 2), ([1, 3], 20)):
+        X, y = pictures(classes, n)
+        given.append((X.astype(np.float32), y))
+        head.partial_fit(X, y, text=text)
+    assert torch.bincount(head.kept_labels_).tolist() == [3, 3, 2, 3]
+    X, y = (np.concatenate(parts) for parts in zip(*given, strict=True))
+    for row, label in zip(head.kept_.numpy(), head.kept_labels_.tolist(), strict=True):
+        assert y[np.abs(X - row).sum(axis=1).argmin()] == NAMES[label]
+        assert np.abs(X - row).sum(axis=1).min() < 1e-5
+
+
+def test_kept_shots_follow_their_classes_into_another_order():
+    pictures, text = world()
+    head = ClipAdapterReplay(replay=2, **FAST).fit(*pictures([1, 4], 5), text=text)
+    kept = {NAMES[label]: row for row, label in zip(head.kept_.numpy(), head.kept_labels_.tolist(), strict=True)}
+    turned = ClassText(["new", *NAMES[::-1]], np.concatenate([np.ones((1, D)), text.embeddings[::-1]]), 20.0)
+    X, y = pictures([0], 5)
+    head.partial_fit(X, y, text=turned)
+    names = [turned.labels[label] for label in head.kept_labels_.tolist()]
+    assert sorted(names) == ["class 0"] * 2 + ["class 1"] * 2 + ["class 4"] * 2
+    for name in ("class 1", "class 4"):
+        rows = head.kept_.numpy()[[i for i, other in enumerate(names) if other == name]]
+        assert np.abs(rows - kept[name]).sum(axis=1).min() == 0
+
+
+def test_none_are_kept_without_replay():
+    pictures, text = world()
+    head = ClipAdapterReplay(replay=0, **FAST).fit(*pictures([0, 1], 5), text=text)
+    assert head.kept_.shape == (0, D)
+
+
+def test_a_class_of_before_weighs_as_much_as_a_new_one(monkeypatch):
+    pictures, text = world()
+    head = ClipAdapterReplay(replay=2, **FAST).fit(*pictures([0, 1, 2], 6), text=text)
+    shown = []
+    train = ClipAdapterReplay._train
+    monkeypatch.setattr(
+        ClipAdapterReplay,
+        "_train",
+        lambda self, shots, rows, *more: shown.append(shots.labels[rows]) or train(self, shots, rows, *more),
+    )
+    head.partial_fit(*pictures([3, 4], 8), text=text)
+    assert torch.bincount(shown[0]).tolist() == [8, 8, 8, 8, 8]
+
+
+def test_the_ratio_follows_held_out_shots_of_all_tasks():
+    pictures, text = world()
+    head = ClipAdapterReplay(**{**FAST, "alpha": "auto"}).fit(*pictures([0, 1, 2], 6), text=text)
+    first = head.losses_
+    head.partial_fit(*pictures([3, 4, 5], 6), text=text)
+    assert (head.losses_ > first).all()
+    strength = float(torch.softmax(-head.losses_, dim=0) @ torch.tensor(STRENGTHS))
+    assert head.alpha_ == pytest.approx(weaken(0.4, strength))
+
+
+def test_the_seed_says_which_shots_are_kept():
+    pictures, text = world()
+    X, y = pictures([0, 1], 9)
+    kept = [ClipAdapterReplay(seed=seed, **FAST).fit(X, y, text=text).kept_ for seed in (0, 0, 1)]
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+
+
+def test_a_negative_replay_is_refused():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="replay"):
+        ClipAdapterReplay(replay=-1).fit(X, y, text=text)
