@@ -145,7 +145,10 @@ def test_a_shot_is_known_by_its_picture_and_relabelled():
     ("act", "error", "words"),
     [
         (lambda m: m.add_class("red", squares("red", 1, 7)), InputError, "there is a class 'red' already"),
-        (lambda m: m.add_class(" ", squares("red", 1, 7)), InputError, "class names must be texts"),
+        (lambda m: m.add_class(" ", squares("red", 1, 7)), InputError, "not blank"),
+        (lambda m: m.rename_class("red", 5), InputError, "a name that is a text"),
+        (lambda m: m.add_class("pink", squares("red", 1, 7), descriptions="rosy"), InputError, "rosy"),
+        (lambda m: m.correct(squares("red", 1, 7) * 2, ["red", "blue"]), InputError, "have two labels"),
         (lambda m: m.add_class("pink", []), DataError, "none of the 0 pictures"),
         (lambda m: m.add_examples(squares("red", 1, 7), ["rad"]), UnknownNameError, "Did you mean 'red'"),
         (lambda m: m.add_examples(shots("red")[0], ["blue"] * 4), InputError, "is a shot of 'red' already"),
@@ -164,6 +167,41 @@ def test_what_can_not_be_is_refused_and_changes_nothing(act, error, words):
         act(found)
     if found.history_.version == 1:
         np.testing.assert_array_equal(found.logits(QUERIES), before)
+
+
+def test_a_picture_that_is_there_twice_is_relabelled_twice_and_learned_once():
+    images, labels = shots(*ORDER)
+    found = model("prototype").fit([*images, images[0]], [*labels, labels[0]]).correct([images[0]], ["red"])
+    assert found.support_.counts == {"blue": 3, "green": 4, "red": 6}
+    assert found.add_examples(squares("red", 1, 7) * 2, ["red", "red"]).support_.counts["red"] == 7
+
+
+def test_a_class_can_be_divided():
+    images, _ = shots(*ORDER)
+    found = fitted("prototype").add_class("navy", images[:2])
+    assert found.support_.counts == {"blue": 2, "green": 4, "red": 4, "navy": 2}
+
+
+def test_what_was_asked_for_by_the_constructor_follows_the_classes(tmp_path):
+    costs = [[0, 1, 5], [1, 0, 1], [1, 1, 0]]
+    found = fitted("prototype", trust=TrustOptions(costs=costs)).add_class("yellow", squares("yellow", 2, 5))
+    assert len(found.predict(QUERIES)) == len(QUERIES)
+    again = FewShotClassifier.load(found.save(tmp_path / "model"), cache=None)
+    assert again.trust_.asked.costs.shape == (4, 4)
+
+
+def test_views_are_as_many_as_the_shots_have():
+    images, labels = shots(*ORDER)
+    found = model("prototype")
+    support = found.features(images, labels, ORDER, views=3)
+    found.fit_features(support, found.class_text(ORDER)).add_class("yellow", squares("yellow", 2, 5))
+    assert found.support_.X.shape == (14, 3, 32)
+
+
+def test_pictures_that_can_not_be_read_are_told(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    found = fitted().add_examples([tmp_path / "bad.png", *shots("red")[0]], ["red"] * 5)
+    assert [name for name, _ in found.skipped_] == [str(tmp_path / "bad.png")]
 
 
 def test_an_unfitted_model_can_not_be_changed():
@@ -185,8 +223,12 @@ def test_without_shots_a_streaming_head_goes_on_and_others_say_what_to_do(tmp_pa
         images, labels = shots(*ORDER)
         expected = model(head).fit(images + yellow, labels + ["yellow"] * 3, [*ORDER, "yellow"])
         np.testing.assert_allclose(found.logits(QUERIES), expected.logits(QUERIES), atol=1e-5)
+        assert sum(found.support_.provenance["shots"].values()) == 15
         with pytest.raises(InputError, match="without its shots"):
             found.remove_class("red")
+    fitted("afa").save(tmp_path / "afa", support=False)
+    with pytest.raises(InputError, match="without its shots"):
+        FewShotClassifier.load(tmp_path / "afa", cache=None).rename_class("red", "crimson")
     fitted("knn").save(tmp_path / "other", support=False)
     with pytest.raises(InputError, match="without its shots"):
         FewShotClassifier.load(tmp_path / "other", cache=None).add_class("yellow", yellow)
@@ -237,6 +279,7 @@ def test_pictures_with_several_labels_are_changed_alike():
     yellow = squares("yellow", 3, 5)
     found = model("tip-adapter").fit(images, several)
     found.add_class("yellow", [*yellow, images[0]]).correct([images[1]], [("blue", "red")]).remove_class("green")
+    assert found.add_examples(squares("red", 1, 7), ["red"]).undo().support_.counts["red"] == 5
     rows = [set(one) for one in several] + [{"yellow"}] * 3
     rows[0] |= {"yellow"}
     rows[1] |= {"red"}

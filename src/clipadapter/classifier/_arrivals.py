@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +16,9 @@ SAME = 1e-3
 """Distance between two features of one picture, as a share of their length; cosines are then above 0.9999995."""
 NAMED = 20
 """Pictures that are named; all are counted."""
+NEAR = 1e-4
+"""Cosines that are looked at closely are above one less this."""
+BLOCK = 1024
 How = Literal["add", "relabel", "besides"]
 
 
@@ -27,13 +29,11 @@ class Arrived:
     Args:
         more: those that are no shots.
         labels: what shots are from now on, by row.
-        known: how many are shots that have these labels already.
         facts: of this, for the history.
     """
 
     more: FeatureSet
     labels: dict[int, Label]
-    known: int
     facts: dict[str, Any]
 
 
@@ -47,48 +47,63 @@ def arrived(support: FeatureSet, found: FeatureSet, how: How) -> Arrived:
             "besides" lets it keep those that it has, where there may be several.
 
     Raises:
-        InputError: if a picture is a shot of another class, and may not be one of this.
+        InputError: if a picture is a shot of another class and may not be one of this, or comes twice with two labels.
     """
-    places, sources = same_shots(support, found.plain), found.provenance["sources"]
-    labels: dict[int, Label] = {}
-    for i, place in enumerate(places):
-        if place < 0:
+    several, sources = support.targets is not None, found.provenance["sources"]
+    twins, labels, new = same_pictures(support.plain, found.plain), dict[int, Label](), list[int]()
+    known = 0
+    for i, first in enumerate(first_of(found.plain)):
+        has = set(found.names_of(i))
+        if first != i:
+            if set(found.names_of(first)) != has:
+                raise InputError(
+                    f"{sources[i]} and {sources[first]} are the same picture, but have two labels: give one"
+                )
             continue
-        had, has = set(support.names_of(place)), set(found.names_of(i))
-        has |= had if how == "besides" else set()
-        if had == has:
-            labels.pop(place, None)
-        elif how == "add":
+        had = [set(support.names_of(row)) for row in twins[i]]
+        if how == "add" and had and has not in had:
             raise InputError(
-                f"{sources[i]} is a shot of '{', '.join(sorted(had)) or 'no class'}' already, so it can't be added to "
+                f"{sources[i]} is a shot of '{', '.join(sorted(had[0])) or 'no class'}' already, so it can't be added to "
                 f"'{', '.join(sorted(has))}': correct it with correct(...), 'clipadapter correct', or leave it out"
             )
-        else:
-            labels[place] = next(iter(has)) if support.targets is None else tuple(sorted(has))
-    new = [i for i, place in enumerate(places) if place < 0]
-    own = [sources[i] for i in new]
-    more = replace(found.take(new), provenance={**found.provenance, "sources": own})
-    known = len(places) - len(new) - len(labels)
-    named = [sources[i] for i, place in enumerate(places) if place < 0 or place in labels]
+        meant = {row: own | has if how == "besides" else has for row, own in zip(twins[i], had, strict=True)}
+        changed = {row: label for row, own in zip(twins[i], had, strict=True) if (label := meant[row]) != own}
+        if how != "add":
+            labels |= {row: tuple(sorted(label)) if several else next(iter(label)) for row, label in changed.items()}
+        known += bool(had) and (how == "add" or not changed)
+        new += [] if had else [i]
+    more = replace(found.take(new), provenance={**found.provenance, "sources": [sources[i] for i in new]})
+    named = [sources[i] for i, rows in enumerate(twins) if not rows or labels.keys() & set(rows)]
     facts = {"pictures": len(new), "relabelled": len(labels), "known": known, "sources": named[:NAMED]}
-    skipped = found.provenance["skipped"]
-    if skipped:
-        facts["skipped"] = [list(one) for one in skipped[:NAMED]]
-    return Arrived(more, labels, known, facts)
+    if found.provenance["skipped"]:
+        facts["skipped"] = len(found.provenance["skipped"])
+    return Arrived(more, labels, facts)
 
 
-def same_shots(support: FeatureSet, features: NDArray[Any]) -> Sequence[int]:
-    """Which shot each picture is, -1 for none: one whose feature is the same but for the rounding of engines.
+def same_pictures(shots: NDArray[Any], features: NDArray[Any]) -> list[list[int]]:
+    """The shots that each picture is: those whose feature is the same but for the rounding of engines.
 
     Args:
-        support: the shots.
-        features: (m, d) of the pictures.
+        shots: (n, d) features.
+        features: (m, d) features.
+
+    >>> same_pictures(np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), np.array([[0.0, 2.0001], [1.0, 1.0]]))
+    [[1, 2], []]
     """
-    if not len(support):
-        return [-1] * len(features)
-    found = []
-    for row in np.asarray(features, np.float32):
-        off = np.linalg.norm(support.plain - row, axis=1)
-        nearest = int(off.argmin())
-        found.append(nearest if off[nearest] <= SAME * np.linalg.norm(row) else -1)
+    rows = np.asarray(shots, np.float32)
+    directions = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+    found: list[list[int]] = []
+    for start in range(0, len(features), BLOCK):
+        part = np.asarray(features[start : start + BLOCK], np.float32)
+        lengths = np.linalg.norm(part, axis=1)
+        near = part @ directions.T >= (1 - NEAR) * lengths[:, None]
+        for row, length, candidates in zip(part, lengths, near, strict=True):
+            places = np.flatnonzero(candidates)
+            off = np.linalg.norm(rows[places] - row, axis=1)
+            found.append([int(place) for place in places[off <= SAME * length]])
     return found
+
+
+def first_of(features: NDArray[Any]) -> list[int]:
+    """The first picture (m,) that is the same as each: itself, unless it comes twice."""
+    return [min([i, *rows]) for i, rows in enumerate(same_pictures(features, features))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from clipadapter.artifact import History, Model
 from clipadapter.classifier._answering import Answering
 from clipadapter.classifier._arrivals import How, arrived
 from clipadapter.classifier._editing import Edit, edited
-from clipadapter.classifier._pictures import Label, all_names, check_task, feature_set
+from clipadapter.classifier._pictures import Label, all_names, check_any, check_task, feature_set
 from clipadapter.classifier._settings import settings_of
 from clipadapter.classifier._towers import open_store
 from clipadapter.classifier._tuned import encoders_of, facts_of_base
@@ -23,7 +24,7 @@ from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.errors import InputError, UnknownNameError
-from clipadapter.features import FeatureSet, ViewSpec, encode_classes
+from clipadapter.features import FeatureSet, encode_classes
 from clipadapter.heads import ClassText
 from clipadapter.registry import unknown
 
@@ -37,8 +38,9 @@ class Changing(Answering):
 
     text_: ClassText
     support_: FeatureSet
+    skipped_: tuple[tuple[str, str], ...]
+    """Pictures that the last change could not read, each with the reason."""
     prompts_: Mapping[str, Sequence[str]]
-    trust: Any
     cache: str | Path | None
     strict: bool
     device: str
@@ -69,28 +71,28 @@ class Changing(Answering):
 
         Args:
             name: of the class; its text is made by the templates of the others.
-            images: pictures of it. Where pictures may have several labels: those that are shots already keep their
-                other classes, and all other shots count as not of this one.
+            images: pictures of it. Shots among them leave the class that they had, so that a class can be divided; where
+                pictures may have several labels they keep it, and all other shots count as not of the new class.
             descriptions: sentences to take instead of the templates.
             by: who did it, for the history.
 
         Raises:
-            InputError: if there is such a class, a picture is a shot of another, or the model can't learn on.
+            InputError: if there is such a class, or the model can't learn on.
             DataError: if no picture can be read.
         """
         self._check_fitted()
+        _check_name(name)
         if name in self.class_names_:
             raise InputError(f"there is a class '{name}' already: add pictures to it with add_examples (add-examples)")
         templates = settings_of(self._model()).templates
-        sentences = None if descriptions is None else {name: list(descriptions)}
+        given = list(descriptions) if isinstance(descriptions, tuple) else descriptions
+        sentences = None if given is None else {name: given}
         fresh = class_prompts([name], templates, sentences)
         names = (*self.class_names_, name)
         prompts = {**self.prompts_, **fresh}
         text = self._text(names, (*range(len(self.class_names_)), -1), prompts)
-        several = self.support_.targets is not None
-        labels: list[Label] = [(name,) if several else name] * len(images)
-        how: How = "besides" if several else "add"
-        return self._with_shots(images, labels, text, prompts, how, "add-class", {"class": name}, by)
+        how: How = "relabel" if self.support_.targets is None else "besides"
+        return self._with_shots(images, [name] * len(images), text, prompts, how, "add-class", {"class": name}, by)
 
     def add_examples(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
         """Learn from more pictures of the classes; those that are shots already are left out.
@@ -136,7 +138,7 @@ class Changing(Answering):
         several = self.support_.targets is not None
         gone = frozenset() if several else frozenset(i for i, label in enumerate(self.support_.y) if label == name)
         text = self._text(tuple(self.class_names_[i] for i in origin), origin, prompts)
-        facts = {"class": name, "pictures": self.support_.counts.get(name, 0)}
+        facts = {"class": name, "pictures": len(gone)}
         return self._change(Edit(text, origin, prompts, gone), "remove-class", facts, by)
 
     def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
@@ -146,6 +148,7 @@ class Changing(Answering):
             InputError: if there is no such class, or one of the new name already.
         """
         place = self._place(name)
+        _check_name(new)
         if new in self.class_names_:
             raise InputError(f"there is a class '{new}' already: classes must have different names")
         templates = settings_of(self._model()).templates
@@ -167,8 +170,9 @@ class Changing(Answering):
         Raises:
             InputError: if there is nothing to undo, or no such version is kept.
         """
-        self._history, model = self.history_.undo(to, by)
+        history, model = self.history_.undo(to, by)
         self._become(model)
+        self._history = history
         return self
 
     def _with_shots(
@@ -185,13 +189,18 @@ class Changing(Answering):
         """Learn from pictures, some of which may be shots; nothing changes if all are, with these labels."""
         if len(images) != len(labels):
             raise InputError(f"{len(images)} pictures but {len(labels)} labels")
-        several = self.support_.targets is not None
-        check_task("multilabel" if several else "single-label", labels)
+        if self.support_.targets is not None:
+            labels = [(label,) if isinstance(label, str) else label for label in labels]
+        check_any(range(len(images)), (), len(images))
+        check_task("auto" if self.support_.targets is not None else "single-label", labels)
         for name in all_names(labels):
             if name not in text.labels:
-                raise _no_class(name, text.labels)
-        spec = settings_of(self._model()).views if self.support_.X.ndim == 3 else ViewSpec()
+                error = unknown("class", name, list(text.labels))
+                raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
+        views = self.support_.X.shape[1] if self.support_.X.ndim == 3 else 1
+        spec = replace(settings_of(self._model()).views, count=views)
         found = self._extract(images, spec, self.strict)
+        self.skipped_ = tuple((name, reason) for _, name, reason in found.skipped)
         shots = feature_set(found, images, labels, text.labels, spec, self.encoder_.info)
         came = arrived(self.support_, shots, how)
         if not (came.labels or len(came.more)) and text is self.text_:
@@ -204,8 +213,9 @@ class Changing(Answering):
     def _change(self, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
         before = self._model()
         after = edited(before, edit)
-        self._history = self.history_.after(before, after, action, facts, by)
+        history = self.history_.after(before, after, action, facts, by)
         self._become(after)
+        self._history = history
         return self
 
     def _history_for(self, folder: str | Path) -> History | None:
@@ -218,7 +228,7 @@ class Changing(Answering):
     def _place(self, name: str) -> int:
         self._check_fitted()
         if name not in self.class_names_:
-            raise _no_class(name, self.class_names_)
+            raise unknown("class", name, list(self.class_names_))
         return self.class_names_.index(name)
 
     def _text(
@@ -252,11 +262,19 @@ class Changing(Answering):
         self.text_ = model.text.with_tower(partial(open_text_tower, self.encoder_))
         self.head_, self.support_ = model.head.attach(self.text_), model.support
         self.prompts_, self.fold_heads_ = model.prompts, model.folds
-        self.trust_ = model.trust.asking(self.trust) if self.trust else model.trust
+        self.trust_ = model.trust
         self.class_names_ = model.text.labels
 
 
-def _no_class(name: str, known: Sequence[str]) -> UnknownNameError:
-    """The error for a label that is no class."""
-    error = unknown("class", name, list(known))
-    return UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
+def _check_name(name: object) -> None:
+    """Refuse what can't be the name of a class.
+
+    Raises:
+        InputError: if so.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"a class needs a name that is a text, and not blank; got {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {name!r} has characters that can't be written: {error.reason}") from error

@@ -262,6 +262,8 @@ class FewShotClassifier(Changing, OnHub):
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
         model._become(saved, encoder)
+        if model.trust:
+            model.trust_ = saved.trust.asking(model.trust)
         model._history = history
         return model
 

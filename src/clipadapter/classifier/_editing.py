@@ -24,6 +24,9 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import ClassText, Exact, Head, Streaming
 from clipadapter.trust import Asked, Calibrator, Trust
 
+OF_THE_FIT = ("rows", "computed")
+"""Of the provenance, what was of the pictures that were given to `fit`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Edit:
@@ -85,7 +88,7 @@ def changed_support(support: FeatureSet, edit: Edit) -> FeatureSet:
         X = np.concatenate([X, edit.more.X])
         labels += [edit.more.names_of(i) for i in range(len(edit.more))]
         kept += edit.more.provenance.get("sources", [""] * len(edit.more))
-    facts = {**support.provenance, "sources": kept}
+    facts = {key: value for key, value in support.provenance.items() if key not in OF_THE_FIT} | {"sources": kept}
     if support.targets is not None:
         return FeatureSet(X, (), names, facts, label_matrix([names_of(label) for label in labels], names))
     return FeatureSet(X, tuple(next(iter(names_of(label))) for label in labels), names, facts)
@@ -144,8 +147,11 @@ def _text_for(head: Streaming, text: ClassText) -> ClassText | None:
 def _without_shots(changed: Model, model: Model, edit: Edit) -> Model:
     """A model that kept no shots: what its head can do by itself; what was learned of trust is of other classes."""
     head = model.head
+    names = edit.text.labels
     left_out = len(set(edit.origin) - {-1}) < len(model.text.labels)
-    if left_out or not isinstance(head, Streaming) or not head.updatable:
+    renamed = any(place >= 0 and names[i] != model.text.labels[place] for i, place in enumerate(edit.origin))
+    able = isinstance(head, Exact) or (isinstance(head, Streaming) and not renamed)
+    if left_out or not able or not isinstance(head, Streaming) or not head.updatable:
         raise InputError(
             "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
         )
@@ -155,5 +161,11 @@ def _without_shots(changed: Model, model: Model, edit: Edit) -> Model:
     if edit.more is not None:
         found.partial_fit(edit.more.X, edit.more.y, text=text)
     calibrator = Calibrator(model.trust.calibrator.temperature, n=model.trust.calibrator.n)
-    empty = FeatureSet(model.support.X, (), edit.text.labels, model.support.provenance)
+    counts = dict(model.support.provenance.get("shots", {}))
+    now = {
+        name: counts.get(model.text.labels[place], 0) if place >= 0 else 0 for name, place in zip(names, edit.origin)
+    }
+    for name in () if edit.more is None else edit.more.y:
+        now[name] += 1
+    empty = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": now})
     return replace(changed, head=found, support=empty, trust=Trust(calibrator, asked=Asked()), folds=())

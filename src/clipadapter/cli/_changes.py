@@ -69,6 +69,7 @@ def change(folder: Path, towers: Towers, strict: bool, out: Output, act: Callabl
     model = towers.load(folder, strict=strict, progress=out.progress)
     before, kept = model.history_.version, bool(len(model.support_))
     act(model)
+    out.skipped(getattr(model, "skipped_", ()))
     if model.history_.version == before:
         out.result({"model": str(folder), "version": before, "changed": False}, f"{folder}: nothing changed")
         return
@@ -80,7 +81,6 @@ def change(folder: Path, towers: Towers, strict: bool, out: Output, act: Callabl
 def _tell(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
     last = model.history_.changes[-1]
     told = dict(last.facts)
-    out.skipped([(name, reason) for name, reason in told.get("skipped", [])])
     shots = model.support_.counts
     least, most = min(shots.values()), max(shots.values())
     lines: list[tuple[str, object]] = [
@@ -115,5 +115,6 @@ def _words(action: str, told: dict[str, Any]) -> str:
     if action == "rename-class":
         return f"{action} '{told['class']}' to '{told['to']}'"
     if action == "remove-class":
-        return f"{action} '{told['class']}' and its {told['pictures']} shots"
+        shots = f" and its {told['pictures']} shots" if told["pictures"] else ""
+        return f"{action} '{told['class']}'{shots}"
     return f"{action} '{told['class']}': {what}" if "class" in told else f"{action}: {what}"

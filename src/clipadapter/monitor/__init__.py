@@ -1,0 +1,29 @@
+"""Whether pictures that come in are still such as a model was made for.
+
+`watch` asks three things of a stream of pictures without labels: do they look as usual, are the classes as frequent as
+usual, and are more of them none of the classes.
+"""
+
+from clipadapter.monitor._drift import CHECKS, ClassShare, Drift, Finding, NoneShare, Window, holm
+from clipadapter.monitor._looks import Looks, compare_looks
+from clipadapter.monitor._order import in_order
+from clipadapter.monitor._priors import adjusted, estimate_priors, prior_intervals
+from clipadapter.monitor._watch import LEAST, watch
+
+__all__ = [
+    "CHECKS",
+    "LEAST",
+    "ClassShare",
+    "Drift",
+    "Finding",
+    "Looks",
+    "NoneShare",
+    "Window",
+    "adjusted",
+    "compare_looks",
+    "estimate_priors",
+    "holm",
+    "in_order",
+    "prior_intervals",
+    "watch",
+]

@@ -1,0 +1,127 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from clipadapter.cli.app import app
+
+COLOURS = ("blue", "green", "red")
+
+
+def write(folder, names, rng, shade=0.8, nested=False):
+    """Noisy squares, no two alike, one a minute."""
+    for i, name in enumerate(names):
+        path = folder / (f"{name}/{i}.png" if nested else f"{i:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.array(ImageColor.getrgb(name)) * shade + rng.integers(0, 50, (12, 12, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+        os.utime(path, (1.7e9 + 60 * i,) * 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, run):
+    """A model of eight squares of each colour beside streams; not to be changed."""
+    root, rng = tmp_path_factory.mktemp("monitor"), np.random.default_rng(0)
+    write(root / "shots", COLOURS * 8, rng, nested=True)
+    for name in ("same", "usual"):
+        write(root / name, rng.permutation(COLOURS * 10), rng)
+    write(root / "reds", rng.permutation([*("blue", "green") * 3, *["red"] * 24]), rng)
+    write(root / "dull", rng.permutation(COLOURS * 10), rng, shade=0.5)
+    result = run("fit", root / "shots", "--out", root / "model", "--encoder", "toy", "--head", "prototype")
+    assert result.exit_code == 0, result.stderr
+    return root
+
+
+def test_nothing_found_is_exit_code_0(place, run):
+    result = run("monitor", place / "model", place / "same")
+    assert result.exit_code == 0, result.stderr + result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"30 pictures of {place / 'same'}, beside 24 shots of the model"
+    assert lines[2].startswith("no drift was found (p = ")
+    assert result.stderr == (
+        "what is usual is taken from the shots, chosen and few as they are: --reference FOLDER says it better\n"
+    )
+
+
+def test_drift_is_exit_code_3_and_a_sentence(place, run):
+    result = run("monitor", place / "model", place / "reds", "-q")
+    assert (result.exit_code, result.stderr) == (3, "")
+    assert "drift: 'red' is 2.4 times as frequent as usual (80 %, usually 33 %)" in result.stdout
+    result = run("monitor", place / "model", place / "dull", "--reference", place / "usual")
+    assert result.exit_code == 3 and "drift: the pictures look different (p = " in result.stdout
+
+
+def test_what_is_usual_can_be_said(place, run):
+    told = ("--usual", "red=0.8", "--usual", "blue=0.1")
+    assert run("monitor", place / "model", place / "reds", *told).exit_code == 0
+    assert run("monitor", place / "model", place / "reds", "--skip", "shares").exit_code == 0
+    for wrong in ("red", "red=much", "=0.5", "red=80"):
+        result = run("monitor", place / "model", place / "reds", "--usual", wrong)
+        assert result.exit_code == 1 and "is no usual share" in result.stderr
+
+
+def test_json_plot_and_history(place, tmp_path, run):
+    history, plot = tmp_path / "log" / "history.jsonl", tmp_path / "drift.png"
+    for name in ("same", "reds"):
+        options = ("--json", "--plot", plot, "--history", history)
+        result = run("monitor", place / "model", place / name, *options, "--window", 20)
+    found = json.loads(result.stdout)
+    assert (found["drift"], found["files"], found["windows"][0]["begins"]) == (True, [str(plot)], 1.7e9)
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    assert [line["drift"] for line in lines] == [False, True]
+    assert lines[1]["verdict"] == found["verdict"] and lines[0]["stream"] == str(place / "same")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_pictures_alone(place, run):
+    found = json.loads(run("monitor", place / "model", place / "same", "--last", 25, "--json").stdout)
+    assert (found["pictures"], found["windows"][0]["begins"]) == (25, 1.7e9 + 5 * 60)
+    found = json.loads(run("monitor", place / "model", place / "same", "--by", "name", "--json").stdout)
+    assert found["windows"][0]["begins"] is None
+
+
+def test_pictures_that_cannot_be_read_are_told(place, tmp_path, run):
+    stream = write(tmp_path / "stream", COLOURS * 8, np.random.default_rng(3))
+    (stream / "bad.png").write_bytes(b"")
+    result = run("monitor", place / "model", stream)
+    assert result.exit_code in (0, 3) and "bad.png: file is empty" in result.stderr
+
+
+def test_what_cannot_be_looked_at_is_exit_code_1(place, tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    one = write(tmp_path / "one", ["red"], np.random.default_rng(0))
+    for stream, words in (("empty", "there are no pictures in"), ("gone", "there is no folder")):
+        result = run("monitor", place / "model", tmp_path / stream)
+        assert result.exit_code == 1 and words in result.stderr
+    result = run("monitor", place / "model", one)
+    assert result.exit_code == 1 and "1 different pictures that can be used: too few" in result.stderr
+    result = run("monitor", tmp_path / "one", place / "same")
+    assert result.exit_code == 1 and "or a file that 'clipadapter export' wrote" in result.stderr
+    result = run("monitor", place / "model", place / "same", "--plot", tmp_path / "drift.pdf")
+    assert result.exit_code == 1 and "would be no .png file" in result.stderr
+    assert run("monitor", place / "model").exit_code == 2
+
+
+def test_an_exported_file_is_compared_with_usual_pictures(place, tmp_path, run):
+    path = tmp_path / "model.onnx"
+    assert run("export", place / "model", "--out", path).exit_code == 0
+    result = run("monitor", path, place / "same")
+    assert result.exit_code == 1 and "an exported file has no shots to compare with: give pictures" in result.stderr
+    assert run("monitor", path, place / "same", "--reference", place / "usual").exit_code == 0
+    dull = shutil.copytree(place / "dull", tmp_path / "dull")
+    (dull / "bad.png").write_bytes(b"")
+    result = run("monitor", path, dull, "--reference", place / "usual", "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["reference"], found["pictures"]) == (3, "pictures", 30)
+    assert len(found["skipped"]) == 1
+    result = run("monitor", path, place / "same", "--reference", place / "usual", "--device", "cuda")
+    assert result.exit_code == 1 and "leave out --encoder, --device and --precision" in result.stderr
+
+
+def test_the_exit_codes_are_in_the_help():
+    help_text = app.get_command(None, "monitor").help
+    assert "0 if nothing changed, 3 if something did, 1 if the run failed" in " ".join(help_text.split())

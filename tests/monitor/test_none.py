@@ -1,0 +1,36 @@
+"""More of "none of these" than usual, beside scipy and drawn scores."""
+
+import numpy as np
+import pytest
+from scipy.stats import fisher_exact
+
+from clipadapter.monitor import holm
+from clipadapter.monitor._none import more_than_usual, wilson
+
+
+@pytest.mark.parametrize(("now", "m", "usual", "n"), [(5, 50, 2, 80), (0, 50, 4, 80), (30, 90, 4, 80), (3, 3, 0, 1)])
+def test_the_chance_is_that_of_fishers_test(now, m, usual, n):
+    wanted = fisher_exact([[now, m - now], [usual, n - usual]], alternative="greater").pvalue
+    assert more_than_usual(now, m, usual, n) == pytest.approx(wanted)
+
+
+def test_it_holds_where_the_threshold_is_one_of_the_reference():
+    rng, p = np.random.default_rng(0), []
+    for _ in range(2000):
+        shots, stream = rng.normal(size=40), rng.normal(size=100)
+        threshold = np.sort(shots)[38]  # one of 40 is above it: 5 % of 41 were asked
+        p.append(more_than_usual(int((stream > threshold).sum()), 100, 1, 40))
+    for alpha in (0.01, 0.05, 0.2):
+        assert np.mean(np.array(p) <= alpha) <= alpha + 3.3 * np.sqrt(alpha * (1 - alpha) / 2000)
+
+
+def test_wilsons_interval_is_that_of_the_textbook():
+    # Newcombe 1998, table I: 81 of 263 and 1 of 29
+    assert [round(x, 4) for x in wilson(81, 263)[1:]] == [0.2553, 0.3662]
+    assert [round(x, 4) for x in wilson(1, 29)[1:]] == [0.0061, 0.1718]
+
+
+def test_corrected_values_never_cross():
+    assert holm([]) == []
+    assert holm([0.001, 0.02, 0.9]) == pytest.approx([0.003, 0.04, 0.9])
+    assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])
