@@ -25,7 +25,19 @@ LOADS = {
     "audio": "src",
 }
 ELSEWHERE = re.compile(r"(?:[a-z][a-z+.-]*:|//)", re.IGNORECASE)
-PARTS = ("heads", "encoders", "features", "data", "metrics", "trust", "runtime", "export", "bench", "monitor", "testing")
+PARTS = (
+    "heads",
+    "encoders",
+    "features",
+    "data",
+    "metrics",
+    "trust",
+    "runtime",
+    "export",
+    "bench",
+    "monitor",
+    "testing",
+)
 
 pytestmark = pytest.mark.slow
 

@@ -56,15 +56,13 @@ def arrived(support: FeatureSet, found: FeatureSet, how: How) -> Arrived:
         has = set(found.names_of(i))
         if first != i:
             if set(found.names_of(first)) != has:
-                raise InputError(
-                    f"{sources[i]} and {sources[first]} are the same picture, but have two labels: give one"
-                )
+                raise InputError(f"{sources[i]} and {sources[first]} are one picture, but have two labels: give one")
             continue
         had = [set(support.names_of(row)) for row in twins[i]]
         if how == "add" and had and has not in had:
             raise InputError(
-                f"{sources[i]} is a shot of '{', '.join(sorted(had[0])) or 'no class'}' already, so it can't be added to "
-                f"'{', '.join(sorted(has))}': correct it with correct(...), 'clipadapter correct', or leave it out"
+                f"{sources[i]} is a shot of '{', '.join(sorted(had[0])) or 'no class'}' already, so it can't be added "
+                f"to '{', '.join(sorted(has))}': correct it with correct(...), 'clipadapter correct', or leave it out"
             )
         meant = {row: own | has if how == "besides" else has for row, own in zip(twins[i], had, strict=True)}
         changed = {row: label for row, own in zip(twins[i], had, strict=True) if (label := meant[row]) != own}

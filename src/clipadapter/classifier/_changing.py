@@ -71,8 +71,8 @@ class Changing(Answering):
 
         Args:
             name: of the class; its text is made by the templates of the others.
-            images: pictures of it. Shots among them leave the class that they had, so that a class can be divided; where
-                pictures may have several labels they keep it, and all other shots count as not of the new class.
+            images: pictures of it. Shots among them leave the class that they had, so that a class can be divided.
+                Where pictures may have several labels they keep it, and all other shots count as not of the new class.
             descriptions: sentences to take instead of the templates.
             by: who did it, for the history.
 

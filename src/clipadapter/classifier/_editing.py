@@ -162,9 +162,8 @@ def _without_shots(changed: Model, model: Model, edit: Edit) -> Model:
         found.partial_fit(edit.more.X, edit.more.y, text=text)
     calibrator = Calibrator(model.trust.calibrator.temperature, n=model.trust.calibrator.n)
     counts = dict(model.support.provenance.get("shots", {}))
-    now = {
-        name: counts.get(model.text.labels[place], 0) if place >= 0 else 0 for name, place in zip(names, edit.origin)
-    }
+    had = [counts.get(model.text.labels[place], 0) if place >= 0 else 0 for place in edit.origin]
+    now = dict(zip(names, had, strict=True))
     for name in () if edit.more is None else edit.more.y:
         now[name] += 1
     empty = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": now})

@@ -27,7 +27,7 @@ class WarmStart:
     def fit_from(self, before: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Self:
         """`fit`, in less time: from what an earlier fit learned, if the head is `warm`.
 
-        All shots are given, those of before among them. Heads with one best answer end where `fit` does, others near it.
+        All shots are given, those of before too. Heads with one best answer end where `fit` does, others near it.
 
         Args:
             before: a fitted head of the same class, whose classes may be others, and in another order.
