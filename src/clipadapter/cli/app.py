@@ -1,6 +1,7 @@
 """The command ``clipadapter``: finds its verbs by the files beside this one, and turns errors into exit codes.
 
-0 is success, 1 a failed run or a wrong input, 2 a command line that can't be understood, 130 Ctrl-C.
+0 is success, 1 a failed run or a wrong input, 2 a command line that can't be understood, 3 drift that `monitor` found,
+130 Ctrl-C.
 """
 
 from __future__ import annotations

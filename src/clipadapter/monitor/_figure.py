@@ -115,7 +115,7 @@ def _classes(axes: Axes, classes: list[ClassShare], total: int) -> None:
     axes.set_yticks(places, names, parse_math=False)
     axes.set_xlim(left=0)
     axes.set_xlabel("% of the pictures")
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 def _plain(axes: Axes) -> None:

@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def draws(self) -> int:
-        """Enough that a tenth of what Holm asks of the smallest of three p-values can be had."""
+        """So many that the least p-value is a twentieth of alpha; of the smallest of three Holm asks a third."""
         return max(199, min(99_999, math.ceil(20 / self.alpha) - 1))
 
 
