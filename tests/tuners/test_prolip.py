@@ -137,7 +137,7 @@ def test_new_classes_whose_text_is_as_wide_as_the_rows_are_refused(case):
 def test_what_was_learned_is_all_it_needs(case):
     X = case[0][:, 0].astype(np.float32)
     head = fit(ProLip(steps=20), case)
-    assert set(head.state()) == {"shift_", "weight_", "scale_", "penalty_", "loss_"}
+    assert set(head.state()) == {"shift_", "weight_", "scale_", "penalty_", "loss_", "seen_"}
     again = ProLip().load_state(head.state(), NAMES, D + P)
     np.testing.assert_array_equal(again.logits(X), head.logits(X))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from clipadapter.errors import InputError
 from clipadapter.functional import unit
 
 Mix = Callable[..., Tensor]
@@ -54,6 +55,12 @@ def weaken(ratio: float, strength: float) -> float:
     return ratio if strength == 1 else strength * ratio / (1 - ratio + strength * ratio)
 
 
+def check_ratio(name: str, value: float | str) -> None:
+    """Refuse what is no ratio, by name: 0 to 1, "learned" and "auto" are."""
+    if value not in ("auto", "learned") and (isinstance(value, str) or not 0 <= value <= 1):
+        raise InputError(f"{name} must be 0 to 1, 'learned' or 'auto', but is {value!r}")
+
+
 @dataclass
 class Bottleneck:
     """Two linear maps with a ReLU between them, equation 1: ``A(x) = ReLU(x W1) W2``.
@@ -71,14 +78,24 @@ class Bottleneck:
     up_bias: Tensor | None = None
 
     @classmethod
-    def initial(cls, d: int, h: int, bias: bool, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
-        """Start of training: uniform in plus or minus 1 / sqrt(fan in), torch's default for linear layers."""
+    def initial(
+        cls, d: int, h: int, bias: bool, generator: torch.Generator, dtype: torch.dtype, zero: bool = False
+    ) -> Bottleneck:
+        """Start of training: uniform in plus or minus 1 / sqrt(fan in), torch's default for linear layers.
+
+        With `zero` the last layer starts at zero.
+        """
 
         def uniform(*shape: int, fan_in: int) -> Tensor:
             return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
 
         down, up = uniform(h, d, fan_in=d), uniform(d, h, fan_in=h)
-        return cls(down, up, *((uniform(h, fan_in=d), uniform(d, fan_in=h)) if bias else ()))
+        start = cls(down, up, *((uniform(h, fan_in=d), uniform(d, fan_in=h)) if bias else ()))
+        if zero:
+            start.up.zero_()
+            if start.up_bias is not None:
+                start.up_bias.zero_()
+        return start
 
     @classmethod
     def learned(cls, head: object, dtype: torch.dtype) -> Bottleneck | None:
@@ -98,3 +115,15 @@ class Bottleneck:
         """The tensors there are, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@dataclass
+class Adapted:
+    """A trained adapter: bottlenecks by branch, ratios, last loss, and the loss on held-out shots at each strength."""
+
+    visual: Bottleneck | None
+    text: Bottleneck | None
+    alpha: float
+    beta: float
+    loss: float
+    losses: Tensor

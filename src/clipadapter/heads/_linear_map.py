@@ -14,6 +14,9 @@ from clipadapter.heads._base import Shots
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._training import Recipe, drawn
 
+RATE = 0.3
+"""Share of the learning rate for a map that begins where an earlier one ended: the penalty holds it near its optimum,
+and Adam's first steps are as long as the rate allows."""
 CLIP_SCALE = 100.0
 """Logit scale of the encoders that the paper's penalty was made for."""
 

@@ -41,9 +41,14 @@ def lengthened(shots: Shots, text_norm: float | str | Sequence[float]) -> Tensor
 
 
 def train_residual(
-    shots: Shots, base: Tensor, gain: float, recipe: Recipe, penalty: Callable[[Tensor], Tensor] | None = None
+    shots: Shots,
+    base: Tensor,
+    gain: float,
+    recipe: Recipe,
+    penalty: Callable[[Tensor], Tensor] | None = None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, float]:
-    """Residuals x of the classifier ``scale * cos(f, base + gain * x)``, by cross-entropy from x = 0.
+    """Residuals x of the classifier ``scale * cos(f, base + gain * x)``, by cross-entropy.
 
     A class without a shot keeps its text: cross-entropy could only push it away from the other classes' pictures.
 
@@ -53,12 +58,13 @@ def train_residual(
         gain: factor before the residual.
         recipe: how steps are made.
         penalty: added to the loss, of the residuals (p, d) of the p classes that have shots.
+        start: residuals (c, d) to begin with; zeros if not given.
 
     Returns:
         Residuals (c, d), and the loss of the last step.
     """
     seen = torch.nonzero(shots.counts).flatten()
-    residual = torch.zeros(len(seen), base.shape[1], dtype=base.dtype, requires_grad=True)
+    residual = (torch.zeros_like(base) if start is None else start)[seen].requires_grad_()
 
     def loss(batch: Tensor, view: Tensor) -> Tensor:
         weight = base.index_add(0, seen, residual, alpha=gain)

@@ -72,6 +72,11 @@ class Recipe:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, but is {getattr(self, name)}")
 
+    def passes(self, n: int) -> int:
+        """Passes over n rows."""
+        enough = max(MIN_EPOCHS, math.ceil(self.steps / (n // min(self.batch_size, n))))
+        return enough if self.epochs is None else self.epochs
+
     def rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Learning rate of one step."""
         epoch = step // steps_per_epoch
@@ -111,8 +116,7 @@ def minimise(
     """
     batch = min(recipe.batch_size, n)
     steps_per_epoch = n // batch
-    enough = max(MIN_EPOCHS, math.ceil(recipe.steps / steps_per_epoch))
-    epochs = enough if recipe.epochs is None else recipe.epochs
+    epochs = recipe.passes(n)
     generator = torch.Generator().manual_seed(recipe.seed)
     take_step = _steps(parameters, recipe)
     value = torch.zeros(())

@@ -11,6 +11,7 @@ Differs from the released code, which trains on 20 augmented views as rows: here
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class Clap(ZsLp):
     """
 
     usual_temperatures = (0.6, 0.67, 0.55, 0.6, 0.81)
+    _kept: ClassVar[float] = 1.0  # the penalty holds it
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ With several labels a picture (ours) the loss is binary cross-entropy, at the bi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,8 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
-from clipadapter.heads._bottleneck import Bottleneck, Mix, blend, unadapted, weaken
+from clipadapter.heads._bottleneck import Adapted, Bottleneck, Mix, blend, check_ratio, unadapted, weaken
+from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._objective import STRENGTHS, Objective
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._several import bias_of_others, shot_folds, sigmoid_bias, with_bias
@@ -30,21 +31,11 @@ BRANCHES = ("visual", "text", "both")
 TENSORS = ("down", "up", "down_bias", "up_bias")
 AUTO = 0.4
 """Ratio that "auto" trains with, the middle of what the paper found best (0.2 to 0.6); the blend is then weakened."""
+KEPT = 0.75
+"""Of what an earlier fit learned."""
 AFFORDABLE = 5_000_000_000
 """Multiplications of one pass over the shots, about 350 classes x 16 shots x 1024-d, above which "auto" trains on one
 fold only: the shots held out in it are thousands, and more of them would not tell more."""
-
-
-@dataclass
-class _Adapted:
-    """A trained adapter: bottlenecks by branch, ratios, last loss, and the loss on held-out shots at each strength."""
-
-    visual: Bottleneck | None
-    text: Bottleneck | None
-    alpha: float
-    beta: float
-    loss: float
-    losses: Tensor
 
 
 @register_head("clip-adapter", paper="https://arxiv.org/abs/2110.04544")
@@ -85,6 +76,7 @@ class ClipAdapter(Head):
     """
 
     needs_text = True
+    warm = True
     multilabel = True
     usual_temperatures = (0.81, 1.0, 1.0, 1.1, 1.5)
 
@@ -162,10 +154,15 @@ class ClipAdapter(Head):
         assert shots.text is not None
         everything = torch.arange(len(shots.labels))
         zero_shot = shots.scale * unit(shots.X) @ shots.text.T
+        # Neither a learned ratio nor class text's adapter is kept in a form that training could go on from.
+        visual = self.branch == "visual" and self.alpha != "learned"
+        before = earlier(self, shots, KEPT) if visual else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
-        splits = self._splits(shots) if "auto" in self._ratios() else []
+        splits = self._splits(shots) if "auto" in self._ratios() and before is None else []
         # No fit waits for what another says, since a strength weakens what was trained.
         fits = [partial(self._fitted, shots, everything, None)]
+        if before is not None:
+            fits = [partial(self._train, shots, everything, self.progress, before)]
         fits += [partial(self._fitted, shots, train, held) for train, held in splits]
         n, d = shots.X.shape
         trained, *judged = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
@@ -173,6 +170,8 @@ class ClipAdapter(Head):
         strength = objective.strength([fit.losses for fit in judged], zero_shot) if "auto" in self._ratios() else 1.0
         self.alpha_ = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
         self.beta_ = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
+        if before is not None and self.alpha == "auto":
+            self.alpha_ = before.head.alpha_
         self.loss_, self.scale_ = trained.loss, shots.scale
         self.weight_ = self._blended(shots.text, self._adapted(shots.text, trained.text), self.beta_)
         for name in TENSORS:
@@ -216,14 +215,11 @@ class ClipAdapter(Head):
         if self.branch not in BRANCHES:
             raise InputError(f"branch must be one of {', '.join(BRANCHES)}, but is {self.branch!r}")
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
-            if value in ("auto", "learned"):
-                continue
-            if isinstance(value, str) or not 0 <= value <= 1:
-                raise InputError(f"{name} must be 0 to 1, 'learned' or 'auto', but is {value!r}")
+            check_ratio(name, value)
         if self.zero_init and self.final_relu:
             raise InputError("zero_init with final_relu never trains: the gradient of a ReLU at zero is zero")
 
-    def _fitted(self, shots: Shots, rows: Tensor, held: Tensor | None) -> _Adapted:
+    def _fitted(self, shots: Shots, rows: Tensor, held: Tensor | None) -> Adapted:
         """Adapters fitted to some of the shots, judged by others if there are any."""
         trained = self._train(shots, rows, self.progress and held is None)
         if held is None:
@@ -238,13 +234,17 @@ class ClipAdapter(Head):
             trained.losses[i] = Objective.of(shots, held, self.bias_).total(logits)
         return trained
 
-    def _train(self, shots: Shots, rows: Tensor, progress: bool) -> _Adapted:
+    def _train(self, shots: Shots, rows: Tensor, progress: bool, before: Earlier | None = None) -> Adapted:
         assert shots.text is not None
         text, objective = shots.text, Objective.of(shots, rows, self.bias_)
         d, dtype = text.shape[1], text.dtype
         generator = torch.Generator().manual_seed(self.seed)
         visual = self._initial(d, generator, dtype) if self.branch != "text" else None
         textual = self._initial(d, generator, dtype) if self.branch != "visual" else None
+        recipe = self._recipe(progress)
+        if before is not None and visual is not None:
+            visual = Bottleneck(**{name: before.whole(f"{name}_", first) for name, first in visual.tensors().items()})
+            recipe = before.shorter(recipe, len(rows))
         inputs = self._input(shots.views[rows], visual)
         # A learned ratio starts at the paper's 0.2, as the logit of a sigmoid.
         odds = {
@@ -269,22 +269,17 @@ class ClipAdapter(Head):
         for adapter in (visual, textual):
             parameters += [] if adapter is None else [p.requires_grad_() for p in adapter.tensors().values()]
         cost = sum(parameter.numel() for parameter in parameters) + text.numel()
-        last = minimise(parameters, loss, len(rows), inputs.shape[1], self._recipe(progress), cost)
+        last = minimise(parameters, loss, len(rows), inputs.shape[1], recipe, cost)
         for parameter in parameters:
             parameter.requires_grad_(False)
         ratios = float(ratio("alpha", self.alpha)), float(ratio("beta", self.beta))
-        return _Adapted(visual, textual, *ratios, last, torch.zeros(len(STRENGTHS)))
+        return Adapted(visual, textual, *ratios, last, torch.zeros(len(STRENGTHS)))
 
     def _width(self, d: int) -> int:
         return self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
 
     def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
-        start = Bottleneck.initial(d, self._width(d), self.bias, generator, dtype)
-        if self.zero_init:
-            start.up.zero_()
-            if start.up_bias is not None:
-                start.up_bias.zero_()
-        return start
+        return Bottleneck.initial(d, self._width(d), self.bias, generator, dtype, self.zero_init)
 
     def _recipe(self, progress: bool) -> Recipe:
         names = {field.name for field in fields(Recipe)} & self.get_params(deep=False).keys() - {"progress"}

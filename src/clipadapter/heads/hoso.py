@@ -19,10 +19,13 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._bottleneck import Bottleneck, blend, unadapted
+from clipadapter.heads._continued import earlier
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, drawn, minimise
 
+KEPT = 0.75
+"""Of what an earlier fit learned."""
 RATIO_RATE = 20.0
 """How much faster the logit of the ratio moves than a weight, which alone would hardly leave its start: in 250 steps it
 can get from 0.2 to about 0.75 or 0.02, the range in which best ratios were published."""
@@ -50,6 +53,7 @@ class Hoso(Head):
     """
 
     needs_text = True
+    warm = True
     usual_temperatures = (1.1, 1.2, 1.0, 1.0, 2.4)
 
     def __init__(
@@ -83,8 +87,14 @@ class Hoso(Head):
         d = views.shape[2]
         generator = torch.Generator().manual_seed(self.seed)
         adapter = Bottleneck.initial(d, max(1, int(d / self.reduction)), False, generator, views.dtype)
+        before = earlier(self, shots, KEPT, down_=adapter.down, up_=adapter.up)
+        alpha, recipe = self.alpha, self._recipe()
+        if before is not None:
+            adapter = Bottleneck(before.whole("down_", adapter.down), before.whole("up_", adapter.up))
+            # The ratio stays: the earlier adapter may have seen the shots that are held out now.
+            alpha, recipe, held = before.head.alpha_, before.shorter(recipe, len(train)), held[:0]
         weights = [adapter.down.requires_grad_(), adapter.up.requires_grad_()]
-        start = math.log(self.alpha / (1 - self.alpha))
+        start = math.log(alpha / (1 - alpha))
         moved = torch.zeros((), dtype=views.dtype, requires_grad=len(held) > 0)
 
         def error(x: Tensor, adapted: Tensor, ratio: Tensor, target: Tensor) -> Tensor:
@@ -105,10 +115,10 @@ class Hoso(Head):
 
         parameters = [*weights, moved] if len(held) else weights
         cost = sum(weight.numel() for weight in weights) + text.numel()
-        self.loss_ = minimise(parameters, loss, len(train), views.shape[1], self._recipe(), cost)
+        self.loss_ = minimise(parameters, loss, len(train), views.shape[1], recipe, cost)
         self.down_, self.up_ = (weight.requires_grad_(False) for weight in weights)
         learned = 1 / (1 + math.exp(-start - RATIO_RATE * float(moved.detach())))
-        self.alpha_ = learned if len(held) else float(self.alpha)
+        self.alpha_ = learned if len(held) else float(alpha)
         self.weight_, self.scale_ = text, scale
 
     def _for_text(self, text: Tensor, scale: float) -> None:

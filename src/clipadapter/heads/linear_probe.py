@@ -23,6 +23,7 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._continued import earlier
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads._registry import register_head
@@ -74,6 +75,9 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
 class LinearProbe(Head):
     """Multinomial logistic regression by L-BFGS, or one against the rest for each of several labels; text is not used.
 
+    A fit from an earlier one keeps its C, as long as little has changed, and is then the fit with that C. To begin at
+    the earlier weights would not pay: the last part of the way takes longest.
+
     Args:
         C: inverse strength of the L2 penalty, as in scikit-learn; "auto" takes the value of 0.1, 1 ... 1000 with the
             lowest log-loss on held-out shots, and 10 if most classes have one. With many classes (above about 130 x 16
@@ -93,6 +97,7 @@ class LinearProbe(Head):
     """
 
     multilabel = True
+    warm = True
     usual_temperatures = (0.15, 0.55, 0.6, 0.81, 1.0)
 
     def __init__(
@@ -126,11 +131,13 @@ class LinearProbe(Head):
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels
+        before = earlier(self, shots)
+        C = self.C if before is None else before.head.C_
         if shots.targets is not None:
-            self._fit_several(X, shots.targets)
+            self._fit_several(X, shots.targets, C)
             return
         with few_threads(0):
-            self.C_ = self._choose(X, labels) if self.C == "auto" else float(self.C)
+            self.C_ = self._choose(X, labels) if C == "auto" else float(C)
         if self.solver == "sklearn" and len(labels.unique()) > 1:
             self._fit_sklearn(X, labels, shots.n_classes)
             return
@@ -140,11 +147,11 @@ class LinearProbe(Head):
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         self.weight_, self.bias_ = regression.answer(shots.n_classes)
 
-    def _fit_several(self, X: Tensor, targets: Tensor) -> None:
+    def _fit_several(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
             raise InputError(f"with several labels a picture the solver is 'torch', but is {self.solver!r}")
         with few_threads(0):
-            self.C_ = self._choose_several(X, targets) if self.C == "auto" else float(self.C)
+            self.C_ = self._choose_several(X, targets) if C == "auto" else float(C)
         with few_threads(X.numel() * targets.shape[1] // 8):
             regression = OneVsRest(X, targets)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)

@@ -10,7 +10,7 @@ of epochs is bounded on large problems. Augmented views are not used.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._continued import STEPS, Earlier, earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import few_threads
 
@@ -29,6 +30,11 @@ WORK = 1e12
 """Multiplications after which ``epochs=None`` stops: a quarter of a minute on two cores."""
 ALPHA_EVERY = 10
 MOMENTUM = 0.9
+KEPT = 0.95
+"""Of what an earlier fit learned."""
+
+Start = tuple[Tensor, Tensor, Tensor]
+"""Weight (p, d), bias (p,) and text weights (p,) of the p classes that have shots."""
 
 
 @dataclass
@@ -49,10 +55,10 @@ class _Problem:
         """Step of the text weights: n over 4 times the largest sum of squared cosines of a class."""
         return len(self.X) / (4 * max(1e-12, float(self.similarity.square().sum(dim=0).max())))
 
-    def initial_alpha(self) -> float:
-        """Start of the text weights: 250 times the mean cosine between a class's shots and its text."""
+    def initial_alpha(self) -> Tensor:
+        """(p,) start of the text weights: 250 times the mean cosine between a class's shots and its text."""
         own = (self.similarity * self.target).sum(dim=0) / self.target.sum(dim=0)
-        return 250 * float(own.mean())
+        return torch.full_like(own, 250 * float(own.mean()))
 
     def initial_weight(self) -> Tensor:
         """(p, d) sums, not means, of each class's shots."""
@@ -85,6 +91,7 @@ class LpPlusPlus(Head):
     """
 
     needs_text = True
+    warm = True
     usual_temperatures = (1.2, 1.2, 1.2, 1.2, 1.3)
 
     def __init__(self, literal: bool = False, epochs: int | None = None, seed: int = 0, progress: bool = False) -> None:
@@ -107,8 +114,13 @@ class LpPlusPlus(Head):
         seen = torch.nonzero(shots.counts).flatten()
         X = unit(shots.X)
         problem = _Problem(X, X @ shots.text[seen].T, shots.onehot[:, seen])
+        start = problem.initial_weight(), self._initial_bias(problem), problem.initial_alpha()
+        # With the gradients' sum since the start, as released, a fit can't go on from where another one ended.
+        before = None if self.literal else earlier(self, shots, KEPT, weight_=start[0], bias_=start[1], alpha_=start[2])
+        if before is not None:
+            start = _begun(replace(before, origin=before.origin[seen]), start)
         with few_threads(len(X) * len(seen) * X.shape[1]):
-            weight, bias, alpha = self._train(problem)
+            weight, bias, alpha = self._train(problem, start, 1.0 if before is None else STEPS)
         c = shots.n_classes
         # A class without a shot has what the others have on average: only its text sets it apart.
         visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, seen, weight)
@@ -123,10 +135,9 @@ class LpPlusPlus(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return torch.addmm(self.bias_.to(X.dtype), unit(X), self.weight_.T.to(X.dtype))
 
-    def _train(self, problem: _Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight (p, d), bias (p,) and text weights (p,) after all epochs."""
-        weight, bias = problem.initial_weight(), self._initial_bias(problem)
-        alpha = torch.full_like(bias, problem.initial_alpha())
+    def _train(self, problem: _Problem, start: Start, share: float) -> Start:
+        """Weight, bias and text weights after a share of all epochs."""
+        weight, bias, alpha = start
         lr_weight, lr_alpha = problem.lr_weight(), problem.lr_alpha()
         # A bias is the weight of a feature that is always one, whose X^T X is n.
         lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
@@ -134,6 +145,7 @@ class LpPlusPlus(Head):
         total = torch.zeros_like(alpha)
         n, p, d = len(problem.X), *weight.shape
         epochs = min(EPOCHS, max(FEWEST, int(WORK / (2 * n * p * d)))) if self.epochs is None else self.epochs
+        epochs = round(share * epochs)
         for epoch in tqdm(range(1, epochs + 1), desc="training", unit="epoch", disable=not self.progress, leave=False):
             excess = problem.excess(weight, bias, alpha)
             momentum_weight.mul_(MOMENTUM).addmm_(excess.T, problem.X)
@@ -155,3 +167,10 @@ class LpPlusPlus(Head):
             return torch.zeros(p, dtype=problem.X.dtype)
         draw = torch.rand(p, generator=torch.Generator().manual_seed(self.seed), dtype=problem.X.dtype)
         return (2 * draw - 1) / math.sqrt(d)
+
+
+def _begun(before: Earlier, initial: Start) -> Start:
+    """Where to begin at an earlier head, whose weights have the text in them; origins are of the p classes."""
+    visual = before.head.weight_ - before.head.alpha_[:, None] * before.head.text_
+    weight, bias, alpha = initial
+    return before.rows(visual, weight), before.rows("bias_", bias), before.rows("alpha_", alpha)

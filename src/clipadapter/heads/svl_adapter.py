@@ -21,9 +21,12 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
 
+KEPT = 0.75
+"""Of what an earlier fit learned."""
 TENSORS = ("down", "down_bias", "up", "up_bias")
 
 
@@ -74,6 +77,7 @@ class SvlAdapter(Head):
     """
 
     needs_text = True
+    warm = True
     two_encoders = True
 
     def __init__(
@@ -115,14 +119,19 @@ class SvlAdapter(Head):
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
         inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
-        weights = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype)
+        weights, recipe = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._recipe()
+        before = earlier(self, shots, KEPT, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)})
+        if before is not None:
+            starts = zip((before.whole, before.whole, before.rows, before.rows), TENSORS, weights, strict=True)
+            weights = [start(f"{name}_", initial) for start, name, initial in starts]
+            recipe = before.shorter(recipe, len(labels))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             return cross_entropy(_network(inputs[rows, views], *weights), labels[rows])
 
         parameters = [weight.requires_grad_() for weight in weights]
         cost = sum(weight.numel() for weight in weights)
-        self.loss_ = minimise(parameters, loss, len(labels), inputs.shape[1], self._recipe(), cost)
+        self.loss_ = minimise(parameters, loss, len(labels), inputs.shape[1], recipe, cost)
         for name, weight in zip(TENSORS, weights, strict=True):
             setattr(self, f"{name}_", weight.requires_grad_(False))
 

@@ -11,14 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
 from clipadapter.heads._training import Recipe
+
+KEPT = 0.75
+"""Of what an earlier fit learned."""
 
 
 @register_head("taskres", paper="https://arxiv.org/abs/2211.10277")
@@ -49,6 +54,7 @@ class TaskRes(Head):
     """
 
     needs_text = True
+    warm = True
     presets: ClassVar[Mapping[str, Preset]] = {"oxford_flowers": {"alpha": 1.0}, "imagenet": {"lr": 2e-4}}
     usual_temperatures = (0.74, 0.74, 0.67, 0.74, 1.0)
 
@@ -93,8 +99,12 @@ class TaskRes(Head):
         return cls(**{**recipe, **changes})
 
     def _fit(self, shots: Shots) -> None:
-        base = lengthened(shots, self.text_norm)
-        self.residual_, self.loss_ = train_residual(shots, base, self.alpha, self._recipe())
+        base, recipe = lengthened(shots, self.text_norm), self._recipe()
+        start = torch.zeros_like(base)
+        before = earlier(self, shots, KEPT, residual_=start)
+        if before is not None:
+            recipe, start = before.shorter(recipe, len(shots.views)), before.rows("residual_", start)
+        self.residual_, self.loss_ = train_residual(shots, base, self.alpha, recipe, start=start)
         moved = base + self.alpha * self.residual_
         self.weight_, self.length_ = unit(moved), moved.norm(dim=1)
         self.scale_ = shots.scale

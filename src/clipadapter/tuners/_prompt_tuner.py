@@ -17,6 +17,7 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import ClassText, Head, Shots
+from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._training import Recipe, drawn
 from clipadapter.towers import TextTower
 from clipadapter.tuners._checkpoint import Checkpoint, digest_of
@@ -26,6 +27,8 @@ from clipadapter.tuners._training import HeldOut, train
 UNSHAPING = ("progress", "checkpoint", "memory")
 """Parameters that don't change the result, but for rounding."""
 GIGABYTE = 1e9
+KEPT = 0.75
+"""Of what an earlier fit learned."""
 T = TypeVar("T")
 
 
@@ -52,6 +55,7 @@ class PromptTuner(Head):
     """Base of the methods that learn one context for all pictures. A subclass names the parameters in its docstring."""
 
     needs_text = True
+    warm = True
     needs_tower = True
     epochs_by_shots: ClassVar[Sequence[tuple[int, int]]] = ((1, 50), (4, 100))
     """Epochs up to so many shots of the largest class."""
@@ -106,6 +110,9 @@ class PromptTuner(Head):
     def _fit(self, shots: Shots) -> None:
         prompts, context = self._start(shots)
         text = _given(shots.text).to(context)
+        before = self._earlier(shots)
+        if before is not None:
+            context = (before.rows if context.ndim == 3 else before.whole)("context_", context)
 
         def weight() -> Tensor:
             return unit(prompts.vectors(context))
@@ -116,7 +123,7 @@ class PromptTuner(Head):
             return self._objective(Batch(logits, labels, learned, text, zero_shot))
 
         self.loss_ = self._train(
-            [context.requires_grad_()], loss, lambda X: shots.scale * X @ weight().T, shots, prompts
+            [context.requires_grad_()], loss, lambda X: shots.scale * X @ weight().T, shots, prompts, before
         )
         self.context_, self.scale_ = context.detach().cpu(), shots.scale
         self.weight_ = self._vectors(prompts.tower, shots.names)
@@ -168,6 +175,7 @@ class PromptTuner(Head):
         logits: Callable[[Tensor], Tensor],
         shots: Shots,
         prompts: Prompts,
+        before: Earlier | None = None,
     ) -> float:
         """Change the parameters so that a loss of unit features (b, d) and labels (b,) falls; gives the last one.
 
@@ -184,18 +192,24 @@ class PromptTuner(Head):
             taken = rows[batch]
             return loss(drawn(features, taken, views.to(taken.device)), labels[taken])
 
+        recipe = self._recipe(int(shots.counts.max()))
         return train(
             parameters,
             step,
             len(rows),
             features.shape[1],
-            self._recipe(int(shots.counts.max())),
+            recipe if before is None else before.shorter(recipe, len(rows)),
             checkpoint=Checkpoint(self._digest(shots, prompts.tower), self.checkpoint),
             backward=lambda value: self._backward(parameters, value),
             held_out=held_out,
             # One layer's work at least: a step so small is done by one thread.
             cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
         )
+
+    def _earlier(self, shots: Shots) -> Earlier | None:
+        """The head to begin at; none with `patience`, since it may have seen the shots that are held out now."""
+        found = earlier(self, shots, KEPT)
+        return found if self.patience is None else None
 
     def _parts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows to train on and rows held out: with `patience`, one of each class that has two."""
@@ -240,7 +254,9 @@ class PromptTuner(Head):
     def _digest(self, shots: Shots, tower: TextTower) -> str:
         """Of all that shapes what is learned."""
         parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in UNSHAPING}
-        told = (type(self).__name__, sorted(parameters.items()), shots.names, shots.scale, tower.fingerprint)
+        told = [type(self).__name__, sorted(parameters.items()), shots.names, shots.scale, tower.fingerprint]
+        if self._before is not None:
+            told += [fact for one in sorted(self._before.state().items()) for fact in one]
         return digest_of([*told, shots.views, shots.labels, _given(shots.text)])
 
 

@@ -31,6 +31,9 @@ NET = ("down", "down_bias", "up", "up_bias")
 LEARNED = {"context_": 2, "down_": 2, "down_bias_": 1, "up_": 2, "up_bias_": 1, "scale_": 0, "loss_": 0}
 """Arrays by name, and their numbers of dimensions."""
 
+NOTED = {"seen_": 1, "changed_": 0}
+"""The same of arrays that may be missing."""
+
 
 @register_head(
     "cocoop",
@@ -113,12 +116,15 @@ class CoCoOp(PromptTuner):
     def _fit(self, shots: Shots) -> None:
         prompts, context = self._start(shots)
         learned = {"context": context, **self._net(shots.views.shape[2], context)}
+        before = self._earlier(shots)
+        if before is not None:
+            learned = {name: before.whole(f"{name}_", first) for name, first in learned.items()}
         parameters = [tensor.requires_grad_() for tensor in learned.values()]
 
         def logits(features: Tensor) -> Tensor:
             return shots.scale * _cosines(features, prompts, **learned)
 
-        self.loss_ = self._train(parameters, lambda X, y: cross_entropy(logits(X), y), logits, shots, prompts)
+        self.loss_ = self._train(parameters, lambda X, y: cross_entropy(logits(X), y), logits, shots, prompts, before)
         for name, tensor in learned.items():
             setattr(self, f"{name}_", tensor.detach().cpu())
         self.scale_ = shots.scale
@@ -151,7 +157,8 @@ class CoCoOp(PromptTuner):
         Raises:
             ArtifactError: if the arrays are not those of a fitted head.
         """
-        if sorted(state) != sorted(LEARNED) or any(np.ndim(state[name]) != n for name, n in LEARNED.items()):
+        known = {**LEARNED, **{name: n for name, n in NOTED.items() if name in state}}
+        if sorted(state) != sorted(known) or any(np.ndim(state[name]) != n for name, n in known.items()):
             raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {', '.join(sorted(state))}")
         self._set_state(state, classes, width)
         try:

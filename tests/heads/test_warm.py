@@ -1,0 +1,231 @@
+"""Fits that begin where an earlier one ended: near the fit from the beginning, whatever became of the classes."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+
+from clipadapter.heads import ClassText, create_head, head_info, held_out_shots, list_heads
+from clipadapter.heads._training import Recipe
+from clipadapter.towers import WordTower
+
+D, SCALE = 24, 30.0
+EVERY = [f"{first}{second}" for first in "abcdefghijklmnopqrst" for second in "xyz"]
+OLD = [name for name in EVERY if name != "ez"]
+NEW = [*(name for name in EVERY[::-1] if name not in ("cy", "dx")), "renamed"]
+"""In another order, with "ez" and without "cy"; "dx" has another name."""
+WARM = [name for name in list_heads() if head_info(name).cls.warm]
+TUNER = {"n_ctx": 2, "lr": 0.02, "checkpoint": None}
+LESS = {
+    "clip-adapter": {"steps": 120},
+    "svl-adapter": {"hidden": 32, "epochs": 30},
+    "coop": {**TUNER, "epochs": 20},
+    "prograd": {**TUNER, "epochs": 20},
+    "kgcoop": {**TUNER, "epochs": 40, "ctx_init": None},
+    "cocoop": {**TUNER, "epochs": 4, "batch_size": 16, "ctx_init": None},
+}
+"""Less work than by default."""
+
+
+def direction(name, kind=0):
+    """A unit vector (d,) for each name, the same whatever others there are."""
+    rng = np.random.default_rng([kind, *map(ord, name)])
+    found = rng.standard_normal(D)
+    return found / np.linalg.norm(found)
+
+
+def class_text(names):
+    tower = WordTower({name: torch.from_numpy(direction(name)) for name in names}, D)
+    return ClassText(names, [direction(name) for name in names], SCALE, tower=lambda: tower)
+
+
+def pictures(names, n, seed):
+    """Features and labels, n a class, around a mean that is near the text; what is renamed looks as it did."""
+    X, y = [], []
+    for name in names:
+        mean = direction("dx" if name == "renamed" else name) + 0.5 * direction(name, kind=1)
+        X.append(mean + 0.8 / np.sqrt(D) * np.random.default_rng([seed, *map(ord, name)]).standard_normal((n, D)))
+        y += [name] * n
+    return np.concatenate(X).astype(np.float32), np.array(y)
+
+
+def shots(names):
+    return pictures(names, 6, 0)
+
+
+def queries(names):
+    return pictures(names, 20, 1)
+
+
+def small(name):
+    return create_head(name, **LESS.get(name, {}))
+
+
+def fitted(head, names, before=None, part=None):
+    X, y = shots(names) if part is None else part
+    text = class_text(names)
+    return head.fit(X, y, text=text) if before is None else head.fit_from(before, X, y, text=text)
+
+
+@functools.cache
+def earlier(name):
+    return fitted(small(name), OLD)
+
+
+@functools.cache
+def two_fits(name):
+    """From the earlier head, and from the beginning."""
+    return fitted(small(name), NEW, earlier(name)), fitted(small(name), NEW)
+
+
+def is_warm(head):
+    return "changed_" in head.state()
+
+
+def test_warm_are_the_heads_for_which_it_pays():
+    of_features = {"clap", "clip-adapter", "cross-modal", "hoso", "linear-probe", "lp++", "rla", "svl-adapter"}
+    assert set(WARM) == of_features | {"taskres", "zs-lp", "cocoop", "coop", "kgcoop", "prograd", "prolip"}
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_it_ends_near_the_fit_from_the_beginning(name):
+    warm, full = two_fits(name)
+    X, y = queries(NEW)
+    assert is_warm(warm)
+    assert not is_warm(full)
+    assert warm.classes_.tolist() == NEW
+    right, expected = ((head.predict(X) == y).mean() for head in (warm, full))
+    assert expected > 0.6
+    assert right == pytest.approx(expected, abs=0.015)
+    assert (warm.predict(X) == full.predict(X)).mean() > 0.95
+
+
+@pytest.mark.parametrize("name", ["linear-probe", "lp++", "svl-adapter", "zs-lp", "coop"])
+def test_a_plain_fit_of_the_same_object_begins_anew(name):
+    warm, full = two_fits(name)
+    again = fitted(clone(warm).fit_from(earlier(name), *shots(NEW), text=class_text(NEW)), NEW)
+    assert not is_warm(again)
+    X = queries(NEW)[0]
+    np.testing.assert_array_equal(again.logits(X), full.logits(X))
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_what_was_saved_is_begun_at_as_well(name):
+    before = earlier(name)
+    loaded = small(name).load_state(before.state(), before.classes_, D).attach(class_text(OLD))
+    X = queries(NEW)[0]
+    np.testing.assert_array_equal(fitted(small(name), NEW, loaded).logits(X), two_fits(name)[0].logits(X))
+
+
+def test_folds_that_judge_unseen_shots_are_fitted_from_the_beginning():
+    """Weights that saw a shot would answer for it."""
+    unseen = held_out_shots(two_fits("linear-probe")[0], *shots(NEW), class_text(NEW), keep=True)
+    assert len(unseen.heads) == 5
+    assert not any(is_warm(head) for head in unseen.heads)
+
+
+def test_auto_holds_out_its_shots_anew():
+    """Its folds take most of its time, and tell of trust: they are those of a plain fit, and so is all the rest."""
+    warm, full = fitted(create_head("auto"), NEW, fitted(create_head("auto"), OLD)), fitted(create_head("auto"), NEW)
+    np.testing.assert_array_equal(warm.told().logits, full.told().logits)
+
+
+def test_a_linear_probe_is_the_fit_with_the_c_of_before():
+    before, warm = earlier("linear-probe"), two_fits("linear-probe")[0]
+    expected = fitted(create_head("linear-probe", C=before.C_), NEW)
+    X = queries(NEW)[0]
+    np.testing.assert_array_equal(warm.logits(X), expected.logits(X))
+
+
+def test_a_linear_probe_of_several_labels_keeps_its_c():
+    X, y = shots(OLD)
+    targets = (y[:, None] == np.unique(y)).astype(np.int64)
+    before = create_head("linear-probe").fit(X, targets)
+    before.C_ = 3.0  # none that would be chosen
+    assert create_head("linear-probe").fit_from(before, X, targets).C_ == 3.0
+    assert create_head("linear-probe").fit_from(before, X, y).C_ != 3.0
+
+
+@pytest.mark.parametrize("name", ["clip-adapter", "hoso"])
+def test_a_chosen_ratio_stays(name):
+    warm, full = two_fits(name)
+    assert warm.alpha_ == earlier(name).alpha_ != full.alpha_
+
+
+def part_of(change):
+    """Shots of the old classes, changed."""
+    X, y = shots(OLD)
+    if change == "many more":
+        return np.concatenate([X, X[::9]]), np.concatenate([y, y[::9]])
+    if change == "many other labels":
+        return X, np.where(np.arange(len(y)) % 16 == 0, "ax", y)
+    if change == "views":
+        return X[:, None].repeat(2, axis=1), y
+    return X[:, :20] if change == "width" else X, y
+
+
+@pytest.mark.parametrize("name", ["rla", "taskres"])
+@pytest.mark.parametrize("change", ["many more", "many other labels", "width", "parameter", "scale"])
+def test_a_fit_from_what_does_not_suit_is_one_from_the_beginning(name, change):
+    X, y = part_of(change)
+    text = class_text(OLD)
+    text = ClassText(OLD, text.embeddings[:, : X.shape[1]], 20.0 if change == "scale" else SCALE, tower=text.tower)
+    head = small(name).set_params(seed=int(change == "parameter"))
+    warm = clone(head).fit_from(earlier(name), X, y, text=text)
+    assert not is_warm(warm)
+    np.testing.assert_array_equal(warm.logits(X), clone(head).fit(X, y, text=text).logits(X))
+
+
+def test_views_and_precision_of_the_shots_may_change():
+    for X, y in (part_of("views"), (shots(OLD)[0].astype(np.float64), shots(OLD)[1])):
+        warm = small("clip-adapter").fit_from(earlier("clip-adapter"), X, y, text=class_text(OLD))
+        assert is_warm(warm)
+        assert np.isfinite(warm.logits(queries(OLD)[0])).all()
+
+
+def test_what_changed_adds_up_until_the_next_fit_from_the_beginning():
+    """Of 354 shots, 35 may have; one with another label counts for two, since a class lost it and a class got it."""
+    X, y = shots(OLD)
+    head, found = fitted(create_head("linear-probe", C=1.0), OLD), []
+    for i in range(1, 20):
+        labels = y.copy()
+        labels[:i] = "tz"
+        head = fitted(clone(head), OLD, head, (X, labels))
+        found.append(int(head.state().get("changed_", -1)))
+    assert found == [*range(2, 36, 2), -1, 2]
+
+
+@pytest.mark.parametrize("name", ["clip-adapter", "hoso"])
+def test_many_fits_in_a_row_learn_the_shots_little_better_than_one(name):
+    """Twelve of them make three times the steps of a fit, which at full weight leave 0.32 and 0.62 of its loss."""
+    full = head = earlier(name)
+    for _ in range(12):
+        head = fitted(small(name), OLD, head)
+    X, y = shots(OLD)
+    rows = np.arange(len(y)), [OLD.index(label) for label in y]
+    loss, once = (-np.log(one.predict_proba(X)[rows]).mean() for one in (head, full))
+    assert loss > 0.7 * once
+
+
+@pytest.mark.parametrize("name", ["zs-lp", "svl-adapter", "hoso"])
+def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
+    passes, counted = Recipe.passes, []
+
+    def told(recipe, n):
+        counted.append(passes(recipe, n))
+        return counted[-1]
+
+    monkeypatch.setattr(Recipe, "passes", told)
+    fitted(small(name), NEW, earlier(name))
+    usual, made = counted
+    assert made == round(usual / 4)
+
+
+def test_a_prompt_tuner_that_holds_out_shots_begins_anew():
+    """Its earlier fit saw those that say when to stop now."""
+    head = small("coop").set_params(patience=2, epochs=4)
+    before = fitted(clone(head), OLD)
+    warm, full = fitted(clone(head), NEW, before), fitted(clone(head), NEW)
+    assert torch.equal(warm.context_, full.context_)
