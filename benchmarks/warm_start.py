@@ -5,9 +5,9 @@ from its training part, and judged are up to 20 of the other pictures of each cl
 Four changes, each made by `Head.fit_from` and by `Head.fit`: a class is added, examples are added (1 % of the shots,
 ten at least), half as many labels are corrected, and, with --row N, classes are added one by one, N in a row.
 
-"gone on" is the share of fits that did begin at the earlier one: where more than a tenth of the shots changed, as when a
-third class is added, they don't. "same" is the share of other pictures that both fits call the same. Heads that learn prompts need the text tower, which
-`features:` has not.
+"gone on" is the share of fits that did begin at the earlier one: where more than a tenth of the shots changed, as when
+a third class is added, they don't. "same" is the share of other pictures that both fits call the same. Heads that learn
+prompts need the text tower, which `features:` has not.
 
     python benchmarks/warm_start.py textiles --shots 8 --draws 5
     python benchmarks/warm_start.py features:FOLDER clip-adapter rla --shots 12 --classes 50 --row 20 --out warm.md
@@ -173,8 +173,8 @@ def main() -> None:
     for name in args.heads or heads_for():
         for change, runs in measure(name, data, args).items():
             on, a, b, full, warm, same = np.mean(runs, axis=0)
-            cells = f"{on:.0f} | {a:.2f} | {b:.2f} | {a / b:.1f} | {full:.1f} | {warm:.1f} | {warm - full:+.1f} | {same:.1f}"
-            lines.append(f"| {name} | {change} | {cells} |")
+            seconds, right = f"{a:.2f} | {b:.2f} | {a / b:.1f}", f"{full:.1f} | {warm:.1f} | {warm - full:+.1f}"
+            lines.append(f"| {name} | {change} | {on:.0f} | {seconds} | {right} | {same:.1f} |")
             print(lines[-1], flush=True)
     if args.out:
         args.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
