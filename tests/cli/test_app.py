@@ -39,7 +39,7 @@ def test_a_command_is_a_file_and_nothing_else(tmp_path, monkeypatch, run):
 
 
 def test_public_modules_are_the_commands():
-    files = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
+    files = {path.stem.replace("_", "-") for path in Path(cli.__file__).parent.glob("[!_]*.py")}
     assert set(COMMANDS) == files - {"app"}
 
 

@@ -42,6 +42,9 @@ fold only: the shots held out in it are thousands, and more of them would not te
 class ClipAdapter(Head):
     """Bottleneck adapters on picture features, class text, or both, trained by cross-entropy.
 
+    A fit from an earlier one keeps the ratio that "auto" found; a "learned" one, and the branches of class text, begin
+    anew.
+
     Args:
         branch: "visual", "text" or "both".
         reduction: bottleneck width is d divided by this.

@@ -35,6 +35,8 @@ can get from 0.2 to about 0.75 or 0.02, the range in which best ratios were publ
 class Hoso(Head):
     """A bottleneck adapter on picture features whose blending ratio is learned on shots the adapter does not see.
 
+    A fit from an earlier one keeps its ratio.
+
     Args:
         reduction: bottleneck width is d divided by this.
         alpha: weight of the adapted feature at the start, between 0 and 1; it stays if every class has a single shot.
