@@ -34,7 +34,6 @@ PARTS = (
     "trust",
     "runtime",
     "export",
-    "bench",
     "monitor",
     "testing",
 )
