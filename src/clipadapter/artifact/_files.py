@@ -148,6 +148,18 @@ def read_config(folder: str | Path) -> ArtifactConfig:
     return config_at(Path(folder) / CONFIG)
 
 
+def known_format(path: Path, raw: object, latest: int) -> object:
+    """The number of the layout that a JSON file says it has.
+
+    Raises:
+        ArtifactError: if it is a later one than this version reads.
+    """
+    number = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(number, int) and number > latest:
+        raise ArtifactError(f"{path} has format {number}, this version reads up to {latest}: update clipadapter")
+    return number
+
+
 def config_at(path: Path) -> ArtifactConfig:
     """The checked config in a file.
 
@@ -158,9 +170,7 @@ def config_at(path: Path) -> ArtifactConfig:
         raise ArtifactError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: it is no model's config")
     try:
         raw = json.loads(path.read_bytes())
-        number = raw.get("format") if isinstance(raw, dict) else None
-        if isinstance(number, int) and number > FORMAT:
-            raise ArtifactError(f"{path} has format {number}, this version reads up to {FORMAT}: update clipadapter")
+        number = known_format(path, raw, FORMAT)
         return ArtifactConfig.model_validate(_updated(raw) if number == 1 else raw)
     except ValidationError as error:
         raise ArtifactError(f"{path} is not a model's config: {first_error(error)}") from error

@@ -15,7 +15,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.artifact._evaluation import KEY
-from clipadapter.artifact._files import HISTORY, ArtifactConfig, first_error
+from clipadapter.artifact._files import HISTORY, ArtifactConfig, first_error, known_format
 from clipadapter.errors import ArtifactError, InputError
 
 LOG = "log.json"
@@ -141,9 +141,7 @@ def read_log(folder: Path) -> Log | None:
         raise ArtifactError(f"{path} is larger than {MAX_LOG_BYTES >> 20} MiB: it is no history; {todo}")
     try:
         raw = json.loads(path.read_bytes())
-        number = raw.get("format") if isinstance(raw, dict) else None
-        if isinstance(number, int) and number > FORMAT:
-            raise ArtifactError(f"{path} has format {number}, this version reads up to {FORMAT}: update clipadapter")
+        known_format(path, raw, FORMAT)
         changes = tuple(_File.model_validate(raw).changes)
     except ValidationError as error:
         raise ArtifactError(f"{path} is damaged: {first_error(error)}; {todo}") from error

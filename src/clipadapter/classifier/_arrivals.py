@@ -64,12 +64,12 @@ def arrived(support: FeatureSet, found: FeatureSet, how: How) -> Arrived:
                 f"{sources[i]} is a shot of '{', '.join(sorted(had[0])) or 'no class'}' already, so it can't be added "
                 f"to '{', '.join(sorted(has))}': correct it with correct(...), 'clipadapter correct', or leave it out"
             )
-        meant = {row: own | has if how == "besides" else has for row, own in zip(twins[i], had, strict=True)}
-        changed = {row: label for row, own in zip(twins[i], had, strict=True) if (label := meant[row]) != own}
-        if how != "add":
-            labels |= {row: tuple(sorted(label)) if several else next(iter(label)) for row, label in changed.items()}
-        known += bool(had) and (how == "add" or not changed)
-        new += [] if had else [i]
+        if not had:
+            new.append(i)
+        meant = [own if how == "add" else own | has if how == "besides" else has for own in had]
+        changed = {row: label for row, own, label in zip(twins[i], had, meant, strict=True) if label != own}
+        labels |= {row: tuple(sorted(label)) if several else next(iter(label)) for row, label in changed.items()}
+        known += bool(had) and not changed
     more = replace(found.take(new), provenance={**found.provenance, "sources": [sources[i] for i in new]})
     named = [sources[i] for i, rows in enumerate(twins) if not rows or labels.keys() & set(rows)]
     facts = {"pictures": len(new), "relabelled": len(labels), "known": known, "sources": named[:NAMED]}

@@ -105,6 +105,7 @@ class FewShotClassifier(Changing, OnHub):
         self._chosen = False
         self._tuned: Encoder | None = None
         self._history: History | None = None
+        self.skipped_: tuple[tuple[str, str], ...] = ()
 
     def fit(
         self,

@@ -69,7 +69,7 @@ def change(folder: Path, towers: Towers, strict: bool, out: Output, act: Callabl
     model = towers.load(folder, strict=strict, progress=out.progress)
     before, kept = model.history_.version, bool(len(model.support_))
     act(model)
-    out.skipped(getattr(model, "skipped_", ()))
+    out.skipped(model.skipped_)
     if model.history_.version == before:
         out.result({"model": str(folder), "version": before, "changed": False}, f"{folder}: nothing changed")
         return

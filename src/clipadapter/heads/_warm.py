@@ -39,7 +39,7 @@ class WarmStart:
             The head itself.
 
         Raises:
-            InputError: as `fit`; or if the earlier head is of another class or feature width.
+            InputError: as `fit`; or if the earlier head is of another class.
         """
         assert hasattr(self, "fit")
         if type(before) is not type(self) or not hasattr(before, "classes_"):

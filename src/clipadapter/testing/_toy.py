@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,13 @@ def toy_features(
     words = WordTower(dict(zip(CLASSES, torch.from_numpy(rows), strict=True)), d)
     text = ClassText(CLASSES, rows, logit_scale=20.0, tower=lambda: words)
     return (9 * X).astype(np.float32), y, text
+
+
+def expect(error: type[Exception], words: str, action: Callable[[], object]) -> None:
+    """Fail unless an action raises this error, with these words in its message."""
+    try:
+        action()
+    except error as raised:
+        assert words in str(raised), f"the message should say {words!r}, but is: {raised}"
+        return
+    raise AssertionError(f"{error.__name__} with {words!r} was not raised")

@@ -18,20 +18,11 @@ from clipadapter.errors import InputError
 from clipadapter.heads import ClassText, Head
 from clipadapter.testing._several import SEVERAL_CHECKS
 from clipadapter.testing._streaming import STREAMING_CHECKS
-from clipadapter.testing._toy import CLASSES, Array, toy_features
+from clipadapter.testing._toy import CLASSES, Array, expect, toy_features
 
 
 def _fit(head: Head, X: Array, y: Array, text: ClassText | None) -> Head:
     return head.fit(X, y, text=text, unlabelled=toy_features(seed=2)[0] if head.transductive else None)
-
-
-def _expect(error: type[Exception], words: str, action: Callable[[], object]) -> None:
-    try:
-        action()
-    except error as raised:
-        assert words in str(raised), f"the message should say {words!r}, but is: {raised}"
-        return
-    raise AssertionError(f"{error.__name__} with {words!r} was not raised")
 
 
 def _numpy_state() -> list[int]:
@@ -163,29 +154,29 @@ def check_state_round_trip(head: Head) -> None:
 
 def check_unfitted_raises(head: Head) -> None:
     """Asking before `fit` is an error."""
-    _expect(NotFittedError, "not fitted", lambda: head.logits(toy_features()[0]))
+    expect(NotFittedError, "not fitted", lambda: head.logits(toy_features()[0]))
 
 
 def check_bad_input_raises(head: Head) -> None:
     """Other widths, values that are not finite, unknown labels, missing rows and single classes are errors."""
     X, y, text = toy_features()
-    _expect(InputError, "made by the same encoder", lambda: _fit(clone(head), X[:, :-1], y, text))
-    _expect(ValueError, "NaN", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.nan, X), y, text))
-    _expect(ValueError, "infinity", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.inf, X), y, text))
-    _expect(InputError, "wolf", lambda: _fit(clone(head), X, np.where(y == "cat", "wolf", y), text))
-    _expect(InputError, "labels", lambda: _fit(clone(head), X, y[:-1], text))
+    expect(InputError, "made by the same encoder", lambda: _fit(clone(head), X[:, :-1], y, text))
+    expect(ValueError, "NaN", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.nan, X), y, text))
+    expect(ValueError, "infinity", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.inf, X), y, text))
+    expect(InputError, "wolf", lambda: _fit(clone(head), X, np.where(y == "cat", "wolf", y), text))
+    expect(InputError, "labels", lambda: _fit(clone(head), X, y[:-1], text))
     one = ClassText(["cat"], text.embeddings[:1], tower=text.tower)
-    _expect(InputError, "two classes", lambda: _fit(clone(head), X[:2], y[:2], one))
+    expect(InputError, "two classes", lambda: _fit(clone(head), X[:2], y[:2], one))
     fitted = _fit(clone(head), X, y, text)
-    _expect(InputError, "features", lambda: fitted.logits(X[:, :-1]))
-    _expect(ValueError, "NaN", lambda: fitted.logits(np.full_like(X, np.nan)))
+    expect(InputError, "features", lambda: fitted.logits(X[:, :-1]))
+    expect(ValueError, "NaN", lambda: fitted.logits(np.full_like(X, np.nan)))
 
 
 def check_text_is_asked_for(head: Head) -> None:
     """A head that needs class text says so; one that does not, fits without."""
     X, y, _ = toy_features()
     if head.needs_text:
-        _expect(InputError, "class text", lambda: _fit(head, X, y, None))
+        expect(InputError, "class text", lambda: _fit(head, X, y, None))
     else:
         assert (_fit(head, X, y, None).predict(X) == y).all()
 
@@ -196,7 +187,7 @@ def check_class_without_text(head: Head) -> None:
     rows = np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings)
     partial = ClassText(CLASSES, rows, text.logit_scale, tower=text.tower)
     if head.needs_text:
-        _expect(InputError, "there is none of dog", lambda: _fit(head, X, y, partial))
+        expect(InputError, "there is none of dog", lambda: _fit(head, X, y, partial))
     else:
         assert (_fit(head, X, y, partial).predict(X) == y).all()
 
@@ -205,7 +196,7 @@ def check_unlabelled_pictures(head: Head) -> None:
     """A transductive head asks for pictures without labels; any other refuses them."""
     X, y, text = toy_features()
     given = None if head.transductive else X
-    _expect(InputError, "unlabelled", lambda: head.fit(X, y, text=text, unlabelled=given))
+    expect(InputError, "unlabelled", lambda: head.fit(X, y, text=text, unlabelled=given))
 
 
 def check_leave_one_out_is_a_refit(head: Head) -> None:
