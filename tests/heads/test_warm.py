@@ -1,5 +1,6 @@
 """Fits that begin where an earlier one ended: near the fit from the beginning, whatever became of the classes."""
 
+import copy
 import functools
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_folds_that_judge_unseen_shots_are_fitted_from_the_beginning():
     unseen = held_out_shots(two_fits("linear-probe")[0], *shots(NEW), class_text(NEW), keep=True)
     assert len(unseen.heads) == 5
     assert not any(is_warm(head) for head in unseen.heads)
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("linear-probe", "C_"), ("clip-adapter", "alpha_")])
+def test_folds_of_a_head_that_went_on_take_over_what_it_chose(name, chosen):
+    """To search a ratio again in each fold takes many times as long as the fit that went on."""
+    warm = copy.copy(two_fits(name)[0])
+    setattr(warm, chosen, 0.123)
+    unseen = held_out_shots(warm, *shots(NEW), class_text(NEW), keep=True)
+    assert [getattr(head, chosen) for head in unseen.heads] == pytest.approx([0.123] * 5)
+
+
+def test_a_head_that_went_on_is_judged_by_200_shots_if_there_are_more():
+    shot_count = len(shots(NEW)[1])
+    warm, full = (held_out_shots(head, *shots(NEW), class_text(NEW)) for head in two_fits("linear-probe"))
+    assert len(full.rows) == shot_count > 300
+    assert 200 <= len(warm.rows) < 280
 
 
 def test_auto_holds_out_its_shots_anew():

@@ -131,13 +131,26 @@ def _recursive(model: Model, edit: Edit) -> Head | None:
     if out:
         found.unlearn(support.X[out], [support.y[i] for i in out], text=before)
     text = _text_for(head, edit.text)
-    found.rearrange(edit.text.labels, edit.origin, text)
-    again = [(i, next(iter(names_of(label)))) for i, label in edit.labels.items()]
+    again = {i: next(iter(names_of(label))) for i, label in edit.labels.items()}
+    more = edit.more is not None and len(edit.more) > 0
+    # New classes can come with their shots.
+    if text is None or not (again or more) or _leaves_out(edit, model.text) or _renames(edit, model.text):
+        found.rearrange(edit.text.labels, edit.origin, text)
     if again:
-        found.partial_fit(support.X[[i for i, _ in again]], [name for _, name in again], text=text)
-    if edit.more is not None and len(edit.more):
+        found.partial_fit(support.X[list(again)], list(again.values()), text=text)
+    if edit.more is not None and more:
         found.partial_fit(edit.more.X, edit.more.y, text=text)
     return found
+
+
+def _leaves_out(edit: Edit, before: ClassText) -> bool:
+    """Whether a class goes."""
+    return len(set(edit.origin) - {-1}) < len(before.labels)
+
+
+def _renames(edit: Edit, before: ClassText) -> bool:
+    """Whether a class that stays has another name."""
+    return any(i >= 0 and name != before.labels[i] for name, i in zip(edit.text.labels, edit.origin, strict=True))
 
 
 def _text_for(head: Streaming, text: ClassText) -> ClassText | None:
@@ -148,10 +161,8 @@ def _without_shots(changed: Model, model: Model, edit: Edit) -> Model:
     """A model that kept no shots: what its head can do by itself; what was learned of trust is of other classes."""
     head = model.head
     names = edit.text.labels
-    left_out = len(set(edit.origin) - {-1}) < len(model.text.labels)
-    renamed = any(place >= 0 and names[i] != model.text.labels[place] for i, place in enumerate(edit.origin))
-    able = isinstance(head, Exact) or (isinstance(head, Streaming) and not renamed)
-    if left_out or not able or not isinstance(head, Streaming) or not head.updatable:
+    able = isinstance(head, Exact) or (isinstance(head, Streaming) and not _renames(edit, model.text))
+    if _leaves_out(edit, model.text) or not able or not isinstance(head, Streaming) or not head.updatable:
         raise InputError(
             "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
         )

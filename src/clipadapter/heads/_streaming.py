@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -194,6 +195,11 @@ class Exact(Streaming):
         self.counts_ = left
         self._settle(shots.text, shots.scale)
         return self
+
+    def without(self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None) -> Self:
+        if not self.updatable or 2 * len(held) > len(np.asarray(y)):
+            return super().without(X, y, held, text)
+        return copy.copy(self).unlearn(np.asarray(X)[held], np.asarray(y)[held], text)  # nothing is learned in place
 
     def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: ClassText | None = None) -> Self:
         """Answer for other classes: in another order, renamed, new ones without a shot, or fewer.

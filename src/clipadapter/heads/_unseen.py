@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import clone
 
 from clipadapter.heads._base import Head
 from clipadapter.heads._folds import held_out_folds
@@ -16,7 +15,9 @@ from clipadapter.heads._text import ClassText
 
 FOLDS = 5
 REPEATS, ENOUGH = 3, 200
-"""Shots are divided up to three times, as long as this many are not held out in all: much hangs on how few fall."""
+"""Shots are divided up to three times, as long as this many are not held out in all: much hangs on how few fall.
+A head that went on from an earlier one is judged by as many, in as few folds as hold them: to fit all of them would
+take longer than its own fit did."""
 MOST = 10.0
 """Largest factor between logits of fits that is believed; fits to shots that are alike have no spread."""
 MUCH = 1_000_000_000
@@ -108,11 +109,13 @@ def _folds(
     splits = [(train.numpy(), held.numpy()) for one in every for train, held in one]
     if not keep and len(labels) * len(np.unique(labels)) * views.shape[2] > MUCH:
         splits = splits[:1]
+    elif not keep and head.went_on:
+        splits = splits[: int(np.searchsorted(np.cumsum([len(held) for _, held in splits]), ENOUGH)) + 1]
     heads: list[Head] = []
     logits: list[Array] = []
     spread: list[float] = []
     for train, held in splits:
-        fitted = clone(head).fit(views[train], labels[train], text=text)
+        fitted = head.without(views, labels, held, text)
         logits.append(fitted.logits(views[held, 0]))
         spread.append(_spread(fitted, views[train, 0]))
         heads += [fitted] if keep else []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
 from torch import Tensor
 from typing_extensions import Self
 
@@ -15,6 +17,8 @@ from clipadapter.heads._text import ClassText
 if TYPE_CHECKING:
     from clipadapter.heads._base import Head
 
+Array = NDArray[Any]
+
 
 class WarmStart:
     """Part of `Head`."""
@@ -23,6 +27,14 @@ class WarmStart:
     """True if `fit_from` begins where an earlier fit ended; a head that does not fits anew."""
     _before: Any = None
     """While `fit_from` runs: the earlier head."""
+    _judging: Any = None
+    """While `without` fits a part of the shots: the head fitted to all, if it went on from an earlier one. What that
+    chose among its shots (a ratio, a strength) holds then, so that it is not searched again in each part."""
+
+    @property
+    def went_on(self) -> bool:
+        """Whether the last fit began where an earlier one ended."""
+        return "changed_" in vars(self)
 
     def fit_from(self, before: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Self:
         """`fit`, in less time: from what an earlier fit learned, if the head is `warm`.
@@ -51,6 +63,27 @@ class WarmStart:
         finally:
             self.__dict__.pop("_before", None)
 
+    def without(self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None) -> Self:
+        """The fitted head as it would be without some of its shots; it stays as it is.
+
+        Args:
+            X: all that it was fitted to.
+            y: as for `fit`.
+            held: (h,) rows that are left out.
+            text: as for `fit`.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        train = np.setdiff1d(np.arange(len(np.asarray(y))), held)
+        found: Self = clone(self)
+        found._judging = self if self.went_on else None
+        try:
+            fitted: Self = found.fit(np.asarray(X)[train], np.asarray(y)[train], text=text)  # type: ignore[attr-defined]
+            return fitted
+        finally:
+            found.__dict__.pop("_judging", None)
+
 
 def carried(rows: Tensor, origin: Tensor) -> Tensor:
     """Rows (c, ...) in another order of classes; zeros for new ones.
@@ -68,10 +101,9 @@ def carried(rows: Tensor, origin: Tensor) -> Tensor:
     return found
 
 
-def origin_of(before: NDArray[Any], every: NDArray[Any]) -> Tensor:
+def origin_of(before: Array, every: Array) -> Tensor:
     """(k,) where each class was among those of before, -1 for a new one.
 
-    >>> import numpy as np
     >>> origin_of(np.array(["cat", "dog"]), np.array(["ant", "dog"]))
     tensor([-1,  1])
     """

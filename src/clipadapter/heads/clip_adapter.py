@@ -161,7 +161,8 @@ class ClipAdapter(Head):
         visual = self.branch == "visual" and self.alpha != "learned"
         before = earlier(self, shots, KEPT) if visual else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
-        splits = self._splits(shots) if "auto" in self._ratios() and before is None else []
+        chosen = self._judging if before is None else before.head
+        splits = self._splits(shots) if "auto" in self._ratios() and chosen is None else []
         # No fit waits for what another says, since a strength weakens what was trained.
         fits = [partial(self._fitted, shots, everything, None)]
         if before is not None:
@@ -173,8 +174,8 @@ class ClipAdapter(Head):
         strength = objective.strength([fit.losses for fit in judged], zero_shot) if "auto" in self._ratios() else 1.0
         self.alpha_ = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
         self.beta_ = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
-        if before is not None and self.alpha == "auto":
-            self.alpha_ = before.head.alpha_
+        if chosen is not None and self.alpha == "auto":
+            self.alpha_ = chosen.alpha_
         self.loss_, self.scale_ = trained.loss, shots.scale
         self.weight_ = self._blended(shots.text, self._adapted(shots.text, trained.text), self.beta_)
         for name in TENSORS:

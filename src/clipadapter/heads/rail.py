@@ -147,17 +147,18 @@ class Rail(Exact):
         self.weight_ = shots.views.new_zeros(0, shots.n_classes)
 
     def _gather(self, shots: Shots, sign: int) -> None:
-        rows, labels, phi = unit(unit(shots.views).mean(dim=1)), shots.labels, None
+        rows, labels = unit(unit(shots.views).mean(dim=1)), shots.labels
+        phi = products = None
         if not self._keeps:
-            self._sum(rows, labels, sign)
+            products = self._sum(rows, labels, sign)
         elif sign < 0:
             self._let_go(rows, labels)
         elif self.form == "primal" and len(self.kept_) + len(rows) > self._width:
             self._keep_sums(shots.n_classes)
-            self._sum(rows, labels, 1)
+            products = self._sum(rows, labels, 1)
         else:
             phi = self._take(rows.to(self.kept_.dtype), labels)
-        self._solve(shots.n_classes, phi)
+        self._solve(shots.n_classes, phi, products)
 
     def _arrange(self, origin: Tensor) -> None:
         if not self._keeps:
@@ -180,14 +181,15 @@ class Rail(Exact):
         self.sums_ = torch.zeros(self._width, c, dtype=torch.float64)
         self._sum(rows, labels, 1)
 
-    def _sum(self, rows: Tensor, labels: Tensor, sign: int) -> None:
-        """Add rows (n, d) to Phi' Phi and Phi' Y, or take them out."""
+    def _sum(self, rows: Tensor, labels: Tensor, sign: int) -> Tensor:
+        """Add rows (n, d) to Phi' Phi and Phi' Y, or take them out; gives Phi' Phi, of which the lower half counts."""
         products, sums = unpacked(self.products_), self.sums_.clone()
         for block, own in zip(rows.split(BLOCK), labels.split(BLOCK), strict=True):
             phi = self._phi(block).double()
             products.addmm_(phi.T, phi, alpha=sign)
             sums.index_add_(1, own, phi.T, alpha=sign)
         self.products_, self.sums_ = packed(products), sums
+        return products
 
     def _take(self, rows: Tensor, labels: Tensor) -> Tensor:
         """Keep more rows (n, d); gives phi of all that are kept then."""
@@ -205,10 +207,10 @@ class Rail(Exact):
         if self._random:
             self.products_ = packed(unpacked(self.products_)[stay][:, stay])
 
-    def _solve(self, c: int, phi: Tensor | None = None) -> None:
-        """The weight of c classes, from what is kept; phi of the shots if it is there already."""
-        if not self._keeps:
-            self.weight_ = self._divided(unpacked(self.products_), self.sums_).to(self.weight_.dtype)
+    def _solve(self, c: int, phi: Tensor | None, products: Tensor | None) -> None:
+        """The weight of c classes, from what is kept; phi of the shots, or Phi' Phi, if it is there already."""
+        if products is not None:
+            self.weight_ = self._divided(products, self.sums_).to(self.weight_.dtype)
             return
         if self._random:
             kernel = unpacked(self.products_)

@@ -53,7 +53,7 @@ class Spread:
         >>> Spread(np.array([[0.0, 1.0]]), np.zeros((0, 2)), 1.0).distances(np.array([[2.0, 1.0]]))
         array([[4.]])
         """
-        return self._distances(self._lifted(rows))
+        return self._compared(self._lifted(rows))[0]
 
     def single(self) -> Spread:
         """The same in float32, to be kept."""
@@ -70,9 +70,10 @@ class Spread:
     def _lengths(self) -> Array:
         return self._product(self._centres, self._centres)
 
-    def _distances(self, rows: Lifted) -> Array:
-        lengths = self._product(rows, rows)[:, None] + self._lengths
-        return np.asarray(np.maximum(lengths - 2 * self._products(rows, self._centres), 0.0))
+    def _compared(self, rows: Lifted) -> tuple[Array, Array, Array]:
+        """Squared distances (m, c) to the means, and what they are made of: x_i' P x_i (m,) and x_i' P mu_j (m, c)."""
+        squares, cross = self._product(rows, rows), self._products(rows, self._centres)
+        return np.maximum(squares[:, None] + self._lengths - 2 * cross, 0.0), squares, cross
 
     def _product(self, a: Lifted, b: Lifted) -> Array:
         """a_i' P b_i (m,), with P the inverse covariance."""
@@ -104,17 +105,18 @@ def learn_spread(rows: Array, labels: Array, c: int) -> tuple[Spread, Array]:
     means /= counts[:, None]
     contrasts = _contrasts(rows, labels)
     spread, share = _shrunk(means, contrasts)
-    k = counts[labels].astype(np.float64)
+    k, every = counts[labels].astype(np.float64), np.arange(len(rows))
     others = np.maximum(k - 1, 1)
-    lifted, centres, far = spread._lifted(rows), spread._centres, (k / others)[:, None]
-    # To the mean of the others.
-    residual = Lifted(*((row - mean[labels]) * far for row, mean in zip(lifted, centres, strict=True)))
-    own = spread._product(residual, residual)
+    found, squares, cross = spread._compared(spread._lifted(rows))
+    # From a shot to the mean of the others it is k / (k - 1) times as far as to that of all.
+    far = k / others
+    own = far**2 * found[every, labels]
     step = share * others / (k * max(len(contrasts), 1))
     left = 1 / (1 - step * own)  # Sherman and Morrison 1950
-    along = spread._product(lifted, residual)[:, None] - spread._products(residual, centres)  # (n, c)
-    found = spread._distances(lifted) + (step * left)[:, None] * along**2
-    found[np.arange(len(rows)), labels] = np.where(k > 1, own * left * (k**2 - 1) / k**2, np.nan)
+    centres = spread._products(spread._centres, spread._centres)
+    along = far[:, None] * ((squares - cross[every, labels])[:, None] - cross + centres[labels])  # (n, c)
+    found += (step * left)[:, None] * along**2
+    found[every, labels] = np.where(k > 1, own * left * (k**2 - 1) / k**2, np.nan)
     return spread, found
 
 

@@ -1,0 +1,131 @@
+"""What a change of a whole model takes, beside a fit from scratch, and whether it is as good then.
+
+SOURCE is what `bench run` takes as pictures: `textiles`, a folder, the name of a data set. Shots are drawn from its
+training part, and judged are the other pictures in it; the test part is not opened. Features are in the store before,
+so that what is timed is all but the image tower: head, temperature, sets, rejection. Three changes: a class is added, a
+tenth of one percent of labels (one at least) are corrected, and a shot a class is added to every tenth class.
+
+    python benchmarks/model_changes.py FOLDER
+    python benchmarks/model_changes.py FOLDER prototype clip-adapter --shots 15 --turns 3
+"""
+
+import argparse
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import numpy as np
+import torch
+
+from clipadapter import FewShotClassifier
+from clipadapter.bench.sources import open_source
+from clipadapter.data import draw_shots
+from clipadapter.heads import create_head, head_info, list_heads
+from clipadapter.metrics import log_loss
+
+PARAMS = {"gda": {"stream": True}}
+COLUMNS = ("fit s", "change s", "ratio", "fit %", "change %", "fit log-loss", "change log-loss", "same %")
+
+Shots = tuple[list[str], list[str]]
+Change = Callable[[FewShotClassifier], object]
+
+
+def heads_for() -> list[str]:
+    """All heads that `FewShotClassifier` can change and that features suffice for."""
+    known = {name: head_info(name).cls for name in list_heads()}
+    left_out = ("needs_tower", "tunes_encoder", "transductive")
+    return [name for name, cls in known.items() if not any(getattr(cls, trait) for trait in left_out)]
+
+
+def fitted(name: str, args, shots: Shots) -> FewShotClassifier:
+    head = create_head(name, **PARAMS.get(name, {}))
+    return FewShotClassifier(args.encoder, precision="fp32", head=head).fit(*shots)
+
+
+def changes(paths: np.ndarray, labels: np.ndarray, rng) -> Iterator[tuple[str, Shots, Change]]:
+    """Name, what is fitted first, and what is done to that model; after it, all paths have these labels."""
+    last = labels == labels[-1]
+    new = paths[last].tolist()
+    yield "class added", (paths[~last].tolist(), labels[~last].tolist()), lambda m: m.add_class(labels[-1], new)
+    some = rng.permutation(len(paths))[: max(1, len(paths) // 1000)]
+    wrong = labels.copy()
+    wrong[some] = rng.choice(labels, len(some))
+    right = paths[some].tolist(), labels[some].tolist()
+    yield "corrected", (paths.tolist(), wrong.tolist()), lambda m: m.correct(*right)
+    more = np.array([np.flatnonzero(labels == name)[-1] for name in np.unique(labels)[::10]])
+    there = np.setdiff1d(np.arange(len(paths)), more)
+    added = paths[more].tolist(), labels[more].tolist()
+    yield "shots added", (paths[there].tolist(), labels[there].tolist()), lambda m: m.add_examples(*added)
+
+
+def answers(model: FewShotClassifier, judged: Shots) -> tuple[np.ndarray, float, float]:
+    """Classes, accuracy in % and log-loss on other pictures."""
+    found = model.predict_proba(judged[0])
+    names = np.array(model.class_names_)
+    truth = np.array([model.class_names_.index(name) for name in judged[1]])
+    best = found.argmax(axis=1)
+    return names[best], 100 * float((best == truth).mean()), log_loss(found, truth)
+
+
+def once(name: str, args, change: tuple[str, Shots, Change], shots: Shots, judged: Shots) -> list[float]:
+    """What `COLUMNS` says, of one draw."""
+    _, first, act = change
+    before = fitted(name, args, first)
+    took = []
+    for _ in range(args.turns):
+        changed = copy.copy(before)
+        start = time.perf_counter()
+        act(changed)
+        middle = time.perf_counter()
+        whole = fitted(name, args, (shots[0], shots[1]))
+        took.append((time.perf_counter() - middle, middle - start))
+    seconds = [median(times) for times in zip(*took, strict=True)]
+    (a, right_a, loss_a), (b, right_b, loss_b) = answers(whole, judged), answers(changed, judged)
+    return [*seconds, right_a, right_b, loss_a, loss_b, 100 * float((a == b).mean())]
+
+
+def measure(name: str, args, train) -> dict[str, list[list[float]]]:
+    """By change: a line a draw."""
+    found: dict[str, list[list[float]]] = {}
+    paths, labels = np.array(train.paths), np.array(train.labels)
+    for seed in range(args.draws):
+        rows = np.array(draw_shots(list(labels), args.shots, seed))
+        rest = np.setdiff1d(np.arange(len(labels)), rows)
+        judged = paths[rest].tolist(), labels[rest].tolist()
+        shots = paths[rows].tolist(), labels[rows].tolist()
+        for change in changes(paths[rows], labels[rows], np.random.default_rng(seed)):
+            found.setdefault(change[0], []).append(once(name, args, change, shots, judged))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("heads", nargs="*", metavar="HEAD", help="all that features suffice for if none is given")
+    parser.add_argument("--encoder", default="lite")
+    parser.add_argument("--shots", type=int, default=12)
+    parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    train = open_source(args.source).train
+    FewShotClassifier(args.encoder, precision="fp32").features(train.paths, train.labels, train.class_names)
+    print(f"{len(train.class_names)} classes x {args.shots} shots, {args.draws} draws, {args.threads} threads\n")
+    print(f"| head | change | {' | '.join(COLUMNS)} |")
+    print("|---|---|" + "---:|" * len(COLUMNS))
+    for name in args.heads or heads_for():
+        for change, lines in measure(name, args, train).items():
+            whole, took, a, b, loss_a, loss_b, same = np.mean(lines, axis=0)
+            times = f"{whole:.2f} | {took:.2f} | {whole / took:.1f}"
+            print(
+                f"| {name} | {change} | {times} | {a:.1f} | {b:.1f} | {loss_a:.3f} | {loss_b:.3f} | {same:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
