@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -154,3 +156,35 @@ def test_predict_answers_as_the_version_of_now(squares, tmp_path, write_squares,
     assert run("predict", folder, picture).stdout.startswith("yellow")
     assert run("undo", folder).exit_code == 0
     assert run("predict", folder, picture).stdout == first
+
+
+QUICK = """
+import sys
+from click.testing import CliRunner
+from clipadapter.cli.app import app
+for line in sys.argv[1:]:
+    found = CliRunner().invoke(app, line.split("|"))
+    print(found.exit_code, found.output.strip().splitlines()[-1])
+assert not {"torch", "sklearn", "scipy"} & set(sys.modules), "loaded what takes long"
+"""
+
+
+def test_neither_the_list_nor_a_mistake_waits_for_torch(changed, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    lines = [f"history|{changed}", f"undo|{changed}|--to|9", f"undo|{nowhere}", f"remove-class|{nowhere}|red"]
+    told = subprocess.run([sys.executable, "-c", QUICK, *lines], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    said = told.stdout.splitlines()
+    assert said[0].startswith(f"0 {changed} is version 3")
+    assert said[1] == "1 error: there is no version 9: this model has 1 to 3"
+    assert all(line.startswith(f"1 error: there is no folder {nowhere}") for line in said[2:])
+
+
+def test_a_model_that_a_killed_process_left_aside_is_changed(changed, run):
+    """Where folders can't be exchanged in one step, there is a moment without the model."""
+    left = changed.with_name(f".{changed.name}.old-abcd1234")
+    left.mkdir()
+    changed.rename(left / "model")
+    result = run("rename-class", changed, "blue", "sea", "--no-cache")
+    assert result.exit_code == 0, result.stderr
+    assert load_model(changed).text.labels[0] == "sea"

@@ -1,12 +1,39 @@
-"""A fitted model as a folder and back, and as a repository of the hub and back."""
+"""A fitted model as a folder and back, and as a repository of the hub and back.
 
-from clipadapter.artifact._files import ArtifactConfig, read_arrays, read_config
-from clipadapter.artifact._history import History
-from clipadapter.artifact._hub import Pushed, fetch, pull, push
-from clipadapter.artifact._log import Change
-from clipadapter.artifact._parts import Model, load_model
-from clipadapter.artifact._record import record_evaluation
-from clipadapter.artifact._save import save_model
+The public names are resolved at first use: who only asks what a folder holds does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipadapter.artifact._files import ArtifactConfig, read_arrays, read_config
+    from clipadapter.artifact._folder import rescue
+    from clipadapter.artifact._history import History
+    from clipadapter.artifact._hub import Pushed, fetch, pull, push
+    from clipadapter.artifact._log import Change
+    from clipadapter.artifact._parts import Model, load_model
+    from clipadapter.artifact._record import record_evaluation
+    from clipadapter.artifact._save import save_model
+
+_HOME = {
+    "ArtifactConfig": "_files",
+    "Change": "_log",
+    "History": "_history",
+    "Model": "_parts",
+    "Pushed": "_hub",
+    "fetch": "_hub",
+    "load_model": "_parts",
+    "pull": "_hub",
+    "push": "_hub",
+    "read_arrays": "_files",
+    "read_config": "_files",
+    "record_evaluation": "_record",
+    "rescue": "_folder",
+    "save_model": "_save",
+}
 
 __all__ = [
     "ArtifactConfig",
@@ -21,5 +48,12 @@ __all__ = [
     "read_arrays",
     "read_config",
     "record_evaluation",
+    "rescue",
     "save_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clipadapter.artifact' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"clipadapter.artifact.{_HOME[name]}"), name)

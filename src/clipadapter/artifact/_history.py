@@ -6,14 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipadapter.artifact._contents import Content, Place, kept_contents
 from clipadapter.artifact._files import read_config
 from clipadapter.artifact._folder import alone, rescue
 from clipadapter.artifact._log import Change, change, found_change, now, shots_in
-from clipadapter.artifact._parts import Model, model_of, registered_name
 from clipadapter.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from clipadapter.artifact._parts import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,8 @@ class History:
     @classmethod
     def new(cls, model: Model, by: str = "") -> History:
         """Of a model that was fitted just now."""
+        from clipadapter.artifact._parts import registered_name
+
         facts = {"head": registered_name(model.head) or type(model.head).__name__, "encoder": model.encoder.name}
         return cls((change("fit", facts, by, version=1, content=1, **_size(model)),), None, {1: model})
 
@@ -170,6 +174,8 @@ class History:
         return place.content(number)
 
     def _read(self, content: int) -> Model:
+        from clipadapter.artifact._parts import model_of
+
         found = None
         if self.folder is not None and self.folder.is_dir():
             with alone(self.folder):

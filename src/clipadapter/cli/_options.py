@@ -129,10 +129,12 @@ class Towers:
             ArtifactError: if there is no sound model, or the encoder is another.
             InputError: if the device can't be used.
         """
-        from clipadapter.artifact import read_config
+        from clipadapter.artifact import read_config, rescue
+
+        rescue(folder)
+        read_config(folder)  # a wrong folder is told before anything is loaded
         from clipadapter.classifier import FewShotClassifier
 
-        read_config(folder)  # a wrong folder is told before anything is loaded
         check_device(self.device)
         return FewShotClassifier.load(
             folder,
