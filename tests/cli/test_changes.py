@@ -50,6 +50,27 @@ def test_a_class_is_added_and_the_model_knows_it(model, yellow, run):
     assert run("predict", model, yellow / "0.png", "--no-cache").stdout.startswith("yellow")
 
 
+def test_folders_can_have_other_names_than_classes_as_at_the_fit(noisy_squares, yellow, tmp_path, run):
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"red": "ruby", "blue": "sea"}))
+    fit = ("fit", noisy_squares, "--out", tmp_path / "m", "--encoder", "toy", "--head", "prototype", "--no-cache")
+    assert run(*fit, "--class-names", names).exit_code == 0
+    shutil.copytree(yellow, tmp_path / "more" / "red")
+    refused = run("add-examples", tmp_path / "m", tmp_path / "more", "--no-cache")
+    assert refused.exit_code == 1 and "no class is called 'red'" in refused.stderr
+    result = run("add-examples", tmp_path / "m", tmp_path / "more", "--class-names", names, "--no-cache", "--json")
+    assert json.loads(result.stdout)["shots"] == {"sea": 4, "green": 4, "ruby": 7}
+    both = run("add-examples", tmp_path / "m", yellow, "--class-names", names, "--label", "ruby")
+    assert both.exit_code == 1 and "leave one out" in both.stderr
+
+
+@pytest.mark.parametrize("inside", ["", "0.png"])
+def test_pictures_without_a_class_are_refused_with_what_to_do(model, yellow, inside, run):
+    result = run("add-examples", model, yellow / inside, "--no-cache")
+    assert result.exit_code == 1
+    assert "give --label NAME, or a folder a class" in result.stderr
+
+
 def test_json_has_the_facts_and_who_did_it(model, yellow, run):
     found = json.loads(run("add-class", model, "yellow", yellow, "--by", "ada", "--json", "--no-cache").stdout)
     assert found["changed"] is True
