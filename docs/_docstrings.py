@@ -13,13 +13,15 @@ import griffe
 
 EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 LITERAL = re.compile(r"^::\n\n((?:(?: {4}.*)?\n|(?: {4}.+)$)+)", re.MULTILINE)
+FIELDS = {"NamedTuple", "ABC", "BaseModel", "Part", "_Part"}
+"""Bases of such classes, by their names."""
 
 
 class Docstrings(griffe.Extension):
     """Puts each example, which ends at an empty line, into a block, and what stands under `::` as well.
 
-    The fields of a named tuple, or of what a base promises, are arguments to our docstrings, but not to griffe: it sees
-    no constructor.
+    The fields of a named tuple, of a record, or of what a base promises, are arguments to our docstrings, but not to
+    griffe: it sees no constructor.
     """
 
     def on_object(self, *, obj: griffe.Object, **unused: Any) -> None:
@@ -29,6 +31,6 @@ class Docstrings(griffe.Extension):
         text = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
         text = LITERAL.sub(lambda found: f"```python\n{dedent(found[1]).strip()}\n```\n\n", text)
         text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
-        if isinstance(obj, griffe.Class) and {str(base) for base in obj.bases} & {"NamedTuple", "ABC"}:
+        if isinstance(obj, griffe.Class) and {str(base) for base in obj.bases} & FIELDS:
             text = text if "__init__" in obj.members else text.replace("Args:", "Attributes:")
         obj.docstring.value = text

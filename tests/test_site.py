@@ -35,6 +35,7 @@ PARTS = (
     "runtime",
     "export",
     "monitor",
+    "bench",
     "testing",
 )
 
