@@ -127,13 +127,28 @@ def test_folds_that_judge_unseen_shots_are_fitted_from_the_beginning():
     assert not any(is_warm(head) for head in unseen.heads)
 
 
+@pytest.mark.parametrize("went_on", [True, False])
 @pytest.mark.parametrize(("name", "chosen"), [("linear-probe", "C_"), ("clip-adapter", "alpha_")])
-def test_folds_of_a_head_that_went_on_take_over_what_it_chose(name, chosen):
-    """To search a ratio again in each fold takes many times as long as the fit that went on."""
-    warm = copy.copy(two_fits(name)[0])
-    setattr(warm, chosen, 0.123)
-    unseen = held_out_shots(warm, *shots(NEW), class_text(NEW), keep=True)
-    assert [getattr(head, chosen) for head in unseen.heads] == pytest.approx([0.123] * 5)
+def test_a_fit_without_some_shots_takes_over_what_was_chosen_among_all(name, chosen, went_on):
+    """To search a ratio again in each fold takes many times as long as a fit with it."""
+    head = copy.copy(two_fits(name)[not went_on])
+    setattr(head, chosen, 0.123)
+    X, y = shots(NEW)
+    held = np.arange(0, len(y), 6)
+    assert getattr(head.without(X, y, held, class_text(NEW)), chosen) == pytest.approx(0.123)
+    anew = head.without(X, y, held, class_text(NEW), chosen=False)
+    assert getattr(anew, chosen) != pytest.approx(0.123)
+    stay = np.setdiff1d(np.arange(len(y)), held)
+    expected = fitted(small(name), NEW, part=(X[stay], y[stay]))
+    np.testing.assert_array_equal(anew.logits(X), expected.logits(X))
+
+
+def test_folds_of_sets_by_cv_plus_hang_on_their_held_out_shots_in_no_way():
+    full = copy.copy(two_fits("linear-probe")[1])
+    full.C_ = 0.123
+    own, folds = (held_out_shots(full, *shots(NEW), class_text(NEW), keep=keep) for keep in (False, True))
+    assert not any(head.C_ == full.C_ for head in folds.heads)
+    assert not np.allclose(own.logits, folds.logits)
 
 
 def test_a_head_that_went_on_is_judged_by_200_shots_if_there_are_more():

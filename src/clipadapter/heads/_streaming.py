@@ -196,9 +196,11 @@ class Exact(Streaming):
         self._settle(shots.text, shots.scale)
         return self
 
-    def without(self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None) -> Self:
+    def without(
+        self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None, *, chosen: bool = True
+    ) -> Self:
         if not self.updatable or 2 * len(held) > len(np.asarray(y)):
-            return super().without(X, y, held, text)
+            return super().without(X, y, held, text, chosen=chosen)
         return copy.copy(self).unlearn(np.asarray(X)[held], np.asarray(y)[held], text)  # nothing is learned in place
 
     def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: ClassText | None = None) -> Self:

@@ -27,9 +27,8 @@ class WarmStart:
     """True if `fit_from` begins where an earlier fit ended; a head that does not fits anew."""
     _before: Any = None
     """While `fit_from` runs: the earlier head."""
-    _judging: Any = None
-    """While `without` fits a part of the shots: the head fitted to all, if it went on from an earlier one. What that
-    chose among its shots (a ratio, a strength) holds then, so that it is not searched again in each part."""
+    _whole: Any = None
+    """While `without` fits a part of the shots: the head fitted to all, if what that chose among them holds."""
 
     @property
     def went_on(self) -> bool:
@@ -63,7 +62,9 @@ class WarmStart:
         finally:
             self.__dict__.pop("_before", None)
 
-    def without(self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None) -> Self:
+    def without(
+        self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None, *, chosen: bool = True
+    ) -> Self:
         """The fitted head as it would be without some of its shots; it stays as it is.
 
         Args:
@@ -71,18 +72,20 @@ class WarmStart:
             y: as for `fit`.
             held: (h,) rows that are left out.
             text: as for `fit`.
+            chosen: True if one number that it chose among all its shots, a ratio or a penalty, holds for the others
+                too; to search it again may take several times as long as the fit with it.
 
         Raises:
             InputError: as `fit`.
         """
         train = np.setdiff1d(np.arange(len(np.asarray(y))), held)
         found: Self = clone(self)
-        found._judging = self if self.went_on else None
+        found._whole = self if chosen else None
         try:
             fitted: Self = found.fit(np.asarray(X)[train], np.asarray(y)[train], text=text)  # type: ignore[attr-defined]
             return fitted
         finally:
-            found.__dict__.pop("_judging", None)
+            found.__dict__.pop("_whole", None)
 
 
 def carried(rows: Tensor, origin: Tensor) -> Tensor:

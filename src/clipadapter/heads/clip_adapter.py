@@ -161,7 +161,7 @@ class ClipAdapter(Head):
         visual = self.branch == "visual" and self.alpha != "learned"
         before = earlier(self, shots, KEPT) if visual else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
-        chosen = self._judging if before is None else before.head
+        chosen = self._whole if before is None else before.head
         splits = self._splits(shots) if "auto" in self._ratios() and chosen is None else []
         # No fit waits for what another says, since a strength weakens what was trained.
         fits = [partial(self._fitted, shots, everything, None)]

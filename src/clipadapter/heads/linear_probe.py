@@ -132,7 +132,7 @@ class LinearProbe(Head):
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels
         before = earlier(self, shots)
-        chosen = self._judging if before is None else before.head
+        chosen = self._whole if before is None else before.head
         C = self.C if chosen is None else chosen.C_
         if shots.targets is not None:
             self._fit_several(X, shots.targets, C)
