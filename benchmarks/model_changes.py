@@ -2,8 +2,8 @@
 
 SOURCE is what `bench run` takes as pictures: `textiles`, a folder, the name of a data set. Shots are drawn from its
 training part, and judged are the other pictures in it; the test part is not opened. Features are in the store before,
-so that what is timed is all but the image tower: head, temperature, sets, rejection. Three changes: a class is added, a
-tenth of one percent of labels (one at least) are corrected, and a shot a class is added to every tenth class.
+so that what is timed is all but the image tower: head, temperature, sets, rejection. Three changes: a class is added,
+one label in a thousand is corrected (one at least), and every tenth class gets one more shot.
 
     python benchmarks/model_changes.py FOLDER
     python benchmarks/model_changes.py FOLDER prototype clip-adapter --shots 15 --turns 3

@@ -59,7 +59,7 @@ def _labelled(inputs: Sequence[Path], label: str | None, class_names: Path | Non
     paths: list[Path] = []
     labels: list[str | tuple[str, ...]] = []
     for path in inputs:
-        dataset = load_dataset(path, least=1)
+        dataset = load_dataset(path, one_class=True)
         if not dataset.class_names:
             raise InputError(NO_LABEL)
         if "train" in dataset.splits:

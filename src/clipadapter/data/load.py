@@ -17,7 +17,7 @@ _LAYOUTS = (
 )
 
 
-def load_dataset(source: str | Path, root: str | Path | None = None, *, least: int = 2) -> Dataset:
+def load_dataset(source: str | Path, root: str | Path | None = None, *, one_class: bool = False) -> Dataset:
     """Read a folder of pictures, a manifest or a data set that is known by name; no picture is opened.
 
     Args:
@@ -29,10 +29,10 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, least: i
             for one of Hugging Face's.
         root: folder that holds the benchmark data sets; by default what the environment variable CLIPADAPTER_DATA
             names, else ``data`` in the user's cache folder.
-        least: how many classes there must be, if there are any: 1 is enough for more pictures of a fitted model.
+        one_class: True if pictures of one class will do, as for more shots of a fitted model.
 
     Raises:
-        DataError: if there is no such path or name, no picture, too few classes, a manifest is wrong, or files of
+        DataError: if there is no such path or name, no picture, only one class, a manifest is wrong, or files of
             a named set are missing.
         MissingExtraError: if a set of Hugging Face is asked for without the extra ``hf``.
     """
@@ -40,7 +40,7 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, least: i
     dataset = listing.dataset
     if not dataset.samples:
         raise DataError(f"there are no pictures in '{shown(source)}'{_left_out(listing)}; {_LAYOUTS}")
-    if 0 < len(dataset.class_names) < least:
+    if len(dataset.class_names) == 1 and not one_class:
         one = f"'{shown(source)}' has only one class, '{dataset.class_names[0]}', but at least two are needed"
         raise DataError(f"{one}{_left_out(listing)}; {_LAYOUTS}")
     return dataset

@@ -64,7 +64,8 @@ def held_out_shots(
 
     Taken is what the head's own fit held out by the way, if it did; else shots are held out in folds, as many of every
     class. Leave-one-out would be cheaper for some heads, but makes one class rarer than all others: at two shots a
-    class discriminant analysis is then right for 45 % of the shots, and for 78 % of new pictures.
+    class discriminant analysis is then right for 45 % of the shots, and for 78 % of new pictures. In the folds a ratio
+    or penalty holds that the head chose among all shots, unless their heads are kept.
 
     Args:
         head: fitted to these shots.
