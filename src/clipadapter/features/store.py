@@ -78,7 +78,7 @@ class FeatureStore:
             except OSError as error:
                 raise self._cannot_write(error) from error
         with self._explained():
-            self._db = sqlite3.connect(self.path, timeout, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
         try:
             with self._explained():
                 self._open()
