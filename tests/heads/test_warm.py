@@ -143,6 +143,16 @@ def test_a_fit_without_some_shots_takes_over_what_was_chosen_among_all(name, cho
     np.testing.assert_array_equal(anew.logits(X), expected.logits(X))
 
 
+@pytest.mark.parametrize("branch", ["text", "both"])
+def test_ratios_of_class_text_are_taken_over_too(branch):
+    head = fitted(create_head("clip-adapter", branch=branch, steps=20), NEW)
+    head.alpha_, head.beta_ = 0.123, 0.234
+    X, y = shots(NEW)
+    found = head.without(X, y, np.arange(0, len(y), 6), class_text(NEW))
+    assert found.beta_ == 0.234
+    assert branch == "text" or found.alpha_ == 0.123
+
+
 def test_folds_of_sets_by_cv_plus_hang_on_their_held_out_shots_in_no_way():
     full = copy.copy(two_fits("linear-probe")[1])
     full.C_ = 0.123

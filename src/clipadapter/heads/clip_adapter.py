@@ -174,8 +174,9 @@ class ClipAdapter(Head):
         strength = objective.strength([fit.losses for fit in judged], zero_shot) if "auto" in self._ratios() else 1.0
         self.alpha_ = weaken(trained.alpha, strength) if self.alpha == "auto" else trained.alpha
         self.beta_ = weaken(trained.beta, strength) if self.beta == "auto" else trained.beta
-        if chosen is not None and self.alpha == "auto":
-            self.alpha_ = chosen.alpha_
+        if chosen is not None:
+            self.alpha_ = chosen.alpha_ if self.alpha == "auto" else self.alpha_
+            self.beta_ = chosen.beta_ if self.beta == "auto" else self.beta_
         self.loss_, self.scale_ = trained.loss, shots.scale
         self.weight_ = self._blended(shots.text, self._adapted(shots.text, trained.text), self.beta_)
         for name in TENSORS:
