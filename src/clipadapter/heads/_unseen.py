@@ -117,7 +117,7 @@ def _folds(
     spread: list[float] = []
     for train, held in splits:
         # What is promised of sets by CV+ holds for fits that hang on the held-out shots in no way.
-        fitted = head.without(views, labels, held, text, chosen=not keep or head.went_on)
+        fitted = head.without(views, labels, held, text, chosen=not keep)
         logits.append(fitted.logits(views[held, 0]))
         spread.append(_spread(fitted, views[train, 0]))
         heads += [fitted] if keep else []
