@@ -176,6 +176,21 @@ def class_text(encoder: Encoder, paths: list[Path]) -> ClassText:
     return encode_classes(encoder, {name: [f"a photo of a {name}."] for name in names})
 
 
+def vit(args: argparse.Namespace, paths: list[Path], scratch: Path) -> list[dict]:
+    if not args.weights.exists():
+        _rivals.write_open_clip(args.weights)
+    encoder = create_encoder(f"open_clip:local-dir:{args.weights}")
+    return race([*rivals(args.weights), *ours(encoder, paths, scratch, None)], paths, args.rounds, None)
+
+
+def lite(args: argparse.Namespace, paths: list[Path], scratch: Path) -> list[dict]:
+    encoder = create_encoder("lite")
+    text = class_text(encoder, paths)
+    loops = zip(WORKERS, _rivals.lite_loops(WORKERS), strict=True)
+    eager = [Contestant(f"lite in timm, {n} workers", run) for n, run in loops]
+    return race([*eager, *ours(encoder, paths, scratch, text)], paths, args.rounds, text)
+
+
 def version(package: str) -> str:
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -188,14 +203,12 @@ def main() -> None:
     parser.add_argument("pictures", type=Path, help="a folder")
     parser.add_argument("--count", type=int, default=1000, help="pictures a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("ViT-B/32", "lite"), help="one of the two tables")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the ViT-B/32 is, or will be written")
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
     paths = find(args.pictures)
     some = spread(paths, args.count)
-    if not args.weights.exists():
-        _rivals.write_open_clip(args.weights)
-    clip, lite = create_encoder(f"open_clip:local-dir:{args.weights}"), create_encoder("lite")
     facts = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch",
         "versions": [version(package) for package in PACKAGES],
@@ -203,14 +216,11 @@ def main() -> None:
         "rounds": args.rounds,
     }
     print(f"{facts['machine']}; {', '.join(facts['versions'])}; {len(some)} pictures, {args.rounds} rounds")
-    names, loops = [f"lite in timm, {n} workers" for n in WORKERS], _rivals.lite_loops(WORKERS)
-    eager = [Contestant(name, run) for name, run in zip(names, loops, strict=True)]
-    text = class_text(lite, some)
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        tables["ViT-B/32"] = race([*rivals(args.weights), *ours(clip, some, scratch, None)], some, args.rounds, None)
-        tables["lite"] = race([*eager, *ours(lite, some, scratch, text)], some, args.rounds, text)
+        for name, table in (("ViT-B/32", vit), ("lite", lite)):
+            if args.only in (None, name):
+                tables[name] = table(args, some, Path(folder) / name.replace("/", "-"))
     if args.out is not None:
         args.out.write_text(json.dumps(facts | {"tables": tables}, indent=1))
 

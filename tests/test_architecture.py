@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
 FLOORS = [
     {"errors"},
-    {"registry", "functional", "metrics", "cache", "files", "sealed", "pixels", "prediction", "towers"},
+    {"registry", "functional", "metrics", "cache", "files", "sealed", "pieces", "pixels", "prediction", "towers"},
     {"engines", "trust"},
     {"data", "encoders", "heads"},
     {"features", "pretraining", "runtime", "tuners"},

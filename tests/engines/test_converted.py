@@ -201,3 +201,21 @@ def test_nothing_is_told_to_the_makers_of_an_engine(tmp_path):
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     found = subprocess.run([sys.executable, "-c", TELL], env=environment, capture_output=True, text=True, timeout=250)
     assert found.returncode == 0, found.stderr
+
+
+def test_openvino_takes_up_many_and_goes_back_to_few(tiny, squares, no_cache):
+    run, pictures = create_engine("openvino").run(tiny, "fp32"), squares(40, 32)
+    few = run(pictures[:3])
+    many = run(pictures)
+    np.testing.assert_allclose(many[:3], few, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(run(pictures[:3]), few)
+    np.testing.assert_array_equal(run(pictures), many)
+
+
+@pytest.mark.parametrize("engine", CONVERTING)
+def test_what_kind_of_tower_it_was_is_kept(engine, tiny, towers, no_cache):
+    cls = engine_info(engine).cls
+    create_engine(engine).run(tiny, "fp32")
+    assert not cls.convolutional(cls.place(tiny.fingerprint, "fp32"))
+    create_engine(engine).run(towers["lite"], "fp32")
+    assert cls.convolutional(cls.place(towers["lite"].fingerprint, "fp32"))

@@ -58,7 +58,7 @@ def test_features_are_those_of_the_module(engine, precision, n, towers, runner, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "precision"), KINDS)
 def test_features_of_lite(engine, precision, towers, runner, squares):
-    pictures = squares(5, 224, seed=2)
+    pictures = squares(19, 224, seed=2)
     found, wanted = runner("lite", engine, precision)(pictures), plain(towers["lite"], pictures)
     if precision == "fp32":
         assert (np.linalg.norm(found - wanted, axis=1) < 1e-4 * np.linalg.norm(wanted, axis=1)).all()
@@ -71,8 +71,8 @@ def test_features_of_lite(engine, precision, towers, runner, squares):
 
 @pytest.mark.parametrize(("engine", "precision"), KINDS)
 def test_the_batch_does_not_matter(engine, precision, runner, squares):
-    run, pictures = runner("tiny", engine, precision), squares(5, 32, seed=3)
-    together, alone = run(pictures), np.concatenate([run(pictures[i : i + 1]) for i in range(5)])
+    run, pictures = runner("tiny", engine, precision), squares(21, 32, seed=3)
+    together, alone = run(pictures), np.concatenate([run(pictures[i : i + 1]) for i in range(21)])
     # Rounding before a step of 1/256 (bf16, int8) can go either way; ranges that followed the batch would differ more.
     assert cosines(together, alone).min() > (1 - 1e-6 if precision == "fp32" else 0.999)
 
@@ -80,7 +80,8 @@ def test_the_batch_does_not_matter(engine, precision, runner, squares):
 @pytest.mark.parametrize(("engine", "precision"), KINDS)
 def test_threads_get_their_own_features(engine, precision, runner, squares):
     run = runner("tiny", engine, precision)
-    batches = [squares(1 + i % 3, 32, seed=i) for i in range(12)]
+    # OpenVINO works on few in another way than on many, and changes over while others wait.
+    batches = [squares(1 + 9 * (i % 3), 32, seed=i) for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(run, batches))
     for found, batch in zip(together, batches, strict=True):

@@ -29,6 +29,7 @@ from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._tuned import share
 from clipadapter.engines import Tower
 from clipadapter.errors import InputError, require
+from clipadapter.pieces import in_pieces
 from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection
 
@@ -118,7 +119,8 @@ class LiteEncoder(Encoder):
         if not len(pixels):
             return torch.empty(0, image_side.WIDTH)
         with torch.inference_mode():
-            return self._tower(pixels.to(self.device, memory_format=torch.channels_last)).cpu()
+            laid = pixels.to(self.device, memory_format=torch.channels_last)
+            return in_pieces(self._tower, self._tower, laid).cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor:
         """(7, 7, 1280): the map whose mean is the picture's feature."""

@@ -27,6 +27,7 @@ from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._tuned import share
 from clipadapter.engines import Tower
 from clipadapter.errors import InputError
+from clipadapter.pieces import in_pieces
 from clipadapter.pixels import LONG_RATIO, PixelSpec, as_rgb, centre_square
 from clipadapter.towers import Projection, TextTower
 
@@ -131,7 +132,7 @@ class OpenClipEncoder(Encoder):
         if not len(pixels):
             return torch.empty(0, self.info.dim)
         with torch.inference_mode():
-            return self._model.encode_image(pixels.to(self.device), normalize=False).float().cpu()
+            return in_pieces(self._model.encode_image, self._model.visual, pixels.to(self.device)).float().cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor | None:
         """(h, w, d), see `find_patches`; None for towers that it does not know, and for padded pictures."""

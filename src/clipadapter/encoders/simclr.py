@@ -18,6 +18,7 @@ from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._simclr_network import MEAN, STD, WIDTH, load_tower
 from clipadapter.engines import Tower
 from clipadapter.errors import InputError
+from clipadapter.pieces import in_pieces
 from clipadapter.pixels import PixelSpec
 
 NOTE = "trained on your own pictures by 'clipadapter simclr'; no text, so use it as pair:lite+simclr:FOLDER"
@@ -87,8 +88,7 @@ class SimClrEncoder(Encoder):
         if not len(pixels):
             return torch.empty(0, WIDTH)
         with torch.inference_mode():
-            features: Tensor = self._tower(pixels.to(self.device))
-            return features.cpu()
+            return in_pieces(self._tower, self._tower, pixels.to(self.device)).cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor:
         """(h, w, 512): the map whose mean is the picture's feature."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clipadapter.engines import _cache as cache
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.pieces import is_convolutional
 from clipadapter.pixels import PixelSpec
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -155,6 +156,7 @@ class ConvertingEngine(Engine):
             "engine": self.title(),
             "precision": precision,
             "calibration": digest,
+            "convolutional": is_convolutional(tower.module),
         }
         if digest and calibration is not None and calibration.squares is None and cache.facts(place) is None:
             raise EncoderUnavailableError(
@@ -176,6 +178,11 @@ class ConvertingEngine(Engine):
         kind = f"int8-{calibration}" if precision == "int8" else "float"
         name = cls.title().lower().replace(" ", "")
         return cache.root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
+
+    @staticmethod
+    def convolutional(folder: Path) -> bool:
+        """Whether the tower that was converted into a folder is known to be convolutional."""
+        return bool((cache.facts(folder) or {}).get("convolutional", False))
 
     @abstractmethod
     def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:

@@ -12,6 +12,7 @@ from clipadapter.engines._onnx_files import LARGEST, quantise, quiet
 from clipadapter.engines._registry import register_engine
 from clipadapter.engines._silent import require_silent
 from clipadapter.errors import InputError
+from clipadapter.pieces import A_THREAD, cores, rows_in_pieces
 
 FILE = "tower.onnx"
 INPUT = "squares"
@@ -53,7 +54,9 @@ class OnnxRuntimeEngine(ConvertingEngine):
             features: NDArray[np.float32] = session.run(None, {INPUT: squares})[0]
             return features
 
-        return run
+        if not self.convolutional(folder):
+            return run
+        return lambda squares: rows_in_pieces(run, squares, A_THREAD * cores())
 
 
 def _check_size(tower: Tower) -> None:

@@ -14,9 +14,14 @@ from clipadapter.engines._base import Calibration, ConvertingEngine, Runner, Tow
 from clipadapter.engines._openvino_files import open_openvino, quantised
 from clipadapter.engines._registry import register_engine
 from clipadapter.engines._silent import nothing_told
+from clipadapter.pieces import A_THREAD
 
 FILE = "tower.xml"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+MANY = 16
+"""Squares in one call from which each core takes some for itself, instead of all cores together one after another."""
+ATTENDING = 8
+"""Most squares that a core takes at a time where the tower is no convolutional one."""
 
 
 @register_engine("openvino")
@@ -60,24 +65,87 @@ class OpenVinoEngine(ConvertingEngine):
 
     def load(self, folder: Path, precision: str) -> Runner:
         """See `ConvertingEngine.load`."""
-        return self.open(folder / FILE, precision)
+        return _Graph(folder / FILE, precision, A_THREAD if self.convolutional(folder) else ATTENDING)
 
     def open(self, path: Path, precision: str) -> Runner:
         """A graph with one input and one output, whose rows may be any number, as a function."""
-        options = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "PERFORMANCE_HINT": "LATENCY",  # one batch on all cores: batches come one after another
-            "CACHE_DIR": str(path.parent / "compiled"),
-        }
-        request = _core().compile_model(path, "CPU", options).create_infer_request()
+        request = _compiled(path, precision, "LATENCY").create_infer_request()
         lock = threading.Lock()
 
         def run(rows: NDArray[Any]) -> NDArray[np.float32]:
             with lock:
                 request.infer({0: rows})
-                return np.array(request.get_output_tensor(0).data, dtype=np.float32)
+                return _answer(request)
 
         return run
+
+
+class _Graph:
+    """A graph as a function of squares: few are worked on by all cores together, many by each core for itself.
+
+    Both are quick to open once either was, but each has the weights in memory: those for few are given up when many
+    come.
+
+    Args:
+        path: of the graph.
+        precision: in which it runs.
+        piece: most squares that a core takes at a time.
+    """
+
+    def __init__(self, path: Path, precision: str, piece: int) -> None:
+        self._path, self._precision, self._piece = path, precision, piece
+        self._lock = threading.Lock()
+        self._few: Runner | None = self._open_few()
+        self._many: Runner | None = None
+
+    def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Squares (n, s, s, 3) to (n, d)."""
+        with self._lock:
+            if len(squares) < MANY:
+                run = self._few = self._few or self._open_few()
+            else:
+                if self._many is None:
+                    self._few, self._many = None, self._open_many()
+                run = self._many
+        return run(squares)
+
+    def _open_few(self) -> Runner:
+        return OpenVinoEngine().open(self._path, self._precision)
+
+    def _open_many(self) -> Runner:
+        compiled, lock = _compiled(self._path, self._precision, "THROUGHPUT"), threading.Lock()
+        jobs = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        queue = open_openvino().AsyncInferQueue(compiled, jobs)
+        queue.set_callback(_keep)
+
+        def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+            piece = max(1, min(self._piece, -(-len(squares) // jobs)))
+            found: dict[int, NDArray[np.float32]] = {}
+            with lock:
+                for start in range(0, len(squares), piece):
+                    queue.start_async({0: squares[start : start + piece]}, (found, start))
+                queue.wait_all()
+            return np.concatenate([found[start] for start in sorted(found)])
+
+        return run
+
+
+def _keep(request: Any, place: tuple[dict[int, NDArray[np.float32]], int]) -> None:
+    found, start = place
+    found[start] = _answer(request)
+
+
+def _answer(request: Any) -> NDArray[np.float32]:
+    return np.array(request.get_output_tensor(0).data, dtype=np.float32)
+
+
+def _compiled(path: Path, precision: str, hint: str) -> Any:
+    options = {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "PERFORMANCE_HINT": hint,
+        "CACHE_DIR": str(path.parent / "compiled"),
+    }
+    return _core().compile_model(path, "CPU", options)
 
 
 @cache

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from clipadapter.engines._base import Calibration, Engine, Runner, Tower
 from clipadapter.engines._registry import register_engine
+from clipadapter.pieces import in_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,8 @@ class TorchEngine(Engine):
             if on_gpu:
                 batch = batch.pin_memory()
             with torch.inference_mode():
-                features: NDArray[np.float32] = module(batch.to(self.device, non_blocking=True)).cpu().numpy()
-            return features
+                features = in_pieces(module, module, batch.to(self.device, non_blocking=True)).cpu()
+            found: NDArray[np.float32] = features.numpy()
+            return found
 
         return run

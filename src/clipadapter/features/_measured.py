@@ -21,10 +21,10 @@ from clipadapter.encoders import Encoder
 from clipadapter.engines import PRECISIONS, Parity, cache_root, parity
 from clipadapter.errors import ImageError
 
-BATCH, WARM = 32, 4
+BATCH, WARM = 32, 16
 WORTH = 1.1
 """How much faster something less exact must be to be taken."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.pieces import cores
 from clipadapter.runtime import About, Predictor, RuntimeModel
 from clipadapter.serve.batching import Batcher, Place
 from clipadapter.serve.limits import Limits, Refused
@@ -97,7 +97,7 @@ class Models:
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()
-        self.pool = ThreadPoolExecutor(_cores(), "clipadapter-pictures")
+        self.pool = ThreadPoolExecutor(cores(), "clipadapter-pictures")
         self._texts = list(texts)
         self._open = opener or (lambda path: Predictor(path, engine=engine, threads=threads))
         self._models: dict[str, Model] = {}
@@ -247,11 +247,6 @@ class Models:
         self.metrics.watch_queue(model.name, lambda: model.batcher.waiting)
         self.metrics.loaded(model.name, "loaded")
         tell("model loaded", model=model.name, version=model.version, classes=len(model.predictor.class_names))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _without_folder(error: Exception, path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from clipadapter.bench.engines._base import ATTEMPTS, Engine, Job, Outcome
 from clipadapter.bench.engines._registry import register_engine
 from clipadapter.bench.work import set_threads
+from clipadapter.pieces import cores
 
 PROCESS = 700 << 20
 """Bytes that Python, torch and a fit of usual size take, beside the features."""
@@ -46,11 +47,6 @@ class Local(Engine):
         if self.workers is not None:
             return wanted
         return max(1, min(wanted, int(SHARE * free_memory() // (PROCESS + self.memory))))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int:
