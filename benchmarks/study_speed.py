@@ -1,0 +1,71 @@
+"""Seconds of a whole study from features that are there already, as `clipadapter bench run` makes it.
+
+Features are those of `head_costs.py`, 100 classes of width 512 with 20 pictures each to draw from and 2,000 queries.
+Every head that compares by default and takes one encoder's features is fitted to 1, 2, 4, 8 and 16 shots of three
+draws, in processes on this machine, from an empty folder of records to the last record. The bar is 60 seconds on two
+cores. "busy" is the share of the workers' time in which they fitted and measured.
+
+    python benchmarks/study_speed.py
+    python benchmarks/study_speed.py auto taskres --shots 4 16 --seeds 1
+"""
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from head_costs import make
+from heads_speed import from_features
+
+from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
+from clipadapter.bench.engines import create_engine
+from clipadapter.features import FeatureSet
+
+PICTURES = 20
+
+
+def bundle(classes: int, width: int) -> Bundle:
+    X, y, queries, truth, text = make(classes, PICTURES, width)
+    names = tuple(text.labels)
+    return Bundle(
+        FeatureSet(X, tuple(y.tolist()), names),
+        text,
+        {"test": TestPart(FeatureSet(queries, tuple(truth.tolist()), names))},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("heads", nargs="*", metavar="HEAD", help="names; all for one encoder if none is given")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    heads = args.heads or [name for name in default_heads() if from_features(name)]
+    suite = Suite(name="speed", title="Speed", heads=heads, shots=args.shots, seeds=list(range(1, args.seeds + 1)))
+    with tempfile.TemporaryDirectory() as folder:
+        features, records = Path(folder) / "features", Path(folder) / "records"
+        save_bundle(bundle(args.classes, args.width), features)
+        start = time.perf_counter()
+        engine = create_engine("local", workers=args.workers)
+        outcome = run_suite(suite, [f"features:{features}"], {}, records, engine)
+        seconds = time.perf_counter() - start
+        took: dict[str, list[float]] = defaultdict(list)
+        for run in load_study(records, suite.name).runs:
+            assert run.seconds is not None, run.error
+            took[run.method].append(run.seconds.fit + run.seconds.predict)
+    print("| head | seconds of one worker |\n|---|---:|")
+    for name, each in sorted(took.items(), key=lambda item: -sum(item[1])):
+        print(f"| {name} | {sum(each):.2f} |")
+    busy = sum(map(sum, took.values()))
+    print(
+        f"\n{outcome.made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "
+        f"busy {busy / args.workers / seconds:.0%} ({busy:.1f} s of one worker)"
+    )
+
+
+if __name__ == "__main__":
+    main()
