@@ -1,11 +1,14 @@
 """How many pictures a tower works on at a time."""
 
+import time
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from clipadapter.pieces import A_THREAD, CONVOLUTIONS, cores, in_pieces, is_convolutional, rows_in_pieces
+from clipadapter.pieces import A_THREAD, CONVOLUTIONS, cores, in_pieces, is_convolutional, on_shares, rows_in_pieces
 
 
 class Watched(nn.Module):
@@ -38,8 +41,39 @@ def test_a_convolutional_tower_takes_a_few_for_each_thread(threads, pixels):
     tower = Watched(CONVOLUTIONS + 1).eval()
     with torch.inference_mode():
         found = in_pieces(tower, tower, pixels)
-        assert tower.seen == [A_THREAD * threads] * 2 + [3]
+        assert sorted(tower.seen) == [1] + [A_THREAD] * 5
         torch.testing.assert_close(found, tower(pixels))
+    assert torch.get_num_threads() == threads
+
+
+def test_pieces_are_larger_where_threads_share_one(monkeypatch, threads, pixels):
+    monkeypatch.setattr("clipadapter.pieces.MOST_SIDE_BY_SIDE", 1)
+    tower = Watched(CONVOLUTIONS + 1).eval()
+    in_pieces(tower, tower, pixels)
+    assert tower.seen == [4, 4, 3]
+
+
+def test_no_gradient_is_kept(threads, pixels):
+    tower = Watched(CONVOLUTIONS + 1)
+    with torch.inference_mode():
+        assert in_pieces(tower, tower, pixels).is_inference()
+
+
+def test_what_goes_wrong_in_a_piece_is_told(threads, pixels):
+    def fail(piece):
+        raise ValueError("no such picture")
+
+    with pytest.raises(ValueError, match="no such picture"):
+        in_pieces(fail, Watched(CONVOLUTIONS + 1), pixels)
+    assert torch.get_num_threads() == threads
+
+
+def test_results_come_in_the_order_of_the_tasks(threads):
+    def slow_first(i):
+        time.sleep(0.05 * (i == 0))
+        return i, torch.get_num_threads()
+
+    assert on_shares([partial(slow_first, i) for i in range(5)], 2) == [(i, 1) for i in range(5)]
 
 
 def test_another_tower_takes_all(threads, pixels):

@@ -1,4 +1,4 @@
-"""How many pictures an image tower works on at a time, on a CPU.
+"""Work in pieces on the threads of a CPU: how many pictures an image tower works on at a time, and who does what.
 
 The maps of a convolutional tower fill memory, and those of a few pictures stay in the processor's cache where those of
 a whole batch do not. A transformer's weights fill it, which more pictures share. Nothing here loads torch by itself.
@@ -7,8 +7,10 @@ a whole batch do not. A transformer's weights fill it, which more pictures share
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
 
 A_THREAD = 2
 """Pictures for each thread, in a convolutional tower."""
+MOST_SIDE_BY_SIDE = 8
+"""Pieces at the same time: with more, threads wait for each other's Python."""
 CONVOLUTIONS = 8
 """A tower with more of them is convolutional; a transformer has one, or a few in front."""
+
+
+T = TypeVar("T")
 
 
 def cores() -> int:
@@ -40,7 +47,10 @@ def is_convolutional(network: nn.Module) -> bool:
 
 
 def in_pieces(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: Tensor) -> Tensor:
-    """What a tower of torch says of pictures, so many at a time as suit it.
+    """What a tower of torch says of pictures, without a gradient, worked on as suits it.
+
+    A convolutional tower on a CPU takes a few at a time, each thread its own: threads that work on the same layer would
+    wait for one that has to leave its core to those that read pictures.
 
     Args:
         run: the tower, which gives a row a picture.
@@ -52,10 +62,45 @@ def in_pieces(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: Tenso
     """
     import torch
 
-    size = A_THREAD * torch.get_num_threads()
-    if pixels.device.type != "cpu" or len(pixels) <= size or not is_convolutional(network):
+    threads = torch.get_num_threads()
+    workers = min(threads, MOST_SIDE_BY_SIDE)
+    pieces = pixels.split(A_THREAD * (threads // workers))
+    if pixels.device.type != "cpu" or len(pieces) == 1 or not is_convolutional(network):
         return run(pixels)
-    return torch.cat([run(piece) for piece in pixels.split(size)])
+
+    def one(piece: Tensor) -> Tensor:
+        with torch.inference_mode():  # holds for one thread
+            return run(piece)
+
+    return torch.cat(on_shares([partial(one, piece) for piece in pieces], workers))
+
+
+def on_shares(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
+    """Results of independent tasks in their order, on threads that have each its share of those of torch.
+
+    Args:
+        tasks: what is to be done.
+        workers: how many at the same time, at most as many as torch has threads.
+
+    >>> on_shares([lambda: 1, lambda: 2], workers=1)
+    [1, 2]
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+
+    def with_its_share(task: Callable[[], T]) -> T:
+        torch.set_num_threads(threads // workers)
+        return task()
+
+    if workers < 2:
+        return [task() for task in tasks]
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(with_its_share, tasks))
+    finally:
+        # The number is each thread's own, but a new thread begins with the one that was set last, in whichever.
+        torch.set_num_threads(threads)
 
 
 def rows_in_pieces(run: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], size: int) -> NDArray[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
 from clipadapter.heads._optimizers import adam, sgd
+from clipadapter.pieces import on_shares
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 MIN_EPOCHS = 20
@@ -169,24 +169,13 @@ def side_by_side(tasks: Sequence[Callable[[], T]], work: int) -> list[T]:
     >>> side_by_side([lambda: 1, lambda: 2], work=10**9)
     [1, 2]
     """
-    threads = torch.get_num_threads()
-    workers = min(threads, len(tasks))
+    workers = min(torch.get_num_threads(), len(tasks))
     if len(tasks) < 2:
         return [task() for task in tasks]
     if workers < 2 or work < WORTH_A_THREAD:
         with few_threads(0):
             return [task() for task in tasks]
-
-    def with_its_share(task: Callable[[], T]) -> T:
-        torch.set_num_threads(threads // workers)
-        return task()
-
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(with_its_share, tasks))
-    finally:
-        # The number is each thread's own, but a new thread begins with the one that was set last, in whichever.
-        torch.set_num_threads(threads)
+    return on_shares(tasks, workers)
 
 
 @contextmanager
