@@ -128,6 +128,15 @@ def test_closing_stops_the_workers(local, tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_go_on_while_an_outcome_is_looked_at(local, tmp_path):
+    jobs = [Job(0, f"{tmp_path}|first"), *(Job(i, str(tmp_path)) for i in (1, 2))]
+    results = local.run(engine_jobs.linger, jobs)
+    assert next(results).result == ["first"]
+    assert until(lambda: len(numbers(tmp_path)) == 2, 20)
+    results.close()
+
+
+@pytest.mark.slow
 def test_an_exception_reaches_the_caller_and_ends_the_workers(local):
     with pytest.raises(LookupError, match="no a"):
         run(local, engine_jobs.fail, ["a", "a"])

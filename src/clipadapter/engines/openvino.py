@@ -105,7 +105,8 @@ class _Graph:
                 run = self._few = self._few or self._open_few()
             else:
                 if self._many is None:
-                    self._few, self._many = None, self._open_many()
+                    self._few = None  # first, so that the weights are there once
+                    self._many = self._open_many()
                 run = self._many
         return run(squares)
 

@@ -80,16 +80,20 @@ def _pool(
         held, life = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads, held))
         given: dict[Future[list[str]], Job] = {}
+        ended: deque[Outcome] = deque()
         try:
-            while left or given:
+            while left or given or ended:
+                # Before what ended is told: to write it down takes a while, in which the workers go on.
                 while left and room():
                     job = left.popleft()
                     given[pool.submit(function, job.task)] = job
+                while ended:
+                    yield ended.popleft()
                 for future in wait(given, return_when=FIRST_COMPLETED).done:
                     job = given.pop(future)
-                    yield Outcome(job, future.result())
+                    ended.append(Outcome(job, future.result()))
         except BrokenProcessPool:
-            yield from _lost([job, *given.values()], left, tries)
+            yield from [*ended, *_lost([job, *given.values()], left, tries)]
         finally:
             if left or given:
                 life.close()  # workers leave at once, in the middle of a fit too
