@@ -80,7 +80,7 @@ def _pool(
         held, life = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads, held))
         given: dict[Future[list[str]], Job] = {}
-        ended: deque[Outcome] = deque()
+        ended: list[Outcome] = []
         try:
             while left or given or ended:
                 # Before what ended is told: to write it down takes a while, in which the workers go on.
@@ -88,8 +88,9 @@ def _pool(
                     job = left.popleft()
                     given[pool.submit(function, job.task)] = job
                 while ended:
-                    yield ended.popleft()
-                for future in wait(given, return_when=FIRST_COMPLETED).done:
+                    yield ended.pop()
+                if given:
+                    future = next(iter(wait(given, return_when=FIRST_COMPLETED).done))
                     job = given.pop(future)
                     ended.append(Outcome(job, future.result()))
         except BrokenProcessPool:
