@@ -53,10 +53,17 @@ def test_pieces_are_larger_where_threads_share_one(monkeypatch, threads, pixels)
     assert tower.seen == [4, 4, 3]
 
 
-def test_no_gradient_is_kept(threads, pixels):
-    tower = Watched(CONVOLUTIONS + 1)
+def test_no_thread_keeps_a_gradient(threads, pixels):
+    tower, kept = Watched(CONVOLUTIONS + 1), []
+
+    def run(piece):
+        found = tower(piece)
+        kept.append(found.requires_grad)
+        return found
+
     with torch.inference_mode():
-        assert in_pieces(tower, tower, pixels).is_inference()
+        in_pieces(run, tower, pixels)
+    assert kept == [False] * 6
 
 
 def test_what_goes_wrong_in_a_piece_is_told(threads, pixels):
@@ -99,5 +106,9 @@ def test_rows_come_in_order_at_most_so_many():
     assert seen == [3, 3, 1]
 
 
-def test_cores_are_counted():
-    assert cores() >= 1
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    assert cores() == 7

@@ -25,7 +25,6 @@ MOST_SIDE_BY_SIDE = 8
 CONVOLUTIONS = 8
 """A tower with more of them is convolutional; a transformer has one, or a few in front."""
 
-
 T = TypeVar("T")
 
 

@@ -84,7 +84,7 @@ class _Graph:
     """A graph as a function of squares: few are worked on by all cores together, many by each core for itself.
 
     Both are quick to open once either was, but each has the weights in memory: those for few are given up when many
-    come.
+    come for the first time. Both stay if few come after that.
 
     Args:
         path: of the graph.

@@ -22,6 +22,7 @@ from clipadapter.engines import PRECISIONS, Parity, cache_root, parity
 from clipadapter.errors import ImageError
 
 BATCH, WARM = 32, 16
+"""Squares that are timed together, and those before: so many that an engine opens what it takes many with."""
 WORTH = 1.1
 """How much faster something less exact must be to be taken."""
 FORMAT = 2
