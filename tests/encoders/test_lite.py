@@ -1,7 +1,9 @@
 """The embedded encoder gives what its two networks give, joined by the bridge."""
 
 import hashlib
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders import _lite_text, create_encoder
+from clipadapter.encoders import _lite_text, create_encoder, with_engine
 from clipadapter.encoders._files import read_checked
 from clipadapter.encoders._lite_text import Bridge, MiniLm, imagenet_names, load_bridge
 from clipadapter.encoders.lite import LiteEncoder
@@ -111,6 +113,53 @@ def test_pictures_need_no_text_tower(monkeypatch, picture):
 
     monkeypatch.setattr(_lite_text, "MiniLm", fail)
     assert LiteEncoder().encode_images([picture(50, 50)]).shape == (1, 1280)
+
+
+def test_names_are_those_that_the_library_of_networks_gives(monkeypatch):
+    info = timm.data.ImageNetInfo("imagenet-1k")
+    wanted = [info.index_to_description(i) for i in range(1000)]
+    monkeypatch.setitem(sys.modules, "timm.data", None)
+    assert imagenet_names() == wanted
+    monkeypatch.undo()
+    monkeypatch.setattr(_lite_text, "TABLES", Path("moved"))
+    assert imagenet_names() == wanted
+
+
+WITHOUT_TIMM = """
+import sys
+import numpy as np
+from clipadapter.encoders import create_encoder, with_engine
+lite = create_encoder("lite")
+lite.encode_text(["cat"])
+assert "timm" not in sys.modules
+encoder = with_engine(lite, "openvino")
+np.save(sys.argv[2], encoder.encode_pixels(__import__("torch").from_numpy(np.load(sys.argv[1]))).numpy())
+assert "timm" not in sys.modules
+"""
+
+
+def test_texts_and_a_converted_tower_need_no_picture_network(tmp_path, opened):
+    squares = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
+    expected = with_engine(opened("lite"), "openvino").encode_pixels(torch.from_numpy(squares)).numpy()  # converts
+    given, found = tmp_path / "squares.npy", tmp_path / "features.npy"
+    np.save(given, squares)
+    subprocess.run([sys.executable, "-c", WITHOUT_TIMM, str(given), str(found)], check=True, timeout=120)
+    np.testing.assert_allclose(np.load(found), expected, atol=1e-4)
+
+
+def test_a_tower_that_the_first_picture_made_can_be_trained_on(picture):
+    lite = LiteEncoder()
+    with torch.inference_mode():
+        lite.encode_images([picture(50, 50)])
+    weight = next(lite.tower().module.parameters())
+    (2 * weight.requires_grad_()).sum().backward()
+    assert not any(each.is_inference() for each in lite.tower().module.parameters())
+
+
+def test_the_library_of_networks_is_asked_for_when_the_encoder_is_opened(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match="lite"):
+        LiteEncoder()
 
 
 class FakeTower:

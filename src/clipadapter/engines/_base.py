@@ -35,14 +35,20 @@ class Tower:
         fingerprint: the encoder's, in full precision.
         dim: width d of the features.
         pixels: how a picture becomes its input.
-        module: a ``torch.nn.Module`` in inference mode, normalised pixels (n, 3, s, s) to (n, d).
+        load: gives a ``torch.nn.Module`` in inference mode, normalised pixels (n, 3, s, s) to (n, d). It is called when
+            the module is first asked for: to convert a tower, not to run one that was converted.
     """
 
     name: str
     fingerprint: str
     dim: int
     pixels: PixelSpec
-    module: Any
+    load: Callable[[], Any]
+
+    @cached_property
+    def module(self) -> Any:
+        """What `load` gives."""
+        return self.load()
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +155,16 @@ class ConvertingEngine(Engine):
             raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
         digest = "" if calibration is None or precision != "int8" else calibration.digest
         place = self.place(tower.fingerprint, precision, digest)
+        if cache.facts(place) is None:  # else the module is not asked for, which may load for seconds
+            self._build(tower, precision, calibration, digest, place)
+        return self.load(place, precision)
+
+    def _build(self, tower: Tower, precision: str, calibration: Calibration | None, digest: str, place: Path) -> None:
+        if digest and calibration is not None and calibration.squares is None:
+            raise EncoderUnavailableError(
+                f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
+                "machine: use another precision, or fit again"
+            )
         facts = {
             "encoder": tower.name,
             "dim": tower.dim,
@@ -158,13 +174,7 @@ class ConvertingEngine(Engine):
             "calibration": digest,
             "convolutional": is_convolutional(tower.module),
         }
-        if digest and calibration is not None and calibration.squares is None and cache.facts(place) is None:
-            raise EncoderUnavailableError(
-                f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
-                "machine: use another precision, or fit again"
-            )
         cache.build(place, lambda folder: self._convert(tower, precision, calibration, folder), facts)
-        return self.load(place, precision)
 
     @classmethod
     def ready(cls, fingerprint: str, precision: str, calibration: Calibration | None = None) -> bool:

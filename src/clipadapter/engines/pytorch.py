@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,8 @@ class TorchEngine(Engine):
         self.check(precision)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         if precision == "bf16":
-            tower = Tower(tower.name, tower.fingerprint, tower.dim, tower.pixels, copy.deepcopy(tower.module).to(dtype))
+            rounded = copy.deepcopy(tower.module).to(dtype)
+            tower = replace(tower, load=lambda: rounded)
         module = Uint8Tower(tower, dtype).eval().to(self.device)
         on_gpu = self.device.startswith("cuda")
         if on_gpu:
