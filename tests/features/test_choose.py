@@ -44,8 +44,23 @@ def test_few_pictures_are_left_to_the_plain_encoder(lite, pictures, own_cache):
     assert not cache_root().exists()
 
 
+def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cache, monkeypatch):
+    rate, asked = 100.0, []
+
+    def measured(encoder, squares, *_):
+        asked.append(len(squares))
+        return Measured("torch", "fp32", rate, EXACT)
+
+    monkeypatch.setattr(choose, "measure", measured)
+    few, many = choose.READY * rate + choose.PASSES * choose.SAMPLE - 1, choose.READY * rate + 3 * choose.SAMPLE + 1
+    assert choose_engine(lite, [pictures[i % 12] for i in range(int(few))]) is lite
+    assert asked == [choose.FIRST]
+    choose_engine(lite, [pictures[i % 12] for i in range(int(many))])
+    assert len(asked) > 2
+
+
 def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
-    monkeypatch.setattr(choose, "SHORT", 0.0)
+    monkeypatch.setattr(choose, "pays", lambda *_: True)
     asked = []
     text = FewShotClassifier(lite).class_text
 
@@ -64,7 +79,7 @@ def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
 
 
 def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(choose, "SHORT", 0.0)
+    monkeypatch.setattr(choose, "pays", lambda *_: True)
     choose_engine(lite, pictures[:4])
     monkeypatch.setattr(choose, "measure", None)
     with pytest.raises(TypeError):
@@ -72,7 +87,7 @@ def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch
 
 
 def test_features_that_are_there_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(choose, "SHORT", 0.0)
+    monkeypatch.setattr(choose, "pays", lambda *_: True)
     monkeypatch.setattr(choose, "measure", None)
     with FeatureStore(":memory:") as store:
         embed(lite, pictures, store, views=ViewSpec())
@@ -163,7 +178,7 @@ def test_an_engine_that_is_not_installed_names_its_extra(lite, pictures, monkeyp
 
 def test_without_openvino_the_note_says_what_would_be_faster(pictures, own_cache, monkeypatch):
     monkeypatch.setattr(OpenVinoEngine, "missing", classmethod(lambda cls: "openvino"))
-    monkeypatch.setattr(choose, "SHORT", 0.0)
+    monkeypatch.setattr(choose, "pays", lambda *_: True)
     found = choose_engine(create_encoder("lite"), pictures, engine="torch")
     assert found.info.engine == "torch"
     assert "pip install 'clipadapter[openvino]'" in found.info.note

@@ -31,8 +31,10 @@ SAMPLE = 64
 FIRST = 8
 """Pictures that say whether anything is worth the trouble."""
 HINT = "OpenVINO, which is mostly faster, is not installed: pip install 'clipadapter[openvino]'"
-SHORT, LONG = 15.0, 40.0
-"""Seconds that all pictures would take: below the one nothing is converted, above the other int8 is tried as well."""
+READY, PASSES = 2.0, 3
+"""What a trial takes: seconds to convert, and how often the sample goes through the plain encoder in the same time."""
+LONG = 40.0
+"""Seconds that all pictures would take by the best so far, above which int8 is tried as well."""
 
 
 def choose_engine(
@@ -163,7 +165,7 @@ class _Search:
             if only_int8:
                 raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
             return False
-        if not only_int8 and len(self.sources) / measure(with_engine(self.plain), squares).rate < SHORT:
+        if not only_int8 and not pays(len(self.sources), measure(with_engine(self.plain), squares).rate):
             return False
         squares = self._squares(SAMPLE)
         reference = measure(with_engine(self.plain), squares)
@@ -209,6 +211,15 @@ class _Search:
                 continue  # extraction will say so
         size = tower.pixels.size
         return np.stack(found) if found else np.empty((0, size, size, 3), np.uint8)
+
+
+def pays(pictures: int, rate: float) -> bool:
+    """Whether a trial takes no longer than the plain encoder does for so many pictures, at its pictures a second.
+
+    >>> pays(300, 100), pays(1000, 100)
+    (False, True)
+    """
+    return pictures >= READY * rate + PASSES * SAMPLE
 
 
 def _check(engine: str, precision: str) -> None:
