@@ -1,5 +1,6 @@
 """What the tests of the engines have done by workers: functions that any process can import, text in, texts out."""
 
+import atexit
 import json
 import os
 import signal
@@ -33,6 +34,12 @@ def linger(text):
         (Path(folder) / str(os.getpid())).touch()
         time.sleep(600)
     return [name]
+
+
+def slow_to_leave(text):
+    """Answers at once; its process would take a minute to end by itself."""
+    atexit.register(time.sleep, 60)
+    return [text]
 
 
 def fail(text):

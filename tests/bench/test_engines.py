@@ -144,6 +144,13 @@ def test_an_exception_reaches_the_caller_and_ends_the_workers(local):
 
 
 @pytest.mark.slow
+def test_a_study_does_not_wait_for_its_workers_to_unload(local):
+    start = time.monotonic()
+    run(local, engine_jobs.slow_to_leave, ["a", "b", "c"])
+    assert time.monotonic() - start < 50
+    assert not multiprocessing.active_children()
+
+
 def test_workers_of_a_killed_parent_leave(tmp_path):
     code = (
         "import engine_jobs, sys\nfrom clipadapter.bench.engines import Job, create_engine\n"

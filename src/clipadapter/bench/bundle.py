@@ -127,7 +127,15 @@ class Bundle:
 
     def digest_of(self, rows: Sequence[int], names: Sequence[str]) -> str:
         """Hash of the shots of drawn rows and of some test parts, in this order."""
-        return digest(*_bytes(self.shots(rows)), *(self._digests[name].encode() for name in names))
+        key = tuple(rows), tuple(names)
+        if key not in self._of_draws:
+            found = digest(*_bytes(self.shots(rows)), *(self._digests[name].encode() for name in names))
+            self._of_draws[key] = found  # every head is fitted to the same draws
+        return self._of_draws[key]
+
+    @cached_property
+    def _of_draws(self) -> dict[tuple[tuple[int, ...], tuple[str, ...]], str]:
+        return {}
 
     @cached_property
     def _digests(self) -> dict[str, str]:

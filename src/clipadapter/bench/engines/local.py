@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -132,4 +133,6 @@ def _start(threads: int, held: Connection) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    # After all else that is done at the end: to unload torch would take a second more, for nothing.
+    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
     set_threads(threads)
