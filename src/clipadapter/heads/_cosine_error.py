@@ -55,7 +55,7 @@ class _CosineError(torch.autograd.Function):
         residual.mul_(ctx.scale / length)
         by_features = by_weight = None
         if ctx.needs_input_grad[0]:
-            by_features = torch.addmm(features * (-along / length / length), residual, weight)
+            by_features = (features * (-along / length / length)).addmm_(residual, weight)
         if ctx.needs_input_grad[1]:
             by_weight = residual.T @ features
         return by_features, by_weight, None, None, None

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Shots
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads._training import Recipe, drawn, minimise
 
 TEXT_NORM = 0.1
 """Length that class text is given, relative to the encoder's logit scale: 10 with CLIP, which is about what its
@@ -65,12 +65,13 @@ def train_residual(
     """
     seen = torch.nonzero(shots.counts).flatten()
     residual = (torch.zeros_like(base) if start is None else start)[seen].requires_grad_()
+    views = unit(shots.views)
 
     def loss(batch: Tensor, view: Tensor) -> Tensor:
         weight = base.index_add(0, seen, residual, alpha=gain)
         # Dividing logits by lengths, not weights: a pass over (b, c) in place of several over (c, d).
         length = weight.square().sum(dim=1).rsqrt()
-        logits = shots.scale * unit(shots.views[batch, view]) @ weight.T * length
+        logits = drawn(views, batch, view) @ weight.T * (shots.scale * length)
         value = torch.nn.functional.cross_entropy(logits, shots.labels[batch])
         return value if penalty is None else value + penalty(residual)
 

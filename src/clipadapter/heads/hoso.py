@@ -99,21 +99,21 @@ class Hoso(Head):
         start = math.log(alpha / (1 - alpha))
         moved = torch.zeros((), dtype=views.dtype, requires_grad=len(held) > 0)
 
-        def error(x: Tensor, adapted: Tensor, ratio: Tensor, target: Tensor) -> Tensor:
-            return cosine_error(blend(x, adapted, ratio, renormalise=False), text, target, scale)
+        def error(mixed: Tensor, target: Tensor) -> Tensor:
+            return cosine_error(mixed, text, target, scale)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             ratio = (start + RATIO_RATE * moved).sigmoid()
             x = drawn(views, batch, view)
             # Of each term only one part has a gradient: the adapter never learns from a held-out shot, nor the ratio
             # from one that the adapter has seen.
-            seen = error(x, adapter(x), ratio.detach(), labels[batch])
+            seen = error(adapter.blended(x, float(ratio.detach())), labels[batch])
             if len(held) == 0:
                 return seen
             some = (batch % len(held)).unique()  # as shuffled as the batch is
             with torch.no_grad():
                 adapted = adapter(spared[some])
-            return seen + error(spared[some], adapted, ratio, targets[some])
+            return seen + error(blend(spared[some], adapted, ratio, renormalise=False), targets[some])
 
         parameters = [*weights, moved] if len(held) else weights
         cost = sum(weight.numel() for weight in weights) + text.numel()
