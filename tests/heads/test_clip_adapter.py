@@ -176,7 +176,7 @@ def test_auto_at_one_shot_follows_the_confidence_of_zero_shot():
     assert fitted.alpha_ == pytest.approx(0.4 * strength / (0.6 + 0.4 * strength), rel=1e-5)
 
 
-def test_auto_on_many_shots_looks_at_one_fold(monkeypatch):
+def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
     X, y, text = toy_features((9, 9, 9), d=32, noise=2.0)
     sizes = []
 
@@ -187,11 +187,12 @@ def test_auto_on_many_shots_looks_at_one_fold(monkeypatch):
 
     all_folds = Counting().fit(X, y, text=text).alpha_
     assert sizes == [27, 18, 18, 18]
-    sizes.clear()
-    monkeypatch.setattr(clip_adapter, "AFFORDABLE", 0)
-    one_fold = Counting().fit(X, y, text=text).alpha_
-    assert sizes == [27, 18]
-    assert one_fold == pytest.approx(all_folds, abs=0.1)
+    for enough, folds in ((27, 3), (19, 3), (18, 2), (10, 2), (9, 1), (1, 1)):
+        sizes.clear()
+        monkeypatch.setattr(clip_adapter, "ENOUGH", enough)
+        fewer = Counting().fit(X, y, text=text).alpha_
+        assert sizes == [27, *[18] * folds], enough
+        assert fewer == pytest.approx(all_folds, abs=0.1)
 
 
 def test_views_are_used_in_training():

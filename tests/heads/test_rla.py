@@ -137,7 +137,7 @@ def test_steps_are_bounded_whatever_the_number_of_shots(monkeypatch):
     X, y, text = toy_features((40, 40, 40))
     seen = []
     monkeypatch.setattr("clipadapter.heads.rla.minimise", lambda p, f, n, v, recipe, cost: seen.append(recipe) or 0.0)
-    for batch_size, epochs in ((None, 300), (256, 300), (16, 43)):  # 43 passes of 7 steps are the first over 300
+    for batch_size, epochs in ((None, 150), (256, 150), (16, 22)):  # 22 passes of 7 steps are the first over 150
         Rla(batch_size=batch_size).fit(X, y, text=text)
         assert seen[-1].epochs == epochs
 

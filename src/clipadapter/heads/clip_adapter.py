@@ -33,9 +33,8 @@ AUTO = 0.4
 """Ratio that "auto" trains with, the middle of what the paper found best (0.2 to 0.6); the blend is then weakened."""
 KEPT = 0.75
 """Of what an earlier fit learned."""
-AFFORDABLE = 5_000_000_000
-"""Multiplications of one pass over the shots, about 350 classes x 16 shots x 1024-d, above which "auto" trains on one
-fold only: the shots held out in it are thousands, and more of them would not tell more."""
+ENOUGH = 256
+"""Held-out shots that the ratio is chosen by: folds beyond these are not fitted, since more would not tell more."""
 
 
 @register_head("clip-adapter", paper="https://arxiv.org/abs/2110.04544")
@@ -67,7 +66,7 @@ class ClipAdapter(Head):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
         batch_size: shots a step.
-        folds: number of folds for "auto"; with very many shots and classes only the first of them is looked at.
+        folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling and folds.
         progress: show a bar on stderr while training.
 
@@ -265,9 +264,10 @@ class ClipAdapter(Head):
             x = drawn(inputs, batch, view)
             weight = self._blended(text, self._adapted(text, textual), ratio("beta", self.beta))
             if visual is not None:
-                x = blend(x, visual(x, self.final_relu), ratio("alpha", self.alpha), renormalise=False)
+                alpha = ratio("alpha", self.alpha)
                 if self.output_norm:
-                    return objective.of_cosines(x, weight, batch)
+                    return objective.of_cosines(visual.blended(x, alpha, self.final_relu), weight, batch)
+                x = blend(x, visual(x, self.final_relu), alpha, renormalise=False)
             return objective.of_products(x, weight, batch)
 
         parameters = [*odds.values()]
@@ -293,5 +293,5 @@ class ClipAdapter(Head):
     def _splits(self, shots: Shots) -> list[tuple[Tensor, Tensor]]:
         """Shots to train on and shots to judge by; none if most classes have one shot."""
         splits = shot_folds(shots, self.folds, self.seed)
-        n, d = shots.X.shape
-        return splits[:1] if n * d * (2 * self._width(d) + shots.n_classes) > AFFORDABLE else splits
+        seen = torch.tensor([len(held) for _, held in splits]).cumsum(0)
+        return splits[: 1 + int((seen < ENOUGH).sum())]

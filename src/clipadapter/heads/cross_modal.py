@@ -85,7 +85,7 @@ class CrossModal(Head):
         warmup_steps: int = 50,
         epochs: int | None = None,
         steps: int = 300,
-        batch_size: int = 1024,
+        batch_size: int = 256,
         seed: int = 0,
         progress: bool = False,
     ) -> None:

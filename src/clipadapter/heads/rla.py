@@ -3,8 +3,9 @@
 Paper: Fahes et al., https://arxiv.org/abs/2410.05270 (ProLIP), which compares with this regularised linear adapter.
 Differs from the paper, whose encoders all have a logit scale of 100: by default the penalty is one on the change of the
 logits, so that it means the same at any scale. Where classes have unequal shots, its "shots a class" is their mean over
-the classes that have any. Steps take 256 pictures at most where the released code takes all, and each draws a view of
-each picture where that code takes the views in turn; `Rla.official` does as the code does.
+the classes that have any. Steps are 150 for 300, which end as well; they take 256 pictures at most where the released
+code takes all, and each draws a view of each picture where that code takes the views in turn. `Rla.official` does as the
+code does.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Rla(Head):
         penalty: float | str = "auto",
         lr: float = 1e-3,
         schedule: str = "cosine",
-        steps: int = 300,
+        steps: int = 150,
         batch_size: int | None = 256,
         cycle_views: bool = False,
         seed: int = 0,
@@ -76,7 +77,7 @@ class Rla(Head):
         Args:
             changes: parameters to set otherwise.
         """
-        return cls(**{"penalty": "1/n", "batch_size": None, "cycle_views": True, **changes})
+        return cls(**{"penalty": "1/n", "steps": 300, "batch_size": None, "cycle_views": True, **changes})
 
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None
