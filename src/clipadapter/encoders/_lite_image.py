@@ -49,7 +49,8 @@ def image_tower(values: dict[str, Tensor]) -> nn.Module:
         tower.eval().requires_grad_(False)
         _fold_norms(tower)
         tower.classifier = nn.Identity()
-        return tower.to(memory_format=torch.channels_last)
+        tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return tower
 
 
 def _fold_norms(module: nn.Module) -> None:

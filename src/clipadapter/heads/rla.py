@@ -4,8 +4,8 @@ Paper: Fahes et al., https://arxiv.org/abs/2410.05270 (ProLIP), which compares w
 Differs from the paper, whose encoders all have a logit scale of 100: by default the penalty is one on the change of the
 logits, so that it means the same at any scale. Where classes have unequal shots, its "shots a class" is their mean over
 the classes that have any. Steps are 150 for 300, which end as well; they take 256 pictures at most where the released
-code takes all, and each draws a view of each picture where that code takes the views in turn. `Rla.official` does as the
-code does.
+code takes all, and each draws a view of each picture where that code takes the views in turn. `Rla.official` does as
+that code does.
 """
 
 from __future__ import annotations
