@@ -131,6 +131,7 @@ import numpy as np
 from clipadapter.encoders import create_encoder, with_engine
 lite = create_encoder("lite")
 lite.encode_text(["cat"])
+with_engine(lite, "torch")
 assert "timm" not in sys.modules
 encoder = with_engine(lite, "openvino")
 np.save(sys.argv[2], encoder.encode_pixels(__import__("torch").from_numpy(np.load(sys.argv[1]))).numpy())

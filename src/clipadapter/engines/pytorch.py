@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from clipadapter.pieces import in_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 
 @register_engine("torch")
@@ -25,28 +27,39 @@ class TorchEngine(Engine):
     devices = ("cpu", "cuda", "mps", "xpu")
 
     def run(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
-        """See `Engine.run`; nothing is converted."""
+        """See `Engine.run`; nothing is converted, and the module is asked for when squares come."""
         import torch
 
-        from clipadapter.engines._modules import Uint8Tower
-
         self.check(precision)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if precision == "bf16":
-            rounded = copy.deepcopy(tower.module).to(dtype)
-            tower = replace(tower, load=lambda: rounded)
-        module = Uint8Tower(tower, dtype).eval().to(self.device)
-        on_gpu = self.device.startswith("cuda")
-        if on_gpu:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        on_gpu, lock = self.device.startswith("cuda"), threading.Lock()
+        kept: list[Module] = []
 
         def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with lock:
+                if not kept:
+                    kept.append(self._laid(tower, precision))
             batch: Tensor = torch.from_numpy(squares)
             if on_gpu:
                 batch = batch.pin_memory()
             with torch.inference_mode():
-                features = in_pieces(module, module, batch.to(self.device, non_blocking=True)).cpu()
+                features = in_pieces(kept[0], kept[0], batch.to(self.device, non_blocking=True)).cpu()
             found: NDArray[np.float32] = features.numpy()
             return found
 
         return run
+
+    def _laid(self, tower: Tower, precision: str) -> Module:
+        """The tower as it runs on the device."""
+        import torch
+
+        from clipadapter.engines._modules import Uint8Tower
+
+        dtype = torch.float32
+        if precision == "bf16":
+            dtype = torch.bfloat16
+            rounded = copy.deepcopy(tower.module).to(dtype)
+            tower = replace(tower, load=lambda: rounded)
+        module = Uint8Tower(tower, dtype).eval().to(self.device)
+        if self.device.startswith("cuda"):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module
