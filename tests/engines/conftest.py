@@ -35,7 +35,7 @@ def tiny():
         torch.manual_seed(0)
         module = open_clip.CLIP(32, VISION, TEXT).visual.eval().requires_grad_(False)
     pixels = PixelSpec(32, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    return Tower("tiny", "0" * 32, 32, pixels, lambda: module)
+    return Tower("tiny", "0" * 32, 32, pixels, module)
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ def test_missing_packages(engine, extra, tiny, monkeypatch):
 def test_a_tower_too_large_for_onnx(tiny, no_cache):
     with torch.device("meta"):
         module = torch.nn.Linear(1 << 15, 1 << 14)
-    large = type(tiny)("large", "1" * 32, 32, tiny.pixels, lambda: module)
+    large = type(tiny)("large", "1" * 32, 32, tiny.pixels, module)
     with pytest.raises(InputError, match="large has 2.0 GiB of weights"):
         create_engine("onnxruntime").run(large, "fp32")
     assert not [path for path in no_cache.iterdir() if path.is_dir()]
@@ -144,6 +144,6 @@ def test_a_tower_that_onnx_can_not_say(tiny, no_cache):
         def forward(self, pixels):
             return torch.linalg.svd(pixels.mean(dim=1))[1]
 
-    odd = type(tiny)("odd", "2" * 32, 32, tiny.pixels, Odd)
+    odd = type(tiny)("odd", "2" * 32, 32, tiny.pixels, Odd())
     with pytest.raises(InputError, match="odd can't be written as ONNX"):
         create_engine("onnxruntime").run(odd, "fp32")

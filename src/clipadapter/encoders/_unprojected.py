@@ -57,7 +57,7 @@ class UnprojectedEncoder(Encoder):
             fingerprint=hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(),
         )
         module = with_projection(tower.module, _beside_identity(projection))
-        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, tower.pixels, lambda: module)
+        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, tower.pixels, module)
 
     @classmethod
     def open(cls, rest: str, device: str = "cpu") -> Encoder:

@@ -109,7 +109,7 @@ class OpenClipEncoder(Encoder):
         """The model's ``visual``; None if pictures are padded to a square, which engines don't do."""
         if self._pixels is None:
             return None
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, lambda: self._model.visual)
+        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._model.visual)
 
     def text_tower(self) -> TextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""

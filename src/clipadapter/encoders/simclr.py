@@ -80,7 +80,7 @@ class SimClrEncoder(Encoder):
 
     def tower(self) -> Tower:
         """ResNet-18 up to its pooling."""
-        return Tower(self.info.name, self.info.fingerprint, WIDTH, self._pixels, lambda: self._tower)
+        return Tower(self.info.name, self.info.fingerprint, WIDTH, self._pixels, self._tower)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, 512)."""

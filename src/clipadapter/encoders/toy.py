@@ -92,7 +92,7 @@ class ToyEncoder(Encoder):
         No `tower`: there is nothing to be faster at.
         """
         network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(GRID), torch.nn.Flatten(), _Product(self._projection))
-        return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network.eval),)
+        return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network.eval()),)
 
     def text_tower(self) -> TextTower:
         """The words' vectors."""

@@ -35,20 +35,22 @@ class Tower:
         fingerprint: the encoder's, in full precision.
         dim: width d of the features.
         pixels: how a picture becomes its input.
-        load: gives a ``torch.nn.Module`` in inference mode, normalised pixels (n, 3, s, s) to (n, d). It is called when
-            the module is first asked for: to convert a tower, not to run one that was converted.
+        network: a ``torch.nn.Module`` in inference mode, normalised pixels (n, 3, s, s) to (n, d); or a function that
+            gives it, called when the module is first asked for: to convert a tower, not to run one that was converted.
     """
 
     name: str
     fingerprint: str
     dim: int
     pixels: PixelSpec
-    load: Callable[[], Any]
+    network: Any
 
     @cached_property
     def module(self) -> Any:
-        """What `load` gives."""
-        return self.load()
+        """The network, made if need be."""
+        import torch
+
+        return self.network if isinstance(self.network, torch.nn.Module) else self.network()
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,8 +57,7 @@ class TorchEngine(Engine):
         dtype = torch.float32
         if precision == "bf16":
             dtype = torch.bfloat16
-            rounded = copy.deepcopy(tower.module).to(dtype)
-            tower = replace(tower, load=lambda: rounded)
+            tower = replace(tower, network=copy.deepcopy(tower.module).to(dtype))
         module = Uint8Tower(tower, dtype).eval().to(self.device)
         if self.device.startswith("cuda"):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ def towers_of(encoder: Encoder) -> tuple[Tower, ...]:
                 f"and {tower.pixels.size} ({tower.pixels.resize}, {tower.pixels.resample}), but a file has one input. "
                 "Use two encoders that see pictures alike: 'clipadapter simclr' has --size"
             )
-    return tuple(replace(tower, load=partial(_on_cpu, tower.module)) for tower in found)
+    return tuple(replace(tower, network=_on_cpu(tower.module)) for tower in found)
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:
