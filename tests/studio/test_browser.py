@@ -207,7 +207,7 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     person.see(".cs-answer", "Choose a picture above")
     person.see("#cs-try input[type=file]").send_keys(squares(tmp_path, "blue", 1, 901)[0])
     assert person.see(".cs-top li").text.startswith("blue")
-    assert len(person.all(".cs-near img")) == 5
+    person.until(lambda: len(person.all(".cs-near img")) == 5)
     person.see(".cs-answer .cs-button", "red").click()
     person.see(".cs-note", "Added 1 picture to 'red'.")
     assert len(server.files("red")) == 5
