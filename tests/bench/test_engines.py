@@ -151,6 +151,7 @@ def test_a_study_does_not_wait_for_its_workers_to_unload(local):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_parent_leave(tmp_path):
     code = (
         "import engine_jobs, sys\nfrom clipadapter.bench.engines import Job, create_engine\n"

@@ -140,6 +140,8 @@ def test_steps_are_bounded_whatever_the_number_of_shots(monkeypatch):
     for batch_size, epochs in ((None, 150), (256, 150), (16, 22)):  # 22 passes of 7 steps are the first over 150
         Rla(batch_size=batch_size).fit(X, y, text=text)
         assert seen[-1].epochs == epochs
+    Rla.official().fit(X, y, text=text)
+    assert seen[-1].epochs == 300  # full batches, as the authors published
 
 
 def test_views_are_drawn():

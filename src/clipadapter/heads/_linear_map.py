@@ -37,7 +37,11 @@ def moved(X: Tensor, shift: Tensor) -> Tensor:
     >>> moved(torch.tensor([[3.0, 4.0]]), torch.eye(2))
     tensor([[1.2000, 1.6000]])
     """
-    x, d = unit(X), len(shift)
+    return _moved(unit(X), shift)
+
+
+def _moved(x: Tensor, shift: Tensor) -> Tensor:
+    d = len(shift)
     before = x[..., d:] if x.shape[-1] > d else x
     return x[..., :d] + before @ shift.T
 
@@ -52,16 +56,15 @@ def shift_loss(shots: Shots, shift: Tensor, penalty: float, cycle_views: bool) -
         cycle_views: take view 1, 2 ... and 0 in turn, one for all rows of a step, in place of those that are drawn.
     """
     assert shots.text is not None
-    text, n_views, d, turn = shots.text, shots.views.shape[1], len(shift), 0
+    text, n_views, turn = shots.text, shots.views.shape[1], 0
     views = unit(shots.views)
 
     def loss(batch: Tensor, view: Tensor) -> Tensor:
         nonlocal turn
         turn = (turn + 1) % n_views
         x = drawn(views, batch, torch.full_like(batch, turn) if cycle_views else view)
-        features = torch.addmm(x[:, :d], x[:, d:] if x.shape[1] > d else x, shift.T)  # as `moved` does
         # The bound is for a picture of zeros, at whose length unit() has no gradient.
-        error = cosine_error(features, text, shots.labels[batch], shots.scale, shortest=1e-6)
+        error = cosine_error(_moved(x, shift), text, shots.labels[batch], shots.scale, shortest=1e-6)
         return error + _Pull.apply(shift, penalty)
 
     return loss
