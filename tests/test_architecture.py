@@ -57,8 +57,8 @@ def test_every_part_has_a_floor():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_a_module_stays_below_300_lines(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+def test_a_module_stays_below_600_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
 
 
 @pytest.mark.parametrize("family", ["heads", "encoders", "engines", "tuners"])

@@ -8,7 +8,7 @@ import torch
 
 from clipadapter.errors import InputError
 from clipadapter.heads import ClassText, _training, clip_adapter
-from clipadapter.heads._bottleneck import Bottleneck, blend, weaken
+from clipadapter.heads._bottleneck import Bottleneck, blend
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -63,7 +63,7 @@ def started(head, case):
 @pytest.mark.parametrize("second_relu", [False, True])
 @pytest.mark.parametrize("input_norm", [False, True])
 def test_logits_are_the_papers_formula(case, second_relu, input_norm):
-    head = ClipAdapter(alpha=0.3, final_relu=second_relu, input_norm=input_norm, epochs=0, hidden=2)
+    head = ClipAdapter(alpha=0.3, final_relu=second_relu, input_norm=input_norm, centre=False, epochs=0, hidden=2)
     fitted = started(head, case).fit(case["X"], case["y"], text=case["text"])
     expected = [
         plain_logits(list(x), case["down"], case["up"], case["text"].embeddings.tolist(), 0.3, second_relu)
@@ -135,7 +135,7 @@ def test_zero_init_starts_at_zero_shot():
 
 
 def test_text_branch_blends_the_class_weights(case):
-    fitted = started(ClipAdapter(branch="text", beta=0.4, epochs=0, hidden=2), case).fit(
+    fitted = started(ClipAdapter(branch="text", beta=0.4, centre=False, epochs=0, hidden=2), case).fit(
         case["X"], case["y"], text=case["text"]
     )
     for row, weight in zip(case["text"].embeddings.tolist(), fitted.weight_.tolist(), strict=True):
@@ -166,14 +166,116 @@ def test_auto_trusts_text_that_is_right_more_than_text_that_is_wrong():
     assert right_ratio < wrong_ratio
 
 
-def test_auto_at_one_shot_follows_the_confidence_of_zero_shot():
-    # Two unit features at 60 degrees to each other's class: zero-shot's probability of the truth by hand.
-    text = ClassText(["a", "b"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
-    X = [[1.0, 0.0], [0.0, 1.0]]
-    truth = math.exp(1) / (math.exp(1) + 1)
-    fitted = ClipAdapter().fit(X, ["a", "b"], text=text)
-    strength = math.sqrt(1 - truth)
-    assert fitted.alpha_ == pytest.approx(0.4 * strength / (0.6 + 0.4 * strength), rel=1e-5)
+def test_the_centre_is_the_mean_of_the_class_means_and_is_subtracted_before_the_adapter(case):
+    uneven = [0, 3, 6, 1, 2]  # three shots of the first class, one of each other
+    X, y = case["X"][uneven], case["y"][uneven]
+    fitted = started(ClipAdapter(alpha=0.3, epochs=0, hidden=2), case).fit(X, y, text=case["text"])
+    units = [length_one(list(x)) for x in X]
+    mean = [(sum(u[j] for u in units[:3]) / 3 + units[3][j] + units[4][j]) / 3 for j in range(D)]
+    for x, logits in zip(case["X"], fitted.logits(case["X"]), strict=True):
+        u = length_one(list(x))
+        adapted = product(case["up"], relu(product(case["down"], [v - m for v, m in zip(u, mean, strict=True)])))
+        mixed = length_one([0.3 * a + 0.7 * v for a, v in zip(adapted, u, strict=True)])
+        expected = [SCALE * sum(v * t for v, t in zip(mixed, row, strict=True)) for row in case["text"].embeddings]
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+class PlainAdapter(torch.nn.Module):
+    """The paper's adapter as PyTorch has it."""
+
+    def __init__(self, case, ratio):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(D, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, D, bias=False)
+        )
+        self.layers[0].weight.data = torch.tensor(case["down"])
+        self.layers[2].weight.data = torch.tensor(case["up"])
+        self.ratio = ratio
+
+    def forward(self, x):
+        return torch.nn.functional.normalize(self.ratio * self.layers(x) + (1 - self.ratio) * x)
+
+
+@pytest.mark.parametrize(
+    ("make", "optimizer", "scale"),
+    [
+        (lambda: ClipAdapter.paper(epochs=7, hidden=2), lambda p: torch.optim.Adam(p, lr=1e-5), SCALE),
+        (
+            lambda: ClipAdapter(alpha=0.2, centre=False, noise=0, epochs=7, hidden=2, schedule="constant"),
+            lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0),
+            SCALE / 2,
+        ),
+    ],
+    ids=["the paper's recipe", "our recipe, at half the logit scale"],
+)
+def test_training_is_that_of_plain_pytorch(case, make, optimizer, scale):
+    fitted = started(make(), case).fit(case["X"], case["y"], text=case["text"])
+    plain = PlainAdapter(case, 0.2)
+    steps = optimizer(plain.parameters())
+    x = torch.nn.functional.normalize(torch.tensor(case["X"]))
+    text, labels = torch.tensor(case["text"].embeddings), torch.tensor([int(name[-1]) for name in case["y"]])
+    for _ in range(7):
+        steps.zero_grad()
+        torch.nn.functional.cross_entropy(scale * plain(x) @ text.T, labels).backward()
+        steps.step()
+    np.testing.assert_allclose(fitted.down_, plain.layers[0].weight.detach(), atol=1e-7)
+    np.testing.assert_allclose(fitted.up_, plain.layers[2].weight.detach(), atol=1e-7)
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
+def test_the_released_recipe_takes_the_epochs_of_coop_by_shots(shots, epochs, monkeypatch):
+    taken = []
+    monkeypatch.setattr(clip_adapter, "minimise", lambda *given: taken.append(given[4].passes(given[2])) or 0.0)
+    X, y, text = toy_features((shots, shots, shots))
+    ClipAdapter.official().fit(X, y, text=text)
+    ClipAdapter.official(epochs=50).fit(X, y, text=text)  # ImageNet's
+    assert taken == [epochs, 50]
+
+
+def test_the_best_ratios_of_the_paper_are_presets():
+    dtd = ClipAdapter.preset("dtd", seed=3).get_params()
+    assert dtd == {**ClipAdapter.paper().get_params(), "alpha": 0.6, "seed": 3}
+    assert ClipAdapter.preset("imagenet").alpha == 0.2
+
+
+def test_a_dynamic_ratio_is_the_sigmoid_of_a_linear_map_of_picture_and_text(case):
+    fitted = ClipAdapter(alpha="dynamic", centre=False, steps=40, lr=0.02).fit(case["X"], case["y"], text=case["text"])
+    gate, text = fitted.alpha_gate_.tolist(), case["text"].embeddings.tolist()
+    down, up = fitted.down_.tolist(), fitted.up_.tolist()
+    ratios = []
+    for x, logits in zip(case["X"], fitted.logits(case["X"]), strict=True):
+        u = length_one(list(x))
+        share = [math.exp(SCALE * sum(v * t for v, t in zip(u, row, strict=True))) for row in text]
+        pointed = [sum(s * row[j] for s, row in zip(share, text, strict=True)) / sum(share) for j in range(D)]
+        ratio = 1 / (1 + math.exp(-gate[0] - sum(g * v for g, v in zip(gate[1:], [*u, *pointed], strict=True))))
+        np.testing.assert_allclose(logits, plain_logits(u, down, up, text, ratio, False), atol=1e-3)
+        ratios.append(ratio)
+    assert fitted.alpha_ == pytest.approx(sum(ratios) / len(ratios), abs=1e-5)
+    assert max(ratios) - min(ratios) > 1e-3
+
+
+@pytest.mark.parametrize("params", [{"alpha": "dynamic"}, {"branch": "text", "beta": "dynamic"}])
+def test_a_dynamic_ratio_starts_at_that_of_the_released_code(params):
+    X, y, text = toy_features()
+    dynamic = ClipAdapter(**params, epochs=0).fit(X, y, text=text)
+    fixed = ClipAdapter(**{**params, next(reversed(params)): 0.2}, epochs=0).fit(X, y, text=text)
+    np.testing.assert_allclose(dynamic.logits(X), fixed.logits(X), atol=1e-4)
+
+
+def test_a_dynamic_ratio_answers_for_other_classes_and_after_loading():
+    X, y, text = toy_features()
+    fitted = ClipAdapter(alpha="dynamic", steps=20, lr=0.02).fit(X, y, text=text)
+    loaded = ClipAdapter(alpha="dynamic").load_state(fitted.state(), list(fitted.classes_), X.shape[1])
+    np.testing.assert_array_equal(loaded.logits(X), fitted.logits(X))
+    other = fitted.for_classes(ClassText(text.labels[:2], text.embeddings[:2], text.logit_scale))
+    assert other.logits(X).shape == (len(X), 2)
+
+
+@pytest.mark.parametrize("branch", ["visual", "text", "both"])
+def test_auto_takes_no_more_than_a_dozen_shots_to_leave_text_that_is_wrong(branch):
+    X, y, text = toy_features((4, 4, 4), d=256)
+    wrong = ClassText(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
+    assert (ClipAdapter(branch=branch).fit(X, y, text=wrong).predict(X) == y).all()
 
 
 def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
@@ -181,9 +283,9 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
     sizes = []
 
     class Counting(ClipAdapter):
-        def _train(self, shots, rows, progress):
+        def _train(self, shots, rows, progress, before=None):
             sizes.append(len(rows))
-            return super()._train(shots, rows, progress)
+            return super()._train(shots, rows, progress, before)
 
     all_folds = Counting().fit(X, y, text=text).alpha_
     assert sizes == [27, 18, 18, 18]
@@ -205,7 +307,7 @@ def test_views_are_used_in_training():
 
 def test_the_loss_falls():
     X, y, text = toy_features(noise=2.0)
-    losses = [ClipAdapter(alpha=0.4, epochs=epochs).fit(X, y, text=text).loss_ for epochs in (1, 100)]
+    losses = [ClipAdapter(alpha=0.4, epochs=epochs).fit(X, y, text=text).loss_ for epochs in (1, 400)]
     assert losses[1] < losses[0] / 2
 
 
@@ -216,7 +318,7 @@ def test_bias_makes_raw_and_unit_input_differ():
 
 
 def test_output_norm_off_keeps_the_length_of_the_blend(case):
-    head = ClipAdapter(alpha=0.3, epochs=0, hidden=2, input_norm=False, output_norm=False)
+    head = ClipAdapter(alpha=0.3, epochs=0, hidden=2, input_norm=False, output_norm=False, centre=False)
     fitted = started(head, case).fit(case["X"], case["y"], text=case["text"])
     x = list(case["X"][0])
     adapted = product(case["up"], relu(product(case["down"], x)))
@@ -230,11 +332,14 @@ def test_output_norm_off_keeps_the_length_of_the_blend(case):
     [
         ({"branch": "image"}, "branch must be one of visual, text, both"),
         ({"alpha": 1.5}, "alpha must be 0 to 1"),
-        ({"alpha": "best"}, "alpha must be 0 to 1, 'learned' or 'auto'"),
+        ({"alpha": "best"}, "alpha must be 0 to 1, 'auto', 'learned' or 'dynamic'"),
         ({"beta": -1}, "beta must be 0 to 1"),
         ({"optimizer": "rmsprop"}, "optimizer must be one of adamw, adam, sgd"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"lr": 0}, "lr must be positive"),
+        ({"noise": -1.0}, "noise must be 0 or more"),
+        ({"temperature": 0}, "temperature must be positive"),
+        ({"epochs": "many"}, "epochs must be a number, None or 'coop'"),
         ({"zero_init": True, "final_relu": True}, "never trains"),
         ({"alpha": 0.5, "lr": 1e30, "optimizer": "sgd", "output_norm": False}, "training diverged"),
     ],
@@ -249,11 +354,6 @@ def test_blend_weighs_the_adapted_feature():
     x, adapted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     assert blend(x, adapted, 0.25, renormalise=False).tolist() == [[0.75, 0.75]]
     np.testing.assert_allclose(blend(x, adapted, 0.25), [[math.sqrt(0.5), math.sqrt(0.5)]])
-
-
-def test_weaken_scales_the_odds():
-    ratio = weaken(0.4, 0.5)
-    assert ratio / (1 - ratio) == pytest.approx(0.5 * 0.4 / 0.6)
 
 
 def test_one_wrong_label_among_single_shots_does_not_choose_the_ratio():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -46,19 +46,38 @@ def unadapted(x: Tensor, adapted: Tensor, ratio: Tensor | float, renormalise: bo
     return own / (own + ratio * adapted).norm(dim=1, keepdim=True).clamp_min(1e-12) if renormalise else own
 
 
-def weaken(ratio: float, strength: float) -> float:
-    """A smaller ratio: the odds of adapted to original are multiplied by a strength of 0 to 1.
-
-    >>> weaken(0.6, 1.0), weaken(0.5, 0.0), round(weaken(0.5, 0.5), 4)
-    (0.6, 0.0, 0.3333)
-    """
-    return ratio if strength == 1 else strength * ratio / (1 - ratio + strength * ratio)
-
-
 def check_ratio(name: str, value: float | str) -> None:
-    """Refuse what is no ratio, by name: 0 to 1, "learned" and "auto" are."""
-    if value not in ("auto", "learned") and (isinstance(value, str) or not 0 <= value <= 1):
-        raise InputError(f"{name} must be 0 to 1, 'learned' or 'auto', but is {value!r}")
+    """Refuse what is no ratio, by name: 0 to 1, "auto", "learned" and "dynamic" are."""
+    if value not in ("auto", "learned", "dynamic") and (isinstance(value, str) or not 0 <= value <= 1):
+        raise InputError(f"{name} must be 0 to 1, 'auto', 'learned' or 'dynamic', but is {value!r}")
+
+
+def attended(x: Tensor, text: Tensor, scale: float) -> Tensor:
+    """Input (n, 2d) of the paper's Q(f, W): features (n, d), and the class text (c, d) that each of them points to.
+
+    The second is the mean of the class text under zero-shot's probabilities, so that the input has one width for any
+    number of classes.
+
+    >>> attended(torch.tensor([[1.0, 0.0]]), torch.eye(2), scale=100.0)
+    tensor([[1., 0., 1., 0.]])
+    """
+    return torch.cat([x, (scale * x @ text.T).softmax(dim=1) @ text], dim=1)
+
+
+def gated(gate: Tensor, inputs: Tensor) -> Tensor:
+    """A ratio (n, 1) as a function of inputs (n, k): the sigmoid of a linear map.
+
+    The paper does not publish the architecture of its Q(f, W); this is the simplest that trains.
+
+    Args:
+        gate: (1 + k,), the constant first; or (1,) for a ratio that is one number.
+        inputs: (n, k), not looked at for one number.
+
+    >>> gated(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [100.0]]))
+    tensor([[0.5000],
+            [1.0000]])
+    """
+    return (gate[0] + inputs @ gate[1:] if len(gate) > 1 else gate).sigmoid().view(-1, 1)
 
 
 @dataclass
@@ -128,19 +147,19 @@ class Bottleneck:
     def _hidden(self, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, self.down, self.down_bias).relu()  # (n, h)
 
+    def around(self, centre: Tensor | None) -> Bottleneck:
+        """The bottleneck of ``x - centre``, as a bias of the first layer: `centre` is (d,), or None for zeros.
+
+        >>> layer = Bottleneck(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]]))
+        >>> layer.around(torch.tensor([2.0, 5.0]))(torch.tensor([[3.0, 0.0]]))
+        tensor([[0., 1.]])
+        """
+        if centre is None:
+            return self
+        shift = -(self.down @ centre)
+        return replace(self, down_bias=shift if self.down_bias is None else self.down_bias + shift)
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors there are, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-@dataclass
-class Adapted:
-    """A trained adapter: bottlenecks by branch, ratios, last loss, and the loss on held-out shots at each strength."""
-
-    visual: Bottleneck | None
-    text: Bottleneck | None
-    alpha: float
-    beta: float
-    loss: float
-    losses: Tensor

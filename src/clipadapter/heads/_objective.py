@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from clipadapter.functional import unit
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._several import binary_losses
 from clipadapter.heads._shots import Shots
-
-ONE_SHOT = 0.1
-"""Strength with several labels a picture, if most classes have one shot: found on mosaics of Caltech-101's training
-pictures under `lite`. What is sure of one label among twenty is unsure of most answers to twenty questions."""
-STRENGTHS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.65, 0.75, 0.85, 1.0)
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,10 @@ class Objective:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, shots: Shots, rows: Tensor, bias: Tensor | None) -> Objective:
-        """That of some of the shots."""
-        return cls(shots.scale, shots.labels[rows], None if shots.targets is None else shots.targets[rows], bias)
+    def of(cls, shots: Shots, rows: Tensor, bias: Tensor | None, temperature: float = 1.0) -> Objective:
+        """That of some of the shots, with the encoder's logit scale divided by a temperature."""
+        targets = None if shots.targets is None else shots.targets[rows]
+        return cls(shots.scale / temperature, shots.labels[rows], targets, bias)
 
     def of_cosines(self, x: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of features (b, d) of any length, of which the rows are told."""
@@ -53,27 +50,46 @@ class Objective:
         """Mean loss of features (b, d) as they are, of which the rows are told."""
         return self._losses(self.scale * x @ weight.T, rows).mean()
 
-    def total(self, logits: Tensor) -> Tensor:
-        """Sum of the losses of all rows, from scaled cosines (n, c)."""
-        return self._losses(logits, torch.arange(len(logits))).sum()
+    def losses_at(self, logits: Tensor, rows: Tensor, temperatures: Tensor) -> Tensor:
+        """(t,) summed loss of rows with scaled cosines (b, c), divided by each of the temperatures (t,).
 
-    def strength(self, losses: list[Tensor], zero_shot: Tensor) -> float:
-        """How much of the ratio trained with to keep.
-
-        Args:
-            losses: (strengths,) on held-out shots, by fold; empty if none can be held out.
-            zero_shot: (n, c) scaled cosines of all shots and class text.
+        >>> objective = Objective(1.0, torch.tensor([0, 1]), None, None)
+        >>> objective.losses_at(torch.zeros(2, 2), torch.arange(2), torch.ones(1))
+        tensor([1.3863])
         """
-        if not losses:
-            if self.targets is not None:
-                return ONE_SHOT
-            # One shot a class: no shot can be spared. Zero-shot never saw the shots, so its confidence in their
-            # labels is an honest estimate of how far to trust it. The square root is ours: found on other data.
-            own = zero_shot.softmax(dim=1)[torch.arange(len(self.labels)), self.labels]
-            return math.sqrt(1.0 - float(own.mean()))
-        return float(torch.softmax(-sum(losses, torch.zeros(len(STRENGTHS))), dim=0) @ torch.tensor(STRENGTHS))
+        logits = self._with_bias(logits)
+        return torch.stack([self._losses_of(logits / t, rows).sum() for t in temperatures])
+
+    def robust_losses(self, logits: Tensor, rows: Tensor, temperatures: Tensor, wrong: float) -> Tensor:
+        """The same where a share of the labels is wrong, each other label being as likely; several labels as they are.
+
+        >>> objective = Objective(1.0, torch.tensor([0, 1]), None, None)
+        >>> sure_and_wrong = torch.tensor([[-100.0, 100.0], [100.0, -100.0]])
+        >>> objective.robust_losses(sure_and_wrong, torch.arange(2), torch.ones(1), 0.1).round(decimals=2)
+        tensor([5.9900])
+        """
+        if self.targets is not None:
+            return self.losses_at(logits, rows, temperatures)
+        labels = self.labels[rows, None]
+        right = [(logits / t).softmax(dim=1).gather(1, labels)[:, 0] for t in temperatures]
+        return torch.stack([-((1 - wrong) * p + wrong / logits.shape[1]).log().sum() for p in right])
+
+    def guess_loss(self, rows: Tensor, n_classes: int) -> float:
+        """Summed loss of a guess: each label is as likely; of several labels, each as likely as it is frequent."""
+        if self.targets is None:
+            return len(rows) * math.log(n_classes)
+        targets = self.targets[rows]
+        share = targets.mean(dim=0)
+        return float(-(torch.xlogy(targets, share) + torch.xlogy(1 - targets, 1 - share)).sum())
+
+    def _with_bias(self, logits: Tensor) -> Tensor:
+        return logits if self.bias is None else logits + self.bias
 
     def _losses(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return self._losses_of(self._with_bias(logits), rows)
+
+    def _losses_of(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """(b,) of logits with all that belongs to them."""
         if self.targets is None:
-            return torch.nn.functional.cross_entropy(logits, self.labels[rows], reduction="none")
-        return binary_losses(logits if self.bias is None else logits + self.bias, self.targets[rows])
+            return cross_entropy(logits, self.labels[rows], reduction="none")
+        return binary_losses(logits, self.targets[rows])

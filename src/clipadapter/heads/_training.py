@@ -138,6 +138,21 @@ def minimise(
     return float(value.detach())
 
 
+def coop_epochs(labels: Tensor) -> int:
+    """Epochs of CoOp's scripts by the mean number of shots a class: 50 for 1, 100 for 2 and 4, 200 for 8 and 16.
+
+    Numbers in between take those of the nearest; the scripts take 50 for ImageNet at any number of shots.
+
+    Args:
+        labels: (n,) class positions.
+
+    >>> [coop_epochs(torch.arange(5).repeat(shots)) for shots in (1, 2, 4, 8, 16)]
+    [50, 100, 100, 200, 200]
+    """
+    shots = len(labels) / len(labels.unique())
+    return 50 if shots < 1.5 else 100 if shots < 6 else 200
+
+
 def drawn(views: Tensor, rows: Tensor, view: Tensor) -> Tensor:
     """One view of each of some rows, as `minimise` draws them.
 

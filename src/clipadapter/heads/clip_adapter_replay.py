@@ -17,8 +17,9 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._base import Shots
-from clipadapter.heads._bottleneck import Bottleneck, weaken
-from clipadapter.heads._objective import STRENGTHS, Objective
+from clipadapter.heads._bottleneck import Bottleneck
+from clipadapter.heads._objective import Objective
+from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Streaming
@@ -36,9 +37,12 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         replay: shots of each class that are kept and trained on again; 0 for sequential fine-tuning, which forgets.
         reduction: bottleneck width is d divided by this.
         hidden: bottleneck width itself; overrides ``reduction``.
-        alpha: weight of the adapted feature, 0 to 1; "learned" trains it anew in each task; "auto" trains at 0.4 and
-            then weakens it as `ClipAdapter` does, by what shots of all tasks so far said when they were held out.
+        alpha: weight of the adapted feature, 0 to 1; "learned" and "dynamic" train it anew in each task; "auto" chooses
+            it as `ClipAdapter` does, by the held-out shots of all tasks so far.
         input_norm: as for `ClipAdapter`, like all that follow.
+        centre: subtract the mean of the features; that of the first task stays.
+        noise: in training.
+        temperature: in training.
         final_relu: a second ReLU.
         output_norm: unit length at the end.
         bias: of both layers.
@@ -70,8 +74,10 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
     """(r, d) raw features."""
     kept_labels_: Tensor
     """(r,) their classes."""
+    centre_: Tensor | None
+    """(d,) mean of the features of the first task; None if it is not subtracted."""
     losses_: Tensor
-    """(s,) of held-out shots of all tasks, at each strength of the ratio."""
+    """(r, t) of held-out shots of all tasks, at each ratio and temperature."""
 
     def __init__(
         self,
@@ -80,6 +86,9 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         hidden: int | None = None,
         alpha: float | str = "auto",
         input_norm: bool = True,
+        centre: bool = True,
+        noise: float = 0.03,
+        temperature: float = 2.0,
         final_relu: bool = False,
         output_norm: bool = True,
         bias: bool = False,
@@ -90,8 +99,8 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         weight_decay: float = 0.0,
         schedule: str = "cosine",
         warmup_epochs: int = 0,
-        epochs: int | None = None,
-        steps: int = 250,
+        epochs: int | str | None = None,
+        steps: int = 125,
         batch_size: int = 256,
         folds: int = 3,
         seed: int = 0,
@@ -102,6 +111,9 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
             hidden=hidden,
             alpha=alpha,
             input_norm=input_norm,
+            centre=centre,
+            noise=noise,
+            temperature=temperature,
             final_relu=final_relu,
             output_norm=output_norm,
             bias=bias,
@@ -125,7 +137,10 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         for name in TENSORS:
             self.__dict__.pop(f"{name}_", None)
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
-        self.losses_ = torch.zeros(len(STRENGTHS))
+        self.losses_ = no_losses()
+        self._check()
+        features = self._input(shots.X, Bottleneck(shots.X, shots.X))
+        self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
         self._go_on(shots)
 
     def _more(self, shots: Shots, origin: Tensor) -> None:
@@ -133,6 +148,8 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
             0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
         )
         self.kept_labels_ = place[self.kept_labels_]
+        if self.losses_.shape != no_losses().shape:  # of a model that an earlier version saved
+            self.losses_ = no_losses()
         self._go_on(shots)
 
     def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
@@ -140,7 +157,15 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         learned = Bottleneck.learned(self, dtype)
         if learned is None:
             return super()._initial(d, generator, dtype)
-        return Bottleneck(**{name: tensor.clone() for name, tensor in learned.tensors().items()})
+        # Without biases that are trained, that of the first layer is what subtracts the centre, and is made anew.
+        names = TENSORS if self.bias else ("down", "up")
+        return Bottleneck(**{name: tensor.clone() for name, tensor in learned.tensors().items() if name in names})
+
+    def _centre(self, x: Tensor, shots: Shots, rows: Tensor) -> Tensor | None:
+        """That of the first task: what was learned around it holds for it alone."""
+        centre = getattr(self, "centre_", None)  # models that an earlier version saved have none
+        begun = self.bias and Bottleneck.learned(self, x.dtype) is not None  # it is in the bias already
+        return None if centre is None or begun else centre.to(x.dtype)
 
     def _go_on(self, shots: Shots) -> None:
         self._check()
@@ -156,19 +181,16 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         splits = self._splits(shots) if self.alpha == "auto" else []
         if self.losses_.any():  # each further task adds one fold's: less would not pay, more is not needed
             splits = splits[:1]
-        fits = [partial(self._fitted, every, torch.cat([torch.arange(n), again]), None)]
-        fits += [partial(self._fitted, every, torch.cat([train, again]), held) for train, held in splits]
-        trained, *judged = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
-        self.alpha_ = trained.alpha
+        fits = [partial(self._train, every, torch.cat([torch.arange(n), again]), self.progress)]
+        fits += [partial(self._train, every, torch.cat([train, again]), False) for train, _ in splits]
+        trained, *parts = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
         if self.alpha == "auto":
-            self.losses_ = sum((fit.losses for fit in judged), self.losses_)
-            told = [self.losses_] if self.losses_.any() else []
+            tables = [self._held_out_losses(every, *part) for part in zip(parts, splits, strict=True)]
+            self.losses_ = sum(tables, self.losses_)
             zero_shot = shots.scale * unit(every.X) @ shots.text.T
-            objective = Objective.of(every, torch.arange(len(every.labels)), None)
-            self.alpha_ = weaken(trained.alpha, objective.strength(told, zero_shot))
-        self.loss_, self.scale_, self.weight_ = trained.loss, shots.scale, shots.text
-        for name in TENSORS:
-            setattr(self, f"{name}_", getattr(trained.visual, name, None))
+            expected = expected_ratio(zero_shot, Objective.of(every, torch.arange(len(every.labels)), None))
+            trained = self._at(trained, choose_ratio(self.losses_, expected))
+        self._store(shots, trained)
         self._keep(every)
 
     def _times(self, labels: Tensor) -> int:

@@ -1,0 +1,97 @@
+"""How the residual ratio is chosen: by hand, by another way of computing, and what must not matter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.heads._objective import Objective
+from clipadapter.heads._ratio import RATIO_SPREAD, RATIOS, TEMPERATURES, choose_ratio, expected_ratio, loss_table
+
+
+def single(labels):
+    return Objective(1.0, torch.tensor(labels), None, None)
+
+
+def held_out(seed=0, n=12, c=4, gain=3.0):
+    """Logits at each ratio that get better up to 0.5, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(c, size=n)
+    noise = rng.standard_normal((n, c))
+    layers = [noise + gain * (0.25 - (ratio - 0.5) ** 2) * np.eye(c)[labels] for ratio in RATIOS]
+    return [torch.tensor(layer) for layer in layers], labels
+
+
+def test_zero_shot_that_knows_nothing_leaves_the_largest_ratio_and_one_that_knows_all_the_smallest():
+    labels = [0, 1, 2]
+    assert expected_ratio(torch.zeros(3, 3), single(labels)) == 0.5
+    assert expected_ratio(50 * torch.eye(3), single(labels)) < 0.04  # one label in twenty may be wrong
+
+
+def test_the_expected_ratio_is_half_of_the_loss_that_zero_shot_leaves_of_a_guess():
+    logits = [[2.0, 0.0], [0.5, 0.0], [0.0, 1.0]]
+    labels = [0, 1, 1]
+
+    def loss(t):
+        total = 0.0
+        for row, label in zip(logits, labels, strict=True):
+            p = math.exp(row[label] / t) / sum(math.exp(z / t) for z in row)
+            total -= math.log(0.95 * p + 0.05 / 2)
+        return total
+
+    best = min(TEMPERATURES, key=lambda t: loss(t) + math.log(t) ** 2 / 2)
+    expected = 0.5 * loss(best) / (3 * math.log(2))
+    assert expected_ratio(torch.tensor(logits), single(labels)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_several_labels_a_guess_knows_how_frequent_each_is():
+    targets = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    share = [0.75, 0.5]
+    guess = Objective(1.0, torch.full((4,), -1), targets, torch.tensor([math.log(p / (1 - p)) for p in share]))
+    assert expected_ratio(torch.zeros(4, 2), guess) == pytest.approx(0.5, abs=1e-6)
+    assert expected_ratio(20 * (2 * targets - 1), guess) < 0.01
+
+
+def test_without_a_held_out_shot_the_ratio_is_the_expected_one():
+    assert choose_ratio(torch.zeros(len(RATIOS), len(TEMPERATURES)), 0.37) == 0.37
+
+
+def test_the_ratio_is_the_posterior_mean_by_numerical_integration():
+    layers, labels = held_out()
+    found = choose_ratio(loss_table(layers, single(labels)), 0.3)
+
+    def loss(ratio):
+        """Between two candidates on a line, as a fine grid of ratios would have it."""
+        every = [
+            min(
+                sum(math.log(sum(np.exp(row / t))) - row[k] / t for row, k in zip(layer.numpy(), labels, strict=True))
+                for t in TEMPERATURES
+            )
+            for layer in layers
+        ]
+        return np.interp(ratio, RATIOS, every)
+
+    fine = np.linspace(0, 1, 2001)
+    posterior = np.exp(-loss(fine) - ((fine - 0.3) / RATIO_SPREAD) ** 2 / 2)
+    assert found == pytest.approx(float(posterior @ fine / posterior.sum()), abs=0.01)
+
+
+def test_how_confident_the_logits_are_does_not_matter():
+    layers, labels = held_out()
+    plain, loud = (choose_ratio(loss_table([f * x for x in layers], single(labels)), 0.2) for f in (1.0, 4.0))
+    assert loud == pytest.approx(plain, abs=0.01)
+
+
+def test_many_held_out_shots_outweigh_what_was_expected():
+    layers, labels = held_out(n=2000, gain=8.0)
+    table = loss_table(layers, single(labels))
+    assert choose_ratio(table, 0.1) == pytest.approx(choose_ratio(table, 0.9), abs=0.05)
+    assert choose_ratio(table, 0.1) == pytest.approx(0.5, abs=0.1)
+
+
+def test_tables_of_folds_add_up():
+    layers, labels = held_out()
+    whole = loss_table(layers, single(labels))
+    parts = [loss_table([layer[i] for layer in layers], single(labels[i])) for i in (slice(5), slice(5, None))]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
