@@ -27,6 +27,13 @@ def test_one_head_shows_its_parameters(run):
     assert ">>>" not in result.stdout
 
 
+def test_presets_come_with_what_their_values_are(run):
+    text, found = run("heads", "tip-adapter").stdout, json.loads(run("heads", "tip-adapter", "--json").stdout)
+    assert "Start values of the authors' search, not the values behind their figures" in text
+    assert found[0]["preset_note"].startswith("Start values of the authors' search")
+    assert "Presets" not in run("heads", "knn").stdout
+
+
 def test_an_unknown_head(run):
     result = run("heads", "zero-shoot")
     assert result.exit_code == 1

@@ -115,10 +115,12 @@ def make_head(variant: Variant) -> Head:
     """The unfitted head of a variant.
 
     Raises:
-        InputError: if it has no such parameter, preset or recipe.
+        InputError: if it has no such parameter, preset or recipe, or both a preset and the recipe are asked for.
     """
     cls = head_info(variant.head).cls
     params = dict(variant.params)
+    if variant.preset is not None and variant.official:
+        raise InputError(f"{variant.head}: give 'preset' or 'official', not both. {cls.preset_note}")
     try:
         if variant.preset is not None:
             return cls.preset(variant.preset, **params)

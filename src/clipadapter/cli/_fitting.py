@@ -209,7 +209,9 @@ head_options = bundle(
         help="Values to try; the best on held-out shots is taken. May be given many times.",
     ),
     click.option(
-        "--preset", metavar="NAME", help="Published parameters of a data set, such as dtd; found on its test data."
+        "--preset",
+        metavar="NAME",
+        help="Published parameters for a data set, such as dtd; 'clipadapter heads NAME' says how they were found.",
     ),
 )
 """``--head``, ``--set``, ``--grid`` and ``--preset``; as ``head``."""

@@ -33,6 +33,7 @@ def command(pattern: str, out: Output) -> None:
             "needs_text": entry.cls.needs_text,
             "transductive": entry.cls.transductive,
             "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
+            "preset_note": entry.cls.preset_note if entry.cls.presets else None,
             "params": {key: part.default for key, part in inspect.signature(entry.cls).parameters.items()},
             **entry.facts,
         }
@@ -55,9 +56,10 @@ def _described(name: str, params: Mapping[str, Any]) -> str:
     from clipadapter.heads import head_info
 
     words = inspect.cleandoc(head_info(name).cls.__doc__ or "").partition(">>>")[0].strip()
-    presets = sorted(head_info(name).cls.presets)
+    cls = head_info(name).cls
+    presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
     return (
         f"{name}: {words}"
         + (f"\n\nDefaults:\n{facts(list(params.items()))}" if params else "")
-        + (f"\n\nPresets: {', '.join(presets)}" if presets else "")
+        + presets
     )
