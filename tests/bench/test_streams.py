@@ -1,5 +1,7 @@
 """Streams of tasks on features: what is learned when, what is asked, what is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -227,6 +229,16 @@ def test_features_of_two_encoders_make_no_stream(tasks, text):
     other = FeatureSet(tasks[1].support.X, tasks[1].support.y, NAMES, {"fingerprint": "g"})
     with pytest.raises(InputError, match="features of one encoder"):
         stream({"it": Means()}, [tasks[0], StreamTask("b", other, tasks[1].test)], text)
+
+
+def test_views_of_two_crop_scales_make_no_stream(tasks, text):
+    def seen(task, **provenance):
+        features = task.support
+        views = np.stack([features.X, features.X], axis=1)
+        return replace(task, support=FeatureSet(views, features.y, features.class_names, provenance))
+
+    with pytest.raises(InputError, match="views of one crop scale, but have tip and coop"):
+        stream({"it": Means()}, [seen(tasks[0]), seen(tasks[1], crop="coop")], text)
 
 
 def test_a_head_learns_as_it_can():

@@ -223,9 +223,10 @@ def _origin(config: ArtifactConfig) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in told.items()) if isinstance(told, dict) else "unknown versions"
     python = config.provenance.get("python", "of an unknown version")
     when = config.provenance.get("created", "an unknown day")
-    views = config.provenance.get("views", 1)
+    views, crop = config.provenance.get("views", 1), config.provenance.get("crop")
+    seen = f"{views} views of each shot" + (f" (crop scale: {crop})" if crop else "")
     return plain(
-        f"Made on {when} with {versions}, Python {python}; {views} views of each shot. Fingerprint of the encoder: "
+        f"Made on {when} with {versions}, Python {python}; {seen}. Fingerprint of the encoder: "
         f"{config.encoder.fingerprint}. config.json has the rest: prompts, parameters, hashes of all files."
     )
 

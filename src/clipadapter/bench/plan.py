@@ -80,10 +80,13 @@ class Plan(_Part):
         return path
 
     def merged(self, folder: Path) -> Plan:
-        """With what an earlier call asked for besides: other data, other encoders, other shots."""
+        """With what an earlier call asked for besides: other data, other encoders, other shots.
+
+        What was asked for with other views of the pictures is left out: it is another study.
+        """
         before = load_plan(folder, self.suite.name, missing_ok=True)
         known = {entry.key for entry in self.entries}
-        if before is None:
+        if before is None or before.suite.view_spec != self.suite.view_spec:
             return self
         return Plan(suite=self.suite, entries=[*self.entries, *(e for e in before.entries if e.key not in known)])
 

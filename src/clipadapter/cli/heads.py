@@ -58,8 +58,4 @@ def _described(name: str, params: Mapping[str, Any]) -> str:
     words = inspect.cleandoc(head_info(name).cls.__doc__ or "").partition(">>>")[0].strip()
     cls = head_info(name).cls
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
-    return (
-        f"{name}: {words}"
-        + (f"\n\nDefaults:\n{facts(list(params.items()))}" if params else "")
-        + presets
-    )
+    return f"{name}: {words}" + (f"\n\nDefaults:\n{facts(list(params.items()))}" if params else "") + presets
