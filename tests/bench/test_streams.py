@@ -10,7 +10,7 @@ from clipadapter.bench import StreamTask, continual_metrics, stream, stream_tabl
 from clipadapter.bench.streams import check_learner, mode_of
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Exact, create_head, head_info
+from clipadapter.heads import ClassText, Exact, create_head, fidelity_of, head_info
 from clipadapter.heads._warm import carried
 from clipadapter.heads.knn import Knn
 from clipadapter.heads.zero_shot import ZeroShot
@@ -257,6 +257,13 @@ def test_a_head_learns_as_it_can():
         mode_of("choosy", Choosy(), "stream")
     with pytest.raises(InputError, match="clip-lora tunes the encoder"):
         check_learner("clip-lora", head_info("clip-lora").cls)
+
+
+def test_the_table_marks_what_is_not_as_published(tasks, text):
+    runs = stream({"zero-shot": ZeroShot(), "neighbours": Knn()}, tasks, text)
+    table = stream_table(runs).splitlines()
+    assert ["‡" in line.split() for line in table[1:3]] == [False, True]
+    assert f"‡ knn: {fidelity_of('knn')}" in table
 
 
 def test_the_table_marks_the_best_of_those_that_go_on(tasks, text):

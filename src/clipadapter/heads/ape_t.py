@@ -24,7 +24,12 @@ EPS = 1e-3
 """Of AdamW, as published."""
 
 
-@register_head("ape-t", paper="https://arxiv.org/abs/2304.01195")
+@register_head(
+    "ape-t",
+    paper="https://arxiv.org/abs/2304.01195",
+    fidelity="paper: The formulas of the trained variant are as published. The default parameters are ours: one set "
+    "of values for all data sets.",
+)
 class ApeT(Head):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 

@@ -37,12 +37,15 @@ ENOUGH = 256
 """Held-out shots that the ratio is chosen by: folds beyond these are not fitted, since more would not tell more."""
 
 
-@register_head("clip-adapter", paper="https://arxiv.org/abs/2110.04544")
+@register_head(
+    "clip-adapter",
+    paper="https://arxiv.org/abs/2110.04544",
+    fidelity="verified: `ClipAdapter.official` gives the outputs of the authors' code. The default ratio is from shots.",
+)
 class ClipAdapter(Head):
     """Bottleneck adapters on picture features, class text, or both, trained by cross-entropy.
 
-    A fit from an earlier one keeps the ratio that "auto" found; a "learned" one, and the branches of class text, begin
-    anew.
+    A fit from an earlier one keeps the ratio that "auto" found. A "learned" ratio and text branches start anew.
 
     Args:
         branch: "visual", "text" or "both".

@@ -31,7 +31,12 @@ RATIO_RATE = 20.0
 can get from 0.2 to about 0.75 or 0.02, the range in which best ratios were published."""
 
 
-@register_head("hoso", paper="https://arxiv.org/abs/2603.04341")
+@register_head(
+    "hoso",
+    paper="https://arxiv.org/abs/2603.04341",
+    fidelity="partial: Written from a short description of the method. That the ratio is learned on one held-out "
+    "shot per class is as published. How it is learned, where it starts and the recipe are ours.",
+)
 class Hoso(Head):
     """A bottleneck adapter on picture features whose blending ratio is learned on shots the adapter does not see.
 

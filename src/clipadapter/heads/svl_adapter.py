@@ -50,7 +50,12 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
     return 1 - float(logits.softmax(dim=1).amax(dim=1).mean())
 
 
-@register_head("svl-adapter", paper="https://arxiv.org/abs/2210.03794")
+@register_head(
+    "svl-adapter",
+    paper="https://arxiv.org/abs/2210.03794",
+    fidelity="verified: `SvlAdapter.official` and `star_blend` give the network and the logits of the authors' "
+    "code. The default takes the blend from the shots and brings features to one length.",
+)
 class SvlAdapter(Head):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 

@@ -35,7 +35,12 @@ OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
 """Epochs of the authors' scripts: 200 with 8 and 16 shots per class, 100 with up to 4."""
 
 
-@register_head("taskres", paper="https://arxiv.org/abs/2211.10277")
+@register_head(
+    "taskres",
+    paper="https://arxiv.org/abs/2211.10277",
+    fidelity="verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a "
+    "constant rate. The default differs in the length of class text and in its recipe.",
+)
 class TaskRes(Head):
     """Class text plus a task residual trained by cross-entropy.
 

@@ -68,7 +68,12 @@ def search_grid(
     return {"beta": grid_values(0.1, beta_max, beta_steps), "alpha": grid_values(0.1, alpha_max, alpha_steps)}
 
 
-@register_head("tip-adapter", paper="https://arxiv.org/abs/2207.09519")
+@register_head(
+    "tip-adapter",
+    paper="https://arxiv.org/abs/2207.09519",
+    fidelity="verified: The cache and the logits are those of the authors' code, and `search_grid` has the values "
+    "that it tries. The default alpha and beta are one pair for all data sets.",
+)
 class TipAdapter(Head):
     """Training-free: affinity to the cached shots, summed by class, beside the zero-shot logits.
 
