@@ -40,7 +40,7 @@ ENOUGH = 256
 @register_head(
     "clip-adapter",
     paper="https://arxiv.org/abs/2110.04544",
-    fidelity="verified: `ClipAdapter.official` gives the outputs of the authors' code. The default ratio is from shots.",
+    fidelity="verified: `ClipAdapter.official` gives the outputs of the authors' code. By default shots set the ratio.",
 )
 class ClipAdapter(Head):
     """Bottleneck adapters on picture features, class text, or both, trained by cross-entropy.
