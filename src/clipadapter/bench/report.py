@@ -166,7 +166,7 @@ def fidelity_notes(methods: Iterable[str]) -> list[str]:
     Args:
         methods: registered names; each is said once.
 
-    >>> fidelity_notes(["prototype", "clap"])  # doctest: +ELLIPSIS
+    >>> fidelity_notes(["prototype", "clap"])
     ['‡ prototype: Only in part as published. Class means are as published, ... is ours.']
     """
     stated = {method: fidelity_of(method) for method in methods}
