@@ -8,9 +8,13 @@ ROOT holds `costs.md` of `head_costs.py`, and for each set a folder with `equal/
 
 import argparse
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+
+from clipadapter.bench.report import fidelity_mark
+from clipadapter.heads import fidelity_of
 
 PREFACE = """# Results
 
@@ -18,11 +22,18 @@ Made by `benchmarks/heads.py`, `head_costs.py` and `results.py`; data is not par
 mean ± sd over seeds. Every head has its one default; nothing is chosen on test pictures within a run. How the defaults
 came about, and that some of these sets were seen while it went on, is said in [architecture.md](architecture.md) and in
 the heads' files. Heads with a * see the test pictures (without labels) when they are fitted; `auto` is not held against
-them.
+them. Heads with a ‡ are not the published method: what each is stands [below](#heads-that-are-not-as-published).
 
 Published figures of these methods are on other sets (the eleven of CoOp, ImageNet first) with encoders whose weights
 were not at hand here, so they are neither confirmed nor refuted by these tables. What can be checked is the arithmetic:
-each head's formula is tested against plain loops, and was compared with outputs of the authors' released code.
+the formulas are tested against plain loops, and {verified} of these {count} heads, in some form, against outputs of
+released code. The tables have the defaults of this project, which may differ from that form: `clipadapter heads NAME`
+says how.
+"""
+FIDELITY = """## Heads that are not as published
+
+| head | what it is |
+|---|---|
 """
 REGRET = """## Regret of auto
 
@@ -63,7 +74,7 @@ class Runs:
         for head in self.heads:
             values = [np.array(self.cells[head, k]) for k in self.shots]
             row = " | ".join(f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for v in values)
-            lines.append(f"| {head}{'*' if head in self.transductive else ''} | {row} |")
+            lines.append(f"| {head}{'*' if head in self.transductive else ''}{fidelity_mark([head])} | {row} |")
         return "\n".join(lines)
 
     def regrets(self) -> list[tuple[int, str, float, float]]:
@@ -77,23 +88,38 @@ class Runs:
         return found
 
 
+def preface(heads: Collection[str]) -> str:
+    """What is said above the tables of some heads."""
+    verified = sum(fidelity_of(head).kind == "verified" for head in heads)
+    return PREFACE.format(verified=verified, count=len(heads))
+
+
+def fidelity_table(heads: Collection[str]) -> str:
+    """What each head is that is not the published method."""
+    stated = {head: fidelity_of(head) for head in sorted(heads)}
+    return FIDELITY + "".join(f"| {head} | {found} |\n" for head, found in stated.items() if not found.is_as_published)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    parts, rows, every = [PREFACE], [], {name: [] for name in PROTOCOLS}
+    parts, rows, every, heads = [], [], {name: [] for name in PROTOCOLS}, set()
     folders = sorted(path.parent for path in args.root.glob("*/title"))
     sets = {folder: (folder / "title").read_text().splitlines()[0] for folder in folders}
     for protocol, words in PROTOCOLS.items():
         for folder, title in sets.items():
             runs = Runs(folder / protocol)
+            heads.update(runs.heads)
             parts.append(f"## {title}{words}, {runs.seeds} seeds\n\n{runs.table()}\n")
             for k, best, accuracy, regret in runs.regrets():
                 every[protocol].append(regret)
                 rows.append(f"| {title}{words} | {k or '1-16'} | {best} | {accuracy:.1f} | {regret:+.2f} |")
         worst = f"{np.mean(every[protocol]):+.2f}, {max(every[protocol]):+.2f}"
         rows.append(f"| **both{words or ', right labels'}** | mean, worst | | | **{worst}** |")
+    parts[:0] = [preface(heads)]
+    parts.append(fidelity_table(heads))
     parts.append(REGRET + "\n".join(rows) + "\n")
     parts.append(COSTS + (args.root / "costs.md").read_text().strip() + "\n")
     args.out.write_text("\n".join(parts), encoding="utf-8")

@@ -67,25 +67,37 @@ def _below(name: str, group: click.Command) -> Iterator[tuple[str, click.Command
 
 def heads() -> str:
     """One line a head, from the registry."""
-    from clipadapter.heads import head_info, list_heads
+    from clipadapter.heads import fidelity_of, head_info, list_heads
+    from clipadapter.heads._registry import FIDELITY_KINDS
 
-    rows = []
+    rows, faithful = [], []
     for name in list_heads():
         entry = head_info(name)
         paper = entry.facts.get("paper")
         told = [word for word, holds in _traits(entry.cls).items() if holds]
-        rows.append([f"[`{name}`]({paper})" if paper else f"`{name}`", entry.summary, ", ".join(told)])
+        head, fidelity = f"[`{name}`]({paper})" if paper else f"`{name}`", fidelity_of(name)
+        rows.append([head, fidelity.kind, entry.summary, ", ".join(told)])
+        faithful.append([head, fidelity.kind, fidelity.statement])
+    kinds = "\n".join(f"- **{kind}**: {meaning}" for kind, meaning in FIDELITY_KINDS.items())
     return f"""# Heads
 
 What `clipadapter heads` lists; `clipadapter heads NAME` shows the parameters of one. Which to take:
 [Which head](../guides/which-head.md).
 
-{_table(["head, and its paper", "what it is", "takes"], rows)}
+{_table(["head, and its paper", "fidelity", "what it is", "takes"], rows)}
 
 - **class text**: can't do without class names and an encoder that has a text tower; others use them if they are there.
 - **several labels**: also learns from pictures with several labels, or none.
 - **unlabelled pictures**: sees the pictures to classify when it is fitted (`--unlabelled`); never taken by `auto`.
 - **a tower**: trains through the text tower or changes the image tower; minutes to hours on a CPU.
+
+## Fidelity
+
+How close each head is to the publication that it is named after.
+
+{kinds}
+
+{_table(["head, and its paper", "fidelity", "what was checked, and what is not as published"], faithful)}
 """
 
 

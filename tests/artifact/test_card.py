@@ -284,3 +284,4 @@ def test_the_card_says_what_the_head_is_and_what_of_it_is_not_the_papers(tmp_pat
     text = " ".join((folder / "README.md").read_text().split())
     assert "after AFA's abstract, the rest is ours" in text
     assert "([paper](https://arxiv.org/abs/2505.07690))" in text
+    assert "Fidelity: Inspired by a paper, no implementation of it. Only the abstract of the paper is known" in text

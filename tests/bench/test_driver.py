@@ -171,6 +171,24 @@ def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
         bundle.shots([next(row for row in range(12) if row not in bundle.rows)])
 
 
+def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
+    def run(more):
+        suite = parse_suite("own", f"{SUITE}\n{more}".replace("[1, 2]\nseeds = [1, 2]", "[2]\nseeds = [1]"))
+        source, engine = open_source(str(pictures)), create_engine("local", workers=1)
+        bundle, _ = build_bundle(suite, [source], toy, Prompts(label=""))
+        return bundle, run_suite(suite, [source], {"toy": toy}, tmp_path / "out", engine)
+
+    (tip, first), (coop, second) = run("views = 3"), run('views = 3\ncrop = "coop"')
+    assert (tip.support.provenance["crop"], coop.support.provenance["crop"]) == ("tip", "coop")
+    np.testing.assert_array_equal(tip.support.X[:, 0], coop.support.X[:, 0])
+    assert np.abs(tip.support.X[:, 1:] - coop.support.X[:, 1:]).max() > 1e-3
+    assert (second.made, second.there) == (2, 0)
+    assert not {entry.key for entry in first.plan.entries} & {entry.key for entry in second.plan.entries}
+    assert load_bundle(save_bundle(coop, tmp_path / "coop")).support.provenance["crop"] == "coop"
+    with pytest.raises(InputError, match="asks for views with crop 'tip', but those of .* have crop 'coop'"):
+        go(f"{FEATURES}{tmp_path / 'coop'}", tmp_path / "other", f"{SUITE}\nviews = 3")
+
+
 def test_other_seeds_leave_the_records_that_are_there(pictures, toy, tmp_path):
     def again(seeds):
         suite = parse_suite("own", SUITE.replace("seeds = [1, 2]", f"seeds = {seeds}"))

@@ -3,6 +3,7 @@ import pytest
 from clipadapter.bench import summarise, table
 from clipadapter.bench.run import Flags
 from clipadapter.errors import InputError
+from clipadapter.heads import fidelity_of
 
 
 @pytest.fixture
@@ -56,6 +57,16 @@ def test_runs_that_failed_are_told(make_run):
 def test_heads_that_saw_more_than_the_shots_are_marked(make_run):
     runs = [make_run("a", flags=Flags(transductive=True)), make_run("b", flags=Flags(validation="the test part"))]
     assert summarise(runs).heads == ("a (transductive)", "b (validation: the test part)")
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_heads_that_are_not_as_published_are_marked_and_explained(make_run, markdown):
+    runs = [make_run(head, seed=seed) for head in ("auto", "tip-adapter", "someone's own") for seed in (1, 2)]
+    lines = table(runs, markdown=markdown).splitlines()
+    assert ["‡" in line for line in lines if "50.0" in line] == [True, False, False]
+    assert [line for line in lines if line.startswith("‡")] == [f"‡ auto: {fidelity_of('auto')}"]
+    kinds = {"auto": "own", "tip-adapter": "verified", "someone's own": "not stated"}
+    assert summarise(runs).to_dict()["fidelity"] == kinds
 
 
 def test_a_summary_can_be_written_as_json(runs):

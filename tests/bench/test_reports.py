@@ -16,6 +16,7 @@ from clipadapter.bench.run import DataPart, EncoderPart, Flags
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.heads import fidelity_of
 
 
 def suite(**changes):
@@ -153,6 +154,22 @@ def test_heads_that_see_more_are_marked_and_never_the_best(make_run):
     ]
     assert grid.best == {(0, 1)}
     assert "* transductive" in " ".join(grid.common) and "† something was chosen" in " ".join(grid.common)
+
+
+def test_heads_that_are_not_as_published_are_marked_and_may_be_the_best(make_run):
+    runs = [
+        make_run("clap", accuracy=0.5),
+        make_run("mine", accuracy=0.9, method="auto"),
+        make_run("zlap", accuracy=0.8, flags=Flags(transductive=True)),
+    ]
+    study = joined(suite(), runs)
+    grid = grids(study)["Accuracy: pets"]
+    assert [row[0] for row in grid.rows] == ["clap", "mine ‡", "zlap *‡"]
+    assert grid.best == {(1, 1)}
+    for name in ("auto", "zlap"):
+        assert f"‡ {name}: {fidelity_of(name)}" in grid.common
+    assert not any(line.startswith("‡ clap") for line in grid.common)
+    assert f"‡ auto: {fidelity_of('auto')}" in compare_heads(study, "clap", "mine").splitlines()
 
 
 def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):

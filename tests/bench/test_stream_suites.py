@@ -357,7 +357,7 @@ def test_a_report_says_what_happens_and_what_came_of_it(report):
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published figure that comes with the package is of this stream" in page
     knn = Learner("knn", next(runs for place, runs in study.rows.items() if place.label == "knn"))
-    row = next(line for line in page.splitlines() if line.startswith("| knn | joint |"))
+    row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
         assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
     first, last = (knn.courses[0].steps[t].size for t in (0, -1))
@@ -395,7 +395,7 @@ def test_where_a_task_differs_by_seed_it_is_called_by_its_number(sets, tmp_path)
 def test_a_single_task_is_a_stream_without_transfer(sets, tmp_path):
     go(sets[1:], tmp_path / "out")
     page = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
-    row = next(line for line in page.splitlines() if line.startswith("| knn | joint |"))
+    row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     assert [cell.strip() for cell in row.split("|")][3] == "-"
     assert "1 task: farm (2 classes)" in page
 

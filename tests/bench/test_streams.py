@@ -1,5 +1,7 @@
 """Streams of tasks on features: what is learned when, what is asked, what is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from clipadapter.bench import StreamTask, continual_metrics, stream, stream_tabl
 from clipadapter.bench.streams import check_learner, mode_of
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Exact, create_head, head_info
+from clipadapter.heads import ClassText, Exact, create_head, fidelity_of, head_info
 from clipadapter.heads._warm import carried
 from clipadapter.heads.knn import Knn
 from clipadapter.heads.zero_shot import ZeroShot
@@ -229,6 +231,16 @@ def test_features_of_two_encoders_make_no_stream(tasks, text):
         stream({"it": Means()}, [tasks[0], StreamTask("b", other, tasks[1].test)], text)
 
 
+def test_views_of_two_crop_scales_make_no_stream(tasks, text):
+    def seen(task, **provenance):
+        features = task.support
+        views = np.stack([features.X, features.X], axis=1)
+        return replace(task, support=FeatureSet(views, features.y, features.class_names, provenance))
+
+    with pytest.raises(InputError, match="views of one crop scale, but have tip and coop"):
+        stream({"it": Means()}, [seen(tasks[0]), seen(tasks[1], crop="coop")], text)
+
+
 def test_a_head_learns_as_it_can():
     class Choosy(Means):
         def __init__(self, stream=False):
@@ -245,6 +257,13 @@ def test_a_head_learns_as_it_can():
         mode_of("choosy", Choosy(), "stream")
     with pytest.raises(InputError, match="clip-lora tunes the encoder"):
         check_learner("clip-lora", head_info("clip-lora").cls)
+
+
+def test_the_table_marks_what_is_not_as_published(tasks, text):
+    runs = stream({"zero-shot": ZeroShot(), "neighbours": Knn()}, tasks, text)
+    table = stream_table(runs).splitlines()
+    assert ["‡" in line.split() for line in table[1:3]] == [False, True]
+    assert f"‡ knn: {fidelity_of('knn')}" in table
 
 
 def test_the_table_marks_the_best_of_those_that_go_on(tasks, text):

@@ -57,6 +57,7 @@ def test_presets_and_official_recipes_are_made():
         (Variant(head="zero-shot", official=True), "zero-shot has no recipe of its authors"),
         (Variant(head="clip-adapter", params={"alpa": 1}), "alpa"),
         (Variant(head="tip-adapter", preset="ddt"), "Did you mean 'dtd'"),
+        (Variant(head="taskres", preset="imagenet", official=True), "not both. The authors' recipe, which is `TaskRes"),
     ],
 )
 def test_a_head_that_cannot_be_made_is_told(variant, error):

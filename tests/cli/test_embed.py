@@ -34,6 +34,14 @@ def test_views_are_counted_by_their_seed(squares, embed):
     assert embed(squares, "--views", 2, "--view-scale", 0.2, 0.3)["computed"] == 12
 
 
+def test_views_of_another_crop_scale_are_not_taken_from_the_store(squares, embed):
+    first = embed(squares, "--views", 3, "--crop", "tip")
+    assert (first["crop"], first["computed"]) == ("tip", 36)
+    assert embed(squares, "--views", 3)["computed"] == 0
+    other = embed(squares, "--views", 3, "--crop", "coop")
+    assert (other["crop"], other["computed"], other["cached"]) == ("coop", 24, 12)  # the plain pictures are there
+
+
 def test_table_of_features(squares, tmp_path, embed):
     path = tmp_path / "features.parquet"
     assert embed(squares, "--to", path)["table"] == str(path)
@@ -72,6 +80,7 @@ def test_what_is_skipped_has_a_reason(tmp_path, write_squares, run):
         (["--shard", "half"], "a shard is written i/n"),
         (["--to", "no/such/folder/x.parquet"], "there is no folder"),
         (["--views", "2", "--view-scale", "0.9", "0.1"], "scale"),
+        (["--views", "2", "--view-scale", "0.1", "1", "--crop", "tip"], "both set the crop scale: give one of them"),
         (["--split", "dev"], "has no split 'dev'"),
         (["--cache", "README.md/features"], "README.md/features"),
         (["--device", "warp"], "the device 'warp' can't be used here"),

@@ -124,6 +124,14 @@ def test_no_support_keeps_no_shots(squares, tmp_path, fit):
     assert not (tmp_path / "model" / "support.safetensors").exists()
 
 
+def test_the_crop_scale_of_views_is_saved_with_the_model(squares, tmp_path, fit):
+    assert json.loads(fit(squares, "--views", 3, "--crop", "coop", "--json").stdout)["crop"] == "coop"
+    provenance = json.loads((tmp_path / "model" / "config.json").read_text())["provenance"]
+    assert (provenance["views"], provenance["crop"]) == (3, "coop")
+    assert provenance["fit"]["views"]["scale"] == [0.08, 1.0]
+    assert "3 views of each shot (crop scale: coop)" in (tmp_path / "model" / "README.md").read_text().replace("\\", "")
+
+
 def test_views(squares, fit):
     assert json.loads(fit(squares, "--views", 3, "--no-cache", "--json").stdout)["computed"] == 36
 

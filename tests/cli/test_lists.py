@@ -27,6 +27,23 @@ def test_one_head_shows_its_parameters(run):
     assert ">>>" not in result.stdout
 
 
+def test_heads_say_how_close_they_are_to_their_source(run):
+    listed = {line.split()[0]: line for line in run("heads").stdout.partition("\n\n")[0].splitlines()}
+    assert [kind in listed[name] for name, kind in (("auto", " own "), ("afa", " inspired "))] == [True, True]
+    assert "partial: only in part as published" in run("heads").stdout.splitlines()
+    text, (found,) = run("heads", "bdc-adapter").stdout, json.loads(run("heads", "bdc-adapter", "--json").stdout)
+    assert found["fidelity"]["kind"] == "partial"
+    assert f"Fidelity (partial): Only in part as published. {found['fidelity']['statement']}\n" in text
+    assert text.count("Fidelity") == 1
+
+
+def test_presets_come_with_what_their_values_are(run):
+    text, found = run("heads", "tip-adapter").stdout, json.loads(run("heads", "tip-adapter", "--json").stdout)
+    assert "Start values of the authors' search, not the values behind their figures" in text
+    assert found[0]["preset_note"].startswith("Start values of the authors' search")
+    assert "Presets" not in run("heads", "knn").stdout
+
+
 def test_an_unknown_head(run):
     result = run("heads", "zero-shoot")
     assert result.exit_code == 1

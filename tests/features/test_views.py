@@ -1,3 +1,4 @@
+import inspect
 import math
 import random
 from hashlib import blake2b
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision import transforms
 from torchvision.transforms import functional as torchvision
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, UnknownNameError
 from clipadapter.features import ViewSpec, augment
 
 
@@ -114,6 +116,37 @@ def test_whatever_shapes_a_view_is_in_its_key():
     assert len({spec.key(i) for spec in specs for i in (1, 2)}) == 10
     assert {spec.key(0) for spec in specs} == {"plain"}
     assert ViewSpec(count=3).key(1) == ViewSpec(count=9, scale=(0.5, 1)).key(1)
+
+
+def test_crop_scales_of_papers_go_by_name():
+    default = inspect.signature(transforms.RandomResizedCrop).parameters["scale"].default
+    coop, tip = (ViewSpec.from_crop(name, count=4, seed=2) for name in ("coop", "tip"))
+    assert coop == ViewSpec(count=4, scale=default, seed=2)  # the CoOp family takes torchvision's
+    assert tip == ViewSpec(count=4, scale=(0.5, 1.0), seed=2)
+    assert not {coop.key(i) for i in (1, 2, 3)} & {tip.key(i) for i in (1, 2, 3)}
+    assert (coop.crop, tip.crop, ViewSpec(scale=(0.3, 1)).crop) == ("coop", "tip", "0.3-1.0")
+    with pytest.raises(UnknownNameError, match="no crop is called 'coo'. Did you mean 'coop'"):
+        ViewSpec.from_crop("coo")
+
+
+def test_views_of_the_default_keep_the_keys_that_stores_have():
+    key = "crop-1 scale=0.5-1.0 ratio=0.75-1.3333333333333333 flip=1 seed=0 view=1"
+    assert ViewSpec(count=2).key(1) == ViewSpec.from_crop("tip", count=2).key(1) == key
+
+
+def test_a_coop_crop_may_take_a_small_part_of_the_picture():
+    # A picture whose left half is black and right half is white: only a crop below half its area is of one colour.
+    halves = np.zeros((60, 60, 3), np.uint8)
+    halves[:, 30:] = 255
+    image = Image.fromarray(halves)
+
+    def of_one_colour(crop):
+        spec = ViewSpec.from_crop(crop, count=200)
+        views = [np.asarray(augment(image, spec, i, b"digest", 8)) for i in range(1, 200)]
+        return sum(bool(np.ptp(view) == 0) for view in views)
+
+    assert of_one_colour("tip") == 0
+    assert of_one_colour("coop") > 0
 
 
 @pytest.mark.parametrize(

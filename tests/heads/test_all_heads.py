@@ -50,6 +50,12 @@ def test_the_three_heads_are_there():
     assert {"zero-shot", "linear-probe", "clip-adapter"} <= set(list_heads())
 
 
+def test_every_head_with_presets_says_what_their_values_are():
+    with_presets = [name for name in list_heads() if head_info(name).cls.presets]
+    assert {"tip-adapter", "tip-adapter-f", "taskres"} <= set(with_presets)
+    assert [name for name in with_presets if head_info(name).cls.preset_note == Head.preset_note] == []
+
+
 def test_a_head_in_another_package_is_held_to_the_same_rules():
     @HEADS.register("test-only-broken")
     class Broken(Head):

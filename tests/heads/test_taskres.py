@@ -113,16 +113,35 @@ def test_views_are_used_in_training():
     assert np.abs(plain - viewed).max() > 1e-3
 
 
-def test_presets_are_the_papers():
-    assert TaskRes.preset("oxford_flowers").alpha == 1.0
-    assert TaskRes.preset("imagenet").lr == 2e-4
-    assert TaskRes().alpha == 0.5
+@pytest.mark.parametrize(("name", "alpha", "lr"), [("oxford_flowers", 1.0, 2e-3), ("imagenet", 0.5, 2e-4)])
+def test_presets_are_the_authors_recipe_with_what_they_changed_for_the_data_set(name, alpha, lr):
+    head = TaskRes.preset(name)
+    assert (head.alpha, head.lr) == (alpha, lr)
+    assert head.get_params() == TaskRes.official(alpha=alpha, lr=lr).get_params()
+    assert (head.schedule, head.warmup_epochs, head.batch_size) == ("cosine-epoch", 1, 256)
+    assert TaskRes.preset(name, epochs=3).epochs == 3
 
 
-def test_official_is_200_epochs():
+def test_official_is_adam_by_the_authors_schedule():
     head = TaskRes.official(alpha=1.0)
-    assert (head.epochs, head.lr, head.weight_decay, head.optimizer) == (200, 2e-3, 5e-4, "adam")
-    assert head.alpha == 1.0
+    assert (head.epochs, head.lr, head.weight_decay, head.optimizer) == ("official", 2e-3, 5e-4, "adam")
+    assert (head.schedule, head.warmup_epochs, head.batch_size, head.alpha) == ("cosine-epoch", 1, 256, 1.0)
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 100), (2, 100), (4, 100), (8, 200), (16, 200)])
+def test_official_epochs_follow_the_shots_as_in_the_authors_scripts(shots, epochs):
+    X, y, text = toy_features((shots, 1, 1))
+    official, fixed, other = (
+        TaskRes.official(epochs=given).fit(X, y, text=text).logits(X) for given in ("official", epochs, 300 - epochs)
+    )
+    np.testing.assert_array_equal(official, fixed)
+    assert (official != other).any()
+
+
+def test_unknown_epochs_are_named():
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match="epochs must be a number, None or 'official', but is 'coop'"):
+        TaskRes(epochs="coop").fit(X, y, text=text)
 
 
 @pytest.mark.parametrize(

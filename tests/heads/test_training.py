@@ -58,6 +58,23 @@ def test_an_epoch_takes_each_row_at_most_once_and_leaves_out_an_incomplete_batch
     assert len(set(rows)) == 8
 
 
+def test_an_incomplete_last_batch_is_taken_where_the_recipe_says_so():
+    seen, _ = record(10, epochs=1, drop_last=False)
+    assert [len(batch) for batch, _ in seen] == [4, 4, 2]
+    assert sorted(row for batch, _ in seen for row in batch) == list(range(10))
+
+
+@pytest.mark.parametrize(("n", "steps"), [(31, 50), (32, 50), (33, 100), (63, 100), (64, 100), (65, 150)])
+def test_fifty_epochs_of_32_rows_are_as_many_steps_as_batches(n, steps):
+    assert len(record(n, epochs=50, batch_size=32, drop_last=False)[0]) == steps
+
+
+def test_steps_are_counted_with_the_incomplete_batch():
+    # 3 batches an epoch: 50 steps are 17 epochs, but 20 are the fewest; 100 are 34 epochs.
+    assert len(record(10, steps=50, drop_last=False)[0]) == 3 * 20
+    assert len(record(10, steps=100, drop_last=False)[0]) == 3 * 34
+
+
 def test_few_rows_are_one_batch():
     assert record(3, epochs=2)[0] == [([0, 1, 2], [0, 0, 0])] * 2
 

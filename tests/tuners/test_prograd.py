@@ -1,4 +1,4 @@
-"""ProGrad against its authors' code."""
+"""ProGrad against the code of KgCoOp, which has it too."""
 
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ from typing import Any
 from clipadapter.artifact._evaluation import ClassFigures, Evaluated, Figures, evaluation_of
 from clipadapter.artifact._files import SUPPORT, ArtifactConfig
 from clipadapter.artifact._front_matter import NAMES, front_matter
-from clipadapter.heads import head_info, list_heads
+from clipadapter.heads import fidelity_of, head_info, list_heads
 
 MARK = "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
 LISTED = 30
@@ -80,12 +80,13 @@ def _task(config: ArtifactConfig) -> str:
 
 
 def _method(head: str) -> str:
-    """What the head is, in its own words, with its paper: there a method says what of it is not the paper's."""
+    """What the head is, in its own words, with its paper, and how faithful it is to that."""
     if head not in list_heads():
         return ""
     info = head_info(head)
     paper = f" ([paper]({info.facts['paper']}))" if info.facts.get("paper") else ""
-    return f" That is: {plain(info.summary.rstrip('.'))}{paper}."
+    fidelity = plain(str(fidelity_of(head)))
+    return f" That is: {plain(info.summary.rstrip('.'))}{paper}. Fidelity: {fidelity}"
 
 
 def _use(config: ArtifactConfig, repo: str) -> str:
@@ -223,9 +224,10 @@ def _origin(config: ArtifactConfig) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in told.items()) if isinstance(told, dict) else "unknown versions"
     python = config.provenance.get("python", "of an unknown version")
     when = config.provenance.get("created", "an unknown day")
-    views = config.provenance.get("views", 1)
+    views, crop = config.provenance.get("views", 1), config.provenance.get("crop")
+    seen = f"{views} views of each shot" + (f" (crop scale: {crop})" if crop else "")
     return plain(
-        f"Made on {when} with {versions}, Python {python}; {views} views of each shot. Fingerprint of the encoder: "
+        f"Made on {when} with {versions}, Python {python}; {seen}. Fingerprint of the encoder: "
         f"{config.encoder.fingerprint}. config.json has the rest: prompts, parameters, hashes of all files."
     )
 

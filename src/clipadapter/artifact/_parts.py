@@ -37,8 +37,8 @@ from clipadapter.heads import ClassText, Head, create_head, head_info, list_head
 from clipadapter.trust import Trust
 
 TEXT = "class_text"
-CARRIED = ("fit",)
-"""Facts of the shots that are kept as they come: how the model was fitted."""
+CARRIED = ("fit", "crop")
+"""Facts of the shots that are kept as they come: how the model was fitted, and the crop scale of the views."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from clipadapter.heads import ClassText
 
 FACTS, ARRAYS = "bundle.json", "arrays.safetensors"
 MOST_BYTES = 256 << 20
-KEPT = ("encoder", "fingerprint", "data", "templates", "views")
+KEPT = ("encoder", "fingerprint", "data", "templates", "views", "crop")
 """What is kept of the provenance of features."""
 
 

@@ -164,7 +164,7 @@ def _bundles(
     ready = [source for source in sources if isinstance(source, str)]
     pictures = [source for source in sources if not isinstance(source, str)]
     for spec in ready:
-        bundle = features_source(spec)
+        bundle = features_source(spec, suite)
         if bundle is None or suite.protocol != "few-shot" or len(suite.prompts) > 1:
             raise InputError(
                 f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, for its text or classes"

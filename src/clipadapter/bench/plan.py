@@ -80,10 +80,13 @@ class Plan(_Part):
         return path
 
     def merged(self, folder: Path) -> Plan:
-        """With what an earlier call asked for besides: other data, other encoders, other shots."""
+        """With what an earlier call asked for besides: other data, other encoders, other shots.
+
+        What was asked for with other views of the pictures is left out: it is another study.
+        """
         before = load_plan(folder, self.suite.name, missing_ok=True)
         known = {entry.key for entry in self.entries}
-        if before is None:
+        if before is None or before.suite.view_spec != self.suite.view_spec:
             return self
         return Plan(suite=self.suite, entries=[*self.entries, *(e for e in before.entries if e.key not in known)])
 
@@ -115,10 +118,12 @@ def make_head(variant: Variant) -> Head:
     """The unfitted head of a variant.
 
     Raises:
-        InputError: if it has no such parameter, preset or recipe.
+        InputError: if it has no such parameter, preset or recipe, or both a preset and the recipe are asked for.
     """
     cls = head_info(variant.head).cls
     params = dict(variant.params)
+    if variant.preset is not None and variant.official:
+        raise InputError(f"{variant.head}: give 'preset' or 'official', not both. {cls.preset_note}")
     try:
         if variant.preset is not None:
             return cls.preset(variant.preset, **params)

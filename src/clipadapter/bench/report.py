@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clipadapter.bench.run import Run
 from clipadapter.errors import InputError
+from clipadapter.heads import fidelity_of
 from clipadapter.metrics import mean_sd
 
 Metric = Literal["accuracy", "macro_f1", "log_loss"]
+NOT_AS_PUBLISHED = "‡"
+"""Mark of a head that is not the published method, by `heads.Fidelity`."""
 TITLES = {"accuracy": "accuracy in %", "macro_f1": "macro F1 in %", "log_loss": "log-loss in nats"}
 
 
@@ -49,6 +52,7 @@ class Summary:
         shots: columns, rising.
         cells: by head and shots.
         seconds: mean seconds that each head took to fit at the most shots; None if it failed.
+        methods: registered name of each head.
     """
 
     metric: Metric
@@ -56,6 +60,7 @@ class Summary:
     shots: tuple[int, ...]
     cells: dict[tuple[str, int], Cell]
     seconds: dict[str, float | None]
+    methods: dict[str, str] = field(default_factory=dict)
 
     def best(self, shots: int) -> set[str]:
         """The heads that look best in one column: their printed mean is that of the best."""
@@ -80,7 +85,8 @@ class Summary:
             }
             for (head, n), cell in self.cells.items()
         ]
-        return {"metric": self.metric, "rows": rows, "fit_seconds": self.seconds}
+        fidelity = {head: fidelity_of(method).kind for head, method in self.methods.items()}
+        return {"metric": self.metric, "rows": rows, "fit_seconds": self.seconds, "fidelity": fidelity}
 
 
 def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
@@ -102,7 +108,8 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
             cells[head, n] = Cell(values, sum(run.error is not None for run in here))
         times = [run.seconds.fit for run in own if run.seconds is not None and run.shots == shots[-1]]
         seconds[head] = mean_sd(times)[0] if times else None
-    return Summary(metric, heads, shots, cells, seconds)
+    methods = {_title(run): run.method for run in runs}
+    return Summary(metric, heads, shots, cells, seconds, methods)
 
 
 def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = False) -> str:
@@ -123,7 +130,13 @@ def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = Fal
     for head in summary.heads:
         took = summary.seconds[head]
         cells = [_cell(summary.cells[head, n], metric, head in best[n], markdown) for n in summary.shots]
-        rows.append([head, *cells, "-" if took is None else f"{took:.2f} s"])
+        rows.append(
+            [
+                f"{head} {fidelity_mark([summary.methods[head]])}".rstrip(),
+                *cells,
+                "-" if took is None else f"{took:.2f} s",
+            ]
+        )
     grid = markdown_table(header, rows) if markdown else _text(header, rows)
     return "\n".join([grid, "", *_notes(runs, summary, markdown)])
 
@@ -133,6 +146,31 @@ def _title(run: Run) -> str:
     marks = ["transductive"] if run.flags.transductive else []
     marks += [] if run.flags.validation == "none" else [f"validation: {run.flags.validation}"]
     return f"{run.head} ({', '.join(marks)})" if marks else run.head
+
+
+def fidelity_mark(methods: Iterable[str]) -> str:
+    """The mark if one of some heads is not the published method, else nothing.
+
+    Args:
+        methods: registered names.
+
+    >>> fidelity_mark(["auto"]), fidelity_mark(["tip-adapter"])
+    ('‡', '')
+    """
+    return "" if all(fidelity_of(method).is_as_published for method in methods) else NOT_AS_PUBLISHED
+
+
+def fidelity_notes(methods: Iterable[str]) -> list[str]:
+    """What the mark means for each of the heads that have it.
+
+    Args:
+        methods: registered names; each is said once.
+
+    >>> fidelity_notes(["prototype", "clap"])
+    ['‡ prototype: Only in part as published. Class means are as published, ... is ours.']
+    """
+    stated = {method: fidelity_of(method) for method in methods}
+    return [f"{NOT_AS_PUBLISHED} {name}: {found}" for name, found in stated.items() if not found.is_as_published]
 
 
 def number_text(value: float, metric: Metric) -> str:
@@ -188,6 +226,7 @@ def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
     notes = [
         f"{TITLES[summary.metric]}, {spread}, {counts} test pictures of {classes} classes; {mark}: best at these shots"
     ]
+    notes += fidelity_notes(summary.methods.values())
     errors = dict.fromkeys(f"{_title(run)} failed: {run.error}" for run in runs if run.error is not None)
     # Markdown joins lines that follow each other.
     return [line for note in (*notes, *errors) for line in ((note, "") if markdown else (note,))]

@@ -20,9 +20,10 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, list_sets, set_info
 from clipadapter.errors import DataError, InputError
-from clipadapter.features import FeatureSet
+from clipadapter.features import FeatureSet, ViewSpec
 
 FEATURES = "features:"
+PLAIN_VIEW = ViewSpec()
 PLAIN = re.compile(r"[\w-]+")
 
 
@@ -103,21 +104,21 @@ def build_bundle(
         if suite.protocol != "few-shot":
             why = f"protocol '{suite.protocol}' needs that"
             raise InputError(f"'{first.spec}' is not divided into train and test; {why}")
-        return Bundle(seen_features(model, first.train, names, suite.views), model.class_text(names)), rows
+        return Bundle(seen_features(model, first.train, names, suite.view_spec), model.class_text(names)), rows
     if suite.protocol == "base-to-new":
         return _base_to_new(suite, first, model, rows)
     support, positions, drawn = drawn_features(suite, model, first.train, names, rows)
-    tests = {"test": TestPart(seen_features(model, first.test, names, 1))}
+    tests = {"test": TestPart(seen_features(model, first.test, names))}
     for other in sources[1:]:
         shown = other.train if other.test is None else other.test
         if suite.protocol == "shift":
             strange = sorted(set(shown.class_names) - set(names))
             if strange:
                 raise DataError(f"'{other.spec}' has classes that '{first.spec}' has not: {', '.join(strange[:5])}")
-            tests[other.spec] = TestPart(seen_features(model, shown, shown.class_names, 1), "shift")
+            tests[other.spec] = TestPart(seen_features(model, shown, shown.class_names), "shift")
         else:
             own = with_prompts(suite, model, prompts, other)
-            part = seen_features(own, shown, shown.class_names, 1)
+            part = seen_features(own, shown, shown.class_names)
             tests[other.spec] = TestPart(part, "new", own.class_text(shown.class_names))
     return Bundle(support, model.class_text(names), tests, positions), drawn
 
@@ -132,7 +133,7 @@ def drawn_features(
     draws = draws_of(suite, labels) if rows is None else rows
     union = sorted({row for own in draws.values() for row in own})
     part = replace(dataset, samples=tuple(dataset.samples[row] for row in union))
-    found = seen_features(model, part, names, suite.views)
+    found = seen_features(model, part, names, suite.view_spec)
     positions = np.array([union[i] for i in found.provenance["rows"]], np.int64)
     there = set(positions.tolist())
     return found, positions, {key: [row for row in own if row in there] for key, own in draws.items()}
@@ -148,7 +149,7 @@ def _base_to_new(
     base, new = names[:half], names[half:]
     own = replace(source.train, samples=tuple(one for one in source.train.samples if one.label in set(base)))
     support, positions, drawn = drawn_features(suite, model, own, base, rows)
-    tested = seen_features(model, source.test, names, 1)
+    tested = seen_features(model, source.test, names)
     tests = {
         "base": TestPart(_only(tested, base)),
         "new": TestPart(_only(tested, new), "new", model.class_text(new)),
@@ -181,9 +182,11 @@ def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sourc
     return own
 
 
-def seen_features(model: FewShotClassifier, dataset: Dataset, names: Sequence[str], views: int) -> FeatureSet:
-    """Features of a data set, seen in so many ways."""
-    if views == 1:
+def seen_features(
+    model: FewShotClassifier, dataset: Dataset, names: Sequence[str], views: ViewSpec = PLAIN_VIEW
+) -> FeatureSet:
+    """Features of a data set: of the plain pictures, or of several views of each."""
+    if views.count == 1:
         return features_of(model, dataset, names)
     found = model.features(dataset.paths, dataset.labels, names, views=views)
     return replace(
@@ -191,13 +194,26 @@ def seen_features(model: FewShotClassifier, dataset: Dataset, names: Sequence[st
     )
 
 
-def features_source(spec: str) -> Bundle | None:
+def features_source(spec: str, suite: Suite | None = None) -> Bundle | None:
     """The bundle of ``features:FOLDER``; None if the spec is no such thing.
+
+    Args:
+        spec: the data set as the person named it.
+        suite: for which it is read, if that is known.
 
     Raises:
         DataError: if the folder holds none.
+        InputError: if the suite asks for views, and those of the folder have another crop scale.
     """
-    return load_bundle(spec[len(FEATURES) :]) if spec.startswith(FEATURES) else None
+    if not spec.startswith(FEATURES):
+        return None
+    bundle = load_bundle(spec[len(FEATURES) :])
+    crop = bundle.support.provenance.get("crop")
+    if suite is not None and suite.views > 1 and crop not in (None, suite.crop):
+        raise InputError(
+            f"suite '{suite.name}' asks for views with crop '{suite.crop}', but those of '{spec}' have crop '{crop}'"
+        )
+    return bundle
 
 
 def _check_rows(labels: Sequence[str], rows: Rows) -> None:

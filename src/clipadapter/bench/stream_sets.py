@@ -90,7 +90,7 @@ def joined(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet
     """Rows of several sets below each other.
 
     Raises:
-        InputError: if they come from different encoders, or differ in width or views.
+        InputError: if they come from different encoders, or differ in width, views or crop scale.
     """
     _check_goes_together(sets)
     first = sets[0]
@@ -112,6 +112,9 @@ def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
         made_by = [features.provenance.get("fingerprint") for features in (first, other)]
         if made_by[0] != made_by[1]:
             raise InputError("the data sets of a stream need features of one encoder, but have those of several")
+        crops = [str(features.provenance.get("crop", "tip")) for features in (first, other)]
+        if first.X.ndim == 3 and crops[0] != crops[1]:
+            raise InputError(f"the data sets of a stream need views of one crop scale, but have {' and '.join(crops)}")
 
 
 def _renamed(piece: Piece, twice: set[str], same_names: str) -> Piece:

@@ -74,12 +74,12 @@ def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, promp
     train, test = (source.train, source.test) if source.test is not None else halves(source.train)
     names = train.class_names
     support, rows, draws = drawn_features(suite, model, train, names, None)
-    tested = seen_features(model, test, names, 1)
+    tested = seen_features(model, test, names)
     return Piece(source.name, support, tested, model.class_text(names), rows, len(train.samples), draws)
 
 
 def _from_features(suite: Suite, spec: str) -> Piece:
-    bundle = features_source(spec)
+    bundle = features_source(spec, suite)
     if bundle is None:
         raise InputError(f"'{spec}' is no set of features; give {FEATURES}FOLDER")
     name, support = _name(spec), bundle.support

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.report import Cell, number_text
+from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes, number_text
 from clipadapter.bench.run import Run
 from clipadapter.bench.stream_records import Course
 from clipadapter.bench.streams import UNTAUGHT
@@ -164,7 +164,7 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     best = {figure: best_of(learners, figure) for figure in FIGURES}
     rows = [
         [
-            one.label,
+            f"{one.label} {fidelity_mark({run.method for run in one.runs})}".rstrip(),
             one.learns,
             *(("*" if i in best[figure] else "") + figure_text(one.cell(figure), figure) for figure in FIGURES),
         ]
@@ -181,5 +181,6 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     seeds = len({run.seed for run in found})
     spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
     told = [f"in %, {spread}; *: best of the heads that learn task by task", *MEANINGS, JOINT_MEANS] if notes else []
+    told += fidelity_notes(run.method for run in found) if notes else []
     errors = dict.fromkeys(f"{run.head} failed: {run.error}" for run in found if run.error is not None)
     return "\n".join([*(line.rstrip() for line in grid), *([""] if told or errors else []), *told, *errors])

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from clipadapter.bench.record_parts import Part
 from clipadapter.bench.stream_orders import Rules
 from clipadapter.errors import DataError, InputError
+from clipadapter.features import ViewSpec
 from clipadapter.registry import unknown
 
 if sys.version_info >= (3, 11):
@@ -110,6 +111,7 @@ class Suite(Part):
         shots: shots a class; in streams also "all".
         seeds: of the draws.
         views: pictures are seen in so many ways.
+        crop: crop scale of the views: "tip" for 0.5 to 1 of the picture's area, "coop" for 0.08 to 1.
         data: data sets, if the suite is about certain ones.
         encoders: encoders, likewise.
         stream: how streams of tasks are made; for the protocol "stream" only.
@@ -128,6 +130,7 @@ class Suite(Part):
     shots: list[Shots] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     views: int = Field(default=1, ge=1, le=1000)
+    crop: Literal["tip", "coop"] = "tip"
     data: list[str] = Field(default_factory=list)
     encoders: list[str] = Field(default_factory=list)
     stream: Rules = Field(default_factory=Rules)
@@ -148,6 +151,11 @@ class Suite(Part):
     def is_stream(self) -> bool:
         """Whether tasks come one after the other."""
         return self.protocol == "stream"
+
+    @property
+    def view_spec(self) -> ViewSpec:
+        """The views as the extraction takes them."""
+        return ViewSpec.from_crop(self.crop, count=self.views)
 
     def all_variants(self) -> list[Variant]:
         """Every head of the study with its parameters, each title once."""

@@ -194,7 +194,7 @@ class FewShotClassifier(Changing, OnHub):
         images: Sequence[ImageSource],
         labels: Sequence[Label],
         class_names: Sequence[str],
-        views: int | None = None,
+        views: int | ViewSpec | None = None,
     ) -> FeatureSet:
         """Features of labelled pictures, from the store where it has them; unreadable pictures are left out.
 
@@ -202,12 +202,12 @@ class FewShotClassifier(Changing, OnHub):
             images: paths, PIL images or arrays.
             labels: class name of each, or all its class names.
             class_names: all classes in order.
-            views: 1 for the plain pictures alone; None for the views of the constructor.
+            views: how many, or which; 1 for the plain pictures alone; None for the views of the constructor.
 
         Raises:
             DataError: if no picture can be read; `FeatureSet.provenance` has ``skipped`` otherwise.
         """
-        spec = self._views() if views is None else ViewSpec(count=views)
+        spec = self._views() if views is None else views if isinstance(views, ViewSpec) else ViewSpec(count=views)
         self._choose_engine(images, class_names)
         found = self._extract(images, spec, self.strict)
         return feature_set(found, images, labels, class_names, spec, self.encoder_.info)

@@ -66,6 +66,7 @@ def feature_set(
         "sources": [source_name(images[i]) for i in found.rows],
         "computed": found.computed,
         "views": views.count,
+        **({"crop": views.crop} if views.count > 1 else {}),
     }
     X = found.features if views.count > 1 else found.features[:, 0]
     kept = [labels[i] for i in found.rows]

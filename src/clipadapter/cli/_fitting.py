@@ -79,16 +79,26 @@ class Views:
 
     Args:
         views: how many, the plain picture included.
-        view_scale: smallest and largest share of the picture that an augmented view shows.
+        crop: name of the crop scale of a family of papers, or None.
+        view_scale: smallest and largest share of the picture that an augmented view shows, or None.
     """
 
     views: int = 1
-    view_scale: tuple[float, float] = (0.5, 1.0)
+    crop: str | None = None
+    view_scale: tuple[float, float] | None = None
 
     def spec(self, seed: int) -> ViewSpec:
-        """As the extraction takes it."""
+        """As the extraction takes it.
+
+        Raises:
+            InputError: if both a name and a scale are given, or the scale is out of range.
+        """
         from clipadapter.features import ViewSpec
 
+        if self.view_scale is None:
+            return ViewSpec.from_crop(self.crop or "tip", count=self.views, seed=seed)
+        if self.crop is not None:
+            raise InputError("--crop and --view-scale both set the crop scale: give one of them")
         return ViewSpec(count=self.views, scale=self.view_scale, seed=seed)
 
 
@@ -104,16 +114,13 @@ view_options = bundle(
         help="Views of each picture: the plain one and random crops.",
     ),
     click.option(
-        "--view-scale",
-        type=float,
-        nargs=2,
-        default=(0.5, 1.0),
-        show_default=True,
-        metavar="LO HI",
-        help="Share of the picture that a crop shows.",
+        "--crop",
+        type=click.Choice(["tip", "coop"]),
+        help="Crop scale of the views: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
     ),
+    click.option("--view-scale", type=float, nargs=2, metavar="LO HI", help="Any other crop scale, such as 0.3 1."),
 )
-"""``--views``, ``--view-scale``; as ``views``."""
+"""``--views``, ``--crop``, ``--view-scale``; as ``views``."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,9 @@ head_options = bundle(
         help="Values to try; the best on held-out shots is taken. May be given many times.",
     ),
     click.option(
-        "--preset", metavar="NAME", help="Published parameters of a data set, such as dtd; found on its test data."
+        "--preset",
+        metavar="NAME",
+        help="Published parameters for a data set, such as dtd; 'clipadapter heads NAME' says how they were found.",
     ),
 )
 """``--head``, ``--set``, ``--grid`` and ``--preset``; as ``head``."""

@@ -85,6 +85,7 @@ def command(
             "precision": encoder.info.precision,
             "pictures": done.done,
             "views": spec.count,
+            "crop": spec.crop if spec.count > 1 else None,
             "computed": done.computed,
             "cached": done.cached,
             "skipped": [{"source": name, "reason": reason} for _, name, reason in done.skipped],

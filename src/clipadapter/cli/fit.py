@@ -179,6 +179,7 @@ def _report(
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
         "trust": trusted,
         "views": facts_of["views"],
+        "crop": facts_of.get("crop"),
         "computed": facts_of["computed"],
         "skipped": [{"source": name, "reason": reason} for name, reason in skipped],
         "seconds": round(seconds, 2),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -19,9 +20,10 @@ from clipadapter.registry import unknown
 def command(pattern: str, out: Output) -> None:
     """List the heads, or those whose name matches PATTERN.
 
-    If only one does, its description and its parameters, for --set of other commands, are shown too.
+    If only one does, its description and its parameters, for --set of other commands, are shown too. Fidelity says how
+    close a head is to the publication that it is named after.
     """
-    from clipadapter.heads import head_info, list_heads
+    from clipadapter.heads import fidelity_of, head_info, list_heads
 
     names = list_heads(pattern)
     if not names:
@@ -33,12 +35,15 @@ def command(pattern: str, out: Output) -> None:
             "needs_text": entry.cls.needs_text,
             "transductive": entry.cls.transductive,
             "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
+            "preset_note": entry.cls.preset_note if entry.cls.presets else None,
             "params": {key: part.default for key, part in inspect.signature(entry.cls).parameters.items()},
             **entry.facts,
+            "fidelity": asdict(fidelity_of(name)),
         }
         for name, entry in ((name, head_info(name)) for name in names)
     ]
-    text = table(["head", "what it is"], [[_marked(head), head["summary"]] for head in found])
+    rows = [[_marked(head), head["fidelity"]["kind"], head["summary"]] for head in found]
+    text = f"{table(['head', 'fidelity', 'what it is'], rows)}\n\n{_kinds({row[1] for row in rows})}"
     if any(head["transductive"] for head in found):
         text += "\n\n* transductive: sees the pictures to classify when it is fitted"
     if len(found) == 1:
@@ -50,14 +55,18 @@ def _marked(head: Mapping[str, Any]) -> str:
     return f"{head['name']}{' *' if head['transductive'] else ''}"
 
 
-def _described(name: str, params: Mapping[str, Any]) -> str:
-    """The docstring without its example, and the defaults."""
-    from clipadapter.heads import head_info
+def _kinds(kinds: Collection[str]) -> str:
+    from clipadapter.heads._registry import FIDELITY_KINDS
 
-    words = inspect.cleandoc(head_info(name).cls.__doc__ or "").partition(">>>")[0].strip()
-    presets = sorted(head_info(name).cls.presets)
-    return (
-        f"{name}: {words}"
-        + (f"\n\nDefaults:\n{facts(list(params.items()))}" if params else "")
-        + (f"\n\nPresets: {', '.join(presets)}" if presets else "")
-    )
+    return "\n".join(f"{kind}: {meaning}" for kind, meaning in FIDELITY_KINDS.items() if kind in kinds)
+
+
+def _described(name: str, params: Mapping[str, Any]) -> str:
+    """The docstring without its example, the fidelity, the defaults and the presets."""
+    from clipadapter.heads import fidelity_of, head_info
+
+    cls, fidelity = head_info(name).cls, fidelity_of(name)
+    words = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0].partition(">>>")[0].strip()
+    defaults = f"\n\nDefaults:\n{facts(list(params.items()))}" if params else ""
+    presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
+    return f"{name}: {words}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{presets}"

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from types import MappingProxyType
 
 from PIL import Image
+from typing_extensions import Self
 
 from clipadapter.errors import InputError
+from clipadapter.registry import unknown
+
+CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), "coop": (0.08, 1.0)})
+"""Crop scales of the papers by name: "tip" in the code of Tip-Adapter, LP++ and GDA; "coop" in that of CoOp, TaskRes
+and CLIP-LoRA, which is torchvision's default."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class ViewSpec:
 
     Args:
         count: v, number of views; view 0 is the plain picture, the other v - 1 are augmented.
-        scale: smallest and largest share of the picture's area that a crop takes.
+        scale: smallest and largest share of the picture's area that a crop takes; see `from_crop` for those of papers.
         ratio: smallest and largest width / height of a crop.
         flip: whether a view is mirrored with probability one half.
         seed: another seed gives other views.
@@ -35,7 +43,7 @@ class ViewSpec:
     """
 
     count: int = 1
-    scale: tuple[float, float] = (0.5, 1.0)
+    scale: tuple[float, float] = CROPS["tip"]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     seed: int = 0
@@ -47,6 +55,33 @@ class ViewSpec:
             raise InputError(f"the scale of views must be (low, high) with 0 < low <= high <= 1, but is {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise InputError(f"the ratio of views must be (low, high) with 0 < low <= high, but is {self.ratio}")
+
+    @classmethod
+    def from_crop(cls, crop: str, count: int = 1, seed: int = 0) -> Self:
+        """Views with the crop scale of a family of papers.
+
+        Args:
+            crop: "tip" for (0.5, 1), the default, as in the code of Tip-Adapter, LP++ and GDA; "coop" for (0.08, 1), as
+                in that of CoOp, TaskRes and CLIP-LoRA.
+            count: number of views, the plain picture included.
+            seed: another seed gives other views.
+
+        Raises:
+            UnknownNameError: if no scale has this name.
+            InputError: if ``count`` is below 1.
+
+        >>> ViewSpec.from_crop("coop", count=10).scale
+        (0.08, 1.0)
+        """
+        if crop not in CROPS:
+            raise unknown("crop", crop, sorted(CROPS))
+        return cls(count=count, scale=CROPS[crop], seed=seed)
+
+    @property
+    def crop(self) -> str:
+        """Name of the crop scale, or the scale itself, such as "0.3-1.0", if it has no name."""
+        low, high = (float(share) for share in self.scale)
+        return next((name for name, scale in CROPS.items() if scale == (low, high)), f"{low!r}-{high!r}")
 
     def key(self, i: int) -> str:
         """Name of view i in the feature store: says all that shapes the view but the picture itself."""

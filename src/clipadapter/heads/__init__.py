@@ -2,7 +2,7 @@
 
 from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._held_out import HeldOut, held_out
-from clipadapter.heads._registry import create_head, head_info, list_heads, register_head
+from clipadapter.heads._registry import Fidelity, create_head, fidelity_of, head_info, list_heads, register_head
 from clipadapter.heads._select import Candidate, Selection, select
 from clipadapter.heads._streaming import Exact, Streaming
 from clipadapter.heads._text import ClassText
@@ -12,6 +12,7 @@ __all__ = [
     "Candidate",
     "ClassText",
     "Exact",
+    "Fidelity",
     "Head",
     "HeldOut",
     "Selection",
@@ -19,6 +20,7 @@ __all__ = [
     "Streaming",
     "Unseen",
     "create_head",
+    "fidelity_of",
     "head_info",
     "held_out",
     "held_out_shots",

@@ -65,6 +65,8 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
     """True if pictures may have several labels, or none; see `fit`."""
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Published parameters by the name of a data set; see `preset`."""
+    preset_note: ClassVar[str] = "It is not stated how these values were found."
+    """What the values of `presets` are: those that the authors used, or where their search starts, and on what data."""
 
     classes_: Array
     n_features_in_: int
@@ -103,9 +105,11 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """The head with the values that its authors used on one data set.
+        """The head with the values that its authors published for one data set.
 
-        They were found on validation or test pictures of that set: to repeat a paper, not to get a fair figure.
+        ``preset_note`` of the class says what these values are: those that the authors used, or those at which their
+        search starts. They were chosen for this data set, often on validation or test pictures: use them to repeat a
+        paper, not for a fair comparison. ``clipadapter heads NAME`` prints the note.
 
         Args:
             name: of the data set, such as "dtd".

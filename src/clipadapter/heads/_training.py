@@ -40,11 +40,12 @@ class Recipe:
         warmup_epochs: first epochs at a constant rate of 1e-5, as in CoOp's recipe.
         epochs: passes over the shots; None for as many as make ``steps``, and at least 20.
         steps: optimizer steps if ``epochs`` is None.
-        batch_size: rows a step; a last incomplete batch is left out, each epoch shuffles anew.
+        batch_size: rows per step; each epoch shuffles anew.
         seed: of the shuffling and of the choice of views.
         progress: show a bar on stderr.
         eps: of Adam and AdamW, added to the root of the second moment.
         floor: learning rate that a cosine falls to; not above ``lr``.
+        drop_last: leave out the last batch of an epoch if it is incomplete; False to train on it, as a smaller batch.
     """
 
     optimizer: str
@@ -60,6 +61,7 @@ class Recipe:
     progress: bool
     eps: float = 1e-8
     floor: float = 0.0
+    drop_last: bool = True
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -72,9 +74,14 @@ class Recipe:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, but is {getattr(self, name)}")
 
+    def steps_per_epoch(self, n: int) -> int:
+        """Steps of one pass over n rows. Fewer rows than a batch are one step."""
+        batch = min(self.batch_size, n)
+        return n // batch if self.drop_last else math.ceil(n / batch)
+
     def passes(self, n: int) -> int:
         """Passes over n rows."""
-        enough = max(MIN_EPOCHS, math.ceil(self.steps / (n // min(self.batch_size, n))))
+        enough = max(MIN_EPOCHS, math.ceil(self.steps / self.steps_per_epoch(n)))
         return enough if self.epochs is None else self.epochs
 
     def rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -115,7 +122,7 @@ def minimise(
         InputError: if the loss is no longer finite.
     """
     batch = min(recipe.batch_size, n)
-    steps_per_epoch = n // batch
+    steps_per_epoch = recipe.steps_per_epoch(n)
     epochs = recipe.passes(n)
     generator = torch.Generator().manual_seed(recipe.seed)
     take_step = _steps(parameters, recipe)
@@ -126,7 +133,8 @@ def minimise(
             order = torch.randperm(n, generator=generator) if batch < n else torch.arange(n)
             for i in range(steps_per_epoch):
                 rows = order[i * batch : (i + 1) * batch]
-                views = torch.randint(n_views, (batch,), generator=generator) if n_views > 1 else torch.zeros_like(rows)
+                size = (len(rows),)
+                views = torch.randint(n_views, size, generator=generator) if n_views > 1 else torch.zeros_like(rows)
                 value = loss(rows, views)
                 value.backward()
                 take_step(recipe.rate(epoch * steps_per_epoch + i, steps_per_epoch, epochs))

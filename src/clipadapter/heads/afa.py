@@ -55,7 +55,13 @@ ITERATIONS, TOLERANCE = 50, 1e-3
 """Of the training of an adapter; it ends when the gradient has fallen to this share."""
 
 
-@register_head("afa", paper="https://arxiv.org/abs/2505.07690", compare=False)
+@register_head(
+    "afa",
+    paper="https://arxiv.org/abs/2505.07690",
+    compare=False,
+    fidelity="inspired: Only the abstract of the paper is known to us, and no code. How its two modules work here "
+    "is ours.",
+)
 class Afa(Streaming):
     """A shared adapter for classes to come and one a task for those learned; after AFA's abstract, the rest is ours.
 

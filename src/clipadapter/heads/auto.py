@@ -42,7 +42,10 @@ FEW = 64
 after the other, 101 x 16 x 1280 side by side."""
 
 
-@register_head("auto")
+@register_head(
+    "auto",
+    fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
+)
 class Auto(Head):
     """Text and shots mixed by what held-out shots show; needs no parameter, no validation set, and no class text.
 

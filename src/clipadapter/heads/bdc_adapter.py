@@ -41,7 +41,12 @@ ROWS = 1024
 """Rows that are sorted at a time, in float64."""
 
 
-@register_head("bdc-adapter", paper="https://arxiv.org/abs/2309.01256")
+@register_head(
+    "bdc-adapter",
+    paper="https://arxiv.org/abs/2309.01256",
+    fidelity="partial: The Brownian distance covariance is as published. The rest is ours, because no code of the "
+    "authors is public.",
+)
 class BdcAdapter(Head):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 

@@ -24,7 +24,12 @@ from clipadapter.heads.zs_lp import ZsLp
 MULTIPLIERS = ("class", "relative", "constant")
 
 
-@register_head("clap", paper="https://arxiv.org/abs/2312.12730")
+@register_head(
+    "clap",
+    paper="https://arxiv.org/abs/2312.12730",
+    fidelity="verified: `Clap.official` gives the weights, losses and logits of the authors' code. The default "
+    "differs in the length of class text and draws one view of each picture per step.",
+)
 class Clap(ZsLp):
     """Linear probe that starts at zero-shot and pays for leaving it, class by class.
 

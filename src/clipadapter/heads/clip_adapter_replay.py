@@ -27,7 +27,12 @@ from clipadapter.heads._training import side_by_side
 from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
 
 
-@register_head("clip-adapter-replay", paper="https://arxiv.org/abs/2110.04544", compare=False)
+@register_head(
+    "clip-adapter-replay",
+    paper="https://arxiv.org/abs/2110.04544",
+    compare=False,
+    fidelity="own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.",
+)
 class ClipAdapterReplay(Streaming, ClipAdapter):
     """CLIP-Adapter on picture features in a stream: each task trains on from where the last one ended.
 

@@ -43,7 +43,12 @@ class _WarmRecipe(Recipe):
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / (steps_per_epoch * epochs)))
 
 
-@register_head("cross-modal", paper="https://arxiv.org/abs/2301.06267")
+@register_head(
+    "cross-modal",
+    paper="https://arxiv.org/abs/2301.06267",
+    fidelity="verified: `CrossModal.official` gives the weights and logits of the authors' code. The default is one "
+    "recipe, where the authors searched on validation shots.",
+)
 class CrossModal(Head):
     """Linear classifier without bias, started at class text and trained on pictures and class text alike.
 

@@ -58,6 +58,8 @@ SHRINKAGES = ("pooled", "published", "base-to-new")
     "gda",
     paper="https://arxiv.org/abs/2402.04087",
     xfail={"check_fit_score_takes_y": "scikit-learn calls partial_fit, which asks for stream=True"},
+    fidelity="verified: `Gda.official` and `Gda.base_to_new` give the logits of the authors' code. The default "
+    "estimates the covariance in another way and has one alpha for all data sets.",
 )
 class Gda(Exact):
     """Gaussian discriminant analysis with a shrunk covariance, in closed form; class text is added if there is some.

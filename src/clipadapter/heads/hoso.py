@@ -22,7 +22,12 @@ from clipadapter.heads._registry import register_head
 from clipadapter.heads.clip_adapter import KEPT, ClipAdapter
 
 
-@register_head("hoso", paper="https://arxiv.org/abs/2603.04341")
+@register_head(
+    "hoso",
+    paper="https://arxiv.org/abs/2603.04341",
+    fidelity="partial: Written from a short description of the method. That the ratio is learned on one held-out "
+    "shot per class is as published. How it is learned, and the recipe, are ours.",
+)
 class Hoso(ClipAdapter):
     """A bottleneck adapter on picture features whose blending ratio is learned on shots the adapter does not see.
 

@@ -21,7 +21,12 @@ LEAST = 1e-6
 BLOCK = 1024
 
 
-@register_head("knn", paper="https://arxiv.org/abs/1805.01978")
+@register_head(
+    "knn",
+    paper="https://arxiv.org/abs/1805.01978",
+    fidelity="partial: The votes of the neighbours are as published. That class text takes part through zero-shot "
+    "CLIP is ours.",
+)
 class Knn(Head):
     """Weighted vote of the nearest shots by cosine; logits are the logarithm of the shares of the votes.
 

@@ -71,7 +71,12 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
     return tuple(better)
 
 
-@register_head("linear-probe", paper="https://arxiv.org/abs/2103.00020")
+@register_head(
+    "linear-probe",
+    paper="https://arxiv.org/abs/2103.00020",
+    fidelity="verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's "
+    "code for linear probes. By default C is chosen on held-out shots.",
+)
 class LinearProbe(Head):
     """Multinomial logistic regression by L-BFGS, or one against the rest for each of several labels; text is not used.
 

@@ -70,7 +70,13 @@ class _Problem:
         return logits.softmax(dim=1).sub_(self.target).div_(len(self.X))
 
 
-@register_head("lp++", paper="https://arxiv.org/abs/2404.02285")
+@register_head(
+    "lp++",
+    paper="https://arxiv.org/abs/2404.02285",
+    fidelity="verified: `LpPlusPlus.official` gives the logits of the authors' code. The default clears the "
+    "gradient of the text weights at each step, which that code does not, and neither keeps the best epoch "
+    "on validation shots.",
+)
 class LpPlusPlus(Head):
     """Logits ``f w_k + b_k + alpha_k f t_k`` of unit features, all three trained by full-batch gradient steps.
 

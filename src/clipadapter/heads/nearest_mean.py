@@ -24,7 +24,13 @@ ABSENT = -1e4
 """Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
 
 
-@register_head("nearest-mean", paper="https://arxiv.org/abs/1611.07725", compare=False)
+@register_head(
+    "nearest-mean",
+    paper="https://arxiv.org/abs/1611.07725",
+    compare=False,
+    fidelity="paper: The nearest mean of unit features, as in iCaRL. What class text says of classes without a shot "
+    "is ours.",
+)
 class NearestMean(Exact):
     """Nearest class mean by cosine; keeps one sum a class, however many pictures there were.
 

@@ -38,7 +38,12 @@ BLOCK = 2048
 VIEWS = ("all", "average", "plain")
 
 
-@register_head("proker", paper="https://arxiv.org/abs/2501.11175")
+@register_head(
+    "proker",
+    paper="https://arxiv.org/abs/2501.11175",
+    fidelity="verified: `Proker.official` gives the logits of ProKeR and of BiReg in the code of BReg-Adapter. The "
+    "code of ProKeR's own authors was not used. The default scales text and regression in another way.",
+)
 class Proker(Head):
     """Kernel ridge regression of the zero-shot residual, in closed form.
 

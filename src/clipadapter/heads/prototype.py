@@ -22,7 +22,11 @@ ABSENT = -1e4
 """Logit of a class without a shot where text has no say: finite, so that it can be saved, and never the best."""
 
 
-@register_head("prototype", paper="https://arxiv.org/abs/1703.05175")
+@register_head(
+    "prototype",
+    paper="https://arxiv.org/abs/1703.05175",
+    fidelity="partial: Class means are as published, compared by cosine. The mixture with class text is ours.",
+)
 class Prototype(Exact):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 

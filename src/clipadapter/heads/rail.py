@@ -50,7 +50,13 @@ LOWEST = 0.1
 BLOCK = 1024
 
 
-@register_head("rail", paper="https://arxiv.org/abs/2406.18868", compare=False)
+@register_head(
+    "rail",
+    paper="https://arxiv.org/abs/2406.18868",
+    compare=False,
+    fidelity="verified: The regression and the answers are those of the authors' code after each task. By default "
+    "there is no random expansion of the features.",
+)
 class Rail(Exact):
     """Recursive ridge regression, in closed form, that leaves classes without shots to zero-shot.
 

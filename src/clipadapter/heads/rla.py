@@ -24,7 +24,12 @@ from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import minimise
 
 
-@register_head("rla", paper="https://arxiv.org/abs/2410.05270")
+@register_head(
+    "rla",
+    paper="https://arxiv.org/abs/2410.05270",
+    fidelity="verified: `Rla.official` gives the matrix, loss and logits of the authors' code. The default has a "
+    "penalty relative to the logit scale and a shorter recipe.",
+)
 class Rla(Head):
     """Zero-shot on features ``M f``; M is trained by cross-entropy plus ``penalty * ||M - I||_F^2``.
 

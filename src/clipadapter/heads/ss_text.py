@@ -24,7 +24,12 @@ from clipadapter.heads._base import Head, Shots
 from clipadapter.heads._registry import register_head
 
 
-@register_head("ss-text", paper="https://arxiv.org/abs/2506.17500")
+@register_head(
+    "ss-text",
+    paper="https://arxiv.org/abs/2506.17500",
+    fidelity="verified: `SsText.official` gives the logits of the authors' code. The default sets lambda in another "
+    "way.",
+)
 class SsText(Head):
     """Closed-form class vectors from text and shots, for equal and unequal shots.
 

@@ -26,7 +26,12 @@ SMALLEST = 1e-4
 """Least variance of a coordinate, as a share of that of unit rows: one that never changes must not decide alone."""
 
 
-@register_head("transclip", paper="https://arxiv.org/abs/2406.01837")
+@register_head(
+    "transclip",
+    paper="https://arxiv.org/abs/2406.01837",
+    fidelity="partial: The zero-shot mode, `TransClip.official`, gives the outputs of the authors' code. In the "
+    "few-shot mode the weight of a shot is ours, and so are the answers for new pictures.",
+)
 class TransClip(Head):
     """Transductive: one Gaussian a class over the unlabelled pictures, drawn to zero-shot's answer and to neighbours.
 

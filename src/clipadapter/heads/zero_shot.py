@@ -16,7 +16,12 @@ from clipadapter.heads._registry import register_head
 from clipadapter.heads._several import bias_of_others, sigmoid_bias, with_bias
 
 
-@register_head("zero-shot", paper="https://arxiv.org/abs/2103.00020")
+@register_head(
+    "zero-shot",
+    paper="https://arxiv.org/abs/2103.00020",
+    fidelity="paper: The cosine to class text times the logit scale, as in the paper. With several labels per "
+    "picture, the bias of each class is ours.",
+)
 class ZeroShot(Head):
     """Class text alone; the shots are not looked at, but for the bias of each class if pictures have several labels.
 

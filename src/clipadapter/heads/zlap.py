@@ -31,7 +31,12 @@ NOTHING = 1e-12
 """Score of a class that no path leads to: its logarithm must be finite."""
 
 
-@register_head("zlap", paper="https://arxiv.org/abs/2404.04072")
+@register_head(
+    "zlap",
+    paper="https://arxiv.org/abs/2404.04072",
+    fidelity="partial: `Zlap.official`, which sees no labelled picture, gives the scores of the authors' code. That "
+    "labels also spread from the shots is ours.",
+)
 class Zlap(Head):
     """Transductive label propagation: pictures are linked to pictures alike and to classes whose text is near.
 

@@ -23,7 +23,12 @@ from clipadapter.heads._text_residual import lengthened, train_residual
 from clipadapter.heads._training import Recipe
 
 
-@register_head("zs-lp", paper="https://arxiv.org/abs/2312.12730")
+@register_head(
+    "zs-lp",
+    paper="https://arxiv.org/abs/2312.12730",
+    fidelity="verified: `ZsLp.official` gives the weights and logits of the authors' code. The default differs in "
+    "the length of class text and draws one view of each picture per step.",
+)
 class ZsLp(Head):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 

@@ -214,7 +214,8 @@ def check_leave_one_out_is_a_refit(head: Head) -> None:
 
 
 def check_presets_are_parameters(head: Head) -> None:
-    """Each preset is a head that can be fitted."""
+    """Each preset is a head that can be fitted, and a note says what the values are."""
+    assert head.preset_note.endswith("."), "preset_note is a sentence that says what the values of presets are"
     for name in head.presets:
         assert np.isfinite(_fit(type(head).preset(name), *toy_features()).logits(toy_features()[0])).all()
 

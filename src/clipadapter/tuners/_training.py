@@ -75,7 +75,7 @@ def train(
         InputError: if the loss is no longer finite.
     """
     batch = min(recipe.batch_size, n)
-    per_epoch = n // batch
+    per_epoch = recipe.steps_per_epoch(n)
     epochs = math.ceil(recipe.steps / per_epoch) if recipe.epochs is None else recipe.epochs
     if generator is None:
         generator = torch.Generator().manual_seed(recipe.seed)
@@ -92,7 +92,8 @@ def train(
             if i == 0 and batch < n:
                 run.order = torch.randperm(n, generator=generator)
             rows = run.order[i * batch : (i + 1) * batch]
-            views = torch.randint(n_views, (batch,), generator=generator) if n_views > 1 else torch.zeros_like(rows)
+            size = (len(rows),)
+            views = torch.randint(n_views, size, generator=generator) if n_views > 1 else torch.zeros_like(rows)
             run.take_step(loss(rows, views), backward, recipe.rate(step, per_epoch, epochs))
             bar.set_postfix(loss=f"{run.loss:.4g}", refresh=False)
             bar.update()

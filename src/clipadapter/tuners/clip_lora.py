@@ -19,7 +19,13 @@ from clipadapter.tuners._lora import Dropout, Update, first_update
 from clipadapter.tuners._tower_tuner import Trainable
 
 
-@register_head("clip-lora", paper="https://arxiv.org/abs/2405.18541", compare=False)
+@register_head(
+    "clip-lora",
+    paper="https://arxiv.org/abs/2405.18541",
+    compare=False,
+    fidelity="verified: One attention layer, its answers and its gradients, is that of the authors' code. Whole "
+    "trainings were not compared.",
+)
 class ClipLora(LayerTuner):
     """Zero-shot by an encoder whose attention layers got low-rank updates; `FewShotClassifier` fits it, from pictures.
 

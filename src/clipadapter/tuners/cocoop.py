@@ -39,6 +39,8 @@ NOTED = {"seen_": 1, "changed_": 0}
     "cocoop",
     paper="https://arxiv.org/abs/2203.05557",
     compare=False,
+    fidelity="paper: The net and its recipe are as published. Views are made once, where the authors augment in "
+    "each epoch.",
 )
 class CoCoOp(PromptTuner):
     """CoOp whose context is shifted by each picture.

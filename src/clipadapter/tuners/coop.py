@@ -13,7 +13,13 @@ from clipadapter.heads import register_head
 from clipadapter.tuners._prompt_tuner import PromptTuner
 
 
-@register_head("coop", paper="https://arxiv.org/abs/2109.01134", compare=False)
+@register_head(
+    "coop",
+    paper="https://arxiv.org/abs/2109.01134",
+    compare=False,
+    fidelity="verified: Class vectors, gradients and the context after some steps are those of the authors' code. "
+    "Views are made once, where that code augments in each epoch.",
+)
 class CoOp(PromptTuner):
     """Context vectors before the class name, trained by cross-entropy through the text tower.
 

@@ -17,7 +17,13 @@ from clipadapter.heads import register_head
 from clipadapter.tuners._prompt_tuner import Batch, PromptTuner
 
 
-@register_head("prograd", paper="https://arxiv.org/abs/2205.14865", compare=False)
+@register_head(
+    "prograd",
+    paper="https://arxiv.org/abs/2205.14865",
+    compare=False,
+    fidelity="verified: Losses, gradients and the context after some steps are those of ProGrad in the code of "
+    "KgCoOp. The code of ProGrad's own authors was not used.",
+)
 class ProGrad(PromptTuner):
     """CoOp whose steps don't go against the gradient of the divergence from zero-shot.
 

@@ -22,7 +22,13 @@ from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_l
 from clipadapter.heads._training import minimise
 
 
-@register_head("prolip", paper="https://arxiv.org/abs/2410.05270", compare=False)
+@register_head(
+    "prolip",
+    paper="https://arxiv.org/abs/2410.05270",
+    compare=False,
+    fidelity="verified: `ProLip.official` gives the projection, loss and logits of the authors' code. The default "
+    "has a penalty relative to the logit scale and a shorter recipe.",
+)
 class ProLip(Head):
     """Zero-shot with the image tower's projection W trained by cross-entropy plus ``penalty * ||W - W0||_F^2``.
 

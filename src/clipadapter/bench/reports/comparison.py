@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clipadapter.bench.report import markdown_table
+from clipadapter.bench.report import fidelity_notes, markdown_table
 from clipadapter.bench.reports.grids import INTERVAL
 from clipadapter.bench.reports.words import cell_text, difference_text, marks
 from clipadapter.bench.run import Run
@@ -70,6 +70,7 @@ def compare_heads(study: Study, first: str, second: str) -> str:
     }
     parts = [f"# {first} and {second}", markdown_table(header, rows, range(3)), f"Accuracy in %. {DRAWN_BY} {INTERVAL}"]
     parts += [f"{label} {_mark_text(found)}." for label, found in marked.items() if found]
+    parts += fidelity_notes(run.method for p, runs in study.rows.items() if p.label in (first, second) for run in runs)
     return "\n\n".join(parts) + "\n"
 
 

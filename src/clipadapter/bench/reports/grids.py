@@ -40,7 +40,7 @@ def measured_grid(table: Table) -> Grid:
     ]
     better = "lowest" if table.metric == "log_loss" else "highest"
     unit = TITLES[table.metric]
-    notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without a mark."]
+    notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without * or †."]
     if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
         notes.append("(2 of 3): so many of the planned runs are there; the others failed or are not run yet.")
     notes += failures({head_text(row, table.runs[row]): table.runs[row] for row in table.rows})

@@ -21,6 +21,7 @@ SPECIAL = {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     "·": r"$\cdot$",
     "“": "``",
     "”": "''",

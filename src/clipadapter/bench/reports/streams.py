@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from clipadapter.bench.report import Cell
+from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes
 from clipadapter.bench.reports import stream_plots
 from clipadapter.bench.reports.document import Grid, Picture, Section
 from clipadapter.bench.reports.stream_published import NONE, beside
@@ -129,9 +129,11 @@ def _grid(learners: Sequence[Learner], title: str, known: tuple[str, ...]) -> Gr
         cells = [figure_text(one.cell(figure), figure) for figure in FIGURES]
         sizes, seconds = one.after_each("size"), one.after_each("seconds")
         kept = f"{sizes[0].mean:,.0f} → {sizes[-1].mean:,.0f}" if sizes else "-"
-        rows.append((one.label, one.learns, *cells, f"{sum(c.mean for c in seconds):.3g}" if seconds else "-", kept))
+        name = f"{one.label} {fidelity_mark({run.method for run in one.runs})}".rstrip()
+        rows.append((name, one.learns, *cells, f"{sum(c.mean for c in seconds):.3g}" if seconds else "-", kept))
     header = ("head", "learns", *FIGURES.values(), "all fits in s", "numbers kept, first → last task")
-    notes = ("In %. " + " ".join(MEANINGS), JOINT, *failures({one.label: one.runs for one in learners}))
+    faithful = fidelity_notes(run.method for one in learners for run in one.runs)
+    notes = ("In %. " + " ".join(MEANINGS), JOINT, *faithful, *failures({one.label: one.runs for one in learners}))
     return Grid(
         f"Transfer, Average, Last: {title}", header, tuple(rows), frozenset(best), notes, known, words=frozenset({0, 1})
     )

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from clipadapter.bench.report import Cell, Metric, number_text
+from clipadapter.bench.report import Cell, Metric, fidelity_mark, fidelity_notes, number_text
 from clipadapter.bench.reports.tables import Row, Table
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
 
 TRANSDUCTIVE, ORACLE = "*", "†"
+DEFAULTS = (
+    "A head whose name says nothing else has the defaults of clipadapter, which may differ from the paper's: see "
+    "`clipadapter heads NAME`."
+)
 PROTOCOLS = {
     "given": "given: the test part stands apart from what the shots are drawn from",
     "rest": "rest: the test part is the rows that were not drawn, so each draw has another",
@@ -62,7 +66,7 @@ def points(share: float) -> str:
 def head_text(row: Row, runs: Sequence[Run]) -> str:
     """A head's name with the text it was given and its marks."""
     name = f"{row.label} · {row.prompts}" if row.prompts else row.label
-    return f"{name} {marks(runs)}".rstrip()
+    return f"{name} {marks(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
 
 
 def marks(runs: Iterable[Run]) -> str:
@@ -91,6 +95,8 @@ def how_measured(table: Table) -> tuple[str, ...]:
         _encoder_text(runs),
         f"Templates: {_templates(table)}.",
         _marks_text(table),
+        DEFAULTS,
+        *fidelity_notes(run.method for run in runs),
         f"Libraries: {versions_text(runs)}.",
     )
 

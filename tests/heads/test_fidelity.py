@@ -1,0 +1,112 @@
+"""How faithful heads are to their sources: every head of ours says so, and what it says is what tests compare."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from clipadapter.errors import InputError
+from clipadapter.heads import Fidelity, Head, fidelity_of, head_info, list_heads, register_head
+from clipadapter.heads._registry import FIDELITY_KINDS, HEADS
+
+TESTS = Path(__file__).parents[1]
+RESULTS = TESTS.parent / "benchmarks" / "results.py"
+
+
+def test_every_head_of_ours_states_its_fidelity():
+    ours = [name for name in list_heads() if head_info(name).cls.__module__.startswith("clipadapter.")]
+    assert len(ours) > 30
+    for name in ours:
+        found = fidelity_of(name)
+        assert found.kind in FIDELITY_KINDS and found.kind != "not stated", name
+        assert found.statement.endswith("."), name
+
+
+@pytest.mark.parametrize("name", list_heads())
+def test_a_head_says_that_it_was_checked_where_a_test_compares_it_with_released_code_and_only_there(name):
+    folder, _, module = head_info(name).cls.__module__.removeprefix("clipadapter.").partition(".")
+    test = TESTS / folder / f"test_{module}.py"
+    compared = test.is_file() and "golden(" in test.read_text(encoding="utf-8")
+    found = fidelity_of(name)
+    if compared:
+        assert found.kind in ("verified", "partial")
+        assert re.search(r"\bcode\b", found.statement)
+    else:
+        assert found.kind != "verified"
+
+
+def test_methods_of_which_no_code_is_public_do_not_claim_more():
+    kinds = {name: fidelity_of(name).kind for name in ("auto", "afa", "bdc-adapter", "hoso", "clip-adapter-replay")}
+    assert kinds == {
+        "auto": "own",
+        "afa": "inspired",
+        "bdc-adapter": "partial",
+        "hoso": "partial",
+        "clip-adapter-replay": "own",
+    }
+    assert not any(fidelity_of(name).is_as_published for name in kinds)
+
+
+@pytest.mark.parametrize("name", list_heads())
+def test_the_class_shows_it_once(name):
+    assert (head_info(name).cls.__doc__ or "").count(f"\n\nFidelity: {fidelity_of(name)}\n") == 1
+
+
+@pytest.fixture
+def forget():
+    """Takes heads of a test out of the registry again."""
+    before = dict(HEADS._entries)
+    yield
+    HEADS._entries.clear()
+    HEADS._entries.update(before)
+
+
+def test_a_head_of_others_need_not_state_it(forget):
+    @register_head("test-only-silent")
+    class Silent(Head):
+        """Says nothing."""
+
+    HEADS.register("test-only-direct")(type("Direct", (Silent,), {"__doc__": "Registered without the decorator."}))
+    assert fidelity_of("test-only-silent") == fidelity_of("test-only-direct") == Fidelity("not stated", "")
+    assert fidelity_of("there is no such head") == Fidelity()
+    assert Fidelity().is_as_published
+    assert str(Fidelity()) == "Not stated."
+
+
+@pytest.mark.parametrize("text", ["faithful", "verified", "verified: no full stop", "literal: It is the same."])
+def test_what_says_nothing_is_refused(text, forget):
+    with pytest.raises(InputError, match="fidelity is 'KIND: sentences.' with a kind out of verified, paper, partial"):
+        register_head("test-only-wrong", fidelity=text)
+    assert "test-only-wrong" not in HEADS.list()
+
+
+def test_tables_of_results_mark_what_is_not_as_published_and_say_why(tmp_path):
+    spec = importlib.util.spec_from_file_location("results", RESULTS)
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    heads = ["zero-shot", "clip-adapter", "auto", "zlap"]
+    runs = [
+        {"head": head, "shots": 1, "seed": seed, "transductive": head == "zlap", "accuracy": 0.5}
+        for head in heads
+        for seed in (1, 2)
+    ]
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, runs)))
+    rows = results.Runs(tmp_path).table().splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["zero-shot", "clip-adapter", "auto‡", "zlap*‡"]
+    told = results.fidelity_table(heads).splitlines()
+    assert told[-2:] == [f"| auto | {fidelity_of('auto')} |", f"| zlap | {fidelity_of('zlap')} |"]
+    assert "1 of these 4 heads" in " ".join(results.preface(heads).split())
+
+
+def test_the_page_of_results_has_what_heads_say_now():
+    page = (TESTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "±" in line}
+    heads = {row.rstrip("*‡") for row in rows}
+    assert {"auto", "hoso"} <= heads
+    assert {row.rstrip("*‡") for row in rows if row.endswith("‡")} == {
+        head for head in heads if not fidelity_of(head).is_as_published
+    }
+    for head in heads:
+        assert (f"| {head} | {fidelity_of(head)} |" in page) != fidelity_of(head).is_as_published, head
