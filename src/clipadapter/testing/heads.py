@@ -143,6 +143,15 @@ def check_two_classes(head: Head) -> None:
     assert _fit(head, X, y, text).logits(X).shape == (6, 2)
 
 
+def check_row_of_zeros(head: Head) -> None:
+    """A row of zeros has no direction: among the shots it does not stop the fit, as a query it has finite logits."""
+    X, y, text = toy_features()
+    X[0] = 0
+    _fit(head, X, y, text)
+    assert (head.predict(X[1:]) == y[1:]).all()
+    assert np.isfinite(head.logits(np.zeros_like(X[:2]))).all()
+
+
 def check_state_round_trip(head: Head) -> None:
     """What was learned survives safetensors bytes, to the last bit of the logits."""
     X, y, text = toy_features()
@@ -255,6 +264,7 @@ HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_unequal_shots,
     check_one_shot,
     check_two_classes,
+    check_row_of_zeros,
     check_state_round_trip,
     check_unfitted_raises,
     check_bad_input_raises,
