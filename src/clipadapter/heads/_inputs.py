@@ -125,7 +125,7 @@ def class_positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArr
     classes = text_classes(text, labels.dtype)
     positions = positions_among(labels, classes, "have no class text")
     if len(classes) < 2:
-        raise InputError("a classifier needs two classes or more, but the class text has one")
+        raise InputError("a classifier needs two classes or more, but the class text has one class")
     return classes, positions
 
 

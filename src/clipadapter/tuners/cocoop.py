@@ -70,6 +70,7 @@ class CoCoOp(PromptTuner):
     array(['red', 'blue'], dtype='<U4')
     """
 
+    answers_by_tower = True
     _prompts: Prompts | None = None
 
     def __init__(
