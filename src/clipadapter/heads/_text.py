@@ -130,6 +130,20 @@ class ClassText:
         rows = self._rows()[[place[name] for name in names]]
         return ClassText(names, rows, self.logit_scale, self.logit_bias, self.tower, self.order)
 
+    def numbered(self) -> ClassText:
+        """The same text with classes called "0" to "c - 1", in the order of their sorted names.
+
+        `numpy.unique` and scikit-learn's LabelEncoder number names so, if there are shots of every class. Tools such as
+        VotingClassifier hand such numbers to the head instead of names. The text tower is left out: it would read the
+        numbers.
+
+        >>> ClassText(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).numbered().embeddings
+        array([[1., 0.],
+               [0., 1.]], dtype=float32)
+        """
+        rows = self.arranged(sorted(self.labels))._rows()
+        return ClassText([str(i) for i in range(len(rows))], rows, self.logit_scale, self.logit_bias, None, self.order)
+
     @property
     def absent(self) -> tuple[str, ...]:
         """Names of the classes without text."""
