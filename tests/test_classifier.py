@@ -157,3 +157,34 @@ def test_a_real_fit_on_lite_tells_fabrics_apart():
     predicted = fitted.predict([data.paths[i] for i in queries])
     hits = np.mean([data.labels[i] == label for i, label in zip(queries, predicted, strict=True)])
     assert hits > 0.5  # chance is one third
+
+
+@pytest.mark.parametrize("head", ["tip-adapter", "nearest-mean", "gda"])
+def test_class_names_keep_the_order_they_were_given_in_through_saving_and_changes(head, tmp_path):
+    images, labels = squares()
+    queries, truth = squares(seed=1)
+    names = ["red", "blue", "green"]
+    fitted = model(head=head).fit(images, labels, class_names=names)
+    by_name = model(head=head).fit(images, labels)
+    assert list(by_name.class_names_) == sorted(names)
+    fitted = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    for _ in range(2):
+        assert list(fitted.class_names_) == fitted.head_.classes_.tolist() == names
+        columns = [by_name.class_names_.index(name) for name in names]
+        np.testing.assert_allclose(fitted.logits(queries), by_name.logits(queries)[:, columns], rtol=1e-4, atol=1e-4)
+        assert fitted.predict(queries) == truth
+        for one in (fitted, by_name):
+            one.add_examples(queries[:2], truth[:2])
+    yellow = [np.full((16, 16, 3), (220, 220, 30 + i), np.uint8) for i in range(3)]
+    fitted.add_class("amber", yellow)
+    assert list(fitted.class_names_) == fitted.head_.classes_.tolist() == [*names, "amber"]
+    assert fitted.predict(queries) == truth
+
+
+def test_features_are_learned_in_the_order_of_the_class_text_that_comes_with_them():
+    images, labels = squares()
+    names = ["red", "blue", "green"]
+    fitted = model(head="gda")
+    fitted.fit_features(fitted.features(images, labels, names), fitted.class_text(names))
+    assert list(fitted.class_names_) == fitted.head_.classes_.tolist() == names
+    assert fitted.predict(images) == labels

@@ -54,6 +54,10 @@ def test_python_of_the_page_on_trust_runs(pictures):
         run_python(block.code)
 
 
+def test_the_page_on_scikit_learn_runs():
+    run_python("".join(block.code for block in marked(read_page("docs/guides/with-scikit-learn.md"))))
+
+
 def test_the_set_up_commands_are_the_ones_that_ci_runs():
     assert 'bash -c "$command"' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert len([line for line in README.splitlines() if "python -m pytest" in line]) == 1

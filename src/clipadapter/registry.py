@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,16 @@ class Entry(Generic[T]):
     summary: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def check_parameter(self, name: str) -> None:
+        """Refuse a parameter that the class does not take.
+
+        Raises:
+            UnknownNameError: if so; says which comes close.
+        """
+        known = inspect.signature(self.cls).parameters
+        if name not in known and all(part.kind is not part.VAR_KEYWORD for part in known.values()):
+            raise unknown(f"parameter of {self.name}", name, list(known))
+
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
     """The error for a name that nothing has: says what comes close and what there is.
@@ -46,7 +57,7 @@ def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
     """
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return UnknownNameError(f"no {kind} is called '{name}'.{hint} Known: {', '.join(known)}")
+    return UnknownNameError(f"no {kind} is called '{name}'.{hint} Known: {', '.join(known) or 'none'}")
 
 
 class Registry(Generic[T]):
@@ -109,12 +120,14 @@ class Registry(Generic[T]):
         """A new instance by name.
 
         Raises:
-            UnknownNameError: if nothing has this name.
-            InputError: if the class does not take one of the parameters.
+            UnknownNameError: if nothing has this name, or the class does not take one of the parameters.
+            InputError: if a parameter is missing.
         """
-        cls = self.info(name).cls
+        entry = self.info(name)
+        for key in params:
+            entry.check_parameter(key)
         try:
-            return cls(**params)
+            return entry.cls(**params)
         except TypeError as error:
             raise InputError(f"{self.kind} '{name}': {error}") from error
 

@@ -47,8 +47,8 @@ def test_a_model_that_was_loaded_can_be_saved_again(tmp_path):
 
 def test_the_config_names_what_a_person_asks(tmp_path):
     config = read_config(save_model(tmp_path / "model", make()[0]))
-    assert config.class_names == ["cat", "dog", "bird"]
-    assert config.provenance["shots"] == {"cat": 4, "dog": 4, "bird": 4}
+    assert config.class_names == ["cat", "dog", "owl"]
+    assert config.provenance["shots"] == {"cat": 4, "dog": 4, "owl": 4}
     assert config.provenance["skipped"] == 1
     assert config.prompts["dog"] == ["a photo of a dog."]
     assert "torch" in config.provenance["versions"]
@@ -140,8 +140,8 @@ def rewrite(folder, change):
         (lambda c: c.update(surprise=1), "surprise"),
         (lambda c: c.pop("encoder"), "encoder"),
         (lambda c: c.update(class_names=["cat"]), "class_names"),
-        (lambda c: c.update(class_names=["cat", "cat", "bird"]), "more than once"),
-        (lambda c: c.update(class_names=["cat", "dog", "bird", "wolf"]), "one row for each"),
+        (lambda c: c.update(class_names=["cat", "cat", "owl"]), "more than once"),
+        (lambda c: c.update(class_names=["cat", "dog", "owl", "wolf"]), "one row for each"),
         (lambda c: c["head"].update(name="no-such-head"), "'no-such-head' is not installed"),
         (lambda c: c["head"]["params"].update(evil=1), "evil"),
         (lambda c: c["encoder"].update(dim=7), "don't fit|expecting"),

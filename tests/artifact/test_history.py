@@ -284,12 +284,12 @@ def test_leaving_the_shots_out_leaves_them_out_of_every_version(folder, tmp_path
 def test_a_model_of_which_the_shots_were_left_out_still_knows_how_many_there_were(tmp_path):
     place = save_model(tmp_path / "model", make(0), keep_support=False)
     save_model(place, load_model(place))
-    assert read_config(place).provenance["shots"] == {"cat": 4, "dog": 4, "bird": 4}
+    assert read_config(place).provenance["shots"] == {"cat": 4, "dog": 4, "owl": 4}
 
 
 def measure(place):
     """Record figures of the model in a folder."""
-    classes = [{"name": name, "count": 1, "precision": 1, "recall": 1, "f1": 1} for name in ("cat", "dog", "bird")]
+    classes = [{"name": name, "count": 1, "precision": 1, "recall": 1, "f1": 1} for name in ("cat", "dog", "owl")]
     figures = {"accuracy": 0.75, "classes": classes}
     told = {"data": "test", "n_test": 3, "skipped": [], "created": "2999-01-01T00:00:00Z", "head": "prototype"}
     record_evaluation(place, {**told, "model": figures, "baselines": {}})

@@ -51,6 +51,16 @@ def test_right_labels_give_no_finding(clusters, shown):
     assert list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text))) == []
 
 
+def test_the_order_of_the_classes_does_not_matter(clusters):
+    X, y, text = clusters
+    evidence = judge(X, y, text)
+    turned = ClassText(NAMES[::-1], text.embeddings[::-1], text.logit_scale)
+    found = gather(FeatureSet(X, tuple(NAMES[i] for i in y), NAMES[::-1]), turned, neighbours(X))
+    np.testing.assert_array_equal(found.labels, 3 - evidence.labels)
+    np.testing.assert_allclose(found.text, evidence.text[:, ::-1], rtol=1e-4, atol=1e-6)
+    assert (found.held.argmax(axis=1) == found.labels).all()
+
+
 def test_wrong_labels_are_found_without_class_text(clusters, shown):
     X, y, _ = clusters
     y = y.copy()

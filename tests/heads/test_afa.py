@@ -207,7 +207,7 @@ def test_adapters_follow_their_classes_into_another_order():
     pictures, text = world()
     head = Afa().fit(*pictures(range(4), 5), text=text)
     before, level = head.residual_, head.offset_
-    turned = ClassText(NAMES[::-1], text.embeddings[::-1], SCALE)
+    turned = ClassText(NAMES[::-1], text.embeddings[::-1], SCALE, order="given")
     head.partial_fit(*pictures([7], 5), text=turned)
     torch.testing.assert_close(head.residual_.flip(0)[:4], before[:4])
     torch.testing.assert_close(head.offset_.flip(0)[:4], level[:4])

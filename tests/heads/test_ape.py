@@ -161,7 +161,7 @@ def test_channels_is_a_fraction(fraction, kept):
 @settings(deadline=None, max_examples=20)
 def test_length_of_features_and_order_of_classes_do_not_matter(factor, order, seed):
     X, labels, text, Q = draw(seed=seed)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[list(order)], SCALE)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[list(order)], SCALE, order="given")
     expected = Ape().fit(X, names(labels, text), text=text).logits(Q)[:, list(order)]
     found = Ape().fit(factor * X, names(labels, text), text=turned).logits(factor * Q)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)

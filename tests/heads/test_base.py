@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, InputError, UnknownNameError
 from clipadapter.heads import ClassText, _base, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
@@ -65,9 +65,11 @@ def test_state_of_another_shape_is_refused():
         create_head("zero-shot").load_state(state, text.labels, X.shape[1])
 
 
-def test_an_unknown_parameter_is_an_input_error():
-    with pytest.raises(InputError, match="'clip-adapter'.*alhpa"):
-        create_head("clip-adapter", alhpa=1)
+def test_a_parameter_that_the_head_lacks_is_named_with_the_one_that_comes_close():
+    with pytest.raises(UnknownNameError, match="no parameter of tip-adapter is called 'alfa'. Did you mean 'alpha'?"):
+        create_head("tip-adapter", alfa=3)
+    with pytest.raises(UnknownNameError, match="no parameter of zero-shot is called 'alpha'. Known: none"):
+        create_head("zero-shot", alpha=3)
 
 
 def test_a_row_of_nan_is_a_class_without_text():

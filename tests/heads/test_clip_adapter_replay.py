@@ -89,7 +89,9 @@ def test_kept_shots_follow_their_classes_into_another_order():
     pictures, text = world()
     head = ClipAdapterReplay(replay=2, **FAST).fit(*pictures([1, 4], 5), text=text)
     kept = {NAMES[label]: row for row, label in zip(head.kept_.numpy(), head.kept_labels_.tolist(), strict=True)}
-    turned = ClassText(["new", *NAMES[::-1]], np.concatenate([np.ones((1, D)), text.embeddings[::-1]]), 20.0)
+    turned = ClassText(
+        ["new", *NAMES[::-1]], np.concatenate([np.ones((1, D)), text.embeddings[::-1]]), 20.0, order="given"
+    )
     X, y = pictures([0], 5)
     head.partial_fit(X, y, text=turned)
     names = [turned.labels[label] for label in head.kept_labels_.tolist()]

@@ -47,3 +47,28 @@ def test_a_feature_of_zeros_is_no_trap():
     loss.backward()
     assert float(loss.detach()) == pytest.approx(torch.tensor(4.0).log())
     assert torch.isfinite(zeros.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_of_zeros_among_others_has_logits_of_zero_and_moves_nothing(dtype):
+    features, weight, labels = (tensor.detach().to(dtype) for tensor in draw(n=4))
+    features = torch.cat([features, torch.zeros(1, 5, dtype=dtype)]).requires_grad_()
+    weight, labels = weight.requires_grad_(), torch.cat([labels.long(), torch.tensor([1])])
+    loss = cosine_error(features, weight, labels, 100.0)
+    loss.backward()
+    others = features.detach()[:4].requires_grad_()
+    same = weight.detach().requires_grad_()
+    of_others = torch.nn.functional.cross_entropy(100 * unit(others) @ same.T, labels[:4], reduction="sum") / 5
+    of_others.backward()
+    torch.testing.assert_close(loss, of_others + torch.tensor(4.0, dtype=dtype).log() / 5)
+    torch.testing.assert_close(features.grad, torch.cat([others.grad, torch.zeros(1, 5, dtype=dtype)]))
+    torch.testing.assert_close(weight.grad, same.grad)
+
+
+@pytest.mark.parametrize("length", [1e-10, 1e-15, 1e-17, 1e-19, 1e-30, 1e-44])
+def test_no_length_of_a_feature_makes_the_loss_or_a_gradient_infinite(length):
+    features, weight, labels = (tensor.detach() for tensor in draw())
+    features, weight = (length * features).float().requires_grad_(), unit(weight).float().requires_grad_()
+    loss = cosine_error(features, weight, labels, 100.0)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(features.grad).all() and torch.isfinite(weight.grad).all()

@@ -84,9 +84,9 @@ def test_the_ratio_is_smaller_if_held_out_shots_are_as_the_text_says_than_if_the
 
 def test_a_class_without_a_shot_answers_by_its_text():
     X, y, text = toy_features((6, 0, 6))
-    birdless, _, _ = toy_features((0, 4, 0), seed=1)
-    assert (ZeroShot().fit(X, y, text=text).predict(birdless) == "dog").all()
-    assert (Hoso().fit(X, y, text=text).predict(birdless) == "dog").all()
+    no_owls, _, _ = toy_features((0, 4, 0), seed=1)
+    assert (ZeroShot().fit(X, y, text=text).predict(no_owls) == "dog").all()
+    assert (Hoso().fit(X, y, text=text).predict(no_owls) == "dog").all()
 
 
 def test_views_are_used_in_training_and_the_plain_one_for_the_ratio():

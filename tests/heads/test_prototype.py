@@ -73,7 +73,7 @@ def test_leave_one_out_is_a_refit(mix, views):
 def test_order_of_classes_only_permutes_the_logits(factor, seed):
     features, y, text = toy_features((4, 0, 3))
     order = np.random.default_rng(seed).permutation(3)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     expected = Prototype().fit(features, y, text=text).logits(features)[:, order]
     found = Prototype().fit(features * factor, y, text=turned).logits(features)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -125,7 +125,7 @@ def test_a_class_without_shots_answers_by_its_text():
     X, y, text = toy_features((4, 0, 4))
     fitted = Rla().fit(X, y, text=text)
     np.testing.assert_allclose(fitted.weight_, text.embeddings, atol=1e-6)
-    assert fitted.predict(text.embeddings).tolist() == ["cat", "dog", "bird"]
+    assert fitted.predict(text.embeddings).tolist() == ["cat", "dog", "owl"]
 
 
 def test_pictures_of_zeros_are_no_trap():
@@ -169,7 +169,7 @@ def test_bad_batch_size_is_named():
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
     X, y, text = toy_features(counts)
     X = X.astype(np.float64)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     head = Rla(steps=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)

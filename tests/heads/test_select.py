@@ -84,7 +84,7 @@ def test_a_test_part_is_refused_by_its_type():
 @pytest.mark.parametrize(
     ("heads", "grid", "words"),
     [
-        ("zero-shot", {"alpha": [1]}, "no parameter 'alpha'"),
+        ("zero-shot", {"alpha": [1]}, "no parameter of ZeroShot is called 'alpha'"),
         ({}, {}, "nothing to choose from"),
         ("linear-probe", {"C": []}, "nothing to choose from"),
         ("linear-probe", {"C": list(range(1, 5000))}, "4999 candidates are too many"),

@@ -120,7 +120,7 @@ def test_leave_one_out_is_a_refit(anchor, repel):
 def test_order_of_classes_only_permutes_the_logits(factor, seed, repel):
     X, y, text, Q = drawn((4, 0, 3))
     order = np.random.default_rng(seed).permutation(3)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     expected = SsText(repel=repel).fit(X, y, text=text).logits(Q)[:, order]
     found = SsText(repel=repel).fit(X * factor, y, text=turned).logits(Q)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

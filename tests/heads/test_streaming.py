@@ -63,7 +63,7 @@ class Stream:
     def text(self):
         if not self.with_text:
             return None
-        return ClassText(self.classes, [self.rows[name] for name in self.classes], logit_scale=15.0)
+        return ClassText(self.classes, [self.rows[name] for name in self.classes], logit_scale=15.0, order="given")
 
     def new(self, name):
         self.fresh[name] += 1
@@ -83,8 +83,9 @@ class Stream:
     def a_new_class(self):
         fresh = [name for name in NAMES if name not in self.classes]
         if fresh:
-            place = self.rng.integers(len(self.classes) + 1) if self.with_text else len(self.classes)
+            place = self.rng.integers(len(self.classes) + 1)
             self.classes = [*self.classes[:place], fresh[0], *self.classes[place:]]
+            self.classes = self.classes if self.with_text else sorted(self.classes)
             self.learn([self.new(fresh[0]), self.new(self.rng.choice(self.classes))])
 
     def learn(self, shots):

@@ -128,7 +128,7 @@ def test_the_scale_is_that_of_the_encoder():
 @settings(deadline=None, max_examples=20)
 def test_length_of_queries_and_order_of_classes_do_not_matter(factor, order, seed):
     X, y, text, Q = draw(seed=seed)
-    turned = ClassText([NAMES[i] for i in order], text.embeddings[list(order)], SCALE)
+    turned = ClassText([NAMES[i] for i in order], text.embeddings[list(order)], SCALE, order="given")
     expected = TipAdapter().fit(X, y, text=text).logits(Q)[:, list(order)]
     np.testing.assert_allclose(TipAdapter().fit(X, y, text=turned).logits(factor * Q), expected, rtol=1e-7, atol=1e-9)
 

@@ -149,7 +149,7 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
     text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
     names, y = np.array(list("abcd")), list("abbdc")
     first = TransClip().fit(X, y, text=ClassText(names, text, 5.0), unlabelled=pictures).predict_proba(pictures)
-    turned = ClassText(names[order], text[order], 5.0)
+    turned = ClassText(names[order], text[order], 5.0, order="given")
     second = TransClip().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
     np.testing.assert_allclose(second, first[:, order], atol=1e-7)
 

@@ -39,7 +39,7 @@ def direction(name, kind=0):
 
 def class_text(names):
     tower = WordTower({name: torch.from_numpy(direction(name)) for name in names}, D)
-    return ClassText(names, [direction(name) for name in names], SCALE, tower=lambda: tower)
+    return ClassText(names, [direction(name) for name in names], SCALE, tower=lambda: tower, order="given")
 
 
 def pictures(names, n, seed):

@@ -138,7 +138,7 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
     text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
     names, y = np.array(NAMES), list("abbdc"[:5])
     first = Zlap().fit(X, y, text=ClassText(names, text), unlabelled=pictures).predict_proba(pictures)
-    turned = ClassText(names[order], text[order])
+    turned = ClassText(names[order], text[order], order="given")
     second = Zlap().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
     np.testing.assert_allclose(second, first[:, order], atol=1e-5)
 

@@ -57,6 +57,19 @@ def test_a_wrong_label_is_doubted(scene):
     assert found.doubtful == {"0": "a"}
 
 
+def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
+    X, labels, text = scene
+    order = [2, 0, 1]
+    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    for rows in ([], None):
+        found, expected = learned((X, labels, turned), rows), learned(scene, rows)
+        assert found.names == ("c", "a", "b")
+        p, wanted = found.probabilities(X), expected.probabilities(X)[:, order]
+        np.testing.assert_array_equal(p.argmax(axis=1), wanted.argmax(axis=1))
+    assert found.by_names == expected.by_names and found.held_out == expected.held_out
+    assert min(point.accuracy for point in curve(found, X, labels)) > 0.9
+
+
 def test_one_shot_a_class_cannot_be_measured(scene):
     found = learned(scene, [0, 6, 12])
     assert found.held_out is None and found.model is not None

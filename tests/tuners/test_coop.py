@@ -38,7 +38,9 @@ class Given(CoOp):
 def fitted(figures, tower, token, kind, **changes):
     tensors, parameters = figures
     names = parameters["class_names"]
-    text = ClassText(names, tensors["text_plain"].numpy(), parameters["logit_scale"], tower=lambda: tower)
+    text = ClassText(
+        names, tensors["text_plain"].numpy(), parameters["logit_scale"], tower=lambda: tower, order="given"
+    )
     asked = {"epochs": 5, "schedule": "constant", "warmup_epochs": 0, **changes}
     head = Given(n_ctx=parameters["M"], class_token=token, csc=kind == "csc", **asked)
     head.given = tensors[f"ctx_{kind}"]
@@ -118,7 +120,7 @@ def test_words_set_the_number_of_vectors_and_where_they_start():
 def test_other_classes_get_the_same_context_before_their_names():
     X, y, text = toy_features()
     head = CoOp(epochs=5).fit(X, y, text=text)
-    turned = ClassText(text.labels[::-1], text.embeddings[::-1], 30.0, tower=text.tower)
+    turned = ClassText(text.labels[::-1], text.embeddings[::-1], 30.0, tower=text.tower, order="given")
     np.testing.assert_allclose(head.for_classes(turned).logits(X), 1.5 * head.logits(X)[:, ::-1], rtol=1e-5)
     with pytest.raises(InputError, match="new classes: use encode_classes"):
         head.for_classes(turned.with_tower(None))
@@ -139,10 +141,10 @@ def test_held_out_shots_are_one_of_each_class_that_has_two():
 
 def test_the_text_tower_in_bf16_learns_nearly_the_same(opened):
     encoder = opened("tiny")
-    text = encode_classes(encoder, {name: [f"a photo of a {name}."] for name in ("cat", "dog", "bird")})
+    text = encode_classes(encoder, {name: [f"a photo of a {name}."] for name in ("cat", "dog", "owl")})
     X = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
     exact, near = (
-        CoOp(n_ctx=4, epochs=20, precision=precision).fit(X, ["cat", "dog", "bird"] * 2, text=text)
+        CoOp(n_ctx=4, epochs=20, precision=precision).fit(X, ["cat", "dog", "owl"] * 2, text=text)
         for precision in ("fp32", "bf16")
     )
     assert not torch.equal(exact.context_, near.context_)

@@ -129,7 +129,7 @@ def model_of(config: ArtifactConfig, read: Callable[[str], Arrays], where: str |
     if TEXT not in arrays:
         raise ArtifactError(f"{Path(where) / TENSORS} has no class text")
     try:
-        text = ClassText(names, arrays.pop(TEXT), part.logit_scale, part.logit_bias)
+        text = ClassText(names, arrays.pop(TEXT), part.logit_scale, part.logit_bias, order="given")
         head = create_head(config.head.name, **config.head.params).load_state(arrays, names, part.dim)
         X, y, targets = np.empty((0, part.dim), np.float32), (), None
         if SUPPORT in config.files:

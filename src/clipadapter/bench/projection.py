@@ -63,7 +63,7 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
 
     def answers(directions: Array) -> Array:
         """Inner products of features with text (k, d)."""
-        text = ClassText([str(i) for i in range(len(directions))], directions, logit_scale=1.0)
+        text = ClassText([str(i) for i in range(len(directions))], directions, logit_scale=1.0, order="given")
         return head.for_classes(text).logits(X)
 
     width = np.shape(X)[-1]

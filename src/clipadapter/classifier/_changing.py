@@ -245,7 +245,8 @@ class Changing(Answering):
             found = dict(zip(made.labels, made.embeddings, strict=True))
             vectors = [found.get(name, row) for name, row in zip(names, vectors, strict=True)]
         tower = partial(open_text_tower, self.encoder_)
-        return ClassText(names, np.array(vectors, rows.dtype), before.logit_scale, before.logit_bias, tower)
+        embeddings = np.array(vectors, rows.dtype)
+        return ClassText(names, embeddings, before.logit_scale, before.logit_bias, tower, before.order)
 
     def _model(self) -> Model:
         """What is saved."""

@@ -120,7 +120,7 @@ class FewShotClassifier(Changing, OnHub):
         Args:
             images: paths, PIL images or arrays.
             labels: class name of each; or a list, tuple or set of all its class names.
-            class_names: all classes in order; those of the labels, sorted, if not given.
+            class_names: all classes in the order of ``class_names_``; those of the labels, sorted, if not given.
             unlabelled: pictures that will be asked for, without labels; for transductive heads.
             background: pictures of none of the classes, such as will come by; to tell strange ones by.
 
@@ -168,12 +168,12 @@ class FewShotClassifier(Changing, OnHub):
 
         Args:
             support: the shots, made by this classifier's encoder (see `features`).
-            text: class text of the same classes.
+            text: class text of the same classes; ``class_names_`` and the columns of the logits keep its order.
             head: what to fit; the head of the constructor if not given.
             unlabelled: (u, d) features of pictures without labels, for transductive heads.
             background: (b, d) features of pictures of none of the classes.
         """
-        options = checked_options(self.trust)
+        options, text = checked_options(self.trust), text.with_order("given")
         chosen = make_head(self.head, self.head_params, self.seed, self.progress) if head is None else head
         self.selection_: Selection | None = None
         if self.grid:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,14 +168,12 @@ class HeadChoice:
     def _pairs(self, texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
         from clipadapter.heads import head_info
 
-        known = list(inspect.signature(head_info(self.head).cls).parameters)
-        pairs = []
+        entry, pairs = head_info(self.head), []
         for given in texts:
             key, equals, text = given.partition("=")
             if not equals:
                 raise InputError(f"{rule}, but got '{given}'")
-            if key not in known:
-                raise unknown(f"parameter of {self.head}", key, known)
+            entry.check_parameter(key)
             pairs.append((key, text))
         return pairs
 

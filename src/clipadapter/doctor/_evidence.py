@@ -55,6 +55,7 @@ def gather(features: FeatureSet, text: ClassText | None, near: Neighbours, seed:
         seed: of the folds.
     """
     names = features.class_names
+    text = None if text is None else text.with_order("given")
     place = {name: i for i, name in enumerate(names)}
     labels = np.array([place[label] for label in features.y], np.int64)
     n, c = len(labels), len(names)

@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._given import checked_shots
-from clipadapter.heads._inputs import Array, as_matrix, in_blocks
+from clipadapter.heads._inputs import Array, as_matrix, check_names, check_width, in_blocks, names_as, text_classes
 from clipadapter.heads._judged import Judged
 from clipadapter.heads._shots import Shots as Shots
 from clipadapter.heads._state import check_answers, learned_arrays, take_over
@@ -70,6 +71,8 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
 
     classes_: Array
     n_features_in_: int
+    feature_names_in_: Array
+    """(d,) names of the columns of X, if `fit` got a table such as a pandas DataFrame; it is not saved."""
 
     @abstractmethod
     def _fit(self, shots: Shots) -> None:
@@ -129,10 +132,11 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
 
         Args:
             X: (n, d) raw features, or (n, v, d) with v views a picture, the plain one first.
-            y: (n,) labels; names that occur in ``text.labels`` if class text is given. Or (n, c) zeros and ones, a
-                column a class, where a picture has several labels or none: then each class is a question of its own,
-                and ``classes_`` are the names of the class text, or 0 to c - 1.
-            text: class names and their text vectors; also sets the order of the classes.
+            y: (n,) labels; names that occur in ``text.labels`` if class text is given, or numbers whose texts do.
+                ``classes_`` are the classes in the type of y, sorted (see `ClassText.order`). Or (n, c) zeros and ones,
+                a column a class, where a picture has several labels or none: then each class is a question of its own,
+                and ``classes_`` are the names of the class text in its order, or 0 to c - 1.
+            text: class names and their text vectors.
             unlabelled: (u, d) raw features of the pictures to be classified; transductive heads need them, others
                 refuse them.
 
@@ -142,6 +146,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         Raises:
             InputError: if shapes, widths or labels don't go together, or a feature is not finite.
         """
+        check_names(self, X, reset=True)
         shots, classes = checked_shots(self, X, y, text, unlabelled)
         self.classes_, self.n_features_in_ = classes, shots.views.shape[2]
         # A number that is there or not: it is saved among what was learned, and single-label models have no such array.
@@ -168,7 +173,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         What a head has learned about features goes with it (base-to-new and cross-dataset protocols).
 
         Args:
-            text: of the classes to answer for.
+            text: of the classes to answer for; they are ordered as by `fit`.
 
         Raises:
             InputError: if what the head learns is bound to the classes it was fitted to, or the widths differ.
@@ -181,7 +186,9 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         if text.absent:
             raise InputError(f"these classes have no text: {', '.join(text.absent)}")
         other = copy.copy(self)
-        other.classes_ = np.asarray(text.labels)
+        if self.task_ == "single-label":
+            text = text.arranged(text_classes(text, self.classes_.dtype))
+        other.classes_ = names_as(text.labels, self.classes_.dtype)
         other._for_text(unit(torch.from_numpy(text.embeddings.copy())), text.logit_scale)
         return other
 
@@ -223,7 +230,6 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
 
         Several labels are those with a probability above 0.5; see `clipadapter.trust` for thresholds of their own.
         """
-        check_is_fitted(self)
         if self.task_ == "multilabel":
             return self._by_block(X, lambda logits: (logits > 0).astype(np.int64))
         best = self._by_block(X, lambda logits: logits.argmax(axis=1))
@@ -231,21 +237,22 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """Softmax of the logits: (m, c) float64, rows sum to one; with several labels the sigmoid of each."""
-        check_is_fitted(self)
         if self.task_ == "multilabel":
             return self._by_block(X, lambda logits: torch.from_numpy(logits).double().sigmoid().numpy())
         return self._by_block(X, lambda logits: torch.from_numpy(logits).double().softmax(dim=1).numpy())
 
+    def predict_log_proba(self, X: ArrayLike) -> Array:
+        """Natural logarithm of `predict_proba` (m, c), which stays finite where a probability rounds to zero."""
+        if self.task_ == "multilabel":
+            return self._by_block(X, lambda logits: logsigmoid(torch.from_numpy(logits).double()).numpy())
+        return self._by_block(X, lambda logits: torch.from_numpy(logits).double().log_softmax(dim=1).numpy())
+
     def _by_block(self, X: ArrayLike, answer: Callable[[Array], Array], scores: Scores | None = None) -> Array:
         """What is made of the logits, or other scores, (b, c) of each block of rows of X (m, d), in one array."""
         check_is_fitted(self)
+        check_names(self, X)
         rows = as_matrix(X)
-        if rows.shape[1] != self.n_features_in_:
-            # scikit-learn's own words: its checks and its users look for them.
-            raise InputError(
-                f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input"
-            )
+        check_width(self, rows.shape[1])
         block = max(1, AT_ONCE // self._numbers_per_row())
         with torch.inference_mode():
             of = scores or self._logits

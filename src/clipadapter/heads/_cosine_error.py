@@ -19,7 +19,8 @@ def cosine_error(features: Tensor, weight: Tensor, labels: Tensor, scale: float,
         weight: (c, d), likewise.
         labels: (n,) class positions.
         scale: CLIP's ``exp(logit_scale)``.
-        shortest: length below which features are divided by it and no longer by their own.
+        shortest: length below which features are divided by it and no longer by their own. Without it a feature of
+            zeros has logits of zero, as by `functional.unit`, and a gradient of zero: it has no direction.
 
     Returns:
         A scalar.
@@ -29,30 +30,34 @@ def cosine_error(features: Tensor, weight: Tensor, labels: Tensor, scale: float,
     >>> bool(torch.isclose(cosine_error(features, weight, torch.tensor([1]), 10.0), expected))
     True
     """
-    bound = max(shortest, torch.finfo(features.dtype).tiny)
-    return _CosineError.apply(features, weight, labels, scale, bound)
+    return _CosineError.apply(features, weight, labels, scale, shortest)
 
 
 class _CosineError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, scale: float, shortest: float) -> Tensor:
+        # The gradient divides by squares of lengths: below this bound it overflows, and squares lose their digits.
+        least = (8 * max(scale, 1.0) * torch.finfo(features.dtype).tiny) ** 0.5
         length = features.norm(dim=1, keepdim=True)
-        bounded = length.clamp_min(shortest)
-        logits = (features @ weight.T).mul_(scale / bounded)  # (n, c)
+        bounded = length.clamp_min(max(shortest, least))
+        factor = scale / bounded
+        if shortest < least:
+            factor = torch.where(length < least, 0, factor)
+        logits = (features @ weight.T).mul_(factor)  # (n, c)
         logs = logits.log_softmax(dim=1)
-        ctx.scale, ctx.free = scale, length >= shortest
-        ctx.save_for_backward(features, weight, labels, bounded, logits, logs)
+        ctx.free = length >= max(shortest, least)
+        ctx.save_for_backward(features, weight, labels, bounded, factor, logits, logs)
         return -logs.gather(1, labels[:, None]).mean()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, labels, length, logits, logs = ctx.saved_tensors
+        features, weight, labels, length, factor, logits, logs = ctx.saved_tensors
         residual = logs.exp()
         residual.scatter_add_(1, labels[:, None], residual.new_full((len(labels), 1), -1.0))
         residual.mul_(grads[0] / len(labels))
         # A longer feature has smaller logits, unless its length is at the bound.
         along = (residual * logits).sum(dim=1, keepdim=True) * ctx.free
-        residual.mul_(ctx.scale / length)
+        residual.mul_(factor)
         by_features = by_weight = None
         if ctx.needs_input_grad[0]:
             by_features = (features * (-along / length / length)).addmm_(residual, weight)

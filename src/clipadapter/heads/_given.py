@@ -35,7 +35,17 @@ def checked_shots(
     unlabelled: ArrayLike | None = None,
     classes: Array | None = None,
 ) -> tuple[Shots, Array]:
-    """What came into `fit`, checked; and the classes in order, which may be given where there is no text.
+    """What came into `fit`, checked; and the classes in order.
+
+    Class text comes out in the order of the classes, so that all that is learned is in that order.
+
+    Args:
+        head: that is fitted.
+        X: as for `Head.fit`.
+        y: as for `Head.fit`.
+        text: as for `Head.fit`.
+        unlabelled: as for `Head.fit`.
+        classes: their order, where that is settled; all classes of the text, if there is some.
 
     Raises:
         InputError: if shapes, widths or labels don't go together, or the head needs more, or takes less.
@@ -51,10 +61,11 @@ def checked_shots(
     else:
         names = as_labels(y, len(views))
         _check_text(head, text, views.shape[2])
-        if text is None and classes is not None:
-            positions = positions_among(names, classes)
-        else:
+        if classes is None:
             classes, positions = class_positions(names, text)
+        else:
+            positions = positions_among(names, classes, "are no class" if text is None else "have no class text")
+        text = None if text is None else text.arranged(classes)
         labels = torch.from_numpy(positions)
     shots = Shots(
         views=tensor,

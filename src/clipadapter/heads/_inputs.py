@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d
+from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from clipadapter.errors import InputError
@@ -17,6 +17,8 @@ from clipadapter.heads._text import ClassText
 from clipadapter.sealed import SealedArray
 
 Array = NDArray[Any]
+_NUMBERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
+"""What reads a class name, by the kind of the labels' dtype."""
 
 
 def as_matrix(X: ArrayLike) -> Array:
@@ -25,6 +27,27 @@ def as_matrix(X: ArrayLike) -> Array:
         X = X.detach().cpu().numpy()
     array = check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
     return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
+
+
+def check_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:
+    """Keep the names of a table's columns as ``feature_names_in_``, or compare them with those that are kept.
+
+    Raises:
+        ValueError: if they are others, or in another order, in scikit-learn's own words.
+    """
+    validate_data(head, X, reset=reset, skip_check_array=True, ensure_2d=False)
+
+
+def check_width(head: Any, width: int) -> None:
+    """Refuse features of another width than those of the fit.
+
+    Raises:
+        InputError: if so, in scikit-learn's own words: its checks and its users look for them.
+    """
+    if width != head.n_features_in_:
+        raise InputError(
+            f"X has {width} features, but {type(head).__name__} is expecting {head.n_features_in_} features as input"
+        )
 
 
 def in_blocks(rows: Array, block: int, answer: Callable[[Array], Array]) -> Array:
@@ -99,10 +122,37 @@ def class_positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArr
         if len(classes) < 2:
             raise InputError(f"a classifier needs two classes or more, but y has one class: {classes[0]}")
         return classes, positions.astype(np.int64)
-    positions = positions_among(labels, np.asarray(text.labels), "have no class text")
-    if len(text.labels) < 2:
-        raise InputError("a classifier needs two classes or more, but the class text has one")
-    return np.asarray(text.labels), positions
+    classes = text_classes(text, labels.dtype)
+    positions = positions_among(labels, classes, "have no class text")
+    if len(classes) < 2:
+        raise InputError("a classifier needs two classes or more, but the class text has one class")
+    return classes, positions
+
+
+def text_classes(text: ClassText, dtype: np.dtype[Any]) -> Array:
+    """The classes of class text in the type of the labels, sorted as `numpy.unique` does, unless it keeps its order.
+
+    >>> text = ClassText(["10", "9"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> text_classes(text, np.dtype(np.int64))
+    array([ 9, 10])
+    >>> text_classes(text, np.dtype("<U2"))
+    array(['10', '9'], dtype='<U2')
+    """
+    classes = names_as(text.labels, dtype)
+    return classes if text.order == "given" else np.sort(classes)
+
+
+def names_as(names: Sequence[str], dtype: np.dtype[Any]) -> Array:
+    """Class names as values of the labels' type, if each name is the text of such a value; else as strings."""
+    texts = np.asarray(names)
+    if dtype.kind not in "biuf":
+        return texts
+    try:
+        values = (texts == "True") if dtype.kind == "b" else np.array([_NUMBERS[dtype.kind](name) for name in names])
+        found = values.astype(dtype)
+    except (ValueError, OverflowError):
+        return texts
+    return found if tuple(map(str, found)) == tuple(names) else texts
 
 
 def positions_among(labels: Array, classes: Array, fault: str = "are no class") -> NDArray[np.int64]:

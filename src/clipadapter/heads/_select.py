@@ -27,6 +27,7 @@ from clipadapter.heads._inputs import Array, as_labels, as_views, class_position
 from clipadapter.heads._registry import create_head
 from clipadapter.heads._several import binary_losses
 from clipadapter.heads._text import ClassText
+from clipadapter.registry import unknown
 
 MOST = 4096
 """Largest number of candidates of one search."""
@@ -168,9 +169,7 @@ def _candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, Seque
         known = head.get_params(deep=False)
         wrong = sorted(set(grid) - set(known))
         if wrong:
-            raise InputError(
-                f"{type(head).__name__} has no parameter {wrong[0]!r}; it has: {', '.join(known) or 'none'}"
-            )
+            raise unknown(f"parameter of {type(head).__name__}", wrong[0], list(known))
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True))
             words = ", ".join(f"{key}={value}" for key, value in chosen.items())

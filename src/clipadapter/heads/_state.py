@@ -12,7 +12,7 @@ from torch import Tensor
 from clipadapter.errors import ArtifactError
 from clipadapter.heads._inputs import Array
 
-KNOWN = ("classes_", "n_features_in_")
+KNOWN = ("classes_", "feature_names_in_", "n_features_in_")
 """What is learned, but kept beside the arrays."""
 
 

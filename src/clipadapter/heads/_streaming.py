@@ -18,7 +18,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head
 from clipadapter.heads._given import checked_shots
-from clipadapter.heads._inputs import Array, as_labels
+from clipadapter.heads._inputs import Array, as_labels, check_names, check_width, names_as, text_classes
 from clipadapter.heads._shots import Shots
 from clipadapter.heads._text import ClassText
 from clipadapter.heads._warm import carried, origin_of
@@ -76,9 +76,8 @@ class Streaming(Head):
         Args:
             X: (n, d) or (n, v, d) raw features, as for `fit`.
             y: (n,) labels.
-            text: of all classes, those of before among them; sets their order. Needed if `fit` got some.
-            classes: all labels that there will be, where there is no text; else those that come are added behind those
-                of before.
+            text: of all classes, those of before among them. Needed if `fit` got some.
+            classes: all labels that there will be, where there is no text; else those that come are added.
 
         Returns:
             The head itself.
@@ -89,13 +88,16 @@ class Streaming(Head):
         if not hasattr(self, "classes_"):
             if text is not None or classes is None:
                 return self.fit(X, y, text=text)
+            check_names(self, X, reset=True)
             shots, every = checked_shots(self, X, y, None, classes=np.unique(np.asarray(classes)))
             self.classes_, self.n_features_in_ = every, shots.views.shape[2]
             self._fit(shots)
             return self
         before = self.classes_
+        check_names(self, X)
         self._check_goes_on(text)
-        shots, every = checked_shots(self, X, y, text, classes=_with_new(before, y, classes))
+        known = _with_new(before, y, classes) if text is None else text_classes(text, before.dtype)
+        shots, every = checked_shots(self, X, y, text, classes=known)
         self._check_width(shots)
         origin = origin_of(before, every)
         missing = sorted(set(map(str, before)) - set(map(str, every)))
@@ -114,12 +116,7 @@ class Streaming(Head):
             raise InputError("this head was fitted without class text, so it can't go on with some: leave text out")
 
     def _check_width(self, shots: Shots) -> None:
-        if shots.views.shape[2] != self.n_features_in_:
-            # scikit-learn's own words: its checks and its users look for them.
-            raise InputError(
-                f"X has {shots.views.shape[2]} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input"
-            )
+        check_width(self, shots.views.shape[2])
 
 
 class Exact(Streaming):
@@ -182,6 +179,7 @@ class Exact(Streaming):
             InputError: if it has learned fewer shots of a class, or none would be left.
         """
         check_is_fitted(self)
+        check_names(self, X)
         self._check_goes_on(text)
         shots, _ = checked_shots(self, X, y, text, classes=self.classes_)
         self._check_width(shots)
@@ -207,7 +205,7 @@ class Exact(Streaming):
         """Answer for other classes: in another order, renamed, new ones without a shot, or fewer.
 
         Args:
-            classes: labels in their new order.
+            classes: labels in their new order, which need not be sorted.
             origin: where each was among ``classes_``, -1 for a new one.
             text: of these classes, as for `partial_fit`.
 
@@ -231,15 +229,15 @@ class Exact(Streaming):
             raise InputError("the class text is of other classes, or in another order")
         self.counts_ = carried(self.counts_, places)
         self._arrange(places)
-        self.classes_ = np.asarray(classes)
+        self.classes_ = names_as(tuple(map(str, classes)), self.classes_.dtype)
         vectors = None if text is None else unit(torch.from_numpy(text.embeddings.copy()))
         self._settle(vectors, 100.0 if text is None else text.logit_scale)
         return self
 
 
 def _with_new(before: Array, y: ArrayLike, classes: ArrayLike | None) -> Array:
-    """Classes of before, then new ones, sorted."""
+    """Classes of before and new ones, sorted; those of before in their order if no new one comes."""
     labels = as_labels(y, len(np.asarray(y))) if classes is None else np.asarray(classes)
     known = set(before.tolist())
     fresh = [label for label in np.unique(labels) if label not in known]
-    return np.asarray([*before.tolist(), *fresh]) if fresh else before
+    return np.unique(np.asarray([*before.tolist(), *fresh])) if fresh else before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,7 @@ from clipadapter.errors import InputError
 from clipadapter.towers import TextTower
 
 Array = NDArray[Any]
+Order = Literal["sorted", "given"]
 
 
 class ClassText:
@@ -20,29 +21,33 @@ class ClassText:
     It is no array on purpose: scikit-learn slices every array-like argument of ``fit`` that has as many rows as X.
 
     Args:
-        labels: class names, each once; their order is the order of the logits.
+        labels: class names, each once.
         embeddings: (c, d) text features, one row a class; stored as unit rows, float32 unless a float64 array came. A
             row of NaN is a class without text, known by its shots alone; it is stored as zeros.
         logit_scale: ``exp(logit_scale)`` of the encoder; 100 is what CLIP's released checkpoints have.
         logit_bias: added to the logits by sigmoid-loss models, else None.
         tower: opens the text tower that made them, for methods that train through it; it is neither saved nor copied
             to other processes.
+        order: of the classes of heads that are fitted with it, and so of the columns of their logits: "sorted", as
+            scikit-learn has them and its scorers expect, or "given", as ``labels`` are. With several labels a picture
+            the order is that of ``labels`` always.
 
     Raises:
-        InputError: if a name occurs twice, the counts differ, or a row is zero or not finite.
+        InputError: if a name occurs twice, the counts differ, a row is zero or not finite, or there is no such order.
 
     >>> ClassText(["cat", "dog"], [[3.0, 0.0], [0.0, 2.0]]).embeddings
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
 
-    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale", "tower")
+    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale", "order", "tower")
 
     labels: tuple[str, ...]
     embeddings: Array
     logit_scale: float
     logit_bias: float | None
     tower: Callable[[], TextTower] | None
+    order: Order
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class ClassText:
         logit_scale: float = 100.0,
         logit_bias: float | None = None,
         tower: Callable[[], TextTower] | None = None,
+        order: Order = "sorted",
     ) -> None:
         names = tuple(str(label) for label in labels)
         rows = np.asarray(embeddings, dtype=np.float64)
@@ -67,27 +73,76 @@ class ClassText:
             raise InputError(f"class text of {', '.join(bad)} is zero or not finite")
         if not logit_scale > 0:
             raise InputError(f"logit_scale must be positive, but is {logit_scale}")
+        if order not in ("sorted", "given"):
+            raise InputError(f"the order of classes is 'sorted' or 'given', not {order!r}")
         exact = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
         # A row that was scaled before is of length one but for rounding: to divide again would round it once more.
         norm = np.where(np.abs(norm - 1) < (1e-15 if exact else 1e-6), 1.0, norm)
         rows = np.where(absent[:, None], 0.0, rows)
         array = rows / norm if exact else (rows / norm).astype(np.float32)
         array.flags.writeable = False
-        for name, value in zip(self.__slots__, (array, names, logit_bias, float(logit_scale), tower), strict=True):
+        values = (array, names, logit_bias, float(logit_scale), order, tower)
+        for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"ClassText is frozen: {name} can't be set")
 
     def __reduce__(self) -> tuple[Any, ...]:
+        return ClassText, (self.labels, self._rows(), self.logit_scale, self.logit_bias, None, self.order)
+
+    def _rows(self) -> Array:
+        """Text features as they are given: rows of NaN for classes without text."""
         given: Array = np.asarray(self.embeddings.any(axis=1))
-        rows = np.where(given[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
-        return ClassText, (self.labels, rows, self.logit_scale, self.logit_bias)
+        return np.where(given[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
 
     def with_tower(self, tower: Callable[[], TextTower] | None) -> ClassText:
         """The same class text, with what opens the text tower that made it."""
-        labels, rows, scale, bias = self.__reduce__()[1]
-        return ClassText(labels, rows, scale, bias, tower)
+        return ClassText(self.labels, self._rows(), self.logit_scale, self.logit_bias, tower, self.order)
+
+    def with_order(self, order: Order) -> ClassText:
+        """The same class text, with this order of the classes of heads; see ``order``."""
+        if order == self.order:
+            return self
+        return ClassText(self.labels, self._rows(), self.logit_scale, self.logit_bias, self.tower, order)
+
+    def arranged(self, classes: Sequence[Any] | Array) -> ClassText:
+        """The text of the same classes in another order.
+
+        Args:
+            classes: all of them, as they are called in ``labels``, or as numbers whose texts ``labels`` are.
+
+        Raises:
+            InputError: if these are other classes.
+
+        >>> ClassText(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).arranged(["cat", "dog"]).embeddings
+        array([[1., 0.],
+               [0., 1.]], dtype=float32)
+        """
+        names = tuple(map(str, classes))
+        if names == self.labels:
+            return self
+        if sorted(names) != sorted(self.labels):
+            raise InputError(
+                f"class text of {', '.join(self.labels[:5])} is not that of the classes {', '.join(names[:5])}"
+            )
+        place = {name: i for i, name in enumerate(self.labels)}
+        rows = self._rows()[[place[name] for name in names]]
+        return ClassText(names, rows, self.logit_scale, self.logit_bias, self.tower, self.order)
+
+    def numbered(self) -> ClassText:
+        """The same text with classes called "0" to "c - 1", in the order of their sorted names.
+
+        `numpy.unique` and scikit-learn's LabelEncoder number names so, if there are shots of every class. Tools such as
+        VotingClassifier hand such numbers to the head instead of names. The text tower is left out: it would read the
+        numbers.
+
+        >>> ClassText(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).numbered().embeddings
+        array([[1., 0.],
+               [0., 1.]], dtype=float32)
+        """
+        rows = self.arranged(sorted(self.labels))._rows()
+        return ClassText([str(i) for i in range(len(rows))], rows, self.logit_scale, self.logit_bias, None, self.order)
 
     @property
     def absent(self) -> tuple[str, ...]:

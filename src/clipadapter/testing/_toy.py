@@ -13,11 +13,15 @@ from clipadapter.heads import ClassText
 from clipadapter.towers import WordTower
 
 Array = NDArray[Any]
-CLASSES = ("cat", "dog", "bird")
+CLASSES = ("cat", "dog", "owl")
 
 
 def toy_features(
-    counts: tuple[int, ...] = (4, 4, 4), d: int = 16, noise: float = 0.3, seed: int = 0
+    counts: tuple[int, ...] = (4, 4, 4),
+    d: int = 16,
+    noise: float = 0.3,
+    seed: int = 0,
+    names: tuple[str, ...] = CLASSES,
 ) -> tuple[Array, Array, ClassText]:
     """Separable features of three classes whose text points roughly where their pictures lie.
 
@@ -26,17 +30,18 @@ def toy_features(
         d: width.
         noise: spread of the pictures, relative to the distance of the classes.
         seed: of the draw.
+        names: of the three classes.
 
     Returns:
         X (n, d) of length about 9, y (n,) names, class text with a tower that knows the names.
     """
     rng = np.random.default_rng(seed)
-    means = np.eye(len(CLASSES), d)
+    means = np.eye(len(names), d)
     X = np.concatenate([means[i] + noise / np.sqrt(d) * rng.standard_normal((n, d)) for i, n in enumerate(counts)])
-    y = np.repeat(CLASSES, counts)
+    y = np.repeat(names, counts)
     rows = means + 0.1 * rng.standard_normal(means.shape)
-    words = WordTower(dict(zip(CLASSES, torch.from_numpy(rows), strict=True)), d)
-    text = ClassText(CLASSES, rows, logit_scale=20.0, tower=lambda: words)
+    words = WordTower(dict(zip(names, torch.from_numpy(rows), strict=True)), d)
+    text = ClassText(names, rows, logit_scale=20.0, tower=lambda: words)
     return (9 * X).astype(np.float32), y, text
 
 

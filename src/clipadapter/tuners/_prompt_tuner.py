@@ -137,7 +137,7 @@ class PromptTuner(Head):
         other = super().for_classes(text)
         if text.tower is None:
             raise InputError(f"{type(self).__name__} needs the text tower for new classes: use encode_classes(...)")
-        other.weight_ = other._vectors(text.tower(), text.labels)
+        other.weight_ = other._vectors(text.tower(), tuple(map(str, other.classes_)))
         return other
 
     def _for_text(self, text: Tensor, scale: float) -> None:

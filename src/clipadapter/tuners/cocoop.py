@@ -72,6 +72,7 @@ class CoCoOp(PromptTuner):
     array(['red', 'blue'], dtype='<U4')
     """
 
+    answers_by_tower = True
     _prompts: Prompts | None = None
 
     def __init__(
@@ -143,10 +144,9 @@ class CoCoOp(PromptTuner):
         """
         if text.tower is None:
             raise InputError(f"{type(self).__name__} needs the text tower to answer: use encode_classes(...)")
-        if list(text.labels) != [str(label) for label in self.classes_]:
-            raise InputError(f"class text of {', '.join(text.labels[:5])} is not that of the head's classes")
+        names = text.arranged(self.classes_).labels
         n_ctx = len(self.context_)
-        self._prompts = Prompts(text.tower(), text.labels, n_ctx, self.class_token, self.memory * GIGABYTE)
+        self._prompts = Prompts(text.tower(), names, n_ctx, self.class_token, self.memory * GIGABYTE)
         return self
 
     def for_classes(self, text: ClassText) -> Self:

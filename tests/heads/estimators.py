@@ -1,0 +1,53 @@
+"""Heads as scikit-learn's checks want them: `fit(X, y)` is all that they call."""
+
+import numpy as np
+import torch
+
+from clipadapter.heads import ClassText, Streaming, create_head
+from clipadapter.heads._inputs import as_labels, as_views, has_several
+from clipadapter.towers import WordTower
+
+FEW = {"epochs": 2, "steps": 2, "n_ctx": 1, "channels": 1.0}
+"""Parameters of heads that need text: short fits, and both of the two features that there are in some checks."""
+
+
+def with_own_text(name, **changes):
+    """A registered head that takes its class text, and pictures without labels, from X and y, if it needs some."""
+    head = create_head(name)
+    cls = type(head)
+    few = {**FEW, **changes} if cls.needs_text else {}
+    head.set_params(**{key: value for key, value in few.items() if key in head.get_params()})
+    if not cls.needs_text:
+        return head
+    if cls.__name__ not in globals():
+
+        def fit(self, X, y, text=None, unlabelled=None):
+            return cls.fit(self, X, y, text=text_of(X, y), unlabelled=X if cls.transductive else None)
+
+        def partial_fit(self, X, y, text=None, classes=None):
+            known = [] if classes is None else [*classes]
+            text = text_of(X, y, [*known, *getattr(self, "classes_", [])])
+            return cls.partial_fit(self, X, y, text=text)
+
+        methods = {"fit": fit, "partial_fit": partial_fit} if issubclass(cls, Streaming) else {"fit": fit}
+        # Where pickle looks for it.
+        globals()[cls.__name__] = type(cls)(cls.__name__, (cls,), {**methods, "__module__": __name__})
+    return globals()[cls.__name__](**head.get_params())
+
+
+def text_of(X, y, more=()):
+    """Class text that points where the shots of each class lie; bad input is refused as heads do."""
+    rows = as_views(X)[:, 0]
+    n, d = rows.shape
+    if has_several(y):
+        classes = np.arange(np.shape(y)[1])
+        shots = [rows[np.asarray(y)[:, k] == 1] for k in classes]
+    else:
+        labels = as_labels(y, n)
+        classes = np.unique([*labels.tolist(), *more])
+        shots = [rows[labels == label] for label in classes]
+    means = [own.mean(axis=0) if own.any() else np.eye(d)[k % d] for k, own in enumerate(shots)]
+    vectors = [row if row.any() else np.eye(d)[k % d] for k, row in enumerate(means)]
+    names = [str(label) for label in classes]
+    tower = WordTower({name: torch.from_numpy(np.float64(row)) for name, row in zip(names, vectors, strict=True)}, d)
+    return ClassText(names, np.array(vectors), logit_scale=20.0, tower=lambda: tower)
