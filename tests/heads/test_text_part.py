@@ -65,7 +65,7 @@ def test_taskres_divides_text_by_the_length_it_has_with_its_residual():
 
 def test_clip_adapters_rest_is_what_the_adapter_gives():
     X, y, text = toy_features()
-    head = create_head("clip-adapter", alpha=0.3, steps=20, reduction=4).fit(X, y, text=text)
+    head = create_head("clip-adapter", alpha=0.3, steps=20, centre=False).fit(X, y, text=text)
     down, up = head.down_.numpy(), head.up_.numpy()
     for i in range(3):
         x = X[i] / np.linalg.norm(X[i]) if head.input_norm else X[i]
