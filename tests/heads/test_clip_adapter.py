@@ -202,7 +202,7 @@ class PlainAdapter(torch.nn.Module):
         (lambda: ClipAdapter.paper(epochs=7, hidden=2), lambda p: torch.optim.Adam(p, lr=1e-5), SCALE),
         (
             lambda: ClipAdapter(alpha=0.2, centre=False, noise=0, epochs=7, hidden=2, schedule="constant"),
-            lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0),
+            lambda p: torch.optim.AdamW(p, lr=2e-3, weight_decay=0),
             SCALE / 2,
         ),
     ],

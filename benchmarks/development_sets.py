@@ -1,0 +1,297 @@
+"""Small sets of many kinds, on which defaults are chosen: a head beside constant ratios, the probe and zero-shot.
+
+DATA is a folder with caltech101-mini, clothing10, satellite7, steel6 and textures10 (folders of pictures with `train`
+and `test`) and food10-clip-vitb32 (features, as few_shot_features.py reads them); the fabric comes with the extra
+`demo`. Of these, 24 sets of 3 to 30 classes are made, with class text as it is, with half of the classes' text
+exchanged ("bad"), and moved half of the way to the mean of pictures that are neither shots nor judged ("good").
+
+Shots and judged pictures come from the training parts alone: up to 30 of each class that are not shots, at least 4, so
+that the column of 16 shots has as many as a class can spare, 12 of Caltech's. --test judges on the test parts in place
+of these (fabric and food have none and are left out): it is for one final table.
+
+Every result is a line of runs.jsonl, and a run that was stopped goes on. The tree that is measured is the one that
+Python finds, so that two trees are compared by two calls:
+
+    python benchmarks/development_sets.py DATA --out after
+    PYTHONPATH=OTHER_TREE/src python benchmarks/development_sets.py DATA --out before
+    python benchmarks/development_sets.py --beside before after
+
+"distance" is to the constant ratio that is best for all sets at that number of shots, in hindsight.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from few_shot_features import read
+
+from clipadapter import FewShotClassifier, load_dataset
+from clipadapter.data import textiles
+from clipadapter.heads import ClassText, create_head
+
+SHOTS = (1, 2, 4, 8, 16)
+LEAST_JUDGED, MOST_JUDGED = 4, 30
+HEADS = ("zero-shot", "linear-probe", "clip-adapter", "hoso", "auto")
+RATIOS = (0.2, 0.4, 0.6, 0.8)
+PICTURES = ("clothing10", "satellite7", "textures10", "steel6", "caltech101-mini")
+
+
+@dataclass
+class Set:
+    """Features and labels that shots come from, those that are judged if it is a test part, and class text."""
+
+    X: np.ndarray
+    y: np.ndarray
+    text: np.ndarray
+    scale: float
+    test: tuple[np.ndarray, np.ndarray] | None = None
+    reserved: np.ndarray | None = None
+
+    def some(self, classes) -> "Set":
+        """Of some classes only, in this order."""
+        place = {old: new for new, old in enumerate(classes)}
+
+        def part(X, y):
+            kept = np.isin(y, classes)
+            return X[kept], np.array([place[k] for k in y[kept]])
+
+        return Set(*part(self.X, self.y), self.text[classes], self.scale, self.test and part(*self.test))
+
+    def bad(self) -> "Set":
+        """The text of half of the classes goes round among them."""
+        rng = np.random.default_rng(0)
+        chosen = rng.permutation(len(self.text))[: max(2, len(self.text) // 2)]
+        text = self.text.copy()
+        text[chosen] = text[np.roll(chosen, 1)]
+        return Set(self.X, self.y, text, self.scale, self.test)
+
+    def good(self) -> "Set":
+        """Text half of the way to the mean of a quarter of the pictures, which are not used otherwise."""
+        rng = np.random.default_rng(0)
+        own = [rng.permutation(np.flatnonzero(self.y == k)) for k in range(len(self.text))]
+        reserved = [rows[: min(len(rows) // 4, 30)] for rows in own]
+        x = unit(self.X)
+        means = np.stack([x[rows].mean(axis=0) for rows in reserved])
+        means = unit(means - means.mean(axis=0))
+        middle = self.text.mean(axis=0)
+        away = self.text - middle
+        length = np.linalg.norm(away, axis=1).mean()
+        text = unit(middle + 0.5 * away + 0.5 * length * means)
+        return Set(self.X, self.y, text, self.scale, self.test, np.concatenate(reserved))
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def pictures(train, test, encoder) -> Set:
+    model = FewShotClassifier(encoder=encoder, precision="fp32", progress=True)
+    names = train.class_names
+    parts = [model.features(part.paths, part.labels, names) for part in (train, test) if part is not None]
+    found = [(part.plain, np.array([names.index(label) for label in part.y])) for part in parts]
+    text = model.class_text(names)
+    return Set(*found[0], text.embeddings, text.logit_scale, found[1] if len(found) > 1 else None)
+
+
+def load_sets(data: Path, encoder: str, with_test: bool) -> dict[str, Set]:
+    whole = {
+        name.removesuffix("-mini").rstrip("0123456789"): pictures(
+            load_dataset(data / name / "train"), load_dataset(data / name / "test") if with_test else None, encoder
+        )
+        for name in PICTURES
+    }
+    clothing, satellite, textures, steel, caltech = whole.values()
+    order = np.random.default_rng(7).permutation(len(caltech.text))
+    sets = {
+        "clothing": clothing,
+        "clothing bad": clothing.bad(),
+        "clothing good": clothing.good(),
+        "clothing 4": clothing.some([2, 5, 9, 0]),
+        "satellite": satellite,
+        "satellite good": satellite.good(),
+        "satellite 4": satellite.some([0, 2, 1, 6]),
+        "textures": textures,
+        "textures bad": textures.bad(),
+        "textures good": textures.good(),
+        "textures 5": textures.some([0, 2, 4, 6, 8]),
+        "steel": steel,
+        "steel good": steel.good(),
+        "steel 3": steel.some([0, 2, 4]),
+        "caltech 3": caltech.some(sorted(order[:3])),
+        "caltech 8": caltech.some(sorted(order[3:11])),
+        "caltech 20": caltech.some(sorted(order[11:31])),
+        "caltech 30": caltech.some(sorted(order[31:61])),
+        "caltech 12 bad": caltech.some(sorted(order[61:73])).bad(),
+        "caltech 12 good": caltech.some(sorted(order[73:85])).good(),
+    }
+    if with_test:
+        return sets
+    food, text = read(data / "food10-clip-vitb32", 100.0)
+    labels = np.array([text.labels.index(label) for label in food.y])
+    foods = Set(food.plain, labels, text.embeddings, text.logit_scale)
+    return sets | {
+        "fabric": pictures(textiles(), None, encoder),
+        "food": foods,
+        "food bad": foods.bad(),
+        "food 4": foods.some([1, 3, 4, 7]),
+    }
+
+
+def draw(one: Set, shots: int, seed: int):
+    """Rows of the shots, and features and labels of what is judged."""
+    rng = np.random.default_rng(1000 * seed + shots)
+    rows, rest = [], []
+    for k in range(len(one.text)):
+        own = np.flatnonzero(one.y == k)
+        own = rng.permutation(own if one.reserved is None else np.setdiff1d(own, one.reserved))
+        n = min(shots, len(own) - (0 if one.test else LEAST_JUDGED))
+        rows.extend(own[:n])
+        rest.extend(own[n : n + MOST_JUDGED])
+    judged = one.test or (one.X[rest], one.y[rest])
+    return np.array(rows), *judged
+
+
+SETS: dict[str, Set] = {}
+
+
+def start(sets: dict[str, Set]) -> None:
+    SETS.update(sets)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
+def measure(cell):
+    name, shots, seed, head = cell
+    one = SETS[name]
+    rows, Q, truth = draw(one, shots, seed)
+    names = [f"class {k:02}" for k in range(len(one.text))]
+    text = ClassText(names, one.text, one.scale)
+    method, _, ratio = head.partition(" ")
+    fitted = create_head(method, **({"alpha": float(ratio)} if ratio else {}))
+    begun = time.perf_counter()
+    fitted.fit(one.X[rows], np.array(names)[one.y[rows]], text=text)
+    seconds = time.perf_counter() - begun
+    right = float((fitted.predict(Q) == np.array(names)[truth]).mean())
+    chosen = getattr(fitted, "alpha_", None)
+    return {
+        "set": name, "shots": shots, "seed": seed, "head": head, "accuracy": right, "judged": len(truth),
+        "ratio": chosen, "seconds": seconds,
+    }  # fmt: skip
+
+
+def run(args) -> list[dict]:
+    records = args.out / "runs.jsonl"
+    args.out.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+    known = {(r["set"], r["shots"], r["seed"], r["head"]) for r in done}
+    sets = load_sets(args.data, args.encoder, args.test)
+    heads = [*args.heads, *(f"clip-adapter {ratio}" for ratio in args.ratios)]
+    cells = [(s, k, seed, h) for seed in range(args.draws) for s in sets for k in SHOTS for h in heads]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.workers, start, (sets,)) as pool, records.open("a") as file:
+        for found in pool.imap_unordered(measure, [cell for cell in cells if cell not in known]):
+            done.append(found)
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+    return done
+
+
+def table(done) -> str:
+    """Means by shots; the distance to the best constant; and the cells in which the head is farthest behind."""
+    heads = list(dict.fromkeys(r["head"] for r in done))
+    sets = list(dict.fromkeys(r["set"] for r in done))
+    values: dict[tuple, list[float]] = {}
+    for r in done:
+        values.setdefault((r["head"], r["set"], r["shots"]), []).append(100 * r["accuracy"])
+    mean = {key: float(np.mean(found)) for key, found in values.items()}
+    draws = 1 + max(r["seed"] for r in done)
+    lines = [f"{len(sets)} sets, {draws} draws, mean accuracy in %", ""]
+    lines += ["| head | " + " | ".join(map(str, SHOTS)) + " | seconds a fit |", "|---|" + "---:|" * (len(SHOTS) + 1)]
+    every = {(h, k): np.array([mean[h, s, k] for s in sets]) for h in heads for k in SHOTS}
+    for h in heads:
+        cost = np.mean([r["seconds"] for r in done if r["head"] == h])
+        lines.append(f"| {h} | " + " | ".join(f"{every[h, k].mean():.1f}" for k in SHOTS) + f" | {cost:.2f} |")
+    constants = [h for h in heads if h.startswith("clip-adapter ")]
+    for h in (h for h in heads if h in ("clip-adapter", "hoso") and constants):
+        best = [max(constants, key=lambda c: every[c, k].mean()) for k in SHOTS]  # noqa: B023
+        rows = {
+            "beside the best constant": [every[h, k] - every[c, k] for k, c in zip(SHOTS, best, strict=True)],
+            "beside 0.2": [every[h, k] - every["clip-adapter 0.2", k] for k in SHOTS],
+            "beside zero-shot": [every[h, k] - every["zero-shot", k] for k in SHOTS],
+            "beside linear-probe": [every[h, k] - every["linear-probe", k] for k in SHOTS],
+        }
+        lines += ["", f"{h}: mean difference, and that of the set which is farthest behind", ""]
+        lines += ["| | " + " | ".join(map(str, SHOTS)) + " |", "|---|" + "---:|" * len(SHOTS)]
+        lines.append("| best constant | " + " | ".join(c.partition(" ")[2] for c in best) + " |")
+        for what, found in rows.items():
+            cells = [f"{d.mean():+.1f} ({d.min():+.1f} {sets[int(d.argmin())]})" for d in found]
+            lines.append(f"| {what} | " + " | ".join(cells) + " |")
+        falls = [
+            f"{s} {a} to {b}: {mean[h, s, b] - mean[h, s, a]:+.1f} ± {error(values[h, s, a], values[h, s, b]):.1f}"
+            for s in sets
+            for a, b in zip(SHOTS, SHOTS[1:], strict=False)
+            if mean[h, s, b] < mean[h, s, a]
+        ]
+        lines += ["", "falls as shots grow: " + ("; ".join(falls) or "none")]
+    lines += ["", "| set | head | " + " | ".join(map(str, SHOTS)) + " |", "|---|---|" + "---:|" * len(SHOTS)]
+    for s in sets:
+        for h in heads:
+            lines.append(f"| {s} | {h} | " + " | ".join(f"{mean[h, s, k]:.1f}" for k in SHOTS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def error(first, second) -> float:
+    """Standard error of a difference of means over draws."""
+    return float(np.sqrt(np.var(first) / max(len(first) - 1, 1) + np.var(second) / max(len(second) - 1, 1)))
+
+
+def beside(before, after) -> str:
+    """Paired differences of heads that both have, over the cells that both have."""
+    found = [{(r["head"], r["set"], r["shots"], r["seed"]): r for r in part} for part in (before, after)]
+    both = found[0].keys() & found[1].keys()
+    lines = ["| head | " + " | ".join(map(str, SHOTS)) + " | seconds |", "|---|" + "---:|" * (len(SHOTS) + 1)]
+    for head in dict.fromkeys(key[0] for key in found[1] if key in both):
+        cells = []
+        for k in SHOTS:
+            pairs = [[part[key]["accuracy"] for part in found] for key in both if key[0] == head and key[2] == k]
+            old, new = 100 * np.array(pairs).T
+            cells.append(f"{old.mean():.1f} to {new.mean():.1f}")
+        own = [key for key in both if key[0] == head]
+        cost = [np.mean([part[key]["seconds"] for key in own]) for part in found]
+        lines.append(f"| {head} | " + " | ".join(cells) + f" | {cost[0]:.2f} to {cost[1]:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--encoder", default="lite")
+    parser.add_argument("--heads", default=",".join(HEADS))
+    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="constants of clip-adapter beside it")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--test", action="store_true", help="judge on the test parts: once, for a final table")
+    parser.add_argument("--out", type=Path, help="folder for runs.jsonl and table.md")
+    parser.add_argument("--beside", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="compare two such folders")
+    args = parser.parse_args()
+    if args.beside:
+        parts = [[json.loads(line) for line in (one / "runs.jsonl").read_text().splitlines()] for one in args.beside]
+        print(beside(*parts))
+        return
+    if args.data is None or args.out is None:
+        parser.error("give DATA and --out, or --beside")
+    args.heads = [name for name in args.heads.split(",") if name]
+    args.ratios = [name for name in args.ratios.split(",") if name]
+    text = table(run(args))
+    (args.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
