@@ -98,6 +98,17 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         """
         return None
 
+    def planned_epochs(self, labels: Tensor) -> int | None:
+        """How many passes over the shots `fit` will make, so that each can have an augmented view of its own.
+
+        Heads that train by `minimise` answer with `Recipe.passes`. None, the default, is for heads that make no passes,
+        and for those that choose the view of each step in another way: these take no ``views="per-epoch"``.
+
+        Args:
+            labels: (n,) class positions of the shots; -1 for each where pictures have several labels.
+        """
+        return None
+
     def _text_width(self) -> int:
         """Width of class text: that of X, unless a head reads columns that text has not."""
         return self.n_features_in_
