@@ -8,6 +8,7 @@ import pytest
 
 from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.features import _pipeline
+from clipadapter.heads.clip_adapter import ClipAdapter
 
 
 @pytest.fixture
@@ -291,6 +292,28 @@ def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
     chosen = {key: found["head"]["params"][key] for key in ("alpha", "beta")}
     assert best["name"] == ", ".join(f"{key}={value}" for key, value in chosen.items())
     assert "best of 6 on 12 held-out shots by leave-one-out" in fit(squares, *args, head="tip-adapter").stdout
+
+
+@pytest.mark.parametrize("recipe", ["official", "paper"])
+def test_a_recipe_stands_under_settings(squares, fit, recipe):
+    found = json.loads(
+        fit(squares, "--recipe", recipe, "--set", "epochs=3", "--seed", 5, "--json", head="clip-adapter").stdout
+    )
+    expected = getattr(ClipAdapter, recipe)(epochs=3, seed=5).get_params()
+    assert found["head"]["params"] == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--recipe", "paper", "--head", "taskres"], "no recipe of taskres is called 'paper'. Known: official"),
+        (["--recipe", "paper", "--head", "clip-adapter", "--preset", "dtd"], "give --preset or --recipe, not both."),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_refused(squares, fit, args, words):
+    result = fit(squares, *args)
+    assert result.exit_code == 1
+    assert words in result.stderr
 
 
 def test_a_preset_stands_under_settings(squares, fit):

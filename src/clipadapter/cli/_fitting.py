@@ -176,26 +176,36 @@ class HeadChoice:
         settings: ``key=value`` texts.
         grids: ``key=value,value,...`` texts.
         preset: name of published parameters, or None.
+        recipe: "official" or "paper", or None.
     """
 
     head: str = "auto"
     settings: Sequence[str] = field(default_factory=tuple)
     grids: Sequence[str] = field(default_factory=tuple)
     preset: str | None = None
+    recipe: str | None = None
 
     def params(self) -> dict[str, Any]:
-        """The parameters: those of the preset, and over them the settings, each a JSON scalar or else text.
+        """The parameters: those of the preset or recipe, and over them the settings, each a JSON scalar or else text.
 
         Raises:
-            InputError: if a setting is not ``key=value``.
-            UnknownNameError: if there is no such head, or it has no such parameter or preset.
+            InputError: if a setting is not ``key=value``, or both a preset and a recipe are given.
+            UnknownNameError: if there is no such head, or it has no such parameter, preset or recipe.
         """
         from clipadapter.heads import head_info
 
-        presets = head_info(self.head).cls.presets
-        if self.preset is not None and self.preset not in presets:
-            raise unknown(f"preset of {self.head}", self.preset, sorted(presets))
-        params = dict(presets[self.preset]) if self.preset is not None else {}
+        cls = head_info(self.head).cls
+        if self.preset is not None and self.preset not in cls.presets:
+            raise unknown(f"preset of {self.head}", self.preset, sorted(cls.presets))
+        if self.recipe is not None and self.recipe not in cls.recipes():
+            raise unknown(f"recipe of {self.head}", self.recipe, list(cls.recipes()))
+        if self.preset is not None and self.recipe is not None:
+            raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
+        params = dict(cls.presets[self.preset]) if self.preset is not None else {}
+        if self.recipe is not None:
+            defaults = cls().get_params(deep=False)
+            made = cls.from_recipe(self.recipe).get_params(deep=False)
+            params = {key: value for key, value in made.items() if value != defaults[key]}
         for key, text in self._pairs(self.settings, "--set takes key=value, such as seed=1"):
             params[key] = _scalar(text)
         return params
@@ -258,12 +268,18 @@ head_options = bundle(
         help="Values to try; the best on held-out shots is taken. May be given many times.",
     ),
     click.option(
+        "--recipe",
+        type=click.Choice(["official", "paper"]),
+        help="Parameters of the authors' code (official) or of the paper, for heads that have them; 'clipadapter heads "
+        "NAME' says which.",
+    ),
+    click.option(
         "--preset",
         metavar="NAME",
         help="Published parameters for a data set, such as dtd; 'clipadapter heads NAME' says how they were found.",
     ),
 )
-"""``--head``, ``--set``, ``--grid`` and ``--preset``; as ``head``."""
+"""``--head``, ``--set``, ``--grid``, ``--recipe`` and ``--preset``; as ``head``."""
 
 
 def _scalar(text: str) -> Any:
