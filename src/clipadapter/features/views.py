@@ -26,7 +26,7 @@ and CLIP-LoRA, which is torchvision's default."""
 PER_EPOCH = "per-epoch"
 """In place of a number of views: as many as the head makes passes over the shots."""
 MAX_FEATURE_BYTES = 4 * 2**30
-"""Largest array of features that views for each epoch may take; training holds several copies of it."""
+"""Largest array of features that views for each epoch may take; training holds one to three copies besides."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ class ViewCost:
         count = f"{self.n_images:,} images to encode ({self.pictures:,} pictures x {self.views} views)"
         kept = "They are cached: an interrupted run goes on from there, and the next run finds them."
         return (
-            f"{count}; their features take {_size(self.n_bytes)} of memory, and of disk in a model that keeps "
-            f"its shots. {kept if self.cached else 'They are not cached.'}"
+            f"{count}; their features take {_size(self.n_bytes)} of memory (in training two to four times "
+            f"that), and of disk in a model that keeps its shots. {kept if self.cached else 'They are not cached.'}"
         )
 
 
