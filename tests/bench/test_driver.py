@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.features import FeatureSet
+from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
 
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
@@ -189,6 +192,75 @@ def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
         go(f"{FEATURES}{tmp_path / 'coop'}", tmp_path / "other", f"{SUITE}\nviews = 3")
 
 
+PER_EPOCH = """
+title = "t"
+heads = ["prototype"]
+variants = [
+  { head = "clip-adapter", label = "five", params = { epochs = 5, alpha = 0.2 } },
+  { head = "clip-adapter", label = "three", params = { epochs = 3, alpha = 0.2 } },
+]
+shots = [1, 2]
+seeds = [1]
+views = "per-epoch"
+"""
+
+
+def test_with_views_for_each_epoch_a_head_sees_one_for_each_of_its_epochs(pictures, toy, tmp_path, monkeypatch):
+    suite, seen = parse_suite("own", PER_EPOCH), {}
+    for cls in (ClipAdapter, Prototype):
+        fit = cls._fit
+
+        def recorded(self, shots, fit=fit):
+            seen[type(self).__name__, getattr(self, "epochs", None), len(shots.X)] = shots.views.numpy()
+            fit(self, shots)
+
+        monkeypatch.setattr(cls, "_fit", recorded)
+    source = open_source(str(pictures))
+    outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", create_engine("local", workers=1))
+    assert (outcome.made, outcome.failed) == (6, 0)
+    counts = {key: views.shape[1] for key, views in seen.items()}
+    assert counts == {
+        (name, epochs, shots): 1 + (epochs or 0)
+        for name, epochs in (("Prototype", None), ("ClipAdapter", 5), ("ClipAdapter", 3))
+        for shots in (3, 6)
+    }
+    np.testing.assert_array_equal(seen["ClipAdapter", 3, 3], seen["ClipAdapter", 5, 3][:, :4])
+
+
+def test_views_for_each_epoch_are_another_study_than_as_many_views(pictures, toy, tmp_path):
+    def run(text, source=None):
+        suite, engine = parse_suite("own", text), create_engine("local", workers=1)
+        return run_suite(suite, [source or open_source(str(pictures))], {"toy": toy}, tmp_path / "out", engine)
+
+    first, second = run(PER_EPOCH), run(PER_EPOCH.replace('"per-epoch"', "6"))
+    assert (second.made, second.there) == (6, 0)
+    assert not {entry.key for entry in first.plan.entries} & {entry.key for entry in second.plan.entries}
+    assert run(PER_EPOCH).made == 0
+
+
+def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, toy, source, tmp_path):
+    with pytest.raises(InputError, match="asks for a view for each epoch, but .* was not made so: give the pictures"):
+        go(source, tmp_path / "out", PER_EPOCH)
+    bundle, _ = build_bundle(parse_suite("own", PER_EPOCH), [open_source(str(pictures))], toy, Prompts(label=""))
+    ready = f"{FEATURES}{save_bundle(replace(bundle, rows=None), tmp_path / 'ready')}"
+    assert go(ready, tmp_path / "out", PER_EPOCH).failed == 0
+    more = go(ready, tmp_path / "out", PER_EPOCH.replace("epochs = 5", "epochs = 7"))
+    assert more.failed == 2
+    errors = [run.error for run in RecordFolder(tmp_path / "out").read() if run.error]
+    assert "have 6 views of each picture, but ClipAdapter makes 7 epochs" in errors[0]
+
+
+def test_the_estimate_counts_views_for_each_epoch_once_per_picture_of_the_draws(pictures):
+    cost = estimate(parse_suite("own", PER_EPOCH), [str(pictures)], encoders=1)
+    # 3 classes x (1 + 2) shots of one seed, the plain view and 5 others of each; 9 test pictures.
+    assert cost.pictures == 9 * 6 + 9
+
+
+def test_the_estimate_of_a_set_that_is_not_divided_counts_all_views_of_all_pictures(pictures):
+    cost = estimate(parse_suite("own", f"{SUITE}\nviews = 4"), [str(pictures / "train")], encoders=1)
+    assert cost.pictures == 12 * 4
+
+
 def test_other_seeds_leave_the_records_that_are_there(pictures, toy, tmp_path):
     def again(seeds):
         suite = parse_suite("own", SUITE.replace("seeds = [1, 2]", f"seeds = {seeds}"))
@@ -270,7 +342,7 @@ def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
     (size,) = cost.sizes
     assert (size.classes, size.train, size.test, size.ready) == (47, 2820, 1692, False)
     assert "data set 'dtd' is not ready" in size.missing
-    assert cost.fits == 7 * 5 * 3
+    assert cost.fits == 8 * 5 * 3
     with pytest.raises((DataError, UnknownNameError), match="no folder or file"):
         estimate(load_suite("paper"), ["dtx/"], 1, root=tmp_path)
 

@@ -38,7 +38,7 @@ def test_a_head_that_tunes_the_encoder_is_refused():
 def test_what_differs_is_in_the_title():
     params = {"alpha": 0.5, "reduction": 8}
     assert Variant(head="clip-adapter", params=params).title == "clip-adapter (alpha=0.5, reduction=8)"
-    assert Variant(head="clip-adapter", official=True).title == "clip-adapter (official)"
+    assert Variant(head="clip-adapter", recipe="official").title == "clip-adapter (official)"
     assert Variant(head="knn", label="neighbours", params={"k": 3}).title == "neighbours"
 
 
@@ -47,17 +47,66 @@ def test_presets_and_official_recipes_are_made():
         make_head(Variant(head="tip-adapter", preset="dtd")).get_params()
         != make_head(Variant(head="tip-adapter")).get_params()
     )
-    official = make_head(Variant(head="clip-adapter", official=True, params={"alpha": 0.7}))
+    official = make_head(Variant(head="clip-adapter", recipe="official", params={"alpha": 0.7}))
     assert official.get_params() == ClipAdapter.official(alpha=0.7).get_params()
+
+
+def test_the_recipe_of_the_paper_is_made():
+    paper = make_head(Variant(head="clip-adapter", recipe="paper", params={"epochs": 9}))
+    assert paper.get_params() == ClipAdapter.paper(epochs=9).get_params()
+
+
+def test_suites_and_plans_of_earlier_versions_name_the_official_recipe_otherwise():
+    text = 'title = "t"\nvariants = [{head = "clip-adapter", official = true}, {head = "knn", official = false}]'
+    assert [variant.recipe for variant in parse_suite("own", text).variants] == ["official", None]
+
+
+@pytest.mark.parametrize(
+    ("data", "alpha"), [("dtd", 0.6), ("eurosat", 0.6), ("imagenet", 0.2), ("food101", 0.2), ("", 0.2)]
+)
+def test_the_own_preset_is_that_of_the_data_set_and_else_the_recipe(data, alpha):
+    given = Variant(head="clip-adapter", recipe="paper", preset="own", params={"epochs": 9})
+    variant = given.for_data(data)
+    assert variant.title == given.title
+    assert make_head(variant).get_params() == ClipAdapter.paper(epochs=9, alpha=alpha).get_params()
+
+
+def test_the_own_preset_without_a_recipe_leaves_the_defaults():
+    variant = Variant(head="clip-adapter", preset="own").for_data("food101")
+    assert make_head(variant).get_params() == ClipAdapter().get_params()
+
+
+def test_the_suite_of_the_paper_is_as_in_the_paper():
+    suite = load_suite("paper")
+    assert suite.encoders == ["open_clip:RN50/openai"]
+    assert suite.shots == [1, 2, 4, 8, 16]
+    assert len(suite.seeds) == 3
+    assert [prompts.templates for prompts in suite.prompts] == ["own"]
+    titles = {variant.title for variant in suite.all_variants()}
+    assert {"zero-shot", "clip-adapter", "clip-adapter (official)", "clip-adapter (paper)"} <= titles
+
+
+@pytest.mark.parametrize("views", ["0", "1001", '"epoch"'])
+def test_views_are_a_number_or_per_epoch(views):
+    with pytest.raises(DataError, match="views"):
+        parse_suite("own", f'title = "t"\nheads = ["knn"]\nviews = {views}')
+
+
+def test_a_stream_has_no_views_for_each_epoch():
+    with pytest.raises(DataError, match="is for shots that come at once: give a stream a number of views"):
+        parse_suite("own", 'title = "t"\nprotocol = "stream"\nheads = ["rail"]\nviews = "per-epoch"')
 
 
 @pytest.mark.parametrize(
     ("variant", "error"),
     [
-        (Variant(head="zero-shot", official=True), "zero-shot has no recipe of its authors"),
+        (Variant(head="zero-shot", recipe="official"), "no recipe of ZeroShot is called 'official'"),
         (Variant(head="clip-adapter", params={"alpa": 1}), "alpa"),
         (Variant(head="tip-adapter", preset="ddt"), "Did you mean 'dtd'"),
-        (Variant(head="taskres", preset="imagenet", official=True), "not both. The authors' recipe, which is `TaskRes"),
+        (
+            Variant(head="taskres", preset="imagenet", recipe="official"),
+            "not both. The authors' recipe, which is `TaskRes",
+        ),
     ],
 )
 def test_a_head_that_cannot_be_made_is_told(variant, error):

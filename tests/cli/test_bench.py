@@ -75,7 +75,7 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
     result = run("bench", "run", "paper", "-e", "open_clip:RN50/openai", "--root", tmp_path, "--dry-run", "--json")
     assert result.exit_code == 0, result.stderr
     plan = json.loads(result.stdout)
-    assert plan["fits"] == 11 * 7 * 5 * 3
+    assert plan["fits"] == 11 * 8 * 5 * 3
     assert [one["ready"] for one in plan["data"]] == [False] * 11
 
 

@@ -1,10 +1,14 @@
 import json
 import os
+import re
 import shutil
 
+import click
 import pytest
 
 from clipadapter import FewShotClassifier, draw_shots
+from clipadapter.features import _pipeline
+from clipadapter.heads.clip_adapter import ClipAdapter
 
 
 @pytest.fixture
@@ -132,6 +136,66 @@ def test_the_crop_scale_of_views_is_saved_with_the_model(squares, tmp_path, fit)
     assert "3 views of each shot (crop scale: coop)" in (tmp_path / "model" / "README.md").read_text().replace("\\", "")
 
 
+def test_views_for_each_epoch_are_counted_on_stderr_before_the_first_is_computed(squares, fit, monkeypatch):
+    extract, said = FewShotClassifier._extract, []
+    echo = click.echo
+    monkeypatch.setattr("click.echo", lambda text, **where: said.append(text) or echo(text, **where))
+
+    def extracted(self, images, spec, strict):
+        count = "views: 132 images to encode (12 pictures x 11 views); their features take 0.0 MiB of memory"
+        assert any(text.startswith(count) for text in said)
+        return extract(self, images, spec, strict)
+
+    monkeypatch.setattr(FewShotClassifier, "_extract", extracted)
+    args = ("--views", "per-epoch", "--set", "epochs=10", "--no-cache")
+    result = fit(squares, *args, "--json", head="clip-adapter")
+    assert (json.loads(result.stdout)["views"], json.loads(result.stdout)["computed"]) == (11, 132)
+    assert re.search(r"views: about \d+ s at \S+ images per second", result.stderr)
+    assert "They are not cached." in result.stderr
+
+
+def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squares, fit, monkeypatch):
+    args = ("--views", "per-epoch", "--crop", "coop", "--set", "epochs=40", "--json", "--quiet")
+    encode, calls = _pipeline._encode, []
+
+    def interrupted(job, batch):
+        calls.append(len(batch))
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return encode(job, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_pipeline, "_encode", interrupted)
+        assert fit(squares, *args, head="clip-adapter").exit_code != 0
+    result = fit(squares, *args, head="clip-adapter")
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    # Of the pictures that were done all 41 views are there; of the two that time was measured on, 17.
+    assert (found["views"], found["crop"]) == (41, "coop")
+    assert 0 < found["computed"] < 12 * 41 - 34
+
+
+@pytest.mark.parametrize(
+    ("head", "args", "words"),
+    [
+        ("zero-shot", ["per-epoch"], "ZeroShot has no epochs that could each take a view of their own: give a number"),
+        ("clip-adapter", ["per-epoch", "--set", "epochs=10000000"], "features of 10000001 views of 12 pictures take"),
+    ],
+)
+def test_views_for_each_epoch_are_refused_with_what_to_do(squares, fit, head, args, words):
+    result = fit(squares, "--views", *args, head=head)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert "--views 10" in result.stderr
+
+
+def test_another_text_is_no_number_of_views(squares, fit):
+    for given in ("0", "epoch"):
+        result = fit(squares, "--views", given)
+        assert result.exit_code == 2
+        assert f"'{given}' is neither a number from 1 nor per-epoch" in result.stderr
+
+
 def test_views(squares, fit):
     assert json.loads(fit(squares, "--views", 3, "--no-cache", "--json").stdout)["computed"] == 36
 
@@ -228,6 +292,28 @@ def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
     chosen = {key: found["head"]["params"][key] for key in ("alpha", "beta")}
     assert best["name"] == ", ".join(f"{key}={value}" for key, value in chosen.items())
     assert "best of 6 on 12 held-out shots by leave-one-out" in fit(squares, *args, head="tip-adapter").stdout
+
+
+@pytest.mark.parametrize("recipe", ["official", "paper"])
+def test_a_recipe_stands_under_settings(squares, fit, recipe):
+    found = json.loads(
+        fit(squares, "--recipe", recipe, "--set", "epochs=3", "--seed", 5, "--json", head="clip-adapter").stdout
+    )
+    expected = getattr(ClipAdapter, recipe)(epochs=3, seed=5).get_params()
+    assert found["head"]["params"] == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--recipe", "paper", "--head", "taskres"], "no recipe of taskres is called 'paper'. Known: official"),
+        (["--recipe", "paper", "--head", "clip-adapter", "--preset", "dtd"], "give --preset or --recipe, not both."),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_refused(squares, fit, args, words):
+    result = fit(squares, *args)
+    assert result.exit_code == 1
+    assert words in result.stderr
 
 
 def test_a_preset_stands_under_settings(squares, fit):

@@ -222,6 +222,22 @@ def test_training_is_that_of_plain_pytorch(case, make, optimizer, scale):
     np.testing.assert_allclose(fitted.up_, plain.layers[2].weight.detach(), atol=1e-7)
 
 
+def test_with_a_view_for_each_epoch_training_is_a_plain_loop_that_takes_view_1_plus_e_in_epoch_e(case):
+    views = case["X"][:, None] + np.random.default_rng(6).standard_normal((12, 6, D))
+    made = ClipAdapter.paper(epochs=5, hidden=2, lr=1e-2)
+    fitted = started(made, case).fit(views, case["y"], text=case["text"])
+    plain = PlainAdapter(case, 0.2)
+    steps = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    x = torch.nn.functional.normalize(torch.tensor(views), dim=-1)
+    text, labels = torch.tensor(case["text"].embeddings), torch.tensor([int(name[-1]) for name in case["y"]])
+    for epoch in range(5):
+        steps.zero_grad()
+        torch.nn.functional.cross_entropy(SCALE * plain(x[:, 1 + epoch]) @ text.T, labels).backward()
+        steps.step()
+    np.testing.assert_allclose(fitted.down_, plain.layers[0].weight.detach(), atol=1e-6)
+    np.testing.assert_allclose(fitted.up_, plain.layers[2].weight.detach(), atol=1e-6)
+
+
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
 def test_the_released_recipe_takes_the_epochs_of_coop_by_shots(shots, epochs, monkeypatch):
     taken = []

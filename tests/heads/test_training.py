@@ -1,4 +1,5 @@
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier, get_ident
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
+from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
+from clipadapter.testing import toy_features
 
 
 def recipe(**changes):
@@ -177,3 +180,44 @@ def test_a_task_that_fails_says_why(threads):
     with pytest.raises(InputError, match="training diverged"):
         side_by_side([fail, lambda: None, lambda: None], work=10**9)
     assert torch.get_num_threads() == 2
+
+
+def test_with_more_views_than_epochs_each_epoch_takes_a_view_of_its_own_and_none_is_the_plain_one():
+    seen, _ = record(8, n_views=4, epochs=3)
+    assert [set(views) for _, views in seen] == [{1}, {1}, {2}, {2}, {3}, {3}]
+    assert {view for _, views in record(8, n_views=9, epochs=3)[0] for view in views} == {1, 2, 3}
+
+
+def test_with_as_many_views_as_epochs_views_are_drawn():
+    assert {view for _, views in record(4, n_views=3, epochs=3, batch_size=1)[0] for view in views} == {0, 1, 2}
+
+
+def test_views_by_epoch_leave_the_order_of_the_rows_as_it_is_with_one_view():
+    by_epoch, single = (record(8, n_views=count, epochs=3)[0] for count in (4, 1))
+    assert [rows for rows, _ in by_epoch] == [rows for rows, _ in single]
+
+
+PASSES = [name for name in list_heads() if head_info(name).cls.planned_epochs is not Head.planned_epochs]
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+@pytest.mark.parametrize("name", PASSES)
+def test_a_head_makes_as_many_epochs_as_it_says(name, shots, monkeypatch):
+    X, y, text = toy_features(counts=(shots,) * 3)
+    made = []
+
+    def recorded(parameters, loss, n, n_views, recipe, cost=0):
+        made.append(recipe.passes(n))
+        return minimise(parameters, loss, n, n_views, recipe, cost)
+
+    monkeypatch.setattr(sys.modules[head_info(name).cls.__module__], "minimise", recorded, raising=False)
+    monkeypatch.setattr("clipadapter.heads._text_residual.minimise", recorded)
+    monkeypatch.setattr("clipadapter.heads.clip_adapter.minimise", recorded)
+    head = head_info(name).cls()
+    head.fit(X, y, text=text)
+    labels = torch.tensor([sorted(set(y)).index(label) for label in y])
+    assert head.planned_epochs(labels) in made
+
+
+def test_the_heads_whose_authors_augment_in_each_epoch_say_how_many_they_make():
+    assert {"clip-adapter", "taskres", "tip-adapter-f"} <= set(PASSES)

@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clipadapter.bench.run import DataPart, EncoderPart, digest
 from clipadapter.bench.score import check_labels
 from clipadapter.errors import InputError
-from clipadapter.features import FeatureSet
+from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import ClassText, Head
 from clipadapter.sealed import SealedArray
 
@@ -195,8 +196,34 @@ def seen_by(head: Head, features: FeatureSet, text: ClassText) -> FeatureSet:
     return replace(features, X=features.X[..., : text.embeddings.shape[1]])
 
 
+def epochs_of(head: Head, labels: Sequence[str]) -> int:
+    """How many passes a head will make over shots with these labels; 0 for one that makes none."""
+    return head.planned_epochs(torch.from_numpy(np.unique(labels, return_inverse=True)[1])) or 0
+
+
+def own_views(head: Head, shots: FeatureSet) -> FeatureSet:
+    """Of features with a view for each epoch those that a head takes: the plain one, and one for each of its epochs.
+
+    A head without epochs sees plain pictures alone, and not a hundred views that were made for others.
+
+    Raises:
+        InputError: if there are fewer views than the head needs.
+    """
+    if shots.provenance.get("views") != PER_EPOCH:
+        return shots
+    count = 1 + epochs_of(head, shots.y)
+    if count > shots.X.shape[1]:
+        raise InputError(
+            f"these features have {shots.X.shape[1]} views of each picture, but {type(head).__name__} makes "
+            f"{count - 1} epochs: run the suite from its pictures"
+        )
+    return replace(shots, X=shots.X[:, :count] if count > 1 else shots.X[:, 0])
+
+
 def _bytes(features: FeatureSet) -> list[bytes | Sequence[str]]:
-    return [np.ascontiguousarray(features.X).tobytes(), features.y]
+    # Heads use as many views otherwise, where each epoch has one.
+    kind = [PER_EPOCH.encode()] if features.provenance.get("views") == PER_EPOCH else []
+    return [np.ascontiguousarray(features.X).tobytes(), features.y, *kind]
 
 
 def _pieces(text: ClassText) -> list[Any]:

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from clipadapter.bench.plan import make_head
+from clipadapter.bench.plan import make_head, views_of
 from clipadapter.bench.sources import FEATURES, features_source, open_source
 from clipadapter.bench.stream_orders import count_tasks
 from clipadapter.bench.streams import mode_of
@@ -144,16 +144,25 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
         for shots in suite.shots:
             repeats = len(suite.seeds) * encoders * len(suite.prompts)
             for variant in variants:
-                rows = min(shots * size.classes, size.train) * suite.views
+                # An epoch takes one view, however many there are.
+                rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)
                 fits += repeats
                 seconds += repeats * (fit_seconds(variant.head, rows, size.classes, width) + RUN)
     drawn = len(suite.seeds) * sum(suite.shots)
     shown = [size for size in sizes if not size.spec.startswith(FEATURES)]
-    shots = sum(
-        min(size.train, drawn * size.classes) * suite.views for size in fitted if size.divided and size in shown
-    )
+    shots = 0
+    for size in (size for size in fitted if size in shown):
+        # Of a set that is not divided all pictures are counted once as test pictures, and have all views.
+        views = _views(suite, size)
+        shots += min(size.train, drawn * size.classes) * views if size.divided else size.train * (views - 1)
     pictures = encoders * (sum(size.test for size in shown) + shots)
     return Estimate(sizes, fits, pictures, seconds, pictures / RATE)
+
+
+def _views(suite: Suite, size: Size) -> int:
+    """Views of each picture that shots are drawn from."""
+    names = [str(i) for i in range(size.classes)]
+    return views_of(suite, (shots * names for shots in suite.shots)).count
 
 
 def _size(suite: Suite, spec: str, root: Path | None) -> Size:
@@ -175,7 +184,8 @@ def _streams(suite: Suite, sizes: Sequence[Size], encoders: int, width: int) -> 
     repeats = len(suite.seeds) * len(suite.stream.orders) * encoders * len(suite.prompts)
     streams, seconds = 0, 0.0
     for shots in suite.shots:
-        rows = sum(min(shots * size.classes, size.train) for size in sizes) * suite.views
+        views = suite.views if isinstance(suite.views, int) else 1
+        rows = sum(min(shots * size.classes, size.train) for size in sizes) * views
         for variant in suite.all_variants():
             joint = mode_of(variant.title, make_head(variant), variant.mode) == "joint"
             share = [(t + 1) / tasks if joint else 1 / tasks for t in range(tasks)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipadapter.bench.bundle import own_views
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.plan import Task, make_head
 from clipadapter.bench.projection import adapted_features, draw_projection
@@ -34,8 +35,9 @@ def draw_moved(tasks: Sequence[Task], data: str, folder: Path) -> list[Path]:
         bundle = load_bundle(task.bundle)
         part = bundle.test(bundle.names[0], task.rows).features
         part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MOST)).astype(int)))
-        own = bundle.shots(task.rows)
-        head = seeded(make_head(task.variant), task.seed).fit(own.X, own.y, text=bundle.text)
+        head = seeded(make_head(task.variant), task.seed)
+        own = own_views(head, bundle.shots(task.rows))
+        head.fit(own.X, own.y, text=bundle.text)
         try:
             after = adapted_features(head, part.plain)
         except InputError:  # a head that does not move features

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.bundle import Bundle, epochs_of
 from clipadapter.bench.protocol import planned, seeded
 from clipadapter.bench.stream_records import Stream
 from clipadapter.bench.suite import Suite, Variant
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError
+from clipadapter.features import PerEpochViews, ViewSpec
 from clipadapter.files import write_whole
 from clipadapter.heads import Head, create_head, head_info
 
@@ -86,7 +87,7 @@ class Plan(_Part):
         """
         before = load_plan(folder, self.suite.name, missing_ok=True)
         known = {entry.key for entry in self.entries}
-        if before is None or before.suite.view_spec != self.suite.view_spec:
+        if before is None or (before.suite.views, before.suite.crop) != (self.suite.views, self.suite.crop):
             return self
         return Plan(suite=self.suite, entries=[*self.entries, *(e for e in before.entries if e.key not in known)])
 
@@ -118,21 +119,18 @@ def make_head(variant: Variant) -> Head:
     """The unfitted head of a variant.
 
     Raises:
-        InputError: if it has no such parameter, preset or recipe, or both a preset and the recipe are asked for.
+        InputError: if it has no such parameter, preset or recipe, or both a preset and a recipe are asked for.
     """
+    variant = variant.for_data("")
     cls = head_info(variant.head).cls
     params = dict(variant.params)
-    if variant.preset is not None and variant.official:
-        raise InputError(f"{variant.head}: give 'preset' or 'official', not both. {cls.preset_note}")
+    if variant.preset is not None and variant.recipe is not None:
+        raise InputError(f"{variant.head}: give 'preset' or 'recipe', not both. {cls.preset_note}")
     try:
         if variant.preset is not None:
             return cls.preset(variant.preset, **params)
-        if variant.official:
-            recipe = getattr(cls, "official", None)
-            if recipe is None:
-                raise InputError(f"{variant.head} has no recipe of its authors: leave 'official' out")
-            head: Head = recipe(**params)
-            return head
+        if variant.recipe is not None:
+            return cls.from_recipe(variant.recipe, **params)
         return create_head(variant.head, **params)
     except TypeError as error:
         raise InputError(f"{variant.title}: {error}") from error
@@ -149,7 +147,8 @@ def tasks_of(
         folder: where they are stored.
         rows: the drawn rows of the data set; None to draw from the support.
     """
-    heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
+    data = str(bundle.support.provenance.get("data", ""))
+    heads = [(own, make_head(own)) for own in (variant.for_data(data) for variant in suite.all_variants())]
     draws = draws_of(suite, bundle.support.y) if rows is None else rows
     for n in suite.shots:
         for seed in suite.seeds:
@@ -168,6 +167,20 @@ def draws_of(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[
         labels: of all rows of the data set.
     """
     return {(n, seed): draw_shots(labels, n, seed) for n in suite.shots for seed in suite.seeds}
+
+
+def views_of(suite: Suite, draws: Iterable[Sequence[str]]) -> ViewSpec:
+    """The views that a suite makes of each picture; a view for each epoch where the most epochs are made.
+
+    Args:
+        suite: its variants say how many epochs they make.
+        draws: labels of the shots of each draw.
+    """
+    if isinstance(suite.views, int):
+        return ViewSpec.from_crop(suite.crop, count=suite.views)
+    heads = [make_head(variant) for variant in suite.all_variants()]
+    epochs = max(epochs_of(head, labels) for labels in draws for head in heads)
+    return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
 
 
 def value_of(suite: Suite, variant: Variant) -> float | str | None:

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, seen_by
+from clipadapter.bench.bundle import Bundle, TestPart, own_views, seen_by
 from clipadapter.bench.run import Flags, Run, Seconds, append_runs, digest, library_versions, read_runs, this_machine
 from clipadapter.bench.score import Score, score
 from clipadapter.data import draw_shots
@@ -207,7 +207,7 @@ def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         InputError: if no row is left to test on.
     """
     names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
-    own = seen_by(head, bundle.shots(runs[0].rows), bundle.text)
+    own = own_views(head, seen_by(head, bundle.shots(runs[0].rows), bundle.text))
     fitted: tuple[Head, float] | None = None
     done = []
     for run in runs:

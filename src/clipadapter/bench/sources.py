@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.comparison import features_of
-from clipadapter.bench.plan import Rows, draws_of, make_head
+from clipadapter.bench.plan import Rows, draws_of, make_head, views_of
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, list_sets, set_info
 from clipadapter.errors import DataError, InputError
-from clipadapter.features import FeatureSet, ViewSpec
+from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
 
 FEATURES = "features:"
 PLAIN_VIEW = ViewSpec()
@@ -104,7 +104,9 @@ def build_bundle(
         if suite.protocol != "few-shot":
             why = f"protocol '{suite.protocol}' needs that"
             raise InputError(f"'{first.spec}' is not divided into train and test; {why}")
-        return Bundle(seen_features(model, first.train, names, suite.view_spec), model.class_text(names)), rows
+        draws = draws_of(suite, first.train.labels) if rows is None else rows
+        support = training_features(suite, model, first.train, names, draws.values())
+        return Bundle(support, model.class_text(names)), rows
     if suite.protocol == "base-to-new":
         return _base_to_new(suite, first, model, rows)
     support, positions, drawn = drawn_features(suite, model, first.train, names, rows)
@@ -133,7 +135,8 @@ def drawn_features(
     draws = draws_of(suite, labels) if rows is None else rows
     union = sorted({row for own in draws.values() for row in own})
     part = replace(dataset, samples=tuple(dataset.samples[row] for row in union))
-    found = seen_features(model, part, names, suite.view_spec)
+    place = {row: i for i, row in enumerate(union)}
+    found = training_features(suite, model, part, names, [[place[row] for row in own] for own in draws.values()])
     positions = np.array([union[i] for i in found.provenance["rows"]], np.int64)
     there = set(positions.tolist())
     return found, positions, {key: [row for row in own if row in there] for key, own in draws.items()}
@@ -194,6 +197,30 @@ def seen_features(
     )
 
 
+def training_features(
+    suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], draws: Iterable[Sequence[int]]
+) -> FeatureSet:
+    """Features of pictures that shots are drawn from, in the views of a suite.
+
+    Args:
+        suite: says which views.
+        model: makes the features.
+        dataset: the pictures.
+        names: all classes in order.
+        draws: rows of each draw.
+
+    Raises:
+        InputError: if views for each epoch take too much memory.
+    """
+    spec = views_of(suite, ([dataset.labels[row] for row in rows] for rows in draws))
+    if suite.views != PER_EPOCH:
+        return seen_features(model, dataset, names, spec)
+    ViewCost(len(dataset.samples), spec.count, model.encoder_.info.dim).check()
+    # In three dimensions in any case, so that a suite whose heads all make no epochs is no special case.
+    found = seen_features(model, dataset, names, replace(spec, count=max(spec.count, 2)))
+    return replace(found, provenance={**found.provenance, "views": PER_EPOCH})
+
+
 def features_source(spec: str, suite: Suite | None = None) -> Bundle | None:
     """The bundle of ``features:FOLDER``; None if the spec is no such thing.
 
@@ -209,7 +236,11 @@ def features_source(spec: str, suite: Suite | None = None) -> Bundle | None:
         return None
     bundle = load_bundle(spec[len(FEATURES) :])
     crop = bundle.support.provenance.get("crop")
-    if suite is not None and suite.views > 1 and crop not in (None, suite.crop):
+    if suite is not None and suite.views == PER_EPOCH and bundle.support.provenance.get("views") != PER_EPOCH:
+        raise InputError(
+            f"suite '{suite.name}' asks for a view for each epoch, but '{spec}' was not made so: give the pictures"
+        )
+    if suite is not None and suite.views != 1 and crop not in (None, suite.crop):
         raise InputError(
             f"suite '{suite.name}' asks for views with crop '{suite.crop}', but those of '{spec}' have crop '{crop}'"
         )

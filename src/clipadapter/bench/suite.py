@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,8 @@ from typing_extensions import Self
 from clipadapter.bench.record_parts import Part
 from clipadapter.bench.stream_orders import Rules
 from clipadapter.errors import DataError, InputError
-from clipadapter.features import ViewSpec
+from clipadapter.features import PER_EPOCH
+from clipadapter.heads import head_info, list_heads
 from clipadapter.registry import unknown
 
 if sys.version_info >= (3, 11):
@@ -29,6 +31,8 @@ Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 ALL = 1_000_000
 """Shots a class that no class has, so that each gives all its pictures; "all" in a suite."""
+OWN = "own"
+"""In place of the name of a preset: that of the data set."""
 Shots = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" else value)]
 
 
@@ -38,8 +42,9 @@ class Variant(Part):
     Args:
         head: registered name.
         label: what tables call it; made of the name and the parameters if not given.
-        preset: published parameters to begin with.
-        official: begin with the recipe of the authors' code.
+        preset: published parameters to begin with; "own" for those of the data set, where the head has such, and else
+            those of the recipe, or the defaults.
+        recipe: begin with the recipe of the authors' code, "official", or that of the paper, "paper".
         params: parameters that differ from the default.
         mode: in streams of tasks "stream": the head goes on from what it learned, and gets the shots of the new task
             alone; "joint": it is fitted anew to the shots of all tasks so far. By default what the head can.
@@ -48,14 +53,31 @@ class Variant(Part):
     head: str
     label: str = ""
     preset: str | None = None
-    official: bool = False
+    recipe: Literal["official", "paper"] | None = None
     params: dict[str, Scalar] = Field(default_factory=dict)
     mode: Literal["stream", "joint"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, data: Any) -> Any:
+        """Suites and plans of earlier versions say ``official = true`` or ``false``."""
+        if not isinstance(data, Mapping) or "official" not in data:
+            return data
+        values = {key: value for key, value in data.items() if key != "official"}
+        return {**values, "recipe": "official"} if data["official"] else values
+
+    def for_data(self, name: str) -> Self:
+        """The variant on one data set: its preset in place of "own"."""
+        if self.preset != OWN:
+            return self
+        has_preset = name in head_info(self.head).cls.presets
+        changes = {"preset": name, "recipe": None} if has_preset else {"preset": None}
+        return self.model_copy(update={**changes, "label": self.title})
 
     @property
     def title(self) -> str:
         """The label, or one made of what differs."""
-        parts = [self.preset or "", "official" if self.official else ""]
+        parts = [self.preset or "", self.recipe or ""]
         parts += [f"{key}={value}" for key, value in self.params.items()] + [self.mode or ""]
         said = ", ".join(part for part in parts if part)
         return self.label or (f"{self.head} ({said})" if said else self.head)
@@ -110,7 +132,8 @@ class Suite(Part):
         prompts: ways to make sentences; one, the data set's own, if not given.
         shots: shots a class; in streams also "all".
         seeds: of the draws.
-        views: pictures are seen in so many ways.
+        views: views of each picture, the plain one included; "per-epoch" gives each head the plain one and a view for
+            each of its epochs, and a head without epochs the plain one alone.
         crop: crop scale of the views: "tip" for 0.5 to 1 of the picture's area, "coop" for 0.08 to 1.
         data: data sets, if the suite is about certain ones.
         encoders: encoders, likewise.
@@ -129,7 +152,7 @@ class Suite(Part):
     prompts: list[Prompts] = Field(default_factory=lambda: [Prompts(label="")], min_length=1)
     shots: list[Shots] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
-    views: int = Field(default=1, ge=1, le=1000)
+    views: Annotated[int, Field(ge=1, le=1000)] | Literal["per-epoch"] = 1
     crop: Literal["tip", "coop"] = "tip"
     data: list[str] = Field(default_factory=list)
     encoders: list[str] = Field(default_factory=list)
@@ -145,6 +168,8 @@ class Suite(Part):
             ALL in self.shots or self.stream != Rules() or any(one.mode for one in self.variants)
         ):
             raise ValueError('stream, mode and the shots "all" go with protocol = "stream" only')
+        if self.is_stream and self.views == PER_EPOCH:
+            raise ValueError('views = "per-epoch" is for shots that come at once: give a stream a number of views')
         return self
 
     @property
@@ -152,16 +177,10 @@ class Suite(Part):
         """Whether tasks come one after the other."""
         return self.protocol == "stream"
 
-    @property
-    def view_spec(self) -> ViewSpec:
-        """The views as the extraction takes them."""
-        return ViewSpec.from_crop(self.crop, count=self.views)
-
     def all_variants(self) -> list[Variant]:
         """Every head of the study with its parameters, each title once."""
         from clipadapter.bench.protocol import default_heads
         from clipadapter.bench.streams import check_learner
-        from clipadapter.heads import head_info, list_heads
 
         every = [name for name in default_heads() if not (self.is_stream and head_info(name).cls.transductive)]
         names = [name for given in self.heads for name in (every if given == "all" else [given])]

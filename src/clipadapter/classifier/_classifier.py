@@ -23,11 +23,12 @@ from clipadapter.classifier._settings import Settings
 from clipadapter.classifier._towers import chosen, open_store
 from clipadapter.classifier._trust import Others, checked_options, fit_trusted
 from clipadapter.classifier._tuned import check_alone, run_by, tune
+from clipadapter.classifier._views import measure_rate, read_views, views_for
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder, unprojected
 from clipadapter.errors import InputError
-from clipadapter.features import Extraction, FeatureSet, ViewSpec, encode_classes
+from clipadapter.features import Extraction, FeatureSet, PerEpochViews, ViewCost, ViewSpec, encode_classes
 from clipadapter.heads import ClassText, Head, Selection, select
 from clipadapter.trust import TrustOptions
 
@@ -46,7 +47,9 @@ class FewShotClassifier(Changing, OnHub):
             given; `TrustOptions(reject=0.05)` calls strange pictures None.
         templates: name of a set of templates, one template, or several.
         descriptions: sentences by class, used instead of the templates for the classes they name.
-        views: views of each shot, the plain picture included; or a `ViewSpec`.
+        views: views of each shot, the plain picture included; or a `ViewSpec`. "per-epoch" makes the plain picture and
+            as many augmented views as the head makes epochs, so that each epoch trains on a view of its own and none
+            is used twice; `PerEpochViews` does so with another crop scale. See `view_cost` for what this takes.
         seed: of the views; and of the head, if it is given by name and takes one.
         device: torch device of the towers.
         engine: what runs the image tower: "auto", "torch", "openvino" or "onnxruntime".
@@ -75,7 +78,7 @@ class FewShotClassifier(Changing, OnHub):
         trust: TrustOptions | None = None,
         templates: str | Sequence[str] = "default",
         descriptions: Mapping[str, Sequence[str]] | None = None,
-        views: int | ViewSpec = 1,
+        views: int | str | ViewSpec | PerEpochViews = 1,
         seed: int = 0,
         device: str = "cpu",
         engine: str = "auto",
@@ -184,7 +187,10 @@ class FewShotClassifier(Changing, OnHub):
         names, others = self._distractors(text) if options.distractors else ((), None)
         found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others), self.seed)
         self.head_, self.trust_, self.fold_heads_ = found.head, found.trust, found.folds
-        settings = Settings(get_templates(self.templates), self._views(), options, self.seed)
+        views = read_views(self.views, self.seed)
+        if isinstance(views, PerEpochViews):
+            views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
+        settings = Settings(get_templates(self.templates), views, options, self.seed)
         kept = replace(support, provenance={**support.provenance, SETTINGS: settings.facts()})
         self.text_, self.support_, self.class_names_, self._history = text, kept, tuple(text.labels), None
         return self
@@ -202,15 +208,75 @@ class FewShotClassifier(Changing, OnHub):
             images: paths, PIL images or arrays.
             labels: class name of each, or all its class names.
             class_names: all classes in order.
-            views: how many, or which; 1 for the plain pictures alone; None for the views of the constructor.
+            views: how many, or which; 1 for the plain pictures alone; None for the views of the constructor, where
+                those for each epoch are as many as the head of the constructor needs.
 
         Raises:
             DataError: if no picture can be read; `FeatureSet.provenance` has ``skipped`` otherwise.
+            InputError: if views for each epoch are wanted, but the head has no epochs, or they take too much memory.
         """
-        spec = self._views() if views is None else views if isinstance(views, ViewSpec) else ViewSpec(count=views)
+        planned = views is None and isinstance(read_views(self.views, self.seed), PerEpochViews)
+        if views is None:
+            spec = self.planned_views(labels, class_names)
+        else:
+            spec = views if isinstance(views, ViewSpec) else ViewSpec(count=views)
+        if planned:
+            self._cost(len(images), spec).check()
         self._choose_engine(images, class_names)
         found = self._extract(images, spec, self.strict)
+        if planned and found.rows and found.skipped:
+            # Fewer shots can mean more epochs, where these make up a number of steps.
+            needed = self.planned_views([labels[i] for i in found.rows], class_names)
+            if needed.count > spec.count:
+                spec = needed
+                found = self._extract(images, spec, self.strict)
         return feature_set(found, images, labels, class_names, spec, self.encoder_.info)
+
+    def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
+        """The views that `fit` makes of each shot; no picture is opened.
+
+        Args:
+            labels: class name of each shot, or all its class names.
+            class_names: all classes in order; those of the labels, sorted, if not given.
+
+        Raises:
+            InputError: if there is to be a view for each epoch, but the head has no epochs.
+
+        >>> FewShotClassifier(head="clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
+        126
+        """
+        views = read_views(self.views, self.seed)
+        if isinstance(views, ViewSpec):
+            return views
+        head = make_head(self.head, self.head_params, self.seed, self.progress)
+        names = all_names(labels) if class_names is None else class_names
+        return views_for(views, head, labels, names, self.grid)
+
+    def view_cost(
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        class_names: Sequence[str] | None = None,
+        *,
+        measure: bool = False,
+    ) -> ViewCost:
+        """What the views of the shots will cost, before `fit` computes them; ``str()`` says it in words.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class name of each, or all its class names.
+            class_names: all classes in order; those of the labels, sorted, if not given.
+            measure: encode some views of two pictures, to estimate the time; they are kept in the store.
+
+        Raises:
+            InputError: if there is to be a view for each epoch, but the head has no epochs.
+        """
+        spec = self.planned_views(labels, class_names)
+        if not measure:
+            return self._cost(len(images), spec)
+        self._choose_engine(images, all_names(labels) if class_names is None else class_names)
+        rate = measure_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
+        return replace(self._cost(len(images), spec), rate=rate)
 
     def class_text(self, class_names: Sequence[str]) -> ClassText:
         """Class text from the templates and descriptions of the constructor; keeps the prompts as ``prompts_``."""
@@ -275,8 +341,8 @@ class FewShotClassifier(Changing, OnHub):
             Path(folder), self.encoder_, self.head_, self.class_names_, self.trust_
         )
 
-    def _views(self) -> ViewSpec:
-        return self.views if isinstance(self.views, ViewSpec) else ViewSpec(count=self.views, seed=self.seed)
+    def _cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
+        return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
 
     def _choose_engine(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
         """Once, for the pictures that come first; not for an encoder that a head has tuned."""
@@ -288,7 +354,8 @@ class FewShotClassifier(Changing, OnHub):
     def _tune(self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]) -> None:
         """Have a head tune the encoder."""
         prompts = class_prompts(names, self.templates, self.descriptions)
-        self._encoder, tuned = tune(head, self.encoder_, images, labels, prompts, self._views(), self.strict)
+        views = self.planned_views(labels, names)
+        self._encoder, tuned = tune(head, self.encoder_, images, labels, prompts, views, self.strict)
         self._tuned = run_by(tuned, images, self.engine, self.precision)
 
     def _distractors(self, text: ClassText) -> tuple[tuple[str, ...], NDArray[Any] | None]:

@@ -83,6 +83,7 @@ def run(
     from clipadapter.bench import FEATURES, estimate, load_suite, open_source, run_suite
     from clipadapter.bench.engines import create_engine
     from clipadapter.bench.trackers import create_tracker
+    from clipadapter.features import PER_EPOCH
 
     study = streams_changed(_changed(load_suite(suite), heads, shots, seeds), order, per_task)
     specs = data or tuple(study.data)
@@ -95,6 +96,8 @@ def run(
         return
     if study.is_stream:
         check_there(suite, cost)
+    if study.views == PER_EPOCH:
+        out.note(f"views: {_pictures(cost)}; {_encoding_time(cost)}")
     check_out(folder)
     trackers = [create_tracker(name, folder) for name in track]
     sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
@@ -188,9 +191,9 @@ def _cost_text(suite: Suite, towers: Sequence[str], cost: Estimate) -> str:
         ("seeds", ", ".join(map(str, suite.seeds))),
         ("encoders", ", ".join(towers)),
         ("streams" if suite.is_stream else "fits", cost.fits),
-        ("pictures", f"{cost.pictures:,} to encode, if none was before"),
+        ("pictures", _pictures(cost)),
         ("fitting", f"about {_time(cost.fit_seconds)} on two cores"),
-        ("encoding", f"about {_time(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"),
+        ("encoding", _encoding_time(cost)),
     ]
     for size in cost.sizes:
         there = "ready" if size.ready else "NOT ON DISK"
@@ -198,6 +201,14 @@ def _cost_text(suite: Suite, towers: Sequence[str], cost: Estimate) -> str:
         lines.append(("data", f"{size.spec}: {known}, {there}"))
     missing = [size.missing for size in cost.sizes if not size.ready]
     return "\n".join([facts(lines), *(["", *dict.fromkeys(missing)] if missing else [])])
+
+
+def _pictures(cost: Estimate) -> str:
+    return f"{cost.pictures:,} to encode, if none was before"
+
+
+def _encoding_time(cost: Estimate) -> str:
+    return f"about {_time(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"
 
 
 def _time(seconds: float) -> str:

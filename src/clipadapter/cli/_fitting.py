@@ -16,7 +16,7 @@ from clipadapter.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset
-    from clipadapter.features import ViewSpec
+    from clipadapter.features import PerEpochViews, ViewSpec
     from clipadapter.heads import Head
 
 
@@ -77,30 +77,65 @@ class Views:
     """Views of each shot.
 
     Args:
-        views: how many, the plain picture included.
+        views: how many, the plain picture included; or "per-epoch".
         crop: name of the crop scale of a family of papers, or None.
         view_scale: smallest and largest share of the picture that an augmented view shows, or None.
     """
 
-    views: int = 1
+    views: int | str = 1
     crop: str | None = None
     view_scale: tuple[float, float] | None = None
 
     def spec(self, seed: int) -> ViewSpec:
-        """As the extraction takes it.
+        """A number of views, as the extraction takes it.
 
         Raises:
             InputError: if both a name and a scale are given, or the scale is out of range.
         """
         from clipadapter.features import ViewSpec
 
+        count = self.views if isinstance(self.views, int) else 1
         if self.view_scale is None:
-            return ViewSpec.from_crop(self.crop or "tip", count=self.views, seed=seed)
+            return ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
         if self.crop is not None:
             raise InputError("--crop and --view-scale both set the crop scale: give one of them")
-        return ViewSpec(count=self.views, scale=self.view_scale, seed=seed)
+        return ViewSpec(count=count, scale=self.view_scale, seed=seed)
+
+    def training_spec(self, seed: int) -> ViewSpec | PerEpochViews:
+        """The same, or a view for each epoch of training.
+
+        Raises:
+            InputError: as `spec`.
+        """
+        from clipadapter.features import PER_EPOCH, PerEpochViews
+
+        spec = self.spec(seed)
+        return PerEpochViews(spec) if self.views == PER_EPOCH else spec
 
 
+class ViewCount(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number of views from 1, or "per-epoch"."""
+
+    name = "views"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or the word; an error of usage for anything else."""
+        if str(value) == "per-epoch":
+            return "per-epoch"
+        try:
+            return int(click.IntRange(1).convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a number from 1 nor per-epoch", param, ctx)
+
+
+_crop_options = (
+    click.option(
+        "--crop",
+        type=click.Choice(["tip", "coop"]),
+        help="Crop scale of the views: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
+    ),
+    click.option("--view-scale", type=float, nargs=2, metavar="LO HI", help="Any other crop scale, such as 0.3 1."),
+)
 view_options = bundle(
     "views",
     Views,
@@ -112,14 +147,24 @@ view_options = bundle(
         show_default=True,
         help="Views of each picture: the plain one and random crops.",
     ),
-    click.option(
-        "--crop",
-        type=click.Choice(["tip", "coop"]),
-        help="Crop scale of the views: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
-    ),
-    click.option("--view-scale", type=float, nargs=2, metavar="LO HI", help="Any other crop scale, such as 0.3 1."),
+    *_crop_options,
 )
 """``--views``, ``--crop``, ``--view-scale``; as ``views``."""
+training_view_options = bundle(
+    "views",
+    Views,
+    click.option(
+        "--views",
+        type=ViewCount(),
+        metavar="N|per-epoch",
+        default=1,
+        show_default=True,
+        help="Views of each picture: the plain one and random crops, one drawn in each step. per-epoch: a new crop for "
+        "each epoch of the head, as the papers train; the cost is printed before it starts.",
+    ),
+    *_crop_options,
+)
+"""The same, where ``--views`` may be ``per-epoch``."""
 
 
 @dataclass(frozen=True)
@@ -131,26 +176,36 @@ class HeadChoice:
         settings: ``key=value`` texts.
         grids: ``key=value,value,...`` texts.
         preset: name of published parameters, or None.
+        recipe: "official" or "paper", or None.
     """
 
     head: str = "auto"
     settings: Sequence[str] = field(default_factory=tuple)
     grids: Sequence[str] = field(default_factory=tuple)
     preset: str | None = None
+    recipe: str | None = None
 
     def params(self) -> dict[str, Any]:
-        """The parameters: those of the preset, and over them the settings, each a JSON scalar or else text.
+        """The parameters: those of the preset or recipe, and over them the settings, each a JSON scalar or else text.
 
         Raises:
-            InputError: if a setting is not ``key=value``.
-            UnknownNameError: if there is no such head, or it has no such parameter or preset.
+            InputError: if a setting is not ``key=value``, or both a preset and a recipe are given.
+            UnknownNameError: if there is no such head, or it has no such parameter, preset or recipe.
         """
         from clipadapter.heads import head_info
 
-        presets = head_info(self.head).cls.presets
-        if self.preset is not None and self.preset not in presets:
-            raise unknown(f"preset of {self.head}", self.preset, sorted(presets))
-        params = dict(presets[self.preset]) if self.preset is not None else {}
+        cls = head_info(self.head).cls
+        if self.preset is not None and self.preset not in cls.presets:
+            raise unknown(f"preset of {self.head}", self.preset, sorted(cls.presets))
+        if self.recipe is not None and self.recipe not in cls.recipes():
+            raise unknown(f"recipe of {self.head}", self.recipe, list(cls.recipes()))
+        if self.preset is not None and self.recipe is not None:
+            raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
+        params = dict(cls.presets[self.preset]) if self.preset is not None else {}
+        if self.recipe is not None:
+            defaults = cls().get_params(deep=False)
+            made = cls.from_recipe(self.recipe).get_params(deep=False)
+            params = {key: value for key, value in made.items() if value != defaults[key]}
         for key, text in self._pairs(self.settings, "--set takes key=value, such as seed=1"):
             params[key] = _scalar(text)
         return params
@@ -213,12 +268,18 @@ head_options = bundle(
         help="Values to try; the best on held-out shots is taken. May be given many times.",
     ),
     click.option(
+        "--recipe",
+        type=click.Choice(["official", "paper"]),
+        help="Parameters of the authors' code (official) or of the paper, for heads that have them; 'clipadapter heads "
+        "NAME' says which.",
+    ),
+    click.option(
         "--preset",
         metavar="NAME",
         help="Published parameters for a data set, such as dtd; 'clipadapter heads NAME' says how they were found.",
     ),
 )
-"""``--head``, ``--set``, ``--grid`` and ``--preset``; as ``head``."""
+"""``--head``, ``--set``, ``--grid``, ``--recipe`` and ``--preset``; as ``head``."""
 
 
 def _scalar(text: str) -> Any:

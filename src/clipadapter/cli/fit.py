@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli._fitting import HeadChoice, Prompts, Views, head_options, prompt_options, view_options
+from clipadapter.cli._fitting import HeadChoice, Prompts, Views, head_options, prompt_options, training_view_options
 from clipadapter.cli._options import (
     FOLDER,
     Towers,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )
 @seed_option
 @split_option
-@view_options
+@training_view_options
 @prompt_options
 @click.option(
     "--unlabelled", type=FOLDER, help="Pictures that will be asked for, without labels; for transductive heads."
@@ -72,13 +72,14 @@ def command(
     --shots gives all it has.
     """
     from clipadapter.classifier import FewShotClassifier
+    from clipadapter.features import PER_EPOCH
 
     started = time.monotonic()
     dataset = prompts.rename(open_dataset(data, split, default="train"))
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _rows(dataset, shots, seed, out)
     descriptions = prompts.read_descriptions(dataset.class_names)
-    params, grid, spec = head.params(), head.grid(), views.spec(seed)
+    params, grid, spec = head.params(), head.grid(), views.training_spec(seed)
     others, background = _unlabelled(head, unlabelled), learned.pictures()
     trust = learned.options(dataset.class_names)
     _check_folder(folder)
@@ -100,8 +101,10 @@ def command(
         progress=out.progress,
         strict=strict,
     )
-    paths = [dataset.samples[i].path for i in rows]
-    model.fit(paths, [labels[i] for i in rows], dataset.class_names, others, background)
+    paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
+    if views.views == PER_EPOCH:
+        _report_cost(model, paths, shot_labels, dataset.class_names, out)
+    model.fit(paths, shot_labels, dataset.class_names, others, background)
     towers.tell(encoder, model.encoder_, out)
     model.save(folder, support=not no_support)
     model.make_quick(folder)
@@ -122,6 +125,22 @@ def _rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequen
     if dataset.multilabel:
         return draw_label_sets(dataset.label_sets, shots, seed)
     return draw_shots(dataset.labels, shots, seed)
+
+
+def _report_cost(
+    model: FewShotClassifier,
+    paths: Sequence[Path],
+    labels: Sequence[str | tuple[str, ...]],
+    class_names: Sequence[str],
+    out: Output,
+) -> None:
+    """Say what views for each epoch cost before the first is computed, and the time once two pictures were timed."""
+    cost = model.view_cost(paths, labels, class_names)
+    cost.check()
+    out.note(f"views: {cost}")
+    timed = model.view_cost(paths, labels, class_names, measure=True)
+    if timed.time:
+        out.note(f"views: about {timed.time} if none of them is cached")
 
 
 def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:

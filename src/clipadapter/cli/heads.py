@@ -34,6 +34,7 @@ def command(pattern: str, out: Output) -> None:
             "summary": entry.summary,
             "needs_text": entry.cls.needs_text,
             "transductive": entry.cls.transductive,
+            "recipes": list(entry.cls.recipes()),
             "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
             "preset_note": entry.cls.preset_note if entry.cls.presets else None,
             "params": {key: part.default for key, part in inspect.signature(entry.cls).parameters.items()},
@@ -62,11 +63,12 @@ def _kinds(kinds: Collection[str]) -> str:
 
 
 def _described(name: str, params: Mapping[str, Any]) -> str:
-    """The docstring without its example, the fidelity, the defaults and the presets."""
+    """The docstring without its example, the fidelity, the defaults, the recipes and the presets."""
     from clipadapter.heads import fidelity_of, head_info
 
     cls, fidelity = head_info(name).cls, fidelity_of(name)
     words = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0].partition(">>>")[0].strip()
     defaults = f"\n\nDefaults:\n{facts(list(params.items()))}" if params else ""
+    recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes())}" if cls.recipes() else ""
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
-    return f"{name}: {words}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{presets}"
+    return f"{name}: {words}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{recipes}{presets}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clipadapter.features.feature_set import FeatureSet
     from clipadapter.features.store import FeatureStore, feature_key
     from clipadapter.features.text import encode_classes
-    from clipadapter.features.views import ViewSpec, augment
+    from clipadapter.features.views import PER_EPOCH, PerEpochViews, ViewCost, ViewSpec, augment
 
 _HOME = {
     "Embedding": "extraction",
@@ -23,6 +23,9 @@ _HOME = {
     "FeatureRow": "export",
     "FeatureSet": "feature_set",
     "FeatureStore": "store",
+    "PER_EPOCH": "views",
+    "PerEpochViews": "views",
+    "ViewCost": "views",
     "ViewSpec": "views",
     "augment": "views",
     "choose_engine": "choose",
@@ -42,6 +45,9 @@ __all__ = [
     "FeatureRow",
     "FeatureSet",
     "FeatureStore",
+    "PER_EPOCH",
+    "PerEpochViews",
+    "ViewCost",
     "ViewSpec",
     "augment",
     "choose_engine",

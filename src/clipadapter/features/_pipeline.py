@@ -30,6 +30,9 @@ from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
 from clipadapter.pixels import shrink_to
 
+MAX_WAITING_BYTES = 2**30
+"""Pixels that wait to be encoded: with a view for each epoch one picture has more than 100 MB of them."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -114,6 +117,8 @@ def run(job: Job, positions: range) -> Generator[Done, None, None]:
     pool = ThreadPoolExecutor(job.workers, thread_name_prefix="clipadapter-read")
     # Back-pressure: one batch is prepared while another is encoded; a few more keep the threads busy.
     room = 2 * job.workers + -(-job.batch_size // job.views.count)
+    picture_bytes = 4 * 3 * job.encoder.info.image_size**2 * job.views.count
+    room = min(room, max(2, MAX_WAITING_BYTES // picture_bytes))
     plan = _Plan(positions)
     window: deque[tuple[int, Future[_Prepared | Done]]] = deque()
     batch: list[_Prepared] = []

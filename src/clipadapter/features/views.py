@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from types import MappingProxyType
 
@@ -22,6 +22,11 @@ from clipadapter.registry import unknown
 CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), "coop": (0.08, 1.0)})
 """Crop scales of the papers by name: "tip" in the code of Tip-Adapter, LP++ and GDA; "coop" in that of CoOp, TaskRes
 and CLIP-LoRA, which is torchvision's default."""
+
+PER_EPOCH = "per-epoch"
+"""In place of a number of views: as many as the head makes passes over the shots."""
+MAX_FEATURE_BYTES = 4 * 2**30
+"""Largest array of features that views for each epoch may take; training holds one to three copies besides."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,90 @@ class ViewSpec:
         return f"crop-1 scale={scale} ratio={ratio} flip={int(self.flip)} seed={self.seed} view={i}"
 
 
+@dataclass(frozen=True)
+class PerEpochViews:
+    """A new augmented view of each picture for each epoch of training, as the papers train.
+
+    How many these are is known when the head and the number of pictures are.
+
+    Args:
+        base: crop scale, ratio, flip and seed of the views; its count is not used.
+
+    >>> PerEpochViews(ViewSpec.from_crop("coop")).for_epochs(200).count
+    201
+    """
+
+    base: ViewSpec = ViewSpec()
+
+    def for_epochs(self, epochs: int) -> ViewSpec:
+        """The plain picture, and one augmented view for each epoch."""
+        return replace(self.base, count=1 + epochs)
+
+
+@dataclass(frozen=True)
+class ViewCost:
+    """What the views of some pictures cost, before they are computed; as text, a sentence that says it.
+
+    Args:
+        pictures: n.
+        views: v, views of each picture, the plain one included.
+        dim: d, width of a feature.
+        cached: whether features are kept in a store.
+        rate: views that this machine encodes per second; None if it was not measured.
+
+    >>> cost = ViewCost(pictures=16, views=201, dim=512, rate=50.0)
+    >>> cost.n_bytes, round(cost.seconds)
+    (6586368, 64)
+    """
+
+    pictures: int
+    views: int
+    dim: int
+    cached: bool = True
+    rate: float | None = None
+
+    @property
+    def n_images(self) -> int:
+        """Images to encode, if none was before."""
+        return self.pictures * self.views
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the float32 features (n, v, d)."""
+        return 4 * self.n_images * self.dim
+
+    @property
+    def time(self) -> str:
+        """The same in words; empty without a measured rate."""
+        return "" if self.seconds is None else f"{_time(self.seconds)} at {self.rate:.3g} images per second"
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds to encode all of them at the measured rate; None without one."""
+        return None if self.rate is None else self.n_images / self.rate
+
+    def check(self) -> None:
+        """Refuse views whose features take too much memory.
+
+        Raises:
+            InputError: if they take more than 4 GiB.
+        """
+        if self.n_bytes > MAX_FEATURE_BYTES:
+            raise InputError(
+                f"features of {self.views} views of {self.pictures:,} pictures take {_size(self.n_bytes)}, but at most "
+                f"{_size(MAX_FEATURE_BYTES)} are allowed: give a number of views such as views=10 (--views 10), of "
+                "which one is drawn at random in each step, or fewer epochs, or fewer pictures"
+            )
+
+    def __str__(self) -> str:
+        count = f"{self.n_images:,} images to encode ({self.pictures:,} pictures x {self.views} views)"
+        kept = "They are cached: an interrupted run goes on from there, and the next run finds them."
+        return (
+            f"{count}; their features take {_size(self.n_bytes)} of memory (in training two to four times "
+            f"that), and of disk in a model that keeps its shots. {kept if self.cached else 'They are not cached.'}"
+        )
+
+
 def augment(image: Image.Image, spec: ViewSpec, i: int, digest: bytes, size: int) -> Image.Image:
     """View i of a picture.
 
@@ -117,6 +206,18 @@ def augment(image: Image.Image, spec: ViewSpec, i: int, digest: bytes, size: int
     if spec.flip and rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return view
+
+
+def _size(n_bytes: int) -> str:
+    """Such as 3.1 MiB or 4.0 GiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    """Such as 40 s, 12 min or 3.5 h."""
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tuple[int, int, int, int]:

@@ -34,6 +34,8 @@ from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
 
+RECIPES = ("official", "paper")
+"""Recipes that a head may have, each a class method of this name: that of the authors' code, and that of the paper."""
 SEVERAL = "multilabel_"
 """Name of the number that a head has which was fitted to several labels a picture."""
 AT_ONCE = 2**24
@@ -98,6 +100,17 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         """
         return None
 
+    def planned_epochs(self, labels: Tensor) -> int | None:
+        """How many passes over the shots `fit` will make, so that each can have an augmented view of its own.
+
+        Heads that train by `minimise` answer with `Recipe.passes`. None, the default, is for heads that make no passes,
+        and for those that choose the view of each step in another way: these take no ``views="per-epoch"``.
+
+        Args:
+            labels: (n,) class positions of the shots; -1 for each where pictures have several labels.
+        """
+        return None
+
     def _text_width(self) -> int:
         """Width of class text: that of X, unless a head reads columns that text has not."""
         return self.n_features_in_
@@ -124,6 +137,32 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         if name not in cls.presets:
             raise unknown(f"preset of {cls.__name__}", name, sorted(cls.presets))
         return cls(**{**cls.presets[name], **changes})
+
+    @classmethod
+    def recipes(cls) -> tuple[str, ...]:
+        """The recipes that this head has: "official" is that of the authors' code, "paper" that of the paper.
+
+        >>> from clipadapter.heads.clip_adapter import ClipAdapter
+        >>> ClipAdapter.recipes()
+        ('official', 'paper')
+        """
+        return tuple(name for name in RECIPES if hasattr(cls, name))
+
+    @classmethod
+    def from_recipe(cls, name: str, **changes: Any) -> Self:
+        """The head with one of its `recipes`.
+
+        Args:
+            name: "official" or "paper".
+            changes: parameters to set otherwise.
+
+        Raises:
+            UnknownNameError: if the head has no such recipe.
+        """
+        if name not in cls.recipes():
+            raise unknown(f"recipe of {cls.__name__}", name, list(cls.recipes()))
+        head: Self = getattr(cls, name)(**changes)
+        return head
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, unlabelled: ArrayLike | None = None

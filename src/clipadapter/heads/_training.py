@@ -111,7 +111,9 @@ def minimise(
         parameters: leaves that require a gradient.
         loss: of row numbers (b,) and, for each, the number of a view (b,), to a scalar.
         n: rows to train on.
-        n_views: views of each row; one is drawn for each row and step.
+        n_views: views of each row. If there are more views than epochs, epoch e (from 0) takes view 1 + e of every
+            row: each epoch has a view of its own, and the plain view 0 is not trained on. Otherwise one view is drawn
+            for each row and step.
         recipe: how.
         cost: multiplications a row in one forward pass; small steps run on one thread.
 
@@ -124,6 +126,7 @@ def minimise(
     batch = min(recipe.batch_size, n)
     steps_per_epoch = recipe.steps_per_epoch(n)
     epochs = recipe.passes(n)
+    per_epoch = n_views > epochs and n_views > 1
     generator = torch.Generator().manual_seed(recipe.seed)
     take_step = _steps(parameters, recipe)
     value = torch.zeros(())
@@ -133,8 +136,12 @@ def minimise(
             order = torch.randperm(n, generator=generator) if batch < n else torch.arange(n)
             for i in range(steps_per_epoch):
                 rows = order[i * batch : (i + 1) * batch]
-                size = (len(rows),)
-                views = torch.randint(n_views, size, generator=generator) if n_views > 1 else torch.zeros_like(rows)
+                if per_epoch:
+                    views = torch.full_like(rows, 1 + epoch)
+                elif n_views > 1:
+                    views = torch.randint(n_views, (len(rows),), generator=generator)
+                else:
+                    views = torch.zeros_like(rows)
                 value = loss(rows, views)
                 value.backward()
                 take_step(recipe.rate(epoch * steps_per_epoch + i, steps_per_epoch, epochs))

@@ -95,6 +95,10 @@ class ApeT(Head):
         self.seed = seed
         self.progress = progress
 
+    def planned_epochs(self, labels: Tensor) -> int:
+        """See `Head.planned_epochs`."""
+        return self._recipe().passes(len(labels))
+
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)

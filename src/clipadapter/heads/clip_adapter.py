@@ -234,6 +234,10 @@ class ClipAdapter(Head):
         """
         return cls(**{**PAPER, **changes})
 
+    def planned_epochs(self, labels: Tensor) -> int:
+        """See `Head.planned_epochs`."""
+        return self._recipe(False, labels).passes(len(labels))
+
     def _fit(self, shots: Shots) -> None:
         self._check()
         assert shots.text is not None

@@ -117,6 +117,10 @@ class CrossModal(Head):
         """
         return cls(**{"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, **changes})
 
+    def planned_epochs(self, labels: Tensor) -> int:
+        """See `Head.planned_epochs`."""
+        return self._recipe().passes(len(labels))
+
     def _fit(self, shots: Shots) -> None:
         self._check()
         assert shots.text is not None

@@ -119,6 +119,10 @@ class SvlAdapter(Head):
         """
         return cls(**{"input_norm": False, "drop_last": False, **changes})
 
+    def planned_epochs(self, labels: Tensor) -> int:
+        """See `Head.planned_epochs`."""
+        return self._recipe().passes(len(labels))
+
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):

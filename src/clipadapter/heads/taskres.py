@@ -119,6 +119,10 @@ class TaskRes(Head):
         """
         return cls(**{**OFFICIAL, **changes})
 
+    def planned_epochs(self, labels: Tensor) -> int:
+        """See `Head.planned_epochs`."""
+        return self._recipe(int(torch.bincount(labels).max())).passes(len(labels))
+
     def _fit(self, shots: Shots) -> None:
         base, recipe = lengthened(shots, self.text_norm), self._recipe(int(shots.counts.max()))
         start = torch.zeros_like(base)

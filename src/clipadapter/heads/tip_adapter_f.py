@@ -98,6 +98,10 @@ class TipAdapterF(Head):
         self.seed = seed
         self.progress = progress
 
+    def planned_epochs(self, labels: Tensor) -> int | None:
+        """See `Head.planned_epochs`."""
+        return self._recipe().passes(len(labels)) if self.draw_views else None
+
     def _fit(self, shots: Shots) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)

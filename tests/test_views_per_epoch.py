@@ -1,0 +1,183 @@
+"""views="per-epoch": a new view of each picture for each epoch, through `FewShotClassifier`."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.errors import InputError
+from clipadapter.features import PerEpochViews, ViewCost, ViewSpec
+from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.taskres import TaskRes
+
+
+def pictures(n=6, seed=0):
+    rng = np.random.default_rng(seed)
+    base = np.array([[220, 30, 30], [30, 180, 30], [30, 30, 220]])
+    images = [np.clip(base[i % 3] + rng.integers(-25, 26, (24, 24, 3)), 0, 255).astype(np.uint8) for i in range(n)]
+    return images, [("red", "green", "blue")[i % 3] for i in range(n)]
+
+
+def model(views="per-epoch", **params):
+    defaults = {"encoder": "toy", "cache": None, "head": ClipAdapter(alpha=0.2, epochs=5)}
+    return FewShotClassifier(**{**defaults, **params}, views=views)
+
+
+def test_there_is_a_view_for_each_epoch_beside_the_plain_one():
+    images, labels = pictures()
+    fitted = model().fit(images, labels)
+    assert fitted.support_.X.shape[:2] == (6, 1 + 5)
+    assert fitted.support_.provenance["views"] == 6
+    np.testing.assert_array_equal(fitted.support_.X[:, 0], model(1).fit(images, labels).support_.X)
+
+
+def test_the_views_are_those_of_the_same_number_so_that_the_fit_is_the_same():
+    images, labels = pictures()
+    first, second = (model(views).fit(images, labels) for views in ("per-epoch", 6))
+    np.testing.assert_array_equal(first.logits(images), second.logits(images))
+
+
+@pytest.mark.parametrize(("each", "epochs"), [(1, 50), (2, 100), (8, 200)])
+def test_the_released_recipe_has_as_many_views_as_epochs(each, epochs):
+    labels = ["red", "green", "blue"] * each
+    assert model(head=ClipAdapter.official()).planned_views(labels).count == 1 + epochs
+
+
+def test_passes_that_make_up_a_number_of_steps_are_counted():
+    # 40 shots in batches of 16 are 2 steps per epoch: 50 epochs make 100 steps.
+    head = ClipAdapter(steps=100, batch_size=16)
+    assert model(head=head).planned_views(["red", "blue"] * 20).count == 1 + 50
+
+
+def test_a_grid_gets_views_for_the_most_epochs():
+    tried = model(head=ClipAdapter(alpha=0.2), grid={"epochs": [2, 7], "lr": [1e-3, 1e-2]})
+    assert tried.planned_views(["red", "blue"]).count == 1 + 7
+    images, labels = pictures(12)
+    assert tried.fit(images, labels).support_.X.shape[1] == 1 + 7
+
+
+def test_the_crop_scale_and_the_seed_are_those_of_the_views_given():
+    given = ViewSpec.from_crop("coop", seed=3)
+    assert model(PerEpochViews(given)).planned_views(["red", "blue"]) == dataclasses.replace(given, count=6)
+    assert model(seed=4).planned_views(["red", "blue"]).seed == 4
+
+
+def test_unreadable_pictures_that_make_more_epochs_necessary_get_more_views(tmp_path):
+    # 8 shots are 2 steps per epoch, 7 are 1: 40 steps are then 40 epochs in place of 20.
+    images, labels = pictures(8)
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    images[3] = tmp_path / "no.jpg"
+    head = ClipAdapter(alpha=0.2, steps=40, batch_size=4)
+    fitted = model(head=head).fit(images, labels)
+    assert fitted.support_.X.shape[:2] == (7, 1 + 40)
+
+
+@pytest.mark.parametrize("head", ["tip-adapter", "zero-shot", "auto", "clip-lora"])
+def test_a_head_without_epochs_is_refused_before_a_picture_is_encoded(head, monkeypatch):
+    images, labels = pictures()
+    refused = model(head=head, encoder="toy" if head != "clip-lora" else "lite")
+    monkeypatch.setattr(FewShotClassifier, "_extract", None)
+    with pytest.raises(InputError, match=r"has no epochs .* give a number of views, .* these heads: .*clip-adapter"):
+        refused.fit(images, labels)
+
+
+def test_views_that_take_too_much_memory_are_refused_before_a_picture_is_encoded(monkeypatch):
+    images, labels = pictures()
+    monkeypatch.setattr(FewShotClassifier, "_extract", None)
+    with pytest.raises(InputError, match=r"of 10000001 views of 6 pictures take 7.2 GiB, but at most 4.0 GiB"):
+        model(head=ClipAdapter(epochs=10**7)).fit(images, labels)
+
+
+def test_another_text_is_no_number_of_views():
+    with pytest.raises(InputError, match="a number, 'per-epoch', a ViewSpec or PerEpochViews, but is 'per epoch'"):
+        model("per epoch").fit(*pictures())
+
+
+def test_shots_that_come_later_get_the_same_number_of_views_also_after_loading(tmp_path):
+    images, labels = pictures(9)
+    folder = model(PerEpochViews(ViewSpec.from_crop("coop"))).fit(images[:6], labels[:6]).save(tmp_path / "model")
+    more = FewShotClassifier.load(folder, cache=None).add_examples(images[6:], labels[6:])
+    at_once = model(ViewSpec.from_crop("coop", count=6)).fit(images, labels)
+    assert more.support_.X.shape == (9, 6, 32)
+    np.testing.assert_array_equal(more.support_.X, at_once.support_.X)
+    assert more.support_.provenance["fit"]["views"]["count"] == 6
+
+
+def test_calibration_is_learned_from_plain_pictures(monkeypatch):
+    images, labels = pictures(12)
+    seen = []
+    logits = ClipAdapter.logits
+    monkeypatch.setattr(ClipAdapter, "logits", lambda self, X: seen.append(np.asarray(X)) or logits(self, X))
+    fitted = model().fit(images, labels)
+    plain = {row.tobytes() for row in fitted.support_.plain}
+    assert seen
+    assert {row.tobytes() for X in seen for row in X} <= plain
+
+
+def test_several_labels_per_picture_have_epochs_too():
+    images, _ = pictures()
+    labels = [("red",), ("green", "blue"), ("blue",), ("red", "green"), (), ("green",)]
+    assert model().fit(images, labels).support_.X.shape[1] == 6
+    with pytest.raises(InputError, match="TaskRes knows one label a picture"):
+        model(head=TaskRes(epochs=3)).fit(images, labels)
+
+
+def test_the_cost_is_pictures_times_views_times_width_times_four_bytes():
+    cost = ViewCost(pictures=1000, views=201, dim=1024, rate=67.0)
+    assert cost.n_images == 201_000
+    assert cost.n_bytes == 1000 * 201 * 1024 * 4
+    assert cost.seconds == 3000
+    assert cost.time == "50 min at 67 images per second"
+    assert str(cost).startswith("201,000 images to encode (1,000 pictures x 201 views); their features take 785.2 MiB")
+    assert "an interrupted run goes on" in str(cost)
+    assert str(ViewCost(1, 2, 3, cached=False)).endswith("They are not cached.")
+
+
+def test_the_limit_is_four_gibibytes():
+    ViewCost(pictures=1024, views=1024, dim=1024).check()
+    with pytest.raises(InputError, match="at most 4.0 GiB"):
+        ViewCost(pictures=1024, views=1024, dim=1025).check()
+
+
+def test_the_cost_is_known_before_the_fit_and_measuring_leaves_its_views_in_the_store(tmp_path, monkeypatch):
+    images, labels = pictures()
+    asked = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
+    assert asked.view_cost(images, labels) == ViewCost(pictures=6, views=21, dim=32)
+    clock = itertools.count()
+    monkeypatch.setattr("clipadapter.classifier._views.time.perf_counter", lambda: next(clock))
+    # Two pictures, 16 augmented views and the plain one of each, in what the clock says is a second.
+    assert asked.view_cost(images, labels, measure=True).rate == 34
+    assert asked.view_cost(images, labels, measure=True).rate is None
+    assert asked.fit(images, labels).support_.provenance["computed"] == 6 * 21 - 34
+
+
+def test_measuring_takes_the_pictures_that_an_interrupted_run_has_not_reached(tmp_path):
+    images, labels = pictures()
+    asked = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
+    asked.features(images[:4], labels[:4], ["red", "green", "blue"])
+    assert asked.view_cost(images, labels, measure=True).rate > 0
+
+
+def test_few_pictures_with_many_views_wait_to_be_encoded(monkeypatch):
+    from clipadapter.features import _pipeline
+
+    ahead, most = [0], [0]
+    prepare, encode = _pipeline._prepare, _pipeline._encode
+
+    def counted(job, position):
+        ahead[0] += 1
+        most[0] = max(most[0], ahead[0])
+        return prepare(job, position)
+
+    def done(job, batch):
+        ahead[0] -= len(batch)
+        return encode(job, batch)
+
+    monkeypatch.setattr(_pipeline, "_prepare", counted)
+    monkeypatch.setattr(_pipeline, "_encode", done)
+    monkeypatch.setattr(_pipeline, "MAX_WAITING_BYTES", 1)
+    images, labels = pictures(30)
+    model().features(images, labels, ["red", "green", "blue"])
+    assert most[0] <= 2 + 7  # two that wait, and those of one batch of 32 with 6 views each
