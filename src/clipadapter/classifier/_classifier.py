@@ -243,7 +243,7 @@ class FewShotClassifier(Changing, OnHub):
             InputError: if there is to be a view for each epoch, but the head has no epochs.
 
         >>> FewShotClassifier(head="clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
-        126
+        201
         """
         views = read_views(self.views, self.seed)
         if isinstance(views, ViewSpec):
