@@ -65,7 +65,10 @@ def test_the_ratio_is_the_posterior_mean_by_numerical_integration():
         """Between two candidates on a line, as a fine grid of ratios would have it."""
         every = [
             min(
-                sum(math.log(sum(np.exp(row / t))) - row[k] / t for row, k in zip(layer.numpy(), labels, strict=True))
+                sum(
+                    -math.log(0.95 * math.exp(row[k] / t) / sum(np.exp(row / t)) + 0.05 / 4)
+                    for row, k in zip(layer.numpy(), labels, strict=True)
+                )
                 for t in TEMPERATURES
             )
             for layer in layers
@@ -88,6 +91,14 @@ def test_many_held_out_shots_outweigh_what_was_expected():
     table = loss_table(layers, single(labels))
     assert choose_ratio(table, 0.1) == pytest.approx(choose_ratio(table, 0.9), abs=0.05)
     assert choose_ratio(table, 0.1) == pytest.approx(0.5, abs=0.1)
+
+
+def test_one_wrong_label_among_sure_ones_hardly_moves_the_ratio():
+    layers, labels = held_out(n=30, gain=30.0)
+    wrong = labels.copy()
+    wrong[0] = (wrong[0] + 1) % 4
+    right, moved = (choose_ratio(loss_table(layers, single(of)), 0.2) for of in (labels, wrong))
+    assert moved == pytest.approx(right, abs=0.05)
 
 
 def test_tables_of_folds_add_up():

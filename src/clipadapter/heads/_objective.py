@@ -50,26 +50,20 @@ class Objective:
         """Mean loss of features (b, d) as they are, of which the rows are told."""
         return self._losses(self.scale * x @ weight.T, rows).mean()
 
-    def losses_at(self, logits: Tensor, rows: Tensor, temperatures: Tensor) -> Tensor:
+    def losses_at(self, logits: Tensor, rows: Tensor, temperatures: Tensor, wrong: float) -> Tensor:
         """(t,) summed loss of rows with scaled cosines (b, c), divided by each of the temperatures (t,).
 
-        >>> objective = Objective(1.0, torch.tensor([0, 1]), None, None)
-        >>> objective.losses_at(torch.zeros(2, 2), torch.arange(2), torch.ones(1))
-        tensor([1.3863])
-        """
-        logits = self._with_bias(logits)
-        return torch.stack([self._losses_of(logits / t, rows).sum() for t in temperatures])
-
-    def robust_losses(self, logits: Tensor, rows: Tensor, temperatures: Tensor, wrong: float) -> Tensor:
-        """The same where a share of the labels is wrong, each other label being as likely; several labels as they are.
+        A share of the labels may be wrong, each other label being as likely, so that one of them can't outweigh the
+        rest. Several labels a picture are taken as they are.
 
         >>> objective = Objective(1.0, torch.tensor([0, 1]), None, None)
         >>> sure_and_wrong = torch.tensor([[-100.0, 100.0], [100.0, -100.0]])
-        >>> objective.robust_losses(sure_and_wrong, torch.arange(2), torch.ones(1), 0.1).round(decimals=2)
+        >>> objective.losses_at(sure_and_wrong, torch.arange(2), torch.ones(1), wrong=0.1).round(decimals=2)
         tensor([5.9900])
         """
         if self.targets is not None:
-            return self.losses_at(logits, rows, temperatures)
+            logits = self._with_bias(logits)
+            return torch.stack([binary_losses(logits / t, self.targets[rows]).sum() for t in temperatures])
         labels = self.labels[rows, None]
         right = [(logits / t).softmax(dim=1).gather(1, labels)[:, 0] for t in temperatures]
         return torch.stack([-((1 - wrong) * p + wrong / logits.shape[1]).log().sum() for p in right])
@@ -86,10 +80,6 @@ class Objective:
         return logits if self.bias is None else logits + self.bias
 
     def _losses(self, logits: Tensor, rows: Tensor) -> Tensor:
-        return self._losses_of(self._with_bias(logits), rows)
-
-    def _losses_of(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(b,) of logits with all that belongs to them."""
         if self.targets is None:
             return cross_entropy(logits, self.labels[rows], reduction="none")
-        return binary_losses(logits, self.targets[rows])
+        return binary_losses(self._with_bias(logits), self.targets[rows])

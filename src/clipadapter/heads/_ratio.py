@@ -19,12 +19,12 @@ TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-4, 13))
 """What logits are divided by before a loss is taken: 1/4 to 64."""
 LARGEST_EXPECTED_RATIO = 0.5
 """Ratio that is expected where zero-shot knows nothing of the classes."""
-RATIO_SPREAD = 0.2
+RATIO_SPREAD = 0.15
 """Standard deviation of the prior of the ratio around the expected one."""
 TEMPERATURE_SPREAD = 1.0
 """Standard deviation of the prior of the logarithm of zero-shot's temperature, around that of the encoder."""
 WRONG_LABELS = 0.05
-"""Share of the shots whose label may be wrong, so that one of them can't silence zero-shot."""
+"""Share of the shots whose label may be wrong, so that one of them can't outweigh the others."""
 MAX_SHOTS_LOOKED_AT = 1024
 """Shots by which zero-shot is judged."""
 
@@ -47,7 +47,7 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
     """
     rows = torch.arange(len(zero_shot))[:: 1 + (len(zero_shot) - 1) // MAX_SHOTS_LOOKED_AT]
     temperatures = zero_shot.new_tensor(TEMPERATURES)
-    losses = objective.robust_losses(zero_shot[rows], rows, temperatures, WRONG_LABELS)  # (t,)
+    losses = objective.losses_at(zero_shot[rows], rows, temperatures, WRONG_LABELS)  # (t,)
     best = int((losses + temperatures.log().square() / (2 * TEMPERATURE_SPREAD**2)).argmin())
     guess = objective.guess_loss(rows, zero_shot.shape[1])
     explained = 1.0 - float(losses[best]) / guess if guess > 0 else 0.0
@@ -70,7 +70,7 @@ def loss_table(logits: Sequence[Tensor], objective: Objective) -> Tensor:
         (r, t) float32.
     """
     rows, temperatures = torch.arange(len(logits[0])), logits[0].new_tensor(TEMPERATURES)
-    return torch.stack([objective.losses_at(layer, rows, temperatures) for layer in logits]).float()
+    return torch.stack([objective.losses_at(layer, rows, temperatures, WRONG_LABELS) for layer in logits]).float()
 
 
 def choose_ratio(table: Tensor, expected: float) -> float:
