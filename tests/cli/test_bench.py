@@ -79,6 +79,18 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
     assert [one["ready"] for one in plan["data"]] == [False] * 11
 
 
+def test_what_views_for_each_epoch_cost_is_said_before_they_are_computed(bench, suite):
+    suite.write_text(
+        'title = "t"\nvariants = [{head = "clip-adapter", recipe = "paper", params = {epochs = 4}}]\n'
+        'shots = [1]\nseeds = [1]\nviews = "per-epoch"\n'
+    )
+    result = bench("--json")
+    assert json.loads(result.stdout)["failed"] == 0
+    pictures = json.loads(bench("--dry-run", "--json").stdout)["pictures"]
+    assert f"views: {pictures} to encode, if none was before; about" in result.stderr
+    assert pictures == 3 * (1 + 4) + 6  # a shot of each of 3 classes in all views, and the test part
+
+
 def test_what_the_command_line_changes(bench):
     result = bench("--heads", "knn", "--shots", "2", "--seeds", "3", "--json")
     assert json.loads(result.stdout)["made"] == 3

@@ -104,7 +104,8 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         """How many passes over the shots `fit` will make, so that each can have an augmented view of its own.
 
         Heads that train by `minimise` answer with `Recipe.passes`. None, the default, is for heads that make no passes,
-        and for those that choose the view of each step in another way: these take no ``views="per-epoch"``.
+        and for those that choose the view of each step in another way: these take no ``views="per-epoch"``. A fit
+        to fewer shots, such as that of a fold, may make more passes: it then draws views at random.
 
         Args:
             labels: (n,) class positions of the shots; -1 for each where pictures have several labels.
