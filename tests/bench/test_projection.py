@@ -28,7 +28,7 @@ def blobs(names, n=8, d=6, spread=0.2):
 def test_the_adapted_features_of_clip_adapter_are_those_of_the_paper():
     """Equations 1 and 3 in numpy; and the head's own logits are their inner products with class text."""
     X, y, text = toy_features()
-    head = create_head("clip-adapter", alpha=0.6, steps=20).fit(X, y, text=text)
+    head = create_head("clip-adapter", alpha=0.6, centre=False, steps=20).fit(X, y, text=text)
     x, state = unit_rows(X), head.state()
     expected = unit_rows(0.6 * np.maximum(x @ state["down_"].T, 0) @ state["up_"].T + 0.4 * x)
     found = adapted_features(head, X)

@@ -141,7 +141,7 @@ class ClipAdapter(Head):
     needs_text = True
     warm = True
     multilabel = True
-    usual_temperatures = (0.81, 1.0, 1.0, 1.1, 1.5)
+    usual_temperatures = (1.5, 1.5, 1.7, 1.6, 1.4)
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": {**PAPER, "alpha": 0.2},
         "caltech101": {**PAPER, "alpha": 0.2},

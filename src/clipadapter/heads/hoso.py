@@ -55,7 +55,7 @@ class Hoso(ClipAdapter):
 
     multilabel = False
     presets = {}
-    usual_temperatures = (1.1, 1.2, 1.0, 1.0, 2.4)
+    usual_temperatures = (1.5, 1.5, 1.7, 1.6, 1.4)
 
     def __init__(
         self,
