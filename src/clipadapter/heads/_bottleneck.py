@@ -58,8 +58,8 @@ def attended(x: Tensor, text: Tensor, scale: float) -> Tensor:
     The second is the mean of the class text under zero-shot's probabilities, so that the input has one width for any
     number of classes.
 
-    >>> attended(torch.tensor([[1.0, 0.0]]), torch.eye(2), scale=100.0)
-    tensor([[1., 0., 1., 0.]])
+    >>> attended(torch.tensor([[0.6, 0.8]]), torch.eye(2), scale=0.0)
+    tensor([[0.6000, 0.8000, 0.5000, 0.5000]])
     """
     return torch.cat([x, (scale * x @ text.T).softmax(dim=1) @ text], dim=1)
 

@@ -375,7 +375,7 @@ class ClipAdapter(Head):
             beta = _start(self.beta) if beta_gate is None else gated(beta_gate, text)
             weight = self._blended(text, self._adapted(text, textual and textual.around(around[1])), beta)
             if visual is None:
-                return objective.of_products(x, weight, batch)
+                return objective.of_cosines(x, weight, batch)
             adapter = visual.around(around[0])
             alpha = _start(self.alpha) if alpha_gate is None else gated(alpha_gate, attended(unit(x), weight, scale))
             if self.output_norm:
