@@ -8,7 +8,19 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
 FLOORS = [
     {"errors"},
-    {"registry", "functional", "metrics", "cache", "files", "sealed", "pieces", "pixels", "prediction", "towers"},
+    {
+        "registry",
+        "functional",
+        "metrics",
+        "cache",
+        "files",
+        "sealed",
+        "memory",
+        "pieces",
+        "pixels",
+        "prediction",
+        "towers",
+    },
     {"engines", "trust"},
     {"data", "encoders", "heads"},
     {"features", "pretraining", "runtime", "tuners"},

@@ -17,8 +17,10 @@ RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6,
 """Candidates."""
 TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-4, 13))
 """What logits are divided by before a loss is taken: 1/4 to 64."""
-LARGEST_EXPECTED_RATIO = 0.5
+MAX_EXPECTED_RATIO = 0.3
 """Ratio that is expected where zero-shot knows nothing of the classes."""
+EXPECTED_RATIO_POWER = 1.5
+"""How fast it falls with the loss that zero-shot leaves. Chosen on 24 sets: see docs/architecture.md."""
 RATIO_SPREAD = 0.15
 """Standard deviation of the prior of the ratio around the expected one."""
 TEMPERATURE_SPREAD = 1.0
@@ -33,8 +35,8 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
     """The ratio that is expected before a shot is held out: the less zero-shot knows, the larger.
 
     Zero-shot saw none of the shots, so their likelihood is an honest measure of it. With R the share of the log-loss of
-    a guess that zero-shot takes away at its best temperature (McFadden's pseudo R squared), it is ``(1 - R) / 2``. A
-    guess knows of one label nothing; of several labels how frequent each is.
+    a guess that zero-shot takes away at its best temperature (McFadden's pseudo R squared), it is
+    ``0.3 * (1 - R) ** 1.5``. A guess knows of one label nothing; of several labels how frequent each is.
 
     Args:
         zero_shot: (n, c) zero-shot logits of shots.
@@ -43,7 +45,7 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
     >>> labels = torch.arange(4)
     >>> objective = Objective(1.0, labels, None, None)
     >>> expected_ratio(torch.zeros(4, 4), objective), expected_ratio(100 * torch.eye(4), objective) < 0.05
-    (0.5, True)
+    (0.3, True)
     """
     rows = torch.arange(len(zero_shot))[:: 1 + (len(zero_shot) - 1) // MAX_SHOTS_LOOKED_AT]
     temperatures = zero_shot.new_tensor(TEMPERATURES)
@@ -51,7 +53,7 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
     best = int((losses + temperatures.log().square() / (2 * TEMPERATURE_SPREAD**2)).argmin())
     guess = objective.guess_loss(rows, zero_shot.shape[1])
     explained = 1.0 - float(losses[best]) / guess if guess > 0 else 0.0
-    return LARGEST_EXPECTED_RATIO * (1.0 - min(1.0, max(0.0, explained)))
+    return MAX_EXPECTED_RATIO * (1.0 - min(1.0, max(0.0, explained))) ** EXPECTED_RATIO_POWER
 
 
 def no_losses() -> Tensor:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
 from clipadapter.heads._optimizers import adam, sgd
+from clipadapter.memory import keep_freed_memory
 from clipadapter.pieces import on_shares
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -123,6 +124,7 @@ def minimise(
     Raises:
         InputError: if the loss is no longer finite.
     """
+    keep_freed_memory()
     batch = min(recipe.batch_size, n)
     steps_per_epoch = recipe.steps_per_epoch(n)
     epochs = recipe.passes(n)
