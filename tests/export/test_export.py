@@ -1,6 +1,7 @@
 """What is written, what is refused, and what is left behind."""
 
 import copy
+import hashlib
 import json
 import logging
 import signal
@@ -96,6 +97,16 @@ def test_openvino_has_the_same_description(fitted, write):
     about = About.from_json(str(model.get_rt_info(["clipadapter"]).astype(str)))
     assert (about.input, about.class_names) == ("float", ("blue", "green", "red"))
     assert json.loads(model.get_rt_info(["class_names"]).astype(str)) == ["blue", "green", "red"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_written_carries_its_checksum(format, fitted, write):
+    done = write(fitted("zero-shot"), format)
+    *weights, graph = [path.read_bytes() for path in done.files]
+    ends = len(graph) - (0 if format == "onnx" else 3)
+    told = graph[ends - 64 : ends].decode()
+    assert hashlib.sha256(b"".join(weights) + graph[: ends - 64]).hexdigest() == told
+    assert (Predictor(done.path).sha256, Predictor(done.path).about.checksum) == (told, "sha256")
 
 
 def test_the_file_is_sound_onnx(fitted, write):
