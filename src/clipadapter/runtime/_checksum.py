@@ -89,9 +89,9 @@ def check_file(path: Path) -> str | None:
             return None
         for part in weights:
             with open_regular(part) as bytes_of_weights:
-                _feed(total, bytes_of_weights, os.fstat(bytes_of_weights.fileno()).st_size)
+                add_bytes(total, bytes_of_weights)
         file.seek(0)
-        _feed(total, file, covered)
+        add_bytes(total, file, covered)
     if total.hexdigest() != digits:
         raise ArtifactError(
             f"{_named(path)}: SHA-256 is {total.hexdigest()}, but {digits} was written: copy or export it again"
@@ -117,10 +117,18 @@ def append_checksum(path: Path) -> str:
         file.write(before)
     for part in files_of(path):
         with open_regular(part) as file:
-            _feed(total, file, os.fstat(file.fileno()).st_size)
+            add_bytes(total, file)
     with path.open("ab") as file:
         file.write(total.hexdigest().encode("ascii") + behind)
     return total.hexdigest()
+
+
+def add_bytes(total: hashlib._Hash, file: IO[bytes], size: int | None = None) -> None:
+    """Add the first bytes of a file to a hash, all that it has if no size is given; what it grows by is left out."""
+    left = os.fstat(file.fileno()).st_size if size is None else size
+    while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
+        total.update(block)
+        left -= len(block)
 
 
 def _ending(file: IO[bytes], size: int, suffix: str) -> tuple[int, str | None]:
@@ -132,13 +140,6 @@ def _ending(file: IO[bytes], size: int, suffix: str) -> tuple[int, str | None]:
     file.seek(start)
     found = re.fullmatch(re.escape(before) + rb"([0-9a-f]{64})" + re.escape(behind), file.read(size - start))
     return start + len(before), None if found is None else found[1].decode("ascii")
-
-
-def _feed(total: hashlib._Hash, file: IO[bytes], size: int) -> None:
-    """Add the first bytes of a file; one that grows meanwhile adds no more."""
-    while size > 0 and (block := file.read(min(size, BLOCK_BYTES))):
-        total.update(block)
-        size -= len(block)
 
 
 def _named(path: Path) -> str:
