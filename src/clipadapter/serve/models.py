@@ -19,6 +19,7 @@ import numpy as np
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.pieces import cores
 from clipadapter.runtime import About, Predictor, RuntimeModel
+from clipadapter.runtime._checksum import check_file
 from clipadapter.runtime._isolated import IsolatedOpener
 from clipadapter.serve.batching import Batcher, Place
 from clipadapter.serve.limits import Limits, Refused
@@ -240,6 +241,7 @@ class Models:
         if old is not None and old.version == version:
             return old
         if isolated is not None:
+            check_file(path)  # most damage is seen without starting a process
             isolated.try_file(path)
         predictor = self._open(path)
         side = predictor.pixels.size
