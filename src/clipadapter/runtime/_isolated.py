@@ -121,7 +121,7 @@ def main(path: str, engine: str, seconds: str) -> int:
         answer_once(Predictor(path, engine=engine, threads=1))
     except (ClipAdapterError, MemoryError) as error:
         reason = str(error) or f"{path} needs more memory than a file of its size should: export the model again"
-        print(json.dumps({"error": reason}))  # noqa: T201 - the parent reads it
+        sys.stdout.write(json.dumps({"error": reason}) + "\n")
         return 1
     return 0
 
