@@ -26,6 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, make in {"commands": commands, "heads": heads, "encoders": encoders}.items():
         files.append(File.generated(config, f"reference/{name}.md", content=make()))
     root = Path(config.docs_dir).parent
+    files.append(File.generated(config, "security.md", content=security(root)))
     for page in files.documentation_pages():
         for name in OUTSIDE.findall(page.content_string):
             if files.get_file_from_path(name) is None and (root / name).is_file():
@@ -41,6 +42,11 @@ def on_page_markdown(markdown: str, page: Page, **unused: Any) -> str:
 
 def _unescaped(code: re.Match[str]) -> str:
     return code[0].replace("\\|", "|")
+
+
+def security(root: Path) -> str:
+    """SECURITY.md, which lies where people look for it, with links as from ``docs/``."""
+    return (root / "SECURITY.md").read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def commands() -> str:

@@ -64,7 +64,7 @@ def test_the_set_up_commands_are_the_ones_that_ci_runs():
 
 
 def test_links_lead_somewhere():  # those of docs/ are followed in the built site: tests/test_site.py
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 

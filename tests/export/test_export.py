@@ -1,6 +1,7 @@
 """What is written, what is refused, and what is left behind."""
 
 import copy
+import hashlib
 import json
 import logging
 import signal
@@ -19,6 +20,7 @@ from PIL import Image
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.export import export_model
+from clipadapter.export._export import LOCK, _beside
 from clipadapter.export._gate import EXACT, NEAR, faults
 from clipadapter.export._graph import ModelGraph
 from clipadapter.export._pictures import find_pictures
@@ -96,6 +98,16 @@ def test_openvino_has_the_same_description(fitted, write):
     about = About.from_json(str(model.get_rt_info(["clipadapter"]).astype(str)))
     assert (about.input, about.class_names) == ("float", ("blue", "green", "red"))
     assert json.loads(model.get_rt_info(["class_names"]).astype(str)) == ["blue", "green", "red"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_written_carries_its_checksum(format, fitted, write):
+    done = write(fitted("zero-shot"), format)
+    *weights, graph = [path.read_bytes() for path in done.files]
+    ends = len(graph) - (0 if format == "onnx" else 3)
+    told = graph[ends - 64 : ends].decode()
+    assert hashlib.sha256(b"".join(weights) + graph[: ends - 64]).hexdigest() == told
+    assert (Predictor(done.path).sha256, Predictor(done.path).about.checksum) == (told, "sha256")
 
 
 def test_the_file_is_sound_onnx(fitted, write):
@@ -340,6 +352,34 @@ def test_a_link_is_followed_and_the_folder_made(fitted, tmp_path):
     assert (tmp_path / "link.onnx").is_symlink()
     assert done.files == (tmp_path / "new" / "real.onnx",)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["real.onnx"]
+
+
+def test_what_a_killed_export_left_goes_at_the_next_one_to_that_file(tmp_path):
+    for name in (".model.onnx-a1b2c3d4", ".other.onnx-a1b2c3d4"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "model.onnx").write_bytes(b"half")
+        (tmp_path / name / LOCK).touch()  # the lock of who is dead is free
+    (tmp_path / ".model.onnx-________").mkdir()  # killed before it had a lock
+    with _beside(tmp_path / "model.onnx") as folder:
+        assert {path.name for path in tmp_path.iterdir()} == {folder.name, ".other.onnx-a1b2c3d4"}
+    assert [path.name for path in tmp_path.iterdir()] == [".other.onnx-a1b2c3d4"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    target = tmp_path / "model.onnx"
+    for name in (".model.onnx-a_person", ".model.onnx-12345678", "model.onnx-12345678"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").write_text("mine")
+    (tmp_path / ".model.onnx-a_person" / LOCK).mkdir()  # no lock of ours
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / LOCK).touch()
+    (tmp_path / ".model.onnx-linked__").symlink_to(tmp_path / "elsewhere")
+    with _beside(target) as first:  # another export to the same file, which is under way
+        (first / "kept").write_text("mine")
+        with _beside(target):
+            pass
+        assert (first / "kept").exists()
+    assert len(list(tmp_path.glob("*/kept"))) == 3 and (tmp_path / "elsewhere" / LOCK).exists()
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -13,6 +13,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.export import export_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+CHECK = re.search(r"<!-- check -->\n```sh\n(.*?)```", PAGE, re.DOTALL)[1]
 LINES = dict(re.findall(r"<!-- lines: (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 WITHOUT = """
 import sys
@@ -56,6 +57,25 @@ def test_they_answer_as_the_model_does(format, place):
     wanted = dict(zip(model.class_names_, model.predict_proba([folder / "photo.jpg"])[0], strict=True))
     assert list(found) == sorted(wanted, key=wanted.get, reverse=True)
     np.testing.assert_allclose([found[name] for name in wanted], list(wanted.values()), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml"), ("openvino", ".bin")])
+def test_they_refuse_an_altered_file(format, suffix, place, tmp_path):
+    for path in place[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    altered = bytearray((tmp_path / f"model{suffix}").read_bytes())
+    altered[len(altered) // 2] ^= 1
+    (tmp_path / f"model{suffix}").write_bytes(altered)
+    done = subprocess.run([sys.executable, "-c", LINES[format]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "altered" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs GNU core utilities")
+def test_the_line_for_a_shell_calls_the_file_sound(place):
+    done = subprocess.run(["sh", "-c", CHECK], cwd=place[0], capture_output=True, text=True)
+    assert done.stdout == "sound\n"
 
 
 def test_they_are_fifteen():

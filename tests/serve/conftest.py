@@ -22,6 +22,16 @@ def colours():
     return Colours()
 
 
+class Unchecked:
+    """Opens no file in a process of its own."""
+
+    def try_file(self, path):
+        pass
+
+    def stop(self):
+        pass
+
+
 @pytest.fixture
 def serve(files, colours):
     """A function that gives a client of an app; its model is `colours` unless it is told to open the file."""
@@ -29,7 +39,9 @@ def serve(files, colours):
 
     def start(limits=None, token=None, model=colours, texts=None, **options):
         opener = (lambda path: model) if model is not None else None
-        models = Models(texts or [str(files / "colours.onnx")], limits or Limits(), opener=opener)
+        isolated = options.pop("isolated", Unchecked())
+        texts = texts or [str(files / "colours.onnx")]
+        models = Models(texts, limits or Limits(), opener=opener, isolated=isolated)
         client = TestClient(create_app(models, token, every=options.pop("every", 60)), **options)
         client.__enter__()
         clients.append(client)

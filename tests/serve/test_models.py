@@ -3,10 +3,13 @@
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
+from clipadapter.runtime._checksum import append_checksum
+from clipadapter.runtime._isolated import IsolatedOpener
 from clipadapter.serve import Limits, Models
 from clipadapter.serve.sources import read_sources
 
@@ -63,6 +66,75 @@ def test_a_damaged_file_keeps_the_old_one_and_is_told(serve, files, caplog):
     look(client)
     assert client.get("/v1/models/colours").json()["error"] is None
     assert client.app.state.house.models.get() is loaded
+
+
+def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
+    class Crashing:
+        def try_file(self, path):
+            raise ArtifactError(f"{path} ended a process that opened it, by SIGSEGV")
+
+        def stop(self):
+            stopped.append(True)
+
+    stopped, models = [], None
+    client = serve(model=None, isolated=Crashing())
+    models = client.app.state.house.models
+    models._open = None  # it is not opened here
+    write_file(files / "colours.onnx", OTHER)
+    look(client)
+    assert label(client) == "red"
+    error = client.get("/v1/models/colours").json()["error"]
+    assert "colours.onnx ended a process that opened it, by SIGSEGV" in error and str(files) not in error
+    models.close()
+    assert stopped
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_damaged_file_is_told_and_a_sound_one_taken_by_the_child(engine, serve, files):
+    pytest.importorskip(engine)
+    client = serve(model=None, isolated=IsolatedOpener(engine))
+    good = (files / "colours.onnx").read_bytes()
+    (files / "colours.onnx").write_bytes(good[: len(good) // 2])
+    look(client)
+    assert label(client) == "red" and "colours.onnx" in client.get("/v1/models/colours").json()["error"]
+    write_file(files / "colours.onnx", OTHER)
+    look(client)
+    assert label(client) == "cherry" and client.get("/v1/models/colours").json()["error"] is None
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices as files")
+def test_a_device_is_not_read_for_ever(serve, files):
+    client = serve(model=None)
+    (files / "colours.onnx").unlink()
+    (files / "colours.onnx").symlink_to("/dev/zero")
+    look(client)
+    assert label(client) == "red" and "no regular file" in client.get("/v1/models/colours").json()["error"]
+    with pytest.raises(ArtifactError, match="neither a regular file nor a folder"):
+        Models([str(files / "colours.onnx")])
+
+
+def test_an_export_in_the_cache_that_was_altered_is_made_again(tmp_path, monkeypatch):
+    import clipadapter.classifier
+    import clipadapter.export
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(clipadapter.classifier.FewShotClassifier, "load", staticmethod(lambda folder: folder))
+    made = []
+
+    def export_model(model, path):
+        made.append(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_checksum(write_file(path))
+
+    monkeypatch.setattr(clipadapter.export, "export_model", export_model)
+    for altered in (False, True, False):
+        if altered:
+            data = bytearray(made[0].read_bytes())
+            data[200] ^= 1
+            made[0].write_bytes(data)
+        models = Models([str(saved(tmp_path))])
+        models.close()
+    assert len(made) == 2
 
 
 def test_a_file_that_does_not_run_is_not_taken(serve, files):

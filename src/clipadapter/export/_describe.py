@@ -14,6 +14,7 @@ from clipadapter.files import without_paths
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About
+from clipadapter.runtime._checksum import ALGORITHM
 
 PACKAGES = ("clipadapter", "torch", "open_clip_torch", "onnx", "onnxruntime", "openvino", "nncf")
 
@@ -36,7 +37,17 @@ def about(model: FewShotClassifier, pixels: PixelSpec, precision: str, source: s
         "precision": info.precision,
     }
     head = {"name": name_of(model.head_), "params": _plain(model.head_.get_params(deep=False))}
-    return About(model.class_names_, pixels, model.trust_.light(), source, precision, encoder, head, _provenance(model))
+    return About(
+        model.class_names_,
+        pixels,
+        model.trust_.light(),
+        source,
+        precision,
+        encoder,
+        head,
+        _provenance(model),
+        checksum=ALGORITHM,
+    )
 
 
 def notes_of(model: FewShotClassifier) -> Iterator[str]:

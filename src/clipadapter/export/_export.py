@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from clipadapter.classifier import FewShotClassifier
@@ -27,6 +30,8 @@ from clipadapter.runtime._about import INPUTS, KEY, MAX_CHARACTERS
 
 FORMATS: Mapping[str, type[ModelFile]] = {"onnx": OnnxFile, "openvino": OpenVinoFile}
 PRECISIONS = ("fp32", "int8")
+LOCK = ".clipadapter-export.lock"
+"""Held in the folder that an export writes to; free where its writer was killed."""
 
 
 @dataclass(frozen=True)
@@ -144,17 +149,62 @@ def _target(path: Path, kind: type[ModelFile]) -> Path:
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside the target, so that what is in it can be renamed; it goes with what is left."""
+    """A folder beside the target, so that what is in it can be renamed; it goes with what is left.
+
+    Its lock is held as long as it is written to, so that others can tell it from one whose writer was killed.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:100]}-") as folder:
-            yield Path(folder)
+        _remove_left_behind(target)
+        with _locked_folder(target) as folder:
+            yield folder
     except OSError as error:
         if isinstance(error, ClipAdapterError):
             raise
         raise ArtifactError(
             f"can't write {target}: {error.strerror or error}; give a place you may write to, with room for the model"
         ) from error
+
+
+@contextlib.contextmanager
+def _locked_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, locked until it goes."""
+    while True:
+        prefix = _prefix_of(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix, ignore_cleanup_errors=True) as name:
+            lock = FileLock(Path(name) / LOCK)
+            with contextlib.suppress(FileNotFoundError):
+                lock.acquire()
+            if not (Path(name) / LOCK).exists():  # another export removed the folder before it was locked
+                lock.release()
+                continue
+            try:
+                yield Path(name)
+            finally:
+                lock.release()
+            return
+
+
+def _remove_left_behind(target: Path) -> None:
+    """Remove folders of killed exports to the same target.
+
+    What is not named as ours, is locked, or holds something but no lock of ours, is left alone.
+    """
+    name = re.compile(re.escape(_prefix_of(target)) + r"[a-z0-9_]{8}")
+    for folder in target.parent.iterdir():
+        if not name.fullmatch(folder.name) or folder.is_symlink():
+            continue
+        if not (folder / LOCK).is_file():
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # its writer was killed before it had a lock; what is not empty stays
+            continue
+        lock = FileLock(folder / LOCK, timeout=0)
+        with contextlib.suppress(Timeout, OSError), lock:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix_of(target: Path) -> str:
+    return f".{target.name[:100]}-"
 
 
 def _rows(found: Pictures, pixels: PixelSpec, source: str) -> NDArray[Any]:

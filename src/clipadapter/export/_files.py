@@ -15,6 +15,7 @@ from clipadapter.engines._openvino_files import open_openvino, quantised
 from clipadapter.engines._silent import nothing_told, require_silent
 from clipadapter.errors import InputError, require
 from clipadapter.export._graph import FEATURES, ModelGraph
+from clipadapter.runtime._checksum import append_checksum
 
 FIRST = 6
 """Convolutions at the beginning that stay in float in int8 as ONNX: with three, the worst cosine of `lite` to fp32 was
@@ -60,7 +61,7 @@ class ModelFile(ABC):
 
     @abstractmethod
     def write(self, texts: Mapping[str, str]) -> list[Path]:
-        """Write it with these texts as its description; the file that is opened comes last.
+        """Write it with these texts as its description, and its checksum; the file that is opened comes last.
 
         Raises:
             OSError: if there is no room for it.
@@ -103,6 +104,7 @@ class OnnxFile(ModelFile):
             file.truncate(self._length)
             file.seek(self._length)
             file.write(further.SerializeToString())
+        append_checksum(path)
         return [path]
 
     def _check_size(self) -> None:
@@ -155,6 +157,7 @@ class OpenVinoFile(ModelFile):
                 open_openvino().save_model(self._model, path, compress_to_fp16=False)
             except RuntimeError as error:  # a full disk, most likely: it does not say
                 raise OSError(str(error).strip().split("\n")[-1]) from error
+        append_checksum(path)
         return [path.with_suffix(".bin"), path]
 
 

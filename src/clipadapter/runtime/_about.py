@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.pixels import PixelSpec
+from clipadapter.runtime._checksum import ALGORITHM
 from clipadapter.trust import Trust
 
 KEY = "clipadapter"
@@ -43,6 +44,7 @@ class About:
         head: its name and parameters.
         provenance: shots, versions, time.
         gate: how near the file's answers are to the model's.
+        checksum: "sha256" if the file ends with its SHA-256; "" if it was exported without one.
 
     >>> pixels = PixelSpec(8, (0.5,) * 3, (0.5,) * 3)
     >>> About.from_json(About(("cat", "dog"), pixels, Trust()).to_json()).class_names
@@ -58,6 +60,7 @@ class About:
     head: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     gate: Mapping[str, Any] = field(default_factory=dict)
+    checksum: str = ""
 
     @property
     def task(self) -> str:
@@ -88,6 +91,7 @@ class About:
                 "head": dict(self.head),
                 "provenance": dict(self.provenance),
                 "gate": dict(self.gate),
+                "checksum": self.checksum,
                 "trust": facts,
                 "trust_arrays": {name: _packed(array) for name, array in arrays.items()},
             },
@@ -113,6 +117,7 @@ class About:
                 raise ValueError("its sets need the heads of single folds")
             about = cls(names, _pixels(raw["pixels"]), trust, raw["input"], raw["precision"])
             given = {name: dict(raw[name]) for name in ("encoder", "head", "provenance", "gate")}
+            checksum = raw.get("checksum", "")
         except ArtifactError:
             raise
         except DAMAGE as error:
@@ -121,7 +126,9 @@ class About:
             raise ArtifactError(
                 f"the file has input {about.input!r} and precision {about.precision!r}: update clipadapter"
             )
-        return cls(names, about.pixels, trust, about.input, about.precision, **given)
+        if checksum not in ("", ALGORITHM):
+            raise ArtifactError(f"the file has a checksum by {checksum!r}: update clipadapter")
+        return cls(names, about.pixels, trust, about.input, about.precision, **given, checksum=checksum)
 
 
 def _check_format(number: Any) -> None:

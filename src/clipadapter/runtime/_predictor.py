@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.runtime import _onnxruntime, _openvino
 from clipadapter.runtime._about import INPUTS, About
+from clipadapter.runtime._checksum import Stamp, check_file, stamp_of
 from clipadapter.runtime._graph import Graph
 from clipadapter.runtime._model import Outputs, RuntimeModel
 
@@ -32,9 +34,13 @@ class Predictor(RuntimeModel):
         threads: that run the graph; all cores if not given.
 
     Raises:
-        ArtifactError: if the file is missing, damaged, of a later format, or was not written by ``clipadapter export``.
+        ArtifactError: if the file is missing, altered, of a later format, or was not written by ``clipadapter export``.
         MissingExtraError: if the engine is not installed.
         InputError: if the engine can't run such a file.
+
+    Attributes:
+        sha256: checksum of the file, which was compared with its bytes before an engine opened it; None for a file that
+            was exported without one.
 
     ::
 
@@ -48,9 +54,12 @@ class Predictor(RuntimeModel):
         chosen = _engine(self.path, engine)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, but are {threads}")
+        before = stamp_of(self.path)
+        self.sha256 = check_file(self.path)
         self._graph: Graph = ENGINES[chosen](self.path, threads)
         self.engine = chosen
         self.about = About.from_json(self._graph.about)
+        self._check_whole(before)
         self.class_names, self.pixels = self.about.class_names, self.about.pixels
         self.trust, self.precision = self.about.trust, self.about.precision
         self._check_shapes()
@@ -90,6 +99,17 @@ class Predictor(RuntimeModel):
         """What is said of no picture, of the same widths."""
         widths = self._graph.widths.items()
         return _outputs({name: np.zeros((0, width) if width else 0, np.float32) for name, width in widths})
+
+    def _check_whole(self, before: Stamp) -> None:
+        """Refuse a file that lost its checksum, or is not the one that was compared with it."""
+        if stamp_of(self.path) != before:
+            raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is whole")
+        if self.sha256 is None and self.about.checksum:
+            raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")
+        if self.sha256 is None:
+            logging.getLogger(__name__).info(
+                "%s has no SHA-256, so that damage may go unnoticed: export the model again", self.path
+            )
 
     def _check_shapes(self) -> None:
         """Refuse a graph that does not fit its description."""

@@ -1,4 +1,7 @@
-"""Models by name; a changed file is loaded beside the one that answers, and takes its place when it is sound."""
+"""Models by name; a changed file is loaded beside the one that answers, and takes its place when it is sound.
+
+It is opened in a child process first, so that a file that crashes or hangs an engine does not end the server.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ import numpy as np
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.pieces import cores
 from clipadapter.runtime import About, Predictor, RuntimeModel
+from clipadapter.runtime._checksum import check_file
+from clipadapter.runtime._isolated import IsolatedOpener
 from clipadapter.serve.batching import Batcher, Place
 from clipadapter.serve.limits import Limits, Refused
 from clipadapter.serve.logs import tell
@@ -81,6 +86,7 @@ class Models:
         engine: "auto", "onnxruntime" or "openvino".
         threads: that run a graph; all cores if not given.
         opener: opens a file, instead of `Predictor`.
+        isolated: tries a file that changed or was added, before it is opened here; one of `opener` is not tried.
 
     Raises:
         ClipAdapterError: if one can't be served.
@@ -94,12 +100,14 @@ class Models:
         engine: str = "auto",
         threads: int | None = None,
         opener: Opener | None = None,
+        isolated: IsolatedOpener | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.pool = ThreadPoolExecutor(cores(), "clipadapter-pictures")
         self._texts = list(texts)
         self._open = opener or (lambda path: Predictor(path, engine=engine, threads=threads))
+        self._isolated = isolated or (None if opener else IsolatedOpener(engine))
         self._models: dict[str, Model] = {}
         self._stamps: dict[str, Stamp | None] = {}
         self._changing: dict[str, Stamp | None] = {}
@@ -174,6 +182,8 @@ class Models:
         Args:
             wait: seconds for each model.
         """
+        if self._isolated is not None:
+            self._isolated.stop()
         for model in list(self._models.values()):
             model.batcher.close(wait)
         self.pool.shutdown(wait=False)
@@ -203,7 +213,7 @@ class Models:
 
     def _replace(self, source: Source, old: Model | None) -> None:
         try:
-            new = self._load(source, old)
+            new = self._load(source, old, self._isolated)
         except Exception as error:  # whatever is wrong with a new file, the old one goes on
             reason = _without_folder(error, source.path)
             self.metrics.loaded(source.name, "failed")
@@ -218,19 +228,21 @@ class Models:
             if old is not None:
                 old.batcher.close()
 
-    def _load(self, source: Source, old: Model | None = None) -> Model:
+    def _load(self, source: Source, old: Model | None = None, isolated: IsolatedOpener | None = None) -> Model:
         """Load a model and let it answer once; the old one if the file is the same.
 
         Raises:
             ArtifactError: if it does not run.
         """
         path = source.exported()
-        try:
-            version = digest(Source(source.name, path).files)
-        except OSError as error:
-            raise ArtifactError(f"{error.filename} can't be read: {error.strerror}") from error
+        files = Source(source.name, path)
+        before = files.stamp()
+        version = digest(files.files)
         if old is not None and old.version == version:
             return old
+        if isolated is not None:
+            check_file(path)  # most damage is seen without starting a process
+            isolated.try_file(path)
         predictor = self._open(path)
         side = predictor.pixels.size
         try:
@@ -239,6 +251,8 @@ class Models:
             raise ArtifactError(f"{path} does not run ({str(error).splitlines()[0]}): export it again") from error
         if not np.isfinite(outputs.logits).all():
             raise ArtifactError(f"{path} gives logits that are not finite: export it again")
+        if files.stamp() != before:
+            raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it stays as it is")
         batcher = Batcher(predictor, self.limits, self.metrics.of_model(source.name), self.pool)
         return Model(source, version, predictor, batcher)
 

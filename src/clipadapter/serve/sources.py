@@ -11,6 +11,7 @@ from pathlib import Path
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
 from clipadapter.files import EXPORTED
+from clipadapter.runtime._checksum import add_bytes, check_file, open_regular
 
 CONFIG = "config.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -87,12 +88,15 @@ def read_sources(texts: Sequence[str]) -> list[Source]:
 
 
 def digest(files: Sequence[Path]) -> str:
-    """What tells one version of a model from another: the start of the SHA-256 of its files."""
+    """What tells one version of a model from another: the start of the SHA-256 of its files.
+
+    Raises:
+        ArtifactError: if one can't be read, or is no regular file.
+    """
     total = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
+        with open_regular(path) as file:
+            add_bytes(total, file)
     return total.hexdigest()[:12]
 
 
@@ -115,6 +119,8 @@ def sources_of(text: str) -> list[Source]:
         raise ArtifactError(
             f"{path} is no exported model: those end in {' or '.join(EXPORTED)}; 'clipadapter export' makes one"
         )
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is neither a regular file nor a folder: give an exported file or a folder")
     if (path / CONFIG).is_file():
         return [Source(name or path.resolve().name, path)]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in EXPORTED and file.is_file())
@@ -132,7 +138,7 @@ def _export(folder: Path) -> Path:
     except OSError as error:
         raise ArtifactError(f"{folder} holds no saved model any more: {error.strerror}") from error
     target = default_cache_dir() / "served" / f"{key}.onnx"
-    if target.is_file():
+    if _is_sound(target):
         return target
     try:
         from clipadapter.classifier import FewShotClassifier
@@ -147,6 +153,15 @@ def _export(folder: Path) -> Path:
             raise
         raise _elsewhere(folder, str(missing)) from error
     return target
+
+
+def _is_sound(target: Path) -> bool:
+    """Whether a file in the cache is there and was not altered; if not, it is made again."""
+    try:
+        check_file(target)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _elsewhere(folder: Path, reason: str) -> MissingExtraError:

@@ -1,0 +1,144 @@
+"""An export that is killed before any file operation leaves the older file or the new one, and nothing for good.
+
+Children are forked from the test's process, where torch is loaded already. Converters and engines are stood in for,
+since their threads do not survive a fork. `CLIPADAPTER_ATTACKS` times 6 kills are tried for each format, at most one
+for each operation.
+"""
+
+import os
+import random
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.export import _export, export_model
+from clipadapter.export._files import OnnxFile, OpenVinoFile
+from clipadapter.export._gate import Gate
+from clipadapter.runtime._checksum import append_checksum, check_file
+
+KILLS = 6 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "shutil.move"}
+KILLED = 9
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+class WrittenOnnx(OnnxFile):
+    """An ONNX file whose graph is made elsewhere."""
+
+    def convert(self, rows):
+        self._length = (self.folder / self.name).write_bytes(b"")
+
+
+class WrittenPair(OpenVinoFile):
+    """A pair whose graph and weights are a few bytes, other ones each time."""
+
+    @classmethod
+    def check(cls):
+        pass
+
+    def convert(self, rows):
+        pass
+
+    def write(self, texts):
+        self._written += 1
+        folder = self.folder / str(self._written)
+        folder.mkdir()
+        path = folder / self.name
+        path.with_suffix(".bin").write_bytes(os.urandom(1000))
+        path.write_text(f"<net>{os.urandom(8).hex()}</net>", encoding="utf-8")
+        append_checksum(path)
+        return [path.with_suffix(".bin"), path]
+
+
+def written_without_an_engine(file, told, model, found):
+    file.write(_export._texts(told))
+    figures = {"agreement": 1.0, "cosine_least": 1.0, "logits": 0.0, "probabilities": 0.0}
+    return Gate(figures, (), "nothing")
+
+
+@pytest.fixture(scope="module")
+def model():
+    pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
+    return FewShotClassifier("toy", "prototype", cache=None).fit(pictures, ["red", "blue"])
+
+
+@pytest.fixture(params=["onnx", "openvino"])
+def export(request, model, tmp_path, monkeypatch):
+    """A function that exports into the test's folder, and the file that is opened."""
+    kinds = {"onnx": WrittenOnnx, "openvino": WrittenPair}
+    monkeypatch.setattr(_export, "FORMATS", kinds)
+    monkeypatch.setattr(_export, "OpenVinoFile", WrittenPair)
+    monkeypatch.setattr(_export, "_compared", written_without_an_engine)
+    path = tmp_path / "exports" / f"model{kinds[request.param].suffix}"
+    path.parent.mkdir()
+    return lambda: export_model(model, path, format=request.param), path
+
+
+def run_until(kill_before, act, folder):
+    """Act in a child that ends itself before its n-th change below the folder.
+
+    Returns:
+        How many changes were begun; None if it was killed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: none of theirs is needed in the child
+        child = os.fork()
+    if child == 0:
+        count = 0
+
+        def before(event, details):
+            nonlocal count
+            if event not in CHANGES or not str(details[0]).startswith(str(folder)):
+                return
+            if event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
+                return
+            if count == kill_before:
+                os._exit(KILLED)
+            count += 1
+
+        try:
+            sys.addaudithook(before)
+            act()
+            (folder.parent / "count").write_text(str(count))
+        except BaseException as error:
+            os.write(2, repr(error).encode())
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, KILLED)
+    return int((folder.parent / "count").read_text()) if status == 0 else None
+
+
+def files_at(target):
+    return [target, target.with_suffix(".bin")] if target.suffix == ".xml" else [target]
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["over an older file", "into an empty folder"])
+def test_a_kill_before_any_file_operation_leaves_a_whole_export_or_none(exists, export):
+    act, target = export
+    folder = target.parent
+    older = []
+    if exists:
+        act()
+        older = [path.read_bytes() for path in files_at(target)]
+    points = run_until(-1, act, folder)
+    assert points > 5
+    tried = list(range(points)) if points <= KILLS else sorted(random.Random(0).sample(range(points), KILLS))
+    for point in tried:
+        for path in folder.iterdir():
+            path.unlink()
+        if exists:
+            for path, data in zip(files_at(target), older, strict=True):
+                path.write_bytes(data)
+        assert run_until(point, act, folder) is None
+        if target.exists():
+            assert check_file(target) is not None, point  # raises if graph and weights are not of one export
+        elif target.suffix == ".onnx":
+            assert not exists, point
+        act()
+        assert check_file(target) is not None
+        assert {path.name for path in folder.iterdir()} == {path.name for path in files_at(target)}, point
