@@ -29,7 +29,7 @@ from clipadapter.artifact._files import (
     read_arrays,
     read_config,
 )
-from clipadapter.artifact._folder import rescue
+from clipadapter.artifact._folder import read_consistently
 from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
@@ -105,7 +105,10 @@ def load_model(folder: str | Path) -> Model:
     Raises:
         ArtifactError: if it is missing, altered, of a later format, or its head is not installed.
     """
-    rescue(folder)
+    return read_consistently(folder, lambda: _read_model(folder))
+
+
+def _read_model(folder: str | Path) -> Model:
     config = read_config(folder)
     return model_of(config, partial(read_arrays, folder, config), folder)
 
