@@ -2,13 +2,13 @@
 
     python tests/robustness/kill_saves.py FOLDER SEED KILLS FILES
 
-It prints one JSON object: how many processes were killed, and every rule that was broken. KILLS of 0 is a kill before
+It writes one JSON object: how many processes were killed, and every rule that was broken. KILLS of 0 is a kill before
 every operation of every scenario, without second kills. FILES is how many files a large folder of a person has.
 
-A child process runs each save. It ends without any clean-up at its n-th operation: before a file or folder is opened for
-writing, made, renamed, linked or removed, before a file is synced, or when half of a file is written. A second child then
-runs the next command, and may be killed in the same way, also while it recovers. The parent goes on writing into the
-folders of a person that lie in the model's folder.
+A child process runs each save. It ends without any clean-up at its n-th operation: before a file or folder is opened
+for writing, made, renamed, linked or removed, before a file is synced, or when half of a file is written. A second
+child then runs the next command, and may be killed in the same way, also while it recovers. The parent goes on writing
+into the folders of a person that lie in the model's folder.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from clipadapter.heads import create_head
 from clipadapter.testing import toy_features
 
 WRITES = {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile"}
+OPEN_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 KILLED = 9
 
 
@@ -48,33 +50,28 @@ def number_of(model):
 
 def die_before(step, root):
     """Have this process end at its operation number `step` on files below a folder."""
-    count = 0
+    left, real_sync = step, os.fsync
 
-    def is_here():
-        nonlocal count
-        count += 1
-        return count > step
+    def count():
+        nonlocal left
+        left -= 1
+        return left < 0
 
     def watch(event, args):
-        if event == "open":
-            flags = args[2] if isinstance(args[2], int) else 0
-            if not str(args[0]).startswith(root) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                return
-        elif event not in WRITES or not any(str(arg).startswith(root) for arg in args[:2]):
-            return
-        if is_here():
+        writes = event in WRITES or (event == "open" and isinstance(args[2], int) and args[2] & OPEN_FLAGS)
+        if writes and any(str(arg).startswith(root) for arg in args[:2]) and count():
             os._exit(KILLED)
 
     def sync(handle):
-        if is_here():
+        if count():
             os._exit(KILLED)
-        if is_here():  # half of it is on the disk
-            if not os.path.isdir(f"/proc/self/fd/{handle}"):
+        if count():  # half of it is on the disk
+            if stat.S_ISREG(os.fstat(handle).st_mode):
                 os.ftruncate(handle, os.fstat(handle).st_size // 2)
             os._exit(KILLED)
         real_sync(handle)
 
-    real_sync, os.fsync = os.fsync, sync
+    os.fsync = sync
     sys.addaudithook(watch)
 
 
@@ -303,7 +300,7 @@ def main(root, seed, kills):
         name = rng.choice(list(SCENARIOS))
         found, number = attack(name, first, root, rng.randrange(70), rng.randrange(90))
         faults, done = faults + found, done + number
-    print(json.dumps({"kills": done, "steps": steps, "faults": faults}))
+    sys.stdout.write(json.dumps({"kills": done, "steps": steps, "faults": faults}))
 
 
 if __name__ == "__main__":
