@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from clipadapter import FewShotClassifier
 from clipadapter.artifact import History, Model, load_model, read_config, save_model
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError, InputError
@@ -186,6 +187,11 @@ def test_a_config_of_format_2_is_read_without_a_checksum(tmp_path):
         (lambda c: c["head"].update(name="no-such-head"), "'no-such-head' is not installed"),
         (lambda c: c["head"]["params"].update(evil=1), "evil"),
         (lambda c: c["encoder"].update(dim=7), "don't fit|expecting"),
+        (lambda c: c["encoder"].update(dim=1 << 31), "encoder.dim"),
+        (lambda c: c["encoder"].update(image_size=10**30), "encoder.image_size"),
+        (lambda c: c["encoder"].update(logit_scale=float("inf")), "encoder.logit_scale"),
+        (lambda c: c["encoder"].update(name="a\0b"), "encoder.name"),
+        (lambda c: c["trust"]["calibrator"].update(n=float("inf")), "OverflowError"),
         (lambda c: c["files"].pop("head.safetensors"), "without head.safetensors"),
     ],
 )
@@ -228,8 +234,6 @@ def test_a_pickle_in_place_of_the_arrays_is_never_run(tmp_path):
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     folder = save_model(tmp_path / "model", make("zero-shot")[0])
-    from safetensors.numpy import load_file
-
     arrays = load_file(folder / "head.safetensors")
     arrays["weight_"][0, 0] = np.nan
     save_file(arrays, folder / "head.safetensors")
@@ -237,6 +241,17 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     rewrite(folder, lambda c: c["files"]["head.safetensors"].update(sha256=digest))
     with pytest.raises(ArtifactError, match="not finite"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("ask", ["logits", "classify", "predict", "predict_proba"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_an_error_and_no_answer(ask, number, tmp_path, monkeypatch):
+    images = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
+    folder = FewShotClassifier("toy", "prototype", cache=None).fit(images, ["red", "blue"]).save(tmp_path / "model")
+    loaded = FewShotClassifier.load(folder, cache=None)
+    monkeypatch.setattr(type(loaded.head_), "logits", lambda self, X: np.full((len(X), 2), number))
+    with pytest.raises(ArtifactError, match="not finite"):
+        getattr(loaded, ask)(images)
 
 
 def test_a_head_that_is_not_registered_cannot_be_saved(tmp_path):

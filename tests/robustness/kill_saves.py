@@ -2,15 +2,20 @@
 
     python tests/robustness/kill_saves.py FOLDER SEED KILLS FILES
 
-It writes one JSON object: how many processes were killed, and every rule that was broken. KILLS of 0 is a kill before
-every operation of every scenario, without second kills. FILES is how many files a large folder of a person has.
+It writes one JSON object: how many processes were killed, how many disks were full, and every rule that was broken.
+KILLS of 0 is a kill before every operation of every scenario, without second kills. FILES is how many files a large
+folder of a person has.
 
 A child process runs each save. It ends without any clean-up at its n-th operation: before a file or folder is opened
 for writing, made, renamed, linked or removed, before a file is synced, or when half of a file is written. A second
 child then runs the next command, and may be killed in the same way, also while it recovers. The parent goes on writing
 into the folders of a person that lie in the model's folder.
+
+Besides, saves run on a disk that is full from their n-th operation on: files and folders can be renamed and
+removed, but not made, linked or synced.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +30,7 @@ import torch
 
 from clipadapter.artifact import History, Model, load_model, read_config, record_evaluation, save_model
 from clipadapter.encoders import create_encoder
+from clipadapter.errors import ArtifactError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head
 from clipadapter.testing import toy_features
@@ -32,6 +38,7 @@ from clipadapter.testing import toy_features
 WRITES = {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile"}
 OPEN_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 KILLED = 9
+FULL = 28
 
 
 def make(i):
@@ -75,22 +82,49 @@ def die_before(step, root):
     sys.addaudithook(watch)
 
 
-def run(action, folder, step=None):
+def fill_before(step, root):
+    """Have the disk be full from operation number `step` of this process on files below a folder."""
+    left, real_sync = step, os.fsync
+
+    def count():
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def watch(event, args):
+        makes = event in {"os.link", "os.mkdir"} or (
+            event == "open" and isinstance(args[2], int) and args[2] & os.O_CREAT
+        )
+        if makes and any(str(arg).startswith(root) for arg in args[:2]):
+            count()
+
+    def sync(handle):
+        count()
+        real_sync(handle)
+
+    os.fsync = sync
+    sys.addaudithook(watch)
+
+
+def run(action, folder, step=None, stop=die_before):
     """Run an action in a child; True if it came to its end."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
             if step is not None:
-                die_before(step, str(folder))
+                stop(step, str(folder))
             action(folder)
             status = 0
+        except ArtifactError as error:
+            status = FULL if stop is fill_before and "No space left" in str(error) else 1
         except BaseException as error:  # noqa: BLE001
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, KILLED):
+    if status not in (0, KILLED, FULL):
         raise AssertionError(f"the command failed after a kill: {status}")
     return status == 0
 
@@ -222,7 +256,7 @@ def attack(name, first, root, step, second):
     faults = []
     try:
         ended = run(action, folder, step)
-        if ended and step is not None and second is None:
+        if ended and second is None:
             return [], 0
         found, state = faults_of(folder, expected)
         faults += found + [f"lost: {one}" for one in person.lost()]
@@ -254,6 +288,28 @@ def attack(name, first, root, step, second):
     return [f"{name}, kill {step}, then {second}: {one}" for one in faults], kills
 
 
+def fill_disk(name, first, root, step):
+    """A save on a disk that becomes full, then one with space again; gives the faults, and whether it was full."""
+    folder = root / "attack" / "model"
+    shutil.copytree(first, folder, symlinks=True)
+    person, expected = Foreign(folder), STATES[name]
+    faults, ended = [], False
+    try:
+        ended = run(SCENARIOS[name], folder, step, fill_before)
+        faults += faults_of(folder, [expected[1] if ended else expected[0]])[0]
+        if not ended and (folder / ".clipadapter-save").exists():
+            faults.append("staged files are left")
+        run(change(4), folder)
+        faults += faults_of(folder, [(History.of(folder).version, 4, False)])[0]
+        faults += [f"lost: {one}" for one in person.lost()]
+    except Exception as error:  # noqa: BLE001
+        faults.append(f"{type(error).__name__}: {error}")
+    finally:
+        person.close()
+        shutil.rmtree(folder.parent)
+    return [f"{name}, full from {step}: {one}" for one in faults], not ended
+
+
 def first_save(root, step):
     """A kill while a model is written into a new folder; then it is written again."""
     folder = root / "new" / "model"
@@ -271,36 +327,58 @@ def first_save(root, step):
     except Exception as error:  # noqa: BLE001
         faults.append(f"{type(error).__name__}: {error}")
     shutil.rmtree(folder.parent)
-    return [f"first save, kill {step}: {one}" for one in faults], ended
+    return [f"first save, kill {step}: {one}" for one in faults], not ended
 
 
-def main(root, seed, kills):
-    """Kills before every operation, or as many drawn at random; see the module."""
+def until_untouched(attempt):
+    """Faults of an attempt at steps 0, 1, ..., up to the first that did nothing, and the number of that."""
+    faults = []
+    for step in range(10_000):
+        found, number = attempt(step)
+        faults += found
+        if not number:
+            return faults, step
+    raise AssertionError("there is no end")
+
+
+def every_operation(first, root):
+    """Kills and full disks at every operation of every scenario: faults, and how many operations there are."""
+    faults, kills, full = [], {}, {}
+    for name in SCENARIOS:
+        found, kills[name] = until_untouched(lambda step, name=name: attack(name, first, root, step, None))
+        found_full, full[name] = until_untouched(lambda step, name=name: fill_disk(name, first, root, step))
+        faults += found + found_full
+    found, kills["first save"] = until_untouched(lambda step: first_save(root, step))
+    return faults + found, kills, full
+
+
+def at_random(first, root, seed, kills):
+    """So many kills, and some full disks, drawn at random: faults, kills and disks that were full."""
     rng = random.Random(seed)
-    first = root / "first"
-    save_model(first, MODELS[0])
-    change(1)(first)
-    STATES.update({name: state_after(action, first, root) for name, action in SCENARIOS.items()})
-    faults, done, steps = [], 0, {}
-    if not kills:
-        for name in SCENARIOS:
-            for step in range(10_000):
-                found, number = attack(name, first, root, step, None)
-                faults, done = faults + found, done + number
-                if not number:
-                    steps[name] = step
-                    break
-        for step in range(10_000):
-            found, ended = first_save(root, step)
-            faults, done = faults + found, done + (not ended)
-            if ended:
-                steps["first save"] = step
-                break
+    faults, done, full = [], 0, 0
     while done < kills:
         name = rng.choice(list(SCENARIOS))
         found, number = attack(name, first, root, rng.randrange(70), rng.randrange(90))
         faults, done = faults + found, done + number
-    sys.stdout.write(json.dumps({"kills": done, "steps": steps, "faults": faults}))
+        if rng.randrange(4) == 0 or not full:
+            found, was_full = fill_disk(name, first, root, rng.randrange(25))
+            faults, full = faults + found, full + was_full
+    return faults, done, full
+
+
+def main(root, seed, kills):
+    """Kills before every operation, or as many drawn at random; see the module."""
+    first = root / "first"
+    save_model(first, MODELS[0])
+    change(1)(first)
+    STATES.update({name: state_after(action, first, root) for name, action in SCENARIOS.items()})
+    if kills:
+        faults, done, full = at_random(first, root, seed, kills)
+        result = {"kills": done, "full": full, "faults": faults}
+    else:
+        faults, steps, disks = every_operation(first, root)
+        result = {"kills": sum(steps.values()), "full": sum(disks.values()), "steps": steps, "faults": faults}
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,12 @@ CHECKSUM = "checksum"
 """Key in ``config.json`` with the SHA-256 of all its other content."""
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
+MAX_WIDTH = 1 << 20
+"""Numbers in a feature; what is written in a config is not trusted, and memory is asked for by it."""
+MAX_IMAGE_SIZE = 1 << 16
+"""Pixels of a side."""
+MAX_NAME_LENGTH = 8192
+"""Characters in an encoder's name, which may hold paths."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -51,15 +57,15 @@ class _Part(BaseModel):
 class EncoderPart(_Part):
     """The encoder that the head was fitted on."""
 
-    name: str
+    name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")
     fingerprint: str
-    dim: int = Field(gt=0)
-    image_size: int = Field(gt=0)
-    logit_scale: float = Field(gt=0)
-    logit_bias: float | None = None
+    dim: int = Field(gt=0, le=MAX_WIDTH)
+    image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE)
+    logit_scale: float = Field(gt=0, allow_inf_nan=False)
+    logit_bias: float | None = Field(default=None, allow_inf_nan=False)
     licence: str = "unknown"
     note: str = ""
-    text_dim: int | None = Field(default=None, gt=0)
+    text_dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     engine: str = "torch"
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     calibration: str = Field(default="", pattern="^[0-9a-f]{0,64}$")
@@ -225,13 +231,14 @@ def read_limited(path: Path, limit: int, why_not: str) -> bytes:
         ArtifactError: if it is larger than the limit, or can't be read.
     """
     try:
+        if not path.is_file():  # a pipe or a device may never end
+            raise ArtifactError(f"{path} is no file, or a file that can't be read")
         with path.open("rb") as file:
-            data = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+            if os.fstat(file.fileno()).st_size > limit:
+                raise ArtifactError(f"{path} is larger than {limit >> 20} MiB: {why_not}")
+            return file.read()
     except (OSError, MemoryError) as error:
-        raise ArtifactError(f"{path} can't be read: {error}") from error
-    if data is None or len(data) > limit:
-        raise ArtifactError(f"{path} is larger than {limit >> 20} MiB: {why_not}")
-    return data
+        raise ArtifactError(f"{path} can't be read: {str(error) or type(error).__name__}") from error
 
 
 def first_error(error: ValidationError) -> str:
