@@ -1,5 +1,6 @@
 """A saved model: whole or not at all, checked before use, nothing executed."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from clipadapter.artifact import Model, load_model, read_config, save_model
+from clipadapter import FewShotClassifier
+from clipadapter.artifact import History, Model, load_model, read_config, save_model
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
@@ -17,7 +19,7 @@ from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
 
-def make(head="clip-adapter", **params):
+def make(head="prototype", **params):
     X, y, text = toy_features(d=32)
     unfitted = create_head(head, **params)
     fitted = unfitted.fit(X, y, text=text, unlabelled=X if unfitted.transductive else None)
@@ -128,9 +130,49 @@ def test_an_altered_file_is_refused(name, tmp_path):
 
 
 def rewrite(folder, change):
+    """Change a config, and its checksum with it."""
     config = json.loads((folder / "config.json").read_text())
+    del config["checksum"]
     change(config)
+    config["checksum"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 4}, {"separators": (",", ":")}])
+def test_a_config_is_believed_in_any_layout_and_in_no_other_content(layout, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dict(reversed(config.items())), **layout))
+    before = load_model(folder)
+    config["class_names"][0] = "wolf"
+    (folder / "config.json").write_text(json.dumps(config, **layout))
+    with pytest.raises(ArtifactError, match="config.json was altered since the model was saved"):
+        load_model(folder)
+    assert before.text.labels[0] != "wolf"
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"format": True}, {"checksum": None}, {"checksum": "0" * 64}])
+def test_no_other_format_or_checksum_lets_an_altered_config_pass(change, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    config = json.loads((folder / "config.json").read_text())
+    config["class_names"][0] = "wolf"
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ArtifactError, match="checksum"):
+        load_model(folder)
+
+
+def test_a_config_of_format_2_is_read_without_a_checksum(tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    config = json.loads((folder / "config.json").read_text())
+    del config["checksum"]
+    (folder / "config.json").write_text(json.dumps({**config, "format": 2}))
+    before = load_model(folder)
+    save_model(folder, make("zero-shot")[0])
+    assert json.loads((folder / "history" / "0001.json").read_text())["format"] == 2
+    history, again = History.of(folder).undo()
+    assert (again.support.plain == before.support.plain).all()
+    save_model(folder, again, history=history)
+    assert load_model(folder).head.get_params() == before.head.get_params()
 
 
 @pytest.mark.parametrize(
@@ -145,6 +187,11 @@ def rewrite(folder, change):
         (lambda c: c["head"].update(name="no-such-head"), "'no-such-head' is not installed"),
         (lambda c: c["head"]["params"].update(evil=1), "evil"),
         (lambda c: c["encoder"].update(dim=7), "don't fit|expecting"),
+        (lambda c: c["encoder"].update(dim=1 << 31), "encoder.dim"),
+        (lambda c: c["encoder"].update(image_size=10**30), "encoder.image_size"),
+        (lambda c: c["encoder"].update(logit_scale=float("inf")), "encoder.logit_scale"),
+        (lambda c: c["encoder"].update(name="a\0b"), "encoder.name"),
+        (lambda c: c["trust"]["calibrator"].update(n=float("inf")), "OverflowError"),
         (lambda c: c["files"].pop("head.safetensors"), "without head.safetensors"),
     ],
 )
@@ -174,8 +221,6 @@ class Bomb:
 
 
 def test_a_pickle_in_place_of_the_arrays_is_never_run(tmp_path):
-    import hashlib
-
     folder, mark = save_model(tmp_path / "model", make()[0]), tmp_path / "executed"
     data = pickle.dumps(Bomb(mark))
     (folder / "head.safetensors").write_bytes(data)
@@ -188,11 +233,7 @@ def test_a_pickle_in_place_of_the_arrays_is_never_run(tmp_path):
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
-    import hashlib
-
     folder = save_model(tmp_path / "model", make("zero-shot")[0])
-    from safetensors.numpy import load_file
-
     arrays = load_file(folder / "head.safetensors")
     arrays["weight_"][0, 0] = np.nan
     save_file(arrays, folder / "head.safetensors")
@@ -200,6 +241,17 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     rewrite(folder, lambda c: c["files"]["head.safetensors"].update(sha256=digest))
     with pytest.raises(ArtifactError, match="not finite"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("ask", ["logits", "classify", "predict", "predict_proba"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_an_error_and_no_answer(ask, number, tmp_path, monkeypatch):
+    images = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
+    folder = FewShotClassifier("toy", "prototype", cache=None).fit(images, ["red", "blue"]).save(tmp_path / "model")
+    loaded = FewShotClassifier.load(folder, cache=None)
+    monkeypatch.setattr(type(loaded.head_), "logits", lambda self, X: np.full((len(X), 2), number))
+    with pytest.raises(ArtifactError, match="not finite"):
+        getattr(loaded, ask)(images)
 
 
 def test_a_head_that_is_not_registered_cannot_be_saved(tmp_path):
@@ -238,14 +290,13 @@ def test_a_config_of_something_else_makes_no_model(tmp_path):
     assert sorted(os.listdir(tmp_path / "page")) == ["config.json", "thesis.txt"]
 
 
-def test_a_folder_that_cannot_be_moved_away_stays_as_it_is(tmp_path, monkeypatch):
+def test_a_config_that_cannot_be_renamed_leaves_everything_as_it_was(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "model", make("zero-shot")[0])
 
     def busy(self, target):
         raise OSError(16, "Device or resource busy")
 
-    monkeypatch.setattr("clipadapter.artifact._folder.exchanged", lambda *_: False)
-    monkeypatch.setattr(Path, "rename", busy)
+    monkeypatch.setattr(Path, "replace", busy)
     with pytest.raises(ArtifactError, match="busy"):
         save_model(folder, make("linear-probe")[0])
     assert os.listdir(tmp_path) == ["model"] and read_config(folder).head.name == "zero-shot"

@@ -393,11 +393,8 @@ def test_where_folders_cannot_be_locked_a_file_is(folder, monkeypatch):
     assert which(load_model(folder)) == 5
 
 
-@pytest.mark.parametrize("one_step", [True, False])
-@pytest.mark.parametrize("call", ["fsync", "link", "rename", "mkdir"])
-def test_a_full_disk_leaves_everything_as_it_was(call, one_step, folder, tmp_path, monkeypatch):
-    if not one_step:
-        monkeypatch.setattr(folders, "exchanged", lambda *_: False)
+@pytest.mark.parametrize("call", ["fsync", "link", "replace", "mkdir"])
+def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeypatch):
     history, before = History.of(folder).after(load_model(folder), make(5), "correct", {}), tree(tmp_path)
 
     def full(*_, **__):
@@ -405,8 +402,6 @@ def test_a_full_disk_leaves_everything_as_it_was(call, one_step, folder, tmp_pat
 
     monkeypatch.setattr(os, call, full)
     monkeypatch.setattr("shutil.copyfile", full)
-    if call == "rename" and one_step:
-        return  # nothing is renamed
     with pytest.raises(ArtifactError, match="No space left"):
         save_model(folder, make(5), history=history)
     monkeypatch.undo()
@@ -490,6 +485,8 @@ def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
     for name in ("../../secret", "/etc/passwd", "0" * 63 + "/"):
         raw = json.loads(path.read_text())
         raw["files"]["head.safetensors"]["sha256"] = name
+        raw.pop("checksum", None)
+        raw["format"] = 2  # has no checksum of its own
         path.write_text(json.dumps(raw))
         with pytest.raises(ArtifactError, match="sha256"):
             History.of(folder).undo(to=1)

@@ -178,13 +178,3 @@ def test_neither_the_list_nor_a_mistake_waits_for_torch(changed, tmp_path):
     assert said[0].startswith(f"0 {changed} is version 3")
     assert said[1] == "1 error: there is no version 9: this model has 1 to 3"
     assert all(line.startswith(f"1 error: there is no folder {nowhere}") for line in said[2:])
-
-
-def test_a_model_that_a_killed_process_left_aside_is_changed(changed, run):
-    """Where folders can't be exchanged in one step, there is a moment without the model."""
-    left = changed.with_name(f".{changed.name}.old-abcd1234")
-    left.mkdir()
-    changed.rename(left / "model")
-    result = run("rename-class", changed, "blue", "sea", "--no-cache")
-    assert result.exit_code == 0, result.stderr
-    assert load_model(changed).text.labels[0] == "sea"

@@ -9,8 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipadapter.artifact._files import ArtifactConfig, read_arrays, read_config
-    from clipadapter.artifact._folder import rescue
+    from clipadapter.artifact._files import ArtifactConfig, check_place, read_arrays, read_config
     from clipadapter.artifact._history import History
     from clipadapter.artifact._hub import Pushed, fetch, pull, push
     from clipadapter.artifact._log import Change
@@ -24,6 +23,7 @@ _HOME = {
     "History": "_history",
     "Model": "_parts",
     "Pushed": "_hub",
+    "check_place": "_files",
     "fetch": "_hub",
     "load_model": "_parts",
     "pull": "_hub",
@@ -31,7 +31,6 @@ _HOME = {
     "read_arrays": "_files",
     "read_config": "_files",
     "record_evaluation": "_record",
-    "rescue": "_folder",
     "save_model": "_save",
 }
 
@@ -41,6 +40,7 @@ __all__ = [
     "History",
     "Model",
     "Pushed",
+    "check_place",
     "fetch",
     "load_model",
     "pull",
@@ -48,7 +48,6 @@ __all__ = [
     "read_arrays",
     "read_config",
     "record_evaluation",
-    "rescue",
     "save_model",
 ]
 

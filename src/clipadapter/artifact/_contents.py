@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ from clipadapter.artifact._files import (
     arrays_at,
     config_at,
     config_bytes,
+    parse_config,
     write_synced,
 )
-from clipadapter.artifact._folder import link
-from clipadapter.artifact._log import Change, Log, digest, found_change, read_log, regular
+from clipadapter.artifact._folder import Staging, find_file, link, own_names, read_consistently
+from clipadapter.artifact._log import LOG, Change, Log, digest, found_change, read_log, regular
 from clipadapter.errors import ArtifactError
 
 KEPT = 20
@@ -89,6 +89,10 @@ class Place:
         Raises:
             ArtifactError: if the log is damaged.
         """
+        return read_consistently(folder, lambda: cls._read(folder))
+
+    @classmethod
+    def _read(cls, folder: Path) -> Place | None:
         changes = read_log(folder) or ()
         try:
             config = config_at(folder / CONFIG)
@@ -119,18 +123,19 @@ class Place:
             files = {part.sha256: self.folder / name for name, part in named.items()}
             return Content(self.config, (self.folder / CONFIG).read_bytes(), files, {}, own=True)
         path = self._path(content)
-        config = config_at(path)
+        raw = path.read_bytes()
+        config = parse_config(path, raw)
         hashes = {part.sha256 for part in config.files.values()}
-        files = {one: path.with_name(f"{one}.safetensors") for one in hashes}
+        files = {one: find_file(self.folder, HISTORY, f"{one}.safetensors") for one in hashes}
         if not all(regular(one) for one in files.values()):
             raise ArtifactError(f"{path.parent} lacks arrays that {path.name} names: copy the whole folder")
-        return Content(config, path.read_bytes(), files, {})
+        return Content(config, raw, files, {})
 
     def _is_own(self, content: int) -> bool:
         return self.config is not None and content == self.changes[-1].content
 
     def _path(self, content: int) -> Path:
-        return self.folder / HISTORY / f"{content:04}.json"
+        return find_file(self.folder, HISTORY, f"{content:04}.json")
 
 
 def kept_contents(changes: Sequence[Change]) -> list[int]:
@@ -145,51 +150,69 @@ def kept_contents(changes: Sequence[Change]) -> list[int]:
     return sorted({changes[0].content, *list(last)[:KEPT]})
 
 
-def write_contents(
-    fresh: Path, changes: Sequence[Change], find: Callable[[int], Content | None], old: Path | None
-) -> None:
-    """Have all contents that stay, but for the one of now, in the history of a new folder.
+def stage_contents(staging: Staging, changes: Sequence[Change], find: Callable[[int], Content | None]) -> None:
+    """Stage what the history lacks of all contents that stay, but for the one of now; the rest is to be removed.
 
     Args:
-        fresh: the new folder.
+        staging: where to.
         changes: all of them.
         find: gives a content, if it can be had.
-        old: the folder whose files may be linked: it will be gone.
 
     Raises:
         OSError: if they can't be written.
     """
-    place = fresh / HISTORY
+    history, staged = staging.target / HISTORY, staging.path / HISTORY
+    staged.mkdir(exist_ok=True)
+    kept = {LOG}
     for number in kept_contents(changes):
         content = None if number == changes[-1].content else find(number)
-        if content is None or not all(_bring(content, one, place, old) for one in _hashes(content)):
+        if content is None or not all(_bring(content, one, staged, history) for one in _hashes(content)):
             continue
-        write_synced(place / f"{number:04}.json", content.raw)
+        name = f"{number:04}.json"
+        if not holds(history / name, content.raw):
+            write_synced(staged / name, content.raw)
+        kept |= {name, *(f"{one}.safetensors" for one in _hashes(content))}
+    staging.removed = [name for name in own_names(history) if name not in kept and _was_written(name, changes)]
+
+
+def _was_written(name: str, changes: Sequence[Change]) -> bool:
+    """Whether a file in the history may be ours; a person's may be called ``2026.json``."""
+    stem = name.partition(".")[0]
+    return not (name.endswith(".json") and stem.isdecimal()) or int(stem) <= len(changes)
+
+
+def holds(path: Path, data: bytes) -> bool:
+    """Whether a file, not a link to one, has this content."""
+    return path.is_file() and not path.is_symlink() and path.read_bytes() == data
 
 
 def _hashes(content: Content) -> list[str]:
     return [part.sha256 for part in content.config.files.values()]
 
 
-def _bring(content: Content, one: str, place: Path, old: Path | None) -> bool:
-    """Have a file of arrays in a history; False if it is damaged."""
-    target = place / f"{one}.safetensors"
-    if target.exists():
-        return True
-    if one in content.blobs:
-        write_synced(target, content.blobs[one])
+def _bring(content: Content, one: str, staged: Path, history: Path) -> bool:
+    """Have a file of arrays in the history, staged if it is not there; False if it is damaged."""
+    name = f"{one}.safetensors"
+    if (staged / name).exists():
         return True
     source = content.files.get(one)
-    if source is None or not source.is_file():
-        return False
-    from_old = old is not None and source.is_relative_to(old)
-    if (content.own or not from_old) and hashlib.sha256(source.read_bytes()).hexdigest() != one:
-        return False
-    # A link of the hub's cache is read here, and a file of another folder may be written over there.
-    if from_old and not source.is_symlink():
-        link(source, target)
+    if source == history / name:
+        return True
+    if one not in content.blobs:
+        if source is None or not source.is_file():
+            return False
+        data = source.read_bytes()
+        if hashlib.sha256(data).hexdigest() != one:
+            return False
     else:
-        shutil.copyfile(source, target)
+        data = content.blobs[one]
+    if holds(history / name, data):
+        return True
+    # A link of the hub's cache is read here, and a file of another folder may be written over there.
+    if content.own and source is not None and not source.is_symlink():
+        link(source, staged / name)
+    else:
+        write_synced(staged / name, data)
     return True
 
 

@@ -2,8 +2,8 @@
 
 These are the head's, its shots', what held-out shots taught, and the heads of single folds; the last three if there.
 
-Nothing in it is ever executed or unpickled. Reading checks sizes, types, shapes and hashes before anything is used;
-writing is atomic: the folder is there whole, or as it was before.
+Nothing in it is ever executed or unpickled. Reading checks sizes, types, shapes and hashes before anything is used:
+``config.json`` has the hashes of all arrays, and one of its own content. How they are written is said in `_folder`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,15 +26,27 @@ from safetensors.numpy import save as save_tensors
 from clipadapter.errors import ArtifactError
 from clipadapter.files import why_no_model
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, CARD = "config.json", "README.md"
 TENSORS, SUPPORT, TRUST, FOLDS = "head.safetensors", "support.safetensors", "trust.safetensors", "folds.safetensors"
 OURS = (CONFIG, CARD, TENSORS, SUPPORT, TRUST, FOLDS)
 """All files that a model's folder can have."""
 HISTORY = "history"
 """The folder in it with what it was before."""
+STAGING = ".clipadapter-save"
+"""The folder in it with files of a save that is under way."""
+FIRST_WITH_CHECKSUM = 3
+"""The first format whose ``config.json`` has a hash of its own content."""
+CHECKSUM = "checksum"
+"""Key in ``config.json`` with the SHA-256 of all its other content."""
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 8 << 30
+MAX_WIDTH = 1 << 20
+"""Numbers in a feature; what is written in a config is not trusted, and memory is asked for by it."""
+MAX_IMAGE_SIZE = 1 << 16
+"""Pixels of a side."""
+MAX_NAME_LENGTH = 8192
+"""Characters in an encoder's name, which may hold paths."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -44,15 +57,15 @@ class _Part(BaseModel):
 class EncoderPart(_Part):
     """The encoder that the head was fitted on."""
 
-    name: str
+    name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")
     fingerprint: str
-    dim: int = Field(gt=0)
-    image_size: int = Field(gt=0)
-    logit_scale: float = Field(gt=0)
-    logit_bias: float | None = None
+    dim: int = Field(gt=0, le=MAX_WIDTH)
+    image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE)
+    logit_scale: float = Field(gt=0, allow_inf_nan=False)
+    logit_bias: float | None = Field(default=None, allow_inf_nan=False)
     licence: str = "unknown"
     note: str = ""
-    text_dim: int | None = Field(default=None, gt=0)
+    text_dim: int | None = Field(default=None, gt=0, le=MAX_WIDTH)
     engine: str = "torch"
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     calibration: str = Field(default="", pattern="^[0-9a-f]{0,64}$")
@@ -104,8 +117,14 @@ def packed(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[str, b
 
 
 def config_bytes(config: ArtifactConfig) -> bytes:
-    """The content of ``config.json``."""
-    return config.model_dump_json(indent=1).encode()
+    """The content of ``config.json``, in the latest format."""
+    content = {**json.loads(config.model_dump_json()), "format": FORMAT}
+    return json.dumps({**content, CHECKSUM: _content_sha256(content)}, indent=1).encode()
+
+
+def _content_sha256(content: dict[str, Any]) -> str:
+    """SHA-256 of what a JSON object says; layout and order of keys make no difference."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_place(folder: str | Path) -> Path:
@@ -117,9 +136,10 @@ def check_place(folder: str | Path) -> Path:
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; give a folder for the model")
-    # Many things have a config.json, and what is there is replaced.
-    ours = all((target / name).is_file() for name in (CONFIG, TENSORS))
-    if target.is_dir() and any(target.iterdir()) and not ours:
+    # Many things have a config.json, and what is there is replaced. A first save that was killed leaves STAGING alone.
+    names = {path.name for path in target.iterdir()} - {STAGING} if target.is_dir() else set()
+    has_arrays = any((target / place / TENSORS).is_file() for place in (".", STAGING))
+    if names and not (has_arrays and (target / CONFIG).is_file()):
         raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
     return target
 
@@ -166,16 +186,59 @@ def config_at(path: Path) -> ArtifactConfig:
     Raises:
         ArtifactError: if it is damaged or of a later format.
     """
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ArtifactError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: it is no model's config")
+    return parse_config(path, read_limited(path, MAX_CONFIG_BYTES, "it is no model's config"))
+
+
+def parse_config(path: Path, data: bytes) -> ArtifactConfig:
+    """The checked config in the content of a file.
+
+    Args:
+        path: of the file, for messages.
+        data: its content.
+
+    Raises:
+        ArtifactError: as `config_at`.
+    """
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(data)
         number = known_format(path, raw, FORMAT)
+        if isinstance(raw, dict) and isinstance(number, int) and number >= FIRST_WITH_CHECKSUM:
+            _check_content(path, raw)
         return ArtifactConfig.model_validate(_updated(raw) if number == 1 else raw)
     except ValidationError as error:
         raise ArtifactError(f"{path} is not a model's config: {first_error(error)}") from error
     except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
+
+
+def _check_content(path: Path, raw: dict[str, Any]) -> None:
+    """Take the checksum out of a config, and compare it with the rest.
+
+    Raises:
+        ArtifactError: if they differ.
+    """
+    if raw.pop(CHECKSUM, None) != _content_sha256(raw):
+        raise ArtifactError(
+            f"{path} was altered since the model was saved: its checksum differs. Copy it again, or fit again; "
+            "'clipadapter rename-class' changes the name of a class"
+        )
+
+
+def read_limited(path: Path, limit: int, why_not: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        ArtifactError: if it is larger than the limit, or can't be read.
+    """
+    try:
+        if not path.is_file():  # a pipe or a device may never end
+            raise ArtifactError(f"{path} is no file, or a file that can't be read")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise ArtifactError(f"{path} is larger than {limit >> 20} MiB: {why_not}")
+            return file.read()
+    except (OSError, MemoryError) as error:
+        raise ArtifactError(f"{path} can't be read: {str(error) or type(error).__name__}") from error
 
 
 def first_error(error: ValidationError) -> str:
@@ -195,9 +258,23 @@ def read_arrays(folder: str | Path, config: ArtifactConfig, name: str) -> Arrays
     Raises:
         ArtifactError: if the file is missing, altered, or does not hold what the config says.
     """
+    return unpacked(Path(folder) / name, read_blob(folder, config, name), config.files[name])
+
+
+def read_blob(folder: str | Path, config: ArtifactConfig, name: str) -> bytes:
+    """The content of one file of arrays, whose hash is the one in the config.
+
+    Raises:
+        ArtifactError: if the file is missing or altered.
+    """
     if name not in config.files:
         raise ArtifactError(f"{Path(folder)} was saved without {name}")
-    return arrays_at(Path(folder) / name, config.files[name])
+    path, sha256 = Path(folder) / name, config.files[name].sha256
+    staged = Path(folder) / STAGING / name  # before its place: it may be moved there meanwhile
+    if staged.is_file():
+        with suppress(ArtifactError):
+            return checked_blob(staged, sha256)
+    return checked_blob(path, sha256)
 
 
 def arrays_at(path: Path, part: FilePart) -> Arrays:
@@ -206,15 +283,36 @@ def arrays_at(path: Path, part: FilePart) -> Arrays:
     Raises:
         ArtifactError: as `read_arrays`.
     """
+    return unpacked(path, checked_blob(path, part.sha256), part)
+
+
+def checked_blob(path: Path, sha256: str) -> bytes:
+    """The content of a file that has this hash.
+
+    Raises:
+        ArtifactError: if it is missing, too large, altered, or can't be read.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: copy the whole folder, or fit again")
-    if path.stat().st_size > MAX_TENSOR_BYTES:
-        raise ArtifactError(f"{path} is larger than {MAX_TENSOR_BYTES >> 30} GiB: it is no model of this program")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != part.sha256:
+    data = read_limited(path, MAX_TENSOR_BYTES, "it is no model of this program")
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise ArtifactError(
             f"{path} was altered since the model was saved: its hash differs. Copy it again, or fit again"
         )
+    return data
+
+
+def unpacked(path: Path, data: bytes, part: FilePart) -> Arrays:
+    """The arrays in the content of a file, checked against what a config says of it.
+
+    Args:
+        path: of the file, for messages.
+        data: its content.
+        part: what the config says.
+
+    Raises:
+        ArtifactError: if it does not hold what the config says, or values that are not finite.
+    """
     try:
         arrays = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.artifact._contents import Content, Place, kept_contents
 from clipadapter.artifact._files import read_config
-from clipadapter.artifact._folder import alone, rescue
+from clipadapter.artifact._folder import alone
 from clipadapter.artifact._log import Change, change, found_change, now, shots_in
 from clipadapter.errors import ArtifactError, InputError
 
@@ -55,7 +55,6 @@ class History:
         Raises:
             ArtifactError: if there is no model.
         """
-        rescue(folder)
         config, target = read_config(folder), Path(os.path.realpath(folder))
         try:
             place = Place.of(target)

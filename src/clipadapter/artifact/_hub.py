@@ -20,8 +20,10 @@ from clipadapter.artifact._files import (
     ArtifactConfig,
     check_place,
     config_bytes,
+    read_blob,
     read_config,
 )
+from clipadapter.artifact._folder import read_consistently
 from clipadapter.artifact._parts import load_model
 from clipadapter.artifact._record import card_of
 from clipadapter.artifact._save import Told, write_content
@@ -82,9 +84,9 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    config = _public(folder)
+    config, blobs = read_consistently(folder, lambda: _public(folder))
     files: dict[str, Any] = {path.name: path for path in _graphs(exported)}
-    files |= {name: Path(folder) / name for name in config.files}
+    files |= blobs
     api = HfApi(token=token)
     with _told(repo_id, "write to"):
         repo = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
@@ -170,8 +172,10 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
     return write_content(folder, content, Told(action="pull", facts={"repo": repo_id}, card=card))
 
 
-def _public(folder: str | Path) -> ArtifactConfig:
+def _public(folder: str | Path) -> tuple[ArtifactConfig, dict[str, bytes]]:
     """The config of a sound model without paths of this machine, which tell of a person and serve nobody else.
+
+    And the contents of its files of arrays.
 
     Those of the shots are left out; of an encoder's folder its own name stays.
     """
@@ -181,7 +185,8 @@ def _public(folder: str | Path) -> ArtifactConfig:
     if strange:
         raise ArtifactError(f"{folder} names files that no model has: {', '.join(strange)}")
     name = without_paths(config.encoder.name)
-    return config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
+    public = config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
+    return public, {name: read_blob(folder, config, name) for name in config.files}
 
 
 def _graphs(exported: Sequence[str | Path]) -> list[Path]:

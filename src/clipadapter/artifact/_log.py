@@ -15,7 +15,8 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.artifact._evaluation import KEY
-from clipadapter.artifact._files import HISTORY, ArtifactConfig, first_error, known_format
+from clipadapter.artifact._files import HISTORY, ArtifactConfig, first_error, known_format, read_limited
+from clipadapter.artifact._folder import find_file
 from clipadapter.errors import ArtifactError, InputError
 
 LOG = "log.json"
@@ -133,14 +134,13 @@ def read_log(folder: Path) -> Log | None:
     Raises:
         ArtifactError: if it is damaged, a link, or of a later format.
     """
-    path = folder / HISTORY / LOG
+    path = find_file(folder, HISTORY, LOG)
     if not regular(path):
         return None
     todo = f"move the folder {folder / HISTORY} away to go on without what it tells"
-    if path.stat().st_size > MAX_LOG_BYTES:
-        raise ArtifactError(f"{path} is larger than {MAX_LOG_BYTES >> 20} MiB: it is no history; {todo}")
+    data = read_limited(path, MAX_LOG_BYTES, f"it is no history; {todo}")
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(data)
         known_format(path, raw, FORMAT)
         changes = tuple(_File.model_validate(raw).changes)
     except ValidationError as error:

@@ -29,9 +29,9 @@ from clipadapter.artifact._files import (
     read_arrays,
     read_config,
 )
-from clipadapter.artifact._folder import rescue
+from clipadapter.artifact._folder import read_consistently
 from clipadapter.encoders import EncoderInfo
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ClassText, Head, create_head, head_info, list_heads
 from clipadapter.trust import Trust
@@ -105,7 +105,10 @@ def load_model(folder: str | Path) -> Model:
     Raises:
         ArtifactError: if it is missing, altered, of a later format, or its head is not installed.
     """
-    rescue(folder)
+    return read_consistently(folder, lambda: _read_model(folder))
+
+
+def _read_model(folder: str | Path) -> Model:
     config = read_config(folder)
     return model_of(config, partial(read_arrays, folder, config), folder)
 
@@ -139,9 +142,14 @@ def model_of(config: ArtifactConfig, read: Callable[[str], Arrays], where: str |
         learned = read(TRUST) if TRUST in config.files else {}
         trust = Trust.from_state(config.trust, learned, len(names)) if config.trust else Trust()
         folds = _folds(read(FOLDS), config) if FOLDS in config.files else ()
-    except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
+        info = EncoderInfo(**part.model_dump())
+    except InputError as error:
         raise ArtifactError(f"{Path(where)} is damaged: {error}") from error
-    info = EncoderInfo(**part.model_dump())
+    except ClipAdapterError:
+        raise
+    # What a head, a plug-in's too, makes of altered arrays may end in any exception, MemoryError among them.
+    except Exception as error:
+        raise ArtifactError(f"{Path(where)} is damaged: {type(error).__name__}: {error}") from error
     return Model(head, text, support, config.prompts, info, trust, folds)
 
 

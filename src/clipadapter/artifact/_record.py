@@ -8,10 +8,9 @@ from typing import Any
 
 from clipadapter.artifact._card import MARK, model_card
 from clipadapter.artifact._evaluation import KEY, evaluated
-from clipadapter.artifact._files import CARD, CONFIG, FORMAT, ArtifactConfig, config_bytes, read_config
-from clipadapter.artifact._folder import alone
-from clipadapter.errors import ArtifactError, InputError
-from clipadapter.files import write_whole
+from clipadapter.artifact._files import CARD, CONFIG, ArtifactConfig, config_bytes, read_config, write_synced
+from clipadapter.artifact._folder import alone, staged
+from clipadapter.errors import ArtifactError
 
 MAX_CARD_BYTES = 16 << 20
 
@@ -39,14 +38,13 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
         config = read_config(folder)
         found = evaluated(metrics, config)
         provenance = {**config.provenance, KEY: found.model_dump(exclude_none=True)}
-        renewed = config.model_copy(update={"format": FORMAT, "provenance": provenance})
+        renewed = config.model_copy(update={"provenance": provenance})
         card = card_of(folder, renewed)
-        try:
-            # The config comes last: what it says is what was recorded, and a card is always made of it again.
-            written = [] if card is None else [write_whole(Path(folder) / CARD, card)]
-            return [*written, write_whole(Path(folder) / CONFIG, config_bytes(renewed))]
-        except InputError as error:
-            raise ArtifactError(str(error)) from error
+        with staged(folder) as staging:
+            if card is not None:
+                write_synced(staging.path / CARD, card.encode())
+            write_synced(staging.path / CONFIG, config_bytes(renewed))
+    return [Path(folder) / name for name in ([] if card is None else [CARD]) + [CONFIG]]
 
 
 def card_of(folder: str | Path, config: ArtifactConfig, repo: str = "") -> str | None:

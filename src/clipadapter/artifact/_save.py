@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipadapter.artifact._contents import Content, Place, kept_contents, write_contents
+from clipadapter.artifact._contents import Content, Place, holds, kept_contents, stage_contents
 from clipadapter.artifact._files import CARD, CONFIG, HISTORY, ArtifactConfig, config_bytes, write_synced
-from clipadapter.artifact._folder import alone, link, rewritten
+from clipadapter.artifact._folder import Staging, alone, link, rewritten
 from clipadapter.artifact._history import History
 from clipadapter.artifact._log import LOG, Log, change, digest, joined, log_bytes, shots_in
 from clipadapter.artifact._parts import Model, assembled
@@ -65,8 +65,8 @@ def write_content(folder: str | Path, content: Content, told: Told) -> Path:
     """
     history = told.history
     elsewhere = {} if history is None else _elsewhere(history, folder)
-    with rewritten(folder) as (target, fresh):
-        place = Place.of(target) if target.is_dir() else None
+    with rewritten(folder) as staging:
+        place = Place.of(staging.target)
         changes, start = _changes(folder, place, content, told)
 
         def find(number: int, in_memory: bool = True) -> Content | None:
@@ -75,17 +75,15 @@ def write_content(folder: str | Path, content: Content, told: Told) -> Path:
                 found = _in_memory(*assembled(history.models[number - start], told.keep_support))
             return found if found is None or told.keep_support else found.without_shots()
 
-        old = None if place is None else place.folder
         if changes:
-            (fresh / HISTORY).mkdir()
             before = find(changes[-1].content, in_memory=False)
             if before is not None and alike(before.config, content.config):
                 # Gone back to, with all that is known of it: when it was made, and what it was measured to be.
                 content = replace(content, config=before.config, raw=before.raw)
-            write_contents(fresh, changes, find, old)
+            stage_contents(staging, changes, find)
             last = changes[-1].model_copy(update={"config": digest(content.config)})
-            write_synced(fresh / HISTORY / LOG, log_bytes([*changes[:-1], last]))
-        _write_own(fresh, content, folder if told.card is None else told.card, old)
+            write_synced(staging.path / HISTORY / LOG, log_bytes([*changes[:-1], last]))
+        _stage_own(staging, content, folder if told.card is None else told.card)
     return Path(folder)
 
 
@@ -140,28 +138,25 @@ def _changes(folder: str | Path, place: Place | None, content: Content, told: To
     return found, start
 
 
-def _write_own(fresh: Path, content: Content, card: bytes | str | Path, old: Path | None) -> None:
-    """Write the model's own files; arrays that lie somewhere already are linked.
+def _stage_own(staging: Staging, content: Content, card: bytes | str | Path) -> None:
+    """Stage those of the model's own files that change; arrays that lie in the history are linked.
 
     Args:
-        fresh: the new folder.
+        staging: where to.
         content: what is written.
         card: its bytes; or the folder whose card is made anew, if a person has not written it.
-        old: the folder that will be replaced.
     """
     for name, part in content.config.files.items():
         blob, names = content.blobs[part.sha256], f"{part.sha256}.safetensors"
-        places = [fresh / HISTORY / names, *([] if old is None else [old / HISTORY / names, old / name])]
-        same = next((path for path in places if _holds(path, blob)), None)
+        if holds(staging.target / name, blob):
+            continue
+        places = [staging.path / HISTORY / names, staging.target / HISTORY / names]
+        same = next((path for path in places if holds(path, blob)), None)
         if same is None:
-            write_synced(fresh / name, blob)
+            write_synced(staging.path / name, blob)
         else:
-            link(same, fresh / name)
+            link(same, staging.path / name)
     made = card if isinstance(card, bytes) else card_of(card, content.config)
     if made is not None:  # one that a person has written stays
-        write_synced(fresh / CARD, made if isinstance(made, bytes) else made.encode())
-    write_synced(fresh / CONFIG, content.raw)
-
-
-def _holds(path: Path, blob: bytes) -> bool:
-    return path.is_file() and not path.is_symlink() and path.read_bytes() == blob
+        write_synced(staging.path / CARD, made if isinstance(made, bytes) else made.encode())
+    write_synced(staging.path / CONFIG, content.raw)

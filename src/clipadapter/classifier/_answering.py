@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.classifier._pictures import answered
 from clipadapter.data.images import ImageSource
-from clipadapter.errors import InputError
+from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import Extraction, ViewSpec
 from clipadapter.heads import Head
 from clipadapter.prediction import Prediction
@@ -37,9 +38,14 @@ class Answering(ABC):
         """Features of pictures."""
 
     def logits(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Scores (m, c) of pictures, columns in the order of ``class_names_``; raises ImageError for a bad one."""
+        """Scores (m, c) of pictures, columns in the order of ``class_names_``.
+
+        Raises:
+            ImageError: if a picture can't be read.
+            ArtifactError: if what the model has learned gives a score that is not finite.
+        """
         self._check_fitted()
-        return self.head_.logits(self._plain(images))
+        return _finite_logits(self.head_, self._plain(images))
 
     def predict(self, images: Sequence[ImageSource], **asked: Any) -> list[Any]:
         """The class of each picture; None if it is none of them, where that was asked for (see `classify`).
@@ -78,9 +84,24 @@ class Answering(ABC):
 
     def _answers(self, features: NDArray[Any], asked: Mapping[str, Any]) -> Answers:
         self._check_fitted()
-        folds = [head.logits(features) for head in self.fold_heads_]
-        return self.trust_.answer(self.head_.logits(features), features, self.trust_.asked.changed(asked), folds)
+        folds = [_finite_logits(head, features) for head in self.fold_heads_]
+        logits = _finite_logits(self.head_, features)
+        return self.trust_.answer(logits, features, self.trust_.asked.changed(asked), folds)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):
             raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
+
+
+def _finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
+    """Logits (m, c) of features (m, d).
+
+    Raises:
+        ArtifactError: if one is not finite: finite weights of a damaged model may overflow.
+    """
+    logits = head.logits(features)
+    if not np.isfinite(logits).all():
+        raise ArtifactError(
+            f"the model's arrays give scores that are not finite ({type(head).__name__}): copy it again, or fit again"
+        )
+    return logits

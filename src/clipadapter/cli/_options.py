@@ -129,9 +129,8 @@ class Towers:
             ArtifactError: if there is no sound model, or the encoder is another.
             InputError: if the device can't be used.
         """
-        from clipadapter.artifact import read_config, rescue
+        from clipadapter.artifact import read_config
 
-        rescue(folder)
         read_config(folder)  # a wrong folder is told before anything is loaded
         from clipadapter.classifier import FewShotClassifier
 

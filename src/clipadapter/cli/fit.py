@@ -159,21 +159,17 @@ def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse before the work a folder that saving would refuse after it."""
+    from clipadapter.artifact import History, check_place
+
     try:
-        full = folder.is_dir() and any(folder.iterdir())
+        check_place(folder)
     except OSError as error:
         raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
-    if full and not all((folder / name).is_file() for name in ("config.json", "head.safetensors")):
-        raise ArtifactError(f"{folder} holds other files than a model; give a new or empty folder")
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file; give a folder for the model")
-    if full:
-        from clipadapter.artifact import History
-
+    if (folder / "config.json").is_file():
         History.of(folder).check()
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ArtifactError(f"can't write {folder}: {above} is no folder that you may write to")
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ArtifactError(f"can't write {folder}: {place} is no folder that you may write to")
 
 
 def _report(

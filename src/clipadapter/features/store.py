@@ -2,6 +2,10 @@
 
 A key names all that shapes a vector, so nothing in the store ever becomes stale. Each `put_many` is one short
 transaction: a process that is killed loses what it had not put, and nothing else.
+
+Each entry has a checksum of its key, number type and value. An entry that is damaged, or that a damaged index gives for
+another key, counts as missing. Format 1 had checksums of values alone; such a file is upgraded when it is opened, which
+reads it once and needs as much free disk space as it has.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +25,11 @@ from typing_extensions import Self
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import StoreError
-from clipadapter.features._store_rows import Block, Row, Vector, encode, sound
+from clipadapter.features._store_rows import Block, Row, Vector, encode, sound, upgrade_checksum
 
-FORMAT = 1
+FORMAT = 2
+KEY_FORMAT = 1
+"""Number of the way in which keys are made; part of each key."""
 _APPLICATION = 0x434C4950  # "CLIP" in the file's header tells a feature store from other SQLite files
 _CHUNK = 200  # keys or rows in one statement: what they hold stays in the processor's cache until it is decoded
 _BUFFER = 1 << 24  # bytes that vectors may share: from 4 MiB on, NumPy asks for memory in large pages
@@ -44,7 +51,7 @@ def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float3
     >>> feature_key(b"digest", "fingerprint", "plain") == feature_key(b"digest", "fingerprint", "a view")
     False
     """
-    facts = f"{FORMAT}\0{fingerprint}\0{view}\0{dtype}\0".encode()
+    facts = f"{KEY_FORMAT}\0{fingerprint}\0{view}\0{dtype}\0".encode()
     return blake2b(facts + digest, digest_size=32).digest()
 
 
@@ -79,6 +86,7 @@ class FeatureStore:
                 raise self._cannot_write(error) from error
         with self._explained():
             self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
+        self._db.text_factory = bytes  # a damaged text need not be UTF-8
         try:
             with self._explained():
                 self._open()
@@ -148,6 +156,9 @@ class FeatureStore:
         """All sound entries, oldest first; others may go on writing meanwhile.
 
         Neighbours share a buffer as in `get_many`: copy a vector that shall long outlive the others.
+
+        Raises:
+            StoreError: if the file is damaged so that its order is lost.
         """
         last = 0
         while True:
@@ -156,7 +167,10 @@ class FeatureStore:
                 rows = self._db.execute(query, (last,)).fetchall()
             if not rows:
                 return
-            last = rows[-1][-1]
+            numbers = [last, *(row[-1] for row in rows)]
+            if any(number >= following for number, following in pairwise(numbers)):  # it would never come to an end
+                raise self._damaged("its rows are not in order")
+            last = numbers[-1]
             for block in sound(rows):
                 yield from block.decode(np.empty((len(block.keys), block.width), np.float32))
 
@@ -190,6 +204,8 @@ class FeatureStore:
                 f"{self.path} is an SQLite file of another program: give another path for the feature store"
             )
         found = self._pragma("user_version")
+        if found == 1:
+            found = self._upgrade()
         if found != FORMAT:
             raise StoreError(
                 f"{self.path} has format {found}, but this version of clipadapter uses format {FORMAT}: "
@@ -199,6 +215,18 @@ class FeatureStore:
         for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {FORMAT}", "ROLLBACK"):
             self._db.execute(statement)
         self.touched()
+
+    def _upgrade(self) -> int:
+        """Bring a file of format 1 to the present format, in one transaction; gives the format that it then has."""
+        self._db.create_function("upgrade_checksum", 4, upgrade_checksum, deterministic=True)
+        with self._transaction():
+            if self._pragma("user_version") == 1:  # else another process did it meanwhile
+                # By the table alone: a damaged index would give a row the key of another one.
+                self._db.execute(
+                    "UPDATE feature NOT INDEXED SET checksum = upgrade_checksum(key, dtype, checksum, value)"
+                )
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        return self._pragma("user_version")
 
     def _is_empty(self) -> bool:
         return self._pragma("application_id") == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -237,6 +265,9 @@ class FeatureStore:
             marks = ",".join("?" * len(chunk))
             with self._lock, self._explained():
                 rows = self._db.execute(query.format(marks), chunk).fetchall()
+            if len(rows) > len(chunk) or not set(chunk).issuperset(row[0] for row in rows):  # the index is damaged
+                wanted = set(chunk)
+                rows = list({row[0]: row for row in rows if row[0] in wanted}.values())
             yield from sound(rows, dim)
 
     def _unsound(self, items: Mapping[bytes, Vector], rows: list[Row]) -> list[Row]:
@@ -252,11 +283,14 @@ class FeatureStore:
             yield
         except sqlite3.OperationalError as error:
             raise self._cannot_write(error) from error
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{self.path} can't be read as a feature store ({error}), and was left as it is: give "
-                "another path, or move the file away to have the features computed anew"
-            ) from error
+        except (sqlite3.Error, MemoryError) as error:  # damaged sizes ask for more memory than there is
+            raise self._damaged(str(error) or type(error).__name__) from error
+
+    def _damaged(self, why: str) -> StoreError:
+        return StoreError(
+            f"{self.path} can't be read as a feature store ({why}), and was left as it is: give "
+            "another path, or move the file away to have the features computed anew"
+        )
 
     def _cannot_write(self, error: Exception) -> StoreError:
         return StoreError(

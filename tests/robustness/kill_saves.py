@@ -1,0 +1,389 @@
+"""Kills processes that write a saved model, before every operation on its files, and looks at what is left.
+
+    python tests/robustness/kill_saves.py FOLDER SEED KILLS FILES
+
+It writes one JSON object: how many processes were killed, how many disks were full, and every rule that was broken.
+KILLS of 0 is a kill before every operation of every scenario, without second kills. FILES is how many files a large
+folder of a person has.
+
+A child process runs each save. It ends without any clean-up at its n-th operation: before a file or folder is opened
+for writing, made, renamed, linked or removed, before a file is synced, or when half of a file is written. A second
+child then runs the next command, and may be killed in the same way, also while it recovers. The parent goes on writing
+into the folders of a person that lie in the model's folder.
+
+Besides, saves run on a disk that is full from their n-th operation on: files and folders can be renamed and
+removed, but not made, linked or synced.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipadapter.artifact import History, Model, load_model, read_config, record_evaluation, save_model
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import ArtifactError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import create_head
+from clipadapter.testing import toy_features
+
+WRITES = {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile"}
+OPEN_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+KILLED = 9
+FULL = 28
+
+
+def make(i):
+    """Model i; no two have the same features."""
+    X, y, text = toy_features(d=32)
+    X = (X + i).astype(np.float32)
+    support = FeatureSet(X, tuple(y), text.labels, {"sources": [f"{k}.jpg" for k in range(len(X))]})
+    prompts = {name: [f"a {name}."] for name in text.labels}
+    return Model(create_head("prototype").fit(X, y, text=text), text, support, prompts, INFO)
+
+
+def number_of(model):
+    """Which model it is."""
+    return round(float(model.support.plain[0, 0] - toy_features(d=32)[0][0, 0]))
+
+
+def die_before(step, root):
+    """Have this process end at its operation number `step` on files below a folder."""
+    left, real_sync = step, os.fsync
+
+    def count():
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    def watch(event, args):
+        writes = event in WRITES or (event == "open" and isinstance(args[2], int) and args[2] & OPEN_FLAGS)
+        if writes and any(str(arg).startswith(root) for arg in args[:2]) and count():
+            os._exit(KILLED)
+
+    def sync(handle):
+        if count():
+            os._exit(KILLED)
+        if count():  # half of it is on the disk
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            os._exit(KILLED)
+        real_sync(handle)
+
+    os.fsync = sync
+    sys.addaudithook(watch)
+
+
+def fill_before(step, root):
+    """Have the disk be full from operation number `step` of this process on files below a folder."""
+    left, real_sync = step, os.fsync
+
+    def count():
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def watch(event, args):
+        makes = event in {"os.link", "os.mkdir"} or (
+            event == "open" and isinstance(args[2], int) and args[2] & os.O_CREAT
+        )
+        if makes and any(str(arg).startswith(root) for arg in args[:2]):
+            count()
+
+    def sync(handle):
+        count()
+        real_sync(handle)
+
+    os.fsync = sync
+    sys.addaudithook(watch)
+
+
+def run(action, folder, step=None, stop=die_before):
+    """Run an action in a child; True if it came to its end."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if step is not None:
+                stop(step, str(folder))
+            action(folder)
+            status = 0
+        except ArtifactError as error:
+            status = FULL if stop is fill_before and "No space left" in str(error) else 1
+        except BaseException as error:  # noqa: BLE001
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status not in (0, KILLED, FULL):
+        raise AssertionError(f"the command failed after a kill: {status}")
+    return status == 0
+
+
+def change(i):
+    """A change to model i, as a version of its own."""
+
+    def act(folder):
+        history, before = History.of(folder), load_model(folder)
+        save_model(folder, MODELS[i], history=history.after(before, MODELS[i], "correct", {}))
+
+    return act
+
+
+def undo(folder):
+    history, model = History.of(folder).undo()
+    save_model(folder, model, history=history)
+
+
+def fit_anew(folder):
+    save_model(folder, MODELS[3])
+
+
+def leave_shots_out(folder):
+    save_model(folder, MODELS[3], keep_support=False)
+
+
+def record(folder):
+    config = read_config(folder)
+    scores = {"accuracy": 1.0, "macro_f1": 1.0}
+    classes = [{"name": name, "count": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0} for name in config.class_names]
+    figures = {
+        "head": config.head.name,
+        "data": "test",
+        "n_test": 3,
+        "skipped": [],
+        "created": "2999-01-01T00:00:00Z",
+        "model": {**scores, "classes": classes},
+        "baselines": {},
+    }
+    record_evaluation(folder, figures)
+
+
+SCENARIOS = {
+    "change": change(2),
+    "undo": undo,
+    "fit anew": fit_anew,
+    "leave shots out": leave_shots_out,
+    "record": record,
+}
+
+
+class Foreign:
+    """Files of a person in a model's folder, one of which they go on writing."""
+
+    def __init__(self, folder):
+        self.folder, self.lines = folder, 0
+        for path in (".git/objects", "large", "empty", "history/mine"):
+            (folder / path).mkdir(parents=True)
+        (folder / ".git" / "HEAD").write_text("main")
+        (folder / ".git" / "objects" / "a").write_bytes(b"\0" * 5000)
+        for i in range(FILES):
+            (folder / "large" / f"{i}").touch()
+        (folder / "notes.txt").write_text("years of work")
+        (folder / "history" / "2026.json").write_text("{}")
+        (folder / "history" / "mine" / "log.json").write_text("{}")
+        (folder / "link").symlink_to("notes.txt")
+        self.log = (folder / ".git" / "log").open("w")
+        self.write()
+        self.before = self.state()
+
+    def write(self):
+        """Go on: a line into an open file, and a new file."""
+        self.log.write("a line\n")
+        self.log.flush()
+        self.lines += 1
+        (self.folder / ".git" / f"new-{self.lines}").write_text("new")
+        self.before = self.state()
+
+    def state(self):
+        """Inode, and content of files that are not many, of all that is the person's."""
+        found = {}
+        for top in (".git", "large", "empty", "notes.txt", "link", "history/mine", "history/2026.json"):
+            path = self.folder / top
+            below = sorted(path.rglob("*")) if path.is_dir() else []
+            for one in [path, *below]:
+                small = one.is_file() and one.parent.name != "large"
+                found[str(one.relative_to(self.folder))] = (one.lstat().st_ino, one.read_bytes() if small else None)
+        return found
+
+    def lost(self):
+        """What is not as it was."""
+        now = self.state() if all((self.folder / name).exists() for name in (".git", "large", "empty")) else {}
+        return [name for name, value in self.before.items() if now.get(name) != value]
+
+    def close(self):
+        self.log.close()
+
+
+def faults_of(folder, expected):
+    """What is wrong with a model in which one of two states is expected, as a reader sees it."""
+    model, history = load_model(folder), History.of(folder)
+    shots = number_of(model) if len(model.support) else None
+    state = (history.version, shots, "evaluation" in model.support.provenance)
+    faults = [] if state in expected else [f"{state} is none of {expected}"]
+    if not all(one.facts.get("recorded", True) for one in history.changes):
+        faults.append("the log does not know the model")
+    faults += [f"{number} is not kept" for number in {1, history.version} - set(history.kept())]
+    return faults, state
+
+
+def state_after(action, first, root):
+    """The state that an action leaves if nobody kills it."""
+    folder = root / "whole" / "model"
+    shutil.copytree(first, folder, symlinks=True)
+    before = faults_of(folder, [])[1]
+    assert run(action, folder)
+    after = faults_of(folder, [])[1]
+    shutil.rmtree(folder.parent)
+    return before, after
+
+
+def attack(name, first, root, step, second):
+    """One kill, perhaps another, and the next command; gives the faults, and whether anybody was killed."""
+    folder = root / "attack" / "model"
+    shutil.copytree(first, folder, symlinks=True)
+    person = Foreign(folder)
+    action, expected = SCENARIOS[name], STATES[name]
+    faults = []
+    try:
+        ended = run(action, folder, step)
+        if ended and second is None:
+            return [], 0
+        found, state = faults_of(folder, expected)
+        faults += found + [f"lost: {one}" for one in person.lost()]
+        person.write()
+        kills = int(not ended)
+        if second is not None and not run(change(1), folder, second):
+            kills += 1
+            found, state = faults_of(folder, [state, (state[0] + 1, 1, False)])
+            faults += found + [f"lost: {one}" for one in person.lost()]
+            person.write()
+        run(change(4), folder)
+        found, _ = faults_of(folder, [(History.of(folder).version, 4, False)])
+        faults += found + [f"lost after the next command: {one}" for one in person.lost()]
+        own = {path.name for path in folder.iterdir()} - {".git", "large", "empty", "notes.txt", "link"}
+        if own != {"config.json", "README.md", "head.safetensors", "support.safetensors", "history"}:
+            faults.append(f"left: {sorted(own)}")
+        if os.listdir(folder.parent) != ["model"]:
+            faults.append(f"left beside it: {os.listdir(folder.parent)}")
+        for part, facts in json.loads((folder / "config.json").read_bytes())["files"].items():
+            if hashlib.sha256((folder / part).read_bytes()).hexdigest() != facts["sha256"]:
+                faults.append(f"{part} is not in its place")
+        History.of(folder).undo(to=1)
+    except Exception as error:  # noqa: BLE001
+        faults.append(f"{type(error).__name__}: {error}")
+        kills = 1
+    finally:
+        person.close()
+        shutil.rmtree(folder.parent)
+    return [f"{name}, kill {step}, then {second}: {one}" for one in faults], kills
+
+
+def fill_disk(name, first, root, step):
+    """A save on a disk that becomes full, then one with space again; gives the faults, and whether it was full."""
+    folder = root / "attack" / "model"
+    shutil.copytree(first, folder, symlinks=True)
+    person, expected = Foreign(folder), STATES[name]
+    faults, ended = [], False
+    try:
+        ended = run(SCENARIOS[name], folder, step, fill_before)
+        faults += faults_of(folder, [expected[1] if ended else expected[0]])[0]
+        if not ended and (folder / ".clipadapter-save").exists():
+            faults.append("staged files are left")
+        run(change(4), folder)
+        faults += faults_of(folder, [(History.of(folder).version, 4, False)])[0]
+        faults += [f"lost: {one}" for one in person.lost()]
+    except Exception as error:  # noqa: BLE001
+        faults.append(f"{type(error).__name__}: {error}")
+    finally:
+        person.close()
+        shutil.rmtree(folder.parent)
+    return [f"{name}, full from {step}: {one}" for one in faults], not ended
+
+
+def first_save(root, step):
+    """A kill while a model is written into a new folder; then it is written again."""
+    folder = root / "new" / "model"
+    folder.parent.mkdir()
+    ended = run(fit_anew, folder, step)
+    faults = []
+    try:
+        if (folder / "config.json").exists():
+            faults += faults_of(folder, [(1, 3, False)])[0]
+        run(fit_anew, folder)
+        if number_of(load_model(folder)) != 3 or (folder / ".clipadapter-save").exists():
+            faults.append("the second save is not whole")
+        if os.listdir(folder.parent) != ["model"]:
+            faults.append(f"left beside it: {os.listdir(folder.parent)}")
+    except Exception as error:  # noqa: BLE001
+        faults.append(f"{type(error).__name__}: {error}")
+    shutil.rmtree(folder.parent)
+    return [f"first save, kill {step}: {one}" for one in faults], not ended
+
+
+def until_untouched(attempt):
+    """Faults of an attempt at steps 0, 1, ..., up to the first that did nothing, and the number of that."""
+    faults = []
+    for step in range(10_000):
+        found, number = attempt(step)
+        faults += found
+        if not number:
+            return faults, step
+    raise AssertionError("there is no end")
+
+
+def every_operation(first, root):
+    """Kills and full disks at every operation of every scenario: faults, and how many operations there are."""
+    faults, kills, full = [], {}, {}
+    for name in SCENARIOS:
+        found, kills[name] = until_untouched(lambda step, name=name: attack(name, first, root, step, None))
+        found_full, full[name] = until_untouched(lambda step, name=name: fill_disk(name, first, root, step))
+        faults += found + found_full
+    found, kills["first save"] = until_untouched(lambda step: first_save(root, step))
+    return faults + found, kills, full
+
+
+def at_random(first, root, seed, kills):
+    """So many kills, and some full disks, drawn at random: faults, kills and disks that were full."""
+    rng = random.Random(seed)
+    faults, done, full = [], 0, 0
+    while done < kills:
+        name = rng.choice(list(SCENARIOS))
+        found, number = attack(name, first, root, rng.randrange(70), rng.randrange(90))
+        faults, done = faults + found, done + number
+        if rng.randrange(4) == 0 or not full:
+            found, was_full = fill_disk(name, first, root, rng.randrange(25))
+            faults, full = faults + found, full + was_full
+    return faults, done, full
+
+
+def main(root, seed, kills):
+    """Kills before every operation, or as many drawn at random; see the module."""
+    first = root / "first"
+    save_model(first, MODELS[0])
+    change(1)(first)
+    STATES.update({name: state_after(action, first, root) for name, action in SCENARIOS.items()})
+    if kills:
+        faults, done, full = at_random(first, root, seed, kills)
+        result = {"kills": done, "full": full, "faults": faults}
+    else:
+        faults, steps, disks = every_operation(first, root)
+        result = {"kills": sum(steps.values()), "full": sum(disks.values()), "steps": steps, "faults": faults}
+    sys.stdout.write(json.dumps(result))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    INFO, FILES = create_encoder("toy").info, int(sys.argv[4])
+    MODELS = [make(i) for i in range(5)]
+    STATES = {}
+    main(Path(os.path.realpath(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]))
