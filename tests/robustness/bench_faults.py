@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from file_operations import Operations
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import open_source, run_suite
@@ -92,6 +91,9 @@ def main(folder, points, way):
     sys.stdout.write(str(len(tried)))
 
 
-torch.set_num_threads(1)
-OPERATIONS = Operations(sys.argv[1])
-main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+if __name__ == "__main__":
+    from file_operations import Operations  # beside this file, and found only where it is run
+
+    torch.set_num_threads(1)
+    OPERATIONS = Operations(sys.argv[1])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -102,7 +102,10 @@ SOUND: tuple[tuple[str, Reader, tuple[bytes, ...]], ...] = (
     ("a.json", about, (b'{"format": 1, "class_names": ["a", "b"], "trust_arrays": {}, "trust": {}, "pixels": {}}',)),
 )
 """(name of the file, reader, first inputs); the tests try these readers without atheris too."""
-FOUND: dict[int, tuple[bytes, ...]] = {}
+FOUND: dict[int, tuple[bytes, ...]] = {
+    5: (b'{"\\ud800": "a"}\n',),
+    6: (b"path,labels\n" + b"a" * 300 + b",b|c\n",),
+}
 """Inputs, by the number of the reader, that broke it once."""
 
 

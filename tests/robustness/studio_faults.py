@@ -12,8 +12,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from file_operations import Operations
-
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
 from clipadapter.studio._pictures import Upload
@@ -116,8 +114,8 @@ def failed(around, root, seed, at):
     return done
 
 
-def main(folder, seed, way):
-    operations, root = Operations(folder), folder / "plain"
+def main(operations, folder, seed, way):
+    root = folder / "plain"
     rng, states = random.Random(seed), []
     with Project(root) as project:
         states.append(state(project))
@@ -137,4 +135,7 @@ def main(folder, seed, way):
     sys.stdout.write(str(operations.count))
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+if __name__ == "__main__":
+    from file_operations import Operations  # beside this file, and found only where it is run
+
+    main(Operations(sys.argv[1]), Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

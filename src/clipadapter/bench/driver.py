@@ -118,8 +118,8 @@ def run_suite(
             try:
                 records.write(runs)
             except InputError as error:
-                there = f"{outcome.made} runs were made and are kept"
-                raise InputError(f"{error}. {there}: the same call goes on from there, once there is space") from error
+                kept = f"{outcome.made} runs were made and are kept"
+                raise InputError(f"{error}. {kept}: the same call goes on from there, once there is space") from error
             for run in runs:
                 outcome.made += 1
                 outcome.failed += run.error is not None

@@ -37,7 +37,8 @@ def read_manifest(path: Path) -> Listing:
         raise DataError(f"{shown(path)}: the text is not UTF-8 (byte {error.start})") from error
     except OSError as error:
         raise DataError(f"{shown(path)} can't be opened: {error.strerror or error}") from error
-    if samples and not any(sample.path.exists() for sample in samples):
+    # Not Path.exists, which raises if a name is longer than any can be.
+    if samples and not any(os.path.exists(sample.path) for sample in samples):  # noqa: PTH110
         where = f"relative paths start at {shown(path.parent.resolve())}"
         raise DataError(
             f"{shown(path)}: none of its {len(samples)} pictures exists, {where}: {some([samples[0].path])}"
@@ -63,7 +64,7 @@ def _sample(manifest: Path, line: int, row: Mapping[str, Any]) -> Sample:
         raise DataError(f"{where}: there are columns 'label' and 'labels'; keep 'labels' if pictures have several")
     for column in ("path", "label") if extra and "labels" not in row else ("path",):
         if column not in row:
-            raise DataError(f"{where}: there is no column '{column}'; the columns are: {', '.join(row)}")
+            raise DataError(f"{where}: there is no column '{column}'; the columns are: {shown(', '.join(row))}")
     label = _text(row["label"], "label", where) if "label" in row else None
     split = "all"
     if "split" in row:
