@@ -1,6 +1,7 @@
 """Imports go down the floors. The files are parsed, not imported: an upward import would end collection first."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ FLOORS = [
         "files",
         "sealed",
         "memory",
+        "parsing",
         "pieces",
         "pixels",
         "prediction",
@@ -34,6 +36,11 @@ FLOORS = [
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def part(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
@@ -41,7 +48,7 @@ def part(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     """First-level parts of the package that a file imports, inside functions too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -80,7 +87,7 @@ def test_a_member_is_named_in_its_own_file_only(family):
     for path in MODULES:
         if path.stem in members and path.parent.name == family:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"clipadapter.{family}."):
                 assert node.module.split(".")[2] not in members, f"{path} imports {node.module}"
 
@@ -88,7 +95,7 @@ def test_a_member_is_named_in_its_own_file_only(family):
 def test_nothing_is_unpickled_or_evaluated():
     forbidden = {"pickle", "joblib", "dill", "shelve", "marshal"}
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Import):
                 assert not forbidden & {alias.name.split(".")[0] for alias in node.names}, path
             if isinstance(node, ast.ImportFrom):
@@ -105,5 +112,5 @@ def test_library_code_does_not_print():
     for path in MODULES:
         if part(path) == "cli":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             assert not (isinstance(node, ast.Call) and ast.unparse(node.func) == "print"), f"{path}:{node.lineno}"

@@ -1,7 +1,10 @@
+import csv
+import io
+
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.files import write_whole
+from clipadapter.files import csv_text, write_whole
 
 
 def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
@@ -34,3 +37,14 @@ def test_a_link_is_followed(tmp_path):
     write_whole(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "text"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "＝", "＋", "－", "＠"])
+def test_no_text_of_a_csv_table_is_a_formula(start):
+    text = f'{start}cmd|"/C calc"!A0'
+    ((cell, number),) = csv.reader(io.StringIO(csv_text([(text, -1.5)])))
+    assert cell == f"'{text}" and number == "-1.5"
+
+
+def test_no_row_of_a_csv_table_begins_inside_a_text():
+    assert csv_text([("x\r=1+1", "a\n=1+1")]) == 'x =1+1,"a\n=1+1"\n'

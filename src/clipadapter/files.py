@@ -1,16 +1,27 @@
-"""Writing a file whole or not at all; what a path is, where a model is expected; and names without paths."""
+"""Writing files whole or not at all, and tables as CSV; what a path is, where a model is expected; and short names."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
+import shutil
 import tempfile
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipadapter.errors import InputError
 
 EXPORTED = (".onnx", ".xml")
 """How files end that `clipadapter.export` writes and `clipadapter.runtime` opens."""
+ABANDONED_SECONDS = 24 * 3600
+"""What was last changed so long ago is not being written."""
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
+"""Where a cell begins so, spreadsheets may run it as a formula; the wide forms too, in some languages."""
 
 
 def why_no_model(path: str | Path) -> str:
@@ -45,6 +56,54 @@ def without_paths(name: str) -> str:
     # A folder may be called "a+b"; where a plus joins two encoders, the second one's scheme follows it.
     parts = re.compile(r"(local-dir:|simclr:)(.*?)(?=\+[a-z_]+:|$)")
     return parts.sub(lambda found: found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1], name)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove files and folders that a killed process was writing, a day ago or before.
+
+    Where many processes write into one folder without locks, only age tells what nobody goes on with.
+
+    Args:
+        folder: that they lie in; it need not exist.
+        pattern: of their names.
+    """
+    for path in folder.glob(pattern):
+        try:
+            newest = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+            if time.time() - newest < ABANDONED_SECONDS:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        except OSError:
+            continue  # another process was faster
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    r"""A table as CSV, in which no text is a formula.
+
+    A spreadsheet runs a cell that begins with ``=``, ``+``, ``-`` or ``@``, and names of classes, data sets and heads
+    may come from anybody. Such a text gets an apostrophe before it, and the cell is shown as text. Numbers are written
+    as they are, also below 0.
+
+    Args:
+        rows: of texts, numbers and truth values; the first may be the header.
+
+    >>> csv_text([("head", "gain"), ("=1+1", -0.5), ("a,b", True)])
+    'head,gain\n\'=1+1,-0.5\n"a,b",True\n'
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    plain = value.replace("\r", " ")  # the writer does not quote it, and spreadsheets begin a row there
+    return f"'{plain}" if plain.startswith(FORMULA_STARTS) else plain
 
 
 def write_whole(path: str | Path, data: str | bytes) -> Path:

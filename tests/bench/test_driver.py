@@ -1,8 +1,11 @@
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from clipadapter.bench import (
     FEATURES,
@@ -25,6 +28,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.features import FeatureSet
+from clipadapter.files import write_whole
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
@@ -383,3 +387,58 @@ def test_a_worker_is_given_memory_for_the_features(source, tmp_path):
     run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", engine)
     (arrays,) = (tmp_path / "out" / "features").glob("*/arrays.safetensors")
     assert engine.memory == 3 * arrays.stat().st_size
+
+
+def test_the_log_gets_what_a_killed_process_had_no_time_for(source, tmp_path):
+    go(source, tmp_path / "out")
+    log = tmp_path / "out" / "runs.jsonl"
+    whole = log.read_bytes()
+    for kept in (whole[: whole.index(b"\n") + 1], whole[:-1], whole[:-9], b""):
+        log.write_bytes(kept)
+        assert go(source, tmp_path / "out").made == 0
+        assert sorted(log.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_a_full_disk_is_told_with_what_is_kept(source, tmp_path, monkeypatch):
+    calls = []
+
+    def write(path, data):
+        calls.append(path)
+        if len(calls) == 4:
+            raise InputError(f"can't write {path}: No space left on device")
+        return write_whole(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipadapter.bench.records.write_whole", write)
+        with pytest.raises(
+            InputError, match=r"No space left .*\. 3 runs were made and are kept: the same call goes on"
+        ):
+            go(source, tmp_path / "out")
+    again = go(source, tmp_path / "out")
+    assert (again.made, again.there) == (5, 3)
+
+
+def test_features_that_do_not_fit_on_the_disk_are_told_and_leave_nothing(source, tmp_path, monkeypatch):
+    def full(arrays, path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("clipadapter.bench.bundle_files.save_file", full)
+    with pytest.raises(InputError, match=r"can't write .*No space left"):
+        go(source, tmp_path / "out")
+    assert list((tmp_path / "out" / "features").iterdir()) == []
+
+
+def test_what_a_killed_process_left_a_day_ago_is_removed(source, tmp_path):
+    go(source, tmp_path / "out")
+    (features,) = (tmp_path / "out" / "features").iterdir()
+    places = [features.with_name(f".{features.name}-{age}") for age in ("new", "old")]
+    places += [tmp_path / "out" / "runs" / f".k.json-{age}" for age in ("new", "old")]
+    for place in places:
+        place.mkdir()
+        (place / "arrays").write_bytes(b"half")
+    for place in places[1::2]:
+        for path in (place / "arrays", place):
+            os.utime(path, (1e9, 1e9))
+    shutil.rmtree(features)
+    go(source, tmp_path / "out")
+    assert [place.exists() for place in places] == [True, False] * 2 and features.is_dir()

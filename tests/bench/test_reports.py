@@ -10,6 +10,7 @@ from clipadapter.bench.reports import compare_heads, compare_studies, write_repo
 from clipadapter.bench.reports.build import build
 from clipadapter.bench.reports.document import Grid
 from clipadapter.bench.reports.means import mean_tables
+from clipadapter.bench.reports.table_csv import table_csv
 from clipadapter.bench.reports.tables import HARMONIC, Row
 from clipadapter.bench.reports.tabulate import tables
 from clipadapter.bench.run import DataPart, EncoderPart, Flags
@@ -231,6 +232,12 @@ def test_a_line_of_the_csv_is_a_record(study, make_run, tmp_path):
     assert float(first["accuracy"]) == 0.52 and float(first["predict_seconds"]) == 0.01
     (wrong,) = [line for line in lines if line["label"] == "a, b"]
     assert (wrong["accuracy"], wrong["error"]) == ("", "E: why not")
+
+
+def test_a_name_that_is_a_formula_is_text_in_the_csv(make_run):
+    named = joined(suite(), [make_run("=1+1", error="-x")])
+    (line,) = csv.DictReader(table_csv(named).splitlines())
+    assert (line["label"], line["error"]) == ("'=1+1", "'-x")
 
 
 class Page(HTMLParser):

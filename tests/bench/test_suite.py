@@ -146,7 +146,7 @@ def test_names_that_nothing_has():
         load_suite("botleneck")
     with pytest.raises(UnknownNameError, match="no head is called 'tip'"):
         parse_suite("own", 'title = "t"\nheads = ["tip"]').all_variants()
-    with pytest.raises(DataError, match="can't read"):
+    with pytest.raises(DataError, match="can't be opened"):
         load_suite("nowhere/own.toml")
 
 

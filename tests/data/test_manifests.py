@@ -97,7 +97,7 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
         ),
         ("a.csv", "path,label\nb/1.jpg,x\nb/3.jpg,x\n", "only one class, 'x'"),
         ("a.csv", b"path,label\nb/1.jpg,caf\xe9\n", r"not UTF-8 \(byte"),
-        ("a.jsonl", '{"path": "b/1.jpg", "label": "x"}\n{oops}\n', r"line 2: not JSON"),
+        ("a.jsonl", '{"path": "b/1.jpg", "label": "x"}\n{oops}\n', r"line 2, character 2: not JSON"),
         ("a.jsonl", '["b/1.jpg", "x"]\n', "line 1: expected an object such as"),
         ("a.jsonl", '{"path": "b/1.jpg", "label": null}\n', "line 1: the label is empty"),
         ("a.jsonl", '{"path": "b/1.jpg", "label": 0.5}\n', "line 1: the label is 0.5, not a text"),

@@ -101,7 +101,7 @@ def test_json_files_are_read(tmp_path):
         (read_descriptions, '{"cup": "one"}', "'cup' must be a list of at least one sentence"),
         (read_descriptions, '{"cup": []}', "'cup' must be a list"),
         (read_descriptions, '{"cup": ["x", 1]}', "'cup' must be a list"),
-        (read_descriptions, '{"a": 1,\n oops}', r"a\.json, line 2: not JSON"),
+        (read_descriptions, '{"a": 1,\n oops}', r"a\.json, line 2, character 2: not JSON"),
         (read_descriptions, "{}", 'expected {"class"'),
         (read_class_names, '["a"]', "expected .* got list"),
         (read_class_names, "3", "expected .* got int"),

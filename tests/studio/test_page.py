@@ -142,8 +142,9 @@ def test_other_pages_may_not_send_anything(page, tmp_path):
     _, url, _ = page.launch(prevent_thread_lock=True)
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\ndata\r\n--x--\r\n'
 
-    def post(origin):
-        headers = {"Content-Type": "multipart/form-data; boundary=x", "Sec-Fetch-Site": origin}
+    def post(**given):
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        headers |= {name.replace("_", "-"): value for name, value in given.items()}
         request = urllib.request.Request(f"{url}gradio_api/upload", body, headers)
         try:
             with urllib.request.urlopen(request) as answer:
@@ -152,4 +153,11 @@ def test_other_pages_may_not_send_anything(page, tmp_path):
             with error:
                 return error.code
 
-    assert post("cross-site") == post("same-site") == 403 and post("same-origin") == 200
+    assert post(Sec_Fetch_Site="cross-site") == post(Sec_Fetch_Site="same-site") == 403
+    # Browsers leave Sec-Fetch-Site out where the page was not sent over HTTPS nor from this machine.
+    own = url.rstrip("/")
+    for origin in ("http://attacker.example", "null", f"{own}0", own.replace("http:", "http://user@")):
+        assert post(Origin=origin) == 403
+    assert post() == post(Sec_Fetch_Site="same-origin") == post(Origin=own) == 200
+    assert post(Sec_Fetch_Site="same-origin", Origin="https://name-of-a-proxy.example") == 200
+    assert post(Origin="https://proxy.example", X_Forwarded_Host="proxy.example") == 200

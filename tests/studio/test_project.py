@@ -303,3 +303,28 @@ def test_a_picture_that_is_named_twice_is_moved_once(project, upload):
     (key,) = project.add("a", [upload("red")]).keys
     moved = project.label([key, key], "b").keys
     assert len(moved) == 1 and project.remove([*moved, *moved]) == 1
+
+
+def test_undo_leads_back_to_nothing_where_a_picture_was_removed_and_added_elsewhere(project, upload, tree):
+    for name in ("a", "b"):
+        project.add_class(name)
+    project.add("a", [upload("red")])
+    project.remove(keys(project, "a"))
+    project.add("b", [upload("red")])
+    while project.undo():
+        pass
+    assert tree(project.root) == {} and project.contents.classes == {}
+
+
+def test_steps_without_an_older_journal_get_numbers_that_nothing_in_the_folder_has(tmp_path, upload):
+    with Project(tmp_path / "p") as project:
+        project.add_class("cat")
+        project.add("cat", [upload("red")])
+        project.remove_class("cat")
+    (tmp_path / "p" / ".studio" / "journal.jsonl").unlink()
+    with Project(tmp_path / "p") as project:
+        project.add_class("cat")
+        project.add_class("dog")
+        project.remove_class("cat")
+        assert list(project.contents.classes) == ["dog"]
+        assert project.undo() == "removing the class 'cat'" and list(project.contents.classes) == ["cat", "dog"]

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from clipadapter.bench.bundle import Bundle, Kind, TestPart
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
+from clipadapter.files import remove_abandoned
 from clipadapter.heads import ClassText
 
 FACTS, ARRAYS = "bundle.json", "arrays.safetensors"
@@ -101,17 +102,19 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
         arrays["support.rows"] = np.asarray(bundle.rows, np.int64)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder.parent, f".{folder.name}-*")
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
             save_file(arrays, fresh / ARRAYS)
             (fresh / FACTS).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
             fresh.replace(folder)
-        except OSError:
+        except (OSError, SafetensorError):
             shutil.rmtree(fresh, ignore_errors=True)
             if not (folder / FACTS).is_file():  # another process may have been faster
                 raise
-    except OSError as error:
-        raise InputError(f"can't write {folder}: {error.strerror or error}; give a place you may write to") from error
+    except (OSError, SafetensorError) as error:  # the latter's text has what the system said
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"can't write {folder}: {why}; give a place with space that you may write to") from error
     return folder
 
 
@@ -155,7 +158,7 @@ def _facts(path: Path) -> BundleFacts:
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{path}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
 
 

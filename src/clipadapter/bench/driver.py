@@ -102,6 +102,7 @@ def run_suite(
         engine.memory = max(engine.memory, 3 * (folder / ARRAYS).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
     plan.save(out)
+    records.complete_log()
     done = {run.key for run in records.read() if run.error is None}
     open_ = [one for one in works if not set(one.keys) <= done]
     there = sum(len(one.keys) for one in works) - sum(len(one.keys) for one in open_)
@@ -114,7 +115,11 @@ def run_suite(
     ):
         for result in results:
             runs = _runs(open_[result.job.number], result.result, result.error)
-            records.write(runs)
+            try:
+                records.write(runs)
+            except InputError as error:
+                kept = f"{outcome.made} runs were made and are kept"
+                raise InputError(f"{error}. {kept}: the same call goes on from there, once there is space") from error
             for run in runs:
                 outcome.made += 1
                 outcome.failed += run.error is not None

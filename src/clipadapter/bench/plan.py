@@ -106,7 +106,7 @@ def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
             return None
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise DataError(f"'{folder}' has no runs of suite '{name}'; it has: {there}") from error
-    except (OSError, ValidationError, ValueError) as error:
+    except (OSError, ValidationError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}; delete it and run the suite again") from error
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 
 from clipadapter.bench.run import Run, append_runs, parse_run
 from clipadapter.errors import DataError
-from clipadapter.files import write_whole
+from clipadapter.files import remove_abandoned, write_whole
 
 MOST_BYTES = 16 << 20
 """No record is longer: a longer file is none."""
@@ -43,6 +44,24 @@ class RecordFolder:
             write_whole(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
         append_runs(self.log, runs)
 
+    def complete_log(self) -> None:
+        """Add the runs to ``runs.jsonl`` that it lacks, since whoever wrote them was killed in between.
+
+        What others left that were killed while they wrote is removed after a day.
+
+        Raises:
+            DataError: if a file is no record; says which.
+            InputError: if the folder can't be written.
+        """
+        remove_abandoned(self.runs, ".*.json-*")
+        logged = set()
+        if self.log.is_file():
+            with self.log.open("rb") as file:
+                logged = {_digest(line) for line in file if line.endswith(b"\n")}  # a torn one gives way
+        missing = [path.stem for path in self.runs.glob("*.json") if _digest(path.read_bytes()) not in logged]
+        if missing:
+            append_runs(self.log, sorted(map(self.get, missing), key=lambda run: (run.created, run.key)))
+
     def read(self) -> list[Run]:
         """All runs, those done first first.
 
@@ -69,3 +88,7 @@ class RecordFolder:
         if run.key != key:
             raise DataError(f"{path} holds the run {run.key}: it was changed or renamed; delete it")
         return run
+
+
+def _digest(line: bytes) -> bytes:
+    return blake2b(line.strip(), digest_size=16).digest()

@@ -155,7 +155,7 @@ def parse_run(where: str, line: bytes) -> Run:
     """
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no run: {error}; delete it") from error
     number = found.get("format") if isinstance(found, dict) else None
     if isinstance(number, int) and number != FORMAT:

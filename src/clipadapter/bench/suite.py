@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -17,18 +16,15 @@ from clipadapter.bench.stream_orders import Rules
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import PER_EPOCH
 from clipadapter.heads import head_info, list_heads
+from clipadapter.parsing import parse_toml, read_text
 from clipadapter.registry import unknown
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Scalar = bool | int | float | str
 Protocol = Literal["few-shot", "base-to-new", "shift", "cross-dataset", "stream"]
 Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 
+MAX_SUITE_BYTES = 1 << 20
 ALL = 1_000_000
 """Shots a class that no class has, so that each gives all its pictures; "all" in a suite."""
 OWN = "own"
@@ -228,12 +224,7 @@ def load_suite(name: str | Path) -> Suite:
     """
     text = str(name)
     if text.endswith(".toml") or "/" in text:
-        path = Path(text)
-        try:
-            data = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"can't read {path}: {error}") from error
-        return parse_suite(path.stem, data)
+        return parse_suite(Path(text).stem, read_text(text, MAX_SUITE_BYTES))
     if not re.fullmatch(r"[\w-]+", text) or text not in list_suites():
         raise unknown("suite", text, list_suites())
     return parse_suite(text, (_shipped() / f"{text}.toml").read_text(encoding="utf-8"))
@@ -245,11 +236,9 @@ def parse_suite(name: str, text: str) -> Suite:
     Raises:
         DataError: if it is no TOML, or no suite; says where.
     """
+    found = parse_toml(text, f"suite '{name}'")
     try:
-        found: dict[str, Any] = tomllib.loads(text)
         return Suite(**{"name": name, **found})
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"suite '{name}' is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

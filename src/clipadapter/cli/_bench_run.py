@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from clipadapter.cli._bench_streams import (
 from clipadapter.cli._options import FILE, FOLDER, output_options
 from clipadapter.cli._output import Output, facts
 from clipadapter.errors import DataError, InputError
+from clipadapter.parsing import read_json
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
@@ -154,16 +155,16 @@ def read_rows(path: Path) -> dict[tuple[int, int], list[int]]:
     Raises:
         DataError: if it is no such file.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            (int(key.partition("-")[0]), int(key.partition("-")[2])): [int(row) for row in rows]
-            for key, rows in found.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'{path}: expected {{"SHOTS-SEED": [row, ...], ...}} such as {{"16-1": [0, 7]}}: {error}'
-        ) from error
+    expected = 'expected {"SHOTS-SEED": [row, ...], ...} such as {"16-1": [0, 7]}'
+    found = read_json(path, expected)
+    if not isinstance(found, dict) or not found:
+        raise DataError(f"{path}: {expected}")
+    for key, rows in found.items():
+        if not re.fullmatch("[0-9]{1,9}-[0-9]{1,9}", key):
+            raise DataError(f"{path}: {expected}, but a key is {key[:80]!r}")
+        if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < 1 << 63 for row in rows):
+            raise DataError(f"{path}: {expected}, but those of {key!r} are no list of whole numbers from 0")
+    return {(int(key.partition("-")[0]), int(key.partition("-")[2])): rows for key, rows in found.items()}
 
 
 def _cost_data(suite: Suite, specs: Sequence[str], towers: Sequence[str], cost: Estimate) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.cli._options import FILE, bundle
-from clipadapter.errors import InputError
+from clipadapter.errors import DataError, InputError
+from clipadapter.parsing import parse_json
 from clipadapter.registry import unknown
 
 if TYPE_CHECKING:
@@ -283,8 +283,10 @@ head_options = bundle(
 
 
 def _scalar(text: str) -> Any:
+    if text in ("NaN", "Infinity", "-Infinity"):
+        return float(text)
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = parse_json(text, "the value")
+    except DataError:
         return text
     return text if isinstance(value, dict | list) else value

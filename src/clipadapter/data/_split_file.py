@@ -6,18 +6,16 @@ Its rows keep their order, since a published draw names rows by their number.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 from clipadapter.data._base import Dataset, Sample, shown, some
 from clipadapter.errors import DataError
+from clipadapter.parsing import read_json
 
 PARTS = ("train", "val", "test")
 
-_MAX_BYTES = 256 << 20
 _ROW = "[path, label, class name]"
 
 
@@ -31,7 +29,7 @@ def read_split(path: Path, pictures: Path) -> tuple[tuple[Sample, ...], tuple[st
     Raises:
         DataError: if the file can't be read, is damaged, or two classes share a label or a name.
     """
-    found = read_json(path)
+    found = read_json(path, "fetch the file again")
     where = shown(path)
     if not isinstance(found, dict) or not set(found) <= set(PARTS) or not {"train", "test"} <= set(found):
         came = ", ".join(map(str, list(found)[:5])) if isinstance(found, dict) else type(found).__name__
@@ -70,33 +68,11 @@ def read_draw(path: str | Path, dataset: Dataset) -> tuple[list[int], list[int]]
         DataError: if the file is damaged, or a row is another picture or class than the file says: then the draw
             is one from other data, or from another split file.
     """
-    found = read_json(Path(path))
+    found = read_json(path)
     if not isinstance(found, dict) or "train" not in found or not set(found) <= {"train", "val"}:
         raise DataError(f"{shown(path)}: expected an object with train and val, each with data and indices")
     train, val = (list(_drawn(found.get(part), part, path, dataset)) for part in ("train", "val"))
     return train, val
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file of a reasonable size holds.
-
-    Raises:
-        DataError: if it can't be read or is no JSON.
-    """
-    try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise DataError(f"{shown(path)} has {size >> 20} MiB, but no more than {_MAX_BYTES >> 20} are read")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{shown(path)} can't be opened: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{shown(path)}: the text is not UTF-8 (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, character {error.colno}"
-        raise DataError(f"{shown(path)}, {where}: not JSON ({error.msg}); fetch the file again") from error
-    except RecursionError as error:
-        raise DataError(f"{shown(path)}: nested too deeply") from error
 
 
 def is_inside(name: str) -> bool:

@@ -6,13 +6,14 @@ Pictures with several labels have a column ``labels`` instead: names with ``|`` 
 from __future__ import annotations
 
 import csv
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, shown, some
 from clipadapter.errors import DataError, require
+from clipadapter.parsing import parse_json_lines
 
 _Rows = Iterator[tuple[int, Mapping[str, Any]]]
 
@@ -36,7 +37,8 @@ def read_manifest(path: Path) -> Listing:
         raise DataError(f"{shown(path)}: the text is not UTF-8 (byte {error.start})") from error
     except OSError as error:
         raise DataError(f"{shown(path)} can't be opened: {error.strerror or error}") from error
-    if samples and not any(sample.path.exists() for sample in samples):
+    # Not Path.exists, which raises if a name is longer than any can be.
+    if samples and not any(os.path.exists(sample.path) for sample in samples):  # noqa: PTH110
         where = f"relative paths start at {shown(path.parent.resolve())}"
         raise DataError(
             f"{shown(path)}: none of its {len(samples)} pictures exists, {where}: {some([samples[0].path])}"
@@ -62,7 +64,7 @@ def _sample(manifest: Path, line: int, row: Mapping[str, Any]) -> Sample:
         raise DataError(f"{where}: there are columns 'label' and 'labels'; keep 'labels' if pictures have several")
     for column in ("path", "label") if extra and "labels" not in row else ("path",):
         if column not in row:
-            raise DataError(f"{where}: there is no column '{column}'; the columns are: {', '.join(row)}")
+            raise DataError(f"{where}: there is no column '{column}'; the columns are: {shown(', '.join(row))}")
     label = _text(row["label"], "label", where) if "label" in row else None
     split = "all"
     if "split" in row:
@@ -86,9 +88,20 @@ def _text(value: object, column: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str) and value.strip():
+        if not _can_be_written(value, column):
+            raise DataError(f"{where}: the {column} has half of a letter (a lone surrogate): {shown(value)}")
         return value.strip()
     came = "is empty" if value is None or isinstance(value, str) else f"is {value!r}, not a text"
     raise DataError(f"{where}: the {column} {came}")
+
+
+def _can_be_written(text: str, column: str) -> bool:
+    """Whether a text is one that UTF-8, or in a path the file system, can hold."""
+    try:
+        os.fsencode(text) if column == "path" else text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv_rows(path: Path, delimiter: str = ",") -> _Rows:
@@ -115,13 +128,8 @@ def _tsv_rows(path: Path) -> _Rows:
 
 def _jsonl_rows(path: Path) -> _Rows:
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{shown(path)}, line {number}: not JSON ({error.msg})") from error
+        # Names of files may have halves of letters, where their bytes are no UTF-8; `_text` refuses them elsewhere.
+        for number, row in parse_json_lines(file, shown(path), surrogates=True):
             if not isinstance(row, dict):
                 expected = 'expected an object such as {"path": "cat/1.jpg", "label": "cat"}'
                 raise DataError(f"{shown(path)}, line {number}: {expected}")

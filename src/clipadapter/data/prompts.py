@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from clipadapter.data._base import shown
 from clipadapter.errors import DataError, InputError
+from clipadapter.parsing import read_json
 from clipadapter.registry import unknown
 
 _PHOTO = ("a photo of a {}.",)
@@ -162,14 +162,7 @@ def read_class_names(path: str | Path) -> dict[str, str]:
 
 
 def _read_object(path: str | Path, expected: str) -> dict[str, Any]:
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{shown(path)} can't be opened: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{shown(path)}: the text is not UTF-8 (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{shown(path)}, line {error.lineno}: not JSON ({error.msg}); {expected}") from error
+    found = read_json(path, expected)
     if not isinstance(found, dict) or not found:
         came = "an empty object" if found == {} else type(found).__name__
         raise DataError(f"{shown(path)}: {expected}, got {came}")

@@ -86,7 +86,7 @@ def find_folder(path: str) -> Source:
         raise EncoderUnavailableError(f"there is no folder {path!r}: say open_clip:local-dir:PATH")
     try:
         config = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EncoderUnavailableError(f"{folder} needs a readable open_clip_config.json: {error}") from error
     facts = config.get("preprocess_cfg") if isinstance(config, dict) else None
     if not isinstance(facts, dict) or not {"mean", "std"} <= set(facts) or "model_cfg" not in config:

@@ -61,7 +61,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])
         number = facts.pop("format")
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} can't be read: {error}") from error
     if number != FORMAT:
         raise ValueError(f"{path} has format {number}, this version reads {FORMAT}: update clipadapter")

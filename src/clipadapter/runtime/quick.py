@@ -64,7 +64,7 @@ def entry(folder: Path) -> Path | None:
         for name in (TENSORS, *({TRUST} & set(listed))):
             if hashlib.sha256(_read(folder / name)).hexdigest() != listed[name]["sha256"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return cache_root() / f"model-{FORMAT}-{hashlib.sha256(text).hexdigest()[:32]}"
 

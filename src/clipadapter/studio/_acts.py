@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ class Acts:
         try:
             tab.note = act(tab, data) or Note("")
         except ClipAdapterError as error:
-            tab.note = Note(f"{str(error)[:1].upper()}{str(error)[1:]}.".replace("..", "."), bad=True)
+            tab.note = Note(_sentence(str(error)), bad=True)
+        if self.project.unwritten:
+            tab.note = replace(tab.note, text=f"{tab.note.text} {_sentence(self.project.unwritten)}".strip(), bad=True)
         if self.project.contents.revision != before:
             self.session.changed()
         tab.misnamed += tab.note.bad and data["do"] == "add-class"
@@ -167,6 +170,10 @@ class Acts:
         data = place.read_bytes()
         place.unlink(missing_ok=True)
         return data
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}.".replace("..", ".")
 
 
 def _text(data: Data, key: str) -> str:

@@ -34,6 +34,20 @@ def _why_not(scope: Scope) -> str:
     if FOREIGN.search(scope["path"]):
         return "files of other hosts are not fetched"
     # Browsers say from where; without this, any page that a person visits could fill the disk with uploads.
-    if scope["method"] == "POST" and Headers(scope=scope).get("sec-fetch-site") in ("cross-site", "same-site"):
+    if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_foreign(Headers(scope=scope)):
         return "pages of other hosts may not send anything"
     return ""
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a page of another host sent a request; what is no browser says nothing of pages.
+
+    Browsers send ``Sec-Fetch-Site`` over HTTPS and to this machine only. Elsewhere the page's host, in ``Origin``, must
+    be the one that was asked. A proxy before the studio hands that name on in ``X-Forwarded-Host``, which no page can
+    set without asking first.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site in ("cross-site", "same-site")
+    asked = {headers.get("host"), headers.get("x-forwarded-host")}
+    return origin is not None and origin.partition("://")[2].lower() not in {host.lower() for host in asked if host}

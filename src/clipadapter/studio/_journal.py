@@ -1,15 +1,16 @@
 """Steps that can be undone: moves of files within one folder, written down before they are made.
 
 A line is on disk before the first of its moves, and another one after the last: what was killed between them is
-finished when the journal is opened again. Nothing is ever deleted; what is removed was moved to where it can be had
-back.
+finished when the journal is opened again. What fails between them, as on a full disk, is taken back at once. Nothing is
+ever deleted; what is removed was moved to where it can be had back.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,17 @@ class Journal:
         root: the folder; every path of a step lies in it.
         path: the file; made if missing.
         names: class names by folder, to begin with; what the file says counts more.
+        first: number of the next step; at least one more than the file has.
 
     Raises:
         InputError: if the file is none of ours, or a step leads out of the folder.
     """
 
-    def __init__(self, root: Path, path: Path, names: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, path: Path, names: Mapping[str, str] | None = None, first: int = 1) -> None:
         self.root, self.path = Path(os.path.realpath(root)), path
         self.names = dict(names or {})
         self.steps: list[Step] = []
-        self._next = 1
+        self._next = first
         self._read()
 
     @property
@@ -81,15 +83,22 @@ class Journal:
             names: class names by folder from now on; as they are if not given.
 
         Raises:
-            InputError: if a path leads out of the folder.
+            InputError: if a path leads out of the folder, or a step that fails can't be taken back.
+            OSError: if it fails; the folder and the journal are as they were.
         """
         after = self.names if names is None else dict(names)
         step = Step(self._next, what, tuple(moves), tuple(folders), self.names, after)
         self._check(step)
-        self._append({"step": step.number, **{k: v for k, v in vars(step).items() if k != "number"}}, safe=True)
+        line = {"step": step.number, **{k: v for k, v in vars(step).items() if k != "number"}}
+        length = self._append(line, safe=True)
         self._take(step)
-        self._make(step)
-        self._append({"done": step.number})
+        try:
+            self._make(step)
+        except OSError as error:
+            self._restore(step, self._unmake, length, error)
+            self._give_back()
+            raise
+        self._note_done(step)
         return step
 
     def in_the_way(self) -> list[Move]:
@@ -99,14 +108,49 @@ class Journal:
         return [(old, new) for old, new in moves if there(self.root / old) and there(self.root / new)]
 
     def undo(self) -> Step | None:
-        """Take the last step back; None if there is none."""
+        """Take the last step back; None if there is none.
+
+        Raises:
+            InputError: if an undoing that fails can't be taken back.
+            OSError: if it fails; the folder and the journal are as they were.
+        """
         if not self.steps:
             return None
-        self._append({"undo": self.steps[-1].number}, safe=True)
+        length = self._append({"undo": self.steps[-1].number}, safe=True)
         step = self._give_back()
-        self._unmake(step)
-        self._append({"done": step.number})
+        try:
+            self._unmake(step)
+        except OSError as error:
+            self._restore(step, self._make, length, error)
+            self._take(step)
+            raise
+        self._note_done(step)
         return step
+
+    def _restore(self, step: Step, reverse: Callable[[Step], None], length: int, error: OSError) -> None:
+        """Take back what was made of a step that failed, then its line.
+
+        Args:
+            step: it.
+            reverse: makes what was made undone.
+            length: bytes of the file before the line.
+            error: why it failed.
+
+        Raises:
+            InputError: if that fails as well: then the line stays, and is carried out when the file is opened again.
+        """
+        try:
+            reverse(step)
+            self._cut(length)
+        except OSError:
+            raise InputError(
+                f"{step.what} was cut short: {error.strerror or error}; it is finished when the project is opened again"
+            ) from error
+
+    def _note_done(self, step: Step) -> None:
+        """Say that all moves of the last line are made; without this they are looked at again at the next opening."""
+        with suppress(OSError):
+            self._append({"done": step.number})
 
     def _read(self) -> None:
         """The steps that were not undone; the last one is finished if it was cut short."""
@@ -122,7 +166,7 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 pending = self._follow(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
                 raise InputError(
                     f"{self.path}, line {number}, is no step of the studio ({error}): move the file away to go on "
                     "without undoing what was done before"
@@ -131,12 +175,12 @@ class Journal:
             way, step = pending
             try:
                 (self._make if way == "step" else self._unmake)(step)
-                self._append({"done": step.number})
             except OSError as error:
                 raise InputError(
                     f"{step.what} was cut short, and can't be finished: {error.filename or self.root}: "
                     f"{error.strerror or error}; see to that, then open the project again"
                 ) from error
+            self._note_done(step)
 
     def _follow(self, line: dict[str, Any]) -> tuple[str, Step] | None:
         """Take over a line; a step or undoing that is not known to be done is returned."""
@@ -157,7 +201,7 @@ class Journal:
 
     def _take(self, step: Step) -> None:
         self.steps.append(step)
-        self._next, self.names = step.number + 1, dict(step.after)
+        self._next, self.names = max(self._next, step.number + 1), dict(step.after)
 
     def _give_back(self) -> Step:
         step = self.steps.pop()
@@ -198,12 +242,12 @@ class Journal:
         sync_folder(new.parent)
         sync_folder(old.parent)
 
-    def _append(self, line: Mapping[str, Any], safe: bool = False) -> None:
-        """Add a line; ``safe`` has it on the disk before anything else happens.
+    def _append(self, line: Mapping[str, Any], safe: bool = False) -> int:
+        """Add a line; the number of bytes before it. ``safe`` has it on the disk before anything else happens.
 
         Of a line that could not be written, as on a full disk, nothing may stay: the next one would be added to it.
         """
-        before = self.path.stat().st_size if self.path.exists() else 0
+        length = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("ab") as file:
                 file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
@@ -212,8 +256,15 @@ class Journal:
                     os.fsync(file.fileno())
         except OSError:
             if self.path.exists():
-                os.truncate(self.path, before)
+                self._cut(length)
             raise
+        return length
+
+    def _cut(self, length: int) -> None:
+        """Shorten the file, on the disk too where that is possible."""
+        os.truncate(self.path, length)
+        with suppress(OSError), self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

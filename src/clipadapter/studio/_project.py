@@ -7,9 +7,10 @@ besides lies in ``.studio`` within: pictures without a label, the journal, and w
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from typing_extensions import Self
@@ -32,11 +33,17 @@ INCOMING, POOL, TRASH = f"{OWN}/incoming", f"{OWN}/unlabelled", f"{OWN}/trash"
 class Project:
     """Class folders that are changed step by step; every step can be undone, also after a restart.
 
-    Safe to call from threads. One process at a time has a project open.
+    Safe to call from threads. One process at a time has a project open. A step that fails, as on a full disk, leaves
+    everything as it was.
 
     Args:
         root: the folder; made if missing.
         unlabelled: a folder of pictures to label, which stays as it is.
+
+    Attributes:
+        contents: what is there.
+        unwritten: why the file of class names is not what the classes are called, as on a full disk; empty if it is.
+            It is written again at the next step, reading or opening.
 
     Raises:
         InputError: if the folder is none, can't be written, or is open elsewhere.
@@ -69,8 +76,11 @@ class Project:
         try:
             self._check_outside()
             self._names_file = self.root / OWN / "class_names.json"
-            self._journal = Journal(self.root, self.root / OWN / "journal.jsonl", self._read_names())
+            self._clean()
+            place = self.root / OWN / "journal.jsonl"
+            self._journal = Journal(self.root, place, self._read_names(), self._first_number())
             self.contents = Contents()
+            self.unwritten = ""
             self.refresh()
         except BaseException:
             self._lock.release()
@@ -97,6 +107,7 @@ class Project:
         with self._guard:
             found = [] if self.outside is None else list_images(self.outside)
             self._outside = pictures(path for path in found if not path.is_relative_to(self.root))
+            self._write_names()
             return self._read()
 
     def add_class(self, text: str) -> str:
@@ -202,7 +213,9 @@ class Project:
             return ", ".join(texts)
 
     def _batch(self, folder: str, name: str | None) -> Batch:
-        return Batch(self.root, INCOMING, self.contents, self._equal, folder, name)
+        # A folder of its own for each step: undone, every step finds the place free that its pictures came from.
+        incoming = f"{INCOMING}/{self._journal.number}"
+        return Batch(self.root, incoming, self.contents, self._equal, folder, name)
 
     def _add(self, uploads: Sequence[Upload], batch: Batch, where: str) -> Added:
         for upload in uploads:
@@ -218,18 +231,42 @@ class Project:
         try:
             yield
         except OSError as error:
-            raise InputError(f"can't write into {self.root}: {error.strerror or error}") from error
+            raise InputError(
+                f"can't write into {self.root}: {error.strerror or error}; everything is as it was"
+            ) from error
         finally:
             self._write_names()
             self._read()
 
     def _write_names(self) -> None:
-        """The class names that are not their folders', for ``--class-names``."""
+        """The class names that are not their folders', for ``--class-names``.
+
+        The journal has them too: a step is made whether or not this file can be written.
+        """
         names = self._journal.names
-        if names:
-            write_whole(self._names_file, json.dumps(names, indent=1) + "\n")
-        else:
-            self._names_file.unlink(missing_ok=True)
+        text = json.dumps(names, indent=1) + "\n"
+        self.unwritten = ""
+        try:
+            if not names:
+                self._names_file.unlink(missing_ok=True)
+            elif not self._names_file.is_file() or self._names_file.read_bytes() != text.encode():
+                write_whole(self._names_file, text)
+        except (InputError, OSError) as error:
+            why = getattr(error.__cause__ or error, "strerror", None) or error
+            self.unwritten = f"the file {self._names_file.name} can't be written ({why}); the next step tries again"
+
+    def _clean(self) -> None:
+        """Remove the hidden files that a killed process left of what it was writing: none of them was whole."""
+        incoming = self.root / INCOMING
+        left = [*(self.root / OWN).glob(".class_names.json-*"), *incoming.glob(".*"), *incoming.glob("*/.*")]
+        for path in left:
+            with suppress(OSError):
+                path.unlink()
+
+    def _first_number(self) -> int:
+        """More than any step had whose files are still here, where the journal itself was moved away."""
+        folders = [path.name for place in (INCOMING, TRASH) for path in (self.root / place).glob("*")]
+        return max((int(name) for name in folders if re.fullmatch("[0-9]{1,9}", name)), default=0) + 1
 
     def _read(self) -> Contents:
         found = read_contents(self.root, self._journal.names, POOL, self._outside, self._equal)

@@ -8,6 +8,7 @@ are calibrated. With two classes it moves the threshold: a class is answered fro
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import DataError, InputError
+from clipadapter.parsing import read_text
 from clipadapter.registry import unknown
 
 Array = NDArray[Any]
@@ -159,13 +161,8 @@ def checked_costs(costs: ArrayLike, class_names: Sequence[str] | None = None) ->
 
 def _rows(path: Path) -> list[list[str]]:
     try:
-        # utf-8-sig: spreadsheets write a byte order mark, which would become part of the corner
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, strict=True) if any(field.strip() for field in row)]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the text is not UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise DataError(f"{path} can't be opened: {error.strerror or error}") from error
+        lines = io.StringIO(read_text(path), newline="")
+        rows = [row for row in csv.reader(lines, strict=True) if any(field.strip() for field in row)]
     except csv.Error as error:
         raise DataError(f"{path} is no CSV file: {error}") from error
     if not rows:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from clipadapter.bench.stream_summary import Learner
 from clipadapter.bench.study import Study
+from clipadapter.files import csv_text
 
 HEADER = (
     "label",
@@ -39,23 +38,7 @@ STREAM_HEADER = (
 
 def stream_csv(study: Study) -> str:
     """A line for each task after each task; tasks are counted from 1. A stream that failed has one, which says why."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(STREAM_HEADER)
-    for place, runs in study.rows.items():
-        for run in runs:
-            learns = Learner(place.label, [run]).learns
-            where = (place.label, learns, place.data, place.encoder, place.prompts, place.test, place.shots, run.seed)
-            if run.stream is None or run.course is None:
-                writer.writerow((*where, *[""] * 11, " ".join((run.error or "").split()), run.key))
-                continue
-            names = [lesson.name for lesson in run.stream.lessons]
-            first: Sequence[float | str] = run.course.zero_shot or [""] * len(names)
-            for t, step in enumerate(run.course.steps, 1):
-                for i, found in enumerate(step.metrics, 1):
-                    figures = (found.accuracy, found.macro_f1, found.log_loss, first[i - 1], step.seconds, step.size)
-                    writer.writerow((*where, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key))
-    return file.getvalue()
+    return csv_text([STREAM_HEADER, *_stream_rows(study)])
 
 
 def table_csv(study: Study) -> str:
@@ -63,9 +46,26 @@ def table_csv(study: Study) -> str:
 
     Only records are there: what is not run yet has no line.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(HEADER)
+    return csv_text([HEADER, *_rows(study)])
+
+
+def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
+    for place, runs in study.rows.items():
+        for run in runs:
+            learns = Learner(place.label, [run]).learns
+            where = (place.label, learns, place.data, place.encoder, place.prompts, place.test, place.shots, run.seed)
+            if run.stream is None or run.course is None:
+                yield (*where, *[""] * 11, " ".join((run.error or "").split()), run.key)
+                continue
+            names = [lesson.name for lesson in run.stream.lessons]
+            first: Sequence[float | str] = run.course.zero_shot or [""] * len(names)
+            for t, step in enumerate(run.course.steps, 1):
+                for i, found in enumerate(step.metrics, 1):
+                    figures = (found.accuracy, found.macro_f1, found.log_loss, first[i - 1], step.seconds, step.size)
+                    yield (*where, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key)
+
+
+def _rows(study: Study) -> Iterator[tuple[object, ...]]:
     for place, runs in study.rows.items():
         for run in runs:
             metrics, seconds = run.metrics, run.seconds
@@ -75,5 +75,4 @@ def table_csv(study: Study) -> str:
             error = "" if run.error is None else " ".join(run.error.split())
             where = (place.label, place.data, place.encoder, place.prompts, place.test, place.shots)
             size = "" if run.size is None else run.size
-            writer.writerow((*where, run.seed, *figures, *took, size, *flags, error, run.key))
-    return file.getvalue()
+            yield (*where, run.seed, *figures, *took, size, *flags, error, run.key)

@@ -1,0 +1,99 @@
+"""Runs a suite on pictures, killed or on a full disk before some operations on files, and goes on with it.
+
+Usage: bench_faults.py FOLDER POINTS WAY, where WAY is killed or full. It writes how many points were tried; what is
+wrong ends it with an AssertionError.
+"""
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from clipadapter import FewShotClassifier
+from clipadapter.bench import open_source, run_suite
+from clipadapter.bench.engines import create_engine
+from clipadapter.bench.suite import parse_suite
+from clipadapter.errors import ClipAdapterError
+
+SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1]\nseeds = [1, 2]'
+RECORDS = 4
+TIMES = ("seconds", "machine", "created")
+"""What differs between two runs of the same."""
+
+
+def pictures(folder):
+    for part in ("train", "test"):
+        for name, letter in (("red", b"\xff\0\0"), ("green", b"\0\xff\0"), ("blue", b"\0\0\xff")):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(2):
+                data = b"P6 4 4 255\n" + letter * 12 + bytes([i, part == "test", 9]) * 4
+                (folder / part / name / f"{i}.ppm").write_bytes(data)
+
+
+def run(data, out):
+    model = FewShotClassifier("toy", cache=None, precision="fp32")
+    run_suite(
+        parse_suite("own", SUITE), [open_source(str(data))], {"toy": model}, out, create_engine("local", workers=1)
+    )
+
+
+def in_child(data, out, around, count=None):
+    """The exit status of a child that runs the suite; 2 for an error that is not of the library.
+
+    A child, since what computes with threads must not fork.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            with around:
+                run(data, out)
+            status = 0
+        except ClipAdapterError:
+            status = 1
+        except BaseException:
+            traceback.print_exc()
+        if count is not None:
+            count.write_text(str(OPERATIONS.count))
+        os._exit(status)
+    return os.waitpid(child, 0)[1]
+
+
+def records(out):
+    """Runs by the name of their file, without times; the log has each of them."""
+    raw = {path.name: path.read_text() for path in (out / "runs").glob("*.json")}
+    assert sorted((out / "runs.jsonl").read_text().splitlines(True)) == sorted(raw.values())
+    return {
+        name: {key: value for key, value in json.loads(text).items() if key not in TIMES} for name, text in raw.items()
+    }
+
+
+def main(folder, points, way):
+    data, count = folder / "pictures", folder / "count"
+    pictures(data)
+    assert in_child(data, folder / "whole", OPERATIONS.counted(), count) == 0
+    expected, number = records(folder / "whole"), int(count.read_text())
+    assert len(expected) == RECORDS
+    tried = sorted({i * number // points for i in range(points)})
+    for at in tried:
+        out = folder / str(at)
+        status = in_child(data, out, getattr(OPERATIONS, way)(at))
+        assert status != 2 << 8, f"point {at}"
+        assert in_child(data, out, nullcontext()) == 0, f"point {at}"
+        found = records(out)
+        assert found == expected, f"point {at}"
+        shutil.rmtree(out)
+    sys.stdout.write(str(len(tried)))
+
+
+if __name__ == "__main__":
+    from file_operations import Operations  # beside this file, and found only where it is run
+
+    torch.set_num_threads(1)
+    OPERATIONS = Operations(sys.argv[1])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

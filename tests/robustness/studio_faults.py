@@ -1,0 +1,141 @@
+"""Does random things in a studio's project, killed or failed before every operation on files.
+
+Usage: studio_faults.py FOLDER SEED WAY, where WAY is killed, failing or full. It writes how many points were tried;
+what is wrong ends it with an AssertionError.
+"""
+
+import json
+import os
+import random
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from clipadapter.errors import InputError
+from clipadapter.studio import Project
+from clipadapter.studio._pictures import Upload
+
+NAMES = ("cat", "a/b", "test", "..", "猫", "dog")
+HEAD = b"P6 1 1 255\n"  # the smallest picture that there is
+LENGTH = 12
+
+
+def act(project, rng):
+    """One thing that a person may do; what it is hangs on the generator and on what is there."""
+    contents = project.contents
+    classes = sorted(contents.classes)
+    keys = sorted(one.key for one in contents.all())
+    labelled = sorted(one.key for each in contents.classes.values() for one in each)
+    sent = [Upload("x", HEAD + bytes([rng.randrange(4), 0, 0])) for _ in range(2)]
+    free = [name for name in NAMES if name not in classes]
+    name, other, key = (rng.choice(some or [""]) for some in (classes, free, keys))
+    done = {
+        "add_class": bool(free),
+        "add": bool(classes),
+        "add_unlabelled": True,
+        "label": bool(classes and keys),
+        "remove": bool(labelled),
+        "rename_class": bool(classes and free),
+        "remove_class": len(classes) > 1,
+        "undo": True,
+    }
+    verbs = ["add", "add", "remove", *done]
+    verb = rng.choice([one for one in verbs if done[one]])
+    arguments = {
+        "add_class": (other,),
+        "add": (name, sent),
+        "add_unlabelled": (sent,),
+        "label": ([key], name),
+        "remove": (rng.sample(labelled, min(2, len(labelled))),),
+        "rename_class": (name, other),
+        "remove_class": (name,),
+        "undo": (),
+    }[verb]
+    getattr(project, verb)(*arguments)
+
+
+def state(project):
+    """Numbers of the pictures of each class, and of those without one."""
+    read = lambda those: sorted(one.path.read_bytes()[len(HEAD)] for one in those)  # noqa: E731
+    return {name: read(each) for name, each in project.contents.classes.items()} | {"": read(project.contents.pool)}
+
+
+def check(root, allowed):
+    """Opened again, a project is in one of the states, says so to others, and can be undone to nothing."""
+    with Project(root) as project:
+        found = state(project)
+        assert found in allowed, (found, allowed)
+        named = {folder: name for name, folder in project.contents.folders.items() if folder != name}
+        file = root / ".studio" / "class_names.json"
+        assert (json.loads(file.read_text()) if file.exists() else {}) == named
+        assert not list((root / ".studio").rglob(".*"))
+    with Project(root) as project:
+        assert state(project) == found
+        while project.undoable:
+            project.undo()
+        assert state(project) == {"": []}
+    assert [path.name for path in root.iterdir()] == [".studio"]
+
+
+def killed(operations, root, seed, at):
+    """Kill a child; how many things it had done, by what it said."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with Project(root) as project, operations.killed(at):
+            rng = random.Random(seed)
+            for _ in range(LENGTH):
+                act(project, rng)
+                os.write(writing, b".")
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        done = len(file.read())
+    os.waitpid(child, 0)
+    return done
+
+
+def failed(around, root, seed, at):
+    """Have an operation fail; how many things were done, by what was said. The page shows what is there."""
+    rng = random.Random(seed)
+    done = 0
+    with Project(root) as project:
+        with around(at), suppress(InputError):
+            while done < LENGTH:
+                before = state(project)
+                act(project, rng)
+                done += 1
+        if done == LENGTH:
+            return done
+        shown = state(project)
+        project.refresh()
+        assert shown == state(project) == before, (shown, state(project), before)
+    return done
+
+
+def main(operations, folder, seed, way):
+    root = folder / "plain"
+    rng, states = random.Random(seed), []
+    with Project(root) as project:
+        states.append(state(project))
+        with operations.counted():
+            for _ in range(LENGTH):
+                act(project, rng)
+                states.append(state(project))
+    for at in range(operations.count):
+        root = folder / str(at)
+        if way == "killed":
+            done = killed(operations, root, seed, at)
+            check(root, states[done : done + 2])
+        else:
+            done = failed(getattr(operations, way), root, seed, at)
+            check(root, states[done : done + 1])
+        shutil.rmtree(root)
+    sys.stdout.write(str(operations.count))
+
+
+if __name__ == "__main__":
+    from file_operations import Operations  # beside this file, and found only where it is run
+
+    main(Operations(sys.argv[1]), Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

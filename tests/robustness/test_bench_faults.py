@@ -1,0 +1,19 @@
+"""A suite that was killed, or that met a full disk, goes on where it was and gives the same records."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+POINTS = 6 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
+SCRIPT = Path(__file__).with_name("bench_faults.py")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("way", ["killed", "full"])
+def test_a_suite_goes_on_after_a_fault_and_gives_the_same_records(tmp_path, way):
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path / "f", str(POINTS), way], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 6

@@ -1,0 +1,191 @@
+"""Files that people write are read, or refused with an error of the library that says where and what."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipadapter.bench import load_suite
+from clipadapter.cli._bench_run import read_rows
+from clipadapter.cli._fitting import _scalar
+from clipadapter.cli.app import app
+from clipadapter.data import load_dataset, read_class_names, read_descriptions
+from clipadapter.data._split_file import read_split
+from clipadapter.errors import DataError
+from clipadapter.parsing import MAX_DEPTH, parse_json, parse_toml, read_json, read_text
+from clipadapter.trust.costs import read_costs
+
+DEEP, DIGITS, HALF = "[" * 100_000 + "]" * 100_000, "9" * 5000, r'"\ud83d"'
+"""Nested, long and broken, as JSON."""
+DEEP_MESSAGE, DIGITS_MESSAGE, HALF_MESSAGE = (
+    "more than 100 lists and objects",
+    "a number has thousands of digits",
+    "has half of a letter",
+)
+
+
+READERS = {
+    "descriptions": (read_descriptions, '{{"cup": [{}]}}'),
+    "class names": (read_class_names, '{{"cup": {}}}'),
+    "split file": (lambda path: read_split(path, path.parent), '{{"train": [["a/1.jpg", 0, {}]], "test": []}}'),
+    "rows": (read_rows, '{{"1-1": [{}]}}'),
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(DEEP, DEEP_MESSAGE), (DIGITS, DIGITS_MESSAGE), (HALF, HALF_MESSAGE), ("NaN", "NaN is no number")],
+    ids=["deep", "digits", "half", "nan"],
+)
+@pytest.mark.parametrize("reader", READERS)
+def test_every_json_file_with_a_hostile_value_is_refused(tmp_path, reader, value, message):
+    read, form = READERS[reader]
+    path = tmp_path / "a.json"
+    path.write_text(form.format(value))
+    with pytest.raises(DataError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path)) and str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f'{{"path": "1.png", "label": {DEEP}}}', DEEP_MESSAGE),
+        (f'{{"path": "1.png", "label": {DIGITS}}}', DIGITS_MESSAGE),
+        (f'{{"path": "1.png", "label": {HALF}}}', HALF_MESSAGE),
+        (f'{{"path": "1.png", "labels": ["a", {HALF}]}}', HALF_MESSAGE),
+        (f'{{"path": "1.png", "label": "a", "split": {HALF}}}', HALF_MESSAGE),
+        (f'{{"path": {HALF}, "label": "a"}}', HALF_MESSAGE),
+    ],
+)
+def test_json_lines_with_a_hostile_value_are_refused(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"path": "0.png", "label": "a"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(path)
+    assert f"{path}, line 2" in str(caught.value) and str(caught.value).encode()
+
+
+@pytest.mark.skipif(Path("/proc").is_dir() is False, reason="file names are text there")
+def test_a_path_whose_bytes_are_no_text_may_stand_in_json_lines(tmp_path):
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    (tmp_path / name).write_bytes(b"x")
+    rows = [{"path": name, "label": "a"}, {"path": name, "label": "b"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [path.name for path in load_dataset(tmp_path / "a.jsonl").paths] == [name, name]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = " + DEEP, DEEP_MESSAGE),
+        ("title = 't'\nshots = [" + DIGITS + "]", DIGITS_MESSAGE),
+        ('title = "\\ud83d"', "is not TOML"),
+        ("title = ", "is not TOML"),
+        ("\udcff", "not UTF-8"),
+    ],
+    ids=["deep", "digits", "half", "nothing", "bytes"],
+)
+def test_a_hostile_suite_is_refused(tmp_path, text, message):
+    path = tmp_path / "own.toml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=message):
+        load_suite(str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", "{}", '{"1": [0]}', '{"1-x": [0]}', '{"1-1": 0}', '{"1-1": [0.5]}', '{"1-1": [-1]}', '{"1-1": [1e999]}']
+    + ['{"1-1": [true]}', '{"1-1": [99999999999999999999]}', '{"99999999999-1": [0]}'],
+)
+def test_rows_of_another_form_are_refused(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(DataError, match=r'rows.json: expected {"SHOTS-SEED"'):
+        read_rows(tmp_path / "rows.json")
+
+
+def test_rows_are_read(tmp_path):
+    (tmp_path / "rows.json").write_text('{"16-1": [0, 7], "1-2": []}')
+    assert read_rows(tmp_path / "rows.json") == {(16, 1): [0, 7], (1, 2): []}
+
+
+@pytest.mark.parametrize("read", [read_class_names, lambda path: read_costs(path, ["a"]), load_suite])
+@pytest.mark.parametrize("name", ["nothing/a.toml", "folder/a.toml", "nul\0/a.toml", "x" * 300 + "/a.toml"])
+def test_what_can_not_be_opened_is_told(tmp_path, read, name):
+    (tmp_path / "folder" / "a.toml").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"can't be opened: \w"):
+        read(f"{tmp_path}/{name}")
+
+
+def test_no_more_is_read_than_the_limit(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"a" * 2000)
+    assert read_text(path, 2003) == "a" * 2000
+    with pytest.raises(DataError, match="has 0 MiB, but no more than 0"):
+        read_text(path, 2002)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no endless files")
+def test_a_file_without_an_end_is_refused():
+    with pytest.raises(DataError, match="has more than 0 MiB"):
+        read_text("/dev/zero", 1 << 10)
+
+
+def test_the_most_depth_is_taken_and_one_more_is_not():
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH, "x")
+    assert parse_toml(f"a = {'[' * (MAX_DEPTH - 1)}{']' * (MAX_DEPTH - 1)}", "x")
+    for text in ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), '{"a":' * MAX_DEPTH + "[]" + "}" * MAX_DEPTH):
+        with pytest.raises(DataError, match=DEEP_MESSAGE):
+            parse_json(text, "x")
+    with pytest.raises(DataError, match=DEEP_MESSAGE):
+        parse_toml(f"a = {'[' * MAX_DEPTH}{']' * MAX_DEPTH}", "x")
+
+
+def test_whole_letters_are_taken_however_they_are_written():
+    assert parse_json(r'{"\ud83d\ude00": ["\\ud83d", "é"]}', "x") == {"\U0001f600": [r"\ud83d", "é"]}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_what_json_can_say_is_read_as_it_was_written(value):
+    assert parse_json(json.dumps(value), "x") == value
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(data)
+    try:
+        read_json(path)
+    except DataError as error:
+        assert str(error).encode()
+
+
+def test_values_on_the_command_line_are_numbers_words_or_text():
+    assert [_scalar(text) for text in ("1", "0.5", "true", "null", "x", "[1]")] == [1, 0.5, True, None, "x", "[1]"]
+    assert _scalar("Infinity") == math.inf and np.isnan(_scalar("NaN"))
+    assert [_scalar(text) for text in (DEEP, DIGITS, HALF)] == [DEEP, DIGITS, HALF]
+
+
+@pytest.mark.parametrize("text", [DEEP, DIGITS, f"{{{HALF}: {HALF}}}", "\0", ""])
+@pytest.mark.parametrize("option", ["--class-names", "--descriptions"])
+def test_a_command_says_what_is_wrong_with_a_file(tmp_path, option, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    for name in "ab":
+        (tmp_path / "p" / name).mkdir(parents=True)
+        (tmp_path / "p" / name / "1.ppm").write_bytes(b"P6 1 1 255\n" + name.encode() * 3)
+    command = ["fit", str(tmp_path / "p"), "--encoder", "toy", "--out", str(tmp_path / "m"), option, str(path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1 and f"{path}" in done.stderr and "Traceback" not in done.stderr
+    assert isinstance(done.exception, SystemExit)
