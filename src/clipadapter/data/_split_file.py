@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from clipadapter.data._base import Dataset, Sample, shown, some
+from clipadapter.data._base import Dataset, Sample, open_text, shown, some
 from clipadapter.errors import DataError
 
 PARTS = ("train", "val", "test")
@@ -87,7 +87,8 @@ def read_json(path: Path) -> Any:
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise DataError(f"{shown(path)} has {size >> 20} MiB, but no more than {_MAX_BYTES >> 20} are read")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_text(path) as file:
+            return json.loads(file.read())
     except OSError as error:
         raise DataError(f"{shown(path)} can't be opened: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, shown, some
+from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, open_regular, open_text, shown, some
 from clipadapter.errors import DataError, require
 
 _Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -93,7 +93,7 @@ def _text(value: object, column: str, where: str) -> str:
 
 def _csv_rows(path: Path, delimiter: str = ",") -> _Rows:
     # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
@@ -114,7 +114,7 @@ def _tsv_rows(path: Path) -> _Rows:
 
 
 def _jsonl_rows(path: Path) -> _Rows:
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -132,7 +132,8 @@ def _parquet_rows(path: Path) -> _Rows:
     parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet manifest")
     arrow = require("pyarrow", "parquet", "Reading a Parquet manifest")
     try:
-        table = parquet.read_table(path)
+        with open_regular(path) as file:
+            table = parquet.read_table(file)
     except arrow.ArrowInvalid as error:
         raise DataError(f"{shown(path)} is no Parquet file: {error}") from error
     yield from enumerate(table.to_pylist(), 1)

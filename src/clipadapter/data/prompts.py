@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data._base import shown
+from clipadapter.data._base import open_text, shown
 from clipadapter.errors import DataError, InputError
 from clipadapter.registry import unknown
 
@@ -163,7 +163,8 @@ def read_class_names(path: str | Path) -> dict[str, str]:
 
 def _read_object(path: str | Path, expected: str) -> dict[str, Any]:
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        with open_text(path) as file:
+            found = json.loads(file.read())
     except OSError as error:
         raise DataError(f"{shown(path)} can't be opened: {error.strerror}") from error
     except UnicodeDecodeError as error:
