@@ -17,7 +17,7 @@ MIN_BUDGET_BYTES = 256 << 20
 BUDGET_SHARE = 4
 """The budget is the memory of the machine, or of the container, divided by this."""
 PROCESS_BYTES_PER_PIXEL = 32
-"""Of formats that are decoded in a process of their own: up to 22 there, and 7 where the pixels are taken over."""
+"""Of formats that are decoded in a process of their own: up to 25 there, and 7 where the pixels are taken over."""
 
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _RGB_BYTES = 4
