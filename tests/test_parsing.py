@@ -131,8 +131,9 @@ def test_no_more_is_read_than_the_limit(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no endless files")
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices as files")
 def test_a_file_without_an_end_is_refused():
-    with pytest.raises(DataError, match="has more than 0 MiB"):
+    with pytest.raises(DataError, match="not a regular file"):
         read_text("/dev/zero", 1 << 10)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from clipadapter.errors import InputError
 
@@ -134,3 +137,32 @@ def write_whole(path: str | Path, data: str | bytes) -> Path:
             temporary.unlink(missing_ok=True)
         raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
     return Path(path)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read bytes, unless it is a pipe, a device or the like, which could wait or go on forever.
+
+    Raises:
+        OSError: if there is none, it can't be opened, or it is not a regular file.
+        ValueError: if the path has a null character.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a device can already act on it
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    # A file that is exchanged for a pipe meanwhile must not block, and is looked at again.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def open_text(path: str | Path, newline: str | None = None) -> TextIO:
+    """As `open_regular`, to read text in UTF-8, with or without a byte order mark as spreadsheets write it.
+
+    Raises:
+        OSError: if there is none, it can't be opened, or it is not a regular file.
+    """
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline=newline)

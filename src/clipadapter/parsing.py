@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipadapter.errors import DataError
+from clipadapter.files import open_regular
 
 MAX_FILE_BYTES = 256 << 20
 """A larger file is none that a person wrote."""
@@ -36,11 +37,11 @@ def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
         DataError: if it can't be read, is too large, or no UTF-8.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise DataError(f"{_shown(path)} has {size >> 20} MiB, but no more than {max_bytes >> 20} are read")
-            data = file.read(max_bytes + 1)  # a device says that its size is 0
+            data = file.read(max_bytes + 1)  # it may grow meanwhile
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ValueError: no file has such a name

@@ -1,21 +1,28 @@
 """Any picture a person has, as an upright RGB picture of the right colours, or a plain reason why not.
 
-The type of a file is told from its first bytes, never from its name; only the formats of ``_KINDS`` are read.
+The type of a file is told from its first bytes, never from its name; only the formats of ``_KINDS`` are read. What
+decoding would cost is known before it begins (`_cost`), threads share a budget of memory (`_memory`), and formats with
+slow decoders have a process of their own (`_decoder`).
 Pillow's own `Image.open` is not used: its guard against huge files is a process-wide setting and a warning,
 which can't be silenced in one thread alone. All functions are safe to call from threads.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
+import os
 import re
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipadapter.data._base import shown
+from clipadapter.data._cost import TooCostly, check_cost, check_exif, is_slow
+from clipadapter.data._decoder import DECODERS, can_decode_apart
+from clipadapter.data._memory import MemoryBudget, peak_bytes
 from clipadapter.errors import ImageError, InputError
+from clipadapter.files import open_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +32,15 @@ ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
 MAX_PIXELS = 100_000_000
 MAX_RATIO = 100
+MAX_SECONDS = 120.0
+"""Processor time for a file that is decoded in a process. 100 million pixels of JPEG 2000 without loss take 50."""
 _MAX_FILE_BYTES = 1 << 30
+_MAGIC_BYTES = 1024
+_BAND_PIXELS = 1 << 18
+"""Pictures are converted a band at a time: the memory of what is between the two modes is that of a band."""
+_BUDGET = MemoryBudget()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_BUDGET.reset)
 
 _JPEG = b"\xff\xd8\xff"
 _SUFFIXES = "jpg jpeg jpe jfif mpo png webp gif bmp tif tiff ppm pgm pbm pnm avif jp2"
@@ -52,23 +67,31 @@ _KINDS: tuple[tuple[str, bytes, str | None], ...] = (
 
 
 def read_image(
-    source: ImageSource, max_pixels: int = MAX_PIXELS, data: bytes | None = None, shrink_to: int | None = None
+    source: ImageSource,
+    max_pixels: int = MAX_PIXELS,
+    data: bytes | None = None,
+    shrink_to: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> Image.Image:
     """A picture in mode RGB, upright as EXIF says.
 
-    What is transparent becomes white, 16-bit grey is scaled, and an animation gives its first frame.
+    What is transparent becomes white, 16-bit grey is scaled, and an animation gives its first frame. Threads share a
+    budget of memory, a quarter of the machine's: a call waits until there is room.
 
     Args:
         source: path, PIL picture, or array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), of uint8 or of
             floats in 0..1.
-        max_pixels: larger pictures are refused before they are unpacked.
+        max_pixels: larger pictures are refused before they are unpacked. The work for scans, of which a JPEG may have
+            many, is limited to 20 samples for each of these pixels.
         data: the file's bytes if they were read already (see `image_bytes`), so that a file is read once.
         shrink_to: a JPEG file is unpacked at a half, a quarter or an eighth of its size, which is faster, if its
             shorter side keeps so many pixels and both sides can be divided; None keeps every pixel.
+        max_seconds: processor time for a file of a slow format, see `is_slow_file`, which is decoded in a process of
+            its own.
 
     Raises:
-        ImageError: if the picture can't be read; also if one side is over 100 times the other, since resizing
-            by the shorter side would fill the memory.
+        ImageError: if the picture can't be read; if its file would cost far more time or memory than its pixels; also
+            if one side is over 100 times the other, since resizing by the shorter side would fill the memory.
         InputError: if the source is nothing that can be a picture.
 
     >>> import numpy as np
@@ -78,23 +101,76 @@ def read_image(
     from PIL import Image
 
     name = source_name(source)
-    factor = 1
     if isinstance(source, (str, Path)):
         data = image_bytes(source) if data is None else data
-        image = _open(data, name)
+        kind = _kind(data)[0]
+        if _is_slow(kind, data, name) and can_decode_apart():
+            return DECODERS.decode(data, name, max_pixels, max_seconds)
+        image, several_scans = open_image(data, name, max_pixels)
+        pixels = image.width * image.height
         factor = 1 if shrink_to is None else shrink_factor(data, image.size, shrink_to)
-    elif isinstance(source, Image.Image):
-        image = source
-    else:
-        image = _from_array(source, name)
-    _check_size(image.size, name, max_pixels)
-    try:
         if factor > 1:
             image.draft(None, (image.width // factor, image.height // factor))
+        with _BUDGET.hold(peak_bytes(kind, image.mode, pixels, pixels // factor**2, several_scans)):
+            return finish_image(image, name)
+    image = source if isinstance(source, Image.Image) else _from_array(source, name)
+    _check_size(image.size, name, max_pixels)
+    finished = finish_image(image, name)
+    return finished.copy() if finished is source else finished
+
+
+def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:
+    """Read the header of a file whose size and cost are within the limits.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+        max_pixels: limit of its size.
+
+    Returns:
+        The picture before it is decoded, and whether it is a JPEG of several scans.
+
+    Raises:
+        ImageError: if it is no picture, or over a limit.
+    """
+    kind, reader = _kind(data)
+    if not kind:
+        raise ImageError(name, "not an image" if data else "file is empty")
+    try:
+        if reader is None:
+            raise ImportError
+        module, cls = reader.split(".")
+        opener = getattr(importlib.import_module(f"PIL.{module}"), cls)
+    except ImportError as error:
+        raise ImageError(name, f"unsupported type ({kind})") from error
+    try:
+        several_scans = check_cost(kind, data, max_pixels)
+        image: Image.Image = opener(io.BytesIO(data), "")
+    except TooCostly as error:
+        raise ImageError(name, str(error)) from error
+    except Exception as error:  # a decoder's header code raises whatever it likes on damaged files
+        raise ImageError(name, _reason(error)) from error
+    _check_size(image.size, name, max_pixels)
+    return image, several_scans
+
+
+def finish_image(image: Image.Image, name: str) -> Image.Image:
+    """Decode a picture, and bring it to mode RGB and upright.
+
+    Args:
+        image: as `open_image` gives it; it may be changed, and may be what is returned.
+        name: what messages call it.
+
+    Raises:
+        ImageError: if it is damaged.
+    """
+    try:
         image.load()
         return _upright(_rgb(image, name), image)
     except ImageError:
         raise
+    except TooCostly as error:
+        raise ImageError(name, str(error)) from error
     except MemoryError as error:
         raise ImageError(name, "too large for the memory of this machine") from error
     except Exception as error:  # decoders raise whatever they like on damaged files
@@ -104,25 +180,65 @@ def read_image(
 def image_bytes(source: ImageSource) -> bytes:
     """What identifies a picture: the bytes of its file, or mode, size and upright pixels of one in memory.
 
+    Of a file that is no picture only the beginning is read.
+
     Raises:
-        ImageError: if the file can't be read, or the picture in memory is none.
+        ImageError: if the file can't be read or is none of a picture, or the picture in memory is none.
         InputError: if the source is nothing that can be a picture.
     """
     if not isinstance(source, (str, Path)):
         image = read_image(source)
         return f"{image.mode} {image.width} {image.height} ".encode() + image.tobytes()
-    path, name = Path(source), source_name(source)
+    name = source_name(source)
     try:
-        status = path.stat()
-        regular = stat.S_ISREG(status.st_mode)
-        if regular and status.st_size <= _MAX_FILE_BYTES:
-            return path.read_bytes()
+        with open_regular(source) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MAX_FILE_BYTES:
+                raise ImageError(name, f"too large: {size >> 20} MiB (limit {_MAX_FILE_BYTES >> 20})")
+            start = file.read(_MAGIC_BYTES)
+            if not start:
+                raise ImageError(name, "file is empty")
+            if not _kind(start)[0]:
+                raise ImageError(name, "not an image")
+            return start + file.read(_MAX_FILE_BYTES)
     except (FileNotFoundError, ValueError) as error:  # ValueError: a null character
+        if isinstance(error, ImageError):
+            raise
         raise ImageError(name, "no such file") from error
     except OSError as error:
-        raise ImageError(name, f"can't be opened: {error.strerror}") from error
-    limit = f"{status.st_size >> 20} MiB (limit {_MAX_FILE_BYTES >> 20})"
-    raise ImageError(name, f"too large: {limit}" if regular else "not a file")
+        why = "not a file" if error.errno == errno.EINVAL else f"can't be opened: {error.strerror}"
+        raise ImageError(name, why) from error
+
+
+def stop_decoding() -> None:
+    """End the processes that decode slow formats. Who waits for one gets an ImageError; later calls start others."""
+    DECODERS.stop()
+
+
+def is_slow_file(data: bytes, name: str = "picture") -> bool:
+    """Whether `read_image` decodes a file in a process of its own, since that takes seconds or stops other threads.
+
+    These are JPEG 2000, AVIF, PPM as text, BMP with run lengths, and TIFF with other compressions than LZW, deflate and
+    PackBits.
+
+    Args:
+        data: the file.
+        name: what messages call it.
+
+    Raises:
+        ImageError: if its header is too costly to read.
+
+    >>> is_slow_file(b"P3 1 1 255 1 2 3")
+    True
+    """
+    return _is_slow(_kind(data)[0], data, name)
+
+
+def _is_slow(kind: str, data: bytes, name: str) -> bool:
+    try:
+        return is_slow(kind, data)
+    except TooCostly as error:
+        raise ImageError(name, str(error)) from error
 
 
 def shrink_factor(data: bytes, size: tuple[int, int], least: int) -> int:
@@ -162,27 +278,10 @@ def source_name(source: object) -> str:
     raise InputError(f"a picture can't be read from {kind}: give a path, a PIL picture or a numpy array")
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    if not data:
-        raise ImageError(name, "file is empty")
-    kind, reader = next(
-        ((kind, reader) for kind, magic, reader in _KINDS if re.match(magic, data[:1024], re.DOTALL)),
-        ("", None),
-    )
-    if not kind:
-        raise ImageError(name, "not an image")
-    try:
-        if reader is None:
-            raise ImportError
-        module, cls = reader.split(".")
-        opener = getattr(importlib.import_module(f"PIL.{module}"), cls)
-    except ImportError as error:
-        raise ImageError(name, f"unsupported type ({kind})") from error
-    try:
-        image: Image.Image = opener(io.BytesIO(data), "")
-    except Exception as error:  # a decoder's header code raises whatever it likes on damaged files
-        raise ImageError(name, _reason(error)) from error
-    return image
+def _kind(data: bytes) -> tuple[str, str | None]:
+    """Name of the format and of the class that reads it; "" for what is no picture."""
+    head = data[:_MAGIC_BYTES]
+    return next(((kind, reader) for kind, magic, reader in _KINDS if re.match(magic, head, re.DOTALL)), ("", None))
 
 
 def _reason(error: Exception) -> str:
@@ -210,6 +309,23 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
+    from PIL import Image
+
+    plain = not (image.has_transparency_data or image.mode[0] in "IF")
+    if plain and image.mode == "RGB":
+        return image
+    width, height = image.size
+    rows = max(_BAND_PIXELS // width, 1)
+    if plain or height <= rows:
+        return _convert(image, name)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        rgb.paste(_convert(band, name), (0, top))
+    return rgb
+
+
+def _convert(image: Image.Image, name: str) -> Image.Image:
     import numpy as np
     from PIL import Image
 
@@ -245,10 +361,22 @@ def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
         8: Transpose.ROTATE_90,
     }
     try:
+        if stored.format != "JPEG":  # whose EXIF was looked at before Pillow read it
+            check_exif(_exif(stored))
         turn = turns.get(stored.getexif().get(0x0112))
+    except TooCostly:
+        raise
     except Exception:  # a broken EXIF block must not cost the picture
         return rgb
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _exif(image: Image.Image) -> bytes:
+    """The block that Pillow will read; ImageMagick writes it into PNG files as text."""
+    exif = image.info.get("exif")
+    if exif is None and (text := image.info.get("Raw profile type exif")):
+        exif = bytes.fromhex("".join(text.split("\n")[3:]))
+    return exif or b""
 
 
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:

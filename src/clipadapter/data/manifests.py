@@ -13,6 +13,7 @@ from typing import Any
 
 from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, shown, some
 from clipadapter.errors import DataError, require
+from clipadapter.files import open_regular, open_text
 from clipadapter.parsing import parse_json_lines
 
 _Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -106,7 +107,7 @@ def _can_be_written(text: str, column: str) -> bool:
 
 def _csv_rows(path: Path, delimiter: str = ",") -> _Rows:
     # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
@@ -127,7 +128,7 @@ def _tsv_rows(path: Path) -> _Rows:
 
 
 def _jsonl_rows(path: Path) -> _Rows:
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         # Names of files may have halves of letters, where their bytes are no UTF-8; `_text` refuses them elsewhere.
         for number, row in parse_json_lines(file, shown(path), surrogates=True):
             if not isinstance(row, dict):
@@ -140,7 +141,8 @@ def _parquet_rows(path: Path) -> _Rows:
     parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet manifest")
     arrow = require("pyarrow", "parquet", "Reading a Parquet manifest")
     try:
-        table = parquet.read_table(path)
+        with open_regular(path) as file:
+            table = parquet.read_table(file)
     except arrow.ArrowInvalid as error:
         raise DataError(f"{shown(path)} is no Parquet file: {error}") from error
     yield from enumerate(table.to_pylist(), 1)

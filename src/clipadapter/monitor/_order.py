@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from clipadapter.data.images import MAX_PIXELS, image_bytes, open_image
 from clipadapter.errors import InputError
 
 By = Literal["time", "name"]
@@ -49,11 +50,9 @@ def _taken(path: Path) -> float | None:
     """When a JPEG file says that it was taken, by the clock of this machine's zone as cameras know none."""
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         return None
-    from PIL.JpegImagePlugin import JpegImageFile
-
     try:
-        with JpegImageFile(path) as image:
-            text = str(image.getexif().get_ifd(EXIF).get(TAKEN, ""))
+        image, _ = open_image(image_bytes(path), path.name, MAX_PIXELS)
+        text = str(image.getexif().get_ifd(EXIF).get(TAKEN, ""))
         return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
     except Exception:  # of a damaged file PIL raises whatever it likes, and the date is but a help
         return None

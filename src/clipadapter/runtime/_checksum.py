@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from clipadapter.errors import ArtifactError
+from clipadapter.files import open_regular
 
 ALGORITHM = "sha256"
 DIGITS = 64
@@ -38,21 +38,16 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (*[place for place in beside if place.exists()][:1], path)
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_model(path: Path) -> BinaryIO:
     """Open a regular file, or a link to one, for reading.
 
     Raises:
         ArtifactError: if it is a device, a pipe or a folder, which may never end, or can't be opened.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would wait for a writer
     try:
-        file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115, PTH123 - only it has an opener
+        return open_regular(path)
     except OSError as error:
-        raise ArtifactError(f"{path} can't be read: {error.strerror or error}") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ArtifactError(f"{path} is no regular file: copy the model to a file and give that")
-    return file
+        raise ArtifactError(f"{path} can't be read ({error.strerror or error}): copy the model to a file") from error
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -82,13 +77,13 @@ def check_file(path: Path) -> str | None:
     """
     total = hashlib.sha256()
     *weights, graph = files_of(path)
-    with open_regular(graph) as file:
+    with open_model(graph) as file:
         size = os.fstat(file.fileno()).st_size
         covered, digits = _ending(file, size, path.suffix.lower())
         if digits is None:
             return None
         for part in weights:
-            with open_regular(part) as bytes_of_weights:
+            with open_model(part) as bytes_of_weights:
                 add_bytes(total, bytes_of_weights)
         file.seek(0)
         add_bytes(total, file, covered)
@@ -116,14 +111,14 @@ def append_checksum(path: Path) -> str:
     with path.open("ab") as file:
         file.write(before)
     for part in files_of(path):
-        with open_regular(part) as file:
+        with open_model(part) as file:
             add_bytes(total, file)
     with path.open("ab") as file:
         file.write(total.hexdigest().encode("ascii") + behind)
     return total.hexdigest()
 
 
-def add_bytes(total: hashlib._Hash, file: IO[bytes], size: int | None = None) -> None:
+def add_bytes(total: hashlib._Hash, file: BinaryIO, size: int | None = None) -> None:
     """Add the first bytes of a file to a hash, all that it has if no size is given; what it grows by is left out."""
     left = os.fstat(file.fileno()).st_size if size is None else size
     while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
@@ -131,7 +126,7 @@ def add_bytes(total: hashlib._Hash, file: IO[bytes], size: int | None = None) ->
         left -= len(block)
 
 
-def _ending(file: IO[bytes], size: int, suffix: str) -> tuple[int, str | None]:
+def _ending(file: BinaryIO, size: int, suffix: str) -> tuple[int, str | None]:
     """How many bytes the checksum covers, and its digits; None if there are none."""
     before, behind = ENDINGS[suffix]
     start = size - len(before) - DIGITS - len(behind)

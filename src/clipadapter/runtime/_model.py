@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.data.images import MAX_PIXELS, ImageSource, read_image, source_name
+from clipadapter.data.images import MAX_PIXELS, MAX_SECONDS, ImageSource, read_image, source_name
 from clipadapter.errors import ImageError, InputError
 from clipadapter.pixels import PixelSpec, shrink_to
 from clipadapter.prediction import Prediction, unreadable
@@ -79,19 +79,26 @@ class RuntimeModel(ABC):
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
         """Squares (n, s, s, 3), values 0 .. 255, to what the graph says; may be called from several threads."""
 
-    def square(self, image: ImageSource, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    def square(
+        self,
+        image: ImageSource,
+        data: bytes | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_seconds: float = MAX_SECONDS,
+    ) -> NDArray[np.uint8]:
         """A picture as the square (s, s, 3) that `run` takes; may be called from several threads.
 
         Args:
             image: a path, PIL picture or array.
             data: the file's bytes, if they were read already: then the path is but a name.
             max_pixels: larger pictures are refused before they are unpacked.
+            max_seconds: processor time for a file of a slow format, such as JPEG 2000.
 
         Raises:
             ImageError: if it can't be read.
         """
         least = shrink_to(self.precision, self.pixels.size)
-        return self.pixels.square(read_image(image, max_pixels, data=data, shrink_to=least))
+        return self.pixels.square(read_image(image, max_pixels, data, least, max_seconds))
 
     def answers(self, outputs: Outputs, **asked: Any) -> Answers:
         """What to say of pictures.

@@ -28,9 +28,21 @@ from clipadapter.serve.metrics import ModelMetrics
 
 Square = NDArray[np.uint8]
 Maker = Callable[[], Square]
-"""Makes a square (s, s, 3), or raises ImageError."""
+"""Makes a square (s, s, 3), or raises ImageError or Slow."""
 LONGEST_RETRY = 60
 logger = logging.getLogger(__name__)
+
+
+class Slow(Exception):
+    """Raised by a maker whose picture takes long: it is made by the thread for these, so that others need not wait.
+
+    Args:
+        maker: what that thread runs.
+    """
+
+    def __init__(self, maker: Maker) -> None:
+        super().__init__("made by another thread")
+        self.maker = maker
 
 
 @dataclass(eq=False)
@@ -81,9 +93,18 @@ class Batcher:
         limits: how large batches and the queue may be.
         metrics: of the model.
         pool: whose threads make squares.
+        slow_pool: whose thread makes those of slow formats; the other pool if not given.
     """
 
-    def __init__(self, predictor: RuntimeModel, limits: Limits, metrics: ModelMetrics, pool: Executor) -> None:
+    def __init__(
+        self,
+        predictor: RuntimeModel,
+        limits: Limits,
+        metrics: ModelMetrics,
+        pool: Executor,
+        slow_pool: Executor | None = None,
+    ) -> None:
+        self._slow_pool = slow_pool or pool
         self._predictor, self._limits, self._metrics, self._pool = predictor, limits, metrics, pool
         self._changed = threading.Condition()  # may be entered again by who is in it
         self._ready: deque[_Item] = deque()
@@ -170,6 +191,9 @@ class Batcher:
         result: Bad | Failed | None = None
         try:
             square = None if job.dead else maker()
+        except Slow as slow:
+            self._slow_pool.submit(self._make, job, place, slow.maker)
+            return
         except ImageError as error:
             result = Bad(error.reason)
         except Exception:

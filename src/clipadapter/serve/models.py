@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.pieces import cores
 from clipadapter.runtime import About, Predictor, RuntimeModel
@@ -105,6 +106,8 @@ class Models:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.pool = ThreadPoolExecutor(cores(), "clipadapter-pictures")
+        # One thread, which waits for a process: slow formats wait for each other and for nobody else.
+        self.slow_pool = ThreadPoolExecutor(1, "clipadapter-slow-pictures")
         self._texts = list(texts)
         self._open = opener or (lambda path: Predictor(path, engine=engine, threads=threads))
         self._isolated = isolated or (None if opener else IsolatedOpener(engine))
@@ -186,7 +189,10 @@ class Models:
             self._isolated.stop()
         for model in list(self._models.values()):
             model.batcher.close(wait)
-        self.pool.shutdown(wait=False)
+        # What is left was not answered in time: nobody waits for it, and the interpreter would until it is done.
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.slow_pool.shutdown(wait=False, cancel_futures=True)
+        stop_decoding()
 
     def _wanted(self) -> dict[str, Source]:
         """What is there now; a file that was named stays wanted while it is gone."""
@@ -253,7 +259,7 @@ class Models:
             raise ArtifactError(f"{path} gives logits that are not finite: export it again")
         if files.stamp() != before:
             raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it stays as it is")
-        batcher = Batcher(predictor, self.limits, self.metrics.of_model(source.name), self.pool)
+        batcher = Batcher(predictor, self.limits, self.metrics.of_model(source.name), self.pool, self.slow_pool)
         return Model(source, version, predictor, batcher)
 
     def _put(self, model: Model) -> None:

@@ -7,17 +7,20 @@ import binascii
 import re
 from functools import partial
 
+from clipadapter.data.images import is_slow_file
 from clipadapter.errors import ImageError
-from clipadapter.serve.batching import Maker, Square
+from clipadapter.serve.batching import Maker, Slow, Square
 from clipadapter.serve.models import Model
 
 DATA_URL = re.compile(r"data:[\w.+/-]{0,100};base64,")
 SHOWN = 200
+MAX_SLOW_SECONDS = 10.0
+"""Processor time for a picture of a slow format, such as JPEG 2000."""
 
 
 def from_bytes(model: Model, data: bytes, max_pixels: int) -> Maker:
     """Of a picture's file."""
-    return partial(model.predictor.square, "picture", data=data, max_pixels=max_pixels)
+    return partial(_square, model, data, max_pixels)
 
 
 def from_base64(model: Model, text: str, max_pixels: int) -> Maker:
@@ -31,7 +34,14 @@ def _unpack(model: Model, text: str, max_pixels: int) -> Square:
         data = base64.b64decode(text[head.end() :] if head else text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError("picture", "no base64 of a picture's file; paths and addresses are not opened") from error
-    return model.predictor.square("picture", data=data, max_pixels=max_pixels)
+    return _square(model, data, max_pixels)
+
+
+def _square(model: Model, data: bytes, max_pixels: int) -> Square:
+    maker = partial(model.predictor.square, "picture", data=data, max_pixels=max_pixels, max_seconds=MAX_SLOW_SECONDS)
+    if is_slow_file(data):
+        raise Slow(maker)
+    return maker()
 
 
 def shown(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
 from clipadapter.files import EXPORTED
-from clipadapter.runtime._checksum import add_bytes, check_file, open_regular
+from clipadapter.runtime._checksum import add_bytes, check_file, open_model
 
 CONFIG = "config.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -95,7 +95,7 @@ def digest(files: Sequence[Path]) -> str:
     """
     total = hashlib.sha256()
     for path in files:
-        with open_regular(path) as file:
+        with open_model(path) as file:
             add_bytes(total, file)
     return total.hexdigest()[:12]
 

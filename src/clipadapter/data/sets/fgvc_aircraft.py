@@ -10,6 +10,7 @@ from clipadapter.data._split_file import PARTS, is_inside
 from clipadapter.data.sets._base import BenchmarkSet, Content, Download, Need, check_pictures, split_counts
 from clipadapter.data.sets._registry import register_set
 from clipadapter.errors import DataError
+from clipadapter.files import open_text
 
 
 @register_set("fgvc_aircraft")
@@ -51,7 +52,8 @@ class FGVCAircraft(BenchmarkSet):
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not empty, with their numbers."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_text(path) as file:
+            text = file.read()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the text is not UTF-8 (byte {error.start})") from error
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,0 +1,87 @@
+"""Pipes and devices are refused at once: reading them could wait for ever, or never end."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.data import image_bytes, load_dataset, read_class_names, read_image, scan
+from clipadapter.data._split_file import read_json
+from clipadapter.errors import DataError, ImageError
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+
+
+@pytest.fixture(params=["pipe", "link to a pipe", "link to a device"])
+def endless(request, tmp_path):
+    """Makes something endless of a name."""
+
+    def make(name):
+        if request.param == "link to a device":
+            (tmp_path / name).symlink_to("/dev/zero")
+        elif request.param == "pipe":
+            os.mkfifo(tmp_path / name)
+        else:
+            os.mkfifo(tmp_path / "pipe")
+            (tmp_path / name).symlink_to(tmp_path / "pipe")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_manifest_must_be_a_regular_file(endless, suffix):
+    with pytest.raises(DataError, match="can't be opened: not a regular file"):
+        load_dataset(endless(f"m.{suffix}"))
+
+
+@pytest.mark.parametrize("read", [read_class_names, read_json])
+def test_lists_must_be_regular_files(endless, read):
+    with pytest.raises(DataError, match="not a regular file"):
+        read(Path(endless("names.json")))
+
+
+@pytest.mark.parametrize("read", [image_bytes, read_image])
+def test_a_picture_must_be_a_regular_file(endless, read):
+    with pytest.raises(ImageError, match="not a file"):
+        read(endless("a.jpg"))
+
+
+def test_scan_names_what_is_not_a_regular_file_and_goes_on(endless, tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(np.full((4, 4, 3), len(label), np.uint8)).save(tmp_path / label / "1.png")
+    path = endless("a.jpg")
+    (tmp_path / "m.csv").write_text(f"path,label\ncat/1.png,cat\ndog/1.png,dog\n{path.name},dog\n")
+    report = scan(tmp_path / "m.csv")
+    assert report.readable == 2 and report.unreadable == (("a.jpg", "not a file"),)
+
+
+def test_of_a_large_file_that_is_no_picture_only_the_beginning_is_read(tmp_path, monkeypatch):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(1 << 29)
+    counted = []
+    monkeypatch.setattr("clipadapter.data.images.open_regular", lambda path: _Counting(path, counted))
+    with pytest.raises(ImageError, match="not an image"):
+        image_bytes(tmp_path / "a.jpg")
+    assert sum(counted) <= 4096
+
+
+class _Counting:
+    def __init__(self, path, counted):
+        self.file, self.counted = Path(path).open("rb"), counted  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def read(self, size):
+        self.counted.append(size)
+        return self.file.read(size)

@@ -1,0 +1,158 @@
+"""Costly and broken pictures, made from a seed: each is read or refused within a bound of counted work."""
+
+import io
+import os
+import random
+import struct
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.data import _cost, read_image
+from clipadapter.data.images import stop_decoding
+from clipadapter.errors import ImageError
+
+from .picture_bombs import BOMBS, encode, scan_bomb
+
+FACTOR = float(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
+MAX_LINES = 600_000
+"""Lines of Python that may run for one small file. Ordinary ones need fewer than 3,000."""
+
+
+def lines_of_python(action):
+    """How many lines run, in whatever module: a measure of work that is the same on every machine."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    except ImageError:
+        pass
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_before_a_decoder_sees_it_and_the_reason_names_the_limit(name, monkeypatch):
+    data, reason = BOMBS[name]
+    if name != "EXIF tags in text of a PNG":  # which only the decoder unpacks
+        monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(ImageError, match=f"too costly to decode: .*{reason}.* .limit "):
+        read_image("a", max_pixels=1_000_000, data=data)
+
+
+@pytest.mark.parametrize("name", [name for name in BOMBS if not name.startswith("EXIF tags in text")])
+def test_a_bomb_costs_a_bounded_number_of_steps(name):
+    assert lines_of_python(lambda: read_image("a", max_pixels=1_000_000, data=BOMBS[name][0])) < MAX_LINES
+
+
+def test_the_limit_of_scans_grows_with_that_of_pixels():
+    data = scan_bomb(256, 400)
+    assert read_image("a", data=data).size == (256, 256)
+    visits = _cost.read_jpeg(data, 1 << 40).visits
+    # The last scan visits each sample once, and comes 400 times beside those of an ordinary file.
+    assert 400 * 256**2 < visits < 420 * 256**2
+    with pytest.raises(ImageError, match=r"samples in all scans \(limit 20\)"):
+        read_image("a", max_pixels=1_000_000, data=data)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_scans_of_ordinary_progressive_files_stay_below_the_limit(subsampling):
+    image = Image.effect_noise((640, 480), 40).convert("RGB")
+    data = encode(image, "JPEG", progressive=True, subsampling=subsampling)
+    work = _cost.read_jpeg(data, 1 << 40)
+    assert work.several_scans
+    assert 6 < work.visits / (640 * 480) < 15 < _cost.MAX_VISITS_PER_PIXEL
+    plain = _cost.read_jpeg(encode(image, "JPEG", subsampling=subsampling), 1 << 40)
+    assert not plain.several_scans and plain.visits == {0: 3, 1: 2, 2: 1.5}[subsampling] * 640 * 480
+
+
+@pytest.fixture(scope="module")
+def ordinary():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return [
+        encode(image, "JPEG", exif=exif),
+        encode(image, "JPEG", progressive=True),
+        encode(image, "PNG", exif=exif),
+        encode(image.convert("RGBA"), "PNG"),
+        encode(image.quantize(8), "GIF"),
+        encode(image, "WEBP", exif=exif),
+        encode(image, "TIFF", compression="tiff_lzw"),
+        encode(image, "BMP"),
+        encode(image, "PPM"),
+    ]
+
+
+def test_damaged_files_are_read_or_refused_in_bounded_steps(ordinary):
+    generator = random.Random(0)
+    for _ in range(int(120 * FACTOR)):
+        data = bytearray(generator.choice(ordinary))
+        for _ in range(generator.choice((1, 1, 4, 30))):
+            data[generator.randrange(min(len(data), 400))] = generator.choice(
+                (0, 1, 0x7F, 0xFF, generator.randrange(256))
+            )
+        if generator.random() < 0.2:
+            del data[generator.randrange(len(data)) :]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
+            steps = lines_of_python(lambda data=bytes(data): read_image("a", max_pixels=100_000, data=data))
+        assert steps < MAX_LINES, bytes(data).hex()
+
+
+def test_slow_formats_are_ended_after_their_processor_time():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8))
+    data = encode(noise, "JPEG2000")
+    with pytest.raises(ImageError, match=r"too costly to decode: more than 0\.01 seconds of processor time"):
+        read_image("a", data=data, max_seconds=0.01)
+    assert np.array_equal(np.asarray(read_image("a", data=data)), np.asarray(noise))
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "PPM", "BMP", "TIFF"])
+def test_what_a_process_reads_is_what_pillow_reads(kind):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8))
+    text = b"P3 40 30 255 " + " ".join(map(str, np.asarray(image).ravel())).encode()
+    data = {
+        "PPM": text,
+        "BMP": _run_lengths(np.asarray(image)[..., 0]),
+        "TIFF": encode(image, "TIFF", compression="tiff_jpeg"),
+    }.get(kind) or encode(image, kind)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(np.asarray(read_image("a", data=data)), expected)
+
+
+def test_damage_of_slow_formats_has_the_reasons_of_others():
+    data = encode(Image.new("RGB", (64, 64)), "JPEG2000")
+    with pytest.raises(ImageError, match="file is (damaged|truncated)"):
+        read_image("a", data=data[:150])
+    with pytest.raises(ImageError, match="too large: 0.004096 million pixels"):
+        read_image("a", data=data, max_pixels=4095)
+
+
+def test_a_process_that_was_stopped_is_replaced():
+    data = encode(Image.new("RGB", (64, 64), (9, 99, 200)), "JPEG2000")
+    for _ in range(2):
+        assert read_image("a", data=data).getpixel((0, 0)) == (9, 99, 200)
+        stop_decoding()
+
+
+def _run_lengths(grey):
+    height, width = grey.shape
+    rows = [b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in grey[::-1].tolist()]
+    body = b"".join(rows) + b"\0\1"
+    palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
+    start = 54 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + palette + body
