@@ -6,7 +6,7 @@ be answered in time is refused at the door. docs/serving.md says how to ask.
 
 from clipadapter.errors import require
 
-for _module in ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client"):
+for _module in ("fastapi", "fastapi_offline", "uvicorn", "h11", "python_multipart", "prometheus_client"):
     require(_module, "serve", "The server")
 
 from clipadapter.serve.app import create_app  # noqa: E402 - what it needs is asked for first
