@@ -135,7 +135,7 @@ class Client:
 
     async def post(self, body: bytes, kind: str = FORM, path: str = "/v1/predict") -> tuple[int, dict[str, str], float]:
         """Status, headers and seconds."""
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         began = time.perf_counter()
         if self.free:
             reader, writer = self.free.pop()
@@ -217,7 +217,7 @@ def pictures_of(server: Server) -> int:
 def fetch(server: Server, path: str) -> str:
     async def get() -> str:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         _, _, body = await answer_of(reader)
         writer.close()
         return body.decode()
@@ -316,7 +316,7 @@ async def malformed(server: Server, count: int, side: int) -> None:
 async def one(port: int, wrong: Wrong) -> int | str:
     """What a wrong request gets."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    headers = {"Host": "x", "Connection": "close", "Content-Length": str(len(wrong.body)), **wrong.headers}
+    headers = {"Host": "localhost", "Connection": "close", "Content-Length": str(len(wrong.body)), **wrong.headers}
     lines = [f"{wrong.method} {wrong.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     try:
         writer.write("\r\n".join(lines).encode("latin-1") + wrong.body)

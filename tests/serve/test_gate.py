@@ -37,6 +37,36 @@ def test_a_body_is_not_read_without_the_token(serve):
     assert client.app.state.house.held == 0
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:8000", "[::1]:80", "10.0.0.7", "pets.org:1", "a.localhost"],
+)
+def test_a_host_that_names_this_machine_is_answered(serve, host):
+    client = serve()
+    client.app.state.house.hosts = frozenset({"pets.org"})
+    assert client.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "xpets.org"]
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/v2/health/live", "/docs"])
+def test_a_page_of_another_name_that_leads_here_is_not_answered(serve, host, path):
+    client = serve()
+    client.app.state.house.hosts = frozenset({"pets.org"})
+    assert refused(client.get(path, headers={"host": host}), 421, "--allow-host")
+    client.app.state.house.hosts = None
+    assert client.get(path, headers={"host": host}).status_code == 200
+
+
+def test_while_it_leaves_each_answer_ends_its_connection(serve):
+    client = serve()
+    assert "connection" not in client.get("/v2").headers
+    client.app.state.house.leaving = True
+    for path in ("/v2", "/v2/health/ready", "/nothing"):
+        assert client.get(path).headers["connection"] == "close"
+
+
 def test_errors_have_one_shape(serve):
     client = serve()
     assert refused(client.get("/nothing"), 404, "/docs")

@@ -7,11 +7,15 @@ import pytest
 
 from clipadapter.errors import InputError
 from clipadapter.serve import Limits
+from clipadapter.serve.limits import Refused
+from clipadapter.serve.visits import Upload, Uploads
 
 from .colours import RED, base64_of, refused
 
+JSON = [(b"content-type", b"application/json")]
 
-def ask(app, chunks, headers=(), wait=0.0):
+
+def ask(app, chunks, headers=(), wait=0.0, path="/v1/predict"):
     """Send a body by hand; gives the status, the answer, and how many chunks were taken."""
     sent, taken = [], []
 
@@ -28,10 +32,10 @@ def ask(app, chunks, headers=(), wait=0.0):
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/v1/predict",
-        "raw_path": b"/v1/predict",
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), *headers],
+        "headers": [*headers] if b"content-type" in dict(headers) else [*JSON, *headers],
         "app": app,
         "http_version": "1.1",
         "scheme": "http",
@@ -81,6 +85,93 @@ def test_bodies_of_all_requests_have_a_limit_together(serve):
 def test_a_body_that_does_not_come_is_not_waited_for(serve):
     status, answer, _ = ask(_unending(serve(Limits(deadline=0.1)).app), [b"{"])
     assert status == 408 and "0.1 seconds" in answer["error"]
+
+
+def test_a_body_that_pauses_is_cut_off_long_before_the_deadline(serve, monkeypatch):
+    monkeypatch.setattr("clipadapter.serve.visits.BODY_GRACE_SECONDS", 0.05)
+    client = serve(Limits(deadline=1000))
+    status, answer, taken = ask(_unending(client.app), [b"{"] * 3)
+    assert (status, taken) == (408, 3) and "too slowly: 3 bytes" in answer["error"]
+    assert 'clipadapter_refused_total{reason="rate"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds", "due"),
+    [
+        (0, 0, 3),  # the grace
+        (9000, 1, 4),  # fast so far, but a pause of three seconds is too long
+        (1000, 2, 4),  # 1000 bytes at 1000 a second, and the grace
+        (90_000, 18, 20),  # the deadline
+    ],
+)
+def test_a_body_is_due_by_its_rate_a_pause_and_the_deadline(monkeypatch, size, seconds, due):
+    clock = [100.0]
+    monkeypatch.setattr("clipadapter.serve.visits.time.monotonic", lambda: clock[0])
+
+    async def due_at():
+        upload = Upload()
+        upload.size = size
+        clock[0] += seconds
+        return upload.due(1000, 120.0)
+
+    assert asyncio.run(due_at()) == 100 + due
+
+
+def test_a_body_that_comes_in_holds_no_place(serve):
+    client = serve()
+    waiting = []
+
+    async def watched(scope, receive, send):
+        async def look():
+            waiting.append(client.app.state.house.models.get().batcher.waiting)
+            return await receive()
+
+        await client.app(scope, look, send)
+
+    status, _, _ = ask(watched, [BODY[:20], BODY[20:40], BODY[40:]])
+    assert status == 200 and waiting[:3] == [0, 0, 0]
+
+
+def test_for_a_new_body_the_slowest_is_cut_off():
+    async def three():
+        uploads = Uploads(2)
+        with uploads.one() as slow, uploads.one() as fast:
+            slow.began -= 10
+            fast.began -= 10
+            slow.size, fast.size = 1000, 100_000
+            with uploads.one() as third:
+                assert slow.evicted and slow.scope.cancel_called
+                assert not fast.evicted and not third.evicted
+
+    asyncio.run(three())
+
+
+def test_bodies_that_just_began_are_not_cut_off_for_another():
+    async def two():
+        uploads = Uploads(1)
+        with uploads.one() as first:
+            with pytest.raises(Refused, match="come in already") as refusal, uploads.one():
+                pass
+            assert not first.evicted and (refusal.value.status, refusal.value.why) == (503, "bodies")
+        with uploads.one():
+            pass
+
+    asyncio.run(two())
+
+
+def test_an_answer_that_is_not_fetched_holds_no_memory_of_its_body(serve):
+    client = serve()
+    held = []
+
+    async def watched(scope, receive, send):
+        async def slow(message):
+            held.append(client.app.state.house.held)
+            await send(message)
+
+        await client.app(scope, receive, slow)
+
+    assert ask(watched, [BODY])[0] == 200
+    assert set(held) == {0}
 
 
 def _unending(app):

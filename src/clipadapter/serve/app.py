@@ -45,6 +45,7 @@ def create_app(models: Models, token: str | None = None, every: float = EVERY) -
         with suppress(asyncio.CancelledError):
             await watching
         await asyncio.to_thread(models.close)
+        house.parser.shutdown(wait=False)
 
     # The documentation page brings its scripts with it. Telemetry can't be turned on by a variable.
     app = FastAPIOffline(

@@ -54,7 +54,7 @@ class _Item:
 
 
 class Place:
-    """A place in the queue, taken before the body is read; a context that gives it back unless pictures took it."""
+    """A place in the queue; a context that gives it back unless pictures took it."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher

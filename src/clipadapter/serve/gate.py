@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import itertools
 import logging
 import re
@@ -31,6 +32,7 @@ OPEN = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/")
 ASSETS = "/static-offline-docs/"
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN = "unknown"
+LOCALHOST = "localhost"
 
 
 class Gate:
@@ -63,11 +65,17 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = visit.id
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = visit.id
+                if self._house.leaving:
+                    answer["connection"] = "close"  # else the client's next request would meet a closed connection
+                self._house.free(visit)  # however slowly the answer is fetched
             await send(message)
 
         try:
-            if self._token is None or _is_open(scope["path"]) or self._bears(headers):
+            if not self._knows_host(headers):
+                await _misdirected(headers)(scope, receive, marked)
+            elif self._token is None or _is_open(scope["path"]) or self._bears(headers):
                 await self._app(scope, receive, marked)
             else:
                 await _unauthorised(scope, receive, marked)
@@ -78,8 +86,20 @@ class Gate:
             logging.getLogger("clipadapter.serve").exception("a request failed", extra={"facts": {"id": visit.id}})
             await fault(500, "the server failed on this request; its log says how")(scope, receive, marked)
         finally:
-            self._house.held -= visit.held
+            self._house.free(visit)
             self._count(scope, visit, status or GONE)
+
+    def _knows_host(self, headers: Headers) -> bool:
+        """Whether the header Host names this server, so that no page of another name can ask it.
+
+        A page's own name can be made to lead to this machine (DNS rebinding), and its browser would then let it read
+        the answers; the name in Host stays the page's. An address has no name that could lead elsewhere.
+        """
+        hosts, given = self._house.hosts, headers.get("host")
+        if hosts is None or not given:
+            return True
+        name = host_name(given)
+        return name in hosts or name == LOCALHOST or name.endswith("." + LOCALHOST) or _is_address(name)
 
     def _bears(self, headers: Headers) -> bool:
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -97,7 +117,7 @@ class Gate:
             metrics.refused(visit.why)
         facts: dict[str, Any] = {"id": visit.id, "method": scope["method"][:10], "route": route, "status": status}
         if visit.model:
-            facts |= {"model": visit.model, "pictures": visit.pictures, "bad": visit.bad, "bytes": visit.held}
+            facts |= {"model": visit.model, "pictures": visit.pictures, "bad": visit.bad, "bytes": visit.body_bytes}
         if visit.why:
             facts["why"] = visit.why
         quiet = route in OPEN or route == "/metrics"
@@ -130,6 +150,32 @@ def add_faults(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         text = {404: "there is nothing at this address: /docs says what there is"}.get(error.status_code, error.detail)
         return fault(error.status_code, text, error.headers)
+
+
+def host_name(host: str) -> str:
+    """The name in a header Host, without port and in small letters.
+
+    >>> host_name("Example.org:8000"), host_name("[::1]:8000"), host_name("[::1]")
+    ('example.org', '::1', '::1')
+    """
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _misdirected(headers: Headers) -> Response:
+    name = host_name(headers["host"])[:100]
+    return fault(
+        421, f"this server is not called {name!r}: ask for localhost, or start it with --allow-host {name[:50]}"
+    )
 
 
 async def _unauthorised(scope: Scope, receive: Receive, send: Send) -> None:

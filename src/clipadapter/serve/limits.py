@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 
 from clipadapter.errors import ClipAdapterError, InputError
 
+BODY_GRACE_SECONDS = 3.0
+"""In which nothing of a body need come: the time that a mobile network may pause."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -20,6 +23,11 @@ class Limits:
         max_wait: seconds that a picture waits at most for others that are being unpacked.
         queue: pictures of a model that were taken in and are not answered; more are refused with 503.
         deadline: seconds from a request's first byte to its answer; later it is dropped with 504.
+        max_bodies: that come in at a time; for one more the slowest is cut off, or if none is slow, that one refused.
+        min_rate: bytes a second that a body must come with, after ``BODY_GRACE_SECONDS``.
+        head_timeout: seconds in which the head of a request must have come, from a connection's begin or the head's
+            first byte on.
+        max_connections: open at a time; for one more the one that has been idle longest is closed.
 
     Raises:
         InputError: if one is not above zero, or a request could bring more pictures than the queue holds.
@@ -37,6 +45,10 @@ class Limits:
     max_wait: float = 0.005
     queue: int = 256
     deadline: float = 10.0
+    max_bodies: int = 256
+    min_rate: float = 16 << 10
+    head_timeout: float = 10.0
+    max_connections: int = 800
 
     def __post_init__(self) -> None:
         for part in fields(self):

@@ -32,7 +32,7 @@ class Metrics:
         )
         self._refused = Counter(
             "clipadapter_refused",
-            "Requests that were refused though nothing was wrong with them: queue, memory, deadline, leaving.",
+            "Requests that were refused though nothing was wrong with them: queue, memory, deadline, bodies, rate.",
             ["reason"],
             registry=registry,
         )

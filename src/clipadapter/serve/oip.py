@@ -5,7 +5,6 @@ Source: https://github.com/kserve/open-inference-protocol, specification/protoco
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -25,8 +24,6 @@ from clipadapter.serve.v1 import Timeout
 from clipadapter.serve.visits import Guest, House
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-INLINE = 64 << 10
-"""Longer bodies are taken apart in a thread."""
 USUAL = ("logits", "probabilities", "strangeness", "labels")
 LABELS = "|"
 """Stands between labels where a picture may have several."""
@@ -102,10 +99,13 @@ async def infer(
     that can't be read costs the request. Parameters: `reject`, `binary_data_output`.
     """
     guest = Guest(request, timeout)
-    model, place = guest.enter(_model(guest.house, name, version).name)
+    guest.check_room(_model(guest.house, name, version).name)
+    body = await guest.body()
+    model, place = guest.enter(name)
     with place:
-        body = await guest.body()
-        question = await _understood(body, inference_header_content_length, model, guest)
+        json_bytes = inference_header_content_length
+        question = await guest.parse(len(body), read_question, body, json_bytes, model, guest.house.limits)
+        del body
         guest.visit.pictures = len(question.makers)
         _check_outputs(question, model)
         model.check(question.asked)
@@ -159,14 +159,6 @@ def _model(house: House, name: str, version: str | None) -> Model:
     if version not in (None, model.version):
         raise Refused(404, f"{name} has the version {model.version}, not {str(version)[:50]!r}")
     return model
-
-
-async def _understood(body: bytes, json_bytes: int | None, model: Model, guest: Guest) -> Question:
-    limits = guest.house.limits
-    if len(body) <= INLINE:
-        return read_question(body, json_bytes, model, limits)
-    pool = guest.house.models.pool
-    return await asyncio.get_running_loop().run_in_executor(pool, read_question, body, json_bytes, model, limits)
 
 
 def _able(model: Model) -> list[str]:

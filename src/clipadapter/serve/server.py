@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import ipaddress
 import logging
 import math
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from clipadapter.errors import InputError
+from clipadapter.serve.gate import LOCALHOST, host_name
 from clipadapter.serve.logs import tell
+from clipadapter.serve.protocol import LimitedProtocol
 from clipadapter.serve.visits import House
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: more than the 60 of common proxies, which else meet a closed one."""
 ROOM = 5
 """Seconds beyond the deadline of the last request until it is cut off."""
+LAST_REQUEST_SECONDS = 1.0
+"""In which connections that are kept may send one more request after the signal; its answer ends them."""
 
 
 class Server(uvicorn.Server):
@@ -58,13 +65,20 @@ class Server(uvicorn.Server):
                     self._opened(url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, after the grace."""
+        """As uvicorn's, after the grace, and after connections that are kept had time for one more request."""
         tell("leaving", waiting=sum(self._house.models.get(name).batcher.waiting for name in self._house.models.names))
-        for _ in range(math.ceil(10 * self._grace)):
-            if not self.force_exit:
-                await asyncio.sleep(0.1)
+        await self._wait(self._grace, lambda: True)
+        # Whoever is told `Connection: close` asks no more; who was not told may be asking at this moment.
+        await self._wait(LAST_REQUEST_SECONDS, lambda: bool(self.server_state.connections))
         await super().shutdown(sockets)
         tell("left")
+
+    async def _wait(self, seconds: float, needed: Callable[[], bool]) -> None:
+        """Go on as long as it is needed, at most these seconds."""
+        for _ in range(math.ceil(10 * seconds)):
+            if self.force_exit or not needed():
+                return
+            await asyncio.sleep(0.1)
 
 
 def run(
@@ -73,8 +87,12 @@ def run(
     port: int = 8000,
     grace: float = 0.0,
     opened: Callable[[str], None] | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was begun.
+
+    Where only this machine can connect, the header Host must name it, by an address or as localhost: else a page of any
+    name could be made to lead here, and read the answers (DNS rebinding).
 
     Args:
         app: of `create_app`.
@@ -82,11 +100,15 @@ def run(
         port: 0 takes a free one, which the log tells.
         grace: seconds in which it still answers after the signal, though it says that it is not ready.
         opened: is told the address once it listens.
+        allowed_hosts: further names in the header Host that are answered, "*" for all; if some are given, Host is
+            looked at at every address.
 
     Raises:
         InputError: if the address can't be had.
     """
     house: House = app.state.house
+    house.hosts = _hosts(host, allowed_hosts)
+    limits = house.limits
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Only for sockets that are TCP by name asyncio turns off the delay that answers in two parts would have.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
@@ -98,6 +120,8 @@ def run(
             raise InputError(f"can't listen at {host}:{port}: {reason}; give another --host or --port") from error
         config = uvicorn.Config(
             app,
+            # By name, since uvicorn takes other parsers where they are installed, and none has this one's limits.
+            http=cast(Any, functools.partial(LimitedProtocol, limits=limits)),
             lifespan="on",
             ws="none",
             log_config=None,
@@ -106,6 +130,20 @@ def run(
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=math.ceil(house.limits.deadline) + ROOM,
+            timeout_graceful_shutdown=math.ceil(limits.deadline) + ROOM,
         )
         Server(config, house, grace, opened).run([listening])
+
+
+def _hosts(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
+    """Names that are answered at an address beside this machine's; None for all."""
+    if "*" in allowed or (not allowed and not _is_loopback(host)):
+        return None
+    return frozenset(host_name(name) for name in allowed)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == LOCALHOST

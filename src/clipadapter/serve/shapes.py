@@ -148,11 +148,12 @@ REASONS = {
     400: "It can't be understood.",
     401: "The token is missing or wrong.",
     404: "No such model.",
-    408: "The body did not come in time.",
-    413: "Too many bytes or pictures.",
+    408: "The body did not come in time, or too slowly.",
+    413: "Too many bytes, pictures or texts.",
     415: "The body is of a type that is not taken.",
+    421: "The server is not called as the header Host says.",
     422: "A value is wrong, or was not learned from the shots.",
-    503: "The queue is full, or the server is leaving; Retry-After says when to try again.",
+    503: "The queue is full, too many bodies come in, or the server is leaving; Retry-After says when to try again.",
     504: "No answer in time.",
 }
 

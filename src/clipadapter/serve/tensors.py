@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
 from clipadapter.serve.batching import Maker
+from clipadapter.serve.bodies import Outline, read_numbers, read_outline
 from clipadapter.serve.forms import too_many
 from clipadapter.serve.limits import Limits, Refused
 from clipadapter.serve.models import Model
@@ -49,7 +49,7 @@ class Question:
     asked: dict[str, float]
 
 
-def read_question(body: bytes, json_bytes: int | None, model: Model, limits: Limits) -> Question:
+def read_question(body: bytes | bytearray, json_bytes: int | None, model: Model, limits: Limits) -> Question:
     """Understand a request.
 
     Args:
@@ -63,15 +63,17 @@ def read_question(body: bytes, json_bytes: int | None, model: Model, limits: Lim
     """
     if json_bytes is not None and not 0 < json_bytes <= len(body):
         raise wrong(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
-    raw = _parsed(body if json_bytes is None else body[:json_bytes])
+    outline = read_outline(body, limits.max_pictures, b"data", json_bytes)
+    raw = _parsed(outline.text)
     tail = memoryview(b"" if json_bytes is None else body)[json_bytes or 0 :]
     identity, parameters = raw.get("id"), _parameters(raw, "the request")
-    if identity is not None and not (isinstance(identity, str) and len(identity) <= MAX_ID):
+    short = isinstance(identity, str) and len(identity) <= MAX_ID and identity not in outline.texts
+    if identity is not None and not short:
         raise wrong(f"id must be a text of {MAX_ID} characters at most")
     inputs = raw.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise wrong(f"inputs must be a list of one tensor, {SQUARES!r} or {IMAGES!r}")
-    makers = _makers(inputs[0], tail, model, limits)
+    makers = _makers(inputs[0], outline, tail, model, limits)
     binary = _flag(parameters, "binary_data_output", False)
     return Question(identity, makers, _outputs(raw, binary), binary, _asked(parameters))
 
@@ -165,7 +167,7 @@ def _outputs(raw: Raw, binary: bool) -> list[tuple[str, bool]] | None:
     return found or None
 
 
-def _makers(tensor: Raw, tail: memoryview, model: Model, limits: Limits) -> list[Maker]:
+def _makers(tensor: Raw, outline: Outline, tail: memoryview, model: Model, limits: Limits) -> list[Maker]:
     name, shape, side = tensor.get("name"), tensor.get("shape"), model.side
     wanted = {SQUARES: ("UINT8", (side, side, 3)), IMAGES: ("BYTES", ())}
     if not isinstance(name, str) or name not in wanted:
@@ -181,7 +183,9 @@ def _makers(tensor: Raw, tail: memoryview, model: Model, limits: Limits) -> list
         raise too_many(limits.max_pictures, count)
     size = _parameters(tensor, name).get("binary_data_size")
     if size is None:
-        return _from_json(name, tensor.get("data"), (count, *rest), model, limits)
+        if name == IMAGES:
+            return _images(tensor.get("data"), count, outline, model, limits)
+        return _squares(_numbers(tensor.get("data"), (count, *rest), outline), (count, *rest))
     if type(size) is not int or size != len(tail):
         raise wrong(f"binary_data_size of {name} is {str(size)[:30]}, but {len(tail)} bytes follow the JSON")
     if name == SQUARES:
@@ -189,33 +193,25 @@ def _makers(tensor: Raw, tail: memoryview, model: Model, limits: Limits) -> list
     return [from_bytes(model, data, limits.max_pixels) for data in _split(tail, count)]
 
 
-def _from_json(name: str, data: Any, shape: tuple[int, ...], model: Model, limits: Limits) -> list[Maker]:
-    flat = _flat(name, data, shape)
-    kinds = set(map(type, flat))
-    if name == IMAGES:
-        if kinds != {str}:
-            raise wrong(f"data of {IMAGES} must be texts: files of pictures in base64")
-        return [from_base64(model, text, limits.max_pixels) for text in flat]
+def _images(data: Any, count: int, outline: Outline, model: Model, limits: Limits) -> list[Maker]:
+    """Of texts in base64."""
+    texts: list[str] = data if isinstance(data, list) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise wrong(f"data of {IMAGES} must be a list of texts: files of pictures in base64")
+    if len(texts) != count:
+        raise wrong(f"data of {IMAGES} are {len(texts)} values, but its shape [{count}] has {count}")
+    return [from_base64(model, outline.texts.get(text, text), limits.max_pixels) for text in texts]
+
+
+def _numbers(data: Any, shape: tuple[int, ...], outline: Outline) -> memoryview:
+    """Of a list that was left in the body, nested as its shape says or not at all."""
+    text = outline.numbers.get(data) if isinstance(data, str) else None
+    if text is None:
+        raise wrong(f"data of {SQUARES} must be a list of whole numbers from 0 to 255")
     try:
-        if kinds != {int}:
-            raise ValueError
-        return _squares(memoryview(bytes(flat)), shape)
-    except (ValueError, OverflowError) as error:
-        raise wrong(f"data of {SQUARES} must be whole numbers from 0 to 255") from error
-
-
-def _flat(name: str, data: Any, shape: tuple[int, ...]) -> list[Any]:
-    """Values of a list, nested as its shape says or not at all."""
-    if not isinstance(data, list):
-        raise wrong(f"data of {name} must be a list")
-    flat, nested = data, len(data) == shape[0] and set(map(type, data)) == {list}
-    for width in shape[1:] if nested else ():
-        if any(type(one) is not list or len(one) != width for one in flat):
-            raise wrong(f"data of {name} are not nested as its shape {list(shape)} says")
-        flat = list(chain.from_iterable(flat))
-    if len(flat) != math.prod(shape):
-        raise wrong(f"data of {name} are {len(flat)} values, but its shape {list(shape)} has {math.prod(shape)}")
-    return flat
+        return memoryview(read_numbers(text, shape))
+    except ValueError as error:
+        raise wrong(f"data of {SQUARES} {error}") from error
 
 
 def _squares(data: memoryview, shape: tuple[int, ...]) -> list[Maker]:
@@ -225,9 +221,9 @@ def _squares(data: memoryview, shape: tuple[int, ...]) -> list[Maker]:
     return [partial(array.__getitem__, i) for i in range(len(array))]
 
 
-def _split(data: memoryview, count: int) -> list[bytes]:
+def _split(data: memoryview, count: int) -> list[memoryview]:
     """Texts, each behind its length."""
-    found: list[bytes] = []
+    found: list[memoryview] = []
     at = 0
     while at < len(data) and len(found) < count:
         if at + 4 > len(data):
@@ -235,7 +231,7 @@ def _split(data: memoryview, count: int) -> list[bytes]:
         (size,) = struct.unpack_from("<I", data, at)
         if at + 4 + size > len(data):
             raise wrong(f"{IMAGES} break off: {size} bytes are announced, {len(data) - at - 4} are there")
-        found.append(bytes(data[at + 4 : at + 4 + size]))
+        found.append(data[at + 4 : at + 4 + size])
         at += 4 + size
     if len(found) != count or at != len(data):
         raise wrong(f"{IMAGES} are not the {count} that the shape says")

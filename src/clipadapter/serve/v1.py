@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,9 +13,10 @@ from pydantic_core import to_json
 
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.serve.batching import Maker
+from clipadapter.serve.bodies import read_outline
 from clipadapter.serve.forms import Form, too_many
 from clipadapter.serve.jobs import Answer, Bad
-from clipadapter.serve.limits import Refused
+from clipadapter.serve.limits import Limits, Refused
 from clipadapter.serve.models import Model
 from clipadapter.serve.pictures import from_base64, from_bytes, shown
 from clipadapter.serve.shapes import LEAST, Listed, Predictions, described, refusals
@@ -22,6 +24,9 @@ from clipadapter.serve.visits import Guest, House
 
 router = APIRouter(prefix="/v1")
 MAX_TOP = 1000
+MULTIPART, JSON = "multipart/form-data", "application/json"
+INLINE_SCORES = 2000
+"""Answers with more classes and probabilities are written in a thread."""
 Timeout = Annotated[
     float | None, Query(ge=0.001, le=3600, description="Seconds you wait; the server's deadline if shorter.")
 ]
@@ -113,26 +118,49 @@ async def model(request: Request, name: str) -> Response:
 
 
 async def _predict(guest: Guest, name: str | None) -> Response:
+    guest.check_room(name)
+    content_type = _content_type(guest)
+    body = await guest.body()
     model, place = guest.enter(name)
     with place:
-        wanted, names, makers = await _read(guest, model)
+        wanted, names, makers = await guest.parse(len(body), _read, content_type, body, model, guest.house.limits)
+        del body
         guest.visit.pictures = len(makers)
         model.check(wanted.asked())
         results = await guest.answers(place, makers, wanted.asked())
-    predictions = [one.record() for one in _told(model, results, names, wanted.top)]
+    if len(results) * min(wanted.top, len(model.predictor.class_names)) <= INLINE_SCORES:
+        return _answer(model, results, names, wanted.top)
+    return await asyncio.to_thread(_answer, model, results, names, wanted.top)
+
+
+def _answer(model: Model, results: Sequence[Answer | Bad], names: Sequence[str], top: int) -> Response:
+    predictions = [one.record() for one in _told(model, results, names, top)]
     answer = {"model": model.name, "version": model.version, "predictions": predictions}
     return Response(to_json(answer), media_type="application/json")
 
 
-async def _read(guest: Guest, model: Model) -> tuple[Wanted, list[str], list[Maker]]:
+def _content_type(guest: Guest) -> str:
+    """The header, if it is one of the two types that are taken."""
+    content_type = guest.request.headers.get("content-type", "")
+    base = _base_type(content_type)
+    if base not in (MULTIPART, JSON):
+        raise Refused(
+            415,
+            f"the body is {base[:100] or 'of no type'}, but must be {MULTIPART} with files, or {JSON}",
+        )
+    return content_type
+
+
+def _base_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _read(
+    content_type: str, body: bytes | bytearray, model: Model, limits: Limits
+) -> tuple[Wanted, list[str], list[Maker]]:
     """What is asked for, and each picture's name and maker."""
-    kind = guest.request.headers.get("content-type", "")
-    limits = guest.house.limits
-    base = kind.partition(";")[0].strip().lower()
-    if base == "multipart/form-data":
-        form = Form(kind, limits.max_pictures)
-        await guest.within(_feed(guest, form))
-        form.close()
+    if _base_type(content_type) == MULTIPART:
+        form = Form(content_type, body, limits.max_pictures)
         if text := form.fields.get("images"):
             raise Refused(422, f"images came as the text {text[:100]!r}: to send a file say -F images=@photo.jpg")
         wanted = _checked(Wanted, lambda: Wanted.model_validate(form.fields))
@@ -140,22 +168,12 @@ async def _read(guest: Guest, model: Model) -> tuple[Wanted, list[str], list[Mak
             raise Refused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
         makers = [from_bytes(model, data, limits.max_pixels) for _, data in form.files]
         return wanted, [shown(name) for name, _ in form.files], makers
-    if base == "application/json":
-        body = await guest.body()
-        ask = _checked(Ask, lambda: Ask.model_validate_json(body))
-        if len(ask.images) > limits.max_pictures:
-            raise too_many(limits.max_pictures, len(ask.images))
-        makers = [from_base64(model, text, limits.max_pixels) for text in ask.images]
-        return ask, [f"image {i}" for i in range(len(makers))], makers
-    raise Refused(
-        415,
-        f"the body is {base[:100] or 'of no type'}, but must be multipart/form-data with files, or application/json",
-    )
-
-
-async def _feed(guest: Guest, form: Form) -> None:
-    async for chunk in guest.chunks():
-        form.feed(chunk)
+    outline = read_outline(body, limits.max_pictures)
+    ask = _checked(Ask, lambda: Ask.model_validate_json(outline.text))
+    if len(ask.images) > limits.max_pictures:
+        raise too_many(limits.max_pictures, len(ask.images))
+    makers = [from_base64(model, outline.texts.get(text, text), limits.max_pixels) for text in ask.images]
+    return ask, [f"image {i}" for i in range(len(makers))], makers
 
 
 def _checked(kind: type[Any], read: Any) -> Any:

@@ -1,0 +1,212 @@
+"""JSON and multipart bodies are bounded before they are parsed, and cost little more than themselves."""
+
+import base64
+import json
+import math
+import random
+import time
+import tracemalloc
+
+import pytest
+
+from clipadapter.serve import Limits, Models, bodies
+from clipadapter.serve.bodies import decode_base64, read_numbers, read_outline
+from clipadapter.serve.forms import Form
+from clipadapter.serve.limits import Refused
+from clipadapter.serve.tensors import read_question
+from clipadapter.serve.v1 import _read
+
+from .bombs import FORM_TYPE, bombs
+from .colours import SIDE, Colours
+from .test_limits import ask
+
+MIB = 1 << 20
+OVERHEAD = MIB
+"""Bytes that a request may cost whatever its size."""
+
+
+@pytest.fixture
+def model(files):
+    models = Models([str(files / "colours.onnx")], opener=lambda path: Colours())
+    yield models.get()
+    models.close()
+
+
+def read(bomb, model):
+    """Parse a body as the server does, and make squares of its pictures."""
+    try:
+        if bomb.path.startswith("/v2"):
+            makers = read_question(bomb.body, bomb.json_bytes, model, Limits()).makers
+        else:
+            _, _, makers = _read(bomb.content_type, bomb.body, model, Limits())
+    except Refused:
+        return
+    while makers:
+        try:
+            makers.pop()()
+        except Exception as error:
+            assert type(error).__name__ == "ImageError", error
+
+
+BOMBS = {bomb.name: bomb for bomb in bombs("colours", 2 * MIB)}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_body_costs_at_most_three_times_its_size(model, name):
+    bomb = BOMBS[name]
+    tracemalloc.start()
+    try:
+        read(bomb, model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= 2 * len(bomb.body) + OVERHEAD  # once more it is there itself
+
+
+@pytest.mark.parametrize("name", ["ints", "dicts", "keys", "v2-nested", "form-crlf"])
+def test_the_event_loop_does_not_parse_long_bodies(serve, monkeypatch, name):
+    """Measured in processor time of the loop's thread, which does not depend on what else the machine does."""
+    import asyncio
+
+    client, bomb, times, run = serve(), BOMBS[name], [], asyncio.Handle._run
+
+    def timed(handle):
+        began = time.thread_time()
+        run(handle)
+        times.append(time.thread_time() - began)
+
+    monkeypatch.setattr(asyncio.Handle, "_run", timed)
+    headers = [(b"content-type", bomb.content_type.encode())]
+    chunks = [bomb.body[at : at + (64 << 10)] for at in range(0, len(bomb.body), 64 << 10)]
+    status, _, _ = ask(client.app, chunks, headers, path=bomb.path)
+    assert status is not None and status < 500
+    assert max(times) < 0.1
+
+
+def test_an_outline_has_short_texts_and_names_long_ones():
+    long = "A" * 5000
+    outline = read_outline(json.dumps({"images": [long, "short"], long: 1}).encode(), 64)
+    parsed = json.loads(outline.text)
+    first, second = parsed["images"]
+    assert second == "short" and bytes(outline.texts[first]).decode() == long
+    assert len(outline.text) < 300 and len(outline.texts) == 2
+
+
+@pytest.mark.parametrize("text", ['a"b', "a\\", '\\"', "\\\\", '"', "ü😀", "\u2028"])
+def test_texts_end_where_json_says(text):
+    for filler in ("", "x" * 3000):
+        body = json.dumps({"a": [text + filler, 1], "b": filler + text}).encode()
+        outline = read_outline(body, 64)
+        raw = {name: json.loads(b'"' + bytes(view) + b'"') for name, view in outline.texts.items()}
+        parsed = json.loads(outline.text)
+        assert raw.get(parsed["a"][0], parsed["a"][0]) == text + filler
+        assert raw.get(parsed["b"], parsed["b"]) == filler + text
+
+
+def test_a_client_can_not_name_the_text_of_another_place():
+    long = "A" * 5000
+    names = {next(iter(read_outline(json.dumps([long]).encode(), 64).texts)) for _ in range(20)}
+    assert len(names) == 20
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"[" * 257, 400, "256 lists"),
+        (b"[" + b"{}," * 300 + b"1]", 400, "256 lists"),
+        (b"[" + b'"",' * 400 + b'""]', 413, "320 texts"),
+        (b"[" + b"1," * 9000 + b"1]", 400, "16384 bytes"),
+        (b" " * 20000 + b"[]", 400, "16384 bytes"),
+        (b'["' + b'\\"' * 2000 + b'"]', 400, "1000 quotation marks"),
+    ],
+)
+def test_the_outline_has_limits(body, status, words):
+    with pytest.raises(Refused, match=words) as refusal:
+        read_outline(body, 64)
+    assert refusal.value.status == status
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 49152, 49153, 200_000])
+def test_long_base64_is_decoded_as_by_the_standard_library(size):
+    data = random.Random(size).randbytes(size)
+    text = base64.b64encode(data).decode()
+    escaped = text.replace("/", "\\/").replace("+", "\\u002b").replace("=", "\\u003D")
+    assert decode_base64(text) == data
+    assert decode_base64(memoryview(text.encode())) == data
+    assert decode_base64(memoryview(escaped.encode())) == data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"AAA", b"AA=A", b"AA==AAAA", b"A" * bodies.PIECE_BYTES + b"A", b"A" * (bodies.PIECE_BYTES - 1) + b"=AAAA",
+        b"AAA\\n", b"AAA\\", b"AAA\\u00", b"AA\\u00e9A", "AAA😀".encode(), b"AAA\\ud83d", b"=", b"AAA ",
+    ],
+)  # fmt: skip
+def test_what_is_no_base64_is_refused(text):
+    with pytest.raises(ValueError):
+        decode_base64(memoryview(text))
+
+
+def nested(values, shape):
+    for width in shape[:0:-1]:
+        values = [values[at : at + width] for at in range(0, len(values), width)]
+    return values
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2, 2, 3), (2, 60, 60, 3), (3, 50)])
+@pytest.mark.parametrize("separators", [(",", ":"), (" ,\n", ":")])
+def test_numbers_are_read_as_by_the_standard_library(shape, separators):
+    values = random.Random(0).choices(range(256), k=math.prod(shape))
+    for data in (values, nested(values, shape)):
+        text = json.dumps(data, separators=separators).replace("[", "[ ").replace("]", "\t]")
+        assert list(read_numbers(memoryview(text.encode()), shape)) == values
+
+
+def test_a_list_with_a_mistake_is_read_only_if_it_is_still_one():
+    """Against the standard library: what is read is what the JSON says."""
+    rng = random.Random(0)
+    for shape in [(1, 2, 2, 3), (12,)]:
+        values = rng.choices(range(256), k=12)
+        for _ in range(400):
+            text = bytearray(json.dumps(nested(values, shape)).encode())
+            for _ in range(rng.choice([1, 1, 2])):
+                at = rng.randrange(len(text))
+                text[at : at + rng.choice([0, 1])] = rng.choice([b"[", b"]", b",", b" ", b"1", b"-", b".", b"e", b""])
+            try:
+                got = read_numbers(memoryview(bytes(text)), shape)
+            except ValueError:
+                continue
+            flat = json.loads(text)
+            for _ in shape[1:] if isinstance(flat[0], list) else ():
+                flat = [value for row in flat for value in row]
+            assert list(got) == flat
+
+
+@pytest.mark.parametrize("piece", [7, 64, 16 << 10])
+def test_files_of_a_form_are_what_was_sent(monkeypatch, piece):
+    """Contents that look like the boundary, cut anywhere."""
+    monkeypatch.setattr("clipadapter.serve.forms.PIECE_BYTES", piece)
+    rng = random.Random(piece)
+    for _ in range(60):
+        contents = [
+            b"".join(rng.choices([b"\r", b"\n", b"-", b"--", b"\r\n--", b"\r\n--x", b"x", b"\0", b"abc"], k=size))
+            for size in rng.choices([0, 1, 2, 5, 40], k=3)
+        ]
+        boundary = b"xyz" + b"q" * rng.choice([0, 20])
+        head = b'--%s\r\nContent-Disposition: form-data; name="images"; filename="%d"\r\n\r\n'
+        body = b"".join(head % (boundary, i) + data + b"\r\n" for i, data in enumerate(contents))
+        form = Form(FORM_TYPE + boundary.decode(), body + b"--" + boundary + b"--\r\n", 3)
+        assert [(name, bytes(data)) for name, data in form.files] == [(str(i), data) for i, data in enumerate(contents)]
+
+
+def test_pixels_as_numbers_cost_no_more_than_pixels_as_bytes(model):
+    """A list of small lists takes eleven times its text in Python."""
+    shape = [64, SIDE, SIDE, 3]
+    values = nested([1] * math.prod(shape), shape)
+    body = json.dumps({"inputs": [{"name": "squares", "shape": shape, "datatype": "UINT8", "data": values}]}).encode()
+    tracemalloc.start()
+    makers = read_question(body, None, model, Limits()).makers
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(makers) == 64 and peak < 200_000 and makers[0]().tolist() == values[0]

@@ -1,0 +1,249 @@
+"""What a connection may do before and after the app is asked."""
+
+import asyncio
+import socket
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from clipadapter.errors import InputError
+from clipadapter.serve import Limits, Models, create_app, protocol, server
+from clipadapter.serve.protocol import MAX_HEAD_BYTES, LimitedProtocol
+
+from .colours import Colours
+
+PATIENCE = 30
+"""Seconds after which a test gives up."""
+ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def answer(scope, receive, send):
+    """Reads the body, and says how long it was."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size, more = size + len(message["body"]), message["more_body"]
+    text = str(size).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+    await send({"type": "http.response.body", "body": text})
+
+
+async def refuse(scope, receive, send):
+    """Does not read the body."""
+    await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class Server:
+    """Connections to an app, without a network."""
+
+    def __init__(self, app=answer, **limits):
+        self.config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False)
+        self.config.load()
+        self.state, self.limits, self.writers = ServerState(), Limits(**limits), []
+
+    async def connect(self):
+        """Reader and writer of a new connection."""
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        _, self.last = await loop.connect_accepted_socket(
+            lambda: LimitedProtocol(self.config, self.state, {}, self.limits), theirs
+        )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        self.writers.append(writer)
+        return reader, writer
+
+    def run(self, work):
+        """What a coroutine gives that has this for an argument."""
+
+        async def whole():
+            try:
+                return await asyncio.wait_for(work(self), PATIENCE)
+            finally:
+                for writer in self.writers:
+                    writer.close()
+                for connection in list(self.state.connections):
+                    connection.transport.abort()
+                await asyncio.sleep(0)
+
+        return asyncio.run(whole())
+
+
+async def until_closed(reader):
+    """All that comes before the connection ends, however it does."""
+    data = bytearray()
+    try:
+        while piece := await reader.read(65536):
+            data += piece
+    except ConnectionError:
+        pass
+    return bytes(data)
+
+
+async def send_for_ever(writer, piece):
+    try:
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.001)
+    except ConnectionError:
+        pass
+
+
+def both(piece, first=b""):
+    """Sends until the other side closes; gives what it said."""
+
+    async def work(server):
+        reader, writer = await server.connect()
+        writer.write(first)
+        sending = asyncio.ensure_future(send_for_ever(writer, piece))
+        try:
+            return await until_closed(reader)
+        finally:
+            sending.cancel()
+
+    return work
+
+
+def test_a_connection_that_says_nothing_is_closed():
+    async def silent(server):
+        reader, _ = await server.connect()
+        return await until_closed(reader)
+
+    assert Server(head_timeout=0.05).run(silent) == b""
+
+
+def test_a_head_that_never_ends_is_closed_however_often_something_comes():
+    assert Server(head_timeout=0.1).run(both(b"X", b"GET / HTTP/1.1\r\nHost: x\r\nX: ")) == b""
+
+
+def test_the_second_head_of_a_connection_must_come_in_time_too():
+    async def work(server):
+        reader, writer = await server.connect()
+        writer.write(ASK)
+        first = await reader.readuntil(b"\r\n\r\n0")
+        writer.write(b"GET / HT")
+        return first, await until_closed(reader)
+
+    first, rest = Server(head_timeout=0.1).run(work)
+    assert first.startswith(b"HTTP/1.1 200") and rest == b""
+
+
+def test_a_connection_is_kept_longer_than_a_head_may_take():
+    async def work(server):
+        reader, writer = await server.connect()
+        for _ in range(2):
+            writer.write(ASK)
+            await reader.readuntil(b"\r\n\r\n0")
+            assert server.last._head_timer is None
+        return "kept"
+
+    assert Server(head_timeout=0.1).run(work) == "kept"
+
+
+@pytest.mark.parametrize("size", [2 * MAX_HEAD_BYTES, 1 << 20])
+def test_a_long_head_is_refused(size):
+    async def work(server):
+        reader, writer = await server.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * size + b"\r\n\r\n")
+        return await until_closed(reader)
+
+    assert Server().run(work).startswith(b"HTTP/1.1 400")
+
+
+def test_tiny_chunks_are_refused_and_usual_ones_are_not():
+    async def work(server, chunk, count):
+        reader, writer = await server.connect()
+        writer.write(CHUNKED + b"%x\r\n%s\r\n" % (len(chunk), chunk) * count + b"0\r\n\r\n")
+        if chunk == b"a" and count > 1000:
+            return await until_closed(reader)
+        return await reader.readuntil(str(len(chunk) * count).encode())
+
+    assert Server().run(lambda one: work(one, b"a", 1002)).startswith(b"HTTP/1.1 400")
+    assert Server().run(lambda one: work(one, b"a", 900)).startswith(b"HTTP/1.1 200")
+    assert Server().run(lambda one: work(one, b"a" * 300, 1500)).startswith(b"HTTP/1.1 200")
+
+
+def test_a_refused_body_that_goes_on_ends_the_connection(monkeypatch):
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.05)
+    assert Server(refuse).run(both(b"1\r\na\r\n" * 10, CHUNKED)).startswith(b"HTTP/1.1 413")
+
+
+def test_a_refused_body_that_ends_keeps_the_connection(monkeypatch):
+    async def work(server):
+        reader, writer = await server.connect()
+        for _ in range(2):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"a" * 100_000)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413")
+        return True
+
+    assert Server(refuse).run(work)
+
+
+def test_requests_that_come_at_once_are_all_answered():
+    async def work(server):
+        reader, writer = await server.connect()
+        writer.write(ASK * 3)
+        return [await reader.readuntil(b"\r\n\r\n0") for _ in range(3)]
+
+    assert all(one.startswith(b"HTTP/1.1 200") for one in Server().run(work))
+
+
+def test_for_a_new_connection_the_longest_idle_is_closed():
+    async def work(server):
+        oldest, _ = await server.connect()
+        _, busy = await server.connect()
+        busy.write(CHUNKED)
+        newer, writer = await server.connect()
+        await until_closed(oldest)
+        writer.write(ASK)
+        return await newer.readuntil(b"\r\n\r\n0")
+
+    assert Server(max_connections=2).run(work).startswith(b"HTTP/1.1 200")
+
+
+@pytest.fixture
+def configured(monkeypatch, files):
+    """The configuration that `run` gives uvicorn, and the app."""
+    seen = []
+    monkeypatch.setattr(server.Server, "run", lambda self, sockets: seen.append(self.config))
+
+    def start(host="127.0.0.1", **options):
+        models = Models([str(files / "colours.onnx")], opener=lambda path: Colours())
+        app = create_app(models)
+        server.run(app, host, 0, **options)
+        models.close()
+        return seen[-1], app.state.house
+
+    return start
+
+
+def test_the_parser_is_chosen_by_name(configured):
+    """Uvicorn takes httptools where it is installed, which has no limit on headers."""
+    config, _ = configured()
+    made = config.http(config, ServerState(), {}, _loop=asyncio.new_event_loop())
+    made.loop.close()
+    assert isinstance(made, LimitedProtocol) and made.conn._max_incomplete_event_size == MAX_HEAD_BYTES
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "hosts"),
+    [
+        ("127.0.0.1", (), frozenset()),
+        ("::1", (), frozenset()),
+        ("127.0.0.1", ("Pets.example.org:8000",), frozenset({"pets.example.org"})),
+        ("127.0.0.1", ("*",), None),
+        ("0.0.0.0", (), None),
+        ("0.0.0.0", ("a.org", "b.org"), frozenset({"a.org", "b.org"})),
+    ],
+)
+def test_hosts_are_looked_at_where_only_this_machine_connects(configured, host, allowed, hosts):
+    try:
+        _, house = configured(host, allowed_hosts=allowed)
+    except InputError:
+        pytest.skip(f"{host} can't be had here")
+    assert house.hosts == hosts
