@@ -108,7 +108,7 @@ def test_a_device_is_not_read_for_ever(serve, files):
     (files / "colours.onnx").unlink()
     (files / "colours.onnx").symlink_to("/dev/zero")
     look(client)
-    assert label(client) == "red" and "no regular file" in client.get("/v1/models/colours").json()["error"]
+    assert label(client) == "red" and "not a regular file" in client.get("/v1/models/colours").json()["error"]
     with pytest.raises(ArtifactError, match="neither a regular file nor a folder"):
         Models([str(files / "colours.onnx")])
 
