@@ -67,18 +67,26 @@ def write_model():
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory, write_model):
-    """Folders of models by family: CLIP's ViT and ResNet (with a short text tower), small SigLIP, tiny ViT."""
+def narrow_clip():
+    """Configurations of CLIP's ResNet and ViT by name: their pictures and texts, but few and narrow layers."""
+    found = {name: open_clip.get_model_config(name) for name in ("RN50", "ViT-B-32")}
+    for config, image in (("RN50", {"width": 16, "layers": [1, 1, 1, 1]}), ("ViT-B-32", {"width": 128, "layers": 4})):
+        found[config]["embed_dim"] = 64
+        found[config]["vision_cfg"] |= image
+        found[config]["text_cfg"] |= {"width": 64, "heads": 2, "layers": 2}
+    return found
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory, write_model, narrow_clip):
+    """Folders of models by family: narrow ones of CLIP's ViT and ResNet, small SigLIP, tiny ViT."""
     root = tmp_path_factory.mktemp("models")
     siglip = open_clip.get_model_config("ViT-B-16-SigLIP")
     siglip["embed_dim"] = 192
     siglip["vision_cfg"]["timm_model_name"] = "vit_tiny_patch16_224"
     siglip["text_cfg"] |= {"vocab_size": len(LETTERS), "width": 192, "heads": 3, "layers": 2}
-    resnet = open_clip.get_model_config("RN50")
-    resnet["text_cfg"]["layers"] = 2
     configs = {
-        "RN50": (resnet, CLIP),
-        "ViT-B-32": (open_clip.get_model_config("ViT-B-32"), CLIP),
+        **{name: (config, CLIP) for name, config in narrow_clip.items()},
         "SigLIP": (siglip, SIGLIP),
         "tiny": (TINY, CLIP),
     }

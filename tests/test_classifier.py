@@ -12,6 +12,8 @@ from clipadapter.errors import DataError, FingerprintError, ImageError, InputErr
 from clipadapter.heads import head_info
 from clipadapter.heads.clip_adapter import ClipAdapter
 
+from .heads.estimators import short_training
+
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 
 
@@ -38,7 +40,7 @@ HEADS = {name: head_info(name).cls for name in list_heads()}
 def test_every_head_learns_colours_and_survives_saving(head, tmp_path):
     images, labels = squares()
     queries, truth = squares(seed=1)
-    fitted = model(head=head).fit(images, labels)
+    fitted = model(head=head, head_params=short_training(head)).fit(images, labels)
     assert fitted.predict(queries) == truth
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
     np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
@@ -143,20 +145,6 @@ def test_descriptions_replace_templates():
 def test_bad_input_is_named(action, error, words):
     with pytest.raises(error, match=words):
         action()
-
-
-@pytest.mark.slow
-def test_a_real_fit_on_lite_tells_fabrics_apart():
-    from clipadapter.data import textiles
-
-    data = textiles()
-    rows = {name: [i for i, label in enumerate(data.labels) if label == name] for name in data.class_names}
-    shots = [i for name in rows for i in rows[name][:12]]
-    queries = [i for name in rows for i in rows[name][100:125]]
-    fitted = FewShotClassifier("lite").fit([data.paths[i] for i in shots], [data.labels[i] for i in shots])
-    predicted = fitted.predict([data.paths[i] for i in queries])
-    hits = np.mean([data.labels[i] == label for i, label in zip(queries, predicted, strict=True)])
-    assert hits > 0.5  # chance is one third
 
 
 @pytest.mark.parametrize("head", ["tip-adapter", "nearest-mean", "gda"])

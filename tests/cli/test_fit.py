@@ -10,6 +10,8 @@ from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.features import _pipeline
 from clipadapter.heads.clip_adapter import ClipAdapter
 
+FEW_STEPS = ("--set", "steps=20")
+
 
 @pytest.fixture
 def fit(tmp_path, run):
@@ -22,7 +24,7 @@ def fit(tmp_path, run):
 
 
 def test_says_what_was_learned(squares, tmp_path, fit):
-    result = fit(squares, head="clip-adapter")
+    result = fit(squares, *FEW_STEPS, head="clip-adapter")
     assert result.exit_code == 0, result.stderr
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
     found = dict(lines)
@@ -45,7 +47,7 @@ def test_json(squares, fit):
 
 def test_a_setting_that_is_no_json_is_text(squares, fit):
     found = json.loads(
-        fit(squares, "--set", "alpha=learned", "--set", "hidden=null", "--json", head="clip-adapter").stdout
+        fit(squares, *FEW_STEPS, "--set", "alpha=learned", "--set", "hidden=null", "--json", head="clip-adapter").stdout
     )
     assert found["head"]["params"]["alpha"] == "learned"
     assert found["head"]["params"]["hidden"] is None
@@ -70,7 +72,7 @@ def test_a_class_with_one_picture_at_sixteen_shots_gives_it(squares, tmp_path, f
     shutil.copytree(squares, data)
     for i in (1, 2, 3):
         (data / "red" / f"{i}.png").unlink()
-    result = fit(data, "--shots", 16, head="clip-adapter")
+    result = fit(data, *FEW_STEPS, "--shots", 16, head="clip-adapter")
     assert result.exit_code == 0
     assert "warning: fewer than 16 pictures in blue (4), green (4), red (1)" in result.stderr
     assert "1 to 4 a class, 9 in all" in result.stdout

@@ -1,15 +1,37 @@
-"""The main job whole, on real pictures with a real encoder."""
+"""The main job whole, on real pictures with a real encoder, in a process that has no network."""
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from clipadapter.data import textiles
 
+CUT = """
+import json, pathlib, socket, sys
+
+def refuse(*_, **__):
+    pathlib.Path("touched").touch()
+    raise OSError("the network is cut")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+from clipadapter.cli.app import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["clipadapter", *words]
+    try:
+        main()
+    except SystemExit as end:
+        for stream in (sys.stdout, sys.stderr):
+            print(f"exit {end.code or 0}, touched: {pathlib.Path('touched').exists()}", file=stream, flush=True)
+"""
+"""Runs command after command in one process; each tells on both streams how it ended."""
+
 
 @pytest.mark.slow
-def test_fit_and_predict_textiles(tmp_path, start):
+def test_fit_and_predict_textiles_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     dataset = textiles()
     wanted = {"flawless fabric": "flawless", "fabric with a global defect": "global"}
     for label, folder in wanted.items():
@@ -18,21 +40,26 @@ def test_fit_and_predict_textiles(tmp_path, start):
             target = tmp_path / ("shots" if i < 8 else "new") / folder / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-    names = tmp_path / "names.json"
-    names.write_text(json.dumps({folder: label for label, folder in wanted.items()}))
+    (tmp_path / "names.json").write_text(json.dumps({folder: label for label, folder in wanted.items()}))
+    remote = "open_clip:ViT-B-32/laion2b_s34b_b79k"  # asks the hub, which shows that connections are watched
+    lines = [
+        ["fit", "shots", "--out", "model", "--encoder", "lite", "--class-names", "names.json", "--json"],
+        ["predict", "model", "new", "--json"],
+        ["fit", "shots", "--out", "other", "--encoder", remote],
+    ]
 
-    fitting = start(
-        "fit", tmp_path / "shots", "--out", tmp_path / "model", "--encoder", "lite", "--class-names", names, "--json"
-    )
-    stdout, stderr = fitting.communicate()
-    assert fitting.returncode == 0, stderr
-    assert json.loads(stdout)["shots"] == dict.fromkeys(sorted(wanted), 8)
-    assert stderr.startswith("encoder lite: ") and stderr.count("\n") == 1  # no other library has a say
+    command = [sys.executable, "-c", CUT, json.dumps(lines)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
-    predicting = start("predict", tmp_path / "model", tmp_path / "new", "--json")
-    stdout, stderr = predicting.communicate()
-    assert (predicting.returncode, stderr) == (0, "")
-    answers = [json.loads(line) for line in stdout.splitlines()]
-    right = [wanted[one["label"]] in one["source"].removeprefix(str(tmp_path / "new")) for one in answers]
+    ends = ["exit 0, touched: False", "exit 0, touched: False", "exit 1, touched: True"]
+    for stream in (done.stdout, done.stderr):
+        assert [line for line in stream.splitlines() if line.startswith("exit ")] == ends, done.stderr
+    fitted, predicted, _ = done.stdout.split("exit ", maxsplit=2)
+    assert json.loads(fitted)["shots"] == dict.fromkeys(sorted(wanted), 8)
+    said, said_by_predict, _ = done.stderr.split("exit ", maxsplit=2)
+    assert said.startswith("encoder lite: ") and said.count("\n") == 1  # no other library has a say
+    assert said_by_predict.splitlines()[1:] == []
+    answers = [json.loads(line) for line in predicted.splitlines()[1:]]
+    right = [wanted[one["label"]] in one["source"].removeprefix("new") for one in answers]
     assert len(right) == 16
     assert sum(right) >= 12

@@ -53,9 +53,7 @@ def test_features_are_open_clips_own(name, folders, opened, picture):
     torch.testing.assert_close(encoder.encode_text(TEXTS), wanted_texts, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "dim", "bias"), [("RN50", 1024, None), ("ViT-B-32", 512, None), ("SigLIP", 192, -7.25)]
-)
+@pytest.mark.parametrize(("name", "dim", "bias"), [("RN50", 64, None), ("ViT-B-32", 64, None), ("SigLIP", 192, -7.25)])
 def test_scale_and_bias_are_the_models(name, dim, bias, opened):
     info = opened(name).info
     assert (info.dim, info.image_size, info.logit_bias) == (dim, 224, bias)
@@ -125,7 +123,7 @@ def test_fingerprint_knows_the_tokenizer(opened):
     assert len(prints) == 3
 
 
-def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, opened, tmp_path, monkeypatch):
+def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, narrow_clip, opened, tmp_path, monkeypatch):
     repo = tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
     (repo / "snapshots" / "abc").mkdir(parents=True)
     (repo / "refs").mkdir()
@@ -136,6 +134,7 @@ def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, opened, tmp_p
     (repo / "snapshots" / "abc" / name).symlink_to(folders["ViT-B-32"] / name)
     assert weights_on_disk("ViT-B-32", "laion2b_s34b_b79k")
 
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
     info = create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k").info
     assert (info.name, info.licence) == ("open_clip:ViT-B-32/laion2b_s34b_b79k", "MIT")
     assert info.fingerprint == opened("ViT-B-32").info.fingerprint

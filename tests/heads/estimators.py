@@ -9,13 +9,27 @@ from clipadapter.towers import WordTower
 
 FEW = {"epochs": 2, "steps": 2, "n_ctx": 1, "channels": 1.0}
 """Parameters of heads that need text: short fits, and both of the two features that there are in some checks."""
+SHORT = {"steps": 20, "epochs": 4, "folds": 2}
+"""Enough training for a head that begins at its class text to tell the toy's classes."""
 
 
-def with_own_text(name, **changes):
+def short_training(name):
+    """Parameters of a registered head for a fit of a few steps, or of a few epochs where it counts no steps."""
+    known = create_head(name).get_params()
+    short = {key: value for key, value in SHORT.items() if key in known}
+    return short | {"epochs": None} if {"steps", "epochs"} <= short.keys() else short
+
+
+def create_short(name):
+    """A registered head that trains for a few steps."""
+    return create_head(name, **short_training(name))
+
+
+def with_own_text(name):
     """A registered head that takes its class text, and pictures without labels, from X and y, if it needs some."""
     head = create_head(name)
     cls = type(head)
-    few = {**FEW, **changes} if cls.needs_text else {}
+    few = {**FEW, "batch_size": 64} if cls.answers_by_tower else FEW if cls.needs_text else {"folds": 2}
     head.set_params(**{key: value for key, value in few.items() if key in head.get_params()})
     if not cls.needs_text:
         return head
@@ -29,7 +43,15 @@ def with_own_text(name, **changes):
             text = text_of(X, y, [*known, *getattr(self, "classes_", [])])
             return cls.partial_fit(self, X, y, text=text)
 
-        methods = {"fit": fit, "partial_fit": partial_fit} if issubclass(cls, Streaming) else {"fit": fit}
+        def tags(self):
+            # Two passes in large batches leave prompts of each picture's own untrained: check_fit_learns trains them.
+            tags = cls.__sklearn_tags__(self)
+            tags.classifier_tags.poor_score = cls.answers_by_tower
+            return tags
+
+        methods = {"fit": fit, "__sklearn_tags__": tags}
+        if issubclass(cls, Streaming):
+            methods["partial_fit"] = partial_fit
         # Where pickle looks for it.
         globals()[cls.__name__] = type(cls)(cls.__name__, (cls,), {**methods, "__module__": __name__})
     return globals()[cls.__name__](**head.get_params())

@@ -7,6 +7,8 @@ from clipadapter.errors import ArtifactError, InputError, UnknownNameError
 from clipadapter.heads import ClassText, _base, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
+from .estimators import create_short
+
 
 def test_class_text_rows_have_length_one_and_are_frozen():
     text = ClassText(["a", "b"], [[3.0, 4.0], [0.0, 2.0]])
@@ -82,7 +84,7 @@ def test_a_row_of_nan_is_a_class_without_text():
 def test_blocks_of_rows_answer_as_all_rows_together(name, monkeypatch):
     X, y, text = toy_features()
     queries = toy_features((10, 10, 10), seed=1)[0]
-    head = create_head(name)
+    head = create_short(name)
     head.fit(X, y, text=text, unlabelled=queries[:5] if head.transductive else None)
     whole = head.logits(queries)
     sizes, answer = [], head._logits

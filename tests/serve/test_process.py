@@ -52,7 +52,7 @@ class Running:
         for line in self.process.stderr:
             self.log.append(line)
 
-    def wait_for(self, event, seconds=30):
+    def wait_for(self, event, seconds=120):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for line in self.log:
@@ -66,7 +66,7 @@ class Running:
         """To this machine only, past the seal on all connections."""
         found = http.client.HTTPConnection("127.0.0.1", self.port)
         found.sock = socket.socket()
-        found.sock.settimeout(30)
+        found.sock.settimeout(120)
         _socket.socket.connect(found.sock, ("127.0.0.1", self.port))
         return found
 
@@ -86,7 +86,7 @@ class Running:
     def end(self, sig=signal.SIGTERM):
         if self.process.poll() is None:
             self.process.send_signal(sig)
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 @pytest.fixture
@@ -120,13 +120,15 @@ def test_an_exported_file_is_served_without_torch_and_exchanged(running, files):
 
 
 def test_sigterm_lets_what_was_begun_be_answered(running, files):
-    server = running(files / "colours.onnx")
+    server = running(files / "colours.onnx", "--deadline", 120)
     body = json.dumps({"images": [base64_of(picture((255, 0, 0), 500))] * 30}).encode()
     connection = server.connection()
     connection.putrequest("POST", "/v1/predict")
     connection.putheader("content-type", "application/json")
     connection.putheader("content-length", str(len(body)))
+    connection.putheader("expect", "100-continue")
     connection.endheaders()
+    assert connection.sock.recv(1024).startswith(b"HTTP/1.1 100")  # the server waits for the body
     connection.send(body[:1000])
     server.process.send_signal(signal.SIGTERM)
     server.wait_for("leaving")
@@ -134,7 +136,7 @@ def test_sigterm_lets_what_was_begun_be_answered(running, files):
     response = connection.getresponse()
     assert response.status == 200 and len(json.loads(response.read())["predictions"]) == 30
     connection.close()
-    assert server.process.wait(30) == 0
+    assert server.process.wait(120) == 0
     assert json.loads(server.log[-1])["event"] == "left"
 
 
@@ -168,7 +170,7 @@ def test_in_the_grace_it_answers_but_is_not_ready(running, files):
     assert server.ask("GET", "/v2/health/ready")[0] == 503
     assert server.predict(RED)[0] == 200
     server.process.send_signal(signal.SIGINT)  # in a hurry
-    assert server.process.wait(10) == 0
+    assert server.process.wait(120) == 0
 
 
 def test_answers_do_not_wait_for_the_network(running, files):

@@ -83,7 +83,7 @@ class Server:
 
     def end(self, sign):
         self.process.send_signal(sign)
-        self.process.wait(30)
+        self.process.wait(120)
         self.process.stdout.close()
         self.process.stderr.close()
 
@@ -100,7 +100,7 @@ class Person:
     def all(self, selector):
         return self.driver.find_elements("css selector", selector)
 
-    def see(self, selector, text="", seconds=15):
+    def see(self, selector, text="", seconds=60):
         """Wait for something, with a text in it."""
         from selenium.common.exceptions import StaleElementReferenceException
 
@@ -115,7 +115,7 @@ class Person:
             time.sleep(0.03)
         raise AssertionError(f"{selector} with {text!r} did not come: {[one.text for one in self.all(selector)]}")
 
-    def until(self, holds, seconds=5):
+    def until(self, holds, seconds=60):
         """Wait for something to hold."""
         end = time.monotonic() + seconds
         while not holds():
@@ -295,9 +295,8 @@ def test_it_is_used_by_keyboard_and_nothing_hangs_over(person, server):
     assert not {"INPUT", "TEXTAREA", "BUTTON", ""} & set(names)  # everything that can be reached has a name
     for width in (1280, 390):
         person.resize(width)
-        time.sleep(0.3)
         over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert person.driver.execute_script(over) == 0
+        person.until(lambda: person.driver.execute_script(over) == 0)  # noqa: B023
 
 
 def test_nothing_left_the_machine(person, server):
@@ -312,7 +311,8 @@ def test_nothing_left_the_machine(person, server):
     assert not server.log.exists(), server.log.read_text()
     severe = [entry["message"] for entry in person.driver.get_log("browser") if entry["level"] == "SEVERE"]
     # What was under way when the server was killed has failed.
-    assert [text for text in severe if "net::ERR_" not in text and "Failed to fetch" not in text] == []
+    broken_off = ("net::ERR_", "Failed to fetch", "network error")
+    assert [text for text in severe if not any(words in text for words in broken_off)] == []
 
 
 def test_it_is_ended_by_ctrl_c(server):

@@ -380,7 +380,7 @@ def test_half_of_the_layers(opened):
     assert [id(layer["q"].owner) for layer in found["bottom"] + found["top"]] == [
         id(layer["q"].owner) for layer in found["all"]
     ]
-    assert len(found["bottom"]) == len(found["top"]) == 6
+    assert len(found["bottom"]) == len(found["top"]) == 2
 
 
 @pytest.mark.parametrize("name", ["RN50", "lite"])
