@@ -23,10 +23,16 @@ def held_out(seed=0, n=12, c=4, gain=3.0):
     return [torch.tensor(layer) for layer in layers], labels
 
 
-def test_zero_shot_that_knows_nothing_leaves_the_largest_ratio_and_one_that_knows_all_the_smallest():
-    labels = [0, 1, 2]
-    assert expected_ratio(torch.zeros(3, 3), single(labels)) == 0.3
-    assert expected_ratio(50 * torch.eye(3), single(labels)) < 0.04  # one label in twenty may be wrong
+def test_zero_shot_that_knows_nothing_leaves_a_large_ratio_and_one_that_knows_all_a_small_one():
+    labels = [0, 1, 2] * 100
+    assert expected_ratio(torch.zeros(300, 3), single(labels)) == pytest.approx(0.3, abs=0.01)
+    assert expected_ratio(50 * torch.eye(3)[labels], single(labels)) < 0.01  # one label in twenty may be wrong
+
+
+def test_few_shots_say_little_of_what_zero_shot_knows():
+    sure, blind = 50 * torch.eye(3), torch.zeros(3, 3)
+    assert expected_ratio(sure, single([0, 1, 2])) > 2 * expected_ratio(sure.repeat(100, 1), single([0, 1, 2] * 100))
+    assert expected_ratio(blind, single([0, 1, 2])) == pytest.approx(0.3 * (4 / 5) ** 1.5, rel=1e-5)
 
 
 def test_the_expected_ratio_is_a_power_of_the_share_of_the_loss_that_zero_shot_leaves_of_a_guess():
@@ -41,7 +47,7 @@ def test_the_expected_ratio_is_a_power_of_the_share_of_the_loss_that_zero_shot_l
         return total
 
     best = min(TEMPERATURES, key=lambda t: loss(t) + math.log(t) ** 2 / 2)
-    share = loss(best) / (3 * math.log(2))
+    share = (3 * loss(best) / (3 * math.log(2)) + 2 * 0.5) / (3 + 2)
     assert expected_ratio(torch.tensor(logits), single(labels)) == pytest.approx(0.3 * share**1.5, rel=1e-5)
 
 
@@ -49,8 +55,8 @@ def test_with_several_labels_a_guess_knows_how_frequent_each_is():
     targets = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     share = [0.75, 0.5]
     guess = Objective(1.0, torch.full((4,), -1), targets, torch.tensor([math.log(p / (1 - p)) for p in share]))
-    assert expected_ratio(torch.zeros(4, 2), guess) == pytest.approx(0.3, abs=1e-6)
-    assert expected_ratio(20 * (2 * targets - 1), guess) < 0.01
+    assert expected_ratio(torch.zeros(4, 2), guess) == pytest.approx(0.3 * (5 / 6) ** 1.5, abs=1e-6)
+    assert expected_ratio(20 * (2 * targets - 1), guess) < 0.03
 
 
 def test_without_a_held_out_shot_the_ratio_is_the_expected_one():

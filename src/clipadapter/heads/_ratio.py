@@ -21,6 +21,9 @@ MAX_EXPECTED_RATIO = 0.3
 """Ratio that is expected where zero-shot knows nothing of the classes."""
 EXPECTED_RATIO_POWER = 1.5
 """How fast it falls with the loss that zero-shot leaves. Chosen on 24 sets: see docs/architecture.md."""
+PRIOR_SHOTS = 2
+"""Shots that count beside those that are there, of which zero-shot takes away half of a guess's loss: three shots that
+happen to be right are weak evidence that the text is good."""
 RATIO_SPREAD = 0.15
 """Standard deviation of the prior of the ratio around the expected one."""
 TEMPERATURE_SPREAD = 1.0
@@ -36,7 +39,8 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
 
     Zero-shot saw none of the shots, so their likelihood is an honest measure of it. With R the share of the log-loss of
     a guess that zero-shot takes away at its best temperature (McFadden's pseudo R squared), it is
-    ``0.3 * (1 - R) ** 1.5``. A guess knows of one label nothing; of several labels how frequent each is.
+    ``0.3 * (1 - R) ** 1.5``, where two further shots with R of one half count as well. A guess knows of one label
+    nothing; of several labels how frequent each is.
 
     Args:
         zero_shot: (n, c) zero-shot logits of shots.
@@ -44,16 +48,17 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
 
     >>> labels = torch.arange(4)
     >>> objective = Objective(1.0, labels, None, None)
-    >>> expected_ratio(torch.zeros(4, 4), objective), expected_ratio(100 * torch.eye(4), objective) < 0.05
-    (0.3, True)
+    >>> round(expected_ratio(torch.zeros(4, 4), objective), 2), expected_ratio(100 * torch.eye(4), objective) < 0.05
+    (0.23, True)
     """
     rows = torch.arange(len(zero_shot))[:: 1 + (len(zero_shot) - 1) // MAX_SHOTS_LOOKED_AT]
     temperatures = zero_shot.new_tensor(TEMPERATURES)
     losses = objective.losses_at(zero_shot[rows], rows, temperatures, WRONG_LABELS)  # (t,)
     best = int((losses + temperatures.log().square() / (2 * TEMPERATURE_SPREAD**2)).argmin())
     guess = objective.guess_loss(rows, zero_shot.shape[1])
-    explained = 1.0 - float(losses[best]) / guess if guess > 0 else 0.0
-    return MAX_EXPECTED_RATIO * (1.0 - min(1.0, max(0.0, explained))) ** EXPECTED_RATIO_POWER
+    left = min(1.0, float(losses[best]) / guess) if guess > 0 else 1.0
+    left = (len(zero_shot) * left + PRIOR_SHOTS * 0.5) / (len(zero_shot) + PRIOR_SHOTS)
+    return MAX_EXPECTED_RATIO * left**EXPECTED_RATIO_POWER
 
 
 def no_losses() -> Tensor:
