@@ -37,8 +37,8 @@ def linger(text):
 
 
 def slow_to_leave(text):
-    """Answers at once; its process would take a minute to end by itself."""
-    atexit.register(time.sleep, 60)
+    """Answers at once; its process would take ten minutes to end by itself."""
+    atexit.register(time.sleep, 600)
     return [text]
 
 

@@ -107,13 +107,13 @@ def check_deaths(engine, folder):
     assert "died 3 times" in found[bad].error
 
 
-def check_close(engine, folder, seconds):
-    """Closing the iterator ends what runs."""
+def check_close(engine, folder, busy):
+    """Workers go on while an outcome is looked at, as many as are awaited here; closing the iterator ends them."""
     results = engine.run(engine_jobs.linger, [Job(0, f"{folder}|first"), *(Job(i, str(folder)) for i in (1, 2, 3))])
     assert next(results).result == ["first"]
-    assert until(lambda: numbers(folder), 20)
+    assert until(lambda: len(numbers(folder)) >= busy, 120)
     results.close()
-    assert until(lambda: not any(map(alive, numbers(folder))), seconds)
+    assert until(lambda: not any(map(alive, numbers(folder))), 60)
 
 
 @pytest.mark.slow
@@ -122,32 +122,23 @@ def test_killed_workers_lose_nothing(local, tmp_path):
 
 
 @pytest.mark.slow
-def test_closing_stops_the_workers(local, tmp_path):
+def test_workers_go_on_while_an_outcome_is_looked_at_until_it_is_closed(local, tmp_path):
     check_close(local, tmp_path, 2)
-    assert until(lambda: not multiprocessing.active_children(), 5)
-
-
-@pytest.mark.slow
-def test_workers_go_on_while_an_outcome_is_looked_at(local, tmp_path):
-    jobs = [Job(0, f"{tmp_path}|first"), *(Job(i, str(tmp_path)) for i in (1, 2))]
-    results = local.run(engine_jobs.linger, jobs)
-    assert next(results).result == ["first"]
-    assert until(lambda: len(numbers(tmp_path)) == 2, 20)
-    results.close()
+    assert until(lambda: not multiprocessing.active_children(), 60)
 
 
 @pytest.mark.slow
 def test_an_exception_reaches_the_caller_and_ends_the_workers(local):
     with pytest.raises(LookupError, match="no a"):
         run(local, engine_jobs.fail, ["a", "a"])
-    assert until(lambda: not multiprocessing.active_children(), 5)
+    assert until(lambda: not multiprocessing.active_children(), 60)
 
 
 @pytest.mark.slow
 def test_a_study_does_not_wait_for_its_workers_to_unload(local):
     start = time.monotonic()
     run(local, engine_jobs.slow_to_leave, ["a", "b", "c"])
-    assert time.monotonic() - start < 50
+    assert time.monotonic() - start < 240
     assert not multiprocessing.active_children()
 
 
@@ -164,10 +155,10 @@ def test_workers_of_a_killed_parent_leave(tmp_path):
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "told")]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL) as parent:
         try:
-            assert until(lambda: len(numbers(tmp_path / "told")) == 2, 30)
+            assert until(lambda: len(numbers(tmp_path / "told")) == 2, 120)
         finally:
             parent.send_signal(signal.SIGKILL)
-    assert until(lambda: not any(map(alive, numbers(tmp_path / "told"))), 2)
+    assert until(lambda: not any(map(alive, numbers(tmp_path / "told"))), 60)
 
 
 @pytest.fixture
@@ -276,4 +267,4 @@ class TestRay:
         assert run(ray, engine_jobs.threads, ["a"])["a"].result == ["1"]
 
     def test_closing_stops_what_runs(self, ray, tmp_path):
-        check_close(ray, tmp_path, 5)
+        check_close(ray, tmp_path, 1)

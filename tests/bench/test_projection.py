@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -135,16 +132,6 @@ def test_a_picture_of_any_classes_is_of_sane_size(names, method, tmp_path):
     )
     with Image.open(path) as image:
         assert image.format == "PNG" and 1200 < image.width < 2000 and 600 < image.height < 1000
-
-
-def test_pyplot_is_not_touched():
-    code = (
-        "import sys, tempfile, numpy as np; from clipadapter.bench.projection import draw_projection\n"
-        "X = np.random.default_rng(0).normal(size=(8, 4))\n"
-        "draw_projection(X, X, list('aabbaabb'), 'ab', tempfile.mkdtemp() + '/p.png', method='pca')\n"
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_what_cannot_be_projected_is_told():

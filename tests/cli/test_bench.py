@@ -140,7 +140,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(start, run, tmp_path, nois
     place = ("--data", noisy_squares, "--encoder", "toy", "--workers", 2)
     process = start("bench", "run", suite, *place, "--out", tmp_path / "out")
     runs = tmp_path / "out" / "runs"
-    limit = time.time() + 60
+    limit = time.time() + 240
     while len(list(runs.glob("*.json"))) < 3 and process.poll() is None:
         assert time.time() < limit
         time.sleep(0.02)

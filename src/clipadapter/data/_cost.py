@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-import numpy as np
-
 from clipadapter.errors import ClipAdapterError
 
 MAX_VISITS_PER_PIXEL = 20
@@ -364,6 +362,8 @@ def _check_tags(data: bytes, name: str) -> None:
 
 
 def _check_tiff(data: bytes) -> None:
+    import numpy as np
+
     _check_tags(data, "TIFF")
     order = "<" if data[:2] == b"II" else ">"
     for big in _layouts(data):
