@@ -25,7 +25,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from clipadapter.data._memory import PROCESS_BYTES_PER_PIXEL, MemoryBudget
 from clipadapter.errors import ImageError
-from clipadapter.pieces import cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -204,6 +203,8 @@ def serve() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent decides
     with contextlib.suppress(ImportError):
         from PIL import AvifImagePlugin
+
+        from clipadapter.pieces import cores
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = min(MAX_AVIF_THREADS, cores())
     while line := source.readline():
