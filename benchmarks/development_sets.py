@@ -220,12 +220,10 @@ def table(done) -> str:
     constants = [h for h in heads if h.startswith("clip-adapter ")]
     for h in (h for h in heads if h in ("clip-adapter", "hoso") and constants):
         best = [max(constants, key=lambda c: every[c, k].mean()) for k in SHOTS]  # noqa: B023
-        rows = {
-            "beside the best constant": [every[h, k] - every[c, k] for k, c in zip(SHOTS, best, strict=True)],
-            "beside 0.2": [every[h, k] - every["clip-adapter 0.2", k] for k in SHOTS],
-            "beside zero-shot": [every[h, k] - every["zero-shot", k] for k in SHOTS],
-            "beside linear-probe": [every[h, k] - every["linear-probe", k] for k in SHOTS],
-        }
+        rows = {"beside the best constant": [every[h, k] - every[c, k] for k, c in zip(SHOTS, best, strict=True)]}
+        for other in ("clip-adapter 0.2", "zero-shot", "linear-probe"):
+            if other in heads:
+                rows[f"beside {other}"] = [every[h, k] - every[other, k] for k in SHOTS]
         lines += ["", f"{h}: mean difference, and that of the set which is farthest behind", ""]
         lines += ["| | " + " | ".join(map(str, SHOTS)) + " |", "|---|" + "---:|" * len(SHOTS)]
         lines.append("| best constant | " + " | ".join(c.partition(" ")[2] for c in best) + " |")
