@@ -1,0 +1,75 @@
+"""Models, stores, exports, records and projects that earlier versions wrote are read as what they were.
+
+See fixtures/README.md for where they come from.
+"""
+
+import json
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipadapter import FeatureStore, FewShotClassifier, Predictor
+from clipadapter.bench import load_study
+from clipadapter.studio import Project
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TEST_PICTURES = [FIXTURES / f"pictures/test/{name}/{i}.png" for name in ("red", "green", "blue") for i in range(2)]
+MODELS = [
+    (folder.name, name)
+    for folder in sorted(FIXTURES.glob("models-format-*"))
+    for name in json.loads((folder / "answers.json").read_text())["answers"]
+]
+
+
+@pytest.mark.parametrize(("folder", "name"), MODELS)
+def test_a_saved_model_gives_the_probabilities_that_it_gave(folder, name):
+    model = FewShotClassifier.load(FIXTURES / folder / name, cache=None)
+    expected = json.loads((FIXTURES / folder / "answers.json").read_text())["answers"][name]
+    np.testing.assert_allclose(model.predict_proba(TEST_PICTURES), expected, atol=1e-4)
+
+
+def test_a_change_of_an_earlier_version_can_be_undone():
+    model = FewShotClassifier.load(FIXTURES / "models-format-3" / "edited", cache=None)
+    assert model.predict(TEST_PICTURES[:1]) == ["crimson"]
+    assert model.undo().predict(TEST_PICTURES[:1]) == ["red"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_store_gives_every_feature_that_was_put(tmp_path, number):
+    path = shutil.copy(FIXTURES / f"store-format-{number}.sqlite", tmp_path / "store.sqlite")
+    with closing(FeatureStore(path)) as store:
+        features = [value for _, value in store.items()]
+    assert len(features) >= 12
+    assert all(value.shape == (32,) and np.isfinite(value).all() for value in features)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+def test_an_exported_file_gives_the_labels_that_it_gave(suffix):
+    pytest.importorskip({"onnx": "onnxruntime", "xml": "openvino"}[suffix])
+    labels = Predictor(FIXTURES / "exports" / f"m.{suffix}").predict(TEST_PICTURES)
+    assert labels == ["red", "red", "green", "green", "blue", "blue"]
+
+
+@pytest.mark.parametrize("folder", ["bench-f13f995", "bench-acb6b95"])
+def test_a_study_shows_the_figures_of_its_records(folder):
+    records = [json.loads(line) for line in (FIXTURES / folder / "runs.jsonl").read_text().splitlines()]
+    study = load_study(FIXTURES / folder, "s")
+    assert sorted(run.metrics.accuracy for run in study.runs) == sorted(
+        one["metrics"]["accuracy"] for one in records
+    )
+
+
+@pytest.mark.parametrize("folder", ["studio-f13f995", "studio-acb6b95"])
+def test_a_project_of_the_studio_has_its_pictures_and_can_be_undone(tmp_path, folder):
+    with Project(shutil.copytree(FIXTURES / folder, tmp_path / "project")) as project:
+        assert {name: len(pictures) for name, pictures in project.contents.classes.items()} == {
+            "red": 3,
+            "green/x": 4,
+            "blue?": 4,
+        }
+        while project.undoable:
+            project.undo()
+        assert project.contents.classes == {}
