@@ -31,26 +31,26 @@ class Clock:
 def clipadapter(task, arrays, clock, by_class=False):
     from clipadapter import FewShotClassifier
     from clipadapter.features import FeatureSet
-    from clipadapter.heads import ClassText
-    from clipadapter.trust import TrustOptions
+    from clipadapter.heads import TextFeatures
+    from clipadapter.uncertainty import UncertaintyOptions
 
     names, queries = task["names"], task["queries"]
-    trust = TrustOptions(reject=REJECT, coverage=COVERAGE, by_class=by_class)
+    uncertainty = UncertaintyOptions(reject=REJECT, coverage=COVERAGE, by_class=by_class)
     start = clock.look()
     if task["features"]:
-        model = FewShotClassifier("toy", cache=None, trust=trust)
-        text = ClassText(names, arrays["text"], float(arrays["scale"]))
+        model = FewShotClassifier("toy", cache=None, uncertainty=uncertainty)
+        text = TextFeatures(names, arrays["text"], float(arrays["scale"]))
         model.fit_features(FeatureSet(arrays["shots"], tuple(task["labels"]), tuple(names)), text)
         fit, Q = clock.look(), arrays["queries"]
-        found = model.trust_.answer(model.head_.logits(Q), Q)
+        found = model.uncertainty_.answer(model.head_.logits(Q), Q)
         sets, asked = found.sets, clock.look()
     else:
-        model = FewShotClassifier(task["encoder"], cache=None, trust=trust)
+        model = FewShotClassifier(task["encoder"], cache=None, uncertainty=uncertainty)
         model.fit(task["shots"], task["labels"], names)
         fit, told = clock.look(), model.classify(queries)
         asked = clock.look()
         Q = model.features(queries, [names[0]] * len(queries), names, views=1).plain
-        found = model.trust_.answer(model.head_.logits(Q), Q)
+        found = model.uncertainty_.answer(model.head_.logits(Q), Q)
         sets = np.array([[name in one.labels for name in names] for one in told])
         assert [names[i] for i in found.best] == [one.nearest for one in told]
     p = found.probabilities[np.arange(len(found.best)), found.best]

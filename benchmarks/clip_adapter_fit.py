@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 ALPHA, SCALE, EPOCHS, BATCH, HELD_OUT = 0.2, 100.0, 200, 32, 8
@@ -157,14 +157,14 @@ def main() -> None:
     def ours(clock: Clock, second_relu: bool) -> ClipAdapter:
         head = ClipAdapter(**{"alpha": ALPHA, "final_relu": second_relu, **args.ours})
         with clock:
-            return head.fit(X, names[y], text=ClassText(names, text, SCALE))
+            return head.fit(X, names[y], text=TextFeatures(names, text, SCALE))
 
     print(
         f"{args.classes} classes x {args.shots} shots x {args.dim}-d, {args.threads} threads; zero-shot finds ", end=""
     )
     zero_shot = SCALE * normalize(torch.from_numpy(X_held), dim=-1) @ unit_text.T
     print(f"{100 * float((zero_shot.argmax(dim=1) == targets[1]).float().mean()):.1f} % of held-out pictures")
-    ClipAdapter(alpha=ALPHA, epochs=1).fit(X, names[y], text=ClassText(names, text, SCALE))  # first use costs more
+    ClipAdapter(alpha=ALPHA, epochs=1).fit(X, names[y], text=TextFeatures(names, text, SCALE))  # first use costs more
     print(f"{'':<24}{'s':>9}{'cpu s':>9}{'loss':>11}{'held out':>11}{'right, %':>11}")
     for name in args.loops or (LOOPS if args.quick else ["paper-adam", "released"]):
         mine, theirs = Clock(), Clock()

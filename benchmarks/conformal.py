@@ -28,7 +28,7 @@ from sklearn.model_selection import StratifiedKFold
 from clipadapter.data import draw_shots
 from clipadapter.heads import create_head
 from clipadapter.prediction import softmax
-from clipadapter.trust.conformal import HOW, SCORES, learn_conformal
+from clipadapter.uncertainty.conformal import HOW, SCORES, learn_conformal
 from heads import load
 
 

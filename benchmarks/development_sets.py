@@ -33,7 +33,7 @@ from few_shot_features import read
 
 from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.data import textiles
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import TextFeatures, create_head
 
 SHOTS = (1, 2, 4, 8, 16)
 LEAST_JUDGED, MOST_JUDGED = 4, 30
@@ -171,7 +171,7 @@ def measure(cell):
     one = SETS[name]
     rows, Q, truth = draw(one, shots, seed)
     names = [f"class {k:02}" for k in range(len(one.text))]
-    text = ClassText(names, one.text, one.scale)
+    text = TextFeatures(names, one.text, one.scale)
     method, _, ratio = head.partition(" ")
     fitted = create_head(method, **({"alpha": float(ratio)} if ratio else {}))
     begun = time.perf_counter()

@@ -28,7 +28,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.export import export_model
 from clipadapter.runtime import Predictor
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 RANDOM = ("ViT-B-32", "RN50")
 HEADS = ("auto", "zero-shot", "tip-adapter", "clip-adapter", "linear-probe", "gda", "knn")
@@ -124,7 +124,7 @@ def main() -> None:
     for encoder in args.encoders:
         opened = open_encoder(encoder, args.weights)
         for head in args.heads:
-            options = {"engine": "torch", "precision": "fp32", "trust": TrustOptions(reject=0.05)}
+            options = {"backend": "torch", "precision": "fp32", "uncertainty": UncertaintyOptions(reject=0.05)}
             model = FewShotClassifier(opened, head, **options)
             model.fit([train.paths[i] for i in shots], [train.labels[i] for i in shots])
             for kind in KINDS:

@@ -8,7 +8,7 @@ weights. Contestants take turns, each beginning with the files and, for ours, wi
 medians over the rounds, and ratios medians of the ratios within a round. What is measured against is open_clip in a
 torch DataLoader, without workers or with two, whichever is faster.
 
-Models are opened, towers converted and engines chosen before; "ready s" are the seconds that took for ours, with
+Models are opened, towers converted and backends chosen before; "ready s" are the seconds that took for ours, with
 nothing kept from before. fp32 and bf16 share one converted tower, which is counted for the first. Cosines and "far",
 the largest distance of unit features, are to open_clip's fp32. `auto` chooses for the pictures of one round: for fewer
 it converts less.
@@ -34,12 +34,12 @@ import numpy as np
 import torch
 from pipeline_speed import BATCH, CALIBRATION, find
 
+from clipadapter.backends import Calibration, parity
 from clipadapter.data import read_image
-from clipadapter.encoders import Encoder, create_encoder, with_engine
-from clipadapter.engines import Calibration, parity
+from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import MissingExtraError
-from clipadapter.features import FeatureStore, choose_engine, encode_classes, extract
-from clipadapter.heads import ClassText
+from clipadapter.features import FeatureStore, choose_backend, encode_classes, extract
+from clipadapter.heads import TextFeatures
 
 WORKERS = (0, 2)
 BAR = len(WORKERS)
@@ -80,22 +80,24 @@ def rivals(weights: Path) -> list[Contestant]:
     return found
 
 
-def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: ClassText | None) -> list[Contestant]:
-    """Every engine, and what is chosen if nobody says anything."""
+def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: TextFeatures | None) -> list[Contestant]:
+    """Every backend, and what is chosen if nobody says anything."""
     found = []
     os.environ["XDG_CACHE_HOME"] = str(scratch / "each")
-    for engine, precision in [("torch", "fp32"), *[("openvino", each) for each in ("fp32", "bf16", "int8")]]:
+    for backend, precision in [("torch", "fp32"), *[("openvino", each) for each in ("fp32", "bf16", "int8")]]:
         try:
             start = time.perf_counter()
-            fast = with_engine(encoder, engine, precision, calibration(encoder, paths) if precision == "int8" else None)
+            fast = with_backend(
+                encoder, backend, precision, calibration(encoder, paths) if precision == "int8" else None
+            )
         except MissingExtraError as error:
-            print(f"left out: {engine} {precision} ({error})")
+            print(f"left out: {backend} {precision} ({error})")
             continue
-        found.append(Contestant(f"ours, {engine} {precision}", extraction(fast), time.perf_counter() - start))
+        found.append(Contestant(f"ours, {backend} {precision}", extraction(fast), time.perf_counter() - start))
     os.environ["XDG_CACHE_HOME"] = str(scratch / "auto")  # nothing is there yet
     start = time.perf_counter()
-    chosen = choose_engine(encoder, paths, text=None if text is None else lambda: text)
-    name = f"ours, auto: {chosen.info.engine} {chosen.info.precision}"
+    chosen = choose_backend(encoder, paths, text=None if text is None else lambda: text)
+    name = f"ours, auto: {chosen.info.backend} {chosen.info.precision}"
     return [*found, Contestant(name, extraction(chosen), time.perf_counter() - start)]
 
 
@@ -113,7 +115,7 @@ def extraction(encoder: Encoder) -> _rivals.Run:
     return run
 
 
-def race(contestants: list[Contestant], paths: list[Path], rounds: int, text: ClassText | None) -> list[dict]:
+def race(contestants: list[Contestant], paths: list[Path], rounds: int, text: TextFeatures | None) -> list[dict]:
     """Let them take turns, print a table, and give a row a contestant."""
     for each in contestants:
         each.run(paths[:BATCH])
@@ -170,7 +172,7 @@ def spread(paths: list[Path], count: int) -> list[Path]:
     return [paths[i * len(paths) // count] for i in range(count)]
 
 
-def class_text(encoder: Encoder, paths: list[Path]) -> ClassText:
+def class_text(encoder: Encoder, paths: list[Path]) -> TextFeatures:
     """Of the folders' names."""
     names = sorted({path.parent.name.replace("_", " ") for path in paths})
     return encode_classes(encoder, {name: [f"a photo of a {name}."] for name in names})

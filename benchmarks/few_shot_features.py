@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from clipadapter.bench import few_shot, table
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import TextFeatures, create_head
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 
@@ -29,7 +29,7 @@ def read(folder: Path, scale: float):
     labels = tuple(names[label] for label in images["labels"][kept])
     provenance = {"data": folder.name, "encoder": "published features"}
     features = FeatureSet(images["image_features"][kept], labels, tuple(classes), provenance)
-    return features, ClassText(classes, texts["text_features"][order].astype(np.float32), scale)
+    return features, TextFeatures(classes, texts["text_features"][order].astype(np.float32), scale)
 
 
 def main() -> None:

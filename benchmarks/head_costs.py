@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipadapter.heads import ClassText, create_head, list_heads
+from clipadapter.heads import TextFeatures, create_head, list_heads
 
 QUERIES = 2000
 COLUMNS = ("fit s", "predict s", "over data MB", "process MB", "accuracy")
@@ -40,7 +40,7 @@ def make(classes: int, shots: int, d: int, seed: int = 0):
     names = np.array([f"class {i}" for i in range(classes)])
     labels = np.repeat(np.arange(classes), shots)
     truth = rng.integers(classes, size=QUERIES)
-    text = ClassText(names.tolist(), around(means, 3))
+    text = TextFeatures(names.tolist(), around(means, 3))
     return around(means[labels], 3), names[labels], around(means[truth], 3), names[truth], text
 
 

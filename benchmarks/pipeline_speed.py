@@ -1,11 +1,11 @@
-"""Share of an engine's own rate that is left from JPEG files, and peak memory by the number of pictures.
+"""Share of a backend's own rate that is left from JPEG files, and peak memory by the number of pictures.
 
-The engine's own rate is that of squares that are in memory already; the other is `embed`, from files into a fresh store
-on disk. The two run in turns. Where other programs use the machine, trust the share by seconds of CPU rather than the
-one by the clock.
+The backend's own rate is that of squares that are in memory already; the other is `embed`, from files into a fresh
+store on disk. The two run in turns. Where other programs use the machine, trust the share by seconds of CPU rather than
+the one by the clock.
 
-    python benchmarks/pipeline_speed.py PICTURES --encoder open_clip:local-dir:FOLDER --engine openvino --precision bf16
-    python benchmarks/pipeline_speed.py PICTURES --encoder lite --engine openvino --memory     # some minutes
+    python benchmarks/pipeline_speed.py PICTURES --encoder open_clip:local-dir:DIR --backend openvino --precision bf16
+    python benchmarks/pipeline_speed.py PICTURES --encoder lite --backend openvino --memory     # some minutes
 """
 
 import argparse
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipadapter.backends import Calibration
 from clipadapter.data import IMAGE_SUFFIXES, read_image
-from clipadapter.encoders import Encoder, create_encoder, with_engine
-from clipadapter.engines import Calibration
+from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.features import FeatureStore, embed
 
 BATCH = 32
@@ -36,13 +36,13 @@ def find(folder: Path) -> list[Path]:
     return paths
 
 
-def open_encoder(uri: str, engine: str, precision: str, paths: list[Path]) -> Encoder:
+def open_encoder(uri: str, backend: str, precision: str, paths: list[Path]) -> Encoder:
     plain, calibration = create_encoder(uri), None
     tower = plain.tower()
     if precision == "int8" and tower is not None:
         some = paths[:: max(1, len(paths) // CALIBRATION)][:CALIBRATION]
         calibration = Calibration(np.stack([tower.pixels.square(read_image(path)) for path in some]))
-    return with_engine(plain, engine, precision, calibration)
+    return with_backend(plain, backend, precision, calibration)
 
 
 def timed(work: Callable[[], object], n: int) -> tuple[float, float]:
@@ -96,15 +96,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, help="a folder")
     parser.add_argument("--encoder", default="lite")
-    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--backend", default="openvino")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--count", type=int, default=320, help="pictures a run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     args = parser.parse_args()
     paths = find(args.pictures)
-    encoder = open_encoder(args.encoder, args.engine, args.precision, paths)
-    print(f"{encoder.info.name}, {encoder.info.engine} {encoder.info.precision}, {torch.get_num_threads()} threads")
+    encoder = open_encoder(args.encoder, args.backend, args.precision, paths)
+    print(f"{encoder.info.name}, {encoder.info.backend} {encoder.info.precision}, {torch.get_num_threads()} threads")
     if args.memory:
         memory(encoder, paths)
     else:

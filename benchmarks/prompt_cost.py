@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipadapter.encoders import create_encoder, open_text_tower
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.tuners.coop import CoOp
 
@@ -72,7 +72,7 @@ def measure(folder: str, method: str, classes: int, shots: int, steps: int, memo
     encoder = create_encoder(f"open_clip:local-dir:{folder}")
     rng = np.random.default_rng(0)
     d, labels = encoder.info.dim, names(classes)
-    text = ClassText(labels, rng.standard_normal((classes, d)), tower=partial(open_text_tower, encoder))
+    text = TextFeatures(labels, rng.standard_normal((classes, d)), tower=partial(open_text_tower, encoder))
     X = rng.standard_normal((classes * shots, d)).astype(np.float32)
     y = np.repeat(labels, shots)
     Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is that of the fit (Linux)

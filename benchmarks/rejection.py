@@ -24,10 +24,10 @@ from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.data import draw_shots
 from clipadapter.data.folders import list_images
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, create_head, held_out_shots
+from clipadapter.heads import TextFeatures, create_head, held_out_shots
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at
-from clipadapter.trust import Calibrator, learn_calibrator
-from clipadapter.trust.rejection import METHODS, imagenet_names, kept_distractors, learn_rejector
+from clipadapter.uncertainty import Calibrator, learn_calibrator
+from clipadapter.uncertainty.rejection import METHODS, imagenet_names, kept_distractors, learn_rejector
 
 RATES = (0.05, 0.1)
 VARIANTS = {name: name for name in METHODS if name != "auto"} | {
@@ -88,7 +88,7 @@ def draw(X, y, text, shots, seed, args):
     """Shots of the classes that are left, their held-out logits, the fitted head."""
     new = set(np.random.default_rng(1000 + seed).permutation(np.array(text.labels))[: args.classes])
     left = [i for i, name in enumerate(text.labels) if name not in new]
-    own = ClassText([text.labels[i] for i in left], text.embeddings[left], text.logit_scale, text.logit_bias)
+    own = TextFeatures([text.labels[i] for i in left], text.embeddings[left], text.logit_scale, text.logit_bias)
     rows = np.array([i for i in draw_shots(list(y), shots, seed) if y[i] not in new])
     labels = np.array([own.labels.index(name) for name in y[rows]])
     head = create_head(args.head).fit(X[rows], y[rows], text=own)

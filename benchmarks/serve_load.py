@@ -181,7 +181,7 @@ def quantile(values: list[float], share: float) -> float:
 
 def throughput(server: Server, model: Path, paths: list[Path], given: argparse.Namespace) -> float:
     """The two rates in turns; gives requests a second of one picture each."""
-    predictor = Predictor(model, engine=given.engine, threads=given.threads)
+    predictor = Predictor(model, backend=given.backend, threads=given.threads)
     many = {k: [form([paths[(i * k + j) % len(paths)] for j in range(k)]) for i in range(BODIES)] for k in given.sizes}
     found: dict[int, list[tuple[float, float]]] = {k: [] for k in given.sizes}
     offline = []
@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], help="pictures a request")
     parser.add_argument("--batch", type=int, default=8, help="pictures that run at once, offline and served")
     parser.add_argument("--limit", type=int, default=256, help="pictures that are taken of the folder")
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument("--malformed", type=int, default=1000, metavar="N")
@@ -356,7 +356,9 @@ def main() -> None:
     wanted = set(given.only or PARTS)
     threads = [] if given.threads is None else ["--threads", str(given.threads)]
     batch = ["--max-batch", str(given.batch)]
-    server = Server(given.model, "--engine", given.engine, *batch, *threads, *(f"--{option}" for option in given.serve))
+    server = Server(
+        given.model, "--backend", given.backend, *batch, *threads, *(f"--{option}" for option in given.serve)
+    )
     bodies = [form([path]) for path in paths[:BODIES]]
     print(f"| {given.model.name}, {os.cpu_count()} cores | | |\n|---|---:|---|")
     try:
@@ -370,7 +372,7 @@ def main() -> None:
         if "soak" in wanted and given.soak:
             soak(server, bodies, given.soak)
         if "malformed" in wanted and given.malformed:
-            side = Predictor(given.model, engine=given.engine).pixels.size
+            side = Predictor(given.model, backend=given.backend).pixels.size
             asyncio.run(malformed(server, given.malformed, side))
     finally:
         row("ended by SIGTERM with", str(server.end()))

@@ -15,7 +15,7 @@ from PIL import Image
 from clipadapter.data import read_image
 from clipadapter.features import FeatureStore, feature_key
 from clipadapter.functional import ensemble
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import TextFeatures, create_head
 from clipadapter.pixels import PixelSpec
 
 CLASSES, WIDTH = 100, 512
@@ -45,7 +45,7 @@ def shots():
     names = [f"class {i}" for i in range(CLASSES)]
     labels = np.repeat(np.arange(CLASSES), 16)
     X = (means[labels] + 2 * rng.standard_normal((len(labels), WIDTH))).astype(np.float32)
-    return X, [names[i] for i in labels], ClassText(names, means + rng.standard_normal(means.shape))
+    return X, [names[i] for i in labels], TextFeatures(names, means + rng.standard_normal(means.shape))
 
 
 def test_reading_a_jpeg_of_500_by_375(benchmark, jpeg):

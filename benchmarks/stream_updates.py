@@ -21,7 +21,7 @@ import torch
 from head_costs import make
 from sklearn.base import clone
 
-from clipadapter.heads import ClassText, Exact
+from clipadapter.heads import Exact, TextFeatures
 from clipadapter.heads.gda import Gda
 from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.heads.prototype import Prototype
@@ -45,7 +45,9 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def turn(fitted: Exact, X, y, text: ClassText, before: ClassText, new: np.ndarray) -> tuple[Exact, Exact, list[float]]:
+def turn(
+    fitted: Exact, X, y, text: TextFeatures, before: TextFeatures, new: np.ndarray
+) -> tuple[Exact, Exact, list[float]]:
     """A copy of a head, changed; one fitted from scratch; and the seconds of each change, and of that fit."""
     head, c = copy.deepcopy(fitted), len(before.labels)
     some = np.flatnonzero(~new)[:: max(1, int((~new).sum()) // 16)][:16]  # learned twice: as good as others to time
@@ -65,7 +67,7 @@ def measure(name: str, size: str, turns: int) -> str:
     """One row of the table."""
     X, y, queries, _, text = make(*map(int, size.split("x")))
     new = y == text.labels[-1]
-    before = ClassText(text.labels[:-1], text.embeddings[:-1], text.logit_scale)
+    before = TextFeatures(text.labels[:-1], text.embeddings[:-1], text.logit_scale)
     fitted = clone(HEADS[name]).fit(X[~new], y[~new], text=before)
     found = []
     for _ in range(turns):

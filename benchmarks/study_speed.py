@@ -19,7 +19,7 @@ from head_costs import make
 from heads_speed import from_features
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
-from clipadapter.bench.engines import create_engine
+from clipadapter.bench.launchers import create_launcher
 from clipadapter.features import FeatureSet
 
 PICTURES = 20
@@ -50,8 +50,8 @@ def main() -> None:
         features, records = Path(folder) / "features", Path(folder) / "records"
         save_bundle(bundle(args.classes, args.width), features)
         start = time.perf_counter()
-        engine = create_engine("local", workers=args.workers)
-        outcome = run_suite(suite, [f"features:{features}"], {}, records, engine)
+        launcher = create_launcher("local", workers=args.workers)
+        outcome = run_suite(suite, [f"features:{features}"], {}, records, launcher)
         seconds = time.perf_counter() - start
         took: dict[str, list[float]] = defaultdict(list)
         for run in load_study(records, suite.name).runs:

@@ -23,18 +23,18 @@ from clipadapter.data import draw_shots
 from clipadapter.features import FeatureSet
 from clipadapter.metrics import expected_calibration_error, log_loss
 from clipadapter.prediction import softmax
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 from heads import load
 
-OPTIONS = TrustOptions(reject=0.05, coverage=0.9)
+OPTIONS = UncertaintyOptions(reject=0.05, coverage=0.9)
 COLUMNS = ("accuracy", "ECE", "ECE plain", "log-loss", "log-loss plain", "coverage", "size", "rejected")
 
 
 def measure(head, X, y, Q, truth, text, seed):
-    model = FewShotClassifier("toy", head, seed=seed, cache=None, trust=OPTIONS)
+    model = FewShotClassifier("toy", head, seed=seed, cache=None, uncertainty=OPTIONS)
     model.fit_features(FeatureSet(X, tuple(y), text.labels), text)
     logits = model.head_.logits(Q)
-    found = model.trust_.answer(logits, Q)
+    found = model.uncertainty_.answer(logits, Q)
     labels = np.array([text.labels.index(name) for name in truth])
     p, plain = found.probabilities, softmax(logits)
     return {

@@ -92,7 +92,7 @@ class Draws:
         self.names = self.train.class_names
         self.far = list_images(args.background) if args.background else []
         self.paths = [str(path) for path in (*self.train.paths, *self.test.paths, *self.far)]
-        self.model = FewShotClassifier(args.encoder, precision="fp32", engine="torch", progress=True)
+        self.model = FewShotClassifier(args.encoder, precision="fp32", backend="torch", progress=True)
         self.features = self.model.features(self.paths, [self.names[0]] * len(self.paths), self.names).plain
         self.row = {path: i for i, path in enumerate(self.paths)}
         self.colour = dict(self._copies(args.out / "colour"))

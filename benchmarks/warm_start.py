@@ -26,7 +26,7 @@ import torch
 from clipadapter import FewShotClassifier
 from clipadapter.bench.sources import features_source, open_source
 from clipadapter.data import draw_shots
-from clipadapter.heads import ClassText, create_head, head_info, list_heads
+from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
 
 JUDGED = 20
 COLUMNS = ("gone on %", "full s", "warm s", "ratio", "full %", "warm %", "difference", "same %")
@@ -58,7 +58,7 @@ def load(spec: str, encoder: str) -> Data:
         place = {name: i for i, name in enumerate(text.labels)}
 
         def some(names):
-            return ClassText(names, text.embeddings[[place[name] for name in names]], text.logit_scale)
+            return TextFeatures(names, text.embeddings[[place[name] for name in names]], text.logit_scale)
 
         return Data(support.plain, np.array(support.y), list(text.labels), some)
     train = open_source(spec).train

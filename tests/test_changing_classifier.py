@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.artifact import load_model, save_model
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.features import ViewSpec
-from clipadapter.trust import TrustOptions
+from clipadapter.persistence import load_model, save_model
+from clipadapter.uncertainty import UncertaintyOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 230, 20)}
 CLOSED = ["zero-shot", "nearest-mean", "prototype", "gda", "rail", "knn", "tip-adapter", "ape", "proker", "ss-text"]
@@ -73,7 +73,7 @@ def test_a_closed_form_head_after_many_changes_equals_a_fit_from_scratch(head):
 def test_a_trained_head_answers_as_after_a_full_fit(head):
     yellow = squares("yellow", 4, 5)
     images, labels = shots(*ORDER)
-    params = {"head_params": TRAINED[head], "trust": TrustOptions(calibration="none")}
+    params = {"head_params": TRAINED[head], "uncertainty": UncertaintyOptions(calibration="none")}
     found = fitted(head, **params).add_class("yellow", yellow)
     expected = model(head, **params).fit(images + yellow, labels + ["yellow"] * 4, [*ORDER, "yellow"])
     assert found.class_names_ == expected.class_names_
@@ -188,10 +188,12 @@ def test_a_class_can_be_divided():
 
 def test_what_was_asked_for_by_the_constructor_follows_the_classes(tmp_path):
     costs = [[0, 1, 5], [1, 0, 1], [1, 1, 0]]
-    found = fitted("prototype", trust=TrustOptions(costs=costs)).add_class("yellow", squares("yellow", 2, 5))
+    found = fitted("prototype", uncertainty=UncertaintyOptions(costs=costs)).add_class(
+        "yellow", squares("yellow", 2, 5)
+    )
     assert len(found.predict(QUERIES)) == len(QUERIES)
     again = FewShotClassifier.load(found.save(tmp_path / "model"), cache=None)
-    assert again.trust_.asked.costs.shape == (4, 4)
+    assert again.uncertainty_.asked.costs.shape == (4, 4)
 
 
 def test_views_are_as_many_as_the_shots_have():
@@ -239,21 +241,21 @@ def test_without_shots_a_streaming_head_goes_on_and_others_say_what_to_do(tmp_pa
 
 
 def test_templates_views_and_trust_of_the_fit_are_those_of_the_change(tmp_path):
-    options = TrustOptions(reject=0.1, coverage=0.8, sets="cv+", costs=[[0, 1, 5], [1, 0, 1], [1, 1, 0]])
-    params = {"templates": "dtd", "views": ViewSpec(3, scale=(0.6, 0.9), seed=4), "seed": 3, "trust": options}
+    options = UncertaintyOptions(reject=0.1, coverage=0.8, sets="cv+", costs=[[0, 1, 5], [1, 0, 1], [1, 1, 0]])
+    params = {"templates": "dtd", "views": ViewSpec(3, scale=(0.6, 0.9), seed=4), "seed": 3, "uncertainty": options}
     yellow = squares("yellow", 4, 5)
     fitted("prototype", **params).save(tmp_path / "model")
     found = FewShotClassifier.load(tmp_path / "model", cache=None).add_class("yellow", yellow)
     images, labels = shots(*ORDER)
     costs = np.array([[0, 1, 5, 5], [1, 0, 1, 5], [1, 1, 0, 5], [5, 5, 5, 0]])
-    every = {**params, "trust": dataclasses.replace(options, costs=costs)}
+    every = {**params, "uncertainty": dataclasses.replace(options, costs=costs)}
     expected = model("prototype", **every).fit(images + yellow, labels + ["yellow"] * 4, [*ORDER, "yellow"])
     assert found.prompts_["yellow"] == ["yellow texture."]
     assert found.support_.X.shape == (16, 3, 32)
     assert_same(found, expected)
-    assert found.trust_.conformal.how == "cv+"
+    assert found.uncertainty_.conformal.how == "cv+"
     assert len(found.fold_heads_) == len(expected.fold_heads_)
-    np.testing.assert_array_equal(found.trust_.asked.costs, costs)
+    np.testing.assert_array_equal(found.uncertainty_.asked.costs, costs)
     assert [p.labels for p in found.classify(QUERIES)] == [p.labels for p in expected.classify(QUERIES)]
 
 

@@ -58,7 +58,7 @@ def test_paths_pictures_and_arrays_give_the_same_answer(tmp_path):
 def test_probabilities_are_the_softmax_of_the_logits_at_the_models_temperature():
     images, labels = squares()
     fitted = model().fit(images, labels)
-    logits = fitted.logits(images).astype(float) / fitted.trust_.calibrator.temperature
+    logits = fitted.logits(images).astype(float) / fitted.uncertainty_.calibrator.temperature
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(fitted.predict_proba(images), expected, rtol=1e-6)
 

@@ -8,12 +8,12 @@ import pytest
 FIT = """
 import resource
 import torch
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import TextFeatures, create_head
 
 torch.set_num_threads(1)
 X = torch.randn(12, 1024, generator=torch.Generator().manual_seed(0)).numpy()
 y = [str(i % 3) for i in range(12)]
-text = ClassText(["0", "1", "2"], X[:3], 100.0)
+text = TextFeatures(["0", "1", "2"], X[:3], 100.0)
 create_head("clip-adapter", alpha=0.2, steps=5).fit(X, y, text=text)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 create_head("clip-adapter", alpha=0.2, steps=100).fit(X, y, text=text)

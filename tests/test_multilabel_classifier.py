@@ -8,8 +8,8 @@ from clipadapter.classifier._multilabel import learn_rule
 from clipadapter.errors import InputError
 from clipadapter.heads import create_head, held_out
 from clipadapter.testing._several import toy_several
-from clipadapter.trust import TrustOptions
-from clipadapter.trust.multilabel import USUAL, learn_multilabel
+from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.uncertainty.multilabel import USUAL, learn_multilabel
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 SETS = [("red",), ("green",), ("blue",), ("red", "blue"), ("green", "red"), ("blue", "green"), ()]
@@ -79,7 +79,7 @@ def test_labels_of_another_task_are_refused(task, labels, words):
 @pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}, {"costs": 1 - np.eye(3)}])
 def test_what_is_for_one_label_is_refused(asked):
     with pytest.raises(InputError, match=f"class by class: leave {next(iter(asked))} out"):
-        model(trust=TrustOptions(**asked)).fit(*pictures(each=2))
+        model(uncertainty=UncertaintyOptions(**asked)).fit(*pictures(each=2))
     with pytest.raises(InputError, match="class by class"):
         model().fit(*pictures(each=2)).classify(pictures(each=1)[0], **asked)
 
@@ -108,4 +108,6 @@ def test_one_shot_a_class_leaves_the_usual_thresholds(Y):
 
 def test_what_would_change_nothing_is_refused_too():
     with pytest.raises(InputError, match="leave background, calibration out"):
-        model(trust=TrustOptions(calibration="vector")).fit(*pictures(each=2), background=pictures(each=1)[0])
+        model(uncertainty=UncertaintyOptions(calibration="vector")).fit(
+            *pictures(each=2), background=pictures(each=1)[0]
+        )

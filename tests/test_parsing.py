@@ -18,7 +18,7 @@ from clipadapter.data import load_dataset, read_class_names, read_descriptions
 from clipadapter.data._split_file import read_split
 from clipadapter.errors import DataError
 from clipadapter.parsing import MAX_DEPTH, parse_json, parse_toml, read_json, read_text
-from clipadapter.trust.costs import read_costs
+from clipadapter.uncertainty.costs import read_costs
 
 DEEP, DIGITS, HALF = "[" * 100_000 + "]" * 100_000, "9" * 5000, r'"\ud83d"'
 """Nested, long and broken, as JSON."""

@@ -13,7 +13,7 @@ import clipadapter
 ROOT = Path(__file__).parents[1]
 PACKAGES = [
     "",
-    ".artifact",
+    ".persistence",
     ".bench",
     ".data",
     ".doctor",
@@ -29,7 +29,7 @@ PACKAGES = [
     ".serve",
     ".studio",
     ".testing",
-    ".trust",
+    ".uncertainty",
 ]
 
 

@@ -31,7 +31,7 @@ PARTS = (
     "features",
     "data",
     "metrics",
-    "trust",
+    "uncertainty",
     "runtime",
     "export",
     "monitor",

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.artifact import read_config
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head, held_out_shots, mean_shots
+from clipadapter.persistence import read_config
 from clipadapter.testing import toy_features
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 
@@ -31,7 +31,7 @@ GREYS = squares(each=4, seed=5, colours={"grey": (200, 200, 200)})[0]
 
 def fitted(**options):
     head = options.pop("head", "auto")
-    model = FewShotClassifier(encoder="toy", cache=None, head=head, trust=TrustOptions(**options))
+    model = FewShotClassifier(encoder="toy", cache=None, head=head, uncertainty=UncertaintyOptions(**options))
     return model.fit(*squares())
 
 
@@ -50,9 +50,11 @@ def test_pictures_of_no_class_are_none_of_these():
 def test_background_pictures_help_to_tell_what_is_strange():
     plain = fitted(reject=0.06)
     images, labels = squares()
-    model = FewShotClassifier(encoder="toy", cache=None, trust=TrustOptions(reject=0.06))
+    model = FewShotClassifier(encoder="toy", cache=None, uncertainty=UncertaintyOptions(reject=0.06))
     model.fit(images, labels, background=GREYS)
-    assert [part.name for part in model.trust_.rejector.parts] != [part.name for part in plain.trust_.rejector.parts]
+    assert [part.name for part in model.uncertainty_.rejector.parts] != [
+        part.name for part in plain.uncertainty_.rejector.parts
+    ]
     assert model.predict(GREYS) == [None] * 4
 
 
@@ -64,13 +66,13 @@ def test_sets_have_the_best_class_and_survive_saving(sets, tmp_path):
     assert all(said.label in said.labels for said in before)
     again = FewShotClassifier.load(model.save(tmp_path / "model"), cache=None)
     assert again.classify(queries) == before
-    assert again.trust_.conformal.how == sets
+    assert again.uncertainty_.conformal.how == sets
     assert (tmp_path / "model" / "folds.safetensors").exists() == (sets == "cv+")
 
 
 def test_split_learns_from_half_of_the_shots_and_judges_by_the_others():
     model = fitted(coverage=0.8, sets="split")
-    assert len(model.trust_.conformal.scores) == 9
+    assert len(model.uncertainty_.conformal.scores) == 9
 
 
 def test_costs_change_the_answer_not_the_probabilities():
@@ -84,15 +86,15 @@ def test_costs_change_the_answer_not_the_probabilities():
 
 def test_without_calibration_probabilities_are_the_softmax():
     model = fitted(calibration="none")
-    assert model.trust_.calibrator.temperature == 1.0
+    assert model.uncertainty_.calibrator.temperature == 1.0
 
 
 def test_one_shot_a_class_is_calibrated_by_what_is_usual_for_the_head():
     images, labels = squares(each=1)
     model = FewShotClassifier(encoder="toy", cache=None).fit(images, labels)
     head = create_head("auto")
-    assert model.trust_.calibrator.temperature == pytest.approx(head.usual_temperature(1))
-    assert model.trust_.conformal is None
+    assert model.uncertainty_.calibrator.temperature == pytest.approx(head.usual_temperature(1))
+    assert model.uncertainty_.conformal is None
     with pytest.raises(InputError, match="two shots"):
         model.classify(images, coverage=0.9)
 
@@ -128,8 +130,8 @@ def test_a_model_of_the_first_format_is_read_uncalibrated(tmp_path):
     del config["files"]["trust.safetensors"]
     (folder / "config.json").write_text(json.dumps(config))
     again = FewShotClassifier.load(folder, cache=None)
-    assert again.trust_.calibrator.temperature == 1.0
-    assert again.trust_.rejector is None
+    assert again.uncertainty_.calibrator.temperature == 1.0
+    assert again.uncertainty_.rejector is None
 
 
 def test_an_altered_part_is_refused(tmp_path):
@@ -227,9 +229,9 @@ def test_a_background_that_is_wrong_is_told_and_not_passed_over(background):
 
 def test_what_a_loaded_model_says_can_be_changed(tmp_path):
     folder = fitted(reject=0.06).save(tmp_path / "model")
-    assert FewShotClassifier.load(folder, cache=None).trust_.asked.reject == 0.06
-    model = FewShotClassifier.load(folder, cache=None, trust=TrustOptions(coverage=0.8))
-    assert (model.trust_.asked.reject, model.trust_.asked.coverage) == (None, 0.8)
+    assert FewShotClassifier.load(folder, cache=None).uncertainty_.asked.reject == 0.06
+    model = FewShotClassifier.load(folder, cache=None, uncertainty=UncertaintyOptions(coverage=0.8))
+    assert (model.uncertainty_.asked.reject, model.uncertainty_.asked.coverage) == (None, 0.8)
     assert model.classify(GREYS)[0].labels
 
 
@@ -263,16 +265,18 @@ def test_a_class_without_a_shot_is_answered_by_its_text_in_what_auto_held_out():
 
 
 def test_trust_that_is_no_options_is_refused():
-    with pytest.raises(InputError, match="TrustOptions"):
-        FewShotClassifier(encoder="toy", cache=None, trust={"reject": 0.1}).fit(*squares())
+    with pytest.raises(InputError, match="UncertaintyOptions"):
+        FewShotClassifier(encoder="toy", cache=None, uncertainty={"reject": 0.1}).fit(*squares())
 
 
 @pytest.mark.parametrize("asked", ["coverage", "reject"])
 def test_what_one_shot_a_class_cant_teach_is_refused_while_fitting(asked):
-    model = FewShotClassifier(encoder="toy", cache=None, head="transclip", trust=TrustOptions(**{asked: 0.5}))
+    model = FewShotClassifier(
+        encoder="toy", cache=None, head="transclip", uncertainty=UncertaintyOptions(**{asked: 0.5})
+    )
     images, labels = squares(each=1)
     if asked == "coverage":
         with pytest.raises(InputError, match="two shots of each class"):
             model.fit(images, labels, unlabelled=images)
     else:
-        assert model.fit(images, labels, unlabelled=images).trust_.rejector is not None  # by text and distances
+        assert model.fit(images, labels, unlabelled=images).uncertainty_.rejector is not None  # by text and distances

@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "ClassText": "clipadapter.heads",
+    "TextFeatures": "clipadapter.heads",
     "ClipAdapter": "clipadapter.heads.clip_adapter",
     "ClipAdapterError": "clipadapter.errors",
     "FeatureSet": "clipadapter.features",

@@ -4,7 +4,7 @@ from PIL import Image
 
 from clipadapter.bench.run import DataPart, EncoderPart, Machine, Metrics, Run, Seconds
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 COLOURS = {"blue": (20, 20, 235), "green": (20, 235, 20), "red": (235, 20, 20)}
 
@@ -12,7 +12,7 @@ COLOURS = {"blue": (20, 20, 235), "green": (20, 235, 20), "red": (235, 20, 20)}
 @pytest.fixture
 def text():
     """Two classes along the axes."""
-    return ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=10.0)
+    return TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=10.0)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.protocol import perform, planned
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.sealed import SealedArray
+from clipadapter.split_types import EvaluationFeatures
 
 NAMES = ("cat", "cow", "dog")
 
@@ -26,7 +26,7 @@ def features(n=4, names=NAMES, seed=0, data="pets", d=8):
 
 
 def text(names=NAMES, d=8):
-    return ClassText(names, np.eye(len(names), d) + 0.1, logit_scale=30.0)
+    return TextFeatures(names, np.eye(len(names), d) + 0.1, logit_scale=30.0)
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def whole():
     )
 
 
-def test_test_parts_are_sealed(whole):
-    assert all(isinstance(part.features.X, SealedArray) for part in whole.tests.values())
-    with pytest.raises(InputError, match="test part"):
+def test_test_parts_are_marked_for_evaluation(whole):
+    assert all(isinstance(part.features.X, EvaluationFeatures) for part in whole.tests.values())
+    with pytest.raises(InputError, match="marked for evaluation"):
         ZeroShot().fit(whole.tests["test"].features.X, whole.tests["test"].features.y, text=whole.text)
 
 
@@ -155,6 +155,6 @@ def test_what_does_not_go_together():
 
 def test_class_text_is_not_rounded_twice():
     rows = np.random.default_rng(0).standard_normal((50, 64))
-    once = ClassText([str(i) for i in range(50)], rows)
-    again = ClassText(once.labels, once.embeddings)
+    once = TextFeatures([str(i) for i in range(50)], rows)
+    again = TextFeatures(once.labels, once.embeddings)
     np.testing.assert_array_equal(again.embeddings, once.embeddings)

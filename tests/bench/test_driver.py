@@ -19,7 +19,7 @@ from clipadapter.bench import (
 )
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, fit_seconds
-from clipadapter.bench.engines import Engine, Outcome, create_engine
+from clipadapter.bench.launchers import Launcher, Outcome, create_launcher
 from clipadapter.bench.plan import Plan, load_plan, planned_suites
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import build_bundle
@@ -49,7 +49,7 @@ def source(tmp_path):
 
 
 def go(source, out, text=SUITE, **more):
-    return run_suite(parse_suite("own", text), [source], {}, out, create_engine("local", workers=1), **more)
+    return run_suite(parse_suite("own", text), [source], {}, out, create_launcher("local", workers=1), **more)
 
 
 def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
@@ -125,7 +125,7 @@ def test_trackers_are_told_each_run(source, tmp_path):
 
 
 def test_a_worker_with_other_libraries_is_told(source, tmp_path):
-    class Elsewhere(Engine):
+    class Elsewhere(Launcher):
         def run(self, function, jobs):
             for job in jobs:
                 runs = [Run.model_validate_json(text) for text in function(job.task)]
@@ -156,8 +156,8 @@ def toy():
 
 def test_pictures_to_records(pictures, toy, tmp_path):
     suite = parse_suite("own", SUITE)
-    engine = create_engine("local", workers=1)
-    found = run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", engine)
+    launcher = create_launcher("local", workers=1)
+    found = run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
     assert isinstance(found.plan, Plan)
     runs = RecordFolder(tmp_path / "out").read()
     assert {(run.n_test, run.n_classes, run.data.protocol) for run in runs} == {(9, 3, "given")}
@@ -181,9 +181,9 @@ def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
 def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
     def run(more):
         suite = parse_suite("own", f"{SUITE}\n{more}".replace("[1, 2]\nseeds = [1, 2]", "[2]\nseeds = [1]"))
-        source, engine = open_source(str(pictures)), create_engine("local", workers=1)
+        source, launcher = open_source(str(pictures)), create_launcher("local", workers=1)
         bundle, _ = build_bundle(suite, [source], toy, Prompts(label=""))
-        return bundle, run_suite(suite, [source], {"toy": toy}, tmp_path / "out", engine)
+        return bundle, run_suite(suite, [source], {"toy": toy}, tmp_path / "out", launcher)
 
     (tip, first), (coop, second) = run("views = 3"), run('views = 3\ncrop = "coop"')
     assert (tip.support.provenance["crop"], coop.support.provenance["crop"]) == ("tip", "coop")
@@ -220,7 +220,7 @@ def test_with_views_for_each_epoch_a_head_sees_one_for_each_of_its_epochs(pictur
 
         monkeypatch.setattr(cls, "_fit", recorded)
     source = open_source(str(pictures))
-    outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", create_engine("local", workers=1))
+    outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", create_launcher("local", workers=1))
     assert (outcome.made, outcome.failed) == (6, 0)
     counts = {key: views.shape[1] for key, views in seen.items()}
     assert counts == {
@@ -233,8 +233,8 @@ def test_with_views_for_each_epoch_a_head_sees_one_for_each_of_its_epochs(pictur
 
 def test_views_for_each_epoch_are_another_study_than_as_many_views(pictures, toy, tmp_path):
     def run(text, source=None):
-        suite, engine = parse_suite("own", text), create_engine("local", workers=1)
-        return run_suite(suite, [source or open_source(str(pictures))], {"toy": toy}, tmp_path / "out", engine)
+        suite, launcher = parse_suite("own", text), create_launcher("local", workers=1)
+        return run_suite(suite, [source or open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
 
     first, second = run(PER_EPOCH), run(PER_EPOCH.replace('"per-epoch"', "6"))
     assert (second.made, second.there) == (6, 0)
@@ -268,8 +268,8 @@ def test_the_estimate_of_a_set_that_is_not_divided_counts_all_views_of_all_pictu
 def test_other_seeds_leave_the_records_that_are_there(pictures, toy, tmp_path):
     def again(seeds):
         suite = parse_suite("own", SUITE.replace("seeds = [1, 2]", f"seeds = {seeds}"))
-        engine = create_engine("local", workers=1)
-        return run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", engine)
+        launcher = create_launcher("local", workers=1)
+        return run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
 
     assert again([1]).made == 4
     found = again([1, 2, 3])
@@ -383,10 +383,10 @@ def test_what_was_chosen_on_the_test_part_is_marked(source, tmp_path):
 
 
 def test_a_worker_is_given_memory_for_the_features(source, tmp_path):
-    engine = create_engine("local", workers=1)
-    run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", engine)
+    launcher = create_launcher("local", workers=1)
+    run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", launcher)
     (arrays,) = (tmp_path / "out" / "features").glob("*/arrays.safetensors")
-    assert engine.memory == 3 * arrays.stat().st_size
+    assert launcher.memory == 3 * arrays.stat().st_size
 
 
 def test_the_log_gets_what_a_killed_process_had_no_time_for(source, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from clipadapter.bench import BASELINES, default_heads, few_shot, read_runs
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Head, head_info, list_heads
+from clipadapter.heads import Head, TextFeatures, head_info, list_heads
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -212,7 +212,7 @@ def test_no_shots_is_an_error(support, test_part, text):
 
 
 def test_features_of_another_width_than_the_text_are_told(support, test_part):
-    wide = ClassText(["cat", "dog"], np.eye(3)[:2])
+    wide = TextFeatures(["cat", "dog"], np.eye(3)[:2])
     with pytest.raises(InputError, match="features of the shots have width 2 but class text has width 3"):
         few_shot({"spy": SpyHead()}, support, test_part, wide, [1], [1])
 

@@ -7,10 +7,10 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from clipadapter.bench import score
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Head
+from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.trust import Calibrator
+from clipadapter.uncertainty import Calibrator
 
 NAMES = ("ant", "bee", "cow", "dog")
 
@@ -30,7 +30,7 @@ def problem():
     centres = rng.normal(size=(4, 6))
     y = np.repeat(NAMES, 5)
     X = np.repeat(centres, 5, axis=0) + rng.normal(size=(20, 6))
-    head = LinearProbe().fit(X, y, text=ClassText(NAMES, centres))
+    head = LinearProbe().fit(X, y, text=TextFeatures(NAMES, centres))
     truth = tuple(np.array(NAMES)[rng.integers(0, 3, 60)])
     test = np.stack([centres[NAMES.index(name)] for name in truth]) + rng.normal(size=(60, 6))
     return head, FeatureSet(test, truth, NAMES)

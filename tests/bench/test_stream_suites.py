@@ -23,7 +23,7 @@ from clipadapter.bench import (
 )
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate
-from clipadapter.bench.engines import create_engine
+from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.published import published_streams
 from clipadapter.bench.record_parts import EncoderPart
 from clipadapter.bench.reports.stream_published import beside
@@ -37,7 +37,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import Knn
 
 SUITE = """
@@ -63,7 +63,7 @@ def hash_of(name):
 
 
 def words(names):
-    return ClassText(names, [np.eye(16)[hash_of(name)] + 0.1 for name in names], logit_scale=20.0)
+    return TextFeatures(names, [np.eye(16)[hash_of(name)] + 0.1 for name in names], logit_scale=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def sets(tmp_path_factory):
 
 
 def go(sources, out, text=SUITE, **more):
-    return run_suite(parse_suite("own", text), sources, {}, out, create_engine("local", workers=1), **more)
+    return run_suite(parse_suite("own", text), sources, {}, out, create_launcher("local", workers=1), **more)
 
 
 # Tasks and orders
@@ -134,7 +134,7 @@ def piece(name, classes, seed, **text):
 
 def test_a_name_that_two_data_sets_have_is_one_class_or_two():
     pieces = [piece("zoo", ("ant", "dog"), 1), piece("farm", ("cow", "dog"), 2)]
-    pieces[1] = replace(pieces[1], text=ClassText(("cow", "dog"), np.eye(2, 16)))
+    pieces[1] = replace(pieces[1], text=TextFeatures(("cow", "dog"), np.eye(2, 16)))
     shared = unite(pieces, "share")
     assert shared.bundle.text.labels == ("ant", "dog", "cow")
     mean = pieces[0].text.embeddings[1] + pieces[1].text.embeddings[1]
@@ -249,16 +249,16 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
         (tmp_path / "second" / name).rename(tmp_path / "second" / f"dark {name}")
     sources = [open_source(str(tmp_path / name)) for name in ("first", "second")]
     toy = FewShotClassifier("toy", cache=None)
-    engine = create_engine("local", workers=1)
+    launcher = create_launcher("local", workers=1)
     suite = parse_suite("own", SUITE)
-    found = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", engine)
+    found = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", launcher)
     assert found.failed == 0
     run = RecordFolder(tmp_path / "out").read()[0]
     assert [(lesson.name, lesson.shots) for lesson in run.stream.lessons] == [("first", 6), ("second", 6)]
     assert run.n_test == 6 + 6  # of the undivided set every second of four
     assert {(entry.data, entry.test) for entry in found.plan.entries} == {("first + second", "as given")}
     with pytest.raises(InputError, match="one encoder|one shape"):
-        run_suite(suite, [sources[0], sets[0]], {"toy": toy}, tmp_path / "other", engine)
+        run_suite(suite, [sources[0], sets[0]], {"toy": toy}, tmp_path / "other", launcher)
 
 
 def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):

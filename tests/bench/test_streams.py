@@ -10,7 +10,7 @@ from clipadapter.bench import StreamTask, continual_metrics, stream, stream_tabl
 from clipadapter.bench.streams import check_learner, mode_of
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Exact, create_head, fidelity_of, head_info
+from clipadapter.heads import Exact, TextFeatures, create_head, fidelity_of, head_info
 from clipadapter.heads._warm import carried
 from clipadapter.heads.knn import Knn
 from clipadapter.heads.zero_shot import ZeroShot
@@ -58,7 +58,7 @@ def pictures(names, n, seed, spread=0.9):
 @pytest.fixture
 def text():
     rng = np.random.default_rng(5)
-    return ClassText(NAMES, np.eye(6, 8) + 0.5 * rng.standard_normal((6, 8)), logit_scale=20.0)
+    return TextFeatures(NAMES, np.eye(6, 8) + 0.5 * rng.standard_normal((6, 8)), logit_scale=20.0)
 
 
 @pytest.fixture

@@ -113,7 +113,10 @@ def test_rows_in_place_of_draws(bench, tmp_path):
         (("run", "bottleneck"), "no data set was named"),
         (("run", "bottleneck", "--data", "nowhere"), "nowhere"),
         (("run", "bottleneck", "--data", "{data}", "--heads", "knn"), "no head called knn; it has: clip-adapter"),
-        (("run", "bottleneck", "--data", "{data}", "-e", "toy", "--engine", "slurm"), "no engine is called 'slurm'"),
+        (
+            ("run", "bottleneck", "--data", "{data}", "-e", "toy", "--launcher", "slurm"),
+            "no launcher is called 'slurm'",
+        ),
         (("run", "bottleneck", "--data", "{data}", "-e", "toy", "--track", "excel"), "no tracker is called 'excel'"),
         (("run", "bottleneck", "--data", "features:{data}"), "bundle.json"),
         (("status", "few-shot", "--out", "{data}"), "has no runs of suite 'few-shot'; it has: none"),

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from clipadapter.artifact import History, load_model, save_model
+from clipadapter.persistence import History, load_model, save_model
 from clipadapter.runtime import quick
 
 

@@ -57,9 +57,7 @@ def test_an_exported_file_gives_the_labels_that_it_gave(suffix):
 def test_a_study_shows_the_figures_of_its_records(folder):
     records = [json.loads(line) for line in (FIXTURES / folder / "runs.jsonl").read_text().splitlines()]
     study = load_study(FIXTURES / folder, "s")
-    assert sorted(run.metrics.accuracy for run in study.runs) == sorted(
-        one["metrics"]["accuracy"] for one in records
-    )
+    assert sorted(run.metrics.accuracy for run in study.runs) == sorted(one["metrics"]["accuracy"] for one in records)
 
 
 @pytest.mark.parametrize("folder", ["studio-f13f995", "studio-acb6b95"])

@@ -4,7 +4,7 @@ from scipy.stats import binom
 
 from clipadapter.doctor._classes import names_not_understood, overlaps, same_texts, sizes
 from clipadapter.doctor._evidence import Evidence
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 NAMES = ("ant", "bee", "cat")
 
@@ -87,8 +87,8 @@ def test_without_class_text_no_name_is_judged(shown):
 
 def test_texts_that_say_the_same():
     near = [1.0, 0.05, 0.0]
-    found = list(same_texts(ClassText(["Faces", "crab", "faces_"], [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])))
+    found = list(same_texts(TextFeatures(["Faces", "crab", "faces_"], [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])))
     assert [one.classes for one in found] == [("Faces", "faces_")]
-    found = list(same_texts(ClassText(["ox", "cow", "crab"], [[1.0, 0, 0], near, [0, 0, 1.0]])))
+    found = list(same_texts(TextFeatures(["ox", "cow", "crab"], [[1.0, 0, 0], near, [0, 0, 1.0]])))
     assert [one.classes for one in found] == [("ox", "cow")]
     assert found[0].score == pytest.approx(1 / np.hypot(1, 0.05))

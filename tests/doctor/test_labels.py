@@ -9,7 +9,7 @@ from clipadapter.doctor._labels import spared, suspects
 from clipadapter.doctor._twins import neighbours
 from clipadapter.errors import MissingExtraError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -21,7 +21,7 @@ def clusters():
     y = np.repeat(np.arange(4), 10)
     centres = np.eye(6)[:4] * 4 + 1
     X = (centres[y] + rng.normal(0, 0.5, (40, 6))).astype(np.float32)
-    return X, y, ClassText(NAMES, centres - centres.mean(0), logit_scale=20)
+    return X, y, TextFeatures(NAMES, centres - centres.mean(0), logit_scale=20)
 
 
 def judge(X, y, text):
@@ -54,7 +54,7 @@ def test_right_labels_give_no_finding(clusters, shown):
 def test_the_order_of_the_classes_does_not_matter(clusters):
     X, y, text = clusters
     evidence = judge(X, y, text)
-    turned = ClassText(NAMES[::-1], text.embeddings[::-1], text.logit_scale)
+    turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale)
     found = gather(FeatureSet(X, tuple(NAMES[i] for i in y), NAMES[::-1]), turned, neighbours(X))
     np.testing.assert_array_equal(found.labels, 3 - evidence.labels)
     np.testing.assert_allclose(found.text, evidence.text[:, ::-1], rtol=1e-4, atol=1e-6)
@@ -144,7 +144,7 @@ def test_a_classes_only_picture_is_doubted_if_text_and_a_neighbour_name_the_same
 def test_nothing_breaks_on_a_handful_of_pictures(counts, shown):
     y = np.repeat(np.arange(2), counts)
     X = np.random.default_rng(0).normal(size=(len(y), 6)).astype(np.float32)
-    text = ClassText(NAMES, np.random.default_rng(1).normal(size=(4, 6)))
+    text = TextFeatures(NAMES, np.random.default_rng(1).normal(size=(4, 6)))
     list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text)))
     list(suspects(shown([NAMES[i] for i in y]), judge(X, y, None)))
 

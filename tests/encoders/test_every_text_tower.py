@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder, open_text_tower, with_engine
+from clipadapter.encoders import create_encoder, open_text_tower, with_backend
 from clipadapter.errors import InputError
 from clipadapter.testing import TOWER_CHECKS, check_tower
 
@@ -21,9 +21,9 @@ def test_an_encoder_without_one_names_those_that_have_it(monkeypatch):
         open_text_tower(toy)
 
 
-def test_an_engine_leaves_the_text_tower_as_it_is(opened):
+def test_an_backend_leaves_the_text_tower_as_it_is(opened):
     plain = opened("tiny")
-    assert open_text_tower(with_engine(plain, "torch", "bf16")).fingerprint == plain.info.fingerprint
+    assert open_text_tower(with_backend(plain, "torch", "bf16")).fingerprint == plain.info.fingerprint
 
 
 def broken(tower, fault):

@@ -6,7 +6,7 @@ from open_clip.timm_model import TimmModel
 from PIL import Image
 from torch.nn import functional as F
 
-from clipadapter.encoders import create_encoder, unprojected, with_engine
+from clipadapter.encoders import create_encoder, unprojected, with_backend
 from clipadapter.encoders._patches import find_patches
 from clipadapter.encoders._simclr_network import write_tensors
 from clipadapter.pretraining._trainee import Trainee
@@ -110,9 +110,9 @@ def test_towers_that_are_not_known_have_no_patches(opened, picture):
     assert find_patches(visual, torch.zeros(1, 3, 224, 224)) is None
 
 
-def test_an_engine_leaves_patches_to_the_encoder(opened, picture):
+def test_an_backend_leaves_patches_to_the_encoder(opened, picture):
     plain, image = opened("lite"), picture(300, 200)
-    found = with_engine(plain).patch_features(image)
+    found = with_backend(plain).patch_features(image)
     torch.testing.assert_close(found, plain.patch_features(image))
 
 

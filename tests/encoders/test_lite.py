@@ -16,7 +16,7 @@ from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders import _lite_text, create_encoder, with_engine
+from clipadapter.encoders import _lite_text, create_encoder, with_backend
 from clipadapter.encoders._files import read_checked
 from clipadapter.encoders._lite_text import Bridge, MiniLm, imagenet_names, load_bridge
 from clipadapter.encoders.lite import LiteEncoder
@@ -128,12 +128,12 @@ def test_names_are_those_that_the_library_of_networks_gives(monkeypatch):
 WITHOUT_TIMM = """
 import sys
 import numpy as np
-from clipadapter.encoders import create_encoder, with_engine
+from clipadapter.encoders import create_encoder, with_backend
 lite = create_encoder("lite")
 lite.encode_text(["cat"])
-with_engine(lite, "torch")
+with_backend(lite, "torch")
 assert "timm" not in sys.modules
-encoder = with_engine(lite, "openvino")
+encoder = with_backend(lite, "openvino")
 np.save(sys.argv[2], encoder.encode_pixels(__import__("torch").from_numpy(np.load(sys.argv[1]))).numpy())
 assert "timm" not in sys.modules
 """
@@ -141,7 +141,7 @@ assert "timm" not in sys.modules
 
 def test_texts_and_a_converted_tower_need_no_picture_network(tmp_path, opened):
     squares = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
-    expected = with_engine(opened("lite"), "openvino").encode_pixels(torch.from_numpy(squares)).numpy()  # converts
+    expected = with_backend(opened("lite"), "openvino").encode_pixels(torch.from_numpy(squares)).numpy()  # converts
     given, found = tmp_path / "squares.npy", tmp_path / "features.npy"
     np.save(given, squares)
     subprocess.run([sys.executable, "-c", WITHOUT_TIMM, str(given), str(found)], check=True, timeout=120)

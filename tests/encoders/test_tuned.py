@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipadapter.encoders import Encoder, attention_layers, open_twin, with_engine
+from clipadapter.encoders import Encoder, attention_layers, open_twin, with_backend
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import InputError
 
@@ -78,9 +78,9 @@ def test_a_layer_that_attends_to_something_else_is_none():
     assert attention_layers(ResidualAttentionBlock(8, 2, is_cross_attention=True)) == []
 
 
-def test_the_twin_of_an_encoder_that_an_engine_runs_is_in_full_precision(opened):
+def test_the_twin_of_an_encoder_that_an_backend_runs_is_in_full_precision(opened):
     encoder = opened("tiny")
-    twin = open_twin(with_engine(encoder, "torch", "bf16"))
+    twin = open_twin(with_backend(encoder, "torch", "bf16"))
     assert twin.info == encoder.info
 
 

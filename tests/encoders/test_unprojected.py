@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder, unprojected, with_engine
-from clipadapter.encoders._engine import EngineEncoder
+from clipadapter.encoders import create_encoder, unprojected, with_backend
+from clipadapter.encoders._backend import BackendEncoder
 from clipadapter.errors import InputError, UnknownNameError
 
 CLIPS = ["ViT-B-32", "RN50", "tiny"]
@@ -138,11 +138,11 @@ def test_no_encoder_is_told():
         create_encoder("unprojected:light")
 
 
-@pytest.mark.parametrize(("engine", "precision", "gap"), [("torch", "bf16", 0.03), ("openvino", "fp32", 1e-4)])
-def test_an_engine_runs_it_too(engine, precision, gap, opened, picture):
+@pytest.mark.parametrize(("backend", "precision", "gap"), [("torch", "bf16", 0.03), ("openvino", "fp32", 1e-4)])
+def test_an_backend_runs_it_too(backend, precision, gap, opened, picture):
     plain = opened("tiny")
-    encoder = unprojected(with_engine(plain, engine, precision))
-    assert (encoder.info.engine, encoder.info.precision) == (engine, precision)
+    encoder = unprojected(with_backend(plain, backend, precision))
+    assert (encoder.info.backend, encoder.info.precision) == (backend, precision)
     wanted = unprojected(plain).encode_images([picture(80, 80)])
     assert (encoder.encode_images([picture(80, 80)]) - wanted).norm() < gap * wanted.norm()
     assert unprojected(encoder) is encoder
@@ -150,10 +150,10 @@ def test_an_engine_runs_it_too(engine, precision, gap, opened, picture):
 
 def test_without_the_pictures_of_its_calibration_int8_becomes_fp32(opened):
     plain = opened("tiny")
-    engine = EngineEncoder(plain, plain.tower(), lambda squares: squares, "openvino", "int8", "0" * 16)
-    assert unprojected(engine).info == unprojected(plain).info
+    backend = BackendEncoder(plain, plain.tower(), lambda squares: squares, "openvino", "int8", "0" * 16)
+    assert unprojected(backend).info == unprojected(plain).info
 
 
-def test_an_engine_that_runs_an_identity_stays(opened):
-    engine = with_engine(opened("lite"))
-    assert unprojected(engine) is engine
+def test_an_backend_that_runs_an_identity_stays(opened):
+    backend = with_backend(opened("lite"))
+    assert unprojected(backend) is backend

@@ -6,7 +6,7 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.explain import explain
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import Prototype
 
 
@@ -30,7 +30,7 @@ def model():
     images = [make(rng) for make in (checks, waves) for _ in range(4)]
     model = FewShotClassifier("lite", Prototype(mix=0.0), cache=None)
     shots = model.features(images, [name for name in names for _ in range(4)], names)
-    return model.fit_features(shots, ClassText(names, np.eye(2, 1280)))
+    return model.fit_features(shots, TextFeatures(names, np.eye(2, 1280)))
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)

@@ -9,7 +9,7 @@ from PIL import ImageColor
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import textiles
 from clipadapter.heads import create_head, head_info
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 COLOURS = ("red", "green", "blue")
 SHORT = {"epochs": 3, "steps": 3}
@@ -51,8 +51,8 @@ def fitted(draw):
     """A function that fits a head to six pictures of each colour, each once a session."""
     kept = {}
 
-    def fit(head: str, encoder: object = "toy", several: bool = False, n: int = 6, **trust: object):
-        key = head, str(encoder), several, n, repr(trust)
+    def fit(head: str, encoder: object = "toy", several: bool = False, n: int = 6, **uncertainty: object):
+        key = head, str(encoder), several, n, repr(uncertainty)
         if key not in kept:
             cls, (pictures, labels) = head_info(head).cls, draw(n)
             made = create_head(head)
@@ -61,8 +61,8 @@ def fitted(draw):
                 labels = [
                     (name,) if i % 3 else (name, "red" if name != "red" else "blue") for i, name in enumerate(labels)
                 ]
-            options = TrustOptions(**trust) if trust else None
-            model = FewShotClassifier(encoder, made, cache=None, trust=options, engine="torch", precision="fp32")
+            options = UncertaintyOptions(**uncertainty) if uncertainty else None
+            model = FewShotClassifier(encoder, made, cache=None, uncertainty=options, backend="torch", precision="fp32")
             more = {"unlabelled": draw(4, seed=1)[0]} if cls.transductive else {}
             kept[key] = model.fit(pictures, labels, **more)
         return kept[key]

@@ -31,7 +31,7 @@ def simclr(tmp_path_factory):
 def check(encoder, head, draw, folder, **more):
     """A file answers for new pictures as its model does."""
     pictures, labels = draw(3, size=60)
-    model = FewShotClassifier(encoder, head, cache=None, engine="torch", precision="fp32").fit(pictures, labels)
+    model = FewShotClassifier(encoder, head, cache=None, backend="torch", precision="fp32").fit(pictures, labels)
     done = export_model(model, folder / "model.onnx", pictures=pictures[::2], **more)
     others, _ = draw(2, seed=8, size=60)
     predictor = Predictor(done.path)

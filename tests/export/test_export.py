@@ -27,7 +27,7 @@ from clipadapter.export._pictures import find_pictures
 from clipadapter.features import FeatureSet
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About, Predictor
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -55,13 +55,15 @@ def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, 
     found = predictor.run(np.stack([predictor.square(picture) for picture in pictures]))
     features = model.encoder_.encode_images([Image.fromarray(picture) for picture in pictures]).numpy()
     logits = model.head_.logits(features)
-    likely = model.trust_.probabilities(logits)
+    likely = model.uncertainty_.probabilities(logits)
     np.testing.assert_allclose(found.features, features, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.probabilities, likely, atol=1e-5)
-    np.testing.assert_allclose(found.strangeness, model.trust_.rejector.scores(features, logits, likely), rtol=1e-3)
     np.testing.assert_allclose(
-        found.parts, model.trust_.rejector.columns(features, logits, likely), rtol=1e-3, atol=1e-4
+        found.strangeness, model.uncertainty_.rejector.scores(features, logits, likely), rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        found.parts, model.uncertainty_.rejector.columns(features, logits, likely), rtol=1e-3, atol=1e-4
     )
     assert predictor.predict(pictures) == model.predict(pictures)
     assert predictor.predict(pictures)[-1] is None
@@ -243,7 +245,7 @@ def test_limits_are_the_ones_that_are_told():
 def test_a_model_in_bf16_is_written_from_the_plain_tower(folders, draw, write):
     pictures, labels = draw(4)
     model = FewShotClassifier(
-        f"open_clip:local-dir:{folders['tiny']}", "prototype", cache=None, engine="torch", precision="bf16"
+        f"open_clip:local-dir:{folders['tiny']}", "prototype", cache=None, backend="torch", precision="bf16"
     ).fit(pictures, labels)
     done = write(model, pictures=pictures)
     assert (done.precision, Predictor(done.path).about.encoder["precision"]) == ("fp32", "bf16")
@@ -255,7 +257,7 @@ def test_sets_by_folds_are_left_out_and_told(fitted, write):
     model = fitted("prototype", coverage=0.9, sets="cv+")
     done = write(model)
     assert "sets by CV+ need the heads of all folds" in done.notes[0]
-    assert Predictor(done.path).trust.conformal is None
+    assert Predictor(done.path).uncertainty.conformal is None
     other = fitted("prototype", coverage=0.9, sets="cross")
     done = write(other)
     assert done.notes == ()
@@ -408,7 +410,7 @@ def test_a_saved_model_gives_the_same_file(fitted, write, tmp_path):
 def test_costs_go_with_it(fitted, draw, write):
     costs = np.array([[0.0, 1.0, 1.0], [9.0, 0.0, 9.0], [1.0, 1.0, 0.0]])
     model = copy.copy(fitted("auto"))
-    model.trust_ = model.trust_.asking(TrustOptions(costs=costs))
+    model.uncertainty_ = model.uncertainty_.asking(UncertaintyOptions(costs=costs))
     pictures, _ = draw(3, seed=6)
     assert Predictor(write(model).path).predict(pictures) == model.predict(pictures)
 

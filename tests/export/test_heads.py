@@ -27,7 +27,7 @@ def test_a_head_answers_alike_for_any_number_of_pictures(head, format, fitted, e
     for n in (1, 2, 9):
         found = predictor.run(squares[:n])
         np.testing.assert_allclose(found.logits, wanted[:n], atol=1e-4 * wanted.std(), rtol=1e-4)
-        np.testing.assert_allclose(found.probabilities, model.trust_.probabilities(wanted[:n]), atol=1e-4)
+        np.testing.assert_allclose(found.probabilities, model.uncertainty_.probabilities(wanted[:n]), atol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["auto", "bdc-adapter", "tip-adapter", "gda", "zlap"])

@@ -33,7 +33,7 @@ ROTATED = 6
 def place(opened, fabrics, tmp_path_factory):
     """A folder with model.onnx, model.xml and photo.jpg, which is neither square nor upright; and the model."""
     folder = tmp_path_factory.mktemp("place")
-    model = FewShotClassifier(opened("lite"), "tip-adapter", cache=None, engine="torch", precision="fp32")
+    model = FewShotClassifier(opened("lite"), "tip-adapter", cache=None, backend="torch", precision="fp32")
     model.fit(*fabrics(3))
     pictures = fabrics(2, k=20)[0]
     for name, format in (("model.onnx", "onnx"), ("model.xml", "openvino")):
@@ -90,7 +90,7 @@ def test_they_are_fifteen():
 @pytest.mark.slow
 def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
     """On pictures that did not set the ranges, as ONNX, whose int8 is the poorer of the two."""
-    model = FewShotClassifier(opened("lite"), cache=None, engine="torch", precision="fp32").fit(*draw(4, size=60))
+    model = FewShotClassifier(opened("lite"), cache=None, backend="torch", precision="fp32").fit(*draw(4, size=60))
     for name, value in (("MOST", {"int8": 20}), ("CALIBRATED", 25), ("ENOUGH", 25)):
         monkeypatch.setattr(f"clipadapter.export._pictures.{name}", value)
     done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(15, seed=5, size=60)[0])

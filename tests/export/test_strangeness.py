@@ -1,14 +1,14 @@
-"""The rejector's scores as a graph, beside what `clipadapter.trust` computes in numpy."""
+"""The rejector's scores as a graph, beside what `clipadapter.uncertainty` computes in numpy."""
 
 import numpy as np
 import pytest
 import torch
 
 from clipadapter.export._strangeness import Distance, Strangeness
-from clipadapter.trust import Rejector, learn_rejector
-from clipadapter.trust._columns import NEEDS, Memory
-from clipadapter.trust._rejector import Part
-from clipadapter.trust._spread import learn_spread
+from clipadapter.uncertainty import Rejector, learn_rejector
+from clipadapter.uncertainty._columns import NEEDS, Memory
+from clipadapter.uncertainty._rejector import Part
+from clipadapter.uncertainty._spread import learn_spread
 
 D, C = 48, 4
 

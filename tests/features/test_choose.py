@@ -1,4 +1,4 @@
-"""An engine and precision is taken by itself only if it is faster and near enough."""
+"""A backend and precision is taken by itself only if it is faster and near enough."""
 
 import shutil
 
@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.encoders import create_encoder, with_engine
-from clipadapter.engines import Parity, cache_root, parity
-from clipadapter.engines.openvino import OpenVinoEngine
+from clipadapter.backends import Parity, cache_root, parity
+from clipadapter.backends.openvino import OpenVinoBackend
+from clipadapter.encoders import create_encoder, with_backend
 from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError
-from clipadapter.features import FeatureStore, ViewSpec, choose, choose_engine, embed
+from clipadapter.features import FeatureStore, ViewSpec, choose, choose_backend, embed
 from clipadapter.features._measured import Measured, Record, best, source_key
 
 NEAR, FAR = Parity(0.9999, 0.9999, 1.0), Parity(0.9, 0.99, 1.0)
@@ -40,7 +40,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def test_few_pictures_are_left_to_the_plain_encoder(lite, pictures, own_cache):
-    assert choose_engine(lite, pictures) is lite
+    assert choose_backend(lite, pictures) is lite
     assert not cache_root().exists()
 
 
@@ -53,9 +53,9 @@ def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cach
 
     monkeypatch.setattr(choose, "measure", measured)
     # Two seconds and three times 64 pictures, at 100 pictures a second.
-    assert choose_engine(lite, [pictures[i % 12] for i in range(391)]) is lite
+    assert choose_backend(lite, [pictures[i % 12] for i in range(391)]) is lite
     assert asked == [8]
-    choose_engine(lite, [pictures[i % 12] for i in range(392)])
+    choose_backend(lite, [pictures[i % 12] for i in range(392)])
     assert len(asked) > 2
 
 
@@ -68,22 +68,22 @@ def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
         asked.append(1)
         return text(["red", "blue"])
 
-    first = choose_engine(lite, pictures, text=class_text)
+    first = choose_backend(lite, pictures, text=class_text)
     assert asked
     if first is not lite:  # a machine may be fastest with torch
-        assert f"{first.info.engine} {first.info.precision}" in first.info.note
+        assert f"{first.info.backend} {first.info.precision}" in first.info.note
         assert "cosine to fp32" in first.info.note and "zero-shot" in first.info.note
     monkeypatch.setattr(choose, "measure", None)  # anything measured again would fail
-    again = choose_engine(lite, pictures[:9], text=class_text)
-    assert (again.info.engine, again.info.precision) == (first.info.engine, first.info.precision)
+    again = choose_backend(lite, pictures[:9], text=class_text)
+    assert (again.info.backend, again.info.precision) == (first.info.backend, first.info.precision)
 
 
 def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch):
     monkeypatch.setattr(choose, "pays", lambda *_: True)
-    choose_engine(lite, pictures[:4])
+    choose_backend(lite, pictures[:4])
     monkeypatch.setattr(choose, "measure", None)
     with pytest.raises(TypeError):
-        choose_engine(lite, pictures[4:])
+        choose_backend(lite, pictures[4:])
 
 
 def test_features_that_are_there_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
@@ -91,7 +91,7 @@ def test_features_that_are_there_are_not_computed_in_another_precision(lite, pic
     monkeypatch.setattr(choose, "measure", None)
     with FeatureStore(":memory:") as store:
         embed(lite, pictures, store, views=ViewSpec())
-        assert choose_engine(lite, pictures, store=store) is lite
+        assert choose_backend(lite, pictures, store=store) is lite
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_features_that_are_there_are_not_computed_in_another_precision(lite, pic
 def test_the_fastest_that_is_near_is_best(others, wanted):
     measured = [Measured("torch", "fp32", 10, EXACT), *(Measured(*each) for each in others)]
     found = best(measured, fixed=False)
-    assert (found.engine, found.precision) == wanted
+    assert (found.backend, found.precision) == wanted
 
 
 def test_a_precision_that_must_be_is_taken_near_or_not():
     found = best([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], fixed=True)
-    assert found.engine == "openvino"
+    assert found.backend == "openvino"
 
 
 def test_cosines_and_answers_are_those_of_a_plain_loop():
@@ -143,51 +143,51 @@ def test_a_sample_hardly_changes_when_pictures_are_added():
 
 def test_what_is_asked_for_is_taken_at_once(lite, pictures, monkeypatch):
     monkeypatch.setattr(choose, "measure", None)
-    found = choose_engine(lite, pictures, engine="openvino", precision="bf16").info
-    assert (found.engine, found.precision) == ("openvino", "bf16")
-    assert choose_engine(lite, pictures, precision="bf16").info.precision == "bf16"
-    assert choose_engine(lite, pictures, engine="openvino").info.engine == "openvino"
+    found = choose_backend(lite, pictures, backend="openvino", precision="bf16").info
+    assert (found.backend, found.precision) == ("openvino", "bf16")
+    assert choose_backend(lite, pictures, precision="bf16").info.precision == "bf16"
+    assert choose_backend(lite, pictures, backend="openvino").info.backend == "openvino"
 
 
 def test_an_encoder_that_can_not_be_converted_says_so(pictures):
     toy = create_encoder("toy")
-    assert choose_engine(toy, pictures) is toy
+    assert choose_backend(toy, pictures) is toy
     with pytest.raises(InputError, match="toy can't be converted"):
-        choose_engine(toy, pictures, engine="openvino")
+        choose_backend(toy, pictures, backend="openvino")
 
 
 @pytest.mark.parametrize(
     ("wish", "error", "words"),
     [
-        ({"engine": "openvin"}, UnknownNameError, "Did you mean 'openvino'"),
+        ({"backend": "openvin"}, UnknownNameError, "Did you mean 'openvino'"),
         ({"precision": "fp16"}, InputError, "auto, fp32, bf16, int8"),
-        ({"engine": "torch", "precision": "int8"}, InputError, "Torch engine runs fp32, bf16, not int8"),
+        ({"backend": "torch", "precision": "int8"}, InputError, "Torch backend runs fp32, bf16, not int8"),
     ],
 )
 def test_wrong_wishes_are_named(lite, pictures, wish, error, words):
     with pytest.raises(error, match=words):
-        choose_engine(lite, pictures, **wish)
+        choose_backend(lite, pictures, **wish)
 
 
-def test_an_engine_that_is_not_installed_names_its_extra(lite, pictures, monkeypatch):
-    monkeypatch.setattr(OpenVinoEngine, "missing", classmethod(lambda cls: "openvino"))
+def test_an_backend_that_is_not_installed_names_its_extra(lite, pictures, monkeypatch):
+    monkeypatch.setattr(OpenVinoBackend, "missing", classmethod(lambda cls: "openvino"))
     with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[openvino\]'"):
-        choose_engine(lite, pictures, engine="openvino")
-    assert choose_engine(lite, pictures) is lite
+        choose_backend(lite, pictures, backend="openvino")
+    assert choose_backend(lite, pictures) is lite
 
 
 def test_without_openvino_the_note_says_what_would_be_faster(pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(OpenVinoEngine, "missing", classmethod(lambda cls: "openvino"))
+    monkeypatch.setattr(OpenVinoBackend, "missing", classmethod(lambda cls: "openvino"))
     monkeypatch.setattr(choose, "pays", lambda *_: True)
-    found = choose_engine(create_encoder("lite"), pictures, engine="torch")
-    assert found.info.engine == "torch"
+    found = choose_backend(create_encoder("lite"), pictures, backend="torch")
+    assert found.info.backend == "torch"
     assert "pip install 'clipadapter[openvino]'" in found.info.note
 
 
 def test_int8_needs_pictures_that_can_be_read(lite, tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(InputError, match="int8 needs pictures"):
-        choose_engine(lite, [tmp_path / "no.png"], engine="openvino", precision="int8")
+        choose_backend(lite, [tmp_path / "no.png"], backend="openvino", precision="int8")
 
 
 def test_a_saved_model_remembers_its_precision(pictures, tmp_path):
@@ -225,8 +225,8 @@ def test_another_encoder_is_refused_whatever_its_precision(pictures, tmp_path):
         FewShotClassifier.load(tmp_path / "model", encoder="toy")
 
 
-def test_the_plain_engine_gives_the_plain_features(lite, pictures):
+def test_the_plain_backend_gives_the_plain_features(lite, pictures):
     images = [Image.open(path) for path in pictures]
     np.testing.assert_allclose(
-        with_engine(lite).encode_images(images), lite.encode_images(images), rtol=1e-4, atol=1e-4
+        with_backend(lite).encode_images(images), lite.encode_images(images), rtol=1e-4, atol=1e-4
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from clipadapter.heads import ClassText, Streaming, create_head
+from clipadapter.heads import Streaming, TextFeatures, create_head
 from clipadapter.heads._inputs import as_labels, as_views, has_several
 from clipadapter.towers import WordTower
 
@@ -72,4 +72,4 @@ def text_of(X, y, more=()):
     vectors = [row if row.any() else np.eye(d)[k % d] for k, row in enumerate(means)]
     names = [str(label) for label in classes]
     tower = WordTower({name: torch.from_numpy(np.float64(row)) for name, row in zip(names, vectors, strict=True)}, d)
-    return ClassText(names, np.array(vectors), logit_scale=20.0, tower=lambda: tower)
+    return TextFeatures(names, np.array(vectors), logit_scale=20.0, tower=lambda: tower)

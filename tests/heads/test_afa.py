@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, head_info
+from clipadapter.heads import TextFeatures, head_info
 from clipadapter.heads._class_gaussians import ClassGaussians
 from clipadapter.heads.afa import Afa
 from clipadapter.heads.zero_shot import ZeroShot
@@ -31,7 +31,7 @@ def world(seed=0, noise=0.9, doubt=0.8):
         found = means[labels] + everywhere + noise * rng.standard_normal((len(labels), D)) / np.sqrt(D)
         return (7 * found).astype(np.float32), np.array(NAMES)[labels]
 
-    return pictures, ClassText(NAMES, text, SCALE)
+    return pictures, TextFeatures(NAMES, text, SCALE)
 
 
 def stream(head, pictures, text, n=6):
@@ -207,7 +207,7 @@ def test_adapters_follow_their_classes_into_another_order():
     pictures, text = world()
     head = Afa().fit(*pictures(range(4), 5), text=text)
     before, level = head.residual_, head.offset_
-    turned = ClassText(NAMES[::-1], text.embeddings[::-1], SCALE, order="given")
+    turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], SCALE, order="given")
     head.partial_fit(*pictures([7], 5), text=turned)
     torch.testing.assert_close(head.residual_.flip(0)[:4], before[:4])
     torch.testing.assert_close(head.offset_.flip(0)[:4], level[:4])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from clipadapter.heads import ClassText, Head, create_head, head_info, list_heads
+from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
 from clipadapter.heads._registry import HEADS
 from clipadapter.testing import HEAD_CHECKS
 from clipadapter.towers import WordTower
@@ -103,7 +103,7 @@ def test_any_shape_imbalance_and_scale_gives_finite_logits(name, counts, d, leng
     X = length * rng.standard_normal((sum(counts), views, d)).astype(np.float32)
     rows = rng.standard_normal((len(counts), d))
     words = WordTower({str(i): torch.from_numpy(row) for i, row in enumerate(rows)}, d)
-    text = ClassText(names, rows, scale, tower=lambda: words)
+    text = TextFeatures(names, rows, scale, tower=lambda: words)
     Q = length * rng.standard_normal((9, d)).astype(np.float32)
     head = create_short(name)
     head.fit(X, np.repeat(names, counts), text=text, unlabelled=Q if head.transductive else None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads._channels import choose_channels, class_similarity
 from clipadapter.heads.ape import Ape, search_grid
 from clipadapter.heads.tip_adapter import TipAdapter
@@ -30,7 +30,7 @@ def draw(counts=COUNTS, seed=3):
     labels = np.repeat(np.arange(len(counts)), counts)
     means = rng.standard_normal((len(counts), D)) + 0.5
     X = 9 * (means[labels][:, None] + 0.7 * rng.standard_normal((len(labels), 2, D)))
-    text = ClassText([f"class {i}" for i in range(len(counts))], means + rng.standard_normal(means.shape), SCALE)
+    text = TextFeatures([f"class {i}" for i in range(len(counts))], means + rng.standard_normal(means.shape), SCALE)
     return X, labels, text, 9 * rng.standard_normal((6, D))
 
 
@@ -137,7 +137,7 @@ def test_all_channels_and_gamma_zero_is_tip_adapter():
 
 
 def test_a_surprising_shot_counts_more():
-    text = ClassText(["a", "b"], np.eye(2), logit_scale=1.0)
+    text = TextFeatures(["a", "b"], np.eye(2), logit_scale=1.0)
     shares = Ape(gamma=1.0, channels=1.0).fit([[1.0, 0.0], [0.0, 1.0]], ["a", "a"], text=text).share_
     # Softmax of (1, 0) and of (0, 1) at the label a, by hand.
     e = math.e
@@ -161,7 +161,7 @@ def test_channels_is_a_fraction(fraction, kept):
 @settings(deadline=None, max_examples=20)
 def test_length_of_features_and_order_of_classes_do_not_matter(factor, order, seed):
     X, labels, text, Q = draw(seed=seed)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[list(order)], SCALE, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[list(order)], SCALE, order="given")
     expected = Ape().fit(X, names(labels, text), text=text).logits(Q)[:, list(order)]
     found = Ape().fit(factor * X, names(labels, text), text=turned).logits(factor * Q)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
@@ -188,7 +188,7 @@ def released():
     figures, _ = golden("ape")
     views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
     labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
 
 
 WEIGHTS = pytest.mark.parametrize(("preset", "weights"), [("imagenet", "w0.7_0.3"), ("dtd", "w0.5_0.5")])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.ape import Ape
 from clipadapter.heads.ape_t import ApeT
 from clipadapter.heads.zero_shot import ZeroShot
@@ -26,7 +26,7 @@ def case():
     labels = np.array([0, 0, 0, 1, 2, 2])
     means = rng.standard_normal((3, D)) + 0.5
     X = 9 * (means[labels] + rng.standard_normal((len(labels), D)))
-    text = ClassText(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
+    text = TextFeatures(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
     return X, labels, np.array(text.labels)[labels], text
 
 

@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import minimize
 
 from clipadapter.functional import unit
-from clipadapter.heads import ClassText, _training
+from clipadapter.heads import TextFeatures, _training
 from clipadapter.heads._experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._mixture import MISTAKES, mixing_weights, noise, trust
@@ -27,7 +27,7 @@ def world(shots, quality, c=12, d=64, spread=1.0, seed=0, per_class=20):
         )
         return X.astype(np.float32), np.repeat(names, numbers)
 
-    return (*draw(counts), ClassText(names, text, 30.0), *draw([per_class] * c))
+    return (*draw(counts), TextFeatures(names, text, 30.0), *draw([per_class] * c))
 
 
 def accuracy(head, X, y, text, Q, truth):
@@ -58,7 +58,7 @@ def crowded(c=24, d=64, seed=0):
     common = 2 * rng.standard_normal(d) / np.sqrt(d)
     rows = text.embeddings + 0.15 * rng.standard_normal((c, 1)) * common
     X, Q = (part + common.astype(np.float32) for part in (X, Q))
-    return X, y, ClassText(text.labels, rows, 30.0), Q, truth
+    return X, y, TextFeatures(text.labels, rows, 30.0), Q, truth
 
 
 def test_one_shot_a_class_shows_which_class_text_is_too_near_to_all_pictures():
@@ -97,7 +97,7 @@ def test_a_class_without_shots_answers_by_its_text():
     assert (head.predict(Q)[truth == "class 11"] == "class 11").mean() > 0.8
     others = text.embeddings.copy()
     others[11] = -others[11]
-    turned = Auto().fit(X, y, text=ClassText(text.labels, others, 30.0))
+    turned = Auto().fit(X, y, text=TextFeatures(text.labels, others, 30.0))
     assert (turned.predict(Q)[truth == "class 11"] == "class 11").mean() < 0.2
 
 
@@ -105,7 +105,7 @@ def test_a_class_without_text_answers_by_its_shots():
     X, y, text, Q, truth = world(4, 0.9, spread=2.2)
     rows = text.embeddings.copy()
     rows[3] = np.nan
-    head = Auto().fit(X, y, text=ClassText(text.labels, rows, 30.0))
+    head = Auto().fit(X, y, text=TextFeatures(text.labels, rows, 30.0))
     assert (head.predict(Q)[truth == "class 3"] == "class 3").mean() > 0.7
     assert (head.predict(Q) == truth).mean() > accuracy(LinearProbe(), X, y, text, Q, truth)
 
@@ -114,7 +114,7 @@ def test_a_class_without_text_answers_by_its_shots():
 def test_text_that_is_right_and_sure_leaves_nothing_to_learn(scale):
     names = [f"class {i}" for i in range(8)]
     X, y = np.repeat(np.eye(8, 16, dtype=np.float32), 4, axis=0), np.repeat(names, 4)
-    head = Auto().fit(X, y, text=ClassText(names, np.eye(8, 16), scale))
+    head = Auto().fit(X, y, text=TextFeatures(names, np.eye(8, 16), scale))
     assert (head.predict(X) == y).all()
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
-from clipadapter.heads import ClassText, _base, create_head, head_info, list_heads
+from clipadapter.heads import TextFeatures, _base, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
 from .estimators import create_short
 
 
 def test_class_text_rows_have_length_one_and_are_frozen():
-    text = ClassText(["a", "b"], [[3.0, 4.0], [0.0, 2.0]])
+    text = TextFeatures(["a", "b"], [[3.0, 4.0], [0.0, 2.0]])
     np.testing.assert_allclose(text.embeddings, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
     with pytest.raises(AttributeError, match="frozen"):
         text.labels = ("x",)
@@ -31,18 +31,18 @@ def test_class_text_rows_have_length_one_and_are_frozen():
 )
 def test_bad_class_text_is_named(labels, rows, words):
     with pytest.raises(InputError, match=words):
-        ClassText(labels, rows)
+        TextFeatures(labels, rows)
 
 
 def test_class_text_survives_copying_between_processes():
-    text = ClassText(["a", "b"], np.eye(2), logit_scale=12.0)
+    text = TextFeatures(["a", "b"], np.eye(2), logit_scale=12.0)
     again = pickle.loads(pickle.dumps(text))
     assert again.labels == text.labels
     assert again.logit_scale == 12.0
 
 
 def test_zero_shot_is_the_scaled_cosine_by_hand():
-    text = ClassText(["a", "b"], [[1.0, 0.0], [0.6, 0.8]], logit_scale=10.0)
+    text = TextFeatures(["a", "b"], [[1.0, 0.0], [0.6, 0.8]], logit_scale=10.0)
     head = create_head("zero-shot").fit([[5.0, 0.0]], ["a"], text=text)
     np.testing.assert_allclose(head.logits([[0.0, 3.0]]), [[0.0, 8.0]], atol=1e-6)
 
@@ -75,7 +75,7 @@ def test_a_parameter_that_the_head_lacks_is_named_with_the_one_that_comes_close(
 
 
 def test_a_row_of_nan_is_a_class_without_text():
-    text = pickle.loads(pickle.dumps(ClassText(["a", "b"], [[np.nan, np.nan], [3.0, 4.0]])))
+    text = pickle.loads(pickle.dumps(TextFeatures(["a", "b"], [[np.nan, np.nan], [3.0, 4.0]])))
     assert text.absent == ("a",)
     np.testing.assert_array_equal(text.embeddings, np.float32([[0, 0], [0.6, 0.8]]))
 

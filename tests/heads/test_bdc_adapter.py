@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, bdc_adapter
+from clipadapter.heads import TextFeatures, bdc_adapter
 from clipadapter.heads.bdc_adapter import BdcAdapter, _sums_and_length, correlations
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -128,7 +128,7 @@ def test_a_class_without_a_shot_has_the_mean_of_the_others_and_answers_by_its_te
 
 def test_order_of_classes_only_permutes_the_logits():
     X, y, text = toy_features((4, 0, 3))
-    turned = ClassText(text.labels[::-1], text.embeddings[::-1], text.logit_scale, order="given")
+    turned = TextFeatures(text.labels[::-1], text.embeddings[::-1], text.logit_scale, order="given")
     expected = BdcAdapter(epochs=0).fit(X, y, text=text).logits(X)[:, ::-1]
     np.testing.assert_allclose(BdcAdapter(epochs=0).fit(X, y, text=turned).logits(X), expected, rtol=1e-4, atol=1e-4)
 

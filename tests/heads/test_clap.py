@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.clap import Clap
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.heads.zs_lp import ZsLp
@@ -40,7 +40,7 @@ def case():
 
 def fit(case, **params):
     X, target, text = case
-    return Clap(**params).fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    return Clap(**params).fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
 
 
 def confidence_by_hand(X, target, text):
@@ -94,20 +94,20 @@ def test_multipliers_are_means_over_all_views(case):
     X, target, text = case
     other = X[::-1].copy()
     views = np.stack([X, other], axis=1)
-    fitted = Clap(epochs=0).fit(views, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    fitted = Clap(epochs=0).fit(views, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
     expected = (confidence_by_hand(X, target, text) + confidence_by_hand(other, target, text)) / 2
     np.testing.assert_allclose(fitted.multipliers_.numpy()[[0, 1, 3]], expected, rtol=1e-12)
 
 
 def test_strength_zero_is_zs_lp(case):
     X, target, text = case
-    expected = ZsLp().fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE)).logits(X)
+    expected = ZsLp().fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE)).logits(X)
     np.testing.assert_allclose(fit(case, strength=0).logits(X), expected, rtol=1e-9)
 
 
 def test_a_strong_pull_is_zero_shot(case):
     X, target, text = case
-    expected = ZeroShot().fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE)).logits(X)
+    expected = ZeroShot().fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE)).logits(X)
     distance = [
         np.abs(fit(case, strength=s, lr=0.1 / s, epochs=500).logits(X) - expected).max() for s in (1.0, 100.0, 1e4)
     ]
@@ -125,7 +125,7 @@ def test_a_class_without_shots_keeps_its_text_and_answers_by_it():
 
 def test_classes_whose_text_is_wrong_are_pulled_less():
     X, y, text = toy_features((8, 8, 8))
-    wrong = ClassText(text.labels, text.embeddings[[0, 2, 1]], text.logit_scale)
+    wrong = TextFeatures(text.labels, text.embeddings[[0, 2, 1]], text.logit_scale)
     cat, dog, owl = Clap().fit(X, y, text=wrong).multipliers_.tolist()
     assert cat > 0.9
     assert max(dog, owl) < 0.1
@@ -133,7 +133,7 @@ def test_classes_whose_text_is_wrong_are_pulled_less():
 
 def test_the_penalty_does_not_depend_on_the_length_of_class_text():
     X, y, text = toy_features()
-    long = ClassText(text.labels, 17 * text.embeddings, text.logit_scale)
+    long = TextFeatures(text.labels, 17 * text.embeddings, text.logit_scale)
     short, other = (Clap().fit(X, y, text=t).logits(X) for t in (text, long))
     np.testing.assert_allclose(short, other, atol=1e-4)
 
@@ -162,7 +162,7 @@ def test_official_is_300_epochs_with_one_of_warm_up():
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
     X, y, text = toy_features(counts)
     X = torch.from_numpy(X).double().numpy()
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     head = Clap(epochs=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
@@ -172,7 +172,7 @@ def released(head, unit_text=False):
     """Figures of the released code, its queries, and a head fitted to its inputs with its length of text."""
     figures, parameters = golden("clap")
     X, T, Q = doubles(figures, "support_features", "text_raw", "query_features")
-    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    text = TextFeatures([str(k) for k in range(len(T))], T, parameters["logit_scale"])
     rate = parameters["lr"]["unit" if unit_text else "raw"]
     head.set_params(text_norm=1.0 if unit_text else np.linalg.norm(T, axis=1).tolist(), lr=rate)
     return figures, Q, head.fit(X, figures["support_labels"].astype(str), text=text)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, _training, clip_adapter
+from clipadapter.heads import TextFeatures, _training, clip_adapter
 from clipadapter.heads._bottleneck import Bottleneck, blend
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
@@ -47,7 +47,7 @@ def case():
     return {
         "X": X * rng.uniform(8, 12, (12, 1)),
         "y": np.array([f"class {i % CLASSES}" for i in range(12)]),
-        "text": ClassText([f"class {i}" for i in range(CLASSES)], rng.standard_normal((CLASSES, D)), SCALE),
+        "text": TextFeatures([f"class {i}" for i in range(CLASSES)], rng.standard_normal((CLASSES, D)), SCALE),
         "down": rng.uniform(-0.5, 0.5, (2, D)),
         "up": rng.uniform(-0.5, 0.5, (D, 2)),
     }
@@ -161,7 +161,7 @@ def test_learned_ratio_moves_from_its_start():
 
 def test_auto_trusts_text_that_is_right_more_than_text_that_is_wrong():
     X, y, text = toy_features((8, 8, 8), d=32, noise=2.0)
-    wrong = ClassText(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
+    wrong = TextFeatures(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
     right_ratio, wrong_ratio = (ClipAdapter().fit(X, y, text=t).alpha_ for t in (text, wrong))
     assert right_ratio < wrong_ratio
 
@@ -283,14 +283,14 @@ def test_a_dynamic_ratio_answers_for_other_classes_and_after_loading():
     fitted = ClipAdapter(alpha="dynamic", steps=20, lr=0.02).fit(X, y, text=text)
     loaded = ClipAdapter(alpha="dynamic").load_state(fitted.state(), list(fitted.classes_), X.shape[1])
     np.testing.assert_array_equal(loaded.logits(X), fitted.logits(X))
-    other = fitted.for_classes(ClassText(text.labels[:2], text.embeddings[:2], text.logit_scale))
+    other = fitted.for_classes(TextFeatures(text.labels[:2], text.embeddings[:2], text.logit_scale))
     assert other.logits(X).shape == (len(X), 2)
 
 
 @pytest.mark.parametrize("branch", ["visual", "text", "both"])
 def test_auto_takes_no_more_than_a_dozen_shots_to_leave_text_that_is_wrong(branch):
     X, y, text = toy_features((4, 4, 4), d=256)
-    wrong = ClassText(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
+    wrong = TextFeatures(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
     assert (ClipAdapter(branch=branch).fit(X, y, text=wrong).predict(X) == y).all()
 
 
@@ -377,7 +377,7 @@ def test_one_wrong_label_among_single_shots_does_not_choose_the_ratio():
     names = [f"class {i}" for i in range(8)]
     means = rng.standard_normal((8, 32))
     X = means + 0.5 * rng.standard_normal((8, 32))
-    text = ClassText(names, rng.standard_normal((8, 32)), 30.0)
+    text = TextFeatures(names, rng.standard_normal((8, 32)), 30.0)
     clean = ClipAdapter().fit(X, names, text=text)
     wrong = ClipAdapter().fit(X, [names[1], *names[1:]], text=text)
     assert wrong.alpha_ == pytest.approx(clean.alpha_, abs=0.1)
@@ -389,7 +389,7 @@ def released():
     figures, parameters = golden("clip_adapter")
     X, T, Q, down, up = doubles(figures, "support_raw", "text_raw", "query_raw", "W1", "W2")
     y = figures["support_labels"].astype(str)
-    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    text = TextFeatures([str(k) for k in range(len(T))], T, parameters["logit_scale"])
 
     def trained(epochs, **changes):
         # The released schedule is CoOp's; the figures were made at a constant rate.

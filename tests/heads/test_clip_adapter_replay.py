@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.clip_adapter_replay import ClipAdapterReplay
 from clipadapter.testing import toy_features
@@ -22,7 +22,7 @@ def world(seed=0):
     """Pictures of six classes, and text that hardly tells them."""
     rng = np.random.default_rng(seed)
     means = unit(rng.standard_normal((len(NAMES), D)))
-    text = ClassText(NAMES, 0.3 * means + unit(rng.standard_normal(means.shape)), 20.0)
+    text = TextFeatures(NAMES, 0.3 * means + unit(rng.standard_normal(means.shape)), 20.0)
 
     def pictures(classes, n):
         labels = np.repeat(classes, n)
@@ -89,7 +89,7 @@ def test_kept_shots_follow_their_classes_into_another_order():
     pictures, text = world()
     head = ClipAdapterReplay(replay=2, **FAST).fit(*pictures([1, 4], 5), text=text)
     kept = {NAMES[label]: row for row, label in zip(head.kept_.numpy(), head.kept_labels_.tolist(), strict=True)}
-    turned = ClassText(
+    turned = TextFeatures(
         ["new", *NAMES[::-1]], np.concatenate([np.ones((1, D)), text.embeddings[::-1]]), 20.0, order="given"
     )
     X, y = pictures([0], 5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.cross_modal import CrossModal
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -35,7 +35,7 @@ def case():
 
 def fit(case, **params):
     X, target, text = case
-    return CrossModal(**params).fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    return CrossModal(**params).fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
 
 
 def gradient(weight, f, target):
@@ -97,7 +97,7 @@ def test_a_class_without_shots_answers_by_its_text():
 
 def test_text_samples_hold_a_class_without_shots():
     # The text of the class without shots lies between the others', so that their pictures push it away.
-    text = ClassText(["cat", "dog", "owl"], [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]], 20.0)
+    text = TextFeatures(["cat", "dog", "owl"], [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]], 20.0)
     X, y = [[1.0, 0.8, 0.3], [0.8, 1.0, -0.3]], ["cat", "owl"]
     pictures_alone, both = (
         CrossModal(text_share=share, lr=1e-2).fit(X, y, text=text).predict(text.embeddings).tolist()
@@ -147,7 +147,7 @@ def test_bad_parameters_are_named(params, words):
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
     X, y, text = toy_features(counts)
     X = X.astype(np.float64)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     head = CrossModal(epochs=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
@@ -162,7 +162,7 @@ def released(prompts, monkeypatch):
     figures, parameters = golden("cross_modal_linear")
     X, P, Q = doubles(figures, "support_features", "text_per_template", "query_features")
     y, names = figures["support_labels"].astype(str), [str(k) for k in range(len(P))]
-    text = ClassText(names, P.mean(axis=1), np.exp(parameters["logit"]))
+    text = TextFeatures(names, P.mean(axis=1), np.exp(parameters["logit"]))
     rows, row_labels = P.reshape(-1, P.shape[2]), np.repeat(np.arange(len(P)), P.shape[1])
     if prompts == "among the shots":
         X, y, share = np.vstack([X, rows]), np.concatenate([y, row_labels.astype(str)]), 0.0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import ABSENT, Gda
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import check_head, toy_features
@@ -21,7 +21,9 @@ def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
     means = 2 * rng.standard_normal(d) + rng.standard_normal((len(counts), d))
     labels = np.repeat(np.arange(len(counts)), counts)
     X = means[labels][:, None] + 0.5 * rng.standard_normal((len(labels), views, d))
-    text = ClassText([str(i) for i in range(len(counts))], means + rng.standard_normal(means.shape), logit_scale=30.0)
+    text = TextFeatures(
+        [str(i) for i in range(len(counts))], means + rng.standard_normal(means.shape), logit_scale=30.0
+    )
     return X, labels, text, means[rng.integers(len(counts), size=20)] + 0.5 * rng.standard_normal((20, d))
 
 
@@ -147,7 +149,7 @@ def given(method):
     figures, _ = golden(method)
     views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
     labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
 
 
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
@@ -178,7 +180,7 @@ def test_released_code_gives_these_logits_of_base_and_new_classes(alpha):
     figures, X, y, text, Q = given("gda_base_to_new")
     new_text, new_Q = doubles(figures, "text_raw_new", "query_raw_new")
     head = Gda.base_to_new(alpha=alpha).fit(X, y, text=text)
-    new = head.for_classes(ClassText(["a", "b", "c", "d"], new_text))
+    new = head.for_classes(TextFeatures(["a", "b", "c", "d"], new_text))
     np.testing.assert_allclose(head.logits(Q), figures[f"f64_base_logits_alpha{alpha}"], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(new.logits(new_Q), figures[f"f64_new_logits_alpha{alpha}"], rtol=1e-10, atol=1e-10)
     assert set(new.predict(new_Q)) <= {"a", "b", "c", "d"}
@@ -189,7 +191,7 @@ def test_released_code_has_these_gaussians_of_base_and_new_classes():
     head = Gda.base_to_new().fit(X, y)
     np.testing.assert_allclose(head.weight_, figures["f64_base_W"].T, rtol=1e-10, atol=1e-8)  # up to 1500
     np.testing.assert_allclose(head.bias_, figures["f64_base_b"], rtol=1e-10)
-    text = ClassText(["a", "b", "c", "d"], figures["text_raw_new"].astype(float), logit_scale=1e-30)
+    text = TextFeatures(["a", "b", "c", "d"], figures["text_raw_new"].astype(float), logit_scale=1e-30)
     new = head.for_classes(text)
     np.testing.assert_allclose(new.weight_, figures["f64_new_W"].T, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(new.bias_, figures["f64_new_b"], rtol=1e-10)
@@ -202,7 +204,7 @@ def test_base_to_new_takes_classes_of_unequal_shots_as_equals():
     means = [rows[y == k].mean(axis=0) for k in (0, 2, 3)]
     means.insert(1, np.mean(means, axis=0))
     expected = [[q @ P @ m - m @ P @ m / 2 - np.log(4) for m in means] for q in length_one(Q)]
-    text = ClassText(list("0123"), np.ones((4, 4)), logit_scale=1e-30)
+    text = TextFeatures(list("0123"), np.ones((4, 4)), logit_scale=1e-30)
     np.testing.assert_allclose(Gda.base_to_new().fit(X, labels.astype(str), text=text).logits(Q), expected, rtol=1e-9)
 
 
@@ -223,13 +225,13 @@ def test_new_classes_are_known_by_few_views_too_and_after_loading(shrinkage):
     ]
     again = Gda(shrinkage=shrinkage, neighbours=64).load_state(head.state(), head.classes_, 6)
     for fitted in (head, again):
-        new = fitted.for_classes(ClassText(["x", "y", "z"], others, logit_scale=30.0))
+        new = fitted.for_classes(TextFeatures(["x", "y", "z"], others, logit_scale=30.0))
         np.testing.assert_allclose(new.logits(Q), expected, rtol=1e-9)
 
 
 def test_new_classes_stand_on_the_nearest_views_alone():
     near, far = [[0.6, 0.8], [0.8, 0.6]], [[-1.0, 0.0], [0.0, -1.0]]
-    text = ClassText(["a"], [[1.0, 0.0]])
+    text = TextFeatures(["a"], [[1.0, 0.0]])
     heads = [Gda(neighbours=2).fit(X, ["p", "q"] * (len(X) // 2)) for X in (near, near + far)]
     found, expected = (head.for_classes(text).logits([[0.1, 1.0]]) for head in reversed(heads))
     np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import LEAST, Knn
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -23,7 +23,7 @@ def test_votes_by_hand():
 
 
 def test_text_is_mixed_into_the_probabilities():
-    text = ClassText(["a", "b"], np.array([[1.0, 0.0], [0.6, 0.8]]), logit_scale=5.0)
+    text = TextFeatures(["a", "b"], np.array([[1.0, 0.0], [0.6, 0.8]]), logit_scale=5.0)
     found = Knn(temperature=0.5, mix=0.25).fit(X, ["a", "b", "b"], text=text).predict_proba([[1.0, 0.0]])[0]
     votes = [math.exp(cosine / 0.5) for cosine in (1.0, 0.6, 0.0)]
     zero_shot = math.exp(5.0) / (math.exp(5.0) + math.exp(3.0))

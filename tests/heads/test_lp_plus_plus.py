@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.lp_plus_plus import LpPlusPlus, _Problem
 from clipadapter.testing import toy_features
 
@@ -33,7 +33,7 @@ def case():
 
 def fit(case, **params):
     X, target, text = case
-    return LpPlusPlus(**params).fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, 40.0))
+    return LpPlusPlus(**params).fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, 40.0))
 
 
 def problem(case):
@@ -151,7 +151,7 @@ def test_large_problems_run_fewer_epochs(monkeypatch):
 
 def test_biases_stay_small_where_features_have_no_common_direction():
     rng = np.random.default_rng(0)
-    X, text = rng.standard_normal((200, 100)), ClassText(NAMES, rng.standard_normal((4, 100)))
+    X, text = rng.standard_normal((200, 100)), TextFeatures(NAMES, rng.standard_normal((4, 100)))
     y = np.repeat(NAMES, [20, 80, 50, 50])
     literal, clean = (LpPlusPlus(literal=flag).fit(X, y, text=text).bias_.abs().max() for flag in (True, False))
     assert clean < 10
@@ -173,7 +173,7 @@ def test_official_is_literal():
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
     X, y, text = toy_features(counts)
     X = X.astype(np.float64)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     head = LpPlusPlus(epochs=20)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
@@ -187,7 +187,7 @@ def released(monkeypatch):
     assert parameters["momentum"] == 0.9
     assert parameters["alpha_update_every"] == 10
     monkeypatch.setattr(LpPlusPlus, "_initial_bias", lambda *_: torch.from_numpy(bias.copy()))
-    text = ClassText([str(k) for k in range(len(T))], T)
+    text = TextFeatures([str(k) for k in range(len(T))], T)
     y = figures["support_labels"].astype(str)
     return figures, lambda epochs: LpPlusPlus.official(epochs=epochs).fit(X, y, text=text)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.nearest_mean import ABSENT, NearestMean
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.zero_shot import ZeroShot
@@ -13,7 +13,7 @@ X = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
 
 
 def test_logits_are_cosines_to_the_means():
-    text = ClassText(["a", "b"], np.eye(3)[:2], logit_scale=10.0)
+    text = TextFeatures(["a", "b"], np.eye(3)[:2], logit_scale=10.0)
     expected = np.array([[np.sqrt(0.5), 0.0], [0.6 * np.sqrt(0.5), 0.8]])
     for given, scale in ((text, 10), (None, 100)):
         logits = NearestMean().fit(X, ["a", "a", "b"], text=given).logits([[2.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
@@ -44,7 +44,7 @@ def test_a_class_without_a_shot_is_as_likely_as_zero_shot_says_and_the_others_sh
     head = NearestMean().fit(features, y, text=text)
     found, zero_shot = head.predict_proba(Q), ZeroShot().fit(features, y, text=text).predict_proba(Q)
     np.testing.assert_allclose(found[:, 1], zero_shot[:, 1], rtol=1e-4)
-    alone = ClassText(["cat", "owl"], text.embeddings[[0, 2]], text.logit_scale)
+    alone = TextFeatures(["cat", "owl"], text.embeddings[[0, 2]], text.logit_scale)
     share = NearestMean().fit(features, y, text=alone).predict_proba(Q)
     np.testing.assert_allclose(found[:, [0, 2]], (1 - zero_shot[:, 1:2]) * share, rtol=1e-4)
     assert (head.predict(Q)[4:8] == "dog").all()
@@ -59,7 +59,7 @@ def test_a_class_without_a_shot_is_never_answered_if_text_can_not_weigh_it(told)
     if told == "nothing":
         head.partial_fit(features, y, classes=list(text.labels))
     else:
-        head.fit(features, y, text=ClassText(text.labels, rows, text.logit_scale))
+        head.fit(features, y, text=TextFeatures(text.labels, rows, text.logit_scale))
     assert (head.logits(features)[:, list(head.classes_).index("dog")] == ABSENT).all()
     assert (head.predict(features) == y).all()
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, proker
+from clipadapter.heads import TextFeatures, proker
 from clipadapter.heads.proker import Proker
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -23,7 +23,7 @@ def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
     names = [f"class {i}" for i in range(c)]
     images = means[positions] + 0.5 * rng.standard_normal((len(positions), d))
     X = images[:, None] + 0.2 * rng.standard_normal((len(positions), views, d))
-    text = ClassText(names, means + 2 * rng.standard_normal((c, d)), logit_scale=50.0)
+    text = TextFeatures(names, means + 2 * rng.standard_normal((c, d)), logit_scale=50.0)
     return X, np.array(names)[positions], text, means[rng.integers(c, size=30)] + 0.5 * rng.standard_normal((30, d))
 
 
@@ -47,7 +47,7 @@ def phi(X, y, text, Q, beta, lam, gamma=None):
 @pytest.mark.parametrize(("beta", "lam"), [(3, 0.05), (1.5, 0.05), (1.7, 0.1)])
 def test_official_is_the_papers_formula(beta, lam, gamma):
     X, y, text, Q = drawn()
-    text = ClassText(text.labels, text.embeddings.astype(np.float64))
+    text = TextFeatures(text.labels, text.embeddings.astype(np.float64))
     fitted = Proker.official(beta=beta, lam=lam, text_ridge=gamma).fit(X, y, text=text)
     np.testing.assert_allclose(fitted.logits(Q), phi(X, y, text, Q, beta, lam, gamma), rtol=1e-9, atol=1e-10)
 
@@ -178,7 +178,7 @@ def released(method):
     """Figures of the released code, its parameters, and its shots, labels, text and queries."""
     figures, parameters = golden(method)
     views, T, Q = doubles(figures, "support_views_raw", "text_raw", "query_raw")
-    text = ClassText([str(k) for k in range(len(T))], T)
+    text = TextFeatures([str(k) for k in range(len(T))], T)
     return figures, parameters, (views.swapaxes(0, 1), figures["support_labels"].astype(str), text, Q)
 
 

@@ -4,14 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import ABSENT, Prototype
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
 # Two shots of a at right angles: their mean points at 45 degrees. The shot of b is longer, which must not matter.
 X = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
-TEXT = ClassText(["a", "b"], np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), logit_scale=10.0)
+TEXT = TextFeatures(["a", "b"], np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), logit_scale=10.0)
 
 
 def test_logits_without_text_are_cosines_to_the_class_means():
@@ -38,7 +38,7 @@ def test_views_are_averaged():
 
 
 def test_a_class_without_a_shot_has_the_mean_of_the_prototypes():
-    text = ClassText(["a", "b", "c"], np.eye(3), logit_scale=10.0)
+    text = TextFeatures(["a", "b", "c"], np.eye(3), logit_scale=10.0)
     logits = Prototype(mix=0.5).fit(X, ["a", "a", "b"], text=text).logits([[0.0, 0.0, 1.0]])
     np.testing.assert_allclose(logits, [[0.0, 5.0, 10 * (0.5 * 1 + 0.5 * 0.5)]], atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_leave_one_out_is_a_refit(mix, views):
 def test_order_of_classes_only_permutes_the_logits(factor, seed):
     features, y, text = toy_features((4, 0, 3))
     order = np.random.default_rng(seed).permutation(3)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     expected = Prototype().fit(features, y, text=text).logits(features)[:, order]
     found = Prototype().fit(features * factor, y, text=turned).logits(features)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

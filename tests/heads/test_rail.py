@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads._random_features import random_map
 from clipadapter.heads.rail import Rail
 from clipadapter.heads.zero_shot import ZeroShot
@@ -20,7 +20,9 @@ def drawn(counts, d=8, seed=0, dtype=np.float64):
     means = rng.standard_normal((len(counts), d))
     labels = np.repeat(np.arange(len(counts)), counts)
     X = (3 * means[labels] + rng.standard_normal((len(labels), d))).astype(dtype)
-    text = ClassText([str(i) for i in range(len(counts))], means + rng.standard_normal(means.shape), logit_scale=10.0)
+    text = TextFeatures(
+        [str(i) for i in range(len(counts))], means + rng.standard_normal(means.shape), logit_scale=10.0
+    )
     Q = means[rng.integers(len(counts), size=30)] + rng.standard_normal((30, d))
     return X, labels.astype(str), text, Q.astype(dtype)
 
@@ -72,7 +74,7 @@ def test_published_values_are_those_of_the_paper():
 
 
 def test_the_regression_is_mixed_in_where_zero_shot_names_a_learned_class():
-    text = ClassText(["a", "b", "c"], np.eye(3), logit_scale=2.0)
+    text = TextFeatures(["a", "b", "c"], np.eye(3), logit_scale=2.0)
     head = Rail(weight=0.75, ridge=1.0).fit([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], ["a", "b"], text=text)
     Q = [[0.0, 5.0, 0.0], [0.0, 0.6, 0.8]]  # the second looks like c, of which there is no shot
     e = np.exp([[0, 2, 0], [0, 1.2, 1.6]])
@@ -225,7 +227,7 @@ RUNS = {
 def test_released_code_gives_the_same_after_each_task(name):
     figures, parameters = golden("rail")
     X, T, Q = doubles(figures, "features", "text_unit", "query_features")
-    text, y = ClassText([str(k) for k in range(6)], T), figures["labels"].astype(str)
+    text, y = TextFeatures([str(k) for k in range(6)], T), figures["labels"].astype(str)
     cls, params = RUNS[name]
     head, batch = cls(**params), parameters["update_batch"]
     for task in range(3):

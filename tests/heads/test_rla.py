@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.rla import Rla
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -71,7 +71,7 @@ def rla_by_hand(views, target, text, penalty, steps, cosine, lr=1e-3):
 
 def fit(head, case, views=3):
     X, target, text = case
-    return head.fit(X[:, :views], np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    return head.fit(X[:, :views], np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -169,7 +169,7 @@ def test_bad_batch_size_is_named():
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
     X, y, text = toy_features(counts)
     X = X.astype(np.float64)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     head = Rla(steps=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
@@ -180,7 +180,7 @@ def test_released_code_gives_the_same_map_loss_and_logits(schedule, views):
     figures, parameters = golden("prolip_rla")
     pre, Q, proj, T = doubles(figures, "pre_views", "query_pre", "proj", "text_unit")
     X, y = (pre[:views] @ proj).swapaxes(0, 1), figures["labels"].astype(str)
-    text = ClassText([str(k) for k in range(len(T))], T, parameters["scale"])
+    text = TextFeatures([str(k) for k in range(len(T))], T, parameters["scale"])
     head = Rla.official(steps=parameters["steps"], schedule=schedule).fit(X, y, text=text)
     run = f"rla_vit_views{views}_{'cos' if schedule == 'cosine' else 'const'}"
     assert head.penalty_ == parameters["lambda"]

@@ -9,7 +9,7 @@ from clipadapter.heads import create_head, held_out, select
 from clipadapter.heads._select import TEMPERATURES
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.sealed import seal
+from clipadapter.split_types import mark_for_evaluation
 from clipadapter.testing import toy_features
 
 MISLED = [1, 2, 0]
@@ -73,12 +73,12 @@ def test_views_are_held_out_at_one_shot():
 
 def test_a_test_part_is_refused_by_its_type():
     X, y, text = toy_features()
-    for refused in (seal(X), seal(X)[:6]):
-        with pytest.raises(InputError, match="sealed"):
+    for refused in (mark_for_evaluation(X), mark_for_evaluation(X)[:6]):
+        with pytest.raises(InputError, match="marked for evaluation"):
             select("linear-probe", refused, y[: len(refused)], text)
-        with pytest.raises(InputError, match="sealed"):
+        with pytest.raises(InputError, match="marked for evaluation"):
             ZeroShot().fit(refused, y[: len(refused)], text=text)
-    assert ZeroShot().fit(X, y, text=text).logits(seal(X)).shape == (12, 3)
+    assert ZeroShot().fit(X, y, text=text).logits(mark_for_evaluation(X)).shape == (12, 3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, create_head, head_info, held_out, list_heads, select
+from clipadapter.heads import TextFeatures, create_head, head_info, held_out, list_heads, select
 from clipadapter.heads._auto_several import mixing_weights_several, ridge_several
 from clipadapter.heads._one_vs_rest import OneVsRest
 from clipadapter.heads._several import fitted_bias, several_folds
@@ -94,7 +94,7 @@ def test_bias_of_rare_classes_is_near_that_of_all():
 
 def test_zero_shot_uses_the_bias_that_siglip_was_trained_with():
     X, Y, text = toy_several()
-    siglip = ClassText(text.labels, text.embeddings, 110.0, logit_bias=-12.5)
+    siglip = TextFeatures(text.labels, text.embeddings, 110.0, logit_bias=-12.5)
     expected = sigmoid(110.0 * unit(X.astype(float)) @ text.embeddings.T - 12.5)
     np.testing.assert_allclose(ZeroShot().fit(X, Y, text=siglip).predict_proba(X), expected, atol=1e-4)
 
@@ -109,7 +109,7 @@ def test_zero_shot_without_a_bias_gives_classes_their_share():
 def test_other_classes_get_the_mean_bias():
     X, Y, text = toy_several()
     head = ZeroShot().fit(X, Y, text=text)
-    other = head.for_classes(ClassText(["wolf", "fox"], np.eye(2, X.shape[1]), logit_scale=1.0))
+    other = head.for_classes(TextFeatures(["wolf", "fox"], np.eye(2, X.shape[1]), logit_scale=1.0))
     expected = unit(X.astype(float))[:, :2] + float(head.bias_.mean())
     np.testing.assert_allclose(other.logits(X), expected, atol=1e-5)
 
@@ -239,7 +239,7 @@ def test_auto_is_better_than_its_parts_alone_or_near(with_text):
 def test_auto_takes_a_class_without_text_from_its_shots():
     X, Y, text = toy_several(n=40)
     rows = np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings)
-    head = create_head("auto").fit(X, Y, text=ClassText(text.labels, rows, text.logit_scale))
+    head = create_head("auto").fit(X, Y, text=TextFeatures(text.labels, rows, text.logit_scale))
     assert (head.predict(X) == Y).mean(axis=0).min() > 0.9
 
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import get_scorer, get_scorer_names
 from sklearn.model_selection import GridSearchCV
 
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import TextFeatures, create_head
 
 TWO, THREE, NUMBERS = ("zebra", "ant"), ("dog", "zebra", "ant"), ("1", "0")
 """Class text in an order that is not sorted; some scorers of two classes take numbers only."""
@@ -19,7 +19,7 @@ def overlapping(names, n=40, seed=0, scale=4.0):
     rng = np.random.default_rng(seed)
     places = rng.choice(len(names), n, p=np.arange(1, len(names) + 1) / sum(range(1, len(names) + 1)))
     X = np.eye(len(names), 6)[places] + 0.7 * rng.standard_normal((n, 6))
-    text = ClassText(names, np.eye(len(names), 6), logit_scale=scale)
+    text = TextFeatures(names, np.eye(len(names), 6), logit_scale=scale)
     return X, np.array([int(name) if name.isdecimal() else name for name in names])[places], text
 
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import TextFeatures, create_head
 from clipadapter.testing import toy_features
 
 FOLDS = StratifiedKFold(3, shuffle=True, random_state=0)
@@ -22,7 +22,7 @@ FOLDS = StratifiedKFold(3, shuffle=True, random_state=0)
 def toy():
     """Features of length one, their labels, and class text whose order is not sorted."""
     X, y, text = toy_features((9, 9, 9), noise=1.5)
-    turned = ClassText(text.labels[::-1], text.embeddings[::-1], 10.0)
+    turned = TextFeatures(text.labels[::-1], text.embeddings[::-1], 10.0)
     return X / np.linalg.norm(X, axis=1, keepdims=True), y, turned
 
 
@@ -123,7 +123,7 @@ def test_names_of_columns_are_kept_and_compared(toy):
 
 
 def test_the_logarithm_of_a_probability_that_rounds_to_zero_is_finite():
-    text = ClassText(["a", "b"], np.eye(2), logit_scale=5000.0)
+    text = TextFeatures(["a", "b"], np.eye(2), logit_scale=5000.0)
     head = create_head("zero-shot").fit([[1.0, 0.0]], ["a"], text=text)
     assert head.predict_proba([[1.0, 0.0]]).tolist() == [[1.0, 0.0]]
     np.testing.assert_allclose(head.predict_log_proba([[1.0, 0.0]]), [[0.0, -5000.0]])

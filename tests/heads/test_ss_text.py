@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.ss_text import SsText
 from clipadapter.testing import toy_features
@@ -23,7 +23,9 @@ def drawn(counts=(4, 4, 4), d=6, seed=2):
     means = rng.standard_normal(d) + rng.standard_normal((len(counts), d))
     labels = np.repeat(np.arange(len(counts)), counts)
     X = (means[labels] + 0.5 * rng.standard_normal((len(labels), d))) * rng.uniform(8, 12, (len(labels), 1))
-    text = ClassText([str(i) for i in range(len(counts))], means + rng.standard_normal(means.shape), logit_scale=SCALE)
+    text = TextFeatures(
+        [str(i) for i in range(len(counts))], means + rng.standard_normal(means.shape), logit_scale=SCALE
+    )
     return X, labels.astype(str), text, rng.standard_normal((7, d))
 
 
@@ -120,7 +122,7 @@ def test_leave_one_out_is_a_refit(anchor, repel):
 def test_order_of_classes_only_permutes_the_logits(factor, seed, repel):
     X, y, text, Q = drawn((4, 0, 3))
     order = np.random.default_rng(seed).permutation(3)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     expected = SsText(repel=repel).fit(X, y, text=text).logits(Q)[:, order]
     found = SsText(repel=repel).fit(X * factor, y, text=turned).logits(Q)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -147,7 +149,7 @@ def released():
     """Figures of the released code, and its shots, labels, text and queries."""
     figures, parameters = golden("ss_text")
     X, T, Q = doubles(figures, "support_raw", "text_raw", "query_raw")
-    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    text = TextFeatures([str(k) for k in range(len(T))], T, parameters["logit_scale"])
     return figures, X, figures["support_labels"].astype(str), text, Q
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, create_head, head_info, list_heads
+from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
 from clipadapter.heads._kept_rows import without
 from clipadapter.heads._streaming import Exact, Streaming
 from clipadapter.heads._triangle import packed, unpacked
@@ -63,7 +63,7 @@ class Stream:
     def text(self):
         if not self.with_text:
             return None
-        return ClassText(self.classes, [self.rows[name] for name in self.classes], logit_scale=15.0, order="given")
+        return TextFeatures(self.classes, [self.rows[name] for name in self.classes], logit_scale=15.0, order="given")
 
     def new(self, name):
         self.fresh[name] += 1
@@ -251,7 +251,7 @@ def test_gda_makes_up_new_classes_from_the_views_that_are_left():
     half = np.arange(15) % 2 == 0
     head = Gda(neighbours=4, stream=True).fit(X[half], y[half], text=text)
     head.partial_fit(X[~half], y[~half], text=text).unlearn(X[:4], y[:4], text=text)
-    others = ClassText(["p", "q"], np.random.default_rng(0).standard_normal((2, X.shape[1])))
+    others = TextFeatures(["p", "q"], np.random.default_rng(0).standard_normal((2, X.shape[1])))
     expected = Gda(neighbours=4).fit(X[4:], y[4:], text=text).for_classes(others).logits(X)
     np.testing.assert_allclose(head.for_classes(others).logits(X), expected, rtol=1e-5)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.svl_adapter import SvlAdapter, star_blend
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -36,7 +36,7 @@ def case():
     return {
         "X": np.hstack([10 * rng.standard_normal((9, D)), rng.uniform(0, 2, (9, SECOND))]),
         "y": np.array(NAMES * 3),
-        "text": ClassText(NAMES, rng.standard_normal((C, D)), SCALE),
+        "text": TextFeatures(NAMES, rng.standard_normal((C, D)), SCALE),
         "weights": [rng.uniform(-0.5, 0.5, shape) for shape in shapes],
     }
 
@@ -118,7 +118,7 @@ def test_second_encoder_tells_apart_what_the_first_cannot():
     rng = np.random.default_rng(1)
     labels = np.repeat(NAMES, 4)
     X = np.hstack([rng.standard_normal((12, D)), 0.01 * (np.eye(C, 6).repeat(4, axis=0) + 0.1 * rng.random((12, 6)))])
-    text = ClassText(NAMES, rng.standard_normal((C, D)), 1.0)
+    text = TextFeatures(NAMES, rng.standard_normal((C, D)), 1.0)
     assert (SvlAdapter().fit(X, labels, text=text).predict(X) == labels).all()
 
 
@@ -152,7 +152,7 @@ def test_start_is_torchs_default_for_linear_layers():
 @given(st.floats(0.01, 100), st.floats(0.01, 100))
 def test_lengths_of_both_encoders_features_do_not_matter(one, two):
     rng = np.random.default_rng(0)
-    X, text = rng.standard_normal((6, 8)), ClassText(["a", "b"], rng.standard_normal((2, 3)), 10.0)
+    X, text = rng.standard_normal((6, 8)), TextFeatures(["a", "b"], rng.standard_normal((2, 3)), 10.0)
     scaled = np.hstack([one * X[:, :3], two * X[:, 3:]])
     y = ["a", "b"] * 3
     first, second = (SvlAdapter(epochs=3, hidden=8).fit(data, y, text=text).logits(data) for data in (X, scaled))
@@ -215,7 +215,7 @@ def released():
         part: np.hstack(doubles(figures, f"clip_{part}_features", f"ssl_{part}_features"))
         for part in ("support", "val", "query")
     }
-    text = ClassText([str(k) for k in range(parameters["K"])], *doubles(figures, "text_unit"))
+    text = TextFeatures([str(k) for k in range(parameters["K"])], *doubles(figures, "text_unit"))
     start = {"weights": doubles(figures, "w1", "b1", "w2", "b2")}
 
     def trained(epochs, blend):

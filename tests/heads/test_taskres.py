@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.taskres import TaskRes
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -65,7 +65,7 @@ def taskres_by_hand(X, target, text, alpha, steps, lr=2e-3, decay=5e-4):
 def test_ten_steps_are_the_published_recipe(case, alpha, decay):
     X, target, text = case
     head = TaskRes(alpha=alpha, text_norm=LENGTHS, weight_decay=decay, schedule="constant", epochs=10)
-    fitted = head.fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    fitted = head.fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
     weight = taskres_by_hand(X, target, text, alpha, 10, decay=decay)
     np.testing.assert_allclose(fitted.logits(X), logits_by_hand(X, weight), rtol=1e-9, atol=1e-9)
     assert np.abs(fitted.logits(X) - logits_by_hand(X, text)).max() > 0.05
@@ -92,7 +92,7 @@ def test_a_class_without_shots_keeps_its_text_and_answers_by_it():
 
 def test_half_the_text_length_is_twice_alpha(case):
     X, target, text = case
-    labels, given_text = np.array(NAMES)[target], ClassText(NAMES, text, SCALE)
+    labels, given_text = np.array(NAMES)[target], TextFeatures(NAMES, text, SCALE)
     short, strong = (
         TaskRes(alpha=a, text_norm=length).fit(X, labels, text=given_text) for a, length in ((0.5, 5.0), (1.0, 10.0))
     )
@@ -101,7 +101,7 @@ def test_half_the_text_length_is_twice_alpha(case):
 
 def test_text_norm_auto_is_a_tenth_of_the_scale(case):
     X, target, text = case
-    labels, given_text = np.array(NAMES)[target], ClassText(NAMES, text, SCALE)
+    labels, given_text = np.array(NAMES)[target], TextFeatures(NAMES, text, SCALE)
     auto, four = (TaskRes(text_norm=norm).fit(X, labels, text=given_text).logits(X) for norm in ("auto", 4.0))
     np.testing.assert_allclose(auto, four, rtol=1e-12)
 
@@ -163,7 +163,7 @@ def test_bad_text_norm_is_named(norm, words):
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor):
     X, y, text = toy_features((3, 1, 2))
     X = X.astype(np.float64)
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
     head = TaskRes(epochs=5)
     expected = head.fit(X, y, text=text).logits(X)[:, order]
     np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
@@ -173,7 +173,7 @@ def released(**changes):
     """Figures of the released code, its queries, and the literal head fitted to its inputs with its length of text."""
     figures, parameters = golden("taskres")
     X, T, Q = doubles(figures, "support_raw", "text_raw", "query_raw")
-    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    text = TextFeatures([str(k) for k in range(len(T))], T, parameters["logit_scale"])
     # The released schedule is CoOp's; the figures were made at a constant rate.
     head = TaskRes.official(
         **{"schedule": "constant", "warmup_epochs": 0, "text_norm": np.linalg.norm(T, axis=1).tolist(), **changes}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipadapter.heads import ClassText, create_head, list_heads
+from clipadapter.heads import TextFeatures, create_head, list_heads
 from clipadapter.heads._text_part import TextPart
 from clipadapter.testing import toy_features
 
@@ -123,5 +123,5 @@ def test_text_that_the_shots_bent_is_no_text():
     X, y, text = toy_features(noise=3.0)
     head = create_head("ape-t", lr=0.1, alpha=0.1).fit(X, y, text=text)
     assert float(np.abs(head.weight_.numpy() - text.embeddings).max()) > 0.01
-    zero_shot = create_head("zero-shot").fit(X, y, text=ClassText(text.labels, text.embeddings, text.logit_scale))
+    zero_shot = create_head("zero-shot").fit(X, y, text=TextFeatures(text.labels, text.embeddings, text.logit_scale))
     np.testing.assert_allclose(head.text_logits(X), zero_shot.logits(X), atol=1e-3)

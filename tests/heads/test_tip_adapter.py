@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads import _shot_cache as shot_cache
 from clipadapter.heads.tip_adapter import SEARCH_SCALE, TipAdapter, search_grid
 from clipadapter.heads.zero_shot import ZeroShot
@@ -30,7 +30,7 @@ def draw(counts=COUNTS, views=3, seed=3):
     X = means[labels][:, None] + 0.7 * rng.standard_normal((len(labels), views, D))
     X *= rng.uniform(8, 12, (len(labels), views, 1)) / np.linalg.norm(X, axis=2, keepdims=True)
     names = [f"class {i}" for i in range(len(counts))]
-    text = ClassText(names, means + rng.standard_normal(means.shape), SCALE)
+    text = TextFeatures(names, means + rng.standard_normal(means.shape), SCALE)
     return X, np.array([names[i] for i in labels]), text, 9 * rng.standard_normal((6, D))
 
 
@@ -81,7 +81,7 @@ def test_sharpest_cache_answers_a_key_with_alpha_on_its_class():
 
 def test_keys_are_means_of_raw_views_not_of_unit_ones():
     views = [[[9.0, 0.0], [0.0, 1.0]]]
-    text = ClassText(["a", "b"], np.eye(2))
+    text = TextFeatures(["a", "b"], np.eye(2))
     keys = TipAdapter().fit(np.array(views), ["a"], text=text).keys_
     np.testing.assert_allclose(keys, [[9 / math.sqrt(82), 1 / math.sqrt(82)]])
 
@@ -102,7 +102,7 @@ def test_leave_one_out_drops_all_views_of_the_shot():
 
 
 def test_leave_one_out_keeps_a_duplicate_of_the_shot():
-    text = ClassText(["a", "b"], np.eye(2), logit_scale=1.0)
+    text = TextFeatures(["a", "b"], np.eye(2), logit_scale=1.0)
     X = np.array([[0.0, 2.0], [0.0, 2.0], [1.0, 0.0]])
     found = TipAdapter(alpha=1.0).leave_one_out(X, ["a", "a", "b"], text=text)
     np.testing.assert_allclose(found[0], [1.0, 1.0 + math.exp(-5.5)])
@@ -119,7 +119,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
 
 def test_the_scale_is_that_of_the_encoder():
     X, y, text, Q = draw()
-    louder = ClassText(text.labels, text.embeddings, 2 * SCALE)
+    louder = TextFeatures(text.labels, text.embeddings, 2 * SCALE)
     difference = TipAdapter().fit(X, y, text=louder).logits(Q) - TipAdapter().fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(difference, ZeroShot().fit(X, y, text=text).logits(Q), rtol=1e-9)
 
@@ -128,7 +128,7 @@ def test_the_scale_is_that_of_the_encoder():
 @settings(deadline=None, max_examples=20)
 def test_length_of_queries_and_order_of_classes_do_not_matter(factor, order, seed):
     X, y, text, Q = draw(seed=seed)
-    turned = ClassText([NAMES[i] for i in order], text.embeddings[list(order)], SCALE, order="given")
+    turned = TextFeatures([NAMES[i] for i in order], text.embeddings[list(order)], SCALE, order="given")
     expected = TipAdapter().fit(X, y, text=text).logits(Q)[:, list(order)]
     np.testing.assert_allclose(TipAdapter().fit(X, y, text=turned).logits(factor * Q), expected, rtol=1e-7, atol=1e-9)
 
@@ -160,7 +160,7 @@ def released():
     figures, _ = golden("tip_adapter")
     views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
     labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (3.0, 5.5), (0.5, 12.0)])

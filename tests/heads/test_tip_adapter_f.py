@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.tip_adapter_f import TipAdapterF
 from clipadapter.testing import toy_features
@@ -26,7 +26,7 @@ def case():
     labels = np.array([0, 0, 0, 1, 2, 2])
     means = rng.standard_normal((3, D)) + 0.5
     X = 9 * (means[labels] + rng.standard_normal((len(labels), D)))
-    text = ClassText(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
+    text = TextFeatures(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
     return X, labels, np.array(text.labels)[labels], text
 
 
@@ -144,7 +144,7 @@ def released():
     figures, _ = golden("tip_adapter")
     views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
     labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, ClassText([str(i) for i in range(len(text))], text), queries
+    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
 
 
 def test_released_code_trains_to_these_keys_and_logits(released):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.transclip import TransClip
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -36,7 +36,7 @@ def case():
 
 
 def fitted(head, case):
-    return head.fit(case["X"], case["y"], text=ClassText(NAMES, case["text"], SCALE), unlabelled=case["unlabelled"])
+    return head.fit(case["X"], case["y"], text=TextFeatures(NAMES, case["text"], SCALE), unlabelled=case["unlabelled"])
 
 
 def plain(case, prior, weight, neighbours=3, confident=8, updates=10, inner=5):
@@ -99,7 +99,7 @@ def test_without_support_weight_the_shots_are_not_looked_at(case):
 
 
 def test_neither_mixture_nor_neighbours_is_zero_shot(case):
-    text = ClassText(NAMES, case["text"], SCALE)
+    text = TextFeatures(NAMES, case["text"], SCALE)
     zero_shot = ZeroShot().fit(case["X"], case["y"], text=text)
     head = fitted(TransClip(prior=1, likelihood=0, smoothness=0), case)
     rows = np.concatenate([case["unlabelled"], case["X"]])
@@ -148,8 +148,8 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
     rng = np.random.default_rng(seed)
     text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
     names, y = np.array(list("abcd")), list("abbdc")
-    first = TransClip().fit(X, y, text=ClassText(names, text, 5.0), unlabelled=pictures).predict_proba(pictures)
-    turned = ClassText(names[order], text[order], 5.0, order="given")
+    first = TransClip().fit(X, y, text=TextFeatures(names, text, 5.0), unlabelled=pictures).predict_proba(pictures)
+    turned = TextFeatures(names[order], text[order], 5.0, order="given")
     second = TransClip().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
     np.testing.assert_allclose(second, first[:, order], atol=1e-7)
 
@@ -166,7 +166,7 @@ def released():
     figures, parameters = golden("transclip_zeroshot")
     pictures, T = doubles(figures, "query_features_unit", "text_unit")
     names = [str(k) for k in range(len(T))]
-    text = ClassText(names, T, parameters["scale"])
+    text = TextFeatures(names, T, parameters["scale"])
     called = {"neighbours": "neighbours", "confident": "confident_per_class", "inner": "inner_updates"}
     called |= {"updates": "outer_updates", "prior": "lambda_"}
     assert all(getattr(TransClip.official(), ours) == parameters[theirs] for ours, theirs in called.items())

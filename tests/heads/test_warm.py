@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from clipadapter.heads import ClassText, create_head, head_info, held_out_shots, list_heads
+from clipadapter.heads import TextFeatures, create_head, head_info, held_out_shots, list_heads
 from clipadapter.heads._training import Recipe
 from clipadapter.towers import WordTower
 
@@ -39,7 +39,7 @@ def direction(name, kind=0):
 
 def class_text(names):
     tower = WordTower({name: torch.from_numpy(direction(name)) for name in names}, D)
-    return ClassText(names, [direction(name) for name in names], SCALE, tower=lambda: tower, order="given")
+    return TextFeatures(names, [direction(name) for name in names], SCALE, tower=lambda: tower, order="given")
 
 
 def pictures(names, n, seed):
@@ -213,7 +213,7 @@ def part_of(change):
 def test_a_fit_from_what_does_not_suit_is_one_from_the_beginning(name, change):
     X, y = part_of(change)
     text = class_text(OLD)
-    text = ClassText(OLD, text.embeddings[:, : X.shape[1]], 20.0 if change == "scale" else SCALE, tower=text.tower)
+    text = TextFeatures(OLD, text.embeddings[:, : X.shape[1]], 20.0 if change == "scale" else SCALE, tower=text.tower)
     head = small(name).set_params(seed=int(change == "parameter"))
     warm = clone(head).fit_from(earlier(name), X, y, text=text)
     assert not is_warm(warm)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.zlap import Zlap
 
 from .golden_figures import doubles, golden
@@ -29,7 +29,7 @@ def case():
 
 
 def fitted(head, case):
-    return head.fit(case["X"], case["y"], text=ClassText(NAMES, case["text"]), unlabelled=case["unlabelled"])
+    return head.fit(case["X"], case["y"], text=TextFeatures(NAMES, case["text"]), unlabelled=case["unlabelled"])
 
 
 def chosen(x, rows, k, power=1.0, least=0.0):
@@ -137,8 +137,8 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
     rng = np.random.default_rng(seed)
     text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
     names, y = np.array(NAMES), list("abbdc"[:5])
-    first = Zlap().fit(X, y, text=ClassText(names, text), unlabelled=pictures).predict_proba(pictures)
-    turned = ClassText(names[order], text[order], order="given")
+    first = Zlap().fit(X, y, text=TextFeatures(names, text), unlabelled=pictures).predict_proba(pictures)
+    turned = TextFeatures(names[order], text[order], order="given")
     second = Zlap().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
     np.testing.assert_allclose(second, first[:, order], atol=1e-5)
 
@@ -158,7 +158,7 @@ def released(unlabelled, **changes):
     figures, _ = golden("zlap")
     T, Q, pictures = doubles(figures, "text_unit", "query_features_unit", unlabelled)
     names = [str(k) for k in range(len(T))]
-    return figures, Q, Zlap.official(**changes).fit(T, names, text=ClassText(names, T), unlabelled=pictures)
+    return figures, Q, Zlap.official(**changes).fit(T, names, text=TextFeatures(names, T), unlabelled=pictures)
 
 
 # Its solver stops at a relative residual of 1e-6, which is 7e-7 in its scores.

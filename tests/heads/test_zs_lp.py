@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.testing import toy_features
@@ -49,7 +49,7 @@ def zs_lp_by_hand(X, target, base, rates, momentum=0.9):
 
 def fit(case, **params):
     X, target, text = case
-    return ZsLp(**params).fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, SCALE))
+    return ZsLp(**params).fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
 
 
 def test_twenty_steps_are_the_published_recipe(case):
@@ -114,7 +114,7 @@ def test_bad_length_is_named():
 def test_released_code_gives_the_same_weights_loss_and_logits(run, length):
     figures, parameters = golden("clap")
     X, T, Q = doubles(figures, "support_features", "text_raw", "query_features")
-    text = ClassText([str(k) for k in range(len(T))], T, parameters["logit_scale"])
+    text = TextFeatures([str(k) for k in range(len(T))], T, parameters["logit_scale"])
     # The released schedule is CoOp's; these figures were made at a constant rate.
     head = ZsLp.official(schedule="constant", warmup_epochs=0, epochs=parameters["steps"])
     head.set_params(text_norm=length or np.linalg.norm(T, axis=1).tolist(), lr=parameters["lr"][run[5:]])

@@ -8,7 +8,7 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 NAMES = ("cat", "dog", "owl")
 WIDTH = 12
@@ -45,7 +45,7 @@ class World:
         """A model fitted to k shots a class."""
         y = np.repeat(np.arange(3), k if counts is None else counts)
         X = CENTRES[y] + self.rng.normal(0, spread, (len(y), WIDTH))
-        text = ClassText(NAMES, CENTRES / np.linalg.norm(CENTRES, axis=1, keepdims=True))
+        text = TextFeatures(NAMES, CENTRES / np.linalg.norm(CENTRES, axis=1, keepdims=True))
         model = Bank("toy", head, cache=None, **params)
         model.table = np.zeros((0, WIDTH))
         return model.fit_features(FeatureSet(X, tuple(NAMES[i] for i in y), NAMES), text)

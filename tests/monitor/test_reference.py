@@ -28,6 +28,6 @@ def test_each_new_picture_is_asked_of_one_fold_in_turn(world):
 def test_counts_of_strange_shots_are_those_of_the_threshold(world):
     model = world.model(k=8)
     reference = from_shots(model, 0.2, None)
-    scores = model.trust_.rejector.total(model.trust_.rejector.held_out)
+    scores = model.uncertainty_.rejector.total(model.uncertainty_.rejector.held_out)
     assert reference.rejected == (scores > np.sort(scores)[19]).sum() == 4  # the 20th of 24: ceil(25 * 0.8)
     assert (reference.judged, from_shots(model, None, None).judged) == (24, 0)

@@ -11,7 +11,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.monitor import CHECKS, watch
 from clipadapter.monitor._words import of_shares
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 USUAL, OTHER = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
 
@@ -150,7 +150,7 @@ def test_models_whose_shots_say_nothing_need_usual_pictures(world):
 
 def test_a_model_that_cannot_tell_strange_pictures_is_looked_at_without(world):
     model = world.model()
-    model.trust_ = replace(model.trust_, rejector=None)
+    model.uncertainty_ = replace(model.uncertainty_, rejector=None)
     found = watch(model, world.stream(model))
     assert found.findings[2].p is None and "two shots a class" in found.findings[2].words
     assert found.none is None and found.windows[0].none is None
@@ -181,7 +181,7 @@ def test_a_check_that_is_left_out_is_not_counted(world):
 
 
 def test_the_rate_is_the_models_own_unless_another_is_asked(world):
-    model = world.model(trust=TrustOptions(reject=0.2))
+    model = world.model(uncertainty=UncertaintyOptions(reject=0.2))
     assert watch(model, world.stream(model)).none.rate == 0.2
     assert watch(model, world.stream(model), reject=0.1).none.rate == 0.1
 

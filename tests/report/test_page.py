@@ -12,7 +12,7 @@ from clipadapter.data import Dataset, Sample
 from clipadapter.errors import InputError
 from clipadapter.report import _page as page
 from clipadapter.report import make_report
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 
 class Page(HTMLParser):
@@ -157,7 +157,9 @@ def test_a_head_that_tunes_the_encoder_stands_alone(model, test_part):
 def test_a_model_with_costs_tells_what_they_come_to(shots, test_part):
     costs = np.array([[0, 1, 5], [1, 0, 1], [1, 1, 0]])
     paths, labels = zip(*shots, strict=True)
-    fitted = FewShotClassifier("toy", "linear-probe", cache=None, trust=TrustOptions(costs=costs, sets="cv+"))
+    fitted = FewShotClassifier(
+        "toy", "linear-probe", cache=None, uncertainty=UncertaintyOptions(costs=costs, sets="cv+")
+    )
     found = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
     best, truth = found.sure.answers.best, found.rows.labels
     assert found.sure.cost == pytest.approx(sum(costs[a, b] for a, b in zip(truth, best, strict=True)) / 15)

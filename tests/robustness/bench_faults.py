@@ -16,7 +16,7 @@ import torch
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import open_source, run_suite
-from clipadapter.bench.engines import create_engine
+from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.suite import parse_suite
 from clipadapter.errors import ClipAdapterError
 
@@ -38,7 +38,7 @@ def pictures(folder):
 def run(data, out):
     model = FewShotClassifier("toy", cache=None, precision="fp32")
     run_suite(
-        parse_suite("own", SUITE), [open_source(str(data))], {"toy": model}, out, create_engine("local", workers=1)
+        parse_suite("own", SUITE), [open_source(str(data))], {"toy": model}, out, create_launcher("local", workers=1)
     )
 
 

@@ -24,7 +24,6 @@ atheris: Any = importlib.import_module("atheris") if FUZZING else None
 
 # Only code of this package counts as covered: torch's would hide it.
 with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcontext():
-    from clipadapter.artifact import load_model
     from clipadapter.bench.bundle_files import load_bundle
     from clipadapter.bench.run import parse_run
     from clipadapter.bench.suite import load_suite
@@ -33,9 +32,10 @@ with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcon
     from clipadapter.data._split_file import read_split
     from clipadapter.errors import ClipAdapterError
     from clipadapter.features import FeatureStore
+    from clipadapter.persistence import load_model
     from clipadapter.runtime import About
     from clipadapter.studio._journal import Journal
-    from clipadapter.trust.costs import read_costs
+    from clipadapter.uncertainty.costs import read_costs
 
 Reader = Callable[[Path], object]
 """Reads the file at a path; what else it needs lies beside it."""

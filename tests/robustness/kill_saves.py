@@ -28,11 +28,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipadapter.artifact import History, Model, load_model, read_config, record_evaluation, save_model
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head
+from clipadapter.persistence import History, Model, load_model, read_config, record_evaluation, save_model
 from clipadapter.testing import toy_features
 
 WRITES = {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile"}

@@ -1,7 +1,7 @@
 """Mutated exports, opened in a process without torch and with limited memory.
 
 Run as `python mutate_exports.py FOLDER COUNT SEED`; the folder holds sound exports. Each mutation must be refused by an
-error of the library, before an engine opens the file. A mutated description that has a right checksum is either refused
+error of the library, before a backend opens the file. A mutated description that has a right checksum is either refused
 so, or answers with numbers.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from clipadapter.errors import ClipAdapterError
 from clipadapter.runtime import About, Predictor, _predictor
-from clipadapter.trust import Asked
+from clipadapter.uncertainty import DecisionOptions
 
 MEMORY_BYTES = 4 << 30
 
@@ -55,23 +55,23 @@ def mutated_facts(value, rng):
 
 def fault_of_file(path):
     """What is wrong with how a mutated file is met; None if it is refused as it should be."""
-    engines = dict(_predictor.ENGINES)
+    backends = dict(_predictor.BACKENDS)
 
     def opened(path, threads):
-        raise AssertionError("an engine opened a file that was altered")
+        raise AssertionError("a backend opened a file that was altered")
 
-    _predictor.ENGINES.update(dict.fromkeys(engines, opened))
+    _predictor.BACKENDS.update(dict.fromkeys(backends, opened))
     try:
         Predictor(path)
     except ClipAdapterError:
         return None
     except AssertionError:
-        _predictor.ENGINES.update(engines)
+        _predictor.BACKENDS.update(backends)
         return fault_of_lost_checksum(path)
     except Exception as error:
         return repr(error)
     finally:
-        _predictor.ENGINES.update(engines)
+        _predictor.BACKENDS.update(backends)
     return "not noticed"
 
 
@@ -90,10 +90,10 @@ def fault_of_description(text):
     """What is wrong with how a mutated description is met; None if it is refused, or answers with numbers."""
     try:
         about = About.from_json(text)
-        rejector = about.trust.rejector
+        rejector = about.uncertainty.rejector
         columns = None if rejector is None else np.ones((2, len(rejector.parts)))
         logits = np.ones((2, len(about.class_names)))
-        told = about.trust.answer(logits, np.ones((2, 3)), Asked(), columns=columns)
+        told = about.uncertainty.answer(logits, np.ones((2, 3)), DecisionOptions(), columns=columns)
     except ClipAdapterError:
         return None
     except Exception as error:

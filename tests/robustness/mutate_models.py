@@ -23,7 +23,7 @@ from safetensors.numpy import load, save
 
 from clipadapter import FewShotClassifier
 from clipadapter.errors import ClipAdapterError
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 MEMORY_BYTES = 4 << 30
 SECONDS_EACH = 20
@@ -144,8 +144,8 @@ def main(root, seed, models):
     labels = [name for name in colours for _ in range(4)]
     whole = {}
     for head in HEADS:
-        trust = TrustOptions() if head == "zero-shot" else TrustOptions(reject=0.1, coverage=0.75)
-        fitted = FewShotClassifier("toy", head, cache=None, trust=trust).fit(images, labels)
+        uncertainty = UncertaintyOptions() if head == "zero-shot" else UncertaintyOptions(reject=0.1, coverage=0.75)
+        fitted = FewShotClassifier("toy", head, cache=None, uncertainty=uncertainty).fit(images, labels)
         folder = fitted.save(root / "whole" / head)
         config = (folder / "config.json").read_text()
         whole[head] = config, {path.name: load(path.read_bytes()) for path in folder.glob("*.safetensors")}

@@ -1,6 +1,6 @@
 """An export that is killed before any file operation leaves the older file or the new one, and nothing for good.
 
-Children are forked from the test's process, where torch is loaded already. Converters and engines are stood in for,
+Children are forked from the test's process, where torch is loaded already. Converters and backends are stood in for,
 since their threads do not survive a fork. `CLIPADAPTER_ATTACKS` times 6 kills are tried for each format, at most one
 for each operation.
 """
@@ -54,7 +54,7 @@ class WrittenPair(OpenVinoFile):
         return [path.with_suffix(".bin"), path]
 
 
-def written_without_an_engine(file, told, model, found):
+def written_without_an_backend(file, told, model, found):
     file.write(_export._texts(told))
     figures = {"agreement": 1.0, "cosine_least": 1.0, "logits": 0.0, "probabilities": 0.0}
     return Gate(figures, (), "nothing")
@@ -72,7 +72,7 @@ def export(request, model, tmp_path, monkeypatch):
     kinds = {"onnx": WrittenOnnx, "openvino": WrittenPair}
     monkeypatch.setattr(_export, "FORMATS", kinds)
     monkeypatch.setattr(_export, "OpenVinoFile", WrittenPair)
-    monkeypatch.setattr(_export, "_compared", written_without_an_engine)
+    monkeypatch.setattr(_export, "_compared", written_without_an_backend)
     path = tmp_path / "exports" / f"model{kinds[request.param].suffix}"
     path.parent.mkdir()
     return lambda: export_model(model, path, format=request.param), path

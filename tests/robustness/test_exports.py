@@ -75,7 +75,7 @@ def test_damaged_files_over_a_served_one_change_no_answer(sound, tmp_path):
     target, rng = tmp_path / "served.xml", random.Random(0)
     for suffix in (".xml", ".bin"):
         target.with_suffix(suffix).write_bytes((sound / f"sound{suffix}").read_bytes())
-    models = Models([str(target)], engine="openvino", threads=1, isolated=IsolatedOpener("openvino", seconds=60))
+    models = Models([str(target)], backend="openvino", threads=1, isolated=IsolatedOpener("openvino", seconds=60))
     first, answers, done = models.get(), set(), threading.Event()
     squares = np.stack([np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in 255 * np.eye(3, dtype=int)])
 

@@ -8,7 +8,7 @@ import pytest
 from clipadapter.errors import ArtifactError
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About
-from clipadapter.trust import Asked, Calibrator, Conformal, Trust, learn_rejector
+from clipadapter.uncertainty import Calibrator, Conformal, DecisionOptions, Uncertainty, learn_rejector
 
 PIXELS = PixelSpec(224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "squash", "bilinear")
 
@@ -19,7 +19,7 @@ def trusted():
     rejector = learn_rejector(X, y, 3, logits=rng.standard_normal((24, 3)), text=rng.standard_normal((3, 5)))
     conformal = Conformal(np.sort(rng.random(24)), y, np.zeros(24, np.int64), 3)
     calibrator = Calibrator(2.0, np.ones(3), np.zeros(3), 24)
-    return Trust(calibrator, rejector, conformal, Asked(0.1, 0.8, 1 - np.eye(3)), "folds", 1.25)
+    return Uncertainty(calibrator, rejector, conformal, DecisionOptions(0.1, 0.8, 1 - np.eye(3)), "folds", 1.25)
 
 
 ABOUT = About(("a", "b", "ß/ç"), PIXELS, trusted().light(), "float", "int8", {"name": "lite"}, {"name": "auto"})
@@ -38,11 +38,11 @@ def test_everything_comes_back():
         {"name": "lite"},
         {"name": "auto"},
     )
-    assert found.trust.asked.reject == 0.1 and found.trust.louder == 1.25
+    assert found.uncertainty.asked.reject == 0.1 and found.uncertainty.louder == 1.25
     for rate in (0.05, 0.3):
-        assert found.trust.rejector.threshold(rate) == ABOUT.trust.rejector.threshold(rate)
-    np.testing.assert_array_equal(found.trust.conformal.scores, ABOUT.trust.conformal.scores)
-    np.testing.assert_array_equal(found.trust.asked.costs, 1 - np.eye(3))
+        assert found.uncertainty.rejector.threshold(rate) == ABOUT.uncertainty.rejector.threshold(rate)
+    np.testing.assert_array_equal(found.uncertainty.conformal.scores, ABOUT.uncertainty.conformal.scores)
+    np.testing.assert_array_equal(found.uncertainty.asked.costs, 1 - np.eye(3))
 
 
 def test_what_pictures_are_compared_with_stays_in_the_graph():
@@ -53,22 +53,24 @@ def test_what_pictures_are_compared_with_stays_in_the_graph():
 def test_a_light_rejector_answers_by_scores_that_come_from_elsewhere():
     full, rng = trusted(), np.random.default_rng(1)
     features, logits = rng.standard_normal((40, 5)), rng.standard_normal((40, 3))
-    wanted = full.answer(logits, features, Asked(reject=0.2))
+    wanted = full.answer(logits, features, DecisionOptions(reject=0.2))
     columns = full.rejector.columns(features, logits)
-    found = About.from_json(ABOUT.to_json()).trust.answer(logits, features, Asked(reject=0.2), columns=columns)
+    found = About.from_json(ABOUT.to_json()).uncertainty.answer(
+        logits, features, DecisionOptions(reject=0.2), columns=columns
+    )
     np.testing.assert_allclose(found.strangeness, wanted.strangeness)
     assert 0 < found.rejected.sum() < 40 and found.reasons == wanted.reasons
 
 
 def test_sets_by_cv_plus_are_left_out():
     conformal = Conformal(np.sort(np.random.default_rng(0).random(6)), np.arange(6) % 3, np.arange(6) % 2, 3, how="cv+")
-    light = Trust(conformal=conformal, asked=Asked(coverage=0.8)).light()
+    light = Uncertainty(conformal=conformal, asked=DecisionOptions(coverage=0.8)).light()
     assert light.conformal is None and light.asked.coverage is None
 
 
 def test_thresholds_are_written_for_other_readers():
     table = json.loads(ABOUT.to_json())["reject"]
-    assert table["0.2"] == pytest.approx(ABOUT.trust.rejector.threshold(0.2).value)
+    assert table["0.2"] == pytest.approx(ABOUT.uncertainty.rejector.threshold(0.2).value)
 
 
 def test_a_later_format_asks_for_an_update():

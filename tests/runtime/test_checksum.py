@@ -1,4 +1,4 @@
-"""An exported file that was altered is refused before an engine opens it."""
+"""An exported file that was altered is refused before a backend opens it."""
 
 import hashlib
 import logging
@@ -13,9 +13,9 @@ from clipadapter.errors import ArtifactError
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About, Predictor, _predictor
 from clipadapter.runtime._checksum import append_checksum, check_file, open_model
-from clipadapter.trust import Trust
+from clipadapter.uncertainty import Uncertainty
 
-ABOUT = About(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Trust(), checksum="sha256")
+ABOUT = About(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty(), checksum="sha256")
 RED = np.full((8, 8, 3), [255, 0, 0], np.uint8)
 
 
@@ -38,13 +38,13 @@ def sealed_pair(write, tmp_path):
 
 
 @pytest.fixture
-def no_engine(monkeypatch):
-    """Opening a file with an engine is a failure of the test."""
+def no_backend(monkeypatch):
+    """Opening a file with a backend is a failure of the test."""
 
     def opened(path, threads):
-        raise AssertionError(f"an engine opened {path}")
+        raise AssertionError(f"a backend opened {path}")
 
-    monkeypatch.setattr(_predictor, "ENGINES", {"onnxruntime": opened, "openvino": opened})
+    monkeypatch.setattr(_predictor, "BACKENDS", {"onnxruntime": opened, "openvino": opened})
 
 
 def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before(sealed_onnx):
@@ -77,7 +77,7 @@ def test_coreutils_check_it_too(sealed_onnx):
     assert subprocess.run(["sh", "-c", line], cwd=sealed_onnx.parent).returncode == 1
 
 
-def test_any_changed_byte_is_noticed_before_an_engine_opens_the_file(sealed_onnx, no_engine):
+def test_any_changed_byte_is_noticed_before_an_backend_opens_the_file(sealed_onnx, no_backend):
     data = bytearray(sealed_onnx.read_bytes())
     covered = len(data) - 64 - len(b"rJ\n\x06sha256\x12@")
     for place in (*range(0, covered, covered // 50), covered - 1, len(data) - 64, len(data) - 1):
@@ -89,7 +89,7 @@ def test_any_changed_byte_is_noticed_before_an_engine_opens_the_file(sealed_onnx
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".bin"])
-def test_a_changed_byte_in_either_file_of_a_pair_is_noticed(suffix, sealed_pair, no_engine):
+def test_a_changed_byte_in_either_file_of_a_pair_is_noticed(suffix, sealed_pair, no_backend):
     path = sealed_pair.with_suffix(suffix)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -98,7 +98,7 @@ def test_a_changed_byte_in_either_file_of_a_pair_is_noticed(suffix, sealed_pair,
         Predictor(sealed_pair)
 
 
-def test_a_graph_without_its_weights_is_refused(sealed_pair, no_engine):
+def test_a_graph_without_its_weights_is_refused(sealed_pair, no_backend):
     sealed_pair.with_suffix(".bin").unlink()
     with pytest.raises(ArtifactError, match="not of one export"):
         Predictor(sealed_pair)
@@ -121,20 +121,20 @@ def test_a_file_that_lost_its_checksum_is_refused(kind, request):
 
 
 def test_a_file_that_was_exported_without_a_checksum_opens_and_says_so(write, caplog):
-    path = write(About(ABOUT.class_names, ABOUT.pixels, Trust()).to_json())
+    path = write(About(ABOUT.class_names, ABOUT.pixels, Uncertainty()).to_json())
     with caplog.at_level(logging.INFO, "clipadapter"):
         assert Predictor(path).sha256 is None
     assert "has no SHA-256" in caplog.text
 
 
-def test_a_file_that_changes_while_an_engine_opens_it_is_refused(sealed_onnx, monkeypatch):
+def test_a_file_that_changes_while_an_backend_opens_it_is_refused(sealed_onnx, monkeypatch):
     def opened(path, threads):
         found = whole(path, threads)
         path.write_bytes(path.read_bytes() + b"\0")
         return found
 
-    whole = _predictor.ENGINES["onnxruntime"]
-    monkeypatch.setitem(_predictor.ENGINES, "onnxruntime", opened)
+    whole = _predictor.BACKENDS["onnxruntime"]
+    monkeypatch.setitem(_predictor.BACKENDS, "onnxruntime", opened)
     with pytest.raises(ArtifactError, match="changed while it was opened"):
         Predictor(sealed_onnx)
 

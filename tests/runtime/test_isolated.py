@@ -12,7 +12,7 @@ from clipadapter.errors import ArtifactError
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About, _isolated
 from clipadapter.runtime._isolated import IsolatedOpener
-from clipadapter.trust import Trust
+from clipadapter.uncertainty import Uncertainty
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="children are shell scripts")
 
@@ -87,7 +87,7 @@ def test_the_path_is_told_as_it_was_given(write, tmp_path, monkeypatch):
 
 
 def test_a_sound_file_opens_in_the_child_without_what_only_training_needs(write):
-    path = write(About(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Trust()).to_json())
+    path = write(About(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty()).to_json())
     code = """
 import sys
 from clipadapter.errors import TRAIN

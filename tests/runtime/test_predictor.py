@@ -14,7 +14,7 @@ from PIL import Image
 from clipadapter.errors import ArtifactError, ImageError, InputError, MissingExtraError
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About, Predictor
-from clipadapter.trust import Conformal, MultiLabel, Trust, learn_rejector
+from clipadapter.uncertainty import Conformal, MultiLabel, Uncertainty, learn_rejector
 
 NAMES = ("red", "green", "blue")
 PIXELS = PixelSpec(4, (0.0,) * 3, (1.0,) * 3)
@@ -27,7 +27,7 @@ def rejector():
 
 
 def about(**changes):
-    facts = {"class_names": NAMES, "pixels": PIXELS, "trust": Trust(rejector=rejector())}
+    facts = {"class_names": NAMES, "pixels": PIXELS, "uncertainty": Uncertainty(rejector=rejector())}
     return About(**{**facts, **changes})
 
 
@@ -48,9 +48,9 @@ def test_pictures_in_names_out(predictor):
 
 
 def test_probabilities_are_of_the_calibrator(write):
-    from clipadapter.trust import Calibrator
+    from clipadapter.uncertainty import Calibrator
 
-    model = Predictor(write(about(trust=Trust(Calibrator(temperature=10.0))).to_json()))
+    model = Predictor(write(about(uncertainty=Uncertainty(Calibrator(temperature=10.0))).to_json()))
     wanted = np.exp([1.0, 0.0, 0.0]) / np.exp([1.0, 0.0, 0.0]).sum()
     np.testing.assert_allclose(model.predict_proba([RED]), wanted[None], rtol=1e-6)
 
@@ -77,8 +77,8 @@ def test_squares_may_be_a_view(write):
     pytest.importorskip("openvino")
     path = write(about().to_json())
     square = Predictor(path).square(RED)
-    for engine in ("onnxruntime", "openvino"):
-        seen = Predictor(path, engine=engine).run(square[None, ..., ::-1])  # blue first
+    for backend in ("onnxruntime", "openvino"):
+        seen = Predictor(path, backend=backend).run(square[None, ..., ::-1])  # blue first
         assert seen.logits.argmax() == NAMES.index("blue")
 
 
@@ -98,7 +98,7 @@ def test_nothing_is_rejected_unless_asked(predictor):
 
 def test_sets_are_made_from_held_out_scores(write):
     scores = Conformal(np.linspace(0.0, 0.5, 20), np.arange(20) % 3, np.zeros(20, np.int64), 3)
-    model = Predictor(write(about(trust=Trust(conformal=scores)).to_json()))
+    model = Predictor(write(about(uncertainty=Uncertainty(conformal=scores)).to_json()))
     assert model.classify([RED], coverage=0.8)[0].labels == ("red",)
 
 
@@ -115,7 +115,7 @@ def test_costs_move_the_answer(predictor):
 
 def test_several_labels_are_named(write):
     rule = MultiLabel(np.ones(3), np.full(3, -5.0), np.full(3, 0.5))  # said from a logit of five on
-    model = Predictor(write(about(trust=Trust(several=rule)).to_json()))
+    model = Predictor(write(about(uncertainty=Uncertainty(several=rule)).to_json()))
     assert model.several and model.about.task == "multilabel"
     assert model.predict([plain([255, 255, 0]), plain([0, 0, 0])]) == [("red", "green"), ()]
 
@@ -154,7 +154,7 @@ def test_only_a_few_batches_are_read_ahead(predictor):
 def test_float_input_is_normalised_as_the_spec_says(write):
     # Mean 0.5 and deviation 0.5 put 255 to 1 and 0 to -1.
     spec = PixelSpec(4, (0.5,) * 3, (0.5,) * 3)
-    model = Predictor(write(about(input="float", pixels=spec, trust=Trust()).to_json(), input="float"))
+    model = Predictor(write(about(input="float", pixels=spec, uncertainty=Uncertainty()).to_json(), input="float"))
     np.testing.assert_allclose(model.run(model.square(RED)[None]).features, [[1.0, -1.0, -1.0]], atol=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_squares_of_another_shape_are_refused(predictor, shape):
 
 def test_openvino_runs_the_same_file(write):
     pytest.importorskip("openvino")
-    model = Predictor(write(about().to_json()), engine="openvino")
+    model = Predictor(write(about().to_json()), backend="openvino")
     red, grey = model.classify([RED, GREY], reject=0.1)
     assert (red.label, grey.label) == ("red", None)
 
@@ -244,9 +244,9 @@ def test_a_folder_says_how_to_export(tmp_path):
 
 
 def test_what_is_no_graph_is_refused(tmp_path):
-    for name, engine in (("model.onnx", "ONNX Runtime"), ("model.xml", "OpenVINO")):
+    for name, backend in (("model.onnx", "ONNX Runtime"), ("model.xml", "OpenVINO")):
         (tmp_path / name).write_bytes(b"nothing")
-        with pytest.raises(ArtifactError, match=f"can't be opened by {engine}"):
+        with pytest.raises(ArtifactError, match=f"can't be opened by {backend}"):
             Predictor(tmp_path / name)
 
 
@@ -276,9 +276,9 @@ def bare(nodes, inputs, outputs, about):
     return made
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_graph_without_one_input_is_refused(engine, count, tmp_path):
+def test_a_graph_without_one_input_is_refused(backend, count, tmp_path):
     onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("openvino")
     names = [f"squares{i}" for i in range(count)]
     nodes = [onnx.helper.make_node("Identity", [name], [f"out{name}"]) for name in names]
@@ -286,27 +286,27 @@ def test_a_graph_without_one_input_is_refused(engine, count, tmp_path):
         onnx.helper.make_node("Constant", [], ["features"], value=onnx.numpy_helper.from_array(np.eye(1, 3, dtype="f")))
     )
     wanted = {f"out{name}": [1, 3] for name in names} | {"features": [1, 3]}
-    made = bare(nodes, dict.fromkeys(names, [1, 3]), wanted, about(trust=Trust()).to_json())
+    made = bare(nodes, dict.fromkeys(names, [1, 3]), wanted, about(uncertainty=Uncertainty()).to_json())
     onnx.save(made, tmp_path / "model.onnx")
     with pytest.raises(ArtifactError, match="description"):
-        Predictor(tmp_path / "model.onnx", engine=engine)
+        Predictor(tmp_path / "model.onnx", backend=backend)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_file_that_is_no_text_where_it_describes_itself_is_refused(engine, write, tmp_path):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_text_where_it_describes_itself_is_refused(backend, write, tmp_path):
     pytest.importorskip("openvino")
     path = write("MARK")
     path.write_bytes(path.read_bytes().replace(b"MARK", b"\xff\xff\xff\xff"))
     with pytest.raises(ArtifactError, match="can't be opened"):
-        Predictor(path, engine=engine)
+        Predictor(path, backend=backend)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_square_of_another_side_than_the_graphs_is_told(engine, write):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_square_of_another_side_than_the_graphs_is_told(backend, write):
     pytest.importorskip("openvino")
     other = about(pixels=PixelSpec(8, (0.0,) * 3, (1.0,) * 3)).to_json()
     with pytest.raises(ArtifactError, match="can't be run on 1 pictures"):
-        Predictor(write(other), engine=engine).predict([RED])
+        Predictor(write(other), backend=backend).predict([RED])
 
 
 def test_answers_are_never_those_of_other_pictures(write, tmp_path):
@@ -338,18 +338,18 @@ def test_a_graph_without_the_rejectors_scores_is_refused(write):
         Predictor(write(about().to_json(), leave_out=("strangeness_parts", "strangeness")))
 
 
-def test_wrong_engines_are_refused(write, tmp_path):
-    with pytest.raises(InputError, match="engine must be auto"):
-        Predictor(write(about().to_json()), engine="torch")
+def test_wrong_backends_are_refused(write, tmp_path):
+    with pytest.raises(InputError, match="backend must be auto"):
+        Predictor(write(about().to_json()), backend="torch")
     (tmp_path / "model.xml").write_text("<net/>")
     with pytest.raises(InputError, match=r"run by openvino, not by onnxruntime"):
-        Predictor(tmp_path / "model.xml", engine="onnxruntime")
+        Predictor(tmp_path / "model.xml", backend="onnxruntime")
 
 
-def test_a_missing_engine_names_its_extra(write, monkeypatch):
+def test_a_missing_backend_names_its_extra(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"clipadapter\[runtime\]"):
-        Predictor(write(about().to_json()), engine="onnxruntime")
+        Predictor(write(about().to_json()), backend="onnxruntime")
 
 
 def test_onnx_runtime_keeps_no_record_of_its_use(write, tmp_path):

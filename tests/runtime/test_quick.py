@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from clipadapter import FewShotClassifier
+from clipadapter.backends import cache_root
 from clipadapter.cli.app import app
-from clipadapter.engines import cache_root
 from clipadapter.runtime import quick
 
 ASK = """
@@ -69,7 +69,7 @@ def test_predict_takes_it(saved, monkeypatch):
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["red", "blue"]
 
 
-@pytest.mark.parametrize("options", [["--engine", "torch"], ["--precision", "fp32"], ["--encoder", "lite"]])
+@pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "lite"]])
 def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monkeypatch):
     _, folder, paths = saved
     monkeypatch.setattr(quick, "open_quick", None)

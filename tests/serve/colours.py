@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About, Outputs, RuntimeModel
-from clipadapter.trust import Conformal, Trust, learn_multilabel, learn_rejector
+from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector
 
 SIDE = 4
 NAMES = ("red", "green", "blue")
@@ -20,7 +20,7 @@ def learned():
     """Rejects what has no strong colour; its one part is one minus the cosine to the nearest axis."""
     rows = np.repeat(np.eye(3), 8, axis=0) + 0.02 * np.arange(24)[:, None]
     rejector = learn_rejector(rows, np.repeat(np.arange(3), 8), 3, text=np.eye(3), method="text").light()
-    return Trust(
+    return Uncertainty(
         rejector=rejector, conformal=Conformal(np.linspace(0.0, 0.5, 20), np.arange(20) % 3, np.zeros(20, int), 3)
     )
 
@@ -28,14 +28,19 @@ def learned():
 def several():
     rng = np.random.default_rng(0)
     targets = rng.random((60, 3)) < 0.4
-    return Trust(several=learn_multilabel(12 * targets - 6 + rng.standard_normal((60, 3)), targets))
+    return Uncertainty(several=learn_multilabel(12 * targets - 6 + rng.standard_normal((60, 3)), targets))
 
 
 class Colours(RuntimeModel):
     """Features are the mean of each channel, logits ten times these; waits for `go` while it runs, if told to."""
 
-    def __init__(self, trust=None):
-        self.class_names, self.pixels, self.trust, self.precision = NAMES, PIXELS, trust or learned(), "fp32"
+    def __init__(self, uncertainty=None):
+        self.class_names, self.pixels, self.uncertainty, self.precision = (
+            NAMES,
+            PIXELS,
+            uncertainty or learned(),
+            "fp32",
+        )
         self.go, self.running, self.batches = threading.Event(), threading.Event(), []
         self.go.set()
 

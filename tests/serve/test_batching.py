@@ -152,7 +152,7 @@ def test_strange_timeouts_are_refused(serve, timeout):
     assert refused(response, 422, "timeout")
 
 
-def test_an_engine_that_fails_costs_its_batch_only(serve, colours):
+def test_an_backend_that_fails_costs_its_batch_only(serve, colours):
     client, good = serve(raise_server_exceptions=False), type(colours).run
     colours.run = lambda squares: 1 / 0
     assert refused(client.post("/v1/predict", json={"images": [base64_of(RED)]}), 500, "its log says how")

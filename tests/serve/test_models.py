@@ -89,10 +89,10 @@ def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
     assert stopped
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_damaged_file_is_told_and_a_sound_one_taken_by_the_child(engine, serve, files):
-    pytest.importorskip(engine)
-    client = serve(model=None, isolated=IsolatedOpener(engine))
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_damaged_file_is_told_and_a_sound_one_taken_by_the_child(backend, serve, files):
+    pytest.importorskip(backend)
+    client = serve(model=None, isolated=IsolatedOpener(backend))
     good = (files / "colours.onnx").read_bytes()
     (files / "colours.onnx").write_bytes(good[: len(good) // 2])
     look(client)

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from clipadapter import FewShotClassifier
 from clipadapter.serve import Models, create_app
-from clipadapter.trust import TrustOptions
+from clipadapter.uncertainty import UncertaintyOptions
 
 pytest.importorskip("onnx")
 
@@ -29,7 +29,7 @@ def shots(tmp_path):
 
 def test_a_saved_model_answers_as_the_classifier(shots, tmp_path):
     paths, labels = shots
-    model = FewShotClassifier(encoder="toy", trust=TrustOptions(reject=0.1)).fit(paths, labels)
+    model = FewShotClassifier(encoder="toy", uncertainty=UncertaintyOptions(reject=0.1)).fit(paths, labels)
     model.save(tmp_path / "saved")
     wanted = model.classify(paths, top=3)
     with TestClient(create_app(Models([str(tmp_path / "saved")]))) as client:

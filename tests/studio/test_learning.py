@@ -3,7 +3,7 @@ import pytest
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
-from clipadapter.heads import ClassText, create_head
+from clipadapter.heads import TextFeatures, create_head
 from clipadapter.studio._learning import class_mean, curve, learn
 
 
@@ -17,7 +17,7 @@ def scene():
     X = np.repeat(means, 6, axis=0) + 0.1 * rng.standard_normal((18, 32)).astype(np.float32)
     text = means.copy()
     text[2] = [0, 0, 0.2, 1, *[0] * 28]
-    return X.astype(np.float32), labels.tolist(), ClassText(names, text, 20.0)
+    return X.astype(np.float32), labels.tolist(), TextFeatures(names, text, 20.0)
 
 
 def learned(scene, rows=None):
@@ -60,7 +60,7 @@ def test_a_wrong_label_is_doubted(scene):
 def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
     X, labels, text = scene
     order = [2, 0, 1]
-    turned = ClassText([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
     for rows in ([], None):
         found, expected = learned((X, labels, turned), rows), learned(scene, rows)
         assert found.names == ("c", "a", "b")

@@ -240,7 +240,7 @@ def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tmp
     assert not fitted.make_quick(folder)
 
 
-def test_an_engine_that_is_named_runs_the_tuned_tower_and_is_saved(model, tmp_path):
+def test_an_backend_that_is_named_runs_the_tuned_tower_and_is_saved(model, tmp_path):
     fitted = model(precision="bf16").fit(*squares())
     assert fitted.encoder_.info.precision == "bf16"
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)

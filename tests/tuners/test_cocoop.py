@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from clipadapter.encoders import open_text_tower
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import encode_classes
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.testing import toy_features
 from clipadapter.tuners.cocoop import CoCoOp
 from clipadapter.tuners.coop import CoOp
@@ -102,14 +102,14 @@ def test_a_loaded_head_asks_for_its_tower_and_then_answers(head, shots, text):
 def test_only_the_class_text_of_its_classes_is_attached(head, text):
     with pytest.raises(InputError, match="needs the text tower"):
         head.attach(text.with_tower(None))
-    other = ClassText([*NAMES[:2], "wolf"], text.embeddings, tower=text.tower)
+    other = TextFeatures([*NAMES[:2], "wolf"], text.embeddings, tower=text.tower)
     with pytest.raises(InputError, match="class text of cat, dog, wolf is not that of the classes cat, dog, golden"):
         head.attach(other)
 
 
 def test_the_order_of_the_class_text_that_is_attached_does_not_matter(head, shots, text):
     again = CoCoOp().load_state(head.state(), NAMES, 32)
-    turned = ClassText(NAMES[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
+    turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
     np.testing.assert_array_equal(again.attach(turned).logits(shots[0]), head.logits(shots[0]))
 
 
@@ -127,7 +127,7 @@ def test_arrays_of_another_head_are_refused(fault, head):
 
 
 def test_other_classes_get_the_same_context_and_net(head, shots, text):
-    turned = ClassText(NAMES[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower, order="given")
+    turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower, order="given")
     np.testing.assert_allclose(
         head.for_classes(turned).logits(shots[0]), head.logits(shots[0])[:, ::-1], rtol=1e-4, atol=1e-4
     )

@@ -7,7 +7,7 @@ import torch
 from clipadapter import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import encode_classes
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.testing import toy_features
 from clipadapter.tuners._prompts import Prompts, words_context
 from clipadapter.tuners.coop import CoOp
@@ -38,7 +38,7 @@ class Given(CoOp):
 def fitted(figures, tower, token, kind, **changes):
     tensors, parameters = figures
     names = parameters["class_names"]
-    text = ClassText(
+    text = TextFeatures(
         names, tensors["text_plain"].numpy(), parameters["logit_scale"], tower=lambda: tower, order="given"
     )
     asked = {"epochs": 5, "schedule": "constant", "warmup_epochs": 0, **changes}
@@ -120,7 +120,7 @@ def test_words_set_the_number_of_vectors_and_where_they_start():
 def test_other_classes_get_the_same_context_before_their_names():
     X, y, text = toy_features()
     head = CoOp(epochs=5).fit(X, y, text=text)
-    turned = ClassText(text.labels[::-1], text.embeddings[::-1], 30.0, tower=text.tower, order="given")
+    turned = TextFeatures(text.labels[::-1], text.embeddings[::-1], 30.0, tower=text.tower, order="given")
     np.testing.assert_allclose(head.for_classes(turned).logits(X), 1.5 * head.logits(X)[:, ::-1], rtol=1e-5)
     with pytest.raises(InputError, match="new classes: use encode_classes"):
         head.for_classes(turned.with_tower(None))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.testing import toy_features
 from clipadapter.tuners.coop import CoOp
 from clipadapter.tuners.kgcoop import KgCoOp
@@ -33,7 +33,7 @@ class Given(KgCoOp):
 def fitted(figures, weight):
     tensors, parameters = figures
     names, tower = parameters["class_names"], text_tower(tensors, parameters)
-    text = ClassText(names, tensors["text_handmade_unit"].numpy(), 100.0, tower=lambda: tower)
+    text = TextFeatures(names, tensors["text_handmade_unit"].numpy(), 100.0, tower=lambda: tower)
     head = Given(weight=weight, ctx_init=None, epochs=5, schedule="constant", warmup_epochs=0)
     head.given = tensors["ctx"]
     return head.fit(tensors["image_features"], [names[i] for i in tensors["labels"]], text=text)

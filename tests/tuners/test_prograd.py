@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.testing import toy_features
 from clipadapter.tuners.coop import CoOp
 from clipadapter.tuners.prograd import ProGrad, without_opposed
@@ -35,7 +35,7 @@ class Given(ProGrad):
 def fitted(figures, strength, temperature, **changes):
     tensors, parameters = figures
     names, tower = parameters["class_names"], text_tower(tensors, parameters)
-    text = ClassText(names, tensors["prograd_teacher_unit"].numpy(), 100.0, tower=lambda: tower)
+    text = TextFeatures(names, tensors["prograd_teacher_unit"].numpy(), 100.0, tower=lambda: tower)
     head = Given(strength, temperature, 4, epochs=5, schedule="constant", warmup_epochs=0, **changes)
     head.given = tensors["prograd_ctx"]
     return head.fit(tensors["image_features"], [names[i] for i in tensors["prograd_labels"]], text=text)

@@ -9,7 +9,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.bench.bundle import Bundle, seen_by
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.rla import Rla
 from clipadapter.heads.svl_adapter import SvlAdapter
 from clipadapter.heads.zero_shot import ZeroShot
@@ -36,7 +36,7 @@ def case():
 
 def fit(head, case, scale=SCALE):
     X, target, text = case[:3]
-    return head.fit(X, np.array(NAMES)[target], text=ClassText(NAMES, text, scale))
+    return head.fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, scale))
 
 
 def logits_of(before, text, weight, bias):
@@ -81,7 +81,7 @@ def test_released_code_gives_the_same_projection_loss_and_logits(layout):
     bias = rn_bias if layout.startswith("rn") else 0
     n_views, schedule = 3 if "views3" in layout else 1, "cosine" if layout.endswith("cos") else "constant"
     X, Q = (np.concatenate([each @ proj + bias, each], axis=-1) for each in (pre[:n_views].swapaxes(0, 1), query))
-    text = ClassText([str(k) for k in range(len(T))], T, parameters["scale"])
+    text = TextFeatures([str(k) for k in range(len(T))], T, parameters["scale"])
     head = ProLip.official(lr=parameters["lr"], steps=parameters["steps"], schedule=schedule)
     head.fit(X, figures["labels"].astype(str), text=text)
     assert head.penalty_ == parameters["lambda"]
@@ -121,7 +121,7 @@ def test_new_classes_are_answered_through_the_trained_projection(case):
     X, _, _, weight, bias = case
     head = fit(ProLip(steps=30, lr=1e-2), case)
     fresh = np.random.default_rng(9).standard_normal((3, D))
-    other = head.for_classes(ClassText(["elk", "fox", "gnu"], fresh, SCALE))
+    other = head.for_classes(TextFeatures(["elk", "fox", "gnu"], fresh, SCALE))
     expected = logits_of(X[:, 0, D:], fresh, weight + head.shift_.numpy().T, bias)
     np.testing.assert_allclose(other.logits(X[:, 0]), expected, rtol=1e-9, atol=1e-9)
     assert other.n_features_in_ == head.n_features_in_ == D + P
@@ -131,7 +131,7 @@ def test_new_classes_are_answered_through_the_trained_projection(case):
 def test_new_classes_whose_text_is_as_wide_as_the_rows_are_refused(case):
     head = fit(ProLip(steps=1), case)
     with pytest.raises(InputError, match="class text has width 15, but the head's features have 6"):
-        head.for_classes(ClassText(["elk", "fox"], np.eye(2, D + P)))
+        head.for_classes(TextFeatures(["elk", "fox"], np.eye(2, D + P)))
 
 
 def test_what_was_learned_is_all_it_needs(case):
@@ -170,7 +170,7 @@ def test_pictures_of_zeros_are_no_trap(case):
 )
 def test_in_comparisons_a_head_gets_the_columns_that_it_can_read(encoder, head, width):
     features = FeatureSet(np.ones((4, 5)), ("cat", "dog") * 2, ("cat", "dog"), {"encoder": encoder})
-    bundle = Bundle(features, ClassText(["cat", "dog"], np.eye(2, 3)))
+    bundle = Bundle(features, TextFeatures(["cat", "dog"], np.eye(2, 3)))
     assert seen_by(head, bundle.support, bundle.text).X.shape == (4, width)
 
 
@@ -190,7 +190,7 @@ def test_a_saved_classifier_answers_alike(model, tmp_path):
     again = FewShotClassifier.load(tmp_path / "model", cache=None)
     assert again.predict(images) == ["cat", "dog"] * 3
     assert again.encoder_.info == fitted.encoder_.info
-    np.testing.assert_allclose(again.logits(images), fitted.logits(images), atol=1e-3)  # an engine runs it again
+    np.testing.assert_allclose(again.logits(images), fitted.logits(images), atol=1e-3)  # a backend runs it again
 
 
 def test_it_answers_without_torch_as_it_does_with_it(model, tmp_path):

@@ -15,8 +15,8 @@ from clipadapter.bench.run import DataPart, EncoderPart, digest
 from clipadapter.bench.score import check_labels
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
-from clipadapter.heads import ClassText, Head
-from clipadapter.sealed import SealedArray
+from clipadapter.heads import Head, TextFeatures
+from clipadapter.split_types import EvaluationFeatures
 
 Kind = Literal["given", "shift", "new"]
 REST = "rest"
@@ -28,7 +28,7 @@ class TestPart:
     """Pictures that heads are measured on.
 
     Args:
-        features: sealed on the way in.
+        features: marked for evaluation by the constructor.
         kind: ``"given"``; ``"shift"`` for pictures from elsewhere, of some or all classes of the shots, among which
             alone a head then chooses; ``"new"`` for other classes.
         text: class text of other classes; None if they are those of the shots.
@@ -38,11 +38,11 @@ class TestPart:
 
     features: FeatureSet
     kind: Kind = "given"
-    text: ClassText | None = None
+    text: TextFeatures | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.features.X, SealedArray):
-            object.__setattr__(self, "features", self.features.seal())
+        if not isinstance(self.features.X, EvaluationFeatures):
+            object.__setattr__(self, "features", self.features.mark_for_evaluation())
         if (self.kind == "new") != (self.text is not None):
             raise InputError(
                 f"a test part of kind {self.kind!r} has {'no' if self.text is None else 'a'} text of its own"
@@ -65,7 +65,7 @@ class Bundle:
     """
 
     support: FeatureSet
-    text: ClassText
+    text: TextFeatures
     tests: Mapping[str, TestPart] = field(default_factory=dict)
     rows: NDArray[np.int64] | None = None
 
@@ -82,7 +82,7 @@ class Bundle:
             self._check_width("test pictures", part.features, part.text or self.text)
 
     @staticmethod
-    def _check_width(name: str, features: FeatureSet, text: ClassText) -> None:
+    def _check_width(name: str, features: FeatureSet, text: TextFeatures) -> None:
         width, expected = features.X.shape[-1], text.embeddings.shape[1]
         wide = str(features.provenance.get("encoder")).startswith(("pair:", "unprojected:")) and width > expected
         if width != expected and not wide:
@@ -188,7 +188,7 @@ class Bundle:
         return TestPart(rest)
 
 
-def seen_by(head: Head, features: FeatureSet, text: ClassText) -> FeatureSet:
+def seen_by(head: Head, features: FeatureSet, text: TextFeatures) -> FeatureSet:
     """What a head gets of the features: all columns if it is made for them, else those that go with the text."""
     unprojected = str(features.provenance.get("encoder")).startswith("unprojected:")
     if head.reads_unprojected if unprojected else head.two_encoders:
@@ -226,5 +226,5 @@ def _bytes(features: FeatureSet) -> list[bytes | Sequence[str]]:
     return [np.ascontiguousarray(features.X).tobytes(), features.y, *kind]
 
 
-def _pieces(text: ClassText) -> list[Any]:
+def _pieces(text: TextFeatures) -> list[Any]:
     return [text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)]]

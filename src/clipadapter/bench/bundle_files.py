@@ -21,7 +21,7 @@ from clipadapter.bench.bundle import Bundle, Kind, TestPart
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import remove_abandoned
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 FACTS, ARRAYS = "bundle.json", "arrays.safetensors"
 MOST_BYTES = 256 << 20
@@ -171,7 +171,7 @@ def _set(features: FeatureSet, name: str, arrays: dict[str, NDArray[Any]]) -> di
     return {"class_names": list(features.class_names), "provenance": kept}
 
 
-def _text(text: ClassText, name: str, arrays: dict[str, NDArray[Any]]) -> TextFacts:
+def _text(text: TextFeatures, name: str, arrays: dict[str, NDArray[Any]]) -> TextFacts:
     arrays[name] = np.array(text.embeddings)
     return TextFacts(labels=list(text.labels), logit_scale=text.logit_scale, logit_bias=text.logit_bias)
 
@@ -196,5 +196,5 @@ class _Arrays:
             raise InputError(f"'{name}.labels' must be 0 to {len(names) - 1}")
         return FeatureSet(self.get(name), tuple(names[i] for i in labels), names, facts.provenance)
 
-    def text(self, name: str, facts: TextFacts) -> ClassText:
-        return ClassText(facts.labels, self.get(name), facts.logit_scale, facts.logit_bias)
+    def text(self, name: str, facts: TextFacts) -> TextFeatures:
+        return TextFeatures(facts.labels, self.get(name), facts.logit_scale, facts.logit_bias)

@@ -20,7 +20,7 @@ from clipadapter.errors import DataError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_whole
 from clipadapter.functional import unit
-from clipadapter.heads import ClassText, Head
+from clipadapter.heads import Head, TextFeatures
 
 SAME = 1e-4
 """Unit features closer than this are of one picture: another batch changes a feature by 1e-5 at most."""
@@ -43,7 +43,7 @@ class Comparison:
     fresh: int
     support: FeatureSet
     test: FeatureSet
-    text: ClassText
+    text: TextFeatures
     warnings: list[str]
 
     @property
@@ -93,7 +93,7 @@ def compare(
     check_labels(test.labels, names)
     model.prepare(*heads.values())
     text = model.class_text(names)
-    support, tested = features_of(model, train, names), features_of(model, test, names).seal()
+    support, tested = features_of(model, train, names), features_of(model, test, names).mark_for_evaluation()
     before = _count(records)
     bundle = Bundle(support, text, {"test": TestPart(tested)})
 

@@ -1,4 +1,4 @@
-"""Runs a suite: features once, then every fit that has no record yet, on an engine; stopped at any time, it goes on."""
+"""Runs a suite: features once, then every fit without a record, on a launcher; stopped at any time, it goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS, save_bundle
-from clipadapter.bench.engines import Engine, Job
+from clipadapter.bench.launchers import Job, Launcher
 from clipadapter.bench.oracle import oracle_runs
 from clipadapter.bench.plan import Entry, Plan, Rows, Task, tasks_of, value_of
 from clipadapter.bench.records import RecordFolder
@@ -69,7 +69,7 @@ def run_suite(
     sources: Sequence[Source | str],
     encoders: Mapping[str, FewShotClassifier],
     out: Path,
-    engine: Engine,
+    launcher: Launcher,
     *,
     rows: Rows | None = None,
     trackers: Sequence[Tracker] = (),
@@ -83,7 +83,7 @@ def run_suite(
         sources: data sets; a text is ``features:FOLDER``, whose encoder made them already.
         encoders: by the name that tables show; makes features and class text.
         out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
-        engine: where fits are made.
+        launcher: where fits are made.
         rows: rows of the first data set to take in place of a draw, by (shots, seed).
         trackers: called with each run that was made.
         oracle: also record what choosing the parameter that varies on the test part would have given, marked so.
@@ -99,7 +99,7 @@ def run_suite(
         folder = save_bundle(bundle, out / "features" / _name(bundle))
         works += [_work_of(suite, task, given, facts) for task, given in tasks(str(folder.absolute()))]
         # What a worker reads, and a fit's copies of it.
-        engine.memory = max(engine.memory, 3 * (folder / ARRAYS).stat().st_size)
+        launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
     plan.save(out)
     records.complete_log()
@@ -110,7 +110,7 @@ def run_suite(
     start = time.perf_counter()
     jobs = [Job(i, one.task.model_dump_json()) for i, one in enumerate(open_)]
     with (
-        closing(engine.run(work, jobs)) as results,
+        closing(launcher.run(work, jobs)) as results,
         tqdm(total=len(jobs), desc="fits", unit="fit", disable=not progress) as bar,
     ):
         for result in results:
@@ -234,4 +234,4 @@ def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
     from clipadapter.bench.bundle_files import load_bundle
 
     runs = planned_runs(load_bundle(one.task.bundle), one.task)
-    return [run.model_copy(update={"error": f"EngineError: {error}"}) for run in runs]
+    return [run.model_copy(update={"error": f"LauncherError: {error}"}) for run in runs]

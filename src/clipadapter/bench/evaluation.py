@@ -41,7 +41,7 @@ class ModelEvaluation:
         among_shots: how many test pictures are shots of the model.
         curve: records of fits on fewer of the model's shots; empty if there is one shot a class or none was kept.
         facts: what else is worth writing down.
-        test: features of the test pictures, sealed; its provenance tells which they are.
+        test: features of the test pictures, marked for evaluation; its provenance tells which they are.
     """
 
     head: str
@@ -118,10 +118,10 @@ def evaluate_model(
         DataError: if a picture has no label, or none can be read.
     """
     names = model.class_names_
-    if model.trust_.several is not None:
+    if model.uncertainty_.several is not None:
         raise InputError("the model gives several labels a picture: test it on a table with the column 'labels'")
     check_labels(dataset.labels, names)
-    test = features_of(model, dataset, names).seal()
+    test = features_of(model, dataset, names).mark_for_evaluation()
     support, text = model.support_, model.text_
     beside = () if model.head_.tunes_encoder else BASELINES if len(support) else BASELINES[:1]
     heads = {name: create_head(name) for name in beside}
@@ -130,7 +130,7 @@ def evaluate_model(
         X, y = (seen_by(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
         head.fit(X, y, text=text)
     info = model.encoder_.info
-    found = score(model.head_, test, model.trust_.calibrator)
+    found = score(model.head_, test, model.uncertainty_.calibrator)
     return ModelEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,

@@ -19,7 +19,7 @@ from clipadapter.bench.plots import COLOURS, MARKERS, _figure, _save, _short, _t
 from clipadapter.bench.score import check_labels
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads import ClassText, Head
+from clipadapter.heads import Head, TextFeatures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
         sklearn.exceptions.NotFittedError: before `fit`.
 
     >>> from clipadapter.heads import create_head
-    >>> text = ClassText(["cat", "dog"], [[1, 0, 0], [0, 1, 0]])
+    >>> text = TextFeatures(["cat", "dog"], [[1, 0, 0], [0, 1, 0]])
     >>> head = create_head("clip-adapter", alpha=0.2).fit([[3, 1, 1], [1, 3, 1]], ["cat", "dog"], text=text)
     >>> adapted_features(head, [[3, 1, 1], [1, 3, 1]]).shape
     (2, 3)
@@ -63,7 +63,7 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
 
     def answers(directions: Array) -> Array:
         """Inner products of features with text (k, d)."""
-        text = ClassText([str(i) for i in range(len(directions))], directions, logit_scale=1.0, order="given")
+        text = TextFeatures([str(i) for i in range(len(directions))], directions, logit_scale=1.0, order="given")
         return head.for_classes(text).logits(X)
 
     width = np.shape(X)[-1]

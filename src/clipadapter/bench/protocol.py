@@ -22,7 +22,7 @@ from clipadapter.bench.score import Score, score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Head, create_head, head_info, list_heads
+from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
 
 BASELINES = ("zero-shot", "linear-probe")
 """What always stands beside a head."""
@@ -39,7 +39,7 @@ def few_shot(
     heads: Mapping[str, Head],
     support: FeatureSet,
     test: FeatureSet | None,
-    text: ClassText,
+    text: TextFeatures,
     shots: Sequence[int],
     seeds: Sequence[int],
     *,
@@ -70,7 +70,7 @@ def few_shot(
         DataError: if the file of records is damaged.
 
     >>> from clipadapter.heads.zero_shot import ZeroShot
-    >>> text = ClassText(["cat", "dog"], [[1, 0], [0, 1]])
+    >>> text = TextFeatures(["cat", "dog"], [[1, 0], [0, 1]])
     >>> features = FeatureSet([[1, 0], [2, 1], [0, 1], [1, 2]], ("cat", "cat", "dog", "dog"), ("cat", "dog"))
     >>> run, = few_shot({"zero-shot": ZeroShot()}, features, None, text, shots=[1], seeds=[1])
     >>> run.n_test, run.metrics.accuracy

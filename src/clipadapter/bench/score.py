@@ -21,7 +21,7 @@ from clipadapter.metrics import (
     evaluate_multilabel,
     expected_calibration_error,
 )
-from clipadapter.trust import Calibrator
+from clipadapter.uncertainty import Calibrator
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +97,11 @@ def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[s
     Returns:
         Shares and means by name; empty if nothing is asked for.
     """
-    asked = model.trust_.asked
+    asked = model.uncertainty_.asked
     if asked.reject is None and asked.coverage is None and asked.costs is None:
         return {}
     folds = [head.logits(test.plain) for head in model.fold_heads_]
-    said = model.trust_.answer(found.logits, test.plain, None, folds)
+    said = model.uncertainty_.answer(found.logits, test.plain, None, folds)
     rows = np.arange(len(found.labels))
     told: dict[str, float] = {}
     if asked.reject is not None:
@@ -130,7 +130,7 @@ def score_several(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvalu
     if not len(test) or test.targets is None:
         raise InputError("there are no test pictures with several labels")
     logits = model.head_.logits(test.plain)
-    found = model.trust_.answer(logits, test.plain)
+    found = model.uncertainty_.answer(logits, test.plain)
     assert found.sets is not None
     return evaluate_multilabel(test.targets, found.probabilities, found.sets, model.class_names_)
 

@@ -79,7 +79,7 @@ def evaluate_several(model: FewShotClassifier, dataset: Dataset) -> SeveralEvalu
         InputError: if the model gives one label a picture, or a label is no class of it.
         DataError: if labels are not known, or no picture can be read.
     """
-    if model.trust_.several is None:
+    if model.uncertainty_.several is None:
         raise InputError(
             f"the pictures of '{dataset.name}' have several labels each, but the model gives one: fit it to a table "
             "with the column 'labels' too"
@@ -88,7 +88,7 @@ def evaluate_several(model: FewShotClassifier, dataset: Dataset) -> SeveralEvalu
     strange = sorted({label for labels in dataset.label_sets for label in labels} - set(names))
     if strange:
         raise InputError(f"the test pictures have labels that are no class of the model: {', '.join(strange[:5])}")
-    test = model.features(dataset.paths, dataset.label_sets, names, views=1).seal()
+    test = model.features(dataset.paths, dataset.label_sets, names, views=1).mark_for_evaluation()
     return SeveralEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,

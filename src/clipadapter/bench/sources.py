@@ -173,7 +173,7 @@ def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sourc
         templates=templates if isinstance(templates, str) else list(get_templates(templates)),
         descriptions=model.descriptions if prompts.descriptions else None,
         device=model.device,
-        engine=model.engine,
+        backend=model.backend,
         precision=model.precision,
         cache=model.cache,
         batch_size=model.batch_size,

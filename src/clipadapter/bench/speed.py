@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
+from clipadapter.backends import Calibration, Parity, backend_info, list_backends, parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders import Encoder, with_engine
-from clipadapter.engines import Calibration, Parity, engine_info, list_engines, parity
+from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError
 
 SIDE = 2048
@@ -24,10 +24,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Speed:
-    """One engine and precision.
+    """One backend and precision.
 
     Args:
-        engine: registered name.
+        backend: registered name.
         precision: in which it ran.
         rate: pictures a second, from squares in memory; the median of the rounds.
         share: of the processor's limit in this precision, or None where that was not measured.
@@ -35,7 +35,7 @@ class Speed:
         parity: of its features to the plain encoder's.
     """
 
-    engine: str
+    backend: str
     precision: str
     rate: float
     share: float | None
@@ -52,7 +52,7 @@ class Machine:
         gflop: of one picture in the plain tower; a product and a sum are two.
         decode: milliseconds to read one picture and make it a square, in one thread.
         pictures: how many were used.
-        speeds: one entry an engine and precision.
+        speeds: one entry a backend and precision.
     """
 
     limits: dict[str, float]
@@ -70,7 +70,7 @@ def measure_speed(
     rounds: int = 5,
     tell: Callable[[str], None] = lambda name: None,
 ) -> Machine:
-    """Time every engine and precision that runs here, all in turn in each round, so that none has the better minute.
+    """Time every backend and precision that runs here, all in turn in each round, so that none has the better minute.
 
     Args:
         encoder: whose tower.
@@ -84,20 +84,20 @@ def measure_speed(
     """
     tower = encoder.tower()
     if tower is None:
-        raise InputError(f"the image tower of {encoder.info.name} can't be run by other engines: nothing to compare")
+        raise InputError(f"the image tower of {encoder.info.name} can't be run by other backends: nothing to compare")
     tell("matrix products")
     limits = {name: _limit(dtype, encoder.device) for name, dtype in DTYPES.items()}
     tell("reading pictures")
     squares, decode = _squares(encoder, pictures)
     found: list[tuple[Encoder, float]] = []
-    for engine in sorted(list_engines(), reverse=True):
-        cls = engine_info(engine).cls
+    for backend in sorted(list_backends(), reverse=True):
+        cls = backend_info(backend).cls
         if cls.missing() or encoder.device.partition(":")[0] not in cls.devices:
             continue
         for precision in cls.precisions:
-            tell(f"{engine} {precision}")
+            tell(f"{backend} {precision}")
             start = time.perf_counter()
-            made = with_engine(encoder, engine, precision, Calibration(squares) if precision == "int8" else None)
+            made = with_backend(encoder, backend, precision, Calibration(squares) if precision == "int8" else None)
             made.encode_pixels(torch.from_numpy(squares[:1]))
             found.append((made, time.perf_counter() - start))
     rates, features = _timed([made for made, _ in found], squares, batch_size, rounds, tell)
@@ -106,7 +106,7 @@ def measure_speed(
     for i, (made, ready) in enumerate(found):
         precision = made.info.precision
         share = rates[i] * gflop / limits[precision] if precision in limits else None
-        speeds.append(Speed(made.info.engine, precision, rates[i], share, ready, parity(features[0], features[i])))
+        speeds.append(Speed(made.info.backend, precision, rates[i], share, ready, parity(features[0], features[i])))
     return Machine(limits, gflop, decode, len(squares), tuple(speeds))
 
 

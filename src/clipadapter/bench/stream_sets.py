@@ -14,7 +14,7 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Piece:
     name: str
     support: FeatureSet
     test: FeatureSet
-    text: ClassText
+    text: TextFeatures
     rows: NDArray[np.int64]
     n_rows: int
     draws: Rows
@@ -127,11 +127,11 @@ def _renamed(piece: Piece, twice: set[str], same_names: str) -> Piece:
     sets = [
         replace(one, y=tuple(new[label] for label in one.y), class_names=labels) for one in (piece.support, piece.test)
     ]
-    renamed = ClassText(labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower)
+    renamed = TextFeatures(labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower)
     return replace(piece, support=sets[0], test=sets[1], text=renamed)
 
 
-def _text_of_all(texts: Sequence[ClassText]) -> ClassText:
+def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:
     """Text of the classes of all; a class that several have gets the mean of its unit vectors."""
     found: dict[str, list[NDArray[np.float32]]] = {}
     for text in texts:
@@ -145,4 +145,4 @@ def _text_of_all(texts: Sequence[ClassText]) -> ClassText:
         [np.mean(own, axis=0) if own else np.full(width, np.nan) for own in found.values()], texts[0].embeddings.dtype
     )
     first = texts[0]
-    return ClassText(list(found), rows, first.logit_scale, first.logit_bias, first.tower)
+    return TextFeatures(list(found), rows, first.logit_scale, first.logit_bias, first.tower)

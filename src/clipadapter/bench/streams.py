@@ -30,7 +30,7 @@ from clipadapter.bench.stream_sets import joined
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Head, Streaming, create_head
+from clipadapter.heads import Head, Streaming, TextFeatures, create_head
 
 Mode = Literal["stream", "joint"]
 UNTAUGHT = "zero-shot"
@@ -57,7 +57,7 @@ class StreamTask:
 def stream(
     heads: Mapping[str, Head],
     tasks: Sequence[StreamTask],
-    text: ClassText,
+    text: TextFeatures,
     *,
     task_known: bool = False,
     joint: Collection[str] = (),
@@ -91,7 +91,7 @@ def stream(
         DataError: if the file of records is damaged.
 
     >>> from clipadapter.heads.zero_shot import ZeroShot
-    >>> text = ClassText(["ant", "bee", "cat", "dog"], np.eye(4))
+    >>> text = TextFeatures(["ant", "bee", "cat", "dog"], np.eye(4))
     >>> def pictures(*names):
     ...     return FeatureSet([text.embeddings[text.labels.index(name)] for name in names], names, text.labels)
     >>> tasks = [
@@ -136,7 +136,7 @@ def _most(tasks: Sequence[StreamTask]) -> int:
 
 
 def _drawn(
-    tasks: Sequence[StreamTask], text: ClassText, shots: int | None, seed: int
+    tasks: Sequence[StreamTask], text: TextFeatures, shots: int | None, seed: int
 ) -> tuple[list[int], list[Lesson]]:
     """All drawn rows in the order of the tasks, and the tasks."""
     rows: list[int] = []
@@ -267,7 +267,7 @@ def _mean(step: Step, name: str) -> float:
     return float(np.mean([getattr(one, name) for one in step.metrics]))
 
 
-def _learn(learner: Head, shots: Sequence[FeatureSet], text: ClassText, joint: bool) -> Head:
+def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint: bool) -> Head:
     """The head after the last of these tasks."""
     if joint:
         X = np.concatenate([own.X for own in shots])

@@ -29,7 +29,7 @@ ALL = 1_000_000
 """Shots a class that no class has, so that each gives all its pictures; "all" in a suite."""
 OWN = "own"
 """In place of the name of a preset: that of the data set."""
-Shots = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" else value)]
+ShotCount = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" else value)]
 
 
 class Variant(Part):
@@ -146,7 +146,7 @@ class Suite(Part):
     variants: list[Variant] = Field(default_factory=list)
     vary: list[Vary] = Field(default_factory=list)
     prompts: list[Prompts] = Field(default_factory=lambda: [Prompts(label="")], min_length=1)
-    shots: list[Shots] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
+    shots: list[ShotCount] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     views: Annotated[int, Field(ge=1, le=1000)] | Literal["per-epoch"] = 1
     crop: Literal["tip", "coop"] = "tip"

@@ -45,7 +45,7 @@ def _tower(name: str, fingerprint: str) -> TextTower:
 
 
 def work(task: str) -> list[str]:
-    """Fit and measure; plain JSON in and out, so that any engine can carry it.
+    """Fit and measure; plain JSON in and out, so that any launcher can carry it.
 
     Args:
         task: a `Task` as JSON.

@@ -15,7 +15,7 @@ from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import Extraction, ViewSpec
 from clipadapter.heads import Head
 from clipadapter.prediction import Prediction
-from clipadapter.trust import Answers, Trust
+from clipadapter.uncertainty import Answers, Uncertainty
 
 
 class Answering(ABC):
@@ -24,13 +24,13 @@ class Answering(ABC):
     Args:
         head_: fitted.
         class_names_: in the order of the logits.
-        trust_: what held-out shots taught.
+        uncertainty_: what held-out shots taught.
         fold_heads_: heads that were fitted without one fold each, for sets by CV+.
     """
 
     head_: Head
     class_names_: tuple[str, ...]
-    trust_: Trust
+    uncertainty_: Uncertainty
     fold_heads_: tuple[Head, ...]
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Answering(ABC):
 
     def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[Any]:
         """Calibrated probabilities (m, c) of pictures."""
-        return self.trust_.probabilities(self.logits(images))
+        return self.uncertainty_.probabilities(self.logits(images))
 
     def classify(self, images: Sequence[ImageSource], top: int = 5, **asked: Any) -> list[Prediction]:
         """One answer a picture, in their order; a picture that can't be read costs only its own answer.
@@ -67,8 +67,8 @@ class Answering(ABC):
         Args:
             images: paths, PIL images or arrays.
             top: how many classes to name, at most all.
-            asked: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of `TrustOptions`; None
-                asks for nothing.
+            asked: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
+                `UncertaintyOptions`; None asks for nothing.
 
         Raises:
             InputError: if something is asked for that could not be learned from the shots.
@@ -86,7 +86,7 @@ class Answering(ABC):
         self._check_fitted()
         folds = [_finite_logits(head, features) for head in self.fold_heads_]
         logits = _finite_logits(self.head_, features)
-        return self.trust_.answer(logits, features, self.trust_.asked.changed(asked), folds)
+        return self.uncertainty_.answer(logits, features, self.uncertainty_.asked.changed(asked), folds)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):

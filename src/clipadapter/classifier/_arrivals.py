@@ -79,7 +79,7 @@ def arrived(support: FeatureSet, found: FeatureSet, how: How) -> Arrived:
 
 
 def same_pictures(shots: NDArray[Any], features: NDArray[Any]) -> list[list[int]]:
-    """The shots that each picture is: those whose feature is the same but for the rounding of engines.
+    """The shots that each picture is: those whose feature is the same but for the rounding of backends.
 
     Args:
         shots: (n, d) features.

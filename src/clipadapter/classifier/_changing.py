@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from clipadapter.artifact import History, Model
 from clipadapter.classifier._answering import Answering
 from clipadapter.classifier._arrivals import How, arrived
 from clipadapter.classifier._editing import Edit, edited
@@ -25,7 +24,8 @@ from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.errors import InputError, UnknownNameError
 from clipadapter.features import FeatureSet, encode_classes
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
+from clipadapter.persistence import History, Model
 from clipadapter.registry import unknown
 
 
@@ -36,7 +36,7 @@ class Changing(Answering):
     training on from where it was for others (`Head.fit_from`). Calibration, thresholds and sets are learned anew.
     """
 
-    text_: ClassText
+    text_: TextFeatures
     support_: FeatureSet
     skipped_: tuple[tuple[str, str], ...]
     """Pictures that the last change could not read, each with the reason."""
@@ -44,7 +44,7 @@ class Changing(Answering):
     cache: str | Path | None
     strict: bool
     device: str
-    engine: str
+    backend: str
     precision: str
     _encoder: Encoder
     _tuned: Encoder | None
@@ -179,7 +179,7 @@ class Changing(Answering):
         self,
         images: Sequence[ImageSource],
         labels: Sequence[Label],
-        text: ClassText,
+        text: TextFeatures,
         prompts: Mapping[str, Sequence[str]],
         how: How,
         action: str,
@@ -233,7 +233,7 @@ class Changing(Answering):
 
     def _text(
         self, names: Sequence[str], origin: Sequence[int], prompts: Mapping[str, Sequence[str]], anew: str | None = None
-    ) -> ClassText:
+    ) -> TextFeatures:
         """Class text of other classes: rows of before, and new ones for new classes and for one that is renamed."""
         before = self.text_
         rows = np.where(before.embeddings.any(axis=1, keepdims=True), before.embeddings, np.nan)
@@ -246,24 +246,24 @@ class Changing(Answering):
             vectors = [found.get(name, row) for name, row in zip(names, vectors, strict=True)]
         tower = partial(open_text_tower, self.encoder_)
         embeddings = np.array(vectors, rows.dtype)
-        return ClassText(names, embeddings, before.logit_scale, before.logit_bias, tower, before.order)
+        return TextFeatures(names, embeddings, before.logit_scale, before.logit_bias, tower, before.order)
 
     def _model(self) -> Model:
         """What is saved."""
         self._check_fitted()
         info = self.encoder_.info if self._tuned is None else facts_of_base(self._encoder.info, self._tuned.info)
-        return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.trust_, self.fold_heads_)
+        return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
     def _become(self, model: Model, encoder: str | Encoder | None = None) -> None:
         """Be what was saved; the encoder is opened if it is another than now."""
         known = getattr(self, "_encoder", None)
         if known is None or self._model().encoder.fingerprint != model.encoder.fingerprint:
-            found = encoders_of(model, encoder, self.device, self.engine, self.precision)
+            found = encoders_of(model, encoder, self.device, self.backend, self.precision)
             self._encoder, self._tuned, self._chosen = *found, True
         self.text_ = model.text.with_tower(partial(open_text_tower, self.encoder_))
         self.head_, self.support_ = model.head.attach(self.text_), model.support
         self.prompts_, self.fold_heads_ = model.prompts, model.folds
-        self.trust_ = model.trust
+        self.uncertainty_ = model.uncertainty
         self.class_names_ = model.text.labels
 
 

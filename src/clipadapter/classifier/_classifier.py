@@ -11,7 +11,6 @@ from typing import Any
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from clipadapter.artifact import History, load_model, save_model
 from clipadapter.classifier._changing import Changing
 from clipadapter.classifier._distractors import distractors
 from clipadapter.classifier._heads import make_head
@@ -21,16 +20,17 @@ from clipadapter.classifier._quick import make_quick
 from clipadapter.classifier._settings import KEY as SETTINGS
 from clipadapter.classifier._settings import Settings
 from clipadapter.classifier._towers import chosen, open_store
-from clipadapter.classifier._trust import Others, checked_options, fit_trusted
 from clipadapter.classifier._tuned import check_alone, run_by, tune
+from clipadapter.classifier._uncertainty import Others, checked_options, fit_trusted
 from clipadapter.classifier._views import measure_rate, read_views, views_for
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder, unprojected
 from clipadapter.errors import InputError
 from clipadapter.features import Extraction, FeatureSet, PerEpochViews, ViewCost, ViewSpec, encode_classes
-from clipadapter.heads import ClassText, Head, Selection, select
-from clipadapter.trust import TrustOptions
+from clipadapter.heads import Head, Selection, TextFeatures, select
+from clipadapter.persistence import History, load_model, save_model
+from clipadapter.uncertainty import UncertaintyOptions
 
 
 class FewShotClassifier(Changing, OnHub):
@@ -43,8 +43,8 @@ class FewShotClassifier(Changing, OnHub):
         grid: values to try, by parameter of the head; the best on held-out shots is taken (see `heads.select`).
         task: "single-label", "multilabel" for pictures that have several labels or none, or "auto": whichever the
             labels are.
-        trust: what held-out shots are to teach, and what is said by default: calibrated probabilities alone, if not
-            given; `TrustOptions(reject=0.05)` calls strange pictures None.
+        uncertainty: what is learned from held-out shots, and what is asked for by default. Without it, calibrated
+            probabilities alone; `UncertaintyOptions(reject=0.05)` calls strange pictures None.
         templates: name of a set of templates, one template, or several.
         descriptions: sentences by class, used instead of the templates for the classes they name.
         views: views of each shot, the plain picture included; or a `ViewSpec`. "per-epoch" makes the plain picture and
@@ -52,9 +52,9 @@ class FewShotClassifier(Changing, OnHub):
             is used twice; `PerEpochViews` does so with another crop scale. See `view_cost` for what this takes.
         seed: of the views; and of the head, if it is given by name and takes one.
         device: torch device of the towers.
-        engine: what runs the image tower: "auto", "torch", "openvino" or "onnxruntime".
+        backend: what runs the image tower: "auto", "torch", "openvino" or "onnxruntime".
         precision: of the image tower: "auto", "fp32", "bf16" or "int8". Both autos take what is fastest here and near
-            enough to fp32 on the pictures given (see `choose_engine`), and the plain tower where these are few.
+            enough to fp32 on the pictures given (see `choose_backend`), and the plain tower where these are few.
         cache: file of the feature store; "auto" is the user's cache folder, None keeps no features.
         batch_size: pictures encoded at a time.
         progress: show bars on stderr.
@@ -75,13 +75,13 @@ class FewShotClassifier(Changing, OnHub):
         head_params: Mapping[str, Any] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
         task: str = "auto",
-        trust: TrustOptions | None = None,
+        uncertainty: UncertaintyOptions | None = None,
         templates: str | Sequence[str] = "default",
         descriptions: Mapping[str, Sequence[str]] | None = None,
         views: int | str | ViewSpec | PerEpochViews = 1,
         seed: int = 0,
         device: str = "cpu",
-        engine: str = "auto",
+        backend: str = "auto",
         precision: str = "auto",
         cache: str | Path | None = "auto",
         batch_size: int = 32,
@@ -93,13 +93,13 @@ class FewShotClassifier(Changing, OnHub):
         self.head_params = head_params
         self.grid = grid
         self.task = task
-        self.trust = trust
+        self.uncertainty = uncertainty
         self.templates = templates
         self.descriptions = descriptions
         self.views = views
         self.seed = seed
         self.device = device
-        self.engine = engine
+        self.backend = backend
         self.precision = precision
         self.cache = cache
         self.batch_size = batch_size
@@ -162,7 +162,7 @@ class FewShotClassifier(Changing, OnHub):
     def fit_features(
         self,
         support: FeatureSet,
-        text: ClassText,
+        text: TextFeatures,
         head: Head | None = None,
         unlabelled: NDArray[Any] | None = None,
         background: NDArray[Any] | None = None,
@@ -176,7 +176,7 @@ class FewShotClassifier(Changing, OnHub):
             unlabelled: (u, d) features of pictures without labels, for transductive heads.
             background: (b, d) features of pictures of none of the classes.
         """
-        options, text = checked_options(self.trust), text.with_order("given")
+        options, text = checked_options(self.uncertainty), text.with_order("given")
         chosen = make_head(self.head, self.head_params, self.seed, self.progress) if head is None else head
         self.selection_: Selection | None = None
         if self.grid:
@@ -186,7 +186,7 @@ class FewShotClassifier(Changing, OnHub):
             chosen = self.selection_.best
         names, others = self._distractors(text) if options.distractors else ((), None)
         found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others), self.seed)
-        self.head_, self.trust_, self.fold_heads_ = found.head, found.trust, found.folds
+        self.head_, self.uncertainty_, self.fold_heads_ = found.head, found.uncertainty, found.folds
         views = read_views(self.views, self.seed)
         if isinstance(views, PerEpochViews):
             views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
@@ -222,7 +222,7 @@ class FewShotClassifier(Changing, OnHub):
             spec = views if isinstance(views, ViewSpec) else ViewSpec(count=views)
         if planned:
             self._cost(len(images), spec).check()
-        self._choose_engine(images, class_names)
+        self._choose_backend(images, class_names)
         found = self._extract(images, spec, self.strict)
         if planned and found.rows and found.skipped:
             # Fewer shots can mean more epochs, where these make up a number of steps.
@@ -274,11 +274,11 @@ class FewShotClassifier(Changing, OnHub):
         spec = self.planned_views(labels, class_names)
         if not measure:
             return self._cost(len(images), spec)
-        self._choose_engine(images, all_names(labels) if class_names is None else class_names)
+        self._choose_backend(images, all_names(labels) if class_names is None else class_names)
         rate = measure_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
         return replace(self._cost(len(images), spec), rate=rate)
 
-    def class_text(self, class_names: Sequence[str]) -> ClassText:
+    def class_text(self, class_names: Sequence[str]) -> TextFeatures:
         """Class text from the templates and descriptions of the constructor; keeps the prompts as ``prompts_``."""
         self.prompts_: Mapping[str, Sequence[str]] = class_prompts(class_names, self.templates, self.descriptions)
         with open_store(self.cache) as store:
@@ -286,7 +286,7 @@ class FewShotClassifier(Changing, OnHub):
 
     @property
     def encoder_(self) -> Encoder:
-        """The open encoder; opened at first use, its engine and precision chosen when the first pictures come.
+        """The open encoder; opened at first use, its backend and precision chosen when the first pictures come.
 
         After `fit` with a head that tunes the encoder, the tuned one.
         """
@@ -319,7 +319,7 @@ class FewShotClassifier(Changing, OnHub):
         Args:
             folder: what `save` wrote.
             encoder: where the encoder is now, if its weights were moved; the one in the model if not given.
-            params: parameters of the constructor, such as ``device``, ``cache``, or ``trust`` for what is said.
+            params: parameters of the constructor, such as ``device``, ``cache``, or ``uncertainty`` for what is said.
 
         Raises:
             ArtifactError: if the model is missing, altered or of a later format.
@@ -329,8 +329,8 @@ class FewShotClassifier(Changing, OnHub):
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
         model._become(saved, encoder)
-        if model.trust:
-            model.trust_ = saved.trust.asking(model.trust)
+        if model.uncertainty:
+            model.uncertainty_ = saved.uncertainty.asking(model.uncertainty)
         model._history = history
         return model
 
@@ -338,27 +338,27 @@ class FewShotClassifier(Changing, OnHub):
         """Have the model that was saved in a folder answer without torch, where that is cheap; see `quick`."""
         # A tuned tower would be converted, and kept, for this one model.
         return self._tuned is None and make_quick(
-            Path(folder), self.encoder_, self.head_, self.class_names_, self.trust_
+            Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_
         )
 
     def _cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
         return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
 
-    def _choose_engine(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
+    def _choose_backend(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
         """Once, for the pictures that come first; not for an encoder that a head has tuned."""
         if not self._chosen and self._tuned is None:
             self._chosen = True
             text = partial(self.class_text, class_names)
-            self._encoder = chosen(self.encoder_, images, self.engine, self.precision, text, self.cache, self.progress)
+            self._encoder = chosen(self.encoder_, images, self.backend, self.precision, text, self.cache, self.progress)
 
     def _tune(self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]) -> None:
         """Have a head tune the encoder."""
         prompts = class_prompts(names, self.templates, self.descriptions)
         views = self.planned_views(labels, names)
         self._encoder, tuned = tune(head, self.encoder_, images, labels, prompts, views, self.strict)
-        self._tuned = run_by(tuned, images, self.engine, self.precision)
+        self._tuned = run_by(tuned, images, self.backend, self.precision)
 
-    def _distractors(self, text: ClassText) -> tuple[tuple[str, ...], NDArray[Any] | None]:
+    def _distractors(self, text: TextFeatures) -> tuple[tuple[str, ...], NDArray[Any] | None]:
         """Names that no class has, and their text (k, d)."""
         with open_store(self.cache) as store:
             return distractors(self.encoder_, text, self.templates, store)

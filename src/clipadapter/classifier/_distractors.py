@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from clipadapter.data import class_prompts
 from clipadapter.encoders import Encoder
 from clipadapter.features import FeatureStore, encode_classes
-from clipadapter.heads import ClassText
-from clipadapter.trust import kept_distractors
-from clipadapter.trust.rejection import imagenet_names
+from clipadapter.heads import TextFeatures
+from clipadapter.uncertainty import kept_distractors
+from clipadapter.uncertainty.rejection import imagenet_names
 
 
 def distractors(
-    encoder: Encoder, text: ClassText, templates: str | Sequence[str], store: FeatureStore | None
+    encoder: Encoder, text: TextFeatures, templates: str | Sequence[str], store: FeatureStore | None
 ) -> tuple[tuple[str, ...], NDArray[Any] | None]:
     """The class names of ImageNet that are no near synonyms of the classes.
 

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
-from clipadapter.artifact import Model
 from clipadapter.classifier._pictures import Label, names_of
 from clipadapter.classifier._settings import others_of, settings_of
-from clipadapter.classifier._trust import Fitted, fit_trusted, trusted
+from clipadapter.classifier._uncertainty import Fitted, fit_trusted, trusted
 from clipadapter.data import label_matrix
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Exact, Head, Streaming
-from clipadapter.trust import Asked, Calibrator, Trust
+from clipadapter.heads import Exact, Head, Streaming, TextFeatures
+from clipadapter.persistence import Model
+from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
 
 OF_THE_FIT = ("rows", "computed")
 """Of the provenance, what was of the pictures that were given to `fit`."""
@@ -41,7 +41,7 @@ class Edit:
         more: further shots; their classes are those of the text.
     """
 
-    text: ClassText
+    text: TextFeatures
     origin: tuple[int, ...]
     prompts: Mapping[str, Sequence[str]]
     gone: frozenset[int] = frozenset()
@@ -69,7 +69,7 @@ def edited(model: Model, edit: Edit) -> Model:
     if not len(support):
         raise InputError("no shot would be left: a model needs some")
     found = _fitted(model, edit, support)
-    return replace(changed, head=found.head, support=support, trust=found.trust, folds=found.folds)
+    return replace(changed, head=found.head, support=support, uncertainty=found.uncertainty, folds=found.folds)
 
 
 def changed_support(support: FeatureSet, edit: Edit) -> FeatureSet:
@@ -96,7 +96,7 @@ def changed_support(support: FeatureSet, edit: Edit) -> FeatureSet:
 
 def _fitted(model: Model, edit: Edit, support: FeatureSet) -> Fitted:
     settings, others = settings_of(model), others_of(model, edit.text)
-    options = replace(settings.trust, costs=_costs(settings.trust.costs, edit.origin))
+    options = replace(settings.uncertainty, costs=_costs(settings.uncertainty.costs, edit.origin))
     fresh = clone(model.head)
     if options.sets == "split":  # half of the shots are fitted to: which half hangs on all of them
         return fit_trusted(fresh, support, edit.text, None, options, others, settings.seed)
@@ -143,17 +143,17 @@ def _recursive(model: Model, edit: Edit) -> Head | None:
     return found
 
 
-def _leaves_out(edit: Edit, before: ClassText) -> bool:
+def _leaves_out(edit: Edit, before: TextFeatures) -> bool:
     """Whether a class goes."""
     return len(set(edit.origin) - {-1}) < len(before.labels)
 
 
-def _renames(edit: Edit, before: ClassText) -> bool:
+def _renames(edit: Edit, before: TextFeatures) -> bool:
     """Whether a class that stays has another name."""
     return any(i >= 0 and name != before.labels[i] for name, i in zip(edit.text.labels, edit.origin, strict=True))
 
 
-def _text_for(head: Streaming, text: ClassText) -> ClassText | None:
+def _text_for(head: Streaming, text: TextFeatures) -> TextFeatures | None:
     return text if head.with_text else None
 
 
@@ -171,11 +171,13 @@ def _without_shots(changed: Model, model: Model, edit: Edit) -> Model:
         found.rearrange(edit.text.labels, edit.origin, text)
     if edit.more is not None:
         found.partial_fit(edit.more.X, edit.more.y, text=text)
-    calibrator = Calibrator(model.trust.calibrator.temperature, n=model.trust.calibrator.n)
+    calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
     counts = dict(model.support.provenance.get("shots", {}))
     had = [counts.get(model.text.labels[place], 0) if place >= 0 else 0 for place in edit.origin]
     now = dict(zip(names, had, strict=True))
     for name in () if edit.more is None else edit.more.y:
         now[name] += 1
     empty = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": now})
-    return replace(changed, head=found, support=empty, trust=Trust(calibrator, asked=Asked()), folds=())
+    return replace(
+        changed, head=found, support=empty, uncertainty=Uncertainty(calibrator, asked=DecisionOptions()), folds=()
+    )

@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelHubMixin
 from typing_extensions import Self
 
-from clipadapter.artifact import Model, fetch, push, save_model
 from clipadapter.errors import InputError
+from clipadapter.persistence import Model, fetch, push, save_model
 
 
 class OnHub(ModelHubMixin, ABC):
@@ -82,7 +82,7 @@ class OnHub(ModelHubMixin, ABC):
             cache_dir: instead of the client's cache folder.
             local_files_only: ask no network.
             revision: branch, tag or commit; "main" if not given.
-            params: as of `load`, such as ``device``, ``trust``, or ``encoder`` where its weights were moved.
+            params: as of `load`, such as ``device``, ``uncertainty``, or ``encoder`` where its weights were moved.
 
         Raises:
             ArtifactError: if it can't be had, is altered or of a later format.

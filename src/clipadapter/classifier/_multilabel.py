@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import clone
 
-from clipadapter.heads import ClassText, Head, held_out
-from clipadapter.trust import MultiLabel, learn_multilabel
+from clipadapter.heads import Head, TextFeatures, held_out
+from clipadapter.uncertainty import MultiLabel, learn_multilabel
 
 
 def learn_rule(
     head: Head,
     X: ArrayLike,
     Y: ArrayLike,
-    text: ClassText | None,
+    text: TextFeatures | None,
     *,
     folds: int = 4,
     seed: int = 0,

@@ -12,7 +12,7 @@ from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import Extraction, FeatureSet, ViewSpec, extract
 from clipadapter.prediction import Prediction, unreadable
-from clipadapter.trust import Answers
+from clipadapter.uncertainty import Answers
 
 Skipped = tuple[int, str, str]
 TASKS = ("auto", "single-label", "multilabel")

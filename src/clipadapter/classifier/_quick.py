@@ -12,12 +12,12 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from clipadapter.encoders import Encoder, with_engine
-from clipadapter.engines import Calibration, cache_build, cache_facts, create_engine, engine_info
+from clipadapter.backends import Calibration, backend_info, cache_build, cache_facts, create_backend
+from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
 from clipadapter.runtime import quick
-from clipadapter.trust import Trust
+from clipadapter.uncertainty import Uncertainty
 
 SMALL = 32_000_000
 """Weights of a tower that is converted for the sake of quick answers alone; it takes a second or two."""
@@ -36,7 +36,9 @@ class _Logits(torch.nn.Module):
         return self.head._logits(x)
 
 
-def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[str, ...], trust: Trust) -> bool:
+def make_quick(
+    folder: Path, encoder: Encoder, head: Head, class_names: tuple[str, ...], uncertainty: Uncertainty
+) -> bool:
     """Have a saved model answer without torch from now on, if that can be had cheaply.
 
     Args:
@@ -44,15 +46,15 @@ def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[st
         encoder: as it was fitted.
         head: fitted.
         class_names: in the order of the logits.
-        trust: of the model.
+        uncertainty: of the model.
 
     Returns:
         Whether it will. It will not if OpenVINO is not installed, the tower is large and was not converted, or the
         head is no fixed function of features.
     """
-    place, engine = quick.entry(folder), engine_info(quick.ENGINE).cls
-    by_folds = trust.conformal is not None and trust.conformal.how == "cv+"
-    if place is None or engine.missing() or encoder.device != "cpu" or by_folds:
+    place, backend = quick.entry(folder), backend_info(quick.BACKEND).cls
+    by_folds = uncertainty.conformal is not None and uncertainty.conformal.how == "cv+"
+    if place is None or backend.missing() or encoder.device != "cpu" or by_folds:
         return False
     if cache_facts(place) is not None:
         return True
@@ -60,7 +62,7 @@ def make_quick(folder: Path, encoder: Encoder, head: Head, class_names: tuple[st
         tower = _converted(encoder)
         if tower is None:
             return False
-        told, arrays = trust.state()
+        told, arrays = uncertainty.state()
 
         def build(into: Path) -> None:
             _convert(head, into / quick.HEAD)
@@ -84,15 +86,15 @@ def _forget(newest: Path) -> None:
 def _converted(encoder: Encoder) -> dict[str, Any] | None:
     """What is known of the encoder's converted tower, which a small one is made for; None if there is none."""
     plain = getattr(encoder, "plain", encoder)
-    tower, info, engine = plain.tower(), encoder.info, engine_info(quick.ENGINE).cls
+    tower, info, backend = plain.tower(), encoder.info, backend_info(quick.BACKEND).cls
     if tower is None:
         return None
     calibration = Calibration(None, info.calibration) if info.calibration else None
-    if not engine.ready(tower.fingerprint, info.precision, calibration):
+    if not backend.ready(tower.fingerprint, info.precision, calibration):
         if info.precision == "int8" or sum(p.numel() for p in tower.module.parameters()) > SMALL:
             return None
-        with_engine(plain, quick.ENGINE, info.precision)
-    place = engine.place(tower.fingerprint, info.precision, info.calibration)  # type: ignore[attr-defined]
+        with_backend(plain, quick.BACKEND, info.precision)
+    place = backend.place(tower.fingerprint, info.precision, info.calibration)  # type: ignore[attr-defined]
     return {"tower": place.name, "precision": info.precision, "pixels": tower.pixels.facts()}
 
 
@@ -102,12 +104,12 @@ def _convert(head: Head, path: Path) -> None:
     Raises:
         RuntimeError: if the graph does not answer as the head does.
     """
-    engine: Any = create_engine(quick.ENGINE)
+    backend: Any = create_backend(quick.BACKEND)
     x = torch.randn(2 * ROWS, head.n_features_in_, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine.write(torch.jit.trace(_Logits(head).eval(), x[:2], check_trace=False), x[:2], path)
-    run = engine.open(path, "fp32")
+        backend.write(torch.jit.trace(_Logits(head).eval(), x[:2], check_trace=False), x[:2], path)
+    run = backend.open(path, "fp32")
     for rows in (x[:1], x[:ROWS], x):
         wanted, found = head.logits(rows.numpy()), run(rows.numpy())
         if np.abs(wanted - found).max() > NEAR * max(1.0, float(np.abs(wanted).max())):

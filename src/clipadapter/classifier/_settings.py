@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from clipadapter.artifact import Model
-from clipadapter.classifier._trust import Others
+from clipadapter.classifier._uncertainty import Others
 from clipadapter.data import get_templates
 from clipadapter.data.prompts import clean_name
 from clipadapter.errors import InputError
 from clipadapter.features import ViewSpec
-from clipadapter.heads import ClassText
-from clipadapter.trust import TrustOptions, kept_distractors
+from clipadapter.heads import TextFeatures
+from clipadapter.persistence import Model
+from clipadapter.uncertainty import UncertaintyOptions, kept_distractors
 
 KEY = "fit"
 """Where it lies in the provenance of the shots."""
@@ -30,19 +30,19 @@ class Settings:
     Args:
         templates: that class names are put into.
         views: of each shot.
-        trust: what is learned from held-out shots, and asked for by default.
+        uncertainty: what is learned from held-out shots, and asked for by default.
         seed: of what is held out.
     """
 
     templates: tuple[str, ...] = ("a photo of a {}.",)
     views: ViewSpec = ViewSpec()
-    trust: TrustOptions = TrustOptions()
+    uncertainty: UncertaintyOptions = UncertaintyOptions()
     seed: int = 0
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
-        trust = {name: getattr(self.trust, name) for name in LEARNED}
-        return {"templates": list(self.templates), "views": asdict(self.views), "trust": trust, "seed": self.seed}
+        uncertainty = {name: getattr(self.uncertainty, name) for name in LEARNED}
+        return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
 
 
 def settings_of(model: Model) -> Settings:
@@ -51,16 +51,20 @@ def settings_of(model: Model) -> Settings:
     Raises:
         InputError: if what it says can't be.
     """
-    raw, trust = model.support.provenance.get(KEY), model.trust
-    asked: dict[str, Any] = {"reject": trust.asked.reject, "coverage": trust.asked.coverage, "costs": trust.asked.costs}
+    raw, uncertainty = model.support.provenance.get(KEY), model.uncertainty
+    asked: dict[str, Any] = {
+        "reject": uncertainty.asked.reject,
+        "coverage": uncertainty.asked.coverage,
+        "costs": uncertainty.asked.costs,
+    }
     if not isinstance(raw, Mapping):
-        sets = "cross" if trust.conformal is None else trust.conformal.how
-        return Settings(templates_in(model.prompts), trust=TrustOptions(**asked, sets=sets))
+        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.how
+        return Settings(templates_in(model.prompts), uncertainty=UncertaintyOptions(**asked, sets=sets))
     try:
         views = dict(raw["views"])
         spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
         learned = {name: raw["trust"][name] for name in LEARNED}
-        return Settings(get_templates(raw["templates"]), spec, TrustOptions(**asked, **learned), int(raw["seed"]))
+        return Settings(get_templates(raw["templates"]), spec, UncertaintyOptions(**asked, **learned), int(raw["seed"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error
 
@@ -79,14 +83,14 @@ def templates_in(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return next(iter(found)) if len(found) == 1 else Settings.templates
 
 
-def others_of(model: Model, text: ClassText) -> Others:
+def others_of(model: Model, text: TextFeatures) -> Others:
     """Pictures and names of none of the classes that the model was given; names near a new class are left out.
 
     Args:
         model: as it was.
         text: of its classes from now on.
     """
-    rejector = model.trust.rejector
+    rejector = model.uncertainty.rejector
     if rejector is None:
         return Others()
     memory, names = rejector.memory, rejector.names

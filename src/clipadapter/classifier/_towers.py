@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from clipadapter.backends import Calibration
 from clipadapter.data.images import ImageSource
-from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, with_engine
-from clipadapter.engines import Calibration
+from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, with_backend
 from clipadapter.errors import EncoderUnavailableError, FingerprintError, MissingExtraError
-from clipadapter.features import FeatureStore, choose_engine, ready_engine
-from clipadapter.heads import ClassText
+from clipadapter.features import FeatureStore, choose_backend, ready_backend
+from clipadapter.heads import TextFeatures
 
 
 @contextmanager
@@ -28,21 +28,21 @@ def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
 def chosen(
     encoder: Encoder,
     images: Sequence[ImageSource],
-    engine: str,
+    backend: str,
     precision: str,
-    text: Callable[[], ClassText],
+    text: Callable[[], TextFeatures],
     cache: str | Path | None,
     progress: bool,
 ) -> Encoder:
-    """The encoder as it runs fastest on these pictures; see `choose_engine`."""
+    """The encoder as it runs fastest on these pictures; see `choose_backend`."""
     with open_store(cache) as store:
-        return choose_engine(
-            encoder, images, engine=engine, precision=precision, text=text, store=store, progress=progress
+        return choose_backend(
+            encoder, images, backend=backend, precision=precision, text=text, store=store, progress=progress
         )
 
 
 def reopened(
-    saved: EncoderInfo, given: str | Encoder | None, device: str, engine: str = "auto", precision: str = "auto"
+    saved: EncoderInfo, given: str | Encoder | None, device: str, backend: str = "auto", precision: str = "auto"
 ) -> Encoder:
     """The encoder of a saved model, in the precision it was fitted with.
 
@@ -50,18 +50,18 @@ def reopened(
         saved: what the model knows of it.
         given: where it is now, or the open encoder; the saved name if not given.
         device: torch device, if it must be opened.
-        engine: "auto" takes one that is ready here.
+        backend: "auto" takes one that is ready here.
         precision: "auto" is the saved one; another gives features that are near, not equal, to those of the fit.
 
     Raises:
         FingerprintError: if it is another encoder.
-        MissingExtraError: if the engine that was asked for is not installed.
+        MissingExtraError: if the backend that was asked for is not installed.
     """
     encoder = given if isinstance(given, Encoder) else create_encoder(given or saved.name, device)
     if isinstance(given, Encoder) and given.info.fingerprint == saved.fingerprint:
         return given
     check_same(saved, encoder.info)
-    return as_saved(saved, encoder, engine, precision)
+    return as_saved(saved, encoder, backend, precision)
 
 
 def check_same(saved: EncoderInfo, here: EncoderInfo) -> None:
@@ -70,7 +70,7 @@ def check_same(saved: EncoderInfo, here: EncoderInfo) -> None:
     Raises:
         FingerprintError: if it is another.
     """
-    if fingerprint_in(here.fingerprint, saved.engine, saved.precision, saved.calibration) != saved.fingerprint:
+    if fingerprint_in(here.fingerprint, saved.backend, saved.precision, saved.calibration) != saved.fingerprint:
         raise FingerprintError(
             f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
             f"{here.name} here has {here.fingerprint[:12]}: its weights or preprocessing differ, so "
@@ -78,16 +78,16 @@ def check_same(saved: EncoderInfo, here: EncoderInfo) -> None:
         )
 
 
-def as_saved(saved: EncoderInfo, encoder: Encoder, engine: str = "auto", precision: str = "auto") -> Encoder:
+def as_saved(saved: EncoderInfo, encoder: Encoder, backend: str = "auto", precision: str = "auto") -> Encoder:
     """A plain encoder in the precision of a saved model; see `reopened`."""
     wanted = saved.precision if precision == "auto" else precision
     calibration = Calibration(None, saved.calibration) if wanted == "int8" and saved.calibration else None
     if encoder.tower() is None:
         return encoder
-    if engine != "auto":
-        return with_engine(encoder, engine, wanted, calibration)
+    if backend != "auto":
+        return with_backend(encoder, backend, wanted, calibration)
     try:
-        return ready_engine(encoder, wanted, saved.engine, calibration)
+        return ready_backend(encoder, wanted, saved.backend, calibration)
     except (EncoderUnavailableError, MissingExtraError) as error:
         if precision != "auto":
             raise

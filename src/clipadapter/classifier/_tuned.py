@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.artifact import Model
 from clipadapter.classifier._pictures import Skipped, check_any
 from clipadapter.classifier._towers import as_saved, check_same, reopened
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, open_twin
 from clipadapter.errors import ArtifactError, ImageError, InputError
-from clipadapter.features import ViewSpec, augment, choose_engine
+from clipadapter.features import ViewSpec, augment, choose_backend
 from clipadapter.heads import Head
+from clipadapter.persistence import Model
 from clipadapter.pixels import PixelSpec
 from clipadapter.tuners import TowerTuner
 
@@ -52,7 +52,7 @@ def tune(
 
     Args:
         head: one that does.
-        encoder: with or without an engine.
+        encoder: with or without a backend.
         images: paths, PIL images or arrays; unreadable ones are left out.
         labels: class name of each.
         prompts: texts of each class.
@@ -75,22 +75,22 @@ def tune(
     return plain, head.tuned(plain)
 
 
-def run_by(tuned: Encoder, images: Sequence[ImageSource], engine: str, precision: str) -> Encoder:
-    """A tuned encoder by the engine that was asked for; "auto" leaves it with torch, since converting takes long."""
-    if (engine, precision) == ("auto", "auto"):
+def run_by(tuned: Encoder, images: Sequence[ImageSource], backend: str, precision: str) -> Encoder:
+    """A tuned encoder by the backend that was asked for; "auto" leaves it with torch, since converting takes long."""
+    if (backend, precision) == ("auto", "auto"):
         return tuned
-    engine, precision = engine.replace("auto", "torch"), precision.replace("auto", "fp32")
-    return choose_engine(tuned, images, engine=engine, precision=precision)
+    backend, precision = backend.replace("auto", "torch"), precision.replace("auto", "fp32")
+    return choose_backend(tuned, images, backend=backend, precision=precision)
 
 
 def facts_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
     """What a saved model knows of its encoder: the one that was tuned, in the precision that the tuned one ran in."""
-    fingerprint = fingerprint_in(base.fingerprint, tuned.engine, tuned.precision, tuned.calibration)
+    fingerprint = fingerprint_in(base.fingerprint, tuned.backend, tuned.precision, tuned.calibration)
     return replace(tuned, fingerprint=fingerprint)
 
 
 def encoders_of(
-    saved: Model, given: str | Encoder | None, device: str, engine: str, precision: str
+    saved: Model, given: str | Encoder | None, device: str, backend: str, precision: str
 ) -> tuple[Encoder, Encoder | None]:
     """The encoder of a saved model, and the same as its head tuned it, if it did; arguments as for `reopened`.
 
@@ -100,20 +100,20 @@ def encoders_of(
     """
     facts = saved.encoder
     if not isinstance(saved.head, TowerTuner):
-        return reopened(facts, given, device, engine, precision), None
+        return reopened(facts, given, device, backend, precision), None
     base = _plain(given if isinstance(given, Encoder) else create_encoder(given or facts.name, device))
     check_same(facts, base.info)
     try:
         tuned = saved.head.tuned(base)
     except InputError as error:
         raise ArtifactError(f"the saved model is damaged: {error}") from error
-    if (engine, precision, facts.engine, facts.precision) == ("auto", "auto", "torch", "fp32"):
+    if (backend, precision, facts.backend, facts.precision) == ("auto", "auto", "torch", "fp32"):
         return base, tuned
-    return base, as_saved(facts_of_base(tuned.info, facts), tuned, engine, precision)
+    return base, as_saved(facts_of_base(tuned.info, facts), tuned, backend, precision)
 
 
 def _plain(encoder: Encoder) -> Encoder:
-    """The encoder without its engine, and without what stands behind its features."""
+    """The encoder without its backend, and without what stands behind its features."""
     while isinstance(inner := getattr(encoder, "plain", None), Encoder):
         encoder = inner
     return encoder

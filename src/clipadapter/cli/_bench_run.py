@@ -46,7 +46,7 @@ MANY = 60
 @click.option("--root", type=FOLDER, help="Folder of the named data sets; see 'clipadapter data list'.")
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
 @click.option("--rows", type=FILE, help='JSON file with rows in place of draws: {"SHOTS-SEED": [0, 7, ...], ...}.')
-@click.option("--engine", default="local", show_default=True, help="Where fits are made: local or ray.")
+@click.option("--launcher", default="local", show_default=True, help="Where fits are made: local or ray.")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Fits at once; as many as fit without it.")
 @click.option("--track", multiple=True, metavar="NAME", help="Also tell tensorboard, mlflow or wandb.")
 @click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="Of the encoder.")
@@ -66,7 +66,7 @@ def run(
     root: Path | None,
     descriptions: Path | None,
     rows: Path | None,
-    engine: str,
+    launcher: str,
     workers: int | None,
     track: tuple[str, ...],
     device: str,
@@ -82,7 +82,7 @@ def run(
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
     from clipadapter.bench import FEATURES, estimate, load_suite, open_source, run_suite
-    from clipadapter.bench.engines import create_engine
+    from clipadapter.bench.launchers import create_launcher
     from clipadapter.bench.trackers import create_tracker
     from clipadapter.features import PER_EPOCH
 
@@ -109,7 +109,7 @@ def run(
         sources,
         models,
         folder,
-        create_engine(engine, workers=workers),
+        create_launcher(launcher, workers=workers),
         rows=None if rows is None else read_rows(rows),
         trackers=trackers,
         oracle=oracle,

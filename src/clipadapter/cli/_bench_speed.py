@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def speed(
     pictures: Path | None, encoder: str, device: str, batch_size: int, rounds: int, count: int, out: Output
 ) -> None:
-    """Time all engines and precisions on this machine.
+    """Time all backends and precisions on this machine.
 
-    Tells what the processor could do at best (a matrix product), pictures a second of each engine and precision, its
+    Tells what the processor could do at best (a matrix product), pictures a second of each backend and precision, its
     share of the best, how near its features come to fp32, and what reading a picture costs. Without PICTURES made-up
     ones are taken: then speed is right, and nearness only a hint.
     """
@@ -67,7 +67,7 @@ def _sources(folder: Path | None, count: int) -> Sequence[Path | NDArray[Any]]:
 def _text(found: Machine) -> str:
     rows = [
         [
-            each.engine,
+            each.backend,
             each.precision,
             f"{each.rate:.1f}",
             f"{each.rate / found.speeds[0].rate:.2f}",
@@ -78,7 +78,7 @@ def _text(found: Machine) -> str:
         ]
         for each in found.speeds
     ]
-    head = ["engine", "precision", "img/s", "ratio", "of limit", "mean cosine", "least", "ready in s"]
+    head = ["backend", "precision", "img/s", "ratio", "of limit", "mean cosine", "least", "ready in s"]
     limits = ", ".join(f"{name} {value:.0f}" for name, value in found.limits.items())
     about = facts(
         [

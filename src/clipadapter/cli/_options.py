@@ -77,13 +77,13 @@ class Towers:
         batch_size: pictures encoded at a time.
         cache: file of the feature store; None is the user's.
         no_cache: keep no features.
-        engine: what runs the image tower; "auto" is what is fastest here.
+        backend: what runs the image tower; "auto" is what is fastest here.
         precision: of the image tower; "auto" is what is near enough to fp32 on the pictures.
     """
 
     encoder: str | None
     device: str = "cpu"
-    engine: str = "auto"
+    backend: str = "auto"
     precision: str = "auto"
     batch_size: int = 32
     cache: Path | None = None
@@ -97,7 +97,7 @@ class Towers:
     @property
     def plain(self) -> bool:
         """Whether nothing was asked for that only the full model can do."""
-        return (self.encoder, self.device, self.engine, self.precision) == (None, "cpu", "auto", "auto")
+        return (self.encoder, self.device, self.backend, self.precision) == (None, "cpu", "auto", "auto")
 
     def open(self, out: Output) -> Encoder:
         """The open encoder; a note says what there is to know of it.
@@ -129,7 +129,7 @@ class Towers:
             ArtifactError: if there is no sound model, or the encoder is another.
             InputError: if the device can't be used.
         """
-        from clipadapter.artifact import read_config
+        from clipadapter.persistence import read_config
 
         read_config(folder)  # a wrong folder is told before anything is loaded
         from clipadapter.classifier import FewShotClassifier
@@ -139,7 +139,7 @@ class Towers:
             folder,
             encoder=self.encoder,
             device=self.device,
-            engine=self.engine,
+            backend=self.backend,
             precision=self.precision,
             batch_size=self.batch_size,
             cache=self.store,
@@ -148,8 +148,8 @@ class Towers:
 
 
 _DEVICE = click.option("--device", default="cpu", show_default=True, help="Torch device, such as cuda.")
-_ENGINE = click.option(
-    "--engine",
+_BACKEND = click.option(
+    "--backend",
     type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
@@ -183,13 +183,13 @@ _ENCODER_NOW = click.option(
     "--encoder", metavar="URI", help="Where the model's encoder is now, if its weights were moved."
 )
 
-encoder_options = bundle("towers", Towers, _ENCODER, _DEVICE, _ENGINE, _PRECISION, _BATCH_SIZE, _CACHE, _NO_CACHE)
-"""``--encoder`` (default auto) and how it is run: device, engine, precision, batch size, cache; as ``towers``."""
+encoder_options = bundle("towers", Towers, _ENCODER, _DEVICE, _BACKEND, _PRECISION, _BATCH_SIZE, _CACHE, _NO_CACHE)
+"""``--encoder`` (default auto) and how it is run: device, backend, precision, batch size, cache; as ``towers``."""
 
-model_options = bundle("towers", Towers, _ENCODER_NOW, _DEVICE, _ENGINE, _PRECISION, _BATCH_SIZE, _CACHE, _NO_CACHE)
+model_options = bundle("towers", Towers, _ENCODER_NOW, _DEVICE, _BACKEND, _PRECISION, _BATCH_SIZE, _CACHE, _NO_CACHE)
 """The same beside a fitted model, which knows its encoder; as ``towers``."""
 
-embed_options = bundle("towers", Towers, _ENCODER, _DEVICE, _ENGINE, _PRECISION, _BATCH_SIZE, _CACHE)
+embed_options = bundle("towers", Towers, _ENCODER, _DEVICE, _BACKEND, _PRECISION, _BATCH_SIZE, _CACHE)
 """The same where features must be kept; as ``towers``."""
 
 

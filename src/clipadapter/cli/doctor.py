@@ -57,7 +57,7 @@ def command(
         encoder,
         templates=prompts.templates,
         descriptions=descriptions,
-        engine=towers.engine,
+        backend=towers.backend,
         precision=towers.precision,
         cache=towers.store,
         batch_size=towers.batch_size,

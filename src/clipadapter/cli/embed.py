@@ -52,7 +52,7 @@ def command(
     What is kept is never computed again: an embed that was cut short goes on where it was, and several may fill
     one cache file at once. The pictures need no classes.
     """
-    from clipadapter.features import FeatureStore, choose_engine, embed, feature_rows, parse_shard, to_parquet
+    from clipadapter.features import FeatureStore, choose_backend, embed, feature_rows, parse_shard, to_parquet
 
     i, n = parse_shard(shard or "1/1")
     spec = views.spec(seed)
@@ -61,8 +61,8 @@ def command(
         _check_table(to)
     with FeatureStore(towers.cache) as store:
         plain, paths = towers.open(out), [sample.path for sample in samples]
-        encoder = choose_engine(
-            plain, paths, engine=towers.engine, precision=towers.precision, store=store, progress=out.progress
+        encoder = choose_backend(
+            plain, paths, backend=towers.backend, precision=towers.precision, store=store, progress=out.progress
         )
         towers.tell(plain, encoder, out)
         done = embed(
@@ -81,7 +81,7 @@ def command(
             to_parquet(to, feature_rows(encoder, samples, store), encoder.info)
         result = {
             "encoder": encoder.info.name,
-            "engine": encoder.info.engine,
+            "backend": encoder.info.backend,
             "precision": encoder.info.precision,
             "pictures": done.done,
             "views": spec.count,

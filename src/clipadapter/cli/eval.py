@@ -73,7 +73,7 @@ def _finish(
     result: ModelEvaluation | SeveralEvaluation, files: list[Path], text: str, model: Path | None, out: Output
 ) -> None:
     """Record the figures in the model, if one is given, and say what was found and written."""
-    from clipadapter.artifact import record_evaluation
+    from clipadapter.persistence import record_evaluation
 
     recorded = [] if model is None else record_evaluation(model, result.to_dict())
     if len(recorded) == 1:

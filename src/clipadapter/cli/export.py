@@ -69,9 +69,9 @@ def command(
     MODEL does is not written. All heads can be exported but cocoop, whose prompts hang on the picture; of encoders all
     but those that pad pictures to a square, and pairs that see pictures in two ways.
     """
-    from clipadapter.artifact import read_config
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.export import export_model
+    from clipadapter.persistence import read_config
 
     config = read_config(model)  # a wrong folder is told before anything is loaded
     target = _target(model, path, kind)

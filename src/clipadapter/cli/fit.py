@@ -23,7 +23,7 @@ from clipadapter.cli._options import (
     strict_option,
 )
 from clipadapter.cli._output import Output, facts
-from clipadapter.cli._trust import Learned, learned_options, told
+from clipadapter.cli._uncertainty import Learned, learned_options, told
 from clipadapter.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def command(
     descriptions = prompts.read_descriptions(dataset.class_names)
     params, grid, spec = head.params(), head.grid(), views.training_spec(seed)
     others, background = _unlabelled(head, unlabelled), learned.pictures()
-    trust = learned.options(dataset.class_names)
+    uncertainty = learned.options(dataset.class_names)
     _check_folder(folder)
     encoder = towers.open(out)
     model = FewShotClassifier(
@@ -89,12 +89,12 @@ def command(
         head.head,
         head_params=params,
         grid=grid,
-        trust=trust,
+        uncertainty=uncertainty,
         templates=prompts.templates,
         descriptions=descriptions,
         views=spec,
         seed=seed,
-        engine=towers.engine,
+        backend=towers.backend,
         precision=towers.precision,
         cache=towers.store,
         batch_size=towers.batch_size,
@@ -159,7 +159,7 @@ def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse before the work a folder that saving would refuse after it."""
-    from clipadapter.artifact import History, check_place
+    from clipadapter.persistence import History, check_place
 
     try:
         check_place(folder)
@@ -181,7 +181,7 @@ def _report(
     out.skipped(skipped)
     for name in (name for name, count in shots.items() if not count):
         out.warn(f"the class '{name}' has no picture that can be read: only its text stands for it")
-    trusted, words, warnings = told(model.trust_, learned.calibration)
+    trusted, words, warnings = told(model.uncertainty_, learned.calibration)
     for text in warnings:
         out.warn(text)
     least, most = min(shots.values()), max(shots.values())
@@ -192,7 +192,7 @@ def _report(
         "head": {"name": head.head, "params": model.head_.get_params(deep=False)},
         "selection": _selection(model),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
-        "trust": trusted,
+        "uncertainty": trusted,
         "views": facts_of["views"],
         "crop": facts_of.get("crop"),
         "computed": facts_of["computed"],

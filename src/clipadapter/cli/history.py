@@ -12,7 +12,7 @@ from clipadapter.cli._options import FOLDER, output_options
 from clipadapter.cli._output import Output, table
 
 if TYPE_CHECKING:
-    from clipadapter.artifact import Change
+    from clipadapter.persistence import Change
 
 
 @click.command(epilog="Example: clipadapter history model/")
@@ -23,7 +23,7 @@ def command(model: Path, out: Output) -> None:
 
     'clipadapter undo' goes back to a version; of very old ones only this record is kept, not the model.
     """
-    from clipadapter.artifact import History
+    from clipadapter.persistence import History
 
     history = History.of(model)
     history.check()

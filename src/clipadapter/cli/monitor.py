@@ -11,7 +11,7 @@ import click
 
 from clipadapter.cli._options import FILE, FOLDER, Towers, check_page, model_options, output_options, seed_option
 from clipadapter.cli._output import Output, table
-from clipadapter.cli._trust import SHARE
+from clipadapter.cli._uncertainty import SHARE
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.files import EXPORTED, why_no_model
 
@@ -122,7 +122,7 @@ def _open(model: Path, towers: Towers, out: Output) -> Any:
             f"{model.name} holds its encoder as it was exported, for the CPU: leave out --encoder, --device and "
             "--precision, or give the model's folder"
         )
-    return Predictor(model, engine=towers.engine)
+    return Predictor(model, backend=towers.backend)
 
 
 def _pictures(folder: Path) -> list[Path]:

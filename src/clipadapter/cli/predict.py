@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from clipadapter.cli._options import FOLDER, Towers, model_options, output_options
 from clipadapter.cli._output import Output
-from clipadapter.cli._trust import Wanted, doubts, wanted_options
+from clipadapter.cli._uncertainty import Wanted, doubts, wanted_options
 from clipadapter.errors import (
     ArtifactError,
     DataError,
@@ -27,7 +27,7 @@ from clipadapter.files import EXPORTED, why_no_model
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
     from clipadapter.runtime.quick import QuickModel
-    from clipadapter.trust import Trust
+    from clipadapter.uncertainty import Uncertainty
 
 FEW = 32
 """Pictures that are not worth the time that torch takes to be loaded."""
@@ -106,7 +106,7 @@ def _answers(
         raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
     quick = _quick(model, inputs, towers)
     if quick is not None:
-        asked = _asked(wanted, quick.trust, quick.class_names, out)
+        asked = _asked(wanted, quick.uncertainty, quick.class_names, out)
         yield from _told(quick.classify([Path(text) for text in inputs], top, **asked), quick.class_names)
         return
     pictures = _pictures(inputs)
@@ -117,7 +117,7 @@ def _answers(
         if missing is None:
             raise
         raise MissingExtraError(f"{missing}; or export it where it was fitted: clipadapter export {model}") from error
-    asked = _asked(wanted, classifier.trust_, classifier.class_names_, out)
+    asked = _asked(wanted, classifier.uncertainty_, classifier.class_names_, out)
     hidden = not out.progress or sys.stdout.isatty()  # a bar where answers don't scroll by
     with tqdm(desc="pictures", unit="img", disable=hidden) as bar:
         while chunk := list(islice(pictures, BATCHES * classifier.batch_size)):
@@ -138,18 +138,18 @@ def _exported(
             f"{model.name} holds its encoder as it was exported, for the CPU: leave out --encoder, --device and "
             "--precision, or give the model's folder"
         )
-    predictor = Predictor(model, engine=towers.engine)
-    asked = _asked(wanted, predictor.trust, predictor.class_names, out)
+    predictor = Predictor(model, backend=towers.backend)
+    asked = _asked(wanted, predictor.uncertainty, predictor.class_names, out)
     hidden = not out.progress or sys.stdout.isatty()
     answers = predictor.stream(_pictures(inputs), top, min(towers.batch_size, BATCH), **asked)
     with tqdm(answers, desc="pictures", unit="img", disable=hidden) as bar:
         yield from _told(bar, predictor.class_names)
 
 
-def _asked(wanted: Wanted, trust: Trust, class_names: Sequence[str], out: Output) -> dict[str, Any]:
+def _asked(wanted: Wanted, uncertainty: Uncertainty, class_names: Sequence[str], out: Output) -> dict[str, Any]:
     """What is asked for beside the model's own; tells of rates that the shots can't set."""
     asked = wanted.asked(class_names)
-    for text in doubts(trust, wanted.reject, wanted.coverage):
+    for text in doubts(uncertainty, wanted.reject, wanted.coverage):
         out.warn(text)
     return asked
 

@@ -21,7 +21,7 @@ def command(name: str, folder: Path, revision: str | None, out: Output) -> None:
 
     Nothing but the files of a model is fetched, and nothing is unpickled. The encoder's weights are not part of it.
     """
-    from clipadapter.artifact import pull, read_config
+    from clipadapter.persistence import pull, read_config
 
     check_out(folder)
     pull(name, folder, revision=revision)

@@ -22,7 +22,7 @@ def command(model: Path, name: str, private: bool, exported: tuple[Path, ...], o
     The token is that of 'hf auth login', or in HF_TOKEN or the file that HF_TOKEN_PATH names. Paths of this
     machine are left out; the shots' features go along unless the model was fitted with --no-support.
     """
-    from clipadapter.artifact import push, read_config
+    from clipadapter.persistence import push, read_config
 
     config = read_config(model)
     done = push(model, name, exported=exported, private=True if private else None)

@@ -21,7 +21,7 @@ from clipadapter.cli._options import (
     split_option,
 )
 from clipadapter.cli._output import Output, table
-from clipadapter.cli._trust import SHARE, Learned
+from clipadapter.cli._uncertainty import SHARE, Learned
 
 if TYPE_CHECKING:
     from clipadapter.report import Report

@@ -21,7 +21,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--token-file", type=FILE, help=f"Holds a token that requests must bear; or set {TOKEN}.")
-@click.option("--engine", type=click.Choice(["auto", "onnxruntime", "openvino"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "openvino"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="That run a model; by default as many as cores.")
 @click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures that run at once.")
 @click.option(
@@ -101,7 +101,7 @@ def command(
     host: str,
     port: int,
     token_file: Path | None,
-    engine: str,
+    backend: str,
     threads: int | None,
     max_wait_ms: float,
     allowed_hosts: tuple[str, ...],
@@ -130,7 +130,7 @@ def command(
             "anyone who reaches this address can ask: give --token-file, or let a proxy ask who it is"
         )
     bounds = Limits(max_wait=max_wait_ms / 1000, **limits)  # type: ignore[arg-type]
-    shelf = Models(models, bounds, engine=engine, threads=threads)
+    shelf = Models(models, bounds, backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
     def opened(url: str) -> None:

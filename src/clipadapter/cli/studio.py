@@ -83,7 +83,7 @@ def _build(project: Path, towers: Towers, head: str, unlabelled: Path | None, ou
         encoder=towers.open(out),
         head=head,
         device=towers.device,
-        engine=towers.engine,
+        backend=towers.backend,
         precision=towers.precision,
         batch_size=towers.batch_size,
         cache=towers.store,

@@ -23,11 +23,11 @@ def command(model: Path, to: int | None, by: str | None, out: Output) -> None:
     Nothing is lost: it is a new version, and --to goes to any that 'clipadapter history' lists as kept. No picture
     and no encoder is needed.
     """
-    from clipadapter.artifact import History
+    from clipadapter.persistence import History
 
     before = History.of(model)
     history, content = before.undo(to, login(by))
-    from clipadapter.artifact import save_model  # needs torch, which a mistake need not wait for
+    from clipadapter.persistence import save_model  # needs torch, which a mistake need not wait for
 
     save_model(model, content, history=history)
     undone = before.changes[before.changes[-1].content - 1]

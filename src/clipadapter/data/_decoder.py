@@ -204,9 +204,9 @@ def serve() -> None:
     with contextlib.suppress(ImportError):
         from PIL import AvifImagePlugin
 
-        from clipadapter.pieces import cores
+        from clipadapter.parallel import count_cores
 
-        AvifImagePlugin.DEFAULT_MAX_THREADS = min(MAX_AVIF_THREADS, cores())
+        AvifImagePlugin.DEFAULT_MAX_THREADS = min(MAX_AVIF_THREADS, count_cores())
     while line := source.readline():
         _serve_one(json.loads(line), source, target)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipadapter.doctor._evidence import Evidence
 from clipadapter.doctor._findings import Finding, Picture
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 FEW = 4
 """Shots below which a class is small: held-out checks then rest on two or three pictures."""
@@ -73,7 +73,7 @@ def overlaps(pictures: Sequence[Picture], evidence: Evidence, likely: set[Pictur
         yield Finding("overlap", times / of, words, tuple(pictures[i] for i in mixed[:8]), (one, other))
 
 
-def same_texts(text: ClassText) -> Iterator[Finding]:
+def same_texts(text: TextFeatures) -> Iterator[Finding]:
     """Pairs of classes whose text is the same to the encoder, or whose names differ in writing only."""
     unit = np.asarray(text.embeddings, np.float64)
     similar = unit @ unit.T

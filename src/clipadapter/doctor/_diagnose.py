@@ -15,7 +15,7 @@ from clipadapter.doctor._quality import quality
 from clipadapter.doctor._twins import neighbours, pairs, twins
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, require
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 
 def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progress: bool = False) -> Diagnosis:
@@ -83,7 +83,7 @@ def _unreadable(pictures: Sequence[Picture], rows: Sequence[int], skipped: Seque
     ]
 
 
-def _class_text(model: FewShotClassifier, names: Sequence[str]) -> ClassText | None:
+def _class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures | None:
     """Class text; None of an encoder that can't read."""
     try:
         return model.class_text(names)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipadapter.doctor._twins import Neighbours
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Head, create_head, held_out
+from clipadapter.heads import Head, TextFeatures, create_head, held_out
 from clipadapter.prediction import softmax
 
 FOLDS = 8
@@ -42,7 +42,7 @@ class Evidence:
         return ~np.isnan(self.held[:, 0])
 
 
-def gather(features: FeatureSet, text: ClassText | None, near: Neighbours, seed: int = 0) -> Evidence:
+def gather(features: FeatureSet, text: TextFeatures | None, near: Neighbours, seed: int = 0) -> Evidence:
     """Ask the three.
 
     The head is GDA: in closed form, and on held-out shots as good as heads that take ten times as long. All parts
@@ -79,7 +79,9 @@ def _placed(logits: NDArray[Any], columns: NDArray[np.int64], c: int) -> NDArray
     return wide
 
 
-def _zero_shot(features: FeatureSet, text: ClassText | None, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+def _zero_shot(
+    features: FeatureSet, text: TextFeatures | None, labels: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
     if text is None:
         return None
     head: Head = create_head("zero-shot").fit(features.plain, features.y, text=text)

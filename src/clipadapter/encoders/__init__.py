@@ -1,7 +1,7 @@
 """Encoders: pictures and texts to features. One file a family; see ``list_encoders()``."""
 
+from clipadapter.encoders._backend import fingerprint_in, with_backend
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._engine import fingerprint_in, with_engine
 from clipadapter.encoders._registry import create_encoder, encoder_info, list_encoders, register_encoder
 from clipadapter.encoders._towers import open_text_tower
 from clipadapter.encoders._tuned import Layer, attention_layers, open_twin
@@ -21,5 +21,5 @@ __all__ = [
     "open_twin",
     "register_encoder",
     "unprojected",
-    "with_engine",
+    "with_backend",
 ]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipadapter.engines import Tower
+from clipadapter.backends import Tower
 from clipadapter.towers import Projection, TextTower
 
 
@@ -28,7 +28,7 @@ class EncoderInfo:
         fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
         note: what a person should know, such as why ``auto`` took this encoder; may be empty.
         text_dim: width of text features if it is another: the first columns of picture features then go with them.
-        engine: what runs the image tower.
+        backend: what runs the image tower.
         precision: in which it runs: "fp32", "bf16" or "int8"; part of the fingerprint.
         calibration: digest of the pictures that int8 was calibrated with, else empty; part of the fingerprint.
     """
@@ -42,7 +42,7 @@ class EncoderInfo:
     fingerprint: str
     note: str = ""
     text_dim: int | None = None
-    engine: str = "torch"
+    backend: str = "torch"
     precision: str = "fp32"
     calibration: str = ""
 
@@ -93,7 +93,7 @@ class Encoder(ABC):
     def preprocess(self, image: Image.Image) -> Tensor:
         """An RGB picture of any size to the tower's input (3, s, s) float32, on CPU; see `pixel_shape`.
 
-        An encoder that an engine runs gives plain values (s, s, 3) uint8 instead.
+        An encoder that a backend runs gives plain values (s, s, 3) uint8 instead.
 
         Safe to call from threads. A picture that is already (s, s) is neither resized nor cropped: augmented
         views rely on it.
@@ -112,7 +112,7 @@ class Encoder(ABC):
         """
 
     def tower(self) -> Tower | None:
-        """The image tower as engines take it; None, the default, if only the encoder itself can run it."""
+        """The image tower as backends take it; None, the default, if only the encoder itself can run it."""
         return None
 
     def towers(self) -> tuple[Tower, ...]:

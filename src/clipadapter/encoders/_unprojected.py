@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipadapter.backends import Tower
+from clipadapter.encoders._backend import BackendEncoder, with_backend
 from clipadapter.encoders._base import Encoder, EncoderListing
-from clipadapter.encoders._engine import EngineEncoder, with_engine
 from clipadapter.encoders._inputs import check_pixels
 from clipadapter.encoders._projection import with_projection
 from clipadapter.encoders._registry import create_encoder, encoder_info, list_encoders, register_encoder
-from clipadapter.engines import Tower
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection, TextTower
 
@@ -27,7 +27,7 @@ NOTE = "features of an encoder, and behind each what it is projected from; for h
 class UnprojectedEncoder(Encoder):
     """Picture features (d) and, behind them, what comes before the encoder's projection (p); its text features.
 
-    The image tower is the encoder's with a wider last step, the projection and the identity side by side. So engines
+    The image tower is the encoder's with a wider last step, the projection and the identity side by side. So backends
     run it as any other.
 
     Args:
@@ -106,7 +106,7 @@ def unprojected(encoder: Encoder) -> Encoder:
 
     Args:
         encoder: an encoder whose image tower ends in a projection. If that is the identity, as with ``lite``, it is
-            given back as it is. One that an engine runs is run by that engine again, but in int8, for which the
+            given back as it is. One that a backend runs is run by that backend again, but in int8, for which the
             pictures that it was calibrated with would be needed: then by torch in fp32.
 
     Returns:
@@ -118,11 +118,11 @@ def unprojected(encoder: Encoder) -> Encoder:
     >>> unprojected(create_encoder("unprojected:lite")).info.name
     'lite'
     """
-    if isinstance(encoder, EngineEncoder):
+    if isinstance(encoder, BackendEncoder):
         plain, info = unprojected(encoder.plain), encoder.info
         if plain is encoder.plain:
             return encoder
-        return plain if info.precision == "int8" else with_engine(plain, info.engine, info.precision)
+        return plain if info.precision == "int8" else with_backend(plain, info.backend, info.precision)
     projection = encoder.projection()
     done = isinstance(encoder, UnprojectedEncoder) or (projection is not None and _is_identity(projection))
     return encoder if done else UnprojectedEncoder(encoder)

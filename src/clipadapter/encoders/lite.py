@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clipadapter.backends import Tower
 from clipadapter.encoders import _lite_image as image_side
 from clipadapter.encoders import _lite_text as text_side
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
@@ -27,9 +28,8 @@ from clipadapter.encoders._lite_prompts import LiteTextTower
 from clipadapter.encoders._patches import places
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._tuned import share
-from clipadapter.engines import Tower
 from clipadapter.errors import InputError, require
-from clipadapter.pieces import in_pieces
+from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection
 
@@ -122,7 +122,7 @@ class LiteEncoder(Encoder):
         with torch.inference_mode():
             laid = pixels.to(self.device, memory_format=torch.channels_last)
             tower = self._image_side()
-            return in_pieces(tower, tower, laid).cpu()
+            return run_in_batches(tower, tower, laid).cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor:
         """(7, 7, 1280): the map whose mean is the picture's feature."""

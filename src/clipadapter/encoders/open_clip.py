@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipadapter.backends import Tower
 from clipadapter.encoders import _open_clip_load as load
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._inputs import check_pixels, unique_texts
@@ -25,9 +26,8 @@ from clipadapter.encoders._patches import find_patches
 from clipadapter.encoders._projection import find_projection
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._tuned import share
-from clipadapter.engines import Tower
 from clipadapter.errors import InputError
-from clipadapter.pieces import in_pieces
+from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import LONG_RATIO, PixelSpec, as_rgb, centre_square
 from clipadapter.towers import Projection, TextTower
 
@@ -106,7 +106,7 @@ class OpenClipEncoder(Encoder):
         return self._transform(self._bounded(as_rgb(image)))
 
     def tower(self) -> Tower | None:
-        """The model's ``visual``; None if pictures are padded to a square, which engines don't do."""
+        """The model's ``visual``; None if pictures are padded to a square, which backends don't do."""
         if self._pixels is None:
             return None
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._model.visual)
@@ -132,7 +132,7 @@ class OpenClipEncoder(Encoder):
         if not len(pixels):
             return torch.empty(0, self.info.dim)
         with torch.inference_mode():
-            return in_pieces(self._model.encode_image, self._model.visual, pixels.to(self.device)).float().cpu()
+            return run_in_batches(self._model.encode_image, self._model.visual, pixels.to(self.device)).float().cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor | None:
         """(h, w, d), see `find_patches`; None for towers that it does not know, and for padded pictures."""

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipadapter.backends import Tower
 from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders._images import to_tensor
 from clipadapter.encoders._inputs import check_pixels
 from clipadapter.encoders._patches import places
 from clipadapter.encoders._registry import register_encoder
 from clipadapter.encoders._simclr_network import MEAN, STD, WIDTH, load_tower
-from clipadapter.engines import Tower
 from clipadapter.errors import InputError
-from clipadapter.pieces import in_pieces
+from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
 
 NOTE = "trained on your own pictures by 'clipadapter simclr'; no text, so use it as pair:lite+simclr:FOLDER"
@@ -88,7 +88,7 @@ class SimClrEncoder(Encoder):
         if not len(pixels):
             return torch.empty(0, WIDTH)
         with torch.inference_mode():
-            return in_pieces(self._tower, self._tower, pixels.to(self.device)).cpu()
+            return run_in_batches(self._tower, self._tower, pixels.to(self.device)).cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor:
         """(h, w, 512): the map whose mean is the picture's feature."""

@@ -40,7 +40,7 @@ def about(model: FewShotClassifier, pixels: PixelSpec, precision: str, source: s
     return About(
         model.class_names_,
         pixels,
-        model.trust_.light(),
+        model.uncertainty_.light(),
         source,
         precision,
         encoder,
@@ -52,11 +52,11 @@ def about(model: FewShotClassifier, pixels: PixelSpec, precision: str, source: s
 
 def notes_of(model: FewShotClassifier) -> Iterator[str]:
     """What the file can't do that the model can."""
-    conformal = model.trust_.conformal
+    conformal = model.uncertainty_.conformal
     if conformal is not None and conformal.how == "cv+":
         yield (
             "the file gives no sets of classes: sets by CV+ need the heads of all folds. Fit with sets='cross' "
-            "(TrustOptions, or --sets cross) to have them"
+            "(UncertaintyOptions, or --sets cross) to have them"
         )
 
 

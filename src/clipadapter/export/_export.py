@@ -104,7 +104,7 @@ def export_model(
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
     kind.check()
     towers = towers_of(model.encoder_)
-    graph = ModelGraph(towers, model.head_, model.trust_, input)
+    graph = ModelGraph(towers, model.head_, model.uncertainty_, input)
     found = find_pictures(pictures, model.support_, graph.pixels, precision)
     with _beside(target) as folder:
         file = kind(graph, folder, target.name)
@@ -232,7 +232,7 @@ def _compared(file: ModelFile, told: About, model: FewShotClassifier, found: Pic
     Raises:
         ArtifactError: if the file does not answer as the model does.
     """
-    gate = judge(model, Predictor(file.write(_texts(told))[-1], engine=file.runtime), found)
+    gate = judge(model, Predictor(file.write(_texts(told))[-1], backend=file.runtime), found)
     if not gate.faults:
         return gate
     if told.precision == "int8":

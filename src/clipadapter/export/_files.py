@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from clipadapter.engines._modules import is_transformer, trace, write_graph
-from clipadapter.engines._onnx_files import LARGEST, quantise, quiet
-from clipadapter.engines._openvino_files import open_openvino, quantised
-from clipadapter.engines._silent import nothing_told, require_silent
+from clipadapter.backends._modules import is_transformer, trace, write_graph
+from clipadapter.backends._onnx_files import LARGEST, quantise, quiet
+from clipadapter.backends._openvino_files import open_openvino, quantised
+from clipadapter.backends._silent import nothing_told, require_silent
 from clipadapter.errors import InputError, require
 from clipadapter.export._graph import FEATURES, ModelGraph
 from clipadapter.runtime._checksum import append_checksum

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.backends import parity
+from clipadapter.backends._parity import AGREEMENT, LEAST
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
-from clipadapter.engines import parity
-from clipadapter.engines._parity import AGREEMENT, LEAST
 from clipadapter.errors import ArtifactError, DataError
 from clipadapter.export._pictures import KINDS, Pictures
 from clipadapter.features import extract
 from clipadapter.runtime import Outputs, Predictor
-from clipadapter.trust import Trust
+from clipadapter.uncertainty import Uncertainty
 
 Array = NDArray[Any]
 BATCHES = (1, 2)
@@ -54,7 +54,7 @@ class Limits:
 EXACT = Limits(0.99999, 0.99999, 1e-3, 0.98, 0.98, 0.05)
 """Where model and file are in full precision: only a picture between two classes may fall to the other side."""
 NEAR = Limits(*LEAST["int8"], None, AGREEMENT, 0.95, None)
-"""Where one of them is not: features as near as engines must be, and the same answers."""
+"""Where one of them is not: features as near as backends must be, and the same answers."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ def judge(model: FewShotClassifier, predictor: Predictor, pictures: Pictures) ->
     n = len(features)
     again = np.arange(max(n, LEAST_ROWS)) % n  # few pictures come several times, for batches of all sizes
     outputs = _outputs(predictor, [pictures.compared[found.rows[i]] for i in again])
-    figures = {**compare(model.trust_, features[again], model.head_.logits(features)[again], outputs), "n": n}
+    figures = {**compare(model.uncertainty_, features[again], model.head_.logits(features)[again], outputs), "n": n}
     exact = (model.encoder_.info.precision, predictor.precision) == ("fp32", "fp32")
     told = tuple(faults(figures, EXACT if exact else NEAR))
     return Gate({"pictures": pictures.kind, **figures}, told, f"{n} {KINDS[pictures.kind]}")
 
 
-def compare(trust: Trust, features: Array, logits: Array, outputs: Outputs) -> dict[str, Any]:
+def compare(uncertainty: Uncertainty, features: Array, logits: Array, outputs: Outputs) -> dict[str, Any]:
     """Figures of a file beside a model's.
 
     Args:
-        trust: of the model.
+        uncertainty: of the model.
         features: (n, d) of the model.
         logits: (n, c) of the model.
         outputs: what the file says of the same pictures.
@@ -129,7 +129,7 @@ def compare(trust: Trust, features: Array, logits: Array, outputs: Outputs) -> d
         at ``rate``.
     """
     alike = parity(np.asarray(features, np.float32), np.asarray(outputs.features, np.float32))
-    wanted = trust.probabilities(logits)
+    wanted = uncertainty.probabilities(logits)
     assert outputs.probabilities is not None
     figures = {
         "n": len(features),
@@ -137,16 +137,16 @@ def compare(trust: Trust, features: Array, logits: Array, outputs: Outputs) -> d
         "cosine_mean": alike.mean,
         "logits": _largest(logits, outputs.logits) / max(float(np.std(logits)), 1e-12),
         "probabilities": _largest(wanted, outputs.probabilities),
-        "calibration": _largest(trust.probabilities(outputs.logits), outputs.probabilities),
-        "agreement": float((_said(trust, logits) == _said(trust, outputs.logits)).mean()),
+        "calibration": _largest(uncertainty.probabilities(outputs.logits), outputs.probabilities),
+        "agreement": float((_said(uncertainty, logits) == _said(uncertainty, outputs.logits)).mean()),
     }
-    if trust.rejector is not None and outputs.strangeness is not None and outputs.parts is not None:
-        rate = trust.asked.reject or RATE
-        limit = trust.rejector.threshold(rate).value
-        own = trust.rejector.scores(features, logits, wanted)
-        spread = float(np.std(trust.rejector.total(trust.rejector.held_out)))
+    if uncertainty.rejector is not None and outputs.strangeness is not None and outputs.parts is not None:
+        rate = uncertainty.asked.reject or RATE
+        limit = uncertainty.rejector.threshold(rate).value
+        own = uncertainty.rejector.scores(features, logits, wanted)
+        spread = float(np.std(uncertainty.rejector.total(uncertainty.rejector.held_out)))
         # Other readers take the sum, `Predictor` the parts.
-        theirs = np.stack([outputs.strangeness, trust.rejector.total(outputs.parts)])
+        theirs = np.stack([outputs.strangeness, uncertainty.rejector.total(outputs.parts)])
         figures |= {
             "strangeness": _largest(own, theirs) / (spread if spread > 1e-6 else 1.0),
             "rejected": float(((own > limit) == (theirs > limit)).all(axis=0).mean()),
@@ -196,11 +196,11 @@ def _outputs(predictor: Predictor, sources: Sequence[ImageSource]) -> Outputs:
     return Outputs(**{k: None if v[0] is None else np.concatenate(v) for k, v in every.items()})  # type: ignore[arg-type]
 
 
-def _said(trust: Trust, logits: Array) -> Array:
+def _said(uncertainty: Uncertainty, logits: Array) -> Array:
     """The best class (n,) of each picture, or which classes it is said to have (n, c)."""
-    if trust.several is not None:
-        return trust.several.decide(logits)
-    return trust.calibrator.probabilities(logits).argmax(axis=1)
+    if uncertainty.several is not None:
+        return uncertainty.several.decide(logits)
+    return uncertainty.calibrator.probabilities(logits).argmax(axis=1)
 
 
 def _largest(one: Array, other: Array) -> float:

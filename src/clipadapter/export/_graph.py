@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clipadapter.engines import Tower
+from clipadapter.backends import Tower
 from clipadapter.export._strangeness import Strangeness
 from clipadapter.export._towers import Pixels, Squares
 from clipadapter.heads import Head
 from clipadapter.runtime._about import INPUTS
-from clipadapter.trust import Trust
+from clipadapter.uncertainty import Uncertainty
 
 FEATURES = "features"
 """What the image tower gives; all behind it stays in float32."""
@@ -24,17 +24,17 @@ class ModelGraph(nn.Module):
     Args:
         towers: see `towers_of`.
         head: fitted.
-        trust: what held-out shots taught.
+        uncertainty: what held-out shots taught.
         source: "uint8" or "float", what the input is.
     """
 
-    def __init__(self, towers: Sequence[Tower], head: Head, trust: Trust, source: str = "uint8") -> None:
+    def __init__(self, towers: Sequence[Tower], head: Head, uncertainty: Uncertainty, source: str = "uint8") -> None:
         super().__init__()
         self.pixels, self.source = towers[0].pixels, source
         self.tower = Squares(towers) if source == "uint8" else Pixels(towers)
         self.head = head
-        self.probabilities = Probabilities(trust)
-        self.strangeness = None if trust.rejector is None else Strangeness(trust.rejector)
+        self.probabilities = Probabilities(uncertainty)
+        self.strangeness = None if uncertainty.rejector is None else Strangeness(uncertainty.rejector)
         self.eval()
 
     @property
@@ -65,16 +65,20 @@ class ModelGraph(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """Logits (n, c) to calibrated probabilities (n, c); see `clipadapter.trust.Trust.probabilities`."""
+    """Logits (n, c) to calibrated probabilities (n, c); see `clipadapter.uncertainty.Trust.probabilities`."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, trust: Trust) -> None:
+    def __init__(self, uncertainty: Uncertainty) -> None:
         super().__init__()
-        self.several = trust.several is not None
-        rule = trust.several
-        weight, bias, temperature = trust.calibrator.weight, trust.calibrator.bias, trust.calibrator.temperature
+        self.several = uncertainty.several is not None
+        rule = uncertainty.several
+        weight, bias, temperature = (
+            uncertainty.calibrator.weight,
+            uncertainty.calibrator.bias,
+            uncertainty.calibrator.temperature,
+        )
         if rule is not None:
             weight, bias, temperature = rule.slope, rule.bias, 1.0
         self.temperature, self.vector = float(temperature), weight is not None

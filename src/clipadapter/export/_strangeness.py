@@ -1,4 +1,4 @@
-"""The rejector's scores as a graph: what `clipadapter.trust` computes in numpy, in float32 and with torch's words.
+"""The rejector's scores as a graph: what `clipadapter.uncertainty` computes in numpy, in float32 and with torch.
 
 Mahalanobis distances are differences of products in numpy, in float64; float32 would lose them. With the inverse
 covariance (I - V diag(g) V') / floor, the root of its numerator is I - V diag(1 - sqrt(1 - g)) V', so that the distance
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipadapter.functional import unit
-from clipadapter.trust import Rejector
-from clipadapter.trust._scores import unit_rows
-from clipadapter.trust._spread import Spread
+from clipadapter.uncertainty import Rejector
+from clipadapter.uncertainty._scores import unit_rows
+from clipadapter.uncertainty._spread import Spread
 
 
 class Strangeness(nn.Module):
-    """Features, logits and probabilities to how strange pictures are; see `clipadapter.trust.Rejector.scores`.
+    """Features, logits and probabilities to how strange pictures are; see `clipadapter.uncertainty.Rejector.scores`.
 
     Args:
         rejector: learned.
@@ -52,7 +52,7 @@ class Strangeness(nn.Module):
         return ((parts - self.centre) * self.factor).sum(dim=1), parts
 
     def _column(self, name: str, rows: Tensor, logits: Tensor, probabilities: Tensor) -> Tensor:
-        """One score (n,); the formulas are those of `clipadapter.trust._scores`."""
+        """One score (n,); the formulas are those of `clipadapter.uncertainty._scores`."""
         if name == "max-logit":
             return -_highest(logits)
         if name == "energy":

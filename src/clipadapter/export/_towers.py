@@ -9,14 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from clipadapter.backends import Tower
+from clipadapter.backends._modules import Uint8Tower
 from clipadapter.encoders import Encoder
-from clipadapter.engines import Tower
-from clipadapter.engines._modules import Uint8Tower
 from clipadapter.errors import InputError
 
 
 def towers_of(encoder: Encoder) -> tuple[Tower, ...]:
-    """The encoder's image towers in full precision on the CPU, whatever engine runs it.
+    """The encoder's image towers in full precision on the CPU, whatever backend runs it.
 
     Raises:
         InputError: if only the encoder itself can run it, or two towers take squares that are made otherwise.

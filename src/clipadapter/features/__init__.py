@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipadapter.features.choose import choose_engine, ready_engine
+    from clipadapter.features.choose import choose_backend, ready_backend
     from clipadapter.features.export import FeatureRow, feature_rows, to_parquet
     from clipadapter.features.extraction import Embedding, Extraction, embed, extract, parse_shard
     from clipadapter.features.feature_set import FeatureSet
@@ -28,14 +28,14 @@ _HOME = {
     "ViewCost": "views",
     "ViewSpec": "views",
     "augment": "views",
-    "choose_engine": "choose",
+    "choose_backend": "choose",
     "embed": "extraction",
     "encode_classes": "text",
     "extract": "extraction",
     "feature_key": "store",
     "feature_rows": "export",
     "parse_shard": "extraction",
-    "ready_engine": "choose",
+    "ready_backend": "choose",
     "to_parquet": "export",
 }
 
@@ -50,14 +50,14 @@ __all__ = [
     "ViewCost",
     "ViewSpec",
     "augment",
-    "choose_engine",
+    "choose_backend",
     "embed",
     "encode_classes",
     "extract",
     "feature_key",
     "feature_rows",
     "parse_shard",
-    "ready_engine",
+    "ready_backend",
     "to_parquet",
 ]
 

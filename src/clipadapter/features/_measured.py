@@ -1,4 +1,4 @@
-"""What engines were measured to do with an encoder on this machine, and on which pictures."""
+"""What backends were measured to do with an encoder on this machine, and on which pictures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clipadapter.backends import PRECISIONS, Parity, cache_root, parity
 from clipadapter.data.images import ImageSource, image_bytes
 from clipadapter.encoders import Encoder
-from clipadapter.engines import PRECISIONS, Parity, cache_root, parity
 from clipadapter.errors import ImageError
 
 BATCH, WARM = 32, 16
-"""Squares that are timed together, and those before: so many that an engine opens what it takes many with."""
+"""Squares that are timed together, and those before: so many that a backend opens what it takes many with."""
 WORTH = 1.1
 """How much faster something less exact must be to be taken."""
 FORMAT = 2
@@ -30,10 +30,10 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Measured:
-    """One engine and precision.
+    """One backend and precision.
 
     Args:
-        engine: registered name.
+        backend: registered name.
         precision: in which it ran.
         rate: pictures a second, from squares in memory.
         parity: of its features to the plain encoder's.
@@ -41,7 +41,7 @@ class Measured:
         features: (n, d) of the sample; not kept.
     """
 
-    engine: str
+    backend: str
     precision: str
     rate: float
     parity: Parity
@@ -50,7 +50,7 @@ class Measured:
 
     def noted(self, encoder: Encoder) -> Encoder:
         """The encoder, with what was found in its note."""
-        words = f"{self.engine} {self.precision}, {self.rate:.0f} pictures/s, {self.parity.words()}"
+        words = f"{self.backend} {self.precision}, {self.rate:.0f} pictures/s, {self.parity.words()}"
         note = "; ".join(part for part in (encoder.info.note, words) if part)
         encoder.info = replace(encoder.info, note=note)
         return encoder
@@ -74,8 +74,8 @@ class Record:
 
     def renewed(self, sample: Collection[str], measured: Sequence[Measured]) -> Record:
         """The record with newer measurements; older ones stay if they were made on these pictures."""
-        both = {(each.engine, each.precision): each for each in self.measured} if self.covers(sample) else {}
-        both |= {(each.engine, each.precision): each for each in measured}
+        both = {(each.backend, each.precision): each for each in self.measured} if self.covers(sample) else {}
+        both |= {(each.backend, each.precision): each for each in measured}
         return Record(tuple(sample), tuple(sorted(both.values(), key=lambda each: PRECISIONS.index(each.precision))))
 
 
@@ -97,7 +97,7 @@ def measure(
     """Encode squares and take the time.
 
     Args:
-        encoder: as `with_engine` gives it.
+        encoder: as `with_backend` gives it.
         squares: (n, s, s, 3).
         reference: the plain encoder, measured on the same squares.
         text: class text (c, d).
@@ -113,7 +113,7 @@ def measure(
     features = torch.cat(rows).numpy()
     near = parity(features if reference is None or reference.features is None else reference.features, features, text)
     info = encoder.info
-    return Measured(info.engine, info.precision, rate, near, info.calibration, features)
+    return Measured(info.backend, info.precision, rate, near, info.calibration, features)
 
 
 def best(measured: Sequence[Measured], fixed: bool) -> Measured | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.sealed import seal
+from clipadapter.split_types import mark_for_evaluation
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,9 @@ class FeatureSet:
         """(n, d) features of the plain pictures."""
         return self.X if self.X.ndim == 2 else self.X[:, 0]
 
-    def seal(self) -> FeatureSet:
+    def mark_for_evaluation(self) -> FeatureSet:
         """The same as a test part: heads answer for its features, but refuse to learn from them."""
-        return replace(self, X=seal(self.X))
+        return replace(self, X=mark_for_evaluation(self.X))
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> FeatureSet:
         """These rows, in this order; classes stay.

@@ -13,12 +13,12 @@ from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.functional import ensemble
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 
 
 def encode_classes(
     encoder: Encoder, prompts: Mapping[str, Sequence[str]], store: FeatureStore | None = None
-) -> ClassText:
+) -> TextFeatures:
     """Encode the prompts of every class.
 
     Args:
@@ -48,7 +48,7 @@ def encode_classes(
     weight = torch.stack([ensemble(embeddings[[row[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
     info = encoder.info
     tower = partial(open_text_tower, encoder)
-    return ClassText(list(prompts), weight.numpy(), info.logit_scale, info.logit_bias, tower)
+    return TextFeatures(list(prompts), weight.numpy(), info.logit_scale, info.logit_bias, tower)
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], store: FeatureStore | None) -> Tensor:

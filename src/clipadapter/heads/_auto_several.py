@@ -23,7 +23,7 @@ from torch import Tensor
 from clipadapter.functional import unit
 from clipadapter.heads._experts import RIDGE, solve
 from clipadapter.heads._several import SPREAD, binary_losses, fitted_bias, most_are_several, several_folds
-from clipadapter.heads._shots import Shots
+from clipadapter.heads._shots import SupportSet
 from clipadapter.heads._training import few_threads
 
 SLOPES = torch.logspace(-2, 1, 31)
@@ -57,7 +57,7 @@ class Mixed:
     spread: float
 
 
-def fit_several(shots: Shots, folds: int, seed: int) -> Mixed:
+def fit_several(shots: SupportSet, folds: int, seed: int) -> Mixed:
     """The mixture for shots with several labels."""
     assert shots.targets is not None
     x, targets = unit(unit(shots.views).mean(dim=1)), shots.targets  # (n, d), (n, c)

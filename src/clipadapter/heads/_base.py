@@ -25,9 +25,9 @@ from clipadapter.functional import unit
 from clipadapter.heads._given import checked_shots
 from clipadapter.heads._inputs import Array, as_matrix, check_names, check_width, in_blocks, names_as, text_classes
 from clipadapter.heads._judged import Judged
-from clipadapter.heads._shots import Shots as Shots
+from clipadapter.heads._shots import SupportSet as SupportSet
 from clipadapter.heads._state import check_answers, learned_arrays, take_over
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._text import TextFeatures
 from clipadapter.heads._text_part import Scores, TextPart
 from clipadapter.heads._warm import WarmStart
 from clipadapter.registry import unknown
@@ -77,7 +77,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
     """(d,) names of the columns of X, if `fit` got a table such as a pandas DataFrame; it is not saved."""
 
     @abstractmethod
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         """Learn from checked tensors."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         learned = (len(v) for k, v in vars(self).items() if k.endswith("_") and isinstance(v, Tensor) and v.ndim)
         return self.n_features_in_ + len(self.classes_) + max(learned, default=0)
 
-    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         """(n, c) logits of each shot's plain view by this head fitted to all other shots, if a closed form gives them.
 
         It must equal refitting n times; None, the default, says that there is no closed form.
@@ -166,16 +166,16 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         return head
 
     def fit(
-        self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, unlabelled: ArrayLike | None = None
+        self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None, unlabelled: ArrayLike | None = None
     ) -> Self:
         """Learn from labelled features.
 
         Args:
             X: (n, d) raw features, or (n, v, d) with v views a picture, the plain one first.
             y: (n,) labels; names that occur in ``text.labels`` if class text is given, or numbers whose texts do.
-                ``classes_`` are the classes in the type of y, sorted (see `ClassText.order`). Or (n, c) zeros and ones,
-                a column a class, where a picture has several labels or none: then each class is a question of its own,
-                and ``classes_`` are the names of the class text in its order, or 0 to c - 1.
+                ``classes_`` are the classes in the type of y, sorted (see `TextFeatures.order`). Or (n, c) zeros and
+                ones, one column per class, where a picture has several labels or none: then each class is a binary
+                problem, and ``classes_`` are the names of the class text in its order, or 0 to c - 1.
             text: class names and their text vectors.
             unlabelled: (u, d) raw features of the pictures to be classified; transductive heads need them, others
                 refuse them.
@@ -207,7 +207,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         tags.classifier_tags.multi_label = self.multilabel
         return tags
 
-    def for_classes(self, text: ClassText) -> Self:
+    def for_classes(self, text: TextFeatures) -> Self:
         """A copy of the fitted head that answers for other classes, from their class text alone.
 
         What a head has learned about features goes with it (base-to-new and cross-dataset protocols).
@@ -232,7 +232,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         other._for_text(unit(torch.from_numpy(text.embeddings.copy())), text.logit_scale)
         return other
 
-    def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Array | None:
+    def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Array | None:
         """Logits (n, c) of each shot by this head fitted to all others; None without a closed form, or several labels.
 
         Args:
@@ -268,7 +268,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
     def predict(self, X: ArrayLike) -> Array:
         """The best class of each row of X (m, d), as labels (m,); several labels as (m, c) zeros and ones.
 
-        Several labels are those with a probability above 0.5; see `clipadapter.trust` for thresholds of their own.
+        Several labels are those with a probability above 0.5; see `clipadapter.uncertainty` for learned thresholds.
         """
         if self.task_ == "multilabel":
             return self._by_block(X, lambda logits: (logits > 0).astype(np.int64))
@@ -307,7 +307,7 @@ class Head(TextPart, Judged, WarmStart, ClassifierMixin, BaseEstimator, ABC):  #
         check_is_fitted(self)
         return learned_arrays(self)
 
-    def attach(self, text: ClassText) -> Self:
+    def attach(self, text: TextFeatures) -> Self:
         """Give a head that was loaded the text tower, if it answers through it; others do nothing.
 
         Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from clipadapter.heads._shots import Shots
+from clipadapter.heads._shots import SupportSet
 from clipadapter.heads._training import Recipe
 from clipadapter.heads._warm import carried, origin_of
 
@@ -61,7 +61,7 @@ class Earlier:
         return replace(recipe, epochs=max(1, round(STEPS * recipe.passes(n))), lr=rate * recipe.lr)
 
 
-def earlier(head: Head, shots: Shots, kept: float = 1.0, **starts: Tensor) -> Earlier | None:
+def earlier(head: Head, shots: SupportSet, kept: float = 1.0, **starts: Tensor) -> Earlier | None:
     """The head to begin at, if `fit_from` gave one from which little has changed; and notes what this fit sees.
 
     How much has changed is added up over fits in a row: when it is more than a tenth of the shots, or when the earlier
@@ -90,7 +90,7 @@ def earlier(head: Head, shots: Shots, kept: float = 1.0, **starts: Tensor) -> Ea
     return Earlier(before, origin, kept)
 
 
-def _alike(head: Head, before: Any, shots: Shots, starts: dict[str, Tensor]) -> bool:
+def _alike(head: Head, before: Any, shots: SupportSet, starts: dict[str, Tensor]) -> bool:
     """Whether an earlier head was fitted in the same way to features, and tensors, of the same widths."""
     own, other = ({k: v for k, v in h.get_params(deep=False).items() if k not in UNSHAPING} for h in (head, before))
     learned: dict[str, Any] = {name: getattr(before, name, None) for name in ("seen_", *starts)}

@@ -1,4 +1,4 @@
-"""What is given to a head's `fit`, checked against what the head takes, as `Shots`."""
+"""What is given to a head's `fit`, checked against what the head takes, as `SupportSet`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from clipadapter.heads._inputs import (
     has_several,
     positions_among,
 )
-from clipadapter.heads._shots import Shots
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._shots import SupportSet
+from clipadapter.heads._text import TextFeatures
 
 if TYPE_CHECKING:
     from clipadapter.heads._base import Head
@@ -31,10 +31,10 @@ def checked_shots(
     head: Head,
     X: ArrayLike,
     y: ArrayLike,
-    text: ClassText | None,
+    text: TextFeatures | None,
     unlabelled: ArrayLike | None = None,
     classes: Array | None = None,
-) -> tuple[Shots, Array]:
+) -> tuple[SupportSet, Array]:
     """What came into `fit`, checked; and the classes in order.
 
     Class text comes out in the order of the classes, so that all that is learned is in that order.
@@ -67,7 +67,7 @@ def checked_shots(
             positions = positions_among(names, classes, "are no class" if text is None else "have no class text")
         text = None if text is None else text.arranged(classes)
         labels = torch.from_numpy(positions)
-    shots = Shots(
+    shots = SupportSet(
         views=tensor,
         labels=labels,
         n_classes=len(classes),
@@ -93,10 +93,10 @@ def _check_several(head: Head) -> None:
         )
 
 
-def _check_text(head: Head, text: ClassText | None, width: int) -> None:
+def _check_text(head: Head, text: TextFeatures | None, width: int) -> None:
     name = type(head).__name__
     if head.needs_text and text is None:
-        raise InputError(f"{name} needs class text: call fit(X, y, text=ClassText(names, vectors))")
+        raise InputError(f"{name} needs class text: call fit(X, y, text=TextFeatures(names, vectors))")
     if head.needs_tower and (text is None or text.tower is None):
         raise InputError(
             f"{name} trains through the text tower: fit it by FewShotClassifier, or call "

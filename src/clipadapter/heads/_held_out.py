@@ -14,7 +14,7 @@ from clipadapter.heads._base import Head
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._inputs import Array, as_labels, as_targets, as_views, class_positions, has_several
 from clipadapter.heads._several import several_folds
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._text import TextFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class HeldOut:
 
 
 def held_out(
-    head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, *, folds: int = 4, seed: int = 0
+    head: Head, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None, *, folds: int = 4, seed: int = 0
 ) -> HeldOut:
     """Logits of shots by clones of a head that were fitted without them.
 

@@ -13,8 +13,8 @@ from sklearn.utils.validation import assert_all_finite, check_array, column_or_1
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads._text import ClassText
-from clipadapter.sealed import SealedArray
+from clipadapter.heads._text import TextFeatures
+from clipadapter.split_types import EvaluationFeatures
 
 Array = NDArray[Any]
 _NUMBERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
@@ -65,10 +65,8 @@ def in_blocks(rows: Array, block: int, answer: Callable[[Array], Array]) -> Arra
 
 def as_views(X: ArrayLike) -> Array:
     """Checked (n, v, d) float array from (n, d) or (n, v, d), to be learned from."""
-    if isinstance(X, SealedArray):
-        raise InputError(
-            "these features are a test part (they are sealed): fit and select on shots, measure with bench.score"
-        )
+    if isinstance(X, EvaluationFeatures):
+        raise InputError("these features are marked for evaluation: fit and select on shots, measure with bench.score")
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
     if getattr(X, "ndim", 2) != 3:
@@ -97,7 +95,7 @@ def has_several(y: ArrayLike) -> bool:
     return len(shape) == 2 and shape[1] > 1
 
 
-def as_targets(y: ArrayLike, n: int, text: ClassText | None) -> tuple[Array, NDArray[np.int8]]:
+def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, NDArray[np.int8]]:
     """Classes in order, and checked (n, c) zeros and ones, a column a class.
 
     Raises:
@@ -115,7 +113,7 @@ def as_targets(y: ArrayLike, n: int, text: ClassText | None) -> tuple[Array, NDA
     return classes, targets.astype(np.int8)
 
 
-def class_positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArray[np.int64]]:
+def class_positions(labels: Array, text: TextFeatures | None) -> tuple[Array, NDArray[np.int64]]:
     """Classes in order, and the position of each label among them."""
     if text is None:
         classes, positions = np.unique(labels, return_inverse=True)
@@ -129,10 +127,10 @@ def class_positions(labels: Array, text: ClassText | None) -> tuple[Array, NDArr
     return classes, positions
 
 
-def text_classes(text: ClassText, dtype: np.dtype[Any]) -> Array:
+def text_classes(text: TextFeatures, dtype: np.dtype[Any]) -> Array:
     """The classes of class text in the type of the labels, sorted as `numpy.unique` does, unless it keeps its order.
 
-    >>> text = ClassText(["10", "9"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> text = TextFeatures(["10", "9"], [[1.0, 0.0], [0.0, 1.0]])
     >>> text_classes(text, np.dtype(np.int64))
     array([ 9, 10])
     >>> text_classes(text, np.dtype("<U2"))

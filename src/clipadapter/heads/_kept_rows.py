@@ -8,7 +8,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 
 SAME = 2e-3
-"""Distance between two features of one picture at unit length: what the rounding of engines leaves between them."""
+"""Distance between two features of one picture at unit length: what the rounding of backends leaves between them."""
 
 
 def without(rows: Tensor, labels: Tensor, gone: Tensor, of: Tensor) -> Tensor:

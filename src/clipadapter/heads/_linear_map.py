@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._training import Recipe, drawn
 
@@ -46,7 +46,9 @@ def _moved(x: Tensor, shift: Tensor) -> Tensor:
     return x[..., :d] + before @ shift.T
 
 
-def shift_loss(shots: Shots, shift: Tensor, penalty: float, cycle_views: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def shift_loss(
+    shots: SupportSet, shift: Tensor, penalty: float, cycle_views: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy of the moved features' logits plus ``penalty * ||shift||_F^2``, for `minimise`.
 
     Args:
@@ -86,7 +88,7 @@ class _Pull(torch.autograd.Function):
         return shift * (2 * ctx.penalty * grads[0]), None
 
 
-def penalty_strength(penalty: float | str, shots: Shots) -> float:
+def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
     """What the penalty is multiplied by.
 
     Args:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from clipadapter.functional import unit
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._several import binary_losses
-from clipadapter.heads._shots import Shots
+from clipadapter.heads._shots import SupportSet
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Objective:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, shots: Shots, rows: Tensor, bias: Tensor | None, temperature: float = 1.0) -> Objective:
+    def of(cls, shots: SupportSet, rows: Tensor, bias: Tensor | None, temperature: float = 1.0) -> Objective:
         """That of some of the shots, with the encoder's logit scale divided by a temperature."""
         targets = None if shots.targets is None else shots.targets[rows]
         return cls(shots.scale / temperature, shots.labels[rows], targets, bias)

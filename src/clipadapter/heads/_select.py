@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._given import checked_shots
 from clipadapter.heads._held_out import HeldOut, held_out
 from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions, has_several
 from clipadapter.heads._registry import create_head
 from clipadapter.heads._several import binary_losses
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._text import TextFeatures
 from clipadapter.registry import unknown
 
 MOST = 4096
@@ -85,7 +85,7 @@ def select(
     heads: str | Head | Mapping[str, Head],
     X: ArrayLike,
     y: ArrayLike,
-    text: ClassText | None = None,
+    text: TextFeatures | None = None,
     *,
     grid: Mapping[str, Sequence[Any]] | None = None,
     folds: int = 4,
@@ -120,7 +120,7 @@ def select(
     candidates = _candidates(heads, grid or {})
     found: dict[str, HeldOut] = {}
     seconds: dict[str, float] = {}
-    shots: dict[type, Shots] = {}
+    shots: dict[type, SupportSet] = {}
     for name, head in tqdm(candidates.items(), desc="held-out shots", disable=not progress, leave=False):
         begun = time.perf_counter()
         closed = found and next(iter(found.values())).how == "leave-one-out"
@@ -136,7 +136,7 @@ def select(
 
 
 def _leave_one_out(
-    head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None, shots: dict[type, Shots]
+    head: Head, X: ArrayLike, y: ArrayLike, text: TextFeatures | None, shots: dict[type, SupportSet]
 ) -> HeldOut | None:
     """In closed form, of the shots whose class has another; None if the head has none, or no class has two.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
-from clipadapter.heads._shots import Shots
+from clipadapter.heads._shots import SupportSet
 
 SPREAD = 2.0
 """How far the bias of a class may lie from that of the others, in logits: the deviation of a normal prior."""
@@ -68,7 +68,7 @@ def _solve(x: Tensor, wished: Tensor, start: Tensor, pull: float) -> Tensor:
     return b
 
 
-def sigmoid_bias(shots: Shots, logits: Tensor) -> Tensor:
+def sigmoid_bias(shots: SupportSet, logits: Tensor) -> Tensor:
     """(c,) what makes scaled cosines of the shots (n, c) logits of a sigmoid: the encoder's bias, or a fitted one."""
     assert shots.targets is not None
     if shots.bias is not None:
@@ -155,7 +155,7 @@ def several_folds(targets: Tensor, folds: int, seed: int = 0) -> list[tuple[Tens
     return [(train, held) for train, held in splits if len(held) and len(train)]
 
 
-def shot_folds(shots: Shots, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+def shot_folds(shots: SupportSet, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Folds to choose a parameter on, of one label a picture or several; none if most classes have one shot."""
     if shots.targets is not None:
         return several_folds(shots.targets, folds, seed) if most_are_several(shots.targets) else []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._shots import Shots
+from clipadapter.heads._shots import SupportSet
 
 BLOCK = 2**24
 """Affinities in memory at once."""
@@ -125,7 +125,7 @@ def _affinity(queries: Tensor, keys: Tensor, beta: float, share: Tensor | None, 
     return affinity
 
 
-def votes_of_others(shots: Shots, beta: float) -> Tensor:
+def votes_of_others(shots: SupportSet, beta: float) -> Tensor:
     """What the cache says of each shot's plain picture without the shot itself: (n, c).
 
     Args:

@@ -14,7 +14,7 @@ from clipadapter.towers import TextTower
 
 
 @dataclass(frozen=True)
-class Shots:
+class SupportSet:
     """The labelled features a head is fitted to, as tensors, checked.
 
     Args:
@@ -65,7 +65,7 @@ class Shots:
         """(c,) shots of each class in the dtype of the features."""
         return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
 
-    def take(self, rows: Tensor) -> Shots:
+    def take(self, rows: Tensor) -> SupportSet:
         """Some of the shots, given by row numbers; classes and text stay."""
         targets = None if self.targets is None else self.targets[rows]
         return replace(self, views=self.views[rows], labels=self.labels[rows], targets=targets)

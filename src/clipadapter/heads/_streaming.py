@@ -19,8 +19,8 @@ from clipadapter.functional import unit
 from clipadapter.heads._base import Head
 from clipadapter.heads._given import checked_shots
 from clipadapter.heads._inputs import Array, as_labels, check_names, check_width, names_as, text_classes
-from clipadapter.heads._shots import Shots
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._shots import SupportSet
+from clipadapter.heads._text import TextFeatures
 from clipadapter.heads._warm import carried, origin_of
 
 WITH_TEXT = "with_text_"
@@ -49,11 +49,11 @@ class Streaming(Head):
         return hasattr(self, WITH_TEXT)
 
     @abstractmethod
-    def _begin(self, shots: Shots) -> None:
+    def _begin(self, shots: SupportSet) -> None:
         """Learn from the first shots."""
 
     @abstractmethod
-    def _more(self, shots: Shots, origin: Tensor) -> None:
+    def _more(self, shots: SupportSet, origin: Tensor) -> None:
         """Learn from further shots.
 
         Args:
@@ -61,7 +61,7 @@ class Streaming(Head):
             origin: (c,) where each of these classes was among those of before, -1 if it is new.
         """
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self.counts_ = torch.bincount(shots.labels, minlength=shots.n_classes)
         self.__dict__.pop(WITH_TEXT, None)
         if shots.text is not None:
@@ -69,7 +69,7 @@ class Streaming(Head):
         self._begin(shots)
 
     def partial_fit(
-        self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, classes: ArrayLike | None = None
+        self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None, classes: ArrayLike | None = None
     ) -> Self:
         """Learn from more shots, of classes that are known and of new ones; the first call is `fit`.
 
@@ -109,13 +109,13 @@ class Streaming(Head):
         self.counts_ = counts
         return self
 
-    def _check_goes_on(self, text: ClassText | None) -> None:
+    def _check_goes_on(self, text: TextFeatures | None) -> None:
         if text is None and self.with_text:
-            raise InputError("this head was fitted with class text: give that of all classes, text=ClassText(...)")
+            raise InputError("this head was fitted with class text: give that of all classes, text=TextFeatures(...)")
         if text is not None and not self.with_text:
             raise InputError("this head was fitted without class text, so it can't go on with some: leave text out")
 
-    def _check_width(self, shots: Shots) -> None:
+    def _check_width(self, shots: SupportSet) -> None:
         check_width(self, shots.views.shape[2])
 
 
@@ -129,11 +129,11 @@ class Exact(Streaming):
     exact = True
 
     @abstractmethod
-    def _clear(self, shots: Shots) -> None:
+    def _clear(self, shots: SupportSet) -> None:
         """Sums over no shots, of as many classes and as wide as these."""
 
     @abstractmethod
-    def _gather(self, shots: Shots, sign: int) -> None:
+    def _gather(self, shots: SupportSet, sign: int) -> None:
         """Add shots to the sums (sign 1), or take them out (sign -1)."""
 
     @abstractmethod
@@ -153,18 +153,18 @@ class Exact(Streaming):
             scale: the encoder's logit scale.
         """
 
-    def _begin(self, shots: Shots) -> None:
+    def _begin(self, shots: SupportSet) -> None:
         self._clear(shots)
         self._gather(shots, 1)
         self._settle(shots.text, shots.scale)
 
-    def _more(self, shots: Shots, origin: Tensor) -> None:
+    def _more(self, shots: SupportSet, origin: Tensor) -> None:
         self._arrange(origin)
         self._gather(shots, 1)
         self.counts_ = torch.bincount(shots.labels, minlength=len(origin)) + carried(self.counts_, origin)
         self._settle(shots.text, shots.scale)
 
-    def unlearn(self, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Self:
+    def unlearn(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Self:
         """Become what it would be had it never seen some shots; they must be among those that it was fitted to.
 
         Args:
@@ -195,13 +195,13 @@ class Exact(Streaming):
         return self
 
     def without(
-        self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None, *, chosen: bool = True
+        self, X: ArrayLike, y: ArrayLike, held: Array, text: TextFeatures | None = None, *, chosen: bool = True
     ) -> Self:
         if not self.updatable or 2 * len(held) > len(np.asarray(y)):
             return super().without(X, y, held, text, chosen=chosen)
         return copy.copy(self).unlearn(np.asarray(X)[held], np.asarray(y)[held], text)  # nothing is learned in place
 
-    def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: ClassText | None = None) -> Self:
+    def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
         """Answer for other classes: in another order, renamed, new ones without a shot, or fewer.
 
         Args:

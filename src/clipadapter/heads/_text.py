@@ -15,7 +15,7 @@ Array = NDArray[Any]
 Order = Literal["sorted", "given"]
 
 
-class ClassText:
+class TextFeatures:
     """Class names in their order, and one unit vector a class; frozen.
 
     It is no array on purpose: scikit-learn slices every array-like argument of ``fit`` that has as many rows as X.
@@ -35,7 +35,7 @@ class ClassText:
     Raises:
         InputError: if a name occurs twice, the counts differ, a row is zero or not finite, or there is no such order.
 
-    >>> ClassText(["cat", "dog"], [[3.0, 0.0], [0.0, 2.0]]).embeddings
+    >>> TextFeatures(["cat", "dog"], [[3.0, 0.0], [0.0, 2.0]]).embeddings
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
@@ -86,27 +86,27 @@ class ClassText:
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"ClassText is frozen: {name} can't be set")
+        raise AttributeError(f"TextFeatures is frozen: {name} can't be set")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ClassText, (self.labels, self._rows(), self.logit_scale, self.logit_bias, None, self.order)
+        return TextFeatures, (self.labels, self._rows(), self.logit_scale, self.logit_bias, None, self.order)
 
     def _rows(self) -> Array:
         """Text features as they are given: rows of NaN for classes without text."""
         given: Array = np.asarray(self.embeddings.any(axis=1))
         return np.where(given[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
 
-    def with_tower(self, tower: Callable[[], TextTower] | None) -> ClassText:
+    def with_tower(self, tower: Callable[[], TextTower] | None) -> TextFeatures:
         """The same class text, with what opens the text tower that made it."""
-        return ClassText(self.labels, self._rows(), self.logit_scale, self.logit_bias, tower, self.order)
+        return TextFeatures(self.labels, self._rows(), self.logit_scale, self.logit_bias, tower, self.order)
 
-    def with_order(self, order: Order) -> ClassText:
+    def with_order(self, order: Order) -> TextFeatures:
         """The same class text, with this order of the classes of heads; see ``order``."""
         if order == self.order:
             return self
-        return ClassText(self.labels, self._rows(), self.logit_scale, self.logit_bias, self.tower, order)
+        return TextFeatures(self.labels, self._rows(), self.logit_scale, self.logit_bias, self.tower, order)
 
-    def arranged(self, classes: Sequence[Any] | Array) -> ClassText:
+    def arranged(self, classes: Sequence[Any] | Array) -> TextFeatures:
         """The text of the same classes in another order.
 
         Args:
@@ -115,7 +115,7 @@ class ClassText:
         Raises:
             InputError: if these are other classes.
 
-        >>> ClassText(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).arranged(["cat", "dog"]).embeddings
+        >>> TextFeatures(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).arranged(["cat", "dog"]).embeddings
         array([[1., 0.],
                [0., 1.]], dtype=float32)
         """
@@ -128,21 +128,23 @@ class ClassText:
             )
         place = {name: i for i, name in enumerate(self.labels)}
         rows = self._rows()[[place[name] for name in names]]
-        return ClassText(names, rows, self.logit_scale, self.logit_bias, self.tower, self.order)
+        return TextFeatures(names, rows, self.logit_scale, self.logit_bias, self.tower, self.order)
 
-    def numbered(self) -> ClassText:
+    def numbered(self) -> TextFeatures:
         """The same text with classes called "0" to "c - 1", in the order of their sorted names.
 
         `numpy.unique` and scikit-learn's LabelEncoder number names so, if there are shots of every class. Tools such as
         VotingClassifier hand such numbers to the head instead of names. The text tower is left out: it would read the
         numbers.
 
-        >>> ClassText(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).numbered().embeddings
+        >>> TextFeatures(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).numbered().embeddings
         array([[1., 0.],
                [0., 1.]], dtype=float32)
         """
         rows = self.arranged(sorted(self.labels))._rows()
-        return ClassText([str(i) for i in range(len(rows))], rows, self.logit_scale, self.logit_bias, None, self.order)
+        return TextFeatures(
+            [str(i) for i in range(len(rows))], rows, self.logit_scale, self.logit_bias, None, self.order
+        )
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -150,4 +152,4 @@ class ClassText:
         return tuple(name for name, row in zip(self.labels, self.embeddings, strict=True) if not row.any())
 
     def __repr__(self) -> str:
-        return f"ClassText({len(self.labels)} classes, width {self.embeddings.shape[1]})"
+        return f"TextFeatures({len(self.labels)} classes, width {self.embeddings.shape[1]})"

@@ -43,8 +43,8 @@ class TextPart:
             sklearn.exceptions.NotFittedError: before `fit`.
             InputError: as `logits`.
 
-        >>> from clipadapter.heads import ClassText, create_head
-        >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
+        >>> from clipadapter.heads import TextFeatures, create_head
+        >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
         >>> head = create_head("tip-adapter", alpha=2.0).fit([[0.6, 0.8]], ["cat"], text=text)
         >>> head.logits([[0.6, 0.8]]).round(2), head.text_logits([[0.6, 0.8]]).round(2)
         (array([[2.6, 0.8]]), array([[0.6, 0.8]]))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._training import Recipe, drawn, minimise
 
 TEXT_NORM = 0.1
@@ -17,7 +17,7 @@ TEXT_NORM = 0.1
 un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
 
 
-def lengthened(shots: Shots, text_norm: float | str | Sequence[float]) -> Tensor:
+def lengthened(shots: SupportSet, text_norm: float | str | Sequence[float]) -> Tensor:
     """Class text (c, d) with the length that steps and penalties are relative to.
 
     Args:
@@ -41,7 +41,7 @@ def lengthened(shots: Shots, text_norm: float | str | Sequence[float]) -> Tensor
 
 
 def train_residual(
-    shots: Shots,
+    shots: SupportSet,
     base: Tensor,
     gain: float,
     recipe: Recipe,
@@ -80,7 +80,7 @@ def train_residual(
     return torch.zeros_like(base).index_copy(0, seen, residual.detach()), last
 
 
-def text_confidence(shots: Shots) -> Tensor:
+def text_confidence(shots: SupportSet) -> Tensor:
     """(c,) mean zero-shot probability of the right class over all views of a class's shots; 0 without any."""
     assert shots.text is not None
     total = torch.zeros(shots.n_classes, dtype=shots.text.dtype)

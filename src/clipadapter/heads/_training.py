@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from clipadapter.errors import InputError
 from clipadapter.heads._optimizers import adam, sgd
 from clipadapter.memory import keep_freed_memory
-from clipadapter.pieces import on_shares
+from clipadapter.parallel import parallel_map
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 MIN_EPOCHS = 20
@@ -207,7 +207,7 @@ def side_by_side(tasks: Sequence[Callable[[], T]], work: int) -> list[T]:
     if workers < 2 or work < WORTH_A_THREAD:
         with few_threads(0):
             return [task() for task in tasks]
-    return on_shares(tasks, workers)
+    return parallel_map(tasks, workers)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from clipadapter.heads._base import Head
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._text import TextFeatures
 
 FOLDS = 5
 REPEATS, ENOUGH = 3, 200
@@ -58,7 +58,7 @@ class Unseen:
 
 
 def held_out_shots(
-    head: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None = None, *, keep: bool = False, seed: int = 0
+    head: Head, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None, *, keep: bool = False, seed: int = 0
 ) -> Unseen | None:
     """Logits of shots by fits that did not see them.
 
@@ -103,7 +103,7 @@ def mean_shots(labels: ArrayLike) -> float:
 
 
 def _folds(
-    head: Head, views: Array, labels: Array, positions: Array, text: ClassText | None, keep: bool, seed: int
+    head: Head, views: Array, labels: Array, positions: Array, text: TextFeatures | None, keep: bool, seed: int
 ) -> Unseen:
     repeats = 1 if keep else max(1, min(REPEATS, ENOUGH // len(labels)))
     every = [held_out_folds(torch.from_numpy(positions), FOLDS, seed + i) for i in range(repeats)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._text import TextFeatures
 
 if TYPE_CHECKING:
     from clipadapter.heads._base import Head
@@ -35,7 +35,7 @@ class WarmStart:
         """Whether the last fit began where an earlier one ended."""
         return "changed_" in vars(self)
 
-    def fit_from(self, before: Head, X: ArrayLike, y: ArrayLike, text: ClassText | None = None) -> Self:
+    def fit_from(self, before: Head, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Self:
         """`fit`, in less time: from what an earlier fit learned, if the head is `warm`.
 
         All shots are given, those of before too. Heads with one best answer end where `fit` does, others near it.
@@ -63,7 +63,7 @@ class WarmStart:
             self.__dict__.pop("_before", None)
 
     def without(
-        self, X: ArrayLike, y: ArrayLike, held: Array, text: ClassText | None = None, *, chosen: bool = True
+        self, X: ArrayLike, y: ArrayLike, held: Array, text: TextFeatures | None = None, *, chosen: bool = True
     ) -> Self:
         """The fitted head as it would be without some of its shots; it stays as it is.
 

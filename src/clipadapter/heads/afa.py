@@ -38,7 +38,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._class_gaussians import ClassGaussians, linear
 from clipadapter.heads._lbfgs import descend
 from clipadapter.heads._registry import register_head
@@ -78,8 +78,8 @@ class Afa(Streaming):
         penalty: L2 on the tasks' adapters, for each shot; None to train none.
         seed: of the stand-ins.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["ant", "cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["ant", "cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     >>> head = Afa().fit([[1.0, 0.9, 0.1], [1.1, 0.8, 0.1]], ["cat", "cat"], text=text)
     >>> head.partial_fit([[1.0, 0.1, 0.9]], ["dog"], text=text).predict([[1.0, 0.0, 0.8], [1.0, 0.8, 0.0]])
     array(['dog', 'cat'], dtype='<U3')
@@ -116,7 +116,7 @@ class Afa(Streaming):
         self.penalty = penalty
         self.seed = seed
 
-    def _begin(self, shots: Shots) -> None:
+    def _begin(self, shots: SupportSet) -> None:
         self._check()
         c, d = shots.n_classes, shots.views.shape[2]
         self.sums_ = torch.zeros(c, d, dtype=torch.float64)
@@ -124,7 +124,7 @@ class Afa(Streaming):
         self.agreed_ = 0.0
         self._learn(shots, self.counts_, None)
 
-    def _more(self, shots: Shots, origin: Tensor) -> None:
+    def _more(self, shots: SupportSet, origin: Tensor) -> None:
         self._check()
         for name in ("sums_", "residual_", "offset_"):
             setattr(self, name, carried(getattr(self, name), origin))
@@ -136,7 +136,7 @@ class Afa(Streaming):
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _learn(self, shots: Shots, counts: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
+    def _learn(self, shots: SupportSet, counts: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
         assert shots.text is not None
         x, labels = unit(shots.X.double()), shots.labels
         rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.text.double())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._channels import choose_channels
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, grid_values
@@ -85,8 +85,8 @@ class Ape(Head):
         similarity_weight: of the similarity of classes in the choice of channels.
         variance_weight: of the variance of class text in the choice of channels.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], logit_scale=1.0)
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], logit_scale=1.0)
     >>> head = Ape(channels=0.7).fit([[2.0, 1.0, 9.0], [1.0, 2.0, 9.0]], ["cat", "dog"], text=text)
     >>> sorted(head.channels_.tolist())
     [0, 1]
@@ -120,7 +120,7 @@ class Ape(Head):
         self.similarity_weight = similarity_weight
         self.variance_weight = variance_weight
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)

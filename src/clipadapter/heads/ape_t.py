@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._channels import choose_channels
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, class_sums
@@ -49,8 +49,8 @@ class ApeT(Head):
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> ApeT(channels=1.0).fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
     array(['cat'], dtype='<U3')
     """
@@ -99,7 +99,7 @@ class ApeT(Head):
         """See `Head.planned_epochs`."""
         return self._recipe().passes(len(labels))
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
@@ -127,7 +127,7 @@ class ApeT(Head):
         )
         return self.scale_ * unit(X) @ weight.T + self.alpha_ * votes
 
-    def _train(self, shots: Shots, text: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def _train(self, shots: SupportSet, text: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Residual (c, q) of the classes and weight (n,) of the shots."""
         labels, channels = shots.labels, self.channels_
         residual = keys.new_zeros(len(text), len(channels)).requires_grad_()

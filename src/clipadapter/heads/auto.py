@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._auto_several import fit_several
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._judged import Told
@@ -68,7 +68,7 @@ class Auto(Head):
         self.folds = folds
         self.seed = seed
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self._told: Told | None = None
         if shots.targets is not None:
             self._fit_several(shots)
@@ -99,7 +99,7 @@ class Auto(Head):
         logits[:, classes] = torch.from_numpy(told.logits).to(logits.dtype)
         return told._replace(logits=logits.numpy())
 
-    def _fit_several(self, shots: Shots) -> None:
+    def _fit_several(self, shots: SupportSet) -> None:
         mixed = fit_several(shots, self.folds, self.seed)
         self.centre_, self.weight_, self.bias_, self.text_ = mixed.centre, mixed.weight, mixed.bias, mixed.text
         self.trust_, self.spread_ = mixed.trust, mixed.spread

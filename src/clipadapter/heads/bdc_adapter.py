@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, drawn, minimise
@@ -65,8 +65,8 @@ class BdcAdapter(Head):
         seed: of the shuffling.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
     >>> BdcAdapter().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
@@ -97,7 +97,7 @@ class BdcAdapter(Head):
         self.seed = seed
         self.progress = progress
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         if not self.beta >= 0:
             raise InputError(f"beta must be 0 or more, but is {self.beta}")
         assert shots.text is not None
@@ -126,7 +126,7 @@ class BdcAdapter(Head):
         # Not one for each shot: rows are compared with prototypes, which are made anew for each block of rows.
         return self.n_features_in_ + len(self.classes_)
 
-    def _train(self, shots: Shots) -> Tensor:
+    def _train(self, shots: SupportSet) -> Tensor:
         assert shots.text is not None
         n, v, d = shots.views.shape
         text = shots.text

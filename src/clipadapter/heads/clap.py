@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import text_confidence
 from clipadapter.heads.zs_lp import ZsLp
@@ -51,8 +51,8 @@ class Clap(ZsLp):
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> Clap().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
@@ -80,7 +80,7 @@ class Clap(ZsLp):
         self.strength = strength
         self.multipliers = multipliers
 
-    def _multipliers(self, shots: Shots) -> Tensor:
+    def _multipliers(self, shots: SupportSet) -> Tensor:
         if self.multipliers not in MULTIPLIERS:
             raise InputError(f"multipliers must be one of {', '.join(MULTIPLIERS)}, but is {self.multipliers!r}")
         if not self.strength >= 0:

@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._bottleneck import Bottleneck, Mix, attended, blend, check_ratio, gated, unadapted
 from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._objective import Objective
@@ -131,8 +131,8 @@ class ClipAdapter(Head):
         seed: of initialisation, shuffling, noise and folds.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
     >>> ClipAdapter(alpha=0.5).fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
@@ -238,7 +238,7 @@ class ClipAdapter(Head):
         """See `Head.planned_epochs`."""
         return self._recipe(False, labels).passes(len(labels))
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self._check()
         assert shots.text is not None
         n, d = shots.X.shape
@@ -270,7 +270,7 @@ class ClipAdapter(Head):
             beta=(alpha if beta is None else beta) if self.beta == "auto" else trained.beta,
         )
 
-    def _store(self, shots: Shots, trained: Trained) -> None:
+    def _store(self, shots: SupportSet, trained: Trained) -> None:
         assert shots.text is not None
         self.loss_, self.scale_ = trained.loss, shots.scale
         self.alpha_, self.beta_ = trained.alpha, trained.beta
@@ -332,7 +332,7 @@ class ClipAdapter(Head):
         beta = trained.beta if trained.beta_gate is None else gated(trained.beta_gate, text)
         return self._blended(text, self._adapted(text, trained.text), beta)
 
-    def _held_out_losses(self, shots: Shots, trained: Trained, split: tuple[Tensor, Tensor]) -> Tensor:
+    def _held_out_losses(self, shots: SupportSet, trained: Trained, split: tuple[Tensor, Tensor]) -> Tensor:
         """(r, t) losses of the shots that a fit did not see, at each ratio and temperature."""
         assert shots.text is not None
         held = split[1]
@@ -346,7 +346,7 @@ class ClipAdapter(Head):
             logits.append(shots.scale * self._blended(x, adapted, alpha) @ weight.T)
         return loss_table(logits, Objective.of(shots, held, self.bias_))
 
-    def _train(self, shots: Shots, rows: Tensor, progress: bool, before: Earlier | None = None) -> Trained:
+    def _train(self, shots: SupportSet, rows: Tensor, progress: bool, before: Earlier | None = None) -> Trained:
         assert shots.text is not None
         text, scale = shots.text, shots.scale
         objective = Objective.of(shots, rows, self.bias_, 1.0 if shots.targets is not None else self.temperature)
@@ -408,7 +408,7 @@ class ClipAdapter(Head):
             beta_gate=beta_gate if self.beta == "dynamic" else None,
         )
 
-    def _centre(self, x: Tensor, shots: Shots, rows: Tensor) -> Tensor | None:
+    def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
         """(d,) mean of features (n, d) in which each class weighs the same; None if nothing is to be subtracted."""
         if not self.centre:
             return None
@@ -433,7 +433,7 @@ class ClipAdapter(Head):
             epochs = coop_epochs(labels)
         return Recipe(**{name: getattr(self, name) for name in names}, epochs=epochs, progress=progress)
 
-    def _splits(self, shots: Shots) -> list[tuple[Tensor, Tensor]]:
+    def _splits(self, shots: SupportSet) -> list[tuple[Tensor, Tensor]]:
         """Shots to train on and shots to judge by; none if most classes have one shot."""
         splits = shot_folds(shots, self.folds, self.seed)
         seen = torch.tensor([len(held) for _, held in splits]).cumsum(0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._bottleneck import Bottleneck
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
@@ -138,7 +138,7 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         )
         self.replay = replay
 
-    def _begin(self, shots: Shots) -> None:
+    def _begin(self, shots: SupportSet) -> None:
         for name in TENSORS:
             self.__dict__.pop(f"{name}_", None)
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
@@ -148,7 +148,7 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
         self._go_on(shots)
 
-    def _more(self, shots: Shots, origin: Tensor) -> None:
+    def _more(self, shots: SupportSet, origin: Tensor) -> None:
         place = torch.full((int(origin.max()) + 1,), -1).index_copy(
             0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
         )
@@ -166,13 +166,13 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         names = TENSORS if self.bias else ("down", "up")
         return Bottleneck(**{name: tensor.clone() for name, tensor in learned.tensors().items() if name in names})
 
-    def _centre(self, x: Tensor, shots: Shots, rows: Tensor) -> Tensor | None:
+    def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
         """That of the first task: what was learned around it holds for it alone."""
         centre = getattr(self, "centre_", None)  # models that an earlier version saved have none
         begun = self.bias and Bottleneck.learned(self, x.dtype) is not None  # it is in the bias already
         return None if centre is None or begun else centre.to(x.dtype)
 
-    def _go_on(self, shots: Shots) -> None:
+    def _go_on(self, shots: SupportSet) -> None:
         self._check()
         check_not_negative(replay=self.replay)
         assert shots.text is not None
@@ -205,7 +205,7 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         new, old = (len(rows) / len(rows.unique()) for rows in (labels, self.kept_labels_))
         return max(1, round(new / old))
 
-    def _keep(self, every: Shots) -> None:
+    def _keep(self, every: SupportSet) -> None:
         """Draw from new and kept shots of each class those that are kept from now on."""
         generator = torch.Generator().manual_seed(self.seed + len(every.labels))
         order = torch.randperm(len(every.labels), generator=generator)

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import STEPS, earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, drawn, minimise
@@ -67,8 +67,8 @@ class CrossModal(Head):
         seed: of shuffling and of the choice of views and text.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> CrossModal().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
@@ -121,7 +121,7 @@ class CrossModal(Head):
         """See `Head.planned_epochs`."""
         return self._recipe().passes(len(labels))
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self._check()
         assert shots.text is not None
         rows, row_labels = self._text_rows(shots)
@@ -154,7 +154,7 @@ class CrossModal(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ self.weight_.T.to(X.dtype)
 
-    def _text_rows(self, shots: Shots) -> tuple[Tensor, Tensor]:
+    def _text_rows(self, shots: SupportSet) -> tuple[Tensor, Tensor]:
         """Text samples (r, d) and their class positions (r,)."""
         assert shots.text is not None
         return shots.text, torch.arange(shots.n_classes)

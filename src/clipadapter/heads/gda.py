@@ -37,7 +37,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._gda_left_out import Downdates
 from clipadapter.heads._gda_moments import Moments, add_up, mean_covariance, moments_of
 from clipadapter.heads._gda_new_classes import SMALLEST, made_up
@@ -45,7 +45,7 @@ from clipadapter.heads._kept_rows import without
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Exact
-from clipadapter.heads._text import ClassText
+from clipadapter.heads._text import TextFeatures
 from clipadapter.heads._triangle import packed, unpacked
 from clipadapter.heads._warm import carried
 
@@ -120,13 +120,13 @@ class Gda(Exact):
         """Whether the sums over the shots are kept."""
         return self.stream and "products_" in vars(self)
 
-    def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: ClassText | None = None) -> Self:
+    def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
         """As `Exact.rearrange`; refused without ``stream``."""
         check_is_fitted(self)
         self._check_updatable()
         return super().rearrange(classes, origin, text)
 
-    def _check_width(self, shots: Shots) -> None:
+    def _check_width(self, shots: SupportSet) -> None:
         super()._check_width(shots)
         self._check_updatable()
 
@@ -137,7 +137,7 @@ class Gda(Exact):
                 "'base-to-new', and fit it again"
             )
 
-    def _begin(self, shots: Shots) -> None:
+    def _begin(self, shots: SupportSet) -> None:
         check_not_negative(neighbours=self.neighbours)
         if self.shrinkage == "base-to-new":
             if self.stream:
@@ -149,14 +149,14 @@ class Gda(Exact):
         if not self.stream:
             del self.products_, self.sums_, self.rows_
 
-    def _clear(self, shots: Shots) -> None:
+    def _clear(self, shots: SupportSet) -> None:
         c, d = shots.n_classes, shots.views.shape[2]
         self.products_ = torch.zeros(d * (d + 1) // 2, dtype=torch.float64)
         self.sums_, self.rows_ = torch.zeros(c, d, dtype=torch.float64), torch.zeros(c, dtype=torch.int64)
         self.views_ = shots.views.new_zeros(0, d) if self.neighbours else None
         self.weight_ = shots.views.new_zeros(0)
 
-    def _gather(self, shots: Shots, sign: int) -> None:
+    def _gather(self, shots: SupportSet, sign: int) -> None:
         rows = unit(shots.views)
         if self.neighbours:
             self.views_ = self._kept_views(rows.flatten(0, 1), sign)
@@ -183,7 +183,7 @@ class Gda(Exact):
         weight = self._shrunk_weight(moments, views)
         self._add(0.0 if text is None else scale * text, weight, moments.means, self.weight_.dtype)
 
-    def _fit_base(self, shots: Shots) -> None:
+    def _fit_base(self, shots: SupportSet) -> None:
         rows, text = unit(shots.views), 0.0 if shots.text is None else shots.scale * shots.text
         moments = moments_of(rows, shots.labels, shots.n_classes)
         precision = torch.linalg.pinv(mean_covariance(rows, shots.labels, moments), hermitian=True)
@@ -247,7 +247,7 @@ class Gda(Exact):
         trace = (within + about_mean / max(rows - 1, 1)) / (rows - present + 1)
         return trace, (d + rows) / (1 + present * views / rows)
 
-    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         n, views, d = shots.views.shape
         if n == 1 or self.shrinkage == "base-to-new":
             return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
@@ -83,7 +83,7 @@ class Hoso(ClipAdapter):
             progress=progress,
         )
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self._check()
         assert shots.text is not None
         train, held = hold_out_one(shots.labels, self.seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._registry import register_head
 
 LEAST = 1e-6
@@ -46,7 +46,7 @@ class Knn(Head):
         self.temperature = temperature
         self.mix = mix
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self._check()
         self.keys_, self.labels_, self.n_classes_ = _keys(shots), shots.labels, shots.n_classes
         self.weight_, self.scale_ = shots.text, shots.scale
@@ -60,7 +60,7 @@ class Knn(Head):
         shares = self._shares(unit(X) @ keys.T, self.labels_, self.n_classes_)
         return self._mixed(shares, X, getattr(self, "weight_", None), self.scale_)
 
-    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         self._check()
         n = len(shots.labels)
         if n == 1:
@@ -92,6 +92,6 @@ class Knn(Head):
             raise InputError(f"mix must be 0 to 1, but is {self.mix!r}")
 
 
-def _keys(shots: Shots) -> Tensor:
+def _keys(shots: SupportSet) -> Tensor:
     """(n, d) unit rows, each the mean of its shot's unit-length views."""
     return unit(unit(shots.views).mean(dim=1))

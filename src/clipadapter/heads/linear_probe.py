@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
@@ -132,7 +132,7 @@ class LinearProbe(Head):
         """
         return cls(**{"input_norm": False, "solver": "sklearn", "tol": 1e-4, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels

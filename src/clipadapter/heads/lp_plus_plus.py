@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import STEPS, Earlier, earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import few_threads
@@ -89,8 +89,8 @@ class LpPlusPlus(Head):
         seed: of the start of the biases if ``literal``.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> LpPlusPlus().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
@@ -115,7 +115,7 @@ class LpPlusPlus(Head):
         """
         return cls(**{"literal": True, "epochs": EPOCHS, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         seen = torch.nonzero(shots.counts).flatten()
         X = unit(shots.X)

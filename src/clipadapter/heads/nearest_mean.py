@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._streaming import Exact
 from clipadapter.heads._warm import carried
@@ -47,11 +47,11 @@ class NearestMean(Exact):
     """(c, d) unit means; zeros for classes without a shot."""
     text_: Tensor | None
 
-    def _clear(self, shots: Shots) -> None:
+    def _clear(self, shots: SupportSet) -> None:
         self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
         self.means_ = shots.views.new_zeros(0)
 
-    def _gather(self, shots: Shots, sign: int) -> None:
+    def _gather(self, shots: SupportSet, sign: int) -> None:
         rows = unit(shots.views.double()).mean(dim=1)
         self.sums_ = self.sums_.index_add(0, shots.labels, rows, alpha=sign)
 

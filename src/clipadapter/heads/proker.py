@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._registry import register_head
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -60,8 +60,8 @@ class Proker(Head):
             and equally from the classes; fewer rows are solved for exactly.
         seed: of the draw of landmarks.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
     >>> Proker().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
     array(['dog'], dtype='<U3')
@@ -99,7 +99,7 @@ class Proker(Head):
         """
         return cls(**{"height": None, "text_scale": 1.0, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self._check()
         rows, labels, text = self._rows(shots)
         self.beta_, lam = self._values(len(shots.labels), shots.n_classes)
@@ -122,7 +122,7 @@ class Proker(Head):
         x = unit(X)
         return self.scale_ * x @ weight.T + _kernel(x, support, self.beta_) @ dual
 
-    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         self._check()
         rows, labels, text = self._rows(shots)
         n, width = len(shots.labels), len(rows) // len(shots.labels)
@@ -149,7 +149,7 @@ class Proker(Head):
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be positive, but is {value}")
 
-    def _rows(self, shots: Shots) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows to learn from, those of a shot beside each other, their labels, and float64 text."""
         assert shots.text is not None
         views = unit(shots.views)
@@ -162,10 +162,10 @@ class Proker(Head):
         beta, lam = (float(np.interp(np.log2(n / c), np.log2(SHOTS), table)) for table in (BETA, LAM))
         return beta if self.beta is None else self.beta, lam if self.lam is None else self.lam
 
-    def _scale(self, shots: Shots) -> float:
+    def _scale(self, shots: SupportSet) -> float:
         return shots.scale if self.text_scale is None else self.text_scale
 
-    def _height(self, lam: float, shots: Shots) -> float:
+    def _height(self, lam: float, shots: SupportSet) -> float:
         return lam * self._scale(shots) if self.height is None else self.height
 
     def _project(self, residual: Tensor, text: Tensor) -> Tensor:

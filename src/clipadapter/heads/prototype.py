@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._streaming import Exact
 from clipadapter.heads._warm import carried
@@ -46,12 +46,12 @@ class Prototype(Exact):
     def __init__(self, mix: float = 0.5) -> None:
         self.mix = mix
 
-    def _clear(self, shots: Shots) -> None:
+    def _clear(self, shots: SupportSet) -> None:
         self._mix(shots.text)
         self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
         self.weight_ = shots.views.new_zeros(0)
 
-    def _gather(self, shots: Shots, sign: int) -> None:
+    def _gather(self, shots: SupportSet, sign: int) -> None:
         self.sums_ = self.sums_.index_add(0, shots.labels, _rows(shots).double(), alpha=sign)
 
     def _arrange(self, origin: Tensor) -> None:
@@ -76,7 +76,7 @@ class Prototype(Exact):
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         if len(shots.labels) == 1:
             return None
         mix, labels, x = self._mix(shots.text), shots.labels, unit(shots.X)
@@ -106,6 +106,6 @@ class Prototype(Exact):
         return 0.0 if text is None else self.mix
 
 
-def _rows(shots: Shots) -> Tensor:
+def _rows(shots: SupportSet) -> Tensor:
     """(n, d), of each shot the mean of its unit-length views."""
     return unit(shots.views).mean(dim=1)

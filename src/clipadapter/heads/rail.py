@@ -35,7 +35,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Shots
+from clipadapter.heads._base import SupportSet
 from clipadapter.heads._inputs import Array
 from clipadapter.heads._kept_rows import without
 from clipadapter.heads._random_features import random_map
@@ -68,8 +68,8 @@ class Rail(Exact):
         weight: w of the regression beside zero-shot, 0 to 1.
         seed: of the random features.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> head = Rail().fit([[1.0, 0.9, 0.0]], ["cat"], text=text)
     >>> head.partial_fit([[1.0, 1.1, 1.0]], ["dog"], text=text).predict([[1.0, 0.98, 1.0]])
     array(['dog'], dtype='<U3')
@@ -143,7 +143,7 @@ class Rail(Exact):
         shots = len(self.weight_) if self.form == "dual" else 0
         return self.n_features_in_ + len(self.classes_) + self.hidden + shots
 
-    def _clear(self, shots: Shots) -> None:
+    def _clear(self, shots: SupportSet) -> None:
         self._check()
         for name in ("products_", "sums_"):
             self.__dict__.pop(name, None)
@@ -152,7 +152,7 @@ class Rail(Exact):
             self.products_ = torch.zeros(0, dtype=torch.float64)
         self.weight_ = shots.views.new_zeros(0, shots.n_classes)
 
-    def _gather(self, shots: Shots, sign: int) -> None:
+    def _gather(self, shots: SupportSet, sign: int) -> None:
         rows, labels = unit(unit(shots.views).mean(dim=1)), shots.labels
         phi = products = None
         if not self._keeps:

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
 from clipadapter.heads._registry import register_head
@@ -44,8 +44,8 @@ class Rla(Head):
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
     >>> Rla().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
@@ -84,7 +84,7 @@ class Rla(Head):
         """
         return cls(**{"penalty": "1/n", "steps": 300, "batch_size": None, "cycle_views": True, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         self.penalty_ = penalty_strength(self.penalty, shots)
         n, n_views, d = shots.views.shape

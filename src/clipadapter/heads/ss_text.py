@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._registry import register_head
 
 
@@ -39,8 +39,8 @@ class SsText(Head):
         repel: the plus variant.
         floor: least lambda_k, as in the released code.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.0], [1.0, 1.1, 1.0]]
     >>> SsText().fit(X, ["cat", "dog"], text=text).predict([[1.0, 0.98, 1.0]])
     array(['dog'], dtype='<U3')
@@ -63,7 +63,7 @@ class SsText(Head):
         """
         return cls(**{"anchor": "shots", **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         sums, _ = _sums(shots)
         confidence, _ = self._confidence(shots)
@@ -74,7 +74,7 @@ class SsText(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ unit(self.weight_.to(X.dtype)).T
 
-    def _leave_one_out(self, shots: Shots) -> Tensor | None:
+    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         assert shots.text is not None
         n, labels, x = len(shots.labels), shots.labels, unit(shots.X)
         if n == 1:
@@ -98,7 +98,7 @@ class SsText(Head):
             squares = squares - 2 * (2 * squares - to_mean) / length + 1
         return shots.scale * dots / squares.sqrt()
 
-    def _confidence(self, shots: Shots) -> tuple[Tensor, Tensor]:
+    def _confidence(self, shots: SupportSet) -> tuple[Tensor, Tensor]:
         """Zero-shot probability of the true class: its mean by class (c,), and that of each shot (n,)."""
         assert shots.text is not None
         probabilities = cosine_logits(shots.X, shots.text, shots.scale).softmax(dim=1)
@@ -106,7 +106,7 @@ class SsText(Head):
         total = torch.zeros(shots.n_classes, dtype=own.dtype).index_add_(0, shots.labels, own)
         return total / shots.counts.clamp_min(1), own
 
-    def _pull(self, shots: Shots, counts: Tensor, n: int, confidence: Tensor) -> Tensor:
+    def _pull(self, shots: SupportSet, counts: Tensor, n: int, confidence: Tensor) -> Tensor:
         """Factor s / (n lambda_k) of the summed shots; 0 where a class has none."""
         anchors = {"class": 1 / counts.clamp_min(1), "shots": torch.full_like(counts, 1 / n), "confidence": confidence}
         if isinstance(self.anchor, str):
@@ -118,7 +118,7 @@ class SsText(Head):
         return torch.where(counts > 0, shots.scale / (n * lam.clamp_min(self.floor)), 0.0)
 
 
-def _sums(shots: Shots) -> tuple[Tensor, Tensor]:
+def _sums(shots: SupportSet) -> tuple[Tensor, Tensor]:
     """Sums by class (c, d) of the shots' unit-length rows (n, d)."""
     rows = unit(shots.X)
     return torch.zeros(shots.n_classes, rows.shape[1], dtype=rows.dtype).index_add_(0, shots.labels, rows), rows

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
@@ -76,8 +76,8 @@ class SvlAdapter(Head):
         seed: of initialisation and shuffling.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
     >>> X = [[1.0, 1.0, 5.0, 0.0, 1.0], [1.0, 1.0, 0.0, 5.0, 1.0]]
     >>> SvlAdapter(blend=0.9).fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
@@ -123,7 +123,7 @@ class SvlAdapter(Head):
         """See `Head.planned_epochs`."""
         return self._recipe().passes(len(labels))
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
             raise InputError(f"blend must be 0 to 1 or 'auto', but is {self.blend!r}")

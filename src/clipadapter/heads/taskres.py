@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
@@ -61,8 +61,8 @@ class TaskRes(Head):
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.5], [0.9, 1.0, 0.0]]
     >>> TaskRes().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
@@ -123,7 +123,7 @@ class TaskRes(Head):
         """See `Head.planned_epochs`."""
         return self._recipe(int(torch.bincount(labels).max())).passes(len(labels))
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         base, recipe = lengthened(shots, self.text_norm), self._recipe(int(shots.counts.max()))
         start = torch.zeros_like(base)
         before = earlier(self, shots, KEPT, residual_=start)

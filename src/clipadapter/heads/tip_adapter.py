@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._several import fitted_bias, votes_for_several, with_bias
 from clipadapter.heads._shot_cache import (
@@ -84,8 +84,8 @@ class TipAdapter(Head):
         alpha: weight of the cache; 0 is zero-shot CLIP.
         beta: sharpness of the affinity: high values let only the nearest shots vote.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
     >>> head = TipAdapter(alpha=2.0).fit([[0.6, 0.8]], ["cat"], text=text)
     >>> head.logits([[0.6, 0.8]]).round(2)
     array([[2.6, 0.8]])
@@ -107,7 +107,7 @@ class TipAdapter(Head):
         self.alpha = alpha
         self.beta = beta
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta)
         several = shots.targets is not None
@@ -135,7 +135,7 @@ class TipAdapter(Head):
             votes = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
         return with_bias(self, cosine_logits(X, weight, self.scale_) + self.alpha_ * votes)
 
-    def _leave_one_out(self, shots: Shots) -> Tensor:
+    def _leave_one_out(self, shots: SupportSet) -> Tensor:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta)
         zero_shot = cosine_logits(shots.X, shots.text, shots.scale)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, Shots
+from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import (
     INITIAL_ALPHA,
@@ -56,8 +56,8 @@ class TipAdapterF(Head):
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> TipAdapterF().fit([[2.0, 1.0], [1.0, 2.0]], ["cat", "dog"], text=text).predict([[3.0, 1.0]])
     array(['cat'], dtype='<U3')
     """
@@ -102,7 +102,7 @@ class TipAdapterF(Head):
         """See `Head.planned_epochs`."""
         return self._recipe().passes(len(labels)) if self.draw_views else None
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
         self.labels_, self.weight_, self.scale_ = shots.labels, shots.text, shots.scale
@@ -117,7 +117,7 @@ class TipAdapterF(Head):
         votes = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
         return cosine_logits(X, weight, self.scale_) + self.alpha_ * votes
 
-    def _train(self, shots: Shots, text: Tensor, keys: Tensor) -> Tensor:
+    def _train(self, shots: SupportSet, text: Tensor, keys: Tensor) -> Tensor:
         keys.requires_grad_()
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:

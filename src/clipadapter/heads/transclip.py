@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._neighbours import edges, nearest, recall
 from clipadapter.heads._registry import register_head
 
@@ -53,8 +53,8 @@ class TransClip(Head):
         updates: of centres and variance.
         inner: updates of the assignments between them.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
     >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
     >>> head = TransClip().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
@@ -93,7 +93,7 @@ class TransClip(Head):
         """
         return cls(**{"prior": 1.0, "support_weight": 0.0, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
         if self.support_weight < 0 or self.neighbours < 1 or self.confident < 1:
             raise InputError("support_weight must not be negative, neighbours and confident must be 1 or more")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._several import bias_of_others, sigmoid_bias, with_bias
 
@@ -25,8 +25,8 @@ from clipadapter.heads._several import bias_of_others, sigmoid_bias, with_bias
 class ZeroShot(Head):
     """Class text alone; the shots are not looked at, but for the bias of each class if pictures have several labels.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> ZeroShot().fit([[1.0, 0.1]], ["cat"], text=text).predict([[0.2, 3.0]])
     array(['dog'], dtype='<U3')
     """
@@ -35,7 +35,7 @@ class ZeroShot(Head):
     multilabel = True
     usual_temperatures = (0.9, 0.9, 0.9, 0.9, 1.1)
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         self.weight_, self.scale_ = shots.text, shots.scale
         several = shots.targets is not None

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._neighbours import edges, nearest, recall
 from clipadapter.heads._registry import register_head
 
@@ -56,8 +56,8 @@ class Zlap(Head):
         stretch: move the cosines so that the least of the graph's edges becomes 0 and 1 stays 1, as the released code
             does where class vectors are not text but proxies made of pictures (InMaP).
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
     >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
     >>> head = Zlap(neighbours=2).fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
     >>> head.predict(pictures)
@@ -92,7 +92,7 @@ class Zlap(Head):
         """
         return cls(**{"support_weight": 0.0, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
         if not 0 <= self.alpha < 1 or self.neighbours < 2 or self.support_weight < 0:
             raise InputError("alpha must be 0 to below 1, neighbours 2 or more, support_weight not negative")

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Shots
+from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
@@ -45,8 +45,8 @@ class ZsLp(Head):
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> X = [[1.0, 0.9, 0.5], [1.0, 1.1, 0.0]]
     >>> ZsLp().fit(X, ["dog", "cat"], text=text).predict(X)
     array(['dog', 'cat'], dtype='<U3')
@@ -92,7 +92,7 @@ class ZsLp(Head):
         recipe: dict[str, Any] = {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 300}
         return cls(**{**recipe, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         base = lengthened(shots, self.text_norm)
         start = torch.zeros_like(base)
         before = earlier(self, shots, self._kept, moved_=start)
@@ -132,6 +132,6 @@ class ZsLp(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
-    def _multipliers(self, shots: Shots) -> Tensor | None:
+    def _multipliers(self, shots: SupportSet) -> Tensor | None:
         """(c,) strength of the pull of each class weight to its text; None for no pull."""
         return None

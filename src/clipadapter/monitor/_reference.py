@@ -97,24 +97,24 @@ def from_shots(model: AnyModel, rate: float | None, usual: Mapping[str, float] |
         raise InputError(f"{why}: {GIVE}")
     from clipadapter.heads import held_out_shots
 
-    names, support, trust = model.class_names_, model.support_, model.trust_
+    names, support, uncertainty = model.class_names_, model.support_, model.uncertainty_
     unseen = held_out_shots(model.head_, support.X, support.y, model.text_, keep=True, seed=model.seed)
     assert unseen is not None
     once = unseen.once
-    probabilities = trust.calibrator.probabilities(once.logits)
+    probabilities = uncertainty.calibrator.probabilities(once.logits)
 
     def again(features: NDArray[Any]) -> Array:
         turn = np.arange(len(features)) % len(unseen.heads)
         logits = np.empty((len(features), len(names)))
         for i, head in enumerate(unseen.heads):
             logits[turn == i] = head.logits(features[turn == i]) if (turn == i).any() else 0
-        return np.asarray(trust.calibrator.probabilities(logits * unseen.louder))
+        return np.asarray(uncertainty.calibrator.probabilities(logits * unseen.louder))
 
     share = np.bincount(once.labels, minlength=len(names)) / len(once.labels)
     none = judged = 0
-    if rate is not None and trust.rejector is not None:
-        scores = trust.rejector.total(trust.rejector.held_out)
-        none, judged = int((scores > trust.rejector.threshold(rate).value).sum()), len(scores)
+    if rate is not None and uncertainty.rejector is not None:
+        scores = uncertainty.rejector.total(uncertainty.rejector.held_out)
+        none, judged = int((scores > uncertainty.rejector.threshold(rate).value).sum()), len(scores)
     return Reference(
         np.asarray(support.plain, np.float64)[once.rows],
         probabilities,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clipadapter.errors import DataError, ImageError
 from clipadapter.runtime import BATCH, Predictor
-from clipadapter.trust import Asked
+from clipadapter.uncertainty import DecisionOptions
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
@@ -66,14 +66,14 @@ def see(model: AnyModel, paths: Sequence[Path], rate: float | None) -> Seen:
     first = np.sort(np.unique(features, axis=0, return_index=True)[1])
     features, logits = features[first], logits[first]
     columns = None if columns is None else columns[first]
-    told = model_trust(model).answer(logits, features, Asked(reject=rate), columns=columns)
+    told = model_trust(model).answer(logits, features, DecisionOptions(reject=rate), columns=columns)
     kept = tuple(rows[i] for i in first)
     return Seen(features, told.probabilities, told.strangeness, kept, tuple(skipped), len(rows) - len(first))
 
 
 def model_trust(model: AnyModel) -> Any:
     """What held-out shots taught a model."""
-    return model.trust if isinstance(model, Predictor) else model.trust_
+    return model.uncertainty if isinstance(model, Predictor) else model.uncertainty_
 
 
 def _fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, ...]:

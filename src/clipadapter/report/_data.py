@@ -78,7 +78,7 @@ def _reliability(report: Report) -> list[dict[str, Any]]:
     """Of the model, and of its logits as they are, where calibration changed them."""
     found = report.evaluation.model
     told = {OWN: found.probabilities}
-    if report.model.trust_.calibrator.n or report.model.trust_.calibrator.temperature != 1:
+    if report.model.uncertainty_.calibrator.n or report.model.uncertainty_.calibrator.temperature != 1:
         told["without calibration"] = softmax(report.logits)
     return [_bins(name, p, found.labels) for name, p in told.items()]
 

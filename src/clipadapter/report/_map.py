@@ -48,7 +48,7 @@ def draw_map(test: Array, shots: Array, seed: int = 0) -> Map:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     rows = _sample(len(test), len(shots), seed)
-    # A sealed test part is a view of another type; nothing is learned here that answers.
+    # Test features are a view of another type; nothing is learned here that answers.
     X = np.concatenate([np.asarray(test), np.asarray(shots)]).astype(np.float64)[rows]
     X /= np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     width = min(50, len(X), X.shape[1])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clipadapter.bench import ModelEvaluation
 from clipadapter.data import Dataset
 from clipadapter.features import FeatureSet
-from clipadapter.trust import Answers
+from clipadapter.uncertainty import Answers
 
 Array = NDArray[Any]
 NEAREST = 3

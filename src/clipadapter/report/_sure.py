@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.metrics.detection import auroc, fpr_at
-from clipadapter.trust import Answers, Asked
+from clipadapter.uncertainty import Answers, DecisionOptions
 
 Array = NDArray[Any]
 REJECT, COVERAGE = 0.05, 0.9
@@ -93,13 +93,13 @@ def ask(
         coverage: likewise; else 90 %.
         background: (b, d) features of pictures of none of the classes.
     """
-    trust, own = model.trust_, model.trust_.asked
-    rate = None if trust.rejector is None else reject or own.reject or REJECT
-    cover = None if trust.conformal is None else coverage or own.coverage or COVERAGE
-    asked = Asked(rate, cover, own.costs)
+    uncertainty, own = model.uncertainty_, model.uncertainty_.asked
+    rate = None if uncertainty.rejector is None else reject or own.reject or REJECT
+    cover = None if uncertainty.conformal is None else coverage or own.coverage or COVERAGE
+    asked = DecisionOptions(rate, cover, own.costs)
 
     def answers(X: Array, z: Array) -> Answers:
-        return trust.answer(z, X, asked, [head.logits(X) for head in model.fold_heads_])
+        return uncertainty.answer(z, X, asked, [head.logits(X) for head in model.fold_heads_])
 
     told = answers(features, logits)
     cost = likeliest = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime._checksum import ALGORITHM
-from clipadapter.trust import Trust
+from clipadapter.uncertainty import Uncertainty
 
 KEY = "clipadapter"
 FORMAT = 1
@@ -37,7 +37,7 @@ class About:
     Args:
         class_names: in the order of the logits.
         pixels: how a picture becomes the square that the graph takes.
-        trust: as `Trust.light` leaves it; the graph has the rest.
+        uncertainty: as `Uncertainty.light` leaves it; the graph has the rest.
         input: "uint8", plain squares (n, s, s, 3); or "float", normalised pixels (n, 3, s, s).
         precision: of the image tower, "fp32" or "int8".
         encoder: its name, fingerprint, licence and logit scale.
@@ -53,7 +53,7 @@ class About:
 
     class_names: tuple[str, ...]
     pixels: PixelSpec
-    trust: Trust
+    uncertainty: Uncertainty
     input: str = "uint8"
     precision: str = "fp32"
     encoder: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class About:
     @property
     def task(self) -> str:
         """Either "single-label", or "multilabel" where a picture may have several labels."""
-        return "single-label" if self.trust.several is None else "multilabel"
+        return "single-label" if self.uncertainty.several is None else "multilabel"
 
     def to_json(self) -> str:
         """As text; `from_json` is the way back.
@@ -73,10 +73,10 @@ class About:
         ``reject`` in it is for readers without this package: the share of pictures of the classes that is called none
         of them, and the value of ``strangeness`` above which it is.
         """
-        facts, arrays = self.trust.state()
-        rejector = self.trust.rejector
+        facts, arrays = self.uncertainty.state()
+        rejector = self.uncertainty.rejector
         rates = {} if rejector is None else {str(rate): rejector.threshold(rate).value for rate in RATES}
-        several = self.trust.several
+        several = self.uncertainty.several
         return json.dumps(
             {
                 "format": FORMAT,
@@ -112,10 +112,10 @@ class About:
             _check_format(raw["format"])
             names = tuple(_names(raw["class_names"]))
             arrays = {name: _unpacked(name, value) for name, value in raw["trust_arrays"].items()}
-            trust = Trust.from_state(raw["trust"], arrays, len(names), light=True)
-            if trust.conformal is not None and trust.conformal.how == "cv+":
+            uncertainty = Uncertainty.from_state(raw["trust"], arrays, len(names), light=True)
+            if uncertainty.conformal is not None and uncertainty.conformal.how == "cv+":
                 raise ValueError("its sets need the heads of single folds")
-            about = cls(names, _pixels(raw["pixels"]), trust, raw["input"], raw["precision"])
+            about = cls(names, _pixels(raw["pixels"]), uncertainty, raw["input"], raw["precision"])
             given = {name: dict(raw[name]) for name in ("encoder", "head", "provenance", "gate")}
             checksum = raw.get("checksum", "")
         except ArtifactError:
@@ -128,7 +128,7 @@ class About:
             )
         if checksum not in ("", ALGORITHM):
             raise ArtifactError(f"the file has a checksum by {checksum!r}: update clipadapter")
-        return cls(names, about.pixels, trust, about.input, about.precision, **given, checksum=checksum)
+        return cls(names, about.pixels, uncertainty, about.input, about.precision, **given, checksum=checksum)
 
 
 def _check_format(number: Any) -> None:

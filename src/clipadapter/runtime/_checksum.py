@@ -1,6 +1,6 @@
 """The SHA-256 at the end of exported files.
 
-`clipadapter.export` writes it, `Predictor` compares it before an engine opens the file. It tells damage, not malice:
+`clipadapter.export` writes it, `Predictor` compares it before a backend opens the file. It tells damage, not malice:
 who changes a file on purpose can write another checksum.
 
 The last 64 bytes of an ``.onnx`` file are the checksum of all bytes before them, in hexadecimal digits. To readers of
@@ -30,7 +30,7 @@ Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files that an engine reads: an ``.xml`` comes after its weights, if it has any."""
+    """The files that a backend reads: an ``.xml`` comes after its weights, if it has any."""
     if path.suffix.lower() != ".xml":
         return (path,)
     # Weights lie beside the graph, or beside what a link to it leads to.

@@ -17,7 +17,7 @@ class Graph:
         about: its description, see `About`.
         input: name of its input; "" if it has none, or several.
         widths: columns of each output by name; 0 for one with a number a picture.
-        run: the input (n, ...) to the outputs by name; raises what the engine raises; may be called from several
+        run: the input (n, ...) to the outputs by name; raises what the backend raises; may be called from several
             threads.
     """
 

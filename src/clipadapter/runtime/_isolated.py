@@ -1,6 +1,6 @@
 """Open an exported file in a process of its own.
 
-A file that makes an engine crash or hang then ends that process, and not the one that asks. The checksum of a file is
+A file that makes a backend crash or hang then ends that process, and not the one that asks. The checksum of a file is
 no help against a file that was written wrongly, or has none.
 """
 
@@ -26,19 +26,19 @@ PACKAGE_PARENT = Path(__file__).parents[2]
 """Where the child starts: "-m" looks for modules in the working folder first, which may hold anyone's files."""
 MIN_MEMORY_BYTES = 8 << 30
 MEMORY_PER_FILE_BYTE = 8
-"""Address space of the child: engines reserve far more than they use, a damaged size asks for far more than that."""
+"""Address space of the child: backends reserve far more than they use, a damaged size asks for far more than that."""
 
 
 class IsolatedOpener:
     """Opens files in child processes, one at a time.
 
     Args:
-        engine: "auto", "onnxruntime" or "openvino".
+        backend: "auto", "onnxruntime" or "openvino".
         seconds: in which a file must be open and have answered once.
     """
 
-    def __init__(self, engine: str = "auto", seconds: float = SECONDS) -> None:
-        self._engine, self._seconds = engine, seconds
+    def __init__(self, backend: str = "auto", seconds: float = SECONDS) -> None:
+        self._backend, self._seconds = backend, seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
@@ -53,11 +53,11 @@ class IsolatedOpener:
             if self._stopped:
                 raise ArtifactError(f"{path} was not opened: the server is ending")
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(path.absolute()), self._engine, str(self._seconds)],
+                [sys.executable, "-m", __name__, str(path.absolute()), self._backend, str(self._seconds)],
                 cwd=PACKAGE_PARENT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # engines write there what the error says already
+                stderr=subprocess.DEVNULL,  # backends write there what the error says already
                 text=True,
             )
         with self._process as process:
@@ -105,12 +105,12 @@ def answer_once(predictor: Predictor) -> None:
     predictor.run(np.full((1, side, side, 3), 128, np.uint8))
 
 
-def main(path: str, engine: str, seconds: str) -> int:
+def main(path: str, backend: str, seconds: str) -> int:
     """What the child does.
 
     Args:
         path: the file.
-        engine: as for `Predictor`.
+        backend: as for `Predictor`.
         seconds: after which it ends itself, whether its parent lives or not.
 
     Returns:
@@ -118,7 +118,7 @@ def main(path: str, engine: str, seconds: str) -> int:
     """
     _limit(Path(path), float(seconds))
     try:
-        answer_once(Predictor(path, engine=engine, threads=1))
+        answer_once(Predictor(path, backend=backend, threads=1))
     except (ClipAdapterError, MemoryError) as error:
         reason = str(error) or f"{path} needs more memory than a file of its size should: export the model again"
         sys.stdout.write(json.dumps({"error": reason}) + "\n")
@@ -147,7 +147,7 @@ def _limit(path: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    # os._exit: threads of an engine that hang must not hold the process.
+    # os._exit: threads of a backend that hang must not hold the process.
     code = main(*sys.argv[1:4])
     sys.stdout.flush()
     os._exit(code)

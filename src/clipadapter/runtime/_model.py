@@ -18,7 +18,7 @@ from clipadapter.data.images import MAX_PIXELS, MAX_SECONDS, ImageSource, read_i
 from clipadapter.errors import ImageError, InputError
 from clipadapter.pixels import PixelSpec, shrink_to
 from clipadapter.prediction import Prediction, unreadable
-from clipadapter.trust import Answers, Trust
+from clipadapter.uncertainty import Answers, Uncertainty
 
 BATCH = 8
 """Pictures that are answered at a time: in larger batches ONNX Runtime takes half as long again for each."""
@@ -61,19 +61,19 @@ class RuntimeModel(ABC):
     Args:
         class_names: in the order of the logits.
         pixels: how pictures become squares.
-        trust: what held-out shots taught.
+        uncertainty: what held-out shots taught.
         precision: of the image tower.
     """
 
     class_names: tuple[str, ...]
     pixels: PixelSpec
-    trust: Trust
+    uncertainty: Uncertainty
     precision: str
 
     @property
     def several(self) -> bool:
         """Whether a picture may have several labels."""
-        return self.trust.several is not None
+        return self.uncertainty.several is not None
 
     @abstractmethod
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
@@ -110,8 +110,8 @@ class RuntimeModel(ABC):
         Raises:
             InputError: if something is asked for that was not learned from the shots.
         """
-        wanted = self.trust.asked.changed(asked)
-        return self.trust.answer(outputs.logits, outputs.features, wanted, columns=outputs.parts)
+        wanted = self.uncertainty.asked.changed(asked)
+        return self.uncertainty.answer(outputs.logits, outputs.features, wanted, columns=outputs.parts)
 
     def classify(self, images: Sequence[ImageSource], top: int = 5, **asked: Any) -> list[Prediction]:
         """One answer a picture, in their order; see `FewShotClassifier.classify`."""
@@ -139,7 +139,7 @@ class RuntimeModel(ABC):
         found = [np.zeros((0, len(self.class_names)))]
         for seen, outputs in self._batches(images, BATCH):
             _demand_all(seen)
-            found.append(self.trust.probabilities(outputs.logits))
+            found.append(self.uncertainty.probabilities(outputs.logits))
         return np.concatenate(found)
 
     def stream(
@@ -196,8 +196,8 @@ class RuntimeModel(ABC):
     def _none(self) -> Outputs:
         """What is said of no picture."""
         c = len(self.class_names)
-        parts = None if self.trust.rejector is None else np.zeros((0, len(self.trust.rejector.parts)))
-        width = None if self.trust.rejector is None else self.trust.rejector.memory.width
+        parts = None if self.uncertainty.rejector is None else np.zeros((0, len(self.uncertainty.rejector.parts)))
+        width = None if self.uncertainty.rejector is None else self.uncertainty.rejector.memory.width
         return Outputs(np.zeros((0, c)), np.zeros((0, width or 1)), parts)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from clipadapter.engines._silent import require_silent
+from clipadapter.backends._silent import require_silent
 from clipadapter.errors import ArtifactError
 from clipadapter.runtime._about import KEY
 from clipadapter.runtime._graph import Graph

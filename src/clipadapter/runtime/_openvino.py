@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.engines._silent import require_silent
+from clipadapter.backends._silent import require_silent
 from clipadapter.errors import ArtifactError, MissingExtraError
 from clipadapter.runtime._about import INPUTS, KEY
 from clipadapter.runtime._graph import Graph

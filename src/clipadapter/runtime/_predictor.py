@@ -17,9 +17,9 @@ from clipadapter.runtime._checksum import Stamp, check_file, stamp_of
 from clipadapter.runtime._graph import Graph
 from clipadapter.runtime._model import Outputs, RuntimeModel
 
-ENGINES = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
+BACKENDS = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
 SUFFIXES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
-"""Which engines run a file, the first by itself."""
+"""Which backends run a file, the first by itself."""
 GIVEN = ("logits", "features", "probabilities", "strangeness", "strangeness_parts")
 """Outputs that are looked at; a file may have others."""
 
@@ -29,17 +29,17 @@ class Predictor(RuntimeModel):
 
     Args:
         path: an ``.onnx`` file, or the ``.xml`` of an OpenVINO pair.
-        engine: "onnxruntime" or "openvino"; "auto" takes ONNX Runtime for ``.onnx``, or OpenVINO where only that is
+        backend: "onnxruntime" or "openvino"; "auto" takes ONNX Runtime for ``.onnx``, or OpenVINO where only that is
             installed.
         threads: that run the graph; all cores if not given.
 
     Raises:
         ArtifactError: if the file is missing, altered, of a later format, or was not written by ``clipadapter export``.
-        MissingExtraError: if the engine is not installed.
-        InputError: if the engine can't run such a file.
+        MissingExtraError: if the backend is not installed.
+        InputError: if the backend can't run such a file.
 
     Attributes:
-        sha256: checksum of the file, which was compared with its bytes before an engine opened it; None for a file that
+        sha256: checksum of the file, which was compared with its bytes before a backend opened it; None for a file that
             was exported without one.
 
     ::
@@ -49,19 +49,19 @@ class Predictor(RuntimeModel):
         predictor.classify(["photo.jpg"], reject=0.05)[0].label  # None: none of these
     """
 
-    def __init__(self, path: str | Path, *, engine: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, backend: str = "auto", threads: int | None = None) -> None:
         self.path = Path(path)
-        chosen = _engine(self.path, engine)
+        chosen = _backend(self.path, backend)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, but are {threads}")
         before = stamp_of(self.path)
         self.sha256 = check_file(self.path)
-        self._graph: Graph = ENGINES[chosen](self.path, threads)
-        self.engine = chosen
+        self._graph: Graph = BACKENDS[chosen](self.path, threads)
+        self.backend = chosen
         self.about = About.from_json(self._graph.about)
         self._check_whole(before)
         self.class_names, self.pixels = self.about.class_names, self.about.pixels
-        self.trust, self.precision = self.about.trust, self.about.precision
+        self.uncertainty, self.precision = self.about.uncertainty, self.about.precision
         self._check_shapes()
 
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
@@ -81,7 +81,7 @@ class Predictor(RuntimeModel):
         rows = squares if self.about.input == "uint8" else self.pixels.normalised(squares)
         try:
             found = self._graph.run(np.ascontiguousarray(rows))
-        except Exception as error:  # those of engines have no common base
+        except Exception as error:  # those of backends have no common base
             reason = str(error).strip().split("\n")[0]
             raise ArtifactError(
                 f"{self.path} can't be run on {len(rows)} pictures ({reason}): give fewer at a time, or export it again"
@@ -113,7 +113,7 @@ class Predictor(RuntimeModel):
 
     def _check_shapes(self) -> None:
         """Refuse a graph that does not fit its description."""
-        widths, rejector = self._graph.widths, self.trust.rejector
+        widths, rejector = self._graph.widths, self.uncertainty.rejector
         wanted: dict[str, Any] = {"logits": len(self.class_names), "probabilities": len(self.class_names)}
         if rejector is not None:
             wanted["strangeness_parts"] = len(rejector.parts)
@@ -132,16 +132,16 @@ def _outputs(found: Mapping[str, NDArray[Any]]) -> Outputs:
     return Outputs(logits, features, found.get("strangeness_parts"), probabilities, found.get("strangeness"))
 
 
-def _engine(path: Path, engine: str) -> str:
-    """The engine to take.
+def _backend(path: Path, backend: str) -> str:
+    """The backend to take.
 
     Raises:
         InputError: if there is none of the name, or it can't run such a file.
         ArtifactError: if there is no such file.
     """
     able = SUFFIXES.get(path.suffix.lower())
-    if engine not in ("auto", *ENGINES):
-        raise InputError(f"engine must be auto, {' or '.join(ENGINES)}, but is {engine!r}")
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"backend must be auto, {' or '.join(BACKENDS)}, but is {backend!r}")
     try:
         folder, file = path.is_dir(), path.is_file()
     except OSError as error:
@@ -151,8 +151,8 @@ def _engine(path: Path, engine: str) -> str:
         raise ArtifactError(f"{path} is no exported model: those end in {' or '.join(SUFFIXES)}; {hint}")
     if not file:
         raise ArtifactError(f"there is no file {path}")
-    if engine == "auto":
+    if backend == "auto":
         return able[0] if len(able) == 1 or _onnxruntime.installed() or not _openvino.installed() else able[1]
-    if engine not in able:
-        raise InputError(f"{path.name} is run by {' or '.join(able)}, not by {engine}: leave the engine to be chosen")
-    return engine
+    if backend not in able:
+        raise InputError(f"{path.name} is run by {' or '.join(able)}, not by {backend}: leave the backend to be chosen")
+    return backend

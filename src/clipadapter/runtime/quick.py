@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.engines import Runner, cache_facts, cache_root, create_engine, engine_info
+from clipadapter.backends import Runner, backend_info, cache_facts, cache_root, create_backend
 from clipadapter.errors import ClipAdapterError
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime._model import Outputs, RuntimeModel
-from clipadapter.trust import Trust
+from clipadapter.uncertainty import Uncertainty
 
 CONFIG, TENSORS = "config.json", "head.safetensors"
-ENGINE = "openvino"
+BACKEND = "openvino"
 HEAD, TRUST = "head.xml", "trust.safetensors"
 MAX_BYTES = 64 << 20
 """Larger files are not hashed for the sake of a quick answer."""
@@ -39,7 +39,7 @@ class QuickModel(RuntimeModel):
         pixels: how pictures become squares.
         tower: squares to features.
         head: features (n, d) to logits (n, c).
-        trust: what held-out shots taught.
+        uncertainty: what held-out shots taught.
         precision: of the tower.
     """
 
@@ -47,7 +47,7 @@ class QuickModel(RuntimeModel):
     pixels: PixelSpec
     tower: Runner
     head: Any
-    trust: Trust
+    uncertainty: Uncertainty
     precision: str
 
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
@@ -73,7 +73,7 @@ def open_quick(folder: Path) -> QuickModel | None:
     """The saved model in a folder, if it can answer without torch; None if not, whatever the reason."""
     place = entry(folder)
     facts = None if place is None else cache_facts(place)
-    if place is None or facts is None or engine_info(ENGINE).cls.missing():
+    if place is None or facts is None or backend_info(BACKEND).cls.missing():
         return None
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -82,13 +82,13 @@ def open_quick(folder: Path) -> QuickModel | None:
     if cache_facts(tower) is None:
         return None
     try:
-        engine: Any = create_engine(ENGINE)
+        backend: Any = create_backend(BACKEND)
         return QuickModel(
             tuple(facts["class_names"]),
             PixelSpec.from_facts(facts["pixels"]),
-            engine.load(tower, facts["precision"]),
-            engine.open(place / HEAD, "fp32"),
-            Trust.from_state(facts["trust"], dict(load_file(place / TRUST)), len(facts["class_names"])),
+            backend.load(tower, facts["precision"]),
+            backend.open(place / HEAD, "fp32"),
+            Uncertainty.from_state(facts["trust"], dict(load_file(place / TRUST)), len(facts["class_names"])),
             facts["precision"],
         )
     except (ClipAdapterError, SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:

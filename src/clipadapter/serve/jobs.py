@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipadapter.runtime import Outputs
-from clipadapter.trust import Answers
+from clipadapter.uncertainty import Answers
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Bad:
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture on which the engine failed."""
+    """A picture on which the backend failed."""
 
 
 class Job:

@@ -1,6 +1,6 @@
 """Models by name; a changed file is loaded beside the one that answers, and takes its place when it is sound.
 
-It is opened in a child process first, so that a file that crashes or hangs an engine does not end the server.
+It is opened in a child process first, so that a file that crashes or hangs a backend does not end the server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.pieces import cores
+from clipadapter.parallel import count_cores
 from clipadapter.runtime import About, Predictor, RuntimeModel
 from clipadapter.runtime._checksum import check_file
 from clipadapter.runtime._isolated import IsolatedOpener
@@ -84,7 +84,7 @@ class Models:
     Args:
         texts: what is to be served, as `read_sources` takes it.
         limits: of batches and queues.
-        engine: "auto", "onnxruntime" or "openvino".
+        backend: "auto", "onnxruntime" or "openvino".
         threads: that run a graph; all cores if not given.
         opener: opens a file, instead of `Predictor`.
         isolated: tries a file that changed or was added, before it is opened here; one of `opener` is not tried.
@@ -98,19 +98,19 @@ class Models:
         texts: Sequence[str],
         limits: Limits | None = None,
         *,
-        engine: str = "auto",
+        backend: str = "auto",
         threads: int | None = None,
         opener: Opener | None = None,
         isolated: IsolatedOpener | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()
-        self.pool = ThreadPoolExecutor(cores(), "clipadapter-pictures")
+        self.pool = ThreadPoolExecutor(count_cores(), "clipadapter-pictures")
         # One thread, which waits for a process: slow formats wait for each other and for nobody else.
         self.slow_pool = ThreadPoolExecutor(1, "clipadapter-slow-pictures")
         self._texts = list(texts)
-        self._open = opener or (lambda path: Predictor(path, engine=engine, threads=threads))
-        self._isolated = isolated or (None if opener else IsolatedOpener(engine))
+        self._open = opener or (lambda path: Predictor(path, backend=backend, threads=threads))
+        self._isolated = isolated or (None if opener else IsolatedOpener(backend))
         self._models: dict[str, Model] = {}
         self._stamps: dict[str, Stamp | None] = {}
         self._changing: dict[str, Stamp | None] = {}
@@ -253,7 +253,7 @@ class Models:
         side = predictor.pixels.size
         try:
             outputs = predictor.run(np.full((1, side, side, 3), 128, np.uint8))
-        except Exception as error:  # engines raise what they like
+        except Exception as error:  # backends raise what they like
             raise ArtifactError(f"{path} does not run ({str(error).splitlines()[0]}): export it again") from error
         if not np.isfinite(outputs.logits).all():
             raise ArtifactError(f"{path} gives logits that are not finite: export it again")

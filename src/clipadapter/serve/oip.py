@@ -61,7 +61,7 @@ async def facts(request: Request, name: str, version: str | None = None) -> Resp
         {
             "name": model.name,
             "versions": [model.version],
-            "platform": f"clipadapter_{getattr(model.predictor, 'engine', 'runtime')}",
+            "platform": f"clipadapter_{getattr(model.predictor, 'backend', 'runtime')}",
             "inputs": [
                 {"name": SQUARES, "datatype": "UINT8", "shape": [n, side, side, 3]},
                 {"name": IMAGES, "datatype": "BYTES", "shape": [n]},
@@ -163,7 +163,7 @@ def _model(house: House, name: str, version: str | None) -> Model:
 
 def _able(model: Model) -> list[str]:
     """Outputs that a model has."""
-    strange = model.predictor.trust.rejector is not None
+    strange = model.predictor.uncertainty.rejector is not None
     return ["logits", "probabilities", *(["strangeness"] if strange else []), "features", "labels"]
 
 
@@ -200,7 +200,7 @@ def _row(one: Answer, name: str, model: Model) -> NDArray[Any]:
     if name == "probabilities":
         return np.asarray(one.answers.probabilities[one.row])
     if name == "strangeness" and one.outputs.strangeness is None:
-        rejector, parts = model.predictor.trust.rejector, one.outputs.parts
+        rejector, parts = model.predictor.uncertainty.rejector, one.outputs.parts
         assert rejector is not None and parts is not None
         return np.asarray(rejector.total(parts[one.row : one.row + 1])[0])
     return np.asarray(getattr(one.outputs, name)[one.row])

@@ -72,7 +72,7 @@ class Described(BaseModel):
     licence: str | None
     head: str | None
     precision: str
-    engine: str | None
+    backend: str | None
     can: Can
     ask: Asking
 

@@ -210,10 +210,10 @@ def describe(model: Model) -> dict[str, Any]:
         "licence": encoder.get("licence"),
         "head": None if about is None else about.head.get("name"),
         "precision": predictor.precision,
-        "engine": getattr(predictor, "engine", None),
+        "backend": getattr(predictor, "backend", None),
         "can": {
-            "reject": predictor.trust.rejector is not None,
-            "coverage": predictor.trust.conformal is not None,
+            "reject": predictor.uncertainty.rejector is not None,
+            "coverage": predictor.uncertainty.conformal is not None,
         },
         "ask": {
             "pictures": f"/v1/models/{model.name}/predict",

@@ -271,7 +271,7 @@ class Guest:
         found: list[Answer | Bad] = []
         for result in job.results:
             if isinstance(result, Failed):
-                raise RuntimeError("the engine failed on this request's pictures; the log says how")
+                raise RuntimeError("the backend failed on this request's pictures; the log says how")
             if result is None:
                 raise Refused(
                     504,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder
-from clipadapter.features import Extraction, FeatureStore, choose_engine, encode_classes, extract
+from clipadapter.features import Extraction, FeatureStore, choose_backend, encode_classes, extract
 from clipadapter.studio._pictures import Picture, Stamp
 from clipadapter.studio._reading import Contents
 
@@ -27,14 +27,14 @@ class Features:
 
     Args:
         encoder: open.
-        engine: what runs its image tower, or "auto"; settled when the first pictures come.
+        backend: what runs its image tower, or "auto"; settled when the first pictures come.
         precision: likewise.
         params: those of `FewShotClassifier`; ``cache`` and ``batch_size`` are used.
     """
 
-    def __init__(self, encoder: Encoder, engine: str, precision: str, params: Mapping[str, Any]) -> None:
+    def __init__(self, encoder: Encoder, backend: str, precision: str, params: Mapping[str, Any]) -> None:
         self.encoder = encoder
-        self._wish = None if (engine, precision) == ("torch", "fp32") else (engine, precision)
+        self._wish = None if (backend, precision) == ("torch", "fp32") else (backend, precision)
         self._cache = params.get("cache", "auto")
         self._batch_size = params.get("batch_size", 32)
         self._rows: dict[Stamp, Array] = {}
@@ -87,12 +87,12 @@ class Features:
         return extract(self.encoder, paths, store=store, batch_size=self._batch_size)
 
     def _settle(self, paths: Sequence[Path], class_names: Sequence[str], store: FeatureStore | None) -> None:
-        """Choose the engine, once; features of two precisions must not be mixed."""
+        """Choose the backend, once; features of two precisions must not be mixed."""
         if self._wish is None:
             return
-        plain, (engine, precision) = self.encoder, self._wish
+        plain, (backend, precision) = self.encoder, self._wish
         text = (lambda: encode_classes(plain, class_prompts(class_names), store)) if len(class_names) > 1 else None
-        self.encoder = choose_engine(plain, paths, engine=engine, precision=precision, text=text, store=store)
+        self.encoder = choose_backend(plain, paths, backend=backend, precision=precision, text=text, store=store)
         self._wish = None
 
     def _store(self) -> Any:

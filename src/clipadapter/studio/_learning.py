@@ -15,7 +15,7 @@ from clipadapter.bench.score import score
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ClassText, Head, create_head, held_out_shots, mean_shots
+from clipadapter.heads import Head, TextFeatures, create_head, held_out_shots, mean_shots
 from clipadapter.prediction import softmax
 
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ class Learned:
         seconds: that the fit took.
     """
 
-    text: ClassText
+    text: TextFeatures
     zero_shot: Head
     model: FewShotClassifier | None = None
     shots: int = 0
@@ -59,7 +59,7 @@ class Learned:
     def probabilities(self, features: Array) -> Array:
         """(m, c) of pictures (m, d): calibrated, or from class names alone before there is a shot."""
         if self.model is not None:
-            return self.model.trust_.probabilities(self.model.head_.logits(features))
+            return self.model.uncertainty_.probabilities(self.model.head_.logits(features))
         return softmax(self.zero_shot.logits(features), self.zero_shot.usual_temperature(1))
 
 
@@ -81,7 +81,7 @@ class Point:
 
 
 def learn(
-    model: FewShotClassifier, text: ClassText, keys: Sequence[str], features: Array, labels: Sequence[str]
+    model: FewShotClassifier, text: TextFeatures, keys: Sequence[str], features: Array, labels: Sequence[str]
 ) -> Learned:
     """Fit to all shots.
 
@@ -132,7 +132,7 @@ def curve(
     """
     assert learned.model is not None
     names, truth = learned.names, _positions(labels, learned.names)
-    judge = None if test is None else FeatureSet(test[0], tuple(test[1]), names).seal()
+    judge = None if test is None else FeatureSet(test[0], tuple(test[1]), names).mark_for_evaluation()
     by_names = learned.by_names if judge is None else _on_test(learned.zero_shot, judge)
     if by_names is not None:
         yield Point(0, by_names, by_names, by_names)

@@ -70,7 +70,7 @@ class Session:
         project: an open one.
         encoder: a URI, or an open encoder.
         head: a registered name; one that is fitted to features in a moment.
-        params: further parameters of `FewShotClassifier`, such as ``cache``, ``device``, ``engine`` or ``templates``.
+        params: further parameters of `FewShotClassifier`, such as ``cache``, ``device``, ``backend`` or ``templates``.
 
     Raises:
         InputError: if the head trains through a tower, or sees the pictures that it answers for.
@@ -83,7 +83,7 @@ class Session:
             raise InputError(f"'{head}' can't be fitted anew after every picture: take auto, clip-adapter or another")
         opened = create_encoder(encoder, params.get("device", "cpu")) if isinstance(encoder, str) else encoder
         self.project, self.encoder, self._head, self._params = project, opened, head, params
-        self._features = Features(opened, params.pop("engine", "auto"), params.pop("precision", "auto"), params)
+        self._features = Features(opened, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
         self.state = State()
         self._skipped: set[str] = set()
         self._known = threading.Condition()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from sklearn.base import clone
 
-from clipadapter.heads import ClassText, Head, Streaming
+from clipadapter.heads import Head, Streaming, TextFeatures
 from clipadapter.testing._toy import CLASSES, Array, toy_features
 
 NUMBERS = ("10", "9", "2")
 
 
-def fit(head: Head, X: Array, y: Array, text: ClassText | None) -> Head:
+def fit(head: Head, X: Array, y: Array, text: TextFeatures | None) -> Head:
     """Fit a head, with pictures without labels if it is transductive."""
     return head.fit(X, y, text=text, unlabelled=toy_features(seed=2)[0] if head.transductive else None)
 
@@ -19,7 +19,7 @@ def fit(head: Head, X: Array, y: Array, text: ClassText | None) -> Head:
 def check_logits_have_a_column_a_class(head: Head) -> None:
     """Logits are (m, c), finite, of sorted classes; the best one is predicted; probabilities are their softmax."""
     X, y, text = toy_features()
-    turned = ClassText(text.labels[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
+    turned = TextFeatures(text.labels[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
     for part, classes in ((turned, CLASSES), (turned.with_order("given"), CLASSES[::-1])):
         logits = fit(head, X, y, part).logits(X)
         assert list(head.classes_) == list(classes)
@@ -44,7 +44,7 @@ def check_numbers_as_labels(head: Head) -> None:
     np.testing.assert_array_equal(as_texts.predict(X), names)
     if not isinstance(head, Streaming) or not head.updatable:
         return
-    two = ClassText(NUMBERS[:2], text.embeddings[:2], text.logit_scale, tower=text.tower)
+    two = TextFeatures(NUMBERS[:2], text.embeddings[:2], text.logit_scale, tower=text.tower)
     head = clone(head).fit(X[:8], y[:8], text=two)
     assert head.classes_.dtype == y.dtype and head.classes_.tolist() == [9, 10]
     head.partial_fit(X[8:], y[8:], text=text)

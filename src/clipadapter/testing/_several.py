@@ -7,11 +7,11 @@ from safetensors.numpy import load, save
 from sklearn.base import clone
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, Head
+from clipadapter.heads import Head, TextFeatures
 from clipadapter.testing._toy import CLASSES, Array, toy_features
 
 
-def toy_several(n: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Array, Array, ClassText]:
+def toy_several(n: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Array, Array, TextFeatures]:
     """Features that are the sum of those of their classes, each of three in half of the pictures.
 
     Args:

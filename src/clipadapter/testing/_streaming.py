@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, Exact, Head, Streaming
+from clipadapter.heads import Exact, Head, Streaming, TextFeatures
 from clipadapter.heads._text import Order
 from clipadapter.testing._toy import CLASSES, Array, expect, toy_features
 
@@ -20,13 +20,13 @@ OLD = np.arange(12) < 8
 """The shots of the first two classes."""
 
 
-def _text_of(text: ClassText, places: list[int], order: Order = "given") -> ClassText:
+def _text_of(text: TextFeatures, places: list[int], order: Order = "given") -> TextFeatures:
     """Some of the classes, in another order."""
     names, rows = [text.labels[i] for i in places], text.embeddings[places]
-    return ClassText(names, rows, text.logit_scale, tower=text.tower, order=order)
+    return TextFeatures(names, rows, text.logit_scale, tower=text.tower, order=order)
 
 
-def _fitted(head: Head, X: Array, y: Array, text: ClassText | None) -> Streaming | None:
+def _fitted(head: Head, X: Array, y: Array, text: TextFeatures | None) -> Streaming | None:
     """The head if it streams, fitted; None if it does not, or was told not to keep what that needs."""
     if not isinstance(head, Streaming):
         return None
@@ -34,7 +34,7 @@ def _fitted(head: Head, X: Array, y: Array, text: ClassText | None) -> Streaming
     return fitted if fitted.updatable else None
 
 
-def _exact(head: Head, X: Array, y: Array, text: ClassText | None) -> Exact | None:
+def _exact(head: Head, X: Array, y: Array, text: TextFeatures | None) -> Exact | None:
     fitted = _fitted(head, X, y, text)
     return fitted if isinstance(fitted, Exact) else None
 
@@ -119,7 +119,7 @@ def check_stream_is_rearranged(head: Head) -> None:
     if found is None:
         return
     rows = np.concatenate([text.embeddings[[1, 0]], np.ones((1, X.shape[1]))])
-    after = ClassText(["hound", "cat", "fish"], rows, text.logit_scale, tower=text.tower, order="given")
+    after = TextFeatures(["hound", "cat", "fish"], rows, text.logit_scale, tower=text.tower, order="given")
     assert found.rearrange(after.labels, [1, 0, -1], text=after) is found
     names = np.where(y[OLD] == "dog", "hound", y[OLD])
     _same(found, clone(head).fit(X[OLD], names, text=after))
@@ -188,7 +188,7 @@ def check_stream_refuses(head: Head) -> None:
     expect(InputError, "lacks classes", lambda: found.partial_fit(X[:4], y[:4], text=_text_of(text, [0, 2])))
     expect(InputError, "with class text", lambda: found.partial_fit(X, y))
     expect(InputError, "wolf", lambda: found.partial_fit(X, np.where(y == "cat", "wolf", y), text=text))
-    narrow = ClassText(CLASSES, text.embeddings[:, 1:], text.logit_scale, tower=text.tower)
+    narrow = TextFeatures(CLASSES, text.embeddings[:, 1:], text.logit_scale, tower=text.tower)
     expect(InputError, "features", lambda: found.partial_fit(X[:, 1:], y, text=narrow))
     expect(ValueError, "NaN", lambda: found.partial_fit(np.full_like(X, np.nan), y, text=text))
     if isinstance(found, Exact):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipadapter.heads import ClassText
+from clipadapter.heads import TextFeatures
 from clipadapter.towers import WordTower
 
 Array = NDArray[Any]
@@ -22,7 +22,7 @@ def toy_features(
     noise: float = 0.3,
     seed: int = 0,
     names: tuple[str, ...] = CLASSES,
-) -> tuple[Array, Array, ClassText]:
+) -> tuple[Array, Array, TextFeatures]:
     """Separable features of three classes whose text points roughly where their pictures lie.
 
     Args:
@@ -41,7 +41,7 @@ def toy_features(
     y = np.repeat(names, counts)
     rows = means + 0.1 * rng.standard_normal(means.shape)
     words = WordTower(dict(zip(names, torch.from_numpy(rows), strict=True)), d)
-    text = ClassText(names, rows, logit_scale=20.0, tower=lambda: words)
+    text = TextFeatures(names, rows, logit_scale=20.0, tower=lambda: words)
     return (9 * X).astype(np.float32), y, text
 
 

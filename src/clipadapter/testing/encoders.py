@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipadapter.encoders import Encoder, create_encoder, with_engine
-from clipadapter.engines import Calibration
+from clipadapter.backends import Calibration
+from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
 
 TOLERANCE = 1e-4
@@ -43,12 +43,12 @@ def check_fingerprint_is_hex(encoder: Encoder) -> None:
 
 
 def check_opens_again_by_its_name(encoder: Encoder) -> None:
-    """``info.name`` opens the same encoder: same fingerprint, same features. So do engine and precision beside it."""
+    """``info.name`` opens the same encoder: same fingerprint, same features. So do backend and precision beside it."""
     info = encoder.info
     again = create_encoder(info.name, device=encoder.device)
-    if (info.engine, info.precision) != ("torch", "fp32"):
+    if (info.backend, info.precision) != ("torch", "fp32"):
         calibration = Calibration(None, info.calibration) if info.calibration else None
-        again = with_engine(again, info.engine, info.precision, calibration)
+        again = with_backend(again, info.backend, info.precision, calibration)
     _require(
         again.info.fingerprint == info.fingerprint,
         "the fingerprint changed from one opening to the next",
@@ -63,7 +63,7 @@ def check_opens_again_by_its_name(encoder: Encoder) -> None:
 
 def check_listing_needs_no_weights(encoder: Encoder) -> None:
     """The class lists what it can open, each once."""
-    plain: Encoder = getattr(encoder, "plain", encoder)  # what an engine runs is listed by the encoder itself
+    plain: Encoder = getattr(encoder, "plain", encoder)  # what a backend runs is listed by the encoder itself
     names = [line.name for line in type(plain).listing()]
     _require(len(names) > 0 and len(set(names)) == len(names), "listing() must name each encoder once")
 
@@ -71,7 +71,7 @@ def check_listing_needs_no_weights(encoder: Encoder) -> None:
 def check_pixels_fit_the_tower(encoder: Encoder) -> None:
     """A picture of any size becomes (3, s, s) float32 on the CPU, or what else ``pixel_shape`` says.
 
-    For an engine it becomes (s, s, 3) uint8.
+    For a backend it becomes (s, s, 3) uint8.
     """
     dtype = torch.uint8 if _takes_squares(encoder) else torch.float32
     for picture in SIZES:
@@ -254,7 +254,7 @@ def _picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def _takes_squares(encoder: Encoder) -> bool:
-    """Whether an engine does what comes after the resizing."""
+    """Whether a backend does what comes after the resizing."""
     size = encoder.info.image_size
     return encoder.pixel_shape == (size, size, 3)
 

@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
-from clipadapter.heads import ClassText, Head
+from clipadapter.heads import Head, TextFeatures
 from clipadapter.testing._classes import CLASS_CHECKS
 from clipadapter.testing._classes import fit as _fit
 from clipadapter.testing._several import SEVERAL_CHECKS
@@ -125,7 +125,7 @@ def check_one_shot(head: Head) -> None:
 def check_two_classes(head: Head) -> None:
     """Two classes have two logits."""
     X, y, text = toy_features((3, 3, 0))
-    text = ClassText(CLASSES[:2], np.eye(2, X.shape[1]), tower=text.tower)
+    text = TextFeatures(CLASSES[:2], np.eye(2, X.shape[1]), tower=text.tower)
     assert _fit(head, X, y, text).logits(X).shape == (6, 2)
 
 
@@ -160,7 +160,7 @@ def check_bad_input_raises(head: Head) -> None:
     expect(ValueError, "infinity", lambda: _fit(clone(head), np.where(X[0, 0] == X, np.inf, X), y, text))
     expect(InputError, "wolf", lambda: _fit(clone(head), X, np.where(y == "cat", "wolf", y), text))
     expect(InputError, "labels", lambda: _fit(clone(head), X, y[:-1], text))
-    one = ClassText(["cat"], text.embeddings[:1], tower=text.tower)
+    one = TextFeatures(["cat"], text.embeddings[:1], tower=text.tower)
     expect(InputError, "two classes", lambda: _fit(clone(head), X[:2], y[:2], one))
     fitted = _fit(clone(head), X, y, text)
     expect(InputError, "features", lambda: fitted.logits(X[:, :-1]))
@@ -180,7 +180,7 @@ def check_class_without_text(head: Head) -> None:
     """A class that is known by its shots alone is learned, or the head says that it needs text."""
     X, y, text = toy_features()
     rows = np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings)
-    partial = ClassText(CLASSES, rows, text.logit_scale, tower=text.tower)
+    partial = TextFeatures(CLASSES, rows, text.logit_scale, tower=text.tower)
     if head.needs_text:
         expect(InputError, "there is none of dog", lambda: _fit(head, X, y, partial))
     else:

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads import ClassText, Head, Shots
+from clipadapter.heads import Head, SupportSet, TextFeatures
 from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._training import Recipe, drawn
 from clipadapter.towers import TextTower
@@ -107,7 +107,7 @@ class PromptTuner(Head):
         """Put the gradient of what `_objective` gave into the parameters."""
         value.backward()
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._start(shots)
         text = _given(shots.text).to(context)
         before = self._earlier(shots)
@@ -128,7 +128,7 @@ class PromptTuner(Head):
         self.context_, self.scale_ = context.detach().cpu(), shots.scale
         self.weight_ = self._vectors(prompts.tower, shots.names)
 
-    def for_classes(self, text: ClassText) -> Self:
+    def for_classes(self, text: TextFeatures) -> Self:
         """A copy that answers for other classes by the same context before their names; see `Head.for_classes`.
 
         Raises:
@@ -154,7 +154,7 @@ class PromptTuner(Head):
         with torch.no_grad():
             return unit(prompts.vectors(self.context_.to(tower.device))).float().cpu()
 
-    def _start(self, shots: Shots) -> tuple[Prompts, Tensor]:
+    def _start(self, shots: SupportSet) -> tuple[Prompts, Tensor]:
         """Prompts of the classes, and the context to begin with."""
         self._check()
         tower = _given(shots.tower)()
@@ -173,7 +173,7 @@ class PromptTuner(Head):
         parameters: Sequence[Tensor],
         loss: Callable[[Tensor, Tensor], Tensor],
         logits: Callable[[Tensor], Tensor],
-        shots: Shots,
+        shots: SupportSet,
         prompts: Prompts,
         before: Earlier | None = None,
     ) -> float:
@@ -206,7 +206,7 @@ class PromptTuner(Head):
             cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
         )
 
-    def _earlier(self, shots: Shots) -> Earlier | None:
+    def _earlier(self, shots: SupportSet) -> Earlier | None:
         """The head to begin at; none with `patience`, since it may have seen the shots that are held out now."""
         found = earlier(self, shots, KEPT)
         return found if self.patience is None else None
@@ -251,7 +251,7 @@ class PromptTuner(Head):
         if not self.memory > 0:
             raise InputError(f"memory must be more than 0 gigabytes, but is {self.memory}")
 
-    def _digest(self, shots: Shots, tower: TextTower) -> str:
+    def _digest(self, shots: SupportSet, tower: TextTower) -> str:
         """Of all that shapes what is learned."""
         parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in UNSHAPING}
         told = [type(self).__name__, sorted(parameters.items()), shots.names, shots.scale, tower.fingerprint]

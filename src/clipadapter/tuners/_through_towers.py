@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from clipadapter.backends import Tower
 from clipadapter.encoders import Encoder, open_text_tower
-from clipadapter.engines import Tower
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 

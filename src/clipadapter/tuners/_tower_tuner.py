@@ -21,7 +21,7 @@ from typing_extensions import Self
 from clipadapter.encoders import Encoder, open_twin
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads import Head, Shots
+from clipadapter.heads import Head, SupportSet
 from clipadapter.heads._training import Recipe
 from clipadapter.tuners._checkpoint import Checkpoint, digest_of
 from clipadapter.tuners._through_towers import ClassTexts, Pictures, weights
@@ -96,7 +96,7 @@ class TowerTuner(Head):
         not changed runs once.
 
         Args:
-            encoder: is not changed itself. An engine that runs it is left out.
+            encoder: is not changed itself. A backend that runs it is left out.
             squares: (n, v, s, s, 3), v views of each picture as ``encoder.tower().pixels`` makes them, the plain one
                 first.
             labels: (n,) class names.
@@ -168,7 +168,7 @@ class TowerTuner(Head):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "weight_")
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         self._arrays()
         assert shots.text is not None
         self.weight_, self.scale_ = shots.text, shots.scale

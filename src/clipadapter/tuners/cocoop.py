@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
-from clipadapter.heads import ClassText, Head, Shots, register_head
+from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
 from clipadapter.heads._inputs import Array
 from clipadapter.tuners._prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners._prompts import Prompts
@@ -116,7 +116,7 @@ class CoCoOp(PromptTuner):
         )
         self.reduction = reduction
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._start(shots)
         learned = {"context": context, **self._net(shots.views.shape[2], context)}
         before = self._earlier(shots)
@@ -133,7 +133,7 @@ class CoCoOp(PromptTuner):
         self.scale_ = shots.scale
         self._prompts = Prompts(prompts.tower, shots.names, prompts.n_ctx, self.class_token, self.memory * GIGABYTE)
 
-    def attach(self, text: ClassText) -> Self:
+    def attach(self, text: TextFeatures) -> Self:
         """Give a head that was loaded the text tower that its prompts go through.
 
         Args:
@@ -149,7 +149,7 @@ class CoCoOp(PromptTuner):
         self._prompts = Prompts(text.tower(), names, n_ctx, self.class_token, self.memory * GIGABYTE)
         return self
 
-    def for_classes(self, text: ClassText) -> Self:
+    def for_classes(self, text: TextFeatures) -> Self:
         """A copy that answers for other classes by the same context and net; see `Head.for_classes`."""
         return Head.for_classes(self, text).attach(text)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads import Head, Shots, register_head
+from clipadapter.heads import Head, SupportSet, register_head
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
 from clipadapter.heads._training import minimise
@@ -48,8 +48,8 @@ class ProLip(Head):
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
-    >>> from clipadapter.heads import ClassText
-    >>> text = ClassText(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> X = [[1.0, 0.9, 0.0, 1.0, 2.0], [0.9, 1.0, 2.0, 1.0, 0.0]]
     >>> ProLip().fit(X, ["cat", "dog"], text=text).predict(X)
     array(['cat', 'dog'], dtype='<U3')
@@ -88,7 +88,7 @@ class ProLip(Head):
         """
         return cls(**{"penalty": "1/n", "batch_size": None, "cycle_views": True, **changes})
 
-    def _fit(self, shots: Shots) -> None:
+    def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         self.penalty_ = penalty_strength(self.penalty, shots)
         n, n_views, width = shots.views.shape

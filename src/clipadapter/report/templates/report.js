@@ -378,7 +378,7 @@
   }
   function drawMap(view) {
     const shapes = D.map.rows.map((row, at) => point(row, view.xy, at));
-    // Shots lie below, mistakes on top; and classes one after another for the arrow keys.
+    // SupportSet lie below, mistakes on top; and classes one after another for the arrow keys.
     const rank = (one) => one.about.test ? 1 + one.about.wrong : 0;
     shapes.sort((a, b) => rank(a) - rank(b) || a.about.label - b.about.label);
     const plot = draw("svg", { viewBox: "0 0 1000 1000", role: "group", "aria-label": `Map of the features, ${view.name}` }, ...shapes);

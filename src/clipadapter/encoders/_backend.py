@@ -1,0 +1,150 @@
+"""An encoder whose image tower another backend runs, or in another precision; texts stay with the encoder itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipadapter.backends import PRECISIONS, Calibration, Runner, Tower, create_backend
+from clipadapter.encoders._base import Encoder, EncoderListing
+from clipadapter.errors import InputError
+from clipadapter.pixels import ROOM
+from clipadapter.towers import Projection, TextTower
+
+
+class BackendEncoder(Encoder):
+    """See `with_backend`.
+
+    Args:
+        plain: the encoder itself.
+        tower: its image tower.
+        run: the tower made ready.
+        backend: what runs it.
+        precision: in which it runs.
+        calibration: digest of the pictures for int8.
+    """
+
+    def __init__(
+        self, plain: Encoder, tower: Tower, run: Runner, backend: str, precision: str, calibration: str = ""
+    ) -> None:
+        self.plain, self.device = plain, plain.device
+        self.pixels, self._run = tower.pixels, run
+        self.info = replace(
+            plain.info,
+            fingerprint=fingerprint_in(plain.info.fingerprint, backend, precision, calibration),
+            backend=backend,
+            precision=precision,
+            calibration=calibration,
+        )
+
+    @classmethod
+    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+        """Never: it has no scheme of its own.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("a backend is chosen beside the encoder: create_encoder(uri, backend=..., precision=...)")
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """Nothing: every encoder is listed by itself."""
+        return []
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """(s, s, 3)."""
+        return (self.pixels.size, self.pixels.size, 3)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The square that the tower sees, as (s, s, 3) uint8: mean and deviation are the backend's part."""
+        return torch.from_numpy(np.array(self.pixels.square(image)))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, s, s, 3) uint8 to (n, d)."""
+        if tuple(pixels.shape[1:]) != self.pixel_shape or pixels.dtype != torch.uint8:
+            raise InputError(
+                f"this encoder takes pixels (n, {', '.join(map(str, self.pixel_shape))}) of uint8, but got "
+                f"{tuple(pixels.shape)} of {pixels.dtype}"
+            )
+        if not len(pixels):
+            return torch.empty(0, self.info.dim)
+        return torch.from_numpy(self._run(pixels.numpy()))
+
+    def towers(self) -> tuple[Tower, ...]:
+        """Those of the encoder itself."""
+        return self.plain.towers()
+
+    def text_tower(self) -> TextTower | None:
+        """That of the encoder itself."""
+        return self.plain.text_tower()
+
+    def projection(self) -> Projection | None:
+        """That of the encoder itself."""
+        return self.plain.projection()
+
+    def twin(self) -> Encoder | None:
+        """Of the encoder itself, in full precision."""
+        return self.plain.twin()
+
+    def patch_features(self, image: Image.Image) -> Tensor | None:
+        """Of the encoder itself, in full precision."""
+        return self.plain.patch_features(image)
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """As the encoder itself does."""
+        return self.plain.encode_text(texts, batch_size)
+
+
+def fingerprint_in(fingerprint: str, backend: str, precision: str, calibration: str = "") -> str:
+    """Fingerprint of an encoder in another precision.
+
+    Features in full precision are the same whatever backend made them, so that these share one; nearly so in bf16. What
+    int8 gives hangs on the backend and on the pictures it was calibrated with.
+    """
+    if precision == "fp32":
+        return fingerprint
+    # How large JPEGs are unpacked is part of it: see `clipadapter.pixels.shrink_to`.
+    facts = f"{fingerprint} {precision} room {ROOM}" + (f" {backend} {calibration}" if precision == "int8" else "")
+    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+
+
+def with_backend(
+    encoder: Encoder, backend: str = "torch", precision: str = "fp32", calibration: Calibration | None = None
+) -> Encoder:
+    """The same encoder, its image tower run by another backend or in another precision.
+
+    Args:
+        encoder: any; one that can't be converted is given back as it is for torch and fp32.
+        backend: see ``clipadapter.backends.list_backends()``.
+        precision: "fp32" gives the same features to rounding; "bf16" and "int8" near ones, which have another
+            fingerprint.
+        calibration: pictures that int8 sets its ranges by.
+
+    Raises:
+        UnknownNameError: if no backend has the name.
+        InputError: if the encoder can't be converted, or the backend has no such precision or device.
+        MissingExtraError: if the backend is not installed.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> with_backend(create_encoder("toy")).info.backend
+    'torch'
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}")
+    plain = encoder.plain if isinstance(encoder, BackendEncoder) else encoder
+    made = create_backend(backend, device=plain.device)
+    tower = plain.tower()
+    if tower is None:
+        if (backend, precision) == ("torch", "fp32"):
+            return plain
+        raise InputError(f"the image tower of {plain.info.name} can't be converted: use backend 'torch' and fp32")
+    run = made.run(tower, precision, calibration)
+    digest = calibration.digest if calibration is not None and precision == "int8" else ""
+    return BackendEncoder(plain, tower, run, backend, precision, digest)

@@ -1,0 +1,33 @@
+"""Predictions one can act on: calibrated probabilities, "none of these", sets of classes, unequal costs.
+
+Everything here is numpy alone, so that a model can be asked without torch. It is learned from logits of shots by fits
+that did not see them, see `clipadapter.heads.held_out_shots`.
+"""
+
+from clipadapter.uncertainty.answers import Answers, DecisionOptions, Uncertainty
+from clipadapter.uncertainty.calibration import Calibrator, learn_calibrator
+from clipadapter.uncertainty.conformal import Conformal, learn_conformal
+from clipadapter.uncertainty.costs import costs_for, decide, expected_cost, read_costs
+from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
+from clipadapter.uncertainty.options import UncertaintyOptions
+from clipadapter.uncertainty.rejection import Rejector, kept_distractors, learn_rejector
+
+__all__ = [
+    "Answers",
+    "DecisionOptions",
+    "Calibrator",
+    "Conformal",
+    "MultiLabel",
+    "Rejector",
+    "Uncertainty",
+    "UncertaintyOptions",
+    "costs_for",
+    "decide",
+    "expected_cost",
+    "kept_distractors",
+    "learn_calibrator",
+    "learn_conformal",
+    "learn_multilabel",
+    "learn_rejector",
+    "read_costs",
+]

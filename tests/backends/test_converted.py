@@ -1,0 +1,221 @@
+"""Converted towers on disk: kept, built once, built anew when damaged, and opened without torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from clipadapter.backends import Calibration, backend_info, create_backend
+from clipadapter.backends._cache import build, facts
+from clipadapter.errors import StoreError
+
+CONVERTING = ["onnxruntime", "openvino"]
+
+SLOW = """
+import os, sys, time
+from pathlib import Path
+from clipadapter.backends._cache import build
+
+def convert(folder):
+    Path(sys.argv[2]).open("a").write("begun\\n")
+    (folder / "tower").write_text("half")
+    time.sleep(float(sys.argv[3]))
+    (folder / "tower").write_text("whole")
+
+build(Path(sys.argv[1]), convert, {"by": "a test"})
+"""
+"""A process that converts slowly: folder, log of conversions, seconds."""
+
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+import numpy as np
+from clipadapter.backends import create_backend
+
+run = create_backend(sys.argv[1]).load(Path(sys.argv[2]), sys.argv[3])
+np.save(sys.argv[5], run(np.load(sys.argv[4])))
+assert "torch" not in sys.modules, "torch was loaded"
+"""
+
+
+def slow(place, log, seconds):
+    return subprocess.Popen([sys.executable, "-c", SLOW, str(place), str(log), str(seconds)])
+
+
+def wait_for(log):
+    end = time.monotonic() + 60
+    while not log.exists():
+        assert time.monotonic() < end, "nothing was begun"
+        time.sleep(0.02)
+
+
+def never(folder):
+    raise AssertionError("converted again")
+
+
+@pytest.mark.parametrize("backend", CONVERTING)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_second_run_takes_what_the_first_made(backend, precision, tiny, squares, no_cache, monkeypatch):
+    made, calibration = create_backend(backend), Calibration(squares(4, 32))
+    assert not made.ready(tiny.fingerprint, precision, calibration)
+    first = made.run(tiny, precision, calibration)(squares(3, 32))
+    assert made.ready(tiny.fingerprint, precision, calibration)
+    monkeypatch.setattr(type(made), "_convert", lambda *_: never(None))
+    named = Calibration(None, calibration.digest)
+    np.testing.assert_array_equal(create_backend(backend).run(tiny, precision, named)(squares(3, 32)), first)
+
+
+@pytest.mark.parametrize("backend", CONVERTING)
+def test_only_the_tower_and_its_facts_are_kept(backend, tiny, squares, no_cache):
+    made, calibration = create_backend(backend), Calibration(squares(4, 32))
+    made.run(tiny, "int8", calibration)
+    place = made.place(tiny.fingerprint, "int8", calibration.digest)
+    known = json.loads((place / "facts.json").read_text())
+    assert known["encoder"] == "tiny"
+    assert known["precision"] == "int8"
+    assert known["calibration"] == calibration.digest
+    assert {name.partition(".")[0] for name in known["files"]} == {"tower"}
+    assert " " not in place.name
+    hidden = [path.name for path in no_cache.iterdir() if path.is_dir() and path.name.startswith(".")]
+    assert not hidden
+
+
+def test_places_differ_by_what_shapes_the_features():
+    cls = backend_info("openvino").cls
+    places = [cls.place("a", "fp32"), cls.place("b", "fp32"), cls.place("a", "int8", "1"), cls.place("a", "int8", "2")]
+    assert len(set(places)) == 4
+    assert cls.place("a", "bf16") == cls.place("a", "fp32")
+    assert backend_info("onnxruntime").cls.place("a", "fp32") not in places
+
+
+@pytest.mark.parametrize("backend", CONVERTING)
+def test_a_damaged_tower_is_built_anew(backend, tiny, squares, no_cache):
+    made = create_backend(backend)
+    wanted = made.run(tiny, "fp32")(squares(2, 32))
+    place = made.place(tiny.fingerprint, "fp32")
+    largest = max(place.glob("tower.*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-100])
+    assert not made.ready(tiny.fingerprint, "fp32")
+    np.testing.assert_array_equal(made.run(tiny, "fp32")(squares(2, 32)), wanted)
+    assert made.ready(tiny.fingerprint, "fp32")
+
+
+def test_facts_that_are_no_facts(tmp_path):
+    for text in ("", "[]", "{}", '{"files": 3}', '{"format": 0, "files": {}}'):
+        (tmp_path / "facts.json").write_text(text)
+        assert facts(tmp_path) is None
+
+
+def test_killed_in_the_middle_it_is_built_anew(tmp_path):
+    place, log = tmp_path / "backends" / "one", tmp_path / "log"
+    process = slow(place, log, 60)
+    wait_for(log)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    assert list(place.parent.glob(".one.*.part"))
+    assert facts(place) is None
+    build(place, lambda folder: (folder / "tower").write_text("mine") and None, {})
+    assert (place / "tower").read_text() == "mine"
+    assert not list(place.parent.glob(".one.*.part"))
+
+
+def test_two_at_once_build_once(tmp_path):
+    place, log = tmp_path / "backends" / "one", tmp_path / "log"
+    both = [slow(place, log, 1), slow(place, log, 1)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert log.read_text() == "begun\n"
+    assert (place / "tower").read_text() == "whole"
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path):
+    place = tmp_path / "backends" / "one"
+
+    def fail(folder):
+        (folder / "tower").write_text("half")
+        raise ValueError("no such layer")
+
+    with pytest.raises(ValueError, match="no such layer"):
+        build(place, fail, {})
+    assert not [path for path in place.parent.iterdir() if path.is_dir()]
+
+
+def test_a_folder_that_can_not_be_written(tiny, tmp_path, monkeypatch):
+    (tmp_path / "clipadapter").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(StoreError, match="set XDG_CACHE_HOME to another folder"):
+        create_backend("openvino").run(tiny, "fp32")
+
+
+def test_a_folder_without_permission(tiny, no_cache, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # rights would not hold an administrator back
+    with pytest.raises(StoreError, match="check the folder's permissions"):
+        create_backend("openvino").run(tiny, "fp32")
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "fp32"), ("openvino", "bf16")])
+def test_it_is_opened_without_torch(backend, precision, tiny, squares, no_cache, tmp_path):
+    made, pictures = create_backend(backend), squares(3, 32)
+    wanted = made.run(tiny, precision)(pictures)
+    np.save(tmp_path / "pictures.npy", pictures)
+    place = made.place(tiny.fingerprint, precision)
+    arguments = [backend, str(place), precision, str(tmp_path / "pictures.npy"), str(tmp_path / "features.npy")]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], check=True, timeout=120)
+    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), wanted, rtol=0.01, atol=0.01)
+
+
+TELL = """
+import socket, sys
+from pathlib import Path
+tried = []
+socket.socket.connect = lambda self, address: tried.append(address)
+socket.getaddrinfo = lambda *args, **kwargs: tried.append(args) or []
+from clipadapter.encoders import create_encoder, with_backend
+from clipadapter.backends import Calibration
+import numpy as np
+squares = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+for precision in ("fp32", "int8"):
+    with_backend(create_encoder("lite"), "openvino", precision, Calibration(squares))
+import threading
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(5)
+assert not tried, tried
+assert not (Path.home() / "intel").exists()
+import os
+assert "CI" not in os.environ and "NNCF_CI" not in os.environ
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_told_to_the_makers_of_an_backend(tmp_path):
+    switches = ("CI", "NNCF_CI", "TF_BUILD", "JENKINS_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in switches}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    found = subprocess.run([sys.executable, "-c", TELL], env=environment, capture_output=True, text=True, timeout=250)
+    assert found.returncode == 0, found.stderr
+
+
+def test_openvino_takes_up_many_and_goes_back_to_few(tiny, squares, no_cache):
+    run, pictures = create_backend("openvino").run(tiny, "fp32"), squares(40, 32)
+    few = run(pictures[:3])
+    many = run(pictures)
+    np.testing.assert_allclose(many[:3], few, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(run(pictures[:3]), few)
+    np.testing.assert_array_equal(run(pictures), many)
+
+
+@pytest.mark.parametrize("backend", CONVERTING)
+def test_what_kind_of_tower_it_was_is_kept(backend, tiny, towers, no_cache):
+    cls = backend_info(backend).cls
+    create_backend(backend).run(tiny, "fp32")
+    assert not cls.convolutional(cls.place(tiny.fingerprint, "fp32"))
+    create_backend(backend).run(towers["lite"], "fp32")
+    assert cls.convolutional(cls.place(towers["lite"].fingerprint, "fp32"))

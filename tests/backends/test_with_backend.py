@@ -1,0 +1,96 @@
+"""Encoders whose image tower a backend runs."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.backends import Calibration
+from clipadapter.encoders import create_encoder, with_backend
+from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+from clipadapter.testing import ENCODER_CHECKS, check_encoder
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return create_encoder("lite")
+
+
+@pytest.fixture(scope="module")
+def fast(lite):
+    return with_backend(lite, "openvino")
+
+
+@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
+def test_it_keeps_the_rule(check, fast):
+    check(fast)
+
+
+def test_an_encoder_without_a_tower_is_left_as_it_is():
+    toy = create_encoder("toy")
+    assert with_backend(toy) is toy
+    check_encoder(with_backend(toy))
+    for backend, precision in (("openvino", "fp32"), ("torch", "bf16")):
+        with pytest.raises(InputError, match="the image tower of toy can't be converted: use backend 'torch' and fp32"):
+            with_backend(toy, backend, precision)
+
+
+def test_the_fingerprint_says_what_shapes_the_features(lite, fast, squares, monkeypatch):
+    for backend in ("_base.ConvertingBackend", "pytorch.TorchBackend"):
+        monkeypatch.setattr(f"clipadapter.backends.{backend}.run", lambda *_: None)
+    two = [Calibration(squares(2, 224, seed=seed)) for seed in (0, 1)]
+    made = [with_backend(lite, "openvino", "bf16"), *(with_backend(lite, "openvino", "int8", each) for each in two)]
+    prints = {encoder.info.fingerprint for encoder in (lite, *made)}
+    assert len(prints) == 4
+    assert fast.info.fingerprint == lite.info.fingerprint
+    assert with_backend(lite, "onnxruntime").info.fingerprint == lite.info.fingerprint
+    assert with_backend(lite, "torch", "bf16").info.fingerprint in prints
+    assert with_backend(lite, "onnxruntime", "int8", two[0]).info.fingerprint not in prints
+    assert [encoder.info.precision for encoder in made] == ["bf16", "int8", "int8"]
+    assert made[1].info.calibration == two[0].digest
+    assert made[0].info.calibration == ""
+
+
+def test_an_backend_on_an_backend_is_one_backend(lite, fast):
+    again = with_backend(fast, "torch", "fp32")
+    assert again.plain is lite
+    assert again.info.backend == "torch"
+
+
+def test_texts_are_the_encoder_s_own(lite, fast):
+    assert torch.equal(fast.encode_text(["a cat"]), lite.encode_text(["a cat"]))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        torch.zeros(1, 224, 224, 3),
+        torch.zeros(1, 3, 224, 224, dtype=torch.uint8),
+        torch.zeros(1, 224, 223, 3, dtype=torch.uint8),
+        torch.zeros(224, 224, 3, dtype=torch.uint8),
+        torch.zeros(1, 224, 224, 3, dtype=torch.int8),
+    ],
+    ids=["float", "channels first", "too narrow", "no batch", "signed"],
+)
+def test_wrong_pixels(pixels, fast):
+    with pytest.raises(InputError, match=r"takes pixels \(n, 224, 224, 3\) of uint8, but got"):
+        fast.encode_pixels(pixels)
+
+
+def test_wrong_names(lite):
+    with pytest.raises(UnknownNameError, match="no backend is called 'onnx'. Known: onnxruntime, openvino, torch"):
+        with_backend(lite, "onnx")
+    with pytest.raises(InputError, match="precision must be one of fp32, bf16, int8, but is 'fp16'"):
+        with_backend(lite, "openvino", "fp16")
+
+
+def test_pictures_of_another_machine(lite):
+    with pytest.raises(EncoderUnavailableError, match="not on this machine"):
+        with_backend(lite, "openvino", "int8", Calibration(None, "0123456789abcdef"))
+
+
+def test_calibration_is_named_by_its_pictures(squares):
+    one, two = squares(2, 8), squares(2, 8).copy()
+    two[1, 7, 7, 2] ^= 1
+    assert Calibration(one).digest == Calibration(np.asfortranarray(one)).digest
+    assert Calibration(one).digest != Calibration(two).digest
+    assert Calibration(None, Calibration(one).digest).digest == Calibration(one).digest

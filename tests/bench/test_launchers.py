@@ -1,0 +1,270 @@
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clipadapter.bench import FEATURES, RecordFolder, run_suite, save_bundle
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle_files import ARRAYS, FACTS
+from clipadapter.bench.launchers import Job, create_launcher, list_launchers
+from clipadapter.bench.launchers.ray import bundle_of, unpacked
+from clipadapter.bench.suite import parse_suite
+from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
+from clipadapter.features import FeatureSet
+from clipadapter.testing import toy_features
+
+HERE = str(Path(__file__).parent)
+sys.path.append(HERE)  # worker processes inherit it
+import launcher_jobs  # noqa: E402
+
+CONNECT = socket.socket.connect
+"""Taken before the tests' seal: Ray talks to itself through sockets."""
+SUITE = 'title = "t"\nheads = ["zero-shot", "prototype", "tip-adapter"]\nshots = [1, 2]\nseeds = [1, 2]'
+
+
+def run(launcher, function, tasks):
+    """Results by task."""
+    found = list(launcher.run(function, [Job(i, task) for i, task in enumerate(tasks)]))
+    assert sorted(one.job.number for one in found) == list(range(len(tasks)))
+    return {one.job.task: one for one in found}
+
+
+def until(condition, seconds):
+    """Wait until it holds; whether it does."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def numbers(folder):
+    """Numbers of the processes that told theirs."""
+    return [int(path.name) for path in folder.iterdir()]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture
+def local():
+    return create_launcher("local", workers=2)
+
+
+def test_launchers_are_listed_and_a_typo_gets_a_hint():
+    assert list_launchers() == ["local", "ray"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'local'"):
+        create_launcher("locl")
+
+
+def test_one_worker_is_this_process():
+    found = run(create_launcher("local", workers=1), lambda text: [text, str(os.getpid())], ["a", "b"])
+    assert [one.result for one in found.values()] == [["a", str(os.getpid())], ["b", str(os.getpid())]]
+    with pytest.raises(LookupError, match="no a"):
+        run(create_launcher("local", workers=1), launcher_jobs.fail, ["a"])
+
+
+def test_no_jobs_are_no_work():
+    for name in list_launchers():
+        assert list(create_launcher(name, workers=2).run(launcher_jobs.upper, [])) == []
+
+
+def test_workers_are_as_many_as_memory_lets(monkeypatch):
+    module = sys.modules[type(create_launcher("local")).__module__]
+    monkeypatch.setattr(module, "count_cores", lambda: 8)
+    monkeypatch.setattr(module, "free_memory", lambda: 5 << 30)
+    # 80 % of 5 GiB, 1 GiB for the features and 700 MiB beside them: two fit.
+    assert create_launcher("local", memory=1 << 30).fitting(20) == 2
+    assert create_launcher("local", memory=1 << 40).fitting(20) == 1
+    assert create_launcher("local", workers=3, memory=1 << 40).fitting(20) == 3
+    assert create_launcher("local", workers=3).fitting(2) == 2
+
+
+def check_deaths(launcher, folder):
+    """A worker that is killed once loses nothing, and a job that kills its worker each time fails alone."""
+    once, bad = f"once|{folder / 'mark'}", f"bad|{folder}"
+    found = run(launcher, launcher_jobs.kill, [once, bad, "a", "b"])
+    assert (folder / "mark").exists()
+    assert {name: found[task].result for name, task in (("once", once), ("a", "a"), ("b", "b"))} == {
+        "once": ["once"],
+        "a": ["a"],
+        "b": ["b"],
+    }
+    # The local launcher can't tell who died, so that one of the three may have been its neighbour's death.
+    assert (folder / "deaths").read_text() in ("xx", "xxx")
+    assert found[bad].result is None
+    assert "died 3 times" in found[bad].error
+
+
+def check_close(launcher, folder, busy):
+    """Workers go on while an outcome is looked at, as many as are awaited here; closing the iterator ends them."""
+    results = launcher.run(launcher_jobs.linger, [Job(0, f"{folder}|first"), *(Job(i, str(folder)) for i in (1, 2, 3))])
+    assert next(results).result == ["first"]
+    assert until(lambda: len(numbers(folder)) >= busy, 120)
+    results.close()
+    assert until(lambda: not any(map(alive, numbers(folder))), 60)
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_nothing(local, tmp_path):
+    check_deaths(local, tmp_path)
+
+
+@pytest.mark.slow
+def test_workers_go_on_while_an_outcome_is_looked_at_until_it_is_closed(local, tmp_path):
+    check_close(local, tmp_path, 2)
+    assert until(lambda: not multiprocessing.active_children(), 60)
+
+
+@pytest.mark.slow
+def test_an_exception_reaches_the_caller_and_ends_the_workers(local):
+    with pytest.raises(LookupError, match="no a"):
+        run(local, launcher_jobs.fail, ["a", "a"])
+    assert until(lambda: not multiprocessing.active_children(), 60)
+
+
+@pytest.mark.slow
+def test_a_study_does_not_wait_for_its_workers_to_unload(local):
+    start = time.monotonic()
+    run(local, launcher_jobs.slow_to_leave, ["a", "b", "c"])
+    assert time.monotonic() - start < 240
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_parent_leave(tmp_path):
+    code = (
+        "import launcher_jobs, sys\nfrom clipadapter.bench.launchers import Job, create_launcher\n"
+        "if __name__ == '__main__':\n"
+        "    jobs = [Job(i, sys.argv[1]) for i in range(2)]\n"
+        "    list(create_launcher('local', workers=2).run(launcher_jobs.linger, jobs))\n"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    (tmp_path / "told").mkdir()
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "told")]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL) as parent:
+        try:
+            assert until(lambda: len(numbers(tmp_path / "told")) == 2, 120)
+        finally:
+            parent.send_signal(signal.SIGKILL)
+    assert until(lambda: not any(map(alive, numbers(tmp_path / "told"))), 60)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Features of three classes, as ``features:FOLDER``."""
+    X, y, text = toy_features((6, 6, 6), noise=1.0)
+    Q, truth, _ = toy_features((4, 4, 4), noise=1.0, seed=7)
+    given = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
+    support, test = (FeatureSet(a, tuple(map(str, b)), tuple(text.labels), given) for a, b in ((X, y), (Q, truth)))
+    save_bundle(Bundle(support, text, {"test": TestPart(test)}), tmp_path / "features")
+    return f"{FEATURES}{tmp_path / 'features'}"
+
+
+def figures(source, out, launcher):
+    """Metrics of each run by its key."""
+    found = run_suite(parse_suite("own", SUITE), [source], {}, out, launcher)
+    assert (found.made, found.failed) == (12, 0)
+    return {one.key: one.metrics for one in RecordFolder(out).read()}
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_records_that_one_makes(source, local, tmp_path):
+    expected = figures(source, tmp_path / "one", create_launcher("local", workers=1))
+    assert len(expected) == 12
+    assert figures(source, tmp_path / "two", local) == expected
+
+
+def test_ray_missing_or_out_of_reach_says_what_to_do(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[ray\]'"):
+            run(create_launcher("ray"), launcher_jobs.upper, ["a"])
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match="no Ray could be reached at RAY_ADDRESS=127.0.0.1:1 .*unset RAY_ADDRESS"):
+        run(create_launcher("ray"), launcher_jobs.upper, ["a"])
+
+
+def test_a_bundle_travels_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def cut():
+        yield b"facts"
+        raise ConnectionError("the node died")
+
+    with pytest.raises(ConnectionError):
+        unpacked("abc", lambda: list(cut()))
+    with pytest.raises(ValueError):
+        unpacked("abc", lambda: [b"facts"])
+    assert list((tmp_path / "clipadapter" / "bundles").iterdir()) == []
+    folder = unpacked("abc", lambda: [b"facts", b"arrays"])
+    assert ((folder / FACTS).read_bytes(), (folder / ARRAYS).read_bytes()) == (b"facts", b"arrays")
+    assert unpacked("abc", cut) == folder  # what is there is not asked for again
+    assert bundle_of("no task") is None
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory):
+    """A Ray of two cores that runs already, as a cluster does; its cache is its own."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", CONNECT)
+        patch.setenv("PYTHONPATH", HERE)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("node")))
+        with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False):
+            yield create_launcher("ray", workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+class TestRay:
+    def test_records_are_those_of_the_local_launcher(self, ray, source, tmp_path):
+        expected = figures(source, tmp_path / "local", create_launcher("local", workers=1))
+        assert figures(source, tmp_path / "ray", ray) == expected
+
+    def test_features_travel_to_a_node_without_them(self, ray, tmp_path):
+        import ray as module
+
+        from clipadapter.bench.launchers.ray import _parcel, _perform
+        from clipadapter.bench.plan import Task
+        from clipadapter.bench.suite import Variant
+
+        there = tmp_path / "name"
+        there.mkdir()
+        (there / FACTS).write_text("facts")
+        (there / ARRAYS).write_text("arrays")
+        task = Task(bundle=str(there), variant=Variant(head="knn"), shots=1, seed=1, rows=[]).model_dump_json()
+        parcel = _parcel(module, task, {})
+        perform = module.remote(_perform)
+        assert module.get(perform.remote(launcher_jobs.bundle, task, parcel)) == [str(there), "facts", "arrays"]
+        there.rename(tmp_path / "away")
+        path, *content = module.get(perform.remote(launcher_jobs.bundle, task, parcel))
+        assert content == ["facts", "arrays"]
+        assert path.startswith(os.environ["XDG_CACHE_HOME"])
+
+    def test_killed_workers_lose_nothing(self, ray, tmp_path):
+        check_deaths(ray, tmp_path)
+
+    def test_an_exception_reaches_the_caller(self, ray):
+        with pytest.raises(LookupError, match="no a"):
+            run(ray, launcher_jobs.fail, ["a", "a"])
+
+    def test_a_fit_has_one_thread(self, ray):
+        assert run(ray, launcher_jobs.threads, ["a"])["a"].result == ["1"]
+
+    def test_closing_stops_what_runs(self, ray, tmp_path):
+        check_close(ray, tmp_path, 1)

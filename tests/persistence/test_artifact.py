@@ -1,0 +1,302 @@
+"""A saved model: whole or not at all, checked before use, nothing executed."""
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from clipadapter import FewShotClassifier
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import Head, create_head, head_info, list_heads
+from clipadapter.persistence import History, Model, load_model, read_config, save_model
+from clipadapter.testing import toy_features
+
+
+def make(head="prototype", **params):
+    X, y, text = toy_features(d=32)
+    unfitted = create_head(head, **params)
+    fitted = unfitted.fit(X, y, text=text, unlabelled=X if unfitted.transductive else None)
+    support = FeatureSet(X, tuple(y), text.labels, {"skipped": [("bad.jpg", "file is empty")]})
+    prompts = {name: [f"a photo of a {name}."] for name in text.labels}
+    return Model(fitted, text, support, prompts, create_encoder("toy").info), X
+
+
+@pytest.mark.parametrize("head", [name for name in list_heads() if not head_info(name).cls.tunes_encoder])
+def test_a_model_comes_back_as_it_was(head, tmp_path):
+    model, X = make(head)
+    again = load_model(save_model(tmp_path / "model", model))
+    np.testing.assert_array_equal(again.head.attach(model.text).logits(X), model.head.logits(X))
+    assert again.head.get_params() == model.head.get_params()
+    assert again.text.labels == model.text.labels
+    assert again.text.logit_scale == model.text.logit_scale
+    assert again.encoder == model.encoder
+    assert again.support.y == model.support.y
+    np.testing.assert_array_equal(again.support.X, model.support.X)
+
+
+def test_a_model_that_was_loaded_can_be_saved_again(tmp_path):
+    first = load_model(save_model(tmp_path / "first", make()[0]))
+    again = read_config(save_model(tmp_path / "second", first))
+    assert again.provenance["skipped"] == read_config(tmp_path / "first").provenance["skipped"] == 1
+
+
+def test_the_config_names_what_a_person_asks(tmp_path):
+    config = read_config(save_model(tmp_path / "model", make()[0]))
+    assert config.class_names == ["cat", "dog", "owl"]
+    assert config.provenance["shots"] == {"cat": 4, "dog": 4, "owl": 4}
+    assert config.provenance["skipped"] == 1
+    assert config.prompts["dog"] == ["a photo of a dog."]
+    assert "torch" in config.provenance["versions"]
+    assert "of 3 classes" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_the_shots_can_be_left_out(tmp_path):
+    folder = save_model(tmp_path / "model", make()[0], keep_support=False)
+    assert not (folder / "support.safetensors").exists()
+    assert len(load_model(folder).support) == 0
+
+
+def test_a_model_replaces_a_model_and_nothing_else_is_left(tmp_path):
+    save_model(tmp_path / "model", make("zero-shot")[0])
+    save_model(tmp_path / "model", make("linear-probe")[0])
+    assert read_config(tmp_path / "model").head.name == "linear-probe"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_card_that_a_person_has_written_stays_over_a_new_fit(tmp_path):
+    save_model(tmp_path / "model", make("zero-shot")[0])
+    (tmp_path / "model" / "README.md").write_text("# Mine")
+    save_model(tmp_path / "model", make("linear-probe")[0])
+    assert read_config(tmp_path / "model").head.name == "linear-probe"
+    assert (tmp_path / "model" / "README.md").read_text() == "# Mine"
+
+
+def test_other_peoples_files_are_not_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="holds other files than a model"):
+        save_model(tmp_path / "model", make()[0])
+    assert (tmp_path / "model" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("place", ["file", "file/model"])
+def test_an_unwritable_place_is_named_and_left_clean(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="file"):
+        save_model(tmp_path / place, make()[0])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failing_write_keeps_the_old_model(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "model", make("zero-shot")[0])
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        save_model(folder, make("linear-probe")[0])
+    monkeypatch.undo()
+    assert load_model(folder).head.get_params() == create_head("zero-shot").get_params()
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("config.json", "holds no model"), ("head.safetensors", "is missing"), ("support.safetensors", "is missing")],
+)
+def test_a_missing_file_is_named(name, words, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=words):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "support.safetensors"])
+def test_an_altered_file_is_refused(name, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match="was altered"):
+        load_model(folder)
+
+
+def rewrite(folder, change):
+    """Change a config, and its checksum with it."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["checksum"]
+    change(config)
+    config["checksum"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 4}, {"separators": (",", ":")}])
+def test_a_config_is_believed_in_any_layout_and_in_no_other_content(layout, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dict(reversed(config.items())), **layout))
+    before = load_model(folder)
+    config["class_names"][0] = "wolf"
+    (folder / "config.json").write_text(json.dumps(config, **layout))
+    with pytest.raises(ArtifactError, match="config.json was altered since the model was saved"):
+        load_model(folder)
+    assert before.text.labels[0] != "wolf"
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"format": True}, {"checksum": None}, {"checksum": "0" * 64}])
+def test_no_other_format_or_checksum_lets_an_altered_config_pass(change, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    config = json.loads((folder / "config.json").read_text())
+    config["class_names"][0] = "wolf"
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ArtifactError, match="checksum"):
+        load_model(folder)
+
+
+def test_a_config_of_format_2_is_read_without_a_checksum(tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    config = json.loads((folder / "config.json").read_text())
+    del config["checksum"]
+    (folder / "config.json").write_text(json.dumps({**config, "format": 2}))
+    before = load_model(folder)
+    save_model(folder, make("zero-shot")[0])
+    assert json.loads((folder / "history" / "0001.json").read_text())["format"] == 2
+    history, again = History.of(folder).undo()
+    assert (again.support.plain == before.support.plain).all()
+    save_model(folder, again, history=history)
+    assert load_model(folder).head.get_params() == before.head.get_params()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(format=99), "format 99.*update clipadapter"),
+        (lambda c: c.update(surprise=1), "surprise"),
+        (lambda c: c.pop("encoder"), "encoder"),
+        (lambda c: c.update(class_names=["cat"]), "class_names"),
+        (lambda c: c.update(class_names=["cat", "cat", "owl"]), "more than once"),
+        (lambda c: c.update(class_names=["cat", "dog", "owl", "wolf"]), "one row for each"),
+        (lambda c: c["head"].update(name="no-such-head"), "'no-such-head' is not installed"),
+        (lambda c: c["head"]["params"].update(evil=1), "evil"),
+        (lambda c: c["encoder"].update(dim=7), "don't fit|expecting"),
+        (lambda c: c["encoder"].update(dim=1 << 31), "encoder.dim"),
+        (lambda c: c["encoder"].update(image_size=10**30), "encoder.image_size"),
+        (lambda c: c["encoder"].update(logit_scale=float("inf")), "encoder.logit_scale"),
+        (lambda c: c["encoder"].update(name="a\0b"), "encoder.name"),
+        (lambda c: c["trust"]["calibrator"].update(n=float("inf")), "OverflowError"),
+        (lambda c: c["files"].pop("head.safetensors"), "without head.safetensors"),
+    ],
+)
+def test_a_wrong_config_is_refused(change, words, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    rewrite(folder, change)
+    with pytest.raises(ArtifactError, match=words):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_config_that_is_none_is_refused(text, tmp_path):
+    folder = save_model(tmp_path / "model", make()[0])
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ArtifactError, match="config"):
+        load_model(folder)
+
+
+class Bomb:
+    """Leaves a mark when unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+def test_a_pickle_in_place_of_the_arrays_is_never_run(tmp_path):
+    folder, mark = save_model(tmp_path / "model", make()[0]), tmp_path / "executed"
+    data = pickle.dumps(Bomb(mark))
+    (folder / "head.safetensors").write_bytes(data)
+    with pytest.raises(ArtifactError, match="was altered"):
+        load_model(folder)
+    rewrite(folder, lambda c: c["files"]["head.safetensors"].update(sha256=hashlib.sha256(data).hexdigest()))
+    with pytest.raises(ArtifactError, match="no safetensors file"):
+        load_model(folder)
+    assert not mark.exists()
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    folder = save_model(tmp_path / "model", make("zero-shot")[0])
+    arrays = load_file(folder / "head.safetensors")
+    arrays["weight_"][0, 0] = np.nan
+    save_file(arrays, folder / "head.safetensors")
+    digest = hashlib.sha256((folder / "head.safetensors").read_bytes()).hexdigest()
+    rewrite(folder, lambda c: c["files"]["head.safetensors"].update(sha256=digest))
+    with pytest.raises(ArtifactError, match="not finite"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("ask", ["logits", "classify", "predict", "predict_proba"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_an_error_and_no_answer(ask, number, tmp_path, monkeypatch):
+    images = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
+    folder = FewShotClassifier("toy", "prototype", cache=None).fit(images, ["red", "blue"]).save(tmp_path / "model")
+    loaded = FewShotClassifier.load(folder, cache=None)
+    monkeypatch.setattr(type(loaded.head_), "logits", lambda self, X: np.full((len(X), 2), number))
+    with pytest.raises(ArtifactError, match="not finite"):
+        getattr(loaded, ask)(images)
+
+
+def test_a_head_that_is_not_registered_cannot_be_saved(tmp_path):
+    class Own(Head):
+        def _fit(self, shots):
+            self.done_ = 1
+
+        def _logits(self, X):
+            return X[:, :3]
+
+    model, X = make()
+    own = Own().fit(X, model.support.y)
+    with pytest.raises(InputError, match="no registered head"):
+        save_model(tmp_path / "model", Model(own, model.text, model.support, model.prompts, model.encoder))
+
+
+def test_what_somebody_laid_beside_a_model_stays(tmp_path):
+    folder = save_model(tmp_path / "model", make("linear-probe")[0])
+    (folder / "notes.txt").write_text("years of work")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("main")
+    save_model(folder, make("zero-shot")[0], keep_support=False)
+    names = {"notes.txt", ".git", "README.md", "config.json", "head.safetensors"}
+    assert names <= set(os.listdir(folder)) and "support.safetensors" not in os.listdir(folder)
+    assert (folder / "notes.txt").read_text() == "years of work" and (folder / ".git" / "HEAD").is_file()
+    assert load_model(folder).head.get_params() == create_head("zero-shot").get_params()
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_config_of_something_else_makes_no_model(tmp_path):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "config.json").write_text("{}")
+    (tmp_path / "page" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="holds other files than a model"):
+        save_model(tmp_path / "page", make()[0])
+    assert sorted(os.listdir(tmp_path / "page")) == ["config.json", "thesis.txt"]
+
+
+def test_a_config_that_cannot_be_renamed_leaves_everything_as_it_was(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "model", make("zero-shot")[0])
+
+    def busy(self, target):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    with pytest.raises(ArtifactError, match="busy"):
+        save_model(folder, make("linear-probe")[0])
+    assert os.listdir(tmp_path) == ["model"] and read_config(folder).head.name == "zero-shot"

@@ -1,0 +1,285 @@
+"""The card of a model: what the hub reads of it, what a person reads, and figures that are recorded."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from scipy.stats import binomtest
+
+from clipadapter import FewShotClassifier
+from clipadapter.bench import evaluate_model, evaluate_several
+from clipadapter.data import load_dataset
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.persistence import _record as record
+from clipadapter.persistence import load_model, read_config, record_evaluation
+from clipadapter.persistence._card import MARK, code, model_card, plain
+from clipadapter.persistence._front_matter import hub_models
+
+from .colours import COLOURS, squares
+
+NASTY = [
+    "a|b",
+    "<script>alert(1)</script>",
+    "[x](javascript:y)",
+    "# head",
+    "a: b\n---\n- c",
+    "`rm`",
+    "'\"\\",
+    "\x07\u202ebell",
+]
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    return fitted.save(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four test pictures: three as they should be, and a blue one among the red."""
+    root = tmp_path_factory.mktemp("data") / 'fruit: "fresh"'
+    for i, (name, colour) in enumerate([("red", "red"), ("green", "green"), ("blue", "blue"), ("red", "blue")]):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + i, 20), COLOURS[colour]).save(root / name / f"{i}.png")
+    return load_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def metrics(fitted, data):
+    return evaluate_model(fitted, data, curve=False).to_dict() | {"created": "2999-01-01T00:00:00Z"}
+
+
+def read(folder):
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_hub_reads_what_the_model_is(folder):
+    facts = ModelCard(read(folder)).data.to_dict()
+    assert facts == {
+        "library_name": "clipadapter",
+        "pipeline_tag": "image-classification",
+        "tags": ["clip", "few-shot", "image-classification", "model_hub_mixin"],
+    }
+
+
+def test_without_an_evaluation_the_card_says_that_nothing_is_known(folder):
+    assert "Not known: no evaluation is recorded" in read(folder)
+    assert "How often it is right was not measured." in read(folder)
+
+
+def test_recorded_figures_stand_beside_the_baselines(folder, metrics):
+    written = record_evaluation(folder, metrics)
+    assert written == [folder / "README.md", folder / "config.json"]
+    text = read(folder)
+    card = ModelCard(text).data
+    found = {result.metric_name: result.metric_value for result in card.eval_results}
+    assert found["accuracy"] == 0.75
+    assert found["accuracy of zero-shot (baseline)"] == metrics["baselines"]["zero-shot"]["accuracy"]
+    assert {result.dataset_name for result in card.eval_results} == {'fruit: "fresh"'}
+    assert {result.task_type for result in card.eval_results} == {"image-classification"}
+    assert '| 4 pictures of fruit: "fresh" | accuracy % | macro F1 % | log-loss | calibration error % |' in text
+    assert "| this model (`linear-probe`) | 75.0 |" in text and "| zero-shot |" in text and "| linear-probe |" in text
+    assert "Least well told: blue (F1 67 %, pictures: 1), red (F1 67 %, pictures: 2)." in text
+    assert "It was tested on 4 pictures only: its figures are rough." in text
+
+
+def test_the_interval_of_the_accuracy_is_wilsons(folder, metrics):
+    record_evaluation(folder, metrics)
+    low, high = binomtest(3, 4).proportion_ci(0.95, "wilson")
+    assert f"between {100 * low:.1f} and {100 * high:.1f} %" in read(folder)
+
+
+def test_a_recorded_model_is_the_same_model_in_the_same_format(folder, fitted, metrics):
+    before = read_config(folder)
+    record_evaluation(folder, metrics)
+    after = read_config(folder)
+    assert after.format == before.format == 3
+    assert after.provenance.pop("evaluation")["model"]["accuracy"] == 0.75
+    assert after == before
+    queries, _ = squares(seed=1)
+    np.testing.assert_array_equal(FewShotClassifier.load(folder, cache=None).logits(queries), fitted.logits(queries))
+
+
+def test_the_figures_may_come_from_the_file_that_eval_writes(folder, metrics, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    record_evaluation(folder, json.loads((tmp_path / "metrics.json").read_text()))
+    assert read_config(folder).provenance["evaluation"]["n"] == 4
+
+
+def test_figures_stay_with_the_model_when_it_is_saved_again(folder, metrics, tmp_path):
+    record_evaluation(folder, metrics)
+    again = FewShotClassifier.load(folder, cache=None).save(tmp_path / "again")
+    assert read_config(again).provenance["evaluation"] == read_config(folder).provenance["evaluation"]
+    assert "| this model (`linear-probe`) | 75.0 |" in read(again)
+
+
+def test_figures_do_not_go_to_another_fit(folder, metrics, tmp_path):
+    record_evaluation(folder, metrics)
+    loaded = load_model(folder)
+    other = FewShotClassifier("toy", "zero-shot", cache=None)
+    other.class_text(loaded.text.labels)
+    other.fit_features(loaded.support, loaded.text)
+    assert "evaluation" not in read_config(other.save(tmp_path / "other")).provenance
+    assert "Not known" in read(tmp_path / "other")
+
+
+def test_figures_of_other_files_are_not_shown(folder, metrics):
+    record_evaluation(folder, metrics)
+    config = read_config(folder)
+    config.provenance["evaluation"]["files"]["head.safetensors"] = "0" * 64
+    assert "Not known" in model_card(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"head": "zero-shot"}, "of another model, with the head 'zero-shot'"),
+        ({"model": {"classes": [{"name": "cat", "count": 1, "precision": 1, "recall": 1, "f1": 1}]}}, "another model"),
+        ({"created": "2001-01-01T00:00:00Z"}, "before this model was made"),
+        ({"n_test": 0}, "no figures"),
+        ({"model": None}, "no figures"),
+        ({"data": 3}, "no figures"),
+    ],
+)
+def test_other_figures_are_refused_and_nothing_is_written(change, words, folder, metrics):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match=words):
+        record_evaluation(folder, {**metrics, **change})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_write_that_fails_records_nothing(folder, metrics, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(record, "write_synced", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        record_evaluation(folder, metrics)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_card_that_a_person_has_written_stays(folder, metrics):
+    (folder / "README.md").write_text("# Mine")
+    assert record_evaluation(folder, metrics) == [folder / "config.json"]
+    assert read(folder) == "# Mine"
+
+
+def test_test_pictures_among_the_shots_are_told(folder, metrics):
+    record_evaluation(folder, {**metrics, "among_shots": 2})
+    assert "2 of the 4 test pictures were among its shots" in read(folder)
+
+
+def test_several_labels_are_told_by_their_own_figures(tmp_path):
+    images, labels = squares()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    rows = [f"{i}.png,{label}" for i, label in enumerate(labels)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,labels", *rows]))
+    table = load_dataset(tmp_path / "table.csv")
+    model = FewShotClassifier("toy", "linear-probe", cache=None, task="multilabel").fit(table.paths, table.label_sets)
+    folder = model.save(tmp_path / "model")
+    record_evaluation(folder, evaluate_several(model, table).to_dict())
+    found = {result.metric_name for result in ModelCard(read(folder)).data.eval_results}
+    assert {"mean average precision", "micro F1", "macro F1 of zero-shot (baseline)"} <= found
+    assert "| 12 pictures of table | mean average precision % | macro F1 % | micro F1 % |" in read(folder)
+    assert "accuracy is between" not in read(folder)
+
+
+def test_names_with_marks_break_neither_the_yaml_nor_the_page(folder, metrics):
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    record_evaluation(folder, metrics)
+    config = read_config(folder)
+    evaluation = {**config.provenance["evaluation"], "data": NASTY[4], "worst": []}
+    provenance = {**config.provenance, "evaluation": evaluation, "shots": dict.fromkeys(NASTY, 2)}
+    encoder = config.encoder.model_copy(update={"name": "x`|<b>", "licence": "<b>MIT</b>"})
+    text = model_card(config.model_copy(update={"class_names": NASTY, "provenance": provenance, "encoder": encoder}))
+    assert {result.dataset_name for result in ModelCard(text).data.eval_results} == {NASTY[4]}
+    page = markdown.render(text.split("---\n", 2)[2])
+    assert len(re.findall("<h1>", page)) == 1 and len(re.findall("<h2>", page)) == 7
+    assert "<script" not in page and "javascript:" not in re.sub(r">[^<]*<", "><", page) and "<b>" not in page
+    cells = re.findall(r"<td>(.*?)</td>\n<td style=\"text-align:right\">2</td>", page)
+    assert len(cells) == len(NASTY)
+    assert cells[0] == "a|b" and cells[2] == "[x](javascript:y)" and cells[3] == "# head"
+
+
+def test_many_classes_are_folded_away(folder):
+    config = read_config(folder).model_copy(update={"class_names": [f"class {i}" for i in range(31)]})
+    assert "<details><summary>All 31 classes</summary>" in model_card(config)
+    assert "<details>" not in read(folder)
+
+
+def test_a_config_from_elsewhere_may_hold_anything(folder):
+    config = read_config(folder)
+    odd = {"shots": ["x"], "versions": 3, "created": {"a": "|"}, "evaluation": [1], "python": None}
+    assert "Not known" in model_card(config.model_copy(update={"provenance": odd}))
+
+
+def test_the_encoder_is_named_where_it_is_on_the_hub(folder):
+    config = read_config(folder)
+    encoder = config.encoder.model_copy(update={"name": "open_clip:ViT-B-32/openai", "licence": "MIT"})
+    text = model_card(config.model_copy(update={"encoder": encoder}))
+    facts = ModelCard(text).data.to_dict()
+    assert facts["base_model"] == ["timm/vit_base_patch32_clip_224.openai"]
+    assert facts["base_model_relation"] == "adapter"
+    assert "license" not in facts and "have the licence MIT" in text
+    pair = "pair:open_clip:ViT-B-32/laion2b_s34b_b79k+lite"
+    assert hub_models(pair) == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]
+    assert hub_models("open_clip:local-dir:/a/b") == hub_models("open_clip:ViT-B-32/none") == []
+
+
+def test_what_lite_is_for_is_said(folder):
+    config = read_config(folder)
+    lite = config.encoder.model_copy(update={"name": "lite"})
+    assert "Its encoder `lite` is small and made for trying out" in model_card(
+        config.model_copy(update={"encoder": lite})
+    )
+    assert "`lite`" not in read(folder)
+
+
+def test_the_lines_of_the_card_run(folder, tmp_path, monkeypatch, capsys):
+    lines = re.search(r"```python\n(.*?)```", read(folder), re.DOTALL)[1]
+    assert len([line for line in lines.splitlines() if line]) <= 5
+    Image.fromarray(squares(1)[0][0]).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(lines.replace("path/to/this/folder", str(folder)), {})
+    assert capsys.readouterr().out.startswith("red 0.")
+
+
+def test_the_card_ends_with_the_line_that_has_it_renewed(folder):
+    assert read(folder).endswith(f"\n\n{MARK}\n")
+
+
+def test_texts_of_others_stay_on_their_line():
+    assert plain("a\nb  c") == "a b c"
+    assert code("a`b|c\n") == "`a'b/c`"
+
+
+@pytest.mark.parametrize("letter", ["\x7f", "\x85", "\x9f", "\u2028", "\ufeff", "\ufffe", "\U0001f600", "\U000e0001"])
+def test_every_letter_can_stand_in_the_yaml(letter, folder, metrics):
+    record_evaluation(folder, metrics)
+    config = read_config(folder)
+    evaluation = {**config.provenance["evaluation"], "data": f"a{letter}b"}
+    text = model_card(config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}}))
+    assert {result.dataset_name for result in ModelCard(text).data.eval_results} == {f"a{letter}b"}
+
+
+@pytest.mark.parametrize("change", [{"model": {"accuracy": 5}}, {"model": {"accuracy": -1}}, {"n": 10**400}])
+def test_figures_that_cannot_be_are_none(change, folder, metrics):
+    record_evaluation(folder, metrics)
+    config = read_config(folder)
+    evaluation = {**config.provenance["evaluation"], **change}
+    odd = config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}})
+    assert "Not known" in model_card(odd)
+
+
+def test_the_card_says_what_the_head_is_and_what_of_it_is_not_the_papers(tmp_path):
+    images, labels = squares()
+    folder = FewShotClassifier(encoder="toy", head="afa", cache=None).fit(images, labels).save(tmp_path / "model")
+    text = " ".join((folder / "README.md").read_text().split())
+    assert "after AFA's abstract, the rest is ours" in text
+    assert "([paper](https://arxiv.org/abs/2505.07690))" in text
+    assert "Fidelity: Inspired by a paper, no implementation of it. Only the abstract of the paper is known" in text

@@ -1,0 +1,667 @@
+"""A model's folder remembers every version: who, what and when; what it was then can be had back."""
+
+import errno
+import json
+import os
+import stat
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from safetensors.numpy import load_file
+
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import create_head
+from clipadapter.persistence import History, Model, load_model, read_config, record_evaluation, save_model
+from clipadapter.persistence import _contents as contents
+from clipadapter.persistence import _folder as folders
+from clipadapter.testing import toy_features
+from clipadapter.uncertainty import DecisionOptions, Uncertainty
+
+INFO = create_encoder("toy").info
+
+
+def make(i=0, head="prototype", views=None):
+    """Model i; no two have the same features."""
+    X, y, text = toy_features(d=32)
+    X = (X + i).astype(np.float32)
+    fitted = create_head(head).fit(X, y, text=text)
+    kept = X if views is None else np.stack([X + view for view in range(views)], axis=1)
+    sources = [f"person-{k}.jpg" for k in range(len(X))]
+    support = FeatureSet(kept, tuple(y), text.labels, {"sources": sources})
+    return Model(fitted, text, support, {name: [f"a {name}."] for name in text.labels}, INFO)
+
+
+def which(model):
+    """Its number."""
+    return round(float(model.support.plain[0, 0] - toy_features(d=32)[0][0, 0]))
+
+
+def change(folder, i, action="correct", by="ann", **facts):
+    """Have model i in a folder, as a change of what is there."""
+    history, before = History.of(folder), load_model(folder)
+    return save_model(folder, make(i), history=history.after(before, make(i), action, facts, by))
+
+
+def undo(folder, to=None):
+    history, model = History.of(folder).undo(to)
+    return save_model(folder, model, history=history)
+
+
+def log(folder):
+    return [(one.version, one.action, one.content) for one in History.of(folder).changes]
+
+
+def tree(folder):
+    """Every file below a folder with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Versions 1, 2 and 3 are models 0, 1 and 2."""
+    place = save_model(tmp_path / "model", make(0))
+    change(place, 1, "add-class", **{"class": "cow"})
+    return change(place, 2, "correct", by="bob", picture="a.jpg")
+
+
+def test_a_model_that_was_never_changed_has_its_fit_and_no_log(tmp_path):
+    place = save_model(tmp_path / "model", make(0))
+    assert not (place / "history").exists()
+    (only,) = History.of(place).changes
+    assert (only.version, only.action, only.content, only.classes, only.pictures) == (1, "fit", 1, 3, 12)
+    assert only.facts == {"head": "prototype", "encoder": "toy"}
+    assert only.when == read_config(place).provenance["created"]
+    assert History.of(place).changes == History.of(place).changes
+
+
+def test_the_log_says_who_did_what_and_when(folder):
+    first, second, third = History.of(folder).changes
+    assert (second.action, second.facts, second.by, second.content) == ("add-class", {"class": "cow"}, "ann", 2)
+    assert (third.action, third.facts, third.by) == ("correct", {"picture": "a.jpg"}, "bob")
+    assert first.when <= second.when <= third.when and third.when.endswith("Z")
+    assert History.of(folder).version == 3
+
+
+def test_undo_gives_the_very_bytes_back(tmp_path):
+    place = save_model(tmp_path / "model", make(0))
+    before = {name: data for name, data in tree(place).items() if not name.startswith("history")}
+    change(place, 1)
+    assert which(load_model(place)) == 1
+    undo(place)
+    assert {name: data for name, data in tree(place).items() if not name.startswith("history")} == before
+
+
+def test_undo_goes_further_back_each_time_and_then_says_so(folder):
+    undo(folder)
+    assert which(load_model(folder)) == 1
+    undo(folder)
+    assert which(load_model(folder)) == 0
+    with pytest.raises(InputError, match="nothing to undo"):
+        undo(folder)
+    assert log(folder)[3:] == [(4, "undo", 2), (5, "undo", 1)]
+    assert [one.facts for one in History.of(folder).changes[3:]] == [{"undone": 3}, {"undone": 2}]
+
+
+def test_a_change_after_an_undo_goes_back_to_what_was_before_it(folder):
+    undo(folder)  # version 4 is model 1
+    change(folder, 7)
+    undo(folder)
+    assert which(load_model(folder)) == 1
+    undo(folder)
+    assert which(load_model(folder)) == 0
+
+
+def test_undo_to_a_version_goes_there_and_so_does_what_others_call_redo(folder):
+    undo(folder, to=1)
+    assert which(load_model(folder)) == 0
+    undo(folder, to=3)
+    assert which(load_model(folder)) == 2
+    assert log(folder)[3:] == [(4, "undo", 1), (5, "undo", 3)]
+    undo(folder)
+    assert which(load_model(folder)) == 1
+
+
+@pytest.mark.parametrize(("to", "words"), [(0, "no version 0"), (9, "has 1 to 3"), (3, "is what it was in version 3")])
+def test_undo_to_a_version_that_there_is_not_is_refused(folder, to, words):
+    with pytest.raises(InputError, match=words):
+        History.of(folder).undo(to)
+
+
+def test_a_new_fit_into_the_folder_can_be_undone(folder):
+    save_model(folder, make(8))
+    assert log(folder)[-1] == (4, "fit", 4)
+    undo(folder)
+    assert which(load_model(folder)) == 2
+
+
+def test_a_model_saved_over_another_brings_its_own_history_behind_the_other(folder):
+    first = make(4)
+    history = History.new(first, by="eve").after(first, make(5), "correct", {})
+    save_model(folder, make(5), history=history)
+    assert log(folder)[3:] == [(4, "fit", 4), (5, "correct", 5)]
+    assert History.of(folder).changes[3].by == "eve"
+    for wanted in (4, 2, 1, 0):
+        undo(folder)
+        assert which(load_model(folder)) == wanted
+
+
+def test_a_history_goes_on_after_it_was_saved(tmp_path):
+    first = make(0)
+    history = History.new(first)
+    save_model(tmp_path / "model", first, history=history)
+    history = history.after(first, make(1), "correct", {})
+    save_model(tmp_path / "model", make(1), history=history)
+    history = history.after(make(1), make(2), "correct", {})
+    save_model(tmp_path / "model", make(2), history=history)
+    assert log(tmp_path / "model") == [(1, "fit", 1), (2, "correct", 2), (3, "correct", 3)]
+
+
+def test_what_is_kept_comes_along_into_another_folder(folder, tmp_path):
+    undo(folder)
+    history = History.of(folder)
+    other = save_model(tmp_path / "other", load_model(folder), history=history)
+    assert log(other) == log(folder)
+    undo(other, to=3)
+    assert which(load_model(other)) == 2
+    undo(other, to=1)
+    assert which(load_model(other)) == 0
+    assert which(load_model(folder)) == 1
+
+
+def test_saving_what_is_there_adds_no_version(folder):
+    before = (folder / "config.json").read_bytes()
+    save_model(folder, load_model(folder), history=History.of(folder))
+    assert History.of(folder).version == 3 and (folder / "config.json").read_bytes() == before
+
+
+def test_what_was_changed_without_a_word_is_a_version_too(folder):
+    changed = replace(load_model(folder), uncertainty=Uncertainty(asked=DecisionOptions(reject=0.5)))
+    save_model(folder, changed, history=History.of(folder))
+    assert History.of(folder).changes[-1].facts["recorded"] is False
+    undo(folder)
+    assert load_model(folder).uncertainty.asked.reject is None
+
+
+def test_in_memory_a_history_needs_no_folder():
+    models = [make(i) for i in range(4)]
+    history = History.new(models[0])
+    for before, after in zip(models, models[1:], strict=False):
+        history = history.after(before, after, "correct", {})
+    for wanted in (2, 1, 0):
+        history, model = history.undo()
+        assert model is models[wanted]
+    with pytest.raises(InputError, match="nothing to undo"):
+        history.undo()
+
+
+def test_in_memory_the_last_twenty_contents_and_the_first_are_kept():
+    model = make(0)
+    history = History.new(model)
+    for _ in range(29):
+        history = history.after(model, model, "correct", {})
+    assert sorted(history.models) == [1, *range(11, 31)] == history.kept()
+    with pytest.raises(InputError, match="version 10 is not kept any more.*1, 11, 12"):
+        history.undo(to=10)
+
+
+def test_on_disk_too_and_an_undo_can_be_repeated_as_often(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "KEPT", 4)
+    place = save_model(tmp_path / "model", make(0))
+    for i in range(1, 8):
+        change(place, i)
+    assert History.of(place).kept() == [1, 5, 6, 7, 8]
+    for wanted in (6, 5, 4):
+        undo(place)
+        assert which(load_model(place)) == wanted
+    with pytest.raises(InputError, match="version 4 is not kept"):
+        undo(place)
+    numbered = [path.stem for path in (place / "history").iterdir() if path.stem.isdigit()]
+    assert sorted(numbered) == ["0001", "0006", "0007", "0008"]  # version 5 lies in the model's own files
+    arrays = {path.stem for path in (place / "history").glob("*.safetensors")}
+    named = {
+        part["sha256"]
+        for number in numbered
+        for part in json.loads((place / "history" / f"{number}.json").read_bytes())["files"].values()
+    }
+    assert arrays == named
+
+
+def test_the_one_of_now_is_kept_however_old_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "KEPT", 2)
+    place = save_model(tmp_path / "model", make(0))
+    for i in range(1, 4):
+        change(place, i)
+    undo(place, to=3)
+    change(place, 9)
+    undo(place)
+    assert which(load_model(place)) == 2
+
+
+def test_arrays_that_stay_the_same_are_kept_once(folder):
+    before = load_model(folder)
+    renamed = replace(before, prompts={**before.prompts, "cat": ["a photo of a tabby."]})
+    save_model(folder, renamed, history=History.of(folder).after(before, renamed, "rename-class", {}))
+    config = read_config(folder)
+    for name, part in config.files.items():
+        kept = folder / "history" / f"{part.sha256}.safetensors"
+        assert kept.stat().st_ino == (folder / name).stat().st_ino
+
+
+def test_a_file_system_without_links_holds_copies(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (folder / "notes.txt").write_text("years of work")
+    (folder / "README.md").write_text("# Mine")
+    change(folder, 5)
+    undo(folder)
+    undo(folder, to=1)
+    assert which(load_model(folder)) == 0 and (folder / "notes.txt").read_text() == "years of work"
+    assert (folder / "README.md").read_text() == "# Mine"
+
+
+def test_leaving_the_shots_out_leaves_them_out_of_every_version(folder, tmp_path):
+    secret = [make(i).support.X.tobytes() for i in range(4)]
+    history = History.of(folder).after(load_model(folder), make(3), "correct", {})
+    for place in (folder, tmp_path / "other"):
+        save_model(place, make(3), keep_support=False, history=history)
+        everything = b"".join(tree(place).values())
+        assert not any(features in everything for features in secret) and b"person-" not in everything
+        assert len(load_model(undo(place)).support) == 0
+        assert History.of(place).changes[-1].pictures == 12
+
+
+def test_a_model_of_which_the_shots_were_left_out_still_knows_how_many_there_were(tmp_path):
+    place = save_model(tmp_path / "model", make(0), keep_support=False)
+    save_model(place, load_model(place))
+    assert read_config(place).provenance["shots"] == {"cat": 4, "dog": 4, "owl": 4}
+
+
+def measure(place):
+    """Record figures of the model in a folder."""
+    classes = [{"name": name, "count": 1, "precision": 1, "recall": 1, "f1": 1} for name in ("cat", "dog", "owl")]
+    figures = {"accuracy": 0.75, "classes": classes}
+    told = {"data": "test", "n_test": 3, "skipped": [], "created": "2999-01-01T00:00:00Z", "head": "prototype"}
+    record_evaluation(place, {**told, "model": figures, "baselines": {}})
+
+
+def test_figures_come_back_with_the_version_that_they_are_of(tmp_path):
+    place = save_model(tmp_path / "model", make(0))
+    measure(place)
+    change(place, 1)
+    assert "evaluation" not in read_config(place).provenance and "75.0" not in (place / "README.md").read_text()
+    undo(place)
+    assert read_config(place).provenance["evaluation"]["model"]["accuracy"] == 0.75
+    assert "75.0" in (place / "README.md").read_text()
+
+
+def test_measuring_is_no_change(folder):
+    history = History.of(folder).after(load_model(folder), make(3), "correct", {})
+    measure(folder)
+    assert History.of(folder).version == 3
+    save_model(folder, make(3), history=history)
+    undo(folder)
+    assert "75.0" in (folder / "README.md").read_text()
+
+
+def test_all_views_of_the_shots_are_kept(tmp_path):
+    model = make(0, views=3)
+    model = replace(model, support=replace(model.support, provenance={"fit": {"views": {"count": 3, "seed": 5}}}))
+    again = load_model(save_model(tmp_path / "model", model))
+    np.testing.assert_array_equal(again.support.X, model.support.X)
+    assert again.support.X.shape == (12, 3, 32)
+    np.testing.assert_array_equal(again.support.plain, make(0).support.X)
+    assert again.support.provenance["fit"] == {"views": {"count": 3, "seed": 5}}
+    single = load_model(save_model(tmp_path / "single", make(0, views=1)))
+    assert single.support.X.shape == (12, 32)
+
+
+# -- Others meanwhile, and what goes wrong
+
+
+def test_a_change_of_what_somebody_else_has_changed_is_refused(folder):
+    mine, loaded = History.of(folder), load_model(folder)
+    change(folder, 5, by="bob")
+    before = tree(folder)
+    with pytest.raises(ArtifactError, match="was changed by someone else since it was loaded: load it again"):
+        save_model(folder, make(6), history=mine.after(loaded, make(6), "correct", {}))
+    with pytest.raises(ArtifactError, match="changed by someone else"):
+        save_model(folder, loaded, history=mine)
+    assert tree(folder) == before
+
+
+def test_no_change_is_lost_however_many_write_at_once(tmp_path):
+    place, made = save_model(tmp_path / "model", make(0)), [make(i) for i in range(1, 4)]
+
+    def work(name):
+        done = 0
+        while done < 3:
+            history = History.of(place)
+            try:
+                after = history.after(made[done], made[done], "correct", {"number": done}, by=name)
+                save_model(place, made[done], history=after)
+            except ArtifactError as error:
+                assert "someone else" in str(error)
+            else:
+                done += 1
+
+    threads = [threading.Thread(target=work, args=(f"worker {i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    changes = History.of(place).changes
+    assert [one.version for one in changes] == list(range(1, 14))
+    for i in range(4):
+        assert [one.facts["number"] for one in changes if one.by == f"worker {i}"] == [0, 1, 2]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_who_waits_too_long_is_told(folder, monkeypatch):
+    monkeypatch.setattr(folders, "PATIENCE", 0.05)
+    with folders.alone(folder), pytest.raises(ArtifactError, match="is being changed by another process"):
+        change(folder, 5)
+    change(folder, 5)
+
+
+def test_where_folders_cannot_be_locked_a_file_is(folder, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def refuse(handle, how):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(folders, "PATIENCE", 0.05)
+    held = folders._held_by_file(folder)
+    with pytest.raises(ArtifactError, match="is being changed by another process"):
+        change(folder, 5)
+    held()
+    change(folder, 5)
+    assert which(load_model(folder)) == 5
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "replace", "mkdir"])
+def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeypatch):
+    history, before = History.of(folder).after(load_model(folder), make(5), "correct", {}), tree(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        save_model(folder, make(5), history=history)
+    monkeypatch.undo()
+    assert tree(tmp_path) == before and os.listdir(tmp_path) == ["model"]
+
+
+def test_files_of_an_earlier_version_that_are_copied_in_are_a_change(folder, tmp_path):
+    old = tree(save_model(tmp_path / "old", make(0)))
+    for name, data in old.items():
+        (folder / name).unlink()  # what the history links to must not be written into
+        (folder / name).write_bytes(data)
+    assert log(folder)[-1] == (4, "fit", 4)
+    assert History.of(folder).changes[-1].facts["recorded"] is False
+    change(folder, 7)
+    assert log(folder)[3:] == [(4, "fit", 4), (5, "correct", 5)]
+    undo(folder)
+    assert which(load_model(folder)) == 0
+    undo(folder, to=2)
+    assert which(load_model(folder)) == 1
+
+
+def test_the_first_versions_own_files_copied_back_are_a_change_too(tmp_path):
+    place = save_model(tmp_path / "model", make(0))
+    old = tree(place)
+    change(place, 1)
+    for name, data in old.items():
+        (place / name).unlink()
+        (place / name).write_bytes(data)
+    change(place, 2)
+    assert log(place) == [(1, "fit", 1), (2, "correct", 2), (3, "fit", 3), (4, "correct", 4)]
+
+
+def bad_logs():
+    """What is wrong with it, and how it is made of a good one."""
+
+    def edit(change):
+        def made(text):
+            raw = json.loads(text)
+            change(raw)
+            return json.dumps(raw)
+
+        return made
+
+    yield "can't be read", lambda text: text[:-20]
+    yield "can't be read", lambda _: "[" * 100_000
+    yield "is damaged", lambda _: "[]"
+    yield "format 99.*update", edit(lambda raw: raw.update(format=99))
+    yield "changes", edit(lambda raw: raw.update(changes=[]))
+    yield "surprise", edit(lambda raw: raw["changes"][0].update(surprise=1))
+    yield "don't follow", edit(lambda raw: raw["changes"].pop(1))
+    yield "don't follow", edit(lambda raw: raw["changes"][2].update(key=raw["changes"][1]["key"]))
+    yield "don't follow", edit(lambda raw: raw["changes"][0].update(content=3))
+    yield "content", edit(lambda raw: raw["changes"][2].update(content=-1))
+    yield "config", edit(lambda raw: raw["changes"][2].update(config="../../x"))
+
+
+@pytest.mark.parametrize(("words", "spoil"), list(bad_logs()))
+def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, folder):
+    path = folder / "history" / "log.json"
+    path.write_text(spoil(path.read_text()))
+    before = tree(folder)
+    assert which(load_model(folder)) == 2  # who wants answers only is not bothered
+    history = History.of(folder)
+    with pytest.raises(ArtifactError, match=words):
+        history.undo()
+    with pytest.raises(ArtifactError, match=words):
+        history.after(make(2), make(3), "correct", {})
+    with pytest.raises(ArtifactError, match=words):
+        save_model(folder, make(3))
+    assert tree(folder) == before
+
+
+def test_a_log_that_is_too_large_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr("clipadapter.persistence._log.MAX_LOG_BYTES", 10)
+    with pytest.raises(ArtifactError, match="is larger than"):
+        History.of(folder).check()
+
+
+def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
+    path = folder / "history" / "0001.json"
+    for name in ("../../secret", "/etc/passwd", "0" * 63 + "/"):
+        raw = json.loads(path.read_text())
+        raw["files"]["head.safetensors"]["sha256"] = name
+        raw.pop("checksum", None)
+        raw["format"] = 2  # has no checksum of its own
+        path.write_text(json.dumps(raw))
+        with pytest.raises(ArtifactError, match="sha256"):
+            History.of(folder).undo(to=1)
+
+
+@pytest.mark.parametrize("name", ["0001.json", "log.json", "arrays", ""])
+def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
+    if name == "arrays":
+        name = next(path.name for path in (folder / "history").glob("*.safetensors"))
+    path = folder / "history" / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="links are not followed"):
+        for to in (1, 2):
+            History.of(folder).undo(to)
+
+
+def test_arrays_that_were_altered_are_refused_and_the_model_stays(folder):
+    before = (folder / "config.json").read_bytes()
+    for path in (folder / "history").glob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="was altered"):
+        undo(folder)
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_own_files_that_were_altered_do_not_become_part_of_the_history(folder):
+    history, loaded = History.of(folder), load_model(folder)
+    data = bytearray((folder / "head.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "head.safetensors").write_bytes(data)
+    save_model(folder, make(5), history=history.after(loaded, make(5), "correct", {}))
+    assert History.of(folder).kept() == [1, 2, 4]
+
+
+def test_a_damaged_config_does_not_keep_a_new_fit_out(folder):
+    (folder / "config.json").write_text("{")
+    save_model(folder, make(5))
+    assert log(folder)[-1] == (4, "fit", 4)
+    assert History.of(folder).kept() == [1, 2, 4]
+
+
+def test_names_need_not_be_characters_and_tuples_become_lists(folder):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    change(folder, 5, pair=(1, 2), picture=name)
+    assert History.of(folder).changes[-1].facts == {"pair": [1, 2], "picture": name}
+
+
+@pytest.mark.parametrize("facts", [{"a": object()}, {"a": float("nan")}, {"a": np.float32(1)}])
+def test_facts_that_json_cannot_hold_are_refused(facts):
+    with pytest.raises(InputError, match="can't hold"):
+        History.new(make(0)).after(make(0), make(1), "correct", facts)
+
+
+def test_a_folder_that_is_a_link_stays_one(folder, tmp_path):
+    (tmp_path / "current").symlink_to(folder)
+    change(tmp_path / "current", 5)
+    assert (tmp_path / "current").is_symlink() and which(load_model(folder)) == 5
+
+
+def test_what_others_have_beside_a_model_stays_the_same_folder(folder):
+    (folder / "logs").mkdir()
+    (folder / "logs" / "one.txt").write_text("1")
+    inode = (folder / "logs").stat().st_ino
+    with (folder / "logs" / "two.txt").open("w") as file:
+        change(folder, 5)
+        file.write("2")
+    assert {path.name: path.read_text() for path in (folder / "logs").iterdir()} == {"one.txt": "1", "two.txt": "2"}
+    assert (folder / "logs").stat().st_ino == inode
+
+
+# -- Every order of things, against a plain list
+
+
+class Versions(RuleBasedStateMachine):
+    """A folder beside a list of (content's version, number of the model)."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = tempfile.TemporaryDirectory()
+        self.folder = Path(self.place.name) / "model"
+        self.versions, self.gone, self.history = [], set(), None
+        self.fit(0)
+
+    def teardown(self):
+        self.place.cleanup()
+
+    def added(self, content, number):
+        self.versions.append((content, number))
+        last = dict.fromkeys(content for content, _ in reversed(self.versions))
+        self.gone |= set(last) - {1, *list(last)[:3]}
+
+    @rule(number=st.integers(0, 5))
+    def fit(self, number):
+        save_model(self.folder, MODELS[number])
+        self.added(len(self.versions) + 1, number)
+
+    @rule(number=st.integers(0, 5))
+    def change(self, number):
+        history, before = History.of(self.folder), load_model(self.folder)
+        save_model(self.folder, MODELS[number], history=history.after(before, MODELS[number], "correct", {}))
+        self.added(len(self.versions) + 1, number)
+
+    @rule(steps=st.lists(st.integers(0, 5), min_size=2, max_size=3))
+    def several_changes_then_save(self, steps):
+        history, before = History.of(self.folder), load_model(self.folder)
+        for number in steps:
+            history = history.after(before, MODELS[number], "correct", {})
+            before = MODELS[number]
+            self.added(len(self.versions) + 1, number)
+        save_model(self.folder, before, history=history)
+
+    @precondition(lambda self: self.versions[-1][0] > 1)
+    @rule()
+    def undo(self):
+        goal = self.versions[self.versions[-1][0] - 2]
+        self.go(None, goal)
+
+    @rule(data=st.data())
+    def undo_to(self, data):
+        to = data.draw(st.integers(1, len(self.versions)))
+        if self.versions[to - 1][0] != self.versions[-1][0]:
+            self.go(to, self.versions[to - 1])
+
+    def go(self, to, goal):
+        if goal[0] in self.gone:
+            with pytest.raises(InputError, match="not kept any more"):
+                History.of(self.folder).undo(to)
+            return
+        undo(self.folder, to)
+        self.added(*goal)
+
+    @rule()
+    def move(self):
+        other = self.folder.with_name("other")
+        save_model(other, load_model(self.folder), history=History.of(self.folder))
+        self.folder, before = self.folder.with_name("next"), self.folder
+        before.rename(before.with_name(f"old-{len(os.listdir(self.place.name))}"))
+        other.rename(self.folder)
+
+    @invariant()
+    def the_folder_is_as_the_list_says(self):
+        history = History.of(self.folder)
+        assert [one.content for one in history.changes] == [content for content, _ in self.versions]
+        X = load_file(self.folder / "support.safetensors")["X"]
+        np.testing.assert_array_equal(X, MODELS[self.versions[-1][1]].support.X)
+        stays = [i for i, (content, _) in enumerate(self.versions, start=1) if content not in self.gone]
+        assert history.kept() == stays
+
+
+MODELS = [make(i) for i in range(6)]
+
+
+def test_every_order_of_changes_is_as_a_plain_list_says(monkeypatch):
+    monkeypatch.setattr(contents, "KEPT", 3)
+    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    run_state_machine_as_test(
+        Versions,
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=10,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            database=None,
+            suppress_health_check=checks,
+        ),
+    )
+
+
+def test_the_arrays_of_a_version_are_those_that_were_saved(folder):
+    for to, number in ((1, 0), (2, 1), (3, 2)):
+        if to != 3:
+            undo(folder, to)
+            found = load_file(folder / "support.safetensors")["X"]
+            np.testing.assert_array_equal(found, make(number).support.X)

@@ -1,0 +1,365 @@
+"""A model on the hub and back, against a hub in this process; the client is the real one."""
+
+import _socket
+import json
+import pickle
+import socket
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from huggingface_hub import ModelCard, ModelHubMixin, constants, utils
+from PIL import Image
+
+from clipadapter import FewShotClassifier
+from clipadapter.cli.app import app
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.files import without_paths
+from clipadapter.persistence import History, load_model, pull, push, read_config, save_model
+from clipadapter.persistence._record import MARK
+from clipadapter.uncertainty import UncertaintyOptions
+
+from ..conftest import CLIP, TINY
+from .colours import squares
+from .hub_stand_in import Hub
+
+# The client's own way to send large files without xet.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub that the client of this process asks; the person has a token."""
+    found = Hub()
+
+    def connect(self, address):
+        assert address[0] == "127.0.0.1", address
+        return _socket.socket.connect(self, address)
+
+    close = getattr(utils, "close_session", lambda: None)
+    close()
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(constants, "ENDPOINT", found.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    utils.disable_progress_bars()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield found
+    close()
+    utils.enable_progress_bars()
+    found.close()
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_a_model_comes_back_from_the_hub_as_it_went(fitted, hub):
+    url = fitted.push_to_hub("ann/colours", private=True)
+    assert url == f"{hub.url}/ann/colours/commit/{2:040x}"
+    assert hub.private == {"ann/colours": True}
+    again = FewShotClassifier.from_pretrained("ann/colours", cache=None)
+    queries, _ = squares(seed=1)
+    np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
+    assert again.class_names_ == ("blue", "green", "red")
+    assert set(hub.files("ann/colours")) == {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "head.safetensors",
+        "support.safetensors",
+        "trust.safetensors",
+    }
+
+
+def test_parameters_of_load_pass_through(fitted, hub):
+    fitted.push_to_hub("ann/colours")
+    again = FewShotClassifier.from_pretrained(
+        "ann/colours", cache=None, batch_size=7, uncertainty=UncertaintyOptions(reject=0.2)
+    )
+    assert again.batch_size == 7
+    assert again.uncertainty_.asked.reject == 0.2
+
+
+def test_the_card_says_the_name_on_the_hub_and_the_hub_reads_it(fitted, hub):
+    fitted.push_to_hub("ann/colours")
+    text = hub.files("ann/colours")["README.md"].decode()
+    assert 'FewShotClassifier.from_pretrained("ann/colours")' in text
+    assert "clipadapter pull ann/colours --out model" in text
+    assert ModelCard(text).data.library_name == "clipadapter"
+    assert ("POST", "/api/validate-yaml") in hub.asked
+
+
+def test_the_history_stays_at_home(fitted, hub, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    before = load_model(folder)
+    history = History.of(folder).after(before, before, "correct", {"picture": "carol.jpg"}, by="ann of accounting")
+    save_model(folder, before, history=history)
+    assert b"ann of accounting" in (folder / "history" / "log.json").read_bytes()
+    done = push(folder, "ann/colours")
+    assert not any("history" in name for name in (*done.files, *hub.files("ann/colours")))
+    sent = b"".join(hub.files("ann/colours").values())
+    assert b"ann of accounting" not in sent and b"carol" not in sent
+
+
+def test_a_history_on_the_hub_is_not_fetched(fitted, hub, tmp_path):
+    fitted.push_to_hub("ann/colours")
+    hub.put("ann/colours", "history/log.json", b"{}")
+    folder = pull("ann/colours", tmp_path / "model")
+    assert not (folder / "history").exists() and "history/log.json" not in hub.fetched()
+
+
+def test_a_model_that_is_fetched_over_another_can_be_undone(fitted, hub, tmp_path):
+    fitted.push_to_hub("ann/colours")
+    own = FewShotClassifier("toy", "zero-shot", cache=None).fit(*squares()).save(tmp_path / "model")
+    before = (own / "config.json").read_bytes()
+    pull("ann/colours", own)
+    assert read_config(own).head.name == "linear-probe"
+    last = History.of(own).changes[-1]
+    assert (last.version, last.action, last.facts) == (2, "pull", {"repo": "ann/colours"})
+    history, model = History.of(own).undo()
+    save_model(own, model, history=history)
+    assert (own / "config.json").read_bytes() == before
+
+
+def test_no_path_of_this_machine_goes_to_the_hub(write_model, hub, tmp_path):
+    images, labels = squares()
+    place = write_model(tmp_path / "tiny", TINY, CLIP)
+    paths = [tmp_path / f"secret-{i}.png" for i in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        Image.fromarray(image).save(path)
+    model = FewShotClassifier(f"open_clip:local-dir:{place}", "zero-shot", cache=None).fit(paths, labels)
+    model.push_to_hub("ann/colours")
+    sent = b"".join(hub.files("ann/colours").values())
+    assert str(tmp_path).encode() not in sent and b"secret-" not in sent
+    with pytest.raises(Exception, match="there is no folder 'tiny'"):
+        FewShotClassifier.from_pretrained("ann/colours", cache=None)
+    again = FewShotClassifier.from_pretrained("ann/colours", cache=None, encoder=model.encoder)
+    assert again.predict(images) == model.predict(images)
+
+
+def test_an_altered_file_on_the_hub_is_refused(fitted, hub):
+    fitted.push_to_hub("ann/colours")
+    data = bytearray(hub.files("ann/colours")["head.safetensors"])
+    data[-1] ^= 1
+    hub.put("ann/colours", "head.safetensors", bytes(data))
+    with pytest.raises(ArtifactError, match=r"head.safetensors was altered"):
+        FewShotClassifier.from_pretrained("ann/colours")
+
+
+def test_files_that_are_not_ours_are_not_fetched(fitted, hub):
+    fitted.push_to_hub("ann/colours")
+    hub.put("ann/colours", "model_head.pkl", pickle.dumps({}))
+    hub.put("ann/colours", "sub/config.json", b"{}")
+    FewShotClassifier.from_pretrained("ann/colours", cache=None)
+    ours = {"README.md", "config.json", "head.safetensors", "support.safetensors", "trust.safetensors"}
+    assert hub.fetched() == ours
+
+
+def test_a_revision_is_the_model_of_then(fitted, hub):
+    first = fitted.push_to_hub("ann/colours").rpartition("/")[2]
+    other = FewShotClassifier("toy", "zero-shot", cache=None).fit(*squares())
+    other.push_to_hub("ann/colours")
+
+    def kind(**options):
+        return type(FewShotClassifier.from_pretrained("ann/colours", cache=None, **options).head_).__name__
+
+    assert kind(revision=first) == "LinearProbe"
+    assert kind() == "ZeroShot"
+    with pytest.raises(ArtifactError, match="no such branch, tag or commit"):
+        kind(revision="nonsense")
+
+
+def test_what_a_newer_model_has_not_is_taken_away_and_other_files_stay(hub, tmp_path):
+    by_folds = FewShotClassifier(
+        "toy", "linear-probe", cache=None, uncertainty=UncertaintyOptions(sets="cv+", coverage=0.8)
+    )
+    by_folds.fit(*squares()).push_to_hub("ann/colours")
+    assert "folds.safetensors" in hub.files("ann/colours")
+    hub.put("ann/colours", "notes.txt", b"mine")
+    plain = FewShotClassifier("toy", "zero-shot", cache=None).fit(*squares()).save(tmp_path / "model", support=False)
+    done = push(plain, "ann/colours")
+    left = set(hub.files("ann/colours"))
+    assert not {"folds.safetensors", "support.safetensors"} & left
+    assert "notes.txt" in left and done.others == ("notes.txt",)
+    load_model(pull("ann/colours", tmp_path / "again"))
+
+
+def test_a_second_time_needs_no_network(fitted, hub, tmp_path, monkeypatch):
+    fitted.push_to_hub("ann/colours")
+    FewShotClassifier.from_pretrained("ann/colours", cache=None, cache_dir=tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir() and not (tmp_path / "hub-cache" / "models--ann--colours").exists()
+    before = len(hub.asked)
+    for offline, options in ((True, {}), (False, {"local_files_only": True})):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        FewShotClassifier.from_pretrained("ann/colours", cache=None, cache_dir=tmp_path / "mine", **options)
+        with pytest.raises(ArtifactError, match=r"not in the hub's cache.*Unset HF_HUB_OFFLINE"):
+            FewShotClassifier.from_pretrained("ann/colours", **options)
+    assert len(hub.asked) == before
+
+
+def test_without_the_right_token_a_person_is_told_what_to_do(fitted, hub, monkeypatch):
+    fitted.push_to_hub("ann/colours", private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ArtifactError, match=r"no repository of that name.*hf auth login"):
+        FewShotClassifier.from_pretrained("ann/colours")
+    FewShotClassifier.from_pretrained("ann/colours", token="secret", cache=None)
+    with pytest.raises(ArtifactError, match=r"a token that may write to ann/colours"):
+        fitted.push_to_hub("ann/colours")
+    fitted.push_to_hub("ann/colours", token="secret")
+
+
+def test_a_hub_that_is_down_is_told(fitted, hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ArtifactError, match="can't write to ann/colours on the hub"):
+        fitted.push_to_hub("ann/colours")
+    with pytest.raises(ArtifactError, match="does not answer"):
+        FewShotClassifier.from_pretrained("ann/colours")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "what is this?"])
+def test_what_is_neither_a_folder_nor_a_name_is_told(name, hub):
+    with pytest.raises(InputError, match="neither a folder nor a name on the hub"):
+        FewShotClassifier.from_pretrained(name)
+
+
+def test_a_repository_of_another_kind_is_told(hub):
+    hub.repos["ann/other"], hub.private["ann/other"] = [{"model.safetensors": b"x"}], False
+    with pytest.raises(ArtifactError, match="ann/other holds no model of clipadapter"):
+        FewShotClassifier.from_pretrained("ann/other")
+    assert hub.fetched() == set()
+
+
+def test_exported_files_lie_beside_the_model(fitted, hub, tmp_path):
+    for name in ("model.onnx", "model.xml", "model.bin"):
+        (tmp_path / name).write_bytes(name.encode())
+    fitted.push_to_hub("ann/colours", exported=[tmp_path / "model.onnx", tmp_path / "model.xml"])
+    files = hub.files("ann/colours")
+    assert {name: files[name] for name in ("model.onnx", "model.xml", "model.bin")} == {
+        name: name.encode() for name in ("model.onnx", "model.xml", "model.bin")
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["gone.onnx"], "there is no file"),
+        (["weights.pkl"], "no exported model"),
+        (["model.xml"], r"there is no file .*model\.bin"),
+        (["model.onnx", "other/model.onnx"], "the same name"),
+    ],
+)
+def test_what_is_no_exported_file_is_refused_before_anything_is_sent(names, words, fitted, hub, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name != "gone.onnx":
+            (tmp_path / name).touch()
+    with pytest.raises(InputError, match=words):
+        fitted.push_to_hub("ann/colours", exported=[tmp_path / name for name in names])
+    assert hub.asked == []
+
+
+def test_a_damaged_model_is_not_sent(fitted, hub, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    (folder / "head.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="was altered"):
+        push(folder, "ann/colours")
+    assert hub.asked == []
+
+
+def test_a_card_that_a_person_has_written_goes_as_it_is(fitted, hub, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    (folder / "README.md").write_text("# Mine\n")
+    push(folder, "ann/colours")
+    assert hub.files("ann/colours")["README.md"] == b"# Mine\n"
+
+
+def test_a_pulled_folder_is_a_model_like_others(fitted, hub, tmp_path):
+    fitted.push_to_hub("ann/colours")
+    hub.put("ann/colours", "model_head.pkl", b"")
+    folder = pull("ann/colours", tmp_path / "model")
+    assert {path.name for path in folder.iterdir()} == set(read_config(folder).files) | {"config.json", "README.md"}
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert MARK in (folder / "README.md").read_text()
+    assert FewShotClassifier.load(folder, cache=None).predict(squares(1)[0]) == ["red", "green", "blue"]
+
+
+def test_a_name_without_an_organisation_is_the_persons_own(fitted, hub, tmp_path):
+    assert push(fitted.save(tmp_path / "model"), "colours").repo == "ann/colours"
+    assert 'from_pretrained("ann/colours")' in hub.files("ann/colours")["README.md"].decode()
+
+
+def test_the_mixins_face(fitted, hub, tmp_path):
+    assert isinstance(fitted, ModelHubMixin)
+    assert fitted.save_pretrained(tmp_path / "colours") is None
+    queries, _ = squares(seed=1)
+    again = FewShotClassifier.from_pretrained(tmp_path / "colours", cache=None)
+    np.testing.assert_array_equal(again.logits(queries), fitted.logits(queries))
+    assert fitted.save_pretrained(tmp_path / "colours", push_to_hub=True, repo_id="ann/x").startswith(hub.url)
+    assert "# A few-shot classifier of 3 classes" in fitted.generate_model_card().text
+
+
+def test_the_mixin_leaves_the_object_as_it_was():
+    model = FewShotClassifier("toy", seed=3)
+    again = pickle.loads(pickle.dumps(model))
+    assert vars(again) == vars(model)
+    assert not [name for name in vars(model) if "hub" in name]
+    assert repr(model).startswith("<clipadapter.classifier._classifier.FewShotClassifier object at")
+
+
+def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    done = run("push", folder, "ann/colours", "--private", "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["repo"] == "ann/colours" and "config.json" in told["files"] and told["others"] == []
+    assert "its card has no figures" in done.stderr
+    assert hub.private["ann/colours"]
+    got = run("pull", "ann/colours", "--out", tmp_path / "again")
+    assert got.exit_code == 0, got.stderr
+    assert got.stdout.splitlines()[1:] == ["head     linear-probe", "encoder  toy", "classes  3"]
+    assert load_model(tmp_path / "again").text.labels == ("blue", "green", "red")
+    first = told["url"].rpartition("/")[2]
+    assert run("pull", "ann/colours", "--out", tmp_path / "again", "--revision", first).exit_code == 0
+
+
+def test_what_goes_wrong_is_one_line(fitted, hub, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    fitted.push_to_hub("ann/colours")
+    for args, words in (
+        (("push", tmp_path / "nothing", "ann/colours"), "there is no folder"),
+        (("pull", "ann/nothing", "--out", tmp_path / "m"), "no repository of that name"),
+        (("pull", "ann/colours", "--out", tmp_path / "other"), "holds other files than a model"),
+    ):
+        done = run(*args)
+        assert done.exit_code == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+    assert hub.fetched() == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("open_clip:local-dir:/home/ann/clip/", "open_clip:local-dir:clip"),
+        ("open_clip:local-dir:/home/ann+bob/clip", "open_clip:local-dir:clip"),
+        (r"open_clip:local-dir:C:\Users\ann\clip", "open_clip:local-dir:clip"),
+        ("pair:open_clip:local-dir:/home/ann/a+simclr:/home/ann/b", "pair:open_clip:local-dir:a+simclr:b"),
+        ("pair:open_clip:local-dir:/home/ann/a+lite", "pair:open_clip:local-dir:a+lite"),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
+    ],
+)
+def test_of_an_encoders_folder_only_its_name_is_told(name, told):
+    assert without_paths(name) == told
+
+
+def test_a_file_is_no_model(fitted, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    with pytest.raises(InputError, match="is a file: give the model's folder"):
+        FewShotClassifier.from_pretrained(folder / "config.json")

@@ -1,0 +1,122 @@
+"""How many pictures a tower works on at a time."""
+
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clipadapter.parallel import (
+    CONVOLUTIONS,
+    PICTURES_PER_THREAD,
+    count_cores,
+    is_convolutional,
+    map_row_batches,
+    parallel_map,
+    run_in_batches,
+)
+
+
+class Watched(nn.Module):
+    """Layers that remember how many pictures came at a time."""
+
+    def __init__(self, convolutions: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(convolutions)))
+        self.seen: list[int] = []
+
+    def forward(self, pixels):
+        self.seen.append(len(pixels))
+        return self.layers(pixels).mean(dim=(2, 3))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def pixels():
+    return torch.rand(11, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_convolutional_tower_takes_a_few_for_each_thread(threads, pixels):
+    tower = Watched(CONVOLUTIONS + 1).eval()
+    with torch.inference_mode():
+        found = run_in_batches(tower, tower, pixels)
+        assert sorted(tower.seen) == [1] + [PICTURES_PER_THREAD] * 5
+        torch.testing.assert_close(found, tower(pixels))
+    assert torch.get_num_threads() == threads
+
+
+def test_pieces_are_larger_where_threads_share_one(monkeypatch, threads, pixels):
+    monkeypatch.setattr("clipadapter.parallel.MAX_PARALLEL_BATCHES", 1)
+    tower = Watched(CONVOLUTIONS + 1).eval()
+    run_in_batches(tower, tower, pixels)
+    assert tower.seen == [4, 4, 3]
+
+
+def test_no_thread_keeps_a_gradient(threads, pixels):
+    tower, kept = Watched(CONVOLUTIONS + 1), []
+
+    def run(piece):
+        found = tower(piece)
+        kept.append(found.requires_grad)
+        return found
+
+    with torch.inference_mode():
+        run_in_batches(run, tower, pixels)
+    assert kept == [False] * 6
+
+
+def test_what_goes_wrong_in_a_piece_is_told(threads, pixels):
+    def fail(piece):
+        raise ValueError("no such picture")
+
+    with pytest.raises(ValueError, match="no such picture"):
+        run_in_batches(fail, Watched(CONVOLUTIONS + 1), pixels)
+    assert torch.get_num_threads() == threads
+
+
+def test_results_come_in_the_order_of_the_tasks(threads):
+    def slow_first(i):
+        time.sleep(0.05 * (i == 0))
+        return i, torch.get_num_threads()
+
+    assert parallel_map([partial(slow_first, i) for i in range(5)], 2) == [(i, 1) for i in range(5)]
+
+
+def test_another_tower_takes_all(threads, pixels):
+    tower = Watched(CONVOLUTIONS).eval()
+    with torch.inference_mode():
+        run_in_batches(tower, tower, pixels)
+    assert tower.seen == [11]
+
+
+def test_patches_and_no_layers_are_not_convolutional():
+    assert not is_convolutional(nn.Identity())
+    assert not is_convolutional(nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 8)))
+
+
+def test_rows_come_in_order_at_most_so_many():
+    seen = []
+
+    def run(rows):
+        seen.append(len(rows))
+        return rows * 2
+
+    np.testing.assert_array_equal(map_row_batches(run, np.arange(7), 3), np.arange(7) * 2)
+    assert seen == [3, 3, 1]
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    assert count_cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    assert count_cores() == 7

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from clipadapter.errors import ArtifactError, InputError, UnknownNameError
+from clipadapter.uncertainty import (
+    Calibrator,
+    DecisionOptions,
+    Uncertainty,
+    UncertaintyOptions,
+    learn_conformal,
+    learn_rejector,
+)
+
+NAMES = ("cat", "dog", "cow")
+
+
+def uncertainty(**asked):
+    """Of three classes that lie on the axes, learned from eight shots each."""
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 3
+    X = np.eye(3)[y] + 0.1 * rng.normal(size=(24, 3))
+    calibrator = Calibrator(temperature=0.5)
+    p = calibrator.probabilities(X)
+    rejector = learn_rejector(X, y, 3, logits=X, text=np.eye(3))
+    return Uncertainty(calibrator, rejector, learn_conformal(p, y), DecisionOptions(**asked), "folds")
+
+
+def test_the_best_class_is_the_most_probable_one():
+    found = uncertainty().answer([[1.0, 0.0, 0.5]], [[1.0, 0.0, 0.5]])
+    assert found.probabilities[0] == pytest.approx(np.exp([2, 0, 1]) / np.exp([2, 0, 1]).sum())
+    said = found.prediction(0, "x.jpg", NAMES, top=2)
+    assert (said.label, said.nearest, said.reason, said.labels) == ("cat", "cat", None, None)
+    assert [name for name, _ in said.top] == ["cat", "cow"]
+
+
+def test_strange_pictures_are_none_of_the_classes_and_say_why_and_what_is_nearest():
+    rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
+    found = uncertainty(reject=0.1).answer(rows, rows)
+    assert found.rejected.tolist() == [False, True]
+    said = found.prediction(1, "x.jpg", NAMES)
+    assert said.label is None
+    assert said.nearest == "dog"
+    assert "than" in said.reason
+
+
+def test_unequal_costs_decide_and_stand_first():
+    costs = np.array([[0, 1, 1], [1, 0, 1], [50, 50, 0]])
+    found = uncertainty(costs=costs).answer([[1.0, 0.0, 0.5]], [[1.0, 0.0, 0.5]])
+    said = found.prediction(0, "x.jpg", NAMES, top=2)
+    assert [name for name, _ in said.top] == ["cow", "cat"]
+    assert said.label == "cow"
+    assert said.probability == pytest.approx(found.probabilities[0, 2])
+
+
+def test_a_set_names_its_classes_best_first():
+    found = uncertainty(coverage=0.9).answer([[0.5, 0.0, 0.51]], [[0.5, 0.0, 0.51]])
+    assert found.prediction(0, "x.jpg", NAMES).labels[0] == "cow"
+
+
+def test_what_is_asked_for_now_goes_before_the_default():
+    one = uncertainty(reject=0.1, coverage=0.9)
+    strange = np.array([[-1.0, -1.0, -1.0]])
+    assert one.answer(strange, strange).rejected.all()
+    none = one.answer(strange, strange, one.asked.changed({"reject": None, "coverage": None}))
+    assert not none.rejected.any()
+    assert none.sets is None
+
+
+def test_an_unknown_wish_is_refused_with_what_comes_close():
+    with pytest.raises(UnknownNameError, match="Did you mean 'reject'"):
+        DecisionOptions().changed({"rejekt": 0.1})
+
+
+@pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}])
+def test_what_was_not_learned_cant_be_asked_for(asked):
+    with pytest.raises(InputError, match="two shots of each class"):
+        Uncertainty().answer([[1.0, 0.0]], [[1.0, 0.0]], DecisionOptions(**asked))
+
+
+def test_sets_by_folds_need_the_answers_of_the_folds():
+    p = Calibrator().probabilities(np.eye(3))
+    by_folds = Uncertainty(conformal=learn_conformal(p, np.arange(3), how="cv+", folds=np.array([0, 1, 1])))
+    with pytest.raises(InputError, match="all folds"):
+        by_folds.answer(np.eye(3), np.eye(3), DecisionOptions(coverage=0.5))
+    assert by_folds.answer(np.eye(3), np.eye(3), DecisionOptions(coverage=0.5), [np.eye(3)] * 2).sets.shape == (3, 3)
+
+
+def test_what_is_saved_answers_alike():
+    one = uncertainty(reject=0.1, coverage=0.8, costs=1 - np.eye(3))
+    again = Uncertainty.from_state(*one.state(), classes=3)
+    rows = np.random.default_rng(1).normal(size=(9, 3))
+    before, after = one.answer(rows, rows), again.answer(rows, rows)
+    assert before.reasons == after.reasons
+    for name in ("probabilities", "best", "strangeness", "rejected", "sets"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"), [({"reject": 2.0}, "no share"), ({"coverage": "all"}, "no share"), ({}, "3 classes")]
+)
+def test_damaged_parts_are_refused(facts, words):
+    state, arrays = uncertainty(reject=0.1, coverage=0.8, costs=1 - np.eye(3)).state()
+    with pytest.raises(ArtifactError, match=words):
+        Uncertainty.from_state({**state, **facts}, arrays, classes=3 if facts else 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reject": 1.5}, "between 0 and 1"),
+        ({"calibration": "isotonic"}, "vector"),
+        ({"sets": "jackknife"}, "cross"),
+        ({"score": "best"}, "lac"),
+    ],
+)
+def test_options_say_what_they_can_be(options, words):
+    with pytest.raises(InputError, match=words):
+        UncertaintyOptions(**options)

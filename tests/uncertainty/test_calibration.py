@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from sklearn.linear_model import LogisticRegression
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.metrics import expected_calibration_error, log_loss
+from clipadapter.prediction import softmax
+from clipadapter.uncertainty import Calibrator, learn_calibrator
+
+
+def answers(n, c=5, temperature=3.0, seed=0):
+    """Logits that are too loud by a factor, and labels drawn from what they should have said."""
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(size=(n, c)) * 2
+    p = np.exp(honest) / np.exp(honest).sum(axis=1, keepdims=True)
+    return honest * temperature, np.array([rng.choice(c, p=row) for row in p])
+
+
+def test_with_many_shots_the_temperature_is_the_one_of_least_log_loss():
+    z, y = answers(5000)
+    best = minimize_scalar(lambda t: log_loss(softmax(z, t), y), bounds=(0.1, 20), method="bounded").x
+    assert learn_calibrator(z, y).temperature == pytest.approx(best, rel=0.01)
+    assert best == pytest.approx(3.0, rel=0.1)
+
+
+def test_calibrated_probabilities_err_less_than_the_softmax():
+    z, y = answers(1000)
+    p = learn_calibrator(*answers(500, seed=1)).probabilities(z)
+    assert expected_calibration_error(p, y) < 0.4 * expected_calibration_error(softmax(z), y)
+
+
+def test_without_much_to_see_the_temperature_is_near_the_usual_one():
+    z, y = answers(1)
+    assert learn_calibrator(z, y, usual=7.0).temperature == pytest.approx(7.0, rel=0.5)
+
+
+def test_the_posterior_is_that_of_plain_loops():
+    z, y = answers(6, c=3)
+    share = 0.25 / 7
+
+    def minus_log_posterior(log_t):
+        total = log_t**2 / (2 * 0.4**2)
+        for row, label in zip(z / np.exp(log_t), y, strict=True):
+            logs = row - np.log(sum(np.exp(value) for value in row))
+            other = max((value, k) for k, value in enumerate(row) if k != label)[1]
+            total -= (1 - share) * logs[label] + share * logs[other]
+        return total
+
+    best = minimize_scalar(minus_log_posterior, bounds=(-3, 4), method="bounded").x
+    assert np.log(learn_calibrator(z, y).temperature) == pytest.approx(best, abs=2e-3)
+
+
+def test_right_answers_alone_give_no_certainty():
+    z = np.eye(4)[np.arange(12) % 4] * 5.0
+    p = learn_calibrator(z, np.arange(12) % 4).probabilities(z)
+    assert 0.85 < p.max(axis=1).mean() < 0.995
+
+
+def test_logits_of_another_unit_give_the_same_probabilities():
+    z, y = answers(60)
+    p = learn_calibrator(z, y, usual=1.0).probabilities(z)
+    scaled = learn_calibrator(1000 * z, y, usual=1000.0).probabilities(1000 * z)
+    np.testing.assert_allclose(scaled, p, atol=1e-6)
+
+
+def test_rows_that_are_there_twice_count_as_shots_once():
+    z, y = answers(10)
+    once, twice = learn_calibrator(z, y), learn_calibrator(np.tile(z, (2, 1)), np.tile(y, 2), n=10)
+    assert twice.temperature == pytest.approx(once.temperature, rel=2e-3)
+
+
+def test_vector_scaling_with_many_shots_is_a_regression_on_each_logit():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(20000, 2)) * 2
+    y = (rng.random(20000) < 1 / (1 + np.exp(-(1.3 * z[:, 1] - 0.7 * z[:, 0] + 0.4)))).astype(int)
+    found = learn_calibrator(z, y, method="vector")
+    slopes = LogisticRegression(C=1e6).fit(z, y)
+    t = found.temperature
+    assert found.weight[1] / t == pytest.approx(slopes.coef_[0, 1], rel=0.03)
+    assert found.weight[0] / t == pytest.approx(-slopes.coef_[0, 0], rel=0.03)
+    assert found.bias[1] - found.bias[0] == pytest.approx(slopes.intercept_[0], abs=0.03)
+
+
+def test_of_very_many_rows_a_part_is_enough(monkeypatch):
+    z, y = answers(5000)
+    whole = learn_calibrator(z, y).temperature
+    monkeypatch.setattr("clipadapter.uncertainty.calibration.MOST", 5000)
+    assert learn_calibrator(z, y).temperature == pytest.approx(whole, rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector"])
+def test_what_is_saved_answers_alike(method):
+    z, y = answers(50)
+    found = learn_calibrator(z, y, method=method)
+    again = Calibrator.from_state(*found.state(), classes=5)
+    np.testing.assert_array_equal(again.probabilities(z), found.probabilities(z))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("inf")},
+        {"temperature": "warm"},
+        {"n": -1},
+    ],
+)
+def test_a_damaged_calibration_is_refused(change):
+    with pytest.raises(ArtifactError, match="calibration"):
+        Calibrator.from_state({"temperature": 1.0, "n": 3, **change}, {}, 5)
+
+
+def test_a_calibration_of_other_classes_is_refused():
+    facts, arrays = learn_calibrator(*answers(50), method="vector").state()
+    with pytest.raises(ArtifactError, match="does not fit 4 classes"):
+        Calibrator.from_state(facts, arrays, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda z, y: learn_calibrator(z, y[:-1]), "don't go together"),
+        (lambda z, y: learn_calibrator(z, y + 9), "don't go together"),
+        (lambda z, y: learn_calibrator(z * np.nan, y), "finite"),
+        (lambda z, y: learn_calibrator(z, y, method="isotonic"), "temperature, vector"),
+    ],
+)
+def test_wrong_input_says_what_is_wrong(call, words):
+    with pytest.raises(InputError, match=words):
+        call(*answers(8))

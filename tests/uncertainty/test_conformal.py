@@ -1,0 +1,345 @@
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.uncertainty.conformal import SCORES, Conformal, learn_conformal, nonconformity
+
+
+def draw(r, c, seed=0):
+    """Probabilities (r, c) without ties, and labels drawn from them."""
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.full(c, 0.4), r)
+    return p, np.array([rng.choice(c, p=row) for row in p], dtype=int).reshape(r)
+
+
+def test_scores_by_hand():
+    p = [[0.2, 0.5, 0.3]]
+    np.testing.assert_allclose(nonconformity(p, "lac"), [[0.8, 0.5, 0.7]])
+    np.testing.assert_allclose(nonconformity(p, "aps"), [[0.9, 0.25, 0.65]])  # 0.5 + 0.3 + 0.1; 0.25; 0.5 + 0.15
+    np.testing.assert_allclose(nonconformity(p, "raps"), [[0.92, 0.25, 0.66]])  # 0.01 a rank after the first
+
+
+def test_aps_is_the_mean_of_the_papers_randomised_score():
+    p, _ = draw(6, 5)
+    shares = (np.arange(2000) + 0.5) / 2000
+    for row, found in zip(p, nonconformity(p, "aps"), strict=True):
+        for k in range(5):
+            above = sum(other for other in row if other > row[k])
+            assert found[k] == pytest.approx(np.mean(above + shares * row[k]))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_more_probable_class_is_less_strange(score):
+    p, _ = draw(30, 7)
+    order = np.argsort(-p, axis=1)
+    assert (np.diff(np.take_along_axis(nonconformity(p, score), order, axis=1), axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("by_class", [False, True])
+def test_split_sets_are_those_of_crepes(score, coverage, by_class):
+    crepes = pytest.importorskip("crepes")
+    p, y = draw(60, 4)
+    q, _ = draw(40, 4, seed=1)
+    cal, new = nonconformity(p, score)[np.arange(60), y], nonconformity(q, score)
+    expected = np.zeros((40, 4), bool)
+    if by_class:
+        model = crepes.ConformalClassifier().fit(cal, bins=y)
+        for k in range(4):
+            values = model.predict_p(new[:, k], bins=np.full(40, k), smoothing=False)
+            expected[:, k] = values > 1 - coverage + 1e-9
+    else:
+        expected = crepes.ConformalClassifier().fit(cal).predict_p(new, smoothing=False) > 1 - coverage + 1e-9
+    found = learn_conformal(p, y, score=score, by_class=by_class, how="split").sets(q, coverage, empty=True)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("r", [9, 18, 24, 49, 99, 199])
+def test_the_rank_is_that_of_exact_arithmetic(r):
+    scores = np.arange(1.0, r + 1)
+    zeros = np.zeros(r, int)
+    model = Conformal(scores, zeros, zeros, 2, how="split")
+    for hundredths in range(1, 100):
+        rank = math.ceil(Fraction(hundredths, 100) * (r + 1))
+        assert model.thresholds(hundredths / 100)[0] == (rank if rank <= r else math.inf)
+
+
+def test_cross_interpolates_between_two_shots():
+    zeros = np.zeros(18, int)
+    scores = np.arange(1.0, 19)
+    model = Conformal(scores, zeros, zeros, 2, how="cross")
+    assert model.thresholds(0.9) == pytest.approx([17.1, 17.1])  # rank 19 x 0.9
+    assert model.thresholds(0.5) == pytest.approx([9.5, 9.5])
+    assert np.isinf(model.thresholds(0.95)).all()  # rank 18.05 of 18
+
+
+def test_a_class_as_strange_as_the_threshold_is_in():
+    shots = [[0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0.875, 0.125]]  # strangeness 0.25, 0.5, 0.75, 0.125
+    tied, just_above = [[0.5, 0.5]], [[0.5 - 1e-9, 0.5 + 1e-9]]
+    split = learn_conformal(shots, [0, 0, 0, 0], how="split")
+    plus = learn_conformal(shots, [0, 0, 0, 0], how="cv+", folds=[0] * 4)
+    for model, wrap in ((split, lambda q: q), (plus, lambda q: [q])):
+        assert model.sets(wrap(tied), 0.6, empty=True).tolist() == [[True, True]]  # rank 3 of 0.125, 0.25, 0.5, 0.75
+        assert model.sets(wrap(just_above), 0.6, empty=True).tolist() == [[False, True]]
+
+
+def test_each_class_has_the_threshold_of_its_own_shots():
+    p, y = draw(80, 3)
+    model = learn_conformal(p, y, by_class=True, how="split")
+    for k, threshold in enumerate(model.thresholds(0.8)):
+        own = sorted(1 - p[i, k] for i in range(80) if y[i] == k)
+        assert threshold == own[math.ceil(0.8 * (len(own) + 1)) - 1]
+
+
+def test_split_covers_what_it_promises():
+    """On average over draws: between the rate and 1 / (r + 1) above it (Vovk 2005, Lei 2018)."""
+    hits = []
+    for seed in range(400):
+        p, y = draw(19 + 50, 5, seed)
+        model = learn_conformal(p[:19], y[:19], how="split")
+        hits.append(model.sets(p[19:], 0.8, empty=True)[np.arange(50), y[19:]].mean())
+    error = np.std(hits) / 20
+    assert 0.8 - 3 * error < np.mean(hits) < 0.85 + 3 * error
+
+
+def test_the_spread_in_words_is_that_of_many_draws():
+    hits = []
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        threshold = np.sort(rng.random(49))[44]  # rank 50 x 0.9
+        hits.append(threshold)  # coverage of scores that are uniform
+    p, y = draw(49, 3)
+    text = learn_conformal(p, y, how="split").words(0.9)
+    said = float(text.split("differs from it by ")[1].split(" points")[0])
+    assert said == pytest.approx(100 * np.std(hits), rel=0.1)
+
+
+def cv_plus(p, y, folds, fold_p, coverage, score, by_class):
+    """Barber et al., in loops: a class is in if the count of shots that are less strange is below (1 - a)(r + 1)."""
+    m, c = fold_p.shape[1:]
+    found = np.zeros((m, c), bool)
+    for j in range(m):
+        for k in range(c):
+            rows = [i for i in range(len(y)) if not by_class or y[i] == k]
+            less = 0
+            for i in rows:
+                mine = nonconformity(p[i : i + 1], score)[0, y[i]]
+                less += mine < nonconformity(fold_p[folds[i], j : j + 1], score)[0, k]
+            found[j, k] = less < coverage * (len(rows) + 1) - 1e-9
+    return found
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("by_class", [False, True])
+def test_cv_plus_in_loops(score, by_class):
+    p, y = draw(30, 3)
+    folds = np.arange(30) % 3
+    fold_p = np.stack([draw(8, 3, seed)[0] for seed in (5, 6, 7)])
+    model = learn_conformal(p, y, score=score, by_class=by_class, how="cv+", folds=folds)
+    expected = cv_plus(p, y, folds, fold_p, 0.8, score, by_class)
+    np.testing.assert_array_equal(model.sets(fold_p, 0.8, empty=True), expected)
+
+
+def test_cv_plus_of_one_fit_is_split():
+    p, y = draw(40, 4)
+    q, _ = draw(30, 4, seed=1)
+    one = learn_conformal(p, y, how="cv+", folds=np.zeros(40, int))
+    np.testing.assert_array_equal(one.sets(q[None], 0.85), learn_conformal(p, y, how="split").sets(q, 0.85))
+
+
+def test_cv_plus_sets_are_those_of_mapie():
+    """MAPIE's cross-conformal sets by the same folds (its own score is 1 - p too)."""
+    mapie = pytest.importorskip("mapie.classification")
+    from sklearn.base import clone
+    from sklearn.datasets import make_classification
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import KFold
+
+    X, y = make_classification(160, 6, n_informative=4, n_redundant=0, n_classes=3, random_state=0)
+    train, labels, new = X[:90], y[:90], X[90:]
+    cut, base = KFold(3), LogisticRegression()
+    theirs = mapie.CrossConformalClassifier(
+        base, confidence_level=0.9, conformity_score="lac", cv=cut, random_state=0
+    ).fit_conformalize(train, labels)
+    _, expected = theirs.predict_set(new, agg_scores="crossval")
+    p, folds, fold_p = np.zeros((90, 3)), np.zeros(90, int), []
+    for i, (rest, held) in enumerate(cut.split(train)):
+        fitted = clone(base).fit(train[rest], labels[rest])
+        p[held], folds[held] = fitted.predict_proba(train[held]), i
+        fold_p.append(fitted.predict_proba(new))
+    ours = learn_conformal(p, labels, how="cv+", folds=folds).sets(np.stack(fold_p), 0.9, empty=True)
+    np.testing.assert_array_equal(ours, expected[:, :, 0])
+
+
+def test_no_set_is_empty_unless_asked():
+    model = learn_conformal([[0.99, 0.01]] * 20, [0] * 20)
+    sure, unsure = [0.995, 0.005], [0.45, 0.55]
+    np.testing.assert_array_equal(model.sets([sure, unsure], empty=True), [[True, False], [False, False]])
+    np.testing.assert_array_equal(model.sets([sure, unsure]), [[True, False], [False, True]])
+    np.testing.assert_array_equal(model.sets([sure, unsure], best=[0, 0]), [[True, False], [True, False]])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from(SCORES), st.booleans(), st.sampled_from(["split", "cross"]))
+def test_more_coverage_only_adds_classes(seed, score, by_class, how):
+    p, y = draw(40, 3, seed)
+    q, _ = draw(10, 3, seed + 1)
+    model = learn_conformal(p, y, score=score, by_class=by_class, how=how)
+    before = np.zeros((10, 3), bool)
+    for coverage in (0.3, 0.6, 0.8, 0.9, 0.99):
+        after = model.sets(q, coverage)
+        assert (after >= before).all()
+        before = after
+
+
+def test_order_of_shots_does_not_matter():
+    p, y = draw(50, 4)
+    q, _ = draw(20, 4, seed=1)
+    order = np.random.default_rng(0).permutation(50)
+    for by_class in (False, True):
+        one, other = (learn_conformal(a, b, by_class=by_class) for a, b in ((p, y), (p[order], y[order])))
+        np.testing.assert_array_equal(one.sets(q), other.sets(q))
+
+
+@pytest.mark.parametrize(("coverage", "needed"), [(0.5, 1), (0.8, 4), (0.85, 6), (0.9, 9), (0.95, 19), (0.99, 99)])
+@pytest.mark.parametrize("how", ["split", "cross", "cv+"])
+def test_too_few_is_arithmetic(coverage, needed, how):
+    """r shots attain r / (r + 1): below it sets have all classes, and the words say so."""
+    for r in (needed - 1, needed):
+        p, y = draw(r, 3) if r else (np.zeros((0, 3)), np.zeros(0, int))
+        folds = np.zeros(r, int) if how == "cv+" else None
+        model = learn_conformal(p, y, how=how, folds=folds)
+        if how == "cv+" and not r:
+            continue  # no fold, so no fit to ask
+        strange = np.array([[1 - 2e-9, 1e-9, 1e-9]])
+        everything = model.sets(strange[None] if how == "cv+" else strange, coverage).all()
+        assert (model.too_few(coverage) is not None) == (r < needed) == everything
+
+
+def test_too_few_says_what_to_do():
+    p, y = draw(5, 3)
+    text = learn_conformal(p, y).too_few(0.9)
+    assert text == (
+        "90 % coverage needs 9 held-out shots, there are 5: every set has all classes. Give more shots, or ask for at "
+        "most 0.833"
+    )
+
+
+def test_classes_with_too_few_shots_are_in_every_set():
+    p, y = np.full((24, 2), 0.5), np.repeat([0, 1], [20, 4])
+    p[:, 0], p[:, 1] = 0.9 - 0.8 * y, 0.1 + 0.8 * y
+    model = learn_conformal(p, y, by_class=True)
+    np.testing.assert_array_equal(model.sets([[0.999, 0.001], [0.001, 0.999]]), [[True, True], [False, True]])
+    text = model.too_few(0.9)
+    assert "needs 9 held-out shots of each; 1 of 2 classes have fewer (the fewest: 4)" in text
+    assert "or ask for at most 0.8, or" in text
+    assert learn_conformal(p, y).too_few(0.9) is None
+    assert text in model.words(0.9)
+
+
+def test_words_promise_what_is_proven():
+    p, y = draw(100, 3)
+    split, cross = (learn_conformal(p, y, how=how).words(0.9) for how in ("split", "cross"))
+    plus = learn_conformal(p, y, how="cv+", folds=np.arange(100) % 4).words(0.9)
+    assert split.startswith("At least 90 % of pictures have their class in the set")
+    assert "No theorem" in cross
+    assert "proven is a little less than 80 %" in plus
+    few = learn_conformal(p[:5], y[:5])
+    assert few.words(0.9) == f"{few.too_few(0.9)}."  # all classes are always in: nothing else is to be said
+    assert "each class's pictures" in learn_conformal(p, y, by_class=True).words(0.9)
+
+
+@pytest.mark.parametrize("how", ["split", "cross", "cv+"])
+@pytest.mark.parametrize("by_class", [False, True])
+def test_state_goes_to_json_and_back(how, by_class):
+    p, y = draw(30, 3)
+    model = learn_conformal(
+        p, y, score="aps", by_class=by_class, how=how, folds=np.arange(30) % 3 if how == "cv+" else None
+    )
+    facts, arrays = model.state()
+    back = Conformal.from_state(json.loads(json.dumps(facts)), arrays)
+    q = np.stack([draw(9, 3, seed)[0] for seed in (1, 2, 3)])
+    q = q if how == "cv+" else q[0]
+    np.testing.assert_array_equal(back.sets(q), model.sets(q))
+    assert back.words() == model.words()
+
+
+@pytest.mark.parametrize(
+    ("facts", "arrays"),
+    [
+        ({"score": "margin"}, {}),
+        ({"how": "guess"}, {}),
+        ({"by_class": 1}, {}),
+        ({"n_classes": 2}, {}),
+        ({"n_classes": True}, {}),
+        ({}, {"scores": np.array([0.1, np.nan, 0.3])}),
+        ({}, {"scores": np.array([0.3, 0.2, 0.1])}),
+        ({}, {"scores": np.array([0.1, 0.2])}),
+        ({}, {"labels": np.array([0, 1, 3])}),
+        ({}, {"labels": np.array([0.0, 1.0, 2.0])}),
+        ({}, {"folds": np.array([0, 0, -1])}),
+        ({}, {"folds": np.array([0, 0, 10**9])}),
+    ],
+)
+def test_damaged_state_is_refused(facts, arrays):
+    good = learn_conformal(np.eye(3) * 0.7 + 0.1, [0, 1, 2]).state()
+    with pytest.raises(ArtifactError, match="fit again"):
+        Conformal.from_state({**good[0], **facts}, {**good[1], **arrays})
+
+
+def test_state_that_lacks_a_part_says_which():
+    facts, arrays = learn_conformal(np.eye(3) * 0.7 + 0.1, [0, 1, 2]).state()
+    with pytest.raises(ArtifactError, match="no 'scores'"):
+        Conformal.from_state(facts, {name: arrays[name] for name in ("labels", "folds")})
+    with pytest.raises(ArtifactError, match="no 'how'"):
+        Conformal.from_state({k: v for k, v in facts.items() if k != "how"}, arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"score": "margin"}, "no conformal score 'margin'; there are: lac"),
+        ({"how": "guess"}, "kind 'guess'"),
+        ({"how": "cv+"}, "needs the fold"),
+        ({"folds": [0, 1]}, "others take none"),
+        ({"how": "cv+", "folds": [0]}, "one number a held-out shot"),
+        ({"labels": [0, 2]}, "from 0 to 1, got 0 to 2"),
+        ({"labels": [0]}, "don't go together"),
+        ({"probabilities": [[3.0, -1.0], [0.5, 0.5]]}, "give no logits"),
+        ({"probabilities": [[np.nan, 1.0], [0.5, 0.5]]}, "finite"),
+    ],
+)
+def test_wrong_shots_are_named(change, words):
+    given = {"probabilities": [[0.9, 0.1], [0.5, 0.5]], "labels": [0, 1], **change}
+    with pytest.raises(InputError, match=words):
+        learn_conformal(given.pop("probabilities"), given.pop("labels"), **given)
+
+
+@pytest.mark.parametrize("coverage", [0, 1, 1.5, -0.1, float("nan")])
+def test_rates_that_are_none_are_refused(coverage):
+    model = learn_conformal([[0.9, 0.1]], [0])
+    for ask in (model.too_few, model.words, model.thresholds, lambda c: model.sets([[0.5, 0.5]], c)):
+        with pytest.raises(InputError, match=r"such as 0\.9"):
+            ask(coverage)
+
+
+def test_pictures_of_other_shapes_are_refused():
+    model = learn_conformal([[0.9, 0.1]], [0])
+    with pytest.raises(InputError, match=r"\(m, 2\) for 'cross', got \(1, 3\)"):
+        model.sets([[0.5, 0.3, 0.2]])
+    plus = learn_conformal([[0.9, 0.1], [0.4, 0.6]], [0, 1], how="cv+", folds=[0, 1])
+    with pytest.raises(InputError, match=r"\(k, m, 2\)"):
+        plus.sets([[0.5, 0.5]])
+    with pytest.raises(InputError, match="2 fits, but 3"):
+        plus.sets([[[0.5, 0.5]]] * 3)
+
+
+def test_no_pictures_give_no_sets():
+    assert learn_conformal([[0.9, 0.1]], [0]).sets(np.zeros((0, 2))).shape == (0, 2)

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipadapter.errors import DataError, InputError, UnknownNameError
+from clipadapter.uncertainty.costs import checked_costs, costs_for, decide, expected_cost, read_costs
+
+NAMES = ["defect", "nominal"]
+
+
+@pytest.mark.parametrize(("false_alarm", "missed"), [(1.0, 1.0), (1.0, 10.0), (3.0, 1.0), (0.5, 19.5)])
+def test_two_classes_have_the_threshold_of_the_textbook(false_alarm, missed):
+    """A defect is answered from p = c_fp / (c_fp + c_fn) on (Elkan 2001, eq. 2)."""
+    threshold = false_alarm / (false_alarm + missed)
+    costs = [[0, missed], [false_alarm, 0]]
+    for p in np.linspace(0.001, 0.999, 101):
+        if abs(p - threshold) > 1e-9:
+            assert decide([[p, 1 - p]], costs)[0] == (0 if p > threshold else 1)
+
+
+def test_expected_cost_in_loops():
+    rng = np.random.default_rng(0)
+    p, costs = rng.dirichlet(np.ones(4), 6), rng.random((4, 4)) * (1 - np.eye(4))
+    found = expected_cost(p, costs)
+    for i in range(6):
+        for answer in range(4):
+            assert found[i, answer] == pytest.approx(sum(p[i, true] * costs[true, answer] for true in range(4)))
+    np.testing.assert_array_equal(decide(p, costs), found.argmin(axis=1))
+
+
+@given(st.integers(0, 10_000))
+def test_equal_costs_give_the_most_probable_class(seed):
+    p = np.random.default_rng(seed).dirichlet(np.full(5, 0.2), 8)
+    np.testing.assert_array_equal(decide(p, 3 * (1 - np.eye(5))), p.argmax(axis=1))
+
+
+def test_of_equally_dear_answers_the_most_probable_is_given():
+    costs = [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    assert decide([[0.3, 0.5, 0.2], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], costs).tolist() == [1, 0, 2]
+
+
+def test_the_rule_costs_least_over_many_pictures():
+    """No other assignment of answers to the same probabilities is cheaper when labels are drawn from them."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 4000)
+    truth = np.array([rng.choice(3, p=row) for row in p])
+    costs = costs_for("missed b=20, false c=5", ["a", "b", "c"])
+    cheapest = costs[truth, decide(p, costs)].mean()
+    assert cheapest < costs[truth, p.argmax(axis=1)].mean()
+    assert cheapest < min(costs[truth, k].mean() for k in range(3))
+
+
+def test_false_and_missed_by_hand():
+    names = ["a", "b", "c"]
+    np.testing.assert_array_equal(costs_for("false b", names), [[0, 10, 1], [1, 0, 1], [1, 10, 0]])
+    np.testing.assert_array_equal(costs_for("missed b", names, weight=4), [[0, 1, 1], [4, 0, 4], [1, 1, 0]])
+    both = costs_for("missed a=20, false c=7.5", names)
+    np.testing.assert_array_equal(both, [[0, 20, 20], [1, 0, 7.5], [1, 1, 0]])
+    np.testing.assert_array_equal(both, costs_for("false c=7.5,missed a=20", names))
+
+
+def test_names_of_classes_may_hold_anything():
+    names = ["great white shark, man-eater", "x=1", "Apple pie", "false c"]
+    assert costs_for("false great white shark, man-eater=5", names)[1].tolist() == [5, 0, 1, 1]
+    assert costs_for("missed x=1", names)[1].tolist() == [10, 0, 10, 10]
+    assert costs_for("missed x=1 = 3", names)[1].tolist() == [3, 0, 3, 3]
+    assert costs_for("Missed apple pie", names)[2].tolist() == [10, 10, 0, 10]
+    assert costs_for("missed false c", names)[3].tolist() == [10, 10, 10, 0]
+
+
+def test_names_alike_but_for_capitals_must_be_exact():
+    assert costs_for("false A", ["a", "A"])[0, 1] == 10
+    with pytest.raises(UnknownNameError):
+        costs_for("false ab", ["Ab", "AB"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nominal", "neither 'false CLASS' nor 'missed CLASS'"),
+        ("false ", "neither"),
+        ("", "neither"),
+        ("false nominl", "no class is called 'nominl'. Did you mean 'nominal'"),
+        ("false nominl=3", "no class is called 'nominl'"),
+        ("false nominal=0.5", "must be at least 1"),
+        ("false nominal=inf", "must be at least 1"),
+        ("false nominal=nan", "must be at least 1"),
+        ("false nominal=much", "must be a number, got 'much'"),
+    ],
+)
+def test_words_that_say_no_cost_are_refused(text, words):
+    with pytest.raises(InputError, match=words):
+        costs_for(text, NAMES)
+
+
+def write(tmp_path, text, encoding="utf-8"):
+    path = tmp_path / "costs.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_a_file_is_read_in_any_order(tmp_path):
+    path = write(tmp_path, "true, nominal ,defect\n\nnominal,0,1\ndefect,10.5,0\n", "utf-8-sig")
+    np.testing.assert_array_equal(read_costs(path, NAMES), [[0, 10.5], [1, 0]])
+
+
+def test_names_with_commas_are_quoted(tmp_path):
+    path = write(tmp_path, ',"a, b",c\n"a, b",0,2\nc,3,0\n')
+    np.testing.assert_array_equal(read_costs(path, ["c", "a, b"]), [[0, 3], [2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("x,defect\ndefect,0\n", "first line lacks classes: 'nominal'"),
+        ("x,defect,nominal\ndefect,0,1\n", "first column lacks classes: 'nominal'"),
+        (
+            "x,defect,nominal,crack\ndefect,0,1,1\nnominal,1,0,1\n",
+            "first line names classes that the model has not: 'cra",
+        ),
+        ("x,defect,nominal,nominal\ndefect,0,1,1\nnominal,1,0,1\n", "first line names classes twice: 'nominal'"),
+        ("x,defect,nominal\ndefect,0\nnominal,1,0\n", "row of 'defect' has 1 costs for 2 classes"),
+        ("x,defect,nominal\ndefect,0,-1\nnominal,1,0\n", "true 'defect', answer 'nominal': .* at least 0, got '-1'"),
+        ("x,defect,nominal\ndefect,0,\nnominal,1,0\n", "got nothing"),
+        ("x,defect,nominal\ndefect,0,much\nnominal,1,0\n", "got 'much'"),
+        ("x,defect,nominal\ndefect,0,nan\nnominal,1,0\n", "got 'nan'"),
+        ("x,defect,nominal\ndefect,5,1\nnominal,1,0\n", "for pictures of 'defect' the right answer costs 5"),
+        ('x,"defect\n', "no CSV file"),
+        ("x;defect;nominal\ndefect;0;1\nnominal;1;0\n", "separated by commas"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong(tmp_path, text, words):
+    with pytest.raises(DataError, match=words):
+        read_costs(write(tmp_path, text), NAMES)
+
+
+def test_a_file_that_is_none_says_so(tmp_path):
+    with pytest.raises(DataError, match="can't be opened"):
+        read_costs(tmp_path / "none.csv", NAMES)
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_costs(write(tmp_path, "x,défect\n", "latin-1"), NAMES)
+
+
+def test_arrays_that_are_no_costs_are_refused():
+    for wrong in (np.ones((2, 3)), np.zeros((0, 0)), 1.0, [[0, -1], [1, 0]], [[0, np.inf], [1, 0]], [[2, 1], [1, 0]]):
+        with pytest.raises(InputError):
+            checked_costs(wrong)
+    with pytest.raises(InputError, match=r"\(m, 2\)"):
+        decide([[0.2, 0.3, 0.5]], costs_for("false defect", NAMES))

@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def answers(n, slope=2.0, bias=-3.0, c=4, seed=0):
+    """Logits of which sigmoid(slope * x + bias) are the true probabilities."""
+    rng = np.random.default_rng(seed)
+    logits = 1.5 * rng.standard_normal((n, c))
+    return logits, (rng.random((n, c)) < sigmoid(slope * logits + bias)).astype(int)
+
+
+def test_many_shots_have_the_slope_and_bias_of_platt():
+    logits, targets = answers(20_000, slope=np.array([0.8, 1.0, 1.2, 1.0]), bias=np.array([-2.0, -1.0, 0.0, -1.0]))
+    found = learn_multilabel(logits, targets)
+    for k in range(4):
+        model = LogisticRegression(C=np.inf, tol=1e-8).fit(logits[:, [k]], targets[:, k])
+        assert found.slope[k] == pytest.approx(model.coef_[0, 0], rel=0.02)
+        assert found.bias[k] == pytest.approx(model.intercept_[0], abs=0.03)
+
+
+def test_few_shots_have_nearly_the_slope_and_bias_of_all():
+    logits, targets = answers(30)
+    targets[:, 0] = 0
+    targets[4, 0] = 1
+    found = learn_multilabel(logits, targets)
+    assert np.ptp(np.log(found.slope)) < 0.4
+    assert found.bias[0] < found.bias[1:].min()
+    assert found.bias[0] > found.bias[1:].min() - 2
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
+def test_probabilities_follow_logits_of_any_scale(scale):
+    logits, targets = answers(400)
+    found = learn_multilabel(logits, targets).probabilities(logits)
+    # Slopes are drawn to one in the logits' own unit, which many shots outweigh.
+    other = learn_multilabel(scale * logits, targets).probabilities(scale * logits)
+    np.testing.assert_allclose(other, found, atol=0.08)
+
+
+def test_thresholds_of_many_shots_make_expected_f1_largest():
+    logits, targets = answers(4000, slope=1.0, bias=-2.0)
+    rule = learn_multilabel(logits, targets)
+    p = rule.probabilities(logits)
+    for k in range(4):
+        f1 = [f1_score(targets[:, k], p[:, k] >= t) for t in np.arange(0.05, 0.95, 0.01)]
+        assert f1_score(targets[:, k], p[:, k] >= rule.thresholds[k]) > max(f1) - 0.015
+        assert rule.thresholds[k] == pytest.approx(max(f1) / 2, abs=0.03)  # Lipton et al.
+
+
+def test_three_answers_by_hand():
+    # Two classes with the same probabilities 0.8, 0.5, 0.1: F1 of one, two and three said ones is 2 * 0.8 / 2.4,
+    # 2 * 1.3 / 3.4 and 2 * 1.4 / 4.4; the second is largest.
+    from clipadapter.uncertainty.multilabel import _best_threshold
+
+    assert _best_threshold(np.array([0.5, 0.1, 0.8]), None) == pytest.approx(1.3 / 3.4)
+    assert _best_threshold(np.array([0.5, 0.1, 0.8]), 0.7) == 0.8  # 1.3 of two is 0.65
+    assert _best_threshold(np.array([0.5, 0.1, 0.8]), 0.6) == 0.5
+    assert _best_threshold(np.array([0.5, 0.1, 0.8]), 0.9) == 1.0
+
+
+def test_the_fewer_shots_a_class_has_the_nearer_is_its_threshold_to_the_others():
+    logits, targets = answers(3000, slope=1.0, bias=np.array([-4.0, 0.0, 0.0, 0.0]))
+    many = learn_multilabel(logits, targets)
+    few = learn_multilabel(logits[:40], targets[:40])
+    assert many.thresholds[0] < many.thresholds[1:].min() - 0.1
+    assert few.thresholds[0] > many.thresholds[0] + 0.02
+
+
+@pytest.mark.parametrize("precision", [0.6, 0.9])
+def test_a_precision_that_is_wished_is_reached_on_new_pictures(precision):
+    rule = learn_multilabel(*answers(2000), precision=precision)
+    logits, targets = answers(20_000, seed=1)
+    said = rule.decide(logits)
+    assert targets[said].mean() > precision - 0.03
+    assert said[targets == 1].mean() > 0.2
+
+
+@pytest.mark.parametrize("targets", [np.zeros((9, 2)), np.ones((9, 2)), np.eye(9, 2)])
+def test_rare_and_common_classes_have_thresholds(targets):
+    rule = learn_multilabel(np.random.default_rng(0).standard_normal((9, 2)), targets)
+    assert np.isfinite(rule.slope).all()
+    assert ((rule.thresholds >= 0) & (rule.thresholds <= 1)).all()
+    assert learn_multilabel(np.zeros((1, 2)), np.zeros((1, 2))).n == 1
+
+
+def test_state_comes_back():
+    logits, targets = answers(50)
+    rule = learn_multilabel(logits, targets)
+    facts, arrays = rule.state()
+    again = MultiLabel.from_state(json.loads(json.dumps(facts)), arrays, 4)
+    np.testing.assert_array_equal(again.decide(logits), rule.decide(logits))
+    assert again.n == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "classes", "words"),
+    [
+        ({}, 3, "do not fit 3 classes"),
+        ({"slope": np.array([1.0, -1.0])}, 2, "a value can't be"),
+        ({"thresholds": np.array([0.5, 1.5])}, 2, "a value can't be"),
+        ({"bias": np.array([0.0, np.nan])}, 2, "a value can't be"),
+        ({"bias": np.array(["a", "b"])}, 2, "damaged"),
+    ],
+)
+def test_damaged_state_is_refused(change, classes, words):
+    facts, arrays = MultiLabel(np.ones(2), np.zeros(2), np.full(2, 0.5), 3).state()
+    with pytest.raises(ArtifactError, match=words):
+        MultiLabel.from_state(facts, {**arrays, **change}, classes)
+    with pytest.raises(ArtifactError, match="damaged"):
+        MultiLabel.from_state({}, arrays, 2)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "precision", "words"),
+    [
+        (np.zeros((3, 2)), np.zeros((2, 2)), None, "don't go together"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), None, "don't go together"),
+        (np.full((3, 2), np.nan), np.zeros((3, 2)), None, "finite"),
+        (np.zeros((3, 2)), np.full((3, 2), 2), None, "zeros and ones"),
+        (np.zeros((3, 2)), np.zeros((3, 2)), 1.0, "between 0 and 1, but is 1.0"),
+    ],
+)
+def test_wrong_input_is_named(logits, targets, precision, words):
+    with pytest.raises(InputError, match=words):
+        learn_multilabel(logits, targets, precision=precision)
+
+
+def test_without_held_out_shots_logits_are_taken_at_their_word():
+    rule = MultiLabel.usual(2)
+    logits = np.log([[0.24 / 0.76, 0.26 / 0.74]])
+    np.testing.assert_allclose(rule.probabilities(logits), [[0.24, 0.26]])
+    assert rule.decide(logits).tolist() == [[False, True]]

@@ -1,0 +1,478 @@
+"""None of these: scores against formulas, refits and other libraries; thresholds against their promise."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp, softmax
+from scipy.stats import t as student
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.neighbors import NearestNeighbors
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.metrics.detection import auroc
+from clipadapter.uncertainty import _scores
+from clipadapter.uncertainty._rejector import _beyond
+from clipadapter.uncertainty._scores import unit_rows
+from clipadapter.uncertainty._spread import learn_spread
+from clipadapter.uncertainty.rejection import METHODS, Rejector, imagenet_names, kept_distractors, learn_rejector
+
+D = 12
+
+
+def world(seed=0, c=5, counts=(4,) * 5, other=3, noise=0.25):
+    """Shots of c classes, pictures of them, pictures of other classes, and the text of both."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal((c + other, D)) + 1.0
+    draw = lambda y: means[y] + noise * np.sqrt(D) * rng.standard_normal((len(y), D)) * np.linspace(0.4, 1.4, D)  # noqa: E731
+    labels = np.repeat(np.arange(c), counts)
+    known, unknown = rng.integers(c, size=300), c + rng.integers(other, size=300)
+    text = unit_rows(means + 0.4 * rng.standard_normal(means.shape))
+    return draw(labels), labels, draw(known), draw(unknown), text[:c], text[c:]
+
+
+def logits_of(rows, text):
+    return 20 * unit_rows(rows) @ text.T
+
+
+def learned(method="auto", seed=0, counts=(4,) * 5, **more):
+    X, y, known, unknown, text, others = world(seed, counts=counts)
+    given = {
+        "logits": logits_of(X, text),
+        "rows": np.arange(len(y)),
+        "probabilities": softmax(logits_of(X, text), axis=1),
+        "text": text,
+        "scale": 20.0,
+        "distractors": others,
+        "names": ["tractor", "teapot", "newt"],
+        "background": unknown[:20],
+        **more,
+    }
+    return learn_rejector(X, y, 5, method=method, **given), known, unknown[20:], text
+
+
+def scored(rejector, rows, text):
+    answers = logits_of(rows, text)
+    return rejector.scores(rows, answers, softmax(answers, axis=1))
+
+
+# Formulas
+
+
+def test_logit_scores_are_the_papers_formulas():
+    z = np.random.default_rng(0).standard_normal((6, 4))
+    np.testing.assert_allclose(_scores.energy(z, 2.0), -2 * logsumexp(z / 2, axis=1))
+    np.testing.assert_allclose(_scores.max_logit(z), [-max(row) for row in z])
+    np.testing.assert_allclose(_scores.msp(softmax(z, axis=1)), 1 - softmax(z, axis=1).max(axis=1))
+    np.testing.assert_allclose(_scores.mcm(z, 0.5), 1 - softmax(z / 0.5, axis=1).max(axis=1))
+
+
+def test_distractors_are_ordered_as_neglabel():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((9, 4)), rng.standard_normal((9, 7))
+    share = np.exp(3 * a).sum(axis=1) / (np.exp(3 * a).sum(axis=1) + np.exp(3 * b).sum(axis=1))  # eq. 5
+    np.testing.assert_allclose(_scores.distractors(a, b, 3.0), np.log(1 / share - 1))
+
+
+def test_the_nearest_shot_is_scikit_learns():
+    X, y, known, _, text, _ = world()
+    rejector = learn_rejector(X, y, 5, method="knn")
+    expected = NearestNeighbors(n_neighbors=1, metric="cosine").fit(X).kneighbors(known)[0][:, 0]
+    raw = rejector.parts[0].centre + rejector.parts[0].deviation * rejector.scores(known, logits_of(known, text))
+    np.testing.assert_allclose(raw, expected, rtol=1e-5)
+    own = NearestNeighbors(n_neighbors=2, metric="cosine").fit(X).kneighbors(X)[0][:, 1]
+    np.testing.assert_allclose(rejector.held_out[:, 0], own, rtol=1e-9)
+
+
+# The Mahalanobis distance
+
+
+def contrasts(rows):
+    """Of one class: each shot against the mean of those before it, an orthonormal basis of the differences."""
+    rows = rows[np.argsort(rows[:, 0])]
+    return [np.sqrt(j / (j + 1)) * (rows[j] - rows[:j].mean(axis=0)) for j in range(1, len(rows))]
+
+
+def covariance(rows, labels, a):
+    H = np.array([h for k in np.unique(labels) for h in contrasts(rows[labels == k])])
+    S = H.T @ H / len(H)
+    return (1 - a) * S + a * np.trace(S) / S.shape[0] * np.eye(S.shape[0]), H
+
+
+@pytest.mark.parametrize("counts", [(2, 2, 2, 2, 2), (4, 3, 1, 2, 6), (9, 9, 9, 9, 9)])
+def test_distances_are_by_ledoit_and_wolfs_covariance_of_contrasts(counts):
+    X, y, known, _, _, _ = world(counts=counts)
+    rows, queries = unit_rows(X), unit_rows(known)
+    spread, _ = learn_spread(rows, y, 5)
+    _, H = covariance(rows, y, 0)
+    S, _ = covariance(rows, y, ledoit_wolf_shrinkage(H, assume_centered=True))
+    for k in range(5):
+        u = queries - rows[y == k].mean(axis=0)
+        expected = np.einsum("md,de,me->m", u, np.linalg.inv(S), u)
+        np.testing.assert_allclose(spread.distances(queries)[:, k], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("counts", [(2, 2, 2, 2, 2), (4, 3, 2, 2, 6), (9, 9, 9, 9, 9)])
+def test_a_left_out_shots_distances_are_those_of_a_refit_without_it(counts):
+    X, y, *_ = world(counts=counts)
+    rows = unit_rows(X)
+    spread, apart = learn_spread(rows, y, 5)
+    _, H = covariance(rows, y, 0)
+    a = ledoit_wolf_shrinkage(H, assume_centered=True)
+    scatter = (H.T @ H) / len(H)
+    for i in range(len(rows)):
+        rest = np.arange(len(rows)) != i
+        G = np.array([h for k in range(5) for h in contrasts(rows[rest & (y == k)])])
+        S = (1 - a) * G.T @ G / len(H) + a * np.trace(scatter) / D * np.eye(D)
+        for k in range(5):
+            u = rows[i] - rows[rest & (y == k)].mean(axis=0)
+            n = counts[k]
+            factor = (n**2 - 1) / n**2 if k == y[i] else 1
+            assert apart[i, k] == pytest.approx(factor * u @ np.linalg.inv(S) @ u, rel=1e-7)
+
+
+def test_left_out_distances_to_the_own_class_are_as_large_as_those_of_new_pictures():
+    """On average, from Gaussians with a known spread: what is left is that the covariance has a shot less."""
+    ratios = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        y = np.repeat(np.arange(30), 3)
+        means = 3 * rng.standard_normal((30, D))
+        spread, apart = learn_spread(means[y] + rng.standard_normal((90, D)), y, 30)
+        new = spread.distances(means[y] + rng.standard_normal((90, D)))
+        ratios.append(apart[np.arange(90), y].mean() / new[np.arange(90), y].mean())
+    assert np.mean(ratios) == pytest.approx(1, abs=0.06)
+
+
+def test_the_only_shot_of_a_class_has_no_distance_of_its_own():
+    X, y, *_ = world(counts=(1, 2, 3, 2, 2))
+    _, apart = learn_spread(unit_rows(X), y, 5)
+    assert np.isnan(apart[0, 0])
+    assert np.isfinite(np.delete(apart.ravel(), 0)).all()
+
+
+def test_alike_shots_give_plain_distances():
+    X = np.repeat(np.eye(3), 2, axis=0)
+    spread, apart = learn_spread(X, np.repeat(np.arange(3), 2), 3)
+    np.testing.assert_allclose(spread.distances(np.eye(3)), 2 - 2 * np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(apart[::2], 2 - 2 * np.eye(3), atol=1e-12)
+
+
+# The threshold
+
+
+def test_the_smallest_rates_have_a_threshold():
+    rejector = learn_rejector(np.eye(3).repeat(4, axis=0) + 0.01 * np.arange(12)[:, None], np.arange(3).repeat(4), 3)
+    values = [rejector.threshold(rate).value for rate in (1e-2, 1e-9, 1e-17, 1e-300)]
+    assert np.isfinite(values).all() and values == sorted(values)
+
+
+@pytest.mark.parametrize(("rate", "position"), [(0.5, 10), (0.05, 19), (0.1, 18), (0.3, 14)])
+def test_the_threshold_is_the_conformal_quantile(rate, position):
+    """Of r = 19: the ceil(20 (1 - rate))-th lowest."""
+    rejector, *_ = learned(method="text", counts=(4, 4, 4, 4, 3))
+    threshold = rejector.threshold(rate)
+    part = rejector.parts[0]
+    expected = np.sort((rejector.held_out[:, 0] - part.centre) / part.deviation)[position - 1]
+    assert threshold.value == pytest.approx(expected)
+    assert (threshold.enough, threshold.shots, threshold.least) == (True, 19, 0.05)
+
+
+def test_too_few_shots_for_a_rate_are_told():
+    rejector, *_ = learned(method="text", counts=(4, 4, 4, 4, 2))
+    threshold = rejector.threshold(0.05)
+    assert not threshold.enough
+    assert threshold.least == 1 / 19
+    assert rejector.threshold(1 / 19).enough
+    assert rejector.threshold(1 / 19).value <= threshold.value < rejector.threshold(0.001).value
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.01])
+def test_beyond_the_held_out_shots_lies_students_bound_on_one_more(rate):
+    scores = np.sort(np.random.default_rng(0).normal(size=8))
+    bound = scores.mean() + student.ppf(1 - rate, 7) * scores.std(ddof=1) * np.sqrt(1 + 1 / 8)
+    assert _beyond(scores, rate) == pytest.approx(max(bound, scores[-1]), rel=0.02)
+
+
+def test_two_held_out_shots_reject_nothing():
+    assert _beyond(np.array([0.0, 1.0]), 0.05) == np.inf
+    assert _beyond(np.array([-9.0, 0.0, 0.1]), 0.4) >= 0.1
+
+
+@pytest.mark.parametrize("method", ["auto", "text", "mahalanobis", "knn", "max-logit"])
+@pytest.mark.parametrize("counts", [(2,) * 5, (8,) * 5])
+def test_the_asked_share_of_pictures_of_the_classes_is_rejected(method, counts):
+    realised = []
+    for seed in range(40):
+        rejector, known, _, text = learned(method, seed, counts, background=None, distractors=None, names=())
+        realised.append((scored(rejector, known, text) > rejector.threshold(0.2).value).mean())
+    error = np.std(realised) / np.sqrt(len(realised))
+    r = 5 * counts[0]
+    wanted = 1 - np.ceil((r + 1) * 0.8) / (r + 1)
+    assert wanted - 0.07 - 3 * error < np.mean(realised) < wanted + 0.03 + 3 * error
+
+
+def test_with_one_shot_a_class_fewer_are_rejected_than_asked_and_it_says_so():
+    realised = []
+    for seed in range(40):
+        rejector, known, _, text = learned("auto", seed, (1,) * 5, logits=None, rows=None, probabilities=None)
+        threshold = rejector.threshold(0.2)
+        assert threshold.bound
+        realised.append((scored(rejector, known, text) > threshold.value).mean())
+    assert np.mean(realised) < 0.2
+
+
+def test_text_alone_is_exact_with_one_shot_a_class():
+    rejector, *_ = learned("text", counts=(1,) * 5)
+    assert not rejector.threshold(0.2).bound
+
+
+def test_answers_for_other_views_of_single_shots_are_taken_where_they_are_asked_for():
+    rejector, *_ = learned("max-logit", counts=(1,) * 5)
+    assert (rejector.threshold(0.2).bound, rejector.threshold(0.2).shots) == (False, 5)
+
+
+# What is summed
+
+
+def test_auto_tells_strangers_and_finds_what_helps():
+    areas = {}
+    for method in ("auto", "text", "mahalanobis", "max-logit"):
+        found = [learned(method, seed, distractors=None, names=(), background=None) for seed in range(12)]
+        areas[method] = np.mean([auroc(scored(r, k, t), scored(r, u, t)) for r, k, u, t in found])
+    assert areas["auto"] > 0.75
+    assert areas["auto"] > np.mean([areas[m] for m in ("text", "mahalanobis", "max-logit")])
+
+
+def test_distractors_and_background_that_fit_the_strangers_help():
+    def area(**more):
+        found = [learned("auto", seed, **more) for seed in range(12)]
+        return np.mean([auroc(scored(r, k, t), scored(r, u, t)) for r, k, u, t in found])
+
+    plain = area(distractors=None, names=(), background=None)
+    assert area(background=None) > plain + 0.01
+    assert area(distractors=None, names=()) > plain + 0.01
+
+
+def test_a_score_that_tells_nothing_gets_no_weight():
+    X, y, *_ = world()
+    rng = np.random.default_rng(1)
+    rejector = learn_rejector(X, y, 5, logits=np.zeros((20, 5)), text=rng.standard_normal((5, D)))
+    weights = {part.name: part.weight for part in rejector.parts}
+    assert weights["max-logit"] == 0
+    assert weights["mahalanobis"] > 0
+
+
+def test_the_weight_is_the_distance_of_pretended_strangers_in_deviations():
+    X, y, _, _, text, _ = world()
+    rejector = learn_rejector(X, y, 5, text=text, logits=logits_of(X, text))
+    cosines = unit_rows(X) @ text.T
+    known = 1 - cosines.max(axis=1)
+    strangers = [1 - max(row[k] for k in range(5) if k != label) for row, label in zip(cosines, y, strict=True)]
+    expected = (np.mean(strangers) - known.mean()) / np.sqrt((known.var() + np.var(strangers)) / 2)
+    weight = next(part.weight for part in rejector.parts if part.name == "text")
+    assert weight == pytest.approx(expected)
+
+
+def test_the_order_of_shots_does_not_matter():
+    X, y, known, _, text, _ = world()
+    order = np.random.default_rng(0).permutation(len(y))
+    first = learn_rejector(X, y, 5, text=text, logits=logits_of(X, text))
+    second = learn_rejector(X[order], y[order], 5, text=text, logits=logits_of(X, text)[order])
+    np.testing.assert_allclose(scored(first, known, text), scored(second, known, text), rtol=1e-5, atol=1e-5)
+
+
+def test_only_some_shots_may_be_held_out():
+    X, y, known, _, text, _ = world()
+    rows = np.flatnonzero(y != 2)
+    rejector = learn_rejector(X, y, 5, text=text, logits=logits_of(X[rows], text), rows=rows)
+    assert len(rejector.held_out) == 16
+    full = learn_rejector(X, y, 5, text=text, logits=logits_of(X, text))
+    np.testing.assert_allclose(rejector.held_out, full.held_out[rows])
+
+
+@pytest.mark.parametrize("method", ["knn", "mahalanobis", "background", "auto"])
+def test_the_only_shot_of_a_class_sets_no_threshold_where_others_have_two(method):
+    rejector, *_ = learned(method, counts=(1, 2, 3, 2, 2))
+    assert rejector.threshold(0.2).shots == 9
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 2, 2, 1), (0, 1, 1, 1, 1)])
+def test_classes_without_shots_are_judged_by_logits_and_text(counts):
+    rejector, known, _, text = learned(counts=counts)
+    assert not {part.name for part in rejector.parts} & {"mahalanobis", "background"}
+    assert np.isfinite(scored(rejector, known, text)).all()
+
+
+def test_one_class_is_enough():
+    rng = np.random.default_rng(0)
+    X = np.eye(D)[0] + 0.1 * rng.standard_normal((6, D))
+    for shots in (X, X[:1]):
+        rejector = learn_rejector(shots, np.zeros(len(shots), int), 1, text=np.eye(D)[:1])
+        near, far = rejector.scores(np.eye(D)[:2], np.zeros((2, 1)))
+        assert near < far
+
+
+def test_many_background_pictures_are_drawn_by_seed():
+    many = np.random.default_rng(0).standard_normal((600, D))
+    first, second, other = (learned(background=many, seed=0)[0] for _ in range(3))
+    assert first.memory.background.shape == (512, D)
+    np.testing.assert_array_equal(first.memory.background, second.memory.background)
+
+
+# Reasons
+
+
+def test_reasons_name_what_is_strange():
+    X = np.eye(6)[[0, 0, 0, 1, 1, 1]] + 0.05 * np.random.default_rng(0).standard_normal((6, 6))
+    y = [0, 0, 0, 1, 1, 1]
+    text, tractor, photo = np.eye(6)[:2], np.eye(6)[2:3], np.eye(6)[3:4]
+    answers = np.zeros((1, 2))
+    one = learn_rejector(X, y, 2, text=text, distractors=tractor, names=["tractor"], method="distractors")
+    assert one.reasons(tractor, answers) == ["nearer to 'tractor' than to any class name"]
+    two = learn_rejector(X, y, 2, background=photo, method="background")
+    assert two.reasons(photo, answers) == ["nearer to background pictures than to any class"]
+    three = learn_rejector(X, y, 2, method="mahalanobis")
+    assert three.reasons(photo, answers) == ["farther from every class than all of the shots are"]
+    four = learn_rejector(X, y, 2, method="text", text=text)
+    assert four.reasons(photo, answers) == ["less like any class name than all of the shots are"]
+    middle = four.reasons(X[[int(np.argsort(four.held_out[:, 0])[3])]], answers)
+    assert middle == ["less like any class name than 50 % of the shots are"]
+    five = learn_rejector(X, y, 2, method="max-logit", logits=X @ text.T)
+    assert five.reasons(photo, answers) == ["less like any class than all of the shots are"]
+
+
+def test_the_reason_is_the_part_that_adds_most():
+    rejector, _, unknown, text = learned()
+    answers = logits_of(unknown, text)
+    answers[0] = -1e3
+    assert rejector.reasons(unknown[:1], answers[:1]) == ["less like any class than all of the shots are"]
+
+
+# Saved and loaded
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_rejector_answers_the_same(method):
+    rejector, known, _, text = learned(method)
+    facts, arrays = rejector.state()
+    again = Rejector.from_state(json.loads(json.dumps(facts)), {name: array.copy() for name, array in arrays.items()})
+    np.testing.assert_array_equal(scored(again, known, text), scored(rejector, known, text))
+    assert again.threshold(0.1) == rejector.threshold(0.1)
+    answers = logits_of(known, text)
+    probabilities = softmax(answers, axis=1)
+    assert again.reasons(known, answers, probabilities) == rejector.reasons(known, answers, probabilities)
+    assert all(array.dtype == np.float32 for name, array in arrays.items() if name != "held_out")
+
+
+def spoilt(change):
+    facts, arrays = learned()[0].state()
+    change(facts, arrays)
+    return facts, arrays
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f, a: f.pop("bound"),
+        lambda f, a: f.update(more=1),
+        lambda f, a: f.update(bound=1),
+        lambda f, a: f.update(scale=0.0),
+        lambda f, a: f.update(floor=None),
+        lambda f, a: f.update(names=["tractor"]),
+        lambda f, a: f.update(parts=[]),
+        lambda f, a: f["parts"][0].update(name="eval"),
+        lambda f, a: f["parts"][0].update(deviation=0.0),
+        lambda f, a: f["parts"][0].update(weight=float("nan")),
+        lambda f, a: f["parts"][0].pop("weight"),
+        lambda f, a: f.update(method=3),
+        lambda f, a: a.pop("held_out"),
+        lambda f, a: a.pop("means"),
+        lambda f, a: a.pop("distractors"),
+        lambda f, a: a.update(text=a["text"][:, :3]),
+        lambda f, a: a.update(text=a["text"][:3]),
+        lambda f, a: a.update(means=a["means"] * np.nan),
+        lambda f, a: a.update(held_out=a["held_out"][:, :1]),
+        lambda f, a: a.update(held_out=a["held_out"][:0]),
+        lambda f, a: a.update(background=a["background"].astype(int)),
+        lambda f, a: a.update(other=a["text"]),
+    ],
+)
+def test_a_spoilt_rejector_is_refused(change):
+    with pytest.raises(ArtifactError, match="the saved rejector can't be used"):
+        Rejector.from_state(*spoilt(change))
+
+
+# Errors
+
+
+def test_distances_need_a_shot_of_every_class():
+    for method in ("mahalanobis", "background"):
+        with pytest.raises(InputError, match=f"'{method}' needs"):
+            learned(method, counts=(3, 0, 2, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "vibes"}, "'vibes'; there are: auto, max-logit"),
+        ({"method": "msp", "probabilities": None}, "'msp' needs probabilities"),
+        ({"method": "energy", "logits": None, "rows": None}, "'energy' needs logits"),
+        ({"method": "distractors", "distractors": None, "names": ()}, "'distractors' needs distractors"),
+        ({"method": "text", "text": None}, "'text' needs text"),
+        ({"text": np.ones((5, 3))}, r"class text must have shape \(5, 12\), but have \(5, 3\)"),
+        ({"names": ["a"]}, r"distractors must have shape \(1, 12\)"),
+        ({"background": np.full((2, D), np.nan)}, "background features are not all finite"),
+        ({"rows": np.arange(3)}, r"held-out answers \(20, 5\) of rows \(3,\)"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_named(change, words):
+    with pytest.raises(InputError, match=words):
+        learned(**change)
+
+
+def test_nothing_to_learn_from_is_refused():
+    with pytest.raises(InputError, match="at least one shot"):
+        learn_rejector(np.zeros((0, D)), np.zeros(0, int), 2)
+    with pytest.raises(InputError, match="two shots of some class"):
+        learn_rejector(np.ones((1, D)), [0], 1)
+
+
+def test_pictures_of_another_width_and_rates_out_of_range_are_refused():
+    rejector, known, _, text = learned()
+    with pytest.raises(InputError, match="of width 12"):
+        rejector.scores(known[:, :5], logits_of(known, text))
+    for rate in (0, 1, -0.1):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            rejector.threshold(rate)
+    assert rejector.scores(known[:0], np.zeros((0, 5))).shape == (0,)
+
+
+# Distractors
+
+
+def test_a_name_that_shares_a_word_with_a_class_is_no_distractor():
+    names = ["tabby cat", "Sports_Car", "coffee cups", "teapot"]
+    kept = kept_distractors(["cats", "car side", "cup"], np.eye(9)[:3], names, np.eye(9)[3:7])
+    assert [names[i] for i in kept] == ["teapot"]
+
+
+def test_a_name_nearer_to_a_class_than_names_and_classes_are_to_each_other_is_no_distractor():
+    angle = lambda degrees: [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]  # noqa: E731
+    classes = np.array([angle(0), angle(40)])
+    text = np.array([angle(t) for t in (-20, 90, 135, 180, 225, 275)])  # half are within 45 degrees of another
+    assert list(kept_distractors(["a1", "a2"], classes, list("uvwxyz"), text)) == [1, 2, 3, 4, 5]
+    # Were the classes alike, a name as near as they are to each other would be a thing of its own.
+    classes = np.array([angle(0), angle(19)])
+    assert list(kept_distractors(["a1", "a2"], classes, list("uvwxyz"), text)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_names_and_names_without_rows():
+    assert len(kept_distractors(["a"], np.eye(2)[:1], [], np.zeros((0, 2)))) == 0
+    with pytest.raises(InputError, match="a row for each name"):
+        kept_distractors(["a"], np.eye(2)[:1], ["b"], np.zeros((2, 2)))
+
+
+def test_the_thousand_names_are_imagenets():
+    names = imagenet_names()
+    assert (len(names), names[0], names[999]) == (1000, "tench", "toilet tissue")
