@@ -19,7 +19,7 @@ TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-4, 13))
 """What logits are divided by before a loss is taken: 1/4 to 64."""
 MAX_EXPECTED_RATIO = 0.3
 """Ratio that is expected where zero-shot knows nothing of the classes."""
-MAX_POWER = 2.0
+MAX_POWER = 1.75
 """How fast the expected ratio falls with the loss that zero-shot leaves, with few shots."""
 SHOTS_OF_HALF_POWER = 20
 """Shots with which it falls half as fast: an adapter that is shared by many shots is a better one, and costs less."""
@@ -41,7 +41,7 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
 
     Zero-shot saw none of the shots, so their likelihood is an honest measure of it. With R the share of the log-loss of
     a guess that zero-shot takes away at its best temperature (McFadden's pseudo R squared), it is
-    ``0.3 * (1 - R) ** p`` with ``p = 2 / (1 + n / 20)``, where two further shots with R of one half count as well. A
+    ``0.3 * (1 - R) ** p`` with ``p = 1.75 / (1 + n / 20)``, where two further shots with R of one half count as well. A
     guess knows of one label nothing; of several labels how frequent each is. The constants were chosen at one shot a
     class on 24 sets of 3 to 30 classes and four of 50 to 101.
 
@@ -52,7 +52,7 @@ def expected_ratio(zero_shot: Tensor, objective: Objective) -> float:
     >>> labels = torch.arange(4)
     >>> objective = Objective(1.0, labels, None, None)
     >>> round(expected_ratio(torch.zeros(4, 4), objective), 2), expected_ratio(100 * torch.eye(4), objective) < 0.05
-    (0.22, True)
+    (0.23, True)
     """
     rows = torch.arange(len(zero_shot))[:: 1 + (len(zero_shot) - 1) // MAX_SHOTS_LOOKED_AT]
     temperatures = zero_shot.new_tensor(TEMPERATURES)
