@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-POINTS = 6 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
+FACTOR = int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
+POINTS = 6 * FACTOR
 SCRIPT = Path(__file__).with_name("bench_faults.py")
 
 
+@pytest.mark.timeout(600 * FACTOR)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.parametrize("way", ["killed", "full"])
 def test_a_suite_goes_on_after_a_fault_and_gives_the_same_records(tmp_path, way):
