@@ -167,7 +167,7 @@ def test_shots_are_held_out_the_cheapest_way(name, how):
 def test_of_very_many_shots_one_fold_is_held_out(monkeypatch):
     X, y, text = toy_features()
     head = create_head("linear-probe", C=10.0).fit(X, y, text=text)
-    monkeypatch.setattr("clipadapter.heads._unseen.MUCH", 10)
+    monkeypatch.setattr("clipadapter.heads.out_of_fold.MUCH", 10)
     assert len(held_out_shots(head, X, y, text).rows) == 3
 
 

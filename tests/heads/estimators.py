@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from clipadapter.heads import Streaming, TextFeatures, create_head
-from clipadapter.heads._inputs import as_labels, as_views, has_several
+from clipadapter.heads.support import as_labels, as_views, has_several
 from clipadapter.towers import WordTower
 
 FEW = {"epochs": 2, "steps": 2, "n_ctx": 1, "channels": 1.0}

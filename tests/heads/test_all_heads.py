@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
-from clipadapter.heads._registry import HEADS
+from clipadapter.heads.registry import HEADS
 from clipadapter.testing import HEAD_CHECKS
 from clipadapter.towers import WordTower
 

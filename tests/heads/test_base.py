@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
-from clipadapter.heads import TextFeatures, _base, create_head, head_info, list_heads
+from clipadapter.heads import TextFeatures, base, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
 from .estimators import create_short
@@ -89,7 +89,7 @@ def test_blocks_of_rows_answer_as_all_rows_together(name, monkeypatch):
     whole = head.logits(queries)
     sizes, answer = [], head._logits
     monkeypatch.setattr(head, "_logits", lambda rows: (sizes.append(len(rows)), answer(rows))[1])
-    monkeypatch.setattr(_base, "AT_ONCE", 4 * head._numbers_per_row())
+    monkeypatch.setattr(base, "AT_ONCE", 4 * head._numbers_per_row())
     np.testing.assert_allclose(head.logits(queries), whole, rtol=1e-5, atol=1e-5)
     assert sizes == [4] * 7 + [2]
     np.testing.assert_array_equal(head.predict(queries), head.classes_[whole.argmax(axis=1)])

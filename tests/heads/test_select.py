@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
 from clipadapter.heads import create_head, held_out, select
-from clipadapter.heads._select import TEMPERATURES
 from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.select import TEMPERATURES
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.split_types import mark_for_evaluation
 from clipadapter.testing import toy_features

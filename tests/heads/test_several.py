@@ -10,9 +10,9 @@ from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, held_out, list_heads, select
 from clipadapter.heads._auto_several import mixing_weights_several, ridge_several
 from clipadapter.heads._one_vs_rest import OneVsRest
-from clipadapter.heads._several import fitted_bias, several_folds
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import GRID, LinearProbe
+from clipadapter.heads.multilabel import fitted_bias, several_folds
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing._several import toy_several

@@ -10,9 +10,9 @@ from sklearn.base import clone
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
 from clipadapter.heads._kept_rows import without
-from clipadapter.heads._streaming import Exact, Streaming
 from clipadapter.heads._triangle import packed, unpacked
 from clipadapter.heads.gda import Gda
+from clipadapter.heads.incremental import Exact, Streaming
 from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.rail import Rail

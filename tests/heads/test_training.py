@@ -9,8 +9,8 @@ import torch
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, head_info, list_heads
-from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
+from clipadapter.heads.folds import held_out_folds
 from clipadapter.testing import toy_features
 
 

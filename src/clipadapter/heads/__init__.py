@@ -1,12 +1,12 @@
 """Heads: methods that work on frozen features. One file a method; see ``list_heads()``; `select` chooses among them."""
 
-from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._held_out import HeldOut, held_out
-from clipadapter.heads._registry import Fidelity, create_head, fidelity_of, head_info, list_heads, register_head
-from clipadapter.heads._select import Candidate, Selection, select
-from clipadapter.heads._streaming import Exact, Streaming
-from clipadapter.heads._text import TextFeatures
-from clipadapter.heads._unseen import Unseen, held_out_shots, mean_shots
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.incremental import Exact, Streaming
+from clipadapter.heads.out_of_fold import Unseen, held_out_shots, mean_shots
+from clipadapter.heads.registry import Fidelity, create_head, fidelity_of, head_info, list_heads, register_head
+from clipadapter.heads.select import Candidate, Selection, select
+from clipadapter.heads.text import TextFeatures
 
 __all__ = [
     "Candidate",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._inputs import (
+from clipadapter.heads._shots import SupportSet
+from clipadapter.heads.support import (
     Array,
     as_labels,
     as_matrix,
@@ -20,11 +21,10 @@ from clipadapter.heads._inputs import (
     has_several,
     positions_among,
 )
-from clipadapter.heads._shots import SupportSet
-from clipadapter.heads._text import TextFeatures
+from clipadapter.heads.text import TextFeatures
 
 if TYPE_CHECKING:
-    from clipadapter.heads._base import Head
+    from clipadapter.heads.base import Head
 
 
 def checked_shots(
@@ -84,7 +84,7 @@ def checked_shots(
 
 def _check_several(head: Head) -> None:
     if not head.multilabel:
-        from clipadapter.heads._registry import HEADS
+        from clipadapter.heads.registry import HEADS
 
         able = [name for name in HEADS.list() if HEADS.info(name).cls.multilabel]
         raise InputError(

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 from sklearn.base import clone
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import Head
-from clipadapter.heads._folds import held_out_folds
-from clipadapter.heads._inputs import Array, as_labels, as_targets, as_views, class_positions, has_several
-from clipadapter.heads._several import several_folds
-from clipadapter.heads._text import TextFeatures
+from clipadapter.heads.base import Head
+from clipadapter.heads.folds import held_out_folds
+from clipadapter.heads.multilabel import several_folds
+from clipadapter.heads.support import Array, as_labels, as_targets, as_views, class_positions, has_several
+from clipadapter.heads.text import TextFeatures
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from clipadapter.heads._inputs import Array
+from clipadapter.heads.support import Array
 
 SHOTS = (1, 2, 4, 8, 16)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import ArtifactError
-from clipadapter.heads._inputs import Array
+from clipadapter.heads.support import Array
 
 KNOWN = ("classes_", "feature_names_in_", "n_features_in_")
 """What is learned, but kept beside the arrays."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads._text import TextFeatures
+from clipadapter.heads.text import TextFeatures
 
 if TYPE_CHECKING:
-    from clipadapter.heads._base import Head
+    from clipadapter.heads.base import Head
 
 Array = NDArray[Any]
 

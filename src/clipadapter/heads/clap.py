@@ -16,9 +16,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import text_confidence
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.registry import register_head
 from clipadapter.heads.zs_lp import ZsLp
 
 MULTIPLIERS = ("class", "relative", "constant")

@@ -23,14 +23,14 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._bottleneck import Bottleneck, Mix, attended, blend, check_ratio, gated, unadapted
-from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import RATIOS, choose_ratio, expected_ratio, loss_table, no_losses
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._several import bias_of_others, shot_folds, sigmoid_bias, with_bias
 from clipadapter.heads._training import Recipe, coop_epochs, drawn, minimise, side_by_side
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.multilabel import bias_of_others, shot_folds, sigmoid_bias, with_bias
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import Earlier, earlier
 
 BRANCHES = ("visual", "text", "both")
 TENSORS = ("down", "up", "down_bias", "up_bias")

@@ -19,10 +19,10 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import STEPS, earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, drawn, minimise
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import STEPS, earlier
 
 KEPT = 0.65
 """Of what an earlier fit learned: less than for others, since nothing else keeps the weights from growing."""

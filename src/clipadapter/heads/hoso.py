@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._continued import earlier
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
-from clipadapter.heads._registry import register_head
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import KEPT, ClipAdapter
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import earlier
 
 
 @register_head(

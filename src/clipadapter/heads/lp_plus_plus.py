@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import STEPS, Earlier, earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import few_threads
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import STEPS, Earlier, earlier
 
 EPOCHS = 300
 FEWEST = 50

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._streaming import Exact
 from clipadapter.heads._warm import carried
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.incremental import Exact
+from clipadapter.heads.registry import register_head
 
 ABSENT = -1e4
 """Logit of a class without shot and text: finite, so that it can be saved, and never the best."""

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._streaming import Exact
 from clipadapter.heads._warm import carried
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.incremental import Exact
+from clipadapter.heads.registry import register_head
 
 ABSENT = -1e4
 """Logit of a class without a shot where text has no say: finite, so that it can be saved, and never the best."""

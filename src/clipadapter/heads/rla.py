@@ -17,11 +17,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import earlier
 from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import minimise
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import earlier
 
 
 @register_head(

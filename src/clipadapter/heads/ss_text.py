@@ -20,8 +20,8 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._registry import register_head
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
 
 
 @register_head(

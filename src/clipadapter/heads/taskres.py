@@ -19,11 +19,11 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, SupportSet
-from clipadapter.heads._continued import earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
 from clipadapter.heads._training import Recipe
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import earlier
 
 KEPT = 0.75
 """Of what an earlier fit learned."""

@@ -17,9 +17,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._several import fitted_bias, votes_for_several, with_bias
 from clipadapter.heads._shot_cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
@@ -29,6 +26,9 @@ from clipadapter.heads._shot_cache import (
     grid_values,
     votes_of_others,
 )
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.multilabel import fitted_bias, votes_for_several, with_bias
+from clipadapter.heads.registry import register_head
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
     {

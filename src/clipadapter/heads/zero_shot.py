@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._several import bias_of_others, sigmoid_bias, with_bias
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.multilabel import bias_of_others, sigmoid_bias, with_bias
+from clipadapter.heads.registry import register_head
 
 
 @register_head(

@@ -16,11 +16,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
 from clipadapter.heads._training import Recipe
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import earlier
 
 
 @register_head(

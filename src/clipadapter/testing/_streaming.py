@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Exact, Head, Streaming, TextFeatures
-from clipadapter.heads._text import Order
+from clipadapter.heads.text import Order
 from clipadapter.testing._toy import CLASSES, Array, expect, toy_features
 
 HALF = np.arange(12) % 2 == 0

@@ -17,8 +17,8 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import Head, SupportSet, TextFeatures
-from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._training import Recipe, drawn
+from clipadapter.heads.warm_start import Earlier, earlier
 from clipadapter.towers import TextTower
 from clipadapter.tuners._checkpoint import Checkpoint, digest_of
 from clipadapter.tuners._prompts import CLASS_TOKENS, PRECISIONS, Prompts, random_context, words_context

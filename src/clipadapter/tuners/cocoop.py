@@ -23,7 +23,7 @@ from typing_extensions import Self
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
-from clipadapter.heads._inputs import Array
+from clipadapter.heads.support import Array
 from clipadapter.tuners._prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners._prompts import Prompts
 

@@ -17,9 +17,9 @@ from typing_extensions import Self
 
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, register_head
-from clipadapter.heads._continued import earlier
 from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
 from clipadapter.heads._training import minimise
+from clipadapter.heads.warm_start import earlier
 
 
 @register_head(

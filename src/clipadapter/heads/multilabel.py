@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._shots import SupportSet
+from clipadapter.heads.folds import held_out_folds, most_can_be_held_out
 
 SPREAD = 2.0
 """How far the bias of a class may lie from that of the others, in logits: the deviation of a normal prior."""

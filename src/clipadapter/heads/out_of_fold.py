@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from clipadapter.heads._base import Head
-from clipadapter.heads._folds import held_out_folds
-from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions
-from clipadapter.heads._text import TextFeatures
+from clipadapter.heads.base import Head
+from clipadapter.heads.folds import held_out_folds
+from clipadapter.heads.support import Array, as_labels, as_views, class_positions
+from clipadapter.heads.text import TextFeatures
 
 FOLDS = 5
 REPEATS, ENOUGH = 3, 200

@@ -23,13 +23,13 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._given import checked_shots
-from clipadapter.heads._inputs import Array, as_matrix, check_names, check_width, in_blocks, names_as, text_classes
 from clipadapter.heads._judged import Judged
 from clipadapter.heads._shots import SupportSet as SupportSet
 from clipadapter.heads._state import check_answers, learned_arrays, take_over
-from clipadapter.heads._text import TextFeatures
 from clipadapter.heads._text_part import Scores, TextPart
 from clipadapter.heads._warm import WarmStart
+from clipadapter.heads.support import Array, as_matrix, check_names, check_width, in_blocks, names_as, text_classes
+from clipadapter.heads.text import TextFeatures
 from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]

@@ -13,7 +13,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, column_or_1
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads._text import TextFeatures
+from clipadapter.heads.text import TextFeatures
 from clipadapter.split_types import EvaluationFeatures
 
 Array = NDArray[Any]

@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._given import checked_shots
 from clipadapter.heads._held_out import HeldOut, held_out
-from clipadapter.heads._inputs import Array, as_labels, as_views, class_positions, has_several
-from clipadapter.heads._registry import create_head
-from clipadapter.heads._several import binary_losses
-from clipadapter.heads._text import TextFeatures
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.registry import create_head
+from clipadapter.heads.support import Array, as_labels, as_views, class_positions, has_several
+from clipadapter.heads.text import TextFeatures
 from clipadapter.registry import unknown
 
 MOST = 4096

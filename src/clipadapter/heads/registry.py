@@ -14,7 +14,7 @@ from typing import Any
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import Head
+from clipadapter.heads.base import Head
 from clipadapter.registry import Registry
 
 FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(

@@ -16,12 +16,12 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head
 from clipadapter.heads._given import checked_shots
-from clipadapter.heads._inputs import Array, as_labels, check_names, check_width, names_as, text_classes
 from clipadapter.heads._shots import SupportSet
-from clipadapter.heads._text import TextFeatures
 from clipadapter.heads._warm import carried, origin_of
+from clipadapter.heads.base import Head
+from clipadapter.heads.support import Array, as_labels, check_names, check_width, names_as, text_classes
+from clipadapter.heads.text import TextFeatures
 
 WITH_TEXT = "with_text_"
 
@@ -197,6 +197,7 @@ class Exact(Streaming):
     def without(
         self, X: ArrayLike, y: ArrayLike, held: Array, text: TextFeatures | None = None, *, chosen: bool = True
     ) -> Self:
+        """As `Head.without`, by `unlearn` where few shots are left out."""
         if not self.updatable or 2 * len(held) > len(np.asarray(y)):
             return super().without(X, y, held, text, chosen=chosen)
         return copy.copy(self).unlearn(np.asarray(X)[held], np.asarray(y)[held], text)  # nothing is learned in place

@@ -20,7 +20,7 @@ from clipadapter.heads._training import Recipe
 from clipadapter.heads._warm import carried, origin_of
 
 if TYPE_CHECKING:
-    from clipadapter.heads._base import Head
+    from clipadapter.heads.base import Head
 
 CHANGED = 0.1
 """Share of the shots that may have changed since the last fit from the beginning."""
