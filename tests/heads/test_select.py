@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import create_head, held_out, select
+from clipadapter.heads import create_head, out_of_fold, select
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.select import TEMPERATURES
 from clipadapter.heads.zero_shot import ZeroShot
@@ -32,7 +32,7 @@ def test_the_head_that_predicts_held_out_shots_is_chosen():
 
 def test_folds_are_fits_without_the_shot():
     X, y, text = toy_features()
-    found = held_out(LinearProbe(C=10.0), X, y, text, folds=4)
+    found = out_of_fold(LinearProbe(C=10.0), X, y, text, folds=4)
     assert sorted(found.rows) == list(range(12))
     for row, logits in zip(found.rows, found.logits, strict=True):
         # With four shots and four folds each fold holds one shot of every class.
@@ -66,7 +66,7 @@ def test_a_grid_makes_every_combination():
 def test_views_are_held_out_at_one_shot():
     X, y, text = toy_features((1, 1, 1))
     views = np.stack([X, X + 0.1, X - 0.1], axis=1)
-    assert select("linear-probe", views, y, text).how == "views"
+    assert select("linear-probe", views, y, text).strategy == "views"
     with pytest.raises(InputError, match="nothing can be held out"):
         select("linear-probe", X, y, text)
 
@@ -100,7 +100,7 @@ def test_bad_searches_are_named(heads, grid, words):
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(lambda counts: max(counts) > 1))
 def test_every_shot_of_a_class_with_two_is_held_out_once(counts):
     X, y, text = toy_features(tuple(counts))
-    rows = held_out(create_head("zero-shot"), X, y, text, folds=3).rows
+    rows = out_of_fold(create_head("zero-shot"), X, y, text, folds=3).rows
     assert sorted(rows) == [i for i, label in enumerate(y) if list(y).count(label) > 1]
 
 

@@ -65,7 +65,7 @@ class ApeT(Head):
         "rate. The rest of their recipe is not part of it: they set the number of channels for each data set; alpha "
         "and beta they set or searched, on validation or test pictures."
     )
-    usual_temperatures = (0.74, 0.74, 0.6, 0.74, 1.0)
+    temperature_prior = (0.74, 0.74, 0.6, 0.74, 1.0)
 
     def __init__(
         self,

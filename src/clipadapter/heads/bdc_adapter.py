@@ -73,7 +73,7 @@ class BdcAdapter(Head):
     """
 
     needs_text = True
-    usual_temperatures = (1.1, 1.2, 1.0, 1.2, 1.6)
+    temperature_prior = (1.1, 1.2, 1.0, 1.2, 1.6)
 
     def __init__(
         self,

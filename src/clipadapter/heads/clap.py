@@ -58,8 +58,8 @@ class Clap(ZsLp):
     array(['dog', 'cat'], dtype='<U3')
     """
 
-    usual_temperatures = (0.6, 0.67, 0.55, 0.6, 0.81)
-    _kept: ClassVar[float] = 1.0  # the penalty holds it
+    temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
+    _shrink_factor: ClassVar[float] = 1.0  # the penalty holds it
 
     def __init__(
         self,

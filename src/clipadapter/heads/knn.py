@@ -39,7 +39,7 @@ class Knn(Head):
     array(['up'], dtype='<U5')
     """
 
-    usual_temperatures = (0.41, 0.41, 0.41, 0.41, 0.41)
+    temperature_prior = (0.41, 0.41, 0.41, 0.41, 0.41)
 
     def __init__(self, k: int = 20, temperature: float = 0.07, mix: float = 0.5) -> None:
         self.k = k

@@ -68,7 +68,7 @@ class Proker(Head):
     """
 
     needs_text = True
-    usual_temperatures = (1.0, 1.1, 1.2, 1.3, 1.8)
+    temperature_prior = (1.0, 1.1, 1.2, 1.3, 1.8)
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class SsText(Head):
     """
 
     needs_text = True
-    usual_temperatures = (1.5, 1.2, 1.0, 1.0, 1.0)
+    temperature_prior = (1.5, 1.2, 1.0, 1.0, 1.0)
 
     def __init__(self, anchor: str | float = "class", repel: bool = False, floor: float = 1e-3) -> None:
         self.anchor = anchor

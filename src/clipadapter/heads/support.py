@@ -1,48 +1,114 @@
-"""What comes into a head, checked: features, labels, classes."""
+"""`SupportSet`, the labelled features that a head learns from, and the checks of features, labels and class names.
+
+Errors of these checks use scikit-learn's wording where its conformance checks look for it.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from clipadapter.errors import InputError
+from clipadapter.functional import unit
 from clipadapter.heads.text import TextFeatures
 from clipadapter.split_types import EvaluationFeatures
+from clipadapter.towers import TextTower
 
 Array = NDArray[Any]
-_NUMBERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
-"""What reads a class name, by the kind of the labels' dtype."""
+_PARSERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
+"""How a class name is read as a number, by the kind of the labels' dtype."""
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """The labelled features that a head is fitted to, as checked tensors.
+
+    Args:
+        views: (n, v, d) raw features; view 0 is the plain picture, the others are augmented.
+        labels: (n,) class positions, int64; -1 for every shot in the multi-label task.
+        n_classes: c, classes without a shot included.
+        text: (c, d) unit text features, or None.
+        scale: the encoder's ``exp(logit_scale)``; 100 without text features.
+        unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
+        names: (c) class names if there are text features, else empty.
+        tower: opens the text tower that made the text features, for methods that train through it; else None.
+        targets: (n, c) zeros and ones in the dtype of the features in the multi-label task; else None.
+        bias: the logit bias of an encoder that was trained with the sigmoid loss (SigLIP), or None.
+    """
+
+    views: Tensor
+    labels: Tensor
+    n_classes: int
+    text: Tensor | None
+    scale: float
+    unlabelled: Tensor | None = None
+    names: tuple[str, ...] = ()
+    tower: Callable[[], TextTower] | None = None
+    targets: Tensor | None = None
+    bias: float | None = None
+
+    @property
+    def X(self) -> Tensor:
+        """(n, d) raw features of the plain pictures."""
+        return self.views[:, 0]
+
+    @cached_property
+    def likeness(self) -> Tensor:
+        """(n, n) cosines of the mean of each shot's views (row) and each plain picture (column).
+
+        Cached, since a hyperparameter search reads it once per candidate. Do not change it in place. Its memory grows
+        with the square of the number of shots.
+        """
+        return unit(self.views.mean(dim=1)) @ unit(self.X).T
+
+    @property
+    def onehot(self) -> Tensor:
+        """(n, c) one-hot labels in the dtype of the features."""
+        return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.views.dtype)
+
+    @property
+    def counts(self) -> Tensor:
+        """(c,) number of shots of each class in the dtype of the features."""
+        return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
+
+    def take(self, rows: Tensor) -> SupportSet:
+        """The shots with these row numbers; classes and text features stay."""
+        targets = None if self.targets is None else self.targets[rows]
+        return replace(self, views=self.views[rows], labels=self.labels[rows], targets=targets)
 
 
 def as_matrix(X: ArrayLike) -> Array:
-    """Checked (m, d) float array: float64 stays, all else becomes float32."""
+    """Checked (m, d) float array: float64 is kept, other types become float32."""
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
     array = check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
     return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
 
 
-def check_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:
-    """Keep the names of a table's columns as ``feature_names_in_``, or compare them with those that are kept.
+def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:
+    """Store the column names of a data frame as ``feature_names_in_``, or compare them with the stored ones.
 
     Raises:
-        ValueError: if they are others, or in another order, in scikit-learn's own words.
+        ValueError: if the names or their order differ; the message is scikit-learn's.
     """
     validate_data(head, X, reset=reset, skip_check_array=True, ensure_2d=False)
 
 
 def check_width(head: Any, width: int) -> None:
-    """Refuse features of another width than those of the fit.
+    """Check that features are as wide as those of the fit.
 
     Raises:
-        InputError: if so, in scikit-learn's own words: its checks and its users look for them.
+        InputError: if not, in scikit-learn's wording, which its conformance checks expect.
     """
     if width != head.n_features_in_:
         raise InputError(
@@ -50,21 +116,25 @@ def check_width(head: Any, width: int) -> None:
         )
 
 
-def in_blocks(rows: Array, block: int, answer: Callable[[Array], Array]) -> Array:
-    """What is answered to each block of rows (m, d), in one array of m rows; m is 1 or more."""
-    found: Array | None = None
-    for start in range(0, len(rows), block):
-        part = answer(rows[start : start + block])
-        if len(part) == len(rows):
-            return part
-        found = np.empty((len(rows), *part.shape[1:]), part.dtype) if found is None else found
-        found[start : start + block] = part
-    assert found is not None
-    return found
+def map_blocks(rows: Array, block_size: int, function: Callable[[Array], Array]) -> Array:
+    """Apply a function to blocks of rows (m, d), m at least 1, and join its results to one array of m rows."""
+    joined: Array | None = None
+    for start in range(0, len(rows), block_size):
+        result = function(rows[start : start + block_size])
+        if len(result) == len(rows):
+            return result
+        joined = np.empty((len(rows), *result.shape[1:]), result.dtype) if joined is None else joined
+        joined[start : start + block_size] = result
+    assert joined is not None
+    return joined
 
 
 def as_views(X: ArrayLike) -> Array:
-    """Checked (n, v, d) float array from (n, d) or (n, v, d), to be learned from."""
+    """Checked (n, v, d) float array of shots from (n, d) or (n, v, d).
+
+    Raises:
+        InputError: if the features are marked for evaluation.
+    """
     if isinstance(X, EvaluationFeatures):
         raise InputError("these features are marked for evaluation: fit and select on shots, measure with bench.score")
     if isinstance(X, Tensor):
@@ -81,7 +151,7 @@ def as_labels(y: ArrayLike, n: int) -> Array:
     if labels.dtype.kind == "f":
         assert_all_finite(labels, input_name="y")
     with warnings.catch_warnings():
-        # One shot a class looks like regression to scikit-learn, which warns; here it is the ordinary case.
+        # With one shot per class scikit-learn warns that y may be a regression target; here this is the normal case.
         warnings.simplefilter("ignore", UserWarning)
         check_classification_targets(labels)
     if len(labels) != n:
@@ -89,21 +159,21 @@ def as_labels(y: ArrayLike, n: int) -> Array:
     return np.asarray(labels)
 
 
-def has_several(y: ArrayLike) -> bool:
-    """Whether labels are given as a row of zeros and ones a picture, and not as one name a picture."""
+def is_multilabel(y: ArrayLike) -> bool:
+    """Whether y is a matrix of targets, one row of zeros and ones per picture, and not one label per picture."""
     shape = y.shape if isinstance(y, Tensor) else np.asarray(y).shape
     return len(shape) == 2 and shape[1] > 1
 
 
 def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, NDArray[np.int8]]:
-    """Classes in order, and checked (n, c) zeros and ones, a column a class.
+    """Classes in order, and checked (n, c) multi-label targets with one column per class.
 
     Raises:
-        InputError: if there is something else in it, or the counts differ.
+        InputError: if y has values other than zero and one, or the numbers of rows or classes differ.
     """
     targets = np.asarray(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
     if targets.dtype.kind not in "biuf" or not ((targets == 0) | (targets == 1)).all():
-        raise InputError("several labels a picture are given as (n, c) zeros and ones, but y has something else in it")
+        raise InputError("multi-label targets are (n, c) zeros and ones, but y has something else in it")
     if len(targets) != n:
         raise InputError(f"X has {n} rows but y has labels of {len(targets)}")
     c = targets.shape[1]
@@ -114,21 +184,25 @@ def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, 
 
 
 def class_positions(labels: Array, text: TextFeatures | None) -> tuple[Array, NDArray[np.int64]]:
-    """Classes in order, and the position of each label among them."""
+    """Classes in order, and the position (n,) of each label among them.
+
+    Raises:
+        InputError: if there are fewer than two classes, or a label has no text features.
+    """
     if text is None:
         classes, positions = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             raise InputError(f"a classifier needs two classes or more, but y has one class: {classes[0]}")
         return classes, positions.astype(np.int64)
     classes = text_classes(text, labels.dtype)
-    positions = positions_among(labels, classes, "have no class text")
+    positions = label_positions(labels, classes, "have no class text")
     if len(classes) < 2:
         raise InputError("a classifier needs two classes or more, but the class text has one class")
     return classes, positions
 
 
 def text_classes(text: TextFeatures, dtype: np.dtype[Any]) -> Array:
-    """The classes of class text in the type of the labels, sorted as `numpy.unique` does, unless it keeps its order.
+    """The classes of text features in the type of the labels, sorted like `numpy.unique` unless their order is "given".
 
     >>> text = TextFeatures(["10", "9"], [[1.0, 0.0], [0.0, 1.0]])
     >>> text_classes(text, np.dtype(np.int64))
@@ -136,34 +210,34 @@ def text_classes(text: TextFeatures, dtype: np.dtype[Any]) -> Array:
     >>> text_classes(text, np.dtype("<U2"))
     array(['10', '9'], dtype='<U2')
     """
-    classes = names_as(text.labels, dtype)
+    classes = names_to_dtype(text.labels, dtype)
     return classes if text.order == "given" else np.sort(classes)
 
 
-def names_as(names: Sequence[str], dtype: np.dtype[Any]) -> Array:
-    """Class names as values of the labels' type, if each name is the text of such a value; else as strings."""
+def names_to_dtype(names: Sequence[str], dtype: np.dtype[Any]) -> Array:
+    """Class names as values of a dtype, if each name is the text of such a value; else as strings."""
     texts = np.asarray(names)
     if dtype.kind not in "biuf":
         return texts
     try:
-        values = (texts == "True") if dtype.kind == "b" else np.array([_NUMBERS[dtype.kind](name) for name in names])
-        found = values.astype(dtype)
+        parsed = (texts == "True") if dtype.kind == "b" else np.array([_PARSERS[dtype.kind](name) for name in names])
+        values = parsed.astype(dtype)
     except (ValueError, OverflowError):
         return texts
-    return found if tuple(map(str, found)) == tuple(names) else texts
+    return values if tuple(map(str, values)) == tuple(names) else texts
 
 
-def positions_among(labels: Array, classes: Array, fault: str = "are no class") -> NDArray[np.int64]:
-    """The position of each label among classes.
+def label_positions(labels: Array, classes: Array, problem: str = "are no class") -> NDArray[np.int64]:
+    """The position (n,) of each label among the classes.
 
     Raises:
-        InputError: if one is not there; ``fault`` says what it lacks.
+        InputError: if a label is none of the classes; ``problem`` completes "these labels ..." in the message.
     """
     order = {str(label): i for i, label in enumerate(classes)}
     missing = sorted({str(label) for label in labels if str(label) not in order})
     if missing:
         raise InputError(
-            f"these labels {fault}: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; "
+            f"these labels {problem}: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; "
             f"known: {', '.join(map(str, classes[:5]))}{' ...' if len(order) > 5 else ''}"
         )
     return np.array([order[str(label)] for label in labels], dtype=np.int64)

@@ -72,7 +72,7 @@ class TipAdapterF(Head):
         "training they searched both anew for each data set on its validation pictures, for ImageNet on its test "
         "pictures."
     )
-    usual_temperatures = (0.49, 0.55, 0.49, 0.6, 1.1)
+    temperature_prior = (0.49, 0.55, 0.49, 0.6, 1.1)
 
     def __init__(
         self,
