@@ -2,6 +2,7 @@
 
 import ast
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,21 @@ def test_imports_go_down(path):
     here = part(path)
     for other in imported(path) - {here}:
         assert FLOOR[other] < FLOOR[here], f"{here} (floor {FLOOR[here]}) imports {other} (floor {FLOOR[other]})"
+
+
+@pytest.mark.parametrize("family", ["heads"])
+def test_modules_of_a_family_import_in_no_circle(family):
+    """Imports inside functions and for type checking count too."""
+    prefix = f"clipadapter.{family}."
+    graph = {
+        path.stem: {
+            node.module.removeprefix(prefix).split(".")[0]
+            for node in nodes(path)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(prefix)
+        }
+        for path in (SOURCE / family).glob("*.py")
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_every_part_has_a_floor():

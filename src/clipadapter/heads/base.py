@@ -1,8 +1,7 @@
 """`Head`, the base class of all methods: a scikit-learn classifier on frozen features with logits for every class.
 
-The base does once what every head needs: it checks features, labels and text features, orders the classes, converts
-arrays to tensors and back, predicts in blocks of rows, and saves and loads what was learned. A method implements `_fit`
-and `_logits`. The sections of the class follow the life of a head: construct, fit, fit again, predict, save and load.
+The base checks features, labels and text features, orders the classes, converts arrays to tensors and back, predicts in
+blocks of rows, and saves and loads what was learned. A method implements `_fit` and `_logits`.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     """True if `fit_from` starts from what an earlier fit learned; other heads fit from scratch."""
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Published parameters by the name of a data set; see `preset`."""
-    preset_note: ClassVar[str] = "It is not stated how these values were found."
+    preset_note: ClassVar[str] = "It is not stated how these values were chosen."
     """What the values of `presets` are: those that the authors used, or where their search starts, and on what data."""
     temperature_prior: ClassVar[tuple[float, float, float, float, float]] = (1.0, 1.0, 1.0, 1.0, 1.0)
     """Temperatures at which this head's softmax is calibrated on typical data, after fits to 1, 2, 4, 8 and 16 shots
@@ -98,7 +97,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     _previous: Head | None = None
     """The earlier head, while `fit_from` runs."""
     _full_fit: Head | None = None
-    """The head fitted to all shots, while `refit_without` fits to some of them with the hyperparameters it chose."""
+    """The head fitted to all shots, while `refit_without` fits to some of them with its chosen hyperparameters."""
     _own_out_of_fold: Any = None
     """The `OutOfFold` of a head whose `_fit` holds out shots itself; not saved."""
 
@@ -131,7 +130,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         """(n, c) logits of each shot's plain view by this head fitted to all other shots, in closed form.
 
-        They must equal those of n refits. None, the default, if there is no closed form.
+        They equal those of n refits. None, the default, if there is no closed form.
         """
         return None
 
@@ -274,8 +273,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             if not self.multilabel:
                 able = [name for name in HEADS.list() if HEADS.info(name).cls.multilabel]
                 raise InputError(
-                    f"{type(self).__name__} knows one label a picture, but y has a row of labels for each; "
-                    f"these heads take several: {', '.join(able)}"
+                    f"{type(self).__name__} is a single-label head, but y has multi-label targets (n, c); "
+                    f"these heads are multi-label: {', '.join(able)}"
                 )
             classes, ones = as_targets(y, len(views), text)
             targets, labels = torch.from_numpy(ones).to(tensor.dtype), torch.full((len(views),), -1)
@@ -360,7 +359,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             InputError: as `fit`; or if the earlier head is of another type or not fitted.
         """
         if type(previous) is not type(self) or not hasattr(previous, "classes_"):
-            raise InputError(f"{type(self).__name__} goes on from a fitted one, not from {type(previous).__name__}")
+            raise InputError(f"{type(self).__name__} starts from a fitted one, not from {type(previous).__name__}")
         self._previous = previous if self.supports_warm_start else None
         try:
             return self.fit(X, y, text=text)

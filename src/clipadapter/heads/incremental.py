@@ -124,9 +124,9 @@ class IncrementalHead(Head):
 
     def _check_same_use_of_text(self, text: TextFeatures | None) -> None:
         if text is None and self.has_text:
-            raise InputError("this head was fitted with class text: give that of all classes, text=TextFeatures(...)")
+            raise InputError("this head was fitted with class text: pass that of all classes, text=TextFeatures(...)")
         if text is not None and not self.has_text:
-            raise InputError("this head was fitted without class text, so it can't go on with some: leave text out")
+            raise InputError("this head was fitted without class text, so it can't be updated with it: leave text out")
 
     def _check_width(self, shots: SupportSet) -> None:
         check_width(self, shots.views.shape[2])
@@ -200,9 +200,9 @@ class ExactIncrementalHead(IncrementalHead):
         remaining = self.counts_ - torch.bincount(shots.labels, minlength=len(self.counts_))
         if (remaining < 0).any():
             k = int(remaining.argmin())
-            raise InputError(f"the class '{self.classes_[k]}' has {self.counts_[k]} shots: so many can't be taken out")
+            raise InputError(f"the class '{self.classes_[k]}' has {self.counts_[k]} shots: it can't unlearn more")
         if not remaining.any():
-            raise InputError("no shot would be left: a head needs some")
+            raise InputError("no shot would remain: a head needs at least one")
         self._update_sums(shots, -1)
         self.counts_ = remaining
         self._solve_from_sums(shots.text, shots.scale)
@@ -289,8 +289,8 @@ def find_remaining_rows(rows: Tensor, labels: Tensor, removed: Tensor, removed_l
         nearest = int(of_row.argmax())
         if of_row[nearest] == -torch.inf or (rows[nearest] - row).norm() > MAX_DISTANCE_OF_EQUAL:
             raise InputError(
-                "a shot that is to be taken out was not learned as one of its class: give the features and the label "
-                "that it was learned with"
+                "a shot to unlearn was not learned as one of its class: pass the features and the label that it was "
+                "learned with"
             )
         matched.append(nearest)
     remains = torch.ones(len(rows), dtype=torch.bool)

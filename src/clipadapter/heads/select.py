@@ -146,9 +146,9 @@ def select(
 
 def _why_nothing_is_held_out(head: Head) -> str:
     if head.transductive:
-        return f"{type(head).__name__} is transductive: it can't be judged on held-out shots"
+        return f"{type(head).__name__} is transductive: it can't be tested on held-out shots"
     return (
-        "with one shot a class and one view nothing can be held out: give two shots of some classes, or "
+        "with one shot per class and one view nothing can be held out: give two shots of some classes, or "
         "views=2 or more, or choose the head yourself ('auto' needs none)"
     )
 
@@ -160,7 +160,7 @@ def _make_candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, 
     if not count:
         raise InputError("there is nothing to choose from: give at least one head and one value of each parameter")
     if count > MAX_CANDIDATES:
-        raise InputError(f"{count} candidates are too many (limit {MAX_CANDIDATES}): give fewer values a parameter")
+        raise InputError(f"{count} candidates are too many (limit {MAX_CANDIDATES}): give fewer values per parameter")
     candidates: dict[str, Head] = {}
     for name, head in named.items():
         known = head.get_params(deep=False)

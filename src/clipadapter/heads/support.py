@@ -178,7 +178,7 @@ def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, 
         raise InputError(f"X has {n} rows but y has labels of {len(targets)}")
     c = targets.shape[1]
     if text is not None and len(text.labels) != c:
-        raise InputError(f"y has {c} columns but the class text has {len(text.labels)} classes: one column a class")
+        raise InputError(f"y has {c} columns but the class text has {len(text.labels)} classes: one column per class")
     classes = np.arange(c) if text is None else np.asarray(text.labels)
     return classes, targets.astype(np.int8)
 

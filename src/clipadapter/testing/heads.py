@@ -217,17 +217,17 @@ def check_presets_are_parameters(head: Head) -> None:
 def check_text_part(head: Head) -> None:
     """`text_logits` has the shape of the logits, and is equal for all classes if the text features are."""
     X, y, text = toy_features()
-    found = fit_head(head, X, y, text).text_logits(X)
-    if found is None:
+    part = fit_head(head, X, y, text).text_logits(X)
+    if part is None:
         return
-    assert found.shape == (len(X), len(CLASSES))
-    assert not head.needs_text or np.ptp(found, axis=1).min() > 0, (
+    assert part.shape == (len(X), len(CLASSES))
+    assert not head.needs_text or np.ptp(part, axis=1).min() > 0, (
         "a head that needs text has text_logits that differ between classes"
     )
     saved = {name: np.array(value) for name, value in head.state().items()}
     again = clone(head).load_state(saved, head.classes_.tolist(), head.n_features_in_).attach(text).text_logits(X)
     assert again is not None, "what text_logits needs is not part of the state"
-    np.testing.assert_array_equal(again, found)
+    np.testing.assert_array_equal(again, part)
     basis = np.linalg.svd(text.embeddings.astype(np.float64))[2][: len(CLASSES)]
     across = X - X @ basis.T @ basis  # orthogonal to all text features: only noise is left
     part = head.text_logits(across)

@@ -193,10 +193,10 @@ def check_partial_fit_refuses_bad_input(head: Head) -> None:
     assert_raises(ValueError, "NaN", lambda: fitted.partial_fit(np.full_like(X, np.nan), y, text=text))
     if isinstance(fitted, ExactIncrementalHead):
         assert_raises(
-            InputError, "can't be taken out", lambda: fitted.unlearn(X[[0, 0, 0, 0, 0]], y[[0] * 5], text=text)
+            InputError, "can't unlearn more", lambda: fitted.unlearn(X[[0, 0, 0, 0, 0]], y[[0] * 5], text=text)
         )
         assert_raises(InputError, "'owl' has 0 shots", lambda: fitted.unlearn(X[-1:], y[-1:], text=text))
-        assert_raises(InputError, "no shot would be left", lambda: fitted.unlearn(X[OLD], y[OLD], text=text))
+        assert_raises(InputError, "no shot would remain", lambda: fitted.unlearn(X[OLD], y[OLD], text=text))
         assert_raises(
             InputError,
             "unlearn them first",

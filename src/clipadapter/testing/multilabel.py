@@ -41,7 +41,7 @@ def check_multilabel_fit(head: Head) -> None:
         try:
             head.fit(X, Y, text=text, unlabelled=X if head.transductive else None)
         except InputError as error:
-            assert "one label a picture" in str(error) and "zero-shot" in str(error), str(error)
+            assert "single-label head" in str(error) and "zero-shot" in str(error), str(error)
             return
         raise AssertionError("multi-label targets were accepted by a head with multilabel = False")
     assert head.fit(X, Y, text=text) is head
