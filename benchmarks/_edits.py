@@ -235,7 +235,7 @@ class Edits(RuleBasedStateMachine):
         told = zip(model.predict(asked), expected.predict(asked), sure, strict=True)
         assert all(one == other for one, other, clear in told if clear)
         self.done["comparisons"] += 1
-        self.done["of them updated exactly"] += bool(getattr(model.head_, "updatable", False))
+        self.done["of them updated exactly"] += bool(getattr(model.head_, "is_updatable", False))
         self.done["answers"] += int(sure.sum())
 
     def teardown(self):

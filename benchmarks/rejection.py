@@ -24,7 +24,7 @@ from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.data import draw_shots
 from clipadapter.data.folders import list_images
 from clipadapter.errors import InputError
-from clipadapter.heads import TextFeatures, create_head, held_out_shots
+from clipadapter.heads import TextFeatures, create_head, out_of_fold
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at
 from clipadapter.uncertainty import Calibrator, learn_calibrator
 from clipadapter.uncertainty.rejection import METHODS, imagenet_names, kept_distractors, learn_rejector
@@ -93,9 +93,10 @@ def draw(X, y, text, shots, seed, args):
     labels = np.array([own.labels.index(name) for name in y[rows]])
     head = create_head(args.head).fit(X[rows], y[rows], text=own)
     given = {"text": own.embeddings, "scale": own.logit_scale}
-    calibrator, seen = Calibrator(head.usual_temperature(shots)), held_out_shots(head, X[rows], y[rows], own)
+    calibrator = Calibrator(head.prior_temperature(shots))
+    seen = out_of_fold(head, X[rows], y[rows], own, strategies=("own", "folds"))
     if seen is not None:  # with one shot a class nothing can be held out
-        usual, held = head.usual_temperature(shots), seen.once
+        usual, held = head.prior_temperature(shots), seen.first_per_shot
         calibrator = learn_calibrator(seen.logits, seen.labels, usual=usual, n=len(held.rows))
         p = calibrator.probabilities(held.logits)
         given |= {"logits": held.logits, "rows": held.rows, "probabilities": p}

@@ -21,13 +21,13 @@ import torch
 from head_costs import make
 from sklearn.base import clone
 
-from clipadapter.heads import Exact, TextFeatures
+from clipadapter.heads import ExactIncrementalHead, TextFeatures
 from clipadapter.heads.gda import Gda
 from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.rail import Rail
 
-HEADS: dict[str, Exact] = {
+HEADS: dict[str, ExactIncrementalHead] = {
     "prototype": Prototype(),
     "nearest-mean": NearestMean(),
     "gda": Gda(stream=True),
@@ -46,15 +46,15 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def turn(
-    fitted: Exact, X, y, text: TextFeatures, before: TextFeatures, new: np.ndarray
-) -> tuple[Exact, Exact, list[float]]:
+    fitted: ExactIncrementalHead, X, y, text: TextFeatures, before: TextFeatures, new: np.ndarray
+) -> tuple[ExactIncrementalHead, ExactIncrementalHead, list[float]]:
     """A copy of a head, changed; one fitted from scratch; and the seconds of each change, and of that fit."""
     head, c = copy.deepcopy(fitted), len(before.labels)
     some = np.flatnonzero(~new)[:: max(1, int((~new).sum()) // 16)][:16]  # learned twice: as good as others to time
     took = [
         seconds(lambda: head.partial_fit(X[some], y[some], text=before)),
         seconds(lambda: head.unlearn(X[some[:1]], y[some[:1]], text=before)),
-        seconds(lambda: head.rearrange(text.labels, [*range(c), -1], text=text)),
+        seconds(lambda: head.remap_classes(text.labels, [*range(c), -1], text=text)),
         seconds(lambda: head.partial_fit(X[new], y[new], text=text)),
     ]
     rows = np.concatenate([np.arange(len(X)), some[1:]])

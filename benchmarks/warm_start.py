@@ -144,7 +144,9 @@ def measure(name: str, data: Data, args) -> dict[str, list[list[float]]]:
 def heads_for() -> list[str]:
     """Warm heads, but for those that train through a tower."""
     known = [head_info(name).cls for name in list_heads()]
-    return [name for name, cls in zip(list_heads(), known, strict=True) if cls.warm and not cls.needs_tower]
+    return [
+        name for name, cls in zip(list_heads(), known, strict=True) if cls.supports_warm_start and not cls.needs_tower
+    ]
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def _below(name: str, group: click.Command) -> Iterator[tuple[str, click.Command
 def heads() -> str:
     """One line a head, from the registry."""
     from clipadapter.heads import fidelity_of, head_info, list_heads
-    from clipadapter.heads._registry import FIDELITY_KINDS
+    from clipadapter.heads.registry import FIDELITY_KINDS
 
     rows, faithful = [], []
     for name in list_heads():

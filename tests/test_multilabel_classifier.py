@@ -6,8 +6,8 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.classifier._multilabel import learn_rule
 from clipadapter.errors import InputError
-from clipadapter.heads import create_head, held_out
-from clipadapter.testing._several import toy_several
+from clipadapter.heads import create_head, out_of_fold
+from clipadapter.testing.multilabel import toy_multilabel
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.uncertainty.multilabel import USUAL, learn_multilabel
 
@@ -90,8 +90,8 @@ def test_a_head_for_one_label_is_refused_with_those_for_several():
 
 
 def test_rule_is_learned_from_shots_that_the_head_did_not_see():
-    X, Y, text = toy_several()
-    found = held_out(create_head("linear-probe", C=1.0), X, Y, text, folds=3, seed=1)
+    X, Y, text = toy_multilabel()
+    found = out_of_fold(create_head("linear-probe", C=1.0), X, Y, text, folds=3, seed=1)
     expected = learn_multilabel(found.logits, found.labels, precision=0.8)
     head = create_head("linear-probe", C=1.0).fit(X, Y, text=text)
     rule = learn_rule(head, X, Y, text, folds=3, seed=1, precision=0.8)
@@ -101,7 +101,7 @@ def test_rule_is_learned_from_shots_that_the_head_did_not_see():
 
 @pytest.mark.parametrize("Y", [np.eye(3, dtype=int), np.zeros((3, 3), int), np.eye(3, dtype=int)[:1]])
 def test_one_shot_a_class_leaves_the_usual_thresholds(Y):
-    X, _, text = toy_several()
+    X, _, text = toy_multilabel()
     rule = learn_rule(create_head("zero-shot"), X[: len(Y)], Y, text)
     assert rule.thresholds.tolist() == [USUAL] * 3
 

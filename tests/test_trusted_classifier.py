@@ -1,6 +1,7 @@
 """What a classifier says beside the best class, from fitting to a saved model."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import create_head, held_out_shots, mean_shots
+from clipadapter.heads import create_head, mean_shots_per_class, out_of_fold
 from clipadapter.persistence import read_config
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import UncertaintyOptions
@@ -93,7 +94,7 @@ def test_one_shot_a_class_is_calibrated_by_what_is_usual_for_the_head():
     images, labels = squares(each=1)
     model = FewShotClassifier(encoder="toy", cache=None).fit(images, labels)
     head = create_head("auto")
-    assert model.uncertainty_.calibrator.temperature == pytest.approx(head.usual_temperature(1))
+    assert model.uncertainty_.calibrator.temperature == pytest.approx(head.prior_temperature(1))
     assert model.uncertainty_.conformal is None
     with pytest.raises(InputError, match="two shots"):
         model.classify(images, coverage=0.9)
@@ -157,45 +158,45 @@ def test_facts_of_another_model_are_refused(tmp_path):
 @pytest.mark.parametrize(("name", "how"), [("auto", "own"), ("tip-adapter", "folds"), ("linear-probe", "folds")])
 def test_shots_are_held_out_the_cheapest_way(name, how):
     X, y, text = toy_features()
-    found = held_out_shots(create_head(name).fit(X, y, text=text), X, y, text)
-    assert found.how == how
+    found = out_of_fold(create_head(name).fit(X, y, text=text), X, y, text, strategies=("own", "folds"))
+    assert found.strategy == how
     assert sorted(set(found.rows)) == list(range(len(y)))
     assert (np.array(text.labels)[found.labels] == np.asarray(y)[found.rows]).all()
-    assert found.shots < mean_shots(y)
+    assert found.shots_per_class < mean_shots_per_class(y)
 
 
 def test_of_very_many_shots_one_fold_is_held_out(monkeypatch):
     X, y, text = toy_features()
     head = create_head("linear-probe", C=10.0).fit(X, y, text=text)
-    monkeypatch.setattr("clipadapter.heads._unseen.MUCH", 10)
-    assert len(held_out_shots(head, X, y, text).rows) == 3
+    monkeypatch.setattr(sys.modules["clipadapter.heads.out_of_fold"], "MAX_MULTIPLICATIONS", 10)
+    assert len(out_of_fold(head, X, y, text).rows) == 3
 
 
 def test_held_out_logits_are_those_of_fits_without_the_shot():
     X, y, text = toy_features()
     head = create_head("linear-probe", C=10.0)
-    found = held_out_shots(head.fit(X, y, text=text), X, y, text, keep=True)
+    found = out_of_fold(head.fit(X, y, text=text), X, y, text, keep_heads=True)
     for fold, kept in enumerate(found.heads):
         held = found.rows[found.folds == fold]
         others = np.setdiff1d(np.arange(len(y)), held)
         again = create_head("linear-probe", C=10.0).fit(np.asarray(X)[others], np.asarray(y)[others], text=text)
-        logits = found.louder * again.logits(np.asarray(X)[held])
+        logits = found.logit_scale_ratio * again.logits(np.asarray(X)[held])
         np.testing.assert_allclose(found.logits[found.folds == fold], logits, rtol=1e-5)
         np.testing.assert_allclose(kept.logits(X), again.logits(X), atol=1e-5)
 
 
 def test_logits_that_auto_held_out_are_near_to_those_of_its_own_refits():
     X, y, text = toy_features()
-    own = held_out_shots(create_head("auto").fit(X, y, text=text), X, y, text)
+    own = out_of_fold(create_head("auto").fit(X, y, text=text), X, y, text, strategies=("own",))
     assert (own.logits.argmax(axis=1) == own.labels).mean() > 0.9
     assert own.logits.std() == pytest.approx(create_head("auto").fit(X, y, text=text).logits(X).std(), rel=0.5)
 
 
 def test_the_usual_temperature_lies_between_those_of_measured_shots():
     head = create_head("auto")
-    low, high = sorted(head.usual_temperatures[2:4])
-    assert low <= head.usual_temperature(5.5) <= high
-    assert head.usual_temperature(100) == head.usual_temperatures[-1]
+    low, high = sorted(head.temperature_prior[2:4])
+    assert low <= head.prior_temperature(5.5) <= high
+    assert head.prior_temperature(100) == head.temperature_prior[-1]
 
 
 def test_the_card_says_what_its_probabilities_mean(tmp_path):
@@ -212,10 +213,10 @@ def test_held_out_logits_are_as_large_as_those_of_the_full_fit():
     X, y = np.asarray(X), np.asarray(y)
     rows = np.concatenate([np.flatnonzero(y == name)[:2] for name in text.labels])
     head = create_head("linear-probe", C=1.0).fit(X[rows], y[rows], text=text)
-    found = held_out_shots(head, X[rows], y[rows], text, keep=True)
+    found = out_of_fold(head, X[rows], y[rows], text, keep_heads=True)
     own = [one.logits(X[rows][found.rows[found.folds != i]]).std(axis=1).mean() for i, one in enumerate(found.heads)]
-    assert found.louder == pytest.approx(head.logits(X[rows]).std(axis=1).mean() / np.mean(own), rel=1e-5)
-    assert found.louder > 1.1
+    assert found.logit_scale_ratio == pytest.approx(head.logits(X[rows]).std(axis=1).mean() / np.mean(own), rel=1e-5)
+    assert found.logit_scale_ratio > 1.1
 
 
 @pytest.mark.parametrize("background", [np.full((2, 32), np.nan), np.ones((2, 5))])
@@ -257,10 +258,10 @@ def test_a_class_without_a_shot_is_answered_by_its_text_in_what_auto_held_out():
     X, y = np.asarray(X), np.asarray(y)
     some = y != text.labels[-1]
     head = create_head("auto").fit(X[some], y[some], text=text)
-    found = held_out_shots(head, X[some], y[some], text)
-    assert found.how == "own"
+    found = out_of_fold(head, X[some], y[some], text, strategies=("own", "folds"))
+    assert found.strategy == "own"
     full = head.logits(X[some])[found.rows]
-    np.testing.assert_allclose(found.logits[:, -1] / found.louder, full[:, -1], rtol=1e-4)
+    np.testing.assert_allclose(found.logits[:, -1] / found.logit_scale_ratio, full[:, -1], rtol=1e-4)
     assert np.abs(found.logits[:, 0] - full[:, 0]).max() > 1e-3
 
 

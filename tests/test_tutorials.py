@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.encoders._registry import ENCODERS
-from clipadapter.heads._registry import HEADS
+from clipadapter.heads.base import HEADS
 
 from .pages import ROOT, marked, read_page, run_command
 

@@ -120,7 +120,7 @@ def test_several_labels_per_picture_have_epochs_too():
     images, _ = pictures()
     labels = [("red",), ("green", "blue"), ("blue",), ("red", "green"), (), ("green",)]
     assert model().fit(images, labels).support_.X.shape[1] == 6
-    with pytest.raises(InputError, match="TaskRes knows one label a picture"):
+    with pytest.raises(InputError, match="TaskRes is a single-label head"):
         model(head=TaskRes(epochs=3)).fit(images, labels)
 
 

@@ -10,29 +10,29 @@ from clipadapter.bench import StreamTask, continual_metrics, stream, stream_tabl
 from clipadapter.bench.streams import check_learner, mode_of
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Exact, TextFeatures, create_head, fidelity_of, head_info
-from clipadapter.heads._warm import carried
+from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info
 from clipadapter.heads.knn import Knn
+from clipadapter.heads.warm_start import remap_rows
 from clipadapter.heads.zero_shot import ZeroShot
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 
-class Means(Exact):
+class Means(ExactIncrementalHead):
     """Cosine to the mean of a class's shots; to its text where there is none."""
 
     needs_text = True
 
-    def _clear(self, shots):
+    def _init_sums(self, shots):
         self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2])
 
-    def _gather(self, shots, sign):
+    def _update_sums(self, shots, sign):
         self.sums_ = self.sums_.index_add(0, shots.labels, sign * shots.views[:, 0])
 
-    def _arrange(self, origin):
-        self.sums_ = carried(self.sums_, origin)
+    def _remap_sums(self, origin):
+        self.sums_ = remap_rows(self.sums_, origin)
 
-    def _settle(self, text, scale):
+    def _solve_from_sums(self, text, scale):
         empty = (self.counts_ == 0)[:, None]
         self.rows_ = torch.nn.functional.normalize(torch.where(empty, text, self.sums_), dim=1)
 
@@ -43,9 +43,9 @@ class Means(Exact):
 class Last(Means):
     """Forgets all but the shots that came last."""
 
-    def _more(self, shots, origin):
+    def _partial_fit_next(self, shots, origin):
         self.counts_ = torch.bincount(shots.labels, minlength=shots.n_classes)
-        self._begin(shots)
+        self._partial_fit_first(shots)
 
 
 def pictures(names, n, seed, spread=0.9):
@@ -130,9 +130,9 @@ def test_a_head_that_goes_on_sees_each_shot_once(tasks, text):
     seen = []
 
     class Spy(Means):
-        def _gather(self, shots, sign):
+        def _update_sums(self, shots, sign):
             seen.append(shots.views.shape[0])
-            super()._gather(shots, sign)
+            super()._update_sums(shots, sign)
 
     stream({"it": Spy()}, tasks, text)
     assert seen == [10, 10, 10]
@@ -197,7 +197,7 @@ def test_records_are_made_once_and_hang_on_all_that_matters(tasks, text, tmp_pat
 
 def test_a_head_that_fails_says_after_which_task(tasks, text):
     class Tired(Means):
-        def _more(self, shots, origin):
+        def _partial_fit_next(self, shots, origin):
             raise ValueError("enough")
 
     tired, fine = stream({"tired": Tired(), "fine": Means()}, tasks, text)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from clipadapter.heads import Streaming, TextFeatures, create_head
-from clipadapter.heads._inputs import as_labels, as_views, has_several
+from clipadapter.heads import IncrementalHead, TextFeatures, create_head
+from clipadapter.heads.support import as_labels, as_views, is_multilabel
 from clipadapter.towers import WordTower
 
 FEW = {"epochs": 2, "steps": 2, "n_ctx": 1, "channels": 1.0}
@@ -50,7 +50,7 @@ def with_own_text(name):
             return tags
 
         methods = {"fit": fit, "__sklearn_tags__": tags}
-        if issubclass(cls, Streaming):
+        if issubclass(cls, IncrementalHead):
             methods["partial_fit"] = partial_fit
         # Where pickle looks for it.
         globals()[cls.__name__] = type(cls)(cls.__name__, (cls,), {**methods, "__module__": __name__})
@@ -61,7 +61,7 @@ def text_of(X, y, more=()):
     """Class text that points where the shots of each class lie; bad input is refused as heads do."""
     rows = as_views(X)[:, 0]
     n, d = rows.shape
-    if has_several(y):
+    if is_multilabel(y):
         classes = np.arange(np.shape(y)[1])
         shots = [rows[np.asarray(y)[:, k] == 1] for k in classes]
     else:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
-from clipadapter.heads._registry import HEADS
+from clipadapter.heads.base import HEADS
 from clipadapter.testing import HEAD_CHECKS
 from clipadapter.towers import WordTower
 
@@ -30,7 +30,7 @@ def excused(name, rule):
     return [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
 
 
-LEARNING = {"check_constructor_only_stores", "check_fit_learns", "check_several_labels", "check_presets_are_parameters"}
+LEARNING = {"check_constructor_only_stores", "check_fit_learns", "check_multilabel_fit", "check_presets_are_parameters"}
 """Rules that depend on how long a head trains: the head as it is created. All others hold after a few steps too."""
 
 

@@ -6,9 +6,9 @@ from scipy.optimize import minimize
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures, _training
 from clipadapter.heads._experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
-from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._mixture import MISTAKES, mixing_weights, noise, trust
 from clipadapter.heads.auto import Auto, _answers, _thinned, _unseen_noise
+from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -265,7 +265,7 @@ def test_answers_stand_in_the_order_of_the_held_out_rows(threads, monkeypatch):
     monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
     generator = torch.Generator().manual_seed(0)
     z, labels = unit(torch.randn(18, 6, generator=generator)), torch.arange(3).repeat(6)
-    part, splits, before = Seen(z, labels, 3, None, 0.0), held_out_folds(labels, 3), torch.get_num_threads()
+    part, splits, before = Seen(z, labels, 3, None, 0.0), stratified_folds(labels, 3), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         found = _answers(part, splits, ["prototype", "ridge"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
-from clipadapter.heads import TextFeatures, _base, create_head, head_info, list_heads
+from clipadapter.heads import TextFeatures, base, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
 from .estimators import create_short
@@ -81,7 +81,7 @@ def test_a_row_of_nan_is_a_class_without_text():
 
 
 @pytest.mark.parametrize("name", [name for name in list_heads() if not head_info(name).cls.tunes_encoder])
-def test_blocks_of_rows_answer_as_all_rows_together(name, monkeypatch):
+def test_logits_of_blocks_equal_those_of_all_rows(name, monkeypatch):
     X, y, text = toy_features()
     queries = toy_features((10, 10, 10), seed=1)[0]
     head = create_short(name)
@@ -89,14 +89,14 @@ def test_blocks_of_rows_answer_as_all_rows_together(name, monkeypatch):
     whole = head.logits(queries)
     sizes, answer = [], head._logits
     monkeypatch.setattr(head, "_logits", lambda rows: (sizes.append(len(rows)), answer(rows))[1])
-    monkeypatch.setattr(_base, "AT_ONCE", 4 * head._numbers_per_row())
+    monkeypatch.setattr(base, "MAX_FLOATS_PER_BLOCK", 4 * head._numbers_per_row())
     np.testing.assert_allclose(head.logits(queries), whole, rtol=1e-5, atol=1e-5)
     assert sizes == [4] * 7 + [2]
     np.testing.assert_array_equal(head.predict(queries), head.classes_[whole.argmax(axis=1)])
     np.testing.assert_allclose(head.predict_proba(queries).sum(axis=1), 1)
 
 
-def test_a_head_that_keeps_its_shots_gets_fewer_rows_the_more_there_are():
+def test_a_head_that_stores_its_shots_predicts_fewer_rows_at_a_time_the_more_there_are():
     X, y, text = toy_features((40, 40, 40))
     assert create_head("tip-adapter").fit(X, y, text=text)._numbers_per_row() == 16 + 3 + 120
     assert create_head("zero-shot").fit(X, y, text=text)._numbers_per_row() == 16 + 3 + 3

@@ -9,7 +9,8 @@ import pytest
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Fidelity, Head, fidelity_of, head_info, list_heads, register_head
-from clipadapter.heads._registry import FIDELITY_KINDS, HEADS
+from clipadapter.heads.base import HEADS
+from clipadapter.heads.registry import FIDELITY_KINDS
 
 TESTS = Path(__file__).parents[1]
 RESULTS = TESTS.parent / "benchmarks" / "results.py"

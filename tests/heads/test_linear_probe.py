@@ -90,7 +90,7 @@ def test_c_that_is_chosen_has_the_lowest_held_out_loss_of_scikit_learn():
     X, y = clusters(5, 6, 16, spread=3.0)
     rows = X / np.linalg.norm(X, axis=1, keepdims=True)
     losses = dict.fromkeys(linear_probe.GRID, 0.0)
-    for train, held in linear_probe.held_out_folds(torch.tensor(y), 3):
+    for train, held in linear_probe.stratified_folds(torch.tensor(y), 3):
         for C in losses:
             model = LogisticRegression(C=C, max_iter=5000).fit(rows[train], y[train])
             found = model.predict_proba(rows[held])

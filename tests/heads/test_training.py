@@ -9,8 +9,8 @@ import torch
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, head_info, list_heads
-from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
+from clipadapter.heads.folds import stratified_folds
 from clipadapter.testing import toy_features
 
 
@@ -112,19 +112,19 @@ def test_cosine_by_step_falls_from_lr_to_zero():
 
 def test_folds_hold_out_each_shot_of_a_class_with_two_or_more_once():
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
-    held = sorted(row for _, rows in held_out_folds(labels, 3) for row in rows.tolist())
+    held = sorted(row for _, rows in stratified_folds(labels, 3) for row in rows.tolist())
     assert held == [0, 1, 2, 3, 4]
 
 
 def test_folds_leave_every_class_a_shot_to_train_on():
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 3, 3])
-    for train, held in held_out_folds(labels, 4):
+    for train, held in stratified_folds(labels, 4):
         assert set(labels[train].tolist()) == {0, 1, 2, 3}
         assert not set(train.tolist()) & set(held.tolist())
 
 
 def test_no_folds_at_one_shot():
-    assert held_out_folds(torch.arange(5), 3) == []
+    assert stratified_folds(torch.arange(5), 3) == []
 
 
 def test_drawn_rows_and_views_are_those_of_plain_indexing():

@@ -4,8 +4,8 @@ MTIL (ZSCL, https://arxiv.org/abs/2303.06628) says of a test picture which task 
 https://arxiv.org/abs/2406.18868) does not: then an answer is among the classes of all tasks. Class text of all tasks is
 there from the start in both, as it is for a model that reads class names.
 
-A head that can (`heads.Streaming`) goes on from what it learned and gets the shots of the new task alone. Every other
-one is fitted anew to all shots so far, which needs the features of all of them: "joint". Test parts are opened by
+A head that can (`heads.IncrementalHead`) goes on from what it learned and gets the shots of the new task alone. Every
+other one is fitted anew to all shots so far, which needs the features of all of them: "joint". Test parts are opened by
 `score` after each fit; what was measured goes back to no head.
 """
 
@@ -30,7 +30,7 @@ from clipadapter.bench.stream_sets import joined
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, Streaming, TextFeatures, create_head
+from clipadapter.heads import Head, IncrementalHead, TextFeatures, create_head
 
 Mode = Literal["stream", "joint"]
 UNTAUGHT = "zero-shot"
@@ -164,11 +164,11 @@ def mode_of(name: str, head: Head, asked: Mode | None) -> Mode:
     Raises:
         InputError: if it is asked to go on but can't.
     """
-    able = isinstance(head, Streaming) and head.get_params(deep=False).get("stream", True)
+    able = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
     if asked == "stream" and not able:
         how = (
             "set its parameter stream = true"
-            if isinstance(head, Streaming)
+            if isinstance(head, IncrementalHead)
             else 'leave mode out, or say mode = "joint"'
         )
         raise InputError(f"{name} can't go on from what it learned: {how}")
@@ -275,7 +275,7 @@ def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint
     new = shots[-1]
     if len(shots) == 1:
         return learner.fit(new.X, new.y, text=text)
-    assert isinstance(learner, Streaming)
+    assert isinstance(learner, IncrementalHead)
     return learner.partial_fit(new.X, new.y, text=text)
 
 

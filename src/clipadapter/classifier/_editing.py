@@ -20,7 +20,7 @@ from clipadapter.classifier._uncertainty import Fitted, fit_trusted, trusted
 from clipadapter.data import label_matrix
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Exact, Head, Streaming, TextFeatures
+from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
 
@@ -121,7 +121,7 @@ def _costs(costs: ArrayLike | None, origin: Sequence[int]) -> NDArray[Any] | Non
 def _recursive(model: Model, edit: Edit) -> Head | None:
     """The head brought up to date from what it keeps of its shots; None if it must be fitted to all of them."""
     head, support = model.head, model.support
-    if not isinstance(head, Exact) or not head.updatable or support.targets is not None:
+    if not isinstance(head, ExactIncrementalHead) or not head.is_updatable or support.targets is not None:
         return None
     out = sorted({*edit.gone, *edit.labels})
     if len(out) == len(support):
@@ -135,7 +135,7 @@ def _recursive(model: Model, edit: Edit) -> Head | None:
     more = edit.more is not None and len(edit.more) > 0
     # New classes can come with their shots.
     if text is None or not (again or more) or _leaves_out(edit, model.text) or _renames(edit, model.text):
-        found.rearrange(edit.text.labels, edit.origin, text)
+        found.remap_classes(edit.text.labels, edit.origin, text)
     if again:
         found.partial_fit(support.X[list(again)], list(again.values()), text=text)
     if edit.more is not None and more:
@@ -153,22 +153,24 @@ def _renames(edit: Edit, before: TextFeatures) -> bool:
     return any(i >= 0 and name != before.labels[i] for name, i in zip(edit.text.labels, edit.origin, strict=True))
 
 
-def _text_for(head: Streaming, text: TextFeatures) -> TextFeatures | None:
-    return text if head.with_text else None
+def _text_for(head: IncrementalHead, text: TextFeatures) -> TextFeatures | None:
+    return text if head.has_text else None
 
 
 def _without_shots(changed: Model, model: Model, edit: Edit) -> Model:
     """A model that kept no shots: what its head can do by itself; what was learned of trust is of other classes."""
     head = model.head
     names = edit.text.labels
-    able = isinstance(head, Exact) or (isinstance(head, Streaming) and not _renames(edit, model.text))
-    if _leaves_out(edit, model.text) or not able or not isinstance(head, Streaming) or not head.updatable:
+    able = isinstance(head, ExactIncrementalHead) or (
+        isinstance(head, IncrementalHead) and not _renames(edit, model.text)
+    )
+    if _leaves_out(edit, model.text) or not able or not isinstance(head, IncrementalHead) or not head.is_updatable:
         raise InputError(
             "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
         )
     found, text = copy.deepcopy(head), _text_for(head, edit.text)
-    if isinstance(found, Exact):
-        found.rearrange(edit.text.labels, edit.origin, text)
+    if isinstance(found, ExactIncrementalHead):
+        found.remap_classes(edit.text.labels, edit.origin, text)
     if edit.more is not None:
         found.partial_fit(edit.more.X, edit.more.y, text=text)
     calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)

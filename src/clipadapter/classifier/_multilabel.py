@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import clone
 
-from clipadapter.heads import Head, TextFeatures, held_out
+from clipadapter.errors import InputError
+from clipadapter.heads import Head, TextFeatures, out_of_fold
 from clipadapter.uncertainty import MultiLabel, learn_multilabel
 
 
@@ -39,5 +40,7 @@ def learn_rule(
     # A class with one shot keeps it in training: its held-out answers would all be of pictures without it.
     if not 2 * np.sum(counts > 1) >= np.sum(counts > 0) > 0:
         return MultiLabel.usual(truth.shape[1])
-    found = held_out(clone(head), X, truth, text, folds=folds, seed=seed)
+    found = out_of_fold(clone(head), X, truth, text, folds=folds, seed=seed)
+    if found is None:
+        raise InputError(f"{type(head).__name__} can't be judged on held-out shots")
     return learn_multilabel(found.logits, found.labels, precision=precision)

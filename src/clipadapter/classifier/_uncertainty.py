@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clipadapter.classifier._multilabel import learn_rule
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, TextFeatures, Unseen, held_out_shots, mean_shots
+from clipadapter.heads import Head, OutOfFold, TextFeatures, mean_shots_per_class, out_of_fold
 from clipadapter.uncertainty import (
     Calibrator,
     Conformal,
@@ -120,7 +120,7 @@ def trusted(
 
 def _trusted(
     head: Head,
-    unseen: Unseen | None,
+    unseen: OutOfFold | None,
     support: FeatureSet,
     text: TextFeatures,
     options: UncertaintyOptions,
@@ -136,7 +136,11 @@ def _trusted(
     if unseen is None:
         return Fitted(head, Uncertainty(calibrator, rejector, None, asked))
     conformal = _conformal(unseen, calibrator, options)
-    return Fitted(head, Uncertainty(calibrator, rejector, conformal, asked, unseen.how, unseen.louder), unseen.heads)
+    return Fitted(
+        head,
+        Uncertainty(calibrator, rejector, conformal, asked, unseen.strategy, unseen.logit_scale_ratio),
+        unseen.heads,
+    )
 
 
 def _check_several(support: FeatureSet, options: UncertaintyOptions, others: Others) -> None:
@@ -162,14 +166,22 @@ def _cheap(head: Head) -> bool:
 
 def _unseen(
     head: Head, support: FeatureSet, text: TextFeatures, options: UncertaintyOptions, seed: int
-) -> Unseen | None:
+) -> OutOfFold | None:
     wanted = options.calibration in ("temperature", "vector") or options.sets == "cv+"
     if head.tunes_encoder or not (_cheap(head) or wanted):
         return None
-    return held_out_shots(head, support.X, support.y, text, keep=options.sets == "cv+", seed=seed)
+    return out_of_fold(
+        head,
+        support.X,
+        support.y,
+        text,
+        strategies=("own", "folds"),
+        keep_heads=options.sets == "cv+",
+        seed=seed,
+    )
 
 
-def _split(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tuple[Head, Unseen]:
+def _split(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tuple[Head, OutOfFold]:
     """Every second shot of a class is held out, the others are fitted to."""
     if not _cheap(head):
         raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
@@ -184,11 +196,14 @@ def _split(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tu
     fitted = head.fit(support.X[train], labels[train], text=text)
     position = {name: i for i, name in enumerate(text.labels)}
     rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
-    return fitted, Unseen(fitted.logits(support.plain[held]), y, rows, mean_shots(labels[train]), "split")
+    logits = fitted.logits(support.plain[held])
+    return fitted, OutOfFold(logits, y, rows, "split", mean_shots_per_class(labels[train]))
 
 
-def _calibrator(head: Head, support: FeatureSet, unseen: Unseen | None, options: UncertaintyOptions) -> Calibrator:
-    usual = head.usual_temperature(mean_shots(support.y) if unseen is None or unseen.how != "split" else unseen.shots)
+def _calibrator(head: Head, support: FeatureSet, unseen: OutOfFold | None, options: UncertaintyOptions) -> Calibrator:
+    usual = head.prior_temperature(
+        mean_shots_per_class(support.y) if unseen is None or unseen.strategy != "split" else unseen.shots_per_class
+    )
     if options.calibration == "none":
         return Calibrator()
     if unseen is None:
@@ -198,9 +213,9 @@ def _calibrator(head: Head, support: FeatureSet, unseen: Unseen | None, options:
     return learn_calibrator(unseen.logits, unseen.labels, method=method, usual=usual, n=count)
 
 
-def _conformal(unseen: Unseen, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:
-    once = unseen.once
-    how = "split" if unseen.how == "split" else options.sets
+def _conformal(unseen: OutOfFold, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:
+    once = unseen.first_per_shot
+    how = "split" if unseen.strategy == "split" else options.sets
     return learn_conformal(
         calibrator.probabilities(once.logits),
         once.labels,
@@ -212,13 +227,18 @@ def _conformal(unseen: Unseen, calibrator: Calibrator, options: UncertaintyOptio
 
 
 def _rejector(
-    head: Head, support: FeatureSet, text: TextFeatures, unseen: Unseen | None, calibrator: Calibrator, others: Others
+    head: Head,
+    support: FeatureSet,
+    text: TextFeatures,
+    unseen: OutOfFold | None,
+    calibrator: Calibrator,
+    others: Others,
 ) -> Rejector | None:
     width = text.embeddings.shape[1]
     if support.X.shape[-1] != width or head.tunes_encoder:
         return None
     position = {name: i for i, name in enumerate(text.labels)}
-    once = None if unseen is None else unseen.once
+    once = None if unseen is None else unseen.first_per_shot
     try:
         return learn(
             support.plain,

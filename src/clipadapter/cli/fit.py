@@ -219,7 +219,7 @@ def _selection(model: FewShotClassifier) -> dict[str, Any] | None:
         return None
     keys = ("name", "loss", "behind", "error", "accuracy", "seconds")
     candidates = [{key: getattr(one, key) for key in keys} for one in found.candidates]
-    return {"how": found.how, "held_out": found.n_held_out, "seconds": found.seconds, "candidates": candidates}
+    return {"how": found.strategy, "held_out": found.n_held_out, "seconds": found.seconds, "candidates": candidates}
 
 
 def _chosen(model: FewShotClassifier) -> str:
@@ -231,6 +231,6 @@ def _chosen(model: FewShotClassifier) -> str:
     next_best = f"; next {found.candidates[1].name}" if len(found.candidates) > 1 else ""
     behind = f" (log-loss {found.candidates[1].behind:+.3f} ± {found.candidates[1].error:.3f})" if next_best else ""
     return (
-        f", {best.name}: best of {len(found.candidates)} on {found.n_held_out} held-out shots by {found.how}, "
+        f", {best.name}: best of {len(found.candidates)} on {found.n_held_out} held-out shots by {found.strategy}, "
         f"{found.seconds:.1f} s{next_best}{behind}"
     )

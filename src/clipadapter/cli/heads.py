@@ -57,7 +57,7 @@ def _marked(head: Mapping[str, Any]) -> str:
 
 
 def _kinds(kinds: Collection[str]) -> str:
-    from clipadapter.heads._registry import FIDELITY_KINDS
+    from clipadapter.heads.registry import FIDELITY_KINDS
 
     return "\n".join(f"{kind}: {meaning}" for kind, meaning in FIDELITY_KINDS.items() if kind in kinds)
 

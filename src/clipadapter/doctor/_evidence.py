@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipadapter.doctor._twins import Neighbours
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, TextFeatures, create_head, held_out
+from clipadapter.heads import Head, TextFeatures, create_head, out_of_fold
 from clipadapter.prediction import softmax
 
 FOLDS = 8
@@ -61,7 +61,8 @@ def gather(features: FeatureSet, text: TextFeatures | None, near: Neighbours, se
     n, c = len(labels), len(names)
     held = np.full((n, c), np.nan)
     if len(labels) and np.bincount(labels).max() > 1 and len(set(features.y)) > 1:
-        found = held_out(create_head("gda"), features.plain, features.y, text, folds=FOLDS, seed=seed)
+        found = out_of_fold(create_head("gda"), features.plain, features.y, text, folds=FOLDS, seed=seed)
+        assert found is not None  # a class has two shots
         # Without class text a head knows the classes of its shots only, sorted.
         columns = np.arange(c) if text is not None else np.array([place[name] for name in sorted(set(features.y))])
         given = columns[found.labels]

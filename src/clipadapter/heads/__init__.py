@@ -1,31 +1,29 @@
-"""Heads: methods that work on frozen features. One file a method; see ``list_heads()``; `select` chooses among them."""
+"""Heads: methods that work on frozen features, one file per method. `list_heads` names them, `select` chooses one."""
 
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._held_out import HeldOut, held_out
-from clipadapter.heads._registry import Fidelity, create_head, fidelity_of, head_info, list_heads, register_head
-from clipadapter.heads._select import Candidate, Selection, select
-from clipadapter.heads._streaming import Exact, Streaming
-from clipadapter.heads._text import TextFeatures
-from clipadapter.heads._unseen import Unseen, held_out_shots, mean_shots
+from clipadapter.heads.base import Head
+from clipadapter.heads.incremental import ExactIncrementalHead, IncrementalHead
+from clipadapter.heads.out_of_fold import OutOfFold, mean_shots_per_class, out_of_fold
+from clipadapter.heads.registry import Fidelity, create_head, fidelity_of, head_info, list_heads, register_head
+from clipadapter.heads.select import Candidate, Selection, select
+from clipadapter.heads.support import SupportSet
+from clipadapter.heads.text import TextFeatures
 
 __all__ = [
     "Candidate",
-    "TextFeatures",
-    "Exact",
+    "ExactIncrementalHead",
     "Fidelity",
     "Head",
-    "HeldOut",
+    "IncrementalHead",
+    "OutOfFold",
     "Selection",
     "SupportSet",
-    "Streaming",
-    "Unseen",
+    "TextFeatures",
     "create_head",
     "fidelity_of",
     "head_info",
-    "held_out",
-    "held_out_shots",
     "list_heads",
-    "mean_shots",
+    "mean_shots_per_class",
+    "out_of_fold",
     "register_head",
     "select",
 ]

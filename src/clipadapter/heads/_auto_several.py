@@ -22,9 +22,10 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._experts import RIDGE, solve
-from clipadapter.heads._several import SPREAD, binary_losses, fitted_bias, most_are_several, several_folds
-from clipadapter.heads._shots import SupportSet
 from clipadapter.heads._training import few_threads
+from clipadapter.heads.folds import iterative_stratification, most_targets_repeat
+from clipadapter.heads.multilabel import BIAS_PRIOR_STD, binary_losses, fit_bias
+from clipadapter.heads.support import SupportSet
 
 SLOPES = torch.logspace(-2, 1, 31)
 """Factors of zero-shot logits of unit spread; their prior is log-normal, of median 1 and spread 1."""
@@ -86,7 +87,7 @@ def fit_several(shots: SupportSet, folds: int, seed: int) -> Mixed:
         own = _unseen(z, targets)
         noise = _noise(own, targets)
         weights = [slope, ONE_SHOT]
-        bias = fitted_bias(slope * zero_shot + ONE_SHOT / noise * own, targets)
+        bias = fit_bias(slope * zero_shot + ONE_SHOT / noise * own, targets)
     bias = bias.to(z.dtype) - weights[0] / spread * mean
     return Mixed(middle, weights[1] / noise * map_, bias, text, weights[0], spread)
 
@@ -124,11 +125,11 @@ def mixing_weights_several(
         values = torch.from_numpy(np.asarray(point))
         mixed = torch.tensordot(values[:k], stack, dims=1) + values[k] + values[k + 1 :]
         residual = (mixed.sigmoid() - truth) * share
-        away, own = point[:k] - mean, point[k + 1 :] / SPREAD
+        away, own = point[:k] - mean, point[k + 1 :] / BIAS_PRIOR_STD
         value = float(binary_losses(mixed, truth).sum()) * share + float(away @ away + own @ own) / 2
         of_weights = torch.tensordot(stack, residual, dims=2).numpy() + away
         of_bias = residual.sum(dim=0).numpy()
-        return value, np.concatenate([of_weights, [of_bias.sum()], of_bias + own / SPREAD])
+        return value, np.concatenate([of_weights, [of_bias.sum()], of_bias + own / BIAS_PRIOR_STD])
 
     start = np.concatenate([mean, [-1.0], np.zeros(stack.shape[2])])
     bounds = [(0.0, None)] * k + [(None, None)] * (len(start) - k)
@@ -142,19 +143,19 @@ def _slope(zero_shot: Tensor, targets: Tensor) -> float:
     with few_threads(0):
         for slope in SLOPES.tolist():
             logits = slope * zero_shot
-            losses = binary_losses(logits + fitted_bias(logits, targets), targets)
+            losses = binary_losses(logits + fit_bias(logits, targets), targets)
             fits.append(-float(losses.sum()) - np.log(slope) ** 2 / 2)
     return float((torch.tensor(fits, dtype=torch.float64).softmax(dim=0) @ SLOPES.double().log()).exp())
 
 
 def _held_out_scores(z: Tensor, targets: Tensor, folds: int, seed: int) -> tuple[Tensor, Tensor, int]:
     """Rows, ridge's scores of them without them, and how often each row is there; nothing if most have one shot."""
-    if not most_are_several(targets):
+    if not most_targets_repeat(targets):
         return torch.zeros(0, dtype=torch.int64), targets[:0], 0
     again = max(1, min(REPEATS, ENOUGH // len(z)))
     rows, scores = [], []
     for i in range(again):
-        for train, held in several_folds(targets, folds, seed + i):
+        for train, held in iterative_stratification(targets, folds, seed + i):
             rows.append(held)
             scores.append(z[held] @ ridge_several(z[train], targets[train]).T)
     return torch.cat(rows), torch.cat(scores), again

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from clipadapter.functional import unit
 from clipadapter.heads._cosine_error import cosine_error
-from clipadapter.heads._several import binary_losses
-from clipadapter.heads._shots import SupportSet
+from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.support import SupportSet
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._shots import SupportSet
+from clipadapter.heads.support import SupportSet
 
 BLOCK = 2**24
 """Affinities in memory at once."""

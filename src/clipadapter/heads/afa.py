@@ -38,14 +38,14 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
 from clipadapter.heads._class_gaussians import ClassGaussians, linear
 from clipadapter.heads._lbfgs import descend
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
-from clipadapter.heads._streaming import Streaming
 from clipadapter.heads._training import few_threads
-from clipadapter.heads._warm import carried
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.incremental import IncrementalHead
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import remap_rows
 
 MOST_TEXT = 2.0
 """v at most."""
@@ -62,7 +62,7 @@ ITERATIONS, TOLERANCE = 50, 1e-3
     fidelity="inspired: Only the abstract of the paper is known to us, and no code. How its two modules work here "
     "is ours.",
 )
-class Afa(Streaming):
+class Afa(IncrementalHead):
     """A shared adapter for classes to come and one a task for those learned; after AFA's abstract, the rest is ours.
 
     Known of the paper is what its abstract says; see the module for what was made of it here.
@@ -86,7 +86,7 @@ class Afa(Streaming):
     """
 
     needs_text = True
-    usual_temperatures = (2.0, 1.5, 1.7, 1.8, 1.7)
+    temperature_prior = (2.0, 1.5, 1.7, 1.8, 1.7)
 
     sums_: Tensor
     """(c, d) of unit features, float64."""
@@ -116,7 +116,7 @@ class Afa(Streaming):
         self.penalty = penalty
         self.seed = seed
 
-    def _begin(self, shots: SupportSet) -> None:
+    def _partial_fit_first(self, shots: SupportSet) -> None:
         self._check()
         c, d = shots.n_classes, shots.views.shape[2]
         self.sums_ = torch.zeros(c, d, dtype=torch.float64)
@@ -124,14 +124,14 @@ class Afa(Streaming):
         self.agreed_ = 0.0
         self._learn(shots, self.counts_, None)
 
-    def _more(self, shots: SupportSet, origin: Tensor) -> None:
+    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
         self._check()
         for name in ("sums_", "residual_", "offset_"):
-            setattr(self, name, carried(getattr(self, name), origin))
-        level = torch.where(origin >= 0, carried(self.bias_, origin), -math.inf)
-        before = carried(self.weight_, origin).double(), level.double()
+            setattr(self, name, remap_rows(getattr(self, name), origin))
+        level = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)
+        before = remap_rows(self.weight_, origin).double(), level.double()
         new = torch.bincount(shots.labels, minlength=len(origin))
-        self._learn(shots, new + carried(self.counts_, origin), before)
+        self._learn(shots, new + remap_rows(self.counts_, origin), before)
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)

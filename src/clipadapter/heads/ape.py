@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._channels import choose_channels
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, grid_values
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.registry import register_head
 
 SMALL = 1e-6
 """Added to both sides of the divergence's quotient, as published."""
@@ -102,7 +102,7 @@ class Ape(Head):
         "part of it: they set the number of channels for each data set, and searched alpha, beta and gamma on "
         "validation pictures, for ImageNet on test pictures."
     )
-    usual_temperatures = (0.9, 0.9, 0.81, 0.81, 1.0)
+    temperature_prior = (0.9, 0.9, 0.81, 0.81, 1.0)
 
     def __init__(
         self,

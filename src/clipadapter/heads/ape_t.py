@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._channels import choose_channels
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, class_sums
 from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.registry import register_head
 
 EPS = 1e-3
 """Of AdamW, as published."""
@@ -65,7 +65,7 @@ class ApeT(Head):
         "rate. The rest of their recipe is not part of it: they set the number of channels for each data set; alpha "
         "and beta they set or searched, on validation or test pictures."
     )
-    usual_temperatures = (0.74, 0.74, 0.6, 0.74, 1.0)
+    temperature_prior = (0.74, 0.74, 0.6, 0.74, 1.0)
 
     def __init__(
         self,

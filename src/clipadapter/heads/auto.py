@@ -9,6 +9,7 @@ that unit, one weight serves all encoders. See docs/architecture.md for how its 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._auto_several import fit_several
-from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
-from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
-from clipadapter.heads._judged import Told
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import affordable
 from clipadapter.heads._training import few_threads, side_by_side
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.folds import most_labels_repeat, stratified_folds
+from clipadapter.heads.out_of_fold import OutOfFold
+from clipadapter.heads.registry import register_head
 
 TEXT, PROBE, OTHERS = 0.5, 1.0, 0.7
 """What is expected before a shot is held out: the weight of the text beside what the probe begins with, as a share of
@@ -62,14 +63,14 @@ class Auto(Head):
     """
 
     multilabel = True
-    usual_temperatures = (1.8, 1.5, 1.5, 1.3, 1.2)
+    temperature_prior = (1.8, 1.5, 1.5, 1.3, 1.2)
 
     def __init__(self, folds: int = 4, seed: int = 0) -> None:
         self.folds = folds
         self.seed = seed
 
     def _fit(self, shots: SupportSet) -> None:
-        self._told: Told | None = None
+        self._own_out_of_fold: OutOfFold | None = None
         if shots.targets is not None:
             self._fit_several(shots)
             return
@@ -87,17 +88,18 @@ class Auto(Head):
             weights, units = self._weights(seen)
         self.trust_ = weights.pop("text", seen.trust)
         self._mix(seen, weights, units, classes, shots.n_classes)
-        if self._told is not None and len(classes) < shots.n_classes:
-            self._told = self._for_all(self._told, x, classes)
+        own = self._own_out_of_fold
+        if own is not None and len(classes) < shots.n_classes:
+            self._own_out_of_fold = self._add_classes_without_shots(own, x, classes)
 
-    def _for_all(self, told: Told, x: Tensor, classes: Tensor) -> Told | None:
-        """What was told of the classes with a shot, with the others as their text says."""
+    def _add_classes_without_shots(self, own: OutOfFold, x: Tensor, classes: Tensor) -> OutOfFold | None:
+        """Out-of-fold logits of all classes: those without a shot get the logits of their text."""
         if self.text_ is None:
             return None
-        rows = torch.from_numpy(told.rows)
-        logits = self.trust_ / self.spread_ * centre(x[rows] @ self.text_.T)
-        logits[:, classes] = torch.from_numpy(told.logits).to(logits.dtype)
-        return told._replace(logits=logits.numpy())
+        rows = torch.from_numpy(own.rows)
+        logits = own.logit_scale_ratio * (self.trust_ / self.spread_ * centre(x[rows] @ self.text_.T))
+        logits[:, classes] = torch.from_numpy(own.logits).to(logits.dtype)
+        return replace(own, logits=logits.numpy(), labels=classes.numpy()[own.labels])
 
     def _fit_several(self, shots: SupportSet) -> None:
         mixed = fit_several(shots, self.folds, self.seed)
@@ -123,15 +125,15 @@ class Auto(Head):
         """Weight of the text and of each expert, and the noise of each expert."""
         kept = affordable(seen.labels, seen.z.shape[1], self.seed)
         part = _some_classes(seen, kept)
-        splits = held_out_folds(part.labels, self.folds, self.seed)
-        if not most_can_be_held_out(part.labels):
+        splits = stratified_folds(part.labels, self.folds, self.seed)
+        if not most_labels_repeat(part.labels):
             weights = {"text": TEXT * seen.trust, "probe": PROBE, "ridge": OTHERS}
             with few_threads(seen.work):
                 return weights, {"probe": 1.0, "ridge": _unseen_noise(seen)}
         # Few shots are divided more than once, since much hangs on how they fall.
         again = max(1, min(REPEATS, ENOUGH // len(seen.z)))
         for i in range(1, again):
-            splits += held_out_folds(part.labels, self.folds, self.seed + i)
+            splits += stratified_folds(part.labels, self.folds, self.seed + i)
         splits = [(_thinned(part.labels, train, rows, self.seed + i), rows) for i, (train, rows) in enumerate(splits)]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(seen.z) <= MOST_SHOTS]
         logits = _answers(part, splits, names)
@@ -142,7 +144,10 @@ class Auto(Head):
             shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
             alone = max(0.0, 3 - 4 * shots * part.n_classes / len(part.z))  # 1 where one of two shots is left
             mixed = _mixed(part, held, logits, weights, units).numpy()
-            self._told = Told(mixed, held.numpy(), shots, 1 + LOUDER * alone)
+            ratio = 1 + LOUDER * alone
+            self._own_out_of_fold = OutOfFold(
+                mixed * ratio, part.labels[held].numpy(), held.numpy(), "own", shots, logit_scale_ratio=ratio
+            )
         return weights, units
 
     def _mix(

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._cosine_error import cosine_error
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, drawn, minimise
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
 
 GROUP = 16
 """Shots of a class whose distances are summed at once."""
@@ -73,7 +73,7 @@ class BdcAdapter(Head):
     """
 
     needs_text = True
-    usual_temperatures = (1.1, 1.2, 1.0, 1.2, 1.6)
+    temperature_prior = (1.1, 1.2, 1.0, 1.2, 1.6)
 
     def __init__(
         self,

@@ -16,9 +16,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import text_confidence
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.registry import register_head
 from clipadapter.heads.zs_lp import ZsLp
 
 MULTIPLIERS = ("class", "relative", "constant")
@@ -58,8 +58,8 @@ class Clap(ZsLp):
     array(['dog', 'cat'], dtype='<U3')
     """
 
-    usual_temperatures = (0.6, 0.67, 0.55, 0.6, 0.81)
-    _kept: ClassVar[float] = 1.0  # the penalty holds it
+    temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
+    _shrink_factor: ClassVar[float] = 1.0  # the penalty holds it
 
     def __init__(
         self,

@@ -23,14 +23,15 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._bottleneck import Bottleneck, Mix, attended, blend, check_ratio, gated, unadapted
-from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import RATIOS, choose_ratio, expected_ratio, loss_table, no_losses
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._several import bias_of_others, shot_folds, sigmoid_bias, with_bias
 from clipadapter.heads._training import Recipe, coop_epochs, drawn, minimise, side_by_side
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.folds import hyperparameter_folds
+from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import WarmStart, find_warm_start
 
 BRANCHES = ("visual", "text", "both")
 TENSORS = ("down", "up", "down_bias", "up_bias")
@@ -58,7 +59,7 @@ OFFICIAL: Preset = MappingProxyType(
 """What the released code sets otherwise than the defaults."""
 PAPER: Preset = MappingProxyType({**AS_WRITTEN, "optimizer": "adam", "lr": 1e-5, "schedule": "constant", "epochs": 200})
 """What the paper sets otherwise than the defaults."""
-KEPT = 0.75
+SHRINK = 0.75
 """Of what an earlier fit learned."""
 ENOUGH = 256
 """Held-out shots that the ratio is chosen by: folds beyond these are not fitted, since more would not tell more."""
@@ -139,9 +140,9 @@ class ClipAdapter(Head):
     """
 
     needs_text = True
-    warm = True
+    supports_warm_start = True
     multilabel = True
-    usual_temperatures = (1.5, 1.5, 1.7, 1.6, 1.4)
+    temperature_prior = (1.5, 1.5, 1.7, 1.6, 1.4)
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": {**PAPER, "alpha": 0.2},
         "caltech101": {**PAPER, "alpha": 0.2},
@@ -246,9 +247,9 @@ class ClipAdapter(Head):
         zero_shot = shots.scale * unit(shots.X) @ shots.text.T
         # Neither a trained ratio nor class text's adapter is kept in a form that training could go on from.
         visual = self.branch == "visual" and self.alpha not in TRAINED
-        before = earlier(self, shots, KEPT) if visual else None
+        before = find_warm_start(self, shots, SHRINK) if visual else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
-        chosen = self._whole if before is None else before.head
+        chosen = self._full_fit if before is None else before.head
         searched = "auto" in self._ratios() and chosen is None
         splits = self._splits(shots) if searched else []
         fits = [partial(self._train, shots, everything, self.progress, before)]
@@ -283,13 +284,13 @@ class ClipAdapter(Head):
         if self.branch != "visual":
             raise InputError(f"the text branch knows only its own classes: branch is {self.branch!r}, not 'visual'")
         self.weight_, self.scale_ = text, scale
-        self.bias_ = bias_of_others(self, len(text))
+        self.bias_ = mean_bias(self, len(text))
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         return self._scores(X, unadapted) if self.branch == "visual" else None
 
     def _logits(self, X: Tensor) -> Tensor:
-        return with_bias(self, self._scores(X, blend))
+        return add_bias(self, self._scores(X, blend))
 
     def _scores(self, X: Tensor, mix: Mix) -> Tensor:
         visual, weight = Bottleneck.learned(self, X.dtype), self.weight_.to(X.dtype)
@@ -346,7 +347,7 @@ class ClipAdapter(Head):
             logits.append(shots.scale * self._blended(x, adapted, alpha) @ weight.T)
         return loss_table(logits, Objective.of(shots, held, self.bias_))
 
-    def _train(self, shots: SupportSet, rows: Tensor, progress: bool, before: Earlier | None = None) -> Trained:
+    def _train(self, shots: SupportSet, rows: Tensor, progress: bool, before: WarmStart | None = None) -> Trained:
         assert shots.text is not None
         text, scale = shots.text, shots.scale
         objective = Objective.of(shots, rows, self.bias_, 1.0 if shots.targets is not None else self.temperature)
@@ -362,8 +363,8 @@ class ClipAdapter(Head):
             textual = None if textual is None else textual.around(around[1])
             around = None, None
         if before is not None and visual is not None:
-            visual = Bottleneck(**{name: before.whole(f"{name}_", first) for name, first in visual.tensors().items()})
-            recipe = before.shorter(recipe, len(rows))
+            visual = Bottleneck(**{name: before.shrink(f"{name}_", first) for name, first in visual.tensors().items()})
+            recipe = before.shorten(recipe, len(rows))
         alpha_gate = _gate_of(self.alpha, 2 * d, dtype) if visual is not None else None
         beta_gate = _gate_of(self.beta, d, dtype) if textual is not None else None
 
@@ -435,7 +436,7 @@ class ClipAdapter(Head):
 
     def _splits(self, shots: SupportSet) -> list[tuple[Tensor, Tensor]]:
         """Shots to train on and shots to judge by; none if most classes have one shot."""
-        splits = shot_folds(shots, self.folds, self.seed)
+        splits = hyperparameter_folds(shots, self.folds, self.seed)
         seen = torch.tensor([len(held) for _, held in splits]).cumsum(0)
         return splits[: 1 + int((seen < ENOUGH).sum())]
 

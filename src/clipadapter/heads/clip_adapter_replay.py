@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
 from clipadapter.heads._bottleneck import Bottleneck
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
-from clipadapter.heads._streaming import Streaming
 from clipadapter.heads._training import side_by_side
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
+from clipadapter.heads.incremental import IncrementalHead
+from clipadapter.heads.registry import register_head
 
 
 @register_head(
@@ -33,7 +33,7 @@ from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
     compare=False,
     fidelity="own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.",
 )
-class ClipAdapterReplay(Streaming, ClipAdapter):
+class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     """CLIP-Adapter on picture features in a stream: each task trains on from where the last one ended.
 
     The first fit is that of `ClipAdapter`. Memory is ``replay`` features a class, however many pictures come.
@@ -72,7 +72,7 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
     (torch.Size([6, 16]), True)
     """
 
-    warm = False
+    supports_warm_start = False
     multilabel = False
 
     kept_: Tensor
@@ -138,7 +138,7 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         )
         self.replay = replay
 
-    def _begin(self, shots: SupportSet) -> None:
+    def _partial_fit_first(self, shots: SupportSet) -> None:
         for name in TENSORS:
             self.__dict__.pop(f"{name}_", None)
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
@@ -148,7 +148,7 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
         self._go_on(shots)
 
-    def _more(self, shots: SupportSet, origin: Tensor) -> None:
+    def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
         place = torch.full((int(origin.max()) + 1,), -1).index_copy(
             0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
         )

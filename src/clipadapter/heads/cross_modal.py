@@ -19,12 +19,12 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import STEPS, earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, drawn, minimise
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import STEPS_SHARE, find_warm_start
 
-KEPT = 0.65
+SHRINK = 0.65
 """Of what an earlier fit learned: less than for others, since nothing else keeps the weights from growing."""
 
 
@@ -75,8 +75,8 @@ class CrossModal(Head):
     """
 
     needs_text = True
-    warm = True
-    usual_temperatures = (1.0, 1.0, 0.9, 1.0, 1.3)
+    supports_warm_start = True
+    temperature_prior = (1.0, 1.0, 0.9, 1.0, 1.3)
 
     def __init__(
         self,
@@ -127,10 +127,11 @@ class CrossModal(Head):
         rows, row_labels = self._text_rows(shots)
         rows, views = shots.scale * unit(rows), shots.scale * unit(shots.views)
         weight, recipe = shots.text.clone(), self._recipe()
-        before = earlier(self, shots, KEPT, weight_=weight) if self.wise == 0 else None  # a mix can't be taken apart
+        # A mix can't be taken apart.
+        before = find_warm_start(self, shots, SHRINK, weight_=weight) if self.wise == 0 else None
         if before is not None:
-            weight, recipe = before.rows("weight_", weight), before.shorter(recipe, len(views))
-            recipe = replace(recipe, warmup_steps=round(STEPS * self.warmup_steps))
+            weight, recipe = before.shrink_rows("weight_", weight), before.shorten(recipe, len(views))
+            recipe = replace(recipe, warmup_steps=round(STEPS_SHARE * self.warmup_steps))
         weight.requires_grad_()
         generator = torch.Generator().manual_seed(self.seed)
 

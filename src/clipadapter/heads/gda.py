@@ -37,17 +37,20 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
 from clipadapter.heads._gda_left_out import Downdates
 from clipadapter.heads._gda_moments import Moments, add_up, mean_covariance, moments_of
 from clipadapter.heads._gda_new_classes import SMALLEST, made_up
-from clipadapter.heads._kept_rows import without
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
-from clipadapter.heads._streaming import Exact
-from clipadapter.heads._text import TextFeatures
-from clipadapter.heads._triangle import packed, unpacked
-from clipadapter.heads._warm import carried
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.incremental import (
+    ExactIncrementalHead,
+    find_remaining_rows,
+    pack_lower_triangle,
+    unpack_lower_triangle,
+)
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.text import TextFeatures
+from clipadapter.heads.warm_start import remap_rows
 
 ABSENT = -1e4
 """Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
@@ -61,7 +64,7 @@ SHRINKAGES = ("pooled", "published", "base-to-new")
     fidelity="verified: `Gda.official` and `Gda.base_to_new` give the logits of the authors' code. The default "
     "estimates the covariance in another way and has one alpha for all data sets.",
 )
-class Gda(Exact):
+class Gda(ExactIncrementalHead):
     """Gaussian discriminant analysis with a shrunk covariance, in closed form; class text is added if there is some.
 
     Args:
@@ -70,7 +73,7 @@ class Gda(Exact):
             "base-to-new", which takes two shots or views a class, and many of them to be of use.
         neighbours: views of the shots that stand for a class without pictures in `for_classes`, 64 as published. If
             above 0, all views are kept, n v d numbers; 0 keeps none and knows no other classes.
-        stream: keep the sums over the shots that `partial_fit`, `unlearn` and `rearrange` go on from, d^2 / 2 + c d
+        stream: keep the sums over the shots that `partial_fit`, `unlearn` and `remap_classes` go on from, d^2 / 2 + c d
             numbers in float64: 2 MB where d is 512 and 9 MB where it is 1280, with 100 classes. Not for "base-to-new",
             which looks at the shots of each class.
 
@@ -78,7 +81,7 @@ class Gda(Exact):
     array(['up'], dtype='<U5')
     """
 
-    usual_temperatures = (2.7, 3.6, 3.6, 3.0, 2.4)
+    temperature_prior = (2.7, 3.6, 3.6, 3.0, 2.4)
 
     products_: Tensor
     """Of the views x, x' x summed; packed (d (d + 1) / 2,), float64."""
@@ -116,53 +119,53 @@ class Gda(Exact):
         return cls(**{"alpha": 1.0, "shrinkage": "base-to-new", "neighbours": 64, **changes})
 
     @property
-    def updatable(self) -> bool:
+    def is_updatable(self) -> bool:
         """Whether the sums over the shots are kept."""
         return self.stream and "products_" in vars(self)
 
-    def rearrange(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
-        """As `Exact.rearrange`; refused without ``stream``."""
+    def remap_classes(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
+        """As `ExactIncrementalHead.remap_classes`; refused without ``stream``."""
         check_is_fitted(self)
         self._check_updatable()
-        return super().rearrange(classes, origin, text)
+        return super().remap_classes(classes, origin, text)
 
     def _check_width(self, shots: SupportSet) -> None:
         super()._check_width(shots)
         self._check_updatable()
 
     def _check_updatable(self) -> None:
-        if not self.updatable:
+        if not self.is_updatable:
             raise InputError(
                 "this Gda does not keep what it would go on from: set stream=True, with a shrinkage other than "
                 "'base-to-new', and fit it again"
             )
 
-    def _begin(self, shots: SupportSet) -> None:
+    def _partial_fit_first(self, shots: SupportSet) -> None:
         check_not_negative(neighbours=self.neighbours)
         if self.shrinkage == "base-to-new":
             if self.stream:
                 raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
-            self._clear(shots)
+            self._init_sums(shots)
             self._fit_base(shots)
         else:
-            super()._begin(shots)
+            super()._partial_fit_first(shots)
         if not self.stream:
             del self.products_, self.sums_, self.rows_
 
-    def _clear(self, shots: SupportSet) -> None:
+    def _init_sums(self, shots: SupportSet) -> None:
         c, d = shots.n_classes, shots.views.shape[2]
         self.products_ = torch.zeros(d * (d + 1) // 2, dtype=torch.float64)
         self.sums_, self.rows_ = torch.zeros(c, d, dtype=torch.float64), torch.zeros(c, dtype=torch.int64)
         self.views_ = shots.views.new_zeros(0, d) if self.neighbours else None
         self.weight_ = shots.views.new_zeros(0)
 
-    def _gather(self, shots: SupportSet, sign: int) -> None:
+    def _update_sums(self, shots: SupportSet, sign: int) -> None:
         rows = unit(shots.views)
         if self.neighbours:
             self.views_ = self._kept_views(rows.flatten(0, 1), sign)
-        products, sums = unpacked(self.products_), self.sums_.clone()
+        products, sums = unpack_lower_triangle(self.products_), self.sums_.clone()
         add_up(products, sums, rows, shots.labels, sign)
-        self.products_, self.sums_ = packed(products), sums
+        self.products_, self.sums_ = pack_lower_triangle(products), sums
         counts = torch.bincount(shots.labels, minlength=len(sums))
         self.rows_ = self.rows_ + sign * rows.shape[1] * counts
 
@@ -171,14 +174,14 @@ class Gda(Exact):
         if sign > 0:
             return torch.cat([self.views_, rows.to(self.views_.dtype)])
         any_class = torch.zeros(len(self.views_) + len(rows))
-        stay = without(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
+        stay = find_remaining_rows(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
         return self.views_[stay]
 
-    def _arrange(self, origin: Tensor) -> None:
-        self.sums_, self.rows_ = carried(self.sums_, origin), carried(self.rows_, origin)
+    def _remap_sums(self, origin: Tensor) -> None:
+        self.sums_, self.rows_ = remap_rows(self.sums_, origin), remap_rows(self.rows_, origin)
 
-    def _settle(self, text: Tensor | None, scale: float) -> None:
-        moments = Moments.of(unpacked(self.products_), self.sums_, self.rows_)
+    def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
+        moments = Moments.of(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
         views = float(self.rows_.sum()) / float(self.counts_.sum())
         weight = self._shrunk_weight(moments, views)
         self._add(0.0 if text is None else scale * text, weight, moments.means, self.weight_.dtype)

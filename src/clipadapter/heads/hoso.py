@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._continued import earlier
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
-from clipadapter.heads._registry import register_head
-from clipadapter.heads.clip_adapter import KEPT, ClipAdapter
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.clip_adapter import SHRINK, ClipAdapter
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import find_warm_start
 
 
 @register_head(
@@ -55,7 +55,7 @@ class Hoso(ClipAdapter):
 
     multilabel = False
     presets = {}
-    usual_temperatures = (1.5, 1.5, 1.7, 1.6, 1.4)
+    temperature_prior = (1.5, 1.5, 1.7, 1.6, 1.4)
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Hoso(ClipAdapter):
         self._check()
         assert shots.text is not None
         train, held = hold_out_one(shots.labels, self.seed)
-        before = earlier(self, shots, KEPT)
+        before = find_warm_start(self, shots, SHRINK)
         self.bias_ = None
         trained = self._train(shots, train, self.progress, before)
         if before is not None:  # the earlier adapter may have seen the shots that are held out now

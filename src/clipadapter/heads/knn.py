@@ -13,8 +13,8 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._registry import register_head
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
 
 LEAST = 1e-6
 """Probability of a class that gets no vote: its logit stays finite."""
@@ -39,7 +39,7 @@ class Knn(Head):
     array(['up'], dtype='<U5')
     """
 
-    usual_temperatures = (0.41, 0.41, 0.41, 0.41, 0.41)
+    temperature_prior = (0.41, 0.41, 0.41, 0.41, 0.41)
 
     def __init__(self, k: int = 20, temperature: float = 0.07, mix: float = 0.5) -> None:
         self.k = k

@@ -22,14 +22,14 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import earlier
-from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import ABSENT, Regression, affordable
-from clipadapter.heads._several import binary_losses, most_are_several, several_folds
 from clipadapter.heads._training import few_threads
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
+from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import find_warm_start
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 ONE_SHOT = 10.0
@@ -102,8 +102,8 @@ class LinearProbe(Head):
     """
 
     multilabel = True
-    warm = True
-    usual_temperatures = (0.15, 0.55, 0.6, 0.81, 1.0)
+    supports_warm_start = True
+    temperature_prior = (0.15, 0.55, 0.6, 0.81, 1.0)
 
     def __init__(
         self,
@@ -136,8 +136,8 @@ class LinearProbe(Head):
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels
-        before = earlier(self, shots)
-        chosen = self._whole if before is None else before.head
+        before = find_warm_start(self, shots)
+        chosen = self._full_fit if before is None else before.head
         C = self.C if chosen is None else chosen.C_
         if shots.targets is not None:
             self._fit_several(X, shots.targets, C)
@@ -164,10 +164,10 @@ class LinearProbe(Head):
         self.weight_, self.bias_ = regression.answer(targets.shape[1])
 
     def _choose_several(self, X: Tensor, targets: Tensor) -> float:
-        if not most_are_several(targets):
+        if not most_targets_repeat(targets):
             return ONE_SHOT
         targets = some_classes(targets, X.shape[1], self.seed)
-        splits = several_folds(targets, self.folds, self.seed)
+        splits = iterative_stratification(targets, self.folds, self.seed)
         regressions = [OneVsRest(X[train], targets[train]) for train, _ in splits]
         losses: list[float] = []
         for C in GRID:
@@ -205,8 +205,8 @@ class LinearProbe(Head):
     def _choose(self, X: Tensor, labels: Tensor) -> float:
         kept = affordable(labels, X.shape[1], self.seed)
         X, labels = X[kept], labels[kept].unique(return_inverse=True)[1]
-        splits = held_out_folds(labels, self.folds, self.seed)
-        if not most_can_be_held_out(labels):
+        splits = stratified_folds(labels, self.folds, self.seed)
+        if not most_labels_repeat(labels):
             return ONE_SHOT
         regressions = [Regression(X[train], labels[train]) for train, _ in splits]
         losses: list[float] = []

@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import STEPS, Earlier, earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import few_threads
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
 
 EPOCHS = 300
 FEWEST = 50
@@ -30,7 +30,7 @@ WORK = 1e12
 """Multiplications after which ``epochs=None`` stops: a quarter of a minute on two cores."""
 ALPHA_EVERY = 10
 MOMENTUM = 0.9
-KEPT = 0.95
+SHRINK = 0.95
 """Of what an earlier fit learned."""
 
 Start = tuple[Tensor, Tensor, Tensor]
@@ -97,8 +97,8 @@ class LpPlusPlus(Head):
     """
 
     needs_text = True
-    warm = True
-    usual_temperatures = (1.2, 1.2, 1.2, 1.2, 1.3)
+    supports_warm_start = True
+    temperature_prior = (1.2, 1.2, 1.2, 1.2, 1.3)
 
     def __init__(self, literal: bool = False, epochs: int | None = None, seed: int = 0, progress: bool = False) -> None:
         self.literal = literal
@@ -122,11 +122,15 @@ class LpPlusPlus(Head):
         problem = _Problem(X, X @ shots.text[seen].T, shots.onehot[:, seen])
         start = problem.initial_weight(), self._initial_bias(problem), problem.initial_alpha()
         # With the gradients' sum since the start, as released, a fit can't go on from where another one ended.
-        before = None if self.literal else earlier(self, shots, KEPT, weight_=start[0], bias_=start[1], alpha_=start[2])
+        before = (
+            None
+            if self.literal
+            else find_warm_start(self, shots, SHRINK, weight_=start[0], bias_=start[1], alpha_=start[2])
+        )
         if before is not None:
             start = _begun(replace(before, origin=before.origin[seen]), start)
         with few_threads(len(X) * len(seen) * X.shape[1]):
-            weight, bias, alpha = self._train(problem, start, 1.0 if before is None else STEPS)
+            weight, bias, alpha = self._train(problem, start, 1.0 if before is None else STEPS_SHARE)
         c = shots.n_classes
         # A class without a shot has what the others have on average: only its text sets it apart.
         visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, seen, weight)
@@ -175,8 +179,8 @@ class LpPlusPlus(Head):
         return (2 * draw - 1) / math.sqrt(d)
 
 
-def _begun(before: Earlier, initial: Start) -> Start:
+def _begun(before: WarmStart, initial: Start) -> Start:
     """Where to begin at an earlier head, whose weights have the text in them; origins are of the p classes."""
     visual = before.head.weight_ - before.head.alpha_[:, None] * before.head.text_
     weight, bias, alpha = initial
-    return before.rows(visual, weight), before.rows("bias_", bias), before.rows("alpha_", alpha)
+    return before.shrink_rows(visual, weight), before.shrink_rows("bias_", bias), before.shrink_rows("alpha_", alpha)

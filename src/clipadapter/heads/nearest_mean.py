@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._streaming import Exact
-from clipadapter.heads._warm import carried
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.incremental import ExactIncrementalHead
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import remap_rows
 
 ABSENT = -1e4
 """Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
@@ -31,7 +31,7 @@ ABSENT = -1e4
     fidelity="paper: The nearest mean of unit features, as in iCaRL. What class text says of classes without a shot "
     "is ours.",
 )
-class NearestMean(Exact):
+class NearestMean(ExactIncrementalHead):
     """Nearest class mean by cosine; keeps one sum a class, however many pictures there were.
 
     >>> head = NearestMean().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"])
@@ -39,7 +39,7 @@ class NearestMean(Exact):
     array(['up', 'left'], dtype='<U5')
     """
 
-    usual_temperatures = (1.7, 1.2, 1.1, 0.96, 0.96)
+    temperature_prior = (1.7, 1.2, 1.1, 0.96, 0.96)
 
     sums_: Tensor
     """(c, d) of unit features, float64."""
@@ -47,18 +47,18 @@ class NearestMean(Exact):
     """(c, d) unit means; zeros for classes without a shot."""
     text_: Tensor | None
 
-    def _clear(self, shots: SupportSet) -> None:
+    def _init_sums(self, shots: SupportSet) -> None:
         self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
         self.means_ = shots.views.new_zeros(0)
 
-    def _gather(self, shots: SupportSet, sign: int) -> None:
+    def _update_sums(self, shots: SupportSet, sign: int) -> None:
         rows = unit(shots.views.double()).mean(dim=1)
         self.sums_ = self.sums_.index_add(0, shots.labels, rows, alpha=sign)
 
-    def _arrange(self, origin: Tensor) -> None:
-        self.sums_ = carried(self.sums_, origin)
+    def _remap_sums(self, origin: Tensor) -> None:
+        self.sums_ = remap_rows(self.sums_, origin)
 
-    def _settle(self, text: Tensor | None, scale: float) -> None:
+    def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
         learned = self.counts_[:, None] > 0
         self.means_ = torch.where(learned, unit(self.sums_), 0.0).to(self.means_.dtype)
         self.text_, self.scale_ = text, scale

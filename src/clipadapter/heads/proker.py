@@ -24,8 +24,8 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._registry import register_head
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
 
 SHOTS = (1, 2, 4, 8, 16)
 BETA = (3.0, 2.6, 1.5, 1.66, 1.7)
@@ -68,7 +68,7 @@ class Proker(Head):
     """
 
     needs_text = True
-    usual_temperatures = (1.0, 1.1, 1.2, 1.3, 1.8)
+    temperature_prior = (1.0, 1.1, 1.2, 1.3, 1.8)
 
     def __init__(
         self,

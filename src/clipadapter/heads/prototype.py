@@ -13,10 +13,10 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._streaming import Exact
-from clipadapter.heads._warm import carried
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.incremental import ExactIncrementalHead
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import remap_rows
 
 ABSENT = -1e4
 """Logit of a class without a shot where text has no say: finite, so that it can be saved, and never the best."""
@@ -27,7 +27,7 @@ ABSENT = -1e4
     paper="https://arxiv.org/abs/1703.05175",
     fidelity="partial: Class means are as published, compared by cosine. The mixture with class text is ours.",
 )
-class Prototype(Exact):
+class Prototype(ExactIncrementalHead):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 
     Args:
@@ -37,7 +37,7 @@ class Prototype(Exact):
     array(['up'], dtype='<U5')
     """
 
-    usual_temperatures = (0.9, 0.81, 0.74, 0.74, 1.0)
+    temperature_prior = (0.9, 0.81, 0.74, 0.74, 1.0)
 
     sums_: Tensor
     """(c, d) of the shots' rows, float64."""
@@ -46,18 +46,18 @@ class Prototype(Exact):
     def __init__(self, mix: float = 0.5) -> None:
         self.mix = mix
 
-    def _clear(self, shots: SupportSet) -> None:
+    def _init_sums(self, shots: SupportSet) -> None:
         self._mix(shots.text)
         self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
         self.weight_ = shots.views.new_zeros(0)
 
-    def _gather(self, shots: SupportSet, sign: int) -> None:
+    def _update_sums(self, shots: SupportSet, sign: int) -> None:
         self.sums_ = self.sums_.index_add(0, shots.labels, _rows(shots).double(), alpha=sign)
 
-    def _arrange(self, origin: Tensor) -> None:
-        self.sums_ = carried(self.sums_, origin)
+    def _remap_sums(self, origin: Tensor) -> None:
+        self.sums_ = remap_rows(self.sums_, origin)
 
-    def _settle(self, text: Tensor | None, scale: float) -> None:
+    def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
         mix, dtype = self._mix(text), self.weight_.dtype
         present = self.counts_ > 0
         prototypes = torch.where(present[:, None], unit(self.sums_), 0.0)

@@ -35,15 +35,18 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import SupportSet
-from clipadapter.heads._inputs import Array
-from clipadapter.heads._kept_rows import without
 from clipadapter.heads._random_features import random_map
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
-from clipadapter.heads._streaming import Exact
-from clipadapter.heads._triangle import packed, unpacked
-from clipadapter.heads._warm import carried
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.incremental import (
+    ExactIncrementalHead,
+    find_remaining_rows,
+    pack_lower_triangle,
+    unpack_lower_triangle,
+)
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.support import Array
+from clipadapter.heads.warm_start import remap_rows
 
 RIDGE = {"primal": 0.1, "dual": 0.001}
 LOWEST = 0.1
@@ -57,7 +60,7 @@ BLOCK = 1024
     fidelity="verified: The regression and the answers are those of the authors' code after each task. By default "
     "there is no random expansion of the features.",
 )
-class Rail(Exact):
+class Rail(ExactIncrementalHead):
     """Recursive ridge regression, in closed form, that leaves classes without shots to zero-shot.
 
     Args:
@@ -76,7 +79,7 @@ class Rail(Exact):
     """
 
     needs_text = True
-    usual_temperatures = (0.26, 0.27, 0.29, 0.32, 0.39)
+    temperature_prior = (0.26, 0.27, 0.29, 0.32, 0.39)
 
     kept_: Tensor
     """(n, d) unit features of the shots, while there are few."""
@@ -116,11 +119,11 @@ class Rail(Exact):
 
     def regressed(self, X: ArrayLike) -> Array:
         """What the regression says, r (m, c), for X (m, d) raw features."""
-        return self._by_block(X, lambda found: found, self._regressed)
+        return self._map_logits(X, lambda found: found, self._regressed)
 
     def fused(self, X: ArrayLike) -> Array:
         """The paper's answer, (m, c), for X (m, d) raw features: zero-shot probabilities and r, weighed."""
-        return self._by_block(X, lambda found: found, self._fused)
+        return self._map_logits(X, lambda found: found, self._fused)
 
     def _logits(self, X: Tensor) -> Tensor:
         fused = self._fused(X)
@@ -143,7 +146,7 @@ class Rail(Exact):
         shots = len(self.weight_) if self.form == "dual" else 0
         return self.n_features_in_ + len(self.classes_) + self.hidden + shots
 
-    def _clear(self, shots: SupportSet) -> None:
+    def _init_sums(self, shots: SupportSet) -> None:
         self._check()
         for name in ("products_", "sums_"):
             self.__dict__.pop(name, None)
@@ -152,7 +155,7 @@ class Rail(Exact):
             self.products_ = torch.zeros(0, dtype=torch.float64)
         self.weight_ = shots.views.new_zeros(0, shots.n_classes)
 
-    def _gather(self, shots: SupportSet, sign: int) -> None:
+    def _update_sums(self, shots: SupportSet, sign: int) -> None:
         rows, labels = unit(unit(shots.views).mean(dim=1)), shots.labels
         phi = products = None
         if not self._keeps:
@@ -166,16 +169,16 @@ class Rail(Exact):
             phi = self._take(rows.to(self.kept_.dtype), labels)
         self._solve(shots.n_classes, phi, products)
 
-    def _arrange(self, origin: Tensor) -> None:
+    def _remap_sums(self, origin: Tensor) -> None:
         if not self._keeps:
-            self.sums_ = carried(self.sums_.T, origin).T
+            self.sums_ = remap_rows(self.sums_.T, origin).T
         else:
             place = torch.full((self.weight_.shape[1],), -1)
             place[origin[origin >= 0]] = torch.nonzero(origin >= 0).flatten()
             self.labels_ = place[self.labels_]
-        self.weight_ = carried(self.weight_.T, origin).T.contiguous()
+        self.weight_ = remap_rows(self.weight_.T, origin).T.contiguous()
 
-    def _settle(self, text: Tensor | None, scale: float) -> None:
+    def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
         assert text is not None
         self.text_, self.scale_ = text, scale
 
@@ -189,12 +192,12 @@ class Rail(Exact):
 
     def _sum(self, rows: Tensor, labels: Tensor, sign: int) -> Tensor:
         """Add rows (n, d) to Phi' Phi and Phi' Y, or take them out; gives Phi' Phi, of which the lower half counts."""
-        products, sums = unpacked(self.products_), self.sums_.clone()
+        products, sums = unpack_lower_triangle(self.products_), self.sums_.clone()
         for block, own in zip(rows.split(BLOCK), labels.split(BLOCK), strict=True):
             phi = self._phi(block).double()
             products.addmm_(phi.T, phi, alpha=sign)
             sums.index_add_(1, own, phi.T, alpha=sign)
-        self.products_, self.sums_ = packed(products), sums
+        self.products_, self.sums_ = pack_lower_triangle(products), sums
         return products
 
     def _take(self, rows: Tensor, labels: Tensor) -> Tensor:
@@ -208,10 +211,10 @@ class Rail(Exact):
 
     def _let_go(self, rows: Tensor, labels: Tensor) -> None:
         """Keep fewer rows, those (n, d) no more."""
-        stay = without(self.kept_, self.labels_, rows, labels)
+        stay = find_remaining_rows(self.kept_, self.labels_, rows, labels)
         self.kept_, self.labels_ = self.kept_[stay], self.labels_[stay]
         if self._random:
-            self.products_ = packed(unpacked(self.products_)[stay][:, stay])
+            self.products_ = pack_lower_triangle(unpack_lower_triangle(self.products_)[stay][:, stay])
 
     def _solve(self, c: int, phi: Tensor | None, products: Tensor | None) -> None:
         """The weight of c classes, from what is kept; phi of the shots, or Phi' Phi, if it is there already."""
@@ -219,7 +222,7 @@ class Rail(Exact):
             self.weight_ = self._divided(products, self.sums_).to(self.weight_.dtype)
             return
         if self._random:
-            kernel = unpacked(self.products_)
+            kernel = unpack_lower_triangle(self.products_)
         elif self.form == "primal":
             kernel = _product(self.kept_, self.kept_)
         else:

@@ -17,11 +17,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import earlier
 from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import minimise
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import find_warm_start
 
 
 @register_head(
@@ -52,8 +52,8 @@ class Rla(Head):
     """
 
     needs_text = True
-    warm = True
-    usual_temperatures = (0.67, 0.74, 0.67, 0.81, 1.0)
+    supports_warm_start = True
+    temperature_prior = (0.67, 0.74, 0.67, 0.81, 1.0)
 
     def __init__(
         self,
@@ -90,12 +90,12 @@ class Rla(Head):
         n, n_views, d = shots.views.shape
         # M - I: the penalty is its square, and it stays exact where M is near the identity.
         shift = torch.zeros(d, d, dtype=shots.text.dtype, requires_grad=True)
-        before = earlier(self, shots, shift_=shift)
+        before = find_warm_start(self, shots, shift_=shift)
         if before is not None:
-            shift = before.whole("shift_", shift.detach()).requires_grad_()
+            shift = before.shrink("shift_", shift.detach()).requires_grad_()
         loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
         recipe = shift_recipe(n, self.lr, self.schedule, self.steps, self.batch_size, self.seed, self.progress)
-        recipe = recipe if before is None else before.shorter(recipe, n, RATE)
+        recipe = recipe if before is None else before.shorten(recipe, n, RATE)
         self.loss_ = minimise([shift], loss, n, n_views, recipe, cost=shift.numel() + shots.text.numel())
         self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
 

@@ -20,8 +20,8 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._registry import register_head
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
 
 
 @register_head(
@@ -47,7 +47,7 @@ class SsText(Head):
     """
 
     needs_text = True
-    usual_temperatures = (1.5, 1.2, 1.0, 1.0, 1.0)
+    temperature_prior = (1.5, 1.2, 1.0, 1.0, 1.0)
 
     def __init__(self, anchor: str | float = "class", repel: bool = False, floor: float = 1e-3) -> None:
         self.anchor = anchor

@@ -20,12 +20,12 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import find_warm_start
 
-KEPT = 0.75
+SHRINK = 0.75
 """Of what an earlier fit learned."""
 TENSORS = ("down", "down_bias", "up", "up_bias")
 
@@ -84,7 +84,7 @@ class SvlAdapter(Head):
     """
 
     needs_text = True
-    warm = True
+    supports_warm_start = True
     two_encoders = True
 
     def __init__(
@@ -133,11 +133,15 @@ class SvlAdapter(Head):
         self.present_ = shots.counts > 0  # (c,)
         inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
         weights, recipe = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._recipe()
-        before = earlier(self, shots, KEPT, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)})
+        before = find_warm_start(
+            self, shots, SHRINK, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)}
+        )
         if before is not None:
-            starts = zip((before.whole, before.whole, before.rows, before.rows), TENSORS, weights, strict=True)
+            starts = zip(
+                (before.shrink, before.shrink, before.shrink_rows, before.shrink_rows), TENSORS, weights, strict=True
+            )
             weights = [start(f"{name}_", initial) for start, name, initial in starts]
-            recipe = before.shorter(recipe, len(labels))
+            recipe = before.shorten(recipe, len(labels))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             return cross_entropy(_network(inputs[rows, views], *weights), labels[rows])

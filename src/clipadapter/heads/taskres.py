@@ -19,13 +19,13 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, SupportSet
-from clipadapter.heads._continued import earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
 from clipadapter.heads._training import Recipe
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import find_warm_start
 
-KEPT = 0.75
+SHRINK = 0.75
 """Of what an earlier fit learned."""
 OFFICIAL: Preset = MappingProxyType(
     {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": "official", "batch_size": 256}
@@ -69,7 +69,7 @@ class TaskRes(Head):
     """
 
     needs_text = True
-    warm = True
+    supports_warm_start = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "oxford_flowers": {**OFFICIAL, "alpha": 1.0},
         "imagenet": {**OFFICIAL, "lr": 2e-4},
@@ -78,7 +78,7 @@ class TaskRes(Head):
         "The authors' recipe, which is `TaskRes.official`, with the value that their scripts set for this data set. "
         "The scripts do not say how that value was found."
     )
-    usual_temperatures = (0.74, 0.74, 0.67, 0.74, 1.0)
+    temperature_prior = (0.74, 0.74, 0.67, 0.74, 1.0)
 
     def __init__(
         self,
@@ -126,9 +126,9 @@ class TaskRes(Head):
     def _fit(self, shots: SupportSet) -> None:
         base, recipe = lengthened(shots, self.text_norm), self._recipe(int(shots.counts.max()))
         start = torch.zeros_like(base)
-        before = earlier(self, shots, KEPT, residual_=start)
+        before = find_warm_start(self, shots, SHRINK, residual_=start)
         if before is not None:
-            recipe, start = before.shorter(recipe, len(shots.views)), before.rows("residual_", start)
+            recipe, start = before.shorten(recipe, len(shots.views)), before.shrink_rows("residual_", start)
         self.residual_, self.loss_ = train_residual(shots, base, self.alpha, recipe, start=start)
         moved = base + self.alpha * self.residual_
         self.weight_, self.length_ = unit(moved), moved.norm(dim=1)

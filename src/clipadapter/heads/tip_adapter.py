@@ -17,9 +17,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._several import fitted_bias, votes_for_several, with_bias
 from clipadapter.heads._shot_cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
@@ -29,6 +26,9 @@ from clipadapter.heads._shot_cache import (
     grid_values,
     votes_of_others,
 )
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.multilabel import add_bias, cache_votes, fit_bias
+from clipadapter.heads.registry import register_head
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -101,7 +101,7 @@ class TipAdapter(Head):
         "for each data set on its validation pictures, for ImageNet on its test pictures. `search_grid` has the values "
         "that they tried."
     )
-    usual_temperatures = (0.9, 0.9, 0.81, 0.81, 0.9)
+    temperature_prior = (0.9, 0.9, 0.81, 0.81, 0.9)
 
     def __init__(self, alpha: float = 1.0, beta: float = 5.5) -> None:
         self.alpha = alpha
@@ -117,10 +117,8 @@ class TipAdapter(Head):
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
         self.bias_ = None
         if shots.targets is not None:
-            votes = votes_for_several(shots.X, self.keys_, shots.targets, self.beta_, without_own=True)
-            self.bias_ = fitted_bias(
-                cosine_logits(shots.X, shots.text, shots.scale) + self.alpha_ * votes, shots.targets
-            )
+            votes = cache_votes(shots.X, self.keys_, shots.targets, self.beta_, exclude_self=True)
+            self.bias_ = fit_bias(cosine_logits(shots.X, shots.text, shots.scale) + self.alpha_ * votes, shots.targets)
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
@@ -129,11 +127,11 @@ class TipAdapter(Head):
         weight, keys = self.weight_.to(X.dtype), self.keys_.to(X.dtype)
         if self.task_ == "multilabel":
             assert self.targets_ is not None
-            votes = votes_for_several(X, keys, self.targets_.to(X.dtype), self.beta_)
+            votes = cache_votes(X, keys, self.targets_.to(X.dtype), self.beta_)
         else:
             assert self.labels_ is not None
             votes = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
-        return with_bias(self, cosine_logits(X, weight, self.scale_) + self.alpha_ * votes)
+        return add_bias(self, cosine_logits(X, weight, self.scale_) + self.alpha_ * votes)
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor:
         assert shots.text is not None

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, Preset, SupportSet
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
@@ -26,6 +24,8 @@ from clipadapter.heads._shot_cache import (
     class_sums,
 )
 from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.registry import register_head
 
 EPS = 1e-4
 """Of AdamW, as published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""
@@ -72,7 +72,7 @@ class TipAdapterF(Head):
         "training they searched both anew for each data set on its validation pictures, for ImageNet on its test "
         "pictures."
     )
-    usual_temperatures = (0.49, 0.55, 0.49, 0.6, 1.1)
+    temperature_prior = (0.49, 0.55, 0.49, 0.6, 1.1)
 
     def __init__(
         self,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._registry import register_head
-from clipadapter.heads._several import bias_of_others, sigmoid_bias, with_bias
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
+from clipadapter.heads.registry import register_head
 
 
 @register_head(
@@ -33,7 +33,7 @@ class ZeroShot(Head):
 
     needs_text = True
     multilabel = True
-    usual_temperatures = (0.9, 0.9, 0.9, 0.9, 1.1)
+    temperature_prior = (0.9, 0.9, 0.9, 0.9, 1.1)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -43,10 +43,10 @@ class ZeroShot(Head):
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
-        self.bias_ = bias_of_others(self, len(text))
+        self.bias_ = mean_bias(self, len(text))
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
-        return with_bias(self, cosine_logits(X, self.weight_.to(X.dtype), self.scale_))
+        return add_bias(self, cosine_logits(X, self.weight_.to(X.dtype), self.scale_))

@@ -20,9 +20,9 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._neighbours import edges, nearest, recall
-from clipadapter.heads._registry import register_head
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
 
 COLUMNS = 64
 """Classes that are solved for at a time."""

@@ -16,11 +16,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._continued import earlier
-from clipadapter.heads._registry import register_head
 from clipadapter.heads._text_residual import lengthened, train_residual
 from clipadapter.heads._training import Recipe
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.warm_start import find_warm_start
 
 
 @register_head(
@@ -53,9 +53,9 @@ class ZsLp(Head):
     """
 
     needs_text = True
-    warm = True
-    usual_temperatures = (0.9, 0.81, 0.74, 0.9, 1.1)
-    _kept: ClassVar[float] = 0.95
+    supports_warm_start = True
+    temperature_prior = (0.9, 0.81, 0.74, 0.9, 1.1)
+    _shrink_factor: ClassVar[float] = 0.95
     """Of what an earlier fit learned: at the end the loss is so small that a quarter of the steps adds little."""
 
     def __init__(
@@ -95,7 +95,7 @@ class ZsLp(Head):
     def _fit(self, shots: SupportSet) -> None:
         base = lengthened(shots, self.text_norm)
         start = torch.zeros_like(base)
-        before = earlier(self, shots, self._kept, moved_=start)
+        before = find_warm_start(self, shots, self._shrink_factor, moved_=start)
         multipliers = self._multipliers(shots)
 
         def penalty(moved: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class ZsLp(Head):
             self.progress,
         )
         if before is not None:
-            recipe, start = before.shorter(recipe, len(shots.views)), before.rows("moved_", start)
+            recipe, start = before.shorten(recipe, len(shots.views)), before.shrink_rows("moved_", start)
         pull = None if multipliers is None else penalty
         self.moved_, self.loss_ = train_residual(shots, base, 1.0, recipe, pull, start)
         self.weight_, self.scale_ = base + self.moved_, shots.scale

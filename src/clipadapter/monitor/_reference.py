@@ -95,12 +95,14 @@ def from_shots(model: AnyModel, rate: float | None, usual: Mapping[str, float] |
         raise InputError(f"an exported file has no shots to compare with: {GIVE}")
     if why := _why_not(model):
         raise InputError(f"{why}: {GIVE}")
-    from clipadapter.heads import held_out_shots
+    from clipadapter.heads import out_of_fold
 
     names, support, uncertainty = model.class_names_, model.support_, model.uncertainty_
-    unseen = held_out_shots(model.head_, support.X, support.y, model.text_, keep=True, seed=model.seed)
+    unseen = out_of_fold(
+        model.head_, support.X, support.y, model.text_, strategies=("folds",), keep_heads=True, seed=model.seed
+    )
     assert unseen is not None
-    once = unseen.once
+    once = unseen.first_per_shot
     probabilities = uncertainty.calibrator.probabilities(once.logits)
 
     def again(features: NDArray[Any]) -> Array:
@@ -108,7 +110,7 @@ def from_shots(model: AnyModel, rate: float | None, usual: Mapping[str, float] |
         logits = np.empty((len(features), len(names)))
         for i, head in enumerate(unseen.heads):
             logits[turn == i] = head.logits(features[turn == i]) if (turn == i).any() else 0
-        return np.asarray(uncertainty.calibrator.probabilities(logits * unseen.louder))
+        return np.asarray(uncertainty.calibrator.probabilities(logits * unseen.logit_scale_ratio))
 
     share = np.bincount(once.labels, minlength=len(names)) / len(once.labels)
     none = judged = 0

@@ -15,7 +15,7 @@ from clipadapter.bench.score import score
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, TextFeatures, create_head, held_out_shots, mean_shots
+from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.prediction import softmax
 
 Array = NDArray[Any]
@@ -60,7 +60,7 @@ class Learned:
         """(m, c) of pictures (m, d): calibrated, or from class names alone before there is a shot."""
         if self.model is not None:
             return self.model.uncertainty_.probabilities(self.model.head_.logits(features))
-        return softmax(self.zero_shot.logits(features), self.zero_shot.usual_temperature(1))
+        return softmax(self.zero_shot.logits(features), self.zero_shot.prior_temperature(1))
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def learn(
     truth = _positions(labels, text.labels)
     by_names = class_mean(zero_shot.logits(features).argmax(axis=1), truth)
     seconds = time.perf_counter() - start
-    unseen = held_out_shots(model.head_, features, np.asarray(labels), text)
+    unseen = out_of_fold(model.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
     if unseen is None:
         return Learned(text, zero_shot, model, len(labels), by_names, seconds=seconds)
-    once = unseen.once
+    once = unseen.first_per_shot
     called = once.logits.argmax(axis=1)
     wrong = {keys[row]: text.labels[k] for row, k, t in zip(once.rows, called, once.labels, strict=True) if k != t}
     right = class_mean(called, once.labels)
-    return Learned(text, zero_shot, model, len(labels), by_names, right, unseen.shots, wrong, seconds)
+    return Learned(text, zero_shot, model, len(labels), by_names, right, unseen.shots_per_class, wrong, seconds)
 
 
 def curve(
@@ -138,7 +138,7 @@ def curve(
         yield Point(0, by_names, by_names, by_names)
     counts = np.bincount(truth)
     several = counts[counts >= 2]
-    whole = learned.held_out_shots if judge is None else mean_shots(labels)
+    whole = learned.held_out_shots if judge is None else mean_shots_per_class(labels)
     most = min(int(several.min()) - 1, MOST) if len(several) else 0
     for k in (2**i for i in range(6) if 2**i <= most and 2**i < 0.9 * whole):
         found = []

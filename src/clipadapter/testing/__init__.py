@@ -1,9 +1,9 @@
 """Checks for those who add a part: what every encoder, text tower, head ... must do."""
 
-from clipadapter.testing._toy import toy_features
 from clipadapter.testing.encoders import ENCODER_CHECKS, check_encoder
 from clipadapter.testing.heads import HEAD_CHECKS, check_head
 from clipadapter.testing.towers import TOWER_CHECKS, check_tower
+from clipadapter.testing.toy import toy_features
 
 __all__ = [
     "ENCODER_CHECKS",

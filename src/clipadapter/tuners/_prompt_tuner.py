@@ -17,8 +17,8 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import Head, SupportSet, TextFeatures
-from clipadapter.heads._continued import Earlier, earlier
 from clipadapter.heads._training import Recipe, drawn
+from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.towers import TextTower
 from clipadapter.tuners._checkpoint import Checkpoint, digest_of
 from clipadapter.tuners._prompts import CLASS_TOKENS, PRECISIONS, Prompts, random_context, words_context
@@ -27,7 +27,7 @@ from clipadapter.tuners._training import HeldOut, train
 UNSHAPING = ("progress", "checkpoint", "memory")
 """Parameters that don't change the result, but for rounding."""
 GIGABYTE = 1e9
-KEPT = 0.75
+SHRINK = 0.75
 """Of what an earlier fit learned."""
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class PromptTuner(Head):
     """Base of the methods that learn one context for all pictures. A subclass names the parameters in its docstring."""
 
     needs_text = True
-    warm = True
+    supports_warm_start = True
     needs_tower = True
     epochs_by_shots: ClassVar[Sequence[tuple[int, int]]] = ((1, 50), (4, 100))
     """Epochs up to so many shots of the largest class."""
@@ -112,7 +112,7 @@ class PromptTuner(Head):
         text = _given(shots.text).to(context)
         before = self._earlier(shots)
         if before is not None:
-            context = (before.rows if context.ndim == 3 else before.whole)("context_", context)
+            context = (before.shrink_rows if context.ndim == 3 else before.shrink)("context_", context)
 
         def weight() -> Tensor:
             return unit(prompts.vectors(context))
@@ -175,7 +175,7 @@ class PromptTuner(Head):
         logits: Callable[[Tensor], Tensor],
         shots: SupportSet,
         prompts: Prompts,
-        before: Earlier | None = None,
+        before: WarmStart | None = None,
     ) -> float:
         """Change the parameters so that a loss of unit features (b, d) and labels (b,) falls; gives the last one.
 
@@ -198,7 +198,7 @@ class PromptTuner(Head):
             step,
             len(rows),
             features.shape[1],
-            recipe if before is None else before.shorter(recipe, len(rows)),
+            recipe if before is None else before.shorten(recipe, len(rows)),
             checkpoint=Checkpoint(self._digest(shots, prompts.tower), self.checkpoint),
             backward=lambda value: self._backward(parameters, value),
             held_out=held_out,
@@ -206,9 +206,9 @@ class PromptTuner(Head):
             cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
         )
 
-    def _earlier(self, shots: SupportSet) -> Earlier | None:
+    def _earlier(self, shots: SupportSet) -> WarmStart | None:
         """The head to begin at; none with `patience`, since it may have seen the shots that are held out now."""
-        found = earlier(self, shots, KEPT)
+        found = find_warm_start(self, shots, SHRINK)
         return found if self.patience is None else None
 
     def _parts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,8 +255,8 @@ class PromptTuner(Head):
         """Of all that shapes what is learned."""
         parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in UNSHAPING}
         told = [type(self).__name__, sorted(parameters.items()), shots.names, shots.scale, tower.fingerprint]
-        if self._before is not None:
-            told += [fact for one in sorted(self._before.state().items()) for fact in one]
+        if self._previous is not None:
+            told += [fact for one in sorted(self._previous.state().items()) for fact in one]
         return digest_of([*told, shots.views, shots.labels, _given(shots.text)])
 
 

@@ -23,7 +23,7 @@ from typing_extensions import Self
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
-from clipadapter.heads._inputs import Array
+from clipadapter.heads.support import Array
 from clipadapter.tuners._prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners._prompts import Prompts
 
@@ -121,7 +121,7 @@ class CoCoOp(PromptTuner):
         learned = {"context": context, **self._net(shots.views.shape[2], context)}
         before = self._earlier(shots)
         if before is not None:
-            learned = {name: before.whole(f"{name}_", first) for name, first in learned.items()}
+            learned = {name: before.shrink(f"{name}_", first) for name, first in learned.items()}
         parameters = [tensor.requires_grad_() for tensor in learned.values()]
 
         def logits(features: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class CoCoOp(PromptTuner):
         known = {**LEARNED, **{name: n for name, n in NOTED.items() if name in state}}
         if sorted(state) != sorted(known) or any(np.ndim(state[name]) != n for name, n in known.items()):
             raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {', '.join(sorted(state))}")
-        self._set_state(state, classes, width)
+        self._load_state_dict(state, classes, width)
         try:
             context = _shifted(torch.ones(1, width), **self._learned())
         except RuntimeError as error:

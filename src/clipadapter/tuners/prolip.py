@@ -17,9 +17,9 @@ from typing_extensions import Self
 
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, register_head
-from clipadapter.heads._continued import earlier
 from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
 from clipadapter.heads._training import minimise
+from clipadapter.heads.warm_start import find_warm_start
 
 
 @register_head(
@@ -56,7 +56,7 @@ class ProLip(Head):
     """
 
     needs_text = True
-    warm = True
+    supports_warm_start = True
     reads_unprojected = True
 
     def __init__(
@@ -94,12 +94,12 @@ class ProLip(Head):
         n, n_views, width = shots.views.shape
         d = shots.text.shape[1]
         shift = torch.zeros(d, width - d or d, dtype=shots.text.dtype, requires_grad=True)  # W - W0
-        before = earlier(self, shots, shift_=shift)
+        before = find_warm_start(self, shots, shift_=shift)
         if before is not None:
-            shift = before.whole("shift_", shift.detach()).requires_grad_()
+            shift = before.shrink("shift_", shift.detach()).requires_grad_()
         loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
         recipe = shift_recipe(n, self.lr, self.schedule, self.steps, self.batch_size, self.seed, self.progress)
-        recipe = recipe if before is None else before.shorter(recipe, n, RATE)
+        recipe = recipe if before is None else before.shorten(recipe, n, RATE)
         self.loss_ = minimise([shift], loss, n, n_views, recipe, cost=shift.numel() + shots.text.numel())
         self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
 

@@ -1,7 +1,7 @@
 """Predictions one can act on: calibrated probabilities, "none of these", sets of classes, unequal costs.
 
 Everything here is numpy alone, so that a model can be asked without torch. It is learned from logits of shots by fits
-that did not see them, see `clipadapter.heads.held_out_shots`.
+that did not see them, see `clipadapter.heads.out_of_fold`.
 """
 
 from clipadapter.uncertainty.answers import Answers, DecisionOptions, Uncertainty

@@ -67,7 +67,7 @@ def learn_rejector(
         features: (n, d) of the shots, any length.
         labels: (n,) class positions.
         c: number of classes.
-        logits: (r, c) of shots by heads that had not seen them (`heads.held_out`); None if there are none.
+        logits: (r, c) of shots by heads that had not seen them (`heads.out_of_fold`); None if there are none.
         rows: (r,) which shots these are.
         probabilities: (r, c) from the held-out logits by the calibrator; only "msp" needs them.
         text: (c, d) unit class text, rows of zeros for classes without; None if there is none.

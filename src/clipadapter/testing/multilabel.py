@@ -1,4 +1,4 @@
-"""What every head must do with pictures that have several labels: take them, or say that it can't."""
+"""Conformance checks of heads in the multi-label task; a head without support for it must refuse the targets."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from sklearn.base import clone
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, TextFeatures
-from clipadapter.testing._toy import CLASSES, Array, toy_features
+from clipadapter.testing.toy import CLASSES, Array, toy_features
 
 
-def toy_several(n: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Array, Array, TextFeatures]:
-    """Features that are the sum of those of their classes, each of three in half of the pictures.
+def toy_multilabel(n: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Array, Array, TextFeatures]:
+    """Multi-label toy features: each is the sum of the means of its classes; each of three classes has half of them.
 
     Args:
-        n: pictures; the first eight have every combination, none of the classes and all of them among these.
+        n: number of pictures; the first eight have all combinations of the classes, from none to all three.
         noise: spread of the pictures, relative to the distance of the classes.
         seed: of the draw.
 
     Returns:
-        X (n, d), Y (n, 3) zeros and ones, class text.
+        X (n, d), Y (n, 3) zeros and ones, text features.
     """
     rng = np.random.default_rng(seed)
     text = toy_features()[2]
@@ -28,40 +28,40 @@ def toy_several(n: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Array, 
     numbers = np.concatenate([np.arange(count), rng.integers(count, size=max(0, n - count))])[:n]
     Y = numbers[:, None] >> np.arange(len(CLASSES)) & 1
     common = np.zeros(d)
-    common[-1] = 1  # what all pictures share, so that one without a class is a direction too
+    common[-1] = 1  # shared by all pictures, so that one without a class has a direction too
     X = common + Y @ np.eye(len(CLASSES), d) + noise / np.sqrt(d) * rng.standard_normal((n, d))
     return (9 * X).astype(np.float32), Y, text
 
 
-def check_several_labels(head: Head) -> None:
-    """A head that takes several labels a picture learns them; another says which heads do."""
-    X, Y, text = toy_several()
+def check_multilabel_fit(head: Head) -> None:
+    """A multi-label head learns the targets; another head raises an error that names the multi-label heads."""
+    X, Y, text = toy_multilabel()
     if not head.multilabel:
-        # Taken before anything is learned, whatever else the head would need.
+        # This error comes first, whatever else the head would need.
         try:
             head.fit(X, Y, text=text, unlabelled=X if head.transductive else None)
         except InputError as error:
-            assert "one label a picture" in str(error) and "zero-shot" in str(error), str(error)
+            assert "single-label head" in str(error) and "zero-shot" in str(error), str(error)
             return
-        raise AssertionError("several labels a picture were taken by a head that says it can't")
+        raise AssertionError("multi-label targets were accepted by a head with multilabel = False")
     assert head.fit(X, Y, text=text) is head
     assert head.task_ == "multilabel"
-    logits, found = head.logits(X), head.predict_proba(X)
+    logits, p = head.logits(X), head.predict_proba(X)
     assert logits.shape == Y.shape and np.isfinite(logits).all()
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=1e-6)
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=1e-6)
     assert (head.predict(X) == (logits > 0)).all()
-    Q, truth, _ = toy_several(seed=1)
+    Q, truth, _ = toy_multilabel(seed=1)
     scores = head.logits(Q)
-    for k in range(len(CLASSES)):  # a picture of a class is above one without it, nine times in ten
+    for k in range(len(CLASSES)):  # area under the ROC curve above 0.9
         pairs = scores[truth[:, k] == 1, k][:, None] > scores[truth[:, k] == 0, k]
-        assert pairs.mean() > 0.9, f"{CLASSES[k]} is not told from the rest"
+        assert pairs.mean() > 0.9, f"{CLASSES[k]} is not separated from the rest"
 
 
-def check_several_labels_are_saved(head: Head) -> None:
-    """A head that was fitted to several labels is that head again when it was loaded; a new fit forgets them."""
+def check_multilabel_state_round_trip(head: Head) -> None:
+    """A loaded multi-label head gives the same logits; a new single-label fit leaves nothing of the multi-label one."""
     if not head.multilabel:
         return
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     expected = head.fit(X, Y, text=text).logits(X)
     state = load(save({name: np.asarray(value, order="C") for name, value in head.state().items()}))
     again = clone(head).load_state(state, head.classes_.tolist(), head.n_features_in_).attach(text)
@@ -75,11 +75,11 @@ def check_several_labels_are_saved(head: Head) -> None:
     assert head.state().keys() == fresh.state().keys()
 
 
-def check_rare_labels(head: Head) -> None:
-    """A class that no picture has, that one has, or that all have, and a single picture, leave finite answers."""
+def check_multilabel_rare_classes(head: Head) -> None:
+    """Classes of no picture, of one and of all, and a single picture, give finite logits."""
     if not head.multilabel:
         return
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     Y = np.array(Y)
     Y[:, 0], Y[:, 1], Y[:, 2] = 0, np.arange(len(Y)) == 3, 1
     for rows in (slice(None), slice(3, 4)):
@@ -88,4 +88,4 @@ def check_rare_labels(head: Head) -> None:
         assert np.isfinite(head.fit(views, Y[rows].astype(bool), text=text).logits(X)).all()
 
 
-SEVERAL_CHECKS = (check_several_labels, check_several_labels_are_saved, check_rare_labels)
+MULTILABEL_CHECKS = (check_multilabel_fit, check_multilabel_state_round_trip, check_multilabel_rare_classes)

@@ -1,10 +1,9 @@
-"""What heads say comes from class text alone."""
+"""The part of the logits that comes from text features alone."""
 
 import numpy as np
 import pytest
 
-from clipadapter.heads import TextFeatures, create_head, list_heads
-from clipadapter.heads._text_part import TextPart
+from clipadapter.heads import Head, TextFeatures, create_head, list_heads
 from clipadapter.testing import toy_features
 
 ALL_TEXT = [
@@ -114,7 +113,7 @@ def test_a_class_without_a_shot_is_no_matter():
 
 
 def test_most_heads_tell_their_part():
-    told = [name for name in list_heads() if type(create_head(name))._text_logits is not TextPart._text_logits]
+    told = [name for name in list_heads() if type(create_head(name))._text_logits is not Head._text_logits]
     assert {"zero-shot", "auto", "clip-adapter", "tip-adapter", "linear-probe"} <= set(told)
 
 

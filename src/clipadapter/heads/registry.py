@@ -1,7 +1,4 @@
-"""The registry of heads; tuners, which train through a tower, are chosen by name like them.
-
-It also keeps how faithful each head is to its source: the text that lists, tables, cards and the reference show.
-"""
+"""Register and look up heads by name, with their `Fidelity`: how close each is to the publication it is named after."""
 
 from __future__ import annotations
 
@@ -14,8 +11,7 @@ from typing import Any
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads._base import Head
-from clipadapter.registry import Registry
+from clipadapter.heads.base import HEADS, Head
 
 FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
     {
@@ -27,9 +23,9 @@ FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
         "not stated": "not stated",
     }
 )
-"""What the kinds of fidelity mean."""
+"""Kinds of fidelity and their meaning."""
 AS_PUBLISHED = ("verified", "paper", "not stated")
-"""Kinds that tables of results do not mark."""
+"""Kinds that are not marked in tables of results."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,10 @@ class Fidelity:
         kind: one of `FIDELITY_KINDS`.
         statement: what was checked, and what is not as published, in sentences; empty if nothing is stated.
 
-    >>> found = Fidelity.parse("partial: The loss is as published. The rest is ours.")
-    >>> found.kind, found.is_as_published
+    >>> fidelity = Fidelity.parse("partial: The loss is as published. The rest is ours.")
+    >>> fidelity.kind, fidelity.is_as_published
     ('partial', False)
-    >>> print(found)
+    >>> print(fidelity)
     Only in part as published. The loss is as published. The rest is ours.
     """
 
@@ -52,7 +48,7 @@ class Fidelity:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From the text that a head is registered with: a kind, a colon and sentences.
+        """Parse the text that a head is registered with: a kind, a colon and sentences.
 
         Raises:
             InputError: if the kind is not known, or no sentence follows.
@@ -67,7 +63,7 @@ class Fidelity:
 
     @property
     def is_as_published(self) -> bool:
-        """Whether nothing is known that keeps the head from being the published method."""
+        """Whether no difference from the published method is stated."""
         return self.kind in AS_PUBLISHED
 
     def __str__(self) -> str:
@@ -75,41 +71,40 @@ class Fidelity:
         return f"{meaning[0].upper()}{meaning[1:]}. {self.statement}".strip()
 
 
-HEADS: Registry[Head] = Registry("head", "clipadapter.heads", "clipadapter.tuners")
 list_heads = HEADS.list
 head_info = HEADS.info
 create_head = HEADS.create
 
 
 def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> Callable[[type[Head]], type[Head]]:
-    """Class decorator that gives a head its public name; the class docstring gets its fidelity as a last paragraph.
+    """Class decorator that registers a head under a public name and appends its fidelity to the class docstring.
 
     Args:
         name: lower-case words joined by hyphens.
         fidelity: how faithful the head is to its source: "KIND: sentences.", with a kind out of "verified", "paper",
             "partial", "inspired" and "own"; see `Fidelity`.
-        facts: what else is listed beside the name, such as ``paper`` and ``compare``.
+        facts: further entries, such as ``paper`` and ``compare``.
 
     Raises:
-        InputError: if another class has the name, or the fidelity is no such text.
+        InputError: if another class has the name, or the fidelity has another form.
     """
-    stated = Fidelity.parse(fidelity)
-    register = HEADS.register(name, fidelity=stated, **facts)
+    parsed = Fidelity.parse(fidelity)
+    register = HEADS.register(name, fidelity=parsed, **facts)
 
     def decorate(cls: type[Head]) -> type[Head]:
         register(cls)
         if cls.__doc__:
-            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\nFidelity: {stated}\n"
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\nFidelity: {parsed}\n"
         return cls
 
     return decorate
 
 
 def fidelity_of(name: str) -> Fidelity:
-    """How faithful a head is to its source; "not stated" too for a name that no head has here.
+    """The `Fidelity` of a head; "not stated" also for a name that is not registered.
 
     >>> fidelity_of("auto").kind
     'own'
     """
-    stated = HEADS.info(name).facts.get("fidelity") if name in HEADS.list() else None
-    return stated if isinstance(stated, Fidelity) else Fidelity()
+    fidelity = HEADS.info(name).facts.get("fidelity") if name in HEADS.list() else None
+    return fidelity if isinstance(fidelity, Fidelity) else Fidelity()

@@ -1,4 +1,4 @@
-"""Class text: what heads know of the classes before they see a picture."""
+"""`TextFeatures`: class names with their text embeddings and the encoder's logit scale and bias."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ Order = Literal["sorted", "given"]
 
 
 class TextFeatures:
-    """Class names in their order, and one unit vector a class; frozen.
+    """Class names in their order, and one unit text embedding per class; immutable.
 
-    It is no array on purpose: scikit-learn slices every array-like argument of ``fit`` that has as many rows as X.
+    It is not array-like on purpose: scikit-learn slices every array-like argument of ``fit`` with as many rows as X.
 
     Args:
         labels: class names, each once.
-        embeddings: (c, d) text features, one row a class; stored as unit rows, float32 unless a float64 array came. A
-            row of NaN is a class without text, known by its shots alone; it is stored as zeros.
-        logit_scale: ``exp(logit_scale)`` of the encoder; 100 is what CLIP's released checkpoints have.
-        logit_bias: added to the logits by sigmoid-loss models, else None.
-        tower: opens the text tower that made them, for methods that train through it; it is neither saved nor copied
-            to other processes.
-        order: of the classes of heads that are fitted with it, and so of the columns of their logits: "sorted", as
-            scikit-learn has them and its scorers expect, or "given", as ``labels`` are. With several labels a picture
-            the order is that of ``labels`` always.
+        embeddings: (c, d) text embeddings, one row per class; stored as unit rows, in float64 if a float64 array was
+            given, else in float32. A row of NaN is a class without text, known by its shots alone; it is stored as
+            zeros.
+        logit_scale: ``exp(logit_scale)`` of the encoder; 100 in CLIP's released checkpoints.
+        logit_bias: logit bias of encoders trained with the sigmoid loss, else None.
+        tower: opens the text tower that made the embeddings, for methods that train through it; it is neither saved
+            nor copied to other processes.
+        order: order of the classes of heads that are fitted with it, and so of the columns of their logits: "sorted",
+            as scikit-learn's scorers expect, or "given", that of ``labels``. Multi-label heads always use that of
+            ``labels``.
 
     Raises:
-        InputError: if a name occurs twice, the counts differ, a row is zero or not finite, or there is no such order.
+        InputError: if a name occurs twice, the counts differ, a row is zero or not finite, or the order is unknown.
 
     >>> TextFeatures(["cat", "dog"], [[3.0, 0.0], [0.0, 2.0]]).embeddings
     array([[1., 0.],
@@ -63,8 +64,8 @@ class TextFeatures:
         if rows.ndim != 2 or len(rows) != len(names):
             raise InputError(f"class text needs one row for each of {len(names)} names, but has shape {rows.shape}")
         if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise InputError(f"class names must differ, but these occur more than once: {', '.join(twice)}")
+            duplicates = sorted({name for name in names if names.count(name) > 1})
+            raise InputError(f"class names must differ, but these occur more than once: {', '.join(duplicates)}")
         absent: Array = np.asarray(np.isnan(rows).all(axis=1))
         rows = np.where(absent[:, None], 1.0, rows)
         norm = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -75,11 +76,11 @@ class TextFeatures:
             raise InputError(f"logit_scale must be positive, but is {logit_scale}")
         if order not in ("sorted", "given"):
             raise InputError(f"the order of classes is 'sorted' or 'given', not {order!r}")
-        exact = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
-        # A row that was scaled before is of length one but for rounding: to divide again would round it once more.
-        norm = np.where(np.abs(norm - 1) < (1e-15 if exact else 1e-6), 1.0, norm)
+        is_float64 = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
+        # A row that was normalised before has length one up to rounding; to divide again would round it once more.
+        norm = np.where(np.abs(norm - 1) < (1e-15 if is_float64 else 1e-6), 1.0, norm)
         rows = np.where(absent[:, None], 0.0, rows)
-        array = rows / norm if exact else (rows / norm).astype(np.float32)
+        array = rows / norm if is_float64 else (rows / norm).astype(np.float32)
         array.flags.writeable = False
         values = (array, names, logit_bias, float(logit_scale), order, tower)
         for name, value in zip(self.__slots__, values, strict=True):
@@ -92,25 +93,25 @@ class TextFeatures:
         return TextFeatures, (self.labels, self._rows(), self.logit_scale, self.logit_bias, None, self.order)
 
     def _rows(self) -> Array:
-        """Text features as they are given: rows of NaN for classes without text."""
-        given: Array = np.asarray(self.embeddings.any(axis=1))
-        return np.where(given[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
+        """Embeddings as the constructor takes them: rows of NaN for classes without text."""
+        has_text: Array = np.asarray(self.embeddings.any(axis=1))
+        return np.where(has_text[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
 
     def with_tower(self, tower: Callable[[], TextTower] | None) -> TextFeatures:
-        """The same class text, with what opens the text tower that made it."""
+        """The same text features with a function that opens the text tower that made them."""
         return TextFeatures(self.labels, self._rows(), self.logit_scale, self.logit_bias, tower, self.order)
 
     def with_order(self, order: Order) -> TextFeatures:
-        """The same class text, with this order of the classes of heads; see ``order``."""
+        """The same text features with another ``order``."""
         if order == self.order:
             return self
         return TextFeatures(self.labels, self._rows(), self.logit_scale, self.logit_bias, self.tower, order)
 
     def arranged(self, classes: Sequence[Any] | Array) -> TextFeatures:
-        """The text of the same classes in another order.
+        """The same text features with the classes in another order.
 
         Args:
-            classes: all of them, as they are called in ``labels``, or as numbers whose texts ``labels`` are.
+            classes: all of them, by their names in ``labels``, or as numbers whose texts are ``labels``.
 
         Raises:
             InputError: if these are other classes.
@@ -131,11 +132,11 @@ class TextFeatures:
         return TextFeatures(names, rows, self.logit_scale, self.logit_bias, self.tower, self.order)
 
     def numbered(self) -> TextFeatures:
-        """The same text with classes called "0" to "c - 1", in the order of their sorted names.
+        """The same text features with classes called "0" to "c - 1", in the order of their sorted names.
 
-        `numpy.unique` and scikit-learn's LabelEncoder number names so, if there are shots of every class. Tools such as
-        VotingClassifier hand such numbers to the head instead of names. The text tower is left out: it would read the
-        numbers.
+        `numpy.unique` and scikit-learn's LabelEncoder number names like this, if there are shots of every class. Tools
+        such as VotingClassifier pass such numbers to the head instead of names. The text tower is dropped, since it
+        would encode the numbers.
 
         >>> TextFeatures(["dog", "cat"], [[0.0, 1.0], [1.0, 0.0]]).numbered().embeddings
         array([[1., 0.],

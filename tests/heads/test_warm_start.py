@@ -1,4 +1,4 @@
-"""Fits that begin where an earlier one ended: near the fit from the beginning, whatever became of the classes."""
+"""Warm starts end near the fit from scratch, also if classes were added, removed or renamed."""
 
 import copy
 import functools
@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from clipadapter.heads import TextFeatures, create_head, head_info, held_out_shots, list_heads
+from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold
 from clipadapter.heads._training import Recipe
 from clipadapter.towers import WordTower
 
@@ -17,7 +17,7 @@ EVERY = [f"{first}{second}" for first in "abcdefghijklmnopqrst" for second in "x
 OLD = [name for name in EVERY if name != "ez"]
 NEW = [*(name for name in EVERY[::-1] if name not in ("cy", "dx")), "renamed"]
 """In another order, with "ez" and without "cy"; "dx" has another name."""
-WARM = [name for name in list_heads() if head_info(name).cls.warm]
+WARM = [name for name in list_heads() if head_info(name).cls.supports_warm_start]
 TUNER = {"n_ctx": 2, "lr": 0.02, "checkpoint": None}
 LESS = {
     "clip-adapter": {"steps": 120},
@@ -120,23 +120,23 @@ def test_what_was_saved_is_begun_at_as_well(name):
     np.testing.assert_array_equal(fitted(small(name), NEW, loaded).logits(X), two_fits(name)[0].logits(X))
 
 
-def test_folds_that_judge_unseen_shots_are_fitted_from_the_beginning():
+def test_heads_of_folds_are_fitted_from_scratch():
     """Weights that saw a shot would answer for it."""
-    unseen = held_out_shots(two_fits("linear-probe")[0], *shots(NEW), class_text(NEW), keep=True)
+    unseen = out_of_fold(two_fits("linear-probe")[0], *shots(NEW), class_text(NEW), keep_heads=True)
     assert len(unseen.heads) == 5
     assert not any(is_warm(head) for head in unseen.heads)
 
 
-@pytest.mark.parametrize("went_on", [True, False])
+@pytest.mark.parametrize("is_warm_start", [True, False])
 @pytest.mark.parametrize(("name", "chosen"), [("linear-probe", "C_"), ("clip-adapter", "alpha_")])
-def test_a_fit_without_some_shots_takes_over_what_was_chosen_among_all(name, chosen, went_on):
+def test_a_refit_without_some_shots_reuses_what_was_chosen_among_all(name, chosen, is_warm_start):
     """To search a ratio again in each fold takes many times as long as a fit with it."""
-    head = copy.copy(two_fits(name)[not went_on])
+    head = copy.copy(two_fits(name)[not is_warm_start])
     setattr(head, chosen, 0.123)
     X, y = shots(NEW)
     held = np.arange(0, len(y), 6)
-    assert getattr(head.without(X, y, held, class_text(NEW)), chosen) == pytest.approx(0.123)
-    anew = head.without(X, y, held, class_text(NEW), chosen=False)
+    assert getattr(head.refit_without(X, y, held, class_text(NEW)), chosen) == pytest.approx(0.123)
+    anew = head.refit_without(X, y, held, class_text(NEW), reuse_chosen=False)
     assert getattr(anew, chosen) != pytest.approx(0.123)
     stay = np.setdiff1d(np.arange(len(y)), held)
     expected = fitted(small(name), NEW, part=(X[stay], y[stay]))
@@ -148,30 +148,31 @@ def test_ratios_of_class_text_are_taken_over_too(branch):
     head = fitted(create_head("clip-adapter", branch=branch, steps=20), NEW)
     head.alpha_, head.beta_ = 0.123, 0.234
     X, y = shots(NEW)
-    found = head.without(X, y, np.arange(0, len(y), 6), class_text(NEW))
+    found = head.refit_without(X, y, np.arange(0, len(y), 6), class_text(NEW))
     assert found.beta_ == 0.234
     assert branch == "text" or found.alpha_ == 0.123
 
 
-def test_folds_of_sets_by_cv_plus_hang_on_their_held_out_shots_in_no_way():
+def test_heads_of_cv_plus_folds_do_not_depend_on_their_held_out_shots():
     full = copy.copy(two_fits("linear-probe")[1])
     full.C_ = 0.123
-    own, folds = (held_out_shots(full, *shots(NEW), class_text(NEW), keep=keep) for keep in (False, True))
+    own, folds = (out_of_fold(full, *shots(NEW), class_text(NEW), keep_heads=keep) for keep in (False, True))
     assert not any(head.C_ == full.C_ for head in folds.heads)
     assert not np.allclose(own.logits, folds.logits)
 
 
-def test_a_head_that_went_on_is_judged_by_200_shots_if_there_are_more():
+def test_a_warm_started_head_holds_out_200_shots_if_there_are_more():
     shot_count = len(shots(NEW)[1])
-    warm, full = (held_out_shots(head, *shots(NEW), class_text(NEW)) for head in two_fits("linear-probe"))
+    warm, full = (out_of_fold(head, *shots(NEW), class_text(NEW)) for head in two_fits("linear-probe"))
     assert len(full.rows) == shot_count > 300
     assert 200 <= len(warm.rows) < 280
 
 
-def test_auto_holds_out_its_shots_anew():
+def test_auto_holds_out_its_shots_again_in_each_fit():
     """Its folds take most of its time, and tell of trust: they are those of a plain fit, and so is all the rest."""
     warm, full = fitted(create_head("auto"), NEW, fitted(create_head("auto"), OLD)), fitted(create_head("auto"), NEW)
-    np.testing.assert_array_equal(warm.told().logits, full.told().logits)
+    own = [out_of_fold(head, *shots(NEW), class_text(NEW), strategies=("own",)).logits for head in (warm, full)]
+    np.testing.assert_array_equal(*own)
 
 
 def test_a_linear_probe_is_the_fit_with_the_c_of_before():
@@ -255,11 +256,11 @@ def test_many_fits_in_a_row_learn_the_shots_little_better_than_one(name):
 def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
     passes, counted = Recipe.passes, []
 
-    def told(recipe, n):
+    def recorded(recipe, n):
         counted.append(passes(recipe, n))
         return counted[-1]
 
-    monkeypatch.setattr(Recipe, "passes", told)
+    monkeypatch.setattr(Recipe, "passes", recorded)
     fitted(small(name), NEW, earlier(name))
     usual, made = counted
     assert made == round(usual / 4)

@@ -1,4 +1,4 @@
-"""Heads that go on learning: however shots came and went, they are what a fit to those that are left is."""
+"""Incremental heads: after any sequence of changes they equal a fit to the remaining shots."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,19 @@ from sklearn.base import clone
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
-from clipadapter.heads._kept_rows import without
-from clipadapter.heads._streaming import Exact, Streaming
-from clipadapter.heads._triangle import packed, unpacked
 from clipadapter.heads.gda import Gda
+from clipadapter.heads.incremental import (
+    ExactIncrementalHead,
+    IncrementalHead,
+    find_remaining_rows,
+    pack_lower_triangle,
+    unpack_lower_triangle,
+)
 from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.rail import Rail
 from clipadapter.testing import check_head, toy_features
-from clipadapter.testing._streaming import STREAMING_CHECKS
+from clipadapter.testing.incremental import INCREMENTAL_CHECKS
 
 HEADS = {
     "prototype": Prototype(),
@@ -36,7 +40,7 @@ D = 12
 
 
 def test_every_exact_head_is_tried_here():
-    assert {name for name in list_heads() if issubclass(head_info(name).cls, Exact)} <= set(HEADS)
+    assert {name for name in list_heads() if issubclass(head_info(name).cls, ExactIncrementalHead)} <= set(HEADS)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ class Stream:
         kept = [i for i in origin if counts[self.classes[i]] or self.rng.random() < 0.5]
         if len(kept) > 1:
             self.classes = [self.classes[i] for i in kept]
-            self.head.rearrange(self.classes, kept, text=self.text)
+            self.head.remap_classes(self.classes, kept, text=self.text)
 
     def saved_and_loaded(self):
         state = {name: np.array(value) for name, value in self.head.state().items()}
@@ -149,7 +153,7 @@ def test_without_some_shots_it_is_a_fit_to_the_others(name, world, with_text):
         stream.more()
     X, y = stream.given(stream.shots)
     before, held = stream.head.logits(X[:, 0]), np.arange(1, len(y), 4)
-    found = stream.head.without(X, y, held, text=stream.text)
+    found = stream.head.refit_without(X, y, held, text=stream.text)
     stay = np.setdiff1d(np.arange(len(y)), held)
     expected = clone(stream.head).fit(X[stay], np.array(y)[stay], text=stream.text)
     np.testing.assert_allclose(found.logits(X[:, 0]), expected.logits(X[:, 0]), rtol=1e-5, atol=1e-5)
@@ -158,38 +162,38 @@ def test_without_some_shots_it_is_a_fit_to_the_others(name, world, with_text):
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name not in list_heads() or name == "gda"])
 def test_every_form_keeps_the_rules_of_streams(name):
-    for check in STREAMING_CHECKS:
+    for check in INCREMENTAL_CHECKS:
         check(clone(HEADS[name]))
 
 
 class Forgets(Prototype):
     """Learns the last shots only."""
 
-    def _more(self, shots, origin):
-        self._clear(shots)
-        super()._more(shots, origin)
+    def _partial_fit_next(self, shots, origin):
+        self._init_sums(shots)
+        super()._partial_fit_next(shots, origin)
 
 
 class Keeps(Prototype):
     """Takes nothing out."""
 
-    def _gather(self, shots, sign):
-        super()._gather(shots, 1)
+    def _update_sums(self, shots, sign):
+        super()._update_sums(shots, 1)
 
 
 class Mixes(Prototype):
     """Leaves its sums where they were when classes move."""
 
-    def _arrange(self, origin):
+    def _remap_sums(self, origin):
         self.sums_ = torch.cat([self.sums_, self.sums_.new_zeros(9, self.sums_.shape[1])])[: len(origin)]
 
 
 class Shares(Prototype):
     """Changes its sums in place, those of its copies too."""
 
-    def _gather(self, shots, sign):
+    def _update_sums(self, shots, sign):
         before = self.sums_
-        super()._gather(shots, sign)
+        super()._update_sums(shots, sign)
         self.sums_ = before.copy_(self.sums_)
 
 
@@ -203,24 +207,24 @@ class Loses(Prototype):
 class Silent(Prototype):
     """Goes on without class text."""
 
-    def _check_goes_on(self, text):
+    def _check_same_use_of_text(self, text):
         pass
 
 
 @pytest.mark.parametrize(
     ("broken", "rule"),
     [
-        (Forgets, "check_stream_in_parts"),
-        (Keeps, "check_stream_takes_back"),
-        (Mixes, "check_stream_is_rearranged"),
-        (Shares, "check_stream_leaves_others_alone"),
-        (Loses, "check_stream_is_saved"),
-        (Silent, "check_stream_refuses"),
+        (Forgets, "check_partial_fit_in_parts"),
+        (Keeps, "check_unlearn"),
+        (Mixes, "check_remap_classes"),
+        (Shares, "check_partial_fit_leaves_copies_unchanged"),
+        (Loses, "check_partial_fit_after_loading"),
+        (Silent, "check_partial_fit_refuses_bad_input"),
     ],
 )
 def test_the_rules_find_what_is_broken(broken, rule):
     failed = []
-    for check in STREAMING_CHECKS:
+    for check in INCREMENTAL_CHECKS:
         try:
             check(broken())
         except (AssertionError, AttributeError):
@@ -228,16 +232,16 @@ def test_the_rules_find_what_is_broken(broken, rule):
     assert rule in failed
 
 
-def test_gda_keeps_its_sums_if_it_is_told_to():
+def test_gda_keeps_its_sums_with_stream():
     X, y, text = toy_features()
     plain, streams = (Gda(stream=stream).fit(X, y, text=text) for stream in (False, True))
     np.testing.assert_array_equal(plain.logits(X), streams.logits(X))
-    assert (plain.updatable, streams.updatable) == (False, True)
+    assert (plain.is_updatable, streams.is_updatable) == (False, True)
     assert set(streams.state()) - set(plain.state()) == {"products_", "sums_", "rows_"}
     for action in (
         lambda: plain.partial_fit(X, y, text=text),
         lambda: plain.unlearn(X[:1], y[:1], text=text),
-        lambda: plain.rearrange(text.labels, [0, 1, 2], text=text),
+        lambda: plain.remap_classes(text.labels, [0, 1, 2], text=text),
         lambda: plain.set_params(stream=True).partial_fit(X, y, text=text),
     ):
         with pytest.raises(InputError, match="stream=True"):
@@ -271,23 +275,23 @@ def test_shots_with_other_numbers_of_views_count_by_their_views():
 
 def test_a_triangle_is_half_a_matrix():
     matrix = torch.arange(25.0).reshape(5, 5)
-    assert packed(matrix).tolist() == [0, 5, 6, 10, 11, 12, 15, 16, 17, 18, 20, 21, 22, 23, 24]
-    assert torch.equal(unpacked(packed(matrix)), matrix.tril())
-    assert unpacked(torch.zeros(0)).shape == (0, 0)
+    assert pack_lower_triangle(matrix).tolist() == [0, 5, 6, 10, 11, 12, 15, 16, 17, 18, 20, 21, 22, 23, 24]
+    assert torch.equal(unpack_lower_triangle(pack_lower_triangle(matrix)), matrix.tril())
+    assert unpack_lower_triangle(torch.zeros(0)).shape == (0, 0)
 
 
-def test_rows_are_found_in_spite_of_rounding_and_each_once():
+def test_rows_are_found_despite_rounding_and_each_once():
     rows = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(0).standard_normal((6, 32))), dim=1)
     rows[4] = rows[1]
     labels = torch.tensor([0, 0, 1, 1, 0, 0])
     noisy = rows[[1, 3, 4]] + 1e-4 * torch.from_numpy(np.random.default_rng(1).standard_normal((3, 32)))
-    assert without(rows, labels, noisy.float(), labels[[1, 3, 4]]).tolist() == [0, 2, 5]
+    assert find_remaining_rows(rows, labels, noisy.float(), labels[[1, 3, 4]]).tolist() == [0, 2, 5]
     with pytest.raises(InputError, match="was not learned"):
-        without(rows, labels, rows[[1, 4, 1]], labels[[1, 4, 1]])
+        find_remaining_rows(rows, labels, rows[[1, 4, 1]], labels[[1, 4, 1]])
 
 
 def test_streaming_heads_are_named_as_such():
     for name in list_heads():
         cls = head_info(name).cls
-        assert issubclass(cls, Streaming) == hasattr(cls, "partial_fit")
-        assert not issubclass(cls, Exact) or create_head(name).exact
+        assert issubclass(cls, IncrementalHead) == hasattr(cls, "partial_fit")
+        assert not issubclass(cls, ExactIncrementalHead) or create_head(name).exact

@@ -1,4 +1,4 @@
-"""Features that heads are tried on."""
+"""Toy features on which heads are checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def toy_features(
     seed: int = 0,
     names: tuple[str, ...] = CLASSES,
 ) -> tuple[Array, Array, TextFeatures]:
-    """Separable features of three classes whose text points roughly where their pictures lie.
+    """Separable features of three classes, with text features near the mean of each class.
 
     Args:
         counts: shots of each class.
@@ -33,7 +33,7 @@ def toy_features(
         names: of the three classes.
 
     Returns:
-        X (n, d) of length about 9, y (n,) names, class text with a tower that knows the names.
+        X (n, d) of length about 9, y (n,) names, text features with a text tower that knows the names.
     """
     rng = np.random.default_rng(seed)
     means = np.eye(len(names), d)
@@ -45,11 +45,11 @@ def toy_features(
     return (9 * X).astype(np.float32), y, text
 
 
-def expect(error: type[Exception], words: str, action: Callable[[], object]) -> None:
-    """Fail unless an action raises this error, with these words in its message."""
+def assert_raises(error: type[Exception], message: str, action: Callable[[], object]) -> None:
+    """Fail unless an action raises this error with this text in its message."""
     try:
         action()
     except error as raised:
-        assert words in str(raised), f"the message should say {words!r}, but is: {raised}"
+        assert message in str(raised), f"the message should say {message!r}, but is: {raised}"
         return
-    raise AssertionError(f"{error.__name__} with {words!r} was not raised")
+    raise AssertionError(f"{error.__name__} with {message!r} was not raised")

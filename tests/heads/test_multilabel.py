@@ -1,4 +1,4 @@
-"""Several labels a picture: what heads share for it, and the values that each head has then."""
+"""Multi-label classification: what heads share for it, and the values that each head learns."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,16 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
-from clipadapter.heads import TextFeatures, create_head, head_info, held_out, list_heads, select
+from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
 from clipadapter.heads._auto_several import mixing_weights_several, ridge_several
 from clipadapter.heads._one_vs_rest import OneVsRest
-from clipadapter.heads._several import fitted_bias, several_folds
 from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.folds import iterative_stratification
 from clipadapter.heads.linear_probe import GRID, LinearProbe
+from clipadapter.heads.multilabel import fit_bias
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing._several import toy_several
+from clipadapter.testing.multilabel import toy_multilabel
 
 ABLE = {"zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "auto"}
 
@@ -49,26 +50,26 @@ def test_these_heads_take_several_labels():
     ],
 )
 def test_wrong_labels_are_named(Y, words):
-    X, _, text = toy_several()
+    X, _, text = toy_multilabel()
     with pytest.raises(InputError, match=words):
         ZeroShot().fit(X, Y, text=text)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, np.ndarray.tolist, torch.from_numpy, lambda Y: Y.astype(float)])
 def test_labels_may_be_any_kind_of_zeros_and_ones(kind):
-    X, Y, _ = toy_several()
+    X, Y, _ = toy_multilabel()
     expected = LinearProbe(C=1.0).fit(X, Y).logits(X)
     np.testing.assert_array_equal(LinearProbe(C=1.0).fit(X, kind(Y)).logits(X), expected)
 
 
 def test_classes_are_those_of_the_text_or_numbers():
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     assert LinearProbe(C=1.0).fit(X, Y, text=text).classes_.tolist() == list(text.labels)
     assert LinearProbe(C=1.0).fit(X, Y).classes_.tolist() == [0, 1, 2]
 
 
 def test_a_column_of_names_is_still_one_label_a_picture():
-    X, _, _ = toy_several()
+    X, _, _ = toy_multilabel()
     with pytest.warns(UserWarning, match="column-vector"):
         head = LinearProbe(C=1.0).fit(X, np.repeat(["a", "b"], 12)[:, None])
     assert head.task_ == "single-label"
@@ -77,7 +78,7 @@ def test_a_column_of_names_is_still_one_label_a_picture():
 def test_bias_is_that_of_logistic_regression_on_a_constant():
     X, Y = drawn()
     logits = 3 * X[:, :4]
-    found = fitted_bias(torch.from_numpy(logits), torch.from_numpy(Y), spread=1e4).numpy()
+    found = fit_bias(torch.from_numpy(logits), torch.from_numpy(Y), prior_std=1e4).numpy()
     np.testing.assert_allclose(sigmoid(logits + found).sum(axis=0), Y.sum(axis=0), rtol=1e-5)
 
 
@@ -85,7 +86,7 @@ def test_bias_of_rare_classes_is_near_that_of_all():
     targets = torch.zeros(50, 3)
     targets[:25, 0], targets[:24, 1] = 1, 1
     zeros = torch.zeros(50, 3)
-    loose, tight = fitted_bias(zeros, targets, spread=100.0), fitted_bias(zeros, targets, spread=0.1)
+    loose, tight = fit_bias(zeros, targets, prior_std=100.0), fit_bias(zeros, targets, prior_std=0.1)
     assert loose[2] < -8
     assert float(tight.max() - tight.min()) < 0.5
     # Half of a third and 48 % of a third: common log-odds of 49.5 in 151.
@@ -93,21 +94,21 @@ def test_bias_of_rare_classes_is_near_that_of_all():
 
 
 def test_zero_shot_uses_the_bias_that_siglip_was_trained_with():
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     siglip = TextFeatures(text.labels, text.embeddings, 110.0, logit_bias=-12.5)
     expected = sigmoid(110.0 * unit(X.astype(float)) @ text.embeddings.T - 12.5)
     np.testing.assert_allclose(ZeroShot().fit(X, Y, text=siglip).predict_proba(X), expected, atol=1e-4)
 
 
 def test_zero_shot_without_a_bias_gives_classes_their_share():
-    X, Y, text = toy_several(n=200)
+    X, Y, text = toy_multilabel(n=200)
     Y[:, 0] &= np.arange(200) % 2
     found = ZeroShot().fit(X, Y, text=text).predict_proba(X)
     np.testing.assert_allclose(found.mean(axis=0), Y.mean(axis=0), atol=0.02)
 
 
 def test_other_classes_get_the_mean_bias():
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     head = ZeroShot().fit(X, Y, text=text)
     other = head.for_classes(TextFeatures(["wolf", "fox"], np.eye(2, X.shape[1]), logit_scale=1.0))
     expected = unit(X.astype(float))[:, :2] + float(head.bias_.mean())
@@ -147,7 +148,7 @@ def test_a_class_that_no_picture_has_is_answered_by_its_share():
 def test_c_has_the_lowest_held_out_loss_of_scikit_learn():
     X, Y = drawn(48, 3, 24, seed=1)
     losses = dict.fromkeys(GRID, 0.0)
-    for train, held in several_folds(torch.from_numpy(Y), 3):
+    for train, held in iterative_stratification(torch.from_numpy(Y), 3):
         for C in losses:
             model = OneVsRestClassifier(LogisticRegression(C=C, max_iter=5000)).fit(unit(X)[train], Y[train])
             p = model.predict_proba(unit(X)[held])
@@ -162,7 +163,7 @@ def test_solver_of_scikit_learn_knows_one_label():
 
 
 def test_a_shot_in_the_cache_votes_for_each_class_it_has():
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     head = TipAdapter(alpha=2.0, beta=3.0).fit(X, Y, text=text)
     keys = unit(X.astype(float))
 
@@ -174,12 +175,12 @@ def test_a_shot_in_the_cache_votes_for_each_class_it_has():
                     found[i] += 2.0 * np.exp(-3.0 * (1 - query @ key)) * Y[j]
         return found + 20.0 * queries @ text.embeddings.T
 
-    bias = fitted_bias(torch.from_numpy(scores(keys, without_own=True)), torch.from_numpy(Y)).numpy()
+    bias = fit_bias(torch.from_numpy(scores(keys, without_own=True)), torch.from_numpy(Y)).numpy()
     np.testing.assert_allclose(head.logits(X), scores(keys) + bias, rtol=1e-4, atol=1e-3)
 
 
 def test_cache_off_is_zero_shot():
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     expected = ZeroShot().fit(X, Y, text=text).logits(X)
     np.testing.assert_allclose(TipAdapter(alpha=0.0).fit(X, Y, text=text).logits(X), expected, atol=1e-4)
     np.testing.assert_allclose(ClipAdapter(alpha=0.0, steps=1).fit(X, Y, text=text).logits(X), expected, atol=1e-4)
@@ -187,7 +188,7 @@ def test_cache_off_is_zero_shot():
 
 @pytest.mark.parametrize("output_norm", [True, False])
 def test_adapter_is_trained_by_binary_cross_entropy(output_norm):
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     head = ClipAdapter(alpha=0.3, epochs=1, output_norm=output_norm, noise=0, lr=1e-9, seed=3)
     head.fit(X, Y, text=text)
     p = head.predict_proba(X)  # as before the only step, since the rate is next to nothing
@@ -196,7 +197,7 @@ def test_adapter_is_trained_by_binary_cross_entropy(output_norm):
 
 
 def test_training_an_adapter_lowers_the_loss():
-    X, Y, text = toy_several(noise=1.0)
+    X, Y, text = toy_multilabel(noise=1.0)
     head = ClipAdapter(alpha=0.4, steps=100).fit(X, Y, text=text)
     assert head.loss_ < ClipAdapter(alpha=0.4, steps=1, epochs=1).fit(X, Y, text=text).loss_ * 0.75
 
@@ -223,8 +224,8 @@ def test_mixing_weights_are_at_the_optimum():
 
 @pytest.mark.parametrize("with_text", [True, False])
 def test_auto_is_better_than_its_parts_alone_or_near(with_text):
-    X, Y, text = toy_several(n=32, noise=2.0)
-    Q, truth, _ = toy_several(n=200, noise=2.0, seed=1)
+    X, Y, text = toy_multilabel(n=32, noise=2.0)
+    Q, truth, _ = toy_multilabel(n=200, noise=2.0, seed=1)
 
     def loss(head):
         p = head.fit(X, Y, text=text if with_text or head.needs_text else None).predict_proba(Q)
@@ -237,7 +238,7 @@ def test_auto_is_better_than_its_parts_alone_or_near(with_text):
 
 
 def test_auto_takes_a_class_without_text_from_its_shots():
-    X, Y, text = toy_several(n=40)
+    X, Y, text = toy_multilabel(n=40)
     rows = np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings)
     head = create_head("auto").fit(X, Y, text=TextFeatures(text.labels, rows, text.logit_scale))
     assert (head.predict(X) == Y).mean(axis=0).min() > 0.9
@@ -245,7 +246,7 @@ def test_auto_takes_a_class_without_text_from_its_shots():
 
 def test_folds_hold_out_all_pictures_of_frequent_classes_once():
     targets = torch.from_numpy(drawn(40, 4)[1])
-    splits = several_folds(targets, 4)
+    splits = iterative_stratification(targets, 4)
     assert torch.cat([held for _, held in splits]).sort().values.tolist() == list(range(40))
     for train, held in splits:
         assert not set(train.tolist()) & set(held.tolist())
@@ -257,25 +258,25 @@ def test_folds_hold_out_all_pictures_of_frequent_classes_once():
 def test_a_class_with_a_shot_always_keeps_one_in_training(seed):
     rng = np.random.default_rng(seed)
     targets = torch.from_numpy((rng.random((12, 6)) < 0.2).astype(int))
-    for train, _ in several_folds(targets, 4, seed):
+    for train, _ in iterative_stratification(targets, 4, seed):
         assert (targets[train].sum(dim=0) >= targets.sum(dim=0).clamp_max(1)).all()
 
 
 def test_held_out_answers_are_of_heads_that_did_not_see_the_picture():
-    X, Y, text = toy_several()
-    found = held_out(LinearProbe(C=1.0), X, Y, text, folds=3, seed=2)
+    X, Y, text = toy_multilabel()
+    found = out_of_fold(LinearProbe(C=1.0), X, Y, text, folds=3, seed=2)
     assert found.labels.tolist() == Y[found.rows].tolist()
-    train, held = several_folds(torch.from_numpy(Y), 3, 2)[0]
+    train, held = iterative_stratification(torch.from_numpy(Y), 3, 2)[0]
     expected = LinearProbe(C=1.0).fit(X[train], Y[train]).logits(X[held])
     np.testing.assert_allclose(found.logits[: len(held)], expected, atol=1e-5)
 
 
 def test_select_takes_the_head_with_the_lowest_binary_loss():
-    X, Y, text = toy_several(n=32, noise=2.0)
+    X, Y, text = toy_multilabel(n=32, noise=2.0)
     found = select("linear-probe", X, Y, text, grid={"C": [1e-6, 3.0]})
     assert found.best.C == 3.0
-    assert found.how == "folds"
-    judged = held_out(LinearProbe(C=3.0), X, Y, text)
+    assert found.strategy == "folds"
+    judged = out_of_fold(LinearProbe(C=3.0), X, Y, text)
     p = sigmoid(judged.logits / found.candidates[0].temperature)
     loss = -np.log(np.where(judged.labels == 1, p, 1 - p)).sum(axis=1).mean()
     np.testing.assert_allclose(found.candidates[0].loss, loss, rtol=1e-4)
@@ -283,5 +284,5 @@ def test_select_takes_the_head_with_the_lowest_binary_loss():
 
 
 def test_leave_one_out_has_no_closed_form():
-    X, Y, text = toy_several()
+    X, Y, text = toy_multilabel()
     assert TipAdapter().leave_one_out(X, Y, text) is None

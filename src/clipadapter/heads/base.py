@@ -1,0 +1,599 @@
+"""`Head`, the base class of all methods: a scikit-learn classifier on frozen features with logits for every class.
+
+The base checks features, labels and text features, orders the classes, converts arrays to tensors and back, predicts in
+blocks of rows, and saves and loads what was learned. A method implements `_fit` and `_logits`.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from typing_extensions import Self
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.functional import unit
+from clipadapter.heads.support import (
+    Array,
+    as_labels,
+    as_matrix,
+    as_targets,
+    as_views,
+    check_feature_names,
+    check_width,
+    class_positions,
+    is_multilabel,
+    label_positions,
+    map_blocks,
+    names_to_dtype,
+    text_classes,
+)
+from clipadapter.heads.support import SupportSet as SupportSet
+from clipadapter.heads.text import TextFeatures
+from clipadapter.registry import Registry, unknown
+
+Preset = Mapping[str, Any]
+
+RECIPES = ("official", "paper")
+"""Names of the class methods that return a head with the authors' code's parameters, or the paper's."""
+MULTILABEL = "multilabel_"
+"""Attribute that only heads have which were fitted to multi-label targets."""
+MAX_FLOATS_PER_BLOCK = 2**24
+"""Numbers that a head may hold at a time while it predicts: 64 MB in float32."""
+PRIOR_SHOTS_PER_CLASS = (1, 2, 4, 8, 16)
+"""Shots per class at which `Head.temperature_prior` was measured."""
+NOT_IN_STATE = ("classes_", "feature_names_in_", "n_features_in_")
+"""Learned attributes that are not part of `Head.state`."""
+
+
+class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
+    """Base class of all heads.
+
+    A subclass stores its parameters in ``__init__`` under their own names and does nothing else there, learns in
+    `_fit` into attributes that end in ``_``, and computes (m, c) logits in `_logits`. `_logits` gets X in blocks of
+    rows, so that its memory is bounded; see `_numbers_per_row`.
+    """
+
+    needs_text: ClassVar[bool] = False
+    """True if `fit` requires text features."""
+    transductive: ClassVar[bool] = False
+    """True if `fit` also takes the pictures that will be classified, without labels."""
+    two_encoders: ClassVar[bool] = False
+    """True if X may be wider than the text features: the additional columns are a second encoder's features."""
+    needs_tower: ClassVar[bool] = False
+    """True if `fit` trains through the text tower that made the text features."""
+    answers_by_tower: ClassVar[bool] = False
+    """True if `predict` uses the text tower too, so that a head that was loaded needs `attach`."""
+    reads_unprojected: ClassVar[bool] = False
+    """True if the columns of X after the text's width are features before the image tower's projection."""
+    tunes_encoder: ClassVar[bool] = False
+    """True if the encoder itself is changed before features are made; see `clipadapter.tuners`."""
+    multilabel: ClassVar[bool] = False
+    """True if `fit` also takes multi-label targets."""
+    supports_warm_start: ClassVar[bool] = False
+    """True if `fit_from` starts from what an earlier fit learned; other heads fit from scratch."""
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Published parameters by the name of a data set; see `preset`."""
+    preset_note: ClassVar[str] = "It is not stated how these values were chosen."
+    """What the values of `presets` are: those that the authors used, or where their search starts, and on what data."""
+    temperature_prior: ClassVar[tuple[float, float, float, float, float]] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    """Temperatures at which this head's softmax is calibrated on typical data, after fits to 1, 2, 4, 8 and 16 shots
+    per class. A calibrator uses them as the mean of its prior."""
+
+    classes_: Array
+    n_features_in_: int
+    feature_names_in_: Array
+    """(d,) names of the columns of X if `fit` got a data frame; not saved."""
+
+    _previous: Head | None = None
+    """The earlier head, while `fit_from` runs."""
+    _full_fit: Head | None = None
+    """The head fitted to all shots, while `refit_without` fits to some of them with its chosen hyperparameters."""
+    _own_out_of_fold: Any = None
+    """The `OutOfFold` of a head whose `_fit` holds out shots itself; not saved."""
+
+    # Implemented by each method
+
+    @abstractmethod
+    def _fit(self, shots: SupportSet) -> None:
+        """Learn from checked tensors."""
+
+    @abstractmethod
+    def _logits(self, X: Tensor) -> Tensor:
+        """(m, d) raw features to (m, c) logits; each row is independent of the others."""
+
+    def _numbers_per_row(self) -> int:
+        """How many numbers `_logits` holds for each row; it gets as many rows at a time as make 2^24 numbers.
+
+        The default counts the row's features, its logits, and one number for each row of the longest learned array,
+        since a head that keeps its shots compares them with each row.
+        """
+        lengths = (len(v) for k, v in vars(self).items() if k.endswith("_") and isinstance(v, Tensor) and v.ndim)
+        return self.n_features_in_ + len(self.classes_) + max(lengths, default=0)
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        """(m, d) raw features to the part (m, c) of `_logits` that comes from text features.
+
+        None, the default, if the logits are not a sum of a part from text and a part from shots.
+        """
+        return None
+
+    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
+        """(n, c) logits of each shot's plain view by this head fitted to all other shots, in closed form.
+
+        They equal those of n refits. None, the default, if there is no closed form.
+        """
+        return None
+
+    def _text_width(self) -> int:
+        """Width of text features; less than that of X if a head reads columns that text features lack."""
+        return self.n_features_in_
+
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        """Replace the classes by those of unit text features (c, d); only for heads that learn no class weights."""
+        raise InputError(f"{type(self).__name__} knows only the classes that it was fitted to")
+
+    def planned_epochs(self, labels: Tensor) -> int | None:
+        """How many passes over the shots `fit` will make, so that each can get an augmented view of its own.
+
+        None, the default, if the head makes no passes or chooses the view of each step in another way: it then takes no
+        ``views="per-epoch"``. A fit to fewer shots, such as that of a fold, may make more passes and draws views at
+        random.
+
+        Args:
+            labels: (n,) class positions of the shots; -1 for each in the multi-label task.
+        """
+        return None
+
+    # Construct
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The head with the values that its authors published for one data set.
+
+        `preset_note` says what these values are; ``clipadapter heads NAME`` prints it. They were chosen for this data
+        set, often on validation or test pictures: use them to repeat a paper, not for a fair comparison.
+
+        Args:
+            name: of the data set, such as "dtd".
+            changes: parameters to set otherwise.
+
+        Raises:
+            UnknownNameError: if the head has no such preset.
+        """
+        if name not in cls.presets:
+            raise unknown(f"preset of {cls.__name__}", name, sorted(cls.presets))
+        return cls(**{**cls.presets[name], **changes})
+
+    @classmethod
+    def recipes(cls) -> tuple[str, ...]:
+        """The recipes of this head: "official" is that of the authors' code, "paper" that of the paper.
+
+        >>> from clipadapter.heads import head_info
+        >>> head_info("clip-adapter").cls.recipes()
+        ('official', 'paper')
+        """
+        return tuple(name for name in RECIPES if hasattr(cls, name))
+
+    @classmethod
+    def from_recipe(cls, name: str, **changes: Any) -> Self:
+        """The head with one of its `recipes`.
+
+        Args:
+            name: "official" or "paper".
+            changes: parameters to set otherwise.
+
+        Raises:
+            UnknownNameError: if the head has no such recipe.
+        """
+        if name not in cls.recipes():
+            raise unknown(f"recipe of {cls.__name__}", name, list(cls.recipes()))
+        head: Self = getattr(cls, name)(**changes)
+        return head
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = self.multilabel
+        return tags
+
+    # Fit
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None, unlabelled: ArrayLike | None = None
+    ) -> Self:
+        """Learn from labelled features.
+
+        Args:
+            X: (n, d) raw features, or (n, v, d) with v views per picture, the plain one first.
+            y: (n,) labels; names that occur in ``text.labels`` if text features are given, or numbers whose texts do.
+                ``classes_`` are the classes in the type of y, sorted (see `TextFeatures.order`). Or (n, c) multi-label
+                targets of zeros and ones, one column per class: then each class is a binary problem, and ``classes_``
+                are the names of the text features in their order, or 0 to c - 1.
+            text: class names and their text features.
+            unlabelled: (u, d) raw features of the pictures to classify; required by transductive heads, refused by
+                others.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            InputError: if shapes, widths or labels do not match, or a feature is not finite.
+        """
+        check_feature_names(self, X, reset=True)
+        shots, classes = self._check_shots(X, y, text, unlabelled)
+        self.classes_, self.n_features_in_ = classes, shots.views.shape[2]
+        # Set in the multi-label task only: it is part of the saved state, and single-label models have no such array.
+        self.__dict__.pop(MULTILABEL, None)
+        if shots.targets is not None:
+            setattr(self, MULTILABEL, 1)
+        self._fit(shots)
+        return self
+
+    @property
+    def task_(self) -> str:
+        """The task that the head was fitted to: "single-label" or "multilabel"."""
+        check_is_fitted(self)
+        return "multilabel" if MULTILABEL in vars(self) else "single-label"
+
+    def _check_shots(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        text: TextFeatures | None,
+        unlabelled: ArrayLike | None = None,
+        classes: Array | None = None,
+    ) -> tuple[SupportSet, Array]:
+        """The arguments of `fit`, checked, and the classes in order.
+
+        Text features are returned in the order of the classes, so that everything that is learned is in that order.
+
+        Args:
+            X: as for `fit`.
+            y: as for `fit`.
+            text: as for `fit`.
+            unlabelled: as for `fit`.
+            classes: their order where it is fixed already; by default all classes of the text, or all labels.
+
+        Raises:
+            InputError: if shapes, widths or labels do not match, or the head needs more, or takes less.
+        """
+        views = as_views(X)
+        tensor = torch.from_numpy(views)
+        targets: Tensor | None = None
+        if is_multilabel(y):
+            if not self.multilabel:
+                able = [name for name in HEADS.list() if HEADS.info(name).cls.multilabel]
+                raise InputError(
+                    f"{type(self).__name__} is a single-label head, but y has multi-label targets (n, c); "
+                    f"these heads are multi-label: {', '.join(able)}"
+                )
+            classes, ones = as_targets(y, len(views), text)
+            targets, labels = torch.from_numpy(ones).to(tensor.dtype), torch.full((len(views),), -1)
+            self._check_text(text, views.shape[2])
+        else:
+            names = as_labels(y, len(views))
+            self._check_text(text, views.shape[2])
+            if classes is None:
+                classes, positions = class_positions(names, text)
+            else:
+                positions = label_positions(names, classes, "are no class" if text is None else "have no class text")
+            text = None if text is None else text.arranged(classes)
+            labels = torch.from_numpy(positions)
+        shots = SupportSet(
+            views=tensor,
+            labels=labels,
+            n_classes=len(classes),
+            text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
+            scale=100.0 if text is None else text.logit_scale,
+            unlabelled=self._check_unlabelled(unlabelled, tensor),
+            names=() if text is None else text.labels,
+            tower=None if text is None else text.tower,
+            targets=targets,
+            bias=None if text is None else text.logit_bias,
+        )
+        return shots, classes
+
+    def _check_text(self, text: TextFeatures | None, width: int) -> None:
+        name = type(self).__name__
+        if self.needs_text and text is None:
+            raise InputError(f"{name} needs class text: call fit(X, y, text=TextFeatures(names, vectors))")
+        if self.needs_tower and (text is None or text.tower is None):
+            raise InputError(
+                f"{name} trains through the text tower: fit it by FewShotClassifier, or call "
+                "fit(X, y, text=encode_classes(encoder, prompts))"
+            )
+        if text is not None and text.absent and (self.needs_text or len(text.absent) == len(text.labels)):
+            raise InputError(
+                f"{name} needs class text, but there is none of {', '.join(text.absent)}; 'auto' needs none"
+            )
+        expected = width if text is None else text.embeddings.shape[1]
+        if width != expected and not ((self.two_encoders or self.reads_unprojected) and width > expected):
+            wide = " Features of two encoders need a head for two, such as svl-adapter, unprojected ones prolip"
+            hint = wide if width > expected else ""
+            raise InputError(
+                f"features have width {width} but class text has width {expected}: were they made by the same encoder?"
+                f"{hint}"
+            )
+
+    def _check_unlabelled(self, unlabelled: ArrayLike | None, views: Tensor) -> Tensor | None:
+        """Features of pictures without labels in the dtype of the shots; None if the head takes none."""
+        name = type(self).__name__
+        if not self.transductive and unlabelled is None:
+            return None
+        if not self.transductive:
+            raise InputError(f"{name} learns from labelled pictures only: it takes no unlabelled=")
+        if unlabelled is None:
+            raise InputError(
+                f"{name} is transductive: it needs the pictures to classify when it is fitted; "
+                "call fit(X, y, text=..., unlabelled=features)"
+            )
+        rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
+        if rows.shape[1] != views.shape[2]:
+            raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {views.shape[2]}")
+        return rows
+
+    # Fit again: from an earlier fit, without some shots, for other classes
+
+    def fit_from(self, previous: Head, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Self:
+        """`fit` in less time, by a warm start from an earlier fit if the head `supports_warm_start`.
+
+        X and y are all shots, those of the earlier fit included. A head with a unique optimum ends where `fit` does,
+        others near it.
+
+        Args:
+            previous: a fitted head of the same type; its classes may be others, and in another order.
+            X: as for `fit`.
+            y: as for `fit`.
+            text: as for `fit`.
+
+        Raises:
+            InputError: as `fit`; or if the earlier head is of another type or not fitted.
+        """
+        if type(previous) is not type(self) or not hasattr(previous, "classes_"):
+            raise InputError(f"{type(self).__name__} starts from a fitted one, not from {type(previous).__name__}")
+        self._previous = previous if self.supports_warm_start else None
+        try:
+            return self.fit(X, y, text=text)
+        finally:
+            self.__dict__.pop("_previous", None)
+
+    @property
+    def is_warm_start(self) -> bool:
+        """Whether the last fit started from an earlier one."""
+        return "changed_" in vars(self)
+
+    def refit_without(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        held: Array,
+        text: TextFeatures | None = None,
+        *,
+        reuse_chosen: bool = True,
+    ) -> Self:
+        """A new head, fitted to all shots but some; this head does not change.
+
+        Args:
+            X: all shots, as for `fit`.
+            y: as for `fit`.
+            held: (h,) rows that are left out.
+            text: as for `fit`.
+            reuse_chosen: True to take over hyperparameters that this head chose among all its shots, such as a residual
+                ratio or a penalty. To search them again may take several times as long as the fit.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        train = np.setdiff1d(np.arange(len(np.asarray(y))), held)
+        head: Self = clone(self)
+        head._full_fit = self if reuse_chosen else None
+        try:
+            return head.fit(np.asarray(X)[train], np.asarray(y)[train], text=text)
+        finally:
+            head.__dict__.pop("_full_fit", None)
+
+    def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Array | None:
+        """Logits (n, c) of each shot by this head fitted to all others; None without a closed form, or if multi-label.
+
+        Args:
+            X: as for `fit`.
+            y: as for `fit`.
+            text: as for `fit`.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        shots = self._check_shots(X, y, text)[0]
+        if shots.targets is not None:
+            return None
+        with torch.inference_mode():
+            logits = self._leave_one_out(shots)
+        return None if logits is None else np.asarray(logits.numpy())
+
+    def for_classes(self, text: TextFeatures) -> Self:
+        """A copy of the fitted head that predicts other classes, known by their text features alone.
+
+        What the head learned about features is kept (base-to-new and cross-dataset protocols).
+
+        Args:
+            text: of the new classes; they are ordered as by `fit`.
+
+        Raises:
+            InputError: if the head learns weights of the classes that it is fitted to, or the widths differ.
+            sklearn.exceptions.NotFittedError: before `fit`.
+        """
+        check_is_fitted(self)
+        width, expected = text.embeddings.shape[1], self._text_width()
+        if width != expected:
+            raise InputError(f"class text has width {width}, but the head's features have {expected}")
+        if text.absent:
+            raise InputError(f"these classes have no text: {', '.join(text.absent)}")
+        if self.task_ == "single-label":
+            text = text.arranged(text_classes(text, self.classes_.dtype))
+        other = copy.copy(self)
+        other.classes_ = names_to_dtype(text.labels, self.classes_.dtype)
+        other._for_text(unit(torch.from_numpy(text.embeddings.copy())), text.logit_scale)
+        return other
+
+    # Predict
+
+    def logits(self, X: ArrayLike) -> Array:
+        """Logits of every class.
+
+        Args:
+            X: (m, d) raw features.
+
+        Returns:
+            (m, c), columns in the order of ``classes_``.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            InputError: if the width differs from that in `fit`, or a feature is not finite.
+        """
+        return self._map_logits(X, lambda logits: logits)
+
+    def predict(self, X: ArrayLike) -> Array:
+        """The most probable class of each row of X (m, d), as labels (m,); (m, c) zeros and ones if multi-label.
+
+        In the multi-label task, classes with a probability above 0.5; `clipadapter.uncertainty` has learned thresholds.
+        """
+        if self.task_ == "multilabel":
+            return self._map_logits(X, lambda logits: (logits > 0).astype(np.int64))
+        return np.asarray(self.classes_[self._map_logits(X, lambda logits: logits.argmax(axis=1))])
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """Softmax of the logits: (m, c) float64, rows sum to one; if multi-label, the sigmoid of each logit."""
+        if self.task_ == "multilabel":
+            return self._map_logits(X, lambda logits: torch.from_numpy(logits).double().sigmoid().numpy())
+        return self._map_logits(X, lambda logits: torch.from_numpy(logits).double().softmax(dim=1).numpy())
+
+    def predict_log_proba(self, X: ArrayLike) -> Array:
+        """Natural logarithm of `predict_proba` (m, c); finite even where a probability rounds to zero."""
+        if self.task_ == "multilabel":
+            return self._map_logits(X, lambda logits: logsigmoid(torch.from_numpy(logits).double()).numpy())
+        return self._map_logits(X, lambda logits: torch.from_numpy(logits).double().log_softmax(dim=1).numpy())
+
+    def text_logits(self, X: ArrayLike) -> Array | None:
+        """The part of `logits` that comes from text features; the rest was learned from the shots.
+
+        Only differences between classes have a meaning.
+
+        Args:
+            X: (m, d) raw features.
+
+        Returns:
+            (m, c), or None if the logits are not a sum of the two parts.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            InputError: as `logits`.
+
+        >>> from clipadapter.heads import TextFeatures, create_head
+        >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
+        >>> head = create_head("tip-adapter", alpha=2.0).fit([[0.6, 0.8]], ["cat"], text=text)
+        >>> head.logits([[0.6, 0.8]]).round(2), head.text_logits([[0.6, 0.8]]).round(2)
+        (array([[2.6, 0.8]]), array([[0.6, 0.8]]))
+        """
+        is_sum = True
+
+        def text_part(rows: Tensor) -> Tensor:
+            nonlocal is_sum
+            logits = self._text_logits(rows)
+            is_sum = is_sum and logits is not None
+            return torch.zeros(len(rows), 1) if logits is None else logits
+
+        logits = self._map_logits(X, lambda part: part, text_part)
+        return logits if is_sum else None
+
+    def prior_temperature(self, shots_per_class: float) -> float:
+        """`temperature_prior` at any number of shots per class, by linear interpolation of its logarithms."""
+        places, values = np.log(PRIOR_SHOTS_PER_CLASS), np.log(self.temperature_prior)
+        return float(np.exp(np.interp(np.log(max(shots_per_class, 1.0)), places, values)))
+
+    def _map_logits(
+        self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Tensor], Tensor] | None = None
+    ) -> Array:
+        """Apply a function to the logits, or other scores, (b, c) of each block of rows of X (m, d)."""
+        check_is_fitted(self)
+        check_feature_names(self, X)
+        rows = as_matrix(X)
+        check_width(self, rows.shape[1])
+        block_size = max(1, MAX_FLOATS_PER_BLOCK // self._numbers_per_row())
+        compute = scores or self._logits
+        with torch.inference_mode():
+            return map_blocks(rows, block_size, lambda block: function(compute(torch.from_numpy(block)).numpy()))
+
+    # Save and load
+
+    def state(self) -> dict[str, Array]:
+        """What was learned, as arrays by name, without ``classes_`` and ``n_features_in_``.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+        """
+        check_is_fitted(self)
+        learned = {k: v for k, v in vars(self).items() if k.endswith("_") and k not in NOT_IN_STATE and v is not None}
+        return {k: v.numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in learned.items()}
+
+    def load_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> Self:
+        """Become the fitted head that `state` came from.
+
+        Args:
+            state: arrays by name.
+            classes: labels in order.
+            width: feature width d.
+
+        Raises:
+            ArtifactError: if the arrays do not make a working head: it must compute finite logits (1, c).
+        """
+        self._load_state_dict(state, classes, width)
+        self._check_state()
+        return self
+
+    def attach(self, text: TextFeatures) -> Self:
+        """Give a loaded head the text tower of its classes' text features, if it predicts through it.
+
+        Raises:
+            InputError: if such a head gets text features without a text tower, or of other classes.
+        """
+        return self
+
+    def _load_state_dict(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> None:
+        """Set saved arrays as attributes without checking them; arrays without axes become numbers, others tensors.
+
+        Raises:
+            ArtifactError: if an array has a name that is no learned attribute.
+        """
+        for name, value in state.items():
+            if not name.endswith("_") or name.startswith("_") or hasattr(type(self), name):
+                raise ArtifactError(f"the saved head has an array called {name!r}, which no head learns")
+            array = np.array(value)
+            setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
+        self.classes_, self.n_features_in_ = np.asarray(classes), width
+
+    def _check_state(self) -> None:
+        """Predict one row with loaded arrays.
+
+        Raises:
+            ArtifactError: if the result is not finite logits (1, c).
+        """
+        name, c = type(self).__name__, len(self.classes_)
+        try:
+            logits = self.logits(np.ones((1, self.n_features_in_), dtype=np.float32))
+        except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+            raise ArtifactError(f"the saved arrays don't fit a {name}: {error}") from error
+        if logits.shape != (1, c) or not np.isfinite(logits).all():
+            raise ArtifactError(f"the saved arrays of {name} give no finite logits of {c} classes")
+
+
+HEADS: Registry[Head] = Registry("head", "clipadapter.heads", "clipadapter.tuners")
+"""All heads by name. Tuners, which train through a tower, are chosen by name like them."""

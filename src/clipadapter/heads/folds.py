@@ -1,0 +1,111 @@
+"""Cross-validation folds over shots: how heads choose a hyperparameter without a validation set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipadapter.heads.support import SupportSet
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Stratified folds over the shots, in which every class always keeps a shot to train on.
+
+    With equal shots per class every fold takes equally many rows of each class, so that no class is rarer in training
+    than in use: to leave out a row of some classes only would teach that these are rare, and count against their held
+    out shots. So there are at most as many folds as the most frequent class has shots. A class with one shot is never
+    held out.
+
+    Args:
+        labels: (n,) class positions.
+        folds: number of folds wanted, at least 2.
+        seed: of the random assignment.
+
+    Returns:
+        (training rows, held-out rows) of each fold; empty if every class has a single shot.
+
+    >>> [(len(train), len(held)) for train, held in stratified_folds(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 2)]
+    [(4, 3), (4, 3)]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fold = torch.full_like(labels, -1)  # -1: never held out
+    counts = torch.bincount(labels)
+    folds = min(folds, int(counts.max()))
+    for label in labels.unique():
+        rows = torch.nonzero(labels == label).flatten()
+        if len(rows) > 1:
+            order = rows[torch.randperm(len(rows), generator=generator)]
+            # Classes with fewer shots than folds start at a random fold; else the first folds would hold out them all.
+            start = int(torch.randint(folds, (1,), generator=generator)) if len(rows) < folds else 0
+            fold[order] = (torch.arange(len(rows)) + start) % folds
+    return [
+        (torch.nonzero(fold != i).flatten(), torch.nonzero(fold == i).flatten())
+        for i in range(folds)
+        if (fold == i).any()
+    ]
+
+
+def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Folds over multi-label pictures, in which every class that has a shot always keeps one to train on.
+
+    Classes are visited from the rarest to the most frequent, and each assigns its pictures to the folds that have the
+    fewest of it (Sechidis et al., ECML 2011). If all pictures of a class are in one fold, one of them is never held
+    out.
+
+    Args:
+        targets: (n, c) zeros and ones.
+        folds: number of folds wanted, at least 2.
+        seed: of the random assignment.
+
+    Returns:
+        (training rows, held-out rows) of each fold; empty if nothing can be held out.
+
+    >>> targets = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 0], [0, 0], [0, 1]])
+    >>> [(len(train), len(held)) for train, held in iterative_stratification(targets, 2)]
+    [(3, 3), (3, 3)]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    has_class = targets.bool()
+    n, counts = len(has_class), has_class.sum(dim=0)
+    folds = min(folds, n)
+    fold = torch.full((n,), -1)
+    shuffled = torch.randperm(n, generator=generator)
+    for k in [*counts.argsort().tolist(), -1]:  # last the pictures without a label
+        of_class = has_class[:, k] if k >= 0 else torch.ones(n, dtype=torch.bool)
+        for row in shuffled[(of_class & (fold < 0))[shuffled]].tolist():
+            of_class_by_fold = torch.bincount(fold[of_class & (fold >= 0)], minlength=folds)
+            rows_by_fold = torch.bincount(fold[fold >= 0], minlength=folds)
+            # The fold with the fewest pictures of the class; among equal ones, that with the fewest pictures.
+            fold[row] = int((of_class_by_fold * (n + 1) + rows_by_fold).argmin())
+    for k in torch.nonzero(counts > 0).flatten().tolist():
+        of_class = torch.nonzero(has_class[:, k]).flatten()
+        if len(fold[of_class].unique()) == 1:
+            fold[of_class[0]] = -1
+    splits = [(torch.nonzero(fold != i).flatten(), torch.nonzero(fold == i).flatten()) for i in range(folds)]
+    return [(train, held) for train, held in splits if len(held) and len(train)]
+
+
+def hyperparameter_folds(shots: SupportSet, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Folds to choose a hyperparameter on, single-label or multi-label; none if most classes have one shot."""
+    if shots.targets is not None:
+        return iterative_stratification(shots.targets, folds, seed) if most_targets_repeat(shots.targets) else []
+    return stratified_folds(shots.labels, folds, seed) if most_labels_repeat(shots.labels) else []
+
+
+def most_labels_repeat(labels: Tensor) -> bool:
+    """Whether at least half of the classes that have shots have two or more.
+
+    If not, the few classes that can be held out say little about the others: with a wrong label among single shots they
+    may even be just the two classes that it concerns.
+
+    >>> most_labels_repeat(torch.tensor([0, 0, 1, 2])), most_labels_repeat(torch.tensor([0, 0, 1]))
+    (False, True)
+    """
+    counts = torch.bincount(labels)
+    return bool(2 * (counts > 1).sum() >= (counts > 0).sum())
+
+
+def most_targets_repeat(targets: Tensor) -> bool:
+    """As `most_labels_repeat`, for multi-label targets (n, c)."""
+    counts = targets.sum(dim=0)
+    return bool(2 * (counts > 1).sum() >= (counts > 0).sum()) and bool((counts > 0).any())

@@ -1,0 +1,234 @@
+"""Choose among heads, or among the parameters of one, from the shots alone.
+
+Every candidate is fitted to a part of the shots and compared by log-loss on the others: with few shots accuracy moves
+in steps as large as the differences between candidates. No validation set is needed, and test features are refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from clipadapter.errors import InputError
+from clipadapter.heads.base import Head
+from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.out_of_fold import OutOfFold, out_of_fold
+from clipadapter.heads.registry import create_head
+from clipadapter.heads.support import Array, SupportSet
+from clipadapter.heads.text import TextFeatures
+from clipadapter.registry import unknown
+
+MAX_CANDIDATES = 4096
+"""Largest number of candidates of one search."""
+TEMPERATURES = torch.logspace(-2, 2, 81)
+"""Temperatures at which the log-loss of a candidate is tried."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A head and its results on held-out shots.
+
+    Args:
+        name: its key in the mapping of heads, or its parameters in a grid.
+        head: unfitted.
+        loss: mean log-loss in nats at the candidate's own best temperature: a calibrator will set the scale anyway.
+        behind: how much higher the loss is than the best candidate's; 0 for the best.
+        error: standard error of ``behind``, from the paired losses of the held-out shots.
+        accuracy: share of held-out shots that are right; if multi-label, of all binary predictions.
+        temperature: the temperature of that loss.
+        seconds: duration of its fits.
+    """
+
+    name: str
+    head: Head
+    loss: float
+    behind: float
+    error: float
+    accuracy: float
+    temperature: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The result of `select`.
+
+    Args:
+        candidates: best first.
+        strategy: "leave-one-out", "folds" or "views"; see `out_of_fold`.
+        n_held_out: number of held-out shots.
+        seconds: duration.
+    """
+
+    candidates: tuple[Candidate, ...]
+    strategy: str
+    n_held_out: int
+    seconds: float
+
+    @property
+    def best(self) -> Head:
+        """The head with the lowest loss, unfitted."""
+        return clone(self.candidates[0].head)
+
+
+def select(
+    heads: str | Head | Mapping[str, Head],
+    X: ArrayLike,
+    y: ArrayLike,
+    text: TextFeatures | None = None,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    folds: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+) -> Selection:
+    """The head that predicts held-out shots best.
+
+    Shots are held out one at a time if every candidate has a closed form for it, else in stratified folds. With one
+    shot per class and several views, the last view is held out. With one shot and one view nothing can be held out.
+
+    Args:
+        heads: heads by name; or one head, or the name of one, whose parameters are searched.
+        X: (n, d) or (n, v, d) raw features of the shots.
+        y: (n,) labels, or (n, c) multi-label targets.
+        text: text features.
+        grid: values to try, by parameter; all combinations are tried on every head.
+        folds: of the cross-validation.
+        seed: of the folds.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: if the features are marked for evaluation, nothing can be held out, there are more than 4096
+            candidates, or a head lacks a parameter of the grid.
+
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> select("linear-probe", X, y, text, grid={"C": [1e-6, 10.0]}).best.C
+    10.0
+    """
+    start = time.perf_counter()
+    candidates = _make_candidates(heads, grid or {})
+    results: dict[str, OutOfFold] = {}
+    seconds: dict[str, float] = {}
+    checked: dict[type[Head], SupportSet] = {}
+
+    def in_folds(head: Head) -> OutOfFold:
+        result = out_of_fold(head, X, y, text, folds=folds, seed=seed)
+        if result is None:
+            raise InputError(_why_nothing_is_held_out(head))
+        return result
+
+    for name, head in tqdm(candidates.items(), desc="held-out shots", disable=not progress, leave=False):
+        start_of_candidate = time.perf_counter()
+        is_closed_form = all(other.strategy == "leave-one-out" for other in results.values())
+        result = None
+        if is_closed_form:
+            result = out_of_fold(head, X, y, text, strategies=("leave-one-out",), checked=checked)
+        if is_closed_form and result is None:
+            # Folds fit to fewer shots than leave-one-out does, so that losses of the two can't be compared.
+            results = {other: in_folds(candidates[other]) for other in results}
+        results[name] = in_folds(head) if result is None else result
+        seconds[name] = time.perf_counter() - start_of_candidate
+    ranked = _rank(candidates, results, seconds)
+    best = results[ranked[0].name]
+    return Selection(ranked, best.strategy, len(best.rows), time.perf_counter() - start)
+
+
+def _why_nothing_is_held_out(head: Head) -> str:
+    if head.transductive:
+        return f"{type(head).__name__} is transductive: it can't be tested on held-out shots"
+    return (
+        "with one shot per class and one view nothing can be held out: give two shots of some classes, or "
+        "views=2 or more, or choose the head yourself ('auto' needs none)"
+    )
+
+
+def _make_candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, Sequence[Any]]) -> dict[str, Head]:
+    """Every combination of parameters of every head, by a name that states what differs."""
+    named = dict(heads) if isinstance(heads, Mapping) else {"": create_head(heads) if isinstance(heads, str) else heads}
+    count = len(named) * int(np.prod([len(values) for values in grid.values()]))
+    if not count:
+        raise InputError("there is nothing to choose from: give at least one head and one value of each parameter")
+    if count > MAX_CANDIDATES:
+        raise InputError(f"{count} candidates are too many (limit {MAX_CANDIDATES}): give fewer values per parameter")
+    candidates: dict[str, Head] = {}
+    for name, head in named.items():
+        known = head.get_params(deep=False)
+        unknown_parameters = sorted(set(grid) - set(known))
+        if unknown_parameters:
+            raise unknown(f"parameter of {type(head).__name__}", unknown_parameters[0], list(known))
+        for values in itertools.product(*grid.values()):
+            params = dict(zip(grid, values, strict=True))
+            settings = ", ".join(f"{key}={value}" for key, value in params.items())
+            full_name = ", ".join(part for part in (name, settings) if part) or type(head).__name__
+            candidates[full_name] = clone(head).set_params(**params)
+    return candidates
+
+
+def _rank(
+    candidates: Mapping[str, Head], results: Mapping[str, OutOfFold], seconds: Mapping[str, float]
+) -> tuple[Candidate, ...]:
+    scored = {name: _losses(result) for name, result in results.items()}
+    order = sorted(scored, key=lambda name: float(scored[name][0].mean()))
+    best_losses = scored[order[0]][0]
+    ranked = []
+    for name in order:
+        losses, temperature = scored[name]
+        excess = losses - best_losses
+        error = float(excess.std()) / max(len(excess) - 1, 1) ** 0.5 if len(excess) > 1 else float("nan")
+        ranked.append(
+            Candidate(
+                name=name,
+                head=candidates[name],
+                loss=float(losses.mean()),
+                behind=float(excess.mean()),
+                error=error if name != order[0] else 0.0,
+                accuracy=float(_is_right(results[name]).mean()),
+                temperature=temperature,
+                seconds=seconds[name],
+            )
+        )
+    return tuple(ranked)
+
+
+def _losses(result: OutOfFold) -> tuple[Array, float]:
+    """(r,) log-losses at the temperature that makes their mean smallest, and that temperature."""
+    logits, labels = torch.from_numpy(result.logits).double(), torch.from_numpy(result.labels)
+    log_loss = _log_loss if labels.ndim == 1 else binary_losses
+    losses_by_index: dict[int, Tensor] = {}
+
+    def losses(i: int) -> Tensor:
+        if i not in losses_by_index:
+            losses_by_index[i] = log_loss(logits / float(TEMPERATURES[i]), labels)
+        return losses_by_index[i]
+
+    # The mean loss is convex in the inverse temperature, so that it has one minimum: bisection on its slope.
+    low, high = 0, len(TEMPERATURES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if losses(middle).mean() <= losses(middle + 1).mean():
+            high = middle
+        else:
+            low = middle + 1
+    return losses(low).numpy(), float(TEMPERATURES[low])
+
+
+def _is_right(result: OutOfFold) -> Array:
+    """Whether each prediction is right: (r,), or (r, c) if multi-label."""
+    if result.labels.ndim == 1:
+        return np.asarray(result.logits.argmax(axis=1) == result.labels)
+    return np.asarray((result.logits > 0) == (result.labels > 0))
+
+
+def _log_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -1,0 +1,243 @@
+"""`SupportSet`, the labelled features that a head learns from, and the checks of features, labels and class names.
+
+Errors of these checks use scikit-learn's wording where its conformance checks look for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d, validate_data
+from torch import Tensor
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads.text import TextFeatures
+from clipadapter.split_types import EvaluationFeatures
+from clipadapter.towers import TextTower
+
+Array = NDArray[Any]
+_PARSERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
+"""How a class name is read as a number, by the kind of the labels' dtype."""
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """The labelled features that a head is fitted to, as checked tensors.
+
+    Args:
+        views: (n, v, d) raw features; view 0 is the plain picture, the others are augmented.
+        labels: (n,) class positions, int64; -1 for every shot in the multi-label task.
+        n_classes: c, classes without a shot included.
+        text: (c, d) unit text features, or None.
+        scale: the encoder's ``exp(logit_scale)``; 100 without text features.
+        unlabelled: (u, d) raw features of pictures without labels, for transductive heads; else None.
+        names: (c) class names if there are text features, else empty.
+        tower: opens the text tower that made the text features, for methods that train through it; else None.
+        targets: (n, c) zeros and ones in the dtype of the features in the multi-label task; else None.
+        bias: the logit bias of an encoder that was trained with the sigmoid loss (SigLIP), or None.
+    """
+
+    views: Tensor
+    labels: Tensor
+    n_classes: int
+    text: Tensor | None
+    scale: float
+    unlabelled: Tensor | None = None
+    names: tuple[str, ...] = ()
+    tower: Callable[[], TextTower] | None = None
+    targets: Tensor | None = None
+    bias: float | None = None
+
+    @property
+    def X(self) -> Tensor:
+        """(n, d) raw features of the plain pictures."""
+        return self.views[:, 0]
+
+    @cached_property
+    def likeness(self) -> Tensor:
+        """(n, n) cosines of the mean of each shot's views (row) and each plain picture (column).
+
+        Cached, since a hyperparameter search reads it once per candidate. Do not change it in place. Its memory grows
+        with the square of the number of shots.
+        """
+        return unit(self.views.mean(dim=1)) @ unit(self.X).T
+
+    @property
+    def onehot(self) -> Tensor:
+        """(n, c) one-hot labels in the dtype of the features."""
+        return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.views.dtype)
+
+    @property
+    def counts(self) -> Tensor:
+        """(c,) number of shots of each class in the dtype of the features."""
+        return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
+
+    def take(self, rows: Tensor) -> SupportSet:
+        """The shots with these row numbers; classes and text features stay."""
+        targets = None if self.targets is None else self.targets[rows]
+        return replace(self, views=self.views[rows], labels=self.labels[rows], targets=targets)
+
+
+def as_matrix(X: ArrayLike) -> Array:
+    """Checked (m, d) float array: float64 is kept, other types become float32."""
+    if isinstance(X, Tensor):
+        X = X.detach().cpu().numpy()
+    array = check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
+    return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
+
+
+def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:
+    """Store the column names of a data frame as ``feature_names_in_``, or compare them with the stored ones.
+
+    Raises:
+        ValueError: if the names or their order differ; the message is scikit-learn's.
+    """
+    validate_data(head, X, reset=reset, skip_check_array=True, ensure_2d=False)
+
+
+def check_width(head: Any, width: int) -> None:
+    """Check that features are as wide as those of the fit.
+
+    Raises:
+        InputError: if not, in scikit-learn's wording, which its conformance checks expect.
+    """
+    if width != head.n_features_in_:
+        raise InputError(
+            f"X has {width} features, but {type(head).__name__} is expecting {head.n_features_in_} features as input"
+        )
+
+
+def map_blocks(rows: Array, block_size: int, function: Callable[[Array], Array]) -> Array:
+    """Apply a function to blocks of rows (m, d), m at least 1, and join its results to one array of m rows."""
+    joined: Array | None = None
+    for start in range(0, len(rows), block_size):
+        result = function(rows[start : start + block_size])
+        if len(result) == len(rows):
+            return result
+        joined = np.empty((len(rows), *result.shape[1:]), result.dtype) if joined is None else joined
+        joined[start : start + block_size] = result
+    assert joined is not None
+    return joined
+
+
+def as_views(X: ArrayLike) -> Array:
+    """Checked (n, v, d) float array of shots from (n, d) or (n, v, d).
+
+    Raises:
+        InputError: if the features are marked for evaluation.
+    """
+    if isinstance(X, EvaluationFeatures):
+        raise InputError("these features are marked for evaluation: fit and select on shots, measure with bench.score")
+    if isinstance(X, Tensor):
+        X = X.detach().cpu().numpy()
+    if getattr(X, "ndim", 2) != 3:
+        return as_matrix(X)[:, None]
+    n, v, d = np.shape(X)
+    return as_matrix(np.asarray(X).reshape(n * v, d)).reshape(n, v, d)
+
+
+def as_labels(y: ArrayLike, n: int) -> Array:
+    """Checked (n,) labels."""
+    labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "f":
+        assert_all_finite(labels, input_name="y")
+    with warnings.catch_warnings():
+        # With one shot per class scikit-learn warns that y may be a regression target; here this is the normal case.
+        warnings.simplefilter("ignore", UserWarning)
+        check_classification_targets(labels)
+    if len(labels) != n:
+        raise InputError(f"X has {n} rows but y has {len(labels)} labels")
+    return np.asarray(labels)
+
+
+def is_multilabel(y: ArrayLike) -> bool:
+    """Whether y is a matrix of targets, one row of zeros and ones per picture, and not one label per picture."""
+    shape = y.shape if isinstance(y, Tensor) else np.asarray(y).shape
+    return len(shape) == 2 and shape[1] > 1
+
+
+def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, NDArray[np.int8]]:
+    """Classes in order, and checked (n, c) multi-label targets with one column per class.
+
+    Raises:
+        InputError: if y has values other than zero and one, or the numbers of rows or classes differ.
+    """
+    targets = np.asarray(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
+    if targets.dtype.kind not in "biuf" or not ((targets == 0) | (targets == 1)).all():
+        raise InputError("multi-label targets are (n, c) zeros and ones, but y has something else in it")
+    if len(targets) != n:
+        raise InputError(f"X has {n} rows but y has labels of {len(targets)}")
+    c = targets.shape[1]
+    if text is not None and len(text.labels) != c:
+        raise InputError(f"y has {c} columns but the class text has {len(text.labels)} classes: one column per class")
+    classes = np.arange(c) if text is None else np.asarray(text.labels)
+    return classes, targets.astype(np.int8)
+
+
+def class_positions(labels: Array, text: TextFeatures | None) -> tuple[Array, NDArray[np.int64]]:
+    """Classes in order, and the position (n,) of each label among them.
+
+    Raises:
+        InputError: if there are fewer than two classes, or a label has no text features.
+    """
+    if text is None:
+        classes, positions = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise InputError(f"a classifier needs two classes or more, but y has one class: {classes[0]}")
+        return classes, positions.astype(np.int64)
+    classes = text_classes(text, labels.dtype)
+    positions = label_positions(labels, classes, "have no class text")
+    if len(classes) < 2:
+        raise InputError("a classifier needs two classes or more, but the class text has one class")
+    return classes, positions
+
+
+def text_classes(text: TextFeatures, dtype: np.dtype[Any]) -> Array:
+    """The classes of text features in the type of the labels, sorted like `numpy.unique` unless their order is "given".
+
+    >>> text = TextFeatures(["10", "9"], [[1.0, 0.0], [0.0, 1.0]])
+    >>> text_classes(text, np.dtype(np.int64))
+    array([ 9, 10])
+    >>> text_classes(text, np.dtype("<U2"))
+    array(['10', '9'], dtype='<U2')
+    """
+    classes = names_to_dtype(text.labels, dtype)
+    return classes if text.order == "given" else np.sort(classes)
+
+
+def names_to_dtype(names: Sequence[str], dtype: np.dtype[Any]) -> Array:
+    """Class names as values of a dtype, if each name is the text of such a value; else as strings."""
+    texts = np.asarray(names)
+    if dtype.kind not in "biuf":
+        return texts
+    try:
+        parsed = (texts == "True") if dtype.kind == "b" else np.array([_PARSERS[dtype.kind](name) for name in names])
+        values = parsed.astype(dtype)
+    except (ValueError, OverflowError):
+        return texts
+    return values if tuple(map(str, values)) == tuple(names) else texts
+
+
+def label_positions(labels: Array, classes: Array, problem: str = "are no class") -> NDArray[np.int64]:
+    """The position (n,) of each label among the classes.
+
+    Raises:
+        InputError: if a label is none of the classes; ``problem`` completes "these labels ..." in the message.
+    """
+    order = {str(label): i for i, label in enumerate(classes)}
+    missing = sorted({str(label) for label in labels if str(label) not in order})
+    if missing:
+        raise InputError(
+            f"these labels {problem}: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; "
+            f"known: {', '.join(map(str, classes[:5]))}{' ...' if len(order) > 5 else ''}"
+        )
+    return np.array([order[str(label)] for label in labels], dtype=np.int64)

@@ -1,0 +1,94 @@
+"""Out-of-fold logits: which strategy applies when, and what each of them fits."""
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.heads import create_head, mean_shots_per_class, out_of_fold
+from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.testing import toy_features
+from clipadapter.testing.multilabel import toy_multilabel
+
+
+def test_folds_are_fits_without_the_shot():
+    X, y, text = toy_features()
+    found = out_of_fold(LinearProbe(C=10.0), X, y, text, folds=4)
+    assert sorted(found.rows) == list(range(12))
+    for row, logits in zip(found.rows, found.logits, strict=True):
+        # With four shots and four folds each fold holds one shot of every class.
+        fold = [r for r in range(12) if any(r == other for other in _fold_of(row, found.rows))]
+        others = [r for r in range(12) if r not in fold]
+        expected = LinearProbe(C=10.0).fit(X[others], y[others], text=text).logits(X[row : row + 1])[0]
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def _fold_of(row, rows):
+    start = list(rows).index(row) // 3 * 3
+    return rows[start : start + 3]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(lambda counts: max(counts) > 1))
+def test_every_shot_of_a_class_with_two_is_held_out_once(counts):
+    X, y, text = toy_features(tuple(counts))
+    rows = out_of_fold(create_head("zero-shot"), X, y, text, folds=3).rows
+    assert sorted(rows) == [i for i, label in enumerate(y) if list(y).count(label) > 1]
+
+
+def test_leave_one_out_holds_out_every_shot_whose_class_has_another():
+    X, y, text = toy_features((3, 2, 1))
+    head = create_head("gda", alpha=5.0)
+    found = out_of_fold(head, X, y, text, strategies=("leave-one-out",))
+    assert found.strategy == "leave-one-out"
+    assert found.rows.tolist() == [0, 1, 2, 3, 4]
+    assert found.labels.tolist() == [0, 0, 0, 1, 1]
+    np.testing.assert_array_equal(found.logits, head.leave_one_out(X, y, text)[:5])
+
+
+def test_the_first_strategy_that_applies_is_taken():
+    X, y, text = toy_features()
+    views = np.stack([X, X + 0.1], axis=1)
+    every = ("own", "leave-one-out", "folds", "views")
+    probe, single = LinearProbe(C=1.0), [0, 4, 8]
+    assert out_of_fold(create_head("auto").fit(X, y, text=text), X, y, text, strategies=every).strategy == "own"
+    assert out_of_fold(create_head("gda", alpha=5.0), X, y, text, strategies=every).strategy == "leave-one-out"
+    assert out_of_fold(probe, X, y, text, strategies=every).strategy == "folds"
+    found = out_of_fold(probe, views[single], y[single], text, strategies=every)
+    assert found.strategy == "views"
+    expected = LinearProbe(C=1.0).fit(X[single], y[single], text=text).logits(X[single] + 0.1)
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-5)
+
+
+def test_without_a_strategy_that_applies_there_are_none():
+    X, y, text = toy_features((1, 1, 1))
+    assert out_of_fold(LinearProbe(C=1.0), X, y, text, strategies=("own", "leave-one-out", "folds", "views")) is None
+    assert out_of_fold(create_head("transclip"), *toy_features()) is None
+
+
+def test_multilabel_targets_are_held_out_by_iterative_stratification():
+    X, Y, text = toy_multilabel()
+    found = out_of_fold(LinearProbe(C=1.0), X, Y, text)
+    assert found.strategy == "folds"
+    assert len(set(found.rows)) == len(found.rows) > len(X) - 3
+    np.testing.assert_array_equal(found.labels, Y[found.rows])
+
+
+@pytest.mark.parametrize("keep_heads", [False, True])
+def test_a_fitted_head_divides_few_shots_several_times_unless_its_heads_are_kept(keep_heads):
+    X, y, text = toy_features()
+    head = LinearProbe(C=1.0).fit(X, y, text=text)
+    before = copy.deepcopy(head.state())
+    found = out_of_fold(head, X, y, text, keep_heads=keep_heads)
+    assert len(found.rows) == len(y) * (1 if keep_heads else 3)
+    assert sorted(found.first_per_shot.rows) == list(range(len(y)))
+    assert len(found.heads) == (4 if keep_heads else 0)
+    for name, value in before.items():
+        np.testing.assert_array_equal(head.state()[name], value)
+
+
+def test_mean_shots_per_class_leaves_out_classes_without_a_shot():
+    assert mean_shots_per_class(["a", "b", "b", "b"]) == 2.0
+    assert mean_shots_per_class([[1, 0, 1], [1, 0, 0]]) == 1.5
