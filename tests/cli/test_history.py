@@ -124,7 +124,7 @@ def test_undo_opens_no_encoder(changed, run, monkeypatch):
         raise AssertionError("an encoder was opened")
 
     monkeypatch.setattr("clipadapter.encoders.create_encoder", refuse)
-    monkeypatch.setattr("clipadapter.classifier._classifier.create_encoder", refuse)
+    monkeypatch.setattr("clipadapter.classifier.classifier.create_encoder", refuse)
     assert run("undo", changed).exit_code == 0
 
 

@@ -13,10 +13,9 @@ from clipadapter import FewShotClassifier
 from clipadapter.bench import evaluate_model, evaluate_several
 from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.persistence import _record as record
 from clipadapter.persistence import load_model, read_config, record_evaluation
-from clipadapter.persistence._card import MARK, code, model_card, plain
-from clipadapter.persistence._front_matter import hub_models
+from clipadapter.persistence import save as record
+from clipadapter.persistence.card import MARK, code, hub_models, model_card, plain
 
 from .colours import COLOURS, squares
 

@@ -21,8 +21,8 @@ from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head
 from clipadapter.persistence import History, Model, load_model, read_config, record_evaluation, save_model
-from clipadapter.persistence import _contents as contents
-from clipadapter.persistence import _folder as folders
+from clipadapter.persistence import folder as folders
+from clipadapter.persistence import history as contents
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
 
@@ -475,7 +475,7 @@ def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, fol
 
 
 def test_a_log_that_is_too_large_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr("clipadapter.persistence._log.MAX_LOG_BYTES", 10)
+    monkeypatch.setattr("clipadapter.persistence.history.MAX_LOG_BYTES", 10)
     with pytest.raises(ArtifactError, match="is larger than"):
         History.of(folder).check()
 

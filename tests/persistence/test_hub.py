@@ -16,7 +16,7 @@ from clipadapter.cli.app import app
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.files import without_paths
 from clipadapter.persistence import History, load_model, pull, push, read_config, save_model
-from clipadapter.persistence._record import MARK
+from clipadapter.persistence.card import MARK
 from clipadapter.uncertainty import UncertaintyOptions
 
 from ..conftest import CLIP, TINY
@@ -310,7 +310,7 @@ def test_the_mixin_leaves_the_object_as_it_was():
     again = pickle.loads(pickle.dumps(model))
     assert vars(again) == vars(model)
     assert not [name for name in vars(model) if "hub" in name]
-    assert repr(model).startswith("<clipadapter.classifier._classifier.FewShotClassifier object at")
+    assert repr(model).startswith("<clipadapter.classifier.classifier.FewShotClassifier object at")
 
 
 def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):

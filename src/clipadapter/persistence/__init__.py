@@ -9,29 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipadapter.persistence._files import ArtifactConfig, check_place, read_arrays, read_config
-    from clipadapter.persistence._history import History
-    from clipadapter.persistence._hub import Pushed, fetch, pull, push
-    from clipadapter.persistence._log import Change
-    from clipadapter.persistence._parts import Model, load_model
-    from clipadapter.persistence._record import record_evaluation
-    from clipadapter.persistence._save import save_model
+    from clipadapter.persistence.format import ArtifactConfig, check_place, read_arrays, read_config
+    from clipadapter.persistence.history import Change, History
+    from clipadapter.persistence.hub import Pushed, fetch, pull, push
+    from clipadapter.persistence.model import Model, load_model
+    from clipadapter.persistence.save import record_evaluation, save_model
 
 _HOME = {
-    "ArtifactConfig": "_files",
-    "Change": "_log",
-    "History": "_history",
-    "Model": "_parts",
-    "Pushed": "_hub",
-    "check_place": "_files",
-    "fetch": "_hub",
-    "load_model": "_parts",
-    "pull": "_hub",
-    "push": "_hub",
-    "read_arrays": "_files",
-    "read_config": "_files",
-    "record_evaluation": "_record",
-    "save_model": "_save",
+    "ArtifactConfig": "format",
+    "Change": "history",
+    "History": "history",
+    "Model": "model",
+    "Pushed": "hub",
+    "check_place": "format",
+    "fetch": "hub",
+    "load_model": "model",
+    "pull": "hub",
+    "push": "hub",
+    "read_arrays": "format",
+    "read_config": "format",
+    "record_evaluation": "save",
+    "save_model": "save",
 }
 
 __all__ = [

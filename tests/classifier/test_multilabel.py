@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.classifier._multilabel import learn_rule
+from clipadapter.classifier.fitting import learn_rule
 from clipadapter.errors import InputError
 from clipadapter.heads import create_head, held_out
 from clipadapter.testing._several import toy_several

@@ -9,13 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ArtifactError
-from clipadapter.persistence._contents import Content, Place, holds, kept_contents, stage_contents
-from clipadapter.persistence._files import CARD, CONFIG, HISTORY, ArtifactConfig, config_bytes, write_synced
-from clipadapter.persistence._folder import Staging, alone, link, rewritten
-from clipadapter.persistence._history import History
-from clipadapter.persistence._log import LOG, Log, change, digest, joined, log_bytes, shots_in
-from clipadapter.persistence._parts import Model, assembled
-from clipadapter.persistence._record import card_of
+from clipadapter.persistence.card import card_of
+from clipadapter.persistence.evaluation import KEY, evaluated
+from clipadapter.persistence.folder import Staging, alone, link, rewritten, staged
+from clipadapter.persistence.format import (
+    CARD,
+    CONFIG,
+    HISTORY,
+    ArtifactConfig,
+    config_bytes,
+    read_config,
+    write_synced,
+)
+from clipadapter.persistence.history import (
+    LOG,
+    Content,
+    History,
+    Log,
+    Place,
+    change,
+    digest,
+    holds,
+    joined,
+    kept_contents,
+    log_bytes,
+    shots_in,
+    stage_contents,
+)
+from clipadapter.persistence.model import Model, assembled
 
 
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, history: History | None = None) -> Path:
@@ -160,3 +181,35 @@ def _stage_own(staging: Staging, content: Content, card: bytes | str | Path) -> 
     if made is not None:  # one that a person has written stays
         write_synced(staging.path / CARD, made if isinstance(made, bytes) else made.encode())
     write_synced(staging.path / CONFIG, content.raw)
+
+
+def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Path]:
+    """Keep the figures of an evaluation in a saved model, and renew its card.
+
+    What makes quick answers without torch goes by the hash of ``config.json``, and is made again at the next use. A
+    card that a person has written is left as it is.
+
+    Args:
+        folder: a saved model.
+        metrics: what ``evaluate_model(...).to_dict()`` or ``evaluate_several(...).to_dict()`` gives, or the content of
+            ``metrics.json``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ArtifactError: if there is no sound model, or it can't be written.
+        InputError: if these are no figures, or figures of another model.
+    """
+    read_config(folder)
+    with alone(folder):  # else a model that is saved meanwhile would get the config of the one before
+        config = read_config(folder)
+        found = evaluated(metrics, config)
+        provenance = {**config.provenance, KEY: found.model_dump(exclude_none=True)}
+        renewed = config.model_copy(update={"provenance": provenance})
+        card = card_of(folder, renewed)
+        with staged(folder) as staging:
+            if card is not None:
+                write_synced(staging.path / CARD, card.encode())
+            write_synced(staging.path / CONFIG, config_bytes(renewed))
+    return [Path(folder) / name for name in ([] if card is None else [CARD]) + [CONFIG]]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.classifier._pictures import Label
+from clipadapter.classifier.inputs import Label
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
-from clipadapter.classifier._pictures import Label, names_of
-from clipadapter.classifier._settings import others_of, settings_of
-from clipadapter.classifier._uncertainty import Fitted, fit_trusted, trusted
+from clipadapter.classifier.fitting import Fitted, fit_trusted, others_of, settings_of, trusted
+from clipadapter.classifier.inputs import Label, names_of
 from clipadapter.data import label_matrix
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import InputError
-from clipadapter.persistence._files import TENSORS, TRUST, ArtifactConfig, FilePart
+from clipadapter.persistence.format import TENSORS, TRUST, ArtifactConfig, FilePart
 
 KEY = "evaluation"
 """Where it lies in the provenance."""

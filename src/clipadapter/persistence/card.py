@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
+from clipadapter.errors import ArtifactError
 from clipadapter.heads import fidelity_of, head_info, list_heads
-from clipadapter.persistence._evaluation import ClassFigures, Evaluated, Figures, evaluation_of
-from clipadapter.persistence._files import SUPPORT, ArtifactConfig
-from clipadapter.persistence._front_matter import NAMES, front_matter
+from clipadapter.persistence.evaluation import ClassFigures, Evaluated, Figures, evaluation_of
+from clipadapter.persistence.format import CARD, SUPPORT, ArtifactConfig
 
+MAX_CARD_BYTES = 16 << 20
 MARK = "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
 LISTED = 30
 """Classes that are shown at once; more are folded away."""
+NAMES = {
+    "accuracy": "accuracy",
+    "mean_average_precision": "mean average precision",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "log_loss": "log-loss",
+    "calibration_error": "calibration error",
+}
+"""Figures by their field, in the order of tables."""
+TYPES = {"macro_f1": "f1", "micro_f1": "f1"}
+"""What the hub calls a figure, where its name is another."""
 HERE = "path/to/this/folder"
 FEW = 50
 """Test pictures below which a figure is called rough."""
@@ -42,6 +56,27 @@ def model_card(config: ArtifactConfig, repo: str = "") -> str:
     ]
     name = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
     return front_matter(config, found, name) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def card_of(folder: str | Path, config: ArtifactConfig, repo: str = "") -> str | None:
+    """The card made anew; None if a person has written the one that is there, which begins by taking out the last line.
+
+    Args:
+        folder: a saved model.
+        config: what the card is made of.
+        repo: name on the hub, if it goes there.
+
+    Raises:
+        ArtifactError: if the card that is there can't be read.
+    """
+    path = Path(folder) / CARD
+    try:
+        if path.is_file() and path.stat().st_size > MAX_CARD_BYTES:
+            raise ArtifactError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB: it is no card")
+        own = path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ArtifactError(f"can't read {path}: {error.strerror or error}") from error
+    return None if own else model_card(config, repo)
 
 
 def plain(text: str) -> str:
@@ -237,3 +272,90 @@ def _origin(config: ArtifactConfig) -> str:
 def _local(config: ArtifactConfig) -> bool:
     """Whether the encoder's weights lie in a folder of one machine."""
     return "local-dir:" in config.encoder.name or "simclr:" in config.encoder.name
+
+
+def front_matter(config: ArtifactConfig, found: Evaluated | None, name: str) -> str:
+    """The block between the lines of dashes, these included.
+
+    No licence is given: which one a model has is for the person to say who publishes it.
+
+    Args:
+        config: of the model.
+        found: its figures, if they were recorded.
+        name: of the model.
+    """
+    facts: dict[str, Any] = {
+        "library_name": "clipadapter",
+        "pipeline_tag": "image-classification",
+        "tags": ["clip", "few-shot", "image-classification", "model_hub_mixin"],
+    }
+    base = hub_models(config.encoder.name)
+    if base:
+        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    if found is not None:
+        facts["model-index"] = [{"name": name, "results": [_result(found, bool(config.uncertainty.get("several")))]}]
+    return "\n".join(["---", *_yaml(facts), "---", ""])
+
+
+def hub_models(encoder: str) -> list[str]:
+    """Repositories of the hub that an encoder's weights come from; none if they come from elsewhere.
+
+    >>> hub_models("unprojected:open_clip:ViT-B-32/laion2b_s34b_b79k")
+    ['laion/CLIP-ViT-B-32-laion2B-s34B-b79K']
+    >>> hub_models("lite")
+    []
+    """
+    scheme, _, rest = encoder.partition(":")
+    if scheme == "unprojected":
+        return hub_models(rest)
+    if scheme == "pair":
+        return list(dict.fromkeys(name for half in rest.split("+") for name in hub_models(half)))
+    model, _, tag = rest.rpartition("/")
+    if scheme != "open_clip" or rest.startswith("local-dir:") or not model:
+        return []
+    import open_clip
+
+    repo = str((open_clip.get_pretrained_cfg(model, tag) or {}).get("hf_hub") or "")
+    return [repo.rpartition("/")[0]] if repo.count("/") == 2 else []
+
+
+def _result(found: Evaluated, several: bool) -> dict[str, Any]:
+    """The figures of the model and, with a name that says so, of its baselines."""
+    task = "Multi-label image classification" if several else "Image classification"
+    metrics = [*_metrics(found.model, "")]
+    for name, figures in found.baselines.items():
+        metrics += _metrics(figures, f" of {name} (baseline)")
+    return {
+        "task": {"type": "image-classification", "name": task},
+        "dataset": {"type": "imagefolder", "name": found.data or "unnamed", "args": {"pictures": found.n}},
+        "metrics": metrics,
+    }
+
+
+def _metrics(figures: Figures, whose: str) -> Sequence[dict[str, Any]]:
+    told = {key: getattr(figures, key) for key in NAMES}
+    return [
+        {"type": TYPES.get(key, key), "name": f"{NAMES[key]}{whose}", "value": round(value, 4)}
+        for key, value in told.items()
+        if value is not None
+    ]
+
+
+def _yaml(value: dict[str, Any] | list[Any]) -> list[str]:
+    """Lines of YAML."""
+    lines = []
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        inner = _yaml(item) if isinstance(item, dict | list) else [_scalar(item)]
+        if isinstance(value, list):
+            lines += [f"- {inner[0]}", *(f"  {line}" for line in inner[1:])]
+        elif isinstance(item, dict | list):
+            lines += [f"{key}:", *(f"  {line}" for line in inner)]
+        else:
+            lines.append(f"{key}: {inner[0]}")
+    return lines
+
+
+def _scalar(item: object) -> str:
+    """A text or number as in JSON, which YAML reads alike; but YAML forbids letters that JSON lets stand."""
+    text = json.dumps(item, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)

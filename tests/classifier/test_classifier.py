@@ -12,7 +12,7 @@ from clipadapter.errors import DataError, FingerprintError, ImageError, InputErr
 from clipadapter.heads import head_info
 from clipadapter.heads.clip_adapter import ClipAdapter
 
-from .heads.estimators import short_training
+from ..heads.estimators import short_training
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.classifier._pictures import Skipped, check_any
-from clipadapter.classifier._towers import as_saved, check_same, reopened
+from clipadapter.backends import Calibration
+from clipadapter.classifier.inputs import Skipped, check_any, open_store
 from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, open_twin
-from clipadapter.errors import ArtifactError, ImageError, InputError
-from clipadapter.features import ViewSpec, augment, choose_backend
-from clipadapter.heads import Head
+from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, open_twin, with_backend
+from clipadapter.errors import (
+    ArtifactError,
+    EncoderUnavailableError,
+    FingerprintError,
+    ImageError,
+    InputError,
+    MissingExtraError,
+)
+from clipadapter.features import ViewSpec, augment, choose_backend, ready_backend
+from clipadapter.heads import Head, TextFeatures
 from clipadapter.persistence import Model
 from clipadapter.pixels import PixelSpec
 from clipadapter.tuners import TowerTuner
@@ -145,3 +153,74 @@ def _squares(
         rows.append(i)
     check_any(rows, skipped, len(images))
     return squares[: len(rows)], rows
+
+
+def chosen(
+    encoder: Encoder,
+    images: Sequence[ImageSource],
+    backend: str,
+    precision: str,
+    text: Callable[[], TextFeatures],
+    cache: str | Path | None,
+    progress: bool,
+) -> Encoder:
+    """The encoder as it runs fastest on these pictures; see `choose_backend`."""
+    with open_store(cache) as store:
+        return choose_backend(
+            encoder, images, backend=backend, precision=precision, text=text, store=store, progress=progress
+        )
+
+
+def reopened(
+    saved: EncoderInfo, given: str | Encoder | None, device: str, backend: str = "auto", precision: str = "auto"
+) -> Encoder:
+    """The encoder of a saved model, in the precision it was fitted with.
+
+    Args:
+        saved: what the model knows of it.
+        given: where it is now, or the open encoder; the saved name if not given.
+        device: torch device, if it must be opened.
+        backend: "auto" takes one that is ready here.
+        precision: "auto" is the saved one; another gives features that are near, not equal, to those of the fit.
+
+    Raises:
+        FingerprintError: if it is another encoder.
+        MissingExtraError: if the backend that was asked for is not installed.
+    """
+    encoder = given if isinstance(given, Encoder) else create_encoder(given or saved.name, device)
+    if isinstance(given, Encoder) and given.info.fingerprint == saved.fingerprint:
+        return given
+    check_same(saved, encoder.info)
+    return as_saved(saved, encoder, backend, precision)
+
+
+def check_same(saved: EncoderInfo, here: EncoderInfo) -> None:
+    """Refuse a plain encoder that is not the one of a saved model.
+
+    Raises:
+        FingerprintError: if it is another.
+    """
+    if fingerprint_in(here.fingerprint, saved.backend, saved.precision, saved.calibration) != saved.fingerprint:
+        raise FingerprintError(
+            f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
+            f"{here.name} here has {here.fingerprint[:12]}: its weights or preprocessing differ, so "
+            "predictions would be wrong. Give the encoder it was fitted with (encoder=..., or --encoder), or fit again"
+        )
+
+
+def as_saved(saved: EncoderInfo, encoder: Encoder, backend: str = "auto", precision: str = "auto") -> Encoder:
+    """A plain encoder in the precision of a saved model; see `reopened`."""
+    wanted = saved.precision if precision == "auto" else precision
+    calibration = Calibration(None, saved.calibration) if wanted == "int8" and saved.calibration else None
+    if encoder.tower() is None:
+        return encoder
+    if backend != "auto":
+        return with_backend(encoder, backend, wanted, calibration)
+    try:
+        return ready_backend(encoder, wanted, saved.backend, calibration)
+    except (EncoderUnavailableError, MissingExtraError) as error:
+        if precision != "auto":
+            raise
+        note = f"the model was fitted on {wanted} features, these are fp32, near but not equal: {error}"
+        encoder.info = replace(encoder.info, note="; ".join(part for part in (encoder.info.note, note) if part))
+        return encoder

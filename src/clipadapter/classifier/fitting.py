@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
 
-from clipadapter.classifier._multilabel import learn_rule
+from clipadapter.data import class_prompts, get_templates
+from clipadapter.data.prompts import clean_name
+from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, TooFewShotsError
-from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, TextFeatures, Unseen, held_out_shots, mean_shots
+from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
+from clipadapter.heads import Head, TextFeatures, Unseen, create_head, held_out, held_out_shots, mean_shots
+from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
     Calibrator,
     Conformal,
     DecisionOptions,
+    MultiLabel,
     Rejector,
     Uncertainty,
+    UncertaintyOptions,
+    kept_distractors,
     learn_calibrator,
     learn_conformal,
+    learn_multilabel,
 )
 from clipadapter.uncertainty import learn_rejector as learn
 from clipadapter.uncertainty.answers import UNLEARNED
 from clipadapter.uncertainty.calibration import Method
 from clipadapter.uncertainty.costs import checked_costs
-from clipadapter.uncertainty.options import UncertaintyOptions
+from clipadapter.uncertainty.rejection import imagenet_names
 
 Array = NDArray[Any]
 
@@ -235,3 +244,165 @@ def _rejector(
         )
     except TooFewShotsError:
         return None
+
+
+def learn_rule(
+    head: Head,
+    X: ArrayLike,
+    Y: ArrayLike,
+    text: TextFeatures | None,
+    *,
+    folds: int = 4,
+    seed: int = 0,
+    precision: float | None = None,
+) -> MultiLabel:
+    """Probabilities and thresholds for a head, from shots that its clones did not see; the usual ones if none can be.
+
+    Args:
+        head: fitted or not; it is not changed.
+        X: (n, d) or (n, v, d) raw features of the shots.
+        Y: (n, c) zeros and ones; see `data.label_sets.label_matrix`.
+        text: class text.
+        folds: wished.
+        seed: of the folds.
+        precision: wished, or None for thresholds that make F1 largest.
+
+    Raises:
+        InputError: if the head takes no several labels, or shapes don't go together.
+    """
+    truth = np.asarray(Y)
+    counts = truth.sum(axis=0)
+    # A class with one shot keeps it in training: its held-out answers would all be of pictures without it.
+    if not 2 * np.sum(counts > 1) >= np.sum(counts > 0) > 0:
+        return MultiLabel.usual(truth.shape[1])
+    found = held_out(clone(head), X, truth, text, folds=folds, seed=seed)
+    return learn_multilabel(found.logits, found.labels, precision=precision)
+
+
+def make_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, progress: bool) -> Head:
+    """The head itself, or a new one by name.
+
+    Args:
+        head: a head, or a registered name.
+        params: of a head by name.
+        seed: given to a head by name that takes one, if ``params`` has none.
+        progress: likewise.
+
+    Raises:
+        InputError: if there are parameters beside a head that is made already, or the head has no such parameter.
+        UnknownNameError: if no head has the name.
+    """
+    if isinstance(head, Head):
+        if params:
+            raise InputError("head_params go with a head's name; set them on the head that was given instead")
+        return head
+    given = dict(params or {})
+    made = create_head(head, **given)
+    known = made.get_params(deep=False)
+    for name, value in (("seed", seed), ("progress", progress)):
+        if name in known and name not in given:
+            made.set_params(**{name: value})
+    return made
+
+
+def distractors(
+    encoder: Encoder, text: TextFeatures, templates: str | Sequence[str], store: FeatureStore | None
+) -> tuple[tuple[str, ...], NDArray[Any] | None]:
+    """The class names of ImageNet that are no near synonyms of the classes.
+
+    Args:
+        encoder: of the class text.
+        text: of the classes.
+        templates: that the classes' prompts were made by.
+        store: keeps the text of the names; None keeps nothing.
+
+    Returns:
+        The names, and their unit text (k, d).
+    """
+    names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
+    found = encode_classes(encoder, class_prompts(names, templates, None), store)
+    kept = kept_distractors(text.labels, text.embeddings, names, found.embeddings)
+    return tuple(names[i] for i in kept), found.embeddings[kept]
+
+
+KEY = "fit"
+"""Where it lies in the provenance of the shots."""
+LEARNED = ("calibration", "sets", "by_class", "score", "distractors")
+"""Options of trust that say how it is learned; what is asked for is part of what was learned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What a fit hangs on beside the shots and the head.
+
+    Args:
+        templates: that class names are put into.
+        views: of each shot.
+        uncertainty: what is learned from held-out shots, and asked for by default.
+        seed: of what is held out.
+    """
+
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    views: ViewSpec = ViewSpec()
+    uncertainty: UncertaintyOptions = UncertaintyOptions()
+    seed: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        uncertainty = {name: getattr(self.uncertainty, name) for name in LEARNED}
+        return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
+
+
+def settings_of(model: Model) -> Settings:
+    """How a model was fitted; where an older one does not say, what its other parts show, else the defaults.
+
+    Raises:
+        InputError: if what it says can't be.
+    """
+    raw, uncertainty = model.support.provenance.get(KEY), model.uncertainty
+    asked: dict[str, Any] = {
+        "reject": uncertainty.asked.reject,
+        "coverage": uncertainty.asked.coverage,
+        "costs": uncertainty.asked.costs,
+    }
+    if not isinstance(raw, Mapping):
+        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.how
+        return Settings(templates_in(model.prompts), uncertainty=UncertaintyOptions(**asked, sets=sets))
+    try:
+        views = dict(raw["views"])
+        spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
+        learned = {name: raw["trust"][name] for name in LEARNED}
+        return Settings(get_templates(raw["templates"]), spec, UncertaintyOptions(**asked, **learned), int(raw["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error
+
+
+def templates_in(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The templates that all prompts seem to be made of; the default if classes have sentences of their own.
+
+    >>> templates_in({"cat": ["a photo of a cat."], "guinea_pig": ["a photo of a guinea pig."]})
+    ('a photo of a {}.',)
+    """
+    found = {
+        tuple(text.replace(clean_name(name), "{}") for text in texts)
+        for name, texts in prompts.items()
+        if all(text.count(clean_name(name)) == 1 for text in texts)
+    }
+    return next(iter(found)) if len(found) == 1 else Settings.templates
+
+
+def others_of(model: Model, text: TextFeatures) -> Others:
+    """Pictures and names of none of the classes that the model was given; names near a new class are left out.
+
+    Args:
+        model: as it was.
+        text: of its classes from now on.
+    """
+    rejector = model.uncertainty.rejector
+    if rejector is None:
+        return Others()
+    memory, names = rejector.memory, rejector.names
+    if memory.distractors is None:
+        return Others(memory.background)
+    kept = kept_distractors(text.labels, text.embeddings, names, np.asarray(memory.distractors))
+    return Others(memory.background, tuple(names[i] for i in kept), memory.distractors[kept])

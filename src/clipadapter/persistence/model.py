@@ -19,8 +19,9 @@ from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
-from clipadapter.persistence._evaluation import still_of
-from clipadapter.persistence._files import (
+from clipadapter.persistence.evaluation import still_of
+from clipadapter.persistence.folder import read_consistently
+from clipadapter.persistence.format import (
     FOLDS,
     SUPPORT,
     TENSORS,
@@ -33,7 +34,6 @@ from clipadapter.persistence._files import (
     read_arrays,
     read_config,
 )
-from clipadapter.persistence._folder import read_consistently
 from clipadapter.uncertainty import Uncertainty
 
 TEXT = "class_text"

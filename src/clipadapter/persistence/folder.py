@@ -32,7 +32,7 @@ from typing import TypeVar
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError
-from clipadapter.persistence._files import (
+from clipadapter.persistence.format import (
     CARD,
     CONFIG,
     HISTORY,

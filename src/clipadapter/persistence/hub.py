@@ -14,8 +14,9 @@ from typing import Any
 
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.files import without_paths
-from clipadapter.persistence._contents import Content
-from clipadapter.persistence._files import (
+from clipadapter.persistence.card import card_of
+from clipadapter.persistence.folder import read_consistently
+from clipadapter.persistence.format import (
     CARD,
     CONFIG,
     OURS,
@@ -25,10 +26,9 @@ from clipadapter.persistence._files import (
     read_blob,
     read_config,
 )
-from clipadapter.persistence._folder import read_consistently
-from clipadapter.persistence._parts import load_model
-from clipadapter.persistence._record import card_of
-from clipadapter.persistence._save import Told, write_content
+from clipadapter.persistence.history import Content
+from clipadapter.persistence.model import load_model
+from clipadapter.persistence.save import Told, write_content
 
 GRAPHS = (".onnx", ".xml", ".bin")
 """Ends of names of what `clipadapter.export` writes."""
