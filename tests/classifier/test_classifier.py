@@ -173,6 +173,6 @@ def test_features_are_learned_in_the_order_of_the_class_text_that_comes_with_the
     images, labels = squares()
     names = ["red", "blue", "green"]
     fitted = model(head="gda")
-    fitted.fit_features(fitted.features(images, labels, names), fitted.class_text(names))
+    fitted.fit_features(fitted.extract_features(images, labels, names), fitted.encode_classes(names))
     assert list(fitted.class_names_) == fitted.head_.classes_.tolist() == names
     assert fitted.predict(images) == labels

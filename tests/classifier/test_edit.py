@@ -199,8 +199,8 @@ def test_what_was_asked_for_by_the_constructor_follows_the_classes(tmp_path):
 def test_views_are_as_many_as_the_shots_have():
     images, labels = shots(*ORDER)
     found = model("prototype")
-    support = found.features(images, labels, ORDER, views=3)
-    found.fit_features(support, found.class_text(ORDER)).add_class("yellow", squares("yellow", 2, 5))
+    support = found.extract_features(images, labels, ORDER, views=3)
+    found.fit_features(support, found.encode_classes(ORDER)).add_class("yellow", squares("yellow", 2, 5))
     assert found.support_.X.shape == (14, 3, 32)
 
 
@@ -261,7 +261,7 @@ def test_templates_views_and_trust_of_the_fit_are_those_of_the_change(tmp_path):
 
 def test_an_older_model_that_does_not_say_how_it_was_fitted_shows_its_templates(tmp_path):
     found = fitted(templates=["a sketch of a {}."])
-    saved = found._model()
+    saved = found._to_model()
     facts = {key: value for key, value in saved.support.provenance.items() if key != "fit"}
     old = dataclasses.replace(saved, support=dataclasses.replace(saved.support, provenance=facts))
     save_model(tmp_path / "model", old)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.classifier.fitting import learn_rule
+from clipadapter.classifier.fitting import learn_multilabel_thresholds
 from clipadapter.errors import InputError
 from clipadapter.heads import create_head, held_out
 from clipadapter.testing._several import toy_several
@@ -94,7 +94,7 @@ def test_rule_is_learned_from_shots_that_the_head_did_not_see():
     found = held_out(create_head("linear-probe", C=1.0), X, Y, text, folds=3, seed=1)
     expected = learn_multilabel(found.logits, found.labels, precision=0.8)
     head = create_head("linear-probe", C=1.0).fit(X, Y, text=text)
-    rule = learn_rule(head, X, Y, text, folds=3, seed=1, precision=0.8)
+    rule = learn_multilabel_thresholds(head, X, Y, text, folds=3, seed=1, precision=0.8)
     np.testing.assert_array_equal(rule.thresholds, expected.thresholds)
     assert rule.n == len(X)
 
@@ -102,12 +102,10 @@ def test_rule_is_learned_from_shots_that_the_head_did_not_see():
 @pytest.mark.parametrize("Y", [np.eye(3, dtype=int), np.zeros((3, 3), int), np.eye(3, dtype=int)[:1]])
 def test_one_shot_a_class_leaves_the_usual_thresholds(Y):
     X, _, text = toy_several()
-    rule = learn_rule(create_head("zero-shot"), X[: len(Y)], Y, text)
+    rule = learn_multilabel_thresholds(create_head("zero-shot"), X[: len(Y)], Y, text)
     assert rule.thresholds.tolist() == [USUAL] * 3
 
 
 def test_what_would_change_nothing_is_refused_too():
-    with pytest.raises(InputError, match="leave background, calibration out"):
-        model(uncertainty=UncertaintyOptions(calibration="vector")).fit(
-            *pictures(each=2), background=pictures(each=1)[0]
-        )
+    with pytest.raises(InputError, match="leave outliers, calibration out"):
+        model(uncertainty=UncertaintyOptions(calibration="vector")).fit(*pictures(each=2), outliers=pictures(each=1)[0])

@@ -51,7 +51,7 @@ def test_background_pictures_help_to_tell_what_is_strange():
     plain = fitted(reject=0.06)
     images, labels = squares()
     model = FewShotClassifier(encoder="toy", cache=None, uncertainty=UncertaintyOptions(reject=0.06))
-    model.fit(images, labels, background=GREYS)
+    model.fit(images, labels, outliers=GREYS)
     assert [part.name for part in model.uncertainty_.rejector.parts] != [
         part.name for part in plain.uncertainty_.rejector.parts
     ]
@@ -218,12 +218,12 @@ def test_held_out_logits_are_as_large_as_those_of_the_full_fit():
     assert found.louder > 1.1
 
 
-@pytest.mark.parametrize("background", [np.full((2, 32), np.nan), np.ones((2, 5))])
-def test_a_background_that_is_wrong_is_told_and_not_passed_over(background):
+@pytest.mark.parametrize("outliers", [np.full((2, 32), np.nan), np.ones((2, 5))])
+def test_outliers_of_a_wrong_shape_or_value_are_refused(outliers):
     X, y, text = toy_features(d=32)
     with pytest.raises(InputError, match="background"):
         FewShotClassifier("toy", cache=None).fit_features(
-            FeatureSet(X, tuple(y), text.labels), text, None, None, background
+            FeatureSet(X, tuple(y), text.labels), text, None, None, outliers
         )
 
 

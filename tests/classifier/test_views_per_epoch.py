@@ -156,7 +156,7 @@ def test_the_cost_is_known_before_the_fit_and_measuring_leaves_its_views_in_the_
 def test_measuring_takes_the_pictures_that_an_interrupted_run_has_not_reached(tmp_path):
     images, labels = pictures()
     asked = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
-    asked.features(images[:4], labels[:4], ["red", "green", "blue"])
+    asked.extract_features(images[:4], labels[:4], ["red", "green", "blue"])
     assert asked.view_cost(images, labels, measure=True).rate > 0
 
 
@@ -179,5 +179,5 @@ def test_few_pictures_with_many_views_wait_to_be_encoded(monkeypatch):
     monkeypatch.setattr(_pipeline, "_encode", done)
     monkeypatch.setattr(_pipeline, "MAX_WAITING_BYTES", 1)
     images, labels = pictures(30)
-    model().features(images, labels, ["red", "green", "blue"])
+    model().extract_features(images, labels, ["red", "green", "blue"])
     assert most[0] <= 2 + 7  # two that wait, and those of one batch of 32 with 6 views each

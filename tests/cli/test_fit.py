@@ -63,7 +63,7 @@ def test_shots_are_drawn_by_seed(squares, tmp_path, fit):
     labels = ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
     paths = sorted(squares.glob("*/*.png"))
     drawn = [paths[i] for i in draw_shots(labels, 2, seed=3)]
-    expected = FewShotClassifier("toy").features(drawn, ["red"] * 6, ["red"])
+    expected = FewShotClassifier("toy").extract_features(drawn, ["red"] * 6, ["red"])
     assert (support.X == expected.X).all()
 
 

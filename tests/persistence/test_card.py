@@ -119,7 +119,7 @@ def test_figures_do_not_go_to_another_fit(folder, metrics, tmp_path):
     record_evaluation(folder, metrics)
     loaded = load_model(folder)
     other = FewShotClassifier("toy", "zero-shot", cache=None)
-    other.class_text(loaded.text.labels)
+    other.encode_classes(loaded.text.labels)
     other.fit_features(loaded.support, loaded.text)
     assert "evaluation" not in read_config(other.save(tmp_path / "other")).provenance
     assert "Not known" in read(tmp_path / "other")

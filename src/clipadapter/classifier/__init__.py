@@ -1,4 +1,4 @@
-"""Pictures in, names out: encoder, head and class names as one classifier."""
+"""Few-shot image classifiers: encoder, text features and head as one object."""
 
 from clipadapter.classifier.classifier import FewShotClassifier
 from clipadapter.prediction import Prediction

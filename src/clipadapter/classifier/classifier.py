@@ -1,8 +1,7 @@
-"""Pictures in, class names out: an encoder, class text and a head behind one face."""
+"""`FewShotClassifier`: an encoder, the text features of the classes and a head as one image classifier."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,71 +13,90 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from clipadapter.classifier.deduplicate import How, arrived
-from clipadapter.classifier.edit import Edit, edited
-from clipadapter.classifier.encoder import check_alone, chosen, encoders_of, facts_of_base, run_by, tune
-from clipadapter.classifier.fitting import KEY as SETTINGS
+from clipadapter.classifier import edit, hub, quick
+from clipadapter.classifier.deduplicate import ConflictRule
+from clipadapter.classifier.encoder import (
+    apply_backend,
+    check_tuner_inputs,
+    info_of_base,
+    open_saved_encoders,
+    tune_encoder,
+)
 from clipadapter.classifier.fitting import (
-    Others,
-    Settings,
-    checked_options,
-    distractors,
-    fit_trusted,
-    make_head,
-    settings_of,
+    FIT_KEY,
+    FitSettings,
+    Negatives,
+    build_head,
+    check_options,
+    fit_settings,
+    fit_with_uncertainty,
+    select_negative_labels,
 )
 from clipadapter.classifier.inputs import (
     Label,
-    all_names,
-    answered,
-    check_any,
+    build_feature_set,
     check_task,
-    extracted,
-    feature_set,
-    measure_rate,
+    collect_class_names,
+    measure_encoding_rate,
     open_store,
-    read_views,
-    views_for,
+    parse_views,
+    plan_views,
 )
-from clipadapter.classifier.quick import make_quick
 from clipadapter.data import class_prompts, get_templates
-from clipadapter.data.images import ImageSource
+from clipadapter.data.images import ImageSource, source_name
 from clipadapter.encoders import Encoder, create_encoder, open_text_tower, unprojected
-from clipadapter.errors import ArtifactError, InputError, UnknownNameError
-from clipadapter.features import Extraction, FeatureSet, PerEpochViews, ViewCost, ViewSpec, encode_classes
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.features import (
+    Extraction,
+    FeatureSet,
+    PerEpochViews,
+    ViewCost,
+    ViewSpec,
+    choose_backend,
+    encode_classes,
+    extract,
+)
 from clipadapter.heads import Head, Selection, TextFeatures, select
-from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
-from clipadapter.prediction import Prediction
-from clipadapter.registry import unknown
-from clipadapter.uncertainty import Answers, UncertaintyOptions
+from clipadapter.persistence import History, Model, load_model, push, save_model
+from clipadapter.prediction import Prediction, unreadable
+from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
 
 
 class FewShotClassifier(ModelHubMixin):
-    """A classifier of pictures, fitted from a few of each class.
+    """An image classifier that is fitted to a few labelled pictures per class.
 
     Args:
-        encoder: a URI, or an open encoder.
-        head: a registered name, or a head.
-        head_params: parameters of the head if it is given by name.
-        grid: values to try, by parameter of the head; the best on held-out shots is taken (see `heads.select`).
-        task: "single-label", "multilabel" for pictures that have several labels or none, or "auto": whichever the
-            labels are.
-        uncertainty: what is learned from held-out shots, and what is asked for by default. Without it, calibrated
-            probabilities alone; `UncertaintyOptions(reject=0.05)` calls strange pictures None.
-        templates: name of a set of templates, one template, or several.
-        descriptions: sentences by class, used instead of the templates for the classes they name.
-        views: views of each shot, the plain picture included; or a `ViewSpec`. "per-epoch" makes the plain picture and
-            as many augmented views as the head makes epochs, so that each epoch trains on a view of its own and none
-            is used twice; `PerEpochViews` does so with another crop scale. See `view_cost` for what this takes.
-        seed: of the views; and of the head, if it is given by name and takes one.
-        device: torch device of the towers.
-        backend: what runs the image tower: "auto", "torch", "openvino" or "onnxruntime".
-        precision: of the image tower: "auto", "fp32", "bf16" or "int8". Both autos take what is fastest here and near
-            enough to fp32 on the pictures given (see `choose_backend`), and the plain tower where these are few.
-        cache: file of the feature store; "auto" is the user's cache folder, None keeps no features.
-        batch_size: pictures encoded at a time.
-        progress: show bars on stderr.
-        strict: raise for a picture that can't be read instead of leaving it out of the shots.
+        encoder: URI of an encoder, or an open encoder.
+        head: registered name of a head, or a head.
+        head_params: parameters of a head that is given by name.
+        grid: values to try, by parameter of the head. Held-out shots select the best ones (see `heads.select`).
+        task: "single-label"; "multilabel" for pictures with any number of labels; "auto" infers it from the labels.
+        uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
+            probabilities only. `UncertaintyOptions(reject=0.05)` answers None for out-of-distribution pictures.
+        templates: name of a set of prompt templates, one template, or a list of templates.
+        descriptions: sentences by class that replace the templates for these classes.
+        views: number of views per shot, the plain picture included; or a `ViewSpec`. "per-epoch" gives every training
+            epoch its own augmented view; `PerEpochViews` does so with another crop scale. `view_cost` says the cost.
+        seed: seed of the views, and of a head that is given by name.
+        device: torch device of the encoder.
+        backend: runtime of the image tower: "auto", "torch", "openvino" or "onnxruntime".
+        precision: of the image tower: "auto", "fp32", "bf16" or "int8". "auto" measures which backend and precision is
+            fastest on the pictures and close enough to fp32 (see `choose_backend`). Few pictures: torch in fp32.
+        cache: path of the feature store; "auto" is a file in the user's cache folder; None stores nothing.
+        batch_size: number of pictures that are encoded at once.
+        progress: whether to show progress bars on stderr.
+        strict: raise for an unreadable picture instead of leaving it out.
+
+    Attributes:
+        head_: fitted head.
+        class_names_: class names in the order of the logits.
+        text_: text features of the classes.
+        prompts_: prompts by class that the text features were made from.
+        support_: features and labels of the shots.
+        uncertainty_: calibration, thresholds and prediction sets, learned from held-out shots.
+        fold_heads_: heads that were each fitted without one fold, for CV+ prediction sets.
+        selection_: result of the search over ``grid``, or None.
+        skipped_: pictures that the last edit could not read, each with the reason.
 
     >>> import numpy as np
     >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
@@ -87,8 +105,19 @@ class FewShotClassifier(ModelHubMixin):
     ['blue']
     """
 
+    head_: Head
+    class_names_: tuple[str, ...]
+    text_: TextFeatures
+    prompts_: Mapping[str, Sequence[str]]
+    support_: FeatureSet
+    uncertainty_: Uncertainty
+    fold_heads_: tuple[Head, ...]
+    selection_: Selection | None
+
+    # ---- Construct ----
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Without the mixin's record of the parameters, which the object has as attributes."""
+        """Create the object without `ModelHubMixin`'s copy of the parameters, which are attributes already."""
         return object.__new__(cls)
 
     def __init__(
@@ -129,10 +158,24 @@ class FewShotClassifier(ModelHubMixin):
         self.batch_size = batch_size
         self.progress = progress
         self.strict = strict
-        self._chosen = False
-        self._tuned: Encoder | None = None
+        self._is_backend_chosen = False
+        self._tuned_encoder: Encoder | None = None
         self._history: History | None = None
         self.skipped_: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def encoder_(self) -> Encoder:
+        """The open encoder. It is opened at first use; the first pictures decide its backend and precision.
+
+        After `fit` with a head that tunes the encoder, this is the tuned encoder.
+        """
+        if self._tuned_encoder is not None:
+            return self._tuned_encoder
+        if not hasattr(self, "_encoder"):
+            self._encoder = create_encoder(self.encoder, self.device) if isinstance(self.encoder, str) else self.encoder
+        return self._encoder
+
+    # ---- Fit ----
 
     def fit(
         self,
@@ -140,45 +183,46 @@ class FewShotClassifier(ModelHubMixin):
         labels: Sequence[Label],
         class_names: Sequence[str] | None = None,
         unlabelled: Sequence[ImageSource] | None = None,
-        background: Sequence[ImageSource] | None = None,
+        outliers: Sequence[ImageSource] | None = None,
     ) -> Self:
-        """Learn from labelled pictures.
+        """Fit the head to labelled pictures.
 
         Args:
             images: paths, PIL images or arrays.
-            labels: class name of each; or a list, tuple or set of all its class names.
-            class_names: all classes in the order of ``class_names_``; those of the labels, sorted, if not given.
-            unlabelled: pictures that will be asked for, without labels; for transductive heads.
-            background: pictures of none of the classes, such as will come by; to tell strange ones by.
+            labels: class name of each picture; or a list, tuple or set of all its class names.
+            class_names: all classes in the order of ``class_names_``; if None, those of the labels, sorted.
+            unlabelled: unlabelled pictures of the test distribution, for transductive heads.
+            outliers: pictures of none of the classes, as expected in use. They help to detect others.
 
         Raises:
-            InputError: if counts differ, there is one class only, or a name is wrong.
+            InputError: if the numbers of pictures and labels differ, or there are fewer than two classes.
             DataError: if no picture can be read.
-            EncoderUnavailableError: if the encoder's weights can't be had.
+            EncoderUnavailableError: if the weights of the encoder are not available.
         """
         if len(images) != len(labels):
             raise InputError(f"{len(images)} pictures but {len(labels)} labels")
         check_task(self.task, labels)
-        names = list(class_names) if class_names is not None else all_names(labels)
+        names = list(class_names) if class_names is not None else collect_class_names(labels)
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
-        head = make_head(self.head, self.head_params, self.seed, self.progress)
-        if head.tunes_encoder or self._tuned is not None:
-            self.__dict__.pop("head_", None)  # should this fit fail: it goes with another encoder
-        self._tuned = None
-        self.prepare(head)
+        head = self._build_head()
+        if head.tunes_encoder or self._tuned_encoder is not None:
+            self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
+        self._tuned_encoder = None
+        self.prepare_encoder(head)
         if head.tunes_encoder:
-            check_alone(self.grid, unlabelled)
-            self._tune(head, images, [str(label) for label in labels], names)
-        features = self.features(images, labels, names, views=1 if head.tunes_encoder else None)
-        others, strange = (None if x is None else self._plain(x) for x in (unlabelled, background))
-        return self.fit_features(features, self.class_text(names), head, others, strange)
+            check_tuner_inputs(self.grid, unlabelled)
+            self._tune_encoder(head, images, [str(label) for label in labels], names)
+        support = self.extract_features(images, labels, names, views=1 if head.tunes_encoder else None)
+        unlabelled_features = None if unlabelled is None else self._extract_plain(unlabelled)
+        outlier_features = None if outliers is None else self._extract_plain(outliers)
+        return self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
 
-    def prepare(self, *heads: Head) -> None:
-        """Have features come with what they are projected from, if one of the heads reads that; `fit` does so itself.
+    def prepare_encoder(self, *heads: Head) -> None:
+        """Make the encoder give unprojected features too, if one of the heads reads them. `fit` does this itself.
 
         Raises:
-            InputError: if the image tower ends in no projection.
+            InputError: if the image tower has no final projection.
         """
         if any(head.reads_unprojected for head in heads):
             self._encoder = unprojected(self.encoder_)
@@ -189,92 +233,97 @@ class FewShotClassifier(ModelHubMixin):
         text: TextFeatures,
         head: Head | None = None,
         unlabelled: NDArray[Any] | None = None,
-        background: NDArray[Any] | None = None,
+        outliers: NDArray[Any] | None = None,
     ) -> Self:
-        """Learn from features that are there already.
+        """Fit the head to features.
 
         Args:
-            support: the shots, made by this classifier's encoder (see `features`).
-            text: class text of the same classes; ``class_names_`` and the columns of the logits keep its order.
-            head: what to fit; the head of the constructor if not given.
-            unlabelled: (u, d) features of pictures without labels, for transductive heads.
-            background: (b, d) features of pictures of none of the classes.
+            support: features of the shots from the encoder of this classifier (see `extract_features`).
+            text: text features of the classes (see `encode_classes`). Their order becomes that of ``class_names_``.
+            head: head to fit; if None, the head of the constructor.
+            unlabelled: (u, d) features of unlabelled pictures, for transductive heads.
+            outliers: (b, d) features of pictures of none of the classes.
         """
-        options, text = checked_options(self.uncertainty), text.with_order("given")
-        chosen = make_head(self.head, self.head_params, self.seed, self.progress) if head is None else head
-        self.selection_: Selection | None = None
+        options, text = check_options(self.uncertainty), text.with_order("given")
+        head = self._build_head() if head is None else head
+        self.selection_ = None
         if self.grid:
             self.selection_ = select(
-                chosen, support.X, support.labels, text, grid=self.grid, seed=self.seed, progress=self.progress
+                head, support.X, support.labels, text, grid=self.grid, seed=self.seed, progress=self.progress
             )
-            chosen = self.selection_.best
-        names, others = self._distractors(text) if options.distractors else ((), None)
-        found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others), self.seed)
-        self.head_, self.uncertainty_, self.fold_heads_ = found.head, found.uncertainty, found.folds
-        views = read_views(self.views, self.seed)
+            head = self.selection_.best
+        negatives = Negatives(outliers)
+        if options.distractors:
+            with open_store(self.cache) as store:
+                negatives = select_negative_labels(self.encoder_, text, self.templates, store, outliers)
+        fitted = fit_with_uncertainty(head, support, text, unlabelled, options, negatives, self.seed)
+        self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
+        views = parse_views(self.views, self.seed)
         if isinstance(views, PerEpochViews):
             views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
-        settings = Settings(get_templates(self.templates), views, options, self.seed)
-        kept = replace(support, provenance={**support.provenance, SETTINGS: settings.facts()})
-        self.text_, self.support_, self.class_names_, self._history = text, kept, tuple(text.labels), None
+        settings = FitSettings(get_templates(self.templates), views, options, self.seed)
+        self.support_ = replace(support, provenance={**support.provenance, FIT_KEY: settings.to_json()})
+        self.text_, self.class_names_, self._history = text, tuple(text.labels), None
         return self
 
-    def features(
+    def extract_features(
         self,
         images: Sequence[ImageSource],
         labels: Sequence[Label],
         class_names: Sequence[str],
         views: int | ViewSpec | None = None,
     ) -> FeatureSet:
-        """Features of labelled pictures, from the store where it has them; unreadable pictures are left out.
+        """Extract the features of labelled pictures, using the feature store. Unreadable pictures are left out.
 
         Args:
             images: paths, PIL images or arrays.
-            labels: class name of each, or all its class names.
+            labels: class name of each picture, or all its class names.
             class_names: all classes in order.
-            views: how many, or which; 1 for the plain pictures alone; None for the views of the constructor, where
-                those for each epoch are as many as the head of the constructor needs.
+            views: number of views, or a `ViewSpec`; 1 for the plain pictures only; None for the views of the
+                constructor, where "per-epoch" makes as many views as the head of the constructor has epochs.
+
+        Returns:
+            The features. ``provenance["skipped"]`` names the unreadable pictures.
 
         Raises:
-            DataError: if no picture can be read; `FeatureSet.provenance` has ``skipped`` otherwise.
-            InputError: if views for each epoch are wanted, but the head has no epochs, or they take too much memory.
+            DataError: if no picture can be read.
+            InputError: if per-epoch views are wanted, but the head has no epochs, or they take too much memory.
         """
-        planned = views is None and isinstance(read_views(self.views, self.seed), PerEpochViews)
+        is_per_epoch = views is None and isinstance(parse_views(self.views, self.seed), PerEpochViews)
         if views is None:
             spec = self.planned_views(labels, class_names)
         else:
             spec = views if isinstance(views, ViewSpec) else ViewSpec(count=views)
-        if planned:
-            self._cost(len(images), spec).check()
+        if is_per_epoch:
+            self._view_cost(len(images), spec).check()
         self._choose_backend(images, class_names)
-        found = self._extract(images, spec, self.strict)
-        if planned and found.rows and found.skipped:
-            # Fewer shots can mean more epochs, where these make up a number of steps.
-            needed = self.planned_views([labels[i] for i in found.rows], class_names)
+        extraction = self._extract(images, spec, self.strict)
+        if is_per_epoch and extraction.rows and extraction.skipped:
+            # A head may plan a number of steps instead of epochs: fewer readable shots then mean more epochs.
+            needed = self.planned_views([labels[i] for i in extraction.rows], class_names)
             if needed.count > spec.count:
                 spec = needed
-                found = self._extract(images, spec, self.strict)
-        return feature_set(found, images, labels, class_names, spec, self.encoder_.info)
+                extraction = self._extract(images, spec, self.strict)
+        return build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
 
     def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
-        """The views that `fit` makes of each shot; no picture is opened.
+        """Return the views that `fit` will make of each shot. No picture is opened.
 
         Args:
             labels: class name of each shot, or all its class names.
-            class_names: all classes in order; those of the labels, sorted, if not given.
+            class_names: all classes in order; if None, those of the labels, sorted.
 
         Raises:
-            InputError: if there is to be a view for each epoch, but the head has no epochs.
+            InputError: if views are "per-epoch", but the head has no epochs.
 
         >>> FewShotClassifier(head="clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
         201
         """
-        views = read_views(self.views, self.seed)
+        views = parse_views(self.views, self.seed)
         if isinstance(views, ViewSpec):
             return views
-        head = make_head(self.head, self.head_params, self.seed, self.progress)
-        names = all_names(labels) if class_names is None else class_names
-        return views_for(views, head, labels, names, self.grid)
+        names = collect_class_names(labels) if class_names is None else class_names
+        return plan_views(views, self._build_head(), labels, names, self.grid)
 
     def view_cost(
         self,
@@ -284,264 +333,241 @@ class FewShotClassifier(ModelHubMixin):
         *,
         measure: bool = False,
     ) -> ViewCost:
-        """What the views of the shots will cost, before `fit` computes them; ``str()`` says it in words.
+        """Estimate the cost of the views of the shots before `fit` computes them; ``str()`` describes it.
 
         Args:
             images: paths, PIL images or arrays.
-            labels: class name of each, or all its class names.
-            class_names: all classes in order; those of the labels, sorted, if not given.
-            measure: encode some views of two pictures, to estimate the time; they are kept in the store.
+            labels: class name of each picture, or all its class names.
+            class_names: all classes in order; if None, those of the labels, sorted.
+            measure: encode a few views of two pictures to estimate the time. They stay in the feature store.
 
         Raises:
-            InputError: if there is to be a view for each epoch, but the head has no epochs.
+            InputError: if views are "per-epoch", but the head has no epochs.
         """
         spec = self.planned_views(labels, class_names)
+        cost = self._view_cost(len(images), spec)
         if not measure:
-            return self._cost(len(images), spec)
-        self._choose_backend(images, all_names(labels) if class_names is None else class_names)
-        rate = measure_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
-        return replace(self._cost(len(images), spec), rate=rate)
+            return cost
+        self._choose_backend(images, collect_class_names(labels) if class_names is None else class_names)
+        rate = measure_encoding_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
+        return replace(self._view_cost(len(images), spec), rate=rate)
 
-    def class_text(self, class_names: Sequence[str]) -> TextFeatures:
-        """Class text from the templates and descriptions of the constructor; keeps the prompts as ``prompts_``."""
-        self.prompts_: Mapping[str, Sequence[str]] = class_prompts(class_names, self.templates, self.descriptions)
-        with open_store(self.cache) as store:
-            return encode_classes(self.encoder_, self.prompts_, store)
+    def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
+        """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
+        self.prompts_ = class_prompts(class_names, self.templates, self.descriptions)
+        return self._encode_prompts(self.prompts_)
 
-    @property
-    def encoder_(self) -> Encoder:
-        """The open encoder; opened at first use, its backend and precision chosen when the first pictures come.
-
-        After `fit` with a head that tunes the encoder, the tuned one.
-        """
-        if self._tuned is not None:
-            return self._tuned
-        if not hasattr(self, "_encoder"):
-            given = self.encoder
-            self._encoder = create_encoder(given, self.device) if isinstance(given, str) else given
-        return self._encoder
+    # ---- Predict ----
 
     def logits(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Scores (m, c) of pictures, columns in the order of ``class_names_``.
+        """Compute the logits (m, c) of pictures; columns are in the order of ``class_names_``.
 
         Raises:
             ImageError: if a picture can't be read.
-            ArtifactError: if what the model has learned gives a score that is not finite.
+            ArtifactError: if a logit is not finite.
         """
         self._check_fitted()
-        return _finite_logits(self.head_, self._plain(images))
-
-    def predict(self, images: Sequence[ImageSource], **asked: Any) -> list[Any]:
-        """The class of each picture; None if it is none of them, where that was asked for (see `classify`).
-
-        Where pictures have several labels: all classes of each, a tuple that may be empty.
-        """
-        found = self._answers(self._plain(images), asked)
-        if found.several and found.sets is not None:
-            return [tuple(name for name, has in zip(self.class_names_, row, strict=True) if has) for row in found.sets]
-        return [None if no else self.class_names_[i] for i, no in zip(found.best, found.rejected, strict=True)]
+        return _finite_logits(self.head_, self._extract_plain(images))
 
     def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Calibrated probabilities (m, c) of pictures."""
+        """Compute the calibrated probabilities (m, c) of pictures."""
         return self.uncertainty_.probabilities(self.logits(images))
 
-    def classify(self, images: Sequence[ImageSource], top: int = 5, **asked: Any) -> list[Prediction]:
-        """One answer a picture, in their order; a picture that can't be read costs only its own answer.
+    def predict(self, images: Sequence[ImageSource], **decision: Any) -> list[Any]:
+        """Predict the class name of each picture; None for a rejected one (see ``reject`` of `classify`).
+
+        A multi-label classifier gives a tuple of class names per picture, which may be empty.
+        """
+        answers = self._answer(self._extract_plain(images), decision)
+        names = self.class_names_
+        if answers.several and answers.sets is not None:
+            return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
+        return [None if no else names[i] for i, no in zip(answers.best, answers.rejected, strict=True)]
+
+    def classify(self, images: Sequence[ImageSource], top: int = 5, **decision: Any) -> list[Prediction]:
+        """Predict one `Prediction` per picture, in order. An unreadable picture gives a prediction with an error.
 
         Args:
             images: paths, PIL images or arrays.
-            top: how many classes to name, at most all.
-            asked: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
-                `UncertaintyOptions`; None asks for nothing.
+            top: number of classes to list.
+            decision: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
+                `UncertaintyOptions`; None turns one off.
 
         Raises:
-            InputError: if something is asked for that could not be learned from the shots.
+            InputError: if a decision needs a threshold that could not be learned from the shots.
         """
         self._check_fitted()
-        found = self._extract(images, ViewSpec(), strict=False)
-        told = self._answers(found.features[:, 0], asked) if found.rows else None
-        return answered(found, images, told, self.class_names_, top)
+        extraction = self._extract(images, ViewSpec(), strict=False)
+        answers = self._answer(extraction.features[:, 0], decision) if extraction.rows else None
+        reasons = {i: reason for i, _, reason in extraction.skipped}
+        positions = {row: i for i, row in enumerate(extraction.rows)}
+        return [
+            unreadable(source_name(image), reasons.get(i))
+            if answers is None or i not in positions
+            else answers.prediction(positions[i], source_name(image), self.class_names_, top)
+            for i, image in enumerate(images)
+        ]
+
+    # ---- Edit: each change is a new version, without the pictures of the fit. The result equals a fit from scratch
+    # for heads with a closed form; other heads are trained on (`Head.fit_from`). See edit.py.
 
     @property
     def history_(self) -> History:
-        """Every version of the model: who changed what, and when."""
+        """All versions of the model: who changed what, and when."""
         self._check_fitted()
         if self._history is None:
-            self._history = History.new(self._model())
+            self._history = History.new(self._to_model())
         return self._history
 
     def add_class(
         self, name: str, images: Sequence[ImageSource], *, descriptions: Sequence[str] | None = None, by: str = ""
     ) -> Self:
-        """Learn one more class, the last in the order from now on.
+        """Add a class, which becomes the last one. Shots among the pictures move to it; multi-label shots get it too.
 
         Args:
-            name: of the class; its text is made by the templates of the others.
-            images: pictures of it. Shots among them leave the class that they had, so that a class can be divided.
-                Where pictures may have several labels they keep it, and all other shots count as not of the new class.
-            descriptions: sentences to take instead of the templates.
-            by: who did it, for the history.
+            name: name of the class.
+            images: pictures of it; other shots of the model are no examples against it.
+            descriptions: sentences about the class, used instead of the templates.
+            by: author of the change, for the history.
 
         Raises:
-            InputError: if there is such a class, or the model can't learn on.
+            InputError: if the class exists, or the model can't be edited.
             DataError: if no picture can be read.
         """
-        self._check_fitted()
-        _check_name(name)
-        if name in self.class_names_:
-            raise InputError(f"there is a class '{name}' already: add pictures to it with add_examples (add-examples)")
-        templates = settings_of(self._model()).templates
-        given = list(descriptions) if isinstance(descriptions, tuple) else descriptions
-        sentences = None if given is None else {name: given}
-        fresh = class_prompts([name], templates, sentences)
-        names = (*self.class_names_, name)
-        prompts = {**self.prompts_, **fresh}
-        text = self._text(names, (*range(len(self.class_names_)), -1), prompts)
-        how: How = "relabel" if self.support_.targets is None else "besides"
-        return self._with_shots(images, [name] * len(images), text, prompts, how, "add-class", {"class": name}, by)
+        change = edit.add_class(self._to_model(), name, descriptions, self._encode_prompts)
+        rule: ConflictRule = "replace" if self.support_.targets is None else "merge"
+        return self._add_shots(change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
 
     def add_examples(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
-        """Learn from more pictures of the classes; those that are shots already are left out.
+        """Add shots to existing classes. Pictures that are shots with these labels already are left out.
 
         Args:
             images: paths, PIL images or arrays.
-            labels: class of each, or all its classes.
-            by: who did it, for the history.
+            labels: class name of each picture, or all its class names.
+            by: author of the change, for the history.
 
         Raises:
-            InputError: if a label is no class, a picture is a shot of another class, or the model can't learn on.
+            InputError: if a label is unknown, a picture is a shot of another class, or the model can't be edited.
             DataError: if no picture can be read.
         """
-        self._check_fitted()
-        return self._with_shots(images, labels, self.text_, self.prompts_, "add", "add-examples", {}, by)
+        return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "refuse", "add-examples", {}, by)
 
     def correct(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
-        """Say what pictures are: shots among them get these labels, others are learned from besides.
+        """Correct the labels of shots. Pictures that are no shots are added.
 
-        A shot is known by its feature, so that it does not matter where the picture lies now.
+        Shots are recognised by their features, so the path of a picture does not matter.
 
         Args:
             images: paths, PIL images or arrays.
-            labels: class of each, or all its classes.
-            by: who did it, for the history.
+            labels: correct class name of each picture, or all its class names.
+            by: author of the change, for the history.
 
         Raises:
-            InputError: if a label is no class, or the model can't learn on.
+            InputError: if a label is unknown, or the model can't be edited.
             DataError: if no picture can be read.
         """
-        self._check_fitted()
-        return self._with_shots(images, labels, self.text_, self.prompts_, "relabel", "correct", {}, by)
+        return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
 
     def remove_class(self, name: str, *, by: str = "") -> Self:
-        """Forget a class and its shots. Where pictures may have several labels, they stay as shots of the others.
+        """Remove a class and its shots. Multi-label shots stay, without this label.
 
         Raises:
-            InputError: if there is no such class, fewer than two would be left, or the model can't be changed.
+            InputError: if the class is unknown, fewer than two would be left, or the model can't be edited.
         """
-        place = self._place(name)
-        origin = tuple(i for i in range(len(self.class_names_)) if i != place)
-        prompts = {key: texts for key, texts in self.prompts_.items() if key != name}
-        several = self.support_.targets is not None
-        gone = frozenset() if several else frozenset(i for i, label in enumerate(self.support_.y) if label == name)
-        text = self._text(tuple(self.class_names_[i] for i in origin), origin, prompts)
-        facts = {"class": name, "pictures": len(gone)}
-        return self._change(Edit(text, origin, prompts, gone), "remove-class", facts, by)
+        change = edit.remove_class(self._to_model(), name)
+        return self._apply(change, "remove-class", {"class": name, "pictures": len(change.removed_rows)}, by)
 
     def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
-        """Call a class otherwise. Its text changes with the name, if templates made it; sentences of its own stay.
+        """Rename a class. Its text features change if its prompts come from templates; descriptions are kept.
 
         Raises:
-            InputError: if there is no such class, or one of the new name already.
+            InputError: if the class is unknown, or there is a class with the new name.
         """
-        place = self._place(name)
-        _check_name(new)
-        if new in self.class_names_:
-            raise InputError(f"there is a class '{new}' already: classes must have different names")
-        templates = settings_of(self._model()).templates
-        by_templates = list(self.prompts_[name]) == class_prompts([name], templates)[name]
-        texts = class_prompts([new], templates)[new] if by_templates else list(self.prompts_[name])
-        names = tuple(new if i == place else old for i, old in enumerate(self.class_names_))
-        prompts = {new if old == name else old: texts if old == name else given for old, given in self.prompts_.items()}
-        origin = tuple(range(len(names)))
-        text = self._text(names, origin, prompts, anew=new if by_templates else None)
-        return self._change(Edit(text, origin, prompts), "rename-class", {"class": name, "to": new}, by)
+        change = edit.rename_class(self._to_model(), name, new, self._encode_prompts)
+        return self._apply(change, "rename-class", {"class": name, "to": new}, by)
 
     def undo(self, to: int | None = None, *, by: str = "") -> Self:
-        """Take back the last change that stands, or go to an earlier (or later) version; that is a new version too.
+        """Undo the last change, or restore version ``to``. This is a new version too.
 
         Args:
-            to: number of the version whose content is wanted; see ``history_``.
-            by: who did it, for the history.
+            to: number of the version to restore; see ``history_``.
+            by: author of the change, for the history.
 
         Raises:
-            InputError: if there is nothing to undo, or no such version is kept.
+            InputError: if there is nothing to undo, or the version is not stored.
         """
         history, model = self.history_.undo(to, by)
-        self._become(model)
+        self._set_model(model)
         self._history = history
         return self
 
+    # ---- Save and load ----
+
     def save(self, folder: str | Path, *, support: bool = True) -> Path:
-        """Write the fitted model to a folder, or replace the model in it.
+        """Save the fitted model to a folder, or as a new version of the model in it.
 
         Args:
-            folder: where to.
-            support: keep the shots' features, so that the model can be changed, and evaluated beside its baselines.
+            folder: target folder.
+            support: whether to save the features of the shots, which editing and evaluation with baselines need.
 
         Raises:
-            ArtifactError: if the folder can't be written; nothing is left half-written.
-            InputError: before `fit`.
+            ArtifactError: if the folder can't be written. Nothing is left half-written.
+            InputError: if the classifier is not fitted.
         """
-        written = save_model(folder, self._model(), keep_support=support, history=self._history_for(folder))
+        history = self._history
+        if history is not None and history.version == 1 and history.folder != Path(folder).resolve():
+            history = None  # a copy of a model that was never edited begins its own history
+        written = save_model(folder, self._to_model(), keep_support=support, history=history)
         self._history = History.of(folder)
         return written
 
     @classmethod
     def load(cls, folder: str | Path, *, encoder: str | Encoder | None = None, **params: Any) -> Self:
-        """The model in a folder.
+        """Load a saved model.
 
         Args:
-            folder: what `save` wrote.
-            encoder: where the encoder is now, if its weights were moved; the one in the model if not given.
-            params: parameters of the constructor, such as ``device``, ``cache``, or ``uncertainty`` for what is said.
+            folder: a folder that `save` wrote.
+            encoder: the encoder, if its weights were moved; if None, the name in the model.
+            params: parameters of the constructor, such as ``device``, ``cache`` or ``uncertainty``.
 
         Raises:
             ArtifactError: if the model is missing, altered or of a later format.
-            FingerprintError: if the encoder is not the one the model was fitted with.
+            FingerprintError: if the encoder is not the one that the model was fitted with.
         """
-        history = History.of(folder)  # first: what somebody changes meanwhile is then seen when this is saved
+        history = History.of(folder)  # before the model: `save` then notices a change that came between the two reads
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
-        model._become(saved, encoder)
+        model._set_model(saved, encoder)
         if model.uncertainty:
             model.uncertainty_ = saved.uncertainty.asking(model.uncertainty)
         model._history = history
         return model
 
     def make_quick(self, folder: str | Path) -> bool:
-        """Have the model that was saved in a folder answer without torch, where that is cheap; see `quick`."""
-        # A tuned tower would be converted, and kept, for this one model.
-        return self._tuned is None and make_quick(
-            Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_
-        )
+        """Convert the model saved in a folder for prediction without torch, if that is cheap; see `runtime.quick`."""
+        if self._tuned_encoder is not None:  # its tower would be converted and stored for this one model
+            return False
+        return quick.make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_)
+
+    # ---- Hugging Face hub: the interface of `ModelHubMixin`; see hub.py ----
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
     ) -> str | None:
-        """Write the fitted model to a folder, as `save` does, and put it onto the hub if asked to.
+        """Save the fitted model to a folder, and upload it to the hub if ``push_to_hub``.
 
         Args:
-            save_directory: where to.
-            repo_id: name on the hub; the folder's, if not given.
-            push_to_hub: also put it onto the hub.
-            options: as of `push_to_hub`.
+            save_directory: target folder.
+            repo_id: repository on the hub; if None, the name of the folder.
+            push_to_hub: whether to upload.
+            options: see `push_to_hub`.
 
         Returns:
-            URL of the commit, if it was put onto the hub.
+            URL of the commit, if uploaded.
 
         Raises:
-            ArtifactError: if the folder can't be written, or the hub can't be reached or refuses.
-            InputError: before `fit`.
+            ArtifactError: if the folder can't be written, or the upload fails.
+            InputError: if the classifier is not fitted.
         """
         folder = self.save(save_directory)
         return push(folder, repo_id or folder.resolve().name, **options).url if push_to_hub else None
@@ -558,31 +584,24 @@ class FewShotClassifier(ModelHubMixin):
         revision: str | None = None,
         **params: Any,
     ) -> Self:
-        """The model of a repository on the hub, or in a folder.
+        """Load a model from the hub or from a folder.
 
         Args:
-            pretrained_model_name_or_path: such as ``org/name``; or a folder.
-            force_download: fetch what is on this machine already, too.
-            token: instead of the one that the hub's client has.
-            cache_dir: instead of the client's cache folder.
-            local_files_only: ask no network.
-            revision: branch, tag or commit; "main" if not given.
-            params: as of `load`, such as ``device``, ``uncertainty``, or ``encoder`` where its weights were moved.
+            pretrained_model_name_or_path: repository such as ``org/name``, or a folder.
+            force_download: download files that are in the cache too.
+            token: access token; if None, that of the hub's client.
+            cache_dir: cache folder; if None, that of the hub's client.
+            local_files_only: use the cache only, no network.
+            revision: branch, tag or commit; "main" if None.
+            params: see `load`, such as ``device``, ``uncertainty``, or ``encoder`` if its weights were moved.
 
         Raises:
-            ArtifactError: if it can't be had, is altered or of a later format.
-            FingerprintError: if the encoder is not the one the model was fitted with.
-            InputError: if it is neither a folder nor a name on the hub.
+            ArtifactError: if the model is not available, altered or of a later format.
+            FingerprintError: if the encoder is not the one that the model was fitted with.
+            InputError: if the name is neither a folder nor a repository.
         """
-        if Path(pretrained_model_name_or_path).is_dir():
-            return cls.load(pretrained_model_name_or_path, **params)
-        if Path(pretrained_model_name_or_path).is_file():
-            raise InputError(
-                f"{pretrained_model_name_or_path} is a file: give the model's folder; what 'clipadapter export' wrote "
-                "is opened by clipadapter.runtime.Predictor"
-            )
-        folder = fetch(
-            str(pretrained_model_name_or_path),
+        folder = hub.resolve_pretrained(
+            pretrained_model_name_or_path,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -594,154 +613,135 @@ class FewShotClassifier(ModelHubMixin):
     def push_to_hub(
         self, repo_id: str, *, exported: Sequence[str | Path] = (), support: bool = True, **options: Any
     ) -> str:
-        """Put the fitted model onto the hub, in one commit; the repository is made if there is none.
+        """Upload the fitted model to the hub in one commit. The repository is created if it does not exist.
 
         Args:
-            repo_id: such as ``org/name``.
-            exported: files that `clipadapter export` wrote, to lie beside it.
-            support: with the shots' features; see `save`.
-            options: ``private``, ``token``, ``branch``, ``create_pr``, ``commit_message``; see `artifact.push`.
+            repo_id: repository such as ``org/name``.
+            exported: files that `clipadapter export` wrote, to upload too.
+            support: whether to upload the features of the shots.
+            options: ``private``, ``token``, ``branch``, ``create_pr``, ``commit_message``; see `persistence.push`.
 
         Returns:
             URL of the commit.
 
         Raises:
-            ArtifactError: if the hub can't be reached or refuses.
-            InputError: before `fit`, or if an exported file is missing or is none.
+            ArtifactError: if the upload fails.
+            InputError: if the classifier is not fitted, or an exported file is missing or no export.
         """
-        with tempfile.TemporaryDirectory() as place:
-            folder = save_model(Path(place) / "model", self._model(), keep_support=support)
-            return push(folder, repo_id, exported=exported, **options).url
+        return hub.upload_model(self._to_model(), repo_id, support=support, exported=exported, **options)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card that `save` writes; the mixin's arguments are not looked at."""
-        with tempfile.TemporaryDirectory() as place:
-            return ModelCard.load(save_model(Path(place) / "model", self._model()) / "README.md")
+        """Return the model card that `save` writes. The arguments of `ModelHubMixin` are ignored."""
+        return hub.load_card(self._to_model())
 
-    def _cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
-        return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
+    # ---- Internal ----
+
+    def _build_head(self) -> Head:
+        return build_head(self.head, self.head_params, self.seed, self.progress)
 
     def _choose_backend(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
-        """Once, for the pictures that come first; not for an encoder that a head has tuned."""
-        if not self._chosen and self._tuned is None:
-            self._chosen = True
-            text = partial(self.class_text, class_names)
-            self._encoder = chosen(self.encoder_, images, self.backend, self.precision, text, self.cache, self.progress)
+        """Choose backend and precision once, on the first pictures; an encoder that a head has tuned keeps its own."""
+        if self._is_backend_chosen or self._tuned_encoder is not None:
+            return
+        self._is_backend_chosen = True
+        with open_store(self.cache) as store:
+            self._encoder = choose_backend(
+                self.encoder_,
+                images,
+                backend=self.backend,
+                precision=self.precision,
+                text=partial(self.encode_classes, class_names),
+                store=store,
+                progress=self.progress,
+            )
 
-    def _tune(self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]) -> None:
-        """Have a head tune the encoder."""
+    def _tune_encoder(
+        self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]
+    ) -> None:
         prompts = class_prompts(names, self.templates, self.descriptions)
         views = self.planned_views(labels, names)
-        self._encoder, tuned = tune(head, self.encoder_, images, labels, prompts, views, self.strict)
-        self._tuned = run_by(tuned, images, self.backend, self.precision)
+        self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, views, self.strict)
+        self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
 
-    def _distractors(self, text: TextFeatures) -> tuple[tuple[str, ...], NDArray[Any] | None]:
-        """Names that no class has, and their text (k, d)."""
+    def _extract(self, images: Sequence[ImageSource], views: ViewSpec, strict: bool) -> Extraction:
         with open_store(self.cache) as store:
-            return distractors(self.encoder_, text, self.templates, store)
+            return extract(
+                self.encoder_,
+                images,
+                store=store,
+                views=views,
+                batch_size=self.batch_size,
+                progress=self.progress,
+                strict=strict,
+            )
 
-    def _extract(self, images: Sequence[ImageSource], spec: ViewSpec, strict: bool) -> Extraction:
-        return extracted(self.encoder_, images, spec, self.cache, self.batch_size, self.progress, strict)
-
-    def _plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Features (m, d) of pictures, all of which can be read."""
+    def _extract_plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
+        """Features (m, d) of pictures, all of which must be readable."""
         return self._extract(images, ViewSpec(), strict=True).features[:, 0]
 
-    def _answers(self, features: NDArray[Any], asked: Mapping[str, Any]) -> Answers:
+    def _view_cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
+        return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
+
+    def _encode_prompts(self, prompts: Mapping[str, Sequence[str]]) -> TextFeatures:
+        with open_store(self.cache) as store:
+            return encode_classes(self.encoder_, prompts, store)
+
+    def _answer(self, features: NDArray[Any], decision: Mapping[str, Any]) -> Answers:
         self._check_fitted()
-        folds = [_finite_logits(head, features) for head in self.fold_heads_]
+        fold_logits = [_finite_logits(head, features) for head in self.fold_heads_]
         logits = _finite_logits(self.head_, features)
-        return self.uncertainty_.answer(logits, features, self.uncertainty_.asked.changed(asked), folds)
+        return self.uncertainty_.answer(logits, features, self.uncertainty_.asked.changed(decision), fold_logits)
+
+    def _add_shots(
+        self,
+        change: edit.Edit,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        rule: ConflictRule,
+        action: str,
+        facts: Mapping[str, Any],
+        by: str,
+    ) -> Self:
+        """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
+        model = self._to_model()
+        labels = edit.check_labels(model, change, images, labels)
+        n_views = self.support_.X.shape[1] if self.support_.X.ndim == 3 else 1
+        views = replace(fit_settings(model).views, count=n_views)
+        extraction = self._extract(images, views, self.strict)
+        self.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)
+        examples = build_feature_set(extraction, images, labels, change.text.labels, views, self.encoder_.info)
+        change, counts = edit.with_examples(model, change, examples, rule)
+        if not change.changes(model):
+            return self
+        return self._apply(change, action, {**facts, **counts}, by)
+
+    def _apply(self, change: edit.Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
+        before = self._to_model()
+        text = change.text.with_tower(partial(open_text_tower, self.encoder_))
+        after = edit.apply_edit(before, replace(change, text=text))
+        history = self.history_.after(before, after, action, facts, by)
+        self._set_model(after)
+        self._history = history
+        return self
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):
             raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
 
-    def _with_shots(
-        self,
-        images: Sequence[ImageSource],
-        labels: Sequence[Label],
-        text: TextFeatures,
-        prompts: Mapping[str, Sequence[str]],
-        how: How,
-        action: str,
-        facts: Mapping[str, Any],
-        by: str,
-    ) -> Self:
-        """Learn from pictures, some of which may be shots; nothing changes if all are, with these labels."""
-        if len(images) != len(labels):
-            raise InputError(f"{len(images)} pictures but {len(labels)} labels")
-        if self.support_.targets is not None:
-            labels = [(label,) if isinstance(label, str) else label for label in labels]
-        check_any(range(len(images)), (), len(images))
-        check_task("auto" if self.support_.targets is not None else "single-label", labels)
-        for name in all_names(labels):
-            if name not in text.labels:
-                error = unknown("class", name, list(text.labels))
-                raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
-        views = self.support_.X.shape[1] if self.support_.X.ndim == 3 else 1
-        spec = replace(settings_of(self._model()).views, count=views)
-        found = self._extract(images, spec, self.strict)
-        self.skipped_ = tuple((name, reason) for _, name, reason in found.skipped)
-        shots = feature_set(found, images, labels, text.labels, spec, self.encoder_.info)
-        came = arrived(self.support_, shots, how)
-        if not (came.labels or len(came.more)) and text is self.text_:
-            return self
-        origin = tuple(self.class_names_.index(name) if name in self.class_names_ else -1 for name in text.labels)
-        more = came.more if len(came.more) else None
-        edit = Edit(text, origin, prompts, labels=came.labels, more=more)
-        return self._change(edit, action, {**facts, **came.facts}, by)
-
-    def _change(self, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
-        before = self._model()
-        after = edited(before, edit)
-        history = self.history_.after(before, after, action, facts, by)
-        self._become(after)
-        self._history = history
-        return self
-
-    def _history_for(self, folder: str | Path) -> History | None:
-        """What is saved with the model: a fit that never changed brings no history to another folder than its own."""
-        history = self._history
-        if history is None or (history.version == 1 and history.folder != Path(folder).resolve()):
-            return None
-        return history
-
-    def _place(self, name: str) -> int:
+    def _to_model(self) -> Model:
+        """The fitted state as `persistence.Model`, which is what `save` writes and edits work on."""
         self._check_fitted()
-        if name not in self.class_names_:
-            raise unknown("class", name, list(self.class_names_))
-        return self.class_names_.index(name)
-
-    def _text(
-        self, names: Sequence[str], origin: Sequence[int], prompts: Mapping[str, Sequence[str]], anew: str | None = None
-    ) -> TextFeatures:
-        """Class text of other classes: rows of before, and new ones for new classes and for one that is renamed."""
-        before = self.text_
-        rows = np.where(before.embeddings.any(axis=1, keepdims=True), before.embeddings, np.nan)
-        vectors = [rows[place] if place >= 0 else None for place in origin]
-        fresh = {name: prompts[name] for name, row in zip(names, vectors, strict=True) if row is None or name == anew}
-        if fresh:
-            with open_store(self.cache) as store:
-                made = encode_classes(self.encoder_, fresh, store)
-            found = dict(zip(made.labels, made.embeddings, strict=True))
-            vectors = [found.get(name, row) for name, row in zip(names, vectors, strict=True)]
-        tower = partial(open_text_tower, self.encoder_)
-        embeddings = np.array(vectors, rows.dtype)
-        return TextFeatures(names, embeddings, before.logit_scale, before.logit_bias, tower, before.order)
-
-    def _model(self) -> Model:
-        """What is saved."""
-        self._check_fitted()
-        info = self.encoder_.info if self._tuned is None else facts_of_base(self._encoder.info, self._tuned.info)
+        info = self.encoder_.info
+        if self._tuned_encoder is not None:
+            info = info_of_base(self._encoder.info, info)
         return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
-    def _become(self, model: Model, encoder: str | Encoder | None = None) -> None:
-        """Be what was saved; the encoder is opened if it is another than now."""
-        known = getattr(self, "_encoder", None)
-        if known is None or self._model().encoder.fingerprint != model.encoder.fingerprint:
-            found = encoders_of(model, encoder, self.device, self.backend, self.precision)
-            self._encoder, self._tuned, self._chosen = *found, True
+    def _set_model(self, model: Model, encoder: str | Encoder | None = None) -> None:
+        """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
+        if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
+            encoders = open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
+            self._encoder, self._tuned_encoder = encoders
+            self._is_backend_chosen = True
         self.text_ = model.text.with_tower(partial(open_text_tower, self.encoder_))
         self.head_, self.support_ = model.head.attach(self.text_), model.support
         self.prompts_, self.fold_heads_ = model.prompts, model.folds
@@ -750,10 +750,10 @@ class FewShotClassifier(ModelHubMixin):
 
 
 def _finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
-    """Logits (m, c) of features (m, d).
+    """Compute the logits (m, c) of features (m, d).
 
     Raises:
-        ArtifactError: if one is not finite: finite weights of a damaged model may overflow.
+        ArtifactError: if one is not finite. Finite weights of a damaged model may overflow.
     """
     logits = head.logits(features)
     if not np.isfinite(logits).all():
@@ -761,17 +761,3 @@ def _finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
             f"the model's arrays give scores that are not finite ({type(head).__name__}): copy it again, or fit again"
         )
     return logits
-
-
-def _check_name(name: object) -> None:
-    """Refuse what can't be the name of a class.
-
-    Raises:
-        InputError: if so.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise InputError(f"a class needs a name that is a text, and not blank; got {name!r}")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the name {name!r} has characters that can't be written: {error.reason}") from error

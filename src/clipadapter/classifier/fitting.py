@@ -1,4 +1,4 @@
-"""A head fitted to shots, and what shots that were held out teach of how far it can be trusted."""
+"""Fit a head, and learn its calibration, thresholds and prediction sets from held-out shots."""
 
 from __future__ import annotations
 
@@ -29,51 +29,81 @@ from clipadapter.uncertainty import (
     learn_calibrator,
     learn_conformal,
     learn_multilabel,
+    learn_rejector,
 )
-from clipadapter.uncertainty import learn_rejector as learn
 from clipadapter.uncertainty.answers import UNLEARNED
 from clipadapter.uncertainty.calibration import Method
 from clipadapter.uncertainty.costs import checked_costs
 from clipadapter.uncertainty.rejection import imagenet_names
 
+FIT_KEY = "fit"
+"""Key of the fit settings in the provenance of the support set."""
+LEARNED_OPTIONS = ("calibration", "sets", "by_class", "score", "distractors")
+"""Options that decide what is learned. The others are default decisions and are saved with `Uncertainty`."""
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Others:
-    """Pictures and names of what is none of the classes.
+class Negatives:
+    """Features and names of what is none of the classes.
 
     Args:
-        background: (b, d) features of such pictures, or None.
-        names: of distractors.
-        distractors: (k, d) their text, or None.
+        outliers: (b, d) features of pictures of none of the classes, or None.
+        label_names: k negative labels: class names of ImageNet that are no synonyms of the classes.
+        label_embeddings: (k, d) their text features, or None.
     """
 
-    background: Array | None = None
-    names: tuple[str, ...] = ()
-    distractors: Array | None = None
+    outliers: Array | None = None
+    label_names: tuple[str, ...] = ()
+    label_embeddings: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """A fitted head and what goes with it.
+class FitResult:
+    """A fitted head with its uncertainty.
 
     Args:
-        head: fitted.
+        head: fitted head.
         uncertainty: learned from held-out shots.
-        folds: heads that were fitted without one fold each, if sets are made by CV+.
+        fold_heads: heads that were each fitted without one fold, for CV+ prediction sets.
     """
 
     head: Head
     uncertainty: Uncertainty
-    folds: tuple[Head, ...] = ()
+    fold_heads: tuple[Head, ...] = ()
 
 
-def checked_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
-    """What a classifier was given as ``uncertainty``.
+def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, progress: bool) -> Head:
+    """Return the head itself, or create one by name.
+
+    Args:
+        head: a head, or a registered name.
+        params: parameters of a head that is given by name.
+        seed: for a head by name that has this parameter, unless ``params`` sets it.
+        progress: likewise.
 
     Raises:
-        InputError: if it is something else.
+        InputError: if there are parameters beside a head object, or the head has no such parameter.
+        UnknownNameError: if no head has the name.
+    """
+    if isinstance(head, Head):
+        if params:
+            raise InputError("head_params go with a head's name; set them on the head that was given instead")
+        return head
+    params = dict(params or {})
+    created = create_head(head, **params)
+    known = created.get_params(deep=False)
+    for name, value in (("seed", seed), ("progress", progress)):
+        if name in known and name not in params:
+            created.set_params(**{name: value})
+    return created
+
+
+def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
+    """Return the options, or the default ones for None.
+
+    Raises:
+        InputError: if they have another type.
     """
     if uncertainty is not None and not isinstance(uncertainty, UncertaintyOptions):
         raise InputError(
@@ -83,104 +113,170 @@ def checked_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOption
     return uncertainty or UncertaintyOptions()
 
 
-def fit_trusted(
+def select_negative_labels(
+    encoder: Encoder,
+    text: TextFeatures,
+    templates: str | Sequence[str],
+    store: FeatureStore | None,
+    outliers: Array | None = None,
+) -> Negatives:
+    """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024).
+
+    Args:
+        encoder: encoder of the text features.
+        text: text features of the classes.
+        templates: prompt templates of the classes.
+        store: stores the text features; None stores nothing.
+        outliers: (b, d) features of pictures of none of the classes.
+    """
+    names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
+    encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
+    rows = kept_distractors(text.labels, text.embeddings, names, encoded.embeddings)
+    return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
+
+
+def fit_with_uncertainty(
     head: Head,
     support: FeatureSet,
     text: TextFeatures,
     unlabelled: Array | None,
     options: UncertaintyOptions,
-    others: Others,
+    negatives: Negatives,
     seed: int = 0,
-) -> Fitted:
-    """Fit a head, and learn from held-out shots how far to trust it.
+) -> FitResult:
+    """Fit a head, and learn its uncertainty from held-out shots.
 
     Args:
-        head: what to fit.
-        support: the shots.
-        text: class text.
-        unlabelled: for transductive heads.
+        head: head to fit.
+        support: features and labels of the shots.
+        text: text features of the classes.
+        unlabelled: features of unlabelled pictures, for transductive heads.
         options: what to learn.
-        others: what is none of the classes, to tell such pictures.
-        seed: of what is held out.
+        negatives: what is none of the classes, to detect out-of-distribution pictures.
+        seed: decides which shots are held out.
 
     Raises:
-        InputError: if sets are asked for by a way that needs more shots, or the head can't be fitted twice.
+        InputError: if there are too few shots for the options, or the head can't be fitted twice.
     """
     if options.costs is not None:
-        checked_costs(options.costs, text.labels)  # before the work
+        checked_costs(options.costs, text.labels)  # before the long work
     if support.targets is None and options.sets == "split":
-        head, unseen = _split(head, support, text, seed)
-        return _trusted(head, unseen, support, text, options, others)
-    _check_several(support, options, others)
+        head, out_of_fold = _fit_on_half(head, support, text, seed)
+        return _learn_single_label(head, out_of_fold, support, text, options, negatives)
+    _check_multilabel_options(support, options, negatives)
     head = head.fit(support.X, support.labels, text=text, unlabelled=unlabelled)
-    return trusted(head, support, text, options, others, seed)
+    return learn_uncertainty(head, support, text, options, negatives, seed)
 
 
-def trusted(
-    head: Head, support: FeatureSet, text: TextFeatures, options: UncertaintyOptions, others: Others, seed: int = 0
-) -> Fitted:
-    """A head that is fitted to all shots already, and what held-out shots teach of it; arguments as `fit_trusted`."""
-    if support.targets is not None:
-        _check_several(support, options, others)
-        rule = learn_rule(head, support.X, support.labels, text)
-        return Fitted(head, Uncertainty(several=rule, how="folds" if rule.n else ""))
-    return _trusted(head, _unseen(head, support, text, options, seed), support, text, options, others)
-
-
-def _trusted(
+def learn_uncertainty(
     head: Head,
-    unseen: Unseen | None,
     support: FeatureSet,
     text: TextFeatures,
     options: UncertaintyOptions,
-    others: Others,
-) -> Fitted:
-    costs = None if options.costs is None else checked_costs(options.costs, text.labels)
-    asked = DecisionOptions(options.reject, options.coverage, costs)
-    calibrator = _calibrator(head, support, unseen, options)
-    rejector = _rejector(head, support, text, unseen, calibrator, others)
-    for name, part in (("reject", rejector), ("coverage", unseen)):
-        if getattr(options, name) is not None and part is None:
-            raise InputError(f"{name} can't be asked for here: {UNLEARNED}")
-    if unseen is None:
-        return Fitted(head, Uncertainty(calibrator, rejector, None, asked))
-    conformal = _conformal(unseen, calibrator, options)
-    return Fitted(head, Uncertainty(calibrator, rejector, conformal, asked, unseen.how, unseen.louder), unseen.heads)
+    negatives: Negatives,
+    seed: int = 0,
+) -> FitResult:
+    """Learn the uncertainty of a head that is fitted to all shots; arguments as of `fit_with_uncertainty`."""
+    if support.targets is not None:
+        _check_multilabel_options(support, options, negatives)
+        multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text)
+        return FitResult(head, Uncertainty(several=multilabel, how="folds" if multilabel.n else ""))
+    out_of_fold = _predict_out_of_fold(head, support, text, options, seed)
+    return _learn_single_label(head, out_of_fold, support, text, options, negatives)
 
 
-def _check_several(support: FeatureSet, options: UncertaintyOptions, others: Others) -> None:
-    """Pictures with several labels have a rule a class instead of one for the best class."""
+def learn_multilabel_thresholds(
+    head: Head,
+    X: ArrayLike,
+    Y: ArrayLike,
+    text: TextFeatures | None,
+    *,
+    folds: int = 4,
+    seed: int = 0,
+    precision: float | None = None,
+) -> MultiLabel:
+    """Learn calibrated probabilities and one threshold per class from out-of-fold logits.
+
+    Args:
+        head: fitted or not; it is not changed.
+        X: (n, d) or (n, v, d) raw features of the shots.
+        Y: (n, c) zeros and ones; see `data.label_sets.label_matrix`.
+        text: text features of the classes.
+        folds: number of folds.
+        seed: of the folds.
+        precision: required precision; None selects the thresholds with the highest F1.
+
+    Returns:
+        The learned thresholds; the default ones if most classes have one shot only.
+
+    Raises:
+        InputError: if the head is not multi-label, or shapes don't match.
+    """
+    targets = np.asarray(Y)
+    counts = targets.sum(axis=0)
+    # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
+    if not 2 * np.sum(counts > 1) >= np.sum(counts > 0) > 0:
+        return MultiLabel.usual(targets.shape[1])
+    out_of_fold = held_out(clone(head), X, targets, text, folds=folds, seed=seed)
+    return learn_multilabel(out_of_fold.logits, out_of_fold.labels, precision=precision)
+
+
+def _check_multilabel_options(support: FeatureSet, options: UncertaintyOptions, negatives: Negatives) -> None:
+    """Refuse options of single-label classifiers for multi-label shots, whose classes are decided one by one."""
     if support.targets is None:
         return
-    meant = [] if others.background is None else ["background"]
-    for name, usual in vars(UncertaintyOptions()).items():
+    refused = [] if negatives.outliers is None else ["outliers"]
+    for name, default in vars(UncertaintyOptions()).items():
         value = getattr(options, name)
-        if value is not None and (usual is None or value != usual):
-            meant.append(name)
-    if meant:
+        if value is not None and (default is None or value != default):
+            refused.append(name)
+    if refused:
         raise InputError(
-            f"pictures with several labels are answered class by class: leave {', '.join(meant)} out. A picture "
+            f"pictures with several labels are answered class by class: leave {', '.join(refused)} out. A picture "
             "without any class has no label"
         )
 
 
-def _cheap(head: Head) -> bool:
-    """Whether a head can be fitted again to a part of the shots, without training through a tower."""
+def _learn_single_label(
+    head: Head,
+    out_of_fold: Unseen | None,
+    support: FeatureSet,
+    text: TextFeatures,
+    options: UncertaintyOptions,
+    negatives: Negatives,
+) -> FitResult:
+    costs = None if options.costs is None else checked_costs(options.costs, text.labels)
+    decision = DecisionOptions(options.reject, options.coverage, costs)
+    calibrator = _fit_calibrator(head, support, out_of_fold, options)
+    rejector = _fit_rejector(head, support, text, out_of_fold, calibrator, negatives)
+    for name, needed in (("reject", rejector), ("coverage", out_of_fold)):
+        if getattr(options, name) is not None and needed is None:
+            raise InputError(f"{name} can't be asked for here: {UNLEARNED}")
+    if out_of_fold is None:
+        return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
+    conformal = _fit_conformal(out_of_fold, calibrator, options)
+    uncertainty = Uncertainty(calibrator, rejector, conformal, decision, out_of_fold.how, out_of_fold.louder)
+    return FitResult(head, uncertainty, out_of_fold.heads)
+
+
+def _is_cheap_to_refit(head: Head) -> bool:
+    """Whether the head can be fitted to part of the shots without training through a tower."""
     return not (head.needs_tower or head.tunes_encoder or head.transductive)
 
 
-def _unseen(
+def _predict_out_of_fold(
     head: Head, support: FeatureSet, text: TextFeatures, options: UncertaintyOptions, seed: int
 ) -> Unseen | None:
-    wanted = options.calibration in ("temperature", "vector") or options.sets == "cv+"
-    if head.tunes_encoder or not (_cheap(head) or wanted):
+    """Out-of-fold logits of the shots; None if they cost much and no option asks for them."""
+    is_required = options.calibration in ("temperature", "vector") or options.sets == "cv+"
+    if head.tunes_encoder or not (_is_cheap_to_refit(head) or is_required):
         return None
     return held_out_shots(head, support.X, support.y, text, keep=options.sets == "cv+", seed=seed)
 
 
-def _split(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tuple[Head, Unseen]:
-    """Every second shot of a class is held out, the others are fitted to."""
-    if not _cheap(head):
+def _fit_on_half(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tuple[Head, Unseen]:
+    """Fit the head to half of the shots of each class, and predict the other half (split conformal)."""
+    if not _is_cheap_to_refit(head):
         raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
     labels, train, held = np.asarray(support.y), [], []
     for name in dict.fromkeys(support.y):
@@ -196,20 +292,24 @@ def _split(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tu
     return fitted, Unseen(fitted.logits(support.plain[held]), y, rows, mean_shots(labels[train]), "split")
 
 
-def _calibrator(head: Head, support: FeatureSet, unseen: Unseen | None, options: UncertaintyOptions) -> Calibrator:
-    usual = head.usual_temperature(mean_shots(support.y) if unseen is None or unseen.how != "split" else unseen.shots)
+def _fit_calibrator(
+    head: Head, support: FeatureSet, out_of_fold: Unseen | None, options: UncertaintyOptions
+) -> Calibrator:
     if options.calibration == "none":
         return Calibrator()
-    if unseen is None:
-        return Calibrator(usual)
+    is_split = out_of_fold is not None and out_of_fold.how == "split"
+    shots = out_of_fold.shots if out_of_fold is not None and is_split else mean_shots(support.y)
+    prior = head.usual_temperature(shots)
+    if out_of_fold is None:
+        return Calibrator(prior)
     method: Method = "vector" if options.calibration == "vector" else "temperature"
-    count = len(np.unique(unseen.rows))
-    return learn_calibrator(unseen.logits, unseen.labels, method=method, usual=usual, n=count)
+    n_shots = len(np.unique(out_of_fold.rows))  # a shot has one row of logits for each repetition of the folds
+    return learn_calibrator(out_of_fold.logits, out_of_fold.labels, method=method, usual=prior, n=n_shots)
 
 
-def _conformal(unseen: Unseen, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:
-    once = unseen.once
-    how = "split" if unseen.how == "split" else options.sets
+def _fit_conformal(out_of_fold: Unseen, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:
+    once = out_of_fold.once
+    how = "split" if out_of_fold.how == "split" else options.sets
     return learn_conformal(
         calibrator.probabilities(once.logits),
         once.labels,
@@ -220,16 +320,22 @@ def _conformal(unseen: Unseen, calibrator: Calibrator, options: UncertaintyOptio
     )
 
 
-def _rejector(
-    head: Head, support: FeatureSet, text: TextFeatures, unseen: Unseen | None, calibrator: Calibrator, others: Others
+def _fit_rejector(
+    head: Head,
+    support: FeatureSet,
+    text: TextFeatures,
+    out_of_fold: Unseen | None,
+    calibrator: Calibrator,
+    negatives: Negatives,
 ) -> Rejector | None:
+    """The out-of-distribution detector; None if features and text have different widths, or there are too few shots."""
     width = text.embeddings.shape[1]
     if support.X.shape[-1] != width or head.tunes_encoder:
         return None
     position = {name: i for i, name in enumerate(text.labels)}
-    once = None if unseen is None else unseen.once
+    once = None if out_of_fold is None else out_of_fold.once
     try:
-        return learn(
+        return learn_rejector(
             support.plain,
             np.array([position[name] for name in support.y]),
             len(text.labels),
@@ -238,108 +344,23 @@ def _rejector(
             probabilities=None if once is None else calibrator.probabilities(once.logits),
             text=None if len(text.absent) == len(text.labels) else text.embeddings,
             scale=text.logit_scale,
-            distractors=others.distractors,
-            names=others.names,
-            background=others.background,
+            distractors=negatives.label_embeddings,
+            names=negatives.label_names,
+            background=negatives.outliers,
         )
     except TooFewShotsError:
         return None
 
 
-def learn_rule(
-    head: Head,
-    X: ArrayLike,
-    Y: ArrayLike,
-    text: TextFeatures | None,
-    *,
-    folds: int = 4,
-    seed: int = 0,
-    precision: float | None = None,
-) -> MultiLabel:
-    """Probabilities and thresholds for a head, from shots that its clones did not see; the usual ones if none can be.
-
-    Args:
-        head: fitted or not; it is not changed.
-        X: (n, d) or (n, v, d) raw features of the shots.
-        Y: (n, c) zeros and ones; see `data.label_sets.label_matrix`.
-        text: class text.
-        folds: wished.
-        seed: of the folds.
-        precision: wished, or None for thresholds that make F1 largest.
-
-    Raises:
-        InputError: if the head takes no several labels, or shapes don't go together.
-    """
-    truth = np.asarray(Y)
-    counts = truth.sum(axis=0)
-    # A class with one shot keeps it in training: its held-out answers would all be of pictures without it.
-    if not 2 * np.sum(counts > 1) >= np.sum(counts > 0) > 0:
-        return MultiLabel.usual(truth.shape[1])
-    found = held_out(clone(head), X, truth, text, folds=folds, seed=seed)
-    return learn_multilabel(found.logits, found.labels, precision=precision)
-
-
-def make_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, progress: bool) -> Head:
-    """The head itself, or a new one by name.
-
-    Args:
-        head: a head, or a registered name.
-        params: of a head by name.
-        seed: given to a head by name that takes one, if ``params`` has none.
-        progress: likewise.
-
-    Raises:
-        InputError: if there are parameters beside a head that is made already, or the head has no such parameter.
-        UnknownNameError: if no head has the name.
-    """
-    if isinstance(head, Head):
-        if params:
-            raise InputError("head_params go with a head's name; set them on the head that was given instead")
-        return head
-    given = dict(params or {})
-    made = create_head(head, **given)
-    known = made.get_params(deep=False)
-    for name, value in (("seed", seed), ("progress", progress)):
-        if name in known and name not in given:
-            made.set_params(**{name: value})
-    return made
-
-
-def distractors(
-    encoder: Encoder, text: TextFeatures, templates: str | Sequence[str], store: FeatureStore | None
-) -> tuple[tuple[str, ...], NDArray[Any] | None]:
-    """The class names of ImageNet that are no near synonyms of the classes.
-
-    Args:
-        encoder: of the class text.
-        text: of the classes.
-        templates: that the classes' prompts were made by.
-        store: keeps the text of the names; None keeps nothing.
-
-    Returns:
-        The names, and their unit text (k, d).
-    """
-    names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
-    found = encode_classes(encoder, class_prompts(names, templates, None), store)
-    kept = kept_distractors(text.labels, text.embeddings, names, found.embeddings)
-    return tuple(names[i] for i in kept), found.embeddings[kept]
-
-
-KEY = "fit"
-"""Where it lies in the provenance of the shots."""
-LEARNED = ("calibration", "sets", "by_class", "score", "distractors")
-"""Options of trust that say how it is learned; what is asked for is part of what was learned."""
-
-
 @dataclass(frozen=True, eq=False)
-class Settings:
-    """What a fit hangs on beside the shots and the head.
+class FitSettings:
+    """What a fit depends on beside the shots and the head. It is saved, so that an edited model is fitted the same way.
 
     Args:
-        templates: that class names are put into.
-        views: of each shot.
-        uncertainty: what is learned from held-out shots, and asked for by default.
-        seed: of what is held out.
+        templates: prompt templates of class names.
+        views: views of each shot.
+        uncertainty: what is learned from held-out shots, and the default decisions.
+        seed: decides which shots are held out.
     """
 
     templates: tuple[str, ...] = ("a photo of a {}.",)
@@ -347,62 +368,62 @@ class Settings:
     uncertainty: UncertaintyOptions = UncertaintyOptions()
     seed: int = 0
 
-    def facts(self) -> dict[str, Any]:
-        """For JSON."""
-        uncertainty = {name: getattr(self.uncertainty, name) for name in LEARNED}
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as a JSON object."""
+        uncertainty = {name: getattr(self.uncertainty, name) for name in LEARNED_OPTIONS}
         return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
 
 
-def settings_of(model: Model) -> Settings:
-    """How a model was fitted; where an older one does not say, what its other parts show, else the defaults.
+def fit_settings(model: Model) -> FitSettings:
+    """Read how a model was fitted. A model that has no settings gets those that its other parts show, or the defaults.
 
     Raises:
-        InputError: if what it says can't be.
+        InputError: if the settings are damaged.
     """
-    raw, uncertainty = model.support.provenance.get(KEY), model.uncertainty
-    asked: dict[str, Any] = {
+    raw, uncertainty = model.support.provenance.get(FIT_KEY), model.uncertainty
+    decision: dict[str, Any] = {
         "reject": uncertainty.asked.reject,
         "coverage": uncertainty.asked.coverage,
         "costs": uncertainty.asked.costs,
     }
     if not isinstance(raw, Mapping):
         sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.how
-        return Settings(templates_in(model.prompts), uncertainty=UncertaintyOptions(**asked, sets=sets))
+        return FitSettings(infer_templates(model.prompts), uncertainty=UncertaintyOptions(**decision, sets=sets))
     try:
         views = dict(raw["views"])
         spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
-        learned = {name: raw["trust"][name] for name in LEARNED}
-        return Settings(get_templates(raw["templates"]), spec, UncertaintyOptions(**asked, **learned), int(raw["seed"]))
+        options = UncertaintyOptions(**decision, **{name: raw["trust"][name] for name in LEARNED_OPTIONS})
+        return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error
 
 
-def templates_in(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The templates that all prompts seem to be made of; the default if classes have sentences of their own.
+def infer_templates(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Infer the templates that all prompts were made from; the default one if classes have descriptions.
 
-    >>> templates_in({"cat": ["a photo of a cat."], "guinea_pig": ["a photo of a guinea pig."]})
+    >>> infer_templates({"cat": ["a photo of a cat."], "guinea_pig": ["a photo of a guinea pig."]})
     ('a photo of a {}.',)
     """
-    found = {
+    templates = {
         tuple(text.replace(clean_name(name), "{}") for text in texts)
         for name, texts in prompts.items()
         if all(text.count(clean_name(name)) == 1 for text in texts)
     }
-    return next(iter(found)) if len(found) == 1 else Settings.templates
+    return next(iter(templates)) if len(templates) == 1 else FitSettings.templates
 
 
-def others_of(model: Model, text: TextFeatures) -> Others:
-    """Pictures and names of none of the classes that the model was given; names near a new class are left out.
+def negatives_of(model: Model, text: TextFeatures) -> Negatives:
+    """Return the negatives that a model was fitted with, without labels that are synonyms of a new class.
 
     Args:
-        model: as it was.
-        text: of its classes from now on.
+        model: model before an edit.
+        text: text features of the classes after the edit.
     """
     rejector = model.uncertainty.rejector
     if rejector is None:
-        return Others()
+        return Negatives()
     memory, names = rejector.memory, rejector.names
     if memory.distractors is None:
-        return Others(memory.background)
-    kept = kept_distractors(text.labels, text.embeddings, names, np.asarray(memory.distractors))
-    return Others(memory.background, tuple(names[i] for i in kept), memory.distractors[kept])
+        return Negatives(memory.background)
+    rows = kept_distractors(text.labels, text.embeddings, names, np.asarray(memory.distractors))
+    return Negatives(memory.background, tuple(names[i] for i in rows), memory.distractors[rows])

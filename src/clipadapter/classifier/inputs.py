@@ -1,4 +1,4 @@
-"""Pictures, some of which can't be read: features with their labels, and answers."""
+"""Inputs of `FewShotClassifier`: labelled pictures, their views and the feature store."""
 
 from __future__ import annotations
 
@@ -15,22 +15,75 @@ from sklearn.base import clone
 
 from clipadapter.data import label_matrix
 from clipadapter.data.images import ImageSource, source_name
-from clipadapter.encoders import Encoder, EncoderInfo
+from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import DataError, InputError
-from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec, extract
+from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
 from clipadapter.heads import Head, head_info, list_heads
-from clipadapter.prediction import Prediction, unreadable
-from clipadapter.uncertainty import Answers
 
-Skipped = tuple[int, str, str]
-TASKS = ("auto", "single-label", "multilabel")
 Label = str | Collection[str]
-"""The class of a picture, or all its classes."""
+"""Class name of a picture, or all its class names."""
+Skipped = tuple[int, str, str]
+"""Position, name and reason of an unreadable picture."""
+TASKS = ("auto", "single-label", "multilabel")
+TIMED_PICTURES = 2
+TIMED_VIEWS_PER_PICTURE = 16
+"""Augmented views: with two pictures they make one batch of the default size."""
+MIN_TIMED_VIEWS = 8
+"""With fewer computed views the rest came from the store, and the time says nothing about the encoder."""
+
+
+def is_multilabel(labels: Sequence[Label]) -> bool:
+    """Whether any label is a list, tuple or set of class names.
+
+    >>> is_multilabel(["cat", "dog"]), is_multilabel([("cat", "dog"), ()])
+    (False, True)
+    """
+    return any(isinstance(label, list | tuple | set | frozenset) for label in labels)
+
+
+def label_names(label: Label) -> Collection[str]:
+    """All class names of one picture."""
+    return label if isinstance(label, list | tuple | set | frozenset) else (str(label),)
+
+
+def collect_class_names(labels: Sequence[Label]) -> list[str]:
+    """All class names in the labels, sorted."""
+    return sorted({str(name) for label in labels for name in label_names(label)})
+
+
+def check_task(task: str, labels: Sequence[Label]) -> None:
+    """Check that the labels match the task.
+
+    Raises:
+        InputError: if they do not, or the task is unknown.
+    """
+    if task not in TASKS:
+        raise InputError(f"the task is one of {', '.join(TASKS)}, not {task!r}")
+    if task == "multilabel" and not is_multilabel(labels):
+        raise InputError("for task='multilabel' give all labels of each picture: [('cat', 'dog'), ('dog',), ()]")
+    if task == "single-label" and is_multilabel(labels):
+        raise InputError("with several labels a picture the task is 'multilabel', or 'auto', not 'single-label'")
+
+
+def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> None:
+    """Check that at least one picture could be read.
+
+    Args:
+        rows: positions of the readable pictures.
+        skipped: the unreadable pictures.
+        count: number of all pictures.
+
+    Raises:
+        DataError: if none could be read; the message has the first reasons.
+    """
+    if not len(rows):
+        reasons = "; ".join(f"{name}: {reason}" for _, name, reason in skipped[:3])
+        raise DataError(f"none of the {count} pictures can be read: {reasons or 'there are none'}")
 
 
 @contextmanager
 def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
-    """The feature store that `FewShotClassifier` means by its ``cache``."""
+    """Open the feature store that ``cache`` of `FewShotClassifier` names; None if it is None."""
     if cache is None:
         yield None
         return
@@ -38,140 +91,51 @@ def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
         yield store
 
 
-def extracted(
-    encoder: Encoder,
-    images: Sequence[ImageSource],
-    views: ViewSpec,
-    cache: str | Path | None,
-    batch_size: int,
-    progress: bool,
-    strict: bool,
-) -> Extraction:
-    """Features of pictures, by way of the store that ``cache`` means; see `clipadapter.features.extract`."""
-    with open_store(cache) as store:
-        return extract(
-            encoder, images, store=store, views=views, batch_size=batch_size, progress=progress, strict=strict
-        )
-
-
-def feature_set(
-    found: Extraction,
+def build_feature_set(
+    extraction: Extraction,
     images: Sequence[ImageSource],
     labels: Sequence[Label],
     class_names: Sequence[str],
     views: ViewSpec,
     info: EncoderInfo,
 ) -> FeatureSet:
-    """Features of labelled pictures; their provenance says what made them and what was skipped.
+    """Join extracted features with their labels; the provenance records the encoder and the skipped pictures.
 
     Args:
-        found: what was extracted.
+        extraction: features of the readable pictures.
         images: all pictures.
-        labels: class name of each, or all its class names.
+        labels: class name of each picture, or all its class names.
         class_names: all classes in order.
-        views: which views were made.
-        info: of the encoder.
+        views: views that were extracted.
+        info: facts of the encoder.
 
     Raises:
-        DataError: if no picture can be read.
+        DataError: if no picture could be read.
     """
-    check_any(found.rows, found.skipped, len(images))
+    check_any_readable(extraction.rows, extraction.skipped, len(images))
     provenance = {
         "encoder": info.name,
         "fingerprint": info.fingerprint,
-        "skipped": [(name, reason) for _, name, reason in found.skipped],
-        "rows": list(found.rows),
-        "sources": [source_name(images[i]) for i in found.rows],
-        "computed": found.computed,
+        "skipped": [(name, reason) for _, name, reason in extraction.skipped],
+        "rows": list(extraction.rows),
+        "sources": [source_name(images[i]) for i in extraction.rows],
+        "computed": extraction.computed,
         "views": views.count,
         **({"crop": views.crop} if views.count > 1 else {}),
     }
-    X = found.features if views.count > 1 else found.features[:, 0]
-    kept = [labels[i] for i in found.rows]
-    if not several(labels):
-        return FeatureSet(X, tuple(map(str, kept)), tuple(class_names), provenance)
-    targets = label_matrix([names_of(label) for label in kept], class_names)
+    X = extraction.features if views.count > 1 else extraction.features[:, 0]
+    readable = [labels[i] for i in extraction.rows]
+    if not is_multilabel(labels):
+        return FeatureSet(X, tuple(map(str, readable)), tuple(class_names), provenance)
+    targets = label_matrix([label_names(label) for label in readable], class_names)
     return FeatureSet(X, (), tuple(class_names), provenance, targets)
 
 
-def several(labels: Sequence[Label]) -> bool:
-    """Whether pictures come with several labels, or none: as names in a list, tuple or set.
-
-    >>> several(["cat", "dog"]), several([("cat", "dog"), ()])
-    (False, True)
-    """
-    return any(isinstance(label, list | tuple | set | frozenset) for label in labels)
-
-
-def check_task(task: str, labels: Sequence[Label]) -> None:
-    """Refuse labels that are not those of a task.
+def parse_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewSpec | PerEpochViews:
+    """Convert ``views`` of `FewShotClassifier` to a `ViewSpec` or `PerEpochViews`.
 
     Raises:
-        InputError: if so, or there is no such task.
-    """
-    if task not in TASKS:
-        raise InputError(f"the task is one of {', '.join(TASKS)}, not {task!r}")
-    if task == "multilabel" and not several(labels):
-        raise InputError("for task='multilabel' give all labels of each picture: [('cat', 'dog'), ('dog',), ()]")
-    if task == "single-label" and several(labels):
-        raise InputError("with several labels a picture the task is 'multilabel', or 'auto', not 'single-label'")
-
-
-def all_names(labels: Sequence[Label]) -> list[str]:
-    """All class names, sorted."""
-    return sorted({str(name) for label in labels for name in names_of(label)})
-
-
-def names_of(label: Label) -> Collection[str]:
-    """All class names of a picture."""
-    return label if isinstance(label, list | tuple | set | frozenset) else (str(label),)
-
-
-def check_any(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> None:
-    """Refuse pictures of which none can be read.
-
-    Raises:
-        DataError: if so; says why the first can't.
-    """
-    if not len(rows):
-        reasons = "; ".join(f"{name}: {reason}" for _, name, reason in skipped[:3])
-        raise DataError(f"none of the {count} pictures can be read: {reasons or 'there are none'}")
-
-
-def answered(
-    found: Extraction, images: Sequence[ImageSource], told: Answers | None, names: Sequence[str], top: int
-) -> list[Prediction]:
-    """An answer a picture, in their order; of those that can't be read, why.
-
-    Args:
-        found: what was extracted.
-        images: all pictures.
-        told: what is said of those that can be read.
-        names: of the classes.
-        top: how many classes to name.
-    """
-    reasons = {i: reason for i, _, reason in found.skipped}
-    place = {row: i for i, row in enumerate(found.rows)}
-    return [
-        unreadable(source_name(image), reasons.get(i))
-        if told is None or i not in place
-        else told.prediction(place[i], source_name(image), names, top)
-        for i, image in enumerate(images)
-    ]
-
-
-TIMED_PICTURES = 2
-TIMED_VIEWS = 16
-"""Augmented views of each timed picture: two pictures make one batch of the usual size."""
-MIN_TIMED_VIEWS = 8
-"""Below these the rest was in the store, and the time says nothing."""
-
-
-def read_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewSpec | PerEpochViews:
-    """What ``views`` of `FewShotClassifier` means.
-
-    Raises:
-        InputError: if it is none of these.
+        InputError: if it has another type or value.
     """
     if isinstance(views, ViewSpec | PerEpochViews):
         return views
@@ -182,64 +146,66 @@ def read_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewSp
     return ViewSpec(count=views, seed=seed)
 
 
-def views_for(
+def plan_views(
     views: PerEpochViews,
     head: Head,
     labels: Sequence[Label],
     class_names: Sequence[str],
     grid: Mapping[str, Sequence[Any]] | None,
 ) -> ViewSpec:
-    """The plain picture and a view for each epoch that a head will make.
+    """Return the plain picture and one view for each epoch that a head will train.
 
     Args:
-        views: which views.
-        head: unfitted.
-        labels: of the shots.
+        views: crop scale and seed of the views.
+        head: an unfitted head.
+        labels: labels of the shots.
         class_names: all classes in order.
-        grid: values to try, by parameter of the head; the most epochs of all combinations count.
+        grid: values to try, by parameter of the head; the combination with most epochs decides.
 
     Raises:
-        InputError: if the head makes no passes over the shots, or its parameters are wrong.
+        InputError: if the head has no epochs, or its parameters are wrong.
     """
-    if several(labels) and not head.multilabel:
-        return views.for_epochs(0)  # `fit` refuses these labels, and says which heads take them
-    if several(labels):
-        positions = torch.full((len(labels),), -1)
+    if is_multilabel(labels) and not head.multilabel:
+        return views.for_epochs(0)  # `fit` refuses these labels and says which heads take them
+    if is_multilabel(labels):
+        class_positions = torch.full((len(labels),), -1)
     else:
-        place = {name: i for i, name in enumerate(class_names)}
-        positions = torch.tensor([place[str(label)] for label in labels if str(label) in place])
-    tried = {name: values for name, values in (grid or {}).items() if name in head.get_params(deep=False)}
+        position = {name: i for i, name in enumerate(class_names)}
+        class_positions = torch.tensor([position[str(label)] for label in labels if str(label) in position])
+    own_grid = {name: values for name, values in (grid or {}).items() if name in head.get_params(deep=False)}
     epochs = [
-        clone(head).set_params(**dict(zip(tried, values, strict=True))).planned_epochs(positions)
-        for values in itertools.product(*tried.values())
+        clone(head).set_params(**dict(zip(own_grid, values, strict=True))).planned_epochs(class_positions)
+        for values in itertools.product(*own_grid.values())
     ]
     known = [number for number in epochs if number is not None]
     if not known:
         raise InputError(
             f"{type(head).__name__} has no epochs that could each take a view of their own: give a number of views, "
-            f"such as views=10 (--views 10), or take one of these heads: {', '.join(_heads_with_epochs())}"
+            f"such as views=10 (--views 10), or take one of these heads: {', '.join(_list_heads_with_epochs())}"
         )
     return views.for_epochs(max(known))
 
 
-def measure_rate(
+def _list_heads_with_epochs() -> list[str]:
+    return [name for name in list_heads() if head_info(name).cls.planned_epochs is not Head.planned_epochs]
+
+
+def measure_encoding_rate(
     extract: Callable[[Sequence[ImageSource], ViewSpec], Extraction], images: Sequence[ImageSource], spec: ViewSpec
 ) -> float | None:
-    """Views that are encoded per second, from the last pictures: of an interrupted run these are the ones to come.
+    """Measure how many views are encoded per second.
+
+    The last pictures are taken: after an interrupted run they are the ones that the store lacks.
 
     Args:
         extract: computes features, or takes them from the store.
         images: all pictures.
-        spec: the views.
+        spec: views to make.
 
     Returns:
-        None if the features of these pictures were in the store.
+        Views per second; None if the features of these pictures were in the store.
     """
     start = time.perf_counter()
-    done = extract(images[-TIMED_PICTURES:], replace(spec, count=min(spec.count, 1 + TIMED_VIEWS)))
+    extraction = extract(images[-TIMED_PICTURES:], replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)))
     seconds = time.perf_counter() - start
-    return done.computed / seconds if done.computed >= MIN_TIMED_VIEWS else None
-
-
-def _heads_with_epochs() -> list[str]:
-    return [name for name in list_heads() if head_info(name).cls.planned_epochs is not Head.planned_epochs]
+    return extraction.computed / seconds if extraction.computed >= MIN_TIMED_VIEWS else None

@@ -80,7 +80,7 @@ def command(
     rows = _rows(dataset, shots, seed, out)
     descriptions = prompts.read_descriptions(dataset.class_names)
     params, grid, spec = head.params(), head.grid(), views.training_spec(seed)
-    others, background = _unlabelled(head, unlabelled), learned.pictures()
+    others, outliers = _unlabelled(head, unlabelled), learned.pictures()
     uncertainty = learned.options(dataset.class_names)
     _check_folder(folder)
     encoder = towers.open(out)
@@ -104,7 +104,7 @@ def command(
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
     if views.views == PER_EPOCH:
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
-    model.fit(paths, shot_labels, dataset.class_names, others, background)
+    model.fit(paths, shot_labels, dataset.class_names, others, outliers)
     towers.tell(encoder, model.encoder_, out)
     model.save(folder, support=not no_support)
     model.make_quick(folder)
