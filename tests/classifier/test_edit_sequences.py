@@ -1,4 +1,4 @@
-"""Every order of changes gives what a fit from scratch gives; benchmarks/edit_sequences.py tries ten thousand."""
+"""Random sequences of edits equal a fit from scratch; benchmarks/edit_sequences.py runs ten thousand."""
 
 import importlib.util
 from pathlib import Path

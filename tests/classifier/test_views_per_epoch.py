@@ -40,12 +40,12 @@ def test_the_views_are_those_of_the_same_number_so_that_the_fit_is_the_same():
 
 
 @pytest.mark.parametrize(("each", "epochs"), [(1, 50), (2, 100), (8, 200)])
-def test_the_released_recipe_has_as_many_views_as_epochs(each, epochs):
+def test_the_official_clip_adapter_has_one_view_per_epoch(each, epochs):
     labels = ["red", "green", "blue"] * each
     assert model(head=ClipAdapter.official()).planned_views(labels).count == 1 + epochs
 
 
-def test_passes_that_make_up_a_number_of_steps_are_counted():
+def test_epochs_of_a_head_with_a_number_of_steps_are_counted():
     # 40 shots in batches of 16 are 2 steps per epoch: 50 epochs make 100 steps.
     head = ClipAdapter(steps=100, batch_size=16)
     assert model(head=head).planned_views(["red", "blue"] * 20).count == 1 + 50
@@ -90,7 +90,7 @@ def test_views_that_take_too_much_memory_are_refused_before_a_picture_is_encoded
         model(head=ClipAdapter(epochs=10**7)).fit(images, labels)
 
 
-def test_another_text_is_no_number_of_views():
+def test_an_unknown_name_of_views_is_refused():
     with pytest.raises(InputError, match="a number, 'per-epoch', a ViewSpec or PerEpochViews, but is 'per epoch'"):
         model("per epoch").fit(*pictures())
 
@@ -116,7 +116,7 @@ def test_calibration_is_learned_from_plain_pictures(monkeypatch):
     assert {row.tobytes() for X in seen for row in X} <= plain
 
 
-def test_several_labels_per_picture_have_epochs_too():
+def test_multilabel_heads_have_per_epoch_views_too():
     images, _ = pictures()
     labels = [("red",), ("green", "blue"), ("blue",), ("red", "green"), (), ("green",)]
     assert model().fit(images, labels).support_.X.shape[1] == 6
@@ -160,7 +160,7 @@ def test_measuring_takes_the_pictures_that_an_interrupted_run_has_not_reached(tm
     assert asked.view_cost(images, labels, measure=True).rate > 0
 
 
-def test_few_pictures_with_many_views_wait_to_be_encoded(monkeypatch):
+def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):
     from clipadapter.features import _pipeline
 
     ahead, most = [0], [0]

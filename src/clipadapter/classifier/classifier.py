@@ -518,7 +518,7 @@ class FewShotClassifier(ModelHubMixin):
         if history is not None and history.version == 1 and history.folder != Path(folder).resolve():
             history = None  # a copy of a model that was never edited begins its own history
         written = save_model(folder, self._to_model(), keep_support=support, history=history)
-        self._history = History.of(folder)
+        self._history = History.load(folder)
         return written
 
     @classmethod
@@ -534,7 +534,7 @@ class FewShotClassifier(ModelHubMixin):
             ArtifactError: if the model is missing, altered or of a later format.
             FingerprintError: if the encoder is not the one that the model was fitted with.
         """
-        history = History.of(folder)  # before the model: `save` then notices a change that came between the two reads
+        history = History.load(folder)  # before the model: `save` then notices a change that came between the two reads
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
         model._set_model(saved, encoder)
@@ -719,7 +719,7 @@ class FewShotClassifier(ModelHubMixin):
         before = self._to_model()
         text = change.text.with_tower(partial(open_text_tower, self.encoder_))
         after = edit.apply_edit(before, replace(change, text=text))
-        history = self.history_.after(before, after, action, facts, by)
+        history = self.history_.with_change(before, after, action, facts, by)
         self._set_model(after)
         self._history = history
         return self
@@ -744,7 +744,7 @@ class FewShotClassifier(ModelHubMixin):
             self._is_backend_chosen = True
         self.text_ = model.text.with_tower(partial(open_text_tower, self.encoder_))
         self.head_, self.support_ = model.head.attach(self.text_), model.support
-        self.prompts_, self.fold_heads_ = model.prompts, model.folds
+        self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
         self.uncertainty_ = model.uncertainty
         self.class_names_ = model.text.labels
 

@@ -226,9 +226,9 @@ def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: Conflict
     Raises:
         InputError: if a picture is a shot of another class and the rule is "refuse".
     """
-    found = deduplicate(model.support, examples, rule)
-    added = found.added if len(found.added) else None
-    return replace(edit, new_labels=found.labels, added=added), found.facts
+    result = deduplicate(model.support, examples, rule)
+    added = result.added if len(result.added) else None
+    return replace(edit, new_labels=result.labels, added=added), result.facts
 
 
 # ---- Apply an edit ----
@@ -254,8 +254,10 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     support = edit_support(model.support, edit)
     if not len(support):
         raise InputError("no shot would be left: a model needs some")
-    fitted = _refit(model, edit, support)
-    return replace(edited, head=fitted.head, support=support, uncertainty=fitted.uncertainty, folds=fitted.fold_heads)
+    result = _refit(model, edit, support)
+    return replace(
+        edited, head=result.head, support=support, uncertainty=result.uncertainty, fold_heads=result.fold_heads
+    )
 
 
 def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
@@ -365,4 +367,4 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     support = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": counts})
     calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
     uncertainty = Uncertainty(calibrator, asked=DecisionOptions())
-    return replace(edited, head=updated, support=support, uncertainty=uncertainty, folds=())
+    return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())

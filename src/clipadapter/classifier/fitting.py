@@ -38,8 +38,14 @@ from clipadapter.uncertainty.rejection import imagenet_names
 
 FIT_KEY = "fit"
 """Key of the fit settings in the provenance of the support set."""
-LEARNED_OPTIONS = ("calibration", "sets", "by_class", "score", "distractors")
-"""Options that decide what is learned. The others are default decisions and are saved with `Uncertainty`."""
+LEARNED_OPTIONS = {
+    "calibration": "calibration",
+    "sets": "sets",
+    "by_class": "by_class",
+    "score": "score",
+    "distractors": "distractors",
+}
+"""Options that decide what is learned, by their key in a saved model. `Uncertainty` saves the others."""
 Array = NDArray[Any]
 
 
@@ -232,8 +238,8 @@ def _check_multilabel_options(support: FeatureSet, options: UncertaintyOptions, 
             refused.append(name)
     if refused:
         raise InputError(
-            f"pictures with several labels are answered class by class: leave {', '.join(refused)} out. A picture "
-            "without any class has no label"
+            f"multi-label pictures are decided class by class: leave {', '.join(refused)} out. A picture without "
+            "any class has no label"
         )
 
 
@@ -370,7 +376,7 @@ class FitSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a JSON object."""
-        uncertainty = {name: getattr(self.uncertainty, name) for name in LEARNED_OPTIONS}
+        uncertainty = {key: getattr(self.uncertainty, name) for key, name in LEARNED_OPTIONS.items()}
         return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
 
 
@@ -392,7 +398,8 @@ def fit_settings(model: Model) -> FitSettings:
     try:
         views = dict(raw["views"])
         spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
-        options = UncertaintyOptions(**decision, **{name: raw["trust"][name] for name in LEARNED_OPTIONS})
+        learned = {name: raw["trust"][key] for key, name in LEARNED_OPTIONS.items()}
+        options = UncertaintyOptions(**decision, **learned)
         return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error

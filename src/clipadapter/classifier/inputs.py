@@ -62,7 +62,7 @@ def check_task(task: str, labels: Sequence[Label]) -> None:
     if task == "multilabel" and not is_multilabel(labels):
         raise InputError("for task='multilabel' give all labels of each picture: [('cat', 'dog'), ('dog',), ()]")
     if task == "single-label" and is_multilabel(labels):
-        raise InputError("with several labels a picture the task is 'multilabel', or 'auto', not 'single-label'")
+        raise InputError("multi-label pictures need task='multilabel' or 'auto', not 'single-label'")
 
 
 def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> None:

@@ -159,14 +159,14 @@ def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse before the work a folder that saving would refuse after it."""
-    from clipadapter.persistence import History, check_place
+    from clipadapter.persistence import History, check_target_folder
 
     try:
-        check_place(folder)
+        check_target_folder(folder)
     except OSError as error:
         raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
     if (folder / "config.json").is_file():
-        History.of(folder).check()
+        History.load(folder).check()
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ArtifactError(f"can't write {folder}: {place} is no folder that you may write to")

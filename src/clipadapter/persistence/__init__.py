@@ -9,19 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipadapter.persistence.format import ArtifactConfig, check_place, read_arrays, read_config
-    from clipadapter.persistence.history import Change, History
-    from clipadapter.persistence.hub import Pushed, fetch, pull, push
+    from clipadapter.persistence.format import ModelConfig, check_target_folder, read_arrays, read_config
+    from clipadapter.persistence.history import History
+    from clipadapter.persistence.history_files import Change
+    from clipadapter.persistence.hub import PushResult, fetch, pull, push
     from clipadapter.persistence.model import Model, load_model
     from clipadapter.persistence.save import record_evaluation, save_model
 
 _HOME = {
-    "ArtifactConfig": "format",
-    "Change": "history",
+    "ModelConfig": "format",
+    "Change": "history_files",
     "History": "history",
     "Model": "model",
-    "Pushed": "hub",
-    "check_place": "format",
+    "PushResult": "hub",
+    "check_target_folder": "format",
     "fetch": "hub",
     "load_model": "model",
     "pull": "hub",
@@ -33,12 +34,12 @@ _HOME = {
 }
 
 __all__ = [
-    "ArtifactConfig",
+    "ModelConfig",
     "Change",
     "History",
     "Model",
-    "Pushed",
-    "check_place",
+    "PushResult",
+    "check_target_folder",
     "fetch",
     "load_model",
     "pull",

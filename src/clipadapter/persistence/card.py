@@ -1,4 +1,7 @@
-"""The card of a saved model: its facts in words, for the person who finds the folder or the page on the hub."""
+"""The model card of a saved model (``README.md``): its facts in words, with the metadata that the hub reads.
+
+Layout of the metadata: https://github.com/huggingface/hub-docs/blob/main/modelcard.md?plain=1
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,19 @@ from typing import Any
 
 from clipadapter.errors import ArtifactError
 from clipadapter.heads import fidelity_of, head_info, list_heads
-from clipadapter.persistence.evaluation import ClassFigures, Evaluated, Figures, evaluation_of
-from clipadapter.persistence.format import CARD, SUPPORT, ArtifactConfig
+from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
+from clipadapter.persistence.format import CARD_FILE, SUPPORT_FILE, ModelConfig
 
 MAX_CARD_BYTES = 16 << 20
-MARK = "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
-LISTED = 30
-"""Classes that are shown at once; more are folded away."""
-NAMES = {
+GENERATED_MARK = (
+    "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
+)
+"""Last line of a generated card. A card without it was edited by a person and is not overwritten."""
+MAX_LISTED_CLASSES = 30
+"""Longer tables of classes are folded."""
+MIN_RELIABLE_TEST_PICTURES = 50
+"""With fewer test pictures the card calls the scores rough."""
+SCORE_NAMES = {
     "accuracy": "accuracy",
     "mean_average_precision": "mean average precision",
     "macro_f1": "macro F1",
@@ -26,290 +34,96 @@ NAMES = {
     "log_loss": "log-loss",
     "calibration_error": "calibration error",
 }
-"""Figures by their field, in the order of tables."""
-TYPES = {"macro_f1": "f1", "micro_f1": "f1"}
-"""What the hub calls a figure, where its name is another."""
-HERE = "path/to/this/folder"
-FEW = 50
-"""Test pictures below which a figure is called rough."""
+"""Names of the fields of `Scores`, in the order of tables."""
+HUB_METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1"}
+"""Metric types of the hub that differ from our names."""
+FOLDER_PLACEHOLDER = "path/to/this/folder"
 
 
-def model_card(config: ArtifactConfig, repo: str = "") -> str:
-    """Text of ``README.md`` in a model's folder.
-
-    Args:
-        config: of the model.
-        repo: its name on the hub, such as ``org/name``, if it goes there.
-    """
-    found = evaluation_of(config)
-    sections = [
-        f"# A few-shot classifier of {len(config.class_names)} classes",
-        _task(config),
-        f"## How to use it\n\n{_use(config, repo)}",
-        f"## How good it is\n\n{_measured(config, found)}",
-        f"## What its answers mean\n\n{_trust(config.uncertainty)}",
-        f"## Encoder and licences\n\n{_encoder(config)}",
-        f"## Limits\n\n{_limits(config, found)}",
-        f"## Classes and shots\n\n{_classes(config)}",
-        f"## Where it comes from\n\n{_origin(config)}",
-        MARK,
-    ]
-    name = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
-    return front_matter(config, found, name) + "\n" + "\n\n".join(sections) + "\n"
-
-
-def card_of(folder: str | Path, config: ArtifactConfig, repo: str = "") -> str | None:
-    """The card made anew; None if a person has written the one that is there, which begins by taking out the last line.
+def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> str | None:
+    """Make the card of a saved model again; None if a person has edited the card in the folder.
 
     Args:
         folder: a saved model.
-        config: what the card is made of.
-        repo: name on the hub, if it goes there.
+        config: config that the card is made from.
+        repo: repository on the hub, if it is made for the hub.
 
     Raises:
-        ArtifactError: if the card that is there can't be read.
+        ArtifactError: if the card in the folder can't be read.
     """
-    path = Path(folder) / CARD
+    path = Path(folder) / CARD_FILE
     try:
         if path.is_file() and path.stat().st_size > MAX_CARD_BYTES:
             raise ArtifactError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB: it is no card")
-        own = path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace")
+        is_edited = path.is_file() and GENERATED_MARK not in path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ArtifactError(f"can't read {path}: {error.strerror or error}") from error
-    return None if own else model_card(config, repo)
+    return None if is_edited else render_card(config, repo)
 
 
-def plain(text: str) -> str:
-    r"""A text of others in Markdown: nothing in it is a mark, a link, an element or the end of a table's cell.
-
-    >>> print(plain("a_b | <b>x</b>"))
-    a\_b \| \<b\>x\</b\>
-    """
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", line)
-
-
-def code(text: str) -> str:
-    """The same, as code; a backtick in it becomes an apostrophe."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f"`{line.replace('`', chr(39)).replace('|', '/') or ' '}`"
-
-
-def _counts(config: ArtifactConfig) -> dict[str, int]:
-    """Shots by class, as far as they are known."""
-    told = config.provenance.get("shots")
-    shots = told if isinstance(told, dict) else {}
-    return {name: count for name in config.class_names if isinstance(count := shots.get(name, 0), int)}
-
-
-def _task(config: ArtifactConfig) -> str:
-    counts = sorted(_counts(config).values()) or [0]
-    each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-    what = (
-        "which of its classes a picture has, if any" if config.uncertainty.get("several") else "the class of a picture"
-    )
-    names = ", ".join(plain(name) for name in config.class_names[:5])
-    more = " and others" if len(config.class_names) > 5 else ""
-    return (
-        f"It says {what}: {names}{more}. The head {code(config.head.name)} was fitted to {each} labelled pictures a "
-        f"class, on features of the encoder {code(config.encoder.name)}.{_method(config.head.name)}"
-    )
-
-
-def _method(head: str) -> str:
-    """What the head is, in its own words, with its paper, and how faithful it is to that."""
-    if head not in list_heads():
-        return ""
-    info = head_info(head)
-    paper = f" ([paper]({info.facts['paper']}))" if info.facts.get("paper") else ""
-    fidelity = plain(str(fidelity_of(head)))
-    return f" That is: {plain(info.summary.rstrip('.'))}{paper}. Fidelity: {fidelity}"
-
-
-def _use(config: ArtifactConfig, repo: str) -> str:
-    elsewhere = ', encoder="open_clip:local-dir:PATH"' if _local(config) else ""
-    extra = "lite" if config.encoder.name == "lite" else "train"
-    if repo:
-        shell = f"clipadapter pull {repo} --out model\nclipadapter predict model photo.jpg"
-    else:
-        shell = f"clipadapter predict {HERE} photo.jpg"
-    return f"""```python
-from clipadapter import FewShotClassifier  # pip install 'clipadapter[{extra}]'
-
-model = FewShotClassifier.from_pretrained("{repo or HERE}"{elsewhere})
-for answer in model.classify(["photo.jpg"], top=3):
-    print(answer.label, answer.probability, answer.top)
-```
-
-```sh
-{shell}
-```"""
-
-
-def _measured(config: ArtifactConfig, found: Evaluated | None) -> str:
-    if found is None:
-        return (
-            "Not known: no evaluation is recorded. `clipadapter eval MODEL TEST --record` measures it on labelled "
-            "pictures beside zero-shot and a linear probe, and writes the figures here."
-        )
-    rows = {f"this model ({code(config.head.name)})": found.model, **{plain(n): f for n, f in found.baselines.items()}}
-    columns = [key for key in NAMES if getattr(found.model, key) is not None]
-    lines = [
-        f"| {found.n} pictures of {plain(found.data)} | {' | '.join(_heading(key) for key in columns)} |",
-        f"|---|{'---:|' * len(columns)}",
-        *(f"| {name} | {' | '.join(_cell(figures, key) for key in columns)} |" for name, figures in rows.items()),
-    ]
-    share = found.model.accuracy
-    between = "" if share is None else _between(share, found.n)
-    return "\n".join(lines) + between + _worst(found.worst)
-
-
-def _heading(key: str) -> str:
-    return NAMES[key] if key == "log_loss" else f"{NAMES[key]} %"
-
-
-def _cell(figures: Figures, key: str) -> str:
-    value = getattr(figures, key)
-    return "" if value is None else f"{value:.3f}" if key == "log_loss" else f"{100 * value:.1f}"
-
-
-def _between(share: float, n: int) -> str:
-    """Wilson's interval of a share (1927), at 95 %."""
-    z = 1.96
-    middle, half = share + z**2 / (2 * n), z * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return f"\n\nFor so many pictures its accuracy is between {100 * low:.1f} and {100 * high:.1f} % (95 % interval)."
-
-
-def _worst(classes: list[ClassFigures]) -> str:
-    if not classes:
-        return ""
-    told = (f"{plain(one.name)} (F1 {100 * one.f1:.0f} %, pictures: {one.count})" for one in classes)
-    return f"\n\nLeast well told: {', '.join(told)}."
-
-
-def _trust(facts: Mapping[str, Any]) -> str:
-    """What its probabilities mean, and whether it can say that a picture is none of the classes."""
-    if facts.get("several"):
-        return "A picture may have several of these classes, or none: each has a threshold of its own."
-    n = (facts.get("calibrator") or {}).get("n", 0)
-    seen = f"are calibrated on {n} held-out shots" if n else "could not be calibrated: no shot was held out"
-    able = "can say" if facts.get("rejector") else "can't say"
-    sets = "can name" if facts.get("conformal") else "can't name"
-    asked = [f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)]
-    default = f" Asked for by default: {', '.join(asked)}." if asked else ""
-    return (
-        f'Its probabilities {seen}. It {able} that a picture is "none of these" (`reject=0.05`), and {sets} the '
-        f"classes that a doubtful one may be (`coverage=0.9`).{default}"
-    )
-
-
-def _encoder(config: ArtifactConfig) -> str:
-    encoder = config.encoder
-    note = f" Note: {plain(encoder.note)}." if encoder.note else ""
-    where = (
-        "They lay in a folder of the machine where it was fitted, and must be had from there."
-        if _local(config)
-        else "They are not part of this folder and come from where the encoder has them."
-    )
-    return (
-        f"The encoder's weights ({code(encoder.name)}, {encoder.precision}) have the licence {plain(encoder.licence)}. "
-        f"{where}{note}\n\nThe licence of this model itself is not said here: whoever publishes it chooses one "
-        "(`license:` at the top), which has to agree with that of the weights and with the rights to the pictures."
-    )
-
-
-def _limits(config: ArtifactConfig, found: Evaluated | None) -> str:
-    told = [
-        "It knows pictures like its shots. Other cameras, places and times were not tried unless the test had them.",
-        "A picture of none of its classes is given one of them, unless `reject` is asked for.",
-    ]
-    if config.uncertainty.get("several"):
-        told[1] = "A picture of none of its classes may be given some of them all the same."
-    if found is None:
-        told.append("How often it is right was not measured.")
-    elif found.n < FEW:
-        told.append(f"It was tested on {found.n} pictures only: its figures are rough.")
-    if found is not None and found.among_shots:
-        told.append(
-            f"{found.among_shots} of the {found.n} test pictures were among its shots: its figures are better than "
-            "they would be on new pictures."
-        )
-    if "lite" in re.split(r"[:+]", config.encoder.name):
-        told.append(
-            "Its encoder `lite` is small and made for trying out; what it reaches by class names alone is above."
-        )
-    if SUPPORT in config.files:
-        told.append(
-            f"`{SUPPORT}` holds the features of the shots: no pictures, but from them it can be told whether a given "
-            "picture was one of them."
-        )
-    return "\n".join(f"- {line}" for line in told)
-
-
-def _classes(config: ArtifactConfig) -> str:
-    counts = _counts(config)
-    rows = "\n".join(f"| {plain(name)} | {counts.get(name, 0)} |" for name in config.class_names)
-    table = f"| class | shots |\n|---|---:|\n{rows}"
-    if len(config.class_names) <= LISTED:
-        return table
-    return f"<details><summary>All {len(config.class_names)} classes</summary>\n\n{table}\n\n</details>"
-
-
-def _origin(config: ArtifactConfig) -> str:
-    told = config.provenance.get("versions")
-    versions = ", ".join(f"{k} {v}" for k, v in told.items()) if isinstance(told, dict) else "unknown versions"
-    python = config.provenance.get("python", "of an unknown version")
-    when = config.provenance.get("created", "an unknown day")
-    views, crop = config.provenance.get("views", 1), config.provenance.get("crop")
-    seen = f"{views} views of each shot" + (f" (crop scale: {crop})" if crop else "")
-    return plain(
-        f"Made on {when} with {versions}, Python {python}; {seen}. Fingerprint of the encoder: "
-        f"{config.encoder.fingerprint}. config.json has the rest: prompts, parameters, hashes of all files."
-    )
-
-
-def _local(config: ArtifactConfig) -> bool:
-    """Whether the encoder's weights lie in a folder of one machine."""
-    return "local-dir:" in config.encoder.name or "simclr:" in config.encoder.name
-
-
-def front_matter(config: ArtifactConfig, found: Evaluated | None, name: str) -> str:
-    """The block between the lines of dashes, these included.
-
-    No licence is given: which one a model has is for the person to say who publishes it.
+def render_card(config: ModelConfig, repo: str = "") -> str:
+    """Render the card as Markdown.
 
     Args:
-        config: of the model.
-        found: its figures, if they were recorded.
-        name: of the model.
+        config: config of the model.
+        repo: repository on the hub such as ``org/name``, if it is made for the hub.
+    """
+    evaluation = read_evaluation(config)
+    sections = [
+        f"# A few-shot classifier of {len(config.class_names)} classes",
+        _describe_task(config),
+        f"## How to use it\n\n{_describe_usage(config, repo)}",
+        f"## How good it is\n\n{_describe_evaluation(config, evaluation)}",
+        f"## What its answers mean\n\n{_describe_uncertainty(config.uncertainty)}",
+        f"## Encoder and licences\n\n{_describe_encoder(config)}",
+        f"## Limits\n\n{_describe_limits(config, evaluation)}",
+        f"## Classes and shots\n\n{_list_classes(config)}",
+        f"## Where it comes from\n\n{_describe_origin(config)}",
+        GENERATED_MARK,
+    ]
+    name = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
+    return front_matter(config, evaluation, name) + "\n" + "\n\n".join(sections) + "\n"
+
+
+# ---- Metadata: YAML before the text ----
+
+
+def front_matter(config: ModelConfig, evaluation: Evaluation | None, name: str) -> str:
+    """Make the metadata block, its lines of dashes included.
+
+    It names no licence of the model: whoever publishes the model chooses one.
+
+    Args:
+        config: config of the model.
+        evaluation: its evaluation, if recorded.
+        name: name of the model.
     """
     facts: dict[str, Any] = {
         "library_name": "clipadapter",
         "pipeline_tag": "image-classification",
         "tags": ["clip", "few-shot", "image-classification", "model_hub_mixin"],
     }
-    base = hub_models(config.encoder.name)
+    base = hub_repositories(config.encoder.name)
     if base:
         facts |= {"base_model": base, "base_model_relation": "adapter"}
-    if found is not None:
-        facts["model-index"] = [{"name": name, "results": [_result(found, bool(config.uncertainty.get("several")))]}]
+    if evaluation is not None:
+        facts["model-index"] = [{"name": name, "results": [_evaluation_result(evaluation, _is_multilabel(config))]}]
     return "\n".join(["---", *_yaml(facts), "---", ""])
 
 
-def hub_models(encoder: str) -> list[str]:
-    """Repositories of the hub that an encoder's weights come from; none if they come from elsewhere.
+def hub_repositories(encoder: str) -> list[str]:
+    """Repositories of the hub that the weights of an encoder come from; empty if they come from elsewhere.
 
-    >>> hub_models("unprojected:open_clip:ViT-B-32/laion2b_s34b_b79k")
+    >>> hub_repositories("unprojected:open_clip:ViT-B-32/laion2b_s34b_b79k")
     ['laion/CLIP-ViT-B-32-laion2B-s34B-b79K']
-    >>> hub_models("lite")
+    >>> hub_repositories("lite")
     []
     """
     scheme, _, rest = encoder.partition(":")
     if scheme == "unprojected":
-        return hub_models(rest)
+        return hub_repositories(rest)
     if scheme == "pair":
-        return list(dict.fromkeys(name for half in rest.split("+") for name in hub_models(half)))
+        return list(dict.fromkeys(name for part in rest.split("+") for name in hub_repositories(part)))
     model, _, tag = rest.rpartition("/")
     if scheme != "open_clip" or rest.startswith("local-dir:") or not model:
         return []
@@ -319,24 +133,24 @@ def hub_models(encoder: str) -> list[str]:
     return [repo.rpartition("/")[0]] if repo.count("/") == 2 else []
 
 
-def _result(found: Evaluated, several: bool) -> dict[str, Any]:
-    """The figures of the model and, with a name that says so, of its baselines."""
-    task = "Multi-label image classification" if several else "Image classification"
-    metrics = [*_metrics(found.model, "")]
-    for name, figures in found.baselines.items():
-        metrics += _metrics(figures, f" of {name} (baseline)")
+def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str, Any]:
+    """Scores of the model, followed by those of the baselines, whose names say that they are baselines."""
+    task = "Multi-label image classification" if is_multilabel else "Image classification"
+    metrics = [*_result_metrics(evaluation.model, "")]
+    for name, scores in evaluation.baselines.items():
+        metrics += _result_metrics(scores, f" of {name} (baseline)")
     return {
         "task": {"type": "image-classification", "name": task},
-        "dataset": {"type": "imagefolder", "name": found.data or "unnamed", "args": {"pictures": found.n}},
+        "dataset": {"type": "imagefolder", "name": evaluation.data or "unnamed", "args": {"pictures": evaluation.n}},
         "metrics": metrics,
     }
 
 
-def _metrics(figures: Figures, whose: str) -> Sequence[dict[str, Any]]:
-    told = {key: getattr(figures, key) for key in NAMES}
+def _result_metrics(scores: Scores, suffix: str) -> Sequence[dict[str, Any]]:
+    values = {key: getattr(scores, key) for key in SCORE_NAMES}
     return [
-        {"type": TYPES.get(key, key), "name": f"{NAMES[key]}{whose}", "value": round(value, 4)}
-        for key, value in told.items()
+        {"type": HUB_METRIC_TYPES.get(key, key), "name": f"{SCORE_NAMES[key]}{suffix}", "value": round(value, 4)}
+        for key, value in values.items()
         if value is not None
     ]
 
@@ -345,7 +159,7 @@ def _yaml(value: dict[str, Any] | list[Any]) -> list[str]:
     """Lines of YAML."""
     lines = []
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        inner = _yaml(item) if isinstance(item, dict | list) else [_scalar(item)]
+        inner = _yaml(item) if isinstance(item, dict | list) else [_yaml_scalar(item)]
         if isinstance(value, list):
             lines += [f"- {inner[0]}", *(f"  {line}" for line in inner[1:])]
         elif isinstance(item, dict | list):
@@ -355,7 +169,209 @@ def _yaml(value: dict[str, Any] | list[Any]) -> list[str]:
     return lines
 
 
-def _scalar(item: object) -> str:
-    """A text or number as in JSON, which YAML reads alike; but YAML forbids letters that JSON lets stand."""
+def _yaml_scalar(item: object) -> str:
+    """A text or number as JSON, which is YAML too except for unprintable characters: YAML forbids them."""
     text = json.dumps(item, ensure_ascii=False)
     return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
+
+
+# ---- Text ----
+
+
+def escape(text: str) -> str:
+    r"""Escape untrusted text for Markdown: no mark-up, link, element or end of a table cell is left in it.
+
+    >>> print(escape("a_b | <b>x</b>"))
+    a\_b \| \<b\>x\</b\>
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", line)
+
+
+def code(text: str) -> str:
+    """Format untrusted text as inline code; a backtick in it becomes an apostrophe."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f"`{line.replace('`', chr(39)).replace('|', '/') or ' '}`"
+
+
+def _is_multilabel(config: ModelConfig) -> bool:
+    return bool(config.uncertainty.get("several"))
+
+
+def _has_local_weights(config: ModelConfig) -> bool:
+    """Whether the weights of the encoder are in a folder of one machine."""
+    return "local-dir:" in config.encoder.name or "simclr:" in config.encoder.name
+
+
+def _shot_counts(config: ModelConfig) -> dict[str, int]:
+    """Number of shots by class, as far as known."""
+    raw = config.provenance.get("shots")
+    shots = raw if isinstance(raw, dict) else {}
+    return {name: count for name in config.class_names if isinstance(count := shots.get(name, 0), int)}
+
+
+def _describe_task(config: ModelConfig) -> str:
+    counts = sorted(_shot_counts(config).values()) or [0]
+    each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    what = "which of its classes a picture has, if any" if _is_multilabel(config) else "the class of a picture"
+    names = ", ".join(escape(name) for name in config.class_names[:5])
+    more = " and others" if len(config.class_names) > 5 else ""
+    return (
+        f"It says {what}: {names}{more}. The head {code(config.head.name)} was fitted to {each} labelled pictures a "
+        f"class, on features of the encoder {code(config.encoder.name)}.{_describe_head(config.head.name)}"
+    )
+
+
+def _describe_head(head: str) -> str:
+    """The summary of the head, its paper, and how faithful it is to the paper."""
+    if head not in list_heads():
+        return ""
+    info = head_info(head)
+    paper = f" ([paper]({info.facts['paper']}))" if info.facts.get("paper") else ""
+    fidelity = escape(str(fidelity_of(head)))
+    return f" That is: {escape(info.summary.rstrip('.'))}{paper}. Fidelity: {fidelity}"
+
+
+def _describe_usage(config: ModelConfig, repo: str) -> str:
+    encoder = ', encoder="open_clip:local-dir:PATH"' if _has_local_weights(config) else ""
+    extra = "lite" if config.encoder.name == "lite" else "train"
+    if repo:
+        shell = f"clipadapter pull {repo} --out model\nclipadapter predict model photo.jpg"
+    else:
+        shell = f"clipadapter predict {FOLDER_PLACEHOLDER} photo.jpg"
+    return f"""```python
+from clipadapter import FewShotClassifier  # pip install 'clipadapter[{extra}]'
+
+model = FewShotClassifier.from_pretrained("{repo or FOLDER_PLACEHOLDER}"{encoder})
+for answer in model.classify(["photo.jpg"], top=3):
+    print(answer.label, answer.probability, answer.top)
+```
+
+```sh
+{shell}
+```"""
+
+
+def _describe_evaluation(config: ModelConfig, evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return (
+            "Not known: no evaluation is recorded. `clipadapter eval MODEL TEST --record` measures it on labelled "
+            "pictures beside zero-shot and a linear probe, and writes the figures here."
+        )
+    rows = {f"this model ({code(config.head.name)})": evaluation.model}
+    rows |= {escape(name): scores for name, scores in evaluation.baselines.items()}
+    columns = [key for key in SCORE_NAMES if getattr(evaluation.model, key) is not None]
+    headings = " | ".join(SCORE_NAMES[key] if key == "log_loss" else f"{SCORE_NAMES[key]} %" for key in columns)
+    lines = [
+        f"| {evaluation.n} pictures of {escape(evaluation.data)} | {headings} |",
+        f"|---|{'---:|' * len(columns)}",
+        *(f"| {name} | {' | '.join(_score_cell(scores, key) for key in columns)} |" for name, scores in rows.items()),
+    ]
+    accuracy = evaluation.model.accuracy
+    interval = "" if accuracy is None else _describe_accuracy_interval(accuracy, evaluation.n)
+    return "\n".join(lines) + interval + _describe_worst_classes(evaluation.worst)
+
+
+def _score_cell(scores: Scores, key: str) -> str:
+    value = getattr(scores, key)
+    return "" if value is None else f"{value:.3f}" if key == "log_loss" else f"{100 * value:.1f}"
+
+
+def _describe_accuracy_interval(accuracy: float, n: int) -> str:
+    """The 95 % score interval of Wilson (1927)."""
+    z = 1.96
+    middle, half = accuracy + z**2 / (2 * n), z * sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return f"\n\nFor so many pictures its accuracy is between {100 * low:.1f} and {100 * high:.1f} % (95 % interval)."
+
+
+def _describe_worst_classes(classes: list[ClassScores]) -> str:
+    if not classes:
+        return ""
+    names = (f"{escape(one.name)} (F1 {100 * one.f1:.0f} %, pictures: {one.count})" for one in classes)
+    return f"\n\nClasses with the lowest F1: {', '.join(names)}."
+
+
+def _describe_uncertainty(facts: Mapping[str, Any]) -> str:
+    """What the probabilities mean, and which decisions the model can make."""
+    if facts.get("several"):
+        return "A picture may have any number of these classes: each class has a threshold of its own."
+    n = (facts.get("calibrator") or {}).get("n", 0)
+    calibrated = f"are calibrated on {n} held-out shots" if n else "could not be calibrated: no shot was held out"
+    rejection = "can say" if facts.get("rejector") else "can't say"
+    sets = "can name" if facts.get("conformal") else "can't name"
+    decisions = [f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)]
+    default = f" Default decisions: {', '.join(decisions)}." if decisions else ""
+    return (
+        f'Its probabilities {calibrated}. It {rejection} that a picture is "none of these" (`reject=0.05`), and {sets} '
+        f"the classes that a doubtful one may be (`coverage=0.9`).{default}"
+    )
+
+
+def _describe_encoder(config: ModelConfig) -> str:
+    encoder = config.encoder
+    note = f" Note: {escape(encoder.note)}." if encoder.note else ""
+    where = (
+        "They are in a folder of the machine where it was fitted, and must be copied from there."
+        if _has_local_weights(config)
+        else "They are not part of this folder and come from where the encoder has them."
+    )
+    return (
+        f"The encoder's weights ({code(encoder.name)}, {encoder.precision}) have the licence "
+        f"{escape(encoder.licence)}. {where}{note}\n\n"
+        "This card names no licence of the model itself: whoever publishes it chooses one "
+        "(`license:` at the top), which has to agree with that of the weights and with the rights to the pictures."
+    )
+
+
+def _describe_limits(config: ModelConfig, evaluation: Evaluation | None) -> str:
+    limits = [
+        "It knows pictures like its shots. Other cameras, places and times were not tried unless the test had them.",
+        "A picture of none of its classes may be given some of them all the same."
+        if _is_multilabel(config)
+        else "A picture of none of its classes is given one of them, unless `reject` is set.",
+    ]
+    if evaluation is None:
+        limits.append("How often it is right was not measured.")
+    elif evaluation.n < MIN_RELIABLE_TEST_PICTURES:
+        limits.append(f"It was tested on {evaluation.n} pictures only: its figures are rough.")
+    if evaluation is not None and evaluation.among_shots:
+        limits.append(
+            f"{evaluation.among_shots} of the {evaluation.n} test pictures were among its shots: its figures are "
+            "better than they would be on new pictures."
+        )
+    if "lite" in re.split(r"[:+]", config.encoder.name):
+        limits.append(
+            "Its encoder `lite` is small and made for trying out; what it reaches by class names alone is above."
+        )
+    if SUPPORT_FILE in config.files:
+        limits.append(
+            f"`{SUPPORT_FILE}` holds the features of the shots: no pictures, but they show whether a given "
+            "picture was one of the shots."
+        )
+    return "\n".join(f"- {line}" for line in limits)
+
+
+def _list_classes(config: ModelConfig) -> str:
+    counts = _shot_counts(config)
+    rows = "\n".join(f"| {escape(name)} | {counts.get(name, 0)} |" for name in config.class_names)
+    table = f"| class | shots |\n|---|---:|\n{rows}"
+    if len(config.class_names) <= MAX_LISTED_CLASSES:
+        return table
+    return f"<details><summary>All {len(config.class_names)} classes</summary>\n\n{table}\n\n</details>"
+
+
+def _describe_origin(config: ModelConfig) -> str:
+    provenance = config.provenance
+    raw_versions = provenance.get("versions")
+    versions = "unknown versions"
+    if isinstance(raw_versions, dict):
+        versions = ", ".join(f"{name} {number}" for name, number in raw_versions.items())
+    python = provenance.get("python", "of an unknown version")
+    when = provenance.get("created", "an unknown day")
+    crop = provenance.get("crop")
+    views = f"{provenance.get('views', 1)} views of each shot" + (f" (crop scale: {crop})" if crop else "")
+    return escape(
+        f"Made on {when} with {versions}, Python {python}; {views}. Fingerprint of the encoder: "
+        f"{config.encoder.fingerprint}. config.json has the rest: prompts, parameters, hashes of all files."
+    )

@@ -1,4 +1,4 @@
-"""What a saved model was measured to be, as its folder keeps it: figures beside baselines, and of which files."""
+"""The evaluation that the folder of a model records: its scores beside those of baselines, on a named test set."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import InputError
-from clipadapter.persistence.format import TENSORS, TRUST, ArtifactConfig, FilePart
+from clipadapter.persistence.format import HEAD_FILE, UNCERTAINTY_FILE, ArrayFile, ModelConfig
 
-KEY = "evaluation"
-"""Where it lies in the provenance."""
-Share = Annotated[float, Field(ge=0, le=1)]
-WORST = 5
-"""How many classes are kept, the worst first."""
+EVALUATION_KEY = "evaluation"
+"""Key in the provenance of the model."""
+MAX_WORST_CLASSES = 5
+"""Classes that are recorded by name, those with the lowest F1 first."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Facts(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Figures(_Facts):
-    """What one method reaches; those of several labels a picture are the last two and ``macro_f1``."""
+class Scores(_Record):
+    """Scores of one method. Multi-label methods have the last two and ``macro_f1``."""
 
-    accuracy: Share | None = None
-    macro_f1: Share | None = None
+    accuracy: Fraction | None = None
+    macro_f1: Fraction | None = None
     log_loss: float | None = Field(default=None, ge=0)
-    calibration_error: Share | None = None
-    mean_average_precision: Share | None = None
-    micro_f1: Share | None = None
+    calibration_error: Fraction | None = None
+    mean_average_precision: Fraction | None = None
+    micro_f1: Fraction | None = None
 
 
-class ClassFigures(_Facts):
-    """What a model reaches on one class."""
+class ClassScores(_Record):
+    """Scores of a model on one class."""
 
     name: str
     count: int
@@ -42,19 +42,19 @@ class ClassFigures(_Facts):
     f1: float
 
 
-class Evaluated(_Facts):
-    """Figures of a model on a test part.
+class Evaluation(_Record):
+    """Scores of a model on a test set.
 
     Args:
-        data: name of the test part.
-        n: test pictures that could be read.
-        skipped: those that could not.
-        among_shots: those that are shots of the model.
-        created: when it was measured, UTC.
-        model: figures of the model.
-        baselines: by name, on the same pictures.
-        worst: classes with mistakes, the least F1 first.
-        files: SHA-256 of the files of arrays that the figures are of.
+        data: name of the test set.
+        n: number of test pictures that could be read.
+        skipped: number of unreadable pictures.
+        among_shots: number of test pictures that are shots of the model.
+        created: UTC time.
+        model: scores of the model.
+        baselines: scores by baseline, on the same pictures.
+        worst: classes with mistakes, the lowest F1 first.
+        files: SHA-256 of the files of arrays that the scores belong to.
     """
 
     data: str
@@ -62,68 +62,68 @@ class Evaluated(_Facts):
     skipped: int = 0
     among_shots: int = 0
     created: str = ""
-    model: Figures
-    baselines: dict[str, Figures] = Field(default_factory=dict)
-    worst: list[ClassFigures] = Field(default_factory=list)
+    model: Scores
+    baselines: dict[str, Scores] = Field(default_factory=dict)
+    worst: list[ClassScores] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
 
 
-def evaluated(metrics: Mapping[str, Any], config: ArtifactConfig) -> Evaluated:
-    """What is kept of the figures that an evaluation gives.
+def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluation:
+    """Select what is recorded of the metrics of an evaluation.
 
     Args:
-        metrics: as from ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_several``, or in the
-            ``metrics.json`` that `clipadapter eval` writes.
-        config: of the model that was measured.
+        metrics: ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_several``, or the content of
+            ``metrics.json`` from `clipadapter eval`.
+        config: config of the evaluated model.
 
     Raises:
-        InputError: if it is no such thing, or of another model.
+        InputError: if these are no metrics, or metrics of another model.
     """
     try:
-        classes = [ClassFigures.model_validate(one) for one in metrics["model"]["classes"]]
-        faulty = sorted((one for one in classes if one.count and one.f1 < 1), key=lambda one: one.f1)
-        found = Evaluated(
-            data=_plain(metrics["data"]),
+        classes = [ClassScores.model_validate(one) for one in metrics["model"]["classes"]]
+        with_mistakes = sorted((one for one in classes if one.count and one.f1 < 1), key=lambda one: one.f1)
+        evaluation = Evaluation(
+            data=_printable(metrics["data"]),
             n=metrics["n_test"],
             skipped=len(metrics["skipped"]),
             among_shots=metrics.get("among_shots", 0),
             created=metrics["created"],
             model=metrics["model"],
             baselines=metrics["baselines"],
-            worst=faulty[:WORST],
-            files=_measured_files(config.files),
+            worst=with_mistakes[:MAX_WORST_CLASSES],
+            files=_evaluated_files(config.files),
         )
         head = metrics["head"]
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
         raise InputError(f"these are no figures as 'clipadapter eval' writes them ({error!r})") from error
     if head != config.head.name or [one.name for one in classes] != config.class_names:
         raise InputError(f"the figures are of another model, with the head '{head}': evaluate this one")
-    if found.created < str(config.provenance.get("created", "")):
-        raise InputError(f"the figures are of {found.created}, before this model was made: evaluate it again")
-    return found
+    if evaluation.created < str(config.provenance.get("created", "")):
+        raise InputError(f"the figures are of {evaluation.created}, before this model was made: evaluate it again")
+    return evaluation
 
 
-def still_of(raw: object, files: Mapping[str, FilePart]) -> dict[str, Any] | None:
-    """An evaluation as it lies in the provenance, if it is one and of these files; else None."""
+def validate_evaluation(raw: object, files: Mapping[str, ArrayFile]) -> dict[str, Any] | None:
+    """Return an evaluation from a provenance as a JSON object; None if it is invalid or belongs to other files."""
     try:
-        found = Evaluated.model_validate(raw)
+        evaluation = Evaluation.model_validate(raw)
     except ValidationError:
         return None
-    return found.model_dump(exclude_none=True) if found.files == _measured_files(files) else None
+    return evaluation.model_dump(exclude_none=True) if evaluation.files == _evaluated_files(files) else None
 
 
-def evaluation_of(config: ArtifactConfig) -> Evaluated | None:
-    """What is recorded of a model; None if nothing is, or it is of other files."""
-    raw = still_of(config.provenance.get(KEY), config.files)
-    return None if raw is None else Evaluated.model_validate(raw)
+def read_evaluation(config: ModelConfig) -> Evaluation | None:
+    """Return the recorded evaluation of a model; None if there is none, or it belongs to other files."""
+    raw = validate_evaluation(config.provenance.get(EVALUATION_KEY), config.files)
+    return None if raw is None else Evaluation.model_validate(raw)
 
 
-def _measured_files(files: Mapping[str, FilePart]) -> dict[str, str]:
-    """Those that shape the figures: the head, and what makes probabilities of its logits."""
-    return {name: files[name].sha256 for name in (TENSORS, TRUST) if name in files}
+def _evaluated_files(files: Mapping[str, ArrayFile]) -> dict[str, str]:
+    """Hashes of the files that decide the scores: the head, and what makes probabilities of its logits."""
+    return {name: files[name].sha256 for name in (HEAD_FILE, UNCERTAINTY_FILE) if name in files}
 
 
-def _plain(text: str) -> str:
-    """A text that can be written: file names need not be UTF-8, and may hold what is no character."""
-    whole = text.encode("utf-8", "replace").decode("utf-8")
-    return " ".join("".join(c if c.isprintable() else " " for c in whole).split())
+def _printable(text: str) -> str:
+    """Replace characters that can't be written: file names need not be valid UTF-8."""
+    valid = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join("".join(c if c.isprintable() else " " for c in valid).split())

@@ -1,7 +1,7 @@
-"""A saved model as a repository of the Hugging Face hub, and back.
+"""Upload a saved model to the Hugging Face hub, and download it.
 
-Only files that a model's folder can have are fetched, and they are checked as every model is: nothing is unpickled.
-Token, endpoint and cache are those of the hub's client: ``hf auth login`` or HF_TOKEN, HF_ENDPOINT, HF_HOME.
+Only the files of a model are downloaded, and they are checked like those of every model: nothing is unpickled. Token,
+endpoint and cache are those of the hub's client: ``hf auth login`` or HF_TOKEN, HF_ENDPOINT, HF_HOME.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any
 
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.files import without_paths
-from clipadapter.persistence.card import card_of
+from clipadapter.persistence.card import make_card
 from clipadapter.persistence.folder import read_consistently
 from clipadapter.persistence.format import (
-    CARD,
-    CONFIG,
-    OURS,
-    ArtifactConfig,
-    check_place,
+    CARD_FILE,
+    CONFIG_FILE,
+    MODEL_FILES,
+    ModelConfig,
+    check_target_folder,
     config_bytes,
-    read_blob,
+    read_array_bytes,
     read_config,
 )
-from clipadapter.persistence.history import Content
+from clipadapter.persistence.history_files import Snapshot
 from clipadapter.persistence.model import load_model
-from clipadapter.persistence.save import Told, write_content
+from clipadapter.persistence.save import SaveOptions, write_snapshot
 
-GRAPHS = (".onnx", ".xml", ".bin")
-"""Ends of names of what `clipadapter.export` writes."""
-MESSAGE = "A model of clipadapter"
+EXPORT_SUFFIXES = (".onnx", ".xml", ".bin")
+"""Suffixes of the files that `clipadapter.export` writes."""
+DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """What `push` did.
+class PushResult:
+    """Result of `push`.
 
     Args:
         repo: name of the repository.
-        url: of the commit.
-        files: names that are of this model, sorted.
-        others: names of further files in the repository, which stay as they were.
+        url: URL of the commit.
+        files: names of the uploaded files, sorted.
+        others: names of other files in the repository, which are unchanged.
     """
 
     repo: str
@@ -61,40 +61,43 @@ def push(
     token: str | bool | None = None,
     branch: str | None = None,
     create_pr: bool = False,
-    commit_message: str = MESSAGE,
-) -> Pushed:
-    """Put a saved model onto the hub, in one commit; the repository is made if there is none.
+    commit_message: str = DEFAULT_COMMIT_MESSAGE,
+) -> PushResult:
+    """Upload a saved model in one commit. The repository is created if it does not exist.
 
-    The card is made anew with the repository's name, unless a person has written it. Paths of this machine are left
-    out.
+    The model card is made again with the name of the repository, unless a person has edited it. Paths of this machine
+    are left out.
 
     Args:
         folder: a saved model; it is checked first.
-        repo_id: such as ``org/name``.
-        exported: what `clipadapter export` wrote, to lie beside it: ``.onnx``, or ``.xml`` (its ``.bin`` comes along).
-        private: whether a repository that is made is private; the account's default if not given.
-        token: instead of the one that the hub's client has.
-        branch: to commit to; "main" if not given.
-        create_pr: propose the change instead of making it.
-        commit_message: of the commit.
+        repo_id: repository such as ``org/name``.
+        exported: files that `clipadapter export` wrote, to upload too: ``.onnx``, or ``.xml`` with its ``.bin``.
+        private: whether a new repository is private; if None, the default of the account.
+        token: access token; if None, that of the hub's client.
+        branch: target branch; "main" if None.
+        create_pr: open a pull request instead of committing.
+        commit_message: message of the commit.
 
     Raises:
-        ArtifactError: if the model is not sound, or the hub can't be reached or refuses.
-        InputError: if a name can't be, or an exported file is missing or is none.
+        ArtifactError: if the model is invalid, or the upload fails.
+        InputError: if a name is invalid, or an exported file is missing or no export.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    config, blobs = read_consistently(folder, lambda: _public(folder))
-    files: dict[str, Any] = {path.name: path for path in _graphs(exported)}
+    config, blobs = read_consistently(folder, lambda: _read_public(folder))
+    files: dict[str, Any] = {path.name: path for path in _collect_exports(exported)}
     files |= blobs
     api = HfApi(token=token)
-    with _told(repo_id, "write to"):
+    with _as_library_errors(repo_id, "write to"):
         repo = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
-        card = card_of(folder, config, repo)
-        files |= {CONFIG: config_bytes(config), CARD: Path(folder) / CARD if card is None else card.encode()}
-        there = set(api.list_repo_files(repo, revision=branch))
-        stale = sorted(there & set(OURS) - set(files))
-        done = api.create_commit(
+        card = make_card(folder, config, repo)
+        files |= {
+            CONFIG_FILE: config_bytes(config),
+            CARD_FILE: Path(folder) / CARD_FILE if card is None else card.encode(),
+        }
+        old_files = set(api.list_repo_files(repo, revision=branch))
+        stale = sorted(old_files & set(MODEL_FILES) - set(files))
+        commit = api.create_commit(
             repo,
             [
                 *(CommitOperationAdd(name, data) for name, data in sorted(files.items())),
@@ -104,8 +107,8 @@ def push(
             revision=branch,
             create_pr=create_pr,
         )
-    others = sorted(name for name in there - set(files) - set(stale) if name != ".gitattributes")
-    return Pushed(repo, str(done.pr_url or done.commit_url), tuple(sorted(files)), tuple(others))
+    others = sorted(name for name in old_files - set(files) - set(stale) if name != ".gitattributes")
+    return PushResult(repo, str(commit.pr_url or commit.commit_url), tuple(sorted(files)), tuple(others))
 
 
 def fetch(
@@ -117,98 +120,99 @@ def fetch(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """The folder in the hub's cache with the files of a model, fetched if they are not there; not yet checked.
+    """Download the files of a model into the hub's cache, and return their folder. They are not checked yet.
 
     Args:
-        repo_id: such as ``org/name``.
-        revision: branch, tag or commit; "main" if not given.
-        token: instead of the one that the hub's client has.
-        cache_dir: instead of the client's cache folder.
-        local_files_only: ask no network.
-        force_download: fetch what is there already, too.
+        repo_id: repository such as ``org/name``.
+        revision: branch, tag or commit; "main" if None.
+        token: access token; if None, that of the hub's client.
+        cache_dir: cache folder; if None, that of the hub's client.
+        local_files_only: use the cache only, no network.
+        force_download: download files that are in the cache too.
 
     Raises:
-        ArtifactError: if the hub has no such model, can't be reached or refuses, and the cache has none.
-        InputError: if the name can't be.
+        ArtifactError: if the model is neither on the hub nor in the cache, or the hub can't be reached.
+        InputError: if the name is invalid.
     """
     from huggingface_hub import snapshot_download
 
-    with _told(repo_id, "read"):
-        found = snapshot_download(
+    with _as_library_errors(repo_id, "read"):
+        downloaded = snapshot_download(
             repo_id,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            allow_patterns=list(OURS),
+            allow_patterns=list(MODEL_FILES),
         )
-    folder = Path(found)
-    if not (folder / CONFIG).is_file():
-        raise ArtifactError(f"the repository {repo_id} holds no model of clipadapter: it has no {CONFIG}")
+    folder = Path(downloaded)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ArtifactError(f"the repository {repo_id} holds no model of clipadapter: it has no {CONFIG_FILE}")
     return folder
 
 
 def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
-    """A model of the hub as an ordinary folder; it is checked before it is written.
+    """Download and check a model, and write it to a folder.
 
     Args:
-        repo_id: such as ``org/name``.
-        folder: where to; a model that is there can be gone back to.
-        options: as of `fetch`.
+        repo_id: repository such as ``org/name``.
+        folder: target folder. A model in it can be restored with undo.
+        options: see `fetch`.
 
     Raises:
-        ArtifactError: if it can't be had, is not sound, or can't be written.
-        InputError: if the name can't be.
+        ArtifactError: if the model can't be downloaded, is invalid, or can't be written.
+        InputError: if the name is invalid.
     """
-    check_place(folder)
+    check_target_folder(folder)
     source = fetch(repo_id, **options)
     load_model(source)
     config = read_config(source)
-    parts = {name: part for name, part in config.files.items() if name in OURS}
+    parts = {name: part for name, part in config.files.items() if name in MODEL_FILES}
     blobs = {part.sha256: (source / name).read_bytes() for name, part in parts.items()}
-    content = Content(config.model_copy(update={"files": parts}), (source / CONFIG).read_bytes(), {}, blobs)
-    card = (source / CARD).read_bytes() if (source / CARD).is_file() else None
-    return write_content(folder, content, Told(action="pull", facts={"repo": repo_id}, card=card))
+    snapshot = Snapshot(config.model_copy(update={"files": parts}), (source / CONFIG_FILE).read_bytes(), {}, blobs)
+    card = (source / CARD_FILE).read_bytes() if (source / CARD_FILE).is_file() else None
+    return write_snapshot(folder, snapshot, SaveOptions(action="pull", facts={"repo": repo_id}, card=card))
 
 
-def _public(folder: str | Path) -> tuple[ArtifactConfig, dict[str, bytes]]:
-    """The config of a sound model without paths of this machine, which tell of a person and serve nobody else.
+def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
+    """Read a valid model without paths of this machine, which are private.
 
-    And the contents of its files of arrays.
+    The paths of the shots are left out. The folder of an encoder keeps its last part only.
 
-    Those of the shots are left out; of an encoder's folder its own name stays.
+    Returns:
+        The config, and the bytes of the files of arrays by name.
     """
     load_model(folder)
     config = read_config(folder)
-    strange = sorted(set(config.files) - set(OURS))
-    if strange:
-        raise ArtifactError(f"{folder} names files that no model has: {', '.join(strange)}")
+    unknown = sorted(set(config.files) - set(MODEL_FILES))
+    if unknown:
+        raise ArtifactError(f"{folder} names files that no model has: {', '.join(unknown)}")
     name = without_paths(config.encoder.name)
     public = config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
-    return public, {name: read_blob(folder, config, name) for name in config.files}
+    return public, {name: read_array_bytes(folder, config, name) for name in config.files}
 
 
-def _graphs(exported: Sequence[str | Path]) -> list[Path]:
-    """The files that were given, and weights that lie apart."""
-    found = []
+def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
+    """Check exported files, and add the weights that OpenVINO stores beside an ``.xml``."""
+    files = []
     for path in map(Path, exported):
-        if path.suffix not in GRAPHS:
+        if path.suffix not in EXPORT_SUFFIXES:
             raise InputError(f"{path} is no exported model: it should end with .onnx or .xml")
-        beside = path.with_suffix(".bin")
-        for each in dict.fromkeys([path, beside] if path.suffix == ".xml" else [path]):
-            if not each.is_file():
-                raise InputError(f"there is no file {each}: 'clipadapter export' makes it")
-            found.append(each)
-    names: Mapping[str, Path] = {path.name: path for path in found}
-    if len(names) < len({path.resolve() for path in found}):
+        weights = path.with_suffix(".bin")
+        for file in [path, weights] if path.suffix == ".xml" else [path]:
+            if not file.is_file():
+                raise InputError(f"there is no file {file}: 'clipadapter export' makes it")
+            files.append(file)
+    by_name: Mapping[str, Path] = {path.name: path for path in files}
+    if len(by_name) < len({path.resolve() for path in files}):
         raise InputError("two exported files have the same name: push them one by one, or rename one")
-    return list(names.values())
+    return list(by_name.values())
 
 
 @contextmanager
-def _told(repo_id: str, doing: str) -> Iterator[None]:
-    """Errors of the hub's client as ours, with what to do."""
+def _as_library_errors(repo_id: str, action: str) -> Iterator[None]:
+    """Raise our errors for those of the hub's client, with what to do."""
     from huggingface_hub import errors
 
     try:
@@ -227,15 +231,15 @@ def _told(repo_id: str, doing: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ArtifactError(f"the repository {repo_id} has no such branch, tag or commit") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        if doing != "read":
-            raise ArtifactError(f"can't {doing} {repo_id}: the hub was not asked. Unset HF_HUB_OFFLINE") from error
+        if action != "read":
+            raise ArtifactError(f"can't {action} {repo_id}: the hub was not asked. Unset HF_HUB_OFFLINE") from error
         raise ArtifactError(
-            f"{repo_id} can't be had: it is not in the hub's cache on this machine, and the hub was not asked or does "
-            "not answer. Unset HF_HUB_OFFLINE, be online once, or copy the model's folder here and give its path"
+            f"{repo_id} is not available: it is not in the hub's cache on this machine, and the hub was not asked or "
+            "does not answer. Unset HF_HUB_OFFLINE, be online once, or copy the model's folder here and give its path"
         ) from error
     except Exception as error:  # which class a dead network raises depends on the version of the hub's client
-        said = " ".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
-        said = f"{said}. Is this machine online, and the hub (HF_ENDPOINT) up?"
+        message = " ".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
+        message = f"{message}. Is this machine online, and the hub (HF_ENDPOINT) up?"
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            said = f"it wants a token that may {doing} {repo_id}: 'hf auth login', or set HF_TOKEN"
-        raise ArtifactError(f"can't {doing} {repo_id} on the hub: {said}") from error
+            message = f"it wants a token that may {action} {repo_id}: 'hf auth login', or set HF_TOKEN"
+        raise ArtifactError(f"can't {action} {repo_id} on the hub: {message}") from error

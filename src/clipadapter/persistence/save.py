@@ -1,4 +1,4 @@
-"""Writing a model into a folder, together with its history."""
+"""Save a model and its history into a folder, in one transaction (see `folder`)."""
 
 from __future__ import annotations
 
@@ -9,66 +9,97 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ArtifactError
-from clipadapter.persistence.card import card_of
-from clipadapter.persistence.evaluation import KEY, evaluated
-from clipadapter.persistence.folder import Staging, alone, link, rewritten, staged
+from clipadapter.persistence.card import make_card
+from clipadapter.persistence.evaluation import EVALUATION_KEY, make_evaluation
+from clipadapter.persistence.folder import Staging, link_or_copy, lock_folder, replace_model, stage_files
 from clipadapter.persistence.format import (
-    CARD,
-    CONFIG,
-    HISTORY,
-    ArtifactConfig,
+    CARD_FILE,
+    CONFIG_FILE,
+    HISTORY_FOLDER,
+    ModelConfig,
     config_bytes,
     read_config,
-    write_synced,
+    write_and_sync,
 )
-from clipadapter.persistence.history import (
-    LOG,
-    Content,
-    History,
+from clipadapter.persistence.history import History
+from clipadapter.persistence.history_files import (
+    LOG_FILE,
     Log,
-    Place,
-    change,
-    digest,
-    holds,
-    joined,
-    kept_contents,
+    SavedHistory,
+    Snapshot,
+    config_digest,
+    count_shots,
+    has_content,
     log_bytes,
-    shots_in,
-    stage_contents,
+    merge_logs,
+    new_change,
+    retained_snapshots,
+    stage_snapshots,
 )
-from clipadapter.persistence.model import Model, assembled
+from clipadapter.persistence.model import Model, to_files
 
 
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, history: History | None = None) -> Path:
-    """Write a model to a folder, or a new version of the model in it; the one that was there can be gone back to.
+    """Save a model to a folder, or as a new version of the model in it. The earlier model can be restored.
 
     Args:
-        folder: where to.
-        model: what to write.
-        keep_support: write the features of the shots too; if not, they are taken out of all earlier versions as well.
-        history: of the model, its last change being what made it this; a fit of now if not given. If the folder has
-            another history, this one comes behind it.
+        folder: target folder.
+        model: model to save.
+        keep_support: whether to save the features of the shots; if not, they are removed from earlier versions too.
+        history: history of the model; None for a model that was just fitted. If the folder has another history, this
+            one is appended to it.
 
     Raises:
-        ArtifactError: if the folder can't be written, its history is damaged, or somebody else has changed the model
-            since it was loaded; nothing is left half-written.
+        ArtifactError: if the folder can't be written, its history is damaged, or another process has changed the model
+            since it was loaded. Nothing is left half-written.
         InputError: if the head is not registered.
     """
-    config, blobs = assembled(model, keep_support)
-    content = _in_memory(config, blobs)
-    return write_content(folder, content, Told(history, keep_support=keep_support))
+    snapshot = _snapshot_in_memory(*to_files(model, keep_support))
+    return write_snapshot(folder, snapshot, SaveOptions(history, keep_support=keep_support))
+
+
+def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Path]:
+    """Record an evaluation in a saved model, and make its model card again.
+
+    A card that a person has edited stays as it is. The conversion for prediction without torch is looked up by the hash
+    of ``config.json``, so it is made again at the next use.
+
+    Args:
+        folder: a saved model.
+        metrics: ``evaluate_model(...).to_dict()`` or ``evaluate_several(...).to_dict()``, or the content of
+            ``metrics.json``.
+
+    Returns:
+        Paths of the written files.
+
+    Raises:
+        ArtifactError: if there is no valid model, or it can't be written.
+        InputError: if these are no metrics, or metrics of another model.
+    """
+    read_config(folder)
+    with lock_folder(folder):
+        config = read_config(folder)  # again: another process may have saved a model before the lock was ours
+        evaluation = make_evaluation(metrics, config)
+        provenance = {**config.provenance, EVALUATION_KEY: evaluation.model_dump(exclude_none=True)}
+        updated = config.model_copy(update={"provenance": provenance})
+        card = make_card(folder, updated)
+        with stage_files(folder) as staging:
+            if card is not None:
+                write_and_sync(staging.path / CARD_FILE, card.encode())
+            write_and_sync(staging.path / CONFIG_FILE, config_bytes(updated))
+    return [Path(folder) / name for name in ([] if card is None else [CARD_FILE]) + [CONFIG_FILE]]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is known of a content that is written.
+class SaveOptions:
+    """How a snapshot is written.
 
     Args:
-        history: of the model.
-        action: what made it, if there is no history.
-        facts: of that.
-        card: its card; made anew if not given.
-        keep_support: False takes the shots' features out of earlier versions.
+        history: history of the model.
+        action: action of the new change, if there is no history.
+        facts: facts of the new change, if there is no history.
+        card: model card; if None, it is made.
+        keep_support: False removes the features of the shots from earlier versions.
     """
 
     history: History | None = None
@@ -78,138 +109,118 @@ class Told:
     keep_support: bool = True
 
 
-def write_content(folder: str | Path, content: Content, told: Told) -> Path:
-    """Write a content into a folder, as a new version if there is a model.
+def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions) -> Path:
+    """Write a snapshot into a folder, as a new version if there is a model.
 
     Raises:
-        ArtifactError: as `save_model`.
+        ArtifactError: see `save_model`.
     """
-    history = told.history
-    elsewhere = {} if history is None else _elsewhere(history, folder)
-    with rewritten(folder) as staging:
-        place = Place.of(staging.target)
-        changes, start = _changes(folder, place, content, told)
+    history = options.history
+    elsewhere = {} if history is None else _load_snapshots_elsewhere(history, folder)
+    with replace_model(folder) as staging:
+        saved = SavedHistory.read(staging.target)
+        changes, offset = _merge_changes(folder, saved, snapshot, options)
 
-        def find(number: int, in_memory: bool = True) -> Content | None:
-            found = _on_disk(place, number) or elsewhere.get(number - start)
-            if found is None and in_memory and history is not None and number - start in history.models:
-                found = _in_memory(*assembled(history.models[number - start], told.keep_support))
-            return found if found is None or told.keep_support else found.without_shots()
+        def find(number: int, in_memory: bool = True) -> Snapshot | None:
+            stored = _snapshot_on_disk(saved, number) or elsewhere.get(number - offset)
+            if stored is None and in_memory and history is not None and number - offset in history.models:
+                stored = _snapshot_in_memory(*to_files(history.models[number - offset], options.keep_support))
+            return stored if stored is None or options.keep_support else stored.without_shots()
 
         if changes:
             before = find(changes[-1].content, in_memory=False)
-            if before is not None and alike(before.config, content.config):
-                # Gone back to, with all that is known of it: when it was made, and what it was measured to be.
-                content = replace(content, config=before.config, raw=before.raw)
-            stage_contents(staging, changes, find)
-            last = changes[-1].model_copy(update={"config": digest(content.config)})
-            write_synced(staging.path / HISTORY / LOG, log_bytes([*changes[:-1], last]))
-        _stage_own(staging, content, folder if told.card is None else told.card)
+            if before is not None and is_same_model(before.config, snapshot.config):
+                # A restored version keeps its time and its evaluation.
+                snapshot = replace(snapshot, config=before.config, raw=before.raw)
+            stage_snapshots(staging, changes, find)
+            last = changes[-1].model_copy(update={"config": config_digest(snapshot.config)})
+            write_and_sync(staging.path / HISTORY_FOLDER / LOG_FILE, log_bytes([*changes[:-1], last]))
+        _stage_model_files(staging, snapshot, folder if options.card is None else options.card)
     return Path(folder)
 
 
-def alike(one: ArtifactConfig, other: ArtifactConfig) -> bool:
-    """Whether two configs are of the same model, whenever it was made."""
-    rest = {"provenance", "format"}
-    return one.model_dump(exclude=rest) == other.model_dump(exclude=rest)
+def is_same_model(one: ModelConfig, other: ModelConfig) -> bool:
+    """Whether two configs describe the same model, regardless of its time and evaluation."""
+    ignored = {"provenance", "format"}
+    return one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
 
 
-def _in_memory(config: ArtifactConfig, blobs: Mapping[str, bytes]) -> Content:
+def _snapshot_in_memory(config: ModelConfig, blobs: Mapping[str, bytes]) -> Snapshot:
     by_hash = {config.files[name].sha256: blob for name, blob in blobs.items()}
-    return Content(config, config_bytes(config), {}, by_hash)
+    return Snapshot(config, config_bytes(config), {}, by_hash)
 
 
-def _on_disk(place: Place | None, number: int) -> Content | None:
+def _snapshot_on_disk(saved: SavedHistory | None, number: int) -> Snapshot | None:
     try:
-        return None if place is None else place.content(number)
-    except ArtifactError:  # damaged: it could not be gone back to either
+        return None if saved is None else saved.snapshot(number)
+    except ArtifactError:  # a damaged snapshot can't be restored, so nothing is lost without it
         return None
 
 
-def _elsewhere(history: History, folder: str | Path) -> dict[int, Content]:
-    """The contents that lie in another folder than the one that is written, by version."""
+def _load_snapshots_elsewhere(history: History, folder: str | Path) -> dict[int, Snapshot]:
+    """Load the snapshots of a model that is saved to another folder than it was loaded from, by version."""
     source = history.folder
     if source is None or not source.is_dir() or source == Path(os.path.realpath(folder)):
         return {}
-    with alone(source):
-        numbers = [number for number in kept_contents(history.changes) if number not in history.models]
-        place, start = history.place() or (None, 0)
-        found = {number: _on_disk(place, number + start) for number in numbers}
-        return {number: content.read() for number, content in found.items() if content is not None}
+    with lock_folder(source):
+        numbers = [number for number in retained_snapshots(history.changes) if number not in history.models]
+        saved, offset = history.locate() or (None, 0)
+        snapshots = {number: _snapshot_on_disk(saved, number + offset) for number in numbers}
+        return {number: snapshot.load() for number, snapshot in snapshots.items() if snapshot is not None}
 
 
-def _changes(folder: str | Path, place: Place | None, content: Content, told: Told) -> tuple[Log, int]:
-    """The whole log from now on, empty if there is nothing to remember; and by how much our numbers rise in it."""
-    config, disk = content.config, () if place is None else place.changes
-    facts: dict[str, Any] = {"head": config.head.name, "encoder": config.encoder.name}
-    size = {"classes": len(config.class_names), "pictures": shots_in(config.provenance)}
-    number = len(disk) + 1
-    if told.history is None:
-        done = change(told.action, told.facts or facts, "", version=number, content=number, **size)
-        return ((*disk, done) if disk else ()), 0
-    try:
-        found, start = joined(disk, told.history.changes)
-    except ArtifactError as error:
-        raise ArtifactError(f"{folder} {error}") from None
-    if place is not None and len(found) == len(disk):
-        own = _on_disk(place, disk[-1].content)
-        if own is not None and not alike((own if told.keep_support else own.without_shots()).config, config):
-            unsaid = {**facts, "recorded": False}
-            found = (*found, change("fit", unsaid, "", version=number, content=number, **size))
-    return found, start
-
-
-def _stage_own(staging: Staging, content: Content, card: bytes | str | Path) -> None:
-    """Stage those of the model's own files that change; arrays that lie in the history are linked.
-
-    Args:
-        staging: where to.
-        content: what is written.
-        card: its bytes; or the folder whose card is made anew, if a person has not written it.
-    """
-    for name, part in content.config.files.items():
-        blob, names = content.blobs[part.sha256], f"{part.sha256}.safetensors"
-        if holds(staging.target / name, blob):
-            continue
-        places = [staging.path / HISTORY / names, staging.target / HISTORY / names]
-        same = next((path for path in places if holds(path, blob)), None)
-        if same is None:
-            write_synced(staging.path / name, blob)
-        else:
-            link(same, staging.path / name)
-    made = card if isinstance(card, bytes) else card_of(card, content.config)
-    if made is not None:  # one that a person has written stays
-        write_synced(staging.path / CARD, made if isinstance(made, bytes) else made.encode())
-    write_synced(staging.path / CONFIG, content.raw)
-
-
-def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Path]:
-    """Keep the figures of an evaluation in a saved model, and renew its card.
-
-    What makes quick answers without torch goes by the hash of ``config.json``, and is made again at the next use. A
-    card that a person has written is left as it is.
-
-    Args:
-        folder: a saved model.
-        metrics: what ``evaluate_model(...).to_dict()`` or ``evaluate_several(...).to_dict()`` gives, or the content of
-            ``metrics.json``.
+def _merge_changes(
+    folder: str | Path, saved: SavedHistory | None, snapshot: Snapshot, options: SaveOptions
+) -> tuple[Log, int]:
+    """Merge the log in the folder with the history of the model.
 
     Returns:
-        The files that were written.
-
-    Raises:
-        ArtifactError: if there is no sound model, or it can't be written.
-        InputError: if these are no figures, or figures of another model.
+        The log after the save, empty if there is one version only; and how much higher our version numbers are in it.
     """
-    read_config(folder)
-    with alone(folder):  # else a model that is saved meanwhile would get the config of the one before
-        config = read_config(folder)
-        found = evaluated(metrics, config)
-        provenance = {**config.provenance, KEY: found.model_dump(exclude_none=True)}
-        renewed = config.model_copy(update={"provenance": provenance})
-        card = card_of(folder, renewed)
-        with staged(folder) as staging:
-            if card is not None:
-                write_synced(staging.path / CARD, card.encode())
-            write_synced(staging.path / CONFIG, config_bytes(renewed))
-    return [Path(folder) / name for name in ([] if card is None else [CARD]) + [CONFIG]]
+    config, on_disk = snapshot.config, () if saved is None else saved.changes
+    facts: dict[str, Any] = {"head": config.head.name, "encoder": config.encoder.name}
+    counts = {"classes": len(config.class_names), "pictures": count_shots(config.provenance)}
+    number = len(on_disk) + 1
+    if options.history is None:
+        change = new_change(options.action, options.facts or facts, "", version=number, content=number, **counts)
+        return ((*on_disk, change) if on_disk else ()), 0
+    try:
+        merged, offset = merge_logs(on_disk, options.history.changes)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder} {error}") from None
+    if saved is not None and len(merged) == len(on_disk):
+        # The history has no new change. If the model differs all the same, it was changed by other means.
+        current = _snapshot_on_disk(saved, on_disk[-1].content)
+        if current is not None and not options.keep_support:
+            current = current.without_shots()
+        if current is not None and not is_same_model(current.config, config):
+            unrecorded = {**facts, "recorded": False}
+            merged = (*merged, new_change("fit", unrecorded, "", version=number, content=number, **counts))
+    return merged, offset
+
+
+def _stage_model_files(staging: Staging, snapshot: Snapshot, card: bytes | str | Path) -> None:
+    """Stage the files of the model that change. Arrays that are in the history are linked.
+
+    Args:
+        staging: staging folder of the save.
+        snapshot: snapshot to write.
+        card: bytes of the model card; or the folder whose card is made again, unless a person has edited it.
+    """
+    for name, part in snapshot.config.files.items():
+        blob, history_name = snapshot.blobs[part.sha256], f"{part.sha256}.safetensors"
+        if has_content(staging.target / name, blob):
+            continue
+        candidates = [
+            staging.path / HISTORY_FOLDER / history_name,
+            staging.target / HISTORY_FOLDER / history_name,
+        ]
+        same = next((path for path in candidates if has_content(path, blob)), None)
+        if same is None:
+            write_and_sync(staging.path / name, blob)
+        else:
+            link_or_copy(same, staging.path / name)
+    made = card if isinstance(card, bytes) else make_card(card, snapshot.config)
+    if made is not None:
+        write_and_sync(staging.path / CARD_FILE, made if isinstance(made, bytes) else made.encode())
+    write_and_sync(staging.path / CONFIG_FILE, snapshot.raw)
