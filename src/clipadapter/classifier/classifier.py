@@ -408,8 +408,9 @@ class FewShotClassifier(ModelHubMixin):
             for i, image in enumerate(images)
         ]
 
-    # ---- Edit: each change is a new version, without the pictures of the fit. The result equals a fit from scratch
-    # for heads with a closed form; other heads are trained on (`Head.fit_from`). See edit.py.
+    # ---- Edit ----
+    # Each edit makes a new version, and needs no picture of the fit. Heads with a closed form then equal a fit from
+    # scratch; other heads continue training (`Head.fit_from`). See edit.py.
 
     @property
     def history_(self) -> History:
@@ -549,7 +550,8 @@ class FewShotClassifier(ModelHubMixin):
             return False
         return quick.make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_)
 
-    # ---- Hugging Face hub: the interface of `ModelHubMixin`; see hub.py ----
+    # ---- Hugging Face hub ----
+    # The interface of `ModelHubMixin`. See hub.py.
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
