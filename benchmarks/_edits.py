@@ -199,7 +199,7 @@ class Edits(RuleBasedStateMachine):
             self.went(to, self.versions[to - 1])
 
     def went(self, to, goal):
-        if self.versions.index(goal) + 1 not in self.model.history_.kept():
+        if self.versions.index(goal) + 1 not in self.model.history_.stored_versions():
             self.refused(lambda: self.model.undo(to))
             return
         self.model.undo(to)

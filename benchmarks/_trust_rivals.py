@@ -49,7 +49,7 @@ def clipadapter(task, arrays, clock, by_class=False):
         model.fit(task["shots"], task["labels"], names)
         fit, told = clock.look(), model.classify(queries)
         asked = clock.look()
-        Q = model.features(queries, [names[0]] * len(queries), names, views=1).plain
+        Q = model.extract_features(queries, [names[0]] * len(queries), names, views=1).plain
         found = model.uncertainty_.answer(model.head_.logits(Q), Q)
         sets = np.array([[name in one.labels for name in names] for one in told])
         assert [names[i] for i in found.best] == [one.nearest for one in told]

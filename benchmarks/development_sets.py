@@ -93,9 +93,9 @@ def unit(x):
 def pictures(train, test, encoder) -> Set:
     model = FewShotClassifier(encoder=encoder, precision="fp32", progress=True)
     names = train.class_names
-    parts = [model.features(part.paths, part.labels, names) for part in (train, test) if part is not None]
+    parts = [model.extract_features(part.paths, part.labels, names) for part in (train, test) if part is not None]
     found = [(part.plain, np.array([names.index(label) for label in part.y])) for part in parts]
-    text = model.class_text(names)
+    text = model.encode_classes(names)
     return Set(*found[0], text.embeddings, text.logit_scale, found[1] if len(found) > 1 else None)
 
 

@@ -2,8 +2,8 @@
 
 Hypothesis draws what is done: classes and examples that come, corrections, classes that go or get another name, undo to
 any version, saving and loading. The model must then have the classes, shots and history that the list has, the same
-logits to 1e-5 and the same answers. At the level of features: pictures are rows of a table; tests/test_changes.py does
-the same with pictures.
+logits to 1e-5 and the same answers. At the level of features: pictures are rows of a table;
+tests/classifier/test_edit_sequences.py does the same with pictures.
 
     python benchmarks/edit_sequences.py                                  # ten thousand, in two processes
     python benchmarks/edit_sequences.py --sequences 200 --heads rail     # to try it

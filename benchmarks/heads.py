@@ -33,8 +33,8 @@ def load(args):
     model = FewShotClassifier(encoder=args.encoder, precision="fp32", progress=True)
     train, test = load_dataset(args.source), load_dataset(args.test)
     names = train.class_names
-    parts = [model.features(part.paths, part.labels, names) for part in (train, test)]
-    text = model.class_text(names)
+    parts = [model.extract_features(part.paths, part.labels, names) for part in (train, test)]
+    text = model.encode_classes(names)
     return parts[0].plain, np.array(parts[0].y), parts[1].plain, np.array(parts[1].y), text
 
 

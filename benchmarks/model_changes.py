@@ -113,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     train = open_source(args.source).train
-    FewShotClassifier(args.encoder, precision="fp32").features(train.paths, train.labels, train.class_names)
+    FewShotClassifier(args.encoder, precision="fp32").extract_features(train.paths, train.labels, train.class_names)
     print(f"{len(train.class_names)} classes x {args.shots} shots, {args.draws} draws, {args.threads} threads\n")
     print(f"| head | change | {' | '.join(COLUMNS)} |")
     print("|---|---|" + "---:|" * len(COLUMNS))

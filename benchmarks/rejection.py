@@ -70,16 +70,18 @@ def load(args):
         copies = [corrupted(path, broken, rng) for path in some]
         far = list_images(args.background)
         parts = {"train": train.paths, "test": test.paths, "far": far, "corrupted": copies}
-        found = {key: model.features(paths, [names[0]] * len(paths), names).plain for key, paths in parts.items()}
+        found = {
+            key: model.extract_features(paths, [names[0]] * len(paths), names).plain for key, paths in parts.items()
+        }
         np.savez(cache, **found)
     return (
         dict(np.load(cache)),
         np.array(train.labels),
         np.array(test.labels),
-        model.class_text(names),
+        model.encode_classes(names),
         (
             others,
-            model.class_text(others).embeddings,
+            model.encode_classes(others).embeddings,
         ),
     )
 

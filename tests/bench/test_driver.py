@@ -172,7 +172,7 @@ def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
     expected = {seed: draw_shots(source.train.labels, 1, seed) for seed in (1, 2)}
     assert drawn == {(1, seed): rows for seed, rows in expected.items()}
     assert list(bundle.rows) == sorted({*expected[1], *expected[2]})
-    whole = toy.features(source.train.paths, source.train.labels, source.train.class_names)
+    whole = toy.extract_features(source.train.paths, source.train.labels, source.train.class_names)
     np.testing.assert_allclose(bundle.shots(expected[2]).X, whole.X[expected[2]], atol=1e-6)
     with pytest.raises(InputError, match="was not drawn"):
         bundle.shots([next(row for row in range(12) if row not in bundle.rows)])

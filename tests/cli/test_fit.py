@@ -63,7 +63,7 @@ def test_shots_are_drawn_by_seed(squares, tmp_path, fit):
     labels = ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
     paths = sorted(squares.glob("*/*.png"))
     drawn = [paths[i] for i in draw_shots(labels, 2, seed=3)]
-    expected = FewShotClassifier("toy").features(drawn, ["red"] * 6, ["red"])
+    expected = FewShotClassifier("toy").extract_features(drawn, ["red"] * 6, ["red"])
     assert (support.X == expected.X).all()
 
 
@@ -251,7 +251,7 @@ def test_data_that_can_teach_nothing(tmp_path, write_squares, fit):
 
 
 @pytest.mark.parametrize(
-    "where", ["clipadapter.features._pipeline.read_image", "clipadapter.persistence._files.os.fsync"]
+    "where", ["clipadapter.features._pipeline.read_image", "clipadapter.persistence.format.os.fsync"]
 )
 def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatch, fit):
     def interrupt(*args, **kwargs):
@@ -272,7 +272,7 @@ def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit)
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipadapter.persistence._files.os.fsync", full)
+    monkeypatch.setattr("clipadapter.persistence.format.os.fsync", full)
     result = fit(squares, head="linear-probe")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

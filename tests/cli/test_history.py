@@ -23,7 +23,7 @@ def changed(model, tmp_path):
         before = load_model(folder)
         after = load_model(folder)
         after.prompts[facts["class"]] = [f"changed by {by}."]
-        save_model(folder, after, history=History.of(folder).after(before, after, action, facts, by))
+        save_model(folder, after, history=History.load(folder).with_change(before, after, action, facts, by))
     return folder
 
 
@@ -96,7 +96,7 @@ def test_undo_to_a_version_goes_there_and_back(changed, run):
 def test_a_version_that_there_is_not_is_named(args, code, words, changed, run):
     result = run("undo", changed, *args)
     assert result.exit_code == code and words in result.stderr
-    assert History.of(changed).version == 3
+    assert History.load(changed).version == 3
 
 
 @pytest.mark.parametrize("command", ["history", "undo"])
@@ -116,7 +116,7 @@ def test_who_undoes_is_the_login_name_unless_it_is_said(changed, run, monkeypatc
     monkeypatch.setattr("getpass.getuser", lambda: "carol")
     run("undo", changed)
     run("undo", changed, "--by", "dan")
-    assert [one.by for one in History.of(changed).changes[-2:]] == ["carol", "dan"]
+    assert [one.by for one in History.load(changed).changes[-2:]] == ["carol", "dan"]
 
 
 def test_undo_opens_no_encoder(changed, run, monkeypatch):
@@ -124,13 +124,13 @@ def test_undo_opens_no_encoder(changed, run, monkeypatch):
         raise AssertionError("an encoder was opened")
 
     monkeypatch.setattr("clipadapter.encoders.create_encoder", refuse)
-    monkeypatch.setattr("clipadapter.classifier._classifier.create_encoder", refuse)
+    monkeypatch.setattr("clipadapter.classifier.classifier.create_encoder", refuse)
     assert run("undo", changed).exit_code == 0
 
 
 def test_names_of_others_do_not_reach_the_terminal_as_commands(changed, run):
     before = load_model(changed)
-    history = History.of(changed).after(before, before, "add-class", {"class": "a\x1b[2Jb\n"}, by="e\x07ve")
+    history = History.load(changed).with_change(before, before, "add-class", {"class": "a\x1b[2Jb\n"}, by="e\x07ve")
     save_model(changed, before, history=history)
     shown = run("history", changed).stdout
     assert "\x1b" not in shown and "\x07" not in shown and "add-class 'a [2Jb'" in shown

@@ -28,7 +28,7 @@ def test_the_page_lies_beside_the_model(probe, noisy_squares, run):
 def test_json_has_figures_and_the_file(probe, noisy_squares, squares, tmp_path, run):
     out = tmp_path / "new" / "page.html"
     result = run(
-        "report", probe, noisy_squares, "--out", out, "--background", squares, "--coverage", 0.8, "--json", "--seeds", 1
+        "report", probe, noisy_squares, "--out", out, "--outliers", squares, "--coverage", 0.8, "--json", "--seeds", 1
     )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -52,5 +52,5 @@ def test_what_cannot_be_done_is_told_before_the_work(probe, noisy_squares, tmp_p
     (tmp_path / "file").touch()
     result = run("report", probe, noisy_squares, "--out", tmp_path / "file" / "page.html")
     assert result.exit_code == 1 and "is no folder that you may write to" in result.stderr
-    result = run("report", probe, noisy_squares, "--background", tmp_path / "nothing")
+    result = run("report", probe, noisy_squares, "--outliers", tmp_path / "nothing")
     assert result.exit_code == 1 and "there is no folder" in result.stderr

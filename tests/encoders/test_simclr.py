@@ -43,7 +43,7 @@ def test_text_is_refused_with_what_would_do(encoder, folder):
     with pytest.raises(InputError, match="no text tower: use it beside"):
         encoder.encode_text(["a cat"])
     with pytest.raises(InputError, match="pair:lite"):
-        FewShotClassifier(f"simclr:{folder}", cache=None).class_text(["cat", "dog"])
+        FewShotClassifier(f"simclr:{folder}", cache=None).encode_classes(["cat", "dog"])
 
 
 def test_a_relative_folder_gets_a_whole_name(folder, monkeypatch):

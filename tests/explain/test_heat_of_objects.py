@@ -29,7 +29,7 @@ def model():
     rng, names = np.random.default_rng(0), ("checks", "waves")
     images = [make(rng) for make in (checks, waves) for _ in range(4)]
     model = FewShotClassifier("lite", Prototype(mix=0.0), cache=None)
-    shots = model.features(images, [name for name in names for _ in range(4)], names)
+    shots = model.extract_features(images, [name for name in names for _ in range(4)], names)
     return model.fit_features(shots, TextFeatures(names, np.eye(2, 1280)))
 
 

@@ -62,7 +62,7 @@ def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cach
 def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
     monkeypatch.setattr(choose, "pays", lambda *_: True)
     asked = []
-    text = FewShotClassifier(lite).class_text
+    text = FewShotClassifier(lite).encode_classes
 
     def class_text():
         asked.append(1)

@@ -1,4 +1,4 @@
-"""The card of a model: what the hub reads of it, what a person reads, and figures that are recorded."""
+"""The model card: its metadata, its text and the recorded evaluation."""
 
 import json
 import re
@@ -13,10 +13,9 @@ from clipadapter import FewShotClassifier
 from clipadapter.bench import evaluate_model, evaluate_several
 from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.persistence import _record as record
 from clipadapter.persistence import load_model, read_config, record_evaluation
-from clipadapter.persistence._card import MARK, code, model_card, plain
-from clipadapter.persistence._front_matter import hub_models
+from clipadapter.persistence import save as record
+from clipadapter.persistence.card import GENERATED_MARK, code, escape, hub_repositories, render_card
 
 from .colours import COLOURS, squares
 
@@ -82,7 +81,7 @@ def test_recorded_figures_stand_beside_the_baselines(folder, metrics):
     assert {result.task_type for result in card.eval_results} == {"image-classification"}
     assert '| 4 pictures of fruit: "fresh" | accuracy % | macro F1 % | log-loss | calibration error % |' in text
     assert "| this model (`linear-probe`) | 75.0 |" in text and "| zero-shot |" in text and "| linear-probe |" in text
-    assert "Least well told: blue (F1 67 %, pictures: 1), red (F1 67 %, pictures: 2)." in text
+    assert "Classes with the lowest F1: blue (F1 67 %, pictures: 1), red (F1 67 %, pictures: 2)." in text
     assert "It was tested on 4 pictures only: its figures are rough." in text
 
 
@@ -120,7 +119,7 @@ def test_figures_do_not_go_to_another_fit(folder, metrics, tmp_path):
     record_evaluation(folder, metrics)
     loaded = load_model(folder)
     other = FewShotClassifier("toy", "zero-shot", cache=None)
-    other.class_text(loaded.text.labels)
+    other.encode_classes(loaded.text.labels)
     other.fit_features(loaded.support, loaded.text)
     assert "evaluation" not in read_config(other.save(tmp_path / "other")).provenance
     assert "Not known" in read(tmp_path / "other")
@@ -130,7 +129,7 @@ def test_figures_of_other_files_are_not_shown(folder, metrics):
     record_evaluation(folder, metrics)
     config = read_config(folder)
     config.provenance["evaluation"]["files"]["head.safetensors"] = "0" * 64
-    assert "Not known" in model_card(config)
+    assert "Not known" in render_card(config)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_a_write_that_fails_records_nothing(folder, metrics, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(record, "write_synced", full)
+    monkeypatch.setattr(record, "write_and_sync", full)
     with pytest.raises(ArtifactError, match="No space left"):
         record_evaluation(folder, metrics)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -196,7 +195,7 @@ def test_names_with_marks_break_neither_the_yaml_nor_the_page(folder, metrics):
     evaluation = {**config.provenance["evaluation"], "data": NASTY[4], "worst": []}
     provenance = {**config.provenance, "evaluation": evaluation, "shots": dict.fromkeys(NASTY, 2)}
     encoder = config.encoder.model_copy(update={"name": "x`|<b>", "licence": "<b>MIT</b>"})
-    text = model_card(config.model_copy(update={"class_names": NASTY, "provenance": provenance, "encoder": encoder}))
+    text = render_card(config.model_copy(update={"class_names": NASTY, "provenance": provenance, "encoder": encoder}))
     assert {result.dataset_name for result in ModelCard(text).data.eval_results} == {NASTY[4]}
     page = markdown.render(text.split("---\n", 2)[2])
     assert len(re.findall("<h1>", page)) == 1 and len(re.findall("<h2>", page)) == 7
@@ -208,33 +207,33 @@ def test_names_with_marks_break_neither_the_yaml_nor_the_page(folder, metrics):
 
 def test_many_classes_are_folded_away(folder):
     config = read_config(folder).model_copy(update={"class_names": [f"class {i}" for i in range(31)]})
-    assert "<details><summary>All 31 classes</summary>" in model_card(config)
+    assert "<details><summary>All 31 classes</summary>" in render_card(config)
     assert "<details>" not in read(folder)
 
 
 def test_a_config_from_elsewhere_may_hold_anything(folder):
     config = read_config(folder)
     odd = {"shots": ["x"], "versions": 3, "created": {"a": "|"}, "evaluation": [1], "python": None}
-    assert "Not known" in model_card(config.model_copy(update={"provenance": odd}))
+    assert "Not known" in render_card(config.model_copy(update={"provenance": odd}))
 
 
 def test_the_encoder_is_named_where_it_is_on_the_hub(folder):
     config = read_config(folder)
     encoder = config.encoder.model_copy(update={"name": "open_clip:ViT-B-32/openai", "licence": "MIT"})
-    text = model_card(config.model_copy(update={"encoder": encoder}))
+    text = render_card(config.model_copy(update={"encoder": encoder}))
     facts = ModelCard(text).data.to_dict()
     assert facts["base_model"] == ["timm/vit_base_patch32_clip_224.openai"]
     assert facts["base_model_relation"] == "adapter"
     assert "license" not in facts and "have the licence MIT" in text
     pair = "pair:open_clip:ViT-B-32/laion2b_s34b_b79k+lite"
-    assert hub_models(pair) == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]
-    assert hub_models("open_clip:local-dir:/a/b") == hub_models("open_clip:ViT-B-32/none") == []
+    assert hub_repositories(pair) == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]
+    assert hub_repositories("open_clip:local-dir:/a/b") == hub_repositories("open_clip:ViT-B-32/none") == []
 
 
 def test_what_lite_is_for_is_said(folder):
     config = read_config(folder)
     lite = config.encoder.model_copy(update={"name": "lite"})
-    assert "Its encoder `lite` is small and made for trying out" in model_card(
+    assert "Its encoder `lite` is small and made for trying out" in render_card(
         config.model_copy(update={"encoder": lite})
     )
     assert "`lite`" not in read(folder)
@@ -250,11 +249,11 @@ def test_the_lines_of_the_card_run(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_the_card_ends_with_the_line_that_has_it_renewed(folder):
-    assert read(folder).endswith(f"\n\n{MARK}\n")
+    assert read(folder).endswith(f"\n\n{GENERATED_MARK}\n")
 
 
 def test_texts_of_others_stay_on_their_line():
-    assert plain("a\nb  c") == "a b c"
+    assert escape("a\nb  c") == "a b c"
     assert code("a`b|c\n") == "`a'b/c`"
 
 
@@ -263,7 +262,7 @@ def test_every_letter_can_stand_in_the_yaml(letter, folder, metrics):
     record_evaluation(folder, metrics)
     config = read_config(folder)
     evaluation = {**config.provenance["evaluation"], "data": f"a{letter}b"}
-    text = model_card(config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}}))
+    text = render_card(config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}}))
     assert {result.dataset_name for result in ModelCard(text).data.eval_results} == {f"a{letter}b"}
 
 
@@ -273,7 +272,7 @@ def test_figures_that_cannot_be_are_none(change, folder, metrics):
     config = read_config(folder)
     evaluation = {**config.provenance["evaluation"], **change}
     odd = config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}})
-    assert "Not known" in model_card(odd)
+    assert "Not known" in render_card(odd)
 
 
 def test_the_card_says_what_the_head_is_and_what_of_it_is_not_the_papers(tmp_path):

@@ -1,4 +1,4 @@
-"""A model's folder remembers every version: who, what and when; what it was then can be had back."""
+"""The folder of a model records every version: who, what and when; each can be restored."""
 
 import errno
 import json
@@ -20,9 +20,16 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head
-from clipadapter.persistence import History, Model, load_model, read_config, record_evaluation, save_model
-from clipadapter.persistence import _contents as contents
-from clipadapter.persistence import _folder as folders
+from clipadapter.persistence import (
+    History,
+    Model,
+    history_files,
+    load_model,
+    read_config,
+    record_evaluation,
+    save_model,
+)
+from clipadapter.persistence import folder as folders
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
 
@@ -47,17 +54,17 @@ def which(model):
 
 def change(folder, i, action="correct", by="ann", **facts):
     """Have model i in a folder, as a change of what is there."""
-    history, before = History.of(folder), load_model(folder)
-    return save_model(folder, make(i), history=history.after(before, make(i), action, facts, by))
+    history, before = History.load(folder), load_model(folder)
+    return save_model(folder, make(i), history=history.with_change(before, make(i), action, facts, by))
 
 
 def undo(folder, to=None):
-    history, model = History.of(folder).undo(to)
+    history, model = History.load(folder).undo(to)
     return save_model(folder, model, history=history)
 
 
 def log(folder):
-    return [(one.version, one.action, one.content) for one in History.of(folder).changes]
+    return [(one.version, one.action, one.content) for one in History.load(folder).changes]
 
 
 def tree(folder):
@@ -76,22 +83,22 @@ def folder(tmp_path):
 def test_a_model_that_was_never_changed_has_its_fit_and_no_log(tmp_path):
     place = save_model(tmp_path / "model", make(0))
     assert not (place / "history").exists()
-    (only,) = History.of(place).changes
+    (only,) = History.load(place).changes
     assert (only.version, only.action, only.content, only.classes, only.pictures) == (1, "fit", 1, 3, 12)
     assert only.facts == {"head": "prototype", "encoder": "toy"}
     assert only.when == read_config(place).provenance["created"]
-    assert History.of(place).changes == History.of(place).changes
+    assert History.load(place).changes == History.load(place).changes
 
 
 def test_the_log_says_who_did_what_and_when(folder):
-    first, second, third = History.of(folder).changes
+    first, second, third = History.load(folder).changes
     assert (second.action, second.facts, second.by, second.content) == ("add-class", {"class": "cow"}, "ann", 2)
     assert (third.action, third.facts, third.by) == ("correct", {"picture": "a.jpg"}, "bob")
     assert first.when <= second.when <= third.when and third.when.endswith("Z")
-    assert History.of(folder).version == 3
+    assert History.load(folder).version == 3
 
 
-def test_undo_gives_the_very_bytes_back(tmp_path):
+def test_undo_restores_the_same_bytes(tmp_path):
     place = save_model(tmp_path / "model", make(0))
     before = {name: data for name, data in tree(place).items() if not name.startswith("history")}
     change(place, 1)
@@ -108,7 +115,7 @@ def test_undo_goes_further_back_each_time_and_then_says_so(folder):
     with pytest.raises(InputError, match="nothing to undo"):
         undo(folder)
     assert log(folder)[3:] == [(4, "undo", 2), (5, "undo", 1)]
-    assert [one.facts for one in History.of(folder).changes[3:]] == [{"undone": 3}, {"undone": 2}]
+    assert [one.facts for one in History.load(folder).changes[3:]] == [{"undone": 3}, {"undone": 2}]
 
 
 def test_a_change_after_an_undo_goes_back_to_what_was_before_it(folder):
@@ -120,7 +127,7 @@ def test_a_change_after_an_undo_goes_back_to_what_was_before_it(folder):
     assert which(load_model(folder)) == 0
 
 
-def test_undo_to_a_version_goes_there_and_so_does_what_others_call_redo(folder):
+def test_undo_to_a_version_restores_it_also_one_that_was_undone(folder):
     undo(folder, to=1)
     assert which(load_model(folder)) == 0
     undo(folder, to=3)
@@ -131,9 +138,9 @@ def test_undo_to_a_version_goes_there_and_so_does_what_others_call_redo(folder):
 
 
 @pytest.mark.parametrize(("to", "words"), [(0, "no version 0"), (9, "has 1 to 3"), (3, "is what it was in version 3")])
-def test_undo_to_a_version_that_there_is_not_is_refused(folder, to, words):
+def test_undo_to_an_unknown_version_is_refused(folder, to, words):
     with pytest.raises(InputError, match=words):
-        History.of(folder).undo(to)
+        History.load(folder).undo(to)
 
 
 def test_a_new_fit_into_the_folder_can_be_undone(folder):
@@ -143,31 +150,31 @@ def test_a_new_fit_into_the_folder_can_be_undone(folder):
     assert which(load_model(folder)) == 2
 
 
-def test_a_model_saved_over_another_brings_its_own_history_behind_the_other(folder):
+def test_a_model_saved_over_another_appends_its_history(folder):
     first = make(4)
-    history = History.new(first, by="eve").after(first, make(5), "correct", {})
+    history = History.new(first, by="eve").with_change(first, make(5), "correct", {})
     save_model(folder, make(5), history=history)
     assert log(folder)[3:] == [(4, "fit", 4), (5, "correct", 5)]
-    assert History.of(folder).changes[3].by == "eve"
+    assert History.load(folder).changes[3].by == "eve"
     for wanted in (4, 2, 1, 0):
         undo(folder)
         assert which(load_model(folder)) == wanted
 
 
-def test_a_history_goes_on_after_it_was_saved(tmp_path):
+def test_a_saved_history_can_be_continued(tmp_path):
     first = make(0)
     history = History.new(first)
     save_model(tmp_path / "model", first, history=history)
-    history = history.after(first, make(1), "correct", {})
+    history = history.with_change(first, make(1), "correct", {})
     save_model(tmp_path / "model", make(1), history=history)
-    history = history.after(make(1), make(2), "correct", {})
+    history = history.with_change(make(1), make(2), "correct", {})
     save_model(tmp_path / "model", make(2), history=history)
     assert log(tmp_path / "model") == [(1, "fit", 1), (2, "correct", 2), (3, "correct", 3)]
 
 
-def test_what_is_kept_comes_along_into_another_folder(folder, tmp_path):
+def test_snapshots_are_copied_when_a_model_is_saved_to_another_folder(folder, tmp_path):
     undo(folder)
-    history = History.of(folder)
+    history = History.load(folder)
     other = save_model(tmp_path / "other", load_model(folder), history=history)
     assert log(other) == log(folder)
     undo(other, to=3)
@@ -177,16 +184,16 @@ def test_what_is_kept_comes_along_into_another_folder(folder, tmp_path):
     assert which(load_model(folder)) == 1
 
 
-def test_saving_what_is_there_adds_no_version(folder):
+def test_saving_the_same_model_adds_no_version(folder):
     before = (folder / "config.json").read_bytes()
-    save_model(folder, load_model(folder), history=History.of(folder))
-    assert History.of(folder).version == 3 and (folder / "config.json").read_bytes() == before
+    save_model(folder, load_model(folder), history=History.load(folder))
+    assert History.load(folder).version == 3 and (folder / "config.json").read_bytes() == before
 
 
-def test_what_was_changed_without_a_word_is_a_version_too(folder):
+def test_an_unrecorded_change_is_a_version_too(folder):
     changed = replace(load_model(folder), uncertainty=Uncertainty(asked=DecisionOptions(reject=0.5)))
-    save_model(folder, changed, history=History.of(folder))
-    assert History.of(folder).changes[-1].facts["recorded"] is False
+    save_model(folder, changed, history=History.load(folder))
+    assert History.load(folder).changes[-1].facts["recorded"] is False
     undo(folder)
     assert load_model(folder).uncertainty.asked.reject is None
 
@@ -195,7 +202,7 @@ def test_in_memory_a_history_needs_no_folder():
     models = [make(i) for i in range(4)]
     history = History.new(models[0])
     for before, after in zip(models, models[1:], strict=False):
-        history = history.after(before, after, "correct", {})
+        history = history.with_change(before, after, "correct", {})
     for wanted in (2, 1, 0):
         history, model = history.undo()
         assert model is models[wanted]
@@ -203,22 +210,22 @@ def test_in_memory_a_history_needs_no_folder():
         history.undo()
 
 
-def test_in_memory_the_last_twenty_contents_and_the_first_are_kept():
+def test_the_first_and_the_last_twenty_snapshots_stay_in_memory():
     model = make(0)
     history = History.new(model)
     for _ in range(29):
-        history = history.after(model, model, "correct", {})
-    assert sorted(history.models) == [1, *range(11, 31)] == history.kept()
+        history = history.with_change(model, model, "correct", {})
+    assert sorted(history.models) == [1, *range(11, 31)] == history.stored_versions()
     with pytest.raises(InputError, match="version 10 is not kept any more.*1, 11, 12"):
         history.undo(to=10)
 
 
-def test_on_disk_too_and_an_undo_can_be_repeated_as_often(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "KEPT", 4)
+def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_path, monkeypatch):
+    monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 4)
     place = save_model(tmp_path / "model", make(0))
     for i in range(1, 8):
         change(place, i)
-    assert History.of(place).kept() == [1, 5, 6, 7, 8]
+    assert History.load(place).stored_versions() == [1, 5, 6, 7, 8]
     for wanted in (6, 5, 4):
         undo(place)
         assert which(load_model(place)) == wanted
@@ -235,8 +242,8 @@ def test_on_disk_too_and_an_undo_can_be_repeated_as_often(tmp_path, monkeypatch)
     assert arrays == named
 
 
-def test_the_one_of_now_is_kept_however_old_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "KEPT", 2)
+def test_the_current_snapshot_is_kept_however_old_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 2)
     place = save_model(tmp_path / "model", make(0))
     for i in range(1, 4):
         change(place, i)
@@ -246,10 +253,10 @@ def test_the_one_of_now_is_kept_however_old_it_is(tmp_path, monkeypatch):
     assert which(load_model(place)) == 2
 
 
-def test_arrays_that_stay_the_same_are_kept_once(folder):
+def test_equal_arrays_are_stored_once(folder):
     before = load_model(folder)
     renamed = replace(before, prompts={**before.prompts, "cat": ["a photo of a tabby."]})
-    save_model(folder, renamed, history=History.of(folder).after(before, renamed, "rename-class", {}))
+    save_model(folder, renamed, history=History.load(folder).with_change(before, renamed, "rename-class", {}))
     config = read_config(folder)
     for name, part in config.files.items():
         kept = folder / "history" / f"{part.sha256}.safetensors"
@@ -272,13 +279,13 @@ def test_a_file_system_without_links_holds_copies(folder, monkeypatch):
 
 def test_leaving_the_shots_out_leaves_them_out_of_every_version(folder, tmp_path):
     secret = [make(i).support.X.tobytes() for i in range(4)]
-    history = History.of(folder).after(load_model(folder), make(3), "correct", {})
+    history = History.load(folder).with_change(load_model(folder), make(3), "correct", {})
     for place in (folder, tmp_path / "other"):
         save_model(place, make(3), keep_support=False, history=history)
         everything = b"".join(tree(place).values())
         assert not any(features in everything for features in secret) and b"person-" not in everything
         assert len(load_model(undo(place)).support) == 0
-        assert History.of(place).changes[-1].pictures == 12
+        assert History.load(place).changes[-1].pictures == 12
 
 
 def test_a_model_of_which_the_shots_were_left_out_still_knows_how_many_there_were(tmp_path):
@@ -295,7 +302,7 @@ def measure(place):
     record_evaluation(place, {**told, "model": figures, "baselines": {}})
 
 
-def test_figures_come_back_with_the_version_that_they_are_of(tmp_path):
+def test_undo_restores_the_evaluation_of_the_version(tmp_path):
     place = save_model(tmp_path / "model", make(0))
     measure(place)
     change(place, 1)
@@ -305,10 +312,10 @@ def test_figures_come_back_with_the_version_that_they_are_of(tmp_path):
     assert "75.0" in (place / "README.md").read_text()
 
 
-def test_measuring_is_no_change(folder):
-    history = History.of(folder).after(load_model(folder), make(3), "correct", {})
+def test_recording_an_evaluation_adds_no_version(folder):
+    history = History.load(folder).with_change(load_model(folder), make(3), "correct", {})
     measure(folder)
-    assert History.of(folder).version == 3
+    assert History.load(folder).version == 3
     save_model(folder, make(3), history=history)
     undo(folder)
     assert "75.0" in (folder / "README.md").read_text()
@@ -329,26 +336,26 @@ def test_all_views_of_the_shots_are_kept(tmp_path):
 # -- Others meanwhile, and what goes wrong
 
 
-def test_a_change_of_what_somebody_else_has_changed_is_refused(folder):
-    mine, loaded = History.of(folder), load_model(folder)
+def test_saving_over_a_change_of_another_process_is_refused(folder):
+    mine, loaded = History.load(folder), load_model(folder)
     change(folder, 5, by="bob")
     before = tree(folder)
     with pytest.raises(ArtifactError, match="was changed by someone else since it was loaded: load it again"):
-        save_model(folder, make(6), history=mine.after(loaded, make(6), "correct", {}))
+        save_model(folder, make(6), history=mine.with_change(loaded, make(6), "correct", {}))
     with pytest.raises(ArtifactError, match="changed by someone else"):
         save_model(folder, loaded, history=mine)
     assert tree(folder) == before
 
 
-def test_no_change_is_lost_however_many_write_at_once(tmp_path):
+def test_no_change_is_lost_when_many_processes_save_at_once(tmp_path):
     place, made = save_model(tmp_path / "model", make(0)), [make(i) for i in range(1, 4)]
 
     def work(name):
         done = 0
         while done < 3:
-            history = History.of(place)
+            history = History.load(place)
             try:
-                after = history.after(made[done], made[done], "correct", {"number": done}, by=name)
+                after = history.with_change(made[done], made[done], "correct", {"number": done}, by=name)
                 save_model(place, made[done], history=after)
             except ArtifactError as error:
                 assert "someone else" in str(error)
@@ -360,21 +367,21 @@ def test_no_change_is_lost_however_many_write_at_once(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    changes = History.of(place).changes
+    changes = History.load(place).changes
     assert [one.version for one in changes] == list(range(1, 14))
     for i in range(4):
         assert [one.facts["number"] for one in changes if one.by == f"worker {i}"] == [0, 1, 2]
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_who_waits_too_long_is_told(folder, monkeypatch):
-    monkeypatch.setattr(folders, "PATIENCE", 0.05)
-    with folders.alone(folder), pytest.raises(ArtifactError, match="is being changed by another process"):
+def test_waiting_for_a_locked_folder_times_out(folder, monkeypatch):
+    monkeypatch.setattr(folders, "LOCK_TIMEOUT_SECONDS", 0.05)
+    with folders.lock_folder(folder), pytest.raises(ArtifactError, match="is being changed by another process"):
         change(folder, 5)
     change(folder, 5)
 
 
-def test_where_folders_cannot_be_locked_a_file_is(folder, monkeypatch):
+def test_a_lock_file_is_used_where_folders_cannot_be_locked(folder, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     flock = fcntl.flock
 
@@ -384,8 +391,8 @@ def test_where_folders_cannot_be_locked_a_file_is(folder, monkeypatch):
         flock(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(folders, "PATIENCE", 0.05)
-    held = folders._held_by_file(folder)
+    monkeypatch.setattr(folders, "LOCK_TIMEOUT_SECONDS", 0.05)
+    held = folders._acquire_file_lock(folder)
     with pytest.raises(ArtifactError, match="is being changed by another process"):
         change(folder, 5)
     held()
@@ -395,7 +402,7 @@ def test_where_folders_cannot_be_locked_a_file_is(folder, monkeypatch):
 
 @pytest.mark.parametrize("call", ["fsync", "link", "replace", "mkdir"])
 def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeypatch):
-    history, before = History.of(folder).after(load_model(folder), make(5), "correct", {}), tree(tmp_path)
+    history, before = History.load(folder).with_change(load_model(folder), make(5), "correct", {}), tree(tmp_path)
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -414,7 +421,7 @@ def test_files_of_an_earlier_version_that_are_copied_in_are_a_change(folder, tmp
         (folder / name).unlink()  # what the history links to must not be written into
         (folder / name).write_bytes(data)
     assert log(folder)[-1] == (4, "fit", 4)
-    assert History.of(folder).changes[-1].facts["recorded"] is False
+    assert History.load(folder).changes[-1].facts["recorded"] is False
     change(folder, 7)
     assert log(folder)[3:] == [(4, "fit", 4), (5, "correct", 5)]
     undo(folder)
@@ -464,20 +471,20 @@ def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, fol
     path.write_text(spoil(path.read_text()))
     before = tree(folder)
     assert which(load_model(folder)) == 2  # who wants answers only is not bothered
-    history = History.of(folder)
+    history = History.load(folder)
     with pytest.raises(ArtifactError, match=words):
         history.undo()
     with pytest.raises(ArtifactError, match=words):
-        history.after(make(2), make(3), "correct", {})
+        history.with_change(make(2), make(3), "correct", {})
     with pytest.raises(ArtifactError, match=words):
         save_model(folder, make(3))
     assert tree(folder) == before
 
 
 def test_a_log_that_is_too_large_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr("clipadapter.persistence._log.MAX_LOG_BYTES", 10)
+    monkeypatch.setattr("clipadapter.persistence.history_files.MAX_LOG_BYTES", 10)
     with pytest.raises(ArtifactError, match="is larger than"):
-        History.of(folder).check()
+        History.load(folder).check()
 
 
 def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
@@ -489,7 +496,7 @@ def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
         raw["format"] = 2  # has no checksum of its own
         path.write_text(json.dumps(raw))
         with pytest.raises(ArtifactError, match="sha256"):
-            History.of(folder).undo(to=1)
+            History.load(folder).undo(to=1)
 
 
 @pytest.mark.parametrize("name", ["0001.json", "log.json", "arrays", ""])
@@ -501,7 +508,7 @@ def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match="links are not followed"):
         for to in (1, 2):
-            History.of(folder).undo(to)
+            History.load(folder).undo(to)
 
 
 def test_arrays_that_were_altered_are_refused_and_the_model_stays(folder):
@@ -516,31 +523,31 @@ def test_arrays_that_were_altered_are_refused_and_the_model_stays(folder):
 
 
 def test_own_files_that_were_altered_do_not_become_part_of_the_history(folder):
-    history, loaded = History.of(folder), load_model(folder)
+    history, loaded = History.load(folder), load_model(folder)
     data = bytearray((folder / "head.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "head.safetensors").write_bytes(data)
-    save_model(folder, make(5), history=history.after(loaded, make(5), "correct", {}))
-    assert History.of(folder).kept() == [1, 2, 4]
+    save_model(folder, make(5), history=history.with_change(loaded, make(5), "correct", {}))
+    assert History.load(folder).stored_versions() == [1, 2, 4]
 
 
 def test_a_damaged_config_does_not_keep_a_new_fit_out(folder):
     (folder / "config.json").write_text("{")
     save_model(folder, make(5))
     assert log(folder)[-1] == (4, "fit", 4)
-    assert History.of(folder).kept() == [1, 2, 4]
+    assert History.load(folder).stored_versions() == [1, 2, 4]
 
 
 def test_names_need_not_be_characters_and_tuples_become_lists(folder):
     name = os.fsdecode(b"caf\xe9.jpg")
     change(folder, 5, pair=(1, 2), picture=name)
-    assert History.of(folder).changes[-1].facts == {"pair": [1, 2], "picture": name}
+    assert History.load(folder).changes[-1].facts == {"pair": [1, 2], "picture": name}
 
 
 @pytest.mark.parametrize("facts", [{"a": object()}, {"a": float("nan")}, {"a": np.float32(1)}])
 def test_facts_that_json_cannot_hold_are_refused(facts):
     with pytest.raises(InputError, match="can't hold"):
-        History.new(make(0)).after(make(0), make(1), "correct", facts)
+        History.new(make(0)).with_change(make(0), make(1), "correct", facts)
 
 
 def test_a_folder_that_is_a_link_stays_one(folder, tmp_path):
@@ -549,7 +556,7 @@ def test_a_folder_that_is_a_link_stays_one(folder, tmp_path):
     assert (tmp_path / "current").is_symlink() and which(load_model(folder)) == 5
 
 
-def test_what_others_have_beside_a_model_stays_the_same_folder(folder):
+def test_other_folders_beside_a_model_are_not_touched(folder):
     (folder / "logs").mkdir()
     (folder / "logs" / "one.txt").write_text("1")
     inode = (folder / "logs").stat().st_ino
@@ -588,15 +595,15 @@ class Versions(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 5))
     def change(self, number):
-        history, before = History.of(self.folder), load_model(self.folder)
-        save_model(self.folder, MODELS[number], history=history.after(before, MODELS[number], "correct", {}))
+        history, before = History.load(self.folder), load_model(self.folder)
+        save_model(self.folder, MODELS[number], history=history.with_change(before, MODELS[number], "correct", {}))
         self.added(len(self.versions) + 1, number)
 
     @rule(steps=st.lists(st.integers(0, 5), min_size=2, max_size=3))
     def several_changes_then_save(self, steps):
-        history, before = History.of(self.folder), load_model(self.folder)
+        history, before = History.load(self.folder), load_model(self.folder)
         for number in steps:
-            history = history.after(before, MODELS[number], "correct", {})
+            history = history.with_change(before, MODELS[number], "correct", {})
             before = MODELS[number]
             self.added(len(self.versions) + 1, number)
         save_model(self.folder, before, history=history)
@@ -616,7 +623,7 @@ class Versions(RuleBasedStateMachine):
     def go(self, to, goal):
         if goal[0] in self.gone:
             with pytest.raises(InputError, match="not kept any more"):
-                History.of(self.folder).undo(to)
+                History.load(self.folder).undo(to)
             return
         undo(self.folder, to)
         self.added(*goal)
@@ -624,26 +631,26 @@ class Versions(RuleBasedStateMachine):
     @rule()
     def move(self):
         other = self.folder.with_name("other")
-        save_model(other, load_model(self.folder), history=History.of(self.folder))
+        save_model(other, load_model(self.folder), history=History.load(self.folder))
         self.folder, before = self.folder.with_name("next"), self.folder
         before.rename(before.with_name(f"old-{len(os.listdir(self.place.name))}"))
         other.rename(self.folder)
 
     @invariant()
     def the_folder_is_as_the_list_says(self):
-        history = History.of(self.folder)
+        history = History.load(self.folder)
         assert [one.content for one in history.changes] == [content for content, _ in self.versions]
         X = load_file(self.folder / "support.safetensors")["X"]
         np.testing.assert_array_equal(X, MODELS[self.versions[-1][1]].support.X)
         stays = [i for i, (content, _) in enumerate(self.versions, start=1) if content not in self.gone]
-        assert history.kept() == stays
+        assert history.stored_versions() == stays
 
 
 MODELS = [make(i) for i in range(6)]
 
 
-def test_every_order_of_changes_is_as_a_plain_list_says(monkeypatch):
-    monkeypatch.setattr(contents, "KEPT", 3)
+def test_random_sequences_of_saves_and_undos_match_a_plain_list(monkeypatch):
+    monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 3)
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         Versions,

@@ -1,4 +1,4 @@
-"""A model on the hub and back, against a hub in this process; the client is the real one."""
+"""Upload to and download from a hub in this process, with the real client."""
 
 import _socket
 import json
@@ -16,7 +16,7 @@ from clipadapter.cli.app import app
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.files import without_paths
 from clipadapter.persistence import History, load_model, pull, push, read_config, save_model
-from clipadapter.persistence._record import MARK
+from clipadapter.persistence.card import GENERATED_MARK
 from clipadapter.uncertainty import UncertaintyOptions
 
 from ..conftest import CLIP, TINY
@@ -60,7 +60,7 @@ def run(*args):
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-def test_a_model_comes_back_from_the_hub_as_it_went(fitted, hub):
+def test_a_model_that_was_uploaded_and_downloaded_is_the_same(fitted, hub):
     url = fitted.push_to_hub("ann/colours", private=True)
     assert url == f"{hub.url}/ann/colours/commit/{2:040x}"
     assert hub.private == {"ann/colours": True}
@@ -96,10 +96,12 @@ def test_the_card_says_the_name_on_the_hub_and_the_hub_reads_it(fitted, hub):
     assert ("POST", "/api/validate-yaml") in hub.asked
 
 
-def test_the_history_stays_at_home(fitted, hub, tmp_path):
+def test_the_history_is_not_uploaded(fitted, hub, tmp_path):
     folder = fitted.save(tmp_path / "model")
     before = load_model(folder)
-    history = History.of(folder).after(before, before, "correct", {"picture": "carol.jpg"}, by="ann of accounting")
+    history = History.load(folder).with_change(
+        before, before, "correct", {"picture": "carol.jpg"}, by="ann of accounting"
+    )
     save_model(folder, before, history=history)
     assert b"ann of accounting" in (folder / "history" / "log.json").read_bytes()
     done = push(folder, "ann/colours")
@@ -121,9 +123,9 @@ def test_a_model_that_is_fetched_over_another_can_be_undone(fitted, hub, tmp_pat
     before = (own / "config.json").read_bytes()
     pull("ann/colours", own)
     assert read_config(own).head.name == "linear-probe"
-    last = History.of(own).changes[-1]
+    last = History.load(own).changes[-1]
     assert (last.version, last.action, last.facts) == (2, "pull", {"repo": "ann/colours"})
-    history, model = History.of(own).undo()
+    history, model = History.load(own).undo()
     save_model(own, model, history=history)
     assert (own / "config.json").read_bytes() == before
 
@@ -176,7 +178,7 @@ def test_a_revision_is_the_model_of_then(fitted, hub):
         kind(revision="nonsense")
 
 
-def test_what_a_newer_model_has_not_is_taken_away_and_other_files_stay(hub, tmp_path):
+def test_files_that_the_new_model_lacks_are_deleted_and_other_files_stay(hub, tmp_path):
     by_folds = FewShotClassifier(
         "toy", "linear-probe", cache=None, uncertainty=UncertaintyOptions(sets="cv+", coverage=0.8)
     )
@@ -286,7 +288,7 @@ def test_a_pulled_folder_is_a_model_like_others(fitted, hub, tmp_path):
     folder = pull("ann/colours", tmp_path / "model")
     assert {path.name for path in folder.iterdir()} == set(read_config(folder).files) | {"config.json", "README.md"}
     assert not any(path.is_symlink() for path in folder.iterdir())
-    assert MARK in (folder / "README.md").read_text()
+    assert GENERATED_MARK in (folder / "README.md").read_text()
     assert FewShotClassifier.load(folder, cache=None).predict(squares(1)[0]) == ["red", "green", "blue"]
 
 
@@ -295,7 +297,7 @@ def test_a_name_without_an_organisation_is_the_persons_own(fitted, hub, tmp_path
     assert 'from_pretrained("ann/colours")' in hub.files("ann/colours")["README.md"].decode()
 
 
-def test_the_mixins_face(fitted, hub, tmp_path):
+def test_the_methods_of_the_hub_mixin_work(fitted, hub, tmp_path):
     assert isinstance(fitted, ModelHubMixin)
     assert fitted.save_pretrained(tmp_path / "colours") is None
     queries, _ = squares(seed=1)
@@ -310,7 +312,7 @@ def test_the_mixin_leaves_the_object_as_it_was():
     again = pickle.loads(pickle.dumps(model))
     assert vars(again) == vars(model)
     assert not [name for name in vars(model) if "hub" in name]
-    assert repr(model).startswith("<clipadapter.classifier._classifier.FewShotClassifier object at")
+    assert repr(model).startswith("<clipadapter.classifier.classifier.FewShotClassifier object at")
 
 
 def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):
@@ -329,7 +331,7 @@ def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):
     assert run("pull", "ann/colours", "--out", tmp_path / "again", "--revision", first).exit_code == 0
 
 
-def test_what_goes_wrong_is_one_line(fitted, hub, tmp_path):
+def test_errors_of_the_commands_are_one_line(fitted, hub, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     fitted.push_to_hub("ann/colours")

@@ -133,14 +133,14 @@ def change(i):
     """A change to model i, as a version of its own."""
 
     def act(folder):
-        history, before = History.of(folder), load_model(folder)
-        save_model(folder, MODELS[i], history=history.after(before, MODELS[i], "correct", {}))
+        history, before = History.load(folder), load_model(folder)
+        save_model(folder, MODELS[i], history=history.with_change(before, MODELS[i], "correct", {}))
 
     return act
 
 
 def undo(folder):
-    history, model = History.of(folder).undo()
+    history, model = History.load(folder).undo()
     save_model(folder, model, history=history)
 
 
@@ -226,13 +226,13 @@ class Foreign:
 
 def faults_of(folder, expected):
     """What is wrong with a model in which one of two states is expected, as a reader sees it."""
-    model, history = load_model(folder), History.of(folder)
+    model, history = load_model(folder), History.load(folder)
     shots = number_of(model) if len(model.support) else None
     state = (history.version, shots, "evaluation" in model.support.provenance)
     faults = [] if state in expected else [f"{state} is none of {expected}"]
     if not all(one.facts.get("recorded", True) for one in history.changes):
         faults.append("the log does not know the model")
-    faults += [f"{number} is not kept" for number in {1, history.version} - set(history.kept())]
+    faults += [f"{number} is not kept" for number in {1, history.version} - set(history.stored_versions())]
     return faults, state
 
 
@@ -268,7 +268,7 @@ def attack(name, first, root, step, second):
             faults += found + [f"lost: {one}" for one in person.lost()]
             person.write()
         run(change(4), folder)
-        found, _ = faults_of(folder, [(History.of(folder).version, 4, False)])
+        found, _ = faults_of(folder, [(History.load(folder).version, 4, False)])
         faults += found + [f"lost after the next command: {one}" for one in person.lost()]
         own = {path.name for path in folder.iterdir()} - {".git", "large", "empty", "notes.txt", "link"}
         if own != {"config.json", "README.md", "head.safetensors", "support.safetensors", "history"}:
@@ -278,7 +278,7 @@ def attack(name, first, root, step, second):
         for part, facts in json.loads((folder / "config.json").read_bytes())["files"].items():
             if hashlib.sha256((folder / part).read_bytes()).hexdigest() != facts["sha256"]:
                 faults.append(f"{part} is not in its place")
-        History.of(folder).undo(to=1)
+        History.load(folder).undo(to=1)
     except Exception as error:  # noqa: BLE001
         faults.append(f"{type(error).__name__}: {error}")
         kills = 1
@@ -300,7 +300,7 @@ def fill_disk(name, first, root, step):
         if not ended and (folder / ".clipadapter-save").exists():
             faults.append("staged files are left")
         run(change(4), folder)
-        faults += faults_of(folder, [(History.of(folder).version, 4, False)])[0]
+        faults += faults_of(folder, [(History.load(folder).version, 4, False)])[0]
         faults += [f"lost: {one}" for one in person.lost()]
     except Exception as error:  # noqa: BLE001
         faults.append(f"{type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import compare, few_shot
-from clipadapter.classifier import _tuned
+from clipadapter.classifier import encoder as encoder_module
 from clipadapter.data import Dataset, Sample
 from clipadapter.encoders import attention_layers, open_twin
 from clipadapter.errors import ArtifactError, FingerprintError, ImageError, InputError
@@ -328,7 +328,7 @@ def test_views_are_used(model):
 
 def test_squares_on_disk_give_the_same(model, monkeypatch):
     first = model(ClipLora(steps=4)).fit(*squares()).head_.state()
-    monkeypatch.setattr(_tuned, "IN_MEMORY", 1)
+    monkeypatch.setattr(encoder_module, "MAX_PIXEL_BYTES_IN_MEMORY", 1)
     again = model(ClipLora(steps=4)).fit(*squares()).head_.state()
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
@@ -352,7 +352,7 @@ def test_other_classes_are_answered_by_their_text(model):
     )
     queries, truth = squares(seed=1)
     rows = [i for i, name in enumerate(truth) if name != "green"]
-    features = fitted.features([queries[i] for i in rows], [truth[i] for i in rows], ["blue", "red"]).plain
+    features = fitted.extract_features([queries[i] for i in rows], [truth[i] for i in rows], ["blue", "red"]).plain
     assert list(other.predict(features)) == [truth[i] for i in rows]
 
 

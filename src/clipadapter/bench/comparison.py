@@ -91,8 +91,8 @@ def compare(
     """
     names = train.class_names
     check_labels(test.labels, names)
-    model.prepare(*heads.values())
-    text = model.class_text(names)
+    model.prepare_encoder(*heads.values())
+    text = model.encode_classes(names)
     support, tested = features_of(model, train, names), features_of(model, test, names).mark_for_evaluation()
     before = _count(records)
     bundle = Bundle(support, text, {"test": TestPart(tested)})
@@ -113,7 +113,7 @@ def features_of(model: FewShotClassifier, dataset: Dataset, class_names: Sequenc
     Raises:
         DataError: if a picture has no label, or none can be read.
     """
-    found = model.features(dataset.paths, dataset.labels, class_names, views=1)
+    found = model.extract_features(dataset.paths, dataset.labels, class_names, views=1)
     more = {"data": dataset.name, "templates": get_templates(model.templates)}
     return replace(found, provenance={**found.provenance, **more})
 

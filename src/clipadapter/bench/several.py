@@ -88,7 +88,7 @@ def evaluate_several(model: FewShotClassifier, dataset: Dataset) -> SeveralEvalu
     strange = sorted({label for labels in dataset.label_sets for label in labels} - set(names))
     if strange:
         raise InputError(f"the test pictures have labels that are no class of the model: {', '.join(strange[:5])}")
-    test = model.features(dataset.paths, dataset.label_sets, names, views=1).mark_for_evaluation()
+    test = model.extract_features(dataset.paths, dataset.label_sets, names, views=1).mark_for_evaluation()
     return SeveralEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,

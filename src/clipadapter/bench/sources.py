@@ -106,7 +106,7 @@ def build_bundle(
             raise InputError(f"'{first.spec}' is not divided into train and test; {why}")
         draws = draws_of(suite, first.train.labels) if rows is None else rows
         support = training_features(suite, model, first.train, names, draws.values())
-        return Bundle(support, model.class_text(names)), rows
+        return Bundle(support, model.encode_classes(names)), rows
     if suite.protocol == "base-to-new":
         return _base_to_new(suite, first, model, rows)
     support, positions, drawn = drawn_features(suite, model, first.train, names, rows)
@@ -121,8 +121,8 @@ def build_bundle(
         else:
             own = with_prompts(suite, model, prompts, other)
             part = seen_features(own, shown, shown.class_names)
-            tests[other.spec] = TestPart(part, "new", own.class_text(shown.class_names))
-    return Bundle(support, model.class_text(names), tests, positions), drawn
+            tests[other.spec] = TestPart(part, "new", own.encode_classes(shown.class_names))
+    return Bundle(support, model.encode_classes(names), tests, positions), drawn
 
 
 def drawn_features(
@@ -155,9 +155,9 @@ def _base_to_new(
     tested = seen_features(model, source.test, names)
     tests = {
         "base": TestPart(_only(tested, base)),
-        "new": TestPart(_only(tested, new), "new", model.class_text(new)),
+        "new": TestPart(_only(tested, new), "new", model.encode_classes(new)),
     }
-    return Bundle(support, model.class_text(base), tests, positions), drawn
+    return Bundle(support, model.encode_classes(base), tests, positions), drawn
 
 
 def _only(features: FeatureSet, names: Sequence[str]) -> FeatureSet:
@@ -181,7 +181,7 @@ def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sourc
     )
     if prompts.descriptions and model.descriptions is None:
         raise InputError("this suite compares descriptions: give them with --descriptions FILE")
-    own.prepare(*(make_head(variant) for variant in suite.all_variants()))
+    own.prepare_encoder(*(make_head(variant) for variant in suite.all_variants()))
     return own
 
 
@@ -191,7 +191,7 @@ def seen_features(
     """Features of a data set: of the plain pictures, or of several views of each."""
     if views.count == 1:
         return features_of(model, dataset, names)
-    found = model.features(dataset.paths, dataset.labels, names, views=views)
+    found = model.extract_features(dataset.paths, dataset.labels, names, views=views)
     return replace(
         found, provenance={**found.provenance, "data": dataset.name, "templates": get_templates(model.templates)}
     )

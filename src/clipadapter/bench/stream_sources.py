@@ -75,7 +75,7 @@ def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, promp
     names = train.class_names
     support, rows, draws = drawn_features(suite, model, train, names, None)
     tested = seen_features(model, test, names)
-    return Piece(source.name, support, tested, model.class_text(names), rows, len(train.samples), draws)
+    return Piece(source.name, support, tested, model.encode_classes(names), rows, len(train.samples), draws)
 
 
 def _from_features(suite: Suite, spec: str) -> Piece:

@@ -50,7 +50,7 @@ def perform_tuned(
             start = time.perf_counter()
             tuned.fit(paths, labels, names)
             seconds = time.perf_counter() - start
-            part = TestPart(tuned.features(test.paths, test.labels, names, views=1))
+            part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
             done.append(measured(run, (tuned.head_, seconds), part, part.features))
         except Exception as error:  # it must not cost the others their run
             done.append(failed(run, error))

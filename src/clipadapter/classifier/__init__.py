@@ -1,6 +1,6 @@
-"""Pictures in, names out: encoder, head and class names as one classifier."""
+"""Few-shot image classifiers: encoder, text features and head as one object."""
 
-from clipadapter.classifier._classifier import FewShotClassifier
+from clipadapter.classifier.classifier import FewShotClassifier
 from clipadapter.prediction import Prediction
 
 __all__ = ["FewShotClassifier", "Prediction"]

@@ -78,15 +78,15 @@ class Learned(Wanted):
         calibration: how probabilities are calibrated.
         sets: how shots are held out for the sets.
         by_class: promise the coverage for each class.
-        background: folder with pictures of none of the classes, or None.
-        distractors: compare with ImageNet's class names.
+        outliers: folder with pictures of none of the classes, or None.
+        negative_labels: compare with ImageNet's class names.
     """
 
     calibration: str = "auto"
     sets: str = "cross"
     by_class: bool = False
-    background: Path | None = None
-    distractors: bool = False
+    outliers: Path | None = None
+    negative_labels: bool = False
 
     def options(self, class_names: Sequence[str]) -> UncertaintyOptions:
         """As `FewShotClassifier` takes it.
@@ -100,12 +100,12 @@ class Learned(Wanted):
             calibration=self.calibration,
             sets=self.sets,
             by_class=self.by_class,
-            distractors=self.distractors,
+            distractors=self.negative_labels,
             **self.asked(class_names),
         )
 
     def pictures(self) -> list[Path] | None:
-        """Paths of the background pictures.
+        """Paths of the outlier pictures.
 
         Raises:
             DataError: if there are none in the folder.
@@ -113,13 +113,13 @@ class Learned(Wanted):
         from clipadapter.data import list_images
         from clipadapter.errors import DataError
 
-        if self.background is None:
+        if self.outliers is None:
             return None
-        if not self.background.is_dir():
-            raise DataError(f"there is no folder '{self.background}': give one with pictures of other things")
-        found = list_images(self.background)
+        if not self.outliers.is_dir():
+            raise DataError(f"there is no folder '{self.outliers}': give one with pictures of other things")
+        found = list_images(self.outliers)
         if not found:
-            raise DataError(f"there are no pictures in '{self.background}': give a folder of pictures of other things")
+            raise DataError(f"there are no pictures in '{self.outliers}': give a folder of pictures of other things")
         return list(found)
 
 
@@ -217,8 +217,8 @@ _LEARNED = (
         help="How shots are held out for --coverage; cv+ keeps several heads, split learns from half of the shots.",
     ),
     click.option("--by-class", is_flag=True, help="Promise the coverage for each class by itself."),
-    click.option("--background", type=FOLDER, help="Pictures of none of the classes, such as will come by."),
-    click.option("--distractors", is_flag=True, help="Tell strange pictures by the class names of ImageNet too."),
+    click.option("--outliers", type=FOLDER, help="Folder of pictures of none of the classes, as expected in use."),
+    click.option("--negative-labels", is_flag=True, help="Detect outliers by the class names of ImageNet too."),
 )
 learned_options = bundle("learned", Learned, *_WANTED, *_LEARNED)
 """The same, with how they are learned; as ``learned``. What is asked for is the model's default."""

@@ -80,7 +80,7 @@ def command(
     rows = _rows(dataset, shots, seed, out)
     descriptions = prompts.read_descriptions(dataset.class_names)
     params, grid, spec = head.params(), head.grid(), views.training_spec(seed)
-    others, background = _unlabelled(head, unlabelled), learned.pictures()
+    others, outliers = _unlabelled(head, unlabelled), learned.pictures()
     uncertainty = learned.options(dataset.class_names)
     _check_folder(folder)
     encoder = towers.open(out)
@@ -104,7 +104,7 @@ def command(
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
     if views.views == PER_EPOCH:
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
-    model.fit(paths, shot_labels, dataset.class_names, others, background)
+    model.fit(paths, shot_labels, dataset.class_names, others, outliers)
     towers.tell(encoder, model.encoder_, out)
     model.save(folder, support=not no_support)
     model.make_quick(folder)
@@ -159,14 +159,14 @@ def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse before the work a folder that saving would refuse after it."""
-    from clipadapter.persistence import History, check_place
+    from clipadapter.persistence import History, check_target_folder
 
     try:
-        check_place(folder)
+        check_target_folder(folder)
     except OSError as error:
         raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
     if (folder / "config.json").is_file():
-        History.of(folder).check()
+        History.load(folder).check()
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ArtifactError(f"can't write {folder}: {place} is no folder that you may write to")

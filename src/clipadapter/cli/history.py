@@ -25,9 +25,9 @@ def command(model: Path, out: Output) -> None:
     """
     from clipadapter.persistence import History
 
-    history = History.of(model)
+    history = History.load(model)
     history.check()
-    kept, now = history.kept(), history.changes[-1]
+    kept, now = history.stored_versions(), history.changes[-1]
     data = [{**one.model_dump(exclude={"key", "config"}), "kept": one.version in kept} for one in history.changes]
     rows = [
         (one.version, one.when.replace("T", " ").rstrip("Z"), plain(one.by), what(one), one.classes, one.pictures)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.argument("data", type=FOLDER)
 @split_option
 @click.option("--out", "path", type=FILE, help="Page to write; MODEL-report.html beside MODEL without it.")
-@click.option("--background", type=FOLDER, help='Pictures of none of the classes, to measure "none of these".')
+@click.option("--outliers", type=FOLDER, help='Pictures of none of the classes, to measure "none of these".')
 @click.option("--reject", type=SHARE, metavar="RATE", help='Rate of "none of these"; the model\'s, or 0.05.')
 @click.option("--coverage", type=SHARE, metavar="RATE", help="Rate of the sets of classes; the model's, or 0.9.")
 @click.option("--curve/--no-curve", default=True, show_default=True, help="Fit on fewer of the model's shots too.")
@@ -47,7 +47,7 @@ def command(
     data: Path,
     split: str | None,
     path: Path | None,
-    background: Path | None,
+    outliers: Path | None,
     reject: float | None,
     coverage: float | None,
     curve: bool,
@@ -73,7 +73,7 @@ def command(
     named = model if model.name not in ("", "..") else model.resolve()
     target = path if path is not None else named.with_name(f"{named.name}-report.html")
     check_out(target.parent)
-    others = Learned(background=background).pictures() or ()
+    others = Learned(outliers=outliers).pictures() or ()
     found = make_report(
         towers.load(model, progress=out.progress),
         dataset,

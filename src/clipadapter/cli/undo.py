@@ -25,7 +25,7 @@ def command(model: Path, to: int | None, by: str | None, out: Output) -> None:
     """
     from clipadapter.persistence import History
 
-    before = History.of(model)
+    before = History.load(model)
     history, content = before.undo(to, login(by))
     from clipadapter.persistence import save_model  # needs torch, which a mistake need not wait for
 

@@ -49,7 +49,7 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     for module, what in (("imagehash", "looking for near duplicates"), ("cleanlab.filter", "looking for wrong labels")):
         require(module, "doctor", what)
     labels = dataset.labels
-    features = model.features(dataset.paths, labels, dataset.class_names, views=1)
+    features = model.extract_features(dataset.paths, labels, dataset.class_names, views=1)
     everything = [Picture.of(sample, dataset.root) for sample in dataset.samples]
     rows: list[int] = list(features.provenance["rows"])
     findings = _unreadable(everything, rows, features.provenance["skipped"])
@@ -86,7 +86,7 @@ def _unreadable(pictures: Sequence[Picture], rows: Sequence[int], skipped: Seque
 def _class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures | None:
     """Class text; None of an encoder that can't read."""
     try:
-        return model.class_text(names)
+        return model.encode_classes(names)
     except InputError:
         if model.encoder_.text_tower() is None and model.descriptions is None:
             return None

@@ -78,7 +78,7 @@ def model_trust(model: AnyModel) -> Any:
 
 def _fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, ...]:
     name = "unknown"
-    found = model.features(list(paths), [name] * len(paths), [name], views=1)
+    found = model.extract_features(list(paths), [name] * len(paths), [name], views=1)
     facts = found.provenance
     features = np.asarray(found.plain)
     return features, model.head_.logits(features), None, facts["rows"], facts["skipped"]

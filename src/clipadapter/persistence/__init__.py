@@ -9,38 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipadapter.persistence._files import ArtifactConfig, check_place, read_arrays, read_config
-    from clipadapter.persistence._history import History
-    from clipadapter.persistence._hub import Pushed, fetch, pull, push
-    from clipadapter.persistence._log import Change
-    from clipadapter.persistence._parts import Model, load_model
-    from clipadapter.persistence._record import record_evaluation
-    from clipadapter.persistence._save import save_model
+    from clipadapter.persistence.format import ModelConfig, check_target_folder, read_arrays, read_config
+    from clipadapter.persistence.history import History
+    from clipadapter.persistence.history_files import Change
+    from clipadapter.persistence.hub import PushResult, fetch, pull, push
+    from clipadapter.persistence.model import Model, load_model
+    from clipadapter.persistence.save import record_evaluation, save_model
 
 _HOME = {
-    "ArtifactConfig": "_files",
-    "Change": "_log",
-    "History": "_history",
-    "Model": "_parts",
-    "Pushed": "_hub",
-    "check_place": "_files",
-    "fetch": "_hub",
-    "load_model": "_parts",
-    "pull": "_hub",
-    "push": "_hub",
-    "read_arrays": "_files",
-    "read_config": "_files",
-    "record_evaluation": "_record",
-    "save_model": "_save",
+    "ModelConfig": "format",
+    "Change": "history_files",
+    "History": "history",
+    "Model": "model",
+    "PushResult": "hub",
+    "check_target_folder": "format",
+    "fetch": "hub",
+    "load_model": "model",
+    "pull": "hub",
+    "push": "hub",
+    "read_arrays": "format",
+    "read_config": "format",
+    "record_evaluation": "save",
+    "save_model": "save",
 }
 
 __all__ = [
-    "ArtifactConfig",
+    "ModelConfig",
     "Change",
     "History",
     "Model",
-    "Pushed",
-    "check_place",
+    "PushResult",
+    "check_target_folder",
     "fetch",
     "load_model",
     "pull",

@@ -155,4 +155,4 @@ def _check_single(model: FewShotClassifier, dataset: Dataset) -> None:
 def _plain(model: FewShotClassifier, paths: Sequence[Path]) -> FeatureSet:
     """Features of pictures without a class."""
     name = "none of these"
-    return model.features(paths, [name] * len(paths), [name], views=1)
+    return model.extract_features(paths, [name] * len(paths), [name], views=1)

@@ -230,7 +230,7 @@ class Session:
             shots = [(name, one) for name, one in contents.shots() if self._features.has(one)]
             model = FewShotClassifier(self._features.encoder, self._head, **self._params)
             features = self._features.matrix([one for _, one in shots])
-            text = model.class_text(names)
+            text = model.encode_classes(names)
             learned = learn(model, text, [one.key for _, one in shots], features, [name for name, _ in shots])
         queue = self.state.queue
         if self.state.learned is None or learned is None or learned.names != self.state.learned.names:

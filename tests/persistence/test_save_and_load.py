@@ -1,4 +1,4 @@
-"""A saved model: whole or not at all, checked before use, nothing executed."""
+"""Saving writes a model as a whole or not at all; loading checks everything and executes nothing."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def test_a_model_that_was_loaded_can_be_saved_again(tmp_path):
     assert again.provenance["skipped"] == read_config(tmp_path / "first").provenance["skipped"] == 1
 
 
-def test_the_config_names_what_a_person_asks(tmp_path):
+def test_the_config_records_classes_shots_and_versions(tmp_path):
     config = read_config(save_model(tmp_path / "model", make()[0]))
     assert config.class_names == ["cat", "dog", "owl"]
     assert config.provenance["shots"] == {"cat": 4, "dog": 4, "owl": 4}
@@ -78,7 +78,7 @@ def test_a_card_that_a_person_has_written_stays_over_a_new_fit(tmp_path):
     assert (tmp_path / "model" / "README.md").read_text() == "# Mine"
 
 
-def test_other_peoples_files_are_not_replaced(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="holds other files than a model"):
@@ -139,7 +139,7 @@ def rewrite(folder, change):
 
 
 @pytest.mark.parametrize("layout", [{}, {"indent": 4}, {"separators": (",", ":")}])
-def test_a_config_is_believed_in_any_layout_and_in_no_other_content(layout, tmp_path):
+def test_the_checksum_accepts_another_layout_and_no_other_content(layout, tmp_path):
     folder = save_model(tmp_path / "model", make()[0])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(dict(reversed(config.items())), **layout))
@@ -169,7 +169,7 @@ def test_a_config_of_format_2_is_read_without_a_checksum(tmp_path):
     before = load_model(folder)
     save_model(folder, make("zero-shot")[0])
     assert json.loads((folder / "history" / "0001.json").read_text())["format"] == 2
-    history, again = History.of(folder).undo()
+    history, again = History.load(folder).undo()
     assert (again.support.plain == before.support.plain).all()
     save_model(folder, again, history=history)
     assert load_model(folder).head.get_params() == before.head.get_params()
@@ -268,7 +268,7 @@ def test_a_head_that_is_not_registered_cannot_be_saved(tmp_path):
         save_model(tmp_path / "model", Model(own, model.text, model.support, model.prompts, model.encoder))
 
 
-def test_what_somebody_laid_beside_a_model_stays(tmp_path):
+def test_other_files_beside_a_model_stay(tmp_path):
     folder = save_model(tmp_path / "model", make("linear-probe")[0])
     (folder / "notes.txt").write_text("years of work")
     (folder / ".git").mkdir()

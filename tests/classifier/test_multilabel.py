@@ -1,10 +1,10 @@
-"""Several labels a picture, behind the classifier's face."""
+"""`FewShotClassifier` with multi-label pictures."""
 
 import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.classifier._multilabel import learn_rule
+from clipadapter.classifier.fitting import learn_multilabel_thresholds
 from clipadapter.errors import InputError
 from clipadapter.heads import create_head, out_of_fold
 from clipadapter.testing.multilabel import toy_multilabel
@@ -32,7 +32,7 @@ def model(**params):
     return FewShotClassifier(**{"encoder": "toy", "cache": None, "head": "linear-probe", **params})
 
 
-def test_all_labels_of_pictures_are_found():
+def test_all_labels_of_multilabel_pictures_are_predicted():
     fitted = model(task="multilabel").fit(*pictures())
     queries, truth = pictures(seed=1)
     found = fitted.predict(queries)
@@ -53,7 +53,7 @@ def test_a_picture_of_no_class_has_no_label_and_a_reason():
     assert both.label in both.labels
 
 
-def test_a_saved_model_answers_alike(tmp_path):
+def test_a_loaded_model_predicts_like_the_saved_one(tmp_path):
     fitted = model(head="auto").fit(*pictures(each=3))
     queries, _ = pictures(each=2, seed=1)
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
@@ -77,37 +77,35 @@ def test_labels_of_another_task_are_refused(task, labels, words):
 
 
 @pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}, {"costs": 1 - np.eye(3)}])
-def test_what_is_for_one_label_is_refused(asked):
+def test_single_label_options_are_refused(asked):
     with pytest.raises(InputError, match=f"class by class: leave {next(iter(asked))} out"):
         model(uncertainty=UncertaintyOptions(**asked)).fit(*pictures(each=2))
     with pytest.raises(InputError, match="class by class"):
         model().fit(*pictures(each=2)).classify(pictures(each=1)[0], **asked)
 
 
-def test_a_head_for_one_label_is_refused_with_those_for_several():
+def test_a_single_label_head_is_refused_and_the_error_names_multilabel_heads():
     with pytest.raises(InputError, match="auto"):
         model(head="knn").fit(*pictures(each=2))
 
 
-def test_rule_is_learned_from_shots_that_the_head_did_not_see():
+def test_thresholds_are_learned_from_out_of_fold_logits():
     X, Y, text = toy_multilabel()
     found = out_of_fold(create_head("linear-probe", C=1.0), X, Y, text, folds=3, seed=1)
     expected = learn_multilabel(found.logits, found.labels, precision=0.8)
     head = create_head("linear-probe", C=1.0).fit(X, Y, text=text)
-    rule = learn_rule(head, X, Y, text, folds=3, seed=1, precision=0.8)
+    rule = learn_multilabel_thresholds(head, X, Y, text, folds=3, seed=1, precision=0.8)
     np.testing.assert_array_equal(rule.thresholds, expected.thresholds)
     assert rule.n == len(X)
 
 
 @pytest.mark.parametrize("Y", [np.eye(3, dtype=int), np.zeros((3, 3), int), np.eye(3, dtype=int)[:1]])
-def test_one_shot_a_class_leaves_the_usual_thresholds(Y):
+def test_one_shot_per_class_gives_the_default_thresholds(Y):
     X, _, text = toy_multilabel()
-    rule = learn_rule(create_head("zero-shot"), X[: len(Y)], Y, text)
+    rule = learn_multilabel_thresholds(create_head("zero-shot"), X[: len(Y)], Y, text)
     assert rule.thresholds.tolist() == [USUAL] * 3
 
 
-def test_what_would_change_nothing_is_refused_too():
-    with pytest.raises(InputError, match="leave background, calibration out"):
-        model(uncertainty=UncertaintyOptions(calibration="vector")).fit(
-            *pictures(each=2), background=pictures(each=1)[0]
-        )
+def test_options_without_effect_are_refused_too():
+    with pytest.raises(InputError, match="leave outliers, calibration out"):
+        model(uncertainty=UncertaintyOptions(calibration="vector")).fit(*pictures(each=2), outliers=pictures(each=1)[0])

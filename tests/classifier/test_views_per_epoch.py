@@ -40,12 +40,12 @@ def test_the_views_are_those_of_the_same_number_so_that_the_fit_is_the_same():
 
 
 @pytest.mark.parametrize(("each", "epochs"), [(1, 50), (2, 100), (8, 200)])
-def test_the_released_recipe_has_as_many_views_as_epochs(each, epochs):
+def test_the_official_clip_adapter_has_one_view_per_epoch(each, epochs):
     labels = ["red", "green", "blue"] * each
     assert model(head=ClipAdapter.official()).planned_views(labels).count == 1 + epochs
 
 
-def test_passes_that_make_up_a_number_of_steps_are_counted():
+def test_epochs_of_a_head_with_a_number_of_steps_are_counted():
     # 40 shots in batches of 16 are 2 steps per epoch: 50 epochs make 100 steps.
     head = ClipAdapter(steps=100, batch_size=16)
     assert model(head=head).planned_views(["red", "blue"] * 20).count == 1 + 50
@@ -90,7 +90,7 @@ def test_views_that_take_too_much_memory_are_refused_before_a_picture_is_encoded
         model(head=ClipAdapter(epochs=10**7)).fit(images, labels)
 
 
-def test_another_text_is_no_number_of_views():
+def test_an_unknown_name_of_views_is_refused():
     with pytest.raises(InputError, match="a number, 'per-epoch', a ViewSpec or PerEpochViews, but is 'per epoch'"):
         model("per epoch").fit(*pictures())
 
@@ -116,7 +116,7 @@ def test_calibration_is_learned_from_plain_pictures(monkeypatch):
     assert {row.tobytes() for X in seen for row in X} <= plain
 
 
-def test_several_labels_per_picture_have_epochs_too():
+def test_multilabel_heads_have_per_epoch_views_too():
     images, _ = pictures()
     labels = [("red",), ("green", "blue"), ("blue",), ("red", "green"), (), ("green",)]
     assert model().fit(images, labels).support_.X.shape[1] == 6
@@ -146,7 +146,7 @@ def test_the_cost_is_known_before_the_fit_and_measuring_leaves_its_views_in_the_
     asked = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
     assert asked.view_cost(images, labels) == ViewCost(pictures=6, views=21, dim=32)
     clock = itertools.count()
-    monkeypatch.setattr("clipadapter.classifier._views.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("clipadapter.classifier.inputs.time.perf_counter", lambda: next(clock))
     # Two pictures, 16 augmented views and the plain one of each, in what the clock says is a second.
     assert asked.view_cost(images, labels, measure=True).rate == 34
     assert asked.view_cost(images, labels, measure=True).rate is None
@@ -156,11 +156,11 @@ def test_the_cost_is_known_before_the_fit_and_measuring_leaves_its_views_in_the_
 def test_measuring_takes_the_pictures_that_an_interrupted_run_has_not_reached(tmp_path):
     images, labels = pictures()
     asked = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
-    asked.features(images[:4], labels[:4], ["red", "green", "blue"])
+    asked.extract_features(images[:4], labels[:4], ["red", "green", "blue"])
     assert asked.view_cost(images, labels, measure=True).rate > 0
 
 
-def test_few_pictures_with_many_views_wait_to_be_encoded(monkeypatch):
+def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):
     from clipadapter.features import _pipeline
 
     ahead, most = [0], [0]
@@ -179,5 +179,5 @@ def test_few_pictures_with_many_views_wait_to_be_encoded(monkeypatch):
     monkeypatch.setattr(_pipeline, "_encode", done)
     monkeypatch.setattr(_pipeline, "MAX_WAITING_BYTES", 1)
     images, labels = pictures(30)
-    model().features(images, labels, ["red", "green", "blue"])
+    model().extract_features(images, labels, ["red", "green", "blue"])
     assert most[0] <= 2 + 7  # two that wait, and those of one batch of 32 with 6 views each

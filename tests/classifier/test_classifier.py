@@ -1,4 +1,4 @@
-"""The whole way: pictures in, class names out."""
+"""`FewShotClassifier` from pictures to class names: fit, predict, save and load."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from clipadapter.errors import DataError, FingerprintError, ImageError, InputErr
 from clipadapter.heads import head_info
 from clipadapter.heads.clip_adapter import ClipAdapter
 
-from .heads.estimators import short_training
+from ..heads.estimators import short_training
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 
@@ -63,7 +63,7 @@ def test_probabilities_are_the_softmax_of_the_logits_at_the_models_temperature()
     np.testing.assert_allclose(fitted.predict_proba(images), expected, rtol=1e-6)
 
 
-def test_a_bad_picture_costs_only_its_own_answer(tmp_path):
+def test_an_unreadable_picture_fails_only_its_own_prediction(tmp_path):
     images, labels = squares()
     (tmp_path / "bad.jpg").write_bytes(b"")
     fitted = model().fit([*images, tmp_path / "bad.jpg"], [*labels, "red"])
@@ -78,7 +78,7 @@ def test_a_bad_picture_costs_only_its_own_answer(tmp_path):
         model(strict=True).fit([*images, tmp_path / "bad.jpg"], [*labels, "red"])
 
 
-def test_a_class_without_a_shot_answers_by_its_text():
+def test_a_class_without_shots_is_predicted_by_its_text():
     images, labels = squares()
     rows = [i for i, label in enumerate(labels) if label != "green"]
     fitted = model(head="zero-shot").fit(
@@ -142,13 +142,13 @@ def test_descriptions_replace_templates():
         (lambda: model().fit(*squares(), class_names=["red", "blue"]), InputError, "green"),
     ],
 )
-def test_bad_input_is_named(action, error, words):
+def test_invalid_input_raises_an_error_that_names_it(action, error, words):
     with pytest.raises(error, match=words):
         action()
 
 
 @pytest.mark.parametrize("head", ["tip-adapter", "nearest-mean", "gda"])
-def test_class_names_keep_the_order_they_were_given_in_through_saving_and_changes(head, tmp_path):
+def test_class_names_keep_their_order_after_saving_and_edits(head, tmp_path):
     images, labels = squares()
     queries, truth = squares(seed=1)
     names = ["red", "blue", "green"]
@@ -169,10 +169,10 @@ def test_class_names_keep_the_order_they_were_given_in_through_saving_and_change
     assert fitted.predict(queries) == truth
 
 
-def test_features_are_learned_in_the_order_of_the_class_text_that_comes_with_them():
+def test_fit_features_takes_the_class_order_of_the_text_features():
     images, labels = squares()
     names = ["red", "blue", "green"]
     fitted = model(head="gda")
-    fitted.fit_features(fitted.features(images, labels, names), fitted.class_text(names))
+    fitted.fit_features(fitted.extract_features(images, labels, names), fitted.encode_classes(names))
     assert list(fitted.class_names_) == fitted.head_.classes_.tolist() == names
     assert fitted.predict(images) == labels

@@ -1,4 +1,4 @@
-"""What a classifier says beside the best class, from fitting to a saved model."""
+"""`FewShotClassifier` with uncertainty: calibration, rejection, prediction sets and costs, also after saving."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def fitted(**options):
     return model.fit(*squares())
 
 
-def test_pictures_of_no_class_are_none_of_these():
+def test_out_of_distribution_pictures_are_rejected():
     model = fitted(reject=0.06)
     queries, truth = squares(seed=1)
     assert sum(found is not None for found in model.predict(queries)) >= 15
@@ -48,11 +48,11 @@ def test_pictures_of_no_class_are_none_of_these():
     assert model.predict(GREYS, reject=None) == [said.nearest] * 4
 
 
-def test_background_pictures_help_to_tell_what_is_strange():
+def test_outliers_improve_rejection():
     plain = fitted(reject=0.06)
     images, labels = squares()
     model = FewShotClassifier(encoder="toy", cache=None, uncertainty=UncertaintyOptions(reject=0.06))
-    model.fit(images, labels, background=GREYS)
+    model.fit(images, labels, outliers=GREYS)
     assert [part.name for part in model.uncertainty_.rejector.parts] != [
         part.name for part in plain.uncertainty_.rejector.parts
     ]
@@ -60,7 +60,7 @@ def test_background_pictures_help_to_tell_what_is_strange():
 
 
 @pytest.mark.parametrize("sets", ["cross", "cv+", "split"])
-def test_sets_have_the_best_class_and_survive_saving(sets, tmp_path):
+def test_prediction_sets_contain_the_best_class_and_survive_saving(sets, tmp_path):
     model = fitted(coverage=0.8, sets=sets)
     queries, truth = squares(seed=1)
     before = model.classify(queries)
@@ -71,12 +71,12 @@ def test_sets_have_the_best_class_and_survive_saving(sets, tmp_path):
     assert (tmp_path / "model" / "folds.safetensors").exists() == (sets == "cv+")
 
 
-def test_split_learns_from_half_of_the_shots_and_judges_by_the_others():
+def test_split_sets_fit_on_half_of_the_shots_and_calibrate_on_the_others():
     model = fitted(coverage=0.8, sets="split")
     assert len(model.uncertainty_.conformal.scores) == 9
 
 
-def test_costs_change_the_answer_not_the_probabilities():
+def test_costs_change_the_decision_not_the_probabilities():
     model = fitted()
     costs = 1.0 - np.eye(3)
     costs[:, 0] *= 1e9
@@ -90,7 +90,7 @@ def test_without_calibration_probabilities_are_the_softmax():
     assert model.uncertainty_.calibrator.temperature == 1.0
 
 
-def test_one_shot_a_class_is_calibrated_by_what_is_usual_for_the_head():
+def test_one_shot_per_class_is_calibrated_by_the_temperature_prior_of_the_head():
     images, labels = squares(each=1)
     model = FewShotClassifier(encoder="toy", cache=None).fit(images, labels)
     head = create_head("auto")
@@ -100,12 +100,12 @@ def test_one_shot_a_class_is_calibrated_by_what_is_usual_for_the_head():
         model.classify(images, coverage=0.9)
 
 
-def test_pictures_of_a_wish_that_is_no_share_are_refused_before_they_are_answered():
+def test_a_decision_rate_outside_0_and_1_is_refused_before_prediction():
     with pytest.raises(InputError, match="between 0 and 1"):
         fitted().classify(GREYS, reject=2.0)
 
 
-def test_where_the_shots_came_from_is_kept_with_them(tmp_path):
+def test_the_sources_of_the_shots_are_saved_with_them(tmp_path):
     from PIL import Image
 
     images, labels = squares(each=2)
@@ -144,7 +144,7 @@ def test_an_altered_part_is_refused(tmp_path):
         FewShotClassifier.load(folder, cache=None)
 
 
-def test_facts_of_another_model_are_refused(tmp_path):
+def test_uncertainty_of_another_model_is_refused(tmp_path):
     folder = fitted().save(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config["trust"]["calibrator"]["temperature"] = -1
@@ -156,7 +156,7 @@ def test_facts_of_another_model_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "how"), [("auto", "own"), ("tip-adapter", "folds"), ("linear-probe", "folds")])
-def test_shots_are_held_out_the_cheapest_way(name, how):
+def test_each_head_predicts_out_of_fold_in_its_cheapest_way(name, how):
     X, y, text = toy_features()
     found = out_of_fold(create_head(name).fit(X, y, text=text), X, y, text, strategies=("own", "folds"))
     assert found.strategy == how
@@ -192,7 +192,7 @@ def test_logits_that_auto_held_out_are_near_to_those_of_its_own_refits():
     assert own.logits.std() == pytest.approx(create_head("auto").fit(X, y, text=text).logits(X).std(), rel=0.5)
 
 
-def test_the_usual_temperature_lies_between_those_of_measured_shots():
+def test_the_temperature_prior_is_interpolated_between_measured_shots():
     head = create_head("auto")
     low, high = sorted(head.temperature_prior[2:4])
     assert low <= head.prior_temperature(5.5) <= high
@@ -202,12 +202,12 @@ def test_the_usual_temperature_lies_between_those_of_measured_shots():
 def test_the_card_says_what_its_probabilities_mean(tmp_path):
     card = (fitted(reject=0.06).save(tmp_path / "model") / "README.md").read_text()
     assert "calibrated on 18 held-out shots" in card
-    assert "Asked for by default: reject 0.06." in card
+    assert "Default decisions: reject 0.06." in card
     one = FewShotClassifier(encoder="toy", cache=None).fit(*squares(each=1))
     assert "no shot was held out" in (one.save(tmp_path / "one") / "README.md").read_text()
 
 
-def test_held_out_logits_are_as_large_as_those_of_the_full_fit():
+def test_out_of_fold_logits_have_the_scale_of_the_full_fit():
     """A probe on two shots is surer than one on one shot, by the spread over its own shots."""
     X, y, text = toy_features()
     X, y = np.asarray(X), np.asarray(y)
@@ -219,16 +219,16 @@ def test_held_out_logits_are_as_large_as_those_of_the_full_fit():
     assert found.logit_scale_ratio > 1.1
 
 
-@pytest.mark.parametrize("background", [np.full((2, 32), np.nan), np.ones((2, 5))])
-def test_a_background_that_is_wrong_is_told_and_not_passed_over(background):
+@pytest.mark.parametrize("outliers", [np.full((2, 32), np.nan), np.ones((2, 5))])
+def test_outliers_of_a_wrong_shape_or_value_are_refused(outliers):
     X, y, text = toy_features(d=32)
     with pytest.raises(InputError, match="background"):
         FewShotClassifier("toy", cache=None).fit_features(
-            FeatureSet(X, tuple(y), text.labels), text, None, None, background
+            FeatureSet(X, tuple(y), text.labels), text, None, None, outliers
         )
 
 
-def test_what_a_loaded_model_says_can_be_changed(tmp_path):
+def test_the_default_decision_of_a_loaded_model_can_be_changed(tmp_path):
     folder = fitted(reject=0.06).save(tmp_path / "model")
     assert FewShotClassifier.load(folder, cache=None).uncertainty_.asked.reject == 0.06
     model = FewShotClassifier.load(folder, cache=None, uncertainty=UncertaintyOptions(coverage=0.8))
@@ -241,7 +241,7 @@ def test_costs_of_other_classes_are_refused():
         fitted().predict(GREYS, costs=1 - np.eye(2))
 
 
-def test_a_head_that_no_shot_can_be_held_out_of_says_so():
+def test_a_head_without_out_of_fold_logits_refuses_decisions_that_need_them():
     images, labels = squares()
     model = FewShotClassifier(encoder="toy", cache=None, head="transclip").fit(images, labels, unlabelled=images)
     with pytest.raises(InputError, match="not a transductive one"):
@@ -265,13 +265,13 @@ def test_a_class_without_a_shot_is_answered_by_its_text_in_what_auto_held_out():
     assert np.abs(found.logits[:, 0] - full[:, 0]).max() > 1e-3
 
 
-def test_trust_that_is_no_options_is_refused():
+def test_uncertainty_of_a_wrong_type_is_refused():
     with pytest.raises(InputError, match="UncertaintyOptions"):
         FewShotClassifier(encoder="toy", cache=None, uncertainty={"reject": 0.1}).fit(*squares())
 
 
 @pytest.mark.parametrize("asked", ["coverage", "reject"])
-def test_what_one_shot_a_class_cant_teach_is_refused_while_fitting(asked):
+def test_decisions_that_need_more_than_one_shot_per_class_are_refused_by_fit(asked):
     model = FewShotClassifier(
         encoder="toy", cache=None, head="transclip", uncertainty=UncertaintyOptions(**{asked: 0.5})
     )

@@ -1,4 +1,4 @@
-"""A fitted classifier that is changed answers like one that was fitted so from the start."""
+"""An edited classifier predicts like one that is fitted from scratch."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def assert_same(found, expected, atol=1e-5):
 
 
 @pytest.mark.parametrize("head", CLOSED)
-def test_a_closed_form_head_after_many_changes_equals_a_fit_from_scratch(head):
+def test_a_closed_form_head_after_many_edits_equals_a_fit_from_scratch(head):
     images, labels = shots(*ORDER)
     yellow, green = squares("yellow", 3, 5), squares("green", 2, 6)
     found = (
@@ -70,7 +70,7 @@ def test_a_closed_form_head_after_many_changes_equals_a_fit_from_scratch(head):
 
 
 @pytest.mark.parametrize("head", TRAINED)
-def test_a_trained_head_answers_as_after_a_full_fit(head):
+def test_a_trained_head_after_edits_predicts_like_a_full_fit(head):
     yellow = squares("yellow", 4, 5)
     images, labels = shots(*ORDER)
     params = {"head_params": TRAINED[head], "uncertainty": UncertaintyOptions(calibration="none")}
@@ -80,7 +80,7 @@ def test_a_trained_head_answers_as_after_a_full_fit(head):
     assert found.predict(QUERIES) == expected.predict(QUERIES)
 
 
-def test_each_change_is_a_version_and_can_be_undone():
+def test_each_edit_is_a_version_and_can_be_undone():
     found = fitted()
     before = found.logits(QUERIES)
     found.add_class("yellow", squares("yellow", 3, 5), by="ada").remove_class("red").rename_class("blue", "navy")
@@ -96,7 +96,7 @@ def test_each_change_is_a_version_and_can_be_undone():
         fitted().undo()
 
 
-def test_a_saved_model_goes_on_with_its_history(tmp_path):
+def test_a_loaded_model_continues_its_history(tmp_path):
     fitted().add_class("yellow", squares("yellow", 3, 5)).save(tmp_path / "model")
     again = FewShotClassifier.load(tmp_path / "model", cache=None)
     assert [change.action for change in again.history_.changes] == ["fit", "add-class"]
@@ -105,7 +105,7 @@ def test_a_saved_model_goes_on_with_its_history(tmp_path):
     np.testing.assert_array_equal(last.logits(QUERIES), fitted().logits(QUERIES))
 
 
-def test_saving_twice_or_elsewhere_is_no_change(tmp_path):
+def test_saving_twice_or_to_another_folder_adds_no_version(tmp_path):
     found = fitted()
     for name in ("model", "model", "other"):
         found.save(tmp_path / name)
@@ -118,7 +118,7 @@ def test_saving_twice_or_elsewhere_is_no_change(tmp_path):
         assert [change.action for change in history.changes] == ["fit", "rename-class"]
 
 
-def test_making_a_card_or_pushing_does_not_move_the_model(tmp_path):
+def test_making_a_card_leaves_the_history_as_it_is():
     found = fitted().rename_class("red", "crimson")
     assert "crimson" in found.generate_model_card().text
     assert found.undo().class_names_ == ORDER
@@ -133,7 +133,7 @@ def test_pictures_that_are_shots_already_are_left_out():
     assert found.add_examples(images, labels).history_.version == version
 
 
-def test_a_shot_is_known_by_its_picture_and_relabelled():
+def test_a_shot_is_recognised_by_its_feature_and_relabelled():
     images, labels = shots(*ORDER)
     found = fitted().correct([images[0].copy(), *squares("red", 1, 8)], ["red", "red"])
     assert found.support_.counts == {"blue": 3, "green": 4, "red": 6}
@@ -164,7 +164,7 @@ def test_a_shot_is_known_by_its_picture_and_relabelled():
         (lambda m: m.undo(to=9), InputError, "9"),
     ],
 )
-def test_what_can_not_be_is_refused_and_changes_nothing(act, error, words):
+def test_an_invalid_edit_raises_an_error_and_changes_nothing(act, error, words):
     found = fitted()
     before = found.logits(QUERIES)
     with pytest.raises(error, match=words):
@@ -173,20 +173,20 @@ def test_what_can_not_be_is_refused_and_changes_nothing(act, error, words):
         np.testing.assert_array_equal(found.logits(QUERIES), before)
 
 
-def test_a_picture_that_is_there_twice_is_relabelled_twice_and_learned_once():
+def test_a_duplicate_shot_is_relabelled_twice_and_a_duplicate_example_is_added_once():
     images, labels = shots(*ORDER)
     found = model("prototype").fit([*images, images[0]], [*labels, labels[0]]).correct([images[0]], ["red"])
     assert found.support_.counts == {"blue": 3, "green": 4, "red": 6}
     assert found.add_examples(squares("red", 1, 7) * 2, ["red", "red"]).support_.counts["red"] == 7
 
 
-def test_a_class_can_be_divided():
+def test_add_class_with_shots_of_another_class_moves_them():
     images, _ = shots(*ORDER)
     found = fitted("prototype").add_class("navy", images[:2])
     assert found.support_.counts == {"blue": 2, "green": 4, "red": 4, "navy": 2}
 
 
-def test_what_was_asked_for_by_the_constructor_follows_the_classes(tmp_path):
+def test_the_default_costs_follow_the_classes_of_an_edit(tmp_path):
     costs = [[0, 1, 5], [1, 0, 1], [1, 1, 0]]
     found = fitted("prototype", uncertainty=UncertaintyOptions(costs=costs)).add_class(
         "yellow", squares("yellow", 2, 5)
@@ -196,32 +196,32 @@ def test_what_was_asked_for_by_the_constructor_follows_the_classes(tmp_path):
     assert again.uncertainty_.asked.costs.shape == (4, 4)
 
 
-def test_views_are_as_many_as_the_shots_have():
+def test_new_shots_have_as_many_views_as_the_old_ones():
     images, labels = shots(*ORDER)
     found = model("prototype")
-    support = found.features(images, labels, ORDER, views=3)
-    found.fit_features(support, found.class_text(ORDER)).add_class("yellow", squares("yellow", 2, 5))
+    support = found.extract_features(images, labels, ORDER, views=3)
+    found.fit_features(support, found.encode_classes(ORDER)).add_class("yellow", squares("yellow", 2, 5))
     assert found.support_.X.shape == (14, 3, 32)
 
 
-def test_pictures_that_can_not_be_read_are_told(tmp_path):
+def test_unreadable_pictures_are_listed_in_skipped(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     found = fitted().add_examples([tmp_path / "bad.png", *shots("red")[0]], ["red"] * 5)
     assert [name for name, _ in found.skipped_] == [str(tmp_path / "bad.png")]
 
 
-def test_an_unfitted_model_can_not_be_changed():
+def test_an_unfitted_classifier_can_not_be_edited():
     with pytest.raises(InputError, match="not fitted"):
         model().add_class("red", squares("red", 1, 7))
 
 
-def test_a_head_that_learned_from_unlabelled_pictures_can_not_go_on():
+def test_a_transductive_head_can_not_be_edited():
     found = model("transclip").fit(*shots(*ORDER), unlabelled=QUERIES)
     with pytest.raises(InputError, match="without labels"):
         found.remove_class("red")
 
 
-def test_without_shots_a_streaming_head_goes_on_and_others_say_what_to_do(tmp_path):
+def test_without_saved_shots_only_a_streaming_head_can_be_edited(tmp_path):
     yellow = squares("yellow", 3, 5)
     for head in ("nearest-mean", "rail"):
         fitted(head).save(tmp_path / head, support=False)
@@ -240,7 +240,7 @@ def test_without_shots_a_streaming_head_goes_on_and_others_say_what_to_do(tmp_pa
         FewShotClassifier.load(tmp_path / "other", cache=None).add_class("yellow", yellow)
 
 
-def test_templates_views_and_trust_of_the_fit_are_those_of_the_change(tmp_path):
+def test_an_edit_uses_the_templates_views_and_uncertainty_options_of_the_fit(tmp_path):
     options = UncertaintyOptions(reject=0.1, coverage=0.8, sets="cv+", costs=[[0, 1, 5], [1, 0, 1], [1, 1, 0]])
     params = {"templates": "dtd", "views": ViewSpec(3, scale=(0.6, 0.9), seed=4), "seed": 3, "uncertainty": options}
     yellow = squares("yellow", 4, 5)
@@ -259,9 +259,9 @@ def test_templates_views_and_trust_of_the_fit_are_those_of_the_change(tmp_path):
     assert [p.labels for p in found.classify(QUERIES)] == [p.labels for p in expected.classify(QUERIES)]
 
 
-def test_an_older_model_that_does_not_say_how_it_was_fitted_shows_its_templates(tmp_path):
+def test_the_templates_of_a_model_without_fit_settings_are_inferred_from_its_prompts(tmp_path):
     found = fitted(templates=["a sketch of a {}."])
-    saved = found._model()
+    saved = found._to_model()
     facts = {key: value for key, value in saved.support.provenance.items() if key != "fit"}
     old = dataclasses.replace(saved, support=dataclasses.replace(saved.support, provenance=facts))
     save_model(tmp_path / "model", old)
@@ -269,7 +269,7 @@ def test_an_older_model_that_does_not_say_how_it_was_fitted_shows_its_templates(
     assert again.prompts_["yellow"] == ["a sketch of a yellow."]
 
 
-def test_sentences_stay_with_a_class_that_is_renamed():
+def test_descriptions_stay_with_a_renamed_class():
     sentences = {"red": ["the colour of blood"]}
     found = model(descriptions=sentences).fit(*shots(*ORDER)).rename_class("red", "crimson")
     assert found.prompts_["crimson"] == ["the colour of blood"]
@@ -279,7 +279,7 @@ def test_sentences_stay_with_a_class_that_is_renamed():
     assert found.prompts_["yellow"] == ["like the sun"]
 
 
-def test_pictures_with_several_labels_are_changed_alike():
+def test_a_multilabel_model_can_be_edited():
     images, labels = shots(*ORDER)
     several = [(name,) for name in labels]
     yellow = squares("yellow", 3, 5)
@@ -296,7 +296,7 @@ def test_pictures_with_several_labels_are_changed_alike():
     np.testing.assert_allclose(found.predict_proba(QUERIES), expected.predict_proba(QUERIES), atol=1e-5)
 
 
-def test_two_people_do_not_overwrite_each_other(tmp_path):
+def test_saving_over_a_change_of_another_process_is_refused(tmp_path):
     fitted().save(tmp_path / "model")
     one, other = (FewShotClassifier.load(tmp_path / "model", cache=None) for _ in range(2))
     one.rename_class("red", "crimson").save(tmp_path / "model")

@@ -1,0 +1,765 @@
+"""`FewShotClassifier`: an encoder, the text features of the classes and a head as one image classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCard, ModelHubMixin
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from clipadapter.classifier import edit, hub, quick
+from clipadapter.classifier.deduplicate import ConflictRule
+from clipadapter.classifier.encoder import (
+    apply_backend,
+    check_tuner_inputs,
+    info_of_base,
+    open_saved_encoders,
+    tune_encoder,
+)
+from clipadapter.classifier.fitting import (
+    FIT_KEY,
+    FitSettings,
+    Negatives,
+    build_head,
+    check_options,
+    fit_settings,
+    fit_with_uncertainty,
+    select_negative_labels,
+)
+from clipadapter.classifier.inputs import (
+    Label,
+    build_feature_set,
+    check_task,
+    collect_class_names,
+    measure_encoding_rate,
+    open_store,
+    parse_views,
+    plan_views,
+)
+from clipadapter.data import class_prompts, get_templates
+from clipadapter.data.images import ImageSource, source_name
+from clipadapter.encoders import Encoder, create_encoder, open_text_tower, unprojected
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.features import (
+    Extraction,
+    FeatureSet,
+    PerEpochViews,
+    ViewCost,
+    ViewSpec,
+    choose_backend,
+    encode_classes,
+    extract,
+)
+from clipadapter.heads import Head, Selection, TextFeatures, select
+from clipadapter.persistence import History, Model, load_model, push, save_model
+from clipadapter.prediction import Prediction, unreadable
+from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
+
+
+class FewShotClassifier(ModelHubMixin):
+    """An image classifier that is fitted to a few labelled pictures per class.
+
+    Args:
+        encoder: URI of an encoder, or an open encoder.
+        head: registered name of a head, or a head.
+        head_params: parameters of a head that is given by name.
+        grid: values to try, by parameter of the head. Held-out shots select the best ones (see `heads.select`).
+        task: "single-label"; "multilabel" for pictures with any number of labels; "auto" infers it from the labels.
+        uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
+            probabilities only. `UncertaintyOptions(reject=0.05)` answers None for out-of-distribution pictures.
+        templates: name of a set of prompt templates, one template, or a list of templates.
+        descriptions: sentences by class that replace the templates for these classes.
+        views: number of views per shot, the plain picture included; or a `ViewSpec`. "per-epoch" gives every training
+            epoch its own augmented view; `PerEpochViews` does so with another crop scale. `view_cost` says the cost.
+        seed: seed of the views, and of a head that is given by name.
+        device: torch device of the encoder.
+        backend: runtime of the image tower: "auto", "torch", "openvino" or "onnxruntime".
+        precision: of the image tower: "auto", "fp32", "bf16" or "int8". "auto" measures which backend and precision is
+            fastest on the pictures and close enough to fp32 (see `choose_backend`). Few pictures: torch in fp32.
+        cache: path of the feature store; "auto" is a file in the user's cache folder; None stores nothing.
+        batch_size: number of pictures that are encoded at once.
+        progress: whether to show progress bars on stderr.
+        strict: raise for an unreadable picture instead of leaving it out.
+
+    Attributes:
+        head_: fitted head.
+        class_names_: class names in the order of the logits.
+        text_: text features of the classes.
+        prompts_: prompts by class that the text features were made from.
+        support_: features and labels of the shots.
+        uncertainty_: calibration, thresholds and prediction sets, learned from held-out shots.
+        fold_heads_: heads that were each fitted without one fold, for CV+ prediction sets.
+        selection_: result of the search over ``grid``, or None.
+        skipped_: pictures that the last edit could not read, each with the reason.
+
+    >>> import numpy as np
+    >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+    >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+    >>> model.predict([blue])
+    ['blue']
+    """
+
+    head_: Head
+    class_names_: tuple[str, ...]
+    text_: TextFeatures
+    prompts_: Mapping[str, Sequence[str]]
+    support_: FeatureSet
+    uncertainty_: Uncertainty
+    fold_heads_: tuple[Head, ...]
+    selection_: Selection | None
+
+    # ---- Construct ----
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Create the object without `ModelHubMixin`'s copy of the parameters, which are attributes already."""
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        encoder: str | Encoder = "auto",
+        head: str | Head = "auto",
+        *,
+        head_params: Mapping[str, Any] | None = None,
+        grid: Mapping[str, Sequence[Any]] | None = None,
+        task: str = "auto",
+        uncertainty: UncertaintyOptions | None = None,
+        templates: str | Sequence[str] = "default",
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        views: int | str | ViewSpec | PerEpochViews = 1,
+        seed: int = 0,
+        device: str = "cpu",
+        backend: str = "auto",
+        precision: str = "auto",
+        cache: str | Path | None = "auto",
+        batch_size: int = 32,
+        progress: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.encoder = encoder
+        self.head = head
+        self.head_params = head_params
+        self.grid = grid
+        self.task = task
+        self.uncertainty = uncertainty
+        self.templates = templates
+        self.descriptions = descriptions
+        self.views = views
+        self.seed = seed
+        self.device = device
+        self.backend = backend
+        self.precision = precision
+        self.cache = cache
+        self.batch_size = batch_size
+        self.progress = progress
+        self.strict = strict
+        self._is_backend_chosen = False
+        self._tuned_encoder: Encoder | None = None
+        self._history: History | None = None
+        self.skipped_: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def encoder_(self) -> Encoder:
+        """The open encoder. It is opened at first use; the first pictures decide its backend and precision.
+
+        After `fit` with a head that tunes the encoder, this is the tuned encoder.
+        """
+        if self._tuned_encoder is not None:
+            return self._tuned_encoder
+        if not hasattr(self, "_encoder"):
+            self._encoder = create_encoder(self.encoder, self.device) if isinstance(self.encoder, str) else self.encoder
+        return self._encoder
+
+    # ---- Fit ----
+
+    def fit(
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        class_names: Sequence[str] | None = None,
+        unlabelled: Sequence[ImageSource] | None = None,
+        outliers: Sequence[ImageSource] | None = None,
+    ) -> Self:
+        """Fit the head to labelled pictures.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class name of each picture; or a list, tuple or set of all its class names.
+            class_names: all classes in the order of ``class_names_``; if None, those of the labels, sorted.
+            unlabelled: unlabelled pictures of the test distribution, for transductive heads.
+            outliers: pictures of none of the classes, as expected in use. They help to detect others.
+
+        Raises:
+            InputError: if the numbers of pictures and labels differ, or there are fewer than two classes.
+            DataError: if no picture can be read.
+            EncoderUnavailableError: if the weights of the encoder are not available.
+        """
+        if len(images) != len(labels):
+            raise InputError(f"{len(images)} pictures but {len(labels)} labels")
+        check_task(self.task, labels)
+        names = list(class_names) if class_names is not None else collect_class_names(labels)
+        if len(names) < 2:
+            raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
+        head = self._build_head()
+        if head.tunes_encoder or self._tuned_encoder is not None:
+            self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
+        self._tuned_encoder = None
+        self.prepare_encoder(head)
+        if head.tunes_encoder:
+            check_tuner_inputs(self.grid, unlabelled)
+            self._tune_encoder(head, images, [str(label) for label in labels], names)
+        support = self.extract_features(images, labels, names, views=1 if head.tunes_encoder else None)
+        unlabelled_features = None if unlabelled is None else self._extract_plain(unlabelled)
+        outlier_features = None if outliers is None else self._extract_plain(outliers)
+        return self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
+
+    def prepare_encoder(self, *heads: Head) -> None:
+        """Make the encoder give unprojected features too, if one of the heads reads them. `fit` does this itself.
+
+        Raises:
+            InputError: if the image tower has no final projection.
+        """
+        if any(head.reads_unprojected for head in heads):
+            self._encoder = unprojected(self.encoder_)
+
+    def fit_features(
+        self,
+        support: FeatureSet,
+        text: TextFeatures,
+        head: Head | None = None,
+        unlabelled: NDArray[Any] | None = None,
+        outliers: NDArray[Any] | None = None,
+    ) -> Self:
+        """Fit the head to features.
+
+        Args:
+            support: features of the shots from the encoder of this classifier (see `extract_features`).
+            text: text features of the classes (see `encode_classes`). Their order becomes that of ``class_names_``.
+            head: head to fit; if None, the head of the constructor.
+            unlabelled: (u, d) features of unlabelled pictures, for transductive heads.
+            outliers: (b, d) features of pictures of none of the classes.
+        """
+        options, text = check_options(self.uncertainty), text.with_order("given")
+        head = self._build_head() if head is None else head
+        self.selection_ = None
+        if self.grid:
+            self.selection_ = select(
+                head, support.X, support.labels, text, grid=self.grid, seed=self.seed, progress=self.progress
+            )
+            head = self.selection_.best
+        negatives = Negatives(outliers)
+        if options.distractors:
+            with open_store(self.cache) as store:
+                negatives = select_negative_labels(self.encoder_, text, self.templates, store, outliers)
+        fitted = fit_with_uncertainty(head, support, text, unlabelled, options, negatives, self.seed)
+        self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
+        views = parse_views(self.views, self.seed)
+        if isinstance(views, PerEpochViews):
+            views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
+        settings = FitSettings(get_templates(self.templates), views, options, self.seed)
+        self.support_ = replace(support, provenance={**support.provenance, FIT_KEY: settings.to_json()})
+        self.text_, self.class_names_, self._history = text, tuple(text.labels), None
+        return self
+
+    def extract_features(
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        class_names: Sequence[str],
+        views: int | ViewSpec | None = None,
+    ) -> FeatureSet:
+        """Extract the features of labelled pictures, using the feature store. Unreadable pictures are left out.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class name of each picture, or all its class names.
+            class_names: all classes in order.
+            views: number of views, or a `ViewSpec`; 1 for the plain pictures only; None for the views of the
+                constructor, where "per-epoch" makes as many views as the head of the constructor has epochs.
+
+        Returns:
+            The features. ``provenance["skipped"]`` names the unreadable pictures.
+
+        Raises:
+            DataError: if no picture can be read.
+            InputError: if per-epoch views are wanted, but the head has no epochs, or they take too much memory.
+        """
+        is_per_epoch = views is None and isinstance(parse_views(self.views, self.seed), PerEpochViews)
+        if views is None:
+            spec = self.planned_views(labels, class_names)
+        else:
+            spec = views if isinstance(views, ViewSpec) else ViewSpec(count=views)
+        if is_per_epoch:
+            self._view_cost(len(images), spec).check()
+        self._choose_backend(images, class_names)
+        extraction = self._extract(images, spec, self.strict)
+        if is_per_epoch and extraction.rows and extraction.skipped:
+            # A head may plan a number of steps instead of epochs: fewer readable shots then mean more epochs.
+            needed = self.planned_views([labels[i] for i in extraction.rows], class_names)
+            if needed.count > spec.count:
+                spec = needed
+                extraction = self._extract(images, spec, self.strict)
+        return build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
+
+    def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
+        """Return the views that `fit` will make of each shot. No picture is opened.
+
+        Args:
+            labels: class name of each shot, or all its class names.
+            class_names: all classes in order; if None, those of the labels, sorted.
+
+        Raises:
+            InputError: if views are "per-epoch", but the head has no epochs.
+
+        >>> FewShotClassifier(head="clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
+        201
+        """
+        views = parse_views(self.views, self.seed)
+        if isinstance(views, ViewSpec):
+            return views
+        names = collect_class_names(labels) if class_names is None else class_names
+        return plan_views(views, self._build_head(), labels, names, self.grid)
+
+    def view_cost(
+        self,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        class_names: Sequence[str] | None = None,
+        *,
+        measure: bool = False,
+    ) -> ViewCost:
+        """Estimate the cost of the views of the shots before `fit` computes them; ``str()`` describes it.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class name of each picture, or all its class names.
+            class_names: all classes in order; if None, those of the labels, sorted.
+            measure: encode a few views of two pictures to estimate the time. They stay in the feature store.
+
+        Raises:
+            InputError: if views are "per-epoch", but the head has no epochs.
+        """
+        spec = self.planned_views(labels, class_names)
+        cost = self._view_cost(len(images), spec)
+        if not measure:
+            return cost
+        self._choose_backend(images, collect_class_names(labels) if class_names is None else class_names)
+        rate = measure_encoding_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
+        return replace(self._view_cost(len(images), spec), rate=rate)
+
+    def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
+        """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
+        self.prompts_ = class_prompts(class_names, self.templates, self.descriptions)
+        return self._encode_prompts(self.prompts_)
+
+    # ---- Predict ----
+
+    def logits(self, images: Sequence[ImageSource]) -> NDArray[Any]:
+        """Compute the logits (m, c) of pictures; columns are in the order of ``class_names_``.
+
+        Raises:
+            ImageError: if a picture can't be read.
+            ArtifactError: if a logit is not finite.
+        """
+        self._check_fitted()
+        return _finite_logits(self.head_, self._extract_plain(images))
+
+    def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[Any]:
+        """Compute the calibrated probabilities (m, c) of pictures."""
+        return self.uncertainty_.probabilities(self.logits(images))
+
+    def predict(self, images: Sequence[ImageSource], **decision: Any) -> list[Any]:
+        """Predict the class name of each picture; None for a rejected one (see ``reject`` of `classify`).
+
+        A multi-label classifier gives a tuple of class names per picture, which may be empty.
+        """
+        answers = self._answer(self._extract_plain(images), decision)
+        names = self.class_names_
+        if answers.several and answers.sets is not None:
+            return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
+        return [None if no else names[i] for i, no in zip(answers.best, answers.rejected, strict=True)]
+
+    def classify(self, images: Sequence[ImageSource], top: int = 5, **decision: Any) -> list[Prediction]:
+        """Predict one `Prediction` per picture, in order. An unreadable picture gives a prediction with an error.
+
+        Args:
+            images: paths, PIL images or arrays.
+            top: number of classes to list.
+            decision: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
+                `UncertaintyOptions`; None turns one off.
+
+        Raises:
+            InputError: if a decision needs a threshold that could not be learned from the shots.
+        """
+        self._check_fitted()
+        extraction = self._extract(images, ViewSpec(), strict=False)
+        answers = self._answer(extraction.features[:, 0], decision) if extraction.rows else None
+        reasons = {i: reason for i, _, reason in extraction.skipped}
+        positions = {row: i for i, row in enumerate(extraction.rows)}
+        return [
+            unreadable(source_name(image), reasons.get(i))
+            if answers is None or i not in positions
+            else answers.prediction(positions[i], source_name(image), self.class_names_, top)
+            for i, image in enumerate(images)
+        ]
+
+    # ---- Edit ----
+    # Each edit makes a new version, and needs no picture of the fit. Heads with a closed form then equal a fit from
+    # scratch; other heads continue training (`Head.fit_from`). See edit.py.
+
+    @property
+    def history_(self) -> History:
+        """All versions of the model: who changed what, and when."""
+        self._check_fitted()
+        if self._history is None:
+            self._history = History.new(self._to_model())
+        return self._history
+
+    def add_class(
+        self, name: str, images: Sequence[ImageSource], *, descriptions: Sequence[str] | None = None, by: str = ""
+    ) -> Self:
+        """Add a class, which becomes the last one. Shots among the pictures move to it; multi-label shots get it too.
+
+        Args:
+            name: name of the class.
+            images: pictures of it; other shots of the model are no examples against it.
+            descriptions: sentences about the class, used instead of the templates.
+            by: author of the change, for the history.
+
+        Raises:
+            InputError: if the class exists, or the model can't be edited.
+            DataError: if no picture can be read.
+        """
+        change = edit.add_class(self._to_model(), name, descriptions, self._encode_prompts)
+        rule: ConflictRule = "replace" if self.support_.targets is None else "merge"
+        return self._add_shots(change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
+
+    def add_examples(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
+        """Add shots to existing classes. Pictures that are shots with these labels already are left out.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: class name of each picture, or all its class names.
+            by: author of the change, for the history.
+
+        Raises:
+            InputError: if a label is unknown, a picture is a shot of another class, or the model can't be edited.
+            DataError: if no picture can be read.
+        """
+        return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "refuse", "add-examples", {}, by)
+
+    def correct(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
+        """Correct the labels of shots. Pictures that are no shots are added.
+
+        Shots are recognised by their features, so the path of a picture does not matter.
+
+        Args:
+            images: paths, PIL images or arrays.
+            labels: correct class name of each picture, or all its class names.
+            by: author of the change, for the history.
+
+        Raises:
+            InputError: if a label is unknown, or the model can't be edited.
+            DataError: if no picture can be read.
+        """
+        return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
+
+    def remove_class(self, name: str, *, by: str = "") -> Self:
+        """Remove a class and its shots. Multi-label shots stay, without this label.
+
+        Raises:
+            InputError: if the class is unknown, fewer than two would be left, or the model can't be edited.
+        """
+        change = edit.remove_class(self._to_model(), name)
+        return self._apply(change, "remove-class", {"class": name, "pictures": len(change.removed_rows)}, by)
+
+    def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
+        """Rename a class. Its text features change if its prompts come from templates; descriptions are kept.
+
+        Raises:
+            InputError: if the class is unknown, or there is a class with the new name.
+        """
+        change = edit.rename_class(self._to_model(), name, new, self._encode_prompts)
+        return self._apply(change, "rename-class", {"class": name, "to": new}, by)
+
+    def undo(self, to: int | None = None, *, by: str = "") -> Self:
+        """Undo the last change, or restore version ``to``. This is a new version too.
+
+        Args:
+            to: number of the version to restore; see ``history_``.
+            by: author of the change, for the history.
+
+        Raises:
+            InputError: if there is nothing to undo, or the version is not stored.
+        """
+        history, model = self.history_.undo(to, by)
+        self._set_model(model)
+        self._history = history
+        return self
+
+    # ---- Save and load ----
+
+    def save(self, folder: str | Path, *, support: bool = True) -> Path:
+        """Save the fitted model to a folder, or as a new version of the model in it.
+
+        Args:
+            folder: target folder.
+            support: whether to save the features of the shots, which editing and evaluation with baselines need.
+
+        Raises:
+            ArtifactError: if the folder can't be written. Nothing is left half-written.
+            InputError: if the classifier is not fitted.
+        """
+        history = self._history
+        if history is not None and history.version == 1 and history.folder != Path(folder).resolve():
+            history = None  # a copy of a model that was never edited begins its own history
+        written = save_model(folder, self._to_model(), keep_support=support, history=history)
+        self._history = History.load(folder)
+        return written
+
+    @classmethod
+    def load(cls, folder: str | Path, *, encoder: str | Encoder | None = None, **params: Any) -> Self:
+        """Load a saved model.
+
+        Args:
+            folder: a folder that `save` wrote.
+            encoder: the encoder, if its weights were moved; if None, the name in the model.
+            params: parameters of the constructor, such as ``device``, ``cache`` or ``uncertainty``.
+
+        Raises:
+            ArtifactError: if the model is missing, altered or of a later format.
+            FingerprintError: if the encoder is not the one that the model was fitted with.
+        """
+        history = History.load(folder)  # before the model: `save` then notices a change that came between the two reads
+        saved = load_model(folder)
+        model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
+        model._set_model(saved, encoder)
+        if model.uncertainty:
+            model.uncertainty_ = saved.uncertainty.asking(model.uncertainty)
+        model._history = history
+        return model
+
+    def make_quick(self, folder: str | Path) -> bool:
+        """Convert the model saved in a folder for prediction without torch, if that is cheap; see `runtime.quick`."""
+        if self._tuned_encoder is not None:  # its tower would be converted and stored for this one model
+            return False
+        return quick.make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_)
+
+    # ---- Hugging Face hub ----
+    # The interface of `ModelHubMixin`. See hub.py.
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
+    ) -> str | None:
+        """Save the fitted model to a folder, and upload it to the hub if ``push_to_hub``.
+
+        Args:
+            save_directory: target folder.
+            repo_id: repository on the hub; if None, the name of the folder.
+            push_to_hub: whether to upload.
+            options: see `push_to_hub`.
+
+        Returns:
+            URL of the commit, if uploaded.
+
+        Raises:
+            ArtifactError: if the folder can't be written, or the upload fails.
+            InputError: if the classifier is not fitted.
+        """
+        folder = self.save(save_directory)
+        return push(folder, repo_id or folder.resolve().name, **options).url if push_to_hub else None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **params: Any,
+    ) -> Self:
+        """Load a model from the hub or from a folder.
+
+        Args:
+            pretrained_model_name_or_path: repository such as ``org/name``, or a folder.
+            force_download: download files that are in the cache too.
+            token: access token; if None, that of the hub's client.
+            cache_dir: cache folder; if None, that of the hub's client.
+            local_files_only: use the cache only, no network.
+            revision: branch, tag or commit; "main" if None.
+            params: see `load`, such as ``device``, ``uncertainty``, or ``encoder`` if its weights were moved.
+
+        Raises:
+            ArtifactError: if the model is not available, altered or of a later format.
+            FingerprintError: if the encoder is not the one that the model was fitted with.
+            InputError: if the name is neither a folder nor a repository.
+        """
+        folder = hub.resolve_pretrained(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return cls.load(folder, **params)
+
+    def push_to_hub(
+        self, repo_id: str, *, exported: Sequence[str | Path] = (), support: bool = True, **options: Any
+    ) -> str:
+        """Upload the fitted model to the hub in one commit. The repository is created if it does not exist.
+
+        Args:
+            repo_id: repository such as ``org/name``.
+            exported: files that `clipadapter export` wrote, to upload too.
+            support: whether to upload the features of the shots.
+            options: ``private``, ``token``, ``branch``, ``create_pr``, ``commit_message``; see `persistence.push`.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            ArtifactError: if the upload fails.
+            InputError: if the classifier is not fitted, or an exported file is missing or no export.
+        """
+        return hub.upload_model(self._to_model(), repo_id, support=support, exported=exported, **options)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the model card that `save` writes. The arguments of `ModelHubMixin` are ignored."""
+        return hub.load_card(self._to_model())
+
+    # ---- Internal ----
+
+    def _build_head(self) -> Head:
+        return build_head(self.head, self.head_params, self.seed, self.progress)
+
+    def _choose_backend(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
+        """Choose backend and precision once, on the first pictures; an encoder that a head has tuned keeps its own."""
+        if self._is_backend_chosen or self._tuned_encoder is not None:
+            return
+        self._is_backend_chosen = True
+        with open_store(self.cache) as store:
+            self._encoder = choose_backend(
+                self.encoder_,
+                images,
+                backend=self.backend,
+                precision=self.precision,
+                text=partial(self.encode_classes, class_names),
+                store=store,
+                progress=self.progress,
+            )
+
+    def _tune_encoder(
+        self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]
+    ) -> None:
+        prompts = class_prompts(names, self.templates, self.descriptions)
+        views = self.planned_views(labels, names)
+        self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, views, self.strict)
+        self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
+
+    def _extract(self, images: Sequence[ImageSource], views: ViewSpec, strict: bool) -> Extraction:
+        with open_store(self.cache) as store:
+            return extract(
+                self.encoder_,
+                images,
+                store=store,
+                views=views,
+                batch_size=self.batch_size,
+                progress=self.progress,
+                strict=strict,
+            )
+
+    def _extract_plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
+        """Features (m, d) of pictures, all of which must be readable."""
+        return self._extract(images, ViewSpec(), strict=True).features[:, 0]
+
+    def _view_cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
+        return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
+
+    def _encode_prompts(self, prompts: Mapping[str, Sequence[str]]) -> TextFeatures:
+        with open_store(self.cache) as store:
+            return encode_classes(self.encoder_, prompts, store)
+
+    def _answer(self, features: NDArray[Any], decision: Mapping[str, Any]) -> Answers:
+        self._check_fitted()
+        fold_logits = [_finite_logits(head, features) for head in self.fold_heads_]
+        logits = _finite_logits(self.head_, features)
+        return self.uncertainty_.answer(logits, features, self.uncertainty_.asked.changed(decision), fold_logits)
+
+    def _add_shots(
+        self,
+        change: edit.Edit,
+        images: Sequence[ImageSource],
+        labels: Sequence[Label],
+        rule: ConflictRule,
+        action: str,
+        facts: Mapping[str, Any],
+        by: str,
+    ) -> Self:
+        """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
+        model = self._to_model()
+        labels = edit.check_labels(model, change, images, labels)
+        n_views = self.support_.X.shape[1] if self.support_.X.ndim == 3 else 1
+        views = replace(fit_settings(model).views, count=n_views)
+        extraction = self._extract(images, views, self.strict)
+        self.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)
+        examples = build_feature_set(extraction, images, labels, change.text.labels, views, self.encoder_.info)
+        change, counts = edit.with_examples(model, change, examples, rule)
+        if not change.changes(model):
+            return self
+        return self._apply(change, action, {**facts, **counts}, by)
+
+    def _apply(self, change: edit.Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
+        before = self._to_model()
+        text = change.text.with_tower(partial(open_text_tower, self.encoder_))
+        after = edit.apply_edit(before, replace(change, text=text))
+        history = self.history_.with_change(before, after, action, facts, by)
+        self._set_model(after)
+        self._history = history
+        return self
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "head_"):
+            raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
+
+    def _to_model(self) -> Model:
+        """The fitted state as `persistence.Model`, which is what `save` writes and edits work on."""
+        self._check_fitted()
+        info = self.encoder_.info
+        if self._tuned_encoder is not None:
+            info = info_of_base(self._encoder.info, info)
+        return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
+
+    def _set_model(self, model: Model, encoder: str | Encoder | None = None) -> None:
+        """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
+        if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
+            encoders = open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
+            self._encoder, self._tuned_encoder = encoders
+            self._is_backend_chosen = True
+        self.text_ = model.text.with_tower(partial(open_text_tower, self.encoder_))
+        self.head_, self.support_ = model.head.attach(self.text_), model.support
+        self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
+        self.uncertainty_ = model.uncertainty
+        self.class_names_ = model.text.labels
+
+
+def _finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
+    """Compute the logits (m, c) of features (m, d).
+
+    Raises:
+        ArtifactError: if one is not finite. Finite weights of a damaged model may overflow.
+    """
+    logits = head.logits(features)
+    if not np.isfinite(logits).all():
+        raise ArtifactError(
+            f"the model's arrays give scores that are not finite ({type(head).__name__}): copy it again, or fit again"
+        )
+    return logits

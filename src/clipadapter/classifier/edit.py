@@ -1,0 +1,372 @@
+"""Edit a fitted model: add, rename and remove classes, add shots, correct their labels.
+
+`FewShotClassifier` makes each edit in three steps:
+
+1. `add_class`, `remove_class`, `rename_class` or `keep_classes` makes an `Edit` that describes the classes afterwards.
+2. `with_examples` adds labelled pictures to it, without those that are shots already.
+3. `apply_edit` makes the new model.
+
+Everything works on features, so that no picture of the fit is needed. `clipadapter.persistence.History` undoes edits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+from clipadapter.classifier.deduplicate import ConflictRule, deduplicate
+from clipadapter.classifier.fitting import (
+    FitResult,
+    fit_settings,
+    fit_with_uncertainty,
+    learn_uncertainty,
+    negatives_of,
+)
+from clipadapter.classifier.inputs import (
+    Label,
+    check_any_readable,
+    check_task,
+    collect_class_names,
+    label_names,
+)
+from clipadapter.data import class_prompts, label_matrix
+from clipadapter.data.images import ImageSource
+from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
+from clipadapter.persistence import Model
+from clipadapter.registry import unknown
+from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
+
+Prompts = Mapping[str, Sequence[str]]
+EncodePrompts = Callable[[Prompts], TextFeatures]
+PER_FIT_FACTS = ("rows", "computed")
+"""Provenance of the pictures that were given to `fit`, which is wrong after an edit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A model's classes after an edit, and the changes of its support set.
+
+    Args:
+        text: text features of the classes; their order is that of the logits.
+        old_positions: position of each class before the edit, -1 for a new class.
+        prompts: prompts by class.
+        removed_rows: rows of shots to remove. They include all single-label shots of a removed class.
+        new_labels: corrected labels, by row of the support set.
+        added: features and labels of new shots.
+    """
+
+    text: TextFeatures
+    old_positions: tuple[int, ...]
+    prompts: Prompts
+    removed_rows: frozenset[int] = frozenset()
+    new_labels: Mapping[int, Label] = field(default_factory=dict)
+    added: FeatureSet | None = None
+
+    def changes(self, model: Model) -> bool:
+        """Whether the model will differ."""
+        return bool(self.removed_rows or self.new_labels) or self.added is not None or self.text is not model.text
+
+    def removes_class(self, before: TextFeatures) -> bool:
+        """Whether a class is removed."""
+        return len(set(self.old_positions) - {-1}) < len(before.labels)
+
+    def renames_class(self, before: TextFeatures) -> bool:
+        """Whether a class that stays gets another name."""
+        pairs = zip(self.text.labels, self.old_positions, strict=True)
+        return any(i >= 0 and name != before.labels[i] for name, i in pairs)
+
+
+# ---- Edits of classes ----
+
+
+def keep_classes(model: Model) -> Edit:
+    """Make an edit that leaves all classes as they are."""
+    return Edit(model.text, tuple(range(len(model.text.labels))), model.prompts)
+
+
+def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encode: EncodePrompts) -> Edit:
+    """Make an edit that adds a class behind the others.
+
+    Args:
+        model: fitted model.
+        name: name of the class.
+        descriptions: sentences about it, used instead of the templates of the fit.
+        encode: encodes prompts.
+
+    Raises:
+        InputError: if the name is invalid or taken.
+    """
+    _check_name(name)
+    names = model.text.labels
+    if name in names:
+        raise InputError(f"there is a class '{name}' already: add pictures to it with add_examples (add-examples)")
+    sentences = list(descriptions) if isinstance(descriptions, tuple) else descriptions
+    prompts = class_prompts([name], fit_settings(model).templates, None if sentences is None else {name: sentences})
+    old_positions = (*range(len(names)), -1)
+    text = _edit_text(model.text, (*names, name), old_positions, encode(prompts))
+    return Edit(text, old_positions, {**model.prompts, **prompts})
+
+
+def remove_class(model: Model, name: str) -> Edit:
+    """Make an edit that removes a class and its shots; multi-label shots stay, without this label.
+
+    Raises:
+        InputError: if there is no such class.
+    """
+    removed = _position(model, name)
+    names = model.text.labels
+    old_positions = tuple(i for i in range(len(names)) if i != removed)
+    prompts = {key: texts for key, texts in model.prompts.items() if key != name}
+    is_shot = [model.support.targets is None and label == name for label in model.support.y]
+    text = _edit_text(model.text, tuple(names[i] for i in old_positions), old_positions)
+    return Edit(text, old_positions, prompts, frozenset(np.flatnonzero(is_shot).tolist()))
+
+
+def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Edit:
+    """Make an edit that renames a class. Prompts from templates get the new name, descriptions are kept.
+
+    Raises:
+        InputError: if there is no such class, or the new name is invalid or taken.
+    """
+    renamed = _position(model, name)
+    _check_name(new)
+    if new in model.text.labels:
+        raise InputError(f"there is a class '{new}' already: classes must have different names")
+    templates = fit_settings(model).templates
+    is_from_templates = list(model.prompts[name]) == class_prompts([name], templates)[name]
+    own = class_prompts([new], templates)[new] if is_from_templates else list(model.prompts[name])
+    names = tuple(new if i == renamed else old for i, old in enumerate(model.text.labels))
+    prompts = {new if key == name else key: own if key == name else texts for key, texts in model.prompts.items()}
+    old_positions = tuple(range(len(names)))
+    encoded = encode({new: own}) if is_from_templates else None
+    return Edit(_edit_text(model.text, names, old_positions, encoded), old_positions, prompts)
+
+
+def _position(model: Model, name: str) -> int:
+    if name not in model.text.labels:
+        raise unknown("class", name, list(model.text.labels))
+    return model.text.labels.index(name)
+
+
+def _check_name(name: object) -> None:
+    """Check that a name can be the name of a class.
+
+    Raises:
+        InputError: if not.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"a class needs a name that is a text, and not blank; got {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {name!r} has characters that can't be written: {error.reason}") from error
+
+
+def _edit_text(
+    before: TextFeatures, names: Sequence[str], old_positions: Sequence[int], encoded: TextFeatures | None = None
+) -> TextFeatures:
+    """Text features of other classes: rows of before, and encoded ones for new and renamed classes."""
+    # A row of zeros is a class without text, which the constructor expects as NaN.
+    rows = np.where(before.embeddings.any(axis=1, keepdims=True), before.embeddings, np.nan)
+    new_rows = {} if encoded is None else dict(zip(encoded.labels, encoded.embeddings, strict=True))
+    embeddings = np.array(
+        [new_rows[name] if name in new_rows else rows[i] for name, i in zip(names, old_positions, strict=True)],
+        rows.dtype,
+    )
+    return TextFeatures(names, embeddings, before.logit_scale, before.logit_bias, before.tower, before.order)
+
+
+# ---- Edits of shots ----
+
+
+def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels: Sequence[Label]) -> Sequence[Label]:
+    """Check labelled pictures before they are encoded.
+
+    Returns:
+        The labels; as tuples for a multi-label model.
+
+    Raises:
+        InputError: if counts differ, or labels don't match the task of the model.
+        DataError: if there are no pictures.
+        UnknownNameError: if a label is no class.
+    """
+    if len(images) != len(labels):
+        raise InputError(f"{len(images)} pictures but {len(labels)} labels")
+    if model.support.targets is not None:
+        labels = [(label,) if isinstance(label, str) else label for label in labels]
+    check_any_readable(range(len(images)), (), len(images))
+    check_task("auto" if model.support.targets is not None else "single-label", labels)
+    for name in collect_class_names(labels):
+        if name not in edit.text.labels:
+            error = unknown("class", name, list(edit.text.labels))
+            raise UnknownNameError(f"{error}; a new one is added with add_class, 'clipadapter add-class'")
+    return labels
+
+
+def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
+    """Add labelled pictures to an edit, without those that are shots with these labels already.
+
+    Args:
+        model: fitted model.
+        edit: edit of its classes.
+        examples: features and labels of the pictures.
+        rule: what to do with a picture that is a shot with another label.
+
+    Returns:
+        The edit, and counts for the history.
+
+    Raises:
+        InputError: if a picture is a shot of another class and the rule is "refuse".
+    """
+    result = deduplicate(model.support, examples, rule)
+    added = result.added if len(result.added) else None
+    return replace(edit, new_labels=result.labels, added=added), result.facts
+
+
+# ---- Apply an edit ----
+
+
+def apply_edit(model: Model, edit: Edit) -> Model:
+    """Return the edited model, as if it had been fitted to the new classes and shots.
+
+    Heads with a closed form (`heads.ExactIncrementalHead`) give the logits of a fit from scratch, up to rounding. Other
+    heads continue from their weights (`Head.fit_from`). Calibration, thresholds and prediction sets are learned again.
+
+    Raises:
+        InputError: if the head can't be updated, or fewer than two classes or no shot would be left.
+    """
+    if len(edit.text.labels) < 2:
+        raise InputError("a classifier needs two classes or more: add one before this one is removed")
+    edited = replace(model, text=edit.text, prompts=edit.prompts)
+    if not len(model.support):
+        return _edit_without_support(edited, model, edit)
+    if model.head.transductive or model.head.tunes_encoder:
+        what = "learned from pictures without labels" if model.head.transductive else "tuned the encoder on pictures"
+        raise InputError(f"{type(model.head).__name__} {what}, which are not kept: fit anew with all pictures")
+    support = edit_support(model.support, edit)
+    if not len(support):
+        raise InputError("no shot would be left: a model needs some")
+    result = _refit(model, edit, support)
+    return replace(
+        edited, head=result.head, support=support, uncertainty=result.uncertainty, fold_heads=result.fold_heads
+    )
+
+
+def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
+    """Return the support set after an edit: the shots that stay in their order, then the new ones."""
+    names = edit.text.labels
+    new_name = {support.class_names[old]: names[i] for i, old in enumerate(edit.old_positions) if old >= 0}
+    rows = [i for i in range(len(support)) if i not in edit.removed_rows]
+    labels: list[Label] = [
+        edit.new_labels[i]
+        if i in edit.new_labels
+        else tuple(new_name[name] for name in support.names_of(i) if name in new_name)
+        for i in rows
+    ]
+    old_sources = list(support.provenance.get("sources", ()))
+    sources = [old_sources[i] for i in rows] if len(old_sources) == len(support) else [""] * len(rows)
+    X = support.X[rows]
+    if edit.added is not None:
+        X = np.concatenate([X, edit.added.X])
+        labels += [edit.added.names_of(i) for i in range(len(edit.added))]
+        sources += edit.added.provenance.get("sources", [""] * len(edit.added))
+    provenance = {key: value for key, value in support.provenance.items() if key not in PER_FIT_FACTS}
+    provenance["sources"] = sources
+    if support.targets is not None:
+        return FeatureSet(X, (), names, provenance, label_matrix([label_names(label) for label in labels], names))
+    return FeatureSet(X, tuple(next(iter(label_names(label))) for label in labels), names, provenance)
+
+
+def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
+    settings, negatives = fit_settings(model), negatives_of(model, edit.text)
+    options = replace(settings.uncertainty, costs=_edit_costs(settings.uncertainty.costs, edit.old_positions))
+    unfitted = clone(model.head)
+    if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
+        return fit_with_uncertainty(unfitted, support, edit.text, None, options, negatives, settings.seed)
+    head = _update_in_closed_form(model, edit)
+    if head is None:
+        head = unfitted.fit_from(model.head, support.X, support.labels, text=edit.text)
+    return learn_uncertainty(head, support, edit.text, options, negatives, settings.seed)
+
+
+def _edit_costs(costs: ArrayLike | None, old_positions: Sequence[int]) -> NDArray[Any] | None:
+    """Misclassification costs (c, c) of the classes after an edit; those of a new class are the highest of all."""
+    if costs is None:
+        return None
+    before, positions = np.asarray(costs, np.float64), np.asarray(old_positions)
+    after = np.full((len(positions), len(positions)), before.max())
+    np.fill_diagonal(after, 0.0)
+    known = np.flatnonzero(positions >= 0)
+    after[np.ix_(known, known)] = before[np.ix_(positions[known], positions[known])]
+    return after
+
+
+def _update_in_closed_form(model: Model, edit: Edit) -> Head | None:
+    """Update the sums that a closed-form head keeps of its shots; None if it must be fitted to all shots."""
+    head, support = model.head, model.support
+    if not isinstance(head, ExactIncrementalHead) or not head.is_updatable or support.targets is not None:
+        return None
+    unlearned = sorted({*edit.removed_rows, *edit.new_labels})
+    if len(unlearned) == len(support):
+        return None
+    updated = copy.deepcopy(head)
+    if unlearned:
+        old_text = _text_for(head, model.text)
+        updated.unlearn(support.X[unlearned], [support.y[i] for i in unlearned], text=old_text)
+    text = _text_for(head, edit.text)
+    relabelled = {i: next(iter(label_names(label))) for i, label in edit.new_labels.items()}
+    has_added = edit.added is not None and len(edit.added) > 0
+    # `partial_fit` adds new classes itself, in the order of the text.
+    is_fit_enough = text is not None and (relabelled or has_added)
+    if not is_fit_enough or edit.removes_class(model.text) or edit.renames_class(model.text):
+        updated.remap_classes(edit.text.labels, edit.old_positions, text)
+    if relabelled:
+        updated.partial_fit(support.X[list(relabelled)], list(relabelled.values()), text=text)
+    if edit.added is not None and has_added:
+        updated.partial_fit(edit.added.X, edit.added.y, text=text)
+    return updated
+
+
+def _text_for(head: IncrementalHead, text: TextFeatures) -> TextFeatures | None:
+    return text if head.has_text else None
+
+
+def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
+    """Edit a model that was saved without shots: only its head can be updated.
+
+    The uncertainty keeps the temperature only; all else was learned for the classes of before.
+    """
+    head, names = model.head, edit.text.labels
+    can_change_classes = isinstance(head, ExactIncrementalHead) or (
+        isinstance(head, IncrementalHead) and not edit.renames_class(model.text)
+    )
+    is_updatable = isinstance(head, IncrementalHead) and head.is_updatable
+    if edit.removes_class(model.text) or not can_change_classes or not is_updatable:
+        raise InputError(
+            "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
+        )
+    assert isinstance(head, IncrementalHead)
+    updated, text = copy.deepcopy(head), _text_for(head, edit.text)
+    if isinstance(updated, ExactIncrementalHead):
+        updated.remap_classes(names, edit.old_positions, text)
+    if edit.added is not None:
+        updated.partial_fit(edit.added.X, edit.added.y, text=text)
+    old_counts = dict(model.support.provenance.get("shots", {}))
+    counts = {
+        name: old_counts.get(model.text.labels[old], 0) if old >= 0 else 0
+        for name, old in zip(names, edit.old_positions, strict=True)
+    }
+    for name in () if edit.added is None else edit.added.y:
+        counts[name] += 1
+    support = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": counts})
+    calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
+    uncertainty = Uncertainty(calibrator, asked=DecisionOptions())
+    return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())

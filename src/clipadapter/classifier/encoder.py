@@ -1,0 +1,212 @@
+"""Encoders of a classifier: tuned by a head, run by another backend, opened again for a saved model."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.backends import Calibration
+from clipadapter.classifier.inputs import Skipped, check_any_readable
+from clipadapter.data.images import ImageSource, image_bytes, read_image
+from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, open_twin, with_backend
+from clipadapter.errors import (
+    ArtifactError,
+    EncoderUnavailableError,
+    FingerprintError,
+    ImageError,
+    InputError,
+    MissingExtraError,
+)
+from clipadapter.features import ViewSpec, augment, choose_backend, ready_backend
+from clipadapter.heads import Head
+from clipadapter.persistence import Model
+from clipadapter.pixels import PixelSpec
+from clipadapter.tuners import TowerTuner
+
+MAX_PIXEL_BYTES_IN_MEMORY = 2**30
+"""More pixels go to a temporary file. A view of 224 x 224 pixels has 150,528 bytes."""
+
+
+def check_tuner_inputs(grid: Mapping[str, Sequence[Any]] | None, unlabelled: Sequence[ImageSource] | None) -> None:
+    """Refuse, before the work begins, arguments that a head which tunes the encoder does not take.
+
+    Raises:
+        InputError: if there is a grid, each value of which would need an encoder of its own, or unlabelled pictures.
+    """
+    if grid:
+        raise InputError("a grid is chosen on features, but this head tunes the encoder: set head_params instead")
+    if unlabelled is not None:
+        raise InputError("this head tunes the encoder on labelled pictures only: leave unlabelled out")
+
+
+def tune_encoder(
+    head: Head,
+    encoder: Encoder,
+    images: Sequence[ImageSource],
+    labels: Sequence[str],
+    prompts: Mapping[str, Sequence[str]],
+    views: ViewSpec,
+    strict: bool,
+) -> tuple[Encoder, Encoder]:
+    """Tune an encoder with a head from `clipadapter.tuners`.
+
+    Args:
+        head: a `TowerTuner`.
+        encoder: with or without a backend.
+        images: paths, PIL images or arrays; unreadable ones are left out.
+        labels: class name of each picture.
+        prompts: prompts by class.
+        views: views of each picture.
+        strict: raise for an unreadable picture.
+
+    Returns:
+        The plain encoder and the tuned one.
+
+    Raises:
+        DataError: if no picture can be read, or one can't and ``strict``.
+        InputError: if the encoder can't be tuned.
+    """
+    assert isinstance(head, TowerTuner)
+    plain = _unwrap(encoder)
+    tower = open_twin(plain).tower()
+    assert tower is not None
+    pixels, rows = _read_views(images, views, tower.pixels, strict)
+    head.tune(plain, pixels, [str(labels[i]) for i in rows], prompts)
+    return plain, head.tuned(plain)
+
+
+def apply_backend(tuned: Encoder, images: Sequence[ImageSource], backend: str, precision: str) -> Encoder:
+    """Run a tuned encoder with a backend and precision; "auto" for both keeps torch, since converting takes long."""
+    if (backend, precision) == ("auto", "auto"):
+        return tuned
+    backend, precision = backend.replace("auto", "torch"), precision.replace("auto", "fp32")
+    return choose_backend(tuned, images, backend=backend, precision=precision)
+
+
+def info_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
+    """Facts that a saved model keeps: those of the encoder before tuning, in the precision of the tuned one."""
+    fingerprint = fingerprint_in(base.fingerprint, tuned.backend, tuned.precision, tuned.calibration)
+    return replace(tuned, fingerprint=fingerprint)
+
+
+def open_saved_encoders(
+    model: Model, encoder: str | Encoder | None, device: str, backend: str = "auto", precision: str = "auto"
+) -> tuple[Encoder, Encoder | None]:
+    """Open the encoder of a saved model, and tune it with the saved weights if the head is a tuner.
+
+    Args:
+        model: the saved model.
+        encoder: URI, or an open encoder; if None, the name in the model.
+        device: torch device, if the encoder must be opened.
+        backend: "auto" takes one that is ready on this machine.
+        precision: "auto" is the precision of the fit. Another one gives features that are close, but not equal.
+
+    Returns:
+        The encoder, and the tuned encoder or None.
+
+    Raises:
+        FingerprintError: if it is another encoder.
+        MissingExtraError: if the backend is not installed.
+        ArtifactError: if the saved weights do not fit the encoder.
+    """
+    saved = model.encoder
+    if not isinstance(model.head, TowerTuner):
+        return _open_saved_encoder(saved, encoder, device, backend, precision), None
+    base = _unwrap(encoder if isinstance(encoder, Encoder) else create_encoder(encoder or saved.name, device))
+    _check_fingerprint(saved, base.info)
+    try:
+        tuned = model.head.tuned(base)
+    except InputError as error:
+        raise ArtifactError(f"the saved model is damaged: {error}") from error
+    if (backend, precision, saved.backend, saved.precision) == ("auto", "auto", "torch", "fp32"):
+        return base, tuned
+    return base, _restore_precision(info_of_base(tuned.info, saved), tuned, backend, precision)
+
+
+def _open_saved_encoder(
+    saved: EncoderInfo, encoder: str | Encoder | None, device: str, backend: str, precision: str
+) -> Encoder:
+    opened = encoder if isinstance(encoder, Encoder) else create_encoder(encoder or saved.name, device)
+    if isinstance(encoder, Encoder) and encoder.info.fingerprint == saved.fingerprint:
+        return encoder
+    _check_fingerprint(saved, opened.info)
+    return _restore_precision(saved, opened, backend, precision)
+
+
+def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
+    """Check that a plain encoder is the one that a model was fitted with.
+
+    Raises:
+        FingerprintError: if it is another.
+    """
+    if fingerprint_in(opened.fingerprint, saved.backend, saved.precision, saved.calibration) != saved.fingerprint:
+        raise FingerprintError(
+            f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
+            f"{opened.name} here has {opened.fingerprint[:12]}: its weights or preprocessing differ, so "
+            "predictions would be wrong. Give the encoder it was fitted with (encoder=..., or --encoder), or fit again"
+        )
+
+
+def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, precision: str) -> Encoder:
+    """Run a plain encoder in the precision that a model was fitted with; see `open_saved_encoders`."""
+    wanted = saved.precision if precision == "auto" else precision
+    calibration = Calibration(None, saved.calibration) if wanted == "int8" and saved.calibration else None
+    if encoder.tower() is None:
+        return encoder
+    if backend != "auto":
+        return with_backend(encoder, backend, wanted, calibration)
+    try:
+        return ready_backend(encoder, wanted, saved.backend, calibration)
+    except (EncoderUnavailableError, MissingExtraError) as error:
+        if precision != "auto":
+            raise
+        # fp32 answers almost as the saved precision does: better than no answer, and the note says so.
+        note = f"the model was fitted on {wanted} features, these are fp32, near but not equal: {error}"
+        encoder.info = replace(encoder.info, note="; ".join(part for part in (encoder.info.note, note) if part))
+        return encoder
+
+
+def _unwrap(encoder: Encoder) -> Encoder:
+    """Return the encoder without a backend and without the wrapper for unprojected features."""
+    while isinstance(inner := getattr(encoder, "plain", None), Encoder):
+        encoder = inner
+    return encoder
+
+
+def _read_views(
+    images: Sequence[ImageSource], views: ViewSpec, pixels: PixelSpec, strict: bool
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """Read each picture once and make its views.
+
+    Returns:
+        Pixels (n, v, s, s, 3) of the readable pictures, and their positions among the images.
+    """
+    shape = (len(images), views.count, pixels.size, pixels.size, 3)
+    squares: NDArray[np.uint8]
+    if math.prod(shape) <= MAX_PIXEL_BYTES_IN_MEMORY:
+        squares = np.empty(shape, np.uint8)
+    else:
+        with tempfile.TemporaryFile() as file:  # it is deleted together with the last array that maps it
+            squares = np.memmap(file, np.uint8, "w+", shape=shape)
+    rows: list[int] = []
+    skipped: list[Skipped] = []
+    for i, source in enumerate(images):
+        try:
+            image, digest = read_image(source), blake2b(image_bytes(source), digest_size=32).digest()
+        except ImageError as error:
+            if strict:
+                raise
+            skipped.append((i, error.source, error.reason))
+            continue
+        for view in range(views.count):
+            squares[len(rows), view] = pixels.square(augment(image, views, view, digest, pixels.size))
+        rows.append(i)
+    check_any_readable(rows, skipped, len(images))
+    return squares[: len(rows)], rows

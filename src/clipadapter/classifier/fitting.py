@@ -1,0 +1,446 @@
+"""Fit a head, and learn its calibration, thresholds and prediction sets from held-out shots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+from clipadapter.data import class_prompts, get_templates
+from clipadapter.data.prompts import clean_name
+from clipadapter.encoders import Encoder
+from clipadapter.errors import InputError, TooFewShotsError
+from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
+from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
+from clipadapter.persistence import Model
+from clipadapter.uncertainty import (
+    Calibrator,
+    Conformal,
+    DecisionOptions,
+    MultiLabel,
+    Rejector,
+    Uncertainty,
+    UncertaintyOptions,
+    kept_distractors,
+    learn_calibrator,
+    learn_conformal,
+    learn_multilabel,
+    learn_rejector,
+)
+from clipadapter.uncertainty.answers import UNLEARNED
+from clipadapter.uncertainty.calibration import Method
+from clipadapter.uncertainty.costs import checked_costs
+from clipadapter.uncertainty.rejection import imagenet_names
+
+FIT_KEY = "fit"
+"""Key of the fit settings in the provenance of the support set."""
+LEARNED_OPTIONS = {
+    "calibration": "calibration",
+    "sets": "sets",
+    "by_class": "by_class",
+    "score": "score",
+    "distractors": "distractors",
+}
+"""Options that decide what is learned, by their key in a saved model. `Uncertainty` saves the others."""
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Negatives:
+    """Features and names of what is none of the classes.
+
+    Args:
+        outliers: (b, d) features of pictures of none of the classes, or None.
+        label_names: k negative labels: class names of ImageNet that are no synonyms of the classes.
+        label_embeddings: (k, d) their text features, or None.
+    """
+
+    outliers: Array | None = None
+    label_names: tuple[str, ...] = ()
+    label_embeddings: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A fitted head with its uncertainty.
+
+    Args:
+        head: fitted head.
+        uncertainty: learned from held-out shots.
+        fold_heads: heads that were each fitted without one fold, for CV+ prediction sets.
+    """
+
+    head: Head
+    uncertainty: Uncertainty
+    fold_heads: tuple[Head, ...] = ()
+
+
+def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, progress: bool) -> Head:
+    """Return the head itself, or create one by name.
+
+    Args:
+        head: a head, or a registered name.
+        params: parameters of a head that is given by name.
+        seed: for a head by name that has this parameter, unless ``params`` sets it.
+        progress: likewise.
+
+    Raises:
+        InputError: if there are parameters beside a head object, or the head has no such parameter.
+        UnknownNameError: if no head has the name.
+    """
+    if isinstance(head, Head):
+        if params:
+            raise InputError("head_params go with a head's name; set them on the head that was given instead")
+        return head
+    params = dict(params or {})
+    created = create_head(head, **params)
+    known = created.get_params(deep=False)
+    for name, value in (("seed", seed), ("progress", progress)):
+        if name in known and name not in params:
+            created.set_params(**{name: value})
+    return created
+
+
+def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
+    """Return the options, or the default ones for None.
+
+    Raises:
+        InputError: if they have another type.
+    """
+    if uncertainty is not None and not isinstance(uncertainty, UncertaintyOptions):
+        raise InputError(
+            "uncertainty must be UncertaintyOptions(reject=0.05, ...) of clipadapter.uncertainty, but is "
+            f"{type(uncertainty).__name__}"
+        )
+    return uncertainty or UncertaintyOptions()
+
+
+def select_negative_labels(
+    encoder: Encoder,
+    text: TextFeatures,
+    templates: str | Sequence[str],
+    store: FeatureStore | None,
+    outliers: Array | None = None,
+) -> Negatives:
+    """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024).
+
+    Args:
+        encoder: encoder of the text features.
+        text: text features of the classes.
+        templates: prompt templates of the classes.
+        store: stores the text features; None stores nothing.
+        outliers: (b, d) features of pictures of none of the classes.
+    """
+    names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
+    encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
+    rows = kept_distractors(text.labels, text.embeddings, names, encoded.embeddings)
+    return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
+
+
+def fit_with_uncertainty(
+    head: Head,
+    support: FeatureSet,
+    text: TextFeatures,
+    unlabelled: Array | None,
+    options: UncertaintyOptions,
+    negatives: Negatives,
+    seed: int = 0,
+) -> FitResult:
+    """Fit a head, and learn its uncertainty from held-out shots.
+
+    Args:
+        head: head to fit.
+        support: features and labels of the shots.
+        text: text features of the classes.
+        unlabelled: features of unlabelled pictures, for transductive heads.
+        options: what to learn.
+        negatives: what is none of the classes, to detect out-of-distribution pictures.
+        seed: decides which shots are held out.
+
+    Raises:
+        InputError: if there are too few shots for the options, or the head can't be fitted twice.
+    """
+    if options.costs is not None:
+        checked_costs(options.costs, text.labels)  # before the long work
+    if support.targets is None and options.sets == "split":
+        head, held_out = _fit_on_half(head, support, text, seed)
+        return _learn_single_label(head, held_out, support, text, options, negatives)
+    _check_multilabel_options(support, options, negatives)
+    head = head.fit(support.X, support.labels, text=text, unlabelled=unlabelled)
+    return learn_uncertainty(head, support, text, options, negatives, seed)
+
+
+def learn_uncertainty(
+    head: Head,
+    support: FeatureSet,
+    text: TextFeatures,
+    options: UncertaintyOptions,
+    negatives: Negatives,
+    seed: int = 0,
+) -> FitResult:
+    """Learn the uncertainty of a head that is fitted to all shots; arguments as of `fit_with_uncertainty`."""
+    if support.targets is not None:
+        _check_multilabel_options(support, options, negatives)
+        multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text)
+        return FitResult(head, Uncertainty(several=multilabel, how="folds" if multilabel.n else ""))
+    held_out = _predict_out_of_fold(head, support, text, options, seed)
+    return _learn_single_label(head, held_out, support, text, options, negatives)
+
+
+def learn_multilabel_thresholds(
+    head: Head,
+    X: ArrayLike,
+    Y: ArrayLike,
+    text: TextFeatures | None,
+    *,
+    folds: int = 4,
+    seed: int = 0,
+    precision: float | None = None,
+) -> MultiLabel:
+    """Learn calibrated probabilities and one threshold per class from out-of-fold logits.
+
+    Args:
+        head: fitted or not; it is not changed.
+        X: (n, d) or (n, v, d) raw features of the shots.
+        Y: (n, c) zeros and ones; see `data.label_sets.label_matrix`.
+        text: text features of the classes.
+        folds: number of folds.
+        seed: of the folds.
+        precision: required precision; None selects the thresholds with the highest F1.
+
+    Returns:
+        The learned thresholds; the default ones if most classes have one shot only.
+
+    Raises:
+        InputError: if the head is not multi-label, or shapes don't match.
+    """
+    targets = np.asarray(Y)
+    counts = targets.sum(axis=0)
+    # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
+    if not 2 * np.sum(counts > 1) >= np.sum(counts > 0) > 0:
+        return MultiLabel.usual(targets.shape[1])
+    held_out = out_of_fold(clone(head), X, targets, text, folds=folds, seed=seed)
+    if held_out is None:
+        raise InputError(f"{type(head).__name__} can't be judged on held-out shots")
+    return learn_multilabel(held_out.logits, held_out.labels, precision=precision)
+
+
+def _check_multilabel_options(support: FeatureSet, options: UncertaintyOptions, negatives: Negatives) -> None:
+    """Refuse options of single-label classifiers for multi-label shots, whose classes are decided one by one."""
+    if support.targets is None:
+        return
+    refused = [] if negatives.outliers is None else ["outliers"]
+    for name, default in vars(UncertaintyOptions()).items():
+        value = getattr(options, name)
+        if value is not None and (default is None or value != default):
+            refused.append(name)
+    if refused:
+        raise InputError(
+            f"multi-label pictures are decided class by class: leave {', '.join(refused)} out. A picture without "
+            "any class has no label"
+        )
+
+
+def _learn_single_label(
+    head: Head,
+    held_out: OutOfFold | None,
+    support: FeatureSet,
+    text: TextFeatures,
+    options: UncertaintyOptions,
+    negatives: Negatives,
+) -> FitResult:
+    costs = None if options.costs is None else checked_costs(options.costs, text.labels)
+    decision = DecisionOptions(options.reject, options.coverage, costs)
+    calibrator = _fit_calibrator(head, support, held_out, options)
+    rejector = _fit_rejector(head, support, text, held_out, calibrator, negatives)
+    for name, needed in (("reject", rejector), ("coverage", held_out)):
+        if getattr(options, name) is not None and needed is None:
+            raise InputError(f"{name} can't be asked for here: {UNLEARNED}")
+    if held_out is None:
+        return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
+    conformal = _fit_conformal(held_out, calibrator, options)
+    uncertainty = Uncertainty(calibrator, rejector, conformal, decision, held_out.strategy, held_out.logit_scale_ratio)
+    return FitResult(head, uncertainty, held_out.heads)
+
+
+def _is_cheap_to_refit(head: Head) -> bool:
+    """Whether the head can be fitted to part of the shots without training through a tower."""
+    return not (head.needs_tower or head.tunes_encoder or head.transductive)
+
+
+def _predict_out_of_fold(
+    head: Head, support: FeatureSet, text: TextFeatures, options: UncertaintyOptions, seed: int
+) -> OutOfFold | None:
+    """Out-of-fold logits of the shots; None if they cost much and no option asks for them."""
+    is_required = options.calibration in ("temperature", "vector") or options.sets == "cv+"
+    if head.tunes_encoder or not (_is_cheap_to_refit(head) or is_required):
+        return None
+    return out_of_fold(
+        head,
+        support.X,
+        support.y,
+        text,
+        strategies=("own", "folds"),
+        keep_heads=options.sets == "cv+",
+        seed=seed,
+    )
+
+
+def _fit_on_half(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tuple[Head, OutOfFold]:
+    """Fit the head to half of the shots of each class, and predict the other half (split conformal)."""
+    if not _is_cheap_to_refit(head):
+        raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
+    labels, train, held = np.asarray(support.y), [], []
+    for name in dict.fromkeys(support.y):
+        rows = np.flatnonzero(labels == name)
+        rows = np.random.default_rng(seed).permutation(rows)
+        held += rows[: len(rows) // 2].tolist()
+        train += rows[len(rows) // 2 :].tolist()
+    if not held:
+        raise InputError("with one shot a class none can be held out for the sets: give two or more of each class")
+    fitted = head.fit(support.X[train], labels[train], text=text)
+    position = {name: i for i, name in enumerate(text.labels)}
+    rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
+    return fitted, OutOfFold(fitted.logits(support.plain[held]), y, rows, "split", mean_shots_per_class(labels[train]))
+
+
+def _fit_calibrator(
+    head: Head, support: FeatureSet, held_out: OutOfFold | None, options: UncertaintyOptions
+) -> Calibrator:
+    if options.calibration == "none":
+        return Calibrator()
+    is_split = held_out is not None and held_out.strategy == "split"
+    shots = held_out.shots_per_class if held_out is not None and is_split else mean_shots_per_class(support.y)
+    prior = head.prior_temperature(shots)
+    if held_out is None:
+        return Calibrator(prior)
+    method: Method = "vector" if options.calibration == "vector" else "temperature"
+    n_shots = len(np.unique(held_out.rows))  # a shot has one row of logits for each repetition of the folds
+    return learn_calibrator(held_out.logits, held_out.labels, method=method, usual=prior, n=n_shots)
+
+
+def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:
+    once = held_out.first_per_shot
+    how = "split" if held_out.strategy == "split" else options.sets
+    return learn_conformal(
+        calibrator.probabilities(once.logits),
+        once.labels,
+        score=options.score,
+        by_class=options.by_class,
+        how=how,
+        folds=once.folds if how == "cv+" else None,
+    )
+
+
+def _fit_rejector(
+    head: Head,
+    support: FeatureSet,
+    text: TextFeatures,
+    held_out: OutOfFold | None,
+    calibrator: Calibrator,
+    negatives: Negatives,
+) -> Rejector | None:
+    """The out-of-distribution detector; None if features and text have different widths, or there are too few shots."""
+    width = text.embeddings.shape[1]
+    if support.X.shape[-1] != width or head.tunes_encoder:
+        return None
+    position = {name: i for i, name in enumerate(text.labels)}
+    once = None if held_out is None else held_out.first_per_shot
+    try:
+        return learn_rejector(
+            support.plain,
+            np.array([position[name] for name in support.y]),
+            len(text.labels),
+            logits=None if once is None else once.logits,
+            rows=None if once is None else once.rows,
+            probabilities=None if once is None else calibrator.probabilities(once.logits),
+            text=None if len(text.absent) == len(text.labels) else text.embeddings,
+            scale=text.logit_scale,
+            distractors=negatives.label_embeddings,
+            names=negatives.label_names,
+            background=negatives.outliers,
+        )
+    except TooFewShotsError:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class FitSettings:
+    """What a fit depends on beside the shots and the head. It is saved, so that an edited model is fitted the same way.
+
+    Args:
+        templates: prompt templates of class names.
+        views: views of each shot.
+        uncertainty: what is learned from held-out shots, and the default decisions.
+        seed: decides which shots are held out.
+    """
+
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    views: ViewSpec = ViewSpec()
+    uncertainty: UncertaintyOptions = UncertaintyOptions()
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as a JSON object."""
+        uncertainty = {key: getattr(self.uncertainty, name) for key, name in LEARNED_OPTIONS.items()}
+        return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
+
+
+def fit_settings(model: Model) -> FitSettings:
+    """Read how a model was fitted. A model that has no settings gets those that its other parts show, or the defaults.
+
+    Raises:
+        InputError: if the settings are damaged.
+    """
+    raw, uncertainty = model.support.provenance.get(FIT_KEY), model.uncertainty
+    decision: dict[str, Any] = {
+        "reject": uncertainty.asked.reject,
+        "coverage": uncertainty.asked.coverage,
+        "costs": uncertainty.asked.costs,
+    }
+    if not isinstance(raw, Mapping):
+        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.how
+        return FitSettings(infer_templates(model.prompts), uncertainty=UncertaintyOptions(**decision, sets=sets))
+    try:
+        views = dict(raw["views"])
+        spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
+        learned = {name: raw["trust"][key] for key, name in LEARNED_OPTIONS.items()}
+        options = UncertaintyOptions(**decision, **learned)
+        return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error
+
+
+def infer_templates(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Infer the templates that all prompts were made from; the default one if classes have descriptions.
+
+    >>> infer_templates({"cat": ["a photo of a cat."], "guinea_pig": ["a photo of a guinea pig."]})
+    ('a photo of a {}.',)
+    """
+    templates = {
+        tuple(text.replace(clean_name(name), "{}") for text in texts)
+        for name, texts in prompts.items()
+        if all(text.count(clean_name(name)) == 1 for text in texts)
+    }
+    return next(iter(templates)) if len(templates) == 1 else FitSettings.templates
+
+
+def negatives_of(model: Model, text: TextFeatures) -> Negatives:
+    """Return the negatives that a model was fitted with, without labels that are synonyms of a new class.
+
+    Args:
+        model: model before an edit.
+        text: text features of the classes after the edit.
+    """
+    rejector = model.uncertainty.rejector
+    if rejector is None:
+        return Negatives()
+    memory, names = rejector.memory, rejector.names
+    if memory.distractors is None:
+        return Negatives(memory.background)
+    rows = kept_distractors(text.labels, text.embeddings, names, np.asarray(memory.distractors))
+    return Negatives(memory.background, tuple(names[i] for i in rows), memory.distractors[rows])

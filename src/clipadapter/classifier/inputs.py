@@ -1,0 +1,211 @@
+"""Inputs of `FewShotClassifier`: labelled pictures, their views and the feature store."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.base import clone
+
+from clipadapter.data import label_matrix
+from clipadapter.data.images import ImageSource, source_name
+from clipadapter.encoders import EncoderInfo
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
+from clipadapter.heads import Head, head_info, list_heads
+
+Label = str | Collection[str]
+"""Class name of a picture, or all its class names."""
+Skipped = tuple[int, str, str]
+"""Position, name and reason of an unreadable picture."""
+TASKS = ("auto", "single-label", "multilabel")
+TIMED_PICTURES = 2
+TIMED_VIEWS_PER_PICTURE = 16
+"""Augmented views: with two pictures they make one batch of the default size."""
+MIN_TIMED_VIEWS = 8
+"""With fewer computed views the rest came from the store, and the time says nothing about the encoder."""
+
+
+def is_multilabel(labels: Sequence[Label]) -> bool:
+    """Whether any label is a list, tuple or set of class names.
+
+    >>> is_multilabel(["cat", "dog"]), is_multilabel([("cat", "dog"), ()])
+    (False, True)
+    """
+    return any(isinstance(label, list | tuple | set | frozenset) for label in labels)
+
+
+def label_names(label: Label) -> Collection[str]:
+    """All class names of one picture."""
+    return label if isinstance(label, list | tuple | set | frozenset) else (str(label),)
+
+
+def collect_class_names(labels: Sequence[Label]) -> list[str]:
+    """All class names in the labels, sorted."""
+    return sorted({str(name) for label in labels for name in label_names(label)})
+
+
+def check_task(task: str, labels: Sequence[Label]) -> None:
+    """Check that the labels match the task.
+
+    Raises:
+        InputError: if they do not, or the task is unknown.
+    """
+    if task not in TASKS:
+        raise InputError(f"the task is one of {', '.join(TASKS)}, not {task!r}")
+    if task == "multilabel" and not is_multilabel(labels):
+        raise InputError("for task='multilabel' give all labels of each picture: [('cat', 'dog'), ('dog',), ()]")
+    if task == "single-label" and is_multilabel(labels):
+        raise InputError("multi-label pictures need task='multilabel' or 'auto', not 'single-label'")
+
+
+def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> None:
+    """Check that at least one picture could be read.
+
+    Args:
+        rows: positions of the readable pictures.
+        skipped: the unreadable pictures.
+        count: number of all pictures.
+
+    Raises:
+        DataError: if none could be read; the message has the first reasons.
+    """
+    if not len(rows):
+        reasons = "; ".join(f"{name}: {reason}" for _, name, reason in skipped[:3])
+        raise DataError(f"none of the {count} pictures can be read: {reasons or 'there are none'}")
+
+
+@contextmanager
+def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
+    """Open the feature store that ``cache`` of `FewShotClassifier` names; None if it is None."""
+    if cache is None:
+        yield None
+        return
+    with FeatureStore(None if cache == "auto" else cache) as store:
+        yield store
+
+
+def build_feature_set(
+    extraction: Extraction,
+    images: Sequence[ImageSource],
+    labels: Sequence[Label],
+    class_names: Sequence[str],
+    views: ViewSpec,
+    info: EncoderInfo,
+) -> FeatureSet:
+    """Join extracted features with their labels; the provenance records the encoder and the skipped pictures.
+
+    Args:
+        extraction: features of the readable pictures.
+        images: all pictures.
+        labels: class name of each picture, or all its class names.
+        class_names: all classes in order.
+        views: views that were extracted.
+        info: facts of the encoder.
+
+    Raises:
+        DataError: if no picture could be read.
+    """
+    check_any_readable(extraction.rows, extraction.skipped, len(images))
+    provenance = {
+        "encoder": info.name,
+        "fingerprint": info.fingerprint,
+        "skipped": [(name, reason) for _, name, reason in extraction.skipped],
+        "rows": list(extraction.rows),
+        "sources": [source_name(images[i]) for i in extraction.rows],
+        "computed": extraction.computed,
+        "views": views.count,
+        **({"crop": views.crop} if views.count > 1 else {}),
+    }
+    X = extraction.features if views.count > 1 else extraction.features[:, 0]
+    readable = [labels[i] for i in extraction.rows]
+    if not is_multilabel(labels):
+        return FeatureSet(X, tuple(map(str, readable)), tuple(class_names), provenance)
+    targets = label_matrix([label_names(label) for label in readable], class_names)
+    return FeatureSet(X, (), tuple(class_names), provenance, targets)
+
+
+def parse_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewSpec | PerEpochViews:
+    """Convert ``views`` of `FewShotClassifier` to a `ViewSpec` or `PerEpochViews`.
+
+    Raises:
+        InputError: if it has another type or value.
+    """
+    if isinstance(views, ViewSpec | PerEpochViews):
+        return views
+    if views == PER_EPOCH:
+        return PerEpochViews(ViewSpec(seed=seed))
+    if isinstance(views, str):
+        raise InputError(f"views must be a number, 'per-epoch', a ViewSpec or PerEpochViews, but is {views!r}")
+    return ViewSpec(count=views, seed=seed)
+
+
+def plan_views(
+    views: PerEpochViews,
+    head: Head,
+    labels: Sequence[Label],
+    class_names: Sequence[str],
+    grid: Mapping[str, Sequence[Any]] | None,
+) -> ViewSpec:
+    """Return the plain picture and one view for each epoch that a head will train.
+
+    Args:
+        views: crop scale and seed of the views.
+        head: an unfitted head.
+        labels: labels of the shots.
+        class_names: all classes in order.
+        grid: values to try, by parameter of the head; the combination with most epochs decides.
+
+    Raises:
+        InputError: if the head has no epochs, or its parameters are wrong.
+    """
+    if is_multilabel(labels) and not head.multilabel:
+        return views.for_epochs(0)  # `fit` refuses these labels and says which heads take them
+    if is_multilabel(labels):
+        class_positions = torch.full((len(labels),), -1)
+    else:
+        position = {name: i for i, name in enumerate(class_names)}
+        class_positions = torch.tensor([position[str(label)] for label in labels if str(label) in position])
+    own_grid = {name: values for name, values in (grid or {}).items() if name in head.get_params(deep=False)}
+    epochs = [
+        clone(head).set_params(**dict(zip(own_grid, values, strict=True))).planned_epochs(class_positions)
+        for values in itertools.product(*own_grid.values())
+    ]
+    known = [number for number in epochs if number is not None]
+    if not known:
+        raise InputError(
+            f"{type(head).__name__} has no epochs that could each take a view of their own: give a number of views, "
+            f"such as views=10 (--views 10), or take one of these heads: {', '.join(_list_heads_with_epochs())}"
+        )
+    return views.for_epochs(max(known))
+
+
+def _list_heads_with_epochs() -> list[str]:
+    return [name for name in list_heads() if head_info(name).cls.planned_epochs is not Head.planned_epochs]
+
+
+def measure_encoding_rate(
+    extract: Callable[[Sequence[ImageSource], ViewSpec], Extraction], images: Sequence[ImageSource], spec: ViewSpec
+) -> float | None:
+    """Measure how many views are encoded per second.
+
+    The last pictures are taken: after an interrupted run they are the ones that the store lacks.
+
+    Args:
+        extract: computes features, or takes them from the store.
+        images: all pictures.
+        spec: views to make.
+
+    Returns:
+        Views per second; None if the features of these pictures were in the store.
+    """
+    start = time.perf_counter()
+    extraction = extract(images[-TIMED_PICTURES:], replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)))
+    seconds = time.perf_counter() - start
+    return extraction.computed / seconds if extraction.computed >= MIN_TIMED_VIEWS else None

@@ -1,0 +1,377 @@
+"""The model card of a saved model (``README.md``): its facts in words, with the metadata that the hub reads.
+
+Layout of the metadata: https://github.com/huggingface/hub-docs/blob/main/modelcard.md?plain=1
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from clipadapter.errors import ArtifactError
+from clipadapter.heads import fidelity_of, head_info, list_heads
+from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
+from clipadapter.persistence.format import CARD_FILE, SUPPORT_FILE, ModelConfig
+
+MAX_CARD_BYTES = 16 << 20
+GENERATED_MARK = (
+    "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
+)
+"""Last line of a generated card. A card without it was edited by a person and is not overwritten."""
+MAX_LISTED_CLASSES = 30
+"""Longer tables of classes are folded."""
+MIN_RELIABLE_TEST_PICTURES = 50
+"""With fewer test pictures the card calls the scores rough."""
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "mean_average_precision": "mean average precision",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "log_loss": "log-loss",
+    "calibration_error": "calibration error",
+}
+"""Names of the fields of `Scores`, in the order of tables."""
+HUB_METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1"}
+"""Metric types of the hub that differ from our names."""
+FOLDER_PLACEHOLDER = "path/to/this/folder"
+
+
+def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> str | None:
+    """Make the card of a saved model again; None if a person has edited the card in the folder.
+
+    Args:
+        folder: a saved model.
+        config: config that the card is made from.
+        repo: repository on the hub, if it is made for the hub.
+
+    Raises:
+        ArtifactError: if the card in the folder can't be read.
+    """
+    path = Path(folder) / CARD_FILE
+    try:
+        if path.is_file() and path.stat().st_size > MAX_CARD_BYTES:
+            raise ArtifactError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB: it is no card")
+        is_edited = path.is_file() and GENERATED_MARK not in path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ArtifactError(f"can't read {path}: {error.strerror or error}") from error
+    return None if is_edited else render_card(config, repo)
+
+
+def render_card(config: ModelConfig, repo: str = "") -> str:
+    """Render the card as Markdown.
+
+    Args:
+        config: config of the model.
+        repo: repository on the hub such as ``org/name``, if it is made for the hub.
+    """
+    evaluation = read_evaluation(config)
+    sections = [
+        f"# A few-shot classifier of {len(config.class_names)} classes",
+        _describe_task(config),
+        f"## How to use it\n\n{_describe_usage(config, repo)}",
+        f"## How good it is\n\n{_describe_evaluation(config, evaluation)}",
+        f"## What its answers mean\n\n{_describe_uncertainty(config.uncertainty)}",
+        f"## Encoder and licences\n\n{_describe_encoder(config)}",
+        f"## Limits\n\n{_describe_limits(config, evaluation)}",
+        f"## Classes and shots\n\n{_list_classes(config)}",
+        f"## Where it comes from\n\n{_describe_origin(config)}",
+        GENERATED_MARK,
+    ]
+    name = repo.rpartition("/")[2] or f"{config.head.name}-{len(config.class_names)}-classes"
+    return front_matter(config, evaluation, name) + "\n" + "\n\n".join(sections) + "\n"
+
+
+# ---- Metadata: YAML before the text ----
+
+
+def front_matter(config: ModelConfig, evaluation: Evaluation | None, name: str) -> str:
+    """Make the metadata block, its lines of dashes included.
+
+    It names no licence of the model: whoever publishes the model chooses one.
+
+    Args:
+        config: config of the model.
+        evaluation: its evaluation, if recorded.
+        name: name of the model.
+    """
+    facts: dict[str, Any] = {
+        "library_name": "clipadapter",
+        "pipeline_tag": "image-classification",
+        "tags": ["clip", "few-shot", "image-classification", "model_hub_mixin"],
+    }
+    base = hub_repositories(config.encoder.name)
+    if base:
+        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    if evaluation is not None:
+        facts["model-index"] = [{"name": name, "results": [_evaluation_result(evaluation, _is_multilabel(config))]}]
+    return "\n".join(["---", *_yaml(facts), "---", ""])
+
+
+def hub_repositories(encoder: str) -> list[str]:
+    """Repositories of the hub that the weights of an encoder come from; empty if they come from elsewhere.
+
+    >>> hub_repositories("unprojected:open_clip:ViT-B-32/laion2b_s34b_b79k")
+    ['laion/CLIP-ViT-B-32-laion2B-s34B-b79K']
+    >>> hub_repositories("lite")
+    []
+    """
+    scheme, _, rest = encoder.partition(":")
+    if scheme == "unprojected":
+        return hub_repositories(rest)
+    if scheme == "pair":
+        return list(dict.fromkeys(name for part in rest.split("+") for name in hub_repositories(part)))
+    model, _, tag = rest.rpartition("/")
+    if scheme != "open_clip" or rest.startswith("local-dir:") or not model:
+        return []
+    import open_clip
+
+    repo = str((open_clip.get_pretrained_cfg(model, tag) or {}).get("hf_hub") or "")
+    return [repo.rpartition("/")[0]] if repo.count("/") == 2 else []
+
+
+def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str, Any]:
+    """Scores of the model, followed by those of the baselines, whose names say that they are baselines."""
+    task = "Multi-label image classification" if is_multilabel else "Image classification"
+    metrics = [*_result_metrics(evaluation.model, "")]
+    for name, scores in evaluation.baselines.items():
+        metrics += _result_metrics(scores, f" of {name} (baseline)")
+    return {
+        "task": {"type": "image-classification", "name": task},
+        "dataset": {"type": "imagefolder", "name": evaluation.data or "unnamed", "args": {"pictures": evaluation.n}},
+        "metrics": metrics,
+    }
+
+
+def _result_metrics(scores: Scores, suffix: str) -> Sequence[dict[str, Any]]:
+    values = {key: getattr(scores, key) for key in SCORE_NAMES}
+    return [
+        {"type": HUB_METRIC_TYPES.get(key, key), "name": f"{SCORE_NAMES[key]}{suffix}", "value": round(value, 4)}
+        for key, value in values.items()
+        if value is not None
+    ]
+
+
+def _yaml(value: dict[str, Any] | list[Any]) -> list[str]:
+    """Lines of YAML."""
+    lines = []
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        inner = _yaml(item) if isinstance(item, dict | list) else [_yaml_scalar(item)]
+        if isinstance(value, list):
+            lines += [f"- {inner[0]}", *(f"  {line}" for line in inner[1:])]
+        elif isinstance(item, dict | list):
+            lines += [f"{key}:", *(f"  {line}" for line in inner)]
+        else:
+            lines.append(f"{key}: {inner[0]}")
+    return lines
+
+
+def _yaml_scalar(item: object) -> str:
+    """A text or number as JSON, which is YAML too except for unprintable characters: YAML forbids them."""
+    text = json.dumps(item, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
+
+
+# ---- Text ----
+
+
+def escape(text: str) -> str:
+    r"""Escape untrusted text for Markdown: no mark-up, link, element or end of a table cell is left in it.
+
+    >>> print(escape("a_b | <b>x</b>"))
+    a\_b \| \<b\>x\</b\>
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", line)
+
+
+def code(text: str) -> str:
+    """Format untrusted text as inline code; a backtick in it becomes an apostrophe."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f"`{line.replace('`', chr(39)).replace('|', '/') or ' '}`"
+
+
+def _is_multilabel(config: ModelConfig) -> bool:
+    return bool(config.uncertainty.get("several"))
+
+
+def _has_local_weights(config: ModelConfig) -> bool:
+    """Whether the weights of the encoder are in a folder of one machine."""
+    return "local-dir:" in config.encoder.name or "simclr:" in config.encoder.name
+
+
+def _shot_counts(config: ModelConfig) -> dict[str, int]:
+    """Number of shots by class, as far as known."""
+    raw = config.provenance.get("shots")
+    shots = raw if isinstance(raw, dict) else {}
+    return {name: count for name in config.class_names if isinstance(count := shots.get(name, 0), int)}
+
+
+def _describe_task(config: ModelConfig) -> str:
+    counts = sorted(_shot_counts(config).values()) or [0]
+    each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    what = "which of its classes a picture has, if any" if _is_multilabel(config) else "the class of a picture"
+    names = ", ".join(escape(name) for name in config.class_names[:5])
+    more = " and others" if len(config.class_names) > 5 else ""
+    return (
+        f"It says {what}: {names}{more}. The head {code(config.head.name)} was fitted to {each} labelled pictures a "
+        f"class, on features of the encoder {code(config.encoder.name)}.{_describe_head(config.head.name)}"
+    )
+
+
+def _describe_head(head: str) -> str:
+    """The summary of the head, its paper, and how faithful it is to the paper."""
+    if head not in list_heads():
+        return ""
+    info = head_info(head)
+    paper = f" ([paper]({info.facts['paper']}))" if info.facts.get("paper") else ""
+    fidelity = escape(str(fidelity_of(head)))
+    return f" That is: {escape(info.summary.rstrip('.'))}{paper}. Fidelity: {fidelity}"
+
+
+def _describe_usage(config: ModelConfig, repo: str) -> str:
+    encoder = ', encoder="open_clip:local-dir:PATH"' if _has_local_weights(config) else ""
+    extra = "lite" if config.encoder.name == "lite" else "train"
+    if repo:
+        shell = f"clipadapter pull {repo} --out model\nclipadapter predict model photo.jpg"
+    else:
+        shell = f"clipadapter predict {FOLDER_PLACEHOLDER} photo.jpg"
+    return f"""```python
+from clipadapter import FewShotClassifier  # pip install 'clipadapter[{extra}]'
+
+model = FewShotClassifier.from_pretrained("{repo or FOLDER_PLACEHOLDER}"{encoder})
+for answer in model.classify(["photo.jpg"], top=3):
+    print(answer.label, answer.probability, answer.top)
+```
+
+```sh
+{shell}
+```"""
+
+
+def _describe_evaluation(config: ModelConfig, evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return (
+            "Not known: no evaluation is recorded. `clipadapter eval MODEL TEST --record` measures it on labelled "
+            "pictures beside zero-shot and a linear probe, and writes the figures here."
+        )
+    rows = {f"this model ({code(config.head.name)})": evaluation.model}
+    rows |= {escape(name): scores for name, scores in evaluation.baselines.items()}
+    columns = [key for key in SCORE_NAMES if getattr(evaluation.model, key) is not None]
+    headings = " | ".join(SCORE_NAMES[key] if key == "log_loss" else f"{SCORE_NAMES[key]} %" for key in columns)
+    lines = [
+        f"| {evaluation.n} pictures of {escape(evaluation.data)} | {headings} |",
+        f"|---|{'---:|' * len(columns)}",
+        *(f"| {name} | {' | '.join(_score_cell(scores, key) for key in columns)} |" for name, scores in rows.items()),
+    ]
+    accuracy = evaluation.model.accuracy
+    interval = "" if accuracy is None else _describe_accuracy_interval(accuracy, evaluation.n)
+    return "\n".join(lines) + interval + _describe_worst_classes(evaluation.worst)
+
+
+def _score_cell(scores: Scores, key: str) -> str:
+    value = getattr(scores, key)
+    return "" if value is None else f"{value:.3f}" if key == "log_loss" else f"{100 * value:.1f}"
+
+
+def _describe_accuracy_interval(accuracy: float, n: int) -> str:
+    """The 95 % score interval of Wilson (1927)."""
+    z = 1.96
+    middle, half = accuracy + z**2 / (2 * n), z * sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return f"\n\nFor so many pictures its accuracy is between {100 * low:.1f} and {100 * high:.1f} % (95 % interval)."
+
+
+def _describe_worst_classes(classes: list[ClassScores]) -> str:
+    if not classes:
+        return ""
+    names = (f"{escape(one.name)} (F1 {100 * one.f1:.0f} %, pictures: {one.count})" for one in classes)
+    return f"\n\nClasses with the lowest F1: {', '.join(names)}."
+
+
+def _describe_uncertainty(facts: Mapping[str, Any]) -> str:
+    """What the probabilities mean, and which decisions the model can make."""
+    if facts.get("several"):
+        return "A picture may have any number of these classes: each class has a threshold of its own."
+    n = (facts.get("calibrator") or {}).get("n", 0)
+    calibrated = f"are calibrated on {n} held-out shots" if n else "could not be calibrated: no shot was held out"
+    rejection = "can say" if facts.get("rejector") else "can't say"
+    sets = "can name" if facts.get("conformal") else "can't name"
+    decisions = [f"{name} {facts[name]:g}" for name in ("reject", "coverage") if facts.get(name)]
+    default = f" Default decisions: {', '.join(decisions)}." if decisions else ""
+    return (
+        f'Its probabilities {calibrated}. It {rejection} that a picture is "none of these" (`reject=0.05`), and {sets} '
+        f"the classes that a doubtful one may be (`coverage=0.9`).{default}"
+    )
+
+
+def _describe_encoder(config: ModelConfig) -> str:
+    encoder = config.encoder
+    note = f" Note: {escape(encoder.note)}." if encoder.note else ""
+    where = (
+        "They are in a folder of the machine where it was fitted, and must be copied from there."
+        if _has_local_weights(config)
+        else "They are not part of this folder and come from where the encoder has them."
+    )
+    return (
+        f"The encoder's weights ({code(encoder.name)}, {encoder.precision}) have the licence "
+        f"{escape(encoder.licence)}. {where}{note}\n\n"
+        "This card names no licence of the model itself: whoever publishes it chooses one "
+        "(`license:` at the top), which has to agree with that of the weights and with the rights to the pictures."
+    )
+
+
+def _describe_limits(config: ModelConfig, evaluation: Evaluation | None) -> str:
+    limits = [
+        "It knows pictures like its shots. Other cameras, places and times were not tried unless the test had them.",
+        "A picture of none of its classes may be given some of them all the same."
+        if _is_multilabel(config)
+        else "A picture of none of its classes is given one of them, unless `reject` is set.",
+    ]
+    if evaluation is None:
+        limits.append("How often it is right was not measured.")
+    elif evaluation.n < MIN_RELIABLE_TEST_PICTURES:
+        limits.append(f"It was tested on {evaluation.n} pictures only: its figures are rough.")
+    if evaluation is not None and evaluation.among_shots:
+        limits.append(
+            f"{evaluation.among_shots} of the {evaluation.n} test pictures were among its shots: its figures are "
+            "better than they would be on new pictures."
+        )
+    if "lite" in re.split(r"[:+]", config.encoder.name):
+        limits.append(
+            "Its encoder `lite` is small and made for trying out; what it reaches by class names alone is above."
+        )
+    if SUPPORT_FILE in config.files:
+        limits.append(
+            f"`{SUPPORT_FILE}` holds the features of the shots: no pictures, but they show whether a given "
+            "picture was one of the shots."
+        )
+    return "\n".join(f"- {line}" for line in limits)
+
+
+def _list_classes(config: ModelConfig) -> str:
+    counts = _shot_counts(config)
+    rows = "\n".join(f"| {escape(name)} | {counts.get(name, 0)} |" for name in config.class_names)
+    table = f"| class | shots |\n|---|---:|\n{rows}"
+    if len(config.class_names) <= MAX_LISTED_CLASSES:
+        return table
+    return f"<details><summary>All {len(config.class_names)} classes</summary>\n\n{table}\n\n</details>"
+
+
+def _describe_origin(config: ModelConfig) -> str:
+    provenance = config.provenance
+    raw_versions = provenance.get("versions")
+    versions = "unknown versions"
+    if isinstance(raw_versions, dict):
+        versions = ", ".join(f"{name} {number}" for name, number in raw_versions.items())
+    python = provenance.get("python", "of an unknown version")
+    when = provenance.get("created", "an unknown day")
+    crop = provenance.get("crop")
+    views = f"{provenance.get('views', 1)} views of each shot" + (f" (crop scale: {crop})" if crop else "")
+    return escape(
+        f"Made on {when} with {versions}, Python {python}; {views}. Fingerprint of the encoder: "
+        f"{config.encoder.fingerprint}. config.json has the rest: prompts, parameters, hashes of all files."
+    )

@@ -1,0 +1,129 @@
+"""The evaluation that the folder of a model records: its scores beside those of baselines, on a named test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clipadapter.errors import InputError
+from clipadapter.persistence.format import HEAD_FILE, UNCERTAINTY_FILE, ArrayFile, ModelConfig
+
+EVALUATION_KEY = "evaluation"
+"""Key in the provenance of the model."""
+MAX_WORST_CLASSES = 5
+"""Classes that are recorded by name, those with the lowest F1 first."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Scores(_Record):
+    """Scores of one method. Multi-label methods have the last two and ``macro_f1``."""
+
+    accuracy: Fraction | None = None
+    macro_f1: Fraction | None = None
+    log_loss: float | None = Field(default=None, ge=0)
+    calibration_error: Fraction | None = None
+    mean_average_precision: Fraction | None = None
+    micro_f1: Fraction | None = None
+
+
+class ClassScores(_Record):
+    """Scores of a model on one class."""
+
+    name: str
+    count: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class Evaluation(_Record):
+    """Scores of a model on a test set.
+
+    Args:
+        data: name of the test set.
+        n: number of test pictures that could be read.
+        skipped: number of unreadable pictures.
+        among_shots: number of test pictures that are shots of the model.
+        created: UTC time.
+        model: scores of the model.
+        baselines: scores by baseline, on the same pictures.
+        worst: classes with mistakes, the lowest F1 first.
+        files: SHA-256 of the files of arrays that the scores belong to.
+    """
+
+    data: str
+    n: int = Field(gt=0, lt=1 << 53)
+    skipped: int = 0
+    among_shots: int = 0
+    created: str = ""
+    model: Scores
+    baselines: dict[str, Scores] = Field(default_factory=dict)
+    worst: list[ClassScores] = Field(default_factory=list)
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluation:
+    """Select what is recorded of the metrics of an evaluation.
+
+    Args:
+        metrics: ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_several``, or the content of
+            ``metrics.json`` from `clipadapter eval`.
+        config: config of the evaluated model.
+
+    Raises:
+        InputError: if these are no metrics, or metrics of another model.
+    """
+    try:
+        classes = [ClassScores.model_validate(one) for one in metrics["model"]["classes"]]
+        with_mistakes = sorted((one for one in classes if one.count and one.f1 < 1), key=lambda one: one.f1)
+        evaluation = Evaluation(
+            data=_printable(metrics["data"]),
+            n=metrics["n_test"],
+            skipped=len(metrics["skipped"]),
+            among_shots=metrics.get("among_shots", 0),
+            created=metrics["created"],
+            model=metrics["model"],
+            baselines=metrics["baselines"],
+            worst=with_mistakes[:MAX_WORST_CLASSES],
+            files=_evaluated_files(config.files),
+        )
+        head = metrics["head"]
+    except (AttributeError, KeyError, TypeError, ValidationError) as error:
+        raise InputError(f"these are no figures as 'clipadapter eval' writes them ({error!r})") from error
+    if head != config.head.name or [one.name for one in classes] != config.class_names:
+        raise InputError(f"the figures are of another model, with the head '{head}': evaluate this one")
+    if evaluation.created < str(config.provenance.get("created", "")):
+        raise InputError(f"the figures are of {evaluation.created}, before this model was made: evaluate it again")
+    return evaluation
+
+
+def validate_evaluation(raw: object, files: Mapping[str, ArrayFile]) -> dict[str, Any] | None:
+    """Return an evaluation from a provenance as a JSON object; None if it is invalid or belongs to other files."""
+    try:
+        evaluation = Evaluation.model_validate(raw)
+    except ValidationError:
+        return None
+    return evaluation.model_dump(exclude_none=True) if evaluation.files == _evaluated_files(files) else None
+
+
+def read_evaluation(config: ModelConfig) -> Evaluation | None:
+    """Return the recorded evaluation of a model; None if there is none, or it belongs to other files."""
+    raw = validate_evaluation(config.provenance.get(EVALUATION_KEY), config.files)
+    return None if raw is None else Evaluation.model_validate(raw)
+
+
+def _evaluated_files(files: Mapping[str, ArrayFile]) -> dict[str, str]:
+    """Hashes of the files that decide the scores: the head, and what makes probabilities of its logits."""
+    return {name: files[name].sha256 for name in (HEAD_FILE, UNCERTAINTY_FILE) if name in files}
+
+
+def _printable(text: str) -> str:
+    """Replace characters that can't be written: file names need not be valid UTF-8."""
+    valid = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join("".join(c if c.isprintable() else " " for c in valid).split())

@@ -1,0 +1,245 @@
+"""Upload a saved model to the Hugging Face hub, and download it.
+
+Only the files of a model are downloaded, and they are checked like those of every model: nothing is unpickled. Token,
+endpoint and cache are those of the hub's client: ``hf auth login`` or HF_TOKEN, HF_ENDPOINT, HF_HOME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
+from clipadapter.files import without_paths
+from clipadapter.persistence.card import make_card
+from clipadapter.persistence.folder import read_consistently
+from clipadapter.persistence.format import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MODEL_FILES,
+    ModelConfig,
+    check_target_folder,
+    config_bytes,
+    read_array_bytes,
+    read_config,
+)
+from clipadapter.persistence.history_files import Snapshot
+from clipadapter.persistence.model import load_model
+from clipadapter.persistence.save import SaveOptions, write_snapshot
+
+EXPORT_SUFFIXES = (".onnx", ".xml", ".bin")
+"""Suffixes of the files that `clipadapter.export` writes."""
+DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """Result of `push`.
+
+    Args:
+        repo: name of the repository.
+        url: URL of the commit.
+        files: names of the uploaded files, sorted.
+        others: names of other files in the repository, which are unchanged.
+    """
+
+    repo: str
+    url: str
+    files: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    exported: Sequence[str | Path] = (),
+    private: bool | None = None,
+    token: str | bool | None = None,
+    branch: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = DEFAULT_COMMIT_MESSAGE,
+) -> PushResult:
+    """Upload a saved model in one commit. The repository is created if it does not exist.
+
+    The model card is made again with the name of the repository, unless a person has edited it. Paths of this machine
+    are left out.
+
+    Args:
+        folder: a saved model; it is checked first.
+        repo_id: repository such as ``org/name``.
+        exported: files that `clipadapter export` wrote, to upload too: ``.onnx``, or ``.xml`` with its ``.bin``.
+        private: whether a new repository is private; if None, the default of the account.
+        token: access token; if None, that of the hub's client.
+        branch: target branch; "main" if None.
+        create_pr: open a pull request instead of committing.
+        commit_message: message of the commit.
+
+    Raises:
+        ArtifactError: if the model is invalid, or the upload fails.
+        InputError: if a name is invalid, or an exported file is missing or no export.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    config, blobs = read_consistently(folder, lambda: _read_public(folder))
+    files: dict[str, Any] = {path.name: path for path in _collect_exports(exported)}
+    files |= blobs
+    api = HfApi(token=token)
+    with _as_library_errors(repo_id, "write to"):
+        repo = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
+        card = make_card(folder, config, repo)
+        files |= {
+            CONFIG_FILE: config_bytes(config),
+            CARD_FILE: Path(folder) / CARD_FILE if card is None else card.encode(),
+        }
+        old_files = set(api.list_repo_files(repo, revision=branch))
+        stale = sorted(old_files & set(MODEL_FILES) - set(files))
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(name, data) for name, data in sorted(files.items())),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            commit_message=commit_message,
+            revision=branch,
+            create_pr=create_pr,
+        )
+    others = sorted(name for name in old_files - set(files) - set(stale) if name != ".gitattributes")
+    return PushResult(repo, str(commit.pr_url or commit.commit_url), tuple(sorted(files)), tuple(others))
+
+
+def fetch(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """Download the files of a model into the hub's cache, and return their folder. They are not checked yet.
+
+    Args:
+        repo_id: repository such as ``org/name``.
+        revision: branch, tag or commit; "main" if None.
+        token: access token; if None, that of the hub's client.
+        cache_dir: cache folder; if None, that of the hub's client.
+        local_files_only: use the cache only, no network.
+        force_download: download files that are in the cache too.
+
+    Raises:
+        ArtifactError: if the model is neither on the hub nor in the cache, or the hub can't be reached.
+        InputError: if the name is invalid.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _as_library_errors(repo_id, "read"):
+        downloaded = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            allow_patterns=list(MODEL_FILES),
+        )
+    folder = Path(downloaded)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ArtifactError(f"the repository {repo_id} holds no model of clipadapter: it has no {CONFIG_FILE}")
+    return folder
+
+
+def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
+    """Download and check a model, and write it to a folder.
+
+    Args:
+        repo_id: repository such as ``org/name``.
+        folder: target folder. A model in it can be restored with undo.
+        options: see `fetch`.
+
+    Raises:
+        ArtifactError: if the model can't be downloaded, is invalid, or can't be written.
+        InputError: if the name is invalid.
+    """
+    check_target_folder(folder)
+    source = fetch(repo_id, **options)
+    load_model(source)
+    config = read_config(source)
+    parts = {name: part for name, part in config.files.items() if name in MODEL_FILES}
+    blobs = {part.sha256: (source / name).read_bytes() for name, part in parts.items()}
+    snapshot = Snapshot(config.model_copy(update={"files": parts}), (source / CONFIG_FILE).read_bytes(), {}, blobs)
+    card = (source / CARD_FILE).read_bytes() if (source / CARD_FILE).is_file() else None
+    return write_snapshot(folder, snapshot, SaveOptions(action="pull", facts={"repo": repo_id}, card=card))
+
+
+def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
+    """Read a valid model without paths of this machine, which are private.
+
+    The paths of the shots are left out. The folder of an encoder keeps its last part only.
+
+    Returns:
+        The config, and the bytes of the files of arrays by name.
+    """
+    load_model(folder)
+    config = read_config(folder)
+    unknown = sorted(set(config.files) - set(MODEL_FILES))
+    if unknown:
+        raise ArtifactError(f"{folder} names files that no model has: {', '.join(unknown)}")
+    name = without_paths(config.encoder.name)
+    public = config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
+    return public, {name: read_array_bytes(folder, config, name) for name in config.files}
+
+
+def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
+    """Check exported files, and add the weights that OpenVINO stores beside an ``.xml``."""
+    files = []
+    for path in map(Path, exported):
+        if path.suffix not in EXPORT_SUFFIXES:
+            raise InputError(f"{path} is no exported model: it should end with .onnx or .xml")
+        weights = path.with_suffix(".bin")
+        for file in [path, weights] if path.suffix == ".xml" else [path]:
+            if not file.is_file():
+                raise InputError(f"there is no file {file}: 'clipadapter export' makes it")
+            files.append(file)
+    by_name: Mapping[str, Path] = {path.name: path for path in files}
+    if len(by_name) < len({path.resolve() for path in files}):
+        raise InputError("two exported files have the same name: push them one by one, or rename one")
+    return list(by_name.values())
+
+
+@contextmanager
+def _as_library_errors(repo_id: str, action: str) -> Iterator[None]:
+    """Raise our errors for those of the hub's client, with what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except ClipAdapterError:
+        raise
+    except errors.HFValidationError as error:
+        raise InputError(f"'{repo_id}' is neither a folder nor a name on the hub such as org/name ({error})") from error
+    except errors.GatedRepoError as error:
+        raise ArtifactError(f"{repo_id} is gated: ask for access on its page, then 'hf auth login'") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ArtifactError(
+            f"there is no folder {repo_id}, and the hub shows no repository of that name: check it; if it is private, "
+            "say 'hf auth login' or set HF_TOKEN first"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ArtifactError(f"the repository {repo_id} has no such branch, tag or commit") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if action != "read":
+            raise ArtifactError(f"can't {action} {repo_id}: the hub was not asked. Unset HF_HUB_OFFLINE") from error
+        raise ArtifactError(
+            f"{repo_id} is not available: it is not in the hub's cache on this machine, and the hub was not asked or "
+            "does not answer. Unset HF_HUB_OFFLINE, be online once, or copy the model's folder here and give its path"
+        ) from error
+    except Exception as error:  # which class a dead network raises depends on the version of the hub's client
+        message = " ".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
+        message = f"{message}. Is this machine online, and the hub (HF_ENDPOINT) up?"
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            message = f"it wants a token that may {action} {repo_id}: 'hf auth login', or set HF_TOKEN"
+        raise ArtifactError(f"can't {action} {repo_id} on the hub: {message}") from error

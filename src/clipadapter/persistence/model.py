@@ -1,0 +1,204 @@
+"""`Model`: a fitted model without its encoder, converted to the files of its folder and back."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.encoders import EncoderInfo
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
+from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
+from clipadapter.persistence.folder import read_consistently
+from clipadapter.persistence.format import (
+    FOLD_HEADS_FILE,
+    HEAD_FILE,
+    SUPPORT_FILE,
+    UNCERTAINTY_FILE,
+    Arrays,
+    ModelConfig,
+    SavedEncoder,
+    SavedHead,
+    pack_arrays,
+    read_arrays,
+    read_config,
+)
+from clipadapter.uncertainty import Uncertainty
+
+TEXT_KEY = "class_text"
+"""Name of the text features in the file of the head."""
+COPIED_PROVENANCE = ("fit", "crop")
+"""Provenance that is saved unchanged: the settings of the fit, and the crop scale of the views."""
+RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted model without its encoder.
+
+    Args:
+        head: fitted head.
+        text: text features of the classes, in the order of the logits.
+        support: features and labels of the shots; empty if they were not saved.
+        prompts: prompts by class.
+        encoder: facts of the encoder that made the features.
+        uncertainty: learned from held-out shots.
+        fold_heads: heads that were each fitted without one fold, for CV+ prediction sets.
+    """
+
+    head: Head
+    text: TextFeatures
+    support: FeatureSet
+    prompts: Mapping[str, Sequence[str]]
+    encoder: EncoderInfo
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)
+    fold_heads: tuple[Head, ...] = ()
+
+
+def load_model(folder: str | Path) -> Model:
+    """Load and check the model in a folder.
+
+    Raises:
+        ArtifactError: if it is missing, altered, of a later format, or its head is not installed.
+    """
+    return read_consistently(folder, lambda: _read_model(folder))
+
+
+def _read_model(folder: str | Path) -> Model:
+    config = read_config(folder)
+    return from_files(config, partial(read_arrays, folder, config), folder)
+
+
+def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict[str, bytes]]:
+    """Convert a model to its config and its files of arrays.
+
+    Args:
+        model: fitted model.
+        keep_support: whether to include the features of the shots.
+
+    Returns:
+        The config, and the bytes of each file by name.
+
+    Raises:
+        InputError: if the head is not registered.
+    """
+    info, names, support = model.encoder, model.text.labels, model.support
+    files: dict[str, dict[str, NDArray[Any]]] = {HEAD_FILE: {**model.head.state(), TEXT_KEY: model.text.embeddings}}
+    if keep_support and len(support):
+        position = {name: i for i, name in enumerate(names)}
+        y = np.array([position[label] for label in support.y], dtype=np.int64)
+        X = support.plain if support.X.ndim == 3 and support.X.shape[1] == 1 else support.X
+        files[SUPPORT_FILE] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
+    uncertainty_facts, files[UNCERTAINTY_FILE] = model.uncertainty.state()
+    files[FOLD_HEADS_FILE] = {
+        f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
+    }
+    blobs, parts = pack_arrays({name: arrays for name, arrays in files.items() if arrays})
+    evaluation = validate_evaluation(support.provenance.get(EVALUATION_KEY), parts)
+    config = ModelConfig(
+        class_names=list(names),
+        head=SavedHead(name=_require_registered_name(model.head), params=model.head.get_params(deep=False)),
+        encoder=SavedEncoder(**{name: getattr(info, name) for name in SavedEncoder.model_fields}),
+        prompts={name: list(texts) for name, texts in model.prompts.items()},
+        uncertainty=uncertainty_facts,
+        sources=list(support.provenance.get("sources", ())) if SUPPORT_FILE in files else [],
+        provenance={**_make_provenance(support), **({EVALUATION_KEY: evaluation} if evaluation else {})},
+        files=parts,
+    )
+    return config, blobs
+
+
+def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | Path) -> Model:
+    """Convert a config and checked arrays to a model.
+
+    Args:
+        config: config of the model.
+        read: reads the arrays of one file by name.
+        path: folder of the model, for messages.
+
+    Raises:
+        ArtifactError: if it is damaged, or its head is not installed.
+    """
+    arrays = read(HEAD_FILE)
+    encoder, names = config.encoder, tuple(config.class_names)
+    if config.head.name not in list_heads():
+        known = ", ".join(list_heads())
+        raise ArtifactError(f"the model's head '{config.head.name}' is not installed; known: {known}")
+    if TEXT_KEY not in arrays:
+        raise ArtifactError(f"{Path(path) / HEAD_FILE} has no class text")
+    try:
+        text = TextFeatures(names, arrays.pop(TEXT_KEY), encoder.logit_scale, encoder.logit_bias, order="given")
+        head = create_head(config.head.name, **config.head.params).load_state(arrays, names, encoder.dim)
+        X, y, targets = np.empty((0, encoder.dim), np.float32), (), None
+        if SUPPORT_FILE in config.files:
+            shots = read(SUPPORT_FILE)
+            X, y, targets = shots["X"], tuple(names[i] for i in shots.get("y", ())), shots.get("targets")
+        support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets)
+        learned = read(UNCERTAINTY_FILE) if UNCERTAINTY_FILE in config.files else {}
+        uncertainty = (
+            Uncertainty.from_state(config.uncertainty, learned, len(names)) if config.uncertainty else Uncertainty()
+        )
+        fold_heads = _read_fold_heads(read(FOLD_HEADS_FILE), config) if FOLD_HEADS_FILE in config.files else ()
+        info = EncoderInfo(**encoder.model_dump())
+    except InputError as error:
+        raise ArtifactError(f"{Path(path)} is damaged: {error}") from error
+    except ClipAdapterError:
+        raise
+    # Altered arrays can make a head, also one of a plug-in, raise any exception, MemoryError among them.
+    except Exception as error:
+        raise ArtifactError(f"{Path(path)} is damaged: {type(error).__name__}: {error}") from error
+    return Model(head, text, support, config.prompts, info, uncertainty, fold_heads)
+
+
+def _read_fold_heads(arrays: Mapping[str, NDArray[Any]], config: ModelConfig) -> tuple[Head, ...]:
+    states: dict[int, dict[str, NDArray[Any]]] = {}
+    for key, value in arrays.items():
+        fold, name = key.split(".", 1)
+        states.setdefault(int(fold), {})[name] = value
+    head = config.head
+    return tuple(
+        create_head(head.name, **head.params).load_state(states[i], config.class_names, config.encoder.dim)
+        for i in sorted(states)
+    )
+
+
+def registered_name(head: Head) -> str | None:
+    """Name that the class of a head is registered by, or None."""
+    return next((name for name in list_heads() if head_info(name).cls is type(head)), None)
+
+
+def _require_registered_name(head: Head) -> str:
+    name = registered_name(head)
+    if name is not None:
+        return name
+    raise InputError(f"{type(head).__name__} is no registered head, so it can't be saved: use @register_head")
+
+
+def _make_provenance(support: FeatureSet) -> dict[str, Any]:
+    """What the model was made from, by which versions, and when."""
+    old = support.provenance
+    skipped, old_counts = old.get("skipped", ()), old.get("shots")
+    counts = support.counts
+    if not len(support) and isinstance(old_counts, Mapping):  # the shots were left out by an earlier save
+        counts = {name: old_counts.get(name, 0) for name in counts}
+    return {
+        "shots": counts,
+        "support_sha256": hashlib.sha256(np.ascontiguousarray(support.plain).tobytes()).hexdigest(),
+        "skipped": skipped if isinstance(skipped, int) else len(skipped),
+        "views": old.get("views", 1),
+        **{key: old[key] for key in COPIED_PROVENANCE if key in old},
+        "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        "python": platform.python_version(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
