@@ -216,7 +216,7 @@ def test_with_several_labels_the_margin_is_the_classs_own_logit(model):
 
 def test_a_head_that_asks_the_text_tower_each_time_has_no_map(tiny):
     slow = fitted(encoder=tiny, head="prototype")
-    slow.head_.answers_by_tower = True
+    slow.head_.needs_tower_to_predict = True
     found = explain(slow, square("red", 9))
     assert found.heat is None
     assert any("once for each part" in note for note in found.notes)

@@ -29,7 +29,7 @@ def with_own_text(name):
     """A registered head that takes its class text, and pictures without labels, from X and y, if it needs some."""
     head = create_head(name)
     cls = type(head)
-    few = {**FEW, "batch_size": 64} if cls.answers_by_tower else FEW if cls.needs_text else {"folds": 2}
+    few = {**FEW, "batch_size": 64} if cls.needs_tower_to_predict else FEW if cls.needs_text else {"folds": 2}
     head.set_params(**{key: value for key, value in few.items() if key in head.get_params()})
     if not cls.needs_text:
         return head
@@ -46,7 +46,7 @@ def with_own_text(name):
         def tags(self):
             # Two passes in large batches leave prompts of each picture's own untrained: check_fit_learns trains them.
             tags = cls.__sklearn_tags__(self)
-            tags.classifier_tags.poor_score = cls.answers_by_tower
+            tags.classifier_tags.poor_score = cls.needs_tower_to_predict
             return tags
 
         methods = {"fit": fit, "__sklearn_tags__": tags}

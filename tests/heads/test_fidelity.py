@@ -16,7 +16,7 @@ TESTS = Path(__file__).parents[1]
 RESULTS = TESTS.parent / "benchmarks" / "results.py"
 
 
-def test_every_head_of_ours_states_its_fidelity():
+def test_every_head_of_this_package_states_its_fidelity():
     ours = [name for name in list_heads() if head_info(name).cls.__module__.startswith("clipadapter.")]
     assert len(ours) > 30
     for name in ours:
@@ -51,7 +51,7 @@ def test_methods_of_which_no_code_is_public_do_not_claim_more():
 
 
 @pytest.mark.parametrize("name", list_heads())
-def test_the_class_shows_it_once(name):
+def test_the_class_docstring_states_the_fidelity_once(name):
     assert (head_info(name).cls.__doc__ or "").count(f"\n\nFidelity: {fidelity_of(name)}\n") == 1
 
 
@@ -64,7 +64,7 @@ def forget():
     HEADS._entries.update(before)
 
 
-def test_a_head_of_others_need_not_state_it(forget):
+def test_a_head_of_another_package_need_not_state_its_fidelity(forget):
     @register_head("test-only-silent")
     class Silent(Head):
         """Says nothing."""
@@ -77,7 +77,7 @@ def test_a_head_of_others_need_not_state_it(forget):
 
 
 @pytest.mark.parametrize("text", ["faithful", "verified", "verified: no full stop", "literal: It is the same."])
-def test_what_says_nothing_is_refused(text, forget):
+def test_malformed_fidelity_is_refused(text, forget):
     with pytest.raises(InputError, match="fidelity is 'KIND: sentences.' with a kind out of verified, paper, partial"):
         register_head("test-only-wrong", fidelity=text)
     assert "test-only-wrong" not in HEADS.list()
@@ -101,7 +101,7 @@ def test_tables_of_results_mark_what_is_not_as_published_and_say_why(tmp_path):
     assert "1 of these 4 heads" in " ".join(results.preface(heads).split())
 
 
-def test_the_page_of_results_has_what_heads_say_now():
+def test_the_page_of_results_states_the_fidelity_of_heads():
     page = (TESTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "±" in line}
     heads = {row.rstrip("*‡") for row in rows}

@@ -137,7 +137,7 @@ class Stream:
     views=st.sampled_from([1, 2]),
     with_text=st.booleans(),
 )
-def test_any_order_of_changes_ends_where_a_fit_from_scratch_does(name, world, changes, seed, views, with_text):
+def test_any_sequence_of_changes_equals_a_fit_from_scratch(name, world, changes, seed, views, with_text):
     head = HEADS[name]
     stream = Stream(head, world, seed, views, with_text or head.needs_text)
     for change in changes:
@@ -147,7 +147,7 @@ def test_any_order_of_changes_ends_where_a_fit_from_scratch_does(name, world, ch
 
 @pytest.mark.parametrize("with_text", [True, False])
 @pytest.mark.parametrize("name", HEADS)
-def test_without_some_shots_it_is_a_fit_to_the_others(name, world, with_text):
+def test_refit_without_some_shots_equals_a_fit_to_the_others(name, world, with_text):
     stream = Stream(HEADS[name], world, 0, 2, with_text or HEADS[name].needs_text)
     for _ in range(6):
         stream.more()
@@ -161,7 +161,7 @@ def test_without_some_shots_it_is_a_fit_to_the_others(name, world, with_text):
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name not in list_heads() or name == "gda"])
-def test_every_form_keeps_the_rules_of_streams(name):
+def test_every_variant_passes_the_incremental_checks(name):
     for check in INCREMENTAL_CHECKS:
         check(clone(HEADS[name]))
 
@@ -222,7 +222,7 @@ class Silent(Prototype):
         (Silent, "check_partial_fit_refuses_bad_input"),
     ],
 )
-def test_the_rules_find_what_is_broken(broken, rule):
+def test_the_checks_find_broken_heads(broken, rule):
     failed = []
     for check in INCREMENTAL_CHECKS:
         try:
@@ -260,7 +260,7 @@ def test_gda_makes_up_new_classes_from_the_views_that_are_left():
     np.testing.assert_allclose(head.for_classes(others).logits(X), expected, rtol=1e-5)
 
 
-def test_gda_that_streams_keeps_the_rules_of_heads():
+def test_gda_with_stream_passes_the_checks_of_heads():
     check_head(Gda(stream=True))
 
 
@@ -273,7 +273,7 @@ def test_shots_with_other_numbers_of_views_count_by_their_views():
     np.testing.assert_allclose(mixed.logits(X), Gda.official().fit(rows, [*y, *y, *y], text=text).logits(X), rtol=1e-9)
 
 
-def test_a_triangle_is_half_a_matrix():
+def test_a_packed_triangle_is_unpacked_to_the_lower_half():
     matrix = torch.arange(25.0).reshape(5, 5)
     assert pack_lower_triangle(matrix).tolist() == [0, 5, 6, 10, 11, 12, 15, 16, 17, 18, 20, 21, 22, 23, 24]
     assert torch.equal(unpack_lower_triangle(pack_lower_triangle(matrix)), matrix.tril())
@@ -290,7 +290,7 @@ def test_rows_are_found_despite_rounding_and_each_once():
         find_remaining_rows(rows, labels, rows[[1, 4, 1]], labels[[1, 4, 1]])
 
 
-def test_streaming_heads_are_named_as_such():
+def test_incremental_heads_are_found_by_their_base_class():
     for name in list_heads():
         cls = head_info(name).cls
         assert issubclass(cls, IncrementalHead) == hasattr(cls, "partial_fit")

@@ -35,7 +35,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def test_these_heads_take_several_labels():
+def test_these_heads_support_multilabel_targets():
     assert {name for name in list_heads() if head_info(name).cls.multilabel} == ABLE
 
 
@@ -68,7 +68,7 @@ def test_classes_are_those_of_the_text_or_numbers():
     assert LinearProbe(C=1.0).fit(X, Y).classes_.tolist() == [0, 1, 2]
 
 
-def test_a_column_of_names_is_still_one_label_a_picture():
+def test_a_column_of_names_is_single_label():
     X, _, _ = toy_multilabel()
     with pytest.warns(UserWarning, match="column-vector"):
         head = LinearProbe(C=1.0).fit(X, np.repeat(["a", "b"], 12)[:, None])
@@ -117,7 +117,7 @@ def test_other_classes_get_the_mean_bias():
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (40, 64), (400, 6)])
 @pytest.mark.parametrize("C", [0.3, 30.0])
-def test_linear_probe_is_one_regression_a_class(n, d, C):
+def test_linear_probe_is_one_logistic_regression_per_class(n, d, C):
     X, Y = drawn(n, 4, d)
     expected = OneVsRestClassifier(LogisticRegression(C=C, tol=1e-10, max_iter=50_000)).fit(unit(X), Y)
     found = LinearProbe(C=C, tol=1e-8).fit(X, Y)
@@ -138,7 +138,7 @@ def test_an_offset_and_a_penalised_intercept_are_those_of_scikit_learn():
         np.testing.assert_allclose(3.0 * rows.T @ (p - Y[:, k]) + point, 0, atol=1e-6)  # the gradient there
 
 
-def test_a_class_that_no_picture_has_is_answered_by_its_share():
+def test_a_class_that_no_picture_has_gets_its_smoothed_share_as_probability():
     X, Y = drawn(19, 3)
     Y[:, 1] = 0
     found = LinearProbe(C=1.0).fit(X, Y).predict_proba(X)
@@ -156,7 +156,7 @@ def test_c_has_the_lowest_held_out_loss_of_scikit_learn():
     assert min(losses, key=losses.get) == LinearProbe().fit(X, Y).C_
 
 
-def test_solver_of_scikit_learn_knows_one_label():
+def test_solver_of_scikit_learn_is_single_label_only():
     X, Y = drawn()
     with pytest.raises(InputError, match="the solver is 'torch', but is 'sklearn'"):
         LinearProbe(C=1.0, solver="sklearn").fit(X, Y)
@@ -262,7 +262,7 @@ def test_a_class_with_a_shot_always_keeps_one_in_training(seed):
         assert (targets[train].sum(dim=0) >= targets.sum(dim=0).clamp_max(1)).all()
 
 
-def test_held_out_answers_are_of_heads_that_did_not_see_the_picture():
+def test_out_of_fold_logits_are_those_of_heads_that_did_not_see_the_picture():
     X, Y, text = toy_multilabel()
     found = out_of_fold(LinearProbe(C=1.0), X, Y, text, folds=3, seed=2)
     assert found.labels.tolist() == Y[found.rows].tolist()
@@ -276,11 +276,11 @@ def test_select_takes_the_head_with_the_lowest_binary_loss():
     found = select("linear-probe", X, Y, text, grid={"C": [1e-6, 3.0]})
     assert found.best.C == 3.0
     assert found.strategy == "folds"
-    judged = out_of_fold(LinearProbe(C=3.0), X, Y, text)
-    p = sigmoid(judged.logits / found.candidates[0].temperature)
-    loss = -np.log(np.where(judged.labels == 1, p, 1 - p)).sum(axis=1).mean()
+    held_out = out_of_fold(LinearProbe(C=3.0), X, Y, text)
+    p = sigmoid(held_out.logits / found.candidates[0].temperature)
+    loss = -np.log(np.where(held_out.labels == 1, p, 1 - p)).sum(axis=1).mean()
     np.testing.assert_allclose(found.candidates[0].loss, loss, rtol=1e-4)
-    assert found.candidates[0].accuracy == ((judged.logits > 0) == (judged.labels > 0)).mean()
+    assert found.candidates[0].accuracy == ((held_out.logits > 0) == (held_out.labels > 0)).mean()
 
 
 def test_leave_one_out_has_no_closed_form():

@@ -36,7 +36,7 @@ def test_a_head_that_reads_no_text_has_a_part_of_zeros(name, params):
 
 
 @pytest.mark.parametrize("name", SAME_FOR_OTHER_SHOTS)
-def test_other_shots_leave_the_part_of_text_as_it_was(name):
+def test_text_logits_do_not_depend_on_the_shots(name):
     X, y, text = toy_features()
     Z = toy_features(seed=5, noise=1.0)[0]
     first, second = (create_head(name).fit(shots, y, text=text) for shots in (X, Z))
@@ -62,7 +62,7 @@ def test_taskres_divides_text_by_the_length_it_has_with_its_residual():
     np.testing.assert_allclose(head.text_logits(X), text.logit_scale * unit @ base.T / length, atol=1e-3)
 
 
-def test_clip_adapters_rest_is_what_the_adapter_gives():
+def test_logits_of_clip_adapter_less_text_logits_are_the_adapters():
     X, y, text = toy_features()
     head = create_head("clip-adapter", alpha=0.3, steps=20, centre=False).fit(X, y, text=text)
     down, up = head.down_.numpy(), head.up_.numpy()
@@ -86,19 +86,19 @@ def test_autos_part_is_zero_shot_times_one_factor():
     np.testing.assert_allclose(part, factor * centred, atol=1e-3)
 
 
-def test_a_head_that_mixes_both_otherwise_says_so():
+def test_a_head_whose_logits_are_no_sum_has_no_text_logits():
     X, y, text = toy_features()
     for name, params in [("cross-modal", {}), ("knn", {"mix": 0.5}), ("clip-adapter", {"branch": "both", "steps": 2})]:
         assert create_head(name, **params).fit(X, y, text=text).text_logits(X) is None
 
 
-def test_without_class_text_there_is_nothing_of_it():
+def test_without_text_features_text_logits_are_zero_or_none():
     X, y, _ = toy_features()
     np.testing.assert_array_equal(create_head("auto").fit(X, y).text_logits(X), np.zeros((12, 3)))
     assert create_head("gda").fit(X, y).text_logits(X) is None
 
 
-def test_blocks_give_what_all_rows_give(monkeypatch):
+def test_text_logits_of_blocks_equal_those_of_all_rows(monkeypatch):
     X, y, text = toy_features()
     head = create_head("tip-adapter").fit(X, y, text=text)
     whole = head.text_logits(X)
@@ -106,13 +106,13 @@ def test_blocks_give_what_all_rows_give(monkeypatch):
     np.testing.assert_allclose(head.text_logits(X), whole, atol=1e-5)
 
 
-def test_a_class_without_a_shot_is_no_matter():
+def test_text_logits_are_finite_for_a_class_without_a_shot():
     X, y, text = toy_features((4, 0, 4))
     for name in ("tip-adapter", "lp++", "taskres", "gda", "prototype", "auto"):
         assert np.isfinite(create_head(name).fit(X, y, text=text).text_logits(X)).all()
 
 
-def test_most_heads_tell_their_part():
+def test_most_heads_have_text_logits():
     told = [name for name in list_heads() if type(create_head(name))._text_logits is not Head._text_logits]
     assert {"zero-shot", "auto", "clip-adapter", "tip-adapter", "linear-probe"} <= set(told)
 

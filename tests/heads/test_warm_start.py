@@ -85,13 +85,13 @@ def is_warm(head):
     return "changed_" in head.state()
 
 
-def test_warm_are_the_heads_for_which_it_pays():
+def test_these_heads_support_warm_starts():
     of_features = {"clap", "clip-adapter", "cross-modal", "hoso", "linear-probe", "lp++", "rla", "svl-adapter"}
     assert set(WARM) == of_features | {"taskres", "zs-lp", "cocoop", "coop", "kgcoop", "prograd", "prolip"}
 
 
 @pytest.mark.parametrize("name", WARM)
-def test_it_ends_near_the_fit_from_the_beginning(name):
+def test_a_warm_start_ends_near_the_fit_from_scratch(name):
     warm, full = two_fits(name)
     X, y = queries(NEW)
     assert is_warm(warm)
@@ -104,7 +104,7 @@ def test_it_ends_near_the_fit_from_the_beginning(name):
 
 
 @pytest.mark.parametrize("name", ["linear-probe", "lp++", "svl-adapter", "zs-lp", "coop"])
-def test_a_plain_fit_of_the_same_object_begins_anew(name):
+def test_a_plain_fit_of_the_same_object_starts_from_scratch(name):
     warm, full = two_fits(name)
     again = fitted(clone(warm).fit_from(earlier(name), *shots(NEW), text=class_text(NEW)), NEW)
     assert not is_warm(again)
@@ -113,7 +113,7 @@ def test_a_plain_fit_of_the_same_object_begins_anew(name):
 
 
 @pytest.mark.parametrize("name", WARM)
-def test_what_was_saved_is_begun_at_as_well(name):
+def test_a_loaded_head_gives_the_same_warm_start(name):
     before = earlier(name)
     loaded = small(name).load_state(before.state(), before.classes_, D).attach(class_text(OLD))
     X = queries(NEW)[0]
@@ -144,7 +144,7 @@ def test_a_refit_without_some_shots_reuses_what_was_chosen_among_all(name, chose
 
 
 @pytest.mark.parametrize("branch", ["text", "both"])
-def test_ratios_of_class_text_are_taken_over_too(branch):
+def test_refits_reuse_the_ratios_of_the_text_branch_too(branch):
     head = fitted(create_head("clip-adapter", branch=branch, steps=20), NEW)
     head.alpha_, head.beta_ = 0.123, 0.234
     X, y = shots(NEW)
@@ -175,14 +175,14 @@ def test_auto_holds_out_its_shots_again_in_each_fit():
     np.testing.assert_array_equal(*own)
 
 
-def test_a_linear_probe_is_the_fit_with_the_c_of_before():
+def test_a_warm_started_linear_probe_equals_the_fit_with_the_earlier_c():
     before, warm = earlier("linear-probe"), two_fits("linear-probe")[0]
     expected = fitted(create_head("linear-probe", C=before.C_), NEW)
     X = queries(NEW)[0]
     np.testing.assert_array_equal(warm.logits(X), expected.logits(X))
 
 
-def test_a_linear_probe_of_several_labels_keeps_its_c():
+def test_a_warm_started_multilabel_linear_probe_keeps_its_c():
     X, y = shots(OLD)
     targets = (y[:, None] == np.unique(y)).astype(np.int64)
     before = create_head("linear-probe").fit(X, targets)
@@ -192,7 +192,7 @@ def test_a_linear_probe_of_several_labels_keeps_its_c():
 
 
 @pytest.mark.parametrize("name", ["clip-adapter", "hoso"])
-def test_a_chosen_ratio_stays(name):
+def test_a_warm_start_keeps_the_chosen_ratio(name):
     warm, full = two_fits(name)
     assert warm.alpha_ == earlier(name).alpha_ != full.alpha_
 
@@ -211,7 +211,7 @@ def part_of(change):
 
 @pytest.mark.parametrize("name", ["rla", "taskres"])
 @pytest.mark.parametrize("change", ["many more", "many other labels", "width", "parameter", "scale"])
-def test_a_fit_from_what_does_not_suit_is_one_from_the_beginning(name, change):
+def test_a_fit_from_an_incompatible_head_starts_from_scratch(name, change):
     X, y = part_of(change)
     text = class_text(OLD)
     text = TextFeatures(OLD, text.embeddings[:, : X.shape[1]], 20.0 if change == "scale" else SCALE, tower=text.tower)
@@ -228,7 +228,7 @@ def test_views_and_precision_of_the_shots_may_change():
         assert np.isfinite(warm.logits(queries(OLD)[0])).all()
 
 
-def test_what_changed_adds_up_until_the_next_fit_from_the_beginning():
+def test_changes_add_up_until_the_next_fit_from_scratch():
     """Of 354 shots, 35 may have; one with another label counts for two, since a class lost it and a class got it."""
     X, y = shots(OLD)
     head, found = fitted(create_head("linear-probe", C=1.0), OLD), []
@@ -241,7 +241,7 @@ def test_what_changed_adds_up_until_the_next_fit_from_the_beginning():
 
 
 @pytest.mark.parametrize("name", ["clip-adapter", "hoso"])
-def test_many_fits_in_a_row_learn_the_shots_little_better_than_one(name):
+def test_many_warm_starts_in_a_row_overfit_little_more_than_one_fit(name):
     """Twelve of them make three times the steps of a fit, which at full weight leave 0.32 and 0.62 of its loss."""
     full = head = earlier(name)
     for _ in range(12):
@@ -253,7 +253,7 @@ def test_many_fits_in_a_row_learn_the_shots_little_better_than_one(name):
 
 
 @pytest.mark.parametrize("name", ["zs-lp", "svl-adapter", "hoso"])
-def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
+def test_a_warm_start_makes_a_quarter_of_the_passes(name, monkeypatch):
     passes, counted = Recipe.passes, []
 
     def recorded(recipe, n):
@@ -266,7 +266,7 @@ def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
     assert made == round(usual / 4)
 
 
-def test_a_prompt_tuner_that_holds_out_shots_begins_anew():
+def test_a_prompt_tuner_with_early_stopping_starts_from_scratch():
     """Its earlier fit saw those that say when to stop now."""
     head = small("coop").set_params(patience=2, epochs=4)
     before = fitted(clone(head), OLD)

@@ -93,7 +93,7 @@ def test_training_in_parts_is_training(text, shots):
 
 def test_a_loaded_head_asks_for_its_tower_and_then_answers(head, shots, text):
     again = CoCoOp().load_state(head.state(), NAMES, 32)
-    assert again.answers_by_tower  # what asks for many answers, such as a heat map, leaves such heads out
+    assert again.needs_tower_to_predict  # what asks for many answers, such as a heat map, leaves such heads out
     with pytest.raises(InputError, match=r"call attach\(encode_classes"):
         again.logits(shots[0])
     np.testing.assert_array_equal(again.attach(text).logits(shots[0]), head.logits(shots[0]))

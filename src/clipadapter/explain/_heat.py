@@ -30,7 +30,7 @@ def heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int) -> Map:
     name = encoder.info.name
     if encoder.info.text_dim is not None:
         return None, None, f"no heat map: the features of {name} are of two kinds, side by side"
-    if head.answers_by_tower:
+    if head.needs_tower_to_predict:
         return None, None, "no heat map: this head would run the text tower once for each part of the picture"
     patches = encoder.patch_features(picture)
     if patches is None:

@@ -71,7 +71,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     """True if X may be wider than the text features: the additional columns are a second encoder's features."""
     needs_tower: ClassVar[bool] = False
     """True if `fit` trains through the text tower that made the text features."""
-    answers_by_tower: ClassVar[bool] = False
+    needs_tower_to_predict: ClassVar[bool] = False
     """True if `predict` uses the text tower too, so that a head that was loaded needs `attach`."""
     reads_unprojected: ClassVar[bool] = False
     """True if the columns of X after the text's width are features before the image tower's projection."""

@@ -72,7 +72,7 @@ class CoCoOp(PromptTuner):
     array(['red', 'blue'], dtype='<U4')
     """
 
-    answers_by_tower = True
+    needs_tower_to_predict = True
     _prompts: Prompts | None = None
 
     def __init__(
