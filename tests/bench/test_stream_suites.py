@@ -28,10 +28,10 @@ from clipadapter.bench.published import published_streams
 from clipadapter.bench.record_parts import EncoderPart
 from clipadapter.bench.reports.stream_published import beside
 from clipadapter.bench.stream_orders import ORDERS, Order, Rules, count_tasks, tasks_in_order
-from clipadapter.bench.stream_records import Lesson, Stream
+from clipadapter.bench.stream_records import Stream, Task
 from clipadapter.bench.stream_sets import Piece, unite
-from clipadapter.bench.stream_sources import build_union, lessons_of
-from clipadapter.bench.stream_summary import Learner
+from clipadapter.bench.stream_sources import build_union, tasks_of_stream
+from clipadapter.bench.stream_summary import HeadRuns
 from clipadapter.bench.suite import ALL, Prompts, list_suites, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -161,8 +161,8 @@ def test_data_sets_need_names_of_their_own():
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
     union = build_union(suite, sets, None, Prompts(label=""))
-    rows, lessons = lessons_of(suite, union, ORDERS["given"], 2, 1)
-    assert [(one.name, one.classes, one.shots) for one in lessons] == [
+    rows, tasks = tasks_of_stream(suite, union, ORDERS["given"], 2, 1)
+    assert [(one.name, one.classes, one.shots) for one in tasks] == [
         ("zoo 1/3", ["ant", "bee"], 4),
         ("zoo 2/3", ["cat", "dog"], 4),
         ("zoo 3/3", ["elk", "fox"], 4),
@@ -198,8 +198,8 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
         tasks.append(StreamTask(names[0], own, given.take([i for i, y in enumerate(given.y) if y in names])))
     (expected,) = stream({"knn": Knn()}, tasks, bundle.text)
     run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.seed) == ("knn", 1))
-    assert run.course.accuracy == expected.course.accuracy
-    assert run.course.zero_shot == expected.course.zero_shot
+    assert run.continual.accuracy == expected.continual.accuracy
+    assert run.continual.zero_shot == expected.continual.zero_shot
 
 
 def test_a_stream_that_is_there_is_not_made_again(sets, tmp_path):
@@ -254,7 +254,7 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
     found = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", launcher)
     assert found.failed == 0
     run = RecordFolder(tmp_path / "out").read()[0]
-    assert [(lesson.name, lesson.shots) for lesson in run.stream.lessons] == [("first", 6), ("second", 6)]
+    assert [(task.name, task.shots) for task in run.stream.tasks] == [("first", 6), ("second", 6)]
     assert run.n_test == 6 + 6  # of the undivided set every second of four
     assert {(entry.data, entry.test) for entry in found.plan.entries} == {("first + second", "as given")}
     with pytest.raises(InputError, match="one encoder|one shape"):
@@ -268,7 +268,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
     toy, suite = FewShotClassifier("toy", cache=None), parse_suite("own", SUITE)
     source = open_source(str(tmp_path / "first"))
     union = build_union(suite, [source], toy, Prompts(label=""))
-    assert lessons_of(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
+    assert tasks_of_stream(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
     for path in (tmp_path / "first" / "test").rglob("*.png"):
         if path.parent.name == "red":
             Image.new("RGB", (4, 4)).save(path.with_name("x.bmp"))
@@ -281,7 +281,7 @@ def test_a_task_without_shots_is_told(sets):
     union = build_union(suite, sets[:1], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
     with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
-        lessons_of(suite, union, ORDERS["given"], 2, 1)
+        tasks_of_stream(suite, union, ORDERS["given"], 2, 1)
 
 
 # Suites
@@ -356,11 +356,11 @@ def test_a_report_says_what_happens_and_what_came_of_it(report):
     assert "Nobody says which task a test picture belongs to: a head chooses among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published figure that comes with the package is of this stream" in page
-    knn = Learner("knn", next(runs for place, runs in study.rows.items() if place.label == "knn"))
+    knn = HeadRuns("knn", next(runs for place, runs in study.rows.items() if place.label == "knn"))
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
         assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
-    first, last = (knn.courses[0].steps[t].size for t in (0, -1))
+    first, last = (knn.results[0].steps[t].size for t in (0, -1))
     assert f"{first:,} → {last:,}" in row and last > first
     assert "| head | zoo 1/3 | zoo 2/3 | zoo 3/3 | farm |" in page
 
@@ -380,7 +380,7 @@ def test_the_csv_has_each_cell(report):
     assert len(rows) == 2 * 2 * 4 * 4
     run = next(runs[0] for place, runs in study.rows.items() if place.label == "knn")
     cell = next(r for r in rows if (r["key"], r["after"], r["task"]) == (run.key, "2", "4"))
-    assert float(cell["accuracy"]) == run.course.accuracy[1][3]
+    assert float(cell["accuracy"]) == run.continual.accuracy[1][3]
     assert (cell["after_task"], cell["task_name"], cell["learned"]) == ("zoo 2/3", "farm", "False")
 
 
@@ -414,24 +414,24 @@ def test_published_figures_stand_beside_the_same_stream_only(sets, tmp_path):
     order = load_suite("mtil").stream.orders[0].data
     sizes = {"fgvc_aircraft": 100, "caltech101": 100, "dtd": 47, "eurosat": 10, "oxford_flowers": 102, "food101": 101}
     sizes |= {"oxford_pets": 37, "stanford_cars": 196, "sun397": 397}
-    lessons = [
-        Lesson(name=name, part=name, classes=[f"{name} {i}" for i in range(sizes.get(name, 10))], shots=1)
+    tasks = [
+        Task(name=name, part=name, classes=[f"{name} {i}" for i in range(sizes.get(name, 10))], shots=1)
         for name in order
     ]
 
-    def told(known=True, lessons=lessons, encoder="open_clip:ViT-B-16/openai"):
-        plan = Stream(task_known=known, joint=False, lessons=lessons)
+    def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
+        plan = Stream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": EncoderPart(name=encoder, fingerprint="f")})
-        return beside("t", 16, [Learner("mine", [same])])
+        return beside("t", 16, [HeadRuns("mine", [same])])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]
     assert rows[-1][2:] == ("68.1", "75.4", "83.6", "S12")
     assert rows[0][-1] == "measured"
     assert told(known=False) is None
-    assert told(lessons=lessons[::-1]) is None
+    assert told(tasks=tasks[::-1]) is None
     assert told(encoder="lite") is None
-    assert told(lessons=[lessons[0].model_copy(update={"classes": ["x"]}), *lessons[1:]]) is None
+    assert told(tasks=[tasks[0].model_copy(update={"classes": ["x"]}), *tasks[1:]]) is None
 
 
 # The command

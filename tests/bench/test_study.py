@@ -64,8 +64,8 @@ def test_a_missing_run_of_an_earlier_plan_is_told_but_put_nowhere(runs, make_run
     assert len(study.missing) == 1 and study.missing_at == {}
 
 
-def test_a_run_of_older_code_is_no_second_seed(runs, make_run):
-    old = make_run("zero-shot", 1, 1, accuracy=0.1, code="older")
+def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):
+    old = make_run("zero-shot", 1, 1, accuracy=0.1, method_version="0")
     found = [*runs, old]
     study = Study(SUITE, tuple(entry(run) for run in found), {run.key: run for run in found})
     assert study.cell(place("zero-shot", 1)).values == (0.5, 0.5)

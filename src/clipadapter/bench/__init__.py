@@ -7,9 +7,10 @@ from clipadapter.bench.continual import ContinualMetrics, continual_metrics
 from clipadapter.bench.costs import Estimate, estimate
 from clipadapter.bench.driver import run_suite
 from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
+from clipadapter.bench.methods import BASELINES, default_heads, method_version
 from clipadapter.bench.plan import Plan, planned_suites
 from clipadapter.bench.plots import confusion_matrix, learning_curve
-from clipadapter.bench.protocol import BASELINES, default_heads, few_shot
+from clipadapter.bench.protocol import few_shot
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.report import summarise, table
 from clipadapter.bench.reports import compare_heads, compare_studies, write_report
@@ -57,6 +58,7 @@ __all__ = [
     "load_bundle",
     "load_study",
     "load_suite",
+    "method_version",
     "open_source",
     "planned_suites",
     "read_runs",

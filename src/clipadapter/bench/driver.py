@@ -14,19 +14,20 @@ from tqdm import tqdm
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS, save_bundle
 from clipadapter.bench.launchers import Job, Launcher
+from clipadapter.bench.methods import package_digest
 from clipadapter.bench.oracle import oracle_runs
-from clipadapter.bench.plan import Entry, Plan, Rows, Task, tasks_of, value_of
+from clipadapter.bench.plan import Entry, FitSpec, Plan, Rows, fits_of, value_of
 from clipadapter.bench.records import RecordFolder
-from clipadapter.bench.run import Run, digest
+from clipadapter.bench.run import Run, digest, library_versions
 from clipadapter.bench.sources import Source, build_bundle, features_source
-from clipadapter.bench.stream_sources import build_union, name_of, stream_tasks_of
+from clipadapter.bench.stream_sources import build_union, name_of, stream_fits_of
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.bench.work import planned_runs, work
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 
 Tracker = Callable[[Run], None]
-Tasks = Callable[[str], Iterator[tuple[Task, list[tuple[str, str]]]]]
+Tasks = Callable[[str], Iterator[tuple[FitSpec, list[tuple[str, str]]]]]
 """The fits on some features, given the folder that these are in; with the key and test part of each record."""
 Facts = tuple[str, str, Prompts]
 """(data, encoder, prompts) as the person named them."""
@@ -59,7 +60,7 @@ class Outcome:
 class _Work:
     """A job's task, and the records that it will give."""
 
-    task: Task
+    task: FitSpec
     keys: list[str]
     entries: list[Entry] = field(default_factory=list)
 
@@ -94,6 +95,7 @@ def run_suite(
         DataError: if data can't be read.
     """
     records = RecordFolder(out)
+    records.migrate()
     works: list[_Work] = []
     for bundle, tasks, facts in _bundles(suite, sources, encoders, rows):
         folder = save_bundle(bundle, out / "features" / _name(bundle))
@@ -175,14 +177,14 @@ def _bundles(
                 f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, for its text or classes"
             )
         facts = (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
-        yield bundle, partial(tasks_of, suite, bundle, rows=rows), facts
+        yield bundle, partial(fits_of, suite, bundle, rows=rows), facts
     together = suite.protocol in ("shift", "cross-dataset")
     groups = [pictures] if together and pictures else [[source] for source in pictures]
     for group in groups:
         for name, model in encoders.items():
             for prompts in suite.prompts:
                 bundle, drawn = build_bundle(suite, group, model, prompts, rows)
-                yield bundle, partial(tasks_of, suite, bundle, rows=drawn), (group[0].name, name, prompts)
+                yield bundle, partial(fits_of, suite, bundle, rows=drawn), (group[0].name, name, prompts)
 
 
 def _streams(
@@ -198,7 +200,7 @@ def _streams(
         for prompts in suite.prompts:
             union = build_union(suite, sources, model, prompts)
             facts = (name_of(sources), name or union.bundle.encoder.name, prompts)
-            yield union.bundle, partial(stream_tasks_of, suite, union), facts
+            yield union.bundle, partial(stream_fits_of, suite, union), facts
 
 
 def _name(bundle: Bundle) -> str:
@@ -212,7 +214,7 @@ def _name(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _work_of(suite: Suite, task: Task, given: Sequence[tuple[str, str]], facts: Facts) -> _Work:
+def _work_of(suite: Suite, task: FitSpec, given: Sequence[tuple[str, str]], facts: Facts) -> _Work:
     data, encoder, prompts = facts
     shared = {"label": task.variant.title, "prompts": prompts.label, "data": data, "encoder": encoder}
     value = value_of(suite, task.variant)
@@ -225,7 +227,8 @@ def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
     """Records from what a worker gave; from one that died, records that say so."""
     if result is not None:
         runs = [Run.model_validate_json(text) for text in result]
-        if [run.key for run in runs] != one.keys:
+        same_code = all((run.versions, run.code) == (library_versions(), package_digest()) for run in runs)
+        if not same_code or [run.key for run in runs] != one.keys:
             raise InputError(
                 "a worker has other library versions, or other code, than this process: "
                 f"there {runs[0].versions}, code {runs[0].code[:12]}; install the same on every node"

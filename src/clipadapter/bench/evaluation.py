@@ -14,8 +14,9 @@ from sklearn.base import clone
 
 from clipadapter.bench.bundle import seen_by
 from clipadapter.bench.comparison import features_of, shared_rows
+from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import confusion_matrix, learning_curve
-from clipadapter.bench.protocol import BASELINES, few_shot, registered_name
+from clipadapter.bench.protocol import few_shot
 from clipadapter.bench.run import Run, library_versions
 from clipadapter.bench.score import Score, asked_of, check_labels, score
 from clipadapter.classifier import FewShotClassifier

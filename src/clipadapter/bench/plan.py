@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipadapter.bench.bundle import Bundle, epochs_of
-from clipadapter.bench.protocol import planned, seeded
+from clipadapter.bench.methods import seeded
+from clipadapter.bench.protocol import planned
 from clipadapter.bench.stream_records import Stream
 from clipadapter.bench.suite import Suite, Variant
 from clipadapter.data import draw_shots
@@ -26,7 +27,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Task(_Part):
+class FitSpec(_Part):
     """One fit, as a worker process gets it.
 
     Args:
@@ -73,6 +74,15 @@ class Plan(_Part):
 
     suite: Suite
     entries: list[Entry]
+
+    def with_keys(self, keys: Mapping[str, str]) -> Plan:
+        """The plan with other keys of its records, as after a change of their format.
+
+        Args:
+            keys: the new key by the old one. An entry whose key is not among them is left out.
+        """
+        entries = [entry.model_copy(update={"key": keys[entry.key]}) for entry in self.entries if entry.key in keys]
+        return Plan(suite=self.suite, entries=list(dict.fromkeys(entries)))
 
     def save(self, folder: Path) -> Path:
         """Write it below the folder of records."""
@@ -136,9 +146,9 @@ def make_head(variant: Variant) -> Head:
         raise InputError(f"{variant.title}: {error}") from error
 
 
-def tasks_of(
+def fits_of(
     suite: Suite, bundle: Bundle, folder: str, rows: Rows | None = None
-) -> Iterator[tuple[Task, list[tuple[str, str]]]]:
+) -> Iterator[tuple[FitSpec, list[tuple[str, str]]]]:
     """Every fit of a suite on some features, with the keys of the records that it will give and their test parts.
 
     Args:
@@ -155,7 +165,7 @@ def tasks_of(
             drawn = list(draws[n, seed])
             for variant, head in heads:
                 runs = planned(bundle, variant.title, seeded(head, seed), n, seed, drawn)
-                task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=drawn)
+                task = FitSpec(bundle=folder, variant=variant, shots=n, seed=seed, rows=drawn)
                 yield task, [(run.key, name) for run, name in zip(runs, bundle.names, strict=True)]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipadapter.bench.protocol import BASELINES, registered_name
+from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.run import library_versions
 from clipadapter.bench.score import score_several
 from clipadapter.classifier import FewShotClassifier

@@ -10,11 +10,11 @@ import numpy as np
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.comparison import halves
-from clipadapter.bench.plan import Task, draws_of, make_head
-from clipadapter.bench.protocol import seeded
+from clipadapter.bench.methods import seeded
+from clipadapter.bench.plan import FitSpec, draws_of, make_head
 from clipadapter.bench.sources import FEATURES, Source, drawn_features, features_source, seen_features, with_prompts
 from clipadapter.bench.stream_orders import Order, tasks_in_order
-from clipadapter.bench.stream_records import Lesson, Stream
+from clipadapter.bench.stream_records import Stream, Task
 from clipadapter.bench.stream_sets import Piece, Union, unite
 from clipadapter.bench.streams import mode_of, planned_stream
 from clipadapter.bench.suite import Prompts, Suite
@@ -103,7 +103,7 @@ def _every_second(features: FeatureSet) -> np.ndarray:
     return np.array(found, bool)
 
 
-def stream_tasks_of(suite: Suite, union: Union, folder: str) -> Iterator[tuple[Task, list[tuple[str, str]]]]:
+def stream_fits_of(suite: Suite, union: Union, folder: str) -> Iterator[tuple[FitSpec, list[tuple[str, str]]]]:
     """Every stream of a suite on some features, with the key of the record that it will give and the order's name.
 
     Args:
@@ -115,16 +115,16 @@ def stream_tasks_of(suite: Suite, union: Union, folder: str) -> Iterator[tuple[T
     for n in suite.shots:
         for order in suite.stream.orders:
             for seed in suite.seeds:
-                rows, lessons = lessons_of(suite, union, order, n, seed)
+                rows, planned_tasks = tasks_of_stream(suite, union, order, n, seed)
                 for variant, head in heads:
                     joint = mode_of(variant.title, head, variant.mode) == "joint"
-                    plan = Stream(task_known=suite.stream.task_known, joint=joint, lessons=lessons)
-                    task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=rows, stream=plan)
+                    plan = Stream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
+                    task = FitSpec(bundle=folder, variant=variant, shots=n, seed=seed, rows=rows, stream=plan)
                     run = planned_stream(union.bundle, variant.title, seeded(head, seed), n, seed, rows, plan)
                     yield task, [(run.key, suite.stream.title(order))]
 
 
-def lessons_of(suite: Suite, union: Union, order: Order, shots: int, seed: int) -> tuple[list[int], list[Lesson]]:
+def tasks_of_stream(suite: Suite, union: Union, order: Order, shots: int, seed: int) -> tuple[list[int], list[Task]]:
     """The tasks of one stream, and the drawn rows in their order.
 
     Raises:
@@ -132,7 +132,7 @@ def lessons_of(suite: Suite, union: Union, order: Order, shots: int, seed: int) 
         DataError: if a task has no shot or no test picture.
     """
     rows: list[int] = []
-    lessons = []
+    planned_tasks = []
     labels = {name: _labels(union.bundle, union.draws[name][shots, seed]) for name in union.classes}
     for name, part, classes in tasks_in_order(union.classes, suite.stream, order, seed):
         own = [row for row, label in labels[part] if label in set(classes)]
@@ -141,8 +141,8 @@ def lessons_of(suite: Suite, union: Union, order: Order, shots: int, seed: int) 
             what = "to learn from" if not own else "to test on"
             raise DataError(f"the task '{name}' has no picture {what}: {', '.join(classes[:5])}")
         rows += own
-        lessons.append(Lesson(name=name, part=part, classes=classes, shots=len(own)))
-    return rows, lessons
+        planned_tasks.append(Task(name=name, part=part, classes=classes, shots=len(own)))
+    return rows, planned_tasks
 
 
 def _labels(bundle: Bundle, rows: Sequence[int]) -> list[tuple[int, str]]:

@@ -198,5 +198,10 @@ def load_study(folder: str | Path, suite_name: str) -> Study:
     assert plan is not None  # only missing_ok gives None
     store = RecordFolder(folder)
     there = store.keys()
-    records = {key: store.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in there}
-    return Study(plan.suite, tuple(plan.entries), records)
+    stored = {key: store.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in there}
+    # Records of an older format have another key than their file. Of two that get one key the later plan's stays.
+    keys = {entry.key: entry.key for entry in plan.entries} | {key: run.key for key, run in stored.items()}
+    records: dict[str, Run] = {}
+    for run in stored.values():
+        records.setdefault(run.key, run)
+    return Study(plan.suite, tuple(plan.with_keys(keys).entries), records)

@@ -175,7 +175,7 @@ class Suite(Part):
 
     def all_variants(self) -> list[Variant]:
         """Every head of the study with its parameters, each title once."""
-        from clipadapter.bench.protocol import default_heads
+        from clipadapter.bench.methods import default_heads
         from clipadapter.bench.streams import check_learner
 
         every = [name for name in default_heads() if not (self.is_stream and head_info(name).cls.transductive)]

@@ -8,8 +8,9 @@ from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.plan import Task, make_head
-from clipadapter.bench.protocol import perform, planned, seeded
+from clipadapter.bench.methods import seeded
+from clipadapter.bench.plan import FitSpec, make_head
+from clipadapter.bench.protocol import perform, planned
 from clipadapter.bench.run import Run
 from clipadapter.bench.streams import perform_stream, planned_stream
 from clipadapter.encoders import create_encoder, open_text_tower
@@ -44,31 +45,31 @@ def _tower(name: str, fingerprint: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def work(task: str) -> list[str]:
+def work(spec: str) -> list[str]:
     """Fit and measure; plain JSON in and out, so that any launcher can carry it.
 
     Args:
-        task: a `Task` as JSON.
+        spec: a `FitSpec` as JSON.
 
     Returns:
         A `Run` as JSON for each test part; what goes wrong is in the records.
     """
-    asked = Task.model_validate_json(task)
-    head = seeded(make_head(asked.variant), asked.seed)
-    bundle = _with_towers(asked.bundle) if head.needs_tower else _bundle(asked.bundle)
-    runs = planned_runs(bundle, asked)
+    fit_spec = FitSpec.model_validate_json(spec)
+    head = seeded(make_head(fit_spec.variant), fit_spec.seed)
+    bundle = _with_towers(fit_spec.bundle) if head.needs_tower else _bundle(fit_spec.bundle)
+    runs = planned_runs(bundle, fit_spec)
     try:
-        done = perform(bundle, head, runs) if asked.stream is None else [perform_stream(bundle, head, runs[0])]
+        done = perform(bundle, head, runs) if fit_spec.stream is None else [perform_stream(bundle, head, runs[0])]
     except Exception as error:  # what no head is to blame for, such as no row left to test on, is a record too
         done = failed(runs, error)
     return [run.model_dump_json() for run in done]
 
 
-def planned_runs(bundle: Bundle, task: Task) -> list[Run]:
-    """The records that a task will give, before it is done."""
-    head = seeded(make_head(task.variant), task.seed)
-    facts = (bundle, task.variant.title, head, task.shots, task.seed, task.rows)
-    return planned(*facts) if task.stream is None else [planned_stream(*facts, task.stream)]
+def planned_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
+    """The records that a spec will give, before it is done."""
+    head = seeded(make_head(spec.variant), spec.seed)
+    facts = (bundle, spec.variant.title, head, spec.shots, spec.seed, spec.rows)
+    return planned(*facts) if spec.stream is None else [planned_stream(*facts, spec.stream)]
 
 
 def failed(runs: list[Run], error: BaseException) -> list[Run]:

@@ -93,18 +93,18 @@ def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str,
     """Figures of the streams that were run: for machines, and a table for each."""
     from clipadapter.bench import load_study, stream_table
     from clipadapter.bench.reports.tables import shots_text
-    from clipadapter.bench.stream_summary import FIGURES, Learner
+    from clipadapter.bench.stream_summary import FIGURES, HeadRuns
     from clipadapter.bench.study import Place
 
     study = load_study(folder, suite.name)
-    groups: dict[Place, list[Learner]] = {}
+    groups: dict[Place, list[HeadRuns]] = {}
     for place, runs in study.rows.items():
         own = [run for run in runs if run.key in found.keys]
         if own:
-            groups.setdefault(place._replace(label=""), []).append(Learner(place.label, own))
+            groups.setdefault(place._replace(label=""), []).append(HeadRuns(place.label, own))
     data, texts = [], []
-    for i, (where, learners) in enumerate(groups.items(), 1):
-        runs = [run.model_copy(update={"head": one.label}) for one in learners for run in one.runs]
+    for i, (where, heads) in enumerate(groups.items(), 1):
+        runs = [run.model_copy(update={"head": one.label}) for one in heads for run in one.runs]
         texts.append(
             f"{where.data}, {shots_text(where.shots)}, tasks {where.test}\n{stream_table(runs, i == len(groups))}\n"
         )
@@ -114,6 +114,6 @@ def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str,
                 "learns": one.learns,
                 **{name: one.cell(name).mean if one.cell(name).values else None for name in FIGURES},
             }
-            for one in learners
+            for one in heads
         ]
     return {"streams": data}, "".join(f"{text}\n" for text in texts)
