@@ -21,8 +21,8 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, fit_seconds
 from clipadapter.bench.launchers import Launcher, Outcome, create_launcher
 from clipadapter.bench.plan import Plan, load_plan, planned_suites
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import build_bundle
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -34,6 +34,11 @@ from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
 
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
+
+
+def build_bundle(suite, sources, model, prompts):
+    """The features of a suite, as its protocol makes them."""
+    return create_protocol(suite.protocol).build(suite, sources, model, prompts)
 
 
 @pytest.fixture

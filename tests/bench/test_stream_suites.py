@@ -300,7 +300,7 @@ def test_stream_suites_come_with_the_package():
     ("text", "error"),
     [
         ('heads = ["knn"]\n[stream]\ntask_known = true', 'go with protocol = "stream" only'),
-        ('heads = ["knn"]\nshots = ["all"]', 'go with protocol = "stream" only'),
+        ('heads = ["knn"]\nshots = ["all"]', '"all" do not go with protocol = "few-shot"'),
         ('variants = [{ head = "knn", mode = "joint" }]', 'go with protocol = "stream" only'),
         ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "stream.orders"),
     ],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FeatureStore, FewShotClassifier, Predictor
-from clipadapter.bench import load_study, protocol, read_runs, run_suite
+from clipadapter.bench import fitting, load_study, read_runs, run_suite
 from clipadapter.bench.launchers import create_launcher
 from clipadapter.studio import Project
 
@@ -68,7 +68,7 @@ def test_a_study_goes_on_from_its_records_without_another_fit(tmp_path, monkeypa
     out = shutil.copytree(FIXTURES / folder, tmp_path / "out")
     before = load_study(out, "s")
     # The records name the libraries that made them.
-    monkeypatch.setattr(protocol, "library_versions", lambda: before.runs[0].versions)
+    monkeypatch.setattr(fitting, "library_versions", lambda: before.runs[0].versions)
     (features,) = (out / "features").iterdir()
     rows = {(run.shots, run.seed): run.rows for run in before.runs}
     outcome = run_suite(before.suite, [f"features:{features}"], {}, out, create_launcher("local", workers=1), rows=rows)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,19 +15,17 @@ from clipadapter.bench.bundle_files import ARRAYS, save_bundle
 from clipadapter.bench.launchers import Job, Launcher
 from clipadapter.bench.methods import package_digest
 from clipadapter.bench.oracle import oracle_runs
-from clipadapter.bench.plan import Entry, FitSpec, Plan, Rows, fits_of, value_of
+from clipadapter.bench.plan import Entry, FitSpec, Plan, Rows, value_of
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.run import Run, digest, library_versions
-from clipadapter.bench.sources import Source, build_bundle, features_source
-from clipadapter.bench.stream_sources import build_union, name_of, stream_fits_of
+from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.bench.work import planned_runs, work
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 
 Tracker = Callable[[Run], None]
-Tasks = Callable[[str], Iterator[tuple[FitSpec, list[tuple[str, str]]]]]
-"""The fits on some features, given the folder that these are in; with the key and test part of each record."""
 Facts = tuple[str, str, Prompts]
 """(data, encoder, prompts) as the person named them."""
 
@@ -97,9 +94,9 @@ def run_suite(
     records = RecordFolder(out)
     records.migrate()
     works: list[_Work] = []
-    for bundle, tasks, facts in _bundles(suite, sources, encoders, rows):
+    for bundle, fits, facts in create_protocol(suite.protocol).bundles(suite, sources, encoders, rows):
         folder = save_bundle(bundle, out / "features" / _name(bundle))
-        works += [_work_of(suite, task, given, facts) for task, given in tasks(str(folder.absolute()))]
+        works += [_work_of(suite, task, given, facts) for task, given in fits(str(folder.absolute()))]
         # What a worker reads, and a fit's copies of it.
         launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
@@ -159,48 +156,6 @@ def _figures(works: Sequence[_Work], folder: Path) -> list[Path]:
         for own in bundles.values()
         for path in draw_moved([one.task for one in own], own[0].entries[0].data, folder)
     ]
-
-
-def _bundles(
-    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier], rows: Rows | None
-) -> Iterator[tuple[Bundle, Tasks, Facts]]:
-    """Features with the fits on them, and (data, encoder, prompts) as the person named them."""
-    if suite.is_stream:
-        yield from _streams(suite, sources, encoders, rows)
-        return
-    ready = [source for source in sources if isinstance(source, str)]
-    pictures = [source for source in sources if not isinstance(source, str)]
-    for spec in ready:
-        bundle = features_source(spec, suite)
-        if bundle is None or suite.protocol != "few-shot" or len(suite.prompts) > 1:
-            raise InputError(
-                f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, for its text or classes"
-            )
-        facts = (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
-        yield bundle, partial(fits_of, suite, bundle, rows=rows), facts
-    together = suite.protocol in ("shift", "cross-dataset")
-    groups = [pictures] if together and pictures else [[source] for source in pictures]
-    for group in groups:
-        for name, model in encoders.items():
-            for prompts in suite.prompts:
-                bundle, drawn = build_bundle(suite, group, model, prompts, rows)
-                yield bundle, partial(fits_of, suite, bundle, rows=drawn), (group[0].name, name, prompts)
-
-
-def _streams(
-    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier], rows: Rows | None
-) -> Iterator[tuple[Bundle, Tasks, Facts]]:
-    """As `_bundles`, of data sets that make one stream."""
-    if rows is not None:
-        raise InputError("rows in place of a draw are of one data set, but a stream draws from each: leave --rows out")
-    pictures = any(not isinstance(source, str) for source in sources)
-    if not pictures and len(suite.prompts) > 1:
-        raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
-    for name, model in encoders.items() if pictures else [("", None)]:
-        for prompts in suite.prompts:
-            union = build_union(suite, sources, model, prompts)
-            facts = (name_of(sources), name or union.bundle.encoder.name, prompts)
-            yield union.bundle, partial(stream_fits_of, suite, union), facts
 
 
 def _name(bundle: Bundle) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from clipadapter.bench.bundle import own_views
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.methods import seeded
-from clipadapter.bench.plan import FitSpec, make_head
+from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.projection import adapted_features, draw_projection
+from clipadapter.bench.suite import make_head
 from clipadapter.errors import InputError
 
 MOST = 2000

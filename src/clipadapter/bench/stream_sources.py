@@ -9,15 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.comparison import halves
 from clipadapter.bench.methods import seeded
-from clipadapter.bench.plan import FitSpec, draws_of, make_head
-from clipadapter.bench.sources import FEATURES, Source, drawn_features, features_source, seen_features, with_prompts
+from clipadapter.bench.plan import FitSpec, draws_of
+from clipadapter.bench.sources import (
+    FEATURES,
+    Source,
+    dataset_features,
+    drawn_features,
+    features_source,
+    halves,
+    with_prompts,
+)
 from clipadapter.bench.stream_orders import Order, tasks_in_order
 from clipadapter.bench.stream_records import Stream, Task
 from clipadapter.bench.stream_sets import Piece, Union, unite
 from clipadapter.bench.streams import mode_of, planned_stream
-from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
@@ -74,7 +81,7 @@ def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, promp
     train, test = (source.train, source.test) if source.test is not None else halves(source.train)
     names = train.class_names
     support, rows, draws = drawn_features(suite, model, train, names, None)
-    tested = seen_features(model, test, names)
+    tested = dataset_features(model, test, names)
     return Piece(source.name, support, tested, model.class_text(names), rows, len(train.samples), draws)
 
 
@@ -119,9 +126,17 @@ def stream_fits_of(suite: Suite, union: Union, folder: str) -> Iterator[tuple[Fi
                 for variant, head in heads:
                     joint = mode_of(variant.title, head, variant.mode) == "joint"
                     plan = Stream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
-                    task = FitSpec(bundle=folder, variant=variant, shots=n, seed=seed, rows=rows, stream=plan)
+                    spec = FitSpec(
+                        bundle=folder,
+                        protocol=suite.protocol,
+                        variant=variant,
+                        shots=n,
+                        seed=seed,
+                        rows=rows,
+                        stream=plan,
+                    )
                     run = planned_stream(union.bundle, variant.title, seeded(head, seed), n, seed, rows, plan)
-                    yield task, [(run.key, suite.stream.title(order))]
+                    yield spec, [(run.key, suite.stream.title(order))]
 
 
 def tasks_of_stream(suite: Suite, union: Union, order: Order, shots: int, seed: int) -> tuple[list[int], list[Task]]:

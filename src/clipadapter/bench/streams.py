@@ -22,8 +22,8 @@ from sklearn.base import clone
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, seen_by
+from clipadapter.bench.fitting import failed, numbers_kept, read_known, shared_facts
 from clipadapter.bench.methods import seeded
-from clipadapter.bench.protocol import failed, numbers_kept, read_known, shared_facts
 from clipadapter.bench.run import DataPart, Metrics, Run, Seconds, append_runs
 from clipadapter.bench.score import score
 from clipadapter.bench.stream_records import ContinualResult, Step, Stream, Task

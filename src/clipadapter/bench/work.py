@@ -8,13 +8,15 @@ from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
+from clipadapter.bench.fitting import failed
 from clipadapter.bench.methods import seeded
-from clipadapter.bench.plan import FitSpec, make_head
-from clipadapter.bench.protocol import perform, planned
+from clipadapter.bench.plan import FitSpec
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
-from clipadapter.bench.streams import perform_stream, planned_stream
+from clipadapter.bench.suite import make_head
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
+from clipadapter.heads import Head
 from clipadapter.towers import TextTower
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -45,36 +47,33 @@ def _tower(name: str, fingerprint: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def work(spec: str) -> list[str]:
+def work(task: str) -> list[str]:
     """Fit and measure; plain JSON in and out, so that any launcher can carry it.
 
     Args:
-        spec: a `FitSpec` as JSON.
+        task: a `FitSpec` as JSON.
 
     Returns:
         A `Run` as JSON for each test part; what goes wrong is in the records.
     """
-    fit_spec = FitSpec.model_validate_json(spec)
-    head = seeded(make_head(fit_spec.variant), fit_spec.seed)
-    bundle = _with_towers(fit_spec.bundle) if head.needs_tower else _bundle(fit_spec.bundle)
-    runs = planned_runs(bundle, fit_spec)
+    spec = FitSpec.model_validate_json(task)
+    protocol, head = create_protocol(spec.protocol), _head(spec)
+    bundle = _with_towers(spec.bundle) if head.needs_tower else _bundle(spec.bundle)
+    runs = protocol.plan_runs(spec, bundle, head)
     try:
-        done = perform(bundle, head, runs) if fit_spec.stream is None else [perform_stream(bundle, head, runs[0])]
+        done = protocol.perform(spec, bundle, head, runs)
     except Exception as error:  # what no head is to blame for, such as no row left to test on, is a record too
-        done = failed(runs, error)
+        done = [failed(run, error) for run in runs]
     return [run.model_dump_json() for run in done]
 
 
 def planned_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
-    """The records that a spec will give, before it is done."""
-    head = seeded(make_head(spec.variant), spec.seed)
-    facts = (bundle, spec.variant.title, head, spec.shots, spec.seed, spec.rows)
-    return planned(*facts) if spec.stream is None else [planned_stream(*facts, spec.stream)]
+    """The records that a fit will give, before it is made."""
+    return create_protocol(spec.protocol).plan_runs(spec, bundle, _head(spec))
 
 
-def failed(runs: list[Run], error: BaseException) -> list[Run]:
-    """The same records with the reason why there is no figure."""
-    return [run.model_copy(update={"error": f"{type(error).__name__}: {error}"}) for run in runs]
+def _head(spec: FitSpec) -> Head:
+    return seeded(make_head(spec.variant), spec.seed)
 
 
 def set_threads(number: int) -> None:

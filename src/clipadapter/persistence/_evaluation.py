@@ -72,7 +72,7 @@ def evaluated(metrics: Mapping[str, Any], config: ArtifactConfig) -> Evaluated:
     """What is kept of the figures that an evaluation gives.
 
     Args:
-        metrics: as from ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_several``, or in the
+        metrics: as from ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_multilabel_model``, or in the
             ``metrics.json`` that `clipadapter eval` writes.
         config: of the model that was measured.
 

@@ -23,7 +23,7 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
 
     Args:
         folder: a saved model.
-        metrics: what ``evaluate_model(...).to_dict()`` or ``evaluate_several(...).to_dict()`` gives, or the content of
+        metrics: what ``to_dict()`` of `evaluate_model` or `evaluate_multilabel_model` gives, or the content of
             ``metrics.json``.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.report import Metric
 from clipadapter.bench.reports.means import with_harmonic, with_transfer_mean
 from clipadapter.bench.reports.tables import Axis, Figure, Row, Table, shots_text
@@ -28,7 +29,7 @@ def tables(study: Study, metric: Metric = "accuracy") -> list[Table]:
 
 
 def _axis(study: Study) -> Axis:
-    if study.suite.protocol != "few-shot":
+    if create_protocol(study.suite.protocol).report_columns == "test":
         return "test"
     one = len(distinct(study.places, "shots")) == 1
     return "encoder" if one and len(distinct(study.places, "encoder")) > 1 else "shots"

@@ -76,10 +76,24 @@ def run_all(
     seeds: Sequence[int],
     make: Callable[[Bundle, Head, Sequence[Run]], list[Run]],
     *,
+    plan: Callable[[Bundle, str, Head, int, int, Sequence[int]], list[Run]] | None = None,
+    draw: Callable[[Sequence[str], int, int], list[int]] = draw_shots,
     records: str | Path | None = None,
     progress: bool = False,
 ) -> list[Run]:
-    """`few_shot` of a bundle with one test part, each fit made by a function such as `perform`."""
+    """`few_shot` of a bundle with one test part, for which each fit is made by a function such as `perform`.
+
+    Args:
+        bundle: features and class text.
+        heads: as for `few_shot`.
+        shots: as for `few_shot`.
+        seeds: as for `few_shot`.
+        make: makes the planned record of a fit.
+        plan: plans it; `planned` if not given.
+        draw: draws rows from labels, shots per class and a seed.
+        records: as for `few_shot`.
+        progress: as for `few_shot`.
+    """
     if not heads or not shots or not seeds:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
     if min(shots) < 1:
@@ -88,9 +102,9 @@ def run_all(
     runs = []
     total = len(heads) * len(shots) * len(seeds)
     with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
-        for name, head, n, seed, rows in _draws(heads, bundle.support, shots, seeds):
+        for name, head, n, seed, rows in _draws(heads, bundle.support, shots, seeds, draw):
             bar.set_postfix_str(f"{name}, {n} shots")
-            (run,) = planned(bundle, name, head, n, seed, rows)
+            (run,) = (plan or planned)(bundle, name, head, n, seed, rows)
             done = known.get(run.key)
             if done is None:
                 (done,) = make(bundle, head, [run])
@@ -107,12 +121,16 @@ def read_known(records: str | Path | None) -> list[Run]:
 
 
 def _draws(
-    heads: Mapping[str, Head], support: FeatureSet, shots: Sequence[int], seeds: Sequence[int]
+    heads: Mapping[str, Head],
+    support: FeatureSet,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    draw: Callable[[Sequence[str], int, int], list[int]],
 ) -> Iterator[tuple[str, Head, int, int, list[int]]]:
     """(name, unfitted clone, shots, seed, rows) of each fit; the rows are drawn once for all heads."""
     for n in shots:
         for seed in seeds:
-            rows = draw_shots(support.y, n, seed)
+            rows = draw(support.y, n, seed)
             for name, head in heads.items():
                 yield name, seeded(head, seed), n, seed, rows
 
