@@ -3,11 +3,13 @@
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.comparison import Comparison, compare
-from clipadapter.bench.continual import ContinualMetrics, continual_metrics
+from clipadapter.bench.continual.learning import StreamTask, stream
+from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
+from clipadapter.bench.continual.summary import stream_table
 from clipadapter.bench.costs import Estimate, estimate
-from clipadapter.bench.driver import run_suite
 from clipadapter.bench.evaluation import CrossValidation, ModelEvaluation, cross_validate_model, evaluate_model
 from clipadapter.bench.fitting import few_shot
+from clipadapter.bench.launch import run_suite
 from clipadapter.bench.methods import BASELINES, default_heads, method_version
 from clipadapter.bench.multilabel import MultiLabelModelEvaluation, evaluate_multilabel_model
 from clipadapter.bench.plan import Plan, planned_suites
@@ -20,8 +22,6 @@ from clipadapter.bench.reports import compare_heads, compare_studies, write_repo
 from clipadapter.bench.run import Run, append_runs, read_runs
 from clipadapter.bench.score import Score, score
 from clipadapter.bench.sources import FEATURES, Source, halves, open_source, train_and_test
-from clipadapter.bench.stream_summary import stream_table
-from clipadapter.bench.streams import StreamTask, stream
 from clipadapter.bench.study import Study, load_study
 from clipadapter.bench.suite import Suite, list_suites, load_suite
 

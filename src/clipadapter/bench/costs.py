@@ -10,11 +10,11 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from clipadapter.bench.continual.learning import mode_of
+from clipadapter.bench.continual.orders import count_tasks
 from clipadapter.bench.plan import views_of
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.sources import FEATURES, features_source, open_source
-from clipadapter.bench.stream_orders import count_tasks
-from clipadapter.bench.streams import mode_of
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data.sets import create_set, data_root, list_sets
 from clipadapter.errors import ClipAdapterError

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from clipadapter.bench.continual.records import ContinualResult, Stream
 from clipadapter.bench.record_parts import DataPart as DataPart
 from clipadapter.bench.record_parts import EncoderPart as EncoderPart
 from clipadapter.bench.record_parts import Flags as Flags
@@ -22,7 +23,6 @@ from clipadapter.bench.record_parts import Machine as Machine
 from clipadapter.bench.record_parts import Metrics as Metrics
 from clipadapter.bench.record_parts import Part
 from clipadapter.bench.record_parts import Seconds as Seconds
-from clipadapter.bench.stream_records import ContinualResult, Stream
 from clipadapter.errors import DataError, InputError
 
 FORMAT = 3

@@ -19,7 +19,7 @@ from clipadapter.bench.bundle_files import ARRAYS, FACTS
 from clipadapter.bench.launchers._base import ATTEMPTS, Job, Launcher, Outcome
 from clipadapter.bench.launchers._registry import register_launcher
 from clipadapter.bench.plan import FitSpec
-from clipadapter.bench.work import set_threads
+from clipadapter.bench.worker import set_threads
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, require
 from clipadapter.features.cluster import connected

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.continual.learning import check_learner, perform_stream, planned_stream
+from clipadapter.bench.continual.sources import build_union, name_of, stream_fits_of
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import BundleOfFits, Protocol
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import Source
-from clipadapter.bench.stream_sources import build_union, name_of, stream_fits_of
-from clipadapter.bench.streams import check_learner, perform_stream, planned_stream
 from clipadapter.bench.suite import Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clipadapter.bench.stream_summary import HeadRuns
+    from clipadapter.bench.continual.summary import HeadRuns
 
 MOST_WRITTEN = 12
 """With more tasks than that, numbers in cells can't be read."""

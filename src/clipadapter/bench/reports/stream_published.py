@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clipadapter.bench.continual.records import Stream
+from clipadapter.bench.continual.summary import HeadRuns, figure_text
 from clipadapter.bench.published import PublishedStream, published_streams, sources
 from clipadapter.bench.reports.document import Grid
 from clipadapter.bench.reports.side_by_side import backbone_of
 from clipadapter.bench.reports.tables import shots_text
-from clipadapter.bench.stream_records import Stream
-from clipadapter.bench.stream_summary import HeadRuns, figure_text
 from clipadapter.data.sets import list_sets, set_info
 
 NONE = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from clipadapter.bench.continual.records import Stream
+from clipadapter.bench.continual.summary import FIGURES, MEANINGS, HeadRuns, best_of, figure_text
 from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes
 from clipadapter.bench.reports import stream_plots
 from clipadapter.bench.reports.document import Grid, Picture, Section
@@ -12,8 +14,6 @@ from clipadapter.bench.reports.stream_published import NONE, beside
 from clipadapter.bench.reports.tables import shots_text
 from clipadapter.bench.reports.words import failures, how_made
 from clipadapter.bench.run import Run
-from clipadapter.bench.stream_records import Stream
-from clipadapter.bench.stream_summary import FIGURES, MEANINGS, HeadRuns, best_of, figure_text
 from clipadapter.bench.study import Place, Study, distinct
 from clipadapter.metrics import mean_sd
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clipadapter.bench.stream_summary import HeadRuns
+from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.study import Study
 from clipadapter.files import csv_text
 

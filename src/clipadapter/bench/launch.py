@@ -21,7 +21,7 @@ from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.run import Run, digest, library_versions
 from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Prompts, Suite
-from clipadapter.bench.work import planned_runs, work
+from clipadapter.bench.worker import planned_runs, work
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 

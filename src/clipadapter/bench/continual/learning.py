@@ -22,12 +22,12 @@ from sklearn.base import clone
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, seen_by
+from clipadapter.bench.continual.records import ContinualResult, Step, Stream, Task
+from clipadapter.bench.continual.union import joined
 from clipadapter.bench.fitting import failed, numbers_kept, read_known, shared_facts
 from clipadapter.bench.methods import seeded
 from clipadapter.bench.run import DataPart, Metrics, Run, Seconds, append_runs
 from clipadapter.bench.score import score
-from clipadapter.bench.stream_records import ContinualResult, Step, Stream, Task
-from clipadapter.bench.stream_sets import joined
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet

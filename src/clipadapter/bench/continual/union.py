@@ -60,7 +60,7 @@ def unite(pieces: Sequence[Piece], same_names: Literal["share", "apart"]) -> Uni
 
     Args:
         pieces: the data sets; rows of the whole are counted through in this order.
-        same_names: see `stream_orders.Rules`.
+        same_names: see `orders.Rules`.
 
     Raises:
         InputError: if two data sets have one name, or their features come from different encoders.

@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.bench.continual.learning import UNTAUGHT
+from clipadapter.bench.continual.records import ContinualResult
 from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes, number_text
 from clipadapter.bench.run import Run
-from clipadapter.bench.stream_records import ContinualResult
-from clipadapter.bench.streams import UNTAUGHT
 from clipadapter.errors import InputError
 
 FIGURES = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clipadapter.bench.continual import ContinualMetrics, continual_metrics
+from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.bench.record_parts import Metrics, Part
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipadapter.bench import StreamTask, continual_metrics, stream, stream_table
-from clipadapter.bench.streams import check_learner, mode_of
+from clipadapter.bench.continual.learning import check_learner, mode_of
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Exact, TextFeatures, create_head, fidelity_of, head_info

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.continual.learning import mode_of, planned_stream
+from clipadapter.bench.continual.orders import Order, tasks_in_order
+from clipadapter.bench.continual.records import Stream, Task
+from clipadapter.bench.continual.union import Piece, Union, unite
 from clipadapter.bench.methods import seeded
 from clipadapter.bench.plan import FitSpec, draws_of
 from clipadapter.bench.sources import (
@@ -20,10 +24,6 @@ from clipadapter.bench.sources import (
     halves,
     with_prompts,
 )
-from clipadapter.bench.stream_orders import Order, tasks_in_order
-from clipadapter.bench.stream_records import Stream, Task
-from clipadapter.bench.stream_sets import Piece, Union, unite
-from clipadapter.bench.streams import mode_of, planned_stream
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
