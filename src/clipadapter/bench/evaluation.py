@@ -12,14 +12,14 @@ from typing import Any
 
 from sklearn.base import clone
 
-from clipadapter.bench.bundle import Bundle, seen_by
+from clipadapter.bench.bundle import Bundle, columns_for_head
 from clipadapter.bench.comparison import shared_rows
 from clipadapter.bench.fitting import few_shot
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import confusion_matrix, learning_curve
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, fold_scores
 from clipadapter.bench.run import Run, library_versions
-from clipadapter.bench.score import Score, asked_of, check_labels, score
+from clipadapter.bench.score import Score, check_labels, decision_metrics, score
 from clipadapter.bench.sources import dataset_features
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
@@ -130,7 +130,7 @@ def evaluate_model(
     heads = {name: create_head(name) for name in beside}
     for head in heads.values():
         # Zero-shot does not look at the shots: without any it is shown the class text instead.
-        X, y = (seen_by(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
+        X, y = (columns_for_head(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
         head.fit(X, y, text=text)
     info = model.encoder_.info
     found = score(model.head_, test, model.uncertainty_.calibrator)
@@ -139,12 +139,12 @@ def evaluate_model(
         data=dataset.name,
         n_test=len(test),
         model=found,
-        baselines={name: score(head, seen_by(head, test, text)) for name, head in heads.items()},
+        baselines={name: score(head, columns_for_head(head, test, text)) for name, head in heads.items()},
         skipped=list(test.provenance["skipped"]),
         among_shots=len(shared_rows(support, test)),
         curve=_curve(model, support, test, seeds, progress) if curve and len(support) else [],
         facts={
-            "asked": asked_of(model, test, found),
+            "asked": decision_metrics(model, test, found),
             "params": model.head_.get_params(deep=False),
             "encoder": {"name": info.name, "fingerprint": info.fingerprint},
             "shots": dict(Counter(support.y)),

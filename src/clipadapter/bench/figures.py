@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipadapter.bench.bundle import own_views
+from clipadapter.bench.bundle import views_for_head
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.methods import seeded
 from clipadapter.bench.plan import FitSpec
@@ -37,7 +37,7 @@ def draw_moved(specs: Sequence[FitSpec], data: str, folder: Path) -> list[Path]:
         part = bundle.test(bundle.names[0], spec.rows).features
         part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MOST)).astype(int)))
         head = seeded(make_head(spec.variant), spec.seed)
-        own = own_views(head, bundle.shots(spec.rows))
+        own = views_for_head(head, bundle.shots(spec.rows))
         head.fit(own.X, own.y, text=bundle.text)
         try:
             after = adapted_features(head, part.plain)

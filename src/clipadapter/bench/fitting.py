@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, own_views, seen_by
+from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head, views_for_head
 from clipadapter.bench.methods import method_version, package_digest, registered_name, seeded
 from clipadapter.bench.run import Flags, Run, Seconds, append_runs, library_versions, read_runs, this_machine
 from clipadapter.bench.score import Score, score
@@ -204,13 +204,13 @@ def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         InputError: if no row is left to test on.
     """
     names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
-    own = own_views(head, seen_by(head, bundle.shots(runs[0].rows), bundle.text))
+    own = views_for_head(head, columns_for_head(head, bundle.shots(runs[0].rows), bundle.text))
     fitted: tuple[Head, float] | None = None
     done = []
     for run in runs:
         part = bundle.test(names[run.data], run.rows)
         try:
-            seen = seen_by(head, part.features, part.text or bundle.text)
+            seen = columns_for_head(head, part.features, part.text or bundle.text)
             if fitted is None or head.transductive:
                 start = time.perf_counter()
                 made = clone(head).fit(

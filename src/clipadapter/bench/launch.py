@@ -54,7 +54,7 @@ class Outcome:
 
 
 @dataclass
-class _Work:
+class _PlannedFit:
     """A job's task, and the records that it will give."""
 
     task: FitSpec
@@ -93,7 +93,7 @@ def run_suite(
     """
     records = RecordFolder(out)
     records.migrate()
-    works: list[_Work] = []
+    works: list[_PlannedFit] = []
     for bundle, fits, facts in create_protocol(suite.protocol).bundles(suite, sources, encoders, rows):
         folder = save_bundle(bundle, out / "features" / _name(bundle))
         works += [_work_of(suite, task, given, facts) for task, given in fits(str(folder.absolute()))]
@@ -144,11 +144,11 @@ def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out:
     return plan
 
 
-def _figures(works: Sequence[_Work], folder: Path) -> list[Path]:
+def _figures(works: Sequence[_PlannedFit], folder: Path) -> list[Path]:
     """Pictures of the features of each bundle."""
     from clipadapter.bench.figures import draw_moved
 
-    bundles: dict[str, list[_Work]] = {}
+    bundles: dict[str, list[_PlannedFit]] = {}
     for one in works:
         bundles.setdefault(one.task.bundle, []).append(one)
     return [
@@ -169,16 +169,16 @@ def _name(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _work_of(suite: Suite, task: FitSpec, given: Sequence[tuple[str, str]], facts: Facts) -> _Work:
+def _work_of(suite: Suite, task: FitSpec, given: Sequence[tuple[str, str]], facts: Facts) -> _PlannedFit:
     data, encoder, prompts = facts
     shared = {"label": task.variant.title, "prompts": prompts.label, "data": data, "encoder": encoder}
     value = value_of(suite, task.variant)
-    return _Work(
+    return _PlannedFit(
         task, [key for key, _ in given], [Entry(key=key, test=test, value=value, **shared) for key, test in given]
     )
 
 
-def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
+def _runs(one: _PlannedFit, result: list[str] | None, error: str | None) -> list[Run]:
     """Records from what a worker gave; from one that died, records that say so."""
     if result is not None:
         runs = [Run.model_validate_json(text) for text in result]

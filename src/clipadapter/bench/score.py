@@ -105,7 +105,7 @@ def pool(scores: Sequence[Score]) -> Score:
     return Score(evaluation, loss, error, logits, probabilities, truth, sum(part.seconds for part in scores))
 
 
-def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
+def decision_metrics(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
     """What becomes of a test part by what a model says by default: none of these, sets, unequal costs.
 
     Args:

@@ -94,14 +94,14 @@ def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str,
     from clipadapter.bench import load_study, stream_table
     from clipadapter.bench.continual.summary import FIGURES, HeadRuns
     from clipadapter.bench.reports.tables import shots_text
-    from clipadapter.bench.study import Place
+    from clipadapter.bench.study import Setting
 
     study = load_study(folder, suite.name)
-    groups: dict[Place, list[HeadRuns]] = {}
-    for place, runs in study.rows.items():
+    groups: dict[Setting, list[HeadRuns]] = {}
+    for setting, runs in study.rows.items():
         own = [run for run in runs if run.key in found.keys]
         if own:
-            groups.setdefault(place._replace(label=""), []).append(HeadRuns(place.label, own))
+            groups.setdefault(setting._replace(label=""), []).append(HeadRuns(setting.label, own))
     data, texts = [], []
     for i, (where, heads) in enumerate(groups.items(), 1):
         runs = [run.model_copy(update={"head": one.label}) for one in heads for run in one.runs]

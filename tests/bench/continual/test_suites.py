@@ -22,11 +22,11 @@ from clipadapter.bench import (
     write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.continual.joining import DataSetFeatures, join_data_sets
 from clipadapter.bench.continual.orders import ORDERS, Order, Rules, count_tasks, tasks_in_order
 from clipadapter.bench.continual.records import Stream, Task
-from clipadapter.bench.continual.sources import build_union, tasks_of_stream
+from clipadapter.bench.continual.sources import build_joined, tasks_of_stream
 from clipadapter.bench.continual.summary import HeadRuns
-from clipadapter.bench.continual.union import Piece, unite
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.published import published_streams
@@ -126,28 +126,30 @@ def test_order_two_is_the_published_permutation_of_order_one():
 # One of several
 
 
-def piece(name, classes, seed, **text):
+def data_set(name, classes, seed, **text):
     found = features(classes, 2, seed, data=name)
     rows = np.arange(len(found))
-    return Piece(name, found, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text)
+    return DataSetFeatures(
+        name, found, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text
+    )
 
 
 def test_a_name_that_two_data_sets_have_is_one_class_or_two():
-    pieces = [piece("zoo", ("ant", "dog"), 1), piece("farm", ("cow", "dog"), 2)]
-    pieces[1] = replace(pieces[1], text=TextFeatures(("cow", "dog"), np.eye(2, 16)))
-    shared = unite(pieces, "share")
+    data_sets = [data_set("zoo", ("ant", "dog"), 1), data_set("farm", ("cow", "dog"), 2)]
+    data_sets[1] = replace(data_sets[1], text=TextFeatures(("cow", "dog"), np.eye(2, 16)))
+    shared = join_data_sets(data_sets, "share")
     assert shared.bundle.text.labels == ("ant", "dog", "cow")
-    mean = pieces[0].text.embeddings[1] + pieces[1].text.embeddings[1]
+    mean = data_sets[0].text.embeddings[1] + data_sets[1].text.embeddings[1]
     np.testing.assert_allclose(shared.bundle.text.embeddings[1], mean / np.linalg.norm(mean), rtol=1e-5)
     assert shared.classes == {"zoo": ("ant", "dog"), "farm": ("cow", "dog")}
-    apart = unite(pieces, "apart")
+    apart = join_data_sets(data_sets, "apart")
     assert apart.bundle.text.labels == ("ant", "dog (zoo)", "cow", "dog (farm)")
     assert apart.bundle.tests["farm"].features.y == ("cow", "dog (farm)")
-    np.testing.assert_array_equal(apart.bundle.text.embeddings[3], pieces[1].text.embeddings[1])
+    np.testing.assert_array_equal(apart.bundle.text.embeddings[3], data_sets[1].text.embeddings[1])
 
 
 def test_rows_are_counted_through_all_data_sets():
-    union = unite([piece("zoo", ("ant", "dog"), 1), piece("farm", ("cow", "dog"), 2)], "share")
+    union = join_data_sets([data_set("zoo", ("ant", "dog"), 1), data_set("farm", ("cow", "dog"), 2)], "share")
     assert list(union.bundle.rows) == [0, 1, 2, 3, 10, 11, 12, 13]
     assert union.draws["farm"] == {(1, 1): [10, 12]}
     assert union.bundle.shots([10, 12]).y == ("cow", "dog")
@@ -155,12 +157,12 @@ def test_rows_are_counted_through_all_data_sets():
 
 def test_data_sets_need_names_of_their_own():
     with pytest.raises(InputError, match="different names, but are called zoo, zoo"):
-        unite([piece("zoo", ("ant", "dog"), 1), piece("zoo", ("cow", "pig"), 2)], "share")
+        join_data_sets([data_set("zoo", ("ant", "dog"), 1), data_set("zoo", ("cow", "pig"), 2)], "share")
 
 
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_union(suite, sets, None, Prompts(label=""))
+    union = build_joined(suite, sets, None, Prompts(label=""))
     rows, tasks = tasks_of_stream(suite, union, ORDERS["given"], 2, 1)
     assert [(one.name, one.classes, one.shots) for one in tasks] == [
         ("zoo 1/3", ["ant", "bee"], 4),
@@ -178,7 +180,7 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
     whole = features(("ant", "bee"), 5, 1)
     save_bundle(Bundle(whole, words(("ant", "bee"))), tmp_path / "all")
-    union = build_union(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
+    union = build_joined(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
     np.testing.assert_array_equal(union.bundle.support.X, whole.X[[0, 2, 4, 5, 7, 9]])
     np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), whole.X[[1, 3, 6, 8]])
 
@@ -267,7 +269,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
     next((tmp_path / "first" / "train" / "red").iterdir()).write_bytes(b"no picture")
     toy, suite = FewShotClassifier("toy", cache=None), parse_suite("own", SUITE)
     source = open_source(str(tmp_path / "first"))
-    union = build_union(suite, [source], toy, Prompts(label=""))
+    union = build_joined(suite, [source], toy, Prompts(label=""))
     assert tasks_of_stream(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
     for path in (tmp_path / "first" / "test").rglob("*.png"):
         if path.parent.name == "red":
@@ -278,7 +280,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
 
 def test_a_task_without_shots_is_told(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_union(suite, sets[:1], None, Prompts(label=""))
+    union = build_joined(suite, sets[:1], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
     with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
         tasks_of_stream(suite, union, ORDERS["given"], 2, 1)

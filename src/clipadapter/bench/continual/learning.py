@@ -21,9 +21,9 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, seen_by
+from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head
+from clipadapter.bench.continual.joining import joined
 from clipadapter.bench.continual.records import ContinualResult, Step, Stream, Task
-from clipadapter.bench.continual.union import joined
 from clipadapter.bench.fitting import failed, numbers_kept, read_known, shared_facts
 from clipadapter.bench.methods import seeded
 from clipadapter.bench.run import DataPart, Metrics, Run, Seconds, append_runs
@@ -34,7 +34,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, Streaming, TextFeatures, create_head
 
 Mode = Literal["stream", "joint"]
-UNTAUGHT = "zero-shot"
+WITHOUT_SHOTS = "zero-shot"
 """Learns nothing, so that it needs no features of shots to go on."""
 
 
@@ -231,8 +231,8 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     steps: list[Step] = []
     predicting = 0.0
     try:
-        tests = [seen_by(head, _tested(bundle, task), bundle.text) for task in plan.tasks]
-        shots = [seen_by(head, bundle.shots(rows), bundle.text) for rows in plan.rows_of(run.rows)]
+        tests = [columns_for_head(head, _tested(bundle, task), bundle.text) for task in plan.tasks]
+        shots = [columns_for_head(head, bundle.shots(rows), bundle.text) for rows in plan.rows_of(run.rows)]
         among = [task.classes if plan.task_known else None for task in plan.tasks]
         before = _zero_shot(bundle, shots[0], tests, among)
         learner = clone(head)
@@ -244,7 +244,7 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
             seconds = time.perf_counter() - start
             found = [score(learner, part, among=own) for part, own in zip(tests, among, strict=True)]
             predicting += sum(one.seconds for one in found)
-            features = sum(own.X.size for own in shots[: t + 1]) if plan.joint and run.method != UNTAUGHT else 0
+            features = sum(own.X.size for own in shots[: t + 1]) if plan.joint and run.method != WITHOUT_SHOTS else 0
             kept = numbers_kept(learner) + features
             steps.append(Step(seconds=seconds, size=kept, metrics=[one.metrics for one in found]))
     except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
@@ -292,5 +292,5 @@ def _zero_shot(
         return None
     width = bundle.text.embeddings.shape[1]
     head = create_head("zero-shot").fit(shots.X[..., :width], shots.y, text=bundle.text)
-    narrow = [seen_by(head, part, bundle.text) for part in tests]
+    narrow = [columns_for_head(head, part, bundle.text) for part in tests]
     return [score(head, part, among=own).metrics.accuracy for part, own in zip(narrow, among, strict=True)]

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.continual.learning import UNTAUGHT
+from clipadapter.bench.continual.learning import WITHOUT_SHOTS
 from clipadapter.bench.continual.records import ContinualResult
 from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes, number_text
 from clipadapter.bench.run import Run
@@ -60,7 +60,7 @@ class HeadRuns:
         found = [run.stream for run in self.runs if run.stream is not None]
         if not found:
             return "-"
-        if self.runs[0].method == UNTAUGHT:
+        if self.runs[0].method == WITHOUT_SHOTS:
             return "nothing"
         return "joint" if found[0].joint else "task by task"
 

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 
-from clipadapter.bench.bundle import Bundle, TestPart, own_views, seen_by
+from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head, views_for_head
 from clipadapter.bench.fitting import failed, numbers_kept, run_all, shared_facts
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
@@ -191,8 +191,8 @@ def fold_scores(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = 
     scores, seconds, size = [], 0.0, 0
     for others, fold in folds_of(bundle.support.y, folds, seed):
         train = bundle.support.take(_drawn(bundle.support.y, others, shots, seed))
-        own = own_views(head, seen_by(head, train, bundle.text))
-        test = seen_by(head, TestPart(bundle.support.take(fold)).features, bundle.text)
+        own = views_for_head(head, columns_for_head(head, train, bundle.text))
+        test = columns_for_head(head, TestPart(bundle.support.take(fold)).features, bundle.text)
         start = time.perf_counter()
         unlabelled = test.plain if head.transductive else None
         fitted = clone(head).fit(own.X, own.y, text=bundle.text, unlabelled=unlabelled)

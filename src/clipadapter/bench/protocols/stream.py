@@ -7,7 +7,7 @@ from functools import partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.continual.learning import check_learner, perform_stream, planned_stream
-from clipadapter.bench.continual.sources import build_union, name_of, stream_fits_of
+from clipadapter.bench.continual.sources import build_joined, name_of, stream_fits
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import BundleOfFits, Protocol
@@ -57,9 +57,9 @@ class StreamOfTasks(Protocol):
             raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
         for name, model in encoders.items() if pictures else [("", None)]:
             for prompts in suite.prompts:
-                union = build_union(suite, sources, model, prompts)
+                union = build_joined(suite, sources, model, prompts)
                 named = (name_of(sources), name or union.bundle.encoder.name, prompts)
-                yield union.bundle, partial(stream_fits_of, suite, union), named
+                yield union.bundle, partial(stream_fits, suite, union), named
 
     def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
         """As `Protocol.plan_runs`; a stream is one record."""

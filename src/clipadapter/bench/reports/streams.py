@@ -14,7 +14,7 @@ from clipadapter.bench.reports.stream_published import NONE, beside
 from clipadapter.bench.reports.tables import shots_text
 from clipadapter.bench.reports.words import failures, how_made
 from clipadapter.bench.run import Run
-from clipadapter.bench.study import Place, Study, distinct
+from clipadapter.bench.study import Setting, Study, distinct
 from clipadapter.metrics import mean_sd
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def stream_sections(study: Study, published: bool) -> list[Section]:
         study: the records of a suite of protocol "stream".
         published: put published figures of the same stream below the measured ones.
     """
-    groups: dict[Place, list[Place]] = {}
-    for place in study.places:
-        groups.setdefault(place._replace(label=""), []).append(place)
+    groups: dict[Setting, list[Setting]] = {}
+    for setting in study.settings:
+        groups.setdefault(setting._replace(label=""), []).append(setting)
     sections = []
-    for where, places in groups.items():
-        heads = [HeadRuns(place.label, study.at(place), study.missing_at.get(place, 0)) for place in places]
+    for where, settings in groups.items():
+        heads = [HeadRuns(setting.label, study.at(setting), study.missing_at.get(setting, 0)) for setting in settings]
         runs = [run for one in heads for run in one.runs]
         if any(one.results for one in heads):
             sections.append(_section(study, where, heads, runs, published))
@@ -49,15 +49,15 @@ def stream_sections(study: Study, published: bool) -> list[Section]:
     return sections
 
 
-def _title(study: Study, where: Place) -> str:
+def _title(study: Study, where: Setting) -> str:
     parts = [shots_text(where.shots), f"tasks {where.test}"]
     for name in ("data", "encoder", "prompts"):
-        if len(distinct(study.places, name)) > 1:
+        if len(distinct(study.settings, name)) > 1:
             parts.append(str(getattr(where, name)))
     return ", ".join(parts)
 
 
-def _section(study: Study, where: Place, heads: Sequence[HeadRuns], runs: Sequence[Run], published: bool) -> Section:
+def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], runs: Sequence[Run], published: bool) -> Section:
     title, told = _title(study, where), [one for one in heads if one.results]
     tasks = _task_names(runs)
     known = how_made(runs)

@@ -50,10 +50,19 @@ def table_csv(study: Study) -> str:
 
 
 def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
-    for place, runs in study.rows.items():
+    for setting, runs in study.rows.items():
         for run in runs:
-            learns = HeadRuns(place.label, [run]).learns
-            where = (place.label, learns, place.data, place.encoder, place.prompts, place.test, place.shots, run.seed)
+            learns = HeadRuns(setting.label, [run]).learns
+            where = (
+                setting.label,
+                learns,
+                setting.data,
+                setting.encoder,
+                setting.prompts,
+                setting.test,
+                setting.shots,
+                run.seed,
+            )
             if run.stream is None or run.continual is None:
                 yield (*where, *[""] * 11, " ".join((run.error or "").split()), run.key)
                 continue
@@ -66,13 +75,13 @@ def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
 
 
 def _rows(study: Study) -> Iterator[tuple[object, ...]]:
-    for place, runs in study.rows.items():
+    for setting, runs in study.rows.items():
         for run in runs:
             metrics, seconds = run.metrics, run.seconds
             figures = (metrics.accuracy, metrics.macro_f1, metrics.log_loss) if metrics else ("", "", "")
             took = (seconds.fit, seconds.predict) if seconds else ("", "")
             flags = (run.flags.transductive, run.flags.validation, run.flags.oracle)
             error = "" if run.error is None else " ".join(run.error.split())
-            where = (place.label, place.data, place.encoder, place.prompts, place.test, place.shots)
+            where = (setting.label, setting.data, setting.encoder, setting.prompts, setting.test, setting.shots)
             size = "" if run.size is None else run.size
             yield (*where, run.seed, *figures, *took, size, *flags, error, run.key)
