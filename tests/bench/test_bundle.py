@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from clipadapter.bench.bundle import REST, Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
-from clipadapter.bench.protocol import perform, planned
+from clipadapter.bench.fitting import perform, planned
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures

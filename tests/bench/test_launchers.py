@@ -240,14 +240,14 @@ class TestRay:
         import ray as module
 
         from clipadapter.bench.launchers.ray import _parcel, _perform
-        from clipadapter.bench.plan import Task
+        from clipadapter.bench.plan import FitSpec
         from clipadapter.bench.suite import Variant
 
         there = tmp_path / "name"
         there.mkdir()
         (there / FACTS).write_text("facts")
         (there / ARRAYS).write_text("arrays")
-        task = Task(bundle=str(there), variant=Variant(head="knn"), shots=1, seed=1, rows=[]).model_dump_json()
+        task = FitSpec(bundle=str(there), variant=Variant(head="knn"), shots=1, seed=1, rows=[]).model_dump_json()
         parcel = _parcel(module, task, {})
         perform = module.remote(_perform)
         assert module.get(perform.remote(launcher_jobs.bundle, task, parcel)) == [str(there), "facts", "arrays"]

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from clipadapter.bench.run import append_runs, digest, read_runs
@@ -38,7 +40,7 @@ def test_a_damaged_line_is_named(make_run, tmp_path):
 
 def test_a_later_format_is_refused(make_run, tmp_path):
     append_runs(tmp_path / "runs.jsonl", [make_run(format=99)])
-    with pytest.raises(DataError, match="line 1 has format 99, this version reads 2"):
+    with pytest.raises(DataError, match="line 1 has format 99, this version reads 3"):
         read_runs(tmp_path / "runs.jsonl")
 
 
@@ -53,13 +55,28 @@ def test_no_records_file_is_told(tmp_path):
         read_runs(tmp_path / "runs.jsonl")
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"rows": [0, 3]}, {"shots": 2}, {"code": "x"}, {"text": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"rows": [0, 3]}, {"shots": 2}, {"method_version": "2"}, {"text": "x"}]
+)
 def test_the_key_depends_on_what_shapes_the_result(make_run, change):
     assert make_run(**change).key != make_run().key
 
 
 def test_the_key_does_not_depend_on_time_and_machine(make_run):
     assert make_run(created="later", accuracy=0.9, learned={"alpha_": 1.0}).key == make_run().key
+
+
+def test_the_key_does_not_depend_on_the_source_code_or_the_release(make_run):
+    versions = [{"torch": "1", "clipadapter": release} for release in ("0.1.0", "0.2.0")]
+    assert make_run(code="x", versions=versions[0]).key == make_run(versions=versions[1]).key
+    assert make_run(versions={"torch": "2"}).key != make_run(versions={"torch": "1"}).key
+
+
+def test_a_line_of_format_2_is_read_as_a_run_of_the_first_versions(make_run, tmp_path):
+    run = make_run()
+    older = run.model_dump(exclude={"method_version", "measurement_version"}) | {"format": 2}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(older) + "\n")
+    assert read_runs(tmp_path / "runs.jsonl") == [run]
 
 
 def test_the_digest_tells_apart_where_a_part_ends():

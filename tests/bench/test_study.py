@@ -2,7 +2,7 @@ import pytest
 
 from clipadapter.bench.plan import Entry, Plan
 from clipadapter.bench.records import RecordFolder
-from clipadapter.bench.study import Place, Study, distinct, load_study
+from clipadapter.bench.study import Setting, Study, distinct, load_study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError
 
@@ -13,8 +13,8 @@ def entry(run, **changes):
     return Entry(**{"key": run.key, "label": run.head, "data": "pets", "encoder": "toy", "test": "test", **changes})
 
 
-def place(label, shots):
-    return Place("pets", "toy", "", "test", label, shots)
+def setting(label, shots):
+    return Setting("pets", "toy", "", "test", label, shots)
 
 
 @pytest.fixture
@@ -36,15 +36,15 @@ def study(runs):
 
 def test_a_cell_has_the_runs_over_the_seeds(study):
     # 0.5 and 0.7: mean 0.6, sample sd 0.1414; macro F1 is half of it, log-loss one minus it in these records.
-    assert [run.seed for run in study.at(place("clip-adapter", 1))] == [1, 2]
-    cell = study.cell(place("clip-adapter", 1))
+    assert [run.seed for run in study.at(setting("clip-adapter", 1))] == [1, 2]
+    cell = study.cell(setting("clip-adapter", 1))
     assert cell.mean == pytest.approx(0.6) and cell.sd == pytest.approx(0.1414, abs=1e-4)
-    assert study.cell(place("clip-adapter", 1), "macro_f1").mean == pytest.approx(0.3)
-    assert study.cell(place("clip-adapter", 1), "log_loss").values == pytest.approx((0.5, 0.3))
+    assert study.cell(setting("clip-adapter", 1), "macro_f1").mean == pytest.approx(0.3)
+    assert study.cell(setting("clip-adapter", 1), "log_loss").values == pytest.approx((0.5, 0.3))
 
 
 def test_a_failed_run_counts_as_failed_and_not_as_missing(study):
-    cell = study.cell(place("clip-adapter", 4))
+    cell = study.cell(setting("clip-adapter", 4))
     assert (cell.values, cell.failed, cell.missing) == ((0.9,), 1, 0)
     assert study.failures() == ["clip-adapter on pets failed: ValueError: no"]
 
@@ -53,9 +53,9 @@ def test_what_is_not_run_yet_is_found_in_its_cell(runs):
     entries = tuple(entry(run) for run in runs)
     study = Study(SUITE, entries, {run.key: run for run in runs if (run.head, run.shots) != ("zero-shot", 4)})
     assert len(study.missing) == 2 and len(study.runs) == 6
-    assert study.missing_at == {place("zero-shot", 4): 2}
-    assert study.cell(place("zero-shot", 4)).missing == 2
-    assert place("zero-shot", 4) in study.places
+    assert study.missing_at == {setting("zero-shot", 4): 2}
+    assert study.cell(setting("zero-shot", 4)).missing == 2
+    assert setting("zero-shot", 4) in study.settings
 
 
 def test_a_missing_run_of_an_earlier_plan_is_told_but_put_nowhere(runs, make_run):
@@ -64,11 +64,11 @@ def test_a_missing_run_of_an_earlier_plan_is_told_but_put_nowhere(runs, make_run
     assert len(study.missing) == 1 and study.missing_at == {}
 
 
-def test_a_run_of_older_code_is_no_second_seed(runs, make_run):
-    old = make_run("zero-shot", 1, 1, accuracy=0.1, code="older")
+def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):
+    old = make_run("zero-shot", 1, 1, accuracy=0.1, method_version="0")
     found = [*runs, old]
     study = Study(SUITE, tuple(entry(run) for run in found), {run.key: run for run in found})
-    assert study.cell(place("zero-shot", 1)).values == (0.5, 0.5)
+    assert study.cell(setting("zero-shot", 1)).values == (0.5, 0.5)
     assert study.superseded == 1
 
 
@@ -96,7 +96,7 @@ def test_the_reference_is_clip_adapter_as_it_comes_if_it_is_there(make_run, head
 def test_two_heads_share_a_draw_if_the_rows_are_the_same(make_run):
     runs = [make_run("a", rows=[0, 1]), make_run("b", rows=[0, 1]), make_run("c", rows=[0, 2])]
     study = Study(SUITE, tuple(entry(run) for run in runs), {run.key: run for run in runs})
-    a, b, c = (study.draws(place(label, 1)) for label in "abc")
+    a, b, c = (study.draws(setting(label, 1)) for label in "abc")
     assert a.keys() == b.keys() and not a.keys() & c.keys()
 
 
@@ -122,5 +122,5 @@ def test_a_damaged_record_is_named(runs, tmp_path):
 
 
 def test_numbers_rise_and_names_keep_their_order():
-    places = [place("b", 4), place("a", 1)]
-    assert distinct(places, "shots") == [1, 4] and distinct(places, "label") == ["b", "a"]
+    settings = [setting("b", 4), setting("a", 1)]
+    assert distinct(settings, "shots") == [1, 4] and distinct(settings, "label") == ["b", "a"]

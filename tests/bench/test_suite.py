@@ -1,8 +1,8 @@
 import pytest
 
 from clipadapter.bench import default_heads
-from clipadapter.bench.plan import make_head, value_of
-from clipadapter.bench.suite import Suite, Variant, list_suites, load_suite, parse_suite
+from clipadapter.bench.plan import value_of
+from clipadapter.bench.suite import Suite, Variant, list_suites, load_suite, make_head, parse_suite
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
 

@@ -52,9 +52,18 @@ def test_small_classes_and_test_pictures_among_the_shots_are_told(noisy_squares,
     assert "warning: 12 of 12 test pictures are also among those that shots are drawn from" in result.stderr
 
 
-def test_an_undivided_folder_needs_a_second_one(noisy_squares, compare):
-    result = compare(noisy_squares / "train", *HEADS)
-    assert result.exit_code == 1 and "Give a second folder or manifest to test on" in result.stderr
+def test_an_undivided_folder_alone_is_cross_validated(noisy_squares, tmp_path, compare):
+    result = compare(noisy_squares / "train", *HEADS, "--shots", 1, "--seeds", 2, "--folds", 3)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("Cross-validation over 3 folds: there is no test part")
+    assert "12 test pictures of 3 classes" in result.stdout
+    assert "Cross-validation over 3 folds" in (tmp_path / "out" / "table.md").read_text()
+    assert {run.data.test for run in read_runs(tmp_path / "out" / "runs.jsonl")} == {"3 folds"}
+
+
+def test_a_head_that_tunes_the_encoder_is_not_cross_validated(noisy_squares, compare):
+    result = compare(noisy_squares / "train", "--heads", "clip-lora", "--encoder", "toy", "--shots", 1)
+    assert result.exit_code == 1 and "clip-lora tunes the encoder" in result.stderr
 
 
 def test_an_unknown_head_is_told_with_a_suggestion(noisy_squares, compare):

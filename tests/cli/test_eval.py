@@ -33,6 +33,22 @@ def test_the_model_stands_beside_its_baselines(probe, noisy_squares, tmp_path, r
     assert written == {"metrics.json", "confusion.png", "learning-curve.png"}
 
 
+def test_without_test_pictures_the_head_is_cross_validated_on_the_shots_of_the_model(probe, tmp_path, run):
+    result = run("eval", probe, "--out", tmp_path / "report", "--folds", 2)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("cross-validation over 2 folds of the 12 pictures that the model was fitted to")
+    assert lines[3].split()[:3] == ["this", "head", "(linear-probe)"]
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert (found["protocol"], found["folds"], found["n_pictures"]) == ("cross-validation", 2, 12)
+
+
+@pytest.mark.parametrize("option", [("--record",), ("--split", "test")])
+def test_options_of_test_pictures_need_test_pictures(probe, tmp_path, run, option):
+    result = run("eval", probe, "--out", tmp_path / "report", *option)
+    assert result.exit_code == 2 and "need DATA" in result.stderr
+
+
 def test_mistakes_are_listed(probe, test_copy, tmp_path, run):
     shutil.copytree(test_copy / "red", test_copy / "old")
     shutil.rmtree(test_copy / "red")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from clipadapter import FeatureStore, FewShotClassifier, Predictor
-from clipadapter.bench import load_study
+from clipadapter.bench import fitting, load_study, read_runs, run_suite
+from clipadapter.bench.launchers import create_launcher
 from clipadapter.studio import Project
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -58,6 +59,24 @@ def test_a_study_shows_the_figures_of_its_records(folder):
     records = [json.loads(line) for line in (FIXTURES / folder / "runs.jsonl").read_text().splitlines()]
     study = load_study(FIXTURES / folder, "s")
     assert sorted(run.metrics.accuracy for run in study.runs) == sorted(one["metrics"]["accuracy"] for one in records)
+    assert not study.missing and not study.superseded
+
+
+# The default parameters of clip-adapter changed after f13f995: its four runs are other runs.
+@pytest.mark.parametrize(("folder", "other_defaults"), [("bench-f13f995", 4), ("bench-acb6b95", 0)])
+def test_a_study_goes_on_from_its_records_without_another_fit(tmp_path, monkeypatch, folder, other_defaults):
+    out = shutil.copytree(FIXTURES / folder, tmp_path / "out")
+    before = load_study(out, "s")
+    # The records name the libraries that made them.
+    monkeypatch.setattr(fitting, "library_versions", lambda: before.runs[0].versions)
+    (features,) = (out / "features").iterdir()
+    rows = {(run.shots, run.seed): run.rows for run in before.runs}
+    outcome = run_suite(before.suite, [f"features:{features}"], {}, out, create_launcher("local", workers=1), rows=rows)
+    assert (outcome.made, outcome.there) == (other_defaults, 12 - other_defaults)
+    after = load_study(out, "s")
+    assert {run.key: run.metrics for run in before.runs}.items() <= {run.key: run.metrics for run in after.runs}.items()
+    assert {run.format for run in read_runs(out / "runs.jsonl")} == {3}
+    assert {path.stem for path in (out / "runs").iterdir()} == set(after.records)
 
 
 @pytest.mark.parametrize("folder", ["studio-f13f995", "studio-acb6b95"])

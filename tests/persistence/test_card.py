@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from clipadapter import FewShotClassifier
-from clipadapter.bench import evaluate_model, evaluate_several
+from clipadapter.bench import evaluate_model, evaluate_multilabel_model
 from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.persistence import load_model, read_config, record_evaluation
@@ -181,7 +181,7 @@ def test_several_labels_are_told_by_their_own_figures(tmp_path):
     table = load_dataset(tmp_path / "table.csv")
     model = FewShotClassifier("toy", "linear-probe", cache=None, task="multilabel").fit(table.paths, table.label_sets)
     folder = model.save(tmp_path / "model")
-    record_evaluation(folder, evaluate_several(model, table).to_dict())
+    record_evaluation(folder, evaluate_multilabel_model(model, table).to_dict())
     found = {result.metric_name for result in ModelCard(read(folder)).data.eval_results}
     assert {"mean average precision", "micro F1", "macro F1 of zero-shot (baseline)"} <= found
     assert "| 12 pictures of table | mean average precision % | macro F1 % | micro F1 % |" in read(folder)

@@ -2,32 +2,36 @@
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
-from clipadapter.bench.comparison import Comparison, compare, halves, train_and_test
-from clipadapter.bench.continual import ContinualMetrics, continual_metrics
+from clipadapter.bench.comparison import Comparison, compare
+from clipadapter.bench.continual.learning import StreamTask, stream
+from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
+from clipadapter.bench.continual.summary import stream_table
 from clipadapter.bench.costs import Estimate, estimate
-from clipadapter.bench.driver import run_suite
-from clipadapter.bench.evaluation import ModelEvaluation, evaluate_model
+from clipadapter.bench.evaluation import CrossValidation, ModelEvaluation, cross_validate_model, evaluate_model
+from clipadapter.bench.fitting import few_shot
+from clipadapter.bench.launch import run_suite
+from clipadapter.bench.methods import BASELINES, default_heads, method_version
+from clipadapter.bench.multilabel import MultiLabelModelEvaluation, evaluate_multilabel_model
 from clipadapter.bench.plan import Plan, planned_suites
 from clipadapter.bench.plots import confusion_matrix, learning_curve
-from clipadapter.bench.protocol import BASELINES, default_heads, few_shot
+from clipadapter.bench.protocols import create_protocol, list_protocols, register_protocol
+from clipadapter.bench.protocols.cross_validation import cross_validate
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.report import summarise, table
 from clipadapter.bench.reports import compare_heads, compare_studies, write_report
 from clipadapter.bench.run import Run, append_runs, read_runs
 from clipadapter.bench.score import Score, score
-from clipadapter.bench.several import SeveralEvaluation, evaluate_several
-from clipadapter.bench.sources import FEATURES, Source, open_source
-from clipadapter.bench.stream_summary import stream_table
-from clipadapter.bench.streams import StreamTask, stream
+from clipadapter.bench.sources import FEATURES, Source, halves, open_source, train_and_test
 from clipadapter.bench.study import Study, load_study
 from clipadapter.bench.suite import Suite, list_suites, load_suite
 
 __all__ = [
-    "SeveralEvaluation",
+    "MultiLabelModelEvaluation",
     "BASELINES",
     "FEATURES",
     "Bundle",
     "Comparison",
+    "CrossValidation",
     "ContinualMetrics",
     "Estimate",
     "ModelEvaluation",
@@ -46,20 +50,26 @@ __all__ = [
     "compare_studies",
     "confusion_matrix",
     "continual_metrics",
+    "create_protocol",
+    "cross_validate",
+    "cross_validate_model",
     "default_heads",
     "estimate",
     "evaluate_model",
-    "evaluate_several",
+    "evaluate_multilabel_model",
     "few_shot",
     "halves",
     "learning_curve",
+    "list_protocols",
     "list_suites",
     "load_bundle",
     "load_study",
     "load_suite",
+    "method_version",
     "open_source",
     "planned_suites",
     "read_runs",
+    "register_protocol",
     "run_suite",
     "save_bundle",
     "score",

@@ -188,7 +188,7 @@ class Bundle:
         return TestPart(rest)
 
 
-def seen_by(head: Head, features: FeatureSet, text: TextFeatures) -> FeatureSet:
+def columns_for_head(head: Head, features: FeatureSet, text: TextFeatures) -> FeatureSet:
     """What a head gets of the features: all columns if it is made for them, else those that go with the text."""
     unprojected = str(features.provenance.get("encoder")).startswith("unprojected:")
     if head.reads_unprojected if unprojected else head.two_encoders:
@@ -201,7 +201,7 @@ def epochs_of(head: Head, labels: Sequence[str]) -> int:
     return head.planned_epochs(torch.from_numpy(np.unique(labels, return_inverse=True)[1])) or 0
 
 
-def own_views(head: Head, shots: FeatureSet) -> FeatureSet:
+def views_for_head(head: Head, shots: FeatureSet) -> FeatureSet:
     """Of features with a view for each epoch those that a head takes: the plain one, and one for each of its epochs.
 
     A head without epochs sees plain pictures alone, and not a hundred views that were made for others.

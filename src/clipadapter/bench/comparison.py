@@ -1,22 +1,26 @@
-"""Pictures to a comparison of heads: features once, the same drawn shots for every head, a table and a plot."""
+"""A comparison of heads on pictures: features once, the same drawn shots for every head, a table and a plot."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from sklearn.base import clone
+
 from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.fitting import failed, measured, perform, run_all
 from clipadapter.bench.plots import learning_curve
-from clipadapter.bench.protocol import perform, run_all
+from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
 from clipadapter.bench.report import table
 from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.score import check_labels
-from clipadapter.bench.tuned import perform_tuned
+from clipadapter.bench.sources import dataset_features
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import Dataset, get_templates
-from clipadapter.errors import DataError
+from clipadapter.data import Dataset
+from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_whole
 from clipadapter.functional import unit
@@ -37,6 +41,7 @@ class Comparison:
         test: features of the test part.
         text: class text.
         warnings: sentences about the data.
+        folds: number of folds of a cross-validation; None if there is a test part.
     """
 
     runs: list[Run]
@@ -45,11 +50,23 @@ class Comparison:
     test: FeatureSet
     text: TextFeatures
     warnings: list[str]
+    folds: int | None = None
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(name, reason) of pictures that can't be read."""
-        return [*self.support.provenance["skipped"], *self.test.provenance["skipped"]]
+        skipped = list(self.support.provenance["skipped"])
+        return skipped if self.folds is not None else [*skipped, *self.test.provenance["skipped"]]
+
+    @property
+    def protocol_text(self) -> str:
+        """What the figures are of, in a paragraph of its own; empty if there is a test part."""
+        if self.folds is None:
+            return ""
+        return (
+            f"Cross-validation over {self.folds} folds: there is no test part, so each picture is answered by a head "
+            "that was fitted to shots of the other folds.\n\n"
+        )
 
     def write(self, folder: Path, title: str) -> list[Path]:
         """Write ``table.md`` and ``accuracy.png``.
@@ -57,7 +74,8 @@ class Comparison:
         Raises:
             InputError: if the folder can't be written.
         """
-        text = f"# {title}\n\n{table(self.runs, markdown=True)}\n{table(self.runs, 'macro_f1', markdown=True)}"
+        tables = f"{table(self.runs, markdown=True)}\n{table(self.runs, 'macro_f1', markdown=True)}"
+        text = f"# {title}\n\n{self.protocol_text}{tables}"
         page = write_whole(folder / "table.md", text)
         return [page, learning_curve(self.runs, folder / "accuracy.png", title)]
 
@@ -65,11 +83,12 @@ class Comparison:
 def compare(
     model: FewShotClassifier,
     train: Dataset,
-    test: Dataset,
+    test: Dataset | None,
     heads: Mapping[str, Head],
     shots: Sequence[int],
     seeds: Sequence[int],
     *,
+    folds: int = DEFAULT_FOLDS,
     records: Path | None = None,
     progress: bool = False,
 ) -> Comparison:
@@ -78,22 +97,27 @@ def compare(
     Args:
         model: makes the features and the class text; it is not fitted.
         train: what the shots are drawn from; its classes are the classes.
-        test: the test part.
+        test: the test part; None for stratified cross-validation of ``train``, see `cross_validate`.
         heads: by the name that tables show.
         shots: shots a class.
         seeds: of the draws.
+        folds: number of folds, if there is no test part.
         records: JSONL file; see `clipadapter.bench.few_shot`.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: if a test label is no class, or there is nothing to run.
+        InputError: if a test label is no class, or there is nothing to run; without a test part if a class has a
+            single picture, or a head tunes the encoder.
         DataError: if a picture has no label, or no picture can be read.
     """
     names = train.class_names
+    if test is None:
+        return _compare_by_folds(model, train, heads, shots, seeds, folds, records, progress)
     check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(names)
-    support, tested = features_of(model, train, names), features_of(model, test, names).mark_for_evaluation()
+    support = dataset_features(model, train, names)
+    tested = dataset_features(model, test, names).mark_for_evaluation()
     before = _count(records)
     bundle = Bundle(support, text, {"test": TestPart(tested)})
 
@@ -107,47 +131,72 @@ def compare(
     return Comparison(runs, fresh, support, tested, text, _warnings(support, tested, max(shots)))
 
 
-def features_of(model: FewShotClassifier, dataset: Dataset, class_names: Sequence[str]) -> FeatureSet:
-    """Plain features of a data set; their provenance names it and the templates.
-
-    Raises:
-        DataError: if a picture has no label, or none can be read.
-    """
-    found = model.extract_features(dataset.paths, dataset.labels, class_names, views=1)
-    more = {"data": dataset.name, "templates": get_templates(model.templates)}
-    return replace(found, provenance={**found.provenance, **more})
-
-
-def train_and_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """The parts train and test of a data set that is divided.
-
-    Raises:
-        DataError: if it is not.
-    """
-    if "train" not in dataset.splits or "test" not in dataset.splits:
-        raise DataError(
-            f"'{dataset.name}' is not divided into train and test; it has: {', '.join(dataset.splits)}. "
-            "Give a second folder or manifest to test on, or put the classes under train/ and test/"
+def _compare_by_folds(
+    model: FewShotClassifier,
+    dataset: Dataset,
+    heads: Mapping[str, Head],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    folds: int,
+    records: Path | None,
+    progress: bool,
+) -> Comparison:
+    """`compare` without a test part: by cross-validation."""
+    tuners = [name for name, head in heads.items() if head.tunes_encoder]
+    if tuners:
+        raise InputError(
+            f"{', '.join(tuners)} tunes the encoder, which cross-validation would do for every fold: give a test folder"
         )
-    return dataset.split("train"), dataset.split("test")
+    count_folds(dataset.labels, folds)  # before the pictures are encoded
+    model.prepare_encoder(*heads.values())
+    text = model.encode_classes(dataset.class_names)
+    features = dataset_features(model, dataset, dataset.class_names)
+    before = _count(records)
+    runs = cross_validate(heads, features, text, shots, seeds, folds=folds, records=records, progress=progress)
+    fresh = len(runs) if records is None else _count(records) - before
+    return Comparison(runs, fresh, features, features, text, [], count_folds(features.y, folds))
 
 
-def halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """Two halves of a data set: in every class the first, third, fifth ... picture, and the others.
+def perform_tuned(
+    model: FewShotClassifier, train: Dataset, test: Dataset, bundle: Bundle, head: Head, runs: Sequence[Run]
+) -> list[Run]:
+    """Tune on the drawn pictures, and measure by the tuned encoder; as `fitting.perform` does on features.
 
-    >>> from clipadapter.data import Sample
-    >>> samples = tuple(Sample(Path(f"{label}/{i}.jpg"), label, "all") for label in ("cat", "dog") for i in range(3))
-    >>> first, second = halves(Dataset("pets", Path("."), samples, ("cat", "dog")))
-    >>> [str(path) for path in second.paths]
-    ['cat/1.jpg', 'dog/1.jpg']
+    Nothing is kept in the feature store: no other run has this encoder.
+
+    Args:
+        model: has the encoder to tune, and the templates.
+        train: what the shots are drawn from.
+        test: the test part.
+        bundle: features of both by the encoder as it is; their rows are the pictures that can be read.
+        head: unfitted.
+        runs: the planned run.
     """
-    seen: Counter[str] = Counter()
-    parts: tuple[list[int], list[int]] = ([], [])
-    for row, label in enumerate(dataset.labels):
-        parts[seen[label] % 2].append(row)
-        seen[label] += 1
-    first, second = (replace(dataset, samples=tuple(dataset.samples[row] for row in rows)) for rows in parts)
-    return first, second
+    names, readable = train.class_names, bundle.support.provenance["rows"]
+    done = []
+    for run in runs:
+        own = clone(head)
+        if "progress" in own.get_params(deep=False):
+            own.set_params(progress=model.progress)
+        tuned = FewShotClassifier(
+            model.encoder_,
+            own,
+            templates=model.templates,
+            descriptions=model.descriptions,
+            cache=None,
+            batch_size=model.batch_size,
+        )
+        drawn = [readable[row] for row in run.rows]
+        paths, labels = ([every[i] for i in drawn] for every in (train.paths, train.labels))
+        try:
+            start = time.perf_counter()
+            tuned.fit(paths, labels, names)
+            seconds = time.perf_counter() - start
+            part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
+            done.append(measured(run, (tuned.head_, seconds), part, part.features))
+        except Exception as error:  # it must not cost the others their run
+            done.append(failed(run, error))
+    return done
 
 
 def shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:

@@ -10,11 +10,12 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from clipadapter.bench.plan import make_head, views_of
+from clipadapter.bench.continual.learning import mode_of
+from clipadapter.bench.continual.orders import count_tasks
+from clipadapter.bench.plan import views_of
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.sources import FEATURES, features_source, open_source
-from clipadapter.bench.stream_orders import count_tasks
-from clipadapter.bench.streams import mode_of
-from clipadapter.bench.suite import Suite
+from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data.sets import create_set, data_root, list_sets
 from clipadapter.errors import ClipAdapterError
 
@@ -136,13 +137,14 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
         DataError: if a data set is not known.
     """
     sizes = [_size(suite, spec, root) for spec in data]
-    fitted = sizes[:1] if suite.protocol in ("shift", "cross-dataset") else sizes
+    protocol = create_protocol(suite.protocol)
+    fitted = sizes[:1] if protocol.combines_data_sets else sizes
     variants, fits, seconds = suite.all_variants(), 0, 0.0
     if suite.is_stream:
         fits, seconds = _streams(suite, sizes, encoders, width)
     for size in fitted if not suite.is_stream else ():
         for shots in suite.shots:
-            repeats = len(suite.seeds) * encoders * len(suite.prompts)
+            repeats = len(suite.seeds) * encoders * len(suite.prompts) * protocol.fits_per_draw(suite)
             for variant in variants:
                 # An epoch takes one view, however many there are.
                 rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)

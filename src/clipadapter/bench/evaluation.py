@@ -12,12 +12,15 @@ from typing import Any
 
 from sklearn.base import clone
 
-from clipadapter.bench.bundle import seen_by
-from clipadapter.bench.comparison import features_of, shared_rows
+from clipadapter.bench.bundle import Bundle, columns_for_head
+from clipadapter.bench.comparison import shared_rows
+from clipadapter.bench.fitting import few_shot
+from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import confusion_matrix, learning_curve
-from clipadapter.bench.protocol import BASELINES, few_shot, registered_name
+from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, fold_scores
 from clipadapter.bench.run import Run, library_versions
-from clipadapter.bench.score import Score, asked_of, check_labels, score
+from clipadapter.bench.score import Score, check_labels, decision_metrics, score
+from clipadapter.bench.sources import dataset_features
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
@@ -121,13 +124,13 @@ def evaluate_model(
     if model.uncertainty_.several is not None:
         raise InputError("the model gives several labels a picture: test it on a table with the column 'labels'")
     check_labels(dataset.labels, names)
-    test = features_of(model, dataset, names).mark_for_evaluation()
+    test = dataset_features(model, dataset, names).mark_for_evaluation()
     support, text = model.support_, model.text_
     beside = () if model.head_.tunes_encoder else BASELINES if len(support) else BASELINES[:1]
     heads = {name: create_head(name) for name in beside}
     for head in heads.values():
         # Zero-shot does not look at the shots: without any it is shown the class text instead.
-        X, y = (seen_by(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
+        X, y = (columns_for_head(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
         head.fit(X, y, text=text)
     info = model.encoder_.info
     found = score(model.head_, test, model.uncertainty_.calibrator)
@@ -136,12 +139,12 @@ def evaluate_model(
         data=dataset.name,
         n_test=len(test),
         model=found,
-        baselines={name: score(head, seen_by(head, test, text)) for name, head in heads.items()},
+        baselines={name: score(head, columns_for_head(head, test, text)) for name, head in heads.items()},
         skipped=list(test.provenance["skipped"]),
         among_shots=len(shared_rows(support, test)),
         curve=_curve(model, support, test, seeds, progress) if curve and len(support) else [],
         facts={
-            "asked": asked_of(model, test, found),
+            "asked": decision_metrics(model, test, found),
             "params": model.head_.get_params(deep=False),
             "encoder": {"name": info.name, "fingerprint": info.fingerprint},
             "shots": dict(Counter(support.y)),
@@ -149,6 +152,102 @@ def evaluate_model(
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
         test=test,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """What `cross_validate_model` gives.
+
+    Args:
+        head: the model's head.
+        n_pictures: pictures that the model was fitted to; each is answered once.
+        folds: number of folds.
+        model: figures of the head over all folds.
+        baselines: the same of zero-shot and the linear probe.
+        facts: what else is worth writing down.
+    """
+
+    head: str
+    n_pictures: int
+    folds: int
+    model: Score
+    baselines: dict[str, Score]
+    facts: dict[str, Any]
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The model's head first, then the baselines."""
+        return {f"this head ({self.head})": self.model, **self.baselines}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "head": self.head,
+            "protocol": "cross-validation",
+            "folds": self.folds,
+            "n_pictures": self.n_pictures,
+            "model": {
+                **self.model.evaluation.to_dict(),
+                "log_loss": self.model.log_loss,
+                "calibration_error": self.model.calibration_error,
+            },
+            "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
+            **self.facts,
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``metrics.json`` and ``confusion.png``.
+
+        Raises:
+            InputError: if the folder can't be written.
+        """
+        found = self.model.evaluation
+        right = f"{100 * found.accuracy:.1f} % of {self.n_pictures} pictures right"
+        title = f"{self.head}, cross-validation over {self.folds} folds: {right}"
+        return [
+            write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
+            confusion_matrix(found, folder / "confusion.png", title),
+        ]
+
+
+def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> CrossValidation:
+    """Estimate how good a model is without test pictures: by cross-validation of its head on the model's own shots.
+
+    For each fold the head is fitted again, with the same parameters, to the shots of the other folds. So the figures
+    are of heads that saw fewer shots than the model did. Logits become probabilities by their softmax: the model's
+    calibration was fitted to all shots.
+
+    Args:
+        model: fitted; it stays as it is.
+        folds: number of folds; at most as many as the smallest class has shots.
+        seed: of the folds.
+
+    Raises:
+        InputError: if the model has several labels per picture, tunes the encoder, or was saved without its shots; or
+            if a class has a single shot.
+    """
+    support, text, head = model.support_, model.text_, model.head_
+    if model.uncertainty_.several is not None or head.tunes_encoder:
+        why = "tunes the encoder" if head.tunes_encoder else "gives several labels a picture"
+        raise InputError(f"a model that {why} can't be cross-validated on its shots: give test pictures")
+    if not len(support):
+        raise InputError("the model was saved without its shots (--no-support): give test pictures")
+    bundle = Bundle(support, text)
+    scores = {name: fold_scores(create_head(name), bundle, folds, seed)[0] for name in BASELINES}
+    return CrossValidation(
+        head=registered_name(head),
+        n_pictures=len(support),
+        folds=count_folds(support.y, folds),
+        model=fold_scores(head, bundle, folds, seed)[0],
+        baselines=scores,
+        facts={
+            "params": head.get_params(deep=False),
+            "encoder": {"name": model.encoder_.info.name, "fingerprint": model.encoder_.info.fingerprint},
+            "shots": support.counts,
+            "versions": library_versions(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
     )
 
 

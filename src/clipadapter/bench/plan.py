@@ -1,36 +1,33 @@
-"""The plan of a suite: which fits there are, on which features, and which records they will give."""
+"""The plan of a suite: which records it asks for; and what a worker process gets of a fit."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
-from clipadapter.bench.bundle import Bundle, epochs_of
-from clipadapter.bench.protocol import planned, seeded
-from clipadapter.bench.stream_records import Stream
-from clipadapter.bench.suite import Suite, Variant
+from clipadapter.bench.bundle import epochs_of
+from clipadapter.bench.continual.records import Stream
+from clipadapter.bench.record_parts import Part
+from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.data import draw_shots
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError
 from clipadapter.features import PerEpochViews, ViewSpec
 from clipadapter.files import write_whole
-from clipadapter.heads import Head, create_head, head_info
 
 Rows = Mapping[tuple[int, int], Sequence[int]]
 """Rows of a data set by (shots, seed)."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Task(_Part):
+class FitSpec(Part):
     """One fit, as a worker process gets it.
 
     Args:
         bundle: folder of the features.
+        protocol: name of the protocol, which makes it.
+        options: of the protocol.
         variant: the head.
         shots: shots a class.
         seed: of the draw.
@@ -39,6 +36,8 @@ class Task(_Part):
     """
 
     bundle: str
+    protocol: str = "few-shot"
+    options: dict[str, int] = Field(default_factory=dict)
     variant: Variant
     shots: int
     seed: int
@@ -46,7 +45,7 @@ class Task(_Part):
     stream: Stream | None = None
 
 
-class Entry(_Part):
+class Entry(Part):
     """One record that a suite asks for.
 
     Args:
@@ -68,11 +67,20 @@ class Entry(_Part):
     value: float | str | None = None
 
 
-class Plan(_Part):
+class Plan(Part):
     """All that a suite asked for, as ``plans/SUITE.json``."""
 
     suite: Suite
     entries: list[Entry]
+
+    def with_keys(self, keys: Mapping[str, str]) -> Plan:
+        """The plan with other keys of its records, as after a change of their format.
+
+        Args:
+            keys: the new key by the old one. An entry whose key is not among them is left out.
+        """
+        entries = [entry.model_copy(update={"key": keys[entry.key]}) for entry in self.entries if entry.key in keys]
+        return Plan(suite=self.suite, entries=list(dict.fromkeys(entries)))
 
     def save(self, folder: Path) -> Path:
         """Write it below the folder of records."""
@@ -113,50 +121,6 @@ def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
 def planned_suites(folder: Path) -> list[str]:
     """Names of the suites that were run in a folder, sorted."""
     return sorted(path.stem for path in (folder / "plans").glob("*.json"))
-
-
-def make_head(variant: Variant) -> Head:
-    """The unfitted head of a variant.
-
-    Raises:
-        InputError: if it has no such parameter, preset or recipe, or both a preset and a recipe are asked for.
-    """
-    variant = variant.for_data("")
-    cls = head_info(variant.head).cls
-    params = dict(variant.params)
-    if variant.preset is not None and variant.recipe is not None:
-        raise InputError(f"{variant.head}: give 'preset' or 'recipe', not both. {cls.preset_note}")
-    try:
-        if variant.preset is not None:
-            return cls.preset(variant.preset, **params)
-        if variant.recipe is not None:
-            return cls.from_recipe(variant.recipe, **params)
-        return create_head(variant.head, **params)
-    except TypeError as error:
-        raise InputError(f"{variant.title}: {error}") from error
-
-
-def tasks_of(
-    suite: Suite, bundle: Bundle, folder: str, rows: Rows | None = None
-) -> Iterator[tuple[Task, list[tuple[str, str]]]]:
-    """Every fit of a suite on some features, with the keys of the records that it will give and their test parts.
-
-    Args:
-        suite: the study.
-        bundle: the features.
-        folder: where they are stored.
-        rows: the drawn rows of the data set; None to draw from the support.
-    """
-    data = str(bundle.support.provenance.get("data", ""))
-    heads = [(own, make_head(own)) for own in (variant.for_data(data) for variant in suite.all_variants())]
-    draws = draws_of(suite, bundle.support.y) if rows is None else rows
-    for n in suite.shots:
-        for seed in suite.seeds:
-            drawn = list(draws[n, seed])
-            for variant, head in heads:
-                runs = planned(bundle, variant.title, seeded(head, seed), n, seed, drawn)
-                task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=drawn)
-                yield task, [(run.key, name) for run, name in zip(runs, bundle.names, strict=True)]
 
 
 def draws_of(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:

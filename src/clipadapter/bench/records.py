@@ -6,12 +6,17 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from clipadapter.bench.run import Run, append_runs, parse_run
+from clipadapter.bench.plan import load_plan, planned_suites
+from clipadapter.bench.run import Run, append_runs, parse_run, read_runs
 from clipadapter.errors import DataError
 from clipadapter.files import remove_abandoned, write_whole
 
 MOST_BYTES = 16 << 20
 """No record is longer: a longer file is none."""
+
+
+OLDER = b'{"format":2,'
+"""How a record of format 2 begins."""
 
 
 class RecordFolder:
@@ -62,6 +67,38 @@ class RecordFolder:
         if missing:
             append_runs(self.log, sorted(map(self.get, missing), key=lambda run: (run.created, run.key)))
 
+    def migrate(self) -> None:
+        """Write records of an older format in the present one, under their present keys; plans and the log, too.
+
+        A folder without such records is left as it is. If two older records get one key, the one that was made later
+        is kept. A planned record that was not made yet is left out of the plan: the next call of the suite plans it
+        again.
+
+        Raises:
+            DataError: if a file is no record or no plan; says which.
+            InputError: if the folder can't be written.
+        """
+        older = [path for path in self.runs.glob("*.json") if _is_older(path)]
+        if not older:
+            return
+        present = {path.stem: path.stem for path in self.runs.glob("*.json") if path not in older}
+        migrated = {path.stem: self.get(path.stem) for path in older}
+        for run in sorted(migrated.values(), key=lambda run: run.created):
+            if run.key not in present:
+                write_whole(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
+        keys = (
+            present | {old: run.key for old, run in migrated.items()} | {run.key: run.key for run in migrated.values()}
+        )
+        for name in planned_suites(self.folder):
+            plan = load_plan(self.folder, name)
+            assert plan is not None  # only missing_ok gives None
+            plan.with_keys(keys).save(self.folder)
+        if self.log.is_file():
+            write_whole(self.log, "".join(f"{run.model_dump_json()}\n" for run in read_runs(self.log)))
+        # Last, so that a call that was interrupted starts again from the older records.
+        for path in older:
+            path.unlink()
+
     def read(self) -> list[Run]:
         """All runs, those done first first.
 
@@ -73,7 +110,7 @@ class RecordFolder:
         )
 
     def get(self, key: str) -> Run:
-        """One run.
+        """One run; the key of a run that is stored in an older format is not that of its file.
 
         Raises:
             DataError: if it is not there, or the file is no record, or one of another key.
@@ -85,9 +122,15 @@ class RecordFolder:
             run = parse_run(str(path), path.read_bytes())
         except OSError as error:
             raise DataError(f"can't read {path}: {error.strerror or error}") from error
-        if run.key != key:
+        if run.key != key and not _is_older(path):
             raise DataError(f"{path} holds the run {run.key}: it was changed or renamed; delete it")
         return run
+
+
+def _is_older(path: Path) -> bool:
+    """Whether a file holds a record of an older format."""
+    with path.open("rb") as file:
+        return file.read(len(OLDER)) == OLDER
 
 
 def _digest(line: bytes) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from clipadapter.bench.continual.records import ContinualResult, Stream
 from clipadapter.bench.record_parts import DataPart as DataPart
 from clipadapter.bench.record_parts import EncoderPart as EncoderPart
 from clipadapter.bench.record_parts import Flags as Flags
@@ -22,13 +23,13 @@ from clipadapter.bench.record_parts import Machine as Machine
 from clipadapter.bench.record_parts import Metrics as Metrics
 from clipadapter.bench.record_parts import Part
 from clipadapter.bench.record_parts import Seconds as Seconds
-from clipadapter.bench.stream_records import Course, Stream
 from clipadapter.errors import DataError, InputError
 
-FORMAT = 2
-SHAPING = (
-    "format",
+FORMAT = 3
+KEY_FIELDS = {
     "method",
+    "method_version",
+    "measurement_version",
     "params",
     "encoder",
     "data",
@@ -38,10 +39,11 @@ SHAPING = (
     "seed",
     "rows",
     "flags",
-    "code",
     "versions",
-)
-"""The fields that decide what comes out; two runs that agree in them are the same run."""
+}
+"""The fields that decide the figures. Two runs that agree in them are the same run."""
+MEASUREMENT_VERSION = 1
+"""Version of ``bench.score`` and of the metrics. Raise it if the same logits give another figure."""
 
 
 class Run(Part):
@@ -51,6 +53,8 @@ class Run(Part):
         format: number of this layout.
         head: what tables call it.
         method: the name that the head is registered by.
+        method_version: its version; see `methods.method_version`.
+        measurement_version: see `MEASUREMENT_VERSION`.
         params: parameters of the head.
         encoder: which encoder.
         data: which data.
@@ -60,7 +64,7 @@ class Run(Part):
         seed: of the draw, and of the head if it takes one.
         rows: the drawn rows of the support data.
         flags: what must be told beside the figures.
-        code: hash of the source of the heads and the measures.
+        code: hash of the source of this package. The key does not depend on it.
         versions: of the libraries.
         n_classes: number of classes.
         n_test: number of test pictures.
@@ -73,12 +77,14 @@ class Run(Part):
         created: when, in UTC.
         stream: the tasks, where they came one after the other; else None. The figures above are then means over the
             tasks, as they are known at the end, and the seconds are of all fits together.
-        course: what came out after each task; None if it failed, or there is no stream.
+        continual: what came out after each task; None if it failed, or there is no stream.
     """
 
     format: int = FORMAT
     head: str
     method: str
+    method_version: str = "1"
+    measurement_version: int = MEASUREMENT_VERSION
     params: dict[str, bool | int | float | str | None]
     encoder: EncoderPart
     data: DataPart
@@ -100,14 +106,20 @@ class Run(Part):
     machine: Machine
     created: str
     stream: Stream | None = None
-    course: Course | None = None
+    continual: ContinualResult | None = None
 
     @property
     def key(self) -> str:
-        """Hash of all that shapes what comes out."""
-        # Records that know no streams keep their keys.
-        shaping = {*SHAPING, *(["stream"] if self.stream is not None else [])}
-        return hashlib.blake2b(self.model_dump_json(include=shaping).encode(), digest_size=16).hexdigest()
+        """Hash of the fields that decide the figures: of `KEY_FIELDS`, and of the tasks of a stream.
+
+        It names the method, its version and its parameters, the data and the libraries. It does not depend on the
+        source code or on the release of this package: a study goes on after an upgrade, and fits again only what a
+        method's author gave another version.
+        """
+        fields = {*KEY_FIELDS, *(["stream"] if self.stream is not None else [])}
+        facts = self.model_dump(mode="json", include=fields)
+        facts["versions"] = {name: number for name, number in self.versions.items() if name != "clipadapter"}
+        return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
@@ -158,7 +170,9 @@ def parse_run(where: str, line: bytes) -> Run:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no run: {error}; delete it") from error
     number = found.get("format") if isinstance(found, dict) else None
-    if isinstance(number, int) and number != FORMAT:
+    if number == 2:
+        found = _from_format_2(found)
+    elif isinstance(number, int) and number != FORMAT:
         raise DataError(f"{where} has format {number}, this version reads {FORMAT}; move it away to start anew")
     try:
         return Run.model_validate(found)
@@ -166,6 +180,19 @@ def parse_run(where: str, line: bytes) -> Run:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{where} is no run: {field} {first['msg']}; delete it") from error
+
+
+def _from_format_2(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of format 2, whose key had a hash of the source code in place of the versions, as one of format 3.
+
+    All such records are of version 1. No method gave other figures while format 2 was written.
+    """
+    other = {key: value for key, value in record.items() if key not in ("stream", "course")}
+    stream = record.get("stream")
+    if isinstance(stream, dict) and "lessons" in stream:
+        stream = {**{key: value for key, value in stream.items() if key != "lessons"}, "tasks": stream["lessons"]}
+    present = {"format": FORMAT, "method_version": "1", "measurement_version": 1}
+    return {**other, **present, "stream": stream, "continual": record.get("course")}
 
 
 def _drop_torn_line(file: Any) -> None:

@@ -86,7 +86,26 @@ def score(
     return Score(evaluate(test.y, predicted, classes), loss, error, logits, p, truth, seconds)
 
 
-def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
+def pool(scores: Sequence[Score]) -> Score:
+    """One score of several test parts, such as folds; each picture counts the same.
+
+    Raises:
+        InputError: if the parts were answered among different classes.
+    """
+    classes = [one.name for one in scores[0].evaluation.classes]
+    if any([one.name for one in part.evaluation.classes] != classes for part in scores):
+        raise InputError("scores of different classes have no common figure")
+    logits = np.concatenate([part.logits for part in scores])
+    probabilities = np.concatenate([part.probabilities for part in scores])
+    truth = np.concatenate([part.labels for part in scores])
+    predicted = [classes[i] for i in probabilities.argmax(axis=1)]
+    evaluation = evaluate([classes[i] for i in truth], predicted, classes)
+    loss = float(np.average([part.log_loss for part in scores], weights=[len(part.labels) for part in scores]))
+    error = expected_calibration_error(probabilities, truth)
+    return Score(evaluation, loss, error, logits, probabilities, truth, sum(part.seconds for part in scores))
+
+
+def decision_metrics(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
     """What becomes of a test part by what a model says by default: none of these, sets, unequal costs.
 
     Args:
@@ -117,7 +136,7 @@ def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[s
     return told
 
 
-def score_several(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
+def score_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
     """Measure a classifier of pictures with several labels.
 
     Args:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.comparison import features_of
-from clipadapter.bench.plan import Rows, draws_of, make_head, views_of
-from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.bench.plan import Rows, draws_of, views_of
+from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, list_sets, set_info
@@ -78,51 +77,16 @@ def _templates(spec: str) -> str:
     return set_info(spec).cls.templates if spec in list_sets() and not Path(spec).exists() else "default"
 
 
-def build_bundle(
-    suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts, rows: Rows | None = None
-) -> tuple[Bundle, Rows | None]:
-    """Compute the features of a suite: of all test pictures, and of those training pictures that some draw takes.
-
-    Args:
-        suite: its protocol says what is done with the data sets.
-        sources: one; for "shift" and "cross-dataset" the one that gives the shots, and the others.
-        model: makes features and class text.
-        prompts: how.
-        rows: rows of the first data set to take in place of a draw, by (shots, seed).
-
-    Returns:
-        The features, and the drawn rows; None in place of these if the test part is what was not drawn.
+def require_test_dataset(suite: Suite, source: Source) -> Dataset:
+    """The test part of a data set, for a protocol that needs one.
 
     Raises:
-        InputError: if the protocol needs other data sets, or there are no such rows.
-        DataError: if labels do not go together, or no picture can be read.
+        InputError: if the data set is not divided into train and test.
     """
-    first = sources[0]
-    names = first.train.class_names
-    model = with_prompts(suite, model, prompts, first)
-    if first.test is None:
-        if suite.protocol != "few-shot":
-            why = f"protocol '{suite.protocol}' needs that"
-            raise InputError(f"'{first.spec}' is not divided into train and test; {why}")
-        draws = draws_of(suite, first.train.labels) if rows is None else rows
-        support = training_features(suite, model, first.train, names, draws.values())
-        return Bundle(support, model.encode_classes(names)), rows
-    if suite.protocol == "base-to-new":
-        return _base_to_new(suite, first, model, rows)
-    support, positions, drawn = drawn_features(suite, model, first.train, names, rows)
-    tests = {"test": TestPart(seen_features(model, first.test, names))}
-    for other in sources[1:]:
-        shown = other.train if other.test is None else other.test
-        if suite.protocol == "shift":
-            strange = sorted(set(shown.class_names) - set(names))
-            if strange:
-                raise DataError(f"'{other.spec}' has classes that '{first.spec}' has not: {', '.join(strange[:5])}")
-            tests[other.spec] = TestPart(seen_features(model, shown, shown.class_names), "shift")
-        else:
-            own = with_prompts(suite, model, prompts, other)
-            part = seen_features(own, shown, shown.class_names)
-            tests[other.spec] = TestPart(part, "new", own.encode_classes(shown.class_names))
-    return Bundle(support, model.encode_classes(names), tests, positions), drawn
+    if source.test is None:
+        why = f"protocol '{suite.protocol}' needs that"
+        raise InputError(f"'{source.spec}' is not divided into train and test; {why}")
+    return source.test
 
 
 def drawn_features(
@@ -140,29 +104,6 @@ def drawn_features(
     positions = np.array([union[i] for i in found.provenance["rows"]], np.int64)
     there = set(positions.tolist())
     return found, positions, {key: [row for row in own if row in there] for key, own in draws.items()}
-
-
-def _base_to_new(
-    suite: Suite, source: Source, model: FewShotClassifier, rows: Rows | None
-) -> tuple[Bundle, Rows | None]:
-    """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
-    assert source.test is not None
-    names = source.train.class_names
-    half = math.ceil(len(names) / 2)
-    base, new = names[:half], names[half:]
-    own = replace(source.train, samples=tuple(one for one in source.train.samples if one.label in set(base)))
-    support, positions, drawn = drawn_features(suite, model, own, base, rows)
-    tested = seen_features(model, source.test, names)
-    tests = {
-        "base": TestPart(_only(tested, base)),
-        "new": TestPart(_only(tested, new), "new", model.encode_classes(new)),
-    }
-    return Bundle(support, model.encode_classes(base), tests, positions), drawn
-
-
-def _only(features: FeatureSet, names: Sequence[str]) -> FeatureSet:
-    rows = [row for row, label in enumerate(features.y) if label in set(names)]
-    return replace(features.take(rows), class_names=tuple(names))
 
 
 def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
@@ -185,16 +126,17 @@ def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sourc
     return own
 
 
-def seen_features(
+def dataset_features(
     model: FewShotClassifier, dataset: Dataset, names: Sequence[str], views: ViewSpec = PLAIN_VIEW
 ) -> FeatureSet:
-    """Features of a data set: of the plain pictures, or of several views of each."""
-    if views.count == 1:
-        return features_of(model, dataset, names)
-    found = model.extract_features(dataset.paths, dataset.labels, names, views=views)
-    return replace(
-        found, provenance={**found.provenance, "data": dataset.name, "templates": get_templates(model.templates)}
-    )
+    """Features of a data set: of the plain pictures, or of several views of each. Their provenance names the data set.
+
+    Raises:
+        DataError: if a picture has no label, or none can be read.
+    """
+    features = model.extract_features(dataset.paths, dataset.labels, names, views=1 if views.count == 1 else views)
+    named = {"data": dataset.name, "templates": get_templates(model.templates)}
+    return replace(features, provenance={**features.provenance, **named})
 
 
 def training_features(
@@ -214,10 +156,10 @@ def training_features(
     """
     spec = views_of(suite, ([dataset.labels[row] for row in rows] for rows in draws))
     if suite.views != PER_EPOCH:
-        return seen_features(model, dataset, names, spec)
+        return dataset_features(model, dataset, names, spec)
     ViewCost(len(dataset.samples), spec.count, model.encoder_.info.dim).check()
     # In three dimensions in any case, so that a suite whose heads all make no epochs is no special case.
-    found = seen_features(model, dataset, names, replace(spec, count=max(spec.count, 2)))
+    found = dataset_features(model, dataset, names, replace(spec, count=max(spec.count, 2)))
     return replace(found, provenance={**found.provenance, "views": PER_EPOCH})
 
 
@@ -252,3 +194,35 @@ def _check_rows(labels: Sequence[str], rows: Rows) -> None:
     for (shots, seed), own in rows.items():
         if not own or min(own) < 0 or max(own) >= len(labels) or len(set(own)) != len(own):
             raise InputError(f"the rows given for {shots} shots, seed {seed} must be different, 0 to {len(labels) - 1}")
+
+
+def train_and_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """The parts train and test of a data set that is divided.
+
+    Raises:
+        DataError: if it is not.
+    """
+    if "train" not in dataset.splits or "test" not in dataset.splits:
+        raise DataError(
+            f"'{dataset.name}' is not divided into train and test; it has: {', '.join(dataset.splits)}. "
+            "Give a second folder or manifest to test on, or put the classes under train/ and test/"
+        )
+    return dataset.split("train"), dataset.split("test")
+
+
+def halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """Two halves of a data set: in every class the first, third, fifth ... picture, and the others.
+
+    >>> from clipadapter.data import Sample
+    >>> samples = tuple(Sample(Path(f"{label}/{i}.jpg"), label, "all") for label in ("cat", "dog") for i in range(3))
+    >>> first, second = halves(Dataset("pets", Path("."), samples, ("cat", "dog")))
+    >>> [str(path) for path in second.paths]
+    ['cat/1.jpg', 'dog/1.jpg']
+    """
+    seen: Counter[str] = Counter()
+    parts: tuple[list[int], list[int]] = ([], [])
+    for row, label in enumerate(dataset.labels):
+        parts[seen[label] % 2].append(row)
+        seen[label] += 1
+    first, second = (replace(dataset, samples=tuple(dataset.samples[row] for row in rows)) for rows in parts)
+    return first, second

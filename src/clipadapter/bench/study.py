@@ -20,8 +20,8 @@ Draw = tuple[str, str, str, int, int, tuple[int, ...]]
 REFERENCE = "clip-adapter"
 
 
-class Place(NamedTuple):
-    """Where the runs over the seeds stand.
+class Setting(NamedTuple):
+    """What the runs of one cell of a table share; they differ in the seed.
 
     Args:
         data: the data set that gives the shots, as it was given.
@@ -55,20 +55,20 @@ class Study:
     records: Mapping[str, Run]
 
     @cached_property
-    def _seeds(self) -> dict[Place, dict[int, Run]]:
+    def _seeds(self) -> dict[Setting, dict[int, Run]]:
         # A plan keeps what earlier calls asked for, behind what the last one did: a run of older code must not count
         # as one more seed beside that of the code of today.
-        found: dict[Place, dict[int, Run]] = defaultdict(dict)
+        found: dict[Setting, dict[int, Run]] = defaultdict(dict)
         for entry in self.entries:
             run = self.records.get(entry.key)
             if run is not None:
-                found[place_of(entry, run.shots)].setdefault(run.seed, run)
+                found[setting_of(entry, run.shots)].setdefault(run.seed, run)
         return dict(found)
 
     @cached_property
-    def rows(self) -> dict[Place, list[Run]]:
-        """The runs of each place by rising seed, failed ones too; places in the order of the plan."""
-        return {place: [runs[seed] for seed in sorted(runs)] for place, runs in self._seeds.items()}
+    def rows(self) -> dict[Setting, list[Run]]:
+        """The runs of each setting by rising seed, failed ones too; settings in the order of the plan."""
+        return {setting: [runs[seed] for seed in sorted(runs)] for setting, runs in self._seeds.items()}
 
     @property
     def runs(self) -> list[Run]:
@@ -77,7 +77,7 @@ class Study:
 
     @property
     def superseded(self) -> int:
-        """How many records stand behind a later one of the same place and seed, as after a change of the code."""
+        """How many records stand behind a later one of the same setting and seed, as after a change of the code."""
         return len(self.runs) - sum(map(len, self.rows.values()))
 
     @cached_property
@@ -86,41 +86,41 @@ class Study:
         return [entry for entry in self.entries if entry.key not in self.records]
 
     @property
-    def failed(self) -> list[tuple[Place, Run]]:
+    def failed(self) -> list[tuple[Setting, Run]]:
         """What failed."""
-        return [(place, run) for place, runs in self.rows.items() for run in runs if run.error is not None]
+        return [(setting, run) for setting, runs in self.rows.items() for run in runs if run.error is not None]
 
     def failures(self) -> list[str]:
         """A sentence for each head and reason why it failed, with how often it did."""
-        found = Counter((place.label, place.data, run.error) for place, run in self.failed)
+        found = Counter((setting.label, setting.data, run.error) for setting, run in self.failed)
         return [
             f"{label} on {data} failed{f' {n} times' if n > 1 else ''}: {error}"
             for (label, data, error), n in found.items()
         ]
 
     @cached_property
-    def missing_at(self) -> dict[Place, int]:
-        """How many runs each place lacks, where that can be told.
+    def missing_at(self) -> dict[Setting, int]:
+        """How many runs each setting lacks, where that can be told.
 
         The plan names records by their key. Which shots a missing one has follows if as many are missing as the
         suite's shots and seeds have no record for.
         """
-        lacking: dict[Place, int] = defaultdict(int)
+        lacking: dict[Setting, int] = defaultdict(int)
         for entry in self.missing:
-            lacking[place_of(entry, 0)] += 1
-        found: dict[Place, int] = {}
-        for place, number in lacking.items():
-            gaps = {n: self._gaps(place._replace(shots=n)) for n in self.suite.shots}
+            lacking[setting_of(entry, 0)] += 1
+        found: dict[Setting, int] = {}
+        for setting, number in lacking.items():
+            gaps = {n: self._gaps(setting._replace(shots=n)) for n in self.suite.shots}
             if sum(gaps.values()) == number:
-                found |= {place._replace(shots=n): gap for n, gap in gaps.items() if gap}
+                found |= {setting._replace(shots=n): gap for n, gap in gaps.items() if gap}
         return found
 
-    def _gaps(self, place: Place) -> int:
-        return len(set(self.suite.seeds) - self._seeds.get(place, {}).keys())
+    def _gaps(self, setting: Setting) -> int:
+        return len(set(self.suite.seeds) - self._seeds.get(setting, {}).keys())
 
     @cached_property
-    def places(self) -> list[Place]:
-        """All places, in the order of the plan; those without any run last."""
+    def settings(self) -> list[Setting]:
+        """All settings, in the order of the plan; those without any run last."""
         return list(dict.fromkeys([*self.rows, *self.missing_at]))
 
     @cached_property
@@ -141,45 +141,45 @@ class Study:
         """
         if REFERENCE in self.labels:
             return REFERENCE
-        methods = {place.label: runs[0].method for place, runs in self.rows.items()}
+        methods = {setting.label: runs[0].method for setting, runs in self.rows.items()}
         steady = [label for label in self.labels if label not in self.values]
         return next((label for label in steady if methods.get(label) == REFERENCE), self.labels[0])
 
-    def at(self, place: Place) -> list[Run]:
-        """The runs of a place by rising seed, failed ones too."""
-        return self.rows.get(place, [])
+    def at(self, setting: Setting) -> list[Run]:
+        """The runs of a setting by rising seed, failed ones too."""
+        return self.rows.get(setting, [])
 
-    def cell(self, place: Place, metric: Metric = "accuracy") -> Cell:
+    def cell(self, setting: Setting, metric: Metric = "accuracy") -> Cell:
         """A figure over the seeds, with how many failed and how many are not run yet."""
-        runs = self.at(place)
+        runs = self.at(setting)
         values = tuple(float(getattr(run.metrics, metric)) for run in runs if run.metrics is not None)
-        return Cell(values, sum(run.error is not None for run in runs), self.missing_at.get(place, 0))
+        return Cell(values, sum(run.error is not None for run in runs), self.missing_at.get(setting, 0))
 
-    def by_seed(self, place: Place, metric: Metric = "accuracy") -> dict[int, float]:
+    def by_seed(self, setting: Setting, metric: Metric = "accuracy") -> dict[int, float]:
         """A figure by seed, without those that failed."""
-        return {run.seed: float(getattr(run.metrics, metric)) for run in self.at(place) if run.metrics is not None}
+        return {run.seed: float(getattr(run.metrics, metric)) for run in self.at(setting) if run.metrics is not None}
 
-    def draws(self, place: Place) -> dict[Draw, float]:
+    def draws(self, setting: Setting) -> dict[Draw, float]:
         """Accuracy by draw: two heads have the same draw if the shots were the same rows."""
         return {
-            (place.data, place.encoder, place.test, run.shots, run.seed, tuple(run.rows)): run.metrics.accuracy
-            for run in self.at(place)
+            (setting.data, setting.encoder, setting.test, run.shots, run.seed, tuple(run.rows)): run.metrics.accuracy
+            for run in self.at(setting)
             if run.metrics is not None
         }
 
 
-def place_of(entry: Entry, shots: int) -> Place:
-    """The place of an entry at some shots."""
-    return Place(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, shots)
+def setting_of(entry: Entry, shots: int) -> Setting:
+    """The setting of an entry at some shots."""
+    return Setting(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, shots)
 
 
-def distinct(places: Sequence[Place], field: str) -> list[str | int]:
+def distinct(settings: Sequence[Setting], field: str) -> list[str | int]:
     """The values of one field in order; numbers rising.
 
-    >>> distinct([Place("pets", "toy", "", "test", "a", 4), Place("pets", "toy", "", "test", "a", 1)], "shots")
+    >>> distinct([Setting("pets", "toy", "", "test", "a", 4), Setting("pets", "toy", "", "test", "a", 1)], "shots")
     [1, 4]
     """
-    found = list(dict.fromkeys(getattr(place, field) for place in places))
+    found = list(dict.fromkeys(getattr(setting, field) for setting in settings))
     return sorted(found) if field == "shots" else found
 
 
@@ -198,5 +198,10 @@ def load_study(folder: str | Path, suite_name: str) -> Study:
     assert plan is not None  # only missing_ok gives None
     store = RecordFolder(folder)
     there = store.keys()
-    records = {key: store.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in there}
-    return Study(plan.suite, tuple(plan.entries), records)
+    stored = {key: store.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in there}
+    # Records of an older format have another key than their file. Of two that get one key the later plan's stays.
+    keys = {entry.key: entry.key for entry in plan.entries} | {key: run.key for key, run in stored.items()}
+    records: dict[str, Run] = {}
+    for run in stored.values():
+        records.setdefault(run.key, run)
+    return Study(plan.suite, tuple(plan.with_keys(keys).entries), records)

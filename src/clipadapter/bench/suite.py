@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from clipadapter.bench.continual.orders import Rules
+from clipadapter.bench.methods import default_heads
+from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.record_parts import Part
-from clipadapter.bench.stream_orders import Rules
 from clipadapter.errors import DataError, InputError
-from clipadapter.features import PER_EPOCH
-from clipadapter.heads import head_info, list_heads
+from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.parsing import parse_toml, read_text
 from clipadapter.registry import unknown
 
 Scalar = bool | int | float | str
-Protocol = Literal["few-shot", "base-to-new", "shift", "cross-dataset", "stream"]
 Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 
@@ -117,10 +117,8 @@ class Suite(Part):
         title: one line.
         question: what it answers.
         source: the paper's table or figure.
-        protocol: "few-shot": shots and test of the same classes; "base-to-new": shots of the first half of the classes,
-            measured on both halves; "shift": the first data set gives the shots, the others show its classes otherwise;
-            "cross-dataset": the first gives the shots, the others have other classes; "stream": the data sets, or parts
-            of their classes, are tasks that come one after the other.
+        protocol: name of a protocol: how the data sets become fits and test parts; see `bench.protocols`.
+        options: of the protocol, such as ``folds = 10`` of "cross-validation".
         figure: what the report draws.
         heads: registered names; ``"all"`` for every head.
         variants: heads with parameters.
@@ -140,7 +138,8 @@ class Suite(Part):
     title: str
     question: str = ""
     source: str = ""
-    protocol: Protocol = "few-shot"
+    protocol: str = "few-shot"
+    options: dict[str, int] = Field(default_factory=dict)
     figure: Figure = "curves"
     heads: list[str] = Field(default_factory=list)
     variants: list[Variant] = Field(default_factory=list)
@@ -160,12 +159,14 @@ class Suite(Part):
             raise ValueError("names no head: give heads, variants or vary")
         if min(self.shots) < 1:
             raise ValueError("shots must be 1 or more")
-        if not self.is_stream and (
-            ALL in self.shots or self.stream != Rules() or any(one.mode for one in self.variants)
-        ):
-            raise ValueError('stream, mode and the shots "all" go with protocol = "stream" only')
-        if self.is_stream and self.views == PER_EPOCH:
-            raise ValueError('views = "per-epoch" is for shots that come at once: give a stream a number of views')
+        if self.protocol not in list_protocols():
+            raise ValueError(str(unknown("protocol", self.protocol, list_protocols())))
+        protocol = create_protocol(self.protocol)
+        if ALL in self.shots and not protocol.accepts_all_shots:
+            raise ValueError(f'the shots "all" do not go with protocol = "{self.protocol}"')
+        if not self.is_stream and (self.stream != Rules() or any(one.mode for one in self.variants)):
+            raise ValueError('stream and mode go with protocol = "stream" only')
+        protocol.check_suite(self)
         return self
 
     @property
@@ -175,10 +176,8 @@ class Suite(Part):
 
     def all_variants(self) -> list[Variant]:
         """Every head of the study with its parameters, each title once."""
-        from clipadapter.bench.protocol import default_heads
-        from clipadapter.bench.streams import check_learner
-
-        every = [name for name in default_heads() if not (self.is_stream and head_info(name).cls.transductive)]
+        protocol = create_protocol(self.protocol)
+        every = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
         names = [name for given in self.heads for name in (every if given == "all" else [given])]
         found = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
         found += [
@@ -195,13 +194,33 @@ class Suite(Part):
                     f"suite '{self.name}' works from features, but {variant.head} tunes the encoder on each draw: "
                     "use 'clipadapter compare'"
                 )
-            if self.is_stream:
-                check_learner(variant.head, cls)
+            protocol.check_head(variant.head, cls)
         titles = [variant.title for variant in found]
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
             raise DataError(f"suite '{self.name}' has more than one head called {', '.join(twice)}: give labels")
         return found
+
+
+def make_head(variant: Variant) -> Head:
+    """The unfitted head of a variant.
+
+    Raises:
+        InputError: if it has no such parameter, preset or recipe, or both a preset and a recipe are asked for.
+    """
+    variant = variant.for_data("")
+    cls = head_info(variant.head).cls
+    params = dict(variant.params)
+    if variant.preset is not None and variant.recipe is not None:
+        raise InputError(f"{variant.head}: give 'preset' or 'recipe', not both. {cls.preset_note}")
+    try:
+        if variant.preset is not None:
+            return cls.preset(variant.preset, **params)
+        if variant.recipe is not None:
+            return cls.from_recipe(variant.recipe, **params)
+        return create_head(variant.head, **params)
+    except TypeError as error:
+        raise InputError(f"{variant.title}: {error}") from error
 
 
 def list_suites() -> list[str]:

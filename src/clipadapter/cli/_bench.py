@@ -49,6 +49,16 @@ seeds_option = click.option(
 )
 
 
+folds_option = click.option(
+    "--folds",
+    type=click.IntRange(2),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Folds of the cross-validation, if there is no test folder.",
+)
+
+
 def check_out(folder: Path) -> Path:
     """Refuse before the work a folder that can't be written after it.
 
@@ -79,6 +89,7 @@ def as_json(result: Comparison, files: Sequence[Path]) -> dict[str, Any]:
     return {
         **summarise(result.runs).to_dict(),
         "encoder": result.runs[0].encoder.name,
+        **({} if result.folds is None else {"protocol": "cross-validation", "folds": result.folds}),
         "n_test": len(result.test),
         "classes": list(result.text.labels),
         "skipped": [{"source": name, "reason": reason} for name, reason in result.skipped],

@@ -25,7 +25,7 @@ from clipadapter.parsing import read_json
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
-    from clipadapter.bench.driver import Outcome
+    from clipadapter.bench.launch import Outcome
     from clipadapter.classifier import FewShotClassifier
 
 EXAMPLE = "Example: clipadapter bench run residual-ratio --data pictures/ --encoder lite --seeds 3"

@@ -12,7 +12,7 @@ from clipadapter.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
-    from clipadapter.bench.driver import Outcome
+    from clipadapter.bench.launch import Outcome
 
 
 def shots_or_all(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> list[int] | None:
@@ -44,7 +44,7 @@ def streams_changed(suite: Suite, order: str | None, per_task: int | None) -> Su
     Raises:
         InputError: if it has none, or there is no such order.
     """
-    from clipadapter.bench.stream_orders import ORDERS
+    from clipadapter.bench.continual.orders import ORDERS
     from clipadapter.bench.suite import ALL
     from clipadapter.registry import unknown
 
@@ -68,7 +68,7 @@ def check_there(suite_name: str, cost: Estimate) -> None:
     Raises:
         DataError: if so; says what to do.
     """
-    from clipadapter.bench.stream_sources import missing_text
+    from clipadapter.bench.continual.sources import missing_text
 
     missing = [size.spec for size in cost.sizes if not size.ready]
     if missing:
@@ -77,7 +77,7 @@ def check_there(suite_name: str, cost: Estimate) -> None:
 
 def stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
     """Lines on the tasks of a suite, for those who ask what it will do; none if it has no stream."""
-    from clipadapter.bench.stream_orders import count_tasks
+    from clipadapter.bench.continual.orders import count_tasks
 
     if not suite.is_stream:
         return []
@@ -92,19 +92,19 @@ def stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
 def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str, Any], str]:
     """Figures of the streams that were run: for machines, and a table for each."""
     from clipadapter.bench import load_study, stream_table
+    from clipadapter.bench.continual.summary import FIGURES, HeadRuns
     from clipadapter.bench.reports.tables import shots_text
-    from clipadapter.bench.stream_summary import FIGURES, Learner
-    from clipadapter.bench.study import Place
+    from clipadapter.bench.study import Setting
 
     study = load_study(folder, suite.name)
-    groups: dict[Place, list[Learner]] = {}
-    for place, runs in study.rows.items():
+    groups: dict[Setting, list[HeadRuns]] = {}
+    for setting, runs in study.rows.items():
         own = [run for run in runs if run.key in found.keys]
         if own:
-            groups.setdefault(place._replace(label=""), []).append(Learner(place.label, own))
+            groups.setdefault(setting._replace(label=""), []).append(HeadRuns(setting.label, own))
     data, texts = [], []
-    for i, (where, learners) in enumerate(groups.items(), 1):
-        runs = [run.model_copy(update={"head": one.label}) for one in learners for run in one.runs]
+    for i, (where, heads) in enumerate(groups.items(), 1):
+        runs = [run.model_copy(update={"head": one.label}) for one in heads for run in one.runs]
         texts.append(
             f"{where.data}, {shots_text(where.shots)}, tasks {where.test}\n{stream_table(runs, i == len(groups))}\n"
         )
@@ -114,6 +114,6 @@ def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str,
                 "learns": one.learns,
                 **{name: one.cell(name).mean if one.cell(name).values else None for name in FIGURES},
             }
-            for one in learners
+            for one in heads
         ]
     return {"streams": data}, "".join(f"{text}\n" for text in texts)

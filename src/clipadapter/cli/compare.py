@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli._bench import as_json, check_out, seeds_option, shots_option, tell
+from clipadapter.cli._bench import as_json, check_out, folds_option, seeds_option, shots_option, tell
 from clipadapter.cli._fitting import Prompts, prompt_options
 from clipadapter.cli._options import FOLDER, Towers, encoder_options, open_dataset, output_options
 from clipadapter.cli._output import Output
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--heads", metavar="NAME,...", help="Heads to compare; all without it. See 'clipadapter heads'.")
 @shots_option
 @seeds_option
+@folds_option
 @click.option(
     "--out",
     "folder",
@@ -40,6 +41,7 @@ def command(
     heads: str | None,
     shots: list[int],
     seeds: int,
+    folds: int,
     folder: Path,
     towers: Towers,
     prompts: Prompts,
@@ -47,14 +49,16 @@ def command(
 ) -> None:
     """Compare heads: each is fitted to the same shots drawn from SHOTS and measured on TEST.
 
-    Without TEST, SHOTS must have the parts train and test. zero-shot and linear-probe always take part. Every run
+    Without TEST, the parts train and test of SHOTS are used. If SHOTS has no such parts, heads are compared by
+    cross-validation: SHOTS is cut into folds, and each picture is answered by heads fitted to shots of the other
+    folds. zero-shot and linear-probe always take part. Every run
     is appended to runs.jsonl as soon as it is done; one that stands there is not made again.
     """
     from clipadapter.bench import compare, table
     from clipadapter.classifier import FewShotClassifier
 
     train, test = _parts(shots_from, test_from)
-    train, test = prompts.rename(train), prompts.rename(test)
+    train, test = prompts.rename(train), None if test is None else prompts.rename(test)
     chosen = _heads(heads)
     descriptions = prompts.read_descriptions(train.class_names)
     check_out(folder)
@@ -71,20 +75,23 @@ def command(
     )
     records = folder / "runs.jsonl"
     numbers = range(1, seeds + 1)
-    result = compare(model, train, test, chosen, shots, numbers, records=records, progress=out.progress)
+    result = compare(model, train, test, chosen, shots, numbers, folds=folds, records=records, progress=out.progress)
     towers.tell(encoder, model.encoder_, out)
     tell(result, out)
     title = f"{'/'.join(shots_from.absolute().parts[-2:])} with {model.encoder_.info.name}"
     files = [records, *result.write(folder, title)]
-    out.result(as_json(result, files), f"{table(result.runs)}\nwrote {', '.join(map(str, files))}")
+    out.result(
+        as_json(result, files), f"{result.protocol_text}{table(result.runs)}\nwrote {', '.join(map(str, files))}"
+    )
 
 
-def _parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset]:
+def _parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
     from clipadapter.bench import train_and_test
     from clipadapter.data import load_dataset
 
     if test_from is None:
-        return train_and_test(load_dataset(shots_from))
+        dataset = load_dataset(shots_from)
+        return train_and_test(dataset) if {"train", "test"} <= set(dataset.splits) else (dataset, None)
     return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli._bench import check_out, seeds_option
+from clipadapter.cli._bench import check_out, folds_option, seeds_option
 from clipadapter.cli._fitting import Prompts, class_names_option
 from clipadapter.cli._options import FOLDER, Towers, model_options, open_dataset, output_options, split_option
 from clipadapter.cli._output import Output, table
 
 if TYPE_CHECKING:
-    from clipadapter.bench import ModelEvaluation, Score, SeveralEvaluation
+    from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation, Score
     from clipadapter.metrics import Evaluation
 
 WORST = 20
@@ -23,23 +23,25 @@ WORST = 20
 
 @click.command(epilog="Example: clipadapter eval model/ test/ --out report/")
 @click.argument("model", type=FOLDER)
-@click.argument("data", type=FOLDER)
+@click.argument("data", metavar="[DATA]", type=FOLDER, required=False)
 @split_option
 @click.option("--out", "folder", type=FOLDER, help="Folder for what is written; MODEL-eval beside MODEL without it.")
 @click.option("--record", is_flag=True, help="Write the figures into MODEL and its card, too.")
 @click.option("--curve/--no-curve", default=True, show_default=True, help="Fit on fewer of the model's shots too.")
 @seeds_option
+@folds_option
 @class_names_option
 @model_options
 @output_options
 def command(
     model: Path,
-    data: Path,
+    data: Path | None,
     split: str | None,
     folder: Path | None,
     record: bool,
     curve: bool,
     seeds: int,
+    folds: int,
     class_names: Path | None,
     towers: Towers,
     out: Output,
@@ -48,21 +50,30 @@ def command(
 
     Without --split the part "test" is taken if there is one, else everything. Writes metrics.json and
     confusion.png, and learning-curve.png if the model has two shots or more of a class. Pictures with several
-    labels are measured by average precision and F1, and only metrics.json is written. With --record the card of
+    labels are measured by average precision and F1, and only metrics.json is written.
+
+    Without DATA the model's head is cross-validated on the shots that MODEL keeps: they are cut into folds, and each
+    picture is answered by a head fitted to the other folds. The model itself is not measured. With --record the card of
     MODEL (README.md) tells the figures to whoever gets it.
     """
-    from clipadapter.bench import evaluate_model, evaluate_several
+    from clipadapter.bench import cross_validate_model, evaluate_model, evaluate_multilabel_model
 
-    dataset = Prompts(class_names=class_names).rename(open_dataset(data, split, default="test"))
     named = model if model.name not in ("", "..") else model.resolve()
     target = check_out(folder if folder is not None else named.with_name(f"{named.name}-eval"))
     if record:
         check_out(model)
+    if data is None:
+        if split is not None or class_names is not None or record:
+            raise click.UsageError("--split, --class-names and --record need DATA")
+        validation = cross_validate_model(towers.load(model, progress=out.progress), folds)
+        _finish(validation, validation.write(target), _validation_text(validation), None, out)
+        return
+    dataset = Prompts(class_names=class_names).rename(open_dataset(data, split, default="test"))
     classifier = towers.load(model, progress=out.progress)
     if dataset.multilabel:
-        several = evaluate_several(classifier, dataset)
-        out.skipped(several.skipped)
-        _finish(several, several.write(target), _several(several), model if record else None, out)
+        multilabel = evaluate_multilabel_model(classifier, dataset)
+        out.skipped(multilabel.skipped)
+        _finish(multilabel, multilabel.write(target), _multilabel_text(multilabel), model if record else None, out)
         return
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     _tell(result, out)
@@ -70,7 +81,11 @@ def command(
 
 
 def _finish(
-    result: ModelEvaluation | SeveralEvaluation, files: list[Path], text: str, model: Path | None, out: Output
+    result: ModelEvaluation | MultiLabelModelEvaluation | CrossValidation,
+    files: list[Path],
+    text: str,
+    model: Path | None,
+    out: Output,
 ) -> None:
     """Record the figures in the model, if one is given, and say what was found and written."""
     from clipadapter.persistence import record_evaluation
@@ -106,6 +121,14 @@ def _text(result: ModelEvaluation) -> str:
     return "\n\n".join(parts)
 
 
+def _validation_text(result: CrossValidation) -> str:
+    head = (
+        f"cross-validation over {result.folds} folds of the {result.n_pictures} pictures that the model was fitted to: "
+        "each is answered by a head fitted to the other folds; the model itself is not measured"
+    )
+    return "\n\n".join([head, _scores(result.scores), _classes(result.model.evaluation)])
+
+
 def _asked(told: Mapping[str, float]) -> list[str]:
     """What becomes of the pictures by what the model says by default."""
     lines = []
@@ -124,7 +147,7 @@ def _asked(told: Mapping[str, float]) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _several(result: SeveralEvaluation) -> str:
+def _multilabel_text(result: MultiLabelModelEvaluation) -> str:
     scores = [
         (name, _percent(found.mean_average_precision or 0.0), _percent(found.micro_f1), _percent(found.macro_f1))
         for name, found in result.scores.items()

@@ -72,7 +72,7 @@ def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluati
     """Select what is recorded of the metrics of an evaluation.
 
     Args:
-        metrics: ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_several``, or the content of
+        metrics: ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_multilabel_model``, or the content of
             ``metrics.json`` from `clipadapter eval`.
         config: config of the evaluated model.
 

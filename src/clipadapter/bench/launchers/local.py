@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clipadapter.bench.launchers._base import ATTEMPTS, Job, Launcher, Outcome
 from clipadapter.bench.launchers._registry import register_launcher
-from clipadapter.bench.work import set_threads
+from clipadapter.bench.worker import set_threads
 from clipadapter.parallel import count_cores
 
 PROCESS = 700 << 20

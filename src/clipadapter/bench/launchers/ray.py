@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from clipadapter.bench.bundle_files import ARRAYS, FACTS
 from clipadapter.bench.launchers._base import ATTEMPTS, Job, Launcher, Outcome
 from clipadapter.bench.launchers._registry import register_launcher
-from clipadapter.bench.plan import Task
-from clipadapter.bench.work import set_threads
+from clipadapter.bench.plan import FitSpec
+from clipadapter.bench.worker import set_threads
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, require
 from clipadapter.features.cluster import connected
@@ -101,7 +101,7 @@ def _cause(error: Any) -> BaseException:
 def bundle_of(task: str) -> Path | None:
     """The bundle's folder that a task names; None if the task is none of the bench's."""
     try:
-        return Path(Task.model_validate_json(task).bundle)
+        return Path(FitSpec.model_validate_json(task).bundle)
     except ValidationError:
         return None
 
@@ -126,7 +126,7 @@ def _perform(function: Callable[[str], list[str]], task: str, parcel: list[Any])
     if folder is not None and parcel and not (folder / FACTS).is_file():
         ray = require("ray", "ray", "The launcher ray")
         here = unpacked(folder.name, lambda: ray.get(parcel))
-        task = Task.model_validate_json(task).model_copy(update={"bundle": str(here)}).model_dump_json()
+        task = FitSpec.model_validate_json(task).model_copy(update={"bundle": str(here)}).model_dump_json()
     return function(task)
 
 

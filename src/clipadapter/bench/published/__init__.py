@@ -124,7 +124,7 @@ class PublishedStream(_Part):
         data: the data sets, each a task, in the order in which they were learned.
         task_known: whether answers were among the classes of the picture's own task.
         backbone: the encoder.
-        transfer: in %; see `bench.continual`.
+        transfer: in %; see `bench.continual.metrics`.
         average: likewise.
         last: likewise.
         source: tag of the source.

@@ -10,7 +10,7 @@ from clipadapter.bench.reports.grids import INTERVAL
 from clipadapter.bench.reports.words import cell_text, difference_text, marks
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
-from clipadapter.bench.study import Place, Study
+from clipadapter.bench.study import Setting, Study
 from clipadapter.registry import unknown
 
 HEADER = ("head", "data", "encoder", "test", "shots")
@@ -31,14 +31,14 @@ def compare_studies(a: Study, b: Study) -> str:
     title = f"# Suite {names[0]}, first and second folder"
     if names[0] != names[1]:
         title = f"# Suite {names[0]} (first) and suite {names[1]} (second)"
-    shared = [place for place in a.rows if place in b.rows]
+    shared = [setting for setting in a.rows if setting in b.rows]
     only = [len(study.rows.keys() - other.rows.keys()) for study, other in ((a, b), (b, a))]
     if not shared:
         return (
             f"{title}\n\nNo head on the same data, encoder, test part and shots is in both: the first has {only[0]} "
             f"such cells, the second {only[1]}.\n"
         )
-    rows = [_row(place.label, place, (a, place), (b, place)) for place in shared]
+    rows = [_row(setting.label, setting, (a, setting), (b, setting)) for setting in shared]
     header = (*HEADER, "first", "second", "second - first")
     parts = [title, markdown_table(header, rows, range(4)), f"Accuracy in %. {DRAWN_BY} {INTERVAL}", _counts(only)]
     return "\n\n".join([part for part in parts if part] + _settings(a, b, shared)) + "\n"
@@ -79,12 +79,12 @@ def _mark_text(found: str) -> str:
     return ", and ".join(texts[mark] for mark in found)
 
 
-def _row(head: str, place: Place, first: tuple[Study, Place], second: tuple[Study, Place]) -> list[str]:
+def _row(head: str, setting: Setting, first: tuple[Study, Setting], second: tuple[Study, Setting]) -> list[str]:
     cells = [cell_text(study.cell(own), "accuracy") for study, own in (first, second)]
     a, b = (study.draws(own) for study, own in (first, second))
     found = paired_difference(b, a) if a.keys() & b.keys() else None
-    shown = f"{head} · {place.prompts}" if place.prompts else head
-    return [shown, place.data, place.encoder, place.test, str(place.shots), *cells, difference_text(found)]
+    shown = f"{head} · {setting.prompts}" if setting.prompts else head
+    return [shown, setting.data, setting.encoder, setting.test, str(setting.shots), *cells, difference_text(found)]
 
 
 def _counts(only: Sequence[int]) -> str:
@@ -94,16 +94,16 @@ def _counts(only: Sequence[int]) -> str:
     return f"{' and '.join(told)}." if told else ""
 
 
-def _settings(a: Study, b: Study, shared: Sequence[Place]) -> list[str]:
+def _settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:
     """The settings that differ in the shared cells, each change once, with how many pairs of runs it is of."""
     found: Counter[str] = Counter()
     pairs = 0
-    for place in shared:
-        theirs = {run.seed: run for run in b.at(place)}
-        for run in a.at(place):
+    for setting in shared:
+        theirs = {run.seed: run for run in b.at(setting)}
+        for run in a.at(setting):
             if run.seed in theirs:
                 pairs += 1
-                found.update(_changes(place.label, run, theirs[run.seed]))
+                found.update(_changes(setting.label, run, theirs[run.seed]))
     if not found:
         return ["All settings are the same: encoder, code, versions, templates, class text, data, parameters."]
     lines = "\n".join(f"- {change}" + ("" if n == pairs else f" ({n} of {pairs} runs)") for change, n in found.items())

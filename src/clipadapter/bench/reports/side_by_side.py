@@ -71,11 +71,11 @@ def side_by_side(study: Study) -> Section:
 
 
 def _measured(study: Study) -> Iterator[Measured]:
-    for place, runs in study.rows.items():
+    for setting, runs in study.rows.items():
         protocol = runs[0].data.protocol
-        dataset = place.test if protocol == "shift" else place.data
+        dataset = setting.test if protocol == "shift" else setting.data
         if protocol in ("given", "shift") and _is_whole(dataset, runs[0], shifted=protocol == "shift"):
-            yield Measured(dataset, Row(place.label, place.prompts), place.shots, study.cell(place), runs)
+            yield Measured(dataset, Row(setting.label, setting.prompts), setting.shots, study.cell(setting), runs)
     for table in mean_tables(tables(study)):
         yield from _means(table)
 

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clipadapter.bench.stream_summary import Learner
+    from clipadapter.bench.continual.summary import HeadRuns
 
 MOST_WRITTEN = 12
 """With more tasks than that, numbers in cells can't be read."""
 
 
-def matrices(learners: Sequence[Learner], tasks: Sequence[str], title: str) -> Figure:
+def matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
     """A triangular heat map a head: accuracy on each task (columns) after each task (rows).
 
     Cells of the time before a task was learned are hatched, and lie above the stairs.
 
     Args:
-        learners: heads with figures.
+        heads: heads with figures.
         tasks: names of the tasks in order.
         title: above the plot.
     """
-    found = [(one, 100 * one.matrix) for one in learners]
+    found = [(one, 100 * one.matrix) for one in heads]
     low = min(float(matrix.min()) for _, matrix in found)
     across = min(2 if len(tasks) > 7 else 3, len(found))
     down = -(-len(found) // across)
@@ -51,7 +51,7 @@ def matrices(learners: Sequence[Learner], tasks: Sequence[str], title: str) -> F
     return figure
 
 
-def _named(learner: Learner) -> str:
+def _named(learner: HeadRuns) -> str:
     said = "" if learner.learns in learner.label else f" · {'learns ' * (learner.learns == 'nothing')}{learner.learns}"
     return f"{_short(learner.label, 40)}{said}"
 
@@ -88,16 +88,16 @@ def _hatched(x: int, y: int) -> Any:
     return Rectangle((x, y), 1, 1, fill=False, hatch="////", edgecolor="#00000030", linewidth=0)
 
 
-def so_far(learners: Sequence[Learner], title: str) -> Figure:
+def so_far(heads: Sequence[HeadRuns], title: str) -> Figure:
     """Mean accuracy on the tasks that were learned so far, after each task: a line a head, joint ones dashed.
 
     Args:
-        learners: heads with figures.
+        heads: heads with figures.
         title: above the plot.
     """
     figure = _figure(8.5, 4.8)
     axes = figure.add_subplot()
-    for i, one in enumerate(learners):
+    for i, one in enumerate(heads):
         cells = one.so_far
         x = np.arange(1, len(cells) + 1)
         y, sd = (100 * np.array([getattr(cell, name) for cell in cells]) for name in ("mean", "sd"))

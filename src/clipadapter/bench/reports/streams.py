@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from clipadapter.bench.continual.records import Stream
+from clipadapter.bench.continual.summary import FIGURES, MEANINGS, HeadRuns, best_of, figure_text
 from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes
 from clipadapter.bench.reports import stream_plots
 from clipadapter.bench.reports.document import Grid, Picture, Section
@@ -12,9 +14,7 @@ from clipadapter.bench.reports.stream_published import NONE, beside
 from clipadapter.bench.reports.tables import shots_text
 from clipadapter.bench.reports.words import failures, how_made
 from clipadapter.bench.run import Run
-from clipadapter.bench.stream_records import Stream
-from clipadapter.bench.stream_summary import FIGURES, MEANINGS, Learner, best_of, figure_text
-from clipadapter.bench.study import Place, Study, distinct
+from clipadapter.bench.study import Setting, Study, distinct
 from clipadapter.metrics import mean_sd
 
 if TYPE_CHECKING:
@@ -35,33 +35,33 @@ def stream_sections(study: Study, published: bool) -> list[Section]:
         study: the records of a suite of protocol "stream".
         published: put published figures of the same stream below the measured ones.
     """
-    groups: dict[Place, list[Place]] = {}
-    for place in study.places:
-        groups.setdefault(place._replace(label=""), []).append(place)
+    groups: dict[Setting, list[Setting]] = {}
+    for setting in study.settings:
+        groups.setdefault(setting._replace(label=""), []).append(setting)
     sections = []
-    for where, places in groups.items():
-        learners = [Learner(place.label, study.at(place), study.missing_at.get(place, 0)) for place in places]
-        runs = [run for one in learners for run in one.runs]
-        if any(one.courses for one in learners):
-            sections.append(_section(study, where, learners, runs, published))
+    for where, settings in groups.items():
+        heads = [HeadRuns(setting.label, study.at(setting), study.missing_at.get(setting, 0)) for setting in settings]
+        runs = [run for one in heads for run in one.runs]
+        if any(one.results for one in heads):
+            sections.append(_section(study, where, heads, runs, published))
         elif runs:
-            sections.append(Section(_title(study, where), (), tuple(failures({o.label: o.runs for o in learners}))))
+            sections.append(Section(_title(study, where), (), tuple(failures({o.label: o.runs for o in heads}))))
     return sections
 
 
-def _title(study: Study, where: Place) -> str:
+def _title(study: Study, where: Setting) -> str:
     parts = [shots_text(where.shots), f"tasks {where.test}"]
     for name in ("data", "encoder", "prompts"):
-        if len(distinct(study.places, name)) > 1:
+        if len(distinct(study.settings, name)) > 1:
             parts.append(str(getattr(where, name)))
     return ", ".join(parts)
 
 
-def _section(study: Study, where: Place, learners: Sequence[Learner], runs: Sequence[Run], published: bool) -> Section:
-    title, told = _title(study, where), [one for one in learners if one.courses]
+def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], runs: Sequence[Run], published: bool) -> Section:
+    title, told = _title(study, where), [one for one in heads if one.results]
     tasks = _task_names(runs)
     known = how_made(runs)
-    blocks: list[Grid | Picture] = [_grid(learners, title, known)]
+    blocks: list[Grid | Picture] = [_grid(heads, title, known)]
     same = beside(title, where.shots, told) if published else None
     blocks += [] if same is None else [same]
     blocks.append(Picture("matrix", f"Accuracy on each task after each: {title}", _matrices(told, tasks, title)))
@@ -88,13 +88,13 @@ def _section(study: Study, where: Place, learners: Sequence[Learner], runs: Sequ
     return Section(title, tuple(blocks), (*_story(runs), *([NONE] if published and same is None else [])))
 
 
-def _matrices(learners: Sequence[Learner], tasks: Sequence[str], title: str) -> Figure:
-    return stream_plots.matrices(learners, tasks, f"Accuracy on each task after each: {title}")
+def _matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
+    return stream_plots.matrices(heads, tasks, f"Accuracy on each task after each: {title}")
 
 
 def _task_names(runs: Sequence[Run]) -> list[str]:
     """Names of the tasks in order; numbers where they come in another order with another seed."""
-    orders = {tuple(lesson.name for lesson in run.stream.lessons) for run in runs if run.stream is not None}
+    orders = {tuple(task.name for task in run.stream.tasks) for run in runs if run.stream is not None}
     first = next(iter(orders))
     return list(first) if len(orders) == 1 else [f"task {t}" for t in range(1, len(first) + 1)]
 
@@ -103,13 +103,13 @@ def _story(runs: Sequence[Run]) -> tuple[str, ...]:
     """What happens in the stream, in sentences."""
     streams: list[Stream] = [run.stream for run in runs if run.stream is not None]
     first, classes = streams[0], runs[0].n_classes
-    n = len(first.lessons)
-    named = [f"{lesson.name} ({len(lesson.classes)} classes)" for lesson in first.lessons]
-    if len({tuple(lesson.name for lesson in one.lessons) for one in streams}) > 1:
+    n = len(first.tasks)
+    named = [f"{task.name} ({len(task.classes)} classes)" for task in first.tasks]
+    if len({tuple(task.name for task in one.tasks) for one in streams}) > 1:
         order = "their order hangs on the seed"
     else:
         order = ", then ".join(named) if n <= MOST_TOLD else f"first {named[0]}, at last {named[-1]}"
-        if len({tuple(name for lesson in one.lessons for name in lesson.classes) for one in streams}) > 1:
+        if len({tuple(name for task in one.tasks for name in task.classes) for one in streams}) > 1:
             order += "; which classes come when hangs on the seed"
     asked = (
         "It is said of each test picture which task it belongs to: a head chooses among the classes of that task."
@@ -122,39 +122,39 @@ def _story(runs: Sequence[Run]) -> tuple[str, ...]:
     )
 
 
-def _grid(learners: Sequence[Learner], title: str, known: tuple[str, ...]) -> Grid:
-    best = {(i, j) for j, figure in enumerate(FIGURES, 2) for i in best_of(learners, figure)}
+def _grid(heads: Sequence[HeadRuns], title: str, known: tuple[str, ...]) -> Grid:
+    best = {(i, j) for j, figure in enumerate(FIGURES, 2) for i in best_of(heads, figure)}
     rows = []
-    for one in learners:
+    for one in heads:
         cells = [figure_text(one.cell(figure), figure) for figure in FIGURES]
         sizes, seconds = one.after_each("size"), one.after_each("seconds")
         kept = f"{sizes[0].mean:,.0f} → {sizes[-1].mean:,.0f}" if sizes else "-"
         name = f"{one.label} {fidelity_mark({run.method for run in one.runs})}".rstrip()
         rows.append((name, one.learns, *cells, f"{sum(c.mean for c in seconds):.3g}" if seconds else "-", kept))
     header = ("head", "learns", *FIGURES.values(), "all fits in s", "numbers kept, first → last task")
-    faithful = fidelity_notes(run.method for one in learners for run in one.runs)
-    notes = ("In %. " + " ".join(MEANINGS), JOINT, *faithful, *failures({one.label: one.runs for one in learners}))
+    faithful = fidelity_notes(run.method for one in heads for run in one.runs)
+    notes = ("In %. " + " ".join(MEANINGS), JOINT, *faithful, *failures({one.label: one.runs for one in heads}))
     return Grid(
         f"Transfer, Average, Last: {title}", header, tuple(rows), frozenset(best), notes, known, words=frozenset({0, 1})
     )
 
 
 def _by_task(
-    learners: Sequence[Learner], tasks: Sequence[str], title: str, figure: str, known: tuple[str, ...], minor: bool
+    heads: Sequence[HeadRuns], tasks: Sequence[str], title: str, figure: str, known: tuple[str, ...], minor: bool
 ) -> Grid:
-    rows = tuple((one.label, *(figure_text(cell, figure) for cell in one.by_task(figure))) for one in learners)
+    rows = tuple((one.label, *(figure_text(cell, figure) for cell in one.by_task(figure))) for one in heads)
     return Grid(title, ("head", *tasks), rows, notes=("Accuracy in %.",), common=known, minor=minor)
 
 
 def _after_each(
-    learners: Sequence[Learner],
+    heads: Sequence[HeadRuns],
     tasks: Sequence[str],
     title: str,
     field: str,
     text: Callable[[float], str],
     known: tuple[str, ...],
 ) -> Grid:
-    rows = tuple((one.label, one.learns, *(text(_mean(cell)) for cell in one.after_each(field))) for one in learners)
+    rows = tuple((one.label, one.learns, *(text(_mean(cell)) for cell in one.after_each(field))) for one in heads)
     note = (
         "Numbers that must be kept to answer and to learn the next task; for joint fits the features of all shots so "
         "far are among them."

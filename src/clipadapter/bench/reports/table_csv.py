@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clipadapter.bench.stream_summary import Learner
+from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.study import Study
 from clipadapter.files import csv_text
 
@@ -50,29 +50,38 @@ def table_csv(study: Study) -> str:
 
 
 def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
-    for place, runs in study.rows.items():
+    for setting, runs in study.rows.items():
         for run in runs:
-            learns = Learner(place.label, [run]).learns
-            where = (place.label, learns, place.data, place.encoder, place.prompts, place.test, place.shots, run.seed)
-            if run.stream is None or run.course is None:
+            learns = HeadRuns(setting.label, [run]).learns
+            where = (
+                setting.label,
+                learns,
+                setting.data,
+                setting.encoder,
+                setting.prompts,
+                setting.test,
+                setting.shots,
+                run.seed,
+            )
+            if run.stream is None or run.continual is None:
                 yield (*where, *[""] * 11, " ".join((run.error or "").split()), run.key)
                 continue
-            names = [lesson.name for lesson in run.stream.lessons]
-            first: Sequence[float | str] = run.course.zero_shot or [""] * len(names)
-            for t, step in enumerate(run.course.steps, 1):
+            names = [task.name for task in run.stream.tasks]
+            first: Sequence[float | str] = run.continual.zero_shot or [""] * len(names)
+            for t, step in enumerate(run.continual.steps, 1):
                 for i, found in enumerate(step.metrics, 1):
                     figures = (found.accuracy, found.macro_f1, found.log_loss, first[i - 1], step.seconds, step.size)
                     yield (*where, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key)
 
 
 def _rows(study: Study) -> Iterator[tuple[object, ...]]:
-    for place, runs in study.rows.items():
+    for setting, runs in study.rows.items():
         for run in runs:
             metrics, seconds = run.metrics, run.seconds
             figures = (metrics.accuracy, metrics.macro_f1, metrics.log_loss) if metrics else ("", "", "")
             took = (seconds.fit, seconds.predict) if seconds else ("", "")
             flags = (run.flags.transductive, run.flags.validation, run.flags.oracle)
             error = "" if run.error is None else " ".join(run.error.split())
-            where = (place.label, place.data, place.encoder, place.prompts, place.test, place.shots)
+            where = (setting.label, setting.data, setting.encoder, setting.prompts, setting.test, setting.shots)
             size = "" if run.size is None else run.size
             yield (*where, run.seed, *figures, *took, size, *flags, error, run.key)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.report import Metric
 from clipadapter.bench.reports.means import with_harmonic, with_transfer_mean
 from clipadapter.bench.reports.tables import Axis, Figure, Row, Table, shots_text
-from clipadapter.bench.study import Place, Study, distinct
+from clipadapter.bench.study import Setting, Study, distinct
 
 
 def tables(study: Study, metric: Metric = "accuracy") -> list[Table]:
@@ -19,24 +20,24 @@ def tables(study: Study, metric: Metric = "accuracy") -> list[Table]:
     axis = _axis(study)
     outer = [name for name in ("data", "encoder", "test", "shots") if name != axis]
     found = []
-    for values in product(*(distinct(study.places, name) for name in outer)):
+    for values in product(*(distinct(study.settings, name) for name in outer)):
         fixed = dict(zip(outer, values, strict=True))
-        places = [place for place in study.places if all(getattr(place, k) == v for k, v in fixed.items())]
-        if any(study.at(place) for place in places):
-            found.append(_table(places, _heading(study, fixed), fixed, axis, study, metric))
+        settings = [setting for setting in study.settings if all(getattr(setting, k) == v for k, v in fixed.items())]
+        if any(study.at(setting) for setting in settings):
+            found.append(_table(settings, _heading(study, fixed), fixed, axis, study, metric))
     return [with_transfer_mean(with_harmonic(table)) for table in found]
 
 
 def _axis(study: Study) -> Axis:
-    if study.suite.protocol != "few-shot":
+    if create_protocol(study.suite.protocol).report_columns == "test":
         return "test"
-    one = len(distinct(study.places, "shots")) == 1
-    return "encoder" if one and len(distinct(study.places, "encoder")) > 1 else "shots"
+    one = len(distinct(study.settings, "shots")) == 1
+    return "encoder" if one and len(distinct(study.settings, "encoder")) > 1 else "shots"
 
 
 def _heading(study: Study, fixed: Mapping[str, str | int]) -> str:
     parts = [str(fixed["data"])]
-    several = {name for name in fixed if len(distinct(study.places, name)) > 1}
+    several = {name for name in fixed if len(distinct(study.settings, name)) > 1}
     parts += [str(fixed[name]) for name in ("encoder", "test") if name in several]
     if "shots" in fixed:
         parts.append(shots_text(int(fixed["shots"])))
@@ -44,24 +45,24 @@ def _heading(study: Study, fixed: Mapping[str, str | int]) -> str:
 
 
 def _table(
-    places: Sequence[Place], title: str, fixed: Mapping[str, str | int], axis: Axis, study: Study, metric: Metric
+    settings: Sequence[Setting], title: str, fixed: Mapping[str, str | int], axis: Axis, study: Study, metric: Metric
 ) -> Table:
     rows = tuple(
         Row(str(label), str(prompts))
-        for label in distinct(places, "label")
-        for prompts in distinct([place for place in places if place.label == label], "prompts")
+        for label in distinct(settings, "label")
+        for prompts in distinct([setting for setting in settings if setting.label == label], "prompts")
     )
-    columns = tuple(distinct(places, axis))
-    by_place = {(Row(place.label, place.prompts), getattr(place, axis)): place for place in places}
+    columns = tuple(distinct(settings, axis))
+    by_setting = {(Row(setting.label, setting.prompts), getattr(setting, axis)): setting for setting in settings}
     figures = {}
     for spot in product(rows, columns):
-        place = by_place.get(spot)
-        figures[spot] = Figure() if place is None else _figure(study, place, metric)
-    in_row = {row: [r for p in places if Row(p.label, p.prompts) == row for r in study.at(p)] for row in rows}
-    in_column = {c: [r for p in places if getattr(p, axis) == c for r in study.at(p)] for c in columns}
+        setting = by_setting.get(spot)
+        figures[spot] = Figure() if setting is None else _figure(study, setting, metric)
+    in_row = {row: [r for p in settings if Row(p.label, p.prompts) == row for r in study.at(p)] for row in rows}
+    in_column = {c: [r for p in settings if getattr(p, axis) == c for r in study.at(p)] for c in columns}
     return Table(title, fixed, axis, rows, columns, figures, in_row, in_column, metric)
 
 
-def _figure(study: Study, place: Place, metric: Metric) -> Figure:
-    cell = study.cell(place, metric)
-    return Figure(study.by_seed(place, metric), study.draws(place), cell.failed, cell.missing)
+def _figure(study: Study, setting: Setting, metric: Metric) -> Figure:
+    cell = study.cell(setting, metric)
+    return Figure(study.by_seed(setting, metric), study.draws(setting), cell.failed, cell.missing)

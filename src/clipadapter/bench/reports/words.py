@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.report import Cell, Metric, fidelity_mark, fidelity_notes, number_text
 from clipadapter.bench.reports.tables import Row, Table
 from clipadapter.bench.run import Run
@@ -15,12 +16,6 @@ DEFAULTS = (
     "A head whose name says nothing else has the defaults of clipadapter, which may differ from the paper's: see "
     "`clipadapter heads NAME`."
 )
-PROTOCOLS = {
-    "given": "given: the test part stands apart from what the shots are drawn from",
-    "rest": "rest: the test part is the rows that were not drawn, so each draw has another",
-    "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
-    "new": "new: other classes than those of the shots, known by their text alone",
-}
 
 
 def cell_text(cell: Cell, metric: Metric) -> str:
@@ -87,7 +82,7 @@ def validation_text(runs: Iterable[Run]) -> str:
 def how_measured(table: Table) -> tuple[str, ...]:
     """What all figures of a table rest on."""
     runs = table.all_runs
-    kinds = [PROTOCOLS[kind] for kind in PROTOCOLS if any(run.data.protocol == kind for run in runs)]
+    kinds = kind_texts(run.data.protocol for run in runs)
     return (
         _seeds_text(runs),
         f"Test pictures: {_sizes(table)}.",
@@ -99,6 +94,16 @@ def how_measured(table: Table) -> tuple[str, ...]:
         *fidelity_notes(run.method for run in runs),
         f"Libraries: {versions_text(runs)}.",
     )
+
+
+def kind_texts(found: Iterable[str]) -> list[str]:
+    """A text on each kind of test part that records name in `DataPart.protocol`."""
+    texts: dict[str, str] = {}
+    # Few-shot first, so that a stand-apart test part is said before others.
+    for name in sorted(list_protocols(), key=lambda name: (name != "few-shot", name)):
+        texts = {**texts, **create_protocol(name).test_kinds}
+    kinds = set(found)
+    return [text for kind, text in texts.items() if kind in kinds]
 
 
 def how_made(runs: Sequence[Run]) -> tuple[str, ...]:

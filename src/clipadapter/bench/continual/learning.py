@@ -21,22 +21,21 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, seen_by
-from clipadapter.bench.protocol import failed, numbers_kept, read_known, seeded, shared_facts
+from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head
+from clipadapter.bench.continual.joining import joined
+from clipadapter.bench.continual.records import ContinualResult, Step, Stream, Task
+from clipadapter.bench.fitting import failed, numbers_kept, read_known, shared_facts
+from clipadapter.bench.methods import seeded
 from clipadapter.bench.run import DataPart, Metrics, Run, Seconds, append_runs
 from clipadapter.bench.score import score
-from clipadapter.bench.stream_records import Course, Lesson, Step, Stream
-from clipadapter.bench.stream_sets import joined
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, IncrementalHead, TextFeatures, create_head
 
 Mode = Literal["stream", "joint"]
-UNTAUGHT = "zero-shot"
+WITHOUT_SHOTS = "zero-shot"
 """Learns nothing, so that it needs no features of shots to go on."""
-CODE = ("streams.py", "stream_records.py")
-"""Files that figures of streams hang on, beside those of all figures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +80,9 @@ def stream(
         progress: show a bar on stderr.
 
     Returns:
-        A record for each seed and head, in this order. ``run.course.accuracy`` is the matrix (row t: after task t),
-        ``run.course.metrics`` has Transfer, Average, Last, forgetting and forward transfer. One whose head failed says
-        why in ``run.error``, and has no course.
+        A record for each seed and head, in this order. ``run.continual.accuracy`` is the matrix (row t: after task t),
+        ``run.continual.metrics`` has Transfer, Average, Last, forgetting and forward transfer. The
+        record of a head that failed says why in ``run.error``, and has no ``run.continual``.
 
     Raises:
         InputError: if there is nothing to run, two tasks have one name, labels or widths do not go together, or a head
@@ -99,7 +98,7 @@ def stream(
     ...     StreamTask("pets", pictures("cat", "dog"), pictures("cat", "dog")),
     ... ]
     >>> run, = stream({"zero-shot": ZeroShot()}, tasks, text)
-    >>> run.course.accuracy
+    >>> run.continual.accuracy
     [[1.0, 1.0], [1.0, 1.0]]
     """
     if not heads or not tasks or not seeds:
@@ -116,9 +115,9 @@ def stream(
     runs = []
     with tqdm(total=len(seeds) * len(heads), desc="streams", unit="stream", disable=not progress) as bar:
         for seed in seeds:
-            rows, lessons = _drawn(tasks, text, shots, seed)
+            rows, planned_tasks = _drawn(tasks, text, shots, seed)
             for name, head in heads.items():
-                plan = Stream(task_known=task_known, joint=modes[name] == "joint", lessons=lessons)
+                plan = Stream(task_known=task_known, joint=modes[name] == "joint", tasks=planned_tasks)
                 own = seeded(head, seed)
                 run = planned_stream(bundle, name, own, shots or _most(tasks), seed, rows, plan)
                 done = known.get(run.key)
@@ -137,18 +136,18 @@ def _most(tasks: Sequence[StreamTask]) -> int:
 
 def _drawn(
     tasks: Sequence[StreamTask], text: TextFeatures, shots: int | None, seed: int
-) -> tuple[list[int], list[Lesson]]:
+) -> tuple[list[int], list[Task]]:
     """All drawn rows in the order of the tasks, and the tasks."""
     rows: list[int] = []
-    lessons, start = [], 0
+    planned_tasks, start = [], 0
     for task in tasks:
         own = range(len(task.support)) if shots is None else draw_shots(task.support.y, shots, seed)
         rows += [start + row for row in own]
         start += len(task.support)
         there = {*task.support.y, *task.test.y}
         classes = [name for name in text.labels if name in there]
-        lessons.append(Lesson(name=task.name, part=task.name, classes=classes, shots=len(own)))
-    return rows, lessons
+        planned_tasks.append(Task(name=task.name, part=task.name, classes=classes, shots=len(own)))
+    return rows, planned_tasks
 
 
 def mode_of(name: str, head: Head, asked: Mode | None) -> Mode:
@@ -200,7 +199,7 @@ def planned_stream(
         rows: the drawn rows of the support, in the order of the tasks.
         plan: the tasks.
     """
-    parts = list(dict.fromkeys(lesson.part for lesson in plan.lessons))
+    parts = list(dict.fromkeys(task.part for task in plan.tasks))
     data = DataPart(
         support=str(bundle.support.provenance.get("data", "unnamed")),
         test=" + ".join(parts),
@@ -208,11 +207,11 @@ def planned_stream(
         digest=bundle.digest_of(rows, parts),
     )
     return Run(
-        **shared_facts(bundle, label, head, shots, seed, rows, CODE),
+        **shared_facts(bundle, label, head, shots, seed, rows),
         data=data,
         text=bundle.text_digest(parts[0]),
         n_classes=len(bundle.text.labels),
-        n_test=sum(len(_tested(bundle, lesson)) for lesson in plan.lessons),
+        n_test=sum(len(_tested(bundle, task)) for task in plan.tasks),
         stream=plan,
     )
 
@@ -232,25 +231,25 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     steps: list[Step] = []
     predicting = 0.0
     try:
-        tests = [seen_by(head, _tested(bundle, lesson), bundle.text) for lesson in plan.lessons]
-        shots = [seen_by(head, bundle.shots(rows), bundle.text) for rows in plan.rows_of(run.rows)]
-        among = [lesson.classes if plan.task_known else None for lesson in plan.lessons]
+        tests = [columns_for_head(head, _tested(bundle, task), bundle.text) for task in plan.tasks]
+        shots = [columns_for_head(head, bundle.shots(rows), bundle.text) for rows in plan.rows_of(run.rows)]
+        among = [task.classes if plan.task_known else None for task in plan.tasks]
         before = _zero_shot(bundle, shots[0], tests, among)
         learner = clone(head)
-        for t, lesson in enumerate(plan.lessons):
-            if not lesson.shots:
-                raise InputError(f"the task '{lesson.name}' has no picture to learn from")
+        for t, task in enumerate(plan.tasks):
+            if not task.shots:
+                raise InputError(f"the task '{task.name}' has no picture to learn from")
             start = time.perf_counter()
             learner = _learn(learner, shots[: t + 1], bundle.text, plan.joint)
             seconds = time.perf_counter() - start
             found = [score(learner, part, among=own) for part, own in zip(tests, among, strict=True)]
             predicting += sum(one.seconds for one in found)
-            features = sum(own.X.size for own in shots[: t + 1]) if plan.joint and run.method != UNTAUGHT else 0
+            features = sum(own.X.size for own in shots[: t + 1]) if plan.joint and run.method != WITHOUT_SHOTS else 0
             kept = numbers_kept(learner) + features
             steps.append(Step(seconds=seconds, size=kept, metrics=[one.metrics for one in found]))
     except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
         done = failed(run, error)
-        where = f" (after {len(steps)} of {len(plan.lessons)} tasks)"
+        where = f" (after {len(steps)} of {len(plan.tasks)} tasks)"
         return done.model_copy(update={"error": f"{done.error}{where}"})
     last = steps[-1]
     return run.model_copy(
@@ -258,7 +257,7 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
             "seconds": Seconds(fit=sum(step.seconds for step in steps), predict=predicting),
             "metrics": Metrics(**{name: _mean(last, name) for name in Metrics.model_fields}),
             "size": last.size,
-            "course": Course(zero_shot=before, steps=steps),
+            "continual": ContinualResult(zero_shot=before, steps=steps),
         }
     )
 
@@ -279,9 +278,9 @@ def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint
     return learner.partial_fit(new.X, new.y, text=text)
 
 
-def _tested(bundle: Bundle, lesson: Lesson) -> FeatureSet:
+def _tested(bundle: Bundle, task: Task) -> FeatureSet:
     """The test pictures of a task."""
-    part, wanted = bundle.tests[lesson.part].features, set(lesson.classes)
+    part, wanted = bundle.tests[task.part].features, set(task.classes)
     return part.take([row for row, label in enumerate(part.y) if label in wanted])
 
 
@@ -293,5 +292,5 @@ def _zero_shot(
         return None
     width = bundle.text.embeddings.shape[1]
     head = create_head("zero-shot").fit(shots.X[..., :width], shots.y, text=bundle.text)
-    narrow = [seen_by(head, part, bundle.text) for part in tests]
+    narrow = [columns_for_head(head, part, bundle.text) for part in tests]
     return [score(head, part, among=own).metrics.accuracy for part, own in zip(narrow, among, strict=True)]

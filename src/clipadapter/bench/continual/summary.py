@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.bench.continual.learning import WITHOUT_SHOTS
+from clipadapter.bench.continual.records import ContinualResult
 from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes, number_text
 from clipadapter.bench.run import Run
-from clipadapter.bench.stream_records import Course
-from clipadapter.bench.streams import UNTAUGHT
 from clipadapter.errors import InputError
 
 FIGURES = {
@@ -36,7 +36,7 @@ JOINT_MEANS = "Joint: fitted anew to the shots of all tasks so far, whose featur
 
 
 @dataclass(frozen=True, eq=False)
-class Learner:
+class HeadRuns:
     """A head in a stream, over the seeds.
 
     Args:
@@ -50,9 +50,9 @@ class Learner:
     missing: int = 0
 
     @cached_property
-    def courses(self) -> list[Course]:
+    def results(self) -> list[ContinualResult]:
         """Those of the runs that did not fail."""
-        return [run.course for run in self.runs if run.course is not None]
+        return [run.continual for run in self.runs if run.continual is not None]
 
     @property
     def learns(self) -> str:
@@ -60,7 +60,7 @@ class Learner:
         found = [run.stream for run in self.runs if run.stream is not None]
         if not found:
             return "-"
-        if self.runs[0].method == UNTAUGHT:
+        if self.runs[0].method == WITHOUT_SHOTS:
             return "nothing"
         return "joint" if found[0].joint else "task by task"
 
@@ -71,7 +71,7 @@ class Learner:
 
     def cell(self, figure: str) -> Cell:
         """One of `FIGURES` over the seeds."""
-        found = [getattr(course.metrics, figure) for course in self.courses]
+        found = [getattr(result.metrics, figure) for result in self.results]
         return Cell(tuple(value for value in found if value is not None), self.failed, self.missing)
 
     def by_task(self, figure: str) -> list[Cell]:
@@ -80,7 +80,7 @@ class Learner:
         Args:
             figure: one of `FIGURES`, or "learned": just after the task was learned.
         """
-        rows = [_by_task(course, figure) for course in self.courses]
+        rows = [_by_task(result, figure) for result in self.results]
         return [
             Cell(tuple(value for value in column if value is not None), self.failed, self.missing)
             for column in zip(*rows, strict=True)
@@ -89,40 +89,40 @@ class Learner:
     @property
     def matrix(self) -> NDArray[np.float64]:
         """(T, T) mean accuracy over the seeds: row t, column i is that on the i-th task after t tasks more than one."""
-        return np.mean([course.accuracy for course in self.courses], axis=0)
+        return np.mean([result.accuracy for result in self.results], axis=0)
 
     def after_each(self, field: str) -> list[Cell]:
         """Seconds or size of each step over the seeds."""
-        steps = zip(*(course.steps for course in self.courses), strict=True)
+        steps = zip(*(result.steps for result in self.results), strict=True)
         return [Cell(tuple(float(getattr(step, field)) for step in own)) for own in steps]
 
     @property
     def so_far(self) -> list[Cell]:
         """Mean accuracy on the tasks that were learned so far, after each task."""
-        rows = [[float(np.mean(row[: t + 1])) for t, row in enumerate(course.accuracy)] for course in self.courses]
+        rows = [[float(np.mean(row[: t + 1])) for t, row in enumerate(result.accuracy)] for result in self.results]
         return [Cell(column) for column in zip(*rows, strict=True)]
 
 
-def _by_task(course: Course, figure: str) -> list[float | None]:
+def _by_task(result: ContinualResult, figure: str) -> list[float | None]:
     if figure == "learned":
-        return [row[t] for t, row in enumerate(course.accuracy)]
-    found = list(getattr(course.metrics, f"{figure}_per_task") or ())
-    short: list[float | None] = [None] * (len(course.steps) - len(found))
+        return [row[t] for t, row in enumerate(result.accuracy)]
+    found = list(getattr(result.metrics, f"{figure}_per_task") or ())
+    short: list[float | None] = [None] * (len(result.steps) - len(found))
     return [*found, *short] if figure == "forgetting" else [*short, *found]
 
 
-def learners_of(runs: Sequence[Run]) -> list[Learner]:
+def group_by_head(runs: Sequence[Run]) -> list[HeadRuns]:
     """The heads of some records of streams, in the order of the records."""
     labels = list(dict.fromkeys(run.head for run in runs))
     own = {label: sorted((run for run in runs if run.head == label), key=lambda run: run.seed) for label in labels}
-    return [Learner(label, own[label]) for label in labels]
+    return [HeadRuns(label, own[label]) for label in labels]
 
 
-def best_of(learners: Sequence[Learner], figure: str) -> set[int]:
+def best_of(heads: Sequence[HeadRuns], figure: str) -> set[int]:
     """Positions of those whose printed mean is best; joint ones keep all shots, and are left out beside others."""
     shown = {
         i: float(number_text(one.cell(figure).mean, "accuracy"))
-        for i, one in enumerate(learners)
+        for i, one in enumerate(heads)
         if one.cell(figure).values and one.learns == "task by task"
     }
     if not shown:
@@ -160,15 +160,15 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     found = [run for run in runs if run.stream is not None]
     if not found:
         raise InputError("there are no records of streams to make a table of")
-    learners = learners_of(found)
-    best = {figure: best_of(learners, figure) for figure in FIGURES}
+    heads = group_by_head(found)
+    best = {figure: best_of(heads, figure) for figure in FIGURES}
     rows = [
         [
             f"{one.label} {fidelity_mark({run.method for run in one.runs})}".rstrip(),
             one.learns,
             *(("*" if i in best[figure] else "") + figure_text(one.cell(figure), figure) for figure in FIGURES),
         ]
-        for i, one in enumerate(learners)
+        for i, one in enumerate(heads)
     ]
     lines = [["head", "learns", *FIGURES.values()], *rows]
     widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]

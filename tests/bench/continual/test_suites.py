@@ -22,16 +22,16 @@ from clipadapter.bench import (
     write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.continual.joining import DataSetFeatures, join_data_sets
+from clipadapter.bench.continual.orders import ORDERS, Order, Rules, count_tasks, tasks_in_order
+from clipadapter.bench.continual.records import Stream, Task
+from clipadapter.bench.continual.sources import build_joined, tasks_of_stream
+from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.published import published_streams
 from clipadapter.bench.record_parts import EncoderPart
 from clipadapter.bench.reports.stream_published import beside
-from clipadapter.bench.stream_orders import ORDERS, Order, Rules, count_tasks, tasks_in_order
-from clipadapter.bench.stream_records import Lesson, Stream
-from clipadapter.bench.stream_sets import Piece, unite
-from clipadapter.bench.stream_sources import build_union, lessons_of
-from clipadapter.bench.stream_summary import Learner
 from clipadapter.bench.suite import ALL, Prompts, list_suites, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -126,28 +126,30 @@ def test_order_two_is_the_published_permutation_of_order_one():
 # One of several
 
 
-def piece(name, classes, seed, **text):
+def data_set(name, classes, seed, **text):
     found = features(classes, 2, seed, data=name)
     rows = np.arange(len(found))
-    return Piece(name, found, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text)
+    return DataSetFeatures(
+        name, found, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text
+    )
 
 
 def test_a_name_that_two_data_sets_have_is_one_class_or_two():
-    pieces = [piece("zoo", ("ant", "dog"), 1), piece("farm", ("cow", "dog"), 2)]
-    pieces[1] = replace(pieces[1], text=TextFeatures(("cow", "dog"), np.eye(2, 16)))
-    shared = unite(pieces, "share")
+    data_sets = [data_set("zoo", ("ant", "dog"), 1), data_set("farm", ("cow", "dog"), 2)]
+    data_sets[1] = replace(data_sets[1], text=TextFeatures(("cow", "dog"), np.eye(2, 16)))
+    shared = join_data_sets(data_sets, "share")
     assert shared.bundle.text.labels == ("ant", "dog", "cow")
-    mean = pieces[0].text.embeddings[1] + pieces[1].text.embeddings[1]
+    mean = data_sets[0].text.embeddings[1] + data_sets[1].text.embeddings[1]
     np.testing.assert_allclose(shared.bundle.text.embeddings[1], mean / np.linalg.norm(mean), rtol=1e-5)
     assert shared.classes == {"zoo": ("ant", "dog"), "farm": ("cow", "dog")}
-    apart = unite(pieces, "apart")
+    apart = join_data_sets(data_sets, "apart")
     assert apart.bundle.text.labels == ("ant", "dog (zoo)", "cow", "dog (farm)")
     assert apart.bundle.tests["farm"].features.y == ("cow", "dog (farm)")
-    np.testing.assert_array_equal(apart.bundle.text.embeddings[3], pieces[1].text.embeddings[1])
+    np.testing.assert_array_equal(apart.bundle.text.embeddings[3], data_sets[1].text.embeddings[1])
 
 
 def test_rows_are_counted_through_all_data_sets():
-    union = unite([piece("zoo", ("ant", "dog"), 1), piece("farm", ("cow", "dog"), 2)], "share")
+    union = join_data_sets([data_set("zoo", ("ant", "dog"), 1), data_set("farm", ("cow", "dog"), 2)], "share")
     assert list(union.bundle.rows) == [0, 1, 2, 3, 10, 11, 12, 13]
     assert union.draws["farm"] == {(1, 1): [10, 12]}
     assert union.bundle.shots([10, 12]).y == ("cow", "dog")
@@ -155,14 +157,14 @@ def test_rows_are_counted_through_all_data_sets():
 
 def test_data_sets_need_names_of_their_own():
     with pytest.raises(InputError, match="different names, but are called zoo, zoo"):
-        unite([piece("zoo", ("ant", "dog"), 1), piece("zoo", ("cow", "pig"), 2)], "share")
+        join_data_sets([data_set("zoo", ("ant", "dog"), 1), data_set("zoo", ("cow", "pig"), 2)], "share")
 
 
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_union(suite, sets, None, Prompts(label=""))
-    rows, lessons = lessons_of(suite, union, ORDERS["given"], 2, 1)
-    assert [(one.name, one.classes, one.shots) for one in lessons] == [
+    union = build_joined(suite, sets, None, Prompts(label=""))
+    rows, tasks = tasks_of_stream(suite, union, ORDERS["given"], 2, 1)
+    assert [(one.name, one.classes, one.shots) for one in tasks] == [
         ("zoo 1/3", ["ant", "bee"], 4),
         ("zoo 2/3", ["cat", "dog"], 4),
         ("zoo 3/3", ["elk", "fox"], 4),
@@ -178,7 +180,7 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
     whole = features(("ant", "bee"), 5, 1)
     save_bundle(Bundle(whole, words(("ant", "bee"))), tmp_path / "all")
-    union = build_union(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
+    union = build_joined(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
     np.testing.assert_array_equal(union.bundle.support.X, whole.X[[0, 2, 4, 5, 7, 9]])
     np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), whole.X[[1, 3, 6, 8]])
 
@@ -198,8 +200,8 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
         tasks.append(StreamTask(names[0], own, given.take([i for i, y in enumerate(given.y) if y in names])))
     (expected,) = stream({"knn": Knn()}, tasks, bundle.text)
     run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.seed) == ("knn", 1))
-    assert run.course.accuracy == expected.course.accuracy
-    assert run.course.zero_shot == expected.course.zero_shot
+    assert run.continual.accuracy == expected.continual.accuracy
+    assert run.continual.zero_shot == expected.continual.zero_shot
 
 
 def test_a_stream_that_is_there_is_not_made_again(sets, tmp_path):
@@ -254,7 +256,7 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
     found = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", launcher)
     assert found.failed == 0
     run = RecordFolder(tmp_path / "out").read()[0]
-    assert [(lesson.name, lesson.shots) for lesson in run.stream.lessons] == [("first", 6), ("second", 6)]
+    assert [(task.name, task.shots) for task in run.stream.tasks] == [("first", 6), ("second", 6)]
     assert run.n_test == 6 + 6  # of the undivided set every second of four
     assert {(entry.data, entry.test) for entry in found.plan.entries} == {("first + second", "as given")}
     with pytest.raises(InputError, match="one encoder|one shape"):
@@ -267,8 +269,8 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
     next((tmp_path / "first" / "train" / "red").iterdir()).write_bytes(b"no picture")
     toy, suite = FewShotClassifier("toy", cache=None), parse_suite("own", SUITE)
     source = open_source(str(tmp_path / "first"))
-    union = build_union(suite, [source], toy, Prompts(label=""))
-    assert lessons_of(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
+    union = build_joined(suite, [source], toy, Prompts(label=""))
+    assert tasks_of_stream(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
     for path in (tmp_path / "first" / "test").rglob("*.png"):
         if path.parent.name == "red":
             Image.new("RGB", (4, 4)).save(path.with_name("x.bmp"))
@@ -278,10 +280,10 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
 
 def test_a_task_without_shots_is_told(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_union(suite, sets[:1], None, Prompts(label=""))
+    union = build_joined(suite, sets[:1], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
     with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
-        lessons_of(suite, union, ORDERS["given"], 2, 1)
+        tasks_of_stream(suite, union, ORDERS["given"], 2, 1)
 
 
 # Suites
@@ -300,7 +302,7 @@ def test_stream_suites_come_with_the_package():
     ("text", "error"),
     [
         ('heads = ["knn"]\n[stream]\ntask_known = true', 'go with protocol = "stream" only'),
-        ('heads = ["knn"]\nshots = ["all"]', 'go with protocol = "stream" only'),
+        ('heads = ["knn"]\nshots = ["all"]', '"all" do not go with protocol = "few-shot"'),
         ('variants = [{ head = "knn", mode = "joint" }]', 'go with protocol = "stream" only'),
         ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "stream.orders"),
     ],
@@ -356,11 +358,11 @@ def test_a_report_says_what_happens_and_what_came_of_it(report):
     assert "Nobody says which task a test picture belongs to: a head chooses among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published figure that comes with the package is of this stream" in page
-    knn = Learner("knn", next(runs for place, runs in study.rows.items() if place.label == "knn"))
+    knn = HeadRuns("knn", next(runs for place, runs in study.rows.items() if place.label == "knn"))
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
         assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
-    first, last = (knn.courses[0].steps[t].size for t in (0, -1))
+    first, last = (knn.results[0].steps[t].size for t in (0, -1))
     assert f"{first:,} → {last:,}" in row and last > first
     assert "| head | zoo 1/3 | zoo 2/3 | zoo 3/3 | farm |" in page
 
@@ -380,7 +382,7 @@ def test_the_csv_has_each_cell(report):
     assert len(rows) == 2 * 2 * 4 * 4
     run = next(runs[0] for place, runs in study.rows.items() if place.label == "knn")
     cell = next(r for r in rows if (r["key"], r["after"], r["task"]) == (run.key, "2", "4"))
-    assert float(cell["accuracy"]) == run.course.accuracy[1][3]
+    assert float(cell["accuracy"]) == run.continual.accuracy[1][3]
     assert (cell["after_task"], cell["task_name"], cell["learned"]) == ("zoo 2/3", "farm", "False")
 
 
@@ -414,24 +416,24 @@ def test_published_figures_stand_beside_the_same_stream_only(sets, tmp_path):
     order = load_suite("mtil").stream.orders[0].data
     sizes = {"fgvc_aircraft": 100, "caltech101": 100, "dtd": 47, "eurosat": 10, "oxford_flowers": 102, "food101": 101}
     sizes |= {"oxford_pets": 37, "stanford_cars": 196, "sun397": 397}
-    lessons = [
-        Lesson(name=name, part=name, classes=[f"{name} {i}" for i in range(sizes.get(name, 10))], shots=1)
+    tasks = [
+        Task(name=name, part=name, classes=[f"{name} {i}" for i in range(sizes.get(name, 10))], shots=1)
         for name in order
     ]
 
-    def told(known=True, lessons=lessons, encoder="open_clip:ViT-B-16/openai"):
-        plan = Stream(task_known=known, joint=False, lessons=lessons)
+    def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
+        plan = Stream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": EncoderPart(name=encoder, fingerprint="f")})
-        return beside("t", 16, [Learner("mine", [same])])
+        return beside("t", 16, [HeadRuns("mine", [same])])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]
     assert rows[-1][2:] == ("68.1", "75.4", "83.6", "S12")
     assert rows[0][-1] == "measured"
     assert told(known=False) is None
-    assert told(lessons=lessons[::-1]) is None
+    assert told(tasks=tasks[::-1]) is None
     assert told(encoder="lite") is None
-    assert told(lessons=[lessons[0].model_copy(update={"classes": ["x"]}), *lessons[1:]]) is None
+    assert told(tasks=[tasks[0].model_copy(update={"classes": ["x"]}), *tasks[1:]]) is None
 
 
 # The command

@@ -21,8 +21,8 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, fit_seconds
 from clipadapter.bench.launchers import Launcher, Outcome, create_launcher
 from clipadapter.bench.plan import Plan, load_plan, planned_suites
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import build_bundle
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -34,6 +34,11 @@ from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
 
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds = [1, 2]'
+
+
+def build_bundle(suite, sources, model, prompts):
+    """The features of a suite, as its protocol makes them."""
+    return create_protocol(suite.protocol).build(suite, sources, model, prompts)
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
         (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
     }
     lines = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
-    assert [json.loads(line)["format"] for line in lines] == [2] * 8
+    assert [json.loads(line)["format"] for line in lines] == [3] * 8
     second = go(source, tmp_path / "out")
     assert (second.made, second.there) == (0, 8)
     assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}

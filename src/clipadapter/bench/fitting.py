@@ -5,10 +5,8 @@ Shots are drawn as in the papers (``data.draw_shots``); a head sees no other lab
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,14 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, own_views, seen_by
-from clipadapter.bench.run import Flags, Run, Seconds, append_runs, digest, library_versions, read_runs, this_machine
+from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head, views_for_head
+from clipadapter.bench.methods import method_version, package_digest, registered_name, seeded
+from clipadapter.bench.run import Flags, Run, Seconds, append_runs, library_versions, read_runs, this_machine
 from clipadapter.bench.score import Score, score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
-
-BASELINES = ("zero-shot", "linear-probe")
-"""What always stands beside a head."""
-
-
-def default_heads() -> dict[str, Head]:
-    """A new one of every registered head, the baselines first; ``@register_head(..., compare=False)`` keeps one out."""
-    names = [name for name in list_heads() if head_info(name).facts.get("compare", True)]
-    first = [name for name in BASELINES if name in names]
-    return {name: create_head(name) for name in [*first, *(name for name in names if name not in first)]}
+from clipadapter.heads import Head, TextFeatures
 
 
 def few_shot(
@@ -87,10 +76,24 @@ def run_all(
     seeds: Sequence[int],
     make: Callable[[Bundle, Head, Sequence[Run]], list[Run]],
     *,
+    plan: Callable[[Bundle, str, Head, int, int, Sequence[int]], list[Run]] | None = None,
+    draw: Callable[[Sequence[str], int, int], list[int]] = draw_shots,
     records: str | Path | None = None,
     progress: bool = False,
 ) -> list[Run]:
-    """`few_shot` of a bundle with one test part, each fit made by a function such as `perform`."""
+    """`few_shot` of a bundle with one test part, for which each fit is made by a function such as `perform`.
+
+    Args:
+        bundle: features and class text.
+        heads: as for `few_shot`.
+        shots: as for `few_shot`.
+        seeds: as for `few_shot`.
+        make: makes the planned record of a fit.
+        plan: plans it; `planned` if not given.
+        draw: draws rows from labels, shots per class and a seed.
+        records: as for `few_shot`.
+        progress: as for `few_shot`.
+    """
     if not heads or not shots or not seeds:
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
     if min(shots) < 1:
@@ -99,9 +102,9 @@ def run_all(
     runs = []
     total = len(heads) * len(shots) * len(seeds)
     with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
-        for name, head, n, seed, rows in _draws(heads, bundle.support, shots, seeds):
+        for name, head, n, seed, rows in _draws(heads, bundle.support, shots, seeds, draw):
             bar.set_postfix_str(f"{name}, {n} shots")
-            (run,) = planned(bundle, name, head, n, seed, rows)
+            (run,) = (plan or planned)(bundle, name, head, n, seed, rows)
             done = known.get(run.key)
             if done is None:
                 (done,) = make(bundle, head, [run])
@@ -118,22 +121,18 @@ def read_known(records: str | Path | None) -> list[Run]:
 
 
 def _draws(
-    heads: Mapping[str, Head], support: FeatureSet, shots: Sequence[int], seeds: Sequence[int]
+    heads: Mapping[str, Head],
+    support: FeatureSet,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    draw: Callable[[Sequence[str], int, int], list[int]],
 ) -> Iterator[tuple[str, Head, int, int, list[int]]]:
     """(name, unfitted clone, shots, seed, rows) of each fit; the rows are drawn once for all heads."""
     for n in shots:
         for seed in seeds:
-            rows = draw_shots(support.y, n, seed)
+            rows = draw(support.y, n, seed)
             for name, head in heads.items():
                 yield name, seeded(head, seed), n, seed, rows
-
-
-def seeded(head: Head, seed: int) -> Head:
-    """An unfitted clone; it takes the seed of the draw if it has a parameter for one."""
-    own = clone(head)
-    if "seed" in own.get_params(deep=False):
-        own.set_params(seed=seed)
-    return own
 
 
 def planned(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int]) -> list[Run]:
@@ -160,9 +159,7 @@ def planned(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows:
     ]
 
 
-def shared_facts(
-    bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int], code: Sequence[str] = ()
-) -> dict[str, Any]:
+def shared_facts(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int]) -> dict[str, Any]:
     """What the records of one fit have in common, whatever it is measured on.
 
     Args:
@@ -172,13 +169,13 @@ def shared_facts(
         shots: as for `planned`.
         seed: as for `planned`.
         rows: as for `planned`.
-        code: files of this folder that shape the figures, beside those that always do.
     """
     params = head.get_params(deep=False)
     plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
     return {
         "head": label,
         "method": registered_name(head),
+        "method_version": method_version(type(head)),
         "params": plain,
         "encoder": bundle.encoder,
         "templates": bundle.templates,
@@ -186,7 +183,7 @@ def shared_facts(
         "seed": seed,
         "rows": list(rows),
         "flags": Flags(transductive=head.transductive),
-        "code": _code(type(head), *code),
+        "code": package_digest(),
         "versions": library_versions(),
         "machine": this_machine(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -207,13 +204,13 @@ def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         InputError: if no row is left to test on.
     """
     names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
-    own = own_views(head, seen_by(head, bundle.shots(runs[0].rows), bundle.text))
+    own = views_for_head(head, columns_for_head(head, bundle.shots(runs[0].rows), bundle.text))
     fitted: tuple[Head, float] | None = None
     done = []
     for run in runs:
         part = bundle.test(names[run.data], run.rows)
         try:
-            seen = seen_by(head, part.features, part.text or bundle.text)
+            seen = columns_for_head(head, part.features, part.text or bundle.text)
             if fitted is None or head.transductive:
                 start = time.perf_counter()
                 made = clone(head).fit(
@@ -267,26 +264,3 @@ def _learned(head: Head) -> dict[str, float]:
     """Numbers among what was learned."""
     found = {key: value for key, value in vars(head).items() if key.endswith("_") and key != "n_features_in_"}
     return {key: float(v) for key, v in found.items() if isinstance(v, int | float) and np.isfinite(v)}
-
-
-def registered_name(head: Head) -> str:
-    """The name that the head is registered by; its class's name if it is not."""
-    return next((name for name in list_heads() if head_info(name).cls is type(head)), type(head).__name__)
-
-
-@cache
-def _code(cls: type[Head], *more: str) -> str:
-    """Hash of the source that a figure depends on: a changed head is another run."""
-    here = Path(__file__).parent
-    files = [
-        here / "bundle.py",
-        here / "protocol.py",
-        here / "score.py",
-        here.parent / "functional.py",
-        here.parent / "metrics" / "evaluation.py",
-        *(here / name for name in more),
-    ]
-    own = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    tuners = [*(here.parent / "tuners").glob("*.py"), here / "tuned.py"] if ".tuners." in cls.__module__ else ()
-    files += sorted({*(here.parent / "heads").glob("*.py"), *tuners, *([Path(own)] if own else [])})
-    return digest(*(file.read_bytes() for file in files))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipadapter.bench.protocol import BASELINES, registered_name
+from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.run import library_versions
-from clipadapter.bench.score import score_several
+from clipadapter.bench.score import score_multilabel
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
@@ -21,8 +21,8 @@ from clipadapter.metrics import MultiLabelEvaluation
 
 
 @dataclass(frozen=True, eq=False)
-class SeveralEvaluation:
-    """What `evaluate_several` gives.
+class MultiLabelModelEvaluation:
+    """What `evaluate_multilabel_model` gives.
 
     Args:
         head: the model's head.
@@ -68,7 +68,7 @@ class SeveralEvaluation:
         return [write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n")]
 
 
-def evaluate_several(model: FewShotClassifier, dataset: Dataset) -> SeveralEvaluation:
+def evaluate_multilabel_model(model: FewShotClassifier, dataset: Dataset) -> MultiLabelModelEvaluation:
     """Measure a model of pictures with several labels, and zero-shot and a linear probe beside it.
 
     Args:
@@ -89,12 +89,12 @@ def evaluate_several(model: FewShotClassifier, dataset: Dataset) -> SeveralEvalu
     if strange:
         raise InputError(f"the test pictures have labels that are no class of the model: {', '.join(strange[:5])}")
     test = model.extract_features(dataset.paths, dataset.label_sets, names, views=1).mark_for_evaluation()
-    return SeveralEvaluation(
+    return MultiLabelModelEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,
         n_test=len(test),
-        model=score_several(model, test),
-        baselines={name: score_several(one, test) for name, one in _baselines(model, BASELINES)},
+        model=score_multilabel(model, test),
+        baselines={name: score_multilabel(one, test) for name, one in _baselines(model, BASELINES)},
         skipped=list(test.provenance["skipped"]),
         facts={
             "params": model.head_.get_params(deep=False),

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from clipadapter.bench.continual import ContinualMetrics, continual_metrics
+from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.bench.record_parts import Metrics, Part
 
 
-class Lesson(Part):
+class Task(Part):
     """One task of a stream.
 
     Args:
@@ -34,24 +34,24 @@ class Stream(Part):
             (MTIL); else it is among the classes of all tasks (X-TAIL).
         joint: whether the head is fitted anew to the shots of all tasks so far; else it goes on from what it learned,
             and sees the shots of the new task alone.
-        lessons: the tasks in the order in which they are learned.
+        tasks: the tasks in the order in which they are learned.
     """
 
     task_known: bool
     joint: bool
-    lessons: list[Lesson] = Field(min_length=1)
+    tasks: list[Task] = Field(min_length=1)
 
     def rows_of(self, rows: Sequence[int]) -> list[list[int]]:
         """The rows of each task, of all drawn rows in the order of the tasks.
 
-        >>> lessons = [Lesson(name=name, part="test", classes=[name], shots=n) for name, n in (("a", 1), ("b", 2))]
-        >>> Stream(task_known=False, joint=False, lessons=lessons).rows_of([7, 8, 9])
+        >>> tasks = [Task(name=name, part="test", classes=[name], shots=n) for name, n in (("a", 1), ("b", 2))]
+        >>> Stream(task_known=False, joint=False, tasks=tasks).rows_of([7, 8, 9])
         [[7], [8, 9]]
         """
         found, start = [], 0
-        for lesson in self.lessons:
-            found.append(list(rows[start : start + lesson.shots]))
-            start += lesson.shots
+        for task in self.tasks:
+            found.append(list(rows[start : start + task.shots]))
+            start += task.shots
         return found
 
 
@@ -70,7 +70,7 @@ class Step(Part):
     metrics: list[Metrics]
 
 
-class Course(Part):
+class ContinualResult(Part):
     """What came of a stream of T tasks.
 
     Args:

@@ -1,13 +1,14 @@
 """Streams of tasks on features: what is learned when, what is asked, what is kept."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from clipadapter.bench import StreamTask, continual_metrics, stream, stream_table
-from clipadapter.bench.streams import check_learner, mode_of
+from clipadapter.bench import StreamTask, continual_metrics, read_runs, stream, stream_table
+from clipadapter.bench.continual.learning import check_learner, mode_of
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info
@@ -99,11 +100,11 @@ def test_the_matrix_is_that_of_plain_loops(make, joint, known, tasks, text):
     (run,) = stream({"it": make()}, tasks, text, task_known=known, joint=["it"] if joint else [])
     assert run.error is None
     assert run.stream.joint is joint
-    np.testing.assert_allclose(run.course.accuracy, loop(make, tasks, text, joint, known))
+    np.testing.assert_allclose(run.continual.accuracy, loop(make, tasks, text, joint, known))
 
 
 def test_among_the_classes_of_a_task_answers_are_right_more_often(tasks, text):
-    told, not_told = (stream({"it": Means()}, tasks, text, task_known=known)[0].course for known in (True, False))
+    told, not_told = (stream({"it": Means()}, tasks, text, task_known=known)[0].continual for known in (True, False))
     assert (np.array(told.accuracy) >= np.array(not_told.accuracy)).all()
     assert told.accuracy != not_told.accuracy
 
@@ -111,19 +112,19 @@ def test_among_the_classes_of_a_task_answers_are_right_more_often(tasks, text):
 def test_figures_rest_on_the_matrix_and_on_zero_shot(tasks, text):
     (run,) = stream({"it": Last()}, tasks, text)
     (plain,) = stream({"zero-shot": ZeroShot()}, tasks, text)
-    assert run.course.zero_shot == plain.course.accuracy[0] == plain.course.accuracy[2]
-    assert run.course.metrics == continual_metrics(run.course.accuracy, plain.course.accuracy[0])
-    assert plain.course.metrics.forward_transfer == plain.course.metrics.forgetting == 0
+    assert run.continual.zero_shot == plain.continual.accuracy[0] == plain.continual.accuracy[2]
+    assert run.continual.metrics == continual_metrics(run.continual.accuracy, plain.continual.accuracy[0])
+    assert plain.continual.metrics.forward_transfer == plain.continual.metrics.forgetting == 0
     # The record's own figures are means over the tasks at the end.
-    last = run.course.steps[-1].metrics
+    last = run.continual.steps[-1].metrics
     assert (
         run.metrics.accuracy
-        == pytest.approx(run.course.metrics.last)
+        == pytest.approx(run.continual.metrics.last)
         == pytest.approx(np.mean([m.accuracy for m in last]))
     )
     assert run.metrics.log_loss == pytest.approx(np.mean([m.log_loss for m in last]))
-    assert run.seconds.fit == pytest.approx(sum(step.seconds for step in run.course.steps))
-    assert run.course.metrics.forgetting > 0.1
+    assert run.seconds.fit == pytest.approx(sum(step.seconds for step in run.continual.steps))
+    assert run.continual.metrics.forgetting > 0.1
 
 
 def test_a_head_that_goes_on_sees_each_shot_once(tasks, text):
@@ -143,7 +144,7 @@ def test_a_head_that_goes_on_sees_each_shot_once(tasks, text):
 
 def test_what_is_kept_grows_only_for_joint_fits(tasks, text):
     runs = stream({"means": Means(), "anew": Means(), "zero-shot": ZeroShot()}, tasks, text, joint=["anew"])
-    sizes = {run.head: [step.size for step in run.course.steps] for run in runs}
+    sizes = {run.head: [step.size for step in run.continual.steps] for run in runs}
     assert sizes["means"] == [6 + 1 + 2 * 6 * 8] * 3  # counts, whether there was text, sums and rows
     assert sizes["anew"] == [103 + 10 * 8, 103 + 20 * 8, 103 + 30 * 8]
     assert len(set(sizes["zero-shot"])) == 1
@@ -152,7 +153,7 @@ def test_what_is_kept_grows_only_for_joint_fits(tasks, text):
 def test_shots_are_drawn_by_the_seed(tasks, text):
     one, again, other, same = stream({"a": Means(), "b": Knn()}, tasks, text, shots=2, seeds=[1, 2])
     assert one.rows == again.rows != other.rows == same.rows
-    assert [lesson.shots for lesson in one.stream.lessons] == [4, 4, 4]
+    assert [task.shots for task in one.stream.tasks] == [4, 4, 4]
     labels = [label for task in tasks for label in task.support.y]
     assert [labels[row] for row in one.rows] == [name for name in NAMES for _ in range(2)]
     assert (one.shots, one.n_classes, one.n_test) == (2, 6, 120)
@@ -165,7 +166,7 @@ def test_a_class_may_come_again(tasks, text):
         np.concatenate([task.support.X for task in tasks]), [y for task in tasks for y in task.support.y], text=text
     )
     right = [float((everything.predict(task.test.X) == np.array(task.test.y)).mean()) for task in tasks]
-    np.testing.assert_allclose(run.course.accuracy[-1], right)
+    np.testing.assert_allclose(run.continual.accuracy[-1], right)
 
 
 def test_records_are_made_once_and_hang_on_all_that_matters(tasks, text, tmp_path):
@@ -202,7 +203,7 @@ def test_a_head_that_fails_says_after_which_task(tasks, text):
 
     tired, fine = stream({"tired": Tired(), "fine": Means()}, tasks, text)
     assert tired.error == "ValueError: enough (after 1 of 3 tasks)"
-    assert tired.course is None and tired.metrics is None
+    assert tired.continual is None and tired.metrics is None
     assert fine.error is None
 
 
@@ -273,9 +274,19 @@ def test_the_table_marks_the_best_of_those_that_go_on(tasks, text):
     assert [line.split()[0] for line in lines[1:5]] == ["zero-shot", "means", "last", "knn"]
     assert ["nothing" in lines[1], "task by task" in lines[2], "joint" in lines[4]] == [True] * 3
     means = next(run for run in runs if run.head == "means")
-    assert f"*{100 * means.course.metrics.last:.1f} ± 0.0" in lines[2]
+    assert f"*{100 * means.continual.metrics.last:.1f} ± 0.0" in lines[2]
     assert "*" not in lines[4]
     assert "mean ± sd over 2 seeds" in stream_table(runs)
     assert len(stream_table(runs, notes=False).splitlines()) == 5
     with pytest.raises(InputError, match="no records of streams"):
         stream_table([])
+
+
+def test_a_stream_of_record_format_2_is_read(tasks, text, tmp_path):
+    (run,) = stream({"it": Means()}, tasks, text)
+    older = run.model_dump(mode="json", exclude={"method_version", "measurement_version", "continual"})
+    older["stream"]["lessons"] = older["stream"].pop("tasks")
+    older |= {"format": 2, "course": run.continual.model_dump(mode="json")}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(older) + "\n")
+    (read,) = read_runs(tmp_path / "runs.jsonl")
+    assert read.stream == run.stream and read.continual == run.continual

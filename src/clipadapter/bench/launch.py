@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,20 +13,19 @@ from tqdm import tqdm
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS, save_bundle
 from clipadapter.bench.launchers import Job, Launcher
+from clipadapter.bench.methods import package_digest
 from clipadapter.bench.oracle import oracle_runs
-from clipadapter.bench.plan import Entry, Plan, Rows, Task, tasks_of, value_of
+from clipadapter.bench.plan import Entry, FitSpec, Plan, Rows, value_of
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.records import RecordFolder
-from clipadapter.bench.run import Run, digest
-from clipadapter.bench.sources import Source, build_bundle, features_source
-from clipadapter.bench.stream_sources import build_union, name_of, stream_tasks_of
+from clipadapter.bench.run import Run, digest, library_versions
+from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Prompts, Suite
-from clipadapter.bench.work import planned_runs, work
+from clipadapter.bench.worker import planned_runs, work
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 
 Tracker = Callable[[Run], None]
-Tasks = Callable[[str], Iterator[tuple[Task, list[tuple[str, str]]]]]
-"""The fits on some features, given the folder that these are in; with the key and test part of each record."""
 Facts = tuple[str, str, Prompts]
 """(data, encoder, prompts) as the person named them."""
 
@@ -56,10 +54,10 @@ class Outcome:
 
 
 @dataclass
-class _Work:
+class _PlannedFit:
     """A job's task, and the records that it will give."""
 
-    task: Task
+    task: FitSpec
     keys: list[str]
     entries: list[Entry] = field(default_factory=list)
 
@@ -94,10 +92,11 @@ def run_suite(
         DataError: if data can't be read.
     """
     records = RecordFolder(out)
-    works: list[_Work] = []
-    for bundle, tasks, facts in _bundles(suite, sources, encoders, rows):
+    records.migrate()
+    works: list[_PlannedFit] = []
+    for bundle, fits, facts in create_protocol(suite.protocol).bundles(suite, sources, encoders, rows):
         folder = save_bundle(bundle, out / "features" / _name(bundle))
-        works += [_work_of(suite, task, given, facts) for task, given in tasks(str(folder.absolute()))]
+        works += [_work_of(suite, task, given, facts) for task, given in fits(str(folder.absolute()))]
         # What a worker reads, and a fit's copies of it.
         launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
@@ -145,11 +144,11 @@ def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out:
     return plan
 
 
-def _figures(works: Sequence[_Work], folder: Path) -> list[Path]:
+def _figures(works: Sequence[_PlannedFit], folder: Path) -> list[Path]:
     """Pictures of the features of each bundle."""
     from clipadapter.bench.figures import draw_moved
 
-    bundles: dict[str, list[_Work]] = {}
+    bundles: dict[str, list[_PlannedFit]] = {}
     for one in works:
         bundles.setdefault(one.task.bundle, []).append(one)
     return [
@@ -157,48 +156,6 @@ def _figures(works: Sequence[_Work], folder: Path) -> list[Path]:
         for own in bundles.values()
         for path in draw_moved([one.task for one in own], own[0].entries[0].data, folder)
     ]
-
-
-def _bundles(
-    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier], rows: Rows | None
-) -> Iterator[tuple[Bundle, Tasks, Facts]]:
-    """Features with the fits on them, and (data, encoder, prompts) as the person named them."""
-    if suite.is_stream:
-        yield from _streams(suite, sources, encoders, rows)
-        return
-    ready = [source for source in sources if isinstance(source, str)]
-    pictures = [source for source in sources if not isinstance(source, str)]
-    for spec in ready:
-        bundle = features_source(spec, suite)
-        if bundle is None or suite.protocol != "few-shot" or len(suite.prompts) > 1:
-            raise InputError(
-                f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, for its text or classes"
-            )
-        facts = (Path(spec.partition(":")[2]).name, bundle.encoder.name, suite.prompts[0])
-        yield bundle, partial(tasks_of, suite, bundle, rows=rows), facts
-    together = suite.protocol in ("shift", "cross-dataset")
-    groups = [pictures] if together and pictures else [[source] for source in pictures]
-    for group in groups:
-        for name, model in encoders.items():
-            for prompts in suite.prompts:
-                bundle, drawn = build_bundle(suite, group, model, prompts, rows)
-                yield bundle, partial(tasks_of, suite, bundle, rows=drawn), (group[0].name, name, prompts)
-
-
-def _streams(
-    suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier], rows: Rows | None
-) -> Iterator[tuple[Bundle, Tasks, Facts]]:
-    """As `_bundles`, of data sets that make one stream."""
-    if rows is not None:
-        raise InputError("rows in place of a draw are of one data set, but a stream draws from each: leave --rows out")
-    pictures = any(not isinstance(source, str) for source in sources)
-    if not pictures and len(suite.prompts) > 1:
-        raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
-    for name, model in encoders.items() if pictures else [("", None)]:
-        for prompts in suite.prompts:
-            union = build_union(suite, sources, model, prompts)
-            facts = (name_of(sources), name or union.bundle.encoder.name, prompts)
-            yield union.bundle, partial(stream_tasks_of, suite, union), facts
 
 
 def _name(bundle: Bundle) -> str:
@@ -212,20 +169,21 @@ def _name(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _work_of(suite: Suite, task: Task, given: Sequence[tuple[str, str]], facts: Facts) -> _Work:
+def _work_of(suite: Suite, task: FitSpec, given: Sequence[tuple[str, str]], facts: Facts) -> _PlannedFit:
     data, encoder, prompts = facts
     shared = {"label": task.variant.title, "prompts": prompts.label, "data": data, "encoder": encoder}
     value = value_of(suite, task.variant)
-    return _Work(
+    return _PlannedFit(
         task, [key for key, _ in given], [Entry(key=key, test=test, value=value, **shared) for key, test in given]
     )
 
 
-def _runs(one: _Work, result: list[str] | None, error: str | None) -> list[Run]:
+def _runs(one: _PlannedFit, result: list[str] | None, error: str | None) -> list[Run]:
     """Records from what a worker gave; from one that died, records that say so."""
     if result is not None:
         runs = [Run.model_validate_json(text) for text in result]
-        if [run.key for run in runs] != one.keys:
+        same_code = all((run.versions, run.code) == (library_versions(), package_digest()) for run in runs)
+        if not same_code or [run.key for run in runs] != one.keys:
             raise InputError(
                 "a worker has other library versions, or other code, than this process: "
                 f"there {runs[0].versions}, code {runs[0].code[:12]}; install the same on every node"

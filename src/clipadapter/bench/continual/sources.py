@@ -9,23 +9,30 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.comparison import halves
-from clipadapter.bench.plan import Task, draws_of, make_head
-from clipadapter.bench.protocol import seeded
-from clipadapter.bench.sources import FEATURES, Source, drawn_features, features_source, seen_features, with_prompts
-from clipadapter.bench.stream_orders import Order, tasks_in_order
-from clipadapter.bench.stream_records import Lesson, Stream
-from clipadapter.bench.stream_sets import Piece, Union, unite
-from clipadapter.bench.streams import mode_of, planned_stream
-from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.bench.continual.joining import DataSetFeatures, JoinedDataSets, join_data_sets
+from clipadapter.bench.continual.learning import mode_of, planned_stream
+from clipadapter.bench.continual.orders import Order, tasks_in_order
+from clipadapter.bench.continual.records import Stream, Task
+from clipadapter.bench.methods import seeded
+from clipadapter.bench.plan import FitSpec, draws_of
+from clipadapter.bench.sources import (
+    FEATURES,
+    Source,
+    dataset_features,
+    drawn_features,
+    features_source,
+    halves,
+    with_prompts,
+)
+from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 
 
-def build_union(
+def build_joined(
     suite: Suite, sources: Sequence[Source | str], model: FewShotClassifier | None, prompts: Prompts
-) -> Union:
+) -> JoinedDataSets:
     """The features of a stream: of all test pictures, and of those training pictures that some draw takes.
 
     Of a data set that is not divided every second picture of a class is a test picture.
@@ -40,20 +47,20 @@ def build_union(
         InputError: if data sets have one name, or their features come from different encoders.
         DataError: if no picture can be read.
     """
-    pieces = []
+    data_sets = []
     for source in sources:
         if isinstance(source, str):
-            pieces.append(_from_features(suite, source))
+            data_sets.append(_from_features(suite, source))
         else:
             assert model is not None
-            pieces.append(_from_pictures(suite, source, model, prompts))
-    names = [piece.name for piece in pieces]
+            data_sets.append(_from_pictures(suite, source, model, prompts))
+    names = [data_set.name for data_set in data_sets]
     told = [source if isinstance(source, str) else source.spec for source in sources]
-    pieces = [
-        replace(piece, name=spec) if names.count(piece.name) > 1 else piece
-        for piece, spec in zip(pieces, told, strict=True)
+    data_sets = [
+        replace(data_set, name=spec) if names.count(data_set.name) > 1 else data_set
+        for data_set, spec in zip(data_sets, told, strict=True)
     ]
-    return unite(pieces, suite.stream.same_names)
+    return join_data_sets(data_sets, suite.stream.same_names)
 
 
 def name_of(sources: Sequence[Source | str]) -> str:
@@ -69,16 +76,16 @@ def _name(source: Source | str) -> str:
     return Path(source[len(FEATURES) :]).name if isinstance(source, str) else source.name
 
 
-def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> Piece:
+def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> DataSetFeatures:
     model = with_prompts(suite, model, prompts, source)
     train, test = (source.train, source.test) if source.test is not None else halves(source.train)
     names = train.class_names
     support, rows, draws = drawn_features(suite, model, train, names, None)
-    tested = seen_features(model, test, names)
-    return Piece(source.name, support, tested, model.encode_classes(names), rows, len(train.samples), draws)
+    tested = dataset_features(model, test, names)
+    return DataSetFeatures(source.name, support, tested, model.encode_classes(names), rows, len(train.samples), draws)
 
 
-def _from_features(suite: Suite, spec: str) -> Piece:
+def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
     bundle = features_source(spec, suite)
     if bundle is None:
         raise InputError(f"'{spec}' is no set of features; give {FEATURES}FOLDER")
@@ -90,7 +97,7 @@ def _from_features(suite: Suite, spec: str) -> Piece:
     rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
     places = {i: int(row) for i, row in enumerate(rows)}
     draws = {key: [places[i] for i in own] for key, own in draws_of(suite, support.y).items()}
-    return Piece(name, support, given, bundle.text, rows, int(rows.max()) + 1, draws)
+    return DataSetFeatures(name, support, given, bundle.text, rows, int(rows.max()) + 1, draws)
 
 
 def _every_second(features: FeatureSet) -> np.ndarray:
@@ -103,7 +110,7 @@ def _every_second(features: FeatureSet) -> np.ndarray:
     return np.array(found, bool)
 
 
-def stream_tasks_of(suite: Suite, union: Union, folder: str) -> Iterator[tuple[Task, list[tuple[str, str]]]]:
+def stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterator[tuple[FitSpec, list[tuple[str, str]]]]:
     """Every stream of a suite on some features, with the key of the record that it will give and the order's name.
 
     Args:
@@ -115,16 +122,26 @@ def stream_tasks_of(suite: Suite, union: Union, folder: str) -> Iterator[tuple[T
     for n in suite.shots:
         for order in suite.stream.orders:
             for seed in suite.seeds:
-                rows, lessons = lessons_of(suite, union, order, n, seed)
+                rows, planned_tasks = tasks_of_stream(suite, union, order, n, seed)
                 for variant, head in heads:
                     joint = mode_of(variant.title, head, variant.mode) == "joint"
-                    plan = Stream(task_known=suite.stream.task_known, joint=joint, lessons=lessons)
-                    task = Task(bundle=folder, variant=variant, shots=n, seed=seed, rows=rows, stream=plan)
+                    plan = Stream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
+                    spec = FitSpec(
+                        bundle=folder,
+                        protocol=suite.protocol,
+                        variant=variant,
+                        shots=n,
+                        seed=seed,
+                        rows=rows,
+                        stream=plan,
+                    )
                     run = planned_stream(union.bundle, variant.title, seeded(head, seed), n, seed, rows, plan)
-                    yield task, [(run.key, suite.stream.title(order))]
+                    yield spec, [(run.key, suite.stream.title(order))]
 
 
-def lessons_of(suite: Suite, union: Union, order: Order, shots: int, seed: int) -> tuple[list[int], list[Lesson]]:
+def tasks_of_stream(
+    suite: Suite, union: JoinedDataSets, order: Order, shots: int, seed: int
+) -> tuple[list[int], list[Task]]:
     """The tasks of one stream, and the drawn rows in their order.
 
     Raises:
@@ -132,7 +149,7 @@ def lessons_of(suite: Suite, union: Union, order: Order, shots: int, seed: int) 
         DataError: if a task has no shot or no test picture.
     """
     rows: list[int] = []
-    lessons = []
+    planned_tasks = []
     labels = {name: _labels(union.bundle, union.draws[name][shots, seed]) for name in union.classes}
     for name, part, classes in tasks_in_order(union.classes, suite.stream, order, seed):
         own = [row for row, label in labels[part] if label in set(classes)]
@@ -141,8 +158,8 @@ def lessons_of(suite: Suite, union: Union, order: Order, shots: int, seed: int) 
             what = "to learn from" if not own else "to test on"
             raise DataError(f"the task '{name}' has no picture {what}: {', '.join(classes[:5])}")
         rows += own
-        lessons.append(Lesson(name=name, part=part, classes=classes, shots=len(own)))
-    return rows, lessons
+        planned_tasks.append(Task(name=name, part=part, classes=classes, shots=len(own)))
+    return rows, planned_tasks
 
 
 def _labels(bundle: Bundle, rows: Sequence[int]) -> list[tuple[int, str]]:

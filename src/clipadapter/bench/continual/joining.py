@@ -18,7 +18,7 @@ from clipadapter.heads import TextFeatures
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class DataSetFeatures:
     """A data set of a stream.
 
     Args:
@@ -41,7 +41,7 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False)
-class Union:
+class JoinedDataSets:
     """The data sets of a stream as one.
 
     Args:
@@ -55,35 +55,37 @@ class Union:
     draws: Mapping[str, Rows]
 
 
-def unite(pieces: Sequence[Piece], same_names: Literal["share", "apart"]) -> Union:
+def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:
     """Make one of several data sets.
 
     Args:
-        pieces: the data sets; rows of the whole are counted through in this order.
-        same_names: see `stream_orders.Rules`.
+        data_sets: the data sets; rows of the whole are counted through in this order.
+        same_names: see `orders.Rules`.
 
     Raises:
         InputError: if two data sets have one name, or their features come from different encoders.
     """
-    names = [piece.name for piece in pieces]
+    names = [data_set.name for data_set in data_sets]
     if len(set(names)) < len(names):
         raise InputError(f"data sets of a stream need different names, but are called {', '.join(names)}")
-    _check_goes_together([piece.support for piece in pieces])
-    twice = Counter(label for piece in pieces for label in piece.text.labels)
-    pieces = [_renamed(piece, {label for label, n in twice.items() if n > 1}, same_names) for piece in pieces]
-    text = _text_of_all([piece.text for piece in pieces])
-    starts = np.cumsum([0, *(piece.n_rows for piece in pieces)])
+    _check_goes_together([data_set.support for data_set in data_sets])
+    twice = Counter(label for data_set in data_sets for label in data_set.text.labels)
+    data_sets = [
+        _renamed(data_set, {label for label, n in twice.items() if n > 1}, same_names) for data_set in data_sets
+    ]
+    text = _text_of_all([data_set.text for data_set in data_sets])
+    starts = np.cumsum([0, *(data_set.n_rows for data_set in data_sets)])
     bundle = Bundle(
-        joined([piece.support for piece in pieces], text.labels),
+        joined([data_set.support for data_set in data_sets], text.labels),
         text,
-        {piece.name: TestPart(joined([piece.test], text.labels)) for piece in pieces},
-        np.concatenate([piece.rows + start for piece, start in zip(pieces, starts, strict=False)]),
+        {data_set.name: TestPart(joined([data_set.test], text.labels)) for data_set in data_sets},
+        np.concatenate([data_set.rows + start for data_set, start in zip(data_sets, starts, strict=False)]),
     )
     draws = {
-        piece.name: {key: [int(start) + row for row in rows] for key, rows in piece.draws.items()}
-        for piece, start in zip(pieces, starts, strict=False)
+        data_set.name: {key: [int(start) + row for row in rows] for key, rows in data_set.draws.items()}
+        for data_set, start in zip(data_sets, starts, strict=False)
     }
-    return Union(bundle, {piece.name: piece.text.labels for piece in pieces}, draws)
+    return JoinedDataSets(bundle, {data_set.name: data_set.text.labels for data_set in data_sets}, draws)
 
 
 def joined(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
@@ -117,18 +119,19 @@ def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
             raise InputError(f"the data sets of a stream need views of one crop scale, but have {' and '.join(crops)}")
 
 
-def _renamed(piece: Piece, twice: set[str], same_names: str) -> Piece:
+def _renamed(data_set: DataSetFeatures, twice: set[str], same_names: str) -> DataSetFeatures:
     """The data set with its name behind those labels that others have too."""
-    if same_names == "share" or not twice & set(piece.text.labels):
-        return piece
-    new = {label: f"{label} ({piece.name})" if label in twice else label for label in piece.text.labels}
-    text = piece.text
+    if same_names == "share" or not twice & set(data_set.text.labels):
+        return data_set
+    new = {label: f"{label} ({data_set.name})" if label in twice else label for label in data_set.text.labels}
+    text = data_set.text
     labels = tuple(new[label] for label in text.labels)
     sets = [
-        replace(one, y=tuple(new[label] for label in one.y), class_names=labels) for one in (piece.support, piece.test)
+        replace(one, y=tuple(new[label] for label in one.y), class_names=labels)
+        for one in (data_set.support, data_set.test)
     ]
     renamed = TextFeatures(labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower)
-    return replace(piece, support=sets[0], test=sets[1], text=renamed)
+    return replace(data_set, support=sets[0], test=sets[1], text=renamed)
 
 
 def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clipadapter.bench.continual import continual_metrics
+from clipadapter.bench.continual.metrics import continual_metrics
 from clipadapter.errors import InputError
 
 # Rows: after task 0, 1, 2, 3. Columns: tasks 0, 1, 2, 3.

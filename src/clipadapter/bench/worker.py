@@ -8,12 +8,15 @@ from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.plan import Task, make_head
-from clipadapter.bench.protocol import perform, planned, seeded
+from clipadapter.bench.fitting import failed
+from clipadapter.bench.methods import seeded
+from clipadapter.bench.plan import FitSpec
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
-from clipadapter.bench.streams import perform_stream, planned_stream
+from clipadapter.bench.suite import make_head
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
+from clipadapter.heads import Head
 from clipadapter.towers import TextTower
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -48,32 +51,29 @@ def work(task: str) -> list[str]:
     """Fit and measure; plain JSON in and out, so that any launcher can carry it.
 
     Args:
-        task: a `Task` as JSON.
+        task: a `FitSpec` as JSON.
 
     Returns:
         A `Run` as JSON for each test part; what goes wrong is in the records.
     """
-    asked = Task.model_validate_json(task)
-    head = seeded(make_head(asked.variant), asked.seed)
-    bundle = _with_towers(asked.bundle) if head.needs_tower else _bundle(asked.bundle)
-    runs = planned_runs(bundle, asked)
+    spec = FitSpec.model_validate_json(task)
+    protocol, head = create_protocol(spec.protocol), _head(spec)
+    bundle = _with_towers(spec.bundle) if head.needs_tower else _bundle(spec.bundle)
+    runs = protocol.plan_runs(spec, bundle, head)
     try:
-        done = perform(bundle, head, runs) if asked.stream is None else [perform_stream(bundle, head, runs[0])]
+        done = protocol.perform(spec, bundle, head, runs)
     except Exception as error:  # what no head is to blame for, such as no row left to test on, is a record too
-        done = failed(runs, error)
+        done = [failed(run, error) for run in runs]
     return [run.model_dump_json() for run in done]
 
 
-def planned_runs(bundle: Bundle, task: Task) -> list[Run]:
-    """The records that a task will give, before it is done."""
-    head = seeded(make_head(task.variant), task.seed)
-    facts = (bundle, task.variant.title, head, task.shots, task.seed, task.rows)
-    return planned(*facts) if task.stream is None else [planned_stream(*facts, task.stream)]
+def planned_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
+    """The records that a fit will give, before it is made."""
+    return create_protocol(spec.protocol).plan_runs(spec, bundle, _head(spec))
 
 
-def failed(runs: list[Run], error: BaseException) -> list[Run]:
-    """The same records with the reason why there is no figure."""
-    return [run.model_copy(update={"error": f"{type(error).__name__}: {error}"}) for run in runs]
+def _head(spec: FitSpec) -> Head:
+    return seeded(make_head(spec.variant), spec.seed)
 
 
 def set_threads(number: int) -> None:

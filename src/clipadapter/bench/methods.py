@@ -1,0 +1,107 @@
+"""The heads that studies compare: their names, their versions, and the baselines beside them."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+
+from sklearn.base import clone
+
+from clipadapter.heads import Head, create_head, head_info, list_heads
+
+BASELINES = ("zero-shot", "linear-probe")
+"""Heads that every comparison includes."""
+
+
+def default_heads() -> dict[str, Head]:
+    """A new one of every registered head, the baselines first, without those with ``@register_head(compare=False)``."""
+    names = [name for name in list_heads() if head_info(name).facts.get("compare", True)]
+    first = [name for name in BASELINES if name in names]
+    return {name: create_head(name) for name in [*first, *(name for name in names if name not in first)]}
+
+
+def registered_name(head: Head) -> str:
+    """The name that the head is registered by; its class's name if it is not registered."""
+    return next((name for name in list_heads() if head_info(name).cls is type(head)), type(head).__name__)
+
+
+def seeded(head: Head, seed: int) -> Head:
+    """An unfitted clone of a head; its parameter ``seed`` is set to the seed of the draw, if it has one."""
+    copy = clone(head)
+    if "seed" in copy.get_params(deep=False):
+        copy.set_params(seed=seed)
+    return copy
+
+
+@cache
+def method_version(cls: type[Head]) -> str:
+    """The version of a method, part of the key of its records.
+
+    It is what the author states by ``@register_head(NAME, version=2)``; 1 if nothing is stated. The author raises it
+    when a fit with the same parameters gives other logits. An explicit number survives renames, comments and moved
+    code, which a hash of the source does not; ``tests/bench/test_method_versions.py`` fails if a head of this package
+    gives other logits and has the same number.
+
+    No such test covers a head of another package, so its version also has a hash of its own module. The hash ignores
+    comments, docstrings and annotations.
+    """
+    stated = next((head_info(name).facts.get("version", 1) for name in list_heads() if head_info(name).cls is cls), 1)
+    if cls.__module__.startswith("clipadapter."):
+        return str(stated)
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return f"{stated}+{code_digest(Path(file).read_text(encoding='utf-8'))}" if file else str(stated)
+
+
+def code_digest(source: str) -> str:
+    r"""Hash of what Python code does: of its syntax tree without comments, docstrings and annotations.
+
+    >>> code_digest("x: int = 1  # one") == code_digest("'''A module.'''\nx = 1")
+    True
+    >>> code_digest("x = 1") == code_digest("x = 2")
+    False
+    """
+    tree = _WithoutText().visit(ast.parse(source))
+    return blake2b(ast.dump(tree).encode(), digest_size=8).hexdigest()
+
+
+class _WithoutText(ast.NodeTransformer):
+    """Removes docstrings and annotations from a syntax tree; the tree has no comments."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            # A string that stands alone computes nothing, wherever it is.
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if node.value is None:
+            return None
+        assign = ast.Assign(targets=[self.visit(node.target)], value=self.visit(node.value))
+        return ast.copy_location(assign, node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+@cache
+def package_digest() -> str:
+    """Hash of the source of this package. Records state it; their keys do not depend on it."""
+    root = Path(__file__).parents[1]
+    total = blake2b(digest_size=16)
+    for path in sorted(root.rglob("*.py")):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()

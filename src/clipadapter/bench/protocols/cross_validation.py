@@ -1,0 +1,249 @@
+"""Cross-validation: k stratified folds of the pictures of one data set that has no test part.
+
+Every picture is answered once, by a head that was fitted to shots of the other folds. The figures are of all these
+answers together, as scikit-learn's ``cross_val_predict`` gives them, so that each picture counts the same however the
+folds are cut. One draw of shots gives one record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.model_selection import StratifiedKFold
+
+from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head, views_for_head
+from clipadapter.bench.fitting import failed, numbers_kept, run_all, shared_facts
+from clipadapter.bench.plan import FitSpec, Rows
+from clipadapter.bench.protocols import register_protocol
+from clipadapter.bench.protocols.base import Protocol
+from clipadapter.bench.run import DataPart, Run, Seconds, this_machine
+from clipadapter.bench.score import Score, pool, score
+from clipadapter.bench.sources import Source, training_features, with_prompts
+from clipadapter.bench.suite import ALL, Prompts, Suite
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import draw_shots
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads import Head, TextFeatures
+
+DEFAULT_FOLDS = 5
+KIND = "folds"
+
+
+@register_protocol("cross-validation")
+class CrossValidation(Protocol):
+    """Stratified folds of one data set: each picture is answered by a head fitted to shots of the other folds."""
+
+    test_kinds = {KIND: "folds: cross-validation; each picture is answered by a head fitted to shots of other folds"}
+    report_columns = "shots"
+    accepts_features = True
+    accepts_all_shots = True
+    options = {"folds": DEFAULT_FOLDS}
+
+    def check_suite(self, suite: Suite) -> None:
+        """As `Protocol.check_suite`."""
+        super().check_suite(suite)
+        if suite.options.get("folds", DEFAULT_FOLDS) < 2:
+            raise ValueError("folds must be 2 or more")
+
+    def fits_per_draw(self, suite: Suite) -> int:
+        """As `Protocol.fits_per_draw`: a fit for each fold."""
+        return suite.options.get("folds", DEFAULT_FOLDS)
+
+    def from_features(self, bundle: Bundle) -> Bundle:
+        """As `Protocol.from_features`: a test part that stands apart is left out."""
+        return Bundle(bundle.support, bundle.text)
+
+    def build(
+        self,
+        suite: Suite,
+        sources: Sequence[Source],
+        model: FewShotClassifier,
+        prompts: Prompts,
+        rows: Rows | None = None,
+    ) -> tuple[Bundle, Rows | None]:
+        """As `Protocol.build`; of a data set with a test part, the training part is cut into folds."""
+        if rows is not None:
+            raise InputError("rows in place of a draw do not go with cross-validation, which draws for each fold")
+        (source,) = sources
+        names = source.train.class_names
+        model = with_prompts(suite, model, prompts, source)
+        every = range(len(source.train.samples))
+        return Bundle(training_features(suite, model, source.train, names, [every]), model.encode_classes(names)), None
+
+    def draws(self, suite: Suite, bundle: Bundle) -> Rows:
+        """As `Protocol.draws`; the shots of all folds one after the other."""
+        folds, labels = suite.options.get("folds", DEFAULT_FOLDS), bundle.support.y
+        return {(n, seed): _rows(labels, folds, n, seed) for n in suite.shots for seed in suite.seeds}
+
+    def test_names(self, suite: Suite, bundle: Bundle) -> Sequence[str]:
+        """As `Protocol.test_names`."""
+        return [f"{count_folds(bundle.support.y, suite.options.get('folds', DEFAULT_FOLDS))} folds"]
+
+    def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
+        """As `Protocol.plan_runs`."""
+        folds = spec.options.get("folds", DEFAULT_FOLDS)
+        return planned_folds(bundle, spec.variant.title, head, spec.shots, spec.seed, spec.rows, folds)
+
+    def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+        """As `Protocol.perform`."""
+        return perform_folds(bundle, head, runs, spec.options.get("folds", DEFAULT_FOLDS))
+
+
+def cross_validate(
+    heads: Mapping[str, Head],
+    support: FeatureSet,
+    text: TextFeatures,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    folds: int = DEFAULT_FOLDS,
+    records: str | Path | None = None,
+    progress: bool = False,
+) -> list[Run]:
+    """Fit and measure heads by stratified cross-validation, for pictures without a test part.
+
+    For each seed the pictures are cut into folds. For each fold, shots are drawn from the other folds, each head is
+    fitted to them, and answers for the fold.
+
+    Args:
+        heads: by the name that tables show; they stay unfitted.
+        support: all pictures.
+        text: class text of all classes.
+        shots: shots per class; a class with fewer pictures in the other folds gives all of them.
+        seeds: of the folds and the draws.
+        folds: number of folds; at most as many as the smallest class has pictures.
+        records: JSONL file; as for `few_shot`.
+        progress: show a bar on stderr.
+
+    Returns:
+        A record for each number of shots, seed and head, in this order, with figures over all pictures.
+
+    Raises:
+        InputError: if there is nothing to run, a class has a single picture, or labels or widths do not go together.
+        DataError: if the file of records is damaged.
+
+    >>> from clipadapter.heads.zero_shot import ZeroShot
+    >>> text = TextFeatures(["cat", "dog"], [[1, 0], [0, 1]])
+    >>> features = FeatureSet([[1, 0], [2, 1], [0, 1], [1, 2]], ("cat", "cat", "dog", "dog"), ("cat", "dog"))
+    >>> run, = cross_validate({"zero-shot": ZeroShot()}, features, text, shots=[1], seeds=[1])
+    >>> run.data.test, run.n_test, run.metrics.accuracy
+    ('2 folds', 4, 1.0)
+    """
+    return run_all(
+        Bundle(support, text),
+        heads,
+        shots,
+        seeds,
+        lambda bundle, head, runs: perform_folds(bundle, head, runs, folds),
+        plan=lambda own, name, head, n, seed, rows: planned_folds(own, name, head, n, seed, rows, folds),
+        draw=lambda labels, n, seed: _rows(labels, folds, n, seed),
+        records=records,
+        progress=progress,
+    )
+
+
+def count_folds(labels: Sequence[str], folds: int) -> int:
+    """The number of folds: as asked for, but no more than the smallest class has pictures.
+
+    Raises:
+        InputError: if a class has a single picture, or fewer than two folds are asked for.
+
+    >>> count_folds(["cat"] * 3 + ["dog"] * 9, 5)
+    3
+    """
+    if folds < 2:
+        raise InputError(f"folds must be 2 or more, but are {folds}")
+    counts = Counter(labels)
+    single = sorted(name for name, n in counts.items() if n < 2)
+    if single or not counts:
+        raise InputError(
+            f"cross-validation needs two pictures of each class, but has one of: {', '.join(single[:5])}. "
+            "Give a test folder, or more pictures"
+        )
+    return min(folds, *counts.values())
+
+
+def folds_of(labels: Sequence[str], folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """(rows of the other folds, rows of the fold) of each stratified fold."""
+    cut = StratifiedKFold(count_folds(labels, folds), shuffle=True, random_state=seed)
+    return [(others.tolist(), fold.tolist()) for others, fold in cut.split(np.zeros(len(labels)), list(labels))]
+
+
+def fold_scores(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = ALL) -> tuple[Score, float, int]:
+    """Cross-validate one head.
+
+    Args:
+        head: unfitted.
+        bundle: all pictures and their class text.
+        folds: number of folds.
+        seed: of the folds and the draws.
+        shots: shots per class.
+
+    Returns:
+        The score over all pictures, seconds of all fits, and how many numbers the largest fitted head keeps.
+    """
+    scores, seconds, size = [], 0.0, 0
+    for others, fold in folds_of(bundle.support.y, folds, seed):
+        train = bundle.support.take(_drawn(bundle.support.y, others, shots, seed))
+        own = views_for_head(head, columns_for_head(head, train, bundle.text))
+        test = columns_for_head(head, TestPart(bundle.support.take(fold)).features, bundle.text)
+        start = time.perf_counter()
+        unlabelled = test.plain if head.transductive else None
+        fitted = clone(head).fit(own.X, own.y, text=bundle.text, unlabelled=unlabelled)
+        seconds += time.perf_counter() - start
+        size = max(size, numbers_kept(fitted))
+        scores.append(score(fitted, test))
+    return pool(scores), seconds, size
+
+
+def planned_folds(
+    bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int], folds: int
+) -> list[Run]:
+    """The record of one cross-validation before it is made; see `fitting.planned`."""
+    name = str(bundle.support.provenance.get("data", "unnamed"))
+    test = f"{count_folds(bundle.support.y, folds)} folds"
+    digest = bundle.digest_of(range(len(bundle.support)), ())
+    return [
+        Run(
+            **shared_facts(bundle, label, head, shots, seed, rows),
+            data=DataPart(support=name, test=test, protocol=KIND, digest=digest),
+            text=bundle.text_digest(test),
+            n_classes=len(bundle.text.labels),
+            n_test=len(bundle.support),
+        )
+    ]
+
+
+def perform_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> list[Run]:
+    """Cross-validate a head: the planned record with its figures. A head that fails gives a record that says why."""
+    done = []
+    for run in runs:
+        try:
+            pooled, seconds, size = fold_scores(head, bundle, folds, run.seed, run.shots)
+        except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
+            done.append(failed(run, error))
+            continue
+        figures = {
+            "seconds": Seconds(fit=seconds, predict=pooled.seconds),
+            "metrics": pooled.metrics,
+            "size": size,
+            "machine": this_machine(),
+        }
+        done.append(run.model_copy(update=figures))
+    return done
+
+
+def _drawn(labels: Sequence[str], rows: Sequence[int], shots: int, seed: int) -> list[int]:
+    """Shots drawn from some rows."""
+    return [rows[i] for i in draw_shots([labels[row] for row in rows], shots, seed)]
+
+
+def _rows(labels: Sequence[str], folds: int, shots: int, seed: int) -> list[int]:
+    """The shots of all folds one after the other; a picture is a shot of several folds."""
+    return [row for others, _ in folds_of(labels, folds, seed) for row in _drawn(labels, others, shots, seed)]

@@ -1,0 +1,72 @@
+"""Continual learning: the data sets, or parts of their classes, are tasks that come one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.continual.learning import check_learner, perform_stream, planned_stream
+from clipadapter.bench.continual.sources import build_joined, name_of, stream_fits
+from clipadapter.bench.plan import FitSpec, Rows
+from clipadapter.bench.protocols import register_protocol
+from clipadapter.bench.protocols.base import BundleOfFits, Protocol
+from clipadapter.bench.run import Run
+from clipadapter.bench.sources import Source
+from clipadapter.bench.suite import Suite
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.errors import InputError
+from clipadapter.features import PER_EPOCH
+from clipadapter.heads import Head
+
+
+@register_protocol("stream")
+class StreamOfTasks(Protocol):
+    """The data sets, or parts of their classes, are tasks that come one after the other."""
+
+    accepts_all_shots = True
+
+    def check_suite(self, suite: Suite) -> None:
+        """As `Protocol.check_suite`."""
+        super().check_suite(suite)
+        if suite.views == PER_EPOCH:
+            raise ValueError('views = "per-epoch" is for shots that come at once: give a stream a number of views')
+
+    def accepts_head(self, cls: type[Head]) -> bool:
+        """As `Protocol.accepts_head`."""
+        return not cls.transductive
+
+    def check_head(self, name: str, cls: type[Head]) -> None:
+        """As `Protocol.check_head`."""
+        check_learner(name, cls)
+
+    def bundles(
+        self,
+        suite: Suite,
+        sources: Sequence[Source | str],
+        encoders: Mapping[str, FewShotClassifier],
+        rows: Rows | None,
+    ) -> Iterator[BundleOfFits]:
+        """As `Protocol.bundles`; all data sets make one stream."""
+        if rows is not None:
+            raise InputError(
+                "rows in place of a draw are of one data set, but a stream draws from each: leave --rows out"
+            )
+        pictures = any(not isinstance(source, str) for source in sources)
+        if not pictures and len(suite.prompts) > 1:
+            raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
+        for name, model in encoders.items() if pictures else [("", None)]:
+            for prompts in suite.prompts:
+                union = build_joined(suite, sources, model, prompts)
+                named = (name_of(sources), name or union.bundle.encoder.name, prompts)
+                yield union.bundle, partial(stream_fits, suite, union), named
+
+    def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
+        """As `Protocol.plan_runs`; a stream is one record."""
+        assert spec.stream is not None
+        title = spec.variant.title
+        return [planned_stream(bundle, title, head, spec.shots, spec.seed, spec.rows, spec.stream)]
+
+    def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+        """As `Protocol.perform`."""
+        return [perform_stream(bundle, head, runs[0])]

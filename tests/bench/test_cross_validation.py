@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.model_selection import StratifiedKFold
+
+from clipadapter.bench import (
+    FEATURES,
+    Bundle,
+    cross_validate,
+    cross_validate_model,
+    load_study,
+    read_runs,
+    run_suite,
+    save_bundle,
+    write_report,
+)
+from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.protocols.cross_validation import folds_of
+from clipadapter.bench.suite import ALL, parse_suite
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import draw_shots
+from clipadapter.errors import DataError, InputError
+from clipadapter.features import FeatureSet
+from clipadapter.heads.prototype import Prototype
+from clipadapter.testing import toy_features
+
+SUITE = (
+    'title = "t"\nprotocol = "cross-validation"\nheads = ["zero-shot", "prototype"]\nshots = [1, "all"]\nseeds = [1, 2]'
+)
+
+
+@pytest.fixture
+def pictures():
+    """Features of three classes that overlap, and their class text."""
+    X, y, text = toy_features((6, 8, 7), noise=1.5)
+    given = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
+    return FeatureSet(X, tuple(map(str, y)), tuple(text.labels), given), text
+
+
+def predictions(features, text, shots, folds, seed):
+    """The label of each picture by a head that was fitted to the other folds, in plain loops."""
+    labels = np.array(features.y)
+    answers = labels.copy()
+    for others, fold in StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels):
+        rows = [others[i] for i in draw_shots(labels[others].tolist(), shots, seed)]
+        assert not set(rows) & set(fold)
+        answers[fold] = Prototype().fit(features.X[rows], labels[rows], text=text).predict(features.X[fold])
+    return answers
+
+
+@pytest.mark.parametrize("shots", [2, ALL])
+def test_each_picture_is_answered_by_a_head_fitted_to_the_other_folds(pictures, shots):
+    features, text = pictures
+    (run,) = cross_validate({"p": Prototype()}, features, text, [shots], [3], folds=4)
+    right = predictions(features, text, shots, 4, 3) == np.array(features.y)
+    assert run.metrics.accuracy == pytest.approx(right.mean())
+    assert (run.n_test, run.data.test, run.data.protocol) == (21, "4 folds", "folds")
+
+
+def test_every_picture_is_in_one_fold(pictures):
+    features, _ = pictures
+    folds = folds_of(features.y, 5, seed=1)
+    assert sorted(row for _, fold in folds for row in fold) == list(range(21))
+    assert all(set(others) | set(fold) == set(range(21)) for others, fold in folds)
+
+
+def test_there_are_no_more_folds_than_pictures_of_the_smallest_class(pictures):
+    features, text = pictures
+    (run,) = cross_validate({"p": Prototype()}, features, text, [1], [1], folds=50)
+    assert run.data.test == "6 folds"
+
+
+def test_a_class_with_one_picture_cannot_be_cross_validated(pictures):
+    features, text = pictures
+    rows = [*range(6), 6, *range(14, 21)]
+    with pytest.raises(InputError, match="needs two pictures of each class, but has one of"):
+        cross_validate({"p": Prototype()}, features.take(rows), text, [1], [1])
+
+
+def test_a_recorded_cross_validation_is_not_made_again(pictures, tmp_path):
+    features, text = pictures
+    for folds in (3, 3, 4):
+        cross_validate({"p": Prototype()}, features, text, [1], [1], folds=folds, records=tmp_path / "runs.jsonl")
+    assert [run.data.test for run in read_runs(tmp_path / "runs.jsonl")] == ["3 folds", "4 folds"]
+
+
+def test_a_head_that_fails_is_recorded_with_the_reason(pictures):
+    from clipadapter.heads.clip_adapter import ClipAdapter
+
+    features, text = pictures
+    (run,) = cross_validate({"bad": ClipAdapter(branch="none")}, features, text, [1], [1])
+    assert run.metrics is None and "branch must be one of" in run.error
+
+
+def test_a_suite_is_cross_validated(pictures, tmp_path):
+    features, text = pictures
+    source = FEATURES + str(save_bundle(Bundle(features, text), tmp_path / "toys"))
+    suite = parse_suite("cv", SUITE + "\noptions = { folds = 3 }")
+    launcher = create_launcher("local", workers=1)
+    assert run_suite(suite, [source], {}, tmp_path / "out", launcher).made == 8
+    assert run_suite(suite, [source], {}, tmp_path / "out", launcher).there == 8
+    study = load_study(tmp_path / "out", "cv")
+    run = next(run for run in study.runs if (run.method, run.shots, run.seed) == ("prototype", ALL, 2))
+    right = predictions(features, text, ALL, 3, 2) == np.array(features.y)
+    assert run.metrics.accuracy == pytest.approx(right.mean())
+    page = write_report(study, tmp_path / "out")[0].read_text()
+    assert "folds: cross-validation; each picture is answered by a head fitted to shots of other folds" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("{ folds = 1 }", "folds must be 2 or more"), ("{ fold = 3 }", "are folds, not fold")],
+)
+def test_options_of_a_suite_are_checked(options, message):
+    with pytest.raises(DataError, match=message):
+        parse_suite("cv", f"{SUITE}\noptions = {options}")
+
+
+def test_a_protocol_that_does_not_exist_is_named():
+    with pytest.raises(DataError, match="Did you mean 'cross-validation'"):
+        parse_suite("cv", SUITE.replace("cross-validation", "cross-validaton"))
+
+
+def test_a_model_is_cross_validated_on_its_own_shots(colour_folder, tmp_path):
+    folder = colour_folder("shots", 4)
+    paths = sorted(folder.rglob("*.png"))
+    model = FewShotClassifier("toy", "prototype", cache=None).fit(paths, [path.parent.name for path in paths])
+    result = cross_validate_model(model, folds=2)
+    assert (result.folds, result.n_pictures, list(result.baselines)) == (2, 12, ["zero-shot", "linear-probe"])
+    expected = predictions(model.support_, model.text_, ALL, 2, 1) == np.array(model.support_.y)
+    assert result.model.evaluation.accuracy == pytest.approx(expected.mean())
+    files = result.write(tmp_path / "out")
+    assert json.loads(files[0].read_text())["folds"] == 2
