@@ -6,8 +6,8 @@ import torch
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, head_info
-from clipadapter.heads._class_gaussians import ClassGaussians
 from clipadapter.heads.afa import Afa
+from clipadapter.heads.gaussian import ClassGaussians
 from clipadapter.heads.zero_shot import ZeroShot
 
 D, PER_TASK, TASKS, SCALE = 48, 4, 3, 20.0

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures
-from clipadapter.heads._channels import choose_channels, class_similarity
 from clipadapter.heads.ape import Ape, search_grid
+from clipadapter.heads.channel_selection import choose_channels, class_similarity
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features

@@ -5,10 +5,10 @@ from scipy.optimize import minimize
 
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures, _training
-from clipadapter.heads._experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
 from clipadapter.heads._folds import held_out_folds
-from clipadapter.heads._mixture import MISTAKES, mixing_weights, noise, trust
-from clipadapter.heads.auto import Auto, _answers, _thinned, _unseen_noise
+from clipadapter.heads.auto.experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
+from clipadapter.heads.auto.head import Auto, _answers, _thinned, _unseen_noise
+from clipadapter.heads.auto.stacking import MISTAKES, mixing_weights, noise, trust
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 

@@ -4,9 +4,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from clipadapter.errors import InputError
-from clipadapter.heads import _regression, linear_probe
-from clipadapter.heads._regression import ABSENT, affordable
+from clipadapter.heads import linear_probe, softmax_regression
 from clipadapter.heads.linear_probe import COARSE, LinearProbe, search_c
+from clipadapter.heads.softmax_regression import ABSENT, affordable
 from clipadapter.testing import toy_features
 
 from .golden_figures import golden
@@ -52,7 +52,7 @@ def test_a_penalised_intercept_is_the_weight_of_a_column_of_ones():
     X, y = clusters(5, 4, 12)
     rows = np.hstack([X - X.mean(axis=0), np.ones((len(X), 1))])
     expected = LogisticRegression(C=3.0, fit_intercept=False, max_iter=50_000, tol=1e-9).fit(rows, y)
-    model = _regression.Regression(torch.from_numpy(X), torch.from_numpy(y), unit_intercept=True)
+    model = softmax_regression.Regression(torch.from_numpy(X), torch.from_numpy(y), unit_intercept=True)
     model.solve(3.0, 1e-8, 1000)
     weight, bias = (part.numpy() for part in model.answer(5))
     np.testing.assert_allclose(weight, expected.coef_[:, :-1], atol=1e-4)
@@ -64,8 +64,8 @@ def test_few_rows_and_many_take_the_same_path(unit_intercept, monkeypatch):
     X, y = (torch.from_numpy(part) for part in clusters(5, 6, 40))
     found = []
     for few, gram in ((0, None), (100, None), (100, X @ X.T)):
-        monkeypatch.setattr(_regression, "FEW", few)
-        model = _regression.Regression(
+        monkeypatch.setattr(softmax_regression, "FEW", few)
+        model = softmax_regression.Regression(
             X, y, y[:, None] * 0.1 + torch.eye(5)[y], unit_intercept=unit_intercept, gram=gram
         )
         assert model.rows.shape[0] == (30 if few == 0 else 32)
@@ -109,7 +109,7 @@ def test_rows_to_choose_on_keep_a_pass_below_the_bound(classes, shots, d):
     kept = affordable(labels, d, seed=0)
     counts = torch.bincount(labels[kept])
     counts = counts[counts > 0]
-    assert len(kept) * len(counts) * d <= _regression.AFFORDABLE
+    assert len(kept) * len(counts) * d <= softmax_regression.AFFORDABLE
     assert len(counts) >= 10
     assert counts.min() >= min(shots, 3)
 
@@ -117,7 +117,7 @@ def test_rows_to_choose_on_keep_a_pass_below_the_bound(classes, shots, d):
 def test_c_chosen_on_some_of_the_classes_is_that_of_all(monkeypatch):
     X, y = clusters(40, 6, 16, spread=3.0)
     everything = LinearProbe().fit(X, y)
-    monkeypatch.setattr(_regression, "AFFORDABLE", 100_000)
+    monkeypatch.setattr(softmax_regression, "AFFORDABLE", 100_000)
     assert len(affordable(torch.tensor(y), 16, seed=0)) < len(y)
     assert LinearProbe().fit(X, y).C_ == everything.C_
 

@@ -8,9 +8,9 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, held_out, list_heads, select
-from clipadapter.heads._auto_several import mixing_weights_several, ridge_several
 from clipadapter.heads._one_vs_rest import OneVsRest
 from clipadapter.heads._several import fitted_bias, several_folds
+from clipadapter.heads.auto.multilabel import mixing_weights_several, ridge_several
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import GRID, LinearProbe
 from clipadapter.heads.tip_adapter import TipAdapter

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
-from clipadapter.heads import _shot_cache as shot_cache
+from clipadapter.heads import cache as shot_cache
 from clipadapter.heads.tip_adapter import SEARCH_SCALE, TipAdapter, search_grid
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features

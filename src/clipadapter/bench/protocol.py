@@ -288,5 +288,5 @@ def _code(cls: type[Head], *more: str) -> str:
     ]
     own = getattr(sys.modules.get(cls.__module__), "__file__", None)
     tuners = [*(here.parent / "tuners").glob("*.py"), here / "tuned.py"] if ".tuners." in cls.__module__ else ()
-    files += sorted({*(here.parent / "heads").glob("*.py"), *tuners, *([Path(own)] if own else [])})
+    files += sorted({*(here.parent / "heads").rglob("*.py"), *tuners, *([Path(own)] if own else [])})
     return digest(*(file.read_bytes() for file in files))

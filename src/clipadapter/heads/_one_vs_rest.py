@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.heads._regression import AFFORDABLE, Regression
+from clipadapter.heads.softmax_regression import AFFORDABLE, Regression
 
 
 class OneVsRest(Regression):

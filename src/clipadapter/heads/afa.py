@@ -8,7 +8,7 @@ the paper's.
 - forward: A, one linear map for all tasks, takes class text to where pictures of the class lie. It is a ridge
   regression on the means of the classes that have shots, drawn to a multiple of the identity, which answers as
   zero-shot does. A class without a shot is looked for there, in a wider Gaussian, and its frozen logit is added.
-- routing: the classes of all tasks compete by their densities (`_class_gaussians`), those without shots too. So no
+- routing: the classes of all tasks compete by their densities (`ClassGaussians`), those without shots too. So no
   task need be named, and a picture far from all that was learned is left to what was not.
 - backward: of earlier tasks there are sums over shots, which no later task changes. Each task trains a residual
   adapter B of the logits of its classes; it is not touched again until shots of these classes come. In training each
@@ -39,13 +39,13 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
-from clipadapter.heads._class_gaussians import ClassGaussians, linear
 from clipadapter.heads._lbfgs import descend
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Streaming
 from clipadapter.heads._training import few_threads
 from clipadapter.heads._warm import carried
+from clipadapter.heads.cache import check_not_negative
+from clipadapter.heads.gaussian import ClassGaussians, linear
 
 MOST_TEXT = 2.0
 """v at most."""

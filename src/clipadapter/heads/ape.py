@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, SupportSet
-from clipadapter.heads._channels import choose_channels
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, grid_values
+from clipadapter.heads.cache import cache_keys, cache_logits, check_not_negative, grid_values
+from clipadapter.heads.channel_selection import choose_channels
 
 SMALL = 1e-6
 """Added to both sides of the divergence's quotient, as published."""

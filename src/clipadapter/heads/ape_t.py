@@ -15,10 +15,10 @@ from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, SupportSet
-from clipadapter.heads._channels import choose_channels
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, class_sums
 from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.cache import cache_keys, cache_logits, check_not_negative, class_sums
+from clipadapter.heads.channel_selection import choose_channels
 
 EPS = 1e-3
 """Of AdamW, as published."""

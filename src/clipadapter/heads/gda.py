@@ -43,11 +43,11 @@ from clipadapter.heads._gda_moments import Moments, add_up, mean_covariance, mom
 from clipadapter.heads._gda_new_classes import SMALLEST, made_up
 from clipadapter.heads._kept_rows import without
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Exact
 from clipadapter.heads._text import TextFeatures
 from clipadapter.heads._triangle import packed, unpacked
 from clipadapter.heads._warm import carried
+from clipadapter.heads.cache import check_not_negative
 
 ABSENT = -1e4
 """Logit of a class without shot and text: finite, so that it can be saved, and never the best."""

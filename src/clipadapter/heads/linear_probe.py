@@ -27,9 +27,9 @@ from clipadapter.heads._continued import earlier
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._regression import ABSENT, Regression, affordable
 from clipadapter.heads._several import binary_losses, most_are_several, several_folds
 from clipadapter.heads._training import few_threads
+from clipadapter.heads.softmax_regression import ABSENT, Regression, affordable
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 ONE_SHOT = 10.0

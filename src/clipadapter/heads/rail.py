@@ -40,10 +40,10 @@ from clipadapter.heads._inputs import Array
 from clipadapter.heads._kept_rows import without
 from clipadapter.heads._random_features import random_map
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Exact
 from clipadapter.heads._triangle import packed, unpacked
 from clipadapter.heads._warm import carried
+from clipadapter.heads.cache import check_not_negative
 
 RIDGE = {"primal": 0.1, "dual": 0.001}
 LOWEST = 0.1

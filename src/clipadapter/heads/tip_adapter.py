@@ -20,7 +20,7 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._several import fitted_bias, votes_for_several, with_bias
-from clipadapter.heads._shot_cache import (
+from clipadapter.heads.cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
     cache_keys,

@@ -17,7 +17,8 @@ from torch import Tensor
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._shot_cache import (
+from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
     cache_keys,
@@ -25,7 +26,6 @@ from clipadapter.heads._shot_cache import (
     check_not_negative,
     class_sums,
 )
-from clipadapter.heads._training import Recipe, minimise
 
 EPS = 1e-4
 """Of AdamW, as published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""

@@ -19,8 +19,8 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._neighbours import edges, nearest, recall
 from clipadapter.heads._registry import register_head
+from clipadapter.heads.neighbour_graph import edges, nearest, recall
 
 SMALLEST = 1e-4
 """Least variance of a coordinate, as a share of that of unit rows: one that never changes must not decide alone."""

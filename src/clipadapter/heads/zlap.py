@@ -21,8 +21,8 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._neighbours import edges, nearest, recall
 from clipadapter.heads._registry import register_head
+from clipadapter.heads.neighbour_graph import edges, nearest, recall
 
 COLUMNS = 64
 """Classes that are solved for at a time."""

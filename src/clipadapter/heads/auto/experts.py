@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._regression import Regression
+from clipadapter.heads.softmax_regression import Regression
 
 RIDGE = 0.1
 KERNEL_RIDGE = 0.03

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._auto_several import fit_several
 from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._judged import Told
-from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._regression import affordable
 from clipadapter.heads._training import few_threads, side_by_side
+from clipadapter.heads.auto.experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
+from clipadapter.heads.auto.multilabel import fit_several
+from clipadapter.heads.auto.stacking import NOISE, centre, mixing_weights, noise, trust
+from clipadapter.heads.softmax_regression import affordable
 
 TEXT, PROBE, OTHERS = 0.5, 1.0, 0.7
 """What is expected before a shot is held out: the weight of the text beside what the probe begins with, as a share of
