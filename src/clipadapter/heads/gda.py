@@ -38,9 +38,6 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
-from clipadapter.heads._gda_left_out import Downdates
-from clipadapter.heads._gda_moments import Moments, add_up, mean_covariance, moments_of
-from clipadapter.heads._gda_new_classes import SMALLEST, made_up
 from clipadapter.heads._kept_rows import without
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._streaming import Exact
@@ -48,6 +45,7 @@ from clipadapter.heads._text import TextFeatures
 from clipadapter.heads._triangle import packed, unpacked
 from clipadapter.heads._warm import carried
 from clipadapter.heads.cache import check_not_negative
+from clipadapter.heads.gaussian import SMALLEST, Downdates, Moments, add_up, made_up, mean_covariance, moments_of
 
 ABSENT = -1e4
 """Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
