@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._shots import SupportSet
 
@@ -86,29 +85,6 @@ def bias_of_others(head: object, n_classes: int) -> Tensor | None:
     """(c,) bias of classes that a head was not fitted to: the mean of those that it was; None if it has none."""
     bias: Tensor | None = getattr(head, "bias_", None)
     return None if bias is None else bias.mean().expand(n_classes).clone()
-
-
-def votes_for_several(queries: Tensor, keys: Tensor, targets: Tensor, beta: float, without_own: bool = False) -> Tensor:
-    """What a cache of shots says of each query: affinities ``exp(-beta * (1 - cos))`` summed over each class's shots.
-
-    Args:
-        queries: (m, d), any length.
-        keys: (n, d), unit rows.
-        targets: (n, c) ones and zeros: a shot votes for each class that it has.
-        beta: sharpness.
-        without_own: query i is the picture of key i, and is answered without that key.
-
-    Returns:
-        (m, c).
-
-    >>> votes_for_several(torch.eye(2), torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]]), beta=0.0)
-    tensor([[1., 2.],
-            [1., 2.]])
-    """
-    affinity = torch.exp(-beta * (1 - unit(queries) @ keys.T))  # (m, n)
-    if without_own:
-        affinity.fill_diagonal_(0)
-    return affinity @ targets
 
 
 def binary_losses(logits: Tensor, targets: Tensor) -> Tensor:

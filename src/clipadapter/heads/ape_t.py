@@ -17,7 +17,7 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
-from clipadapter.heads.cache import cache_keys, cache_logits, check_not_negative, class_sums
+from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines, check_not_negative
 from clipadapter.heads.channel_selection import choose_channels
 
 EPS = 1e-3
@@ -139,7 +139,7 @@ class ApeT(Head):
             z = unit(part)
             # (key + residual of its class) times z, without a second matrix of the keys' size.
             similarity = keys @ z.T + (residual @ z.T).index_select(0, labels)  # (n, b)
-            votes = class_sums(similarity, labels, len(text), self.beta_, share)
+            votes = cache_logits_of_cosines(similarity, labels, len(text), self.beta_, share)
             logits = shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, labels[batch])
 

@@ -1,4 +1,12 @@
-"""The cache of shots that Tip-Adapter and its relatives add to zero-shot CLIP (https://arxiv.org/abs/2207.09519)."""
+"""The key-value cache of Tip-Adapter, which APE and the trained variants share.
+
+Paper: Zhang et al., ECCV 2022, https://arxiv.org/abs/2207.09519. Keys are the features of the shots, values their
+labels. The cache logits of a query x of unit length, its term beside the zero-shot logits (eq. 5), are
+
+    A(x) L,    A(x) = exp(-beta (1 - x F'))
+
+with keys F and one-hot labels L. A is written once, in `affinity_`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +21,8 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._shots import SupportSet
 
-BLOCK = 2**24
-"""Affinities in memory at once."""
+MAX_AFFINITIES = 2**24
+"""Affinities held in memory at a time: 64 MB in float32."""
 
 INITIAL_ALPHA: Mapping[str, float] = MappingProxyType(
     {
@@ -38,7 +46,7 @@ INITIAL_BETA = 1.0
 
 
 def cache_keys(views: Tensor) -> Tensor:
-    """The key of each shot: the mean of its raw views, at unit length.
+    """The key of each shot: the mean of its raw views, scaled to unit length.
 
     Args:
         views: (n, v, d) raw features.
@@ -52,33 +60,13 @@ def cache_keys(views: Tensor) -> Tensor:
     return unit(views.mean(dim=1))
 
 
-def class_sums(similarity: Tensor, labels: Tensor, n_classes: int, beta: float, share: Tensor | None = None) -> Tensor:
-    """Affinities ``exp(-beta * (1 - similarity))``, summed over the shots of each class.
+def affinity_(cosines: Tensor, beta: float) -> Tensor:
+    """Affinities ``exp(-beta * (1 - cos))``; overwrites the cosines, since these matrices are large.
 
-    Args:
-        similarity: (n, m) of shots and queries.
-        labels: (n,) class positions.
-        n_classes: c.
-        beta: sharpness.
-        share: (n,) weight of each shot; None for 1.
-
-    Returns:
-        (m, c).
-
-    >>> class_sums(torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([0, 0, 1]), 2, beta=50.0)
-    tensor([[2.0000e+00, 1.9287e-22]])
+    >>> affinity_(torch.tensor([1.0, 0.0]), beta=50.0)
+    tensor([1.0000e+00, 1.9287e-22])
     """
-    affinity = torch.exp(-beta * (1 - similarity))
-    return _by_class(affinity if share is None else affinity * share[:, None], labels, n_classes)
-
-
-def _by_class(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """(n, m) to (m, c): the product with the one-hot labels, without that matrix, which is nearly all zeros."""
-    sums = affinity.new_zeros(n_classes, affinity.shape[1])
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        # As ONNX, torch writes the other in a way that keeps but one of the rows of a class.
-        return sums.scatter_add(0, labels[:, None].expand_as(affinity), affinity).T
-    return sums.index_add(0, labels, affinity).T
+    return cosines.sub_(1).mul_(beta).exp_()
 
 
 def cache_logits(
@@ -87,10 +75,10 @@ def cache_logits(
     labels: Tensor,
     n_classes: int,
     beta: float,
-    share: Tensor | None = None,
-    without_own: bool = False,
+    shot_weights: Tensor | None = None,
+    leave_one_out: bool = False,
 ) -> Tensor:
-    """What the cache says of each query: `class_sums` of the products of keys and queries, in blocks of queries.
+    """Cache logits of queries, a block of queries at a time.
 
     Args:
         queries: (m, d), unit rows.
@@ -98,45 +86,111 @@ def cache_logits(
         labels: (n,) class positions.
         n_classes: c.
         beta: sharpness.
-        share: (n,) weight of each shot; None for 1.
-        without_own: query i is the picture of key i, and is answered without that key.
+        shot_weights: (n,) factors of the affinities; None for 1.
+        leave_one_out: query i is the image of key i, and key i is left out for it.
 
     Returns:
         (m, c).
+
+    >>> cache_logits(torch.eye(2), torch.eye(2), torch.tensor([0, 0]), n_classes=2, beta=0.0)
+    tensor([[2., 0.],
+            [2., 0.]])
     """
-    block = max(1, BLOCK // len(keys))
-    if len(queries) <= block:  # in one go, which a graph can follow
-        return _by_class(_affinity(queries, keys, beta, share, 0 if without_own else None), labels, n_classes)
-    out = queries.new_empty(len(queries), n_classes)
+    block = max(1, MAX_AFFINITIES // len(keys))
+    if len(queries) <= block:  # without a loop, so that the function can be traced
+        affinities = _weighted_affinities(queries, keys, beta, shot_weights, 0 if leave_one_out else None)
+        return _sum_by_class(affinities, labels, n_classes)
+    logits = queries.new_empty(len(queries), n_classes)
     for start in range(0, len(queries), block):
-        affinity = _affinity(queries[start : start + block], keys, beta, share, start if without_own else None)
-        out[start : start + block] = _by_class(affinity, labels, n_classes)
-    return out
+        part = queries[start : start + block]
+        affinities = _weighted_affinities(part, keys, beta, shot_weights, start if leave_one_out else None)
+        logits[start : start + block] = _sum_by_class(affinities, labels, n_classes)
+    return logits
 
 
-def _affinity(queries: Tensor, keys: Tensor, beta: float, share: Tensor | None, own: int | None) -> Tensor:
-    """(n, b) of queries (b, d), of which the i-th is answered without the key ``own + i``."""
-    affinity = (keys @ queries.T).sub_(1).mul_(beta).exp_()  # in place: it is large
-    if share is not None:
-        affinity *= share[:, None]
-    if own is not None:
-        places = torch.arange(len(queries))
-        affinity[own + places, places] = 0
-    return affinity
-
-
-def votes_of_others(shots: SupportSet, beta: float) -> Tensor:
-    """What the cache says of each shot's plain picture without the shot itself: (n, c).
+def cache_logits_of_cosines(
+    cosines: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
+) -> Tensor:
+    """Cache logits from products of keys and queries, for training: gradients flow to cosines and weights.
 
     Args:
-        shots: all of them; few enough keep their cosines, so that the next beta costs less.
+        cosines: (n, m) of keys and queries; overwritten.
+        labels: (n,) class positions.
+        n_classes: c.
+        beta: sharpness.
+        shot_weights: (n,) factors of the affinities; None for 1.
+
+    Returns:
+        (m, c).
+
+    >>> cache_logits_of_cosines(torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([0, 0, 1]), 2, beta=50.0)
+    tensor([[2.0000e+00, 1.9287e-22]])
+    """
+    affinities = affinity_(cosines, beta)
+    if shot_weights is not None:
+        affinities = affinities * shot_weights[:, None]  # not in place: exp's gradient needs its result
+    return _sum_by_class(affinities, labels, n_classes)
+
+
+def leave_one_out_cache_logits(shots: SupportSet, beta: float) -> Tensor:
+    """Cache logits (n, c) of each shot's plain image, from the keys of all other shots.
+
+    Args:
+        shots: of a small support set the cosines are kept, so that a search over beta computes them once.
         beta: sharpness.
     """
-    if len(shots.labels) ** 2 > BLOCK:
+    if len(shots.labels) ** 2 > MAX_AFFINITIES:
         keys, queries = cache_keys(shots.views), unit(shots.X)
-        return cache_logits(queries, keys, shots.labels, shots.n_classes, beta, without_own=True)
-    affinity = (shots.likeness - 1).mul_(beta).exp_().fill_diagonal_(0)
-    return _by_class(affinity, shots.labels, shots.n_classes)
+        return cache_logits(queries, keys, shots.labels, shots.n_classes, beta, leave_one_out=True)
+    affinities = affinity_(shots.likeness.clone(), beta).fill_diagonal_(0)
+    return _sum_by_class(affinities, shots.labels, shots.n_classes)
+
+
+def multilabel_cache_logits(
+    queries: Tensor, keys: Tensor, targets: Tensor, beta: float, leave_one_out: bool = False
+) -> Tensor:
+    """Cache logits where a shot may have several labels: it counts for each of them.
+
+    Args:
+        queries: (m, d), any length.
+        keys: (n, d), unit rows.
+        targets: (n, c) ones and zeros.
+        beta: sharpness.
+        leave_one_out: query i is the image of key i, and key i is left out for it.
+
+    Returns:
+        (m, c).
+
+    >>> multilabel_cache_logits(torch.eye(2), torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]]), beta=0.0)
+    tensor([[1., 2.],
+            [1., 2.]])
+    """
+    affinities = affinity_(unit(queries) @ keys.T, beta)  # (m, n)
+    if leave_one_out:
+        affinities.fill_diagonal_(0)
+    return affinities @ targets
+
+
+def _weighted_affinities(
+    queries: Tensor, keys: Tensor, beta: float, shot_weights: Tensor | None, own: int | None
+) -> Tensor:
+    """(n, b) affinities of queries (b, d); unless ``own`` is None, key ``own + i`` is left out for query i."""
+    affinities = affinity_(keys @ queries.T, beta)
+    if shot_weights is not None:
+        affinities *= shot_weights[:, None]
+    if own is not None:
+        columns = torch.arange(len(queries))
+        affinities[own + columns, columns] = 0
+    return affinities
+
+
+def _sum_by_class(affinities: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """(n, m) to (m, c): the product with the one-hot labels, without that matrix of mostly zeros."""
+    sums = affinities.new_zeros(n_classes, affinities.shape[1])
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # The ONNX graph that torch writes for index_add keeps only one of the rows of a class.
+        return sums.scatter_add(0, labels[:, None].expand_as(affinities), affinities).T
+    return sums.index_add(0, labels, affinities).T
 
 
 def check_not_negative(**parameters: float) -> None:
@@ -147,7 +201,7 @@ def check_not_negative(**parameters: float) -> None:
 
 
 def grid_values(start: float, stop: float, steps: int) -> tuple[float, ...]:
-    """Values of a search as published: equal steps from ``start``, without ``stop`` itself.
+    """Values of a published grid search: equal steps from ``start``, without ``stop`` itself.
 
     >>> grid_values(0.0, 1.0, 4)
     (0.0, 0.25, 0.5, 0.75)

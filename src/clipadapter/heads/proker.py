@@ -26,6 +26,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._registry import register_head
+from clipadapter.heads.cache import affinity_
 
 SHOTS = (1, 2, 4, 8, 16)
 BETA = (3.0, 2.6, 1.5, 1.66, 1.7)
@@ -178,7 +179,7 @@ class Proker(Head):
 
 def _kernel(a: Tensor, b: Tensor, beta: float) -> Tensor:
     """(p, d) and (q, d) unit rows to (p, q)."""
-    return (a @ b.T).sub_(1).mul_(beta).exp_()
+    return affinity_(a @ b.T, beta)
 
 
 def _ridge(rows: Tensor, beta: float, lam: float) -> Tensor:
