@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.heads.softmax_regression import AFFORDABLE, Regression
+from clipadapter.heads.softmax_regression import MAX_PASS_COST, SoftmaxRegression
 
 
-class OneVsRest(Regression):
+class OneVsRest(SoftmaxRegression):
     """One logistic regression a class with an L2 penalty on the weights; on the intercept only if asked.
 
     The optimum is that of scikit-learn's LogisticRegression for each class by itself. A class that no row has, or that
@@ -44,15 +44,15 @@ class OneVsRest(Regression):
         """Go to the optimum from where it stands; returns the iterations."""
         return super().solve(C, tol, max_iter) if len(self.learned) else 0
 
-    def answer(self, n_classes: int) -> tuple[Tensor, Tensor]:
+    def coefficients(self, n_classes: int) -> tuple[Tensor, Tensor]:
         """Weight (c, d) and bias (c,) for rows that are not centred."""
-        weight, bias = super().answer(n_classes)
+        weight, bias = super().coefficients(n_classes)
         known = torch.zeros(n_classes, dtype=torch.bool).index_fill(0, self.learned, True)
         return weight, torch.where(known, bias, (self.share / (1 - self.share)).log().to(bias.dtype))
 
     def _penalty(self, C: float) -> Tensor:
         penalty = self.point.new_full((self.rows.shape[1],), 1 / (C * len(self.centred)))
-        penalty[self.last] *= self.constant**2 if self.unit_intercept else 0
+        penalty[self.intercept_column] *= self.constant**2 if self.unit_intercept else 0
         return penalty
 
     def _value(self, point: Tensor, penalty: Tensor) -> tuple[float, Tensor]:
@@ -64,7 +64,7 @@ class OneVsRest(Regression):
         gradient = torch.empty_like(point)
         torch.mul(point[0], penalty, out=gradient[0])
         value = float(loss) + float(gradient[0].flatten().dot(point[-1].flatten())) / 2
-        if self.few:
+        if self.is_dual:
             gradient[0, :, :n].add_(residual, alpha=1 / n)
             gradient[0, :, n].add_(residual.sum(dim=1), alpha=self.constant / n)
             torch.mm(gradient[0], self.rows, out=gradient[1])
@@ -82,7 +82,7 @@ class OneVsRest(Regression):
 def some_classes(targets: Tensor, d: int, seed: int) -> Tensor:
     """Targets (n, c') of all classes, or of as many, drawn by seed, as keep one pass over the shots affordable."""
     n, c = targets.shape
-    if n * c * d <= AFFORDABLE:
+    if n * c * d <= MAX_PASS_COST:
         return targets
     drawn = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
-    return targets[:, drawn[: max(8, AFFORDABLE // (n * d))].sort().values]
+    return targets[:, drawn[: max(8, MAX_PASS_COST // (n * d))].sort().values]

@@ -36,7 +36,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._kept_rows import without
 from clipadapter.heads._registry import register_head
@@ -54,8 +54,6 @@ from clipadapter.heads.gaussian import (
     gaussians_from_text,
 )
 
-ABSENT = -1e4
-"""Logit of a class without shots and text: finite, so that it can be saved, and never the largest."""
 SHRINKAGES = ("pooled", "published", "base-to-new")
 
 
@@ -279,7 +277,7 @@ class Gda(Exact):
             is_only_shot = shots.counts[shots.labels] == 1
             # Without its only shot a class is gone: the log prior is that of one class fewer.
             logits[is_only_shot] += self.alpha * math.log(shots.n_classes / (shots.n_classes - 1))
-            logits[torch.nonzero(is_only_shot).flatten(), shots.labels[is_only_shot]] = ABSENT
+            logits[torch.nonzero(is_only_shot).flatten(), shots.labels[is_only_shot]] = ABSENT_LOGIT
         else:
             logits += shots.scale * unit(shots.X.double()) @ shots.text.double().T
         return logits.to(shots.X.dtype)

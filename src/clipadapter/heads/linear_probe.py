@@ -21,7 +21,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
@@ -29,7 +29,7 @@ from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._several import binary_losses, most_are_several, several_folds
 from clipadapter.heads._training import few_threads
-from clipadapter.heads.softmax_regression import ABSENT, Regression, affordable
+from clipadapter.heads.softmax_regression import SoftmaxRegression, subsample
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 ONE_SHOT = 10.0
@@ -149,9 +149,9 @@ class LinearProbe(Head):
             return
         # A second thread saves little in a pass of 20 ms, and waiting for it beside other programs costs much.
         with few_threads(X.numel() * shots.n_classes // 8):
-            regression = Regression(X, labels)
+            regression = SoftmaxRegression(X, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        self.weight_, self.bias_ = regression.answer(shots.n_classes)
+        self.weight_, self.bias_ = regression.coefficients(shots.n_classes)
 
     def _fit_several(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
@@ -161,7 +161,7 @@ class LinearProbe(Head):
         with few_threads(X.numel() * targets.shape[1] // 8):
             regression = OneVsRest(X, targets)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        self.weight_, self.bias_ = regression.answer(targets.shape[1])
+        self.weight_, self.bias_ = regression.coefficients(targets.shape[1])
 
     def _choose_several(self, X: Tensor, targets: Tensor) -> float:
         if not most_are_several(targets):
@@ -174,7 +174,7 @@ class LinearProbe(Head):
             losses.append(0.0)
             for regression, (_, held) in zip(regressions, splits, strict=True):
                 regression.solve(C, ROUGH, self.max_iter)  # starts where the C before ended
-                weight, bias = regression.answer(targets.shape[1])
+                weight, bias = regression.coefficients(targets.shape[1])
                 losses[-1] += float(binary_losses(X[held] @ weight.T + bias, targets[held]).sum())
             if losses[-1] > min(losses):
                 break
@@ -191,7 +191,7 @@ class LinearProbe(Head):
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
         seen = torch.from_numpy(model.classes_)
         self.weight_ = X.new_zeros(n_classes, X.shape[1]).index_copy(0, seen, weight.to(X.dtype))
-        self.bias_ = X.new_full((n_classes,), ABSENT).index_copy(0, seen, bias.to(X.dtype))
+        self.bias_ = X.new_full((n_classes,), ABSENT_LOGIT).index_copy(0, seen, bias.to(X.dtype))
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return X.new_zeros(len(X), len(self.weight_))
@@ -203,18 +203,18 @@ class LinearProbe(Head):
         return unit(X) if self.input_norm else X
 
     def _choose(self, X: Tensor, labels: Tensor) -> float:
-        kept = affordable(labels, X.shape[1], self.seed)
+        kept = subsample(labels, X.shape[1], self.seed)
         X, labels = X[kept], labels[kept].unique(return_inverse=True)[1]
         splits = held_out_folds(labels, self.folds, self.seed)
         if not most_can_be_held_out(labels):
             return ONE_SHOT
-        regressions = [Regression(X[train], labels[train]) for train, _ in splits]
+        regressions = [SoftmaxRegression(X[train], labels[train]) for train, _ in splits]
         losses: list[float] = []
         for C in GRID:
             losses.append(0.0)
             for regression, (_, held) in zip(regressions, splits, strict=True):
                 regression.solve(C, ROUGH, self.max_iter)  # starts where the C before ended
-                weight, bias = regression.answer(int(labels.max()) + 1)
+                weight, bias = regression.coefficients(int(labels.max()) + 1)
                 logits = X[held] @ weight.T + bias
                 losses[-1] += float(torch.nn.functional.cross_entropy(logits, labels[held], reduction="sum"))
             if losses[-1] > min(losses):

@@ -14,14 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._streaming import Exact
 from clipadapter.heads._warm import carried
-
-ABSENT = -1e4
-"""Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
 
 
 @register_head(
@@ -70,9 +67,9 @@ class NearestMean(Exact):
         told = torch.zeros_like(learned) if text is None else text.any(dim=1)
         both = torch.nonzero(learned & told).flatten()
         if text is None or learned.all() or not len(both):
-            return torch.where(learned, found, ABSENT)
+            return torch.where(learned, found, ABSENT_LOGIT)
         zero_shot = self.scale_ * x @ text.to(X.dtype).T
         # Up to a number of each row these are log p of classes without a shot, and of the others log sum p + log share.
         level = found[:, learned].logsumexp(dim=1) - zero_shot[:, both].logsumexp(dim=1)
-        unseen = torch.where(told, zero_shot + level[:, None], ABSENT)
+        unseen = torch.where(told, zero_shot + level[:, None], ABSENT_LOGIT)
         return torch.where(learned, found, unseen)

@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._streaming import Exact
 from clipadapter.heads._warm import carried
-
-ABSENT = -1e4
-"""Logit of a class without a shot where text has no say: finite, so that it can be saved, and never the best."""
 
 
 @register_head(
@@ -65,7 +62,7 @@ class Prototype(Exact):
         others = (1 - mix) * prototypes.to(dtype)
         self.text_ = mix * text.to(dtype) if mix > 0 and text is not None else None
         self.weight_, self.scale_ = others if self.text_ is None else self.text_ + others, scale
-        self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT).to(dtype)
+        self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT_LOGIT).to(dtype)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         text = getattr(self, "text_", None)
@@ -96,8 +93,8 @@ class Prototype(Exact):
         if shots.text is not None:
             found = found + shots.scale * mix * x @ shots.text.T
         if mix == 0:
-            found[:, ~present] += ABSENT
-            found[at, labels] += torch.where(left > 0, 0.0, ABSENT)
+            found[:, ~present] += ABSENT_LOGIT
+            found[at, labels] += torch.where(left > 0, 0.0, ABSENT_LOGIT)
         return found
 
     def _mix(self, text: Tensor | None) -> float:

@@ -1,4 +1,4 @@
-"""Softmax regression on few rows of many columns, by L-BFGS."""
+"""Softmax regression by L-BFGS, made for few rows of many columns."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ import math
 import torch
 from torch import Tensor
 
+from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads._lbfgs import descend
 
-ABSENT = -1e4
-"""Logit of a class without a shot: finite, so that it can be saved, and never the best."""
-AFFORDABLE = 300_000_000
-"""Multiplications of one pass over the shots, above which C is chosen on some of the classes and shots."""
-FEW = 1.5
-"""Rows a column, up to which one product with the Gram matrix is less work than two with the rows."""
-NOTHING = 1e-10
-"""Loss, or size of its gradient, below which there is nothing to learn: the offset is right and sure already."""
+MAX_PASS_COST = 300_000_000
+"""Multiplications of one pass over the shots above which hyperparameters are chosen on a subsample, see `subsample`."""
+MAX_DUAL_RATIO = 1.5
+"""Rows per column up to which the dual form, of one product with the Gram matrix in each pass, is faster."""
+MIN_LOSS = 1e-10
+"""Loss, or 1-norm of its gradient, below which the start is the optimum: the offset fits all labels already."""
 
 
-class Regression:
-    """Softmax regression with an L2 penalty on the weights; on the intercept only if asked, as in scikit-learn.
+class SoftmaxRegression:
+    """Softmax regression with an L2 penalty on the weights, and on the intercept if asked; as in scikit-learn.
 
-    The rows are centred, and the constant column of the intercept is made as long as they are in a typical direction:
-    both change nothing but the path, of which L-BFGS then needs a half to a third.
+    Two changes of variables leave the optimum as it is and make L-BFGS need a half to a third of the iterations. The
+    rows are centred, and the constant column of the intercept is as long as the rows are in a typical direction.
 
-    The weights are sums of rows. Where rows are few, what is looked for are the coefficients of these sums: a pass is
-    then one product with the Gram matrix of the rows, not one with the rows for the logits and another for the
-    gradient. Lengths and angles are still those of the weights, so that the path is the same.
+    At the optimum the weights are linear combinations of the rows. If there are few rows, the coefficients of these
+    combinations are the variables (the dual form): a pass is one product with the Gram matrix of the rows, instead of
+    one with the rows for the logits and another one for the gradient. Inner products are still those of the weights, so
+    that both forms take the same path.
+
+    `point` holds the variables: (1, c, columns) in the primal form. In the dual form it is (2, c, columns), with the
+    coefficients and their product with the Gram matrix, so that inner products cost no further product.
 
     Args:
         X: (n, d).
         labels: (n,); classes without a row are left out.
-        offset: (n, c) logits to begin with, a column for each class that has a row; zero if not given.
+        offset: (n, c) fixed logits, one column for each class that has a row; None for zero.
         unit_intercept: penalise the intercept as the weight of a feature that is one in every row.
-        gram: (n, n) products of the rows, which should be centred or nearly so; made where it is of use if not given.
+        gram: (n, n) products of the rows, which should be centred or nearly so; None to compute it if needed.
     """
 
     def __init__(
@@ -48,56 +51,64 @@ class Regression:
     ) -> None:
         self.offset = None if offset is None else offset.T.contiguous()  # (c, n)
         self.unit_intercept = unit_intercept
-        self.seen, self.target = labels.unique(return_inverse=True)
+        self.classes, self.target = labels.unique(return_inverse=True)
         self.mean = X.mean(dim=0)
         self.centred = X - self.mean
         n, d = X.shape
-        self.few = n <= FEW * d
-        every = n // 512 + 1
-        products = self._gram(gram) if self.few else self.centred[::every] @ self.centred[::every].T
-        some = products[::every, ::every] if self.few else products
-        # Root of the mean eigenvalue of the covariance, each weighted by itself.
-        self.constant = float(some.norm() / (len(some) * some.trace()).sqrt().clamp_min(1e-30)) or 1.0
-        self.last = n if self.few else d  # the column of the intercept
-        # Columns of zeros make the width a multiple of 16: products are a fifth faster.
-        width = self.last + 1 + -(self.last + 1) % 16
-        self.rows = X.new_zeros(width if self.few else n, width)
-        if self.few:  # products of the rows with each other, and of the intercept with itself
+        self.is_dual = n <= MAX_DUAL_RATIO * d
+        stride = n // 512 + 1  # a sample of rows suffices for the length of the constant column
+        products = self._centre_gram(gram) if self.is_dual else self.centred[::stride] @ self.centred[::stride].T
+        sample = products[::stride, ::stride] if self.is_dual else products
+        # Root of the mean eigenvalue of the covariance, where each eigenvalue is weighted by itself.
+        self.constant = float(sample.norm() / (len(sample) * sample.trace()).sqrt().clamp_min(1e-30)) or 1.0
+        self.intercept_column = n if self.is_dual else d
+        # Columns of zeros make the width a multiple of 16, which makes products a fifth faster.
+        width = self.intercept_column + 1 + -(self.intercept_column + 1) % 16
+        self.rows = X.new_zeros(width if self.is_dual else n, width)
+        if self.is_dual:  # the Gram matrix of rows and intercept
             self.rows[:n, :n] = products
             self.rows[n, n] = 1
         else:
             self.rows[:, :d] = self.centred
             self.rows[:, d] = self.constant
-        self.point = X.new_zeros(2 if self.few else 1, len(self.seen), width)
-        self.start = self._value(self.point, self._penalty(1.0))  # whatever the penalty
-        self.first = _squared(self.start[1]) ** 0.5
+        self.point = X.new_zeros(2 if self.is_dual else 1, len(self.classes), width)
+        self.start = self._value(self.point, self._penalty(1.0))  # at zero, where the penalty is zero for any C
+        self.first_norm = _squared_norm(self.start[1]) ** 0.5
 
     def solve(self, C: float, tol: float, max_iter: int) -> int:
-        """Go to the optimum from where it stands; returns the iterations."""
+        """Minimise the loss, from the solution of the last call if there was one.
+
+        Args:
+            C: inverse strength of the penalty, as in scikit-learn.
+            tol: stop when the norm of the gradient is this share of its norm at zero weights.
+            max_iter: bound on iterations.
+
+        Returns:
+            Number of iterations.
+        """
         penalty = self._penalty(C)
         first = value, gradient = self._value(self.point, penalty) if self.point[0].any() else self.start
-        slope = _squared(gradient)
-        if not slope > 0 or min(float(gradient.abs().sum()), value) < NOTHING:  # alike rows teach nothing
+        slope = _squared_norm(gradient)
+        if not slope > 0 or min(float(gradient.abs().sum()), value) < MIN_LOSS:  # equal rows have no gradient
             return 1
-        # The Newton step along the gradient, or that which would take all of the loss if it fell as steeply as here.
+        # First step: the Newton step along the gradient, at most that to a loss of zero on the tangent.
         step = min(slope / max(self._curvature(gradient, penalty), 1e-30), value / slope)
-        enough = tol * self.first
         self.point, iterations = descend(
-            lambda point: self._value(point, penalty), self.point, first, step, enough, max_iter
+            lambda point: self._value(point, penalty), self.point, first, step, tol * self.first_norm, max_iter
         )
         return iterations
 
-    def answer(self, n_classes: int) -> tuple[Tensor, Tensor]:
-        """Weight (c, d) and bias (c,) for rows that are not centred."""
+    def coefficients(self, n_classes: int) -> tuple[Tensor, Tensor]:
+        """Weight (c, d) and bias (c,) for rows that are not centred; `ABSENT_LOGIT` for classes without a row."""
         weight = self.centred.new_zeros(n_classes, self.centred.shape[1])
-        bias = self.centred.new_full((n_classes,), ABSENT)
-        found = self.point[0, :, : self.last]
-        found = found @ self.centred if self.few else found
-        weight[self.seen] = found
-        bias[self.seen] = self.point[0, :, self.last] * self.constant - found @ self.mean
+        bias = self.centred.new_full((n_classes,), ABSENT_LOGIT)
+        variables = self.point[0, :, : self.intercept_column]
+        fitted = variables @ self.centred if self.is_dual else variables
+        weight[self.classes] = fitted
+        bias[self.classes] = self.point[0, :, self.intercept_column] * self.constant - fitted @ self.mean
         return weight, bias
 
-    def _gram(self, gram: Tensor | None) -> Tensor:
+    def _centre_gram(self, gram: Tensor | None) -> Tensor:
         """(n, n) products of the centred rows."""
         if gram is None:
             return self.centred @ self.centred.T
@@ -105,28 +116,28 @@ class Regression:
         return (gram - mean).sub_((mean - mean.mean())[:, None])
 
     def _penalty(self, C: float) -> Tensor:
-        """(w,) weight of each squared column beside the mean log-loss."""
-        # With two classes scikit-learn penalises the difference of their weights.
+        """(w,) factor of each squared column, relative to the mean log-loss."""
+        # With two classes scikit-learn has one weight vector, the difference of these two: hence the factor 2.
         penalty = self.point.new_full(
-            (self.rows.shape[1],), (2 if len(self.seen) == 2 else 1) / (C * len(self.centred))
+            (self.rows.shape[1],), (2 if len(self.classes) == 2 else 1) / (C * len(self.centred))
         )
-        penalty[self.last] *= self.constant**2 if self.unit_intercept else 0
+        penalty[self.intercept_column] *= self.constant**2 if self.unit_intercept else 0
         return penalty
 
     def _value(self, point: Tensor, penalty: Tensor) -> tuple[float, Tensor]:
-        """Mean log-loss with penalty, and its gradient, at (k, c, w)."""
-        n, true = len(self.centred), self.target[None]
+        """Mean log-loss with penalty, and its gradient, at variables (1 or 2, c, w)."""
+        n, true_class = len(self.centred), self.target[None]
         logits = self._logits(point)
         logits.sub_(logits.amax(dim=0))
-        right = logits.gather(0, true)
+        true_logit = logits.gather(0, true_class)
         total = logits.exp_().sum(dim=0, keepdim=True)
-        loss = (total.log() - right).mean(dtype=torch.float64)
+        loss = (total.log() - true_logit).mean(dtype=torch.float64)
         residual = logits.div_(total)
-        residual.scatter_add_(0, true, -torch.ones_like(total))
+        residual.scatter_add_(0, true_class, -torch.ones_like(total))
         gradient = torch.empty_like(point)
         torch.mul(point[0], penalty, out=gradient[0])
         value = float(loss + gradient[0].flatten().dot(point[-1].flatten()) / 2)
-        if self.few:
+        if self.is_dual:
             gradient[0, :, :n].add_(residual, alpha=1 / n)
             gradient[0, :, n].add_(residual.sum(dim=1), alpha=self.constant / n)
             torch.mm(gradient[0], self.rows, out=gradient[1])
@@ -135,44 +146,54 @@ class Regression:
         return value, gradient
 
     def _curvature(self, direction: Tensor, penalty: Tensor) -> float:
-        """Second derivative along a direction (k, c, w)."""
+        """Second derivative of the loss along a direction (1 or 2, c, w)."""
         probability = self._logits(self.point).softmax(dim=0)
         change = self._products(direction)
         mean = (probability * change).sum(dim=0)
-        spread = (probability * (change - mean).square_()).sum(dim=0).mean()
-        return float(spread + (direction[0] * direction[-1]).sum(dim=0) @ penalty)
+        # The Hessian of log-loss along a direction is the variance of the logits' change under the predictions.
+        variance = (probability * (change - mean).square_()).sum(dim=0).mean()
+        return float(variance + (direction[0] * direction[-1]).sum(dim=0) @ penalty)
 
     def _logits(self, point: Tensor) -> Tensor:
-        """(c, n), a new tensor."""
-        if not point[0].any():  # as at the start, which is asked for several times
+        """(c, n) as a new tensor, offset included."""
+        if not point[0].any():  # at the start, which is evaluated several times
             zero = point.new_zeros(point.shape[1], len(self.centred))
             return zero if self.offset is None else zero.add_(self.offset)
         logits = self._products(point)
         return logits if self.offset is None else logits.add_(self.offset)
 
     def _products(self, point: Tensor) -> Tensor:
-        """(c, n), a new tensor."""
-        if not self.few:
+        """(c, n) as a new tensor: products of the rows and these weights."""
+        if not self.is_dual:
             return point[0] @ self.rows.T
         n = len(self.centred)
         return torch.add(point[1, :, :n], point[1, :, n : n + 1], alpha=self.constant)
 
 
-def _squared(gradient: Tensor) -> float:
-    """Squared length of (k, c, w)."""
+def _squared_norm(gradient: Tensor) -> float:
+    """Squared norm of (1 or 2, c, w), in the space of the weights."""
     return max(float((gradient[0] * gradient[-1]).sum()), 0.0)
 
 
-def affordable(labels: Tensor, d: int, seed: int) -> Tensor:
-    """Rows to choose on: all, or as many classes, and shots of each, as keep one pass below the bound."""
+def subsample(labels: Tensor, d: int, seed: int) -> Tensor:
+    """Rows to choose hyperparameters on: all, or a random part of classes and shots whose pass costs `MAX_PASS_COST`.
+
+    Args:
+        labels: (n,) class positions.
+        d: feature width.
+        seed: of the draw.
+
+    Returns:
+        Row numbers, ascending.
+    """
     n, c = len(labels), len(labels.unique())
-    if n * c * d <= AFFORDABLE:
+    if n * c * d <= MAX_PASS_COST:
         return torch.arange(n)
     generator = torch.Generator().manual_seed(seed)
     # n falls with c, hence the root; below 32 classes shots are left out instead.
-    classes = max(min(32, c), int(c * math.sqrt(AFFORDABLE / (n * c * d))))
+    classes = max(min(32, c), int(c * math.sqrt(MAX_PASS_COST / (n * c * d))))
     drawn = labels.unique()[torch.randperm(c, generator=generator)[:classes]]
-    shots = max(3, AFFORDABLE // (d * classes**2))
+    shots = max(3, MAX_PASS_COST // (d * classes**2))
     kept = []
     for label in drawn:
         rows = torch.nonzero(labels == label).flatten()

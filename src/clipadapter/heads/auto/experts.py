@@ -1,8 +1,8 @@
-"""The simple classifiers that the automatic head mixes; each is one linear map, or one kernel sum, on centred features.
+"""The simple classifiers that `auto` stacks. Each is a linear map of centred features, or a kernel sum.
 
-All of them see the classes that have shots, and say zero on average over these, so that a class without shots is left
-to its text. None takes from unequal shots that some classes are rarer: how many pictures a person has of a class says
-little about how often it will be asked for.
+An expert is fitted to the classes that have shots. Its logits have mean zero over these, so that a class without shots
+keeps its zero-shot logit. No expert learns class frequencies from unequal numbers of shots: how many images a person
+has of a class says little about its frequency in use. So the rows are weighted, or the log counts are an offset.
 """
 
 from __future__ import annotations
@@ -14,51 +14,55 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads.softmax_regression import Regression
+from clipadapter.heads.softmax_regression import SoftmaxRegression
 
 RIDGE = 0.1
+"""Ridge of linear ridge regression."""
 KERNEL_RIDGE = 0.03
-MOST_SHOTS = 4000
-"""The kernel expert keeps every shot; with more shots it is left out."""
-TOL = 1e-3
-MAX_ITER = 100
+"""Ridge of kernel ridge regression."""
+MAX_KERNEL_SHOTS = 4000
+"""Kernel ridge regression keeps every shot; with more shots than this it is not used."""
+LBFGS_TOL = 1e-3
+"""Share of the first gradient's norm at which L-BFGS stops."""
+LBFGS_MAX_ITER = 100
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Shots as experts see them.
+class ExpertInputs:
+    """The shots as experts are fitted to them.
 
     Args:
         z: (n, d) features, centred, unit rows.
         labels: (n,) positions among the c classes that have shots.
         n_classes: c.
         zero_shot: (n, c) zero-shot logits of unit spread, or None without class text.
-        trust: what zero-shot's logits are multiplied by to be calibrated.
-        gram: (n, n) products of the rows of z, from which parts of the shots take theirs; None to leave that out.
+        inverse_temperature: factor that calibrates the zero-shot logits.
+        gram: (n, n) products of the rows of z, computed once for all folds and experts; None to compute it when needed.
     """
 
     z: Tensor
     labels: Tensor
     n_classes: int
     zero_shot: Tensor | None
-    trust: float
+    inverse_temperature: float
     gram: Tensor | None = None
 
-    def take(self, rows: Tensor) -> Seen:
+    def take(self, rows: Tensor) -> ExpertInputs:
         """Some of the shots; every class must keep one."""
         zero_shot = None if self.zero_shot is None else self.zero_shot[rows]
-        return Seen(self.z[rows], self.labels[rows], self.n_classes, zero_shot, self.trust, self.products(rows, rows))
+        gram = self.gram_block(rows, rows)
+        return ExpertInputs(self.z[rows], self.labels[rows], self.n_classes, zero_shot, self.inverse_temperature, gram)
 
-    def products(self, rows: Tensor, others: Tensor) -> Tensor | None:
-        """What the Gram matrix has of these rows and columns."""
-        return None if self.gram is None else self.gram.index_select(0, rows).index_select(1, others)
+    def gram_block(self, rows: Tensor, columns: Tensor) -> Tensor | None:
+        """These rows and columns of the Gram matrix, if it is there."""
+        return None if self.gram is None else self.gram.index_select(0, rows).index_select(1, columns)
 
-    def gram_matrix(self) -> Tensor:
-        """(n, n), a new tensor."""
+    def new_gram(self) -> Tensor:
+        """(n, n) Gram matrix as a new tensor, which the caller may overwrite."""
         return self.z @ self.z.T if self.gram is None else self.gram.clone()
 
     @property
-    def work(self) -> int:
+    def cost(self) -> int:
         """Multiplications of one pass over the shots."""
         return self.z.numel() * self.n_classes
 
@@ -68,8 +72,8 @@ class Seen:
         return torch.bincount(self.labels, minlength=self.n_classes).to(self.z.dtype)
 
     @property
-    def shares(self) -> Tensor:
-        """(n,) weights of the shots that give every class the same, of mean one."""
+    def row_weights(self) -> Tensor:
+        """(n,) weights of the shots, of mean one, with the same sum for every class."""
         return len(self.labels) / (self.n_classes * self.counts[self.labels])
 
     @property
@@ -80,108 +84,125 @@ class Seen:
 
 @dataclass(frozen=True)
 class Expert:
-    """A fitted expert: ``text * zero_shot + z W' + bias + k(z, shots) dual``.
+    """A fitted expert: ``text_weight * zero_shot + z W' + bias + k(z, support) dual``.
 
     Args:
         weight: W, (c, d).
         bias: (c,).
-        text: weight of the zero-shot logits in it.
+        text_weight: of the zero-shot logits.
         dual: (n, c) coefficients of the kernel sum, or None.
-        shots: (n, d) what the kernel compares with, or None.
+        support: (n, d) rows that the kernel compares with, or None.
     """
 
     weight: Tensor
     bias: Tensor
-    text: float = 0.0
+    text_weight: float = 0.0
     dual: Tensor | None = None
-    shots: Tensor | None = None
+    support: Tensor | None = None
 
     def logits(self, z: Tensor, zero_shot: Tensor | None, products: Tensor | None = None) -> Tensor:
-        """(m, c); products (m, n) of z and the shots are made if not given."""
-        found = z @ self.weight.T + self.bias
-        if self.dual is not None and self.shots is not None:
-            found = found + kernel(z @ self.shots.T if products is None else products) @ self.dual
-        return found if zero_shot is None or not self.text else found + self.text * zero_shot
+        """Logits (m, c).
+
+        Args:
+            z: (m, d).
+            zero_shot: (m, c) zero-shot logits of unit spread, or None.
+            products: (m, n) ``z @ support.T``, if it is computed already.
+        """
+        logits = z @ self.weight.T + self.bias
+        if self.dual is not None and self.support is not None:
+            logits = logits + gaussian_kernel(z @ self.support.T if products is None else products) @ self.dual
+        return logits if zero_shot is None or not self.text_weight else logits + self.text_weight * zero_shot
 
     def centred(self) -> Expert:
-        """The same, saying zero on average over the classes."""
+        """The same expert with logits of mean zero over the classes."""
         dual = None if self.dual is None else self.dual - self.dual.mean(dim=1, keepdim=True)
-        return Expert(self.weight - self.weight.mean(dim=0), self.bias - self.bias.mean(), self.text, dual, self.shots)
+        weight, bias = self.weight - self.weight.mean(dim=0), self.bias - self.bias.mean()
+        return Expert(weight, bias, self.text_weight, dual, self.support)
 
 
-def kernel(products: Tensor) -> Tensor:
+def gaussian_kernel(products: Tensor) -> Tensor:
     """(m, n) Gaussian kernel of unit rows, ``exp(cos - 1)``, from their products."""
     return (products - 1).exp_()
 
 
-def solve(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
-    """``(matrix + diag(ridge))^-1 right`` of a symmetric matrix with no negative eigenvalue, which is used up."""
+def solve_ridge(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
+    """``(matrix + diag(ridge))^-1 right`` of a positive semi-definite matrix, which is overwritten."""
     matrix.diagonal().add_(ridge)
     return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
 
 
-def ridge(seen: Seen) -> Expert:
-    """Ridge regression onto the one-hot labels, in the smaller of its two forms."""
-    z, target, shares = seen.z, seen.onehot - 1 / seen.n_classes, seen.shares
+def fit_ridge(inputs: ExpertInputs) -> Expert:
+    """Ridge regression on one-hot labels, in the smaller of its primal (d, d) and dual (n, n) forms."""
+    z, target, weights = inputs.z, inputs.onehot - 1 / inputs.n_classes, inputs.row_weights
     if len(z) < z.shape[1]:
-        weight = z.T @ solve(seen.gram_matrix(), target, RIDGE / shares)
+        # Dual form: a row of weight w has the ridge lambda / w.
+        coefficients = z.T @ solve_ridge(inputs.new_gram(), target, RIDGE / weights)
     else:
-        heavy = z.T * shares
-        weight = solve(heavy @ z, heavy @ target, RIDGE)
-    return Expert(weight.T, z.new_zeros(seen.n_classes))
+        weighted = z.T * weights
+        coefficients = solve_ridge(weighted @ z, weighted @ target, RIDGE)
+    return Expert(coefficients.T, z.new_zeros(inputs.n_classes))
 
 
-def prototype(seen: Seen) -> Expert:
+def fit_prototypes(inputs: ExpertInputs) -> Expert:
     """Cosine to the class means."""
-    return Expert(unit(seen.onehot.T @ seen.z), seen.z.new_zeros(seen.n_classes))
+    return Expert(unit(inputs.onehot.T @ inputs.z), inputs.z.new_zeros(inputs.n_classes))
 
 
-def gda(seen: Seen) -> Expert:
+def fit_gda(inputs: ExpertInputs) -> Expert:
     """Gaussian discriminant analysis with one covariance, shrunk by its trace (Wang et al., ICLR 2024)."""
-    z, (n, d) = seen.z, seen.z.shape
-    means = seen.onehot.T @ z / seen.counts[:, None]
-    rest = z - means[seen.labels]
-    shrinkage = float(rest.square().sum()) / max(n - 1, 1)
-    if shrinkage < 1e-6:  # one shot a class: no spread is to be seen
+    z, (n, d) = inputs.z, inputs.z.shape
+    means = inputs.onehot.T @ z / inputs.counts[:, None]
+    centred = z - means[inputs.labels]
+    shrinkage = float(centred.square().sum()) / max(n - 1, 1)
+    if shrinkage < 1e-6:  # one shot per class has no scatter about its mean: take the scatter about the grand mean
         shrinkage = float(z.square().sum()) / max(n - 1, 1) or 1.0
     if n < d:
-        # The products of what is left without the means, from those of the shots.
-        across, among = means @ z.T, (means @ means.T)[:, seen.labels]
-        inner = seen.gram_matrix().sub_(across[seen.labels]).sub_((across - among)[seen.labels].T)
-        weight = d * (means - solve(inner, (across - among).T, shrinkage).T @ rest) / shrinkage
+        # Woodbury's identity. The Gram matrix of the centred rows follows from that of z, without a product of width d.
+        mean_products, own_mean_products = means @ z.T, (means @ means.T)[:, inputs.labels]
+        mean_by_centred = mean_products - own_mean_products  # (c, n)
+        inner = inputs.new_gram().sub_(mean_products[inputs.labels]).sub_(mean_by_centred[inputs.labels].T)
+        weight = d * (means - solve_ridge(inner, mean_by_centred.T, shrinkage).T @ centred) / shrinkage
     else:
-        weight = d * solve(rest.T @ rest, means.T, shrinkage).T
+        weight = d * solve_ridge(centred.T @ centred, means.T, shrinkage).T
     return Expert(weight, -0.5 * (weight * means).sum(dim=1))
 
 
-def kernel_ridge(seen: Seen) -> Expert:
-    """Ridge regression with a Gaussian kernel, for classes that no plane separates."""
-    target = seen.onehot - 1 / seen.n_classes
-    dual = solve(kernel(seen.gram_matrix()), target, KERNEL_RIDGE / seen.shares)
-    nothing = seen.z.new_zeros(seen.n_classes, seen.z.shape[1])
-    return Expert(nothing, nothing[:, 0], dual=dual, shots=seen.z)
+def fit_kernel_ridge(inputs: ExpertInputs) -> Expert:
+    """Ridge regression with a Gaussian kernel, for classes that are not linearly separable."""
+    target = inputs.onehot - 1 / inputs.n_classes
+    dual = solve_ridge(gaussian_kernel(inputs.new_gram()), target, KERNEL_RIDGE / inputs.row_weights)
+    zeros = inputs.z.new_zeros(inputs.n_classes, inputs.z.shape[1])
+    return Expert(zeros, zeros[:, 0], dual=dual, support=inputs.z)
 
 
-def regression(seen: Seen, C: float, text: float = 0.0) -> Expert:
-    """Logistic regression of what the text leaves unexplained; without text, a linear probe.
+def fit_logistic_regression(inputs: ExpertInputs, C: float, text_weight: float = 0.0) -> Expert:
+    """Softmax regression that starts from zero-shot: it learns what the text leaves unexplained.
 
-    The logarithm of the counts is added while training, so that it need not be learned (balanced softmax, Ren et al.,
-    NeurIPS 2020).
+    The zero-shot logits are a fixed offset, and the weights are penalised towards zero. Without text, or with text
+    weight 0, it is a linear probe. The log counts of the classes are another offset while training, so that the weights
+    do not learn them (balanced softmax, Ren et al., NeurIPS 2020).
+
+    Args:
+        inputs: the shots.
+        C: inverse strength of the penalty, as in scikit-learn.
+        text_weight: factor of the zero-shot logits.
     """
-    offset = seen.counts.log().expand(len(seen.z), -1)
-    if seen.zero_shot is not None and text:
-        offset = offset + text * seen.zero_shot
-    model = Regression(seen.z, seen.labels, offset, unit_intercept=text > 0, gram=seen.gram)
-    model.solve(C, TOL, MAX_ITER)
-    return Expert(*model.answer(seen.n_classes), text)
+    offset = inputs.counts.log().expand(len(inputs.z), -1)
+    if inputs.zero_shot is not None and text_weight:
+        offset = offset + text_weight * inputs.zero_shot
+    # With text, the intercept is penalised too. One shot per class then shows which class text is too near to all
+    # images, which a map of centred features can't correct.
+    model = SoftmaxRegression(inputs.z, inputs.labels, offset, unit_intercept=text_weight > 0, gram=inputs.gram)
+    model.solve(C, LBFGS_TOL, LBFGS_MAX_ITER)
+    return Expert(*model.coefficients(inputs.n_classes), text_weight)
 
 
-EXPERTS: dict[str, Callable[[Seen], Expert]] = {
-    "ridge": ridge,
-    "prototype": prototype,
-    "gda": gda,
-    "kernel-ridge": kernel_ridge,
-    "probe": lambda seen: regression(seen, 200.0, seen.trust),
-    "free-probe": lambda seen: regression(seen, 1000.0),
+EXPERTS: dict[str, Callable[[ExpertInputs], Expert]] = {
+    "ridge": fit_ridge,
+    "prototype": fit_prototypes,
+    "gda": fit_gda,
+    "kernel-ridge": fit_kernel_ridge,
+    "probe": lambda inputs: fit_logistic_regression(inputs, 200.0, inputs.inverse_temperature),
+    "free-probe": lambda inputs: fit_logistic_regression(inputs, 1000.0),
 }
-"""By name, in the order of the mixing weights."""
+"""By name. "probe" starts from zero-shot, "free-probe" does not use the text."""

@@ -1,10 +1,14 @@
-"""The head that needs no choice: calibrated zero-shot beside what the shots say, mixed by what held-out shots show.
+"""The default head: zero-shot and simple classifiers, stacked by their logits for held-out shots.
 
-The method is ours. It stands on three observations. Zero-shot has seen none of the shots, so that their likelihood
-says honestly how far to trust it. What several simple classifiers say of held-out shots can be mixed by log-loss, as
-in stacked generalisation (Wolpert, 1992), and the mixture is hardly ever worse than the best of them. And where no
-shot can be held out, the scores that a classifier gives to wrong classes still say how loud its noise is: measured in
-that unit, one weight serves all encoders. See docs/architecture.md for how its few numbers came about.
+The method is ours. It rests on three observations:
+
+- Zero-shot was not fitted to the shots. So their likelihood calibrates it (`fit_inverse_temperature`).
+- The out-of-fold logits of several classifiers can be combined by log-loss, as in stacked generalisation (Wolpert,
+  1992). The combination is hardly ever worse than the best of them.
+- Where no shot can be held out, the logits that a classifier gives to wrong classes still show its noise. In units of
+  that noise, one weight suits all encoders.
+
+docs/architecture.md says how the constants were chosen.
 """
 
 from __future__ import annotations
@@ -14,32 +18,41 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._folds import held_out_folds, most_can_be_held_out
 from clipadapter.heads._judged import Told
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import few_threads, side_by_side
-from clipadapter.heads.auto.experts import EXPERTS, MOST_SHOTS, RIDGE, Seen, kernel
-from clipadapter.heads.auto.multilabel import fit_several
-from clipadapter.heads.auto.stacking import NOISE, centre, mixing_weights, noise, trust
-from clipadapter.heads.softmax_regression import affordable
+from clipadapter.heads.auto.experts import EXPERTS, MAX_KERNEL_SHOTS, RIDGE, ExpertInputs, gaussian_kernel
+from clipadapter.heads.auto.multilabel import fit_multilabel
+from clipadapter.heads.auto.stacking import (
+    DEFAULT_NOISE_STD,
+    centre_logits,
+    fit_inverse_temperature,
+    noise_std,
+    stacking_weights,
+)
+from clipadapter.heads.softmax_regression import subsample
 
-TEXT, PROBE, OTHERS = 0.5, 1.0, 0.7
-"""What is expected before a shot is held out: the weight of the text beside what the probe begins with, as a share of
-its trust; the weight of the probe; that of all other experts, in units of their noise."""
-SPREADS = (1.0, 1.0, 0.35)
-"""How far held-out shots may take these weights from there, in the same units and order; the last is of one expert."""
-NEGLIGIBLE = 0.01
-"""Experts of a smaller share of the largest weight are left out."""
-REPEATS, ENOUGH = 5, 300
-"""Shots are divided into folds up to five times, as long as this many are not held out in all."""
-LOUDER = 0.28
-"""By how much the logits of a fit to two shots a class are larger than those of fits to one; to four or more than to
-three quarters of them, not at all. As seen on development sets."""
-FEW = 64
-"""By how much a pass over the shots exceeds the typical product of a fold: 100 classes x 4 shots x 512-d are faster one
-after the other, 101 x 16 x 1280 side by side."""
+TEXT_WEIGHT = 0.5
+"""Prior mean of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
+PROBE_WEIGHT = 1.0
+"""Prior mean of the weight of the probe's logits as they are: they are calibrated like the text that it starts from."""
+EXPERT_WEIGHT = 0.7
+"""Prior mean of the sum of the weights of all other experts, in units of their noise."""
+TEXT_WEIGHT_STD, PROBE_WEIGHT_STD, EXPERT_WEIGHT_STD = 1.0, 1.0, 0.35
+"""Standard deviations of these priors: of the text, of the probe, of each other expert."""
+MIN_WEIGHT_RATIO = 0.01
+"""Experts with a smaller share of the largest weight are dropped."""
+MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
+"""The folds are drawn up to five times, until this many rows are held out in total."""
+TWO_SHOT_LOGIT_GROWTH = 0.28
+"""By how much logits grow from one to two shots per class, measured on development sets. From three quarters of four
+or more shots to all of them they do not grow."""
+PARALLEL_COST_RATIO = 64
+"""Cost of a pass over the shots divided by that of a typical product in a fold. Products of 100 classes x 4 shots x
+512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
 
 
 @register_head(
@@ -47,12 +60,12 @@ after the other, 101 x 16 x 1280 side by side."""
     fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
 )
 class Auto(Head):
-    """Text and shots mixed by what held-out shots show; needs no parameter, no validation set, and no class text.
+    """Text and shots stacked by held-out shots; needs no tuning, no validation set, and no class text.
 
-    With several labels a picture it mixes text and ridge regression.
+    With multi-label images it stacks text and ridge regression.
 
     Args:
-        folds: into how many parts the shots are divided, each held out once.
+        folds: number of folds; every shot is held out once.
         seed: of the folds.
 
     >>> from clipadapter.testing import toy_features
@@ -64,6 +77,23 @@ class Auto(Head):
     multilabel = True
     usual_temperatures = (1.8, 1.5, 1.5, 1.3, 1.2)
 
+    centre_: Tensor
+    """(d,) mean of the class means, subtracted from unit features."""
+    weight_: Tensor
+    """(c, d) of centred features: the weighted sum of the linear experts."""
+    bias_: Tensor
+    """(c,)."""
+    text_: Tensor | None
+    """(c, d) class text."""
+    trust_: float
+    """Weight of the zero-shot logits of unit spread, in total; 0 without text."""
+    spread_: float
+    """Standard deviation of the cosines to the class texts over the classes."""
+    shots_: Tensor | None
+    """(n, d) centred shots that the kernel compares with, if kernel ridge regression has a weight."""
+    dual_: Tensor | None
+    """(n, c) coefficients of the kernel sum."""
+
     def __init__(self, folds: int = 4, seed: int = 0) -> None:
         self.folds = folds
         self.seed = seed
@@ -71,100 +101,115 @@ class Auto(Head):
     def _fit(self, shots: SupportSet) -> None:
         self._told: Told | None = None
         if shots.targets is not None:
-            self._fit_several(shots)
+            self._fit_multilabel(shots)
             return
         x = unit(unit(shots.views).mean(dim=1))  # (n, d)
         counts = shots.counts[shots.labels]
+        # The mean over classes, not over shots, so that unequal numbers of shots do not move it.
         self.centre_ = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
         z = unit(x - self.centre_)
         classes = shots.labels.unique()
         labels = torch.searchsorted(classes, shots.labels)
-        self.text_: Tensor | None = None if shots.text is None else _complete(shots.text, z, labels, classes)
-        seen = self._seen(x, z, labels, classes)
+        self.text_ = None if shots.text is None else _fill_missing_text(shots.text, z, labels, classes)
+        inputs = self._expert_inputs(x, z, labels, classes)
         weights: dict[str, float] = {}
-        units: dict[str, float] = {}
+        noise: dict[str, float] = {}
         if len(classes) > 1:
-            weights, units = self._weights(seen)
-        self.trust_ = weights.pop("text", seen.trust)
-        self._mix(seen, weights, units, classes, shots.n_classes)
+            weights, noise = self._choose_weights(inputs)
+        self.trust_ = weights.pop("text", inputs.inverse_temperature)
+        self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
         if self._told is not None and len(classes) < shots.n_classes:
-            self._told = self._for_all(self._told, x, classes)
+            self._told = self._add_classes_without_shots(self._told, x, classes)
 
-    def _for_all(self, told: Told, x: Tensor, classes: Tensor) -> Told | None:
-        """What was told of the classes with a shot, with the others as their text says."""
+    def _fit_multilabel(self, shots: SupportSet) -> None:
+        mixture = fit_multilabel(shots, self.folds, self.seed)
+        self.centre_, self.weight_, self.bias_ = mixture.centre, mixture.weight, mixture.bias
+        self.text_, self.trust_, self.spread_ = mixture.text, mixture.text_weight, mixture.spread
+        self.shots_ = self.dual_ = None
+
+    def _expert_inputs(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> ExpertInputs:
+        """What experts are fitted to; calibrates the zero-shot logits and stores their spread.
+
+        Args:
+            x: (n, d) unit features.
+            z: (n, d) centred unit features.
+            labels: (n,) positions among the classes that have shots.
+            classes: their positions among all classes.
+        """
+        # Folds and experts need products of the same shots again and again.
+        gram = z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None
+        if self.text_ is None:
+            return ExpertInputs(z, labels, len(classes), None, 0.0, gram)
+        zero_shot = centre_logits(x @ self.text_.T)  # (n, all classes)
+        self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
+        counts = torch.bincount(labels)[labels]
+        with few_threads(0):  # the products are too small for threads
+            inverse_temperature = fit_inverse_temperature(
+                zero_shot / self.spread_, classes[labels], len(labels) / (len(classes) * counts)
+            )
+        known = zero_shot[:, classes] / self.spread_
+        return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
+
+    def _choose_weights(self, inputs: ExpertInputs) -> tuple[dict[str, float], dict[str, float]]:
+        """Weight of the text and of each expert, and the noise of each expert that its logits are divided by."""
+        rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
+        part = _take_with_classes(inputs, rows)
+        splits = held_out_folds(part.labels, self.folds, self.seed)
+        if not most_can_be_held_out(part.labels):
+            # Most classes have one shot: the weights are the means of their priors, and only noise can be measured.
+            weights = {"text": TEXT_WEIGHT * inputs.inverse_temperature, "probe": PROBE_WEIGHT, "ridge": EXPERT_WEIGHT}
+            with few_threads(inputs.cost):
+                return weights, {"probe": 1.0, "ridge": _leave_one_out_ridge_noise(inputs)}
+        # With few shots the weights depend much on how the folds are drawn: draw them several times.
+        repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
+        for i in range(1, repeats):
+            splits += held_out_folds(part.labels, self.folds, self.seed + i)
+        splits = [
+            (_balance_training_rows(part.labels, train, held, self.seed + i), held)
+            for i, (train, held) in enumerate(splits)
+        ]
+        names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
+        logits = _out_of_fold_logits(part, splits, names)
+        held = torch.cat([rows for _, rows in splits])
+        with few_threads(0):  # small products between lines of Python
+            weights, noise = _fit_weights(part, held, logits, repeats)
+        if len(rows) == len(inputs.z):
+            shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
+            # 1 where the folds leave one of two shots to train on, 0 where they leave three quarters or more.
+            one_of_two = max(0.0, 3 - 4 * shots * part.n_classes / len(part.z))
+            mixture = _mixture_logits(part, held, logits, weights, noise).numpy()
+            self._told = Told(mixture, held.numpy(), shots, 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two)
+        return weights, noise
+
+    def _fit_experts(
+        self, inputs: ExpertInputs, weights: dict[str, float], noise: dict[str, float], classes: Tensor, n_classes: int
+    ) -> None:
+        """Fit the experts that have a weight to all shots, and add them up to one map."""
+        d = inputs.z.shape[1]
+        self.weight_, self.bias_ = inputs.z.new_zeros(n_classes, d), inputs.z.new_zeros(n_classes)
+        self.shots_ = self.dual_ = None
+        largest = max(weights.values(), default=0.0)
+        weights = {name: weight for name, weight in weights.items() if weight > MIN_WEIGHT_RATIO * largest}
+        experts = side_by_side([partial(EXPERTS[name], inputs) for name in weights], inputs.cost // PARALLEL_COST_RATIO)
+        for (name, weight), fitted in zip(weights.items(), experts, strict=True):
+            expert, factor = fitted.centred(), weight / noise[name]
+            self.weight_[classes] += factor * expert.weight
+            self.bias_[classes] += factor * expert.bias
+            self.trust_ += factor * expert.text_weight
+            if expert.dual is not None:
+                self.shots_, self.dual_ = expert.support, inputs.z.new_zeros(len(inputs.z), n_classes)
+                self.dual_[:, classes] = factor * expert.dual
+        if self.text_ is None:
+            self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = ABSENT_LOGIT
+
+    def _add_classes_without_shots(self, told: Told, x: Tensor, classes: Tensor) -> Told | None:
+        """Out-of-fold logits of all classes: a class without shots has its zero-shot logit, as in `_logits`."""
         if self.text_ is None:
             return None
         rows = torch.from_numpy(told.rows)
-        logits = self.trust_ / self.spread_ * centre(x[rows] @ self.text_.T)
+        logits = self.trust_ / self.spread_ * centre_logits(x[rows] @ self.text_.T)
         logits[:, classes] = torch.from_numpy(told.logits).to(logits.dtype)
         return told._replace(logits=logits.numpy())
-
-    def _fit_several(self, shots: SupportSet) -> None:
-        mixed = fit_several(shots, self.folds, self.seed)
-        self.centre_, self.weight_, self.bias_, self.text_ = mixed.centre, mixed.weight, mixed.bias, mixed.text
-        self.trust_, self.spread_ = mixed.trust, mixed.spread
-        self.shots_: Tensor | None = None
-        self.dual_: Tensor | None = None
-
-    def _seen(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Seen:
-        """What experts see; measures the text by the way."""
-        # Folds and experts compare the same shots again and again.
-        gram = z @ z.T if len(z) <= MOST_SHOTS else None
-        if self.text_ is None:
-            return Seen(z, labels, len(classes), None, 0.0, gram)
-        every = centre(x @ self.text_.T)
-        self.spread_ = float(every.std(dim=1).mean()) or 1.0
-        counts = torch.bincount(labels)[labels]
-        with few_threads(0):  # small products too
-            factor = trust(every / self.spread_, classes[labels], len(labels) / (len(classes) * counts))
-        return Seen(z, labels, len(classes), every[:, classes] / self.spread_, factor, gram)
-
-    def _weights(self, seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
-        """Weight of the text and of each expert, and the noise of each expert."""
-        kept = affordable(seen.labels, seen.z.shape[1], self.seed)
-        part = _some_classes(seen, kept)
-        splits = held_out_folds(part.labels, self.folds, self.seed)
-        if not most_can_be_held_out(part.labels):
-            weights = {"text": TEXT * seen.trust, "probe": PROBE, "ridge": OTHERS}
-            with few_threads(seen.work):
-                return weights, {"probe": 1.0, "ridge": _unseen_noise(seen)}
-        # Few shots are divided more than once, since much hangs on how they fall.
-        again = max(1, min(REPEATS, ENOUGH // len(seen.z)))
-        for i in range(1, again):
-            splits += held_out_folds(part.labels, self.folds, self.seed + i)
-        splits = [(_thinned(part.labels, train, rows, self.seed + i), rows) for i, (train, rows) in enumerate(splits)]
-        names = [name for name in EXPERTS if name != "kernel-ridge" or len(seen.z) <= MOST_SHOTS]
-        logits = _answers(part, splits, names)
-        held = torch.cat([rows for _, rows in splits])
-        with few_threads(0):  # small products between lines of Python
-            weights, units = _judged(part, held, logits, again)
-        if len(kept) == len(seen.z):
-            shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
-            alone = max(0.0, 3 - 4 * shots * part.n_classes / len(part.z))  # 1 where one of two shots is left
-            mixed = _mixed(part, held, logits, weights, units).numpy()
-            self._told = Told(mixed, held.numpy(), shots, 1 + LOUDER * alone)
-        return weights, units
-
-    def _mix(
-        self, seen: Seen, weights: dict[str, float], units: dict[str, float], classes: Tensor, n_classes: int
-    ) -> None:
-        """Fit the experts that count to all shots, and add them up to one."""
-        d = seen.z.shape[1]
-        self.weight_, self.bias_ = seen.z.new_zeros(n_classes, d), seen.z.new_zeros(n_classes)
-        self.shots_ = self.dual_ = None
-        most = max(weights.values(), default=0.0)
-        weights = {name: weight for name, weight in weights.items() if weight > NEGLIGIBLE * most}
-        experts = side_by_side([partial(EXPERTS[name], seen) for name in weights], seen.work // FEW)
-        for (name, weight), fitted in zip(weights.items(), experts, strict=True):
-            expert, factor = fitted.centred(), weight / units[name]
-            self.weight_[classes] += factor * expert.weight
-            self.bias_[classes] += factor * expert.bias
-            self.trust_ += factor * expert.text
-            if expert.dual is not None:
-                self.shots_, self.dual_ = expert.shots, seen.z.new_zeros(len(seen.z), n_classes)
-                self.dual_[:, classes] = factor * expert.dual
-        if self.text_ is None:
-            self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = -1e4
 
     def _text_logits(self, X: Tensor) -> Tensor:
         text = getattr(self, "text_", None)
@@ -173,115 +218,131 @@ class Auto(Head):
         return self._zero_shot(unit(X), text)
 
     def _zero_shot(self, x: Tensor, text: Tensor) -> Tensor:
-        """(m, c) what text says of unit features, as much as it is trusted."""
-        found = x @ text.to(x.dtype).T
-        # Of one label only the differences between classes tell; of several, each class's own cosine does.
-        return self.trust_ / self.spread_ * (found if self.task_ == "multilabel" else centre(found))
+        """(m, c) weighted zero-shot logits of unit features."""
+        cosines = x @ text.to(x.dtype).T
+        # Softmax sees only differences between classes, and the experts were fitted to centred logits. The sigmoid of
+        # multi-label images sees each cosine itself.
+        return self.trust_ / self.spread_ * (cosines if self.task_ == "multilabel" else centre_logits(cosines))
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         z = unit(x - self.centre_.to(X.dtype))
-        found = z @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
-        shots, dual, text = (getattr(self, name, None) for name in ("shots_", "dual_", "text_"))
-        if shots is not None and dual is not None:
-            found = found + kernel(z @ shots.to(X.dtype).T) @ dual.to(X.dtype)
+        logits = z @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
+        support, dual, text = (getattr(self, name, None) for name in ("shots_", "dual_", "text_"))
+        if support is not None and dual is not None:
+            logits = logits + gaussian_kernel(z @ support.to(X.dtype).T) @ dual.to(X.dtype)
         if text is not None:
-            found = found + self._zero_shot(x, text)
-        return found
+            logits = logits + self._zero_shot(x, text)
+        return logits
 
 
-def _answers(part: Seen, splits: list[tuple[Tensor, Tensor]], names: list[str]) -> dict[str, Tensor]:
-    """(m, c) logits of each expert for the held-out rows of all splits, fitted to the others."""
+def _out_of_fold_logits(
+    inputs: ExpertInputs, splits: list[tuple[Tensor, Tensor]], names: list[str]
+) -> dict[str, Tensor]:
+    """(m, c) logits of each expert for the held-out rows of all splits in their order, fitted to the training rows."""
 
-    def answer(train: Tensor, rows: Tensor) -> list[Tensor]:
-        seen, zero_shot = part.take(train), None if part.zero_shot is None else part.zero_shot[rows]
-        products = part.products(rows, train)
-        return [EXPERTS[name](seen).logits(part.z[rows], zero_shot, products) for name in names]
+    def fit_and_predict(train: Tensor, held: Tensor) -> list[Tensor]:
+        part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[held]
+        products = inputs.gram_block(held, train)
+        return [EXPERTS[name](part).logits(inputs.z[held], zero_shot, products) for name in names]
 
-    found = side_by_side([partial(answer, *split) for split in splits], part.work // FEW)
-    return {name: torch.cat(parts) for name, parts in zip(names, zip(*found, strict=True), strict=True)}
+    by_split = side_by_side([partial(fit_and_predict, *split) for split in splits], inputs.cost // PARALLEL_COST_RATIO)
+    return {name: torch.cat(parts) for name, parts in zip(names, zip(*by_split, strict=True), strict=True)}
 
 
-def _judged(
-    part: Seen, held: Tensor, logits: dict[str, Tensor], again: int
+def _fit_weights(
+    inputs: ExpertInputs, held: Tensor, logits: dict[str, Tensor], repeats: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Weights and noise by what the experts said of held-out rows, each of which was asked for several times."""
-    labels, names = part.labels[held], list(logits)
-    units = {name: noise(centre(logits[name]), labels) for name in names}
-    stack = [logits[name] / units[name] for name in names]
-    expected, spread = _beforehand(names, units["probe"])
-    if part.zero_shot is not None:
-        stack = [part.zero_shot[held], *stack]
-        expected, spread = [TEXT * part.trust, *expected], [SPREADS[0], *spread]
+    """Stacking weights and noise from the out-of-fold logits of rows, each of which was held out ``repeats`` times."""
+    labels, names = inputs.labels[held], list(logits)
+    noise = {name: noise_std(centre_logits(logits[name]), labels) for name in names}
+    stack = [logits[name] / noise[name] for name in names]
+    mean, std = _expert_priors(names, noise["probe"])
+    if inputs.zero_shot is not None:
+        stack = [inputs.zero_shot[held], *stack]
+        mean, std = [TEXT_WEIGHT * inputs.inverse_temperature, *mean], [TEXT_WEIGHT_STD, *std]
         names = ["text", *names]
     counts = torch.bincount(labels)
-    shares = len(labels) / (int((counts > 0).sum()) * counts[labels]) / again
-    return dict(zip(names, mixing_weights(stack, labels, expected, spread, shares), strict=True)), units
+    # Every class that is held out has the same sum of weights, and a row counts once however often it is held out.
+    row_weights = len(labels) / (int((counts > 0).sum()) * counts[labels]) / repeats
+    return dict(zip(names, stacking_weights(stack, labels, mean, std, row_weights), strict=True)), noise
 
 
-def _mixed(
-    part: Seen, held: Tensor, logits: dict[str, Tensor], weights: dict[str, float], units: dict[str, float]
+def _expert_priors(names: list[str], probe_noise: float) -> tuple[list[float], list[float]]:
+    """Prior means and standard deviations of the experts' weights.
+
+    The probe's prior is for its logits as they are. Its noise takes it to the unit of the other experts.
+    """
+    expert = EXPERT_WEIGHT / (len(names) - 1), EXPERT_WEIGHT_STD
+    probe = PROBE_WEIGHT * probe_noise, max(PROBE_WEIGHT_STD * probe_noise, EXPERT_WEIGHT_STD)
+    priors = [probe if name == "probe" else expert for name in names]
+    return [mean for mean, _ in priors], [std for _, std in priors]
+
+
+def _mixture_logits(
+    inputs: ExpertInputs, held: Tensor, logits: dict[str, Tensor], weights: dict[str, float], noise: dict[str, float]
 ) -> Tensor:
-    """(m, c) logits of the mixture for held-out rows, centred as those of the full fit are."""
-    found = sum((weights[name] / units[name] * centre(logits[name]) for name in logits), start=torch.zeros(()))
-    return found if part.zero_shot is None else found + weights["text"] * part.zero_shot[held]
+    """(m, c) logits of the mixture for held-out rows, centred as those of the final fit are."""
+    mixture = sum((weights[name] / noise[name] * centre_logits(logits[name]) for name in logits), torch.zeros(()))
+    return mixture if inputs.zero_shot is None else mixture + weights["text"] * inputs.zero_shot[held]
 
 
-def _beforehand(names: list[str], unit_of_probe: float) -> tuple[list[float], list[float]]:
-    """Mean and spread of each expert's weight before held-out shots are looked at."""
-    usual = OTHERS / (len(names) - 1), SPREADS[2]
-    probe = PROBE * unit_of_probe, max(SPREADS[1] * unit_of_probe, SPREADS[2])
-    pairs = [probe if name == "probe" else usual for name in names]
-    return [mean for mean, _ in pairs], [spread for _, spread in pairs]
-
-
-def _some_classes(seen: Seen, rows: Tensor) -> Seen:
+def _take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
     """Some of the shots, and of the classes only those that still have one."""
-    part = seen.take(rows)
+    part = inputs.take(rows)
     classes = part.labels.unique()
+    labels = torch.searchsorted(classes, part.labels)
     zero_shot = None if part.zero_shot is None else part.zero_shot[:, classes]
-    return Seen(part.z, torch.searchsorted(classes, part.labels), len(classes), zero_shot, part.trust, part.gram)
+    return ExpertInputs(part.z, labels, len(classes), zero_shot, part.inverse_temperature, part.gram)
 
 
-def _thinned(labels: Tensor, train: Tensor, held: Tensor, seed: int) -> Tensor:
-    """Training rows of which the held-out classes keep as many as a class drawn at random has; all if shots are equal.
+def _balance_training_rows(labels: Tensor, train: Tensor, held: Tensor, seed: int) -> Tensor:
+    """Training rows of a fold in which each held-out class keeps as many shots as a randomly drawn class has.
 
-    Only classes with two shots or more are held out, so that with unequal shots experts would be judged on the best
-    known classes alone, and trusted too far on the others.
+    Only classes with two or more shots are held out. With unequal shots the experts would be judged on the best known
+    classes alone, and would get too large a weight for the others. With equal shots no row is dropped.
     """
     generator = torch.Generator().manual_seed(seed)
     counts = torch.bincount(labels)
     kept = []
     for label in labels[train].unique():
         rows = train[labels[train] == label]
-        most = int(counts[torch.randint(len(counts), (1,), generator=generator)])
+        max_shots = int(counts[torch.randint(len(counts), (1,), generator=generator)])
         order = torch.randperm(len(rows), generator=generator)
-        kept.append(rows[order[:most]] if (labels[held] == label).any() else rows)
+        kept.append(rows[order[:max_shots]] if (labels[held] == label).any() else rows)
     return torch.cat(kept)
 
 
-def _unseen_noise(seen: Seen) -> float:
-    """Noise of the ridge expert where every class has one shot: each is scored by a fit to the others."""
-    n, c = len(seen.z), seen.n_classes
-    gram = seen.gram_matrix()
+def _leave_one_out_ridge_noise(inputs: ExpertInputs) -> float:
+    """`noise_std` of ridge regression where every class has one shot, from fits without the shot in closed form.
+
+    The estimate is regularised by four pseudo-observations of `DEFAULT_NOISE_STD`.
+    """
+    n, c = len(inputs.z), inputs.n_classes
+    gram = inputs.new_gram()
     gram.diagonal().add_(RIDGE)
     inverse = torch.linalg.inv(gram)
-    target = seen.onehot - seen.onehot.mean(dim=0)
-    scores = target - inverse @ target / inverse.diagonal()[:, None]
-    wrong = ~seen.onehot.bool()
-    rest = centre(scores[wrong].reshape(n, c - 1))
-    return float(((rest.square().sum() + 4 * NOISE**2) / (n * max(c - 2, 0) + 4)).sqrt())
+    target = inputs.onehot - inputs.onehot.mean(dim=0)
+    # The leave-one-out prediction of ridge regression: y_i - (G^-1 y)_i / (G^-1)_ii with G = K + lambda I.
+    logits = target - inverse @ target / inverse.diagonal()[:, None]
+    is_wrong = ~inputs.onehot.bool()
+    wrong_logits = centre_logits(logits[is_wrong].reshape(n, c - 1))
+    squares = wrong_logits.square().sum() + 4 * DEFAULT_NOISE_STD**2
+    return float((squares / (n * max(c - 2, 0) + 4)).sqrt())
 
 
-def _complete(text: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
-    """Class text in which a class without text stands where its shots are, as far from the mean as the others."""
+def _fill_missing_text(text: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Class text where a class without text gets a vector in the direction of its shots.
+
+    Its distance from the mean of the texts is the mean distance of the other classes' texts.
+    """
     missing = text.norm(dim=1) == 0
     if not missing.any():
         return text
     mean = text[~missing].mean(dim=0)
-    length = (text[~missing] - mean).norm(dim=1).mean()
-    found = text.clone()
+    distance = (text[~missing] - mean).norm(dim=1).mean()
+    filled = text.clone()
     for k in torch.nonzero(missing).flatten().tolist():
-        own = z[classes[labels] == k]
-        found[k] = unit(mean + length * unit(own.mean(dim=0))) if len(own) else mean
-    return found
+        class_shots = z[classes[labels] == k]
+        filled[k] = unit(mean + distance * unit(class_shots.mean(dim=0))) if len(class_shots) else mean
+    return filled
