@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from clipadapter.errors import InputError
 from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import linear_probe, softmax_regression
-from clipadapter.heads.linear_probe import COARSE, LinearProbe, search_c
+from clipadapter.heads.linear_probe import COARSE_GRID, LinearProbe, search_c
 from clipadapter.heads.softmax_regression import subsample
 from clipadapter.testing import toy_features
 
@@ -139,7 +139,7 @@ def test_one_wrong_label_among_single_shots_does_not_choose_c():
     X, y = clusters(9, 1, 16, spread=0.3)
     wrong = y.copy()
     wrong[0] = wrong[1]
-    assert LinearProbe().fit(X, wrong).C_ == LinearProbe().fit(X, y).C_ == linear_probe.ONE_SHOT
+    assert LinearProbe().fit(X, wrong).C_ == LinearProbe().fit(X, y).C_ == linear_probe.ONE_SHOT_C
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 64), (2, 8)])
@@ -175,7 +175,7 @@ def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     def accuracy(C):
         return (LinearProbe.official(C=C).fit(X, y).predict(val) == truth).mean()
 
-    np.testing.assert_allclose([accuracy(C) for C in COARSE], figures[f"coarse_val_acc_{run}"], rtol=1e-12)
+    np.testing.assert_allclose([accuracy(C) for C in COARSE_GRID], figures[f"coarse_val_acc_{run}"], rtol=1e-12)
     path = search_c(accuracy)
     np.testing.assert_allclose(path, figures[f"c_path_{run}"], rtol=1e-12)
     found = LinearProbe.official(C=path[-1]).fit(X, y).predict(figures["test_features"])

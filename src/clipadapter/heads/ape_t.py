@@ -18,7 +18,7 @@ from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._training import Recipe, minimise
 from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines, check_not_negative
-from clipadapter.heads.channel_selection import choose_channels
+from clipadapter.heads.channel_selection import select_channels
 
 EPS = 1e-3
 """Of AdamW, as published."""
@@ -104,7 +104,7 @@ class ApeT(Head):
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
         keys, text = cache_keys(shots.views), shots.text
-        self.channels_ = choose_channels(
+        self.channels_ = select_channels(
             text, keys, shots.labels, self.channels, self.similarity_weight, self.variance_weight
         )
         self.alpha_, self.beta_, self.scale_ = float(self.alpha), float(self.beta), shots.scale

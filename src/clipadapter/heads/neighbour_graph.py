@@ -1,4 +1,4 @@
-"""Nearest rows by cosine, in blocks: what the transductive heads build their graphs from."""
+"""Nearest neighbours by cosine and their sparse graph, for the transductive heads TransCLIP and ZLaP."""
 
 from __future__ import annotations
 
@@ -7,58 +7,58 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-BLOCK = 16_000_000
-"""Similarities held at a time."""
-SAME = 1e-5
-"""Two unit rows whose cosine is this close to one are the same picture, written in another number type perhaps."""
+MAX_SIMILARITIES = 16_000_000
+"""Cosines held in memory at a time."""
+SAME_IMAGE_TOLERANCE = 1e-5
+"""Unit rows whose cosine is at least one minus this are the same image, maybe stored in another floating-point type."""
 
 
-def nearest(queries: Tensor, rows: Tensor, k: int, own: bool = False) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(queries: Tensor, rows: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
     """The k rows with the largest cosine to each query.
 
     Args:
         queries: (m, d) unit rows.
         rows: (n, d) unit rows.
-        k: how many; all there are, if fewer.
-        own: the queries are the rows, and none is its own neighbour.
+        k: number of neighbours; all rows if there are fewer.
+        exclude_self: the queries are the rows, and no row is its own neighbour.
 
     Returns:
-        Cosines (m, k), falling, and row numbers (m, k).
+        Cosines (m, k) in descending order, and row numbers (m, k).
 
-    >>> nearest(torch.eye(3), torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.6, 0.8]]), k=1)[1].flatten()
+    >>> nearest_neighbours(torch.eye(3), torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.6, 0.8]]), k=1)[1].flatten()
     tensor([0, 0, 1])
     """
-    k = min(k, len(rows) - own)
-    step = max(1, BLOCK // max(1, len(rows)))
-    values, places = [queries.new_empty(0, k)], [torch.empty(0, k, dtype=torch.long)]
+    k = min(k, len(rows) - exclude_self)
+    step = max(1, MAX_SIMILARITIES // max(1, len(rows)))
+    cosines, indices = [queries.new_empty(0, k)], [torch.empty(0, k, dtype=torch.long)]
     for start in range(0, len(queries), step):
-        # A graph can follow where nothing is cut.
+        # Without a slice, so that the function can be traced if one block suffices.
         part = queries if len(queries) <= step else queries[start : start + step]
         similarity = part @ rows.T  # (b, n)
-        if own:
+        if exclude_self:
             similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
-        found = similarity.topk(k, dim=1)
-        values.append(found.values)
-        places.append(found.indices)
-    return torch.cat(values), torch.cat(places)
+        top = similarity.topk(k, dim=1)
+        cosines.append(top.values)
+        indices.append(top.indices)
+    return torch.cat(cosines), torch.cat(indices)
 
 
-def edges(values: Tensor, places: Tensor, n: int) -> csr_array:
-    """What `nearest` gives as a sparse (m, n) matrix; a negative cosine makes no edge.
+def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
+    """The result of `nearest_neighbours` as a sparse (m, n) matrix of edge weights; negative cosines become 0.
 
-    >>> edges(torch.tensor([[0.5, -0.1]]), torch.tensor([[2, 0]]), 3).toarray()
+    >>> adjacency(torch.tensor([[0.5, -0.1]]), torch.tensor([[2, 0]]), 3).toarray()
     array([[0. , 0. , 0.5]], dtype=float32)
     """
-    m, k = values.shape
-    start = np.arange(m + 1) * k
-    return csr_array((values.clamp_min(0).numpy().ravel(), places.numpy().ravel(), start), shape=(m, n))
+    m, k = cosines.shape
+    row_starts = np.arange(m + 1) * k
+    return csr_array((cosines.clamp_min(0).numpy().ravel(), indices.numpy().ravel(), row_starts), shape=(m, n))
 
 
-def recall(queries: Tensor, rows: Tensor) -> Tensor:
-    """For each query (m, d) the number of the unit row that is the same picture, or -1: (m,).
+def find_same_image(queries: Tensor, rows: Tensor) -> Tensor:
+    """For each query (m, d) the number of the row (n, d) that is the same image, or -1: (m,).
 
-    >>> recall(torch.eye(2), torch.tensor([[0.0, 1.0], [0.6, 0.8]]))
+    >>> find_same_image(torch.eye(2), torch.tensor([[0.0, 1.0], [0.6, 0.8]]))
     tensor([-1,  0])
     """
-    value, place = nearest(queries, rows, 1)
-    return torch.where(value[:, 0] >= 1 - SAME, place[:, 0], -1)
+    cosine, index = nearest_neighbours(queries, rows, 1)
+    return torch.where(cosine[:, 0] >= 1 - SAME_IMAGE_TOLERANCE, index[:, 0], -1)
