@@ -157,7 +157,7 @@ class LinearProbe(Head):
 
     def _fit_multilabel(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
-            raise InputError(f"with several labels a picture the solver is 'torch', but is {self.solver!r}")
+            raise InputError(f"with multi-label images the solver is 'torch', but is {self.solver!r}")
         with few_threads(0):
             self.C_ = self._choose_multilabel_C(X, targets) if C == "auto" else float(C)
         with few_threads(X.numel() * targets.shape[1] // 8):
