@@ -136,13 +136,24 @@ def test_a_module_stays_below_600_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONG.get(name, 600)
 
 
+def member(path: Path, family: str) -> str | None:
+    """The module of a family that a file is, or the package that it is in."""
+    return path.relative_to(SOURCE / family).parts[0].removesuffix(".py") if SOURCE / family in path.parents else None
+
+
+def registers(path: Path) -> bool:
+    """Whether a file has a class with a decorator such as ``register_head``."""
+    decorators = [part for node in nodes(path) if isinstance(node, ast.ClassDef) for part in node.decorator_list]
+    return any(isinstance(part, ast.Call) and called(part).startswith("register_") for part in decorators)
+
+
 @pytest.mark.parametrize("family", ["heads", "encoders", "backends", "tuners"])
-def test_a_member_is_named_in_its_own_file_only(family):
-    """The one-file rule: no other module imports a registered member by its module's name."""
-    files = (SOURCE / family).glob("[!_]*.py")
-    members = {path.stem for path in files if "\n@register_" in path.read_text(encoding="utf-8")}
+def test_a_member_is_named_in_its_own_file_or_package_only(family):
+    """The one-file rule: no other module imports a member, which is a module or a package that registers a class."""
+    members = {member(path, family) for path in (SOURCE / family).rglob("[!_]*.py") if registers(path)}
+    assert members
     for path in MODULES:
-        if path.stem in members and path.parent.name == family:
+        if member(path, family) in members:
             continue
         for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"clipadapter.{family}."):

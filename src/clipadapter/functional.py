@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ABSENT_LOGIT = -1e4
+"""Logit of a class that nothing is known of: finite, so that it can be saved, and never the largest."""
+
 
 def unit(x: Tensor) -> Tensor:
     """Rows scaled to Euclidean length one; a row of zeros stays zero.

@@ -6,8 +6,8 @@ import torch
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, head_info
-from clipadapter.heads._class_gaussians import ClassGaussians
 from clipadapter.heads.afa import Afa
+from clipadapter.heads.gaussian import ClassGaussians
 from clipadapter.heads.zero_shot import ZeroShot
 
 D, PER_TASK, TASKS, SCALE = 48, 4, 3, 20.0
@@ -134,10 +134,10 @@ def test_means_are_guessed_by_the_map_of_the_other_classes():
     X, y, text = shots_of(COUNTS)
     sums, centre, guessed, spread, doubt = known_by_loops(X, y, text, ridge=2.0)
     vectors = torch.from_numpy(unit(text.embeddings.astype(np.float64)))
-    found = ClassGaussians.of(torch.tensor(COUNTS), torch.from_numpy(sums), vectors, 2.0)
+    found = ClassGaussians.fit(torch.tensor(COUNTS), torch.from_numpy(sums), vectors, 2.0)
     np.testing.assert_allclose(found.centre, centre, atol=1e-6)
-    np.testing.assert_allclose(found.guessed, guessed, atol=1e-6)
-    np.testing.assert_allclose([found.spread, found.doubt], [spread, doubt], rtol=1e-6)
+    np.testing.assert_allclose(found.text_means, guessed, atol=1e-6)
+    np.testing.assert_allclose([found.within_variance, found.text_variance], [spread, doubt], rtol=1e-6)
 
 
 def frozen(X, text):
@@ -172,12 +172,12 @@ def test_an_adapter_is_the_optimum_for_shots_that_are_judged_without_themselves(
     labels, x, n = np.array([NAMES.index(name) for name in y]), unit(X.astype(np.float64)), len(X)
     plain, full = (Afa(penalty=penalty).fit(X, y, text=text) for penalty in (None, 0.5))
     vectors = torch.from_numpy(unit(text.embeddings.astype(np.float64)))
-    known = ClassGaussians.of(torch.tensor(counts), plain.sums_, vectors, 3.0)
+    known = ClassGaussians.fit(torch.tensor(counts), plain.sums_, vectors, 3.0)
     held = plain.logits(X).astype(np.float64)
     z = frozen(X, text)
     z = z - z.mean(axis=1, keepdims=True)
     for i, k in enumerate(labels):
-        facts = known.guessed[k].numpy(), known.centre.numpy(), known.spread, known.doubt
+        facts = known.text_means[k].numpy(), known.centre.numpy(), known.within_variance, known.text_variance
         density, trust = log_density(x[i], counts[k] - 1, known.sums[k].numpy() - x[i], *facts)
         held[i, k] = density + text_weight(X, y, text) * (1 - trust) * z[i, k]
     around = x - known.centre.numpy()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures
-from clipadapter.heads._channels import choose_channels, class_similarity
 from clipadapter.heads.ape import Ape, search_grid
+from clipadapter.heads.channel_selection import interclass_similarity, select_channels
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -103,7 +103,7 @@ def test_logits_are_the_published_formula(w0, w1, alpha, beta, gamma):
 def test_similarity_of_classes_is_the_mean_over_all_pairs():
     X, labels, text, _ = draw()
     keys, rows = plain_keys(X), text.embeddings.tolist()
-    found = class_similarity(
+    found = interclass_similarity(
         torch.tensor(rows, dtype=torch.float64), torch.tensor(keys, dtype=torch.float64), torch.tensor(labels)
     )
     np.testing.assert_allclose(found, plain_similarity(rows, keys, labels), rtol=1e-9, atol=1e-12)
@@ -112,7 +112,7 @@ def test_similarity_of_classes_is_the_mean_over_all_pairs():
 def test_channels_come_best_first():
     X, labels, text, _ = draw()
     keys, rows = plain_keys(X), text.embeddings.tolist()
-    found = choose_channels(
+    found = select_channels(
         torch.tensor(rows, dtype=torch.float64),
         torch.tensor(keys, dtype=torch.float64),
         torch.tensor(labels),
@@ -208,7 +208,7 @@ def test_released_code_gives_these_channels_shares_and_logits(preset, weights, a
 def test_released_code_finds_classes_so_alike():
     figures, X, _, text, _ = released()
     keys, labels = unit(torch.from_numpy(X.mean(axis=1))), torch.from_numpy(figures["support_labels"])
-    found = class_similarity(torch.from_numpy(text.embeddings.copy()), keys, labels)
+    found = interclass_similarity(torch.from_numpy(text.embeddings.copy()), keys, labels)
     np.testing.assert_allclose(found, figures["similarity"], atol=1e-7)  # float32 there
 
 

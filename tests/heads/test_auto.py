@@ -5,16 +5,16 @@ from scipy.optimize import minimize
 
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures, _training
-from clipadapter.heads._experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
-from clipadapter.heads._mixture import MISTAKES, mixing_weights, noise, trust
-from clipadapter.heads.auto import Auto, _answers, _thinned, _unseen_noise
+from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_gda, fit_kernel_ridge, fit_prototypes, fit_ridge
+from clipadapter.heads.auto.head import Auto, _balance_training_rows, _leave_one_out_ridge_noise, _out_of_fold_logits
+from clipadapter.heads.auto.stacking import LABEL_NOISE_RATE, fit_inverse_temperature, noise_std, stacking_weights
 from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 
 
 def world(shots, quality, c=12, d=64, spread=1.0, seed=0, per_class=20):
-    """Shots, queries and class text of a made-up encoder; quality 1: text at the class means, 0: anywhere."""
+    """Shots, queries and class text of a synthetic encoder; quality 1: text at the class means, 0: anywhere."""
     rng = np.random.default_rng(seed)
     means = rng.standard_normal((c, d)) / np.sqrt(d)
     text = quality * means + (1 - quality) * rng.standard_normal((c, d)) / np.sqrt(d)
@@ -91,7 +91,7 @@ def test_wrong_labels_at_one_shot_do_not_silence_good_text():
     assert np.mean(kept) >= -0.02
 
 
-def test_a_class_without_shots_answers_by_its_text():
+def test_a_class_without_shots_is_predicted_by_its_text():
     X, y, text, Q, truth = world([4] * 11 + [0], 0.9)
     head = Auto().fit(X, y, text=text)
     assert (head.predict(Q)[truth == "class 11"] == "class 11").mean() > 0.8
@@ -101,7 +101,7 @@ def test_a_class_without_shots_answers_by_its_text():
     assert (turned.predict(Q)[truth == "class 11"] == "class 11").mean() < 0.2
 
 
-def test_a_class_without_text_answers_by_its_shots():
+def test_a_class_without_text_is_predicted_by_its_shots():
     X, y, text, Q, truth = world(4, 0.9, spread=2.2)
     rows = text.embeddings.copy()
     rows[3] = np.nan
@@ -124,59 +124,59 @@ def test_one_shot_of_two_classes_is_enough():
     assert accuracy(Auto(), X, y, None, Q, truth) > 0.9
 
 
-def seen(shots=3, c=4, d=10, seed=0):
+def expert_inputs(shots=3, c=4, d=10, seed=0):
     """With d 10 and 12 shots the primal forms are taken, with d 40 the dual ones."""
     rng = np.random.default_rng(seed)
     labels = torch.arange(c).repeat_interleave(shots)
     z = unit(torch.from_numpy(rng.standard_normal((c, d))[labels] + rng.standard_normal((c * shots, d))))
-    return Seen(z, labels, c, None, 0.0)
+    return ExpertInputs(z, labels, c, None, 0.0)
 
 
 @pytest.mark.parametrize("d", [10, 40])
 def test_ridge_solves_its_normal_equations(d):
-    part = seen(d=d)
-    weight, z = ridge(part).weight.numpy(), part.z.numpy()
+    part = expert_inputs(d=d)
+    weight, z = fit_ridge(part).weight.numpy(), part.z.numpy()
     target = np.eye(4)[part.labels] - 0.25
     np.testing.assert_allclose((z.T @ z + 0.1 * np.eye(d)) @ weight.T, z.T @ target, atol=1e-10)
 
 
 @pytest.mark.parametrize("d", [10, 40])
 def test_gda_is_its_closed_form(d):
-    part = seen(d=d)
+    part = expert_inputs(d=d)
     z, labels = part.z.numpy(), part.labels.numpy()
     means = np.array([z[labels == k].mean(axis=0) for k in range(4)])
     rest = z - means[labels]
     covariance = rest.T @ rest / (len(z) - 1)
     inverse = d * np.linalg.inv((len(z) - 1) * covariance + np.trace(covariance) * np.eye(d))
-    expert = gda(part)
+    expert = fit_gda(part)
     np.testing.assert_allclose(expert.weight.numpy(), means @ inverse, atol=1e-9)
     np.testing.assert_allclose(expert.bias.numpy(), -0.5 * np.diag(means @ inverse @ means.T), atol=1e-9)
 
 
 def test_kernel_ridge_is_its_closed_form():
-    part = seen()
+    part = expert_inputs()
     z = part.z.numpy()
     gram = np.array([[np.exp(a @ b - 1) for b in z] for a in z])
     expected = gram @ np.linalg.solve(gram + 0.03 * np.eye(len(z)), np.eye(4)[part.labels] - 0.25)
-    np.testing.assert_allclose(kernel_ridge(part).logits(part.z, None).numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(fit_kernel_ridge(part).logits(part.z, None).numpy(), expected, atol=1e-9)
 
 
 def test_prototype_is_the_cosine_to_the_mean():
-    part = seen()
+    part = expert_inputs()
     means = np.array([part.z[part.labels == k].numpy().mean(axis=0) for k in range(4)])
     expected = part.z.numpy() @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    np.testing.assert_allclose(prototype(part).logits(part.z, None).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(fit_prototypes(part).logits(part.z, None).numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(EXPERTS))
-def test_every_expert_says_zero_on_average(name):
-    part = seen()
+def test_centred_experts_have_logits_of_mean_zero(name):
+    part = expert_inputs()
     logits = EXPERTS[name](part).centred().logits(part.z, None)
     np.testing.assert_allclose(logits.mean(dim=1).numpy(), 0.0, atol=1e-6)
 
 
-def test_unseen_noise_is_that_of_fits_without_the_shot():
-    part = seen(shots=1, c=6, d=40)
+def test_leave_one_out_noise_is_that_of_fits_without_the_shot():
+    part = expert_inputs(shots=1, c=6, d=40)
     squares = []
     for i in range(6):
         others = [j for j in range(6) if j != i]
@@ -184,21 +184,23 @@ def test_unseen_noise_is_that_of_fits_without_the_shot():
         scores = part.z.numpy()[i] @ z.T @ np.linalg.solve(z @ z.T + 0.1 * np.eye(5), target)
         wrong = np.delete(scores, i)
         squares.append(((wrong - wrong.mean()) ** 2).sum())
-    assert _unseen_noise(part) == pytest.approx(np.sqrt((sum(squares) + 4 * 0.08**2) / (6 * 4 + 4)), rel=1e-9)
+    assert _leave_one_out_ridge_noise(part) == pytest.approx(
+        np.sqrt((sum(squares) + 4 * 0.08**2) / (6 * 4 + 4)), rel=1e-9
+    )
 
 
-def test_noise_is_the_spread_of_wrong_classes():
+def test_noise_is_the_standard_deviation_of_wrong_classes():
     logits = torch.tensor([[9.0, 1.0, 3.0], [2.0, -7.0, 6.0]])
-    assert noise(logits, torch.tensor([0, 1])) == pytest.approx(np.sqrt((2 * 1.0**2 + 2 * 2.0**2) / 2))
+    assert noise_std(logits, torch.tensor([0, 1])) == pytest.approx(np.sqrt((2 * 1.0**2 + 2 * 2.0**2) / 2))
 
 
-def test_trust_grows_with_what_the_text_gets_right():
+def test_inverse_temperature_grows_with_the_accuracy_of_the_text():
     logits, labels = 2 * torch.eye(10), torch.arange(10)
-    factors = [trust(logits, torch.cat([labels[:k], labels[k:].flip(0)])) for k in (10, 8, 4, 0)]
+    factors = [fit_inverse_temperature(logits, torch.cat([labels[:k], labels[k:].flip(0)])) for k in (10, 8, 4, 0)]
     assert factors == sorted(factors, reverse=True)
 
 
-def test_mixing_weights_are_those_of_another_optimizer():
+def test_stacking_weights_are_those_of_another_optimizer():
     rng = np.random.default_rng(0)
     parts, labels = rng.standard_normal((3, 40, 5)), rng.integers(0, 5, 40)
     parts[0, np.arange(40), labels] += 2
@@ -209,27 +211,27 @@ def test_mixing_weights_are_those_of_another_optimizer():
         for i in range(40):
             exponents = np.exp(weights @ (parts[:, i] - parts[:, i].mean(axis=1, keepdims=True)))
             probability = exponents[labels[i]] / exponents.sum()
-            total -= shares[i] * np.log((1 - MISTAKES) * probability + MISTAKES / 5)
+            total -= shares[i] * np.log((1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / 5)
         return total
 
     expected = minimize(loss, [0.5] * 3, method="Powell", bounds=[(0, 20)] * 3, options={"xtol": 1e-8, "ftol": 1e-12})
-    found = mixing_weights(
+    found = stacking_weights(
         list(torch.from_numpy(parts)), torch.from_numpy(labels), [0.5] * 3, [1.0] * 3, torch.from_numpy(shares)
     )
     assert loss(np.array(found)) <= expected.fun + 1e-6
     np.testing.assert_allclose(found, expected.x, atol=0.05)
 
 
-def test_equal_shots_are_not_thinned():
+def test_equal_shots_are_all_trained_on():
     labels = torch.arange(4).repeat_interleave(3)
     train = torch.tensor([r for r in range(12) if r % 3])
-    assert _thinned(labels, train, torch.arange(0, 12, 3), 0).sort().values.tolist() == train.tolist()
+    assert _balance_training_rows(labels, train, torch.arange(0, 12, 3), 0).sort().values.tolist() == train.tolist()
 
 
-def test_unequal_shots_are_thinned_where_they_are_held_out():
+def test_of_unequal_shots_some_are_dropped_where_they_are_held_out():
     labels = torch.tensor([0] * 16 + [1] + [2])
     train, held = torch.arange(4, 18), torch.arange(4)
-    kept = {len(_thinned(labels, train, held, seed)) for seed in range(20)}
+    kept = {len(_balance_training_rows(labels, train, held, seed)) for seed in range(20)}
     assert kept == {14, 3}
 
 
@@ -238,9 +240,9 @@ def test_experts_of_a_fold_are_those_of_its_own_rows(name):
     rng = torch.Generator().manual_seed(0)
     z = unit(torch.randn(24, 40, generator=rng, dtype=torch.float64))
     labels, rows, held = torch.arange(24) % 4, torch.arange(16), torch.arange(16, 24)
-    part = Seen(z, labels, 4, None, 0.0, z @ z.T)
-    alone = Seen(z[rows], labels[rows], 4, None, 0.0)
-    found = EXPERTS[name](part.take(rows)).logits(z[held], None, part.products(held, rows))
+    part = ExpertInputs(z, labels, 4, None, 0.0, z @ z.T)
+    alone = ExpertInputs(z[rows], labels[rows], 4, None, 0.0)
+    found = EXPERTS[name](part.take(rows)).logits(z[held], None, part.gram_block(held, rows))
     torch.testing.assert_close(found, EXPERTS[name](alone).logits(z[held], None), rtol=1e-5, atol=1e-5)
 
 
@@ -261,16 +263,16 @@ def test_threads_change_no_bit_of_a_fit(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_answers_stand_in_the_order_of_the_held_out_rows(threads, monkeypatch):
+def test_out_of_fold_logits_are_in_the_order_of_the_held_out_rows(threads, monkeypatch):
     monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
     generator = torch.Generator().manual_seed(0)
     z, labels = unit(torch.randn(18, 6, generator=generator)), torch.arange(3).repeat(6)
-    part, splits, before = Seen(z, labels, 3, None, 0.0), stratified_folds(labels, 3), torch.get_num_threads()
+    part, splits, before = ExpertInputs(z, labels, 3, None, 0.0), stratified_folds(labels, 3), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = _answers(part, splits, ["prototype", "ridge"])
+        found = _out_of_fold_logits(part, splits, ["prototype", "ridge"])
     finally:
         torch.set_num_threads(before)
-    for name, expert in (("prototype", prototype), ("ridge", ridge)):
+    for name, expert in (("prototype", fit_prototypes), ("ridge", fit_ridge)):
         expected = torch.cat([expert(part.take(train)).logits(z[rows], None) for train, rows in splits])
         torch.testing.assert_close(found[name], expected)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from clipadapter.errors import InputError
+from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import TextFeatures
-from clipadapter.heads.gda import ABSENT, Gda
+from clipadapter.heads.gda import Gda
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import check_head, toy_features
 
@@ -110,7 +111,7 @@ def test_leave_one_out_leaves_out_every_view(shrinkage, views, d):
 def test_leave_one_out_without_text_gives_up_a_class_that_has_no_other_shot():
     X, labels, _, _ = drawn((3, 1, 2), d=6, views=2)
     found = Gda().leave_one_out(X, labels)
-    assert found[3, 1] == ABSENT
+    assert found[3, 1] == ABSENT_LOGIT
     expected = Gda().fit(X[labels != 1], labels[labels != 1]).logits(X[3, :1])[0]
     np.testing.assert_allclose(found[3, [0, 2]], expected, rtol=1e-9)
 

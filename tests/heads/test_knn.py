@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
-from clipadapter.heads.knn import LEAST, Knn
+from clipadapter.heads.knn import MIN_PROBABILITY, Knn
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
@@ -19,7 +19,7 @@ X = np.array([[2.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
 def test_votes_by_hand():
     found = Knn(k=2, temperature=0.5).fit(X, ["a", "b", "c"]).predict_proba([[1.0, 0.0]])[0]
     near, far = math.exp(1 / 0.5), math.exp(0.6 / 0.5)
-    np.testing.assert_allclose(found, [near / (near + far), far / (near + far), 0], atol=2 * LEAST)
+    np.testing.assert_allclose(found, [near / (near + far), far / (near + far), 0], atol=2 * MIN_PROBABILITY)
 
 
 def test_text_is_mixed_into_the_probabilities():
@@ -38,13 +38,13 @@ def test_equals_scikit_learn_with_the_same_weights(k):
     # Between unit vectors the cosine is 1 less half the squared distance.
     peer = KNeighborsClassifier(k, weights=lambda distance: np.exp(-(distance**2) / 2 / 0.1)).fit(shots, y)
     found = Knn(k=k, temperature=0.1).fit(shots, y).predict_proba(queries)
-    np.testing.assert_allclose(found, peer.predict_proba(queries), atol=5 * LEAST)
+    np.testing.assert_allclose(found, peer.predict_proba(queries), atol=5 * MIN_PROBABILITY)
 
 
 def test_mix_one_is_zero_shot():
     shots, y, text = toy_features((4, 0, 2))
     found, expected = (head.fit(shots, y, text=text).predict_proba(shots) for head in (Knn(mix=1.0), ZeroShot()))
-    np.testing.assert_allclose(found, expected, atol=5 * LEAST)
+    np.testing.assert_allclose(found, expected, atol=5 * MIN_PROBABILITY)
 
 
 def test_views_are_averaged():

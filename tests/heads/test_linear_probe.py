@@ -4,9 +4,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from clipadapter.errors import InputError
-from clipadapter.heads import _regression, linear_probe
-from clipadapter.heads._regression import ABSENT, affordable
-from clipadapter.heads.linear_probe import COARSE, LinearProbe, search_c
+from clipadapter.functional import ABSENT_LOGIT
+from clipadapter.heads import linear_probe, softmax_regression
+from clipadapter.heads.linear_probe import COARSE_GRID, LinearProbe, search_c
+from clipadapter.heads.softmax_regression import subsample
 from clipadapter.testing import toy_features
 
 from .golden_figures import golden
@@ -52,9 +53,9 @@ def test_a_penalised_intercept_is_the_weight_of_a_column_of_ones():
     X, y = clusters(5, 4, 12)
     rows = np.hstack([X - X.mean(axis=0), np.ones((len(X), 1))])
     expected = LogisticRegression(C=3.0, fit_intercept=False, max_iter=50_000, tol=1e-9).fit(rows, y)
-    model = _regression.Regression(torch.from_numpy(X), torch.from_numpy(y), unit_intercept=True)
+    model = softmax_regression.SoftmaxRegression(torch.from_numpy(X), torch.from_numpy(y), unit_intercept=True)
     model.solve(3.0, 1e-8, 1000)
-    weight, bias = (part.numpy() for part in model.answer(5))
+    weight, bias = (part.numpy() for part in model.coefficients(5))
     np.testing.assert_allclose(weight, expected.coef_[:, :-1], atol=1e-4)
     np.testing.assert_allclose(bias + weight @ X.mean(axis=0), expected.coef_[:, -1], atol=1e-4)
 
@@ -64,12 +65,12 @@ def test_few_rows_and_many_take_the_same_path(unit_intercept, monkeypatch):
     X, y = (torch.from_numpy(part) for part in clusters(5, 6, 40))
     found = []
     for few, gram in ((0, None), (100, None), (100, X @ X.T)):
-        monkeypatch.setattr(_regression, "FEW", few)
-        model = _regression.Regression(
+        monkeypatch.setattr(softmax_regression, "MAX_DUAL_RATIO", few)
+        model = softmax_regression.SoftmaxRegression(
             X, y, y[:, None] * 0.1 + torch.eye(5)[y], unit_intercept=unit_intercept, gram=gram
         )
         assert model.rows.shape[0] == (30 if few == 0 else 32)
-        found.append((model.solve(10.0, 1e-4, 100), model.solve(100.0, 1e-4, 7), *model.answer(5)))
+        found.append((model.solve(10.0, 1e-4, 100), model.solve(100.0, 1e-4, 7), *model.coefficients(5)))
     for other in found[1:]:
         assert other[:2] == found[0][:2]
         torch.testing.assert_close(other[2:], found[0][2:], rtol=1e-6, atol=1e-6)
@@ -98,18 +99,18 @@ def test_c_that_is_chosen_has_the_lowest_held_out_loss_of_scikit_learn():
     assert losses[LinearProbe().fit(X, y).C_] == min(losses.values())
 
 
-def test_rows_to_choose_on_are_all_if_they_are_affordable():
+def test_a_subsample_is_all_rows_if_their_pass_is_cheap():
     labels = torch.arange(30) % 10
-    assert affordable(labels, 64, seed=0).tolist() == list(range(30))
+    assert subsample(labels, 64, seed=0).tolist() == list(range(30))
 
 
 @pytest.mark.parametrize(("classes", "shots", "d"), [(1000, 16, 1024), (10, 20_000, 1024), (2000, 2, 4096)])
-def test_rows_to_choose_on_keep_a_pass_below_the_bound(classes, shots, d):
+def test_a_subsample_keeps_the_cost_of_a_pass_below_the_bound(classes, shots, d):
     labels = torch.arange(classes * shots) % classes
-    kept = affordable(labels, d, seed=0)
+    kept = subsample(labels, d, seed=0)
     counts = torch.bincount(labels[kept])
     counts = counts[counts > 0]
-    assert len(kept) * len(counts) * d <= _regression.AFFORDABLE
+    assert len(kept) * len(counts) * d <= softmax_regression.MAX_PASS_COST
     assert len(counts) >= 10
     assert counts.min() >= min(shots, 3)
 
@@ -117,8 +118,8 @@ def test_rows_to_choose_on_keep_a_pass_below_the_bound(classes, shots, d):
 def test_c_chosen_on_some_of_the_classes_is_that_of_all(monkeypatch):
     X, y = clusters(40, 6, 16, spread=3.0)
     everything = LinearProbe().fit(X, y)
-    monkeypatch.setattr(_regression, "AFFORDABLE", 100_000)
-    assert len(affordable(torch.tensor(y), 16, seed=0)) < len(y)
+    monkeypatch.setattr(softmax_regression, "MAX_PASS_COST", 100_000)
+    assert len(subsample(torch.tensor(y), 16, seed=0)) < len(y)
     assert LinearProbe().fit(X, y).C_ == everything.C_
 
 
@@ -130,7 +131,7 @@ def test_auto_takes_a_weaker_penalty_for_clean_shots_than_for_noisy_ones():
 def test_a_class_without_a_shot_is_never_predicted():
     X, y, text = toy_features((4, 0, 4))
     fitted = LinearProbe().fit(X, y, text=text)
-    assert (fitted.logits(X)[:, 1] == ABSENT).all()
+    assert (fitted.logits(X)[:, 1] == ABSENT_LOGIT).all()
     assert set(fitted.predict(X)) == {"cat", "owl"}
 
 
@@ -138,7 +139,7 @@ def test_one_wrong_label_among_single_shots_does_not_choose_c():
     X, y = clusters(9, 1, 16, spread=0.3)
     wrong = y.copy()
     wrong[0] = wrong[1]
-    assert LinearProbe().fit(X, wrong).C_ == LinearProbe().fit(X, y).C_ == linear_probe.ONE_SHOT
+    assert LinearProbe().fit(X, wrong).C_ == LinearProbe().fit(X, y).C_ == linear_probe.ONE_SHOT_C
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 64), (2, 8)])
@@ -154,7 +155,7 @@ def test_solver_of_scikit_learn_leaves_out_classes_without_a_shot():
     for counts, seen in (((4, 0, 4), {"cat", "owl"}), ((4, 0, 0), {"cat"})):
         X, y, text = toy_features(counts)
         fitted = LinearProbe.official(C=1.0).fit(X, y, text=text)
-        assert (fitted.logits(X)[:, 1] == ABSENT).all()
+        assert (fitted.logits(X)[:, 1] == ABSENT_LOGIT).all()
         assert set(fitted.predict(X)) == seen
 
 
@@ -174,7 +175,7 @@ def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     def accuracy(C):
         return (LinearProbe.official(C=C).fit(X, y).predict(val) == truth).mean()
 
-    np.testing.assert_allclose([accuracy(C) for C in COARSE], figures[f"coarse_val_acc_{run}"], rtol=1e-12)
+    np.testing.assert_allclose([accuracy(C) for C in COARSE_GRID], figures[f"coarse_val_acc_{run}"], rtol=1e-12)
     path = search_c(accuracy)
     np.testing.assert_allclose(path, figures[f"c_path_{run}"], rtol=1e-12)
     found = LinearProbe.official(C=path[-1]).fit(X, y).predict(figures["test_features"])

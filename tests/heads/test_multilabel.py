@@ -8,8 +8,8 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
-from clipadapter.heads._auto_several import mixing_weights_several, ridge_several
 from clipadapter.heads._one_vs_rest import OneVsRest
+from clipadapter.heads.auto.multilabel import fit_multilabel_ridge, multilabel_stacking_weights
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.folds import iterative_stratification
 from clipadapter.heads.linear_probe import GRID, LinearProbe
@@ -130,7 +130,7 @@ def test_an_offset_and_a_penalised_intercept_are_those_of_scikit_learn():
     offset = np.stack([2 * X[:, 0], -X[:, 1]], axis=1)
     model = OneVsRest(torch.from_numpy(X), torch.from_numpy(Y).double(), torch.from_numpy(offset), unit_intercept=True)
     model.solve(3.0, 1e-9, 1000)
-    weight, bias = (part.numpy() for part in model.answer(2))
+    weight, bias = (part.numpy() for part in model.coefficients(2))
     rows = np.hstack([X - X.mean(axis=0), np.ones((60, 1))])
     for k in range(2):
         p = sigmoid(X @ weight[k] + bias[k] + offset[:, k])
@@ -206,14 +206,16 @@ def test_training_an_adapter_lowers_the_loss():
 def test_ridge_is_that_of_scikit_learn(d):
     X, Y = drawn(30, 4, d)
     expected = Ridge(alpha=0.1, fit_intercept=False).fit(X, Y - Y.mean(axis=0)).coef_
-    found = ridge_several(torch.from_numpy(X), torch.from_numpy(Y).double())
+    found = fit_multilabel_ridge(torch.from_numpy(X), torch.from_numpy(Y).double())
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_mixing_weights_are_at_the_optimum():
     rng = np.random.default_rng(0)
     logits, Y = [rng.standard_normal((50, 3)) for _ in range(2)], rng.integers(2, size=(50, 3))
-    weights, bias = mixing_weights_several([torch.from_numpy(x) for x in logits], torch.from_numpy(Y), [1.0, 2.0], 0.5)
+    weights, bias = multilabel_stacking_weights(
+        [torch.from_numpy(x) for x in logits], torch.from_numpy(Y), [1.0, 2.0], 0.5
+    )
     residual = 0.5 * (sigmoid(weights[0] * logits[0] + weights[1] * logits[1] + bias.numpy()) - Y)
     own = bias.numpy() - bias.numpy().mean()  # what is drawn to nothing has a mean of nothing at the optimum
     for weight, x, mean in zip(weights, logits, [1.0, 2.0], strict=True):

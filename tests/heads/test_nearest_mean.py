@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import TextFeatures
-from clipadapter.heads.nearest_mean import ABSENT, NearestMean
+from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -60,7 +61,7 @@ def test_a_class_without_a_shot_is_never_answered_if_text_can_not_weigh_it(told)
         head.partial_fit(features, y, classes=list(text.labels))
     else:
         head.fit(features, y, text=TextFeatures(text.labels, rows, text.logit_scale))
-    assert (head.logits(features)[:, list(head.classes_).index("dog")] == ABSENT).all()
+    assert (head.logits(features)[:, list(head.classes_).index("dog")] == ABSENT_LOGIT).all()
     assert (head.predict(features) == y).all()
 
 

@@ -113,15 +113,15 @@ def test_leave_one_out_leaves_out_every_view(views, gamma, height):
 def test_landmarks_that_are_all_rows_solve_exactly(monkeypatch):
     X, y, text, Q = drawn((4, 3, 2), views=3)
     exact = Proker().fit(X, y, text=text).logits(Q)
-    monkeypatch.setattr(proker, "EXACT", 10)
-    monkeypatch.setattr(proker, "BLOCK", 4)
+    monkeypatch.setattr(proker, "MAX_EXACT_ROWS", 10)
+    monkeypatch.setattr(proker, "ROWS_PER_BLOCK", 4)
     np.testing.assert_allclose(Proker(landmarks=27).fit(X, y, text=text).logits(Q), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_many_rows_are_solved_in_single_precision_and_not_left_out(monkeypatch):
     X, y, text, Q = drawn((4, 3, 2), views=3)
     exact = Proker().fit(X, y, text=text).logits(Q)
-    monkeypatch.setattr(proker, "DOUBLE", 10)
+    monkeypatch.setattr(proker, "MAX_FLOAT64_ROWS", 10)
     np.testing.assert_allclose(Proker().fit(X.astype(np.float32), y, text=text).logits(Q), exact, rtol=1e-3)
     assert Proker().leave_one_out(X, y, text=text) is None
 
@@ -129,7 +129,7 @@ def test_many_rows_are_solved_in_single_precision_and_not_left_out(monkeypatch):
 def test_few_landmarks_keep_the_predictions_of_a_smooth_kernel(monkeypatch):
     X, y, text, Q = drawn((20, 20, 20), views=2)
     exact = Proker().fit(X, y, text=text)
-    monkeypatch.setattr(proker, "EXACT", 10)
+    monkeypatch.setattr(proker, "MAX_EXACT_ROWS", 10)
     near = Proker(landmarks=60).fit(X, y, text=text)
     assert near.support_.shape == (60, 32)
     assert (near.predict(Q) == exact.predict(Q)).mean() > 0.9
@@ -138,7 +138,7 @@ def test_few_landmarks_keep_the_predictions_of_a_smooth_kernel(monkeypatch):
 def test_landmarks_come_from_the_classes_in_turn():
     X, y, text, _ = drawn((9, 2, 4), views=1)
     labels = proker.torch.from_numpy(np.array([text.labels.index(label) for label in y]))
-    chosen = labels[proker._landmarks(labels, 9, seed=0)]
+    chosen = labels[proker._draw_landmarks(labels, 9, seed=0)]
     assert proker.torch.bincount(chosen).tolist() == [4, 2, 3]
     assert sorted(chosen[:3].tolist()) == [0, 1, 2]
 

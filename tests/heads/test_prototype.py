@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
+from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import TextFeatures
-from clipadapter.heads.prototype import ABSENT, Prototype
+from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
@@ -52,7 +53,7 @@ def test_a_class_without_a_shot_answers_by_its_text():
 def test_a_class_without_a_shot_is_never_answered_if_text_has_no_say():
     features, y, text = toy_features((4, 0, 4))
     fitted = Prototype(mix=0.0).fit(features, y, text=text)
-    assert (fitted.logits(features)[:, 1] < ABSENT / 2).all()
+    assert (fitted.logits(features)[:, 1] < ABSENT_LOGIT / 2).all()
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.4, 1.0])

@@ -6,8 +6,7 @@ import torch
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
-from clipadapter.heads._random_features import random_map
-from clipadapter.heads.rail import Rail
+from clipadapter.heads.rail import Rail, random_map
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import check_head, toy_features
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
-from clipadapter.heads import TextFeatures
-from clipadapter.heads import _shot_cache as shot_cache
+from clipadapter.heads import TextFeatures, cache
 from clipadapter.heads.tip_adapter import SEARCH_SCALE, TipAdapter, search_grid
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -112,7 +111,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     X, y, text, Q = draw()
     head = TipAdapter(3.0, 5.5).fit(X, y, text=text)
     expected, left_out = head.logits(Q), head.leave_one_out(X, y, text=text)
-    monkeypatch.setattr(shot_cache, "BLOCK", 2 * len(X))
+    monkeypatch.setattr(cache, "MAX_AFFINITIES", 2 * len(X))
     np.testing.assert_allclose(head.logits(Q), expected, rtol=1e-12)
     np.testing.assert_allclose(head.leave_one_out(X, y, text=text), left_out, rtol=1e-12)
 

@@ -8,7 +8,7 @@ the paper's.
 - forward: A, one linear map for all tasks, takes class text to where pictures of the class lie. It is a ridge
   regression on the means of the classes that have shots, drawn to a multiple of the identity, which answers as
   zero-shot does. A class without a shot is looked for there, in a wider Gaussian, and its frozen logit is added.
-- routing: the classes of all tasks compete by their densities (`_class_gaussians`), those without shots too. So no
+- routing: the classes of all tasks compete by their densities (`ClassGaussians`), those without shots too. So no
   task need be named, and a picture far from all that was learned is left to what was not.
 - backward: of earlier tasks there are sums over shots, which no later task changes. Each task trains a residual
   adapter B of the logits of its classes; it is not touched again until shots of these classes come. In training each
@@ -38,11 +38,11 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._class_gaussians import ClassGaussians, linear
 from clipadapter.heads._lbfgs import descend
-from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._training import few_threads
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.cache import check_not_negative
+from clipadapter.heads.gaussian import ClassGaussians, linear_log_density
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
@@ -141,14 +141,14 @@ class Afa(IncrementalHead):
         x, labels = unit(shots.X.double()), shots.labels
         rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.text.double())
         self.sums_ = self.sums_.index_add(0, labels, rows)
-        known = ClassGaussians.of(counts, self.sums_, text, self.ridge)
+        known = ClassGaussians.fit(counts, self.sums_, text, self.ridge)
         frozen = shots.scale * (text - text.mean(dim=0))
         v = self._text_weight((shots.scale * x @ text.T).softmax(dim=1)[torch.arange(len(x)), labels], counts)
         by_text = torch.where(counts > 0, v, max(self.text, v))
         prior = torch.where(counts > 0, 0.0, self.prior)
-        weight, bias = linear(*known.estimates(), self.dimensions)
+        weight, bias = linear_log_density(*known.estimates(), self.dimensions)
         held, open_to_text = self._held(known, x, rows, labels, weight, bias)
-        weight, bias = weight + (by_text * (1 - known.trust))[:, None] * frozen, bias + prior
+        weight, bias = weight + (by_text * (1 - known.shot_weights))[:, None] * frozen, bias + prior
         if self.penalty is not None:
             with few_threads(len(x) * text.numel()):
                 answers = held + by_text * open_to_text * (x @ frozen.T) + prior
@@ -175,12 +175,12 @@ class Afa(IncrementalHead):
             weight: (c, d) of densities with all shots.
             bias: (c,) likewise.
         """
-        mean, variance, trust = known.without(rows, labels)
-        own, level = linear(mean, variance, self.dimensions)
+        mean, variance, trust = known.leave_one_out(rows, labels)
+        own, level = linear_log_density(mean, variance, self.dimensions)
         place = torch.arange(len(x)), labels
         logits = x @ (weight + self.residual_).T + bias + self.offset_
         logits[place] += ((own - weight[labels]) * x).sum(dim=1) + level - bias[labels]
-        return logits, (1 - known.trust).expand_as(logits).index_put(place, 1 - trust)
+        return logits, (1 - known.shot_weights).expand_as(logits).index_put(place, 1 - trust)
 
     def _adapt(
         self,
@@ -238,7 +238,7 @@ class Afa(IncrementalHead):
             noise = apart[torch.randint(len(apart), (len(classes),), generator=generator)]
         else:
             noise = torch.randn(len(classes), x.shape[1], generator=generator, dtype=x.dtype)
-            noise *= math.sqrt(known.spread / x.shape[1])
+            noise *= math.sqrt(known.within_variance / x.shape[1])
         return unit(known.estimates()[0][classes] + noise)
 
     def _check(self) -> None:

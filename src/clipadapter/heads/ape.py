@@ -1,9 +1,13 @@
-"""APE: Tip-Adapter on the channels that tell classes apart, and with shots weighed by the text.
+"""APE: Tip-Adapter on discriminative feature channels, with a weight for each shot.
 
-Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the training-free variant.
-Differs from the paper, where the number of channels, their weights, alpha, beta and gamma were set per data set or
-searched on validation or test pictures: one set of values for all data sets. Classes may have unequal numbers of shots.
-The logits themselves are the released code's.
+Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the training-free variant. With unit features x of a
+query, class text W, logit scale s, the selected channels z and F of query and shots at unit length, and labels L:
+
+    logits = s x W' + alpha exp(-beta (1 - z F')) diag(exp(gamma KL)) L
+
+Differs from the paper, where the number of channels, their weights, alpha, beta and gamma are set per data set or
+searched on validation or test images: there is one set of values for all data sets. Classes may have unequal numbers of
+shots. The logits are those of the released code.
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._channels import choose_channels
-from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, grid_values
 from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.cache import cache_keys, cache_logits, check_not_negative, grid_values
+from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.registry import register_head
 
-SMALL = 1e-6
-"""Added to both sides of the divergence's quotient, as published."""
+EPSILON = 1e-6
+"""Added to numerator and denominator of the divergence, as published."""
 
 
 def search_grid(
@@ -30,12 +34,12 @@ def search_grid(
     """The values that the released code's search tries for given bounds, in its order: beta is the outermost loop.
 
     Args:
-        beta: bound, itself not tried, and number of values from 0.1 up.
+        beta: exclusive upper bound, and number of values from 0.1 up.
         alpha: the same.
         gamma: the same, from 0 up.
 
     Returns:
-        The values by parameter.
+        The values of each parameter.
 
     >>> search_grid(beta=(7.0, 20), alpha=(7.0, 10), gamma=(0.5, 5))["gamma"]
     (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -48,7 +52,7 @@ def search_grid(
 
 
 def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-    """How little the text expects each shot's label: the divergence, in bits, of label and softmax of key and text.
+    """KL divergence in bits between the one-hot label of each shot and the softmax of its cosines to class text.
 
     Args:
         keys: (n, q) unit rows.
@@ -62,7 +66,7 @@ def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
     tensor([1.0000, 1.0000])
     """
     probability = (keys @ text.T).softmax(dim=1)[torch.arange(len(keys)), labels]  # no scale here, as published
-    return torch.log2((1 + SMALL) / (probability + SMALL))
+    return torch.log2((1 + EPSILON) / (probability + EPSILON))
 
 
 @register_head(
@@ -72,18 +76,19 @@ def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
     "parameters are ours: one set of values for all data sets.",
 )
 class Ape(Head):
-    """Training-free cache of shots on chosen channels, each shot weighed by its surprise, beside zero-shot logits.
+    """Training-free cache of shots on selected channels, with weighted shots, added to the zero-shot logits.
 
-    Zero-shot logits see all channels. A channel is worth ``variance_weight`` times the variance of class text in it,
-    less ``similarity_weight`` times the mean product of vectors of different classes.
+    Zero-shot logits use all channels. The criterion of a channel is ``variance_weight`` times the variance of class
+    text, minus ``similarity_weight`` times the mean product of vectors of different classes.
 
     Args:
-        alpha: weight of the cache; 0 is zero-shot CLIP.
-        beta: sharpness of the affinity: high values let only the nearest shots vote.
-        gamma: how much more a shot counts that its text does not expect; 0 lets all shots count the same.
+        alpha: weight of the cache logits; 0 is zero-shot CLIP.
+        beta: sharpness of the affinity: with high values only the nearest shots count.
+        gamma: exponent of the shots' weights: shots with a label that zero-shot finds unlikely count more; with 0 all
+            shots count the same.
         channels: fraction of the channels to keep, above 0 and up to 1. The paper keeps 400 to 500 of 1024.
-        similarity_weight: of the similarity of classes in the choice of channels.
-        variance_weight: of the variance of class text in the choice of channels.
+        similarity_weight: weight of the interclass similarity in the selection of channels.
+        variance_weight: weight of the variance of class text in the selection of channels.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], logit_scale=1.0)
@@ -125,7 +130,7 @@ class Ape(Head):
         check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
         keys, text, labels = cache_keys(shots.views), shots.text, shots.labels
-        self.channels_ = choose_channels(
+        self.channels_ = select_channels(
             text, keys, labels, self.channels, self.similarity_weight, self.variance_weight
         )
         self.keys_, self.labels_ = unit(keys[:, self.channels_]), labels
@@ -138,7 +143,7 @@ class Ape(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         weight, keys, share = (tensor.to(X.dtype) for tensor in (self.weight_, self.keys_, self.share_))
-        votes = cache_logits(
+        cache = cache_logits(
             unit(X.index_select(1, self.channels_)), keys, self.labels_, len(weight), self.beta_, share
         )
-        return cosine_logits(X, weight, self.scale_) + self.alpha_ * votes
+        return cosine_logits(X, weight, self.scale_) + self.alpha_ * cache

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._channels import choose_channels
-from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, class_sums
 from clipadapter.heads._training import Recipe, minimise
 from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines, check_not_negative
+from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.registry import register_head
 
 EPS = 1e-3
@@ -104,7 +104,7 @@ class ApeT(Head):
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
         keys, text = cache_keys(shots.views), shots.text
-        self.channels_ = choose_channels(
+        self.channels_ = select_channels(
             text, keys, shots.labels, self.channels, self.similarity_weight, self.variance_weight
         )
         self.alpha_, self.beta_, self.scale_ = float(self.alpha), float(self.beta), shots.scale
@@ -139,7 +139,7 @@ class ApeT(Head):
             z = unit(part)
             # (key + residual of its class) times z, without a second matrix of the keys' size.
             similarity = keys @ z.T + (residual @ z.T).index_select(0, labels)  # (n, b)
-            votes = class_sums(similarity, labels, len(text), self.beta_, share)
+            votes = cache_logits_of_cosines(similarity, labels, len(text), self.beta_, share)
             logits = shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, labels[batch])
 

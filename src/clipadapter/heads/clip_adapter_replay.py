@@ -19,9 +19,9 @@ from clipadapter.functional import unit
 from clipadapter.heads._bottleneck import Bottleneck
 from clipadapter.heads._objective import Objective
 from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
-from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._training import side_by_side
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.cache import check_not_negative
 from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.registry import register_head

@@ -1,27 +1,27 @@
-"""GDA: a Gaussian a class with one shared covariance, beside zero-shot CLIP.
+"""GDA: Gaussian discriminant analysis with one covariance for all classes, added to zero-shot CLIP.
 
-Paper: Wang et al., ICLR 2024, https://arxiv.org/abs/2402.04087. With means mu_k, the scatter C of the n unit features
-about their class means, and S = C / (n - 1):
+Paper: Wang et al., ICLR 2024, https://arxiv.org/abs/2402.04087. With means mu_k, the scatter C of the n unit features x
+about their class means, S = C / (n - 1), and zero-shot logits s x T':
 
     P = d (C + tr(S) I)^-1,    logits = s x T' + alpha (x P mu_k - mu_k P mu_k / 2 - ln c)
 
-Differs from the released code, where alpha was searched with labelled validation pictures (`Gda.official` is its
-estimator):
-- one alpha for all;
-- tr(S) divides by the degrees of freedom, n less the number of classes, plus one pseudo-shot with the variance about
-  the grand mean, so that one shot a class, which has no scatter at all, gives equal variances and no empty precision;
-- P is multiplied by 1 + n / d, which makes it the inverse of an average of S and equal variances and keeps it from
-  fading as shots become many, and by k / (k + 1) at k shots a class, since a mean of k shots is uncertain itself.
-A class without a shot has the mean of the other classes' means: its text decides.
+Differs from the released code (`Gda.official` is its estimator), where alpha is searched on labelled validation images:
+- There is one alpha for all data sets.
+- tr(S) divides by the degrees of freedom, n minus the number of classes, plus one pseudo-shot with the variance about
+  the grand mean. One shot per class has no scatter at all: the pseudo-shot makes its variances equal instead of zero.
+- P is multiplied by 1 + n / d, which makes it the inverse of an average of S and equal variances. Without this factor P
+  would fade as the number of shots grows.
+- P is multiplied by k / (k + 1) at k shots per class, since the mean of k shots has an error of its own.
+A class without a shot has the mean of the other classes' means: its Gaussian logit is neutral, and its text decides.
 
-`for_classes` answers for classes of which there are no pictures at all, as the released base-to-new code does: from the
-k = 64 views x of the shots that are nearest to a class's text t,
+`for_classes` predicts classes that have no images at all, as the released base-to-new code does. From the k = 64 views
+x of the shots that are nearest to a class's text t,
 
     mu = (sum x + 16 t) / (k + 16),    C = sum (x - t)' (x - t),    P = mean of d (C + tr(C) / (k - 1) I)^-1
 
-with the mean over these classes in P. For the shots' own classes that code has another P, the pseudo-inverse of the
-mean of the classes' covariances, not shrunk: `Gda.base_to_new`. Differs from it in that fewer views than 64 will do,
-and that a class with a single view is left out of that mean.
+where P is a mean over the new classes. For the classes of the shots that code has another P, the pseudo-inverse of the
+mean of the class covariances, not shrunk: `Gda.base_to_new`. Differs from it: fewer views than 64 are allowed, and a
+class with a single view is left out of that mean.
 """
 
 from __future__ import annotations
@@ -36,12 +36,17 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
-from clipadapter.heads._gda_left_out import Downdates
-from clipadapter.heads._gda_moments import Moments, add_up, mean_covariance, moments_of
-from clipadapter.heads._gda_new_classes import SMALLEST, made_up
-from clipadapter.heads._shot_cache import check_not_negative
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.cache import check_not_negative
+from clipadapter.heads.gaussian import (
+    MIN_TRACE,
+    GaussianMoments,
+    LeaveOneOutGaussians,
+    accumulate,
+    average_class_covariance,
+    gaussians_from_text,
+)
 from clipadapter.heads.incremental import (
     ExactIncrementalHead,
     find_remaining_rows,
@@ -52,8 +57,6 @@ from clipadapter.heads.registry import register_head
 from clipadapter.heads.text import TextFeatures
 from clipadapter.heads.warm_start import remap_rows
 
-ABSENT = -1e4
-"""Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
 SHRINKAGES = ("pooled", "published", "base-to-new")
 
 
@@ -65,17 +68,17 @@ SHRINKAGES = ("pooled", "published", "base-to-new")
     "estimates the covariance in another way and has one alpha for all data sets.",
 )
 class Gda(ExactIncrementalHead):
-    """Gaussian discriminant analysis with a shrunk covariance, in closed form; class text is added if there is some.
+    """Gaussian discriminant analysis with a shrunk covariance; zero-shot logits are added if there is class text.
 
     Args:
-        alpha: weight of the Gaussian logits beside the text's; without text it only sets the confidence.
-        shrinkage: how the covariance is estimated: "pooled" as above, as "published", or as published for
-            "base-to-new", which takes two shots or views a class, and many of them to be of use.
-        neighbours: views of the shots that stand for a class without pictures in `for_classes`, 64 as published. If
-            above 0, all views are kept, n v d numbers; 0 keeps none and knows no other classes.
-        stream: keep the sums over the shots that `partial_fit`, `unlearn` and `remap_classes` go on from, d^2 / 2 + c d
-            numbers in float64: 2 MB where d is 512 and 9 MB where it is 1280, with 100 classes. Not for "base-to-new",
-            which looks at the shots of each class.
+        alpha: weight of the Gaussian logits beside the zero-shot logits; without text it only sets the confidence.
+        shrinkage: estimator of the covariance: "pooled" as above, "published", or "base-to-new" as published for that
+            protocol. The last needs two shots or views per class, and many of them to be useful.
+        neighbours: number of views of the shots that represent a class without images in `for_classes`; 64 is
+            published. If above 0, all views are kept, n v d numbers. 0 keeps none, and `for_classes` is refused.
+        stream: keep the sums over the shots that `partial_fit`, `unlearn` and `remap_classes` update, d^2 / 2 + c d
+            numbers in float64: 2 MB where d is 512 and 9 MB where it is 1280, with 100 classes. Not available for
+            "base-to-new", which needs the shots of each class.
 
     >>> Gda().fit([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0]], ["up", "up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
@@ -84,13 +87,15 @@ class Gda(ExactIncrementalHead):
     temperature_prior = (2.7, 3.6, 3.6, 3.0, 2.4)
 
     products_: Tensor
-    """Of the views x, x' x summed; packed (d (d + 1) / 2,), float64."""
+    """Sum of x' x over the views x: the packed lower triangle (d (d + 1) / 2,), float64."""
     sums_: Tensor
-    """(c, d) of the views, float64."""
+    """(c, d) sums of the views of each class, float64."""
     rows_: Tensor
-    """(c,) views."""
+    """(c,) number of views of each class."""
     views_: Tensor | None
+    """(n v, d) unit features of all views, if ``neighbours`` is above 0."""
     weight_: Tensor
+    """(c, d) of the sum of zero-shot and Gaussian logits."""
 
     def __init__(
         self, alpha: float = 0.06, shrinkage: str = "pooled", neighbours: int = 0, stream: bool = False
@@ -105,7 +110,7 @@ class Gda(ExactIncrementalHead):
         """The released estimator. Its authors search alpha over 0.0001, 0.001 ... 100; 1 is a value of that grid.
 
         Args:
-            changes: parameters to set otherwise.
+            changes: parameters to override.
         """
         return cls(**{"alpha": 1.0, "shrinkage": "published", **changes})
 
@@ -114,7 +119,7 @@ class Gda(ExactIncrementalHead):
         """The released estimator of the base-to-new protocol: fit it to base classes, then `for_classes`.
 
         Args:
-            changes: parameters to set otherwise. Alpha is searched as in `official`.
+            changes: parameters to override. Alpha is searched as in `official`.
         """
         return cls(**{"alpha": 1.0, "shrinkage": "base-to-new", "neighbours": 64, **changes})
 
@@ -136,7 +141,7 @@ class Gda(ExactIncrementalHead):
     def _check_updatable(self) -> None:
         if not self.is_updatable:
             raise InputError(
-                "this Gda does not keep what it would go on from: set stream=True, with a shrinkage other than "
+                "this Gda does not keep the sums that an update needs: set stream=True, with a shrinkage other than "
                 "'base-to-new', and fit it again"
             )
 
@@ -162,17 +167,19 @@ class Gda(ExactIncrementalHead):
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         rows = unit(shots.views)
         if self.neighbours:
-            self.views_ = self._kept_views(rows.flatten(0, 1), sign)
+            self.views_ = self._update_views(rows.flatten(0, 1), sign)
         products, sums = unpack_lower_triangle(self.products_), self.sums_.clone()
-        add_up(products, sums, rows, shots.labels, sign)
+        accumulate(products, sums, rows, shots.labels, sign)
         self.products_, self.sums_ = pack_lower_triangle(products), sums
         counts = torch.bincount(shots.labels, minlength=len(sums))
         self.rows_ = self.rows_ + sign * rows.shape[1] * counts
 
-    def _kept_views(self, rows: Tensor, sign: int) -> Tensor:
+    def _update_views(self, rows: Tensor, sign: int) -> Tensor:
+        """The kept views with rows (r, d) added, or removed."""
         assert self.views_ is not None
         if sign > 0:
             return torch.cat([self.views_, rows.to(self.views_.dtype)])
+        # The kept views have no labels: all count as one class when rows are looked up.
         any_class = torch.zeros(len(self.views_) + len(rows))
         stay = find_remaining_rows(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
         return self.views_[stay]
@@ -181,16 +188,17 @@ class Gda(ExactIncrementalHead):
         self.sums_, self.rows_ = remap_rows(self.sums_, origin), remap_rows(self.rows_, origin)
 
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        moments = Moments.of(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
-        views = float(self.rows_.sum()) / float(self.counts_.sum())
-        weight = self._shrunk_weight(moments, views)
-        self._add(0.0 if text is None else scale * text, weight, moments.means, self.weight_.dtype)
+        moments = GaussianMoments.from_sums(unpack_lower_triangle(self.products_), self.sums_, self.rows_)
+        views_per_shot = float(self.rows_.sum()) / float(self.counts_.sum())
+        weight = self._shrunk_weight(moments, views_per_shot)
+        self._set_linear_map(0.0 if text is None else scale * text, weight, moments.means, self.weight_.dtype)
 
     def _fit_base(self, shots: SupportSet) -> None:
+        """The published estimator for the base classes of the base-to-new protocol."""
         rows, text = unit(shots.views), 0.0 if shots.text is None else shots.scale * shots.text
-        moments = moments_of(rows, shots.labels, shots.n_classes)
-        precision = torch.linalg.pinv(mean_covariance(rows, shots.labels, moments), hermitian=True)
-        self._add(text, moments.means @ precision, moments.means, rows.dtype)
+        moments = GaussianMoments.from_rows(rows, shots.labels, shots.n_classes)
+        precision = torch.linalg.pinv(average_class_covariance(rows, shots.labels, moments), hermitian=True)
+        self._set_linear_map(text, moments.means @ precision, moments.means, rows.dtype)
         if self.neighbours:
             self.views_ = rows.flatten(0, 1)
 
@@ -199,13 +207,20 @@ class Gda(ExactIncrementalHead):
         if views is None:
             raise InputError(
                 "Gda knows only the classes that it was fitted to; with neighbours=64, as published, it keeps "
-                "the shots to make others of"
+                "the shots that other classes are estimated from"
             )
-        means, precision = made_up(views, text.double(), self.neighbours)
-        self._add(scale * text, means @ precision, means, views.dtype)
+        means, precision = gaussians_from_text(views, text.double(), self.neighbours)
+        self._set_linear_map(scale * text, means @ precision, means, views.dtype)
 
-    def _add(self, text: Tensor | float, weight: Tensor, means: Tensor, dtype: torch.dtype) -> None:
-        """One linear map of text and Gaussians, of (c, d) each."""
+    def _set_linear_map(self, text: Tensor | float, weight: Tensor, means: Tensor, dtype: torch.dtype) -> None:
+        """Store zero-shot and Gaussian logits as one linear map.
+
+        Args:
+            text: (c, d) class text times the logit scale, or 0 without text.
+            weight: (c, d) P mu of each class.
+            means: (c, d) mu.
+            dtype: of the features.
+        """
         bias = -0.5 * (weight * means).sum(dim=1) - math.log(len(means))
         self.weight_ = (text + self.alpha * weight).to(dtype).contiguous()
         self.text_ = text.to(dtype) if isinstance(text, Tensor) else None
@@ -218,36 +233,37 @@ class Gda(ExactIncrementalHead):
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _shrunk_weight(self, moments: Moments, views: float) -> Tensor:
-        """P mu of each class, (c, d), at so many views a shot."""
+    def _shrunk_weight(self, moments: GaussianMoments, views: float) -> Tensor:
+        """P mu of each class, (c, d), where each shot has this number of views."""
         rows, present = float(moments.counts.sum()), float((moments.counts > 0).sum())
-        about_mean = moments.square - float(moments.total.square().sum()) / rows
-        exact = torch.tensor(about_mean, dtype=torch.float64)
-        trace, factor = self._shrink(moments.scatter.trace(), exact, rows, present, (views, moments.means.shape[1]))
-        if float(trace) <= SMALLEST:
+        about_grand_mean = moments.squared_norms - float(moments.total.square().sum()) / rows
+        grand = torch.tensor(about_grand_mean, dtype=torch.float64)
+        trace, factor = self._shrink(moments.scatter.trace(), grand, rows, present, (views, moments.means.shape[1]))
+        if float(trace) <= MIN_TRACE:
             return torch.zeros_like(moments.means)
         shrunk = moments.scatter.clone()
         shrunk.diagonal().add_(trace)
         return factor * torch.cholesky_solve(moments.means.T, torch.linalg.cholesky(shrunk)).T
 
     def _shrink(
-        self, within: Tensor, about_mean: Tensor, rows: float, present: Tensor | float, shape: tuple[float, int]
+        self, within: Tensor, about_grand_mean: Tensor, rows: float, present: Tensor | float, shape: tuple[float, int]
     ) -> tuple[Tensor, Tensor | float]:
         """tr(S), and the factor of (C + tr(S) I)^-1.
 
         Args:
             within: trace of the scatter about the class means.
-            about_mean: of the scatter about the grand mean.
-            rows: their number, views included.
-            present: classes that have a shot.
-            shape: views a shot, feature width.
+            about_grand_mean: trace of the scatter about the grand mean.
+            rows: number of rows, views included.
+            present: number of classes that have a shot.
+            shape: views per shot, feature width.
         """
         views, d = shape
         if self.shrinkage == "published":
             return within / max(rows - 1, 1), d
         if self.shrinkage != "pooled":
             raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {self.shrinkage!r}")
-        trace = (within + about_mean / max(rows - 1, 1)) / (rows - present + 1)
+        trace = (within + about_grand_mean / max(rows - 1, 1)) / (rows - present + 1)
+        # d (1 + n / d) k / (k + 1), with k = n / (classes x views) shots per class.
         return trace, (d + rows) / (1 + present * views / rows)
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
@@ -255,13 +271,16 @@ class Gda(ExactIncrementalHead):
         if n == 1 or self.shrinkage == "base-to-new":
             return None
         rows = unit(shots.views.double())
-        if n * views < d:  # all vectors lie in the span of the rows
+        if n * views < d:
+            # All vectors lie in the span of the rows: its coordinates give smaller matrices and the same products.
             rows = rows @ torch.linalg.qr(rows.flatten(0, 1).T).Q
-        found = self.alpha * Downdates(self._shrink, rows, shots.labels, shots.n_classes, d).scores()
+        gaussians = LeaveOneOutGaussians(self._shrink, rows, shots.labels, shots.n_classes, d)
+        logits = self.alpha * gaussians.logits()
         if shots.text is None:
-            alone = shots.counts[shots.labels] == 1
-            found[alone] += self.alpha * math.log(shots.n_classes / (shots.n_classes - 1))  # one class fewer
-            found[torch.nonzero(alone).flatten(), shots.labels[alone]] = ABSENT
+            is_only_shot = shots.counts[shots.labels] == 1
+            # Without its only shot a class is gone: the log prior is that of one class fewer.
+            logits[is_only_shot] += self.alpha * math.log(shots.n_classes / (shots.n_classes - 1))
+            logits[torch.nonzero(is_only_shot).flatten(), shots.labels[is_only_shot]] = ABSENT_LOGIT
         else:
-            found += shots.scale * unit(shots.X.double()) @ shots.text.double().T
-        return found.to(shots.X.dtype)
+            logits += shots.scale * unit(shots.X.double()) @ shots.text.double().T
+        return logits.to(shots.X.dtype)

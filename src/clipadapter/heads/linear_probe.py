@@ -1,12 +1,12 @@
-"""Linear probe: logistic regression on frozen picture features.
+"""Linear probe: logistic regression on frozen image features.
 
 Paper: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3.2.
 Differs from the papers' protocols: C is chosen on held-out shots, never on a validation set. The optimum is that of
-scikit-learn's LogisticRegression, on the way to it are torch's L-BFGS and a better start.
+scikit-learn's LogisticRegression; the optimiser is an L-BFGS in torch (`SoftmaxRegression`).
 `LinearProbe.official` with the C that `search_c` finds is the probe of CoOp's code, which stops before the optimum
 where C is large. How early depends on scikit-learn: since 1.4, of 2024, its tolerance is for the mean loss of the
 shots, before it was for their sum.
-With several labels a picture there is one logistic regression a class, and C is the same for all.
+With multi-label images there is one logistic regression per class, with the same C for all.
 """
 
 from __future__ import annotations
@@ -21,48 +21,50 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
-from clipadapter.heads._regression import ABSENT, Regression, affordable
 from clipadapter.heads._training import few_threads
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.softmax_regression import SoftmaxRegression, subsample
 from clipadapter.heads.warm_start import find_warm_start
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
-ONE_SHOT = 10.0
-ROUGH = 3e-3
-"""`tol` while C is chosen: the penalised log-loss is then within about 0.001 of its end."""
+"""Values of C that ``C="auto"`` chooses from."""
+ONE_SHOT_C = 10.0
+"""C if no shot can be held out."""
+SEARCH_TOL = 3e-3
+"""`tol` while C is chosen: the penalised log-loss is then within about 0.001 of its minimum."""
 SOLVERS = ("torch", "sklearn")
-COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
-"""Values of C that `search_c` begins with, in the order of CoOp's code."""
+COARSE_GRID = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
+"""Values of C that `search_c` starts with, in the order of CoOp's code."""
 
 
 def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ...]:
     """The search for C of CoOp's released probe, to repeat its figures.
 
-    It begins with a decade to either side of the best of 1e6, 1e4 ... 1e-6, and halves this interval of log C step by
-    step towards its better end. Of equal values it takes the largest C at first, then the smaller end.
+    It starts with one decade on both sides of the best of 1e6, 1e4 ... 1e-6, and halves this interval of log C in each
+    step towards its better end. Of equal scores it takes the largest C in the first stage, then the smaller end.
 
     Args:
-        score: of a C, the higher the better; there, the accuracy on up to four validation shots a class.
+        score: function of C, higher is better; in CoOp's code the accuracy on up to four validation shots per class.
         steps: how often the interval is halved.
 
     Returns:
-        The better end at each step; the last one is what the figures were measured with.
+        The better end at each step. The published results use the last one.
 
     >>> [round(C, 1) for C in search_c(lambda C: -abs(math.log(C / 30)), steps=4)]
     [10.0, 10.0, 31.6, 31.6]
     """
-    found = functools.cache(score)
-    middle = math.log10(max(COARSE, key=found))
+    cached_score = functools.cache(score)
+    middle = math.log10(max(COARSE_GRID, key=cached_score))
     low, high = middle - 1, middle + 1
     better = []
     for _ in range(steps):
         middle = (low + high) / 2
-        if found(10**low) >= found(10**high):
+        if cached_score(10**low) >= cached_score(10**high):
             better.append(10**low)
             high = middle
         else:
@@ -78,24 +80,24 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
     "code for linear probes. By default C is chosen on held-out shots.",
 )
 class LinearProbe(Head):
-    """Multinomial logistic regression by L-BFGS, or one against the rest for each of several labels; text is not used.
+    """Multinomial logistic regression by L-BFGS, or one-vs-rest with multi-label images; text is not used.
 
-    A fit from an earlier one keeps its C, as long as little has changed, and is then the fit with that C. To begin at
-    the earlier weights would not pay: the last part of the way takes longest.
+    A warm start keeps the C of the earlier fit if little has changed, and is then the fit with that C. It does not
+    start from the earlier weights, since that saves little: most iterations are spent near the optimum.
 
     Args:
-        C: inverse strength of the L2 penalty, as in scikit-learn; "auto" takes the value of 0.1, 1 ... 1000 with the
-            lowest log-loss on held-out shots, and 10 if most classes have one. With many classes (above about 130 x 16
-            shots x 1024-d) it is chosen on some of the classes, drawn by ``seed``: as the variance that the penalty
-            allows a weight, it does not depend on how many there are.
+        C: inverse strength of the L2 penalty, as in scikit-learn. "auto" takes the value of 0.1, 1 ... 1000 with the
+            lowest log-loss on held-out shots, and 10 if most classes have one shot. With many classes (above about 130
+            x 16 shots x 1024-d) it is chosen on a random part of the classes: C is the prior variance of a weight,
+            which does not depend on the number of classes.
         input_norm: True to fit on unit-length features, False on raw ones.
         folds: number of folds for ``C="auto"``.
         max_iter: bound on L-BFGS iterations.
-        tol: L-BFGS stops when the norm of the gradient has fallen to this share of that at zero weights; with solver
-            "sklearn", when its largest entry has fallen below it.
-        seed: of the folds.
-        solver: "torch", or "sklearn" for scikit-learn's LogisticRegression itself, in float64; several labels know the
-            first only.
+        tol: L-BFGS stops when the norm of the gradient is this share of its norm at zero weights; with solver
+            "sklearn", when its largest entry is below ``tol``.
+        seed: of the folds, and of the part of the classes.
+        solver: "torch", or "sklearn" for scikit-learn's LogisticRegression itself, in float64; with multi-label images
+            only "torch".
 
     >>> LinearProbe().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
@@ -128,7 +130,7 @@ class LinearProbe(Head):
         """The probe of CoOp's released code: raw features, and scikit-learn's solver with its own tolerance.
 
         Args:
-            changes: parameters to set otherwise. C was searched on validation shots: see `search_c`.
+            changes: parameters to override. C was searched on validation shots: see `search_c`.
         """
         return cls(**{"input_norm": False, "solver": "sklearn", "tol": 1e-4, **changes})
 
@@ -140,32 +142,32 @@ class LinearProbe(Head):
         chosen = self._full_fit if before is None else before.head
         C = self.C if chosen is None else chosen.C_
         if shots.targets is not None:
-            self._fit_several(X, shots.targets, C)
+            self._fit_multilabel(X, shots.targets, C)
             return
         with few_threads(0):
-            self.C_ = self._choose(X, labels) if C == "auto" else float(C)
+            self.C_ = self._choose_C(X, labels) if C == "auto" else float(C)
         if self.solver == "sklearn" and len(labels.unique()) > 1:
             self._fit_sklearn(X, labels, shots.n_classes)
             return
-        # A second thread saves little in a pass of 20 ms, and waiting for it beside other programs costs much.
+        # In a pass of 20 ms a second thread saves little, and on a busy machine waiting for it costs much.
         with few_threads(X.numel() * shots.n_classes // 8):
-            regression = Regression(X, labels)
+            regression = SoftmaxRegression(X, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        self.weight_, self.bias_ = regression.answer(shots.n_classes)
+        self.weight_, self.bias_ = regression.coefficients(shots.n_classes)
 
-    def _fit_several(self, X: Tensor, targets: Tensor, C: float | str) -> None:
+    def _fit_multilabel(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
-            raise InputError(f"with several labels a picture the solver is 'torch', but is {self.solver!r}")
+            raise InputError(f"with multi-label images the solver is 'torch', but is {self.solver!r}")
         with few_threads(0):
-            self.C_ = self._choose_several(X, targets) if C == "auto" else float(C)
+            self.C_ = self._choose_multilabel_C(X, targets) if C == "auto" else float(C)
         with few_threads(X.numel() * targets.shape[1] // 8):
             regression = OneVsRest(X, targets)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        self.weight_, self.bias_ = regression.answer(targets.shape[1])
+        self.weight_, self.bias_ = regression.coefficients(targets.shape[1])
 
-    def _choose_several(self, X: Tensor, targets: Tensor) -> float:
+    def _choose_multilabel_C(self, X: Tensor, targets: Tensor) -> float:
         if not most_targets_repeat(targets):
-            return ONE_SHOT
+            return ONE_SHOT_C
         targets = some_classes(targets, X.shape[1], self.seed)
         splits = iterative_stratification(targets, self.folds, self.seed)
         regressions = [OneVsRest(X[train], targets[train]) for train, _ in splits]
@@ -173,8 +175,8 @@ class LinearProbe(Head):
         for C in GRID:
             losses.append(0.0)
             for regression, (_, held) in zip(regressions, splits, strict=True):
-                regression.solve(C, ROUGH, self.max_iter)  # starts where the C before ended
-                weight, bias = regression.answer(targets.shape[1])
+                regression.solve(C, SEARCH_TOL, self.max_iter)  # starts from the solution for the previous C
+                weight, bias = regression.coefficients(targets.shape[1])
                 losses[-1] += float(binary_losses(X[held] @ weight.T + bias, targets[held]).sum())
             if losses[-1] > min(losses):
                 break
@@ -187,11 +189,11 @@ class LinearProbe(Head):
         model.fit(X.double().numpy(), labels.numpy())
         self.n_iter_ = int(model.n_iter_.max())
         weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-        if len(weight) == 1:  # two classes: the log-odds of the second
+        if len(weight) == 1:  # two classes: scikit-learn has the log-odds of the second class alone
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        seen = torch.from_numpy(model.classes_)
-        self.weight_ = X.new_zeros(n_classes, X.shape[1]).index_copy(0, seen, weight.to(X.dtype))
-        self.bias_ = X.new_full((n_classes,), ABSENT).index_copy(0, seen, bias.to(X.dtype))
+        classes = torch.from_numpy(model.classes_)
+        self.weight_ = X.new_zeros(n_classes, X.shape[1]).index_copy(0, classes, weight.to(X.dtype))
+        self.bias_ = X.new_full((n_classes,), ABSENT_LOGIT).index_copy(0, classes, bias.to(X.dtype))
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return X.new_zeros(len(X), len(self.weight_))
@@ -202,21 +204,21 @@ class LinearProbe(Head):
     def _input(self, X: Tensor) -> Tensor:
         return unit(X) if self.input_norm else X
 
-    def _choose(self, X: Tensor, labels: Tensor) -> float:
-        kept = affordable(labels, X.shape[1], self.seed)
+    def _choose_C(self, X: Tensor, labels: Tensor) -> float:
+        kept = subsample(labels, X.shape[1], self.seed)
         X, labels = X[kept], labels[kept].unique(return_inverse=True)[1]
         splits = stratified_folds(labels, self.folds, self.seed)
         if not most_labels_repeat(labels):
-            return ONE_SHOT
-        regressions = [Regression(X[train], labels[train]) for train, _ in splits]
+            return ONE_SHOT_C
+        regressions = [SoftmaxRegression(X[train], labels[train]) for train, _ in splits]
         losses: list[float] = []
         for C in GRID:
             losses.append(0.0)
             for regression, (_, held) in zip(regressions, splits, strict=True):
-                regression.solve(C, ROUGH, self.max_iter)  # starts where the C before ended
-                weight, bias = regression.answer(int(labels.max()) + 1)
+                regression.solve(C, SEARCH_TOL, self.max_iter)  # starts from the solution for the previous C
+                weight, bias = regression.coefficients(int(labels.max()) + 1)
                 logits = X[held] @ weight.T + bias
                 losses[-1] += float(torch.nn.functional.cross_entropy(logits, labels[held], reduction="sum"))
             if losses[-1] > min(losses):
-                break  # the loss has one valley, and the largest C take longest
+                break  # the loss has one minimum, and the largest C take longest
         return GRID[losses.index(min(losses))]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.support import SupportSet
 
 BIAS_PRIOR_STD = 2.0
@@ -86,29 +85,6 @@ def mean_bias(head: object, n_classes: int) -> Tensor | None:
     """(n_classes,) bias for classes that a head was not fitted to: the mean of its ``bias_``; None if it has none."""
     bias: Tensor | None = getattr(head, "bias_", None)
     return None if bias is None else bias.mean().expand(n_classes).clone()
-
-
-def cache_votes(queries: Tensor, keys: Tensor, targets: Tensor, beta: float, exclude_self: bool = False) -> Tensor:
-    """Cache logits of Tip-Adapter for multi-label shots: ``exp(-beta * (1 - cos))`` summed over each class's shots.
-
-    Args:
-        queries: (m, d), any length.
-        keys: (n, d), unit rows.
-        targets: (n, c) zeros and ones: a shot votes for each of its classes.
-        beta: sharpness.
-        exclude_self: query i is the picture of key i, and this key does not vote.
-
-    Returns:
-        (m, c).
-
-    >>> cache_votes(torch.eye(2), torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]]), beta=0.0)
-    tensor([[1., 2.],
-            [1., 2.]])
-    """
-    affinity = torch.exp(-beta * (1 - unit(queries) @ keys.T))  # (m, n)
-    if exclude_self:
-        affinity.fill_diagonal_(0)
-    return affinity @ targets
 
 
 def binary_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""Nearest mean: the class whose mean feature is nearest; zero-shot for the classes that have no picture yet.
+"""Nearest mean: the class with the nearest mean feature; zero-shot for the classes that have no shots.
 
 Papers: Mensink et al., PAMI 2013, https://doi.org/10.1109/TPAMI.2013.83; as the classifier of iCaRL, Rebuffi et al.,
-CVPR 2017, https://arxiv.org/abs/1611.07725 (eq. 2): means of unit features, at unit length, so that the nearest is that
-of the largest cosine. The features are frozen, so means are sums and nothing is forgotten.
-Where every class has a shot it is `Prototype` with ``mix=0``. It differs in what text is for: prototype mixes it into
-every class; here it speaks for classes without a shot alone. With p the zero-shot probabilities, such a class has its
-p, and the others share what they have in p by their cosines: that is ours.
-Without text such a class is never answered.
+CVPR 2017, https://arxiv.org/abs/1611.07725 (eq. 2): means of unit features, at unit length, so that the nearest mean
+has the largest cosine. The features are frozen, so an update changes a sum and nothing is forgotten.
+Where every class has a shot it is `Prototype` with ``mix=0``. The difference is the use of text: prototype mixes it
+into every class, here it is used for classes without a shot alone. Let p be the zero-shot probabilities. A class
+without a shot has its p, and the classes with shots share the sum of their p by the softmax of their cosines: that is
+ours. Without text a class without a shot is never predicted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import ExactIncrementalHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
-
-ABSENT = -1e4
-"""Logit of a class without shot and text: finite, so that it can be saved, and never the best."""
 
 
 @register_head(
@@ -32,7 +29,7 @@ ABSENT = -1e4
     "is ours.",
 )
 class NearestMean(ExactIncrementalHead):
-    """Nearest class mean by cosine; keeps one sum a class, however many pictures there were.
+    """Nearest class mean by cosine; keeps one sum per class, whatever the number of shots.
 
     >>> head = NearestMean().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"])
     >>> head.partial_fit([[-1.0, 0.0]], ["left"]).predict([[0.1, 2.0], [-3.0, 1.0]])
@@ -65,14 +62,15 @@ class NearestMean(ExactIncrementalHead):
 
     def _logits(self, X: Tensor) -> Tensor:
         x, learned = unit(X), self.counts_ > 0
-        found = self.scale_ * x @ self.means_.to(X.dtype).T
+        logits = self.scale_ * x @ self.means_.to(X.dtype).T
         text = getattr(self, "text_", None)
-        told = torch.zeros_like(learned) if text is None else text.any(dim=1)
-        both = torch.nonzero(learned & told).flatten()
-        if text is None or learned.all() or not len(both):
-            return torch.where(learned, found, ABSENT)
+        has_text = torch.zeros_like(learned) if text is None else text.any(dim=1)
+        with_both = torch.nonzero(learned & has_text).flatten()
+        if text is None or learned.all() or not len(with_both):
+            return torch.where(learned, logits, ABSENT_LOGIT)
         zero_shot = self.scale_ * x @ text.to(X.dtype).T
-        # Up to a number of each row these are log p of classes without a shot, and of the others log sum p + log share.
-        level = found[:, learned].logsumexp(dim=1) - zero_shot[:, both].logsumexp(dim=1)
-        unseen = torch.where(told, zero_shot + level[:, None], ABSENT)
-        return torch.where(learned, found, unseen)
+        # Shift zero-shot so that, up to a constant of each row, logits are log p of classes without a shot, and
+        # log sum p + log share of the others.
+        shift = logits[:, learned].logsumexp(dim=1) - zero_shot[:, with_both].logsumexp(dim=1)
+        without_shots = torch.where(has_text, zero_shot + shift[:, None], ABSENT_LOGIT)
+        return torch.where(learned, logits, without_shots)

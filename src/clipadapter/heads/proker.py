@@ -1,15 +1,17 @@
-"""ProKeR: zero-shot CLIP plus a kernel ridge regression of what zero-shot gets wrong on the shots.
+"""ProKeR: zero-shot CLIP plus a kernel ridge regression of its residuals on the shots.
 
 Paper: Bendou et al., CVPR 2025, https://arxiv.org/abs/2501.11175. With S the shots, Y their one-hot labels, T the class
 text and k(x, z) = exp(-beta (1 - cos(x, z))), all of unit length:
 
     phi(x) = x T' + k(x, S) A,    A = (K / lambda + I)^-1 (Y - S T')
 
-so that k(x, S) A is lambda times a ridge regression: lambda is its ridge and its height in one.
-With a text ridge gamma the residual is also projected on the text, as in BReg-Adapter:
-A T (T' T + gamma I)^-1 T' in place of A.
-Differs from the paper: beta and lambda, published for 1, 2, 4, 8 and 16 shots, are interpolated in between; logits are
-text at the encoder's scale plus a regression of one fixed height; and many rows are solved for by Nystroem's method.
+where k(x, S) A is lambda times a ridge regression with ridge lambda. So lambda sets both ridge and scale.
+With a text ridge gamma the residual is also projected onto the text, as in BReg-Adapter: A T (T' T + gamma I)^-1 T' in
+place of A.
+Differs from the paper:
+- beta and lambda, published for 1, 2, 4, 8 and 16 shots, are interpolated in between.
+- Logits are text at the encoder's scale plus a regression of one fixed scale, the height.
+- Many rows are solved for by the Nystroem method.
 `Proker.official` is phi itself; with ``text_ridge=0.1`` it is what BReg-Adapter's code calls BiReg.
 """
 
@@ -25,16 +27,20 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.cache import affinity_
 from clipadapter.heads.registry import register_head
 
 SHOTS = (1, 2, 4, 8, 16)
 BETA = (3.0, 2.6, 1.5, 1.66, 1.7)
+"""Published beta at these shots per class."""
 LAM = (0.05, 0.05, 0.05, 0.07, 0.1)
-EXACT = 16384
-"""Rows up to which the whole kernel matrix is solved; it then has a gigabyte."""
-DOUBLE = 8192
+"""Published lambda at these shots per class."""
+MAX_EXACT_ROWS = 16384
+"""Rows up to which the whole kernel matrix is factorised; it then takes a gigabyte."""
+MAX_FLOAT64_ROWS = 8192
 """Rows up to which that is done in float64."""
-BLOCK = 2048
+ROWS_PER_BLOCK = 2048
+"""Rows that the Nystroem method compares with the landmarks at a time."""
 VIEWS = ("all", "average", "plain")
 
 
@@ -48,15 +54,15 @@ class Proker(Head):
     """Kernel ridge regression of the zero-shot residual, in closed form.
 
     Args:
-        beta: sharpness of the kernel; None for the published value by shots, interpolated over log2 of the mean number
-            of shots a class.
+        beta: sharpness of the kernel; None for the published value, interpolated over log2 of the mean number of shots
+            per class.
         lam: lambda; None as for ``beta``.
-        height: factor of the ridge regression, in logits; None for lambda times ``text_scale``, as published, which
-            with CLIP's scale makes 5 logits at one shot and 10 at sixteen. Towards 0 the head is zero-shot.
-        text_scale: factor of the text's cosines; None for the encoder's scale.
-        text_ridge: gamma of BReg-Adapter, 0.1 in its release; None to leave the residual as it is.
-        views: which rows to learn from: "all" views, their "average", or the "plain" one.
-        landmarks: rows that span the solution where there are more than 16384 rows (Nystroem's method), drawn at random
+        height: factor of the ridge regression, in logits; None for lambda times ``text_scale``, as published, which is
+            5 at one shot and 10 at sixteen with CLIP's scale. Towards 0 the head is zero-shot.
+        text_scale: factor of the cosines to class text; None for the encoder's logit scale.
+        text_ridge: gamma of BReg-Adapter, 0.1 in its release; None for no projection.
+        views: rows to fit to: "all" views, their "average", or the "plain" one.
+        landmarks: rows that span the solution where there are more than 16384 rows (Nystroem method), drawn at random
             and equally from the classes; fewer rows are solved for exactly.
         seed: of the draw of landmarks.
 
@@ -92,10 +98,10 @@ class Proker(Head):
 
     @classmethod
     def official(cls, **changes: Any) -> Self:
-        """The released recipe: phi as it stands, not scaled.
+        """The released recipe: phi itself, not scaled.
 
         Args:
-            changes: parameters to set otherwise.
+            changes: parameters to override.
         """
         return cls(**{"height": None, "text_scale": 1.0, **changes})
 
@@ -103,12 +109,12 @@ class Proker(Head):
         self._check()
         rows, labels, text = self._rows(shots)
         self.beta_, lam = self._values(len(shots.labels), shots.n_classes)
-        if len(rows) <= EXACT:
-            support = rows.double() if len(rows) <= DOUBLE else rows.float()
-            root = torch.linalg.cholesky(_ridge(support, self.beta_, lam))
+        if len(rows) <= MAX_EXACT_ROWS:
+            support = rows.double() if len(rows) <= MAX_FLOAT64_ROWS else rows.float()
+            root = torch.linalg.cholesky(_regularised_kernel(support, self.beta_, lam))
             dual = _solve(root, _residual(support, labels, text.to(support.dtype))).double()
         else:
-            chosen = _landmarks(labels, self.landmarks, self.seed)
+            chosen = _draw_landmarks(labels, self.landmarks, self.seed)
             support, dual = _nystroem(rows, labels, text, rows[chosen].double(), self.beta_, lam)
         self.support_ = support.to(rows.dtype)
         self.weight_, self.scale_ = text.to(rows.dtype), self._scale(shots)
@@ -126,19 +132,19 @@ class Proker(Head):
         self._check()
         rows, labels, text = self._rows(shots)
         n, width = len(shots.labels), len(rows) // len(shots.labels)
-        if len(rows) > DOUBLE or n == 1:
-            return None  # the inverse that it needs is too big
+        if len(rows) > MAX_FLOAT64_ROWS or n == 1:
+            return None  # the full inverse would be too large
         beta, lam = self._values(n - 1, shots.n_classes)
         support, plain = rows.double(), unit(shots.X.double())
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_ridge(support, beta, lam)))  # C
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_regularised_kernel(support, beta, lam)))  # C
         dual = inverse @ _residual(support, labels, text)  # (n width, c)
         own = dual.reshape(n, width, -1)
-        # Without the rows B of a shot the dual is that of all shots minus C[:, B] C[B, B]^-1 dual[B].
+        # Without the rows B of a shot the coefficients are those of all shots minus C[:, B] C[B, B]^-1 dual[B].
         kernel = _kernel(plain, support, beta)
-        reach = torch.einsum("ij,jiw->iw", kernel, inverse.reshape(n * width, n, width))
+        kernel_inverse = torch.einsum("ij,jiw->iw", kernel, inverse.reshape(n * width, n, width))
         block = inverse.reshape(n, width, n, width)[torch.arange(n), :, torch.arange(n)]  # C[B, B], (n, width, width)
-        lost = torch.einsum("iw,iwc->ic", reach, torch.linalg.solve(block, own))
-        regressed = self._height(lam, shots) * self._project(kernel @ dual - lost, text)
+        correction = torch.einsum("iw,iwc->ic", kernel_inverse, torch.linalg.solve(block, own))
+        regressed = self._height(lam, shots) * self._project(kernel @ dual - correction, text)
         return (self._scale(shots) * plain @ text.T + regressed).to(shots.X.dtype)
 
     def _check(self) -> None:
@@ -150,7 +156,7 @@ class Proker(Head):
                 raise InputError(f"{name} must be positive, but is {value}")
 
     def _rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit rows to learn from, those of a shot beside each other, their labels, and float64 text."""
+        """Unit rows to fit to, with the views of a shot next to each other, their labels, and text in float64."""
         assert shots.text is not None
         views = unit(shots.views)
         if self.views != "all":
@@ -158,7 +164,7 @@ class Proker(Head):
         return views.flatten(0, 1), shots.labels.repeat_interleave(views.shape[1]), shots.text.double()
 
     def _values(self, n: int, c: int) -> tuple[float, float]:
-        """Beta and lambda for n shots of c classes; the same whichever shot is left out."""
+        """Beta and lambda for n shots of c classes."""
         beta, lam = (float(np.interp(np.log2(n / c), np.log2(SHOTS), table)) for table in (BETA, LAM))
         return beta if self.beta is None else self.beta, lam if self.lam is None else self.lam
 
@@ -169,7 +175,7 @@ class Proker(Head):
         return lam * self._scale(shots) if self.height is None else self.height
 
     def _project(self, residual: Tensor, text: Tensor) -> Tensor:
-        """(..., c) residuals within the span of the text, if so asked: R T (T' T + gamma I)^-1 T'."""
+        """(..., c) residuals R projected onto the text, R T (T' T + gamma I)^-1 T', if there is a text ridge."""
         if self.text_ridge is None:
             return residual
         gram = text @ text.T
@@ -177,11 +183,11 @@ class Proker(Head):
 
 
 def _kernel(a: Tensor, b: Tensor, beta: float) -> Tensor:
-    """(p, d) and (q, d) unit rows to (p, q)."""
-    return (a @ b.T).sub_(1).mul_(beta).exp_()
+    """Kernel matrix (p, q) of unit rows (p, d) and (q, d)."""
+    return affinity_(a @ b.T, beta)
 
 
-def _ridge(rows: Tensor, beta: float, lam: float) -> Tensor:
+def _regularised_kernel(rows: Tensor, beta: float, lam: float) -> Tensor:
     """K + lambda I; (K / lambda + I)^-1 is lambda times its inverse."""
     matrix = _kernel(rows, rows, beta)
     matrix.diagonal().add_(lam)
@@ -196,30 +202,30 @@ def _residual(rows: Tensor, labels: Tensor, text: Tensor) -> Tensor:
 
 
 def _solve(root: Tensor, right: Tensor) -> Tensor:
-    """Of a Cholesky factor; two triangular solves, since ``cholesky_solve`` copies the factor."""
+    """Solve with a Cholesky factor by two triangular solves, since ``cholesky_solve`` copies the factor."""
     half = torch.linalg.solve_triangular(root, right, upper=False)
     return torch.linalg.solve_triangular(root.T, half, upper=True)
 
 
-def _landmarks(labels: Tensor, wanted: int, seed: int) -> Tensor:
+def _draw_landmarks(labels: Tensor, n_landmarks: int, seed: int) -> Tensor:
     """Row numbers: a first random row of every class, then a second, and so on."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # class by class, random within
     counts = torch.bincount(labels)
-    turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    return order[turn.argsort(stable=True)][:wanted]
+    rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return order[rank_in_class.argsort(stable=True)][:n_landmarks]
 
 
 def _nystroem(
     rows: Tensor, labels: Tensor, text: Tensor, landmarks: Tensor, beta: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Ridge regression with a solution in the span of the landmarks: never more than a block of rows at a time."""
+    """Ridge regression whose solution is in the span of the landmarks, from one block of rows at a time."""
     matrix = lam * _kernel(landmarks, landmarks, beta)
     right = torch.zeros(len(landmarks), len(text), dtype=torch.float64)
-    for block, own in zip(rows.split(BLOCK), labels.split(BLOCK), strict=True):
+    for block, own in zip(rows.split(ROWS_PER_BLOCK), labels.split(ROWS_PER_BLOCK), strict=True):
         kernel = _kernel(block.double(), landmarks, beta)
         matrix.addmm_(kernel.T, kernel)
         right.addmm_(kernel.T, _residual(block.double(), own, text))
-    # Landmarks that occur twice make the matrix singular; this is far below its smallest useful eigenvalue.
+    # Equal landmarks make the matrix singular; this jitter is far below its smallest useful eigenvalue.
     matrix.diagonal().add_(1e-12 * float(matrix.diagonal().sum()))
     return landmarks, _solve(torch.linalg.cholesky(matrix), right)

@@ -1,9 +1,9 @@
-"""Prototype: the class whose mean feature is nearest, mixed with class text if there is some.
+"""Prototype: cosine to the mean feature of each class, mixed with the zero-shot logits.
 
-Paper: Snell et al., NeurIPS 2017, https://arxiv.org/abs/1703.05175, with frozen features; the mean of each class is
-compared by cosine.
-Differs from the paper: the mixture with the text's logits is ours. A class without a shot has the mean of the other
-classes' prototypes: it gains and loses nothing against the average class, and its text decides.
+Paper: Snell et al., NeurIPS 2017, https://arxiv.org/abs/1703.05175, with frozen features and cosines in place of
+squared distances.
+Differs from the paper: the mixture with the zero-shot logits is ours. A class without a shot has the mean of the other
+classes' prototypes. Its logit is then that of an average class, and its text decides.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
+from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import ExactIncrementalHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
-
-ABSENT = -1e4
-"""Logit of a class without a shot where text has no say: finite, so that it can be saved, and never the best."""
 
 
 @register_head(
@@ -31,7 +28,7 @@ class Prototype(ExactIncrementalHead):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 
     Args:
-        mix: weight of class text, 0 (class means alone) to 1 (zero-shot); without text it counts as 0.
+        mix: weight of class text, 0 (class means alone) to 1 (zero-shot); without text it is 0.
 
     >>> Prototype().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"]).predict([[0.1, 2.0]])
     array(['up'], dtype='<U5')
@@ -40,14 +37,15 @@ class Prototype(ExactIncrementalHead):
     temperature_prior = (0.9, 0.81, 0.74, 0.74, 1.0)
 
     sums_: Tensor
-    """(c, d) of the shots' rows, float64."""
+    """(c, d) sums of the shots of each class, float64."""
     weight_: Tensor
+    """(c, d) weighted sum of class text and prototypes."""
 
     def __init__(self, mix: float = 0.5) -> None:
         self.mix = mix
 
     def _init_sums(self, shots: SupportSet) -> None:
-        self._mix(shots.text)
+        self._text_weight(shots.text)
         self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
         self.weight_ = shots.views.new_zeros(0)
 
@@ -58,14 +56,14 @@ class Prototype(ExactIncrementalHead):
         self.sums_ = remap_rows(self.sums_, origin)
 
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        mix, dtype = self._mix(text), self.weight_.dtype
+        mix, dtype = self._text_weight(text), self.weight_.dtype
         present = self.counts_ > 0
         prototypes = torch.where(present[:, None], unit(self.sums_), 0.0)
         prototypes[~present] = prototypes.sum(dim=0) / present.sum()
-        others = (1 - mix) * prototypes.to(dtype)
+        prototypes = (1 - mix) * prototypes.to(dtype)
         self.text_ = mix * text.to(dtype) if mix > 0 and text is not None else None
-        self.weight_, self.scale_ = others if self.text_ is None else self.text_ + others, scale
-        self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT).to(dtype)
+        self.weight_, self.scale_ = prototypes if self.text_ is None else self.text_ + prototypes, scale
+        self.bias_ = torch.where(present | (mix > 0), 0.0, ABSENT_LOGIT).to(dtype)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         text = getattr(self, "text_", None)
@@ -79,33 +77,34 @@ class Prototype(ExactIncrementalHead):
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         if len(shots.labels) == 1:
             return None
-        mix, labels, x = self._mix(shots.text), shots.labels, unit(shots.X)
+        mix, labels, x = self._text_weight(shots.text), shots.labels, unit(shots.X)
         rows = _rows(shots)
         sums = rows.new_zeros(shots.n_classes, rows.shape[1]).index_add_(0, labels, rows)
-        left = shots.counts[labels] - 1
+        remaining = shots.counts[labels] - 1
         prototypes, present = unit(sums), shots.counts > 0
-        # A class that loses its only shot: the difference of equal sums is rounding, not a direction.
-        own = torch.where(left[:, None] > 0, unit(sums[labels] - rows), 0.0)  # (n, d)
-        n_left = present.sum() - (left == 0).to(x.dtype)
-        others = (x @ prototypes.sum(dim=0) + (x * (own - prototypes[labels])).sum(dim=1)) / n_left  # (n,)
+        # Where a class loses its only shot, the difference of equal sums is rounding noise, not a direction.
+        own = torch.where(remaining[:, None] > 0, unit(sums[labels] - rows), 0.0)  # (n, d)
+        n_present = present.sum() - (remaining == 0).to(x.dtype)
+        # (n,) cosine to the mean of all prototypes, the prototype of classes without shots.
+        mean_cosine = (x @ prototypes.sum(dim=0) + (x * (own - prototypes[labels])).sum(dim=1)) / n_present
         cosine = x @ prototypes.T
-        cosine[:, ~present] = others[:, None]
+        cosine[:, ~present] = mean_cosine[:, None]
         at = torch.arange(len(labels))
-        cosine[at, labels] = torch.where(left > 0, (x * own).sum(dim=1), others)
-        found = shots.scale * (1 - mix) * cosine
+        cosine[at, labels] = torch.where(remaining > 0, (x * own).sum(dim=1), mean_cosine)
+        logits = shots.scale * (1 - mix) * cosine
         if shots.text is not None:
-            found = found + shots.scale * mix * x @ shots.text.T
+            logits = logits + shots.scale * mix * x @ shots.text.T
         if mix == 0:
-            found[:, ~present] += ABSENT
-            found[at, labels] += torch.where(left > 0, 0.0, ABSENT)
-        return found
+            logits[:, ~present] += ABSENT_LOGIT
+            logits[at, labels] += torch.where(remaining > 0, 0.0, ABSENT_LOGIT)
+        return logits
 
-    def _mix(self, text: Tensor | None) -> float:
+    def _text_weight(self, text: Tensor | None) -> float:
         if not 0 <= self.mix <= 1:
             raise InputError(f"mix must be 0 to 1, but is {self.mix!r}")
         return 0.0 if text is None else self.mix
 
 
 def _rows(shots: SupportSet) -> Tensor:
-    """(n, d), of each shot the mean of its unit-length views."""
+    """(n, d) mean of the unit-length views of each shot."""
     return unit(shots.views).mean(dim=1)

@@ -1,4 +1,4 @@
-"""SS-Text: class text moved towards the shots, by the solution of a linearised loss.
+"""SS-Text: class text moved towards the shots by the closed-form solution of a linearised loss.
 
 Paper: Silva-Rodriguez et al., MICCAI 2025, https://arxiv.org/abs/2506.17500. With unit text t_k, unit features f and
 n shots in all, of which n_k are of class k:
@@ -6,7 +6,7 @@ n shots in all, of which n_k are of class k:
     w_k = t_k + s / (n lambda_k) sum of f over the shots of class k,    logits = s cos(x, w_k)
 
 The plus variant also moves each vector away from the others: w_k - unit(2 w_k - mean of w).
-Differs from the released code: the way in which lambda is set; `SsText.official` is that code's own.
+Differs from the released code in the default of lambda; `SsText.official` has the one of that code.
 A class without a shot keeps its text vector.
 """
 
@@ -34,9 +34,9 @@ class SsText(Head):
     """Closed-form class vectors from text and shots, for equal and unequal shots.
 
     Args:
-        anchor: lambda_k, how firmly a class is held at its text: "class" for 1 / n_k, "shots" for 1 / n, "confidence"
-            for the mean probability that zero-shot gives to the shots of the class, or a number.
-        repel: the plus variant.
+        anchor: lambda_k, the strength that keeps a class near its text: "class" for 1 / n_k, "shots" for 1 / n,
+            "confidence" for the mean zero-shot probability of the class for its shots, or a number.
+        repel: True for the plus variant.
         floor: least lambda_k, as in the released code.
 
     >>> from clipadapter.heads import TextFeatures
@@ -59,7 +59,7 @@ class SsText(Head):
         """What the released code calls SS-Text; with ``anchor="class", repel=True`` what it calls SS-Text+.
 
         Args:
-            changes: parameters to set otherwise.
+            changes: parameters to override.
         """
         return cls(**{"anchor": "shots", **changes})
 
@@ -81,18 +81,21 @@ class SsText(Head):
             return None
         sums, rows = _sums(shots)
         confidence, own = self._confidence(shots)
-        # All classes as they are, but for the number of shots; then each shot's own class without the shot.
+        # First all classes with all shots, but n - 1 as their number; then each shot's own class without the shot.
         weight = shots.text + self._pull(shots, shots.counts, n - 1, confidence)[:, None] * sums
-        left = shots.counts[labels] - 1
-        without = confidence[labels] + (confidence[labels] - own) / left.clamp_min(1)  # mean over the other shots
-        moved = shots.text[labels] + self._pull(shots, left, n - 1, without)[:, None] * (sums[labels] - rows)
+        remaining = shots.counts[labels] - 1
+        # Mean over the other shots of the class.
+        left_out_confidence = confidence[labels] + (confidence[labels] - own) / remaining.clamp_min(1)
+        pull = self._pull(shots, remaining, n - 1, left_out_confidence)
+        moved = shots.text[labels] + pull[:, None] * (sums[labels] - rows)
         dots, squares = x @ weight.T, weight.square().sum(dim=1).expand(n, -1).clone()  # both (n, c)
         at = torch.arange(n)
         dots[at, labels], squares[at, labels] = (x * moved).sum(dim=1), moved.square().sum(dim=1)
         if self.repel:
-            mean = weight.mean(dim=0) + (moved - weight[labels]) / shots.n_classes  # (n, d), one a left-out shot
+            mean = weight.mean(dim=0) + (moved - weight[labels]) / shots.n_classes  # (n, d), without each shot
             to_mean = mean @ weight.T
             to_mean[at, labels] = (mean * moved).sum(dim=1)
+            # Expand x (w - u) and |w - u|^2 with u = unit(2 w - mean), so that no (n, c, d) tensor is needed.
             length = (4 * squares - 4 * to_mean + mean.square().sum(dim=1, keepdim=True)).sqrt()  # of 2 w - mean
             dots = dots - (2 * dots - (x * mean).sum(dim=1, keepdim=True)) / length
             squares = squares - 2 * (2 * squares - to_mean) / length + 1
@@ -107,7 +110,7 @@ class SsText(Head):
         return total / shots.counts.clamp_min(1), own
 
     def _pull(self, shots: SupportSet, counts: Tensor, n: int, confidence: Tensor) -> Tensor:
-        """Factor s / (n lambda_k) of the summed shots; 0 where a class has none."""
+        """Factors s / (n lambda_k) of the sums of the shots; 0 for a class without shots."""
         anchors = {"class": 1 / counts.clamp_min(1), "shots": torch.full_like(counts, 1 / n), "confidence": confidence}
         if isinstance(self.anchor, str):
             if self.anchor not in anchors:

@@ -1,11 +1,15 @@
-"""Tip-Adapter: the shots, kept in a cache, vote beside zero-shot CLIP.
+"""Tip-Adapter: a key-value cache of the shots, added to zero-shot CLIP.
 
-Paper: Zhang et al., ECCV 2022, https://arxiv.org/abs/2207.09519, equations 1 to 5.
-Differs from the paper, where alpha and beta were set per data set and then searched on validation or test pictures: one
-alpha and beta for all data sets, the best of the paper's ablation on ImageNet with 16 shots. `search_grid` has the
-values that the released code searched, for a search on held-out shots. The logits themselves are the released code's.
-With several labels a picture (ours): a shot votes for each class that it has, and a bias for each class is learned from
-what the other shots say of each shot.
+Paper: Zhang et al., ECCV 2022, https://arxiv.org/abs/2207.09519, equations 1 to 5. With unit features x of a query and
+F of the shots, one-hot labels L, class text W and logit scale s:
+
+    logits = s x W' + alpha exp(-beta (1 - x F')) L
+
+Differs from the paper, where alpha and beta are set per data set and then searched on validation or test images: there
+is one alpha and beta for all data sets, the best of the paper's ablation on ImageNet with 16 shots. `search_grid` has
+the values that the released code tries, for a search on held-out shots. The logits are those of the released code.
+With multi-label images (ours): a shot counts for each class that it has, and a bias of each class is fitted to the
+leave-one-out logits of the shots.
 """
 
 from __future__ import annotations
@@ -17,17 +21,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._shot_cache import (
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
     cache_keys,
     cache_logits,
     check_not_negative,
     grid_values,
-    votes_of_others,
+    leave_one_out_cache_logits,
+    multilabel_cache_logits,
 )
-from clipadapter.heads.base import Head, Preset, SupportSet
-from clipadapter.heads.multilabel import add_bias, cache_votes, fit_bias
+from clipadapter.heads.multilabel import add_bias, fit_bias
 from clipadapter.heads.registry import register_head
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -45,7 +50,7 @@ SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
         "imagenet": (7.0, 3.0),
     }
 )
-"""Bounds (beta, alpha) of the released code's search by data set, to be given to `search_grid`."""
+"""Bounds (beta, alpha) of the released code's search by data set, the arguments of `search_grid`."""
 
 
 def search_grid(
@@ -54,13 +59,13 @@ def search_grid(
     """The values of beta and alpha that the released code tries, in its order: beta is the outer loop.
 
     Args:
-        beta_max: bound of beta, itself not tried.
-        alpha_max: bound of alpha, itself not tried.
+        beta_max: exclusive upper bound of beta.
+        alpha_max: exclusive upper bound of alpha.
         beta_steps: number of values of beta, from 0.1 up.
         alpha_steps: number of values of alpha, from 0.1 up.
 
     Returns:
-        The values by parameter.
+        The values of each parameter.
 
     >>> search_grid(*SEARCH_SCALE["imagenet"])["alpha"][:3]
     (0.1, 0.245, 0.39)
@@ -75,14 +80,14 @@ def search_grid(
     "that it tries. The default alpha and beta are one pair for all data sets.",
 )
 class TipAdapter(Head):
-    """Training-free: affinity to the cached shots, summed by class, beside the zero-shot logits.
+    """Training-free: affinities to the cached shots, summed by class, added to the zero-shot logits.
 
-    The cache's part is a sum over shots, as published: it grows with the number of shots, and a class with more shots
-    weighs more.
+    The cache logits are sums over shots, as published: they grow with the number of shots, and a class with more shots
+    has larger ones.
 
     Args:
-        alpha: weight of the cache; 0 is zero-shot CLIP.
-        beta: sharpness of the affinity: high values let only the nearest shots vote.
+        alpha: weight of the cache logits; 0 is zero-shot CLIP.
+        beta: sharpness of the affinity: with high values only the nearest shots count.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]], logit_scale=1.0)
@@ -110,15 +115,15 @@ class TipAdapter(Head):
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta)
-        several = shots.targets is not None
-        self.keys_, self.labels_ = cache_keys(shots.views), None if several else shots.labels
+        self.keys_, self.labels_ = cache_keys(shots.views), shots.labels if shots.targets is None else None
         self.targets_ = shots.targets
         self.weight_, self.scale_ = shots.text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
         self.bias_ = None
         if shots.targets is not None:
-            votes = cache_votes(shots.X, self.keys_, shots.targets, self.beta_, exclude_self=True)
-            self.bias_ = fit_bias(cosine_logits(shots.X, shots.text, shots.scale) + self.alpha_ * votes, shots.targets)
+            zero_shot = cosine_logits(shots.X, shots.text, shots.scale)
+            cache = multilabel_cache_logits(shots.X, self.keys_, shots.targets, self.beta_, leave_one_out=True)
+            self.bias_ = fit_bias(zero_shot + self.alpha_ * cache, shots.targets)
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
@@ -127,14 +132,14 @@ class TipAdapter(Head):
         weight, keys = self.weight_.to(X.dtype), self.keys_.to(X.dtype)
         if self.task_ == "multilabel":
             assert self.targets_ is not None
-            votes = cache_votes(X, keys, self.targets_.to(X.dtype), self.beta_)
+            cache = multilabel_cache_logits(X, keys, self.targets_.to(X.dtype), self.beta_)
         else:
             assert self.labels_ is not None
-            votes = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
-        return add_bias(self, cosine_logits(X, weight, self.scale_) + self.alpha_ * votes)
+            cache = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
+        return add_bias(self, cosine_logits(X, weight, self.scale_) + self.alpha_ * cache)
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor:
         assert shots.text is not None
         check_not_negative(alpha=self.alpha, beta=self.beta)
         zero_shot = cosine_logits(shots.X, shots.text, shots.scale)
-        return zero_shot + self.alpha * votes_of_others(shots, self.beta)
+        return zero_shot + self.alpha * leave_one_out_cache_logits(shots, self.beta)

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._shot_cache import (
+from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
     cache_keys,
     cache_logits,
+    cache_logits_of_cosines,
     check_not_negative,
-    class_sums,
 )
-from clipadapter.heads._training import Recipe, minimise
-from clipadapter.heads.base import Head, Preset, SupportSet
 from clipadapter.heads.registry import register_head
 
 EPS = 1e-4
@@ -122,7 +122,7 @@ class TipAdapterF(Head):
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = unit(shots.views[batch, view])
-            votes = class_sums(keys @ x.T, shots.labels, shots.n_classes, self.beta_)
+            votes = cache_logits_of_cosines(keys @ x.T, shots.labels, shots.n_classes, self.beta_)
             logits = shots.scale * x @ text.T + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, shots.labels[batch])
 

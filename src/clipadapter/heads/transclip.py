@@ -1,10 +1,10 @@
-"""TransCLIP: a Gaussian mixture over the pictures to be classified, held by class text and by neighbours.
+"""TransCLIP: a Gaussian mixture over the unlabelled images, regularised by class text and by a neighbour graph.
 
-Paper: Zanella et al., NeurIPS 2024, https://arxiv.org/abs/2406.01837. Written from its formulas: no line of the
-released code was looked at. `TransClip.official` is its zero-shot mode, which never sees a label.
-Differs from the paper in the few-shot mode: a shot weighs as much as ``support_weight`` unlabelled pictures, whatever
-their numbers, where the paper finds that weight on a validation set. Ours are also the answers for pictures that were
-not there in `fit`.
+Paper: Zanella et al., NeurIPS 2024, https://arxiv.org/abs/2406.01837. Written from its formulas, without reading the
+released code. `TransClip.official` is the zero-shot mode, which uses no labels.
+Differs from the paper in the few-shot mode: a shot counts as ``support_weight`` unlabelled images, whatever their
+numbers, where the paper chooses that weight on a validation set. Predictions for images that were not passed to `fit`
+are ours too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._neighbours import edges, nearest, recall
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.neighbour_graph import adjacency, find_same_image, nearest_neighbours
 from clipadapter.heads.registry import register_head
 
-SMALLEST = 1e-4
-"""Least variance of a coordinate, as a share of that of unit rows: one that never changes must not decide alone."""
+MIN_VARIANCE_RATIO = 1e-4
+"""Least variance of a coordinate relative to that of unit rows, so that a constant coordinate does not dominate."""
 
 
 @register_head(
@@ -33,25 +33,25 @@ SMALLEST = 1e-4
     "few-shot mode the weight of a shot is ours, and so are the answers for new pictures.",
 )
 class TransClip(Head):
-    """Transductive: one Gaussian a class over the unlabelled pictures, drawn to zero-shot's answer and to neighbours.
+    """Transductive: one Gaussian per class over the unlabelled images, with a zero-shot prior and a neighbour graph.
 
-    The logarithm of an assignment is, but for a constant, ``prior * log zero_shot + likelihood * log density +
-    smoothness * neighbours``; the last is the mean assignment of those whom the picture chose as neighbours and of
-    those who chose it, weighted by their cosines. Assignments, centres and the variance that all classes share are
-    updated in turn.
+    The logarithm of an assignment is, up to a constant, ``prior * log zero_shot + likelihood * log density +
+    smoothness * neighbours``. The last term is the mean assignment of the image's nearest neighbours and of the images
+    whose nearest neighbour it is, weighted by their cosines. Assignments, centres and the variance that all classes
+    share are updated in turn.
 
-    A picture that was among the unlabelled ones gets the assignment it ended with. Any other gets one update of its
-    own, its neighbours looked up among the unlabelled pictures and the shots; the mixture stays as it is.
+    An image that was among the unlabelled ones gets its final assignment. Any other image gets one update of its own,
+    with neighbours among the unlabelled images and the shots; the mixture stays as it is.
 
     Args:
-        prior: exponent of zero-shot's probabilities; the paper's is 0.5 with shots and 1 without.
-        support_weight: unlabelled pictures that one shot counts as in centres and variance; 0 ignores the shots.
-        likelihood: weight of the Gaussian's log-density.
-        smoothness: weight of the neighbours.
-        neighbours: how many each picture has.
-        confident: pictures with the highest zero-shot probability that a class without shots starts from.
-        updates: of centres and variance.
-        inner: updates of the assignments between them.
+        prior: exponent of the zero-shot probabilities; the paper's is 0.5 with shots and 1 without.
+        support_weight: number of unlabelled images that a shot counts as in centres and variance; 0 ignores the shots.
+        likelihood: weight of the Gaussian log-density.
+        smoothness: weight of the neighbours' assignments.
+        neighbours: number of neighbours of each image.
+        confident: number of images with the highest zero-shot probability from which a class without shots starts.
+        updates: number of updates of centres and variance.
+        inner: number of updates of the assignments between them.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
@@ -86,10 +86,10 @@ class TransClip(Head):
 
     @classmethod
     def official(cls, **changes: Any) -> Self:
-        """The zero-shot mode of the released code: the shots are not looked at.
+        """The zero-shot mode of the released code: the shots are not used.
 
         Args:
-            changes: parameters to set otherwise.
+            changes: parameters to override.
         """
         return cls(**{"prior": 1.0, "support_weight": 0.0, **changes})
 
@@ -97,77 +97,78 @@ class TransClip(Head):
         assert shots.text is not None and shots.unlabelled is not None
         if self.support_weight < 0 or self.neighbours < 1 or self.confident < 1:
             raise InputError("support_weight must not be negative, neighbours and confident must be 1 or more")
-        seen = slice(None) if self.support_weight else slice(0)
-        onehot = shots.onehot[seen]
-        self.weight_, self.scale_, self.labels_ = shots.text, shots.scale, shots.labels[seen]
+        used = slice(None) if self.support_weight else slice(0)
+        onehot = shots.onehot[used]
+        self.weight_, self.scale_, self.labels_ = shots.text, shots.scale, shots.labels[used]
         queries = unit(shots.unlabelled)  # (u, d)
-        self.rows_ = torch.cat([queries, unit(shots.X[seen])])
+        self.rows_ = torch.cat([queries, unit(shots.X[used])])
         graph = self._graph(len(queries))
         prior = self._prior(queries)
         assigned = self._zero_shot(queries).softmax(dim=1)
-        self.centres_ = self._first_centres(queries, assigned, onehot)  # (c, d)
+        self.centres_ = self._initial_centres(queries, assigned, onehot)  # (c, d)
         self.variance_ = torch.full_like(queries[0], 1 / queries.shape[1])
         for update in range(self.updates + 1):
-            fixed = prior + self._density(queries)
+            unary = prior + self._density(queries)
             for _ in range(max(1, self.inner)):
-                near = torch.from_numpy(graph @ torch.cat([assigned, onehot]).numpy())
-                self.answers_ = near.add_(fixed)  # (u, c)
+                from_neighbours = torch.from_numpy(graph @ torch.cat([assigned, onehot]).numpy())
+                self.answers_ = from_neighbours.add_(unary)  # (u, c)
                 assigned = self.answers_.softmax(dim=1)
             if update < self.updates:
-                self._update(queries, assigned, onehot)
+                self._update_mixture(queries, assigned, onehot)
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
         u, c = answers.shape
-        values, places = nearest(x, rows, self.neighbours)  # (b, k)
-        classes = torch.eye(c, dtype=x.dtype)
-        near = x.new_zeros(x.shape[0], c)
-        for value, place in zip(values.T.clamp_min(0), places.T, strict=True):
-            assigned = answers[place.clamp_max(u - 1)].softmax(dim=1)
+        cosines, indices = nearest_neighbours(x, rows, self.neighbours)  # (b, k)
+        onehot = torch.eye(c, dtype=x.dtype)
+        from_neighbours = x.new_zeros(x.shape[0], c)
+        for cosine, index in zip(cosines.T.clamp_min(0), indices.T, strict=True):
+            # Rows below u are unlabelled images with an assignment, the others shots with a label.
+            assigned = answers[index.clamp_max(u - 1)].softmax(dim=1)
             if len(self.labels_):
-                shot = classes[self.labels_[(place - u).clamp_min(0)]]
-                assigned = torch.where((place < u)[:, None], assigned, shot)
-            near += value[:, None] * assigned
-        new = self._prior(x) + self._density(x) + self.smoothness / self.neighbours * near
-        known = recall(x, rows[:u])
+                label = onehot[self.labels_[(index - u).clamp_min(0)]]
+                assigned = torch.where((index < u)[:, None], assigned, label)
+            from_neighbours += cosine[:, None] * assigned
+        new = self._prior(x) + self._density(x) + self.smoothness / self.neighbours * from_neighbours
+        known = find_same_image(x, rows[:u])
         return torch.where((known >= 0)[:, None], answers[known.clamp_min(0)], new)
 
     def _graph(self, u: int) -> csr_array:
-        """(u, u + n): neighbours' share in the assignment of each unlabelled picture; an edge counts in both ways."""
+        """(u, u + n) symmetric neighbour graph, the weights of other assignments in that of each unlabelled image."""
         n = len(self.rows_)
-        chosen = edges(*nearest(self.rows_, self.rows_, self.neighbours, own=True), n)
-        # By the neighbours asked for: a picture that has fewer has less to go by.
-        both: csr_array = ((chosen + chosen.T).tocsr() * (self.smoothness / (2 * self.neighbours)))[:u]
-        return both.astype(chosen.dtype)
+        directed = adjacency(*nearest_neighbours(self.rows_, self.rows_, self.neighbours, exclude_self=True), n)
+        # Divided by the parameter, not by the number of neighbours: an image with fewer depends less on them.
+        symmetric: csr_array = ((directed + directed.T).tocsr() * (self.smoothness / (2 * self.neighbours)))[:u]
+        return symmetric.astype(directed.dtype)
 
     def _zero_shot(self, x: Tensor) -> Tensor:
         return self.scale_ * x @ self.weight_.to(x.dtype).T
 
     def _prior(self, x: Tensor) -> Tensor:
-        """(m, c) logarithm of zero-shot's probabilities, weighted."""
+        """(m, c) weighted logarithm of the zero-shot probabilities."""
         return self.prior * self._zero_shot(x).log_softmax(dim=1)
 
     def _density(self, x: Tensor) -> Tensor:
-        """(m, c) log-density of the Gaussians, weighted, without what is the same for all classes."""
+        """(m, c) weighted log-density of the Gaussians, up to terms that are equal for all classes."""
         centres, variance = self.centres_.to(x.dtype), self.variance_.to(x.dtype)
         scaled = centres / variance
         return self.likelihood * (x @ scaled.T - 0.5 * (scaled * centres).sum(dim=1))
 
-    def _first_centres(self, queries: Tensor, zero_shot: Tensor, onehot: Tensor) -> Tensor:
-        """(c, d): the shots of a class; of one that has none, the pictures that zero-shot is surest of."""
-        value, place = zero_shot.topk(min(self.confident, len(queries)), dim=0)  # (s, c)
-        surest = torch.einsum("sc,scd->cd", value, queries[place])
-        centre = onehot.T @ self.rows_[len(queries) :]
-        return unit(torch.where(onehot.sum(dim=0)[:, None] > 0, centre, surest))
+    def _initial_centres(self, queries: Tensor, zero_shot: Tensor, onehot: Tensor) -> Tensor:
+        """(c, d): mean of the shots of a class; without shots, that of its most confident zero-shot images."""
+        probabilities, indices = zero_shot.topk(min(self.confident, len(queries)), dim=0)  # (s, c)
+        from_zero_shot = torch.einsum("sc,scd->cd", probabilities, queries[indices])
+        from_shots = onehot.T @ self.rows_[len(queries) :]
+        return unit(torch.where(onehot.sum(dim=0)[:, None] > 0, from_shots, from_zero_shot))
 
-    def _update(self, queries: Tensor, assigned: Tensor, onehot: Tensor) -> None:
-        """Centres (c, d) and variance (d,) from assignments (u, c) and labels."""
+    def _update_mixture(self, queries: Tensor, assigned: Tensor, onehot: Tensor) -> None:
+        """Set centres (c, d) and variance (d,) from assignments (u, c) and labels."""
         shots = self.rows_[len(queries) :]
         sums = assigned.T @ queries + self.support_weight * onehot.T @ shots  # (c, d)
         counts = assigned.sum(dim=0) + self.support_weight * onehot.sum(dim=0)  # (c,)
         self.centres_ = unit(sums)
-        # sum of z (x - mu)^2, multiplied out: no (u, c, d) array is made
+        # sum of z (x - mu)^2, multiplied out, so that no (u, c, d) tensor is needed
         squares = queries.square().sum(dim=0) + self.support_weight * shots.square().sum(dim=0)
         spread = squares - 2 * (self.centres_ * sums).sum(dim=0) + counts @ self.centres_.square()
-        self.variance_ = (spread / counts.sum()).clamp_min(SMALLEST / queries.shape[1])
+        self.variance_ = (spread / counts.sum()).clamp_min(MIN_VARIANCE_RATIO / queries.shape[1])

@@ -1,9 +1,9 @@
-"""Zero-shot CLIP: the cosine between a picture and each class's text, times the model's scale.
+"""Zero-shot CLIP: cosines between image features and class text, times the encoder's logit scale.
 
 Paper: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3.1.
-With several labels a picture: a sigmoid of each class's logit and the encoder's bias, as SigLIP was trained (Zhai et
-al., ICCV 2023, https://arxiv.org/abs/2303.15343). An encoder without a bias, such as CLIP, gets one for each class from
-the shots: that is ours, and all that this head learns of them.
+With multi-label images: a sigmoid of each class's logit and the encoder's bias, as SigLIP was trained (Zhai et al.,
+ICCV 2023, https://arxiv.org/abs/2303.15343). For an encoder without a bias, such as CLIP, a bias of each class is
+fitted to the shots: that is ours, and the only thing that this head learns from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clipadapter.heads.registry import register_head
     "picture, the bias of each class is ours.",
 )
 class ZeroShot(Head):
-    """Class text alone; the shots are not looked at, but for the bias of each class if pictures have several labels.
+    """Class text alone; the shots are not used, except for the bias of each class with multi-label images.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
@@ -38,8 +38,8 @@ class ZeroShot(Head):
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         self.weight_, self.scale_ = shots.text, shots.scale
-        several = shots.targets is not None
-        self.bias_ = sigmoid_bias(shots, cosine_logits(shots.X, shots.text, shots.scale)) if several else None
+        is_multilabel = shots.targets is not None
+        self.bias_ = sigmoid_bias(shots, cosine_logits(shots.X, shots.text, shots.scale)) if is_multilabel else None
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale

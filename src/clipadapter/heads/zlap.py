@@ -1,10 +1,11 @@
-"""ZLaP: labels that spread from class text over a graph of the pictures to be classified.
+"""ZLaP: label propagation from class text over a neighbour graph of the unlabelled images.
 
-Paper: Stojnic, Kalantidis, Tolias, CVPR 2024, https://arxiv.org/abs/2404.04072.
-Differs from the paper, which has no labelled pictures: here the shots are pictures of the graph, and labels spread from
-them too. `Zlap.official` is the paper's method, without them.
-Differs from the released code where cosines are stretched: an edge of a new picture that is weaker than all edges of
-the graph has no weight, where that code gives it a negative one.
+Paper: Stojnic, Kalantidis, Tolias, CVPR 2024, https://arxiv.org/abs/2404.04072. With the symmetric normalised adjacency
+matrix A of images and classes and seeds Y, the scores solve (I - alpha A) Z = Y.
+Differs from the paper, which has no labelled images: here the shots are nodes of the graph and seeds too.
+`Zlap.official` is the paper's method, without them.
+Differs from the released code where cosines are stretched: an edge of a new image that is weaker than all edges of the
+graph has weight 0, where that code gives it a negative weight.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._neighbours import edges, nearest, recall
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.neighbour_graph import adjacency, find_same_image, nearest_neighbours
 from clipadapter.heads.registry import register_head
 
-COLUMNS = 64
-"""Classes that are solved for at a time."""
-STEPS = 1000
-NOTHING = 1e-12
-"""Score of a class that no path leads to: its logarithm must be finite."""
+CLASSES_PER_BLOCK = 64
+"""Classes that conjugate gradients solves for at a time."""
+MAX_STEPS = 1000
+"""Bound on the steps of conjugate gradients."""
+MIN_SCORE = 1e-12
+"""Least share of a class in the scores: the logarithm of a class without a path to the image must be finite."""
 
 
 @register_head(
@@ -38,23 +40,23 @@ NOTHING = 1e-12
     "labels also spread from the shots is ours.",
 )
 class Zlap(Head):
-    """Transductive label propagation: pictures are linked to pictures alike and to classes whose text is near.
+    """Transductive label propagation: images are linked to similar images and to classes with similar text.
 
-    Logits are the logarithms of the scores, so that probabilities are the classes' shares in a picture's score. A
-    picture that was among the unlabelled ones gets its score in the graph. Any other gets the inductive score: its own
-    edges, times what spreads to their ends.
+    Logits are the logarithms of the scores, so that probabilities are the classes' shares in an image's score. An image
+    that was among the unlabelled ones gets its score in the graph. Any other image gets the inductive score: the scores
+    of its neighbours, weighted by its edges.
 
-    An unlabelled picture takes in some score straight from the class nodes. A shot takes in ``support_weight`` times
-    the mean of that, for its own class alone.
+    An unlabelled image receives a part of its score directly from the class nodes. A shot is a seed of its own class,
+    whose size is ``support_weight`` times the mean of that part.
 
     Args:
-        neighbours: k, pictures that each picture chooses, itself among them, and classes that it chooses.
-        power: exponent of the cosines between pictures and text.
-        alpha: share of the score that is passed on along the edges, 0 to 1.
-        support_weight: what a shot knows of its label, beside what a picture knows by class text; 0 ignores the shots.
+        neighbours: k, number of neighbours of each image, itself included, and number of classes that it is linked to.
+        power: exponent of the cosines between images and text.
+        alpha: share of the score that is propagated along the edges, 0 to 1.
+        support_weight: size of a shot's seed, relative to what an image receives from class text; 0 ignores the shots.
         tolerance: relative residual at which the solver stops.
-        stretch: move the cosines so that the least of the graph's edges becomes 0 and 1 stays 1, as the released code
-            does where class vectors are not text but proxies made of pictures (InMaP).
+        stretch: rescale the cosines so that the least edge of the graph becomes 0 and 1 stays 1, as the released code
+            does where class vectors are not text but proxies made of images (InMaP).
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
@@ -85,10 +87,10 @@ class Zlap(Head):
 
     @classmethod
     def official(cls, **changes: Any) -> Self:
-        """What the released code computes: the shots are not looked at.
+        """The method of the released code: the shots are not used.
 
         Args:
-            changes: parameters to set otherwise.
+            changes: parameters to override.
         """
         return cls(**{"support_weight": 0.0, **changes})
 
@@ -96,22 +98,22 @@ class Zlap(Head):
         assert shots.text is not None and shots.unlabelled is not None
         if not 0 <= self.alpha < 1 or self.neighbours < 2 or self.support_weight < 0:
             raise InputError("alpha must be 0 to below 1, neighbours 2 or more, support_weight not negative")
-        seen = slice(None) if self.support_weight else slice(0)
+        used = slice(None) if self.support_weight else slice(0)
         u, c = len(shots.unlabelled), shots.n_classes
         self.weight_ = shots.text
-        self.rows_ = unit(torch.cat([shots.unlabelled, shots.X[seen]]))
+        self.rows_ = unit(torch.cat([shots.unlabelled, shots.X[used]]))
         n = len(self.rows_)
-        pictures = nearest(self.rows_, self.rows_, self.neighbours - 1, own=True)
-        classes = nearest(self.rows_, self.weight_, self.neighbours)
+        images = nearest_neighbours(self.rows_, self.rows_, self.neighbours - 1, exclude_self=True)
+        classes = nearest_neighbours(self.rows_, self.weight_, self.neighbours)
         if self.stretch:
-            self.least_ = float(torch.cat([pictures[0].flatten(), classes[0].flatten()]).min())
-        graph = _graph(self._picture_edges(*pictures, n), self._text_edges(*classes))
+            self.least_ = float(torch.cat([images[0].flatten(), classes[0].flatten()]).min())
+        graph = _graph(self._image_edges(*images, n), self._text_edges(*classes))
         seeds = np.zeros((n + c, c), dtype=np.float64)
         seeds[n:] = np.eye(c)
-        taken_in = float(graph[:u, n:].sum()) / u
-        seeds[np.arange(u, n), shots.labels[seen].numpy()] = self.support_weight * self.alpha * taken_in
-        # Not negative but for what the solver leaves over.
-        scores = np.maximum(_spread(graph, seeds, self.alpha, self.tolerance), 0)
+        mean_text_edges = float(graph[:u, n:].sum()) / u
+        seeds[np.arange(u, n), shots.labels[used].numpy()] = self.support_weight * self.alpha * mean_text_edges
+        # The exact solution is not negative; the solver's residual may be.
+        scores = np.maximum(_propagate(graph, seeds, self.alpha, self.tolerance), 0)
         self.scores_ = torch.from_numpy(scores).to(self.rows_.dtype)  # (n + c, c)
         self.n_unlabelled_ = u
 
@@ -119,78 +121,78 @@ class Zlap(Head):
         x = unit(X)
         rows, scores = self.rows_.to(x.dtype), self.scores_.to(x.dtype)
         n, u = len(rows), self.n_unlabelled_
-        cosines, places = nearest(x, rows, self.neighbours)
-        near = _reached(self._stretched(cosines), places, scores[:n])
-        cosines, places = nearest(x, self.weight_.to(x.dtype), self.neighbours)
-        near = near + _reached(self._to_text(cosines), places, scores[n:])
-        known = recall(x, rows[:u])
-        score = torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], near)  # (b, c)
+        cosines, indices = nearest_neighbours(x, rows, self.neighbours)
+        inductive = _weighted_sum(self._stretched(cosines), indices, scores[:n])
+        cosines, indices = nearest_neighbours(x, self.weight_.to(x.dtype), self.neighbours)
+        inductive = inductive + _weighted_sum(self._text_edge_weights(cosines), indices, scores[n:])
+        known = find_same_image(x, rows[:u])
+        score = torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], inductive)  # (b, c)
         share = score / score.sum(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        return share.clamp_min(NOTHING).log()
+        return share.clamp_min(MIN_SCORE).log()
 
-    def _picture_edges(self, cosines: Tensor, places: Tensor, n: int) -> csr_array:
-        """(m, n): from each picture to those that are nearest."""
-        return edges(self._stretched(cosines), places, n)
+    def _image_edges(self, cosines: Tensor, indices: Tensor, n: int) -> csr_array:
+        """(m, n): from each image to its nearest images."""
+        return adjacency(self._stretched(cosines), indices, n)
 
-    def _text_edges(self, cosines: Tensor, places: Tensor) -> csr_array:
-        """(m, c): from each picture to the classes whose text is nearest."""
-        return edges(self._to_text(cosines), places, len(self.weight_))
+    def _text_edges(self, cosines: Tensor, indices: Tensor) -> csr_array:
+        """(m, c): from each image to the classes with the nearest text."""
+        return adjacency(self._text_edge_weights(cosines), indices, len(self.weight_))
 
-    def _to_text(self, cosines: Tensor) -> Tensor:
-        """Cosines to class text as weights of edges."""
+    def _text_edge_weights(self, cosines: Tensor) -> Tensor:
+        """Weights of the edges between images and class text."""
         return self._stretched(cosines).clamp_min(0).pow(self.power)
 
     def _stretched(self, cosines: Tensor) -> Tensor:
-        """The least of the graph's to 0, and 1 to 1, if so asked."""
+        """Cosines, rescaled if ``stretch``: the least edge of the graph to 0, and 1 to 1."""
         return (cosines - self.least_) / max(1 - self.least_, 1e-12) if self.stretch else cosines
 
 
-def _reached(weights: Tensor, places: Tensor, scores: Tensor) -> Tensor:
-    """What edges (b, k) lead to: the sum of the scores (n, c) of their ends, each by its weight; (b, c)."""
-    found = weights[:, :1].clamp_min(0) * scores[places[:, 0]]
+def _weighted_sum(weights: Tensor, indices: Tensor, scores: Tensor) -> Tensor:
+    """Sum (b, c) of the scores (n, c) at the ends of edges (b, k), weighted by the edges; one edge at a time."""
+    total = weights[:, :1].clamp_min(0) * scores[indices[:, 0]]
     for i in range(1, weights.shape[1]):
-        found = found + weights[:, i : i + 1].clamp_min(0) * scores[places[:, i]]
-    return found
+        total = total + weights[:, i : i + 1].clamp_min(0) * scores[indices[:, i]]
+    return total
 
 
-def _graph(to_pictures: csr_array, to_text: csr_array) -> csr_array:
-    """Edges among n pictures and c classes, both ways, divided by the roots of both ends' degrees: (n + c, n + c)."""
-    n, c = to_text.shape
-    chosen = block_array([[to_pictures, to_text], [None, csr_array((c, c))]])
-    both = (chosen + chosen.T).astype(np.float64)
-    degree = both.sum(axis=1)
+def _graph(image_edges: csr_array, text_edges: csr_array) -> csr_array:
+    """Symmetric normalised adjacency D^-1/2 (A + A') D^-1/2 of n images and c classes: (n + c, n + c)."""
+    n, c = text_edges.shape
+    directed = block_array([[image_edges, text_edges], [None, csr_array((c, c))]])
+    symmetric = (directed + directed.T).astype(np.float64)
+    degree = symmetric.sum(axis=1)
     root = diags_array(1 / np.sqrt(np.where(degree > 0, degree, 1)))
-    graph: csr_array = (root @ both @ root).tocsr()
+    graph: csr_array = (root @ symmetric @ root).tocsr()
     return graph
 
 
-def _spread(graph: csr_array, seeds: NDArray[np.float64], alpha: float, tolerance: float) -> NDArray[np.float64]:
-    """Solve ``(I - alpha * graph) scores = seeds`` by conjugate gradients, many columns at once.
+def _propagate(graph: csr_array, seeds: NDArray[np.float64], alpha: float, tolerance: float) -> NDArray[np.float64]:
+    """Solve ``(I - alpha * graph) scores = seeds`` by conjugate gradients, a block of columns at a time.
 
     Args:
         graph: (N, N), symmetric, eigenvalues -1 to 1.
-        seeds: (N, c); becomes the result, so that no second one is held.
+        seeds: (N, c); overwritten by the result, to save memory.
         alpha: 0 to below 1.
         tolerance: relative residual of each column.
 
     Returns:
         (N, c).
     """
-    for start in range(0, seeds.shape[1], COLUMNS):
-        target = seeds[:, start : start + COLUMNS]
-        found = np.zeros_like(target)
+    for start in range(0, seeds.shape[1], CLASSES_PER_BLOCK):
+        target = seeds[:, start : start + CLASSES_PER_BLOCK]
+        scores = np.zeros_like(target)
         residual = target.copy()
         direction = residual.copy()
-        size = (residual**2).sum(axis=0)
-        enough = tolerance**2 * size
-        for _ in range(STEPS):
-            if (size <= enough).all():
+        squared_norm = (residual**2).sum(axis=0)
+        goal = tolerance**2 * squared_norm
+        for _ in range(MAX_STEPS):
+            if (squared_norm <= goal).all():
                 break
             image = direction - alpha * (graph @ direction)
-            step = size / np.maximum((direction * image).sum(axis=0), np.finfo(np.float64).tiny)
-            found += step * direction
+            step = squared_norm / np.maximum((direction * image).sum(axis=0), np.finfo(np.float64).tiny)
+            scores += step * direction
             residual -= step * image
-            before, size = size, (residual**2).sum(axis=0)
-            direction = residual + size / np.maximum(before, np.finfo(np.float64).tiny) * direction
-        target[:] = found
+            previous, squared_norm = squared_norm, (residual**2).sum(axis=0)
+            direction = residual + squared_norm / np.maximum(previous, np.finfo(np.float64).tiny) * direction
+        target[:] = scores
     return seeds

@@ -1,4 +1,4 @@
-"""APE's choice of channels (Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, section 3)."""
+"""Selection of feature channels by APE (Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, section 3)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch import Tensor
 from clipadapter.errors import InputError
 
 
-def class_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
-    """How alike different classes are in each channel: the mean product of vectors of two classes.
+def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
+    """Similarity of different classes in each channel: the mean product of a vector of one class and one of another.
 
-    A class's vectors are its text and its keys. All pairs of classes weigh the same, whatever their numbers of shots.
+    The vectors of a class are its text and its keys. All pairs of classes have the same weight, whatever their numbers
+    of shots.
 
     Args:
         text: (c, d) unit class text.
@@ -21,39 +22,39 @@ def class_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (d,).
 
-    >>> class_similarity(torch.eye(2), torch.tensor([[0.6, 0.8]]), torch.tensor([0]))
+    >>> interclass_similarity(torch.eye(2), torch.tensor([[0.6, 0.8]]), torch.tensor([0]))
     tensor([0.0000, 0.4000])
     """
     c = len(text)
     counts = 1 + torch.bincount(labels, minlength=c).to(text.dtype)
     means = text.index_add(0, labels, keys) / counts[:, None]  # (c, d)
-    # The sum over pairs of different classes is the square of the sum less the squares: no loop over pairs.
+    # The sum over pairs of different classes is the square of the sum minus the squares: no loop over pairs.
     pairs = means.sum(dim=0).square() - means.square().sum(dim=0)
     return pairs / (c * (c - 1))
 
 
-def choose_channels(
+def select_channels(
     text: Tensor, keys: Tensor, labels: Tensor, fraction: float, similarity_weight: float, variance_weight: float
 ) -> Tensor:
-    """Channels in which classes are unlike each other and class text varies, the best first.
+    """Channels with a low interclass similarity and a high variance of class text, the best first.
 
     Args:
         text: (c, d) unit class text.
         keys: (n, d) unit rows.
         labels: (n,) class positions.
         fraction: of the channels to keep, above 0 and up to 1.
-        similarity_weight: of the similarity of classes, which counts against a channel.
-        variance_weight: of the variance of class text over the classes.
+        similarity_weight: weight of the interclass similarity, which is subtracted.
+        variance_weight: weight of the variance of class text over the classes.
 
     Returns:
-        (q,) positions.
+        (q,) channel numbers.
 
     >>> text = torch.tensor([[0.8, 0.0, 0.6], [0.8, 0.6, 0.0]])
-    >>> choose_channels(text, text, torch.tensor([0, 1]), 0.67, 0.5, 0.5)
+    >>> select_channels(text, text, torch.tensor([0, 1]), 0.67, 0.5, 0.5)
     tensor([1, 2])
     """
     if not 0 < fraction <= 1:
         raise InputError(f"channels must be a fraction above 0 and up to 1, but is {fraction}")
-    similarity = class_similarity(text, keys, labels)
+    similarity = interclass_similarity(text, keys, labels)
     criterion = variance_weight * text.var(dim=0) - similarity_weight * similarity  # unbiased variance
     return criterion.argsort(descending=True, stable=True)[: max(1, round(fraction * text.shape[1]))]

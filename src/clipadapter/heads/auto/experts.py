@@ -1,0 +1,208 @@
+"""The simple classifiers that `auto` stacks. Each is a linear map of centred features, or a kernel sum.
+
+An expert is fitted to the classes that have shots. Its logits have mean zero over these, so that a class without shots
+keeps its zero-shot logit. No expert learns class frequencies from unequal numbers of shots: how many images a person
+has of a class says little about its frequency in use. So the rows are weighted, or the log counts are an offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipadapter.functional import unit
+from clipadapter.heads.softmax_regression import SoftmaxRegression
+
+RIDGE = 0.1
+"""Ridge of linear ridge regression."""
+KERNEL_RIDGE = 0.03
+"""Ridge of kernel ridge regression."""
+MAX_KERNEL_SHOTS = 4000
+"""Kernel ridge regression keeps every shot; with more shots than this it is not used."""
+LBFGS_TOL = 1e-3
+"""Share of the first gradient's norm at which L-BFGS stops."""
+LBFGS_MAX_ITER = 100
+
+
+@dataclass(frozen=True)
+class ExpertInputs:
+    """The shots as experts are fitted to them.
+
+    Args:
+        z: (n, d) features, centred, unit rows.
+        labels: (n,) positions among the c classes that have shots.
+        n_classes: c.
+        zero_shot: (n, c) zero-shot logits of unit spread, or None without class text.
+        inverse_temperature: factor that calibrates the zero-shot logits.
+        gram: (n, n) products of the rows of z, computed once for all folds and experts; None to compute it when needed.
+    """
+
+    z: Tensor
+    labels: Tensor
+    n_classes: int
+    zero_shot: Tensor | None
+    inverse_temperature: float
+    gram: Tensor | None = None
+
+    def take(self, rows: Tensor) -> ExpertInputs:
+        """Some of the shots; every class must keep one."""
+        zero_shot = None if self.zero_shot is None else self.zero_shot[rows]
+        gram = self.gram_block(rows, rows)
+        return ExpertInputs(self.z[rows], self.labels[rows], self.n_classes, zero_shot, self.inverse_temperature, gram)
+
+    def gram_block(self, rows: Tensor, columns: Tensor) -> Tensor | None:
+        """These rows and columns of the Gram matrix, if it is there."""
+        return None if self.gram is None else self.gram.index_select(0, rows).index_select(1, columns)
+
+    def new_gram(self) -> Tensor:
+        """(n, n) Gram matrix as a new tensor, which the caller may overwrite."""
+        return self.z @ self.z.T if self.gram is None else self.gram.clone()
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one pass over the shots."""
+        return self.z.numel() * self.n_classes
+
+    @property
+    def counts(self) -> Tensor:
+        """(c,) shots of each class."""
+        return torch.bincount(self.labels, minlength=self.n_classes).to(self.z.dtype)
+
+    @property
+    def row_weights(self) -> Tensor:
+        """(n,) weights of the shots, of mean one, with the same sum for every class."""
+        return len(self.labels) / (self.n_classes * self.counts[self.labels])
+
+    @property
+    def onehot(self) -> Tensor:
+        """(n, c)."""
+        return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.z.dtype)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A fitted expert: ``text_weight * zero_shot + z W' + bias + k(z, support) dual``.
+
+    Args:
+        weight: W, (c, d).
+        bias: (c,).
+        text_weight: of the zero-shot logits.
+        dual: (n, c) coefficients of the kernel sum, or None.
+        support: (n, d) rows that the kernel compares with, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    text_weight: float = 0.0
+    dual: Tensor | None = None
+    support: Tensor | None = None
+
+    def logits(self, z: Tensor, zero_shot: Tensor | None, products: Tensor | None = None) -> Tensor:
+        """Logits (m, c).
+
+        Args:
+            z: (m, d).
+            zero_shot: (m, c) zero-shot logits of unit spread, or None.
+            products: (m, n) ``z @ support.T``, if it is computed already.
+        """
+        logits = z @ self.weight.T + self.bias
+        if self.dual is not None and self.support is not None:
+            logits = logits + gaussian_kernel(z @ self.support.T if products is None else products) @ self.dual
+        return logits if zero_shot is None or not self.text_weight else logits + self.text_weight * zero_shot
+
+    def centred(self) -> Expert:
+        """The same expert with logits of mean zero over the classes."""
+        dual = None if self.dual is None else self.dual - self.dual.mean(dim=1, keepdim=True)
+        weight, bias = self.weight - self.weight.mean(dim=0), self.bias - self.bias.mean()
+        return Expert(weight, bias, self.text_weight, dual, self.support)
+
+
+def gaussian_kernel(products: Tensor) -> Tensor:
+    """(m, n) Gaussian kernel of unit rows, ``exp(cos - 1)``, from their products."""
+    return (products - 1).exp_()
+
+
+def solve_ridge(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
+    """``(matrix + diag(ridge))^-1 right`` of a positive semi-definite matrix, which is overwritten."""
+    matrix.diagonal().add_(ridge)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+
+
+def fit_ridge(inputs: ExpertInputs) -> Expert:
+    """Ridge regression on one-hot labels, in the smaller of its primal (d, d) and dual (n, n) forms."""
+    z, target, weights = inputs.z, inputs.onehot - 1 / inputs.n_classes, inputs.row_weights
+    if len(z) < z.shape[1]:
+        # Dual form: a row of weight w has the ridge lambda / w.
+        coefficients = z.T @ solve_ridge(inputs.new_gram(), target, RIDGE / weights)
+    else:
+        weighted = z.T * weights
+        coefficients = solve_ridge(weighted @ z, weighted @ target, RIDGE)
+    return Expert(coefficients.T, z.new_zeros(inputs.n_classes))
+
+
+def fit_prototypes(inputs: ExpertInputs) -> Expert:
+    """Cosine to the class means."""
+    return Expert(unit(inputs.onehot.T @ inputs.z), inputs.z.new_zeros(inputs.n_classes))
+
+
+def fit_gda(inputs: ExpertInputs) -> Expert:
+    """Gaussian discriminant analysis with one covariance, shrunk by its trace (Wang et al., ICLR 2024)."""
+    z, (n, d) = inputs.z, inputs.z.shape
+    means = inputs.onehot.T @ z / inputs.counts[:, None]
+    centred = z - means[inputs.labels]
+    shrinkage = float(centred.square().sum()) / max(n - 1, 1)
+    if shrinkage < 1e-6:  # one shot per class has no scatter about its mean: take the scatter about the grand mean
+        shrinkage = float(z.square().sum()) / max(n - 1, 1) or 1.0
+    if n < d:
+        # Woodbury's identity. The Gram matrix of the centred rows follows from that of z, without a product of width d.
+        mean_products, own_mean_products = means @ z.T, (means @ means.T)[:, inputs.labels]
+        mean_by_centred = mean_products - own_mean_products  # (c, n)
+        inner = inputs.new_gram().sub_(mean_products[inputs.labels]).sub_(mean_by_centred[inputs.labels].T)
+        weight = d * (means - solve_ridge(inner, mean_by_centred.T, shrinkage).T @ centred) / shrinkage
+    else:
+        weight = d * solve_ridge(centred.T @ centred, means.T, shrinkage).T
+    return Expert(weight, -0.5 * (weight * means).sum(dim=1))
+
+
+def fit_kernel_ridge(inputs: ExpertInputs) -> Expert:
+    """Ridge regression with a Gaussian kernel, for classes that are not linearly separable."""
+    target = inputs.onehot - 1 / inputs.n_classes
+    dual = solve_ridge(gaussian_kernel(inputs.new_gram()), target, KERNEL_RIDGE / inputs.row_weights)
+    zeros = inputs.z.new_zeros(inputs.n_classes, inputs.z.shape[1])
+    return Expert(zeros, zeros[:, 0], dual=dual, support=inputs.z)
+
+
+def fit_logistic_regression(inputs: ExpertInputs, C: float, text_weight: float = 0.0) -> Expert:
+    """Softmax regression that starts from zero-shot: it learns what the text leaves unexplained.
+
+    The zero-shot logits are a fixed offset, and the weights are penalised towards zero. Without text, or with text
+    weight 0, it is a linear probe. The log counts of the classes are another offset while training, so that the weights
+    do not learn them (balanced softmax, Ren et al., NeurIPS 2020).
+
+    Args:
+        inputs: the shots.
+        C: inverse strength of the penalty, as in scikit-learn.
+        text_weight: factor of the zero-shot logits.
+    """
+    offset = inputs.counts.log().expand(len(inputs.z), -1)
+    if inputs.zero_shot is not None and text_weight:
+        offset = offset + text_weight * inputs.zero_shot
+    # With text, the intercept is penalised too. One shot per class then shows which class text is too near to all
+    # images, which a map of centred features can't correct.
+    model = SoftmaxRegression(inputs.z, inputs.labels, offset, unit_intercept=text_weight > 0, gram=inputs.gram)
+    model.solve(C, LBFGS_TOL, LBFGS_MAX_ITER)
+    return Expert(*model.coefficients(inputs.n_classes), text_weight)
+
+
+EXPERTS: dict[str, Callable[[ExpertInputs], Expert]] = {
+    "ridge": fit_ridge,
+    "prototype": fit_prototypes,
+    "gda": fit_gda,
+    "kernel-ridge": fit_kernel_ridge,
+    "probe": lambda inputs: fit_logistic_regression(inputs, 200.0, inputs.inverse_temperature),
+    "free-probe": lambda inputs: fit_logistic_regression(inputs, 1000.0),
+}
+"""By name. "probe" starts from zero-shot, "free-probe" does not use the text."""

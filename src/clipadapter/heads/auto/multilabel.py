@@ -1,0 +1,189 @@
+"""`auto` for multi-label images: zero-shot and ridge regression, stacked by held-out shots.
+
+The method is ours, and follows the single-label one:
+
+1. Zero-shot was not fitted to the shots. So their likelihood gives the slope that calibrates its logits.
+2. Ridge regression on the zeros and ones predicts held-out shots.
+3. Two weights that all classes share, and a bias of each class, are fitted to these predictions by log-loss with normal
+   priors, as in stacked generalisation (Wolpert, 1992). A few shots of each class suffice for two shared numbers.
+
+Chosen on three development sets of mosaics, 2 x 2 images of Caltech-101's training part under `lite`, with 2 to 16
+shots per class. There this mixture had 1 to 2 points more mean average precision than logistic regression that starts
+from the text, and as much as both together. Half or twice of the constants below changes it by 0.3 points or less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from clipadapter.functional import unit
+from clipadapter.heads._training import few_threads
+from clipadapter.heads.auto.experts import RIDGE, solve_ridge
+from clipadapter.heads.folds import iterative_stratification, most_targets_repeat
+from clipadapter.heads.multilabel import BIAS_PRIOR_STD, binary_losses, fit_bias
+from clipadapter.heads.support import SupportSet
+
+SLOPES = torch.logspace(-2, 1, 31)
+"""Candidate slopes of zero-shot logits of unit spread; their prior is log-normal, of median 1 and sigma 1."""
+TEXT_WEIGHT, RIDGE_WEIGHT = 0.5, 0.5
+"""Prior means of the weights: of the text, as a share of its slope; of ridge regression, in units of its noise."""
+ONE_SHOT_RIDGE_WEIGHT = 0.5
+"""Weight of ridge regression, beside the text at its full slope, where most classes have one shot."""
+MAX_REPEATS, MIN_HELD_OUT_ROWS = 3, 300
+"""The folds are drawn up to three times, until this many rows are held out in total."""
+
+
+@dataclass(frozen=True)
+class MultilabelMixture:
+    """A fitted mixture: ``text_weight / spread * cosines + z W' + bias``, with z centred unit features.
+
+    Args:
+        centre: (d,) subtracted from unit features.
+        weight: W, (c, d).
+        bias: (c,).
+        text: (c, d), or None.
+        text_weight: of zero-shot logits of unit spread; 0 without text.
+        spread: standard deviation of the cosines of the shots with each class's text.
+    """
+
+    centre: Tensor
+    weight: Tensor
+    bias: Tensor
+    text: Tensor | None
+    text_weight: float
+    spread: float
+
+
+def fit_multilabel(shots: SupportSet, folds: int, seed: int) -> MultilabelMixture:
+    """The mixture for multi-label shots."""
+    assert shots.targets is not None
+    x, targets = unit(unit(shots.views).mean(dim=1)), shots.targets  # (n, d), (n, c)
+    centre = x.mean(dim=0)
+    z = unit(x - centre)
+    text = None if shots.text is None else _fill_missing_text(shots.text)
+    zero_shot, spread, slope, mean = torch.zeros_like(targets), 1.0, 0.0, 0.0
+    if text is not None:
+        # Subtract one mean for all, not that of each row: how well all classes fit says how many labels an image has.
+        zero_shot = x @ text.T
+        spread, mean = float(zero_shot.std(dim=0, unbiased=False).mean()) or 1.0, float(zero_shot.mean())
+        zero_shot = (zero_shot - mean) / spread
+        slope = _fit_slope(zero_shot, targets)
+    with few_threads(z.numel() * targets.shape[1]):
+        ridge_weight = fit_multilabel_ridge(z, targets)
+        held, scores, repeats = _out_of_fold_scores(z, targets, folds, seed)
+    if repeats:
+        noise = _noise_std(scores, targets[held])
+        weights, bias = multilabel_stacking_weights(
+            [zero_shot[held], scores / noise], targets[held], [TEXT_WEIGHT * slope, RIDGE_WEIGHT], 1 / repeats
+        )
+    else:
+        scores = _leave_one_out_scores(z, targets)
+        noise = _noise_std(scores, targets)
+        weights = [slope, ONE_SHOT_RIDGE_WEIGHT]
+        bias = fit_bias(slope * zero_shot + ONE_SHOT_RIDGE_WEIGHT / noise * scores, targets)
+    bias = bias.to(z.dtype) - weights[0] / spread * mean
+    return MultilabelMixture(centre, weights[1] / noise * ridge_weight, bias, text, weights[0], spread)
+
+
+def fit_multilabel_ridge(z: Tensor, targets: Tensor) -> Tensor:
+    """Ridge regression (c, d) of centred targets (n, c) on rows z (n, d), in the smaller of its two forms.
+
+    >>> fit_multilabel_ridge(torch.eye(2), torch.tensor([[1.0], [0.0]])).round(decimals=3)
+    tensor([[ 0.4550, -0.4550]])
+    """
+    centred = targets - targets.mean(dim=0)
+    if len(z) < z.shape[1]:
+        return (z.T @ solve_ridge(z @ z.T, centred, RIDGE)).T
+    return solve_ridge(z.T @ z, z.T @ centred, RIDGE).T
+
+
+def multilabel_stacking_weights(
+    logits: list[Tensor], targets: Tensor, prior_mean: list[float], row_weight: float = 1.0
+) -> tuple[list[float], Tensor]:
+    """Weights w >= 0 that all classes share, and the bias of each class, of the largest posterior under normal priors.
+
+    Args:
+        logits: (r, c) of each expert, of rows that it was not fitted to.
+        targets: (r, c) ones and zeros.
+        prior_mean: of each weight; the standard deviation is one.
+        row_weight: of each row, below 1 if rows occur several times.
+
+    Returns:
+        The weights, and biases (c,). The biases lie around a common one with standard deviation `BIAS_PRIOR_STD`.
+    """
+    stack, truth, k = torch.stack(logits).double(), targets.double(), len(logits)
+    mean = np.asarray(prior_mean)
+
+    def negative_log_posterior(parameters: Any) -> tuple[float, Any]:
+        """Of k weights, the common bias, and the deviation of each class's bias from it."""
+        values = torch.from_numpy(np.asarray(parameters))
+        mixed = torch.tensordot(values[:k], stack, dims=1) + values[k] + values[k + 1 :]
+        residual = (mixed.sigmoid() - truth) * row_weight
+        weight_deviation, bias_deviation = parameters[:k] - mean, parameters[k + 1 :] / BIAS_PRIOR_STD
+        penalty = float(weight_deviation @ weight_deviation + bias_deviation @ bias_deviation) / 2
+        value = float(binary_losses(mixed, truth).sum()) * row_weight + penalty
+        weight_gradient = torch.tensordot(stack, residual, dims=2).numpy() + weight_deviation
+        bias_gradient = residual.sum(dim=0).numpy()
+        return value, np.concatenate(
+            [weight_gradient, [bias_gradient.sum()], bias_gradient + bias_deviation / BIAS_PRIOR_STD]
+        )
+
+    start = np.concatenate([mean, [-1.0], np.zeros(stack.shape[2])])
+    bounds = [(0.0, None)] * k + [(None, None)] * (len(start) - k)
+    options = {"ftol": 1e-11, "gtol": 1e-7}
+    solution = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return [float(weight) for weight in solution[:k]], torch.from_numpy(solution[k] + solution[k + 1 :])
+
+
+def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
+    """Posterior mean (of the logarithm) of the slope that calibrates zero-shot logits of unit spread."""
+    log_posterior = []
+    with few_threads(0):
+        for slope in SLOPES.tolist():
+            logits = slope * zero_shot
+            losses = binary_losses(logits + fit_bias(logits, targets), targets)
+            log_posterior.append(-float(losses.sum()) - np.log(slope) ** 2 / 2)
+    return float((torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0) @ SLOPES.double().log()).exp())
+
+
+def _out_of_fold_scores(z: Tensor, targets: Tensor, folds: int, seed: int) -> tuple[Tensor, Tensor, int]:
+    """Out-of-fold scores of ridge regression.
+
+    Returns:
+        Row numbers (r,), scores (r, c), and how often each row is held out: 0 if most classes have one shot.
+    """
+    if not most_targets_repeat(targets):
+        return torch.zeros(0, dtype=torch.int64), targets[:0], 0
+    repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(z)))
+    rows, scores = [], []
+    for i in range(repeats):
+        for train, held in iterative_stratification(targets, folds, seed + i):
+            rows.append(held)
+            scores.append(z[held] @ fit_multilabel_ridge(z[train], targets[train]).T)
+    return torch.cat(rows), torch.cat(scores), repeats
+
+
+def _leave_one_out_scores(z: Tensor, targets: Tensor) -> Tensor:
+    """(n, c) scores of each shot by ridge regression on all others, in closed form."""
+    gram = z @ z.T
+    gram.diagonal().add_(RIDGE)
+    inverse, centred = torch.linalg.inv(gram), targets - targets.mean(dim=0)
+    return centred - inverse @ centred / inverse.diagonal()[:, None]
+
+
+def _noise_std(scores: Tensor, targets: Tensor) -> float:
+    """Standard deviation of the scores of labels that the images do not have: the unit of ridge regression's weight."""
+    negatives = scores[targets == 0]
+    return (float(negatives.std(unbiased=False)) if len(negatives) else 0.0) or 1.0
+
+
+def _fill_missing_text(text: Tensor) -> Tensor:
+    """Class text where a class without text gets the mean of the others, which favours no label."""
+    missing = text.norm(dim=1) == 0
+    return torch.where(missing[:, None], text[~missing].mean(dim=0), text) if missing.any() else text

@@ -1,0 +1,119 @@
+"""Stacked generalisation: weights of experts that maximise the likelihood of held-out labels, under a prior.
+
+Wolpert, Neural Networks 1992, https://doi.org/10.1016/S0893-6080(05)80023-1. The prior keeps the weights near fixed
+values if few shots can be held out. Labels are assumed to be wrong at a small rate, which bounds the loss of one shot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+LABEL_NOISE_RATE = 0.05
+"""Assumed share of wrong labels, so that one wrongly labelled shot can't drive the weight of the text to zero."""
+INVERSE_TEMPERATURE_PRIOR = (2.0, 1.0)
+"""Log-normal prior of the inverse temperature, for zero-shot logits of unit spread: median, and sigma of the log."""
+LOGITS_PER_BLOCK = 2**17
+"""Float64 logits that `fit_inverse_temperature` works on at a time: a megabyte, which stays in the CPU cache."""
+DEFAULT_NOISE_STD = 0.08
+"""Typical `noise_std` of ridge regression, for data that show none: two classes have one wrong class each."""
+
+
+def centre_logits(logits: Tensor) -> Tensor:
+    """(n, c) minus the mean of each row, which softmax does not depend on."""
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
+def fit_inverse_temperature(logits: Tensor, labels: Tensor, row_weights: Tensor | None = None) -> float:
+    """The factor that calibrates zero-shot logits: its posterior mean (of the logarithm) over a grid.
+
+    Zero-shot was not fitted to the shots, so the shots serve as a calibration set.
+
+    Args:
+        logits: (n, c) of unit spread.
+        labels: (n,).
+        row_weights: (n,); None for one each.
+
+    >>> right, wrong = torch.arange(4), torch.tensor([1, 2, 3, 0])
+    >>> fit_inverse_temperature(torch.eye(4) * 5, right) > fit_inverse_temperature(torch.eye(4), wrong) + 0.1
+    True
+    """
+    factors = torch.logspace(-1.5, 1.5, 61, dtype=torch.float64)
+    weights = torch.ones(len(labels), dtype=torch.float64) if row_weights is None else row_weights.double()
+    median, sigma = INVERSE_TEMPERATURE_PRIOR
+    log_posterior = -((factors.log() - np.log(median)) ** 2) / (2 * sigma**2)
+    for rows in torch.arange(len(labels)).split(max(1, LOGITS_PER_BLOCK // logits.shape[1])):
+        shifted = logits[rows].double()
+        shifted -= shifted.amax(dim=1, keepdim=True)  # exp must not overflow
+        true_class = shifted.gather(1, labels[rows, None])[:, 0]
+        for i, factor in enumerate(factors.tolist()):
+            probability = (factor * true_class).exp_() / (factor * shifted).exp_().sum(dim=1)
+            likelihood = (1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / logits.shape[1]
+            log_posterior[i] += weights[rows] @ likelihood.log()
+    return float((log_posterior.softmax(dim=0) @ factors.log()).exp())
+
+
+def noise_std(logits: Tensor, labels: Tensor) -> float:
+    """Standard deviation of an expert's logits of the wrong classes: the unit that its logits are measured in.
+
+    Experts have logits of very different sizes. In this unit one prior of the weights fits all experts and encoders.
+
+    Args:
+        logits: (n, c) of rows that the expert was not fitted to.
+        labels: (n,).
+    """
+    n, c = logits.shape
+    is_wrong = ~torch.nn.functional.one_hot(labels, c).bool()
+    wrong_logits = centre_logits(logits[is_wrong].reshape(n, c - 1))
+    degrees_of_freedom = n * max(c - 2, 0)
+    if degrees_of_freedom == 0:  # two classes: the only wrong class has no spread
+        return float(centre_logits(logits).square().mean().sqrt()) / 2 or 1.0
+    return float((wrong_logits.square().sum() / degrees_of_freedom).sqrt()) or 1.0
+
+
+def stacking_weights(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    prior_mean: Sequence[float],
+    prior_std: Sequence[float],
+    row_weights: Tensor | None = None,
+) -> list[float]:
+    """Weights w >= 0 of ``sum_i w_i logits_i`` that maximise the posterior of the labels under a Gaussian prior.
+
+    Args:
+        logits: (n, c) of each expert, of rows that it was not fitted to.
+        labels: (n,).
+        prior_mean: of each weight.
+        prior_std: of each weight.
+        row_weights: (n,); None for one each.
+
+    >>> good, bad = torch.eye(3) * 4, torch.eye(3).roll(1, 0) * 4
+    >>> stacking_weights([good, bad], torch.arange(3), [0.5, 0.1], [1.0, 1.0])[1]
+    0.0
+    """
+    stack = torch.stack([centre_logits(part) for part in logits]).double()  # (experts, n, c)
+    onehot = torch.nn.functional.one_hot(labels, stack.shape[2]).double()
+    rows = torch.ones(len(labels), dtype=torch.float64) if row_weights is None else row_weights.double()
+    mean, std = np.asarray(prior_mean, dtype=np.float64), np.asarray(prior_std, dtype=np.float64)
+
+    def negative_log_posterior(weights: Any) -> tuple[float, Any]:
+        mixed = torch.tensordot(torch.from_numpy(np.asarray(weights)), stack, dims=1)
+        probability = mixed.softmax(dim=1)
+        true_class = (1 - LABEL_NOISE_RATE) * (probability * onehot).sum(dim=1)
+        likelihood = true_class + LABEL_NOISE_RATE / stack.shape[2]
+        # The gradient of log-loss, times the posterior probability that the label of the row is right.
+        is_right = rows * true_class / likelihood
+        gradient = torch.tensordot(stack, (probability - onehot) * is_right[:, None], dims=2).numpy()
+        deviation = (weights - mean) / std
+        value = float(-(rows @ likelihood.log())) + float(deviation @ deviation) / 2
+        return value, gradient + deviation / std
+
+    start = np.maximum(mean, 1e-3)
+    bounds, options = [(0.0, None)] * len(mean), {"ftol": 1e-11, "gtol": 1e-7}
+    result = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return [float(weight) for weight in result.x]

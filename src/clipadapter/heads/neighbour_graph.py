@@ -1,0 +1,64 @@
+"""Nearest neighbours by cosine and their sparse graph, for the transductive heads TransCLIP and ZLaP."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+MAX_SIMILARITIES = 16_000_000
+"""Cosines held in memory at a time."""
+SAME_IMAGE_TOLERANCE = 1e-5
+"""Unit rows whose cosine is at least one minus this are the same image, maybe stored in another floating-point type."""
+
+
+def nearest_neighbours(queries: Tensor, rows: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
+    """The k rows with the largest cosine to each query.
+
+    Args:
+        queries: (m, d) unit rows.
+        rows: (n, d) unit rows.
+        k: number of neighbours; all rows if there are fewer.
+        exclude_self: the queries are the rows, and no row is its own neighbour.
+
+    Returns:
+        Cosines (m, k) in descending order, and row numbers (m, k).
+
+    >>> nearest_neighbours(torch.eye(3), torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.6, 0.8]]), k=1)[1].flatten()
+    tensor([0, 0, 1])
+    """
+    k = min(k, len(rows) - exclude_self)
+    step = max(1, MAX_SIMILARITIES // max(1, len(rows)))
+    cosines, indices = [queries.new_empty(0, k)], [torch.empty(0, k, dtype=torch.long)]
+    for start in range(0, len(queries), step):
+        # Without a slice, so that the function can be traced if one block suffices.
+        part = queries if len(queries) <= step else queries[start : start + step]
+        similarity = part @ rows.T  # (b, n)
+        if exclude_self:
+            similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
+        top = similarity.topk(k, dim=1)
+        cosines.append(top.values)
+        indices.append(top.indices)
+    return torch.cat(cosines), torch.cat(indices)
+
+
+def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
+    """The result of `nearest_neighbours` as a sparse (m, n) matrix of edge weights; negative cosines become 0.
+
+    >>> adjacency(torch.tensor([[0.5, -0.1]]), torch.tensor([[2, 0]]), 3).toarray()
+    array([[0. , 0. , 0.5]], dtype=float32)
+    """
+    m, k = cosines.shape
+    row_starts = np.arange(m + 1) * k
+    return csr_array((cosines.clamp_min(0).numpy().ravel(), indices.numpy().ravel(), row_starts), shape=(m, n))
+
+
+def find_same_image(queries: Tensor, rows: Tensor) -> Tensor:
+    """For each query (m, d) the number of the row (n, d) that is the same image, or -1: (m,).
+
+    >>> find_same_image(torch.eye(2), torch.tensor([[0.0, 1.0], [0.6, 0.8]]))
+    tensor([-1,  0])
+    """
+    cosine, index = nearest_neighbours(queries, rows, 1)
+    return torch.where(cosine[:, 0] >= 1 - SAME_IMAGE_TOLERANCE, index[:, 0], -1)
