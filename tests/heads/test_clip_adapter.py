@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import TextFeatures, _training, clip_adapter
+from clipadapter.heads import TextFeatures, clip_adapter, training
 from clipadapter.heads._bottleneck import Bottleneck, blend
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
@@ -427,7 +427,7 @@ def test_released_code_trains_to_the_same_weights_and_loss(released, lr, suffix)
 
 
 def test_threads_change_no_bit_of_a_fit(monkeypatch):
-    monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(training, "WORTH_A_THREAD", 0)
     X, y, text = toy_features((6, 6, 6), noise=2.0)
     before, fitted = torch.get_num_threads(), []
     try:

@@ -10,7 +10,7 @@ import torch
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads._folds import held_out_folds
-from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
+from clipadapter.heads.training import Recipe, drawn, minimise, side_by_side
 from clipadapter.testing import toy_features
 
 
@@ -211,7 +211,7 @@ def test_a_head_makes_as_many_epochs_as_it_says(name, shots, monkeypatch):
         return minimise(parameters, loss, n, n_views, recipe, cost)
 
     monkeypatch.setattr(sys.modules[head_info(name).cls.__module__], "minimise", recorded, raising=False)
-    monkeypatch.setattr("clipadapter.heads._text_residual.minimise", recorded)
+    monkeypatch.setattr("clipadapter.heads.text_residual.minimise", recorded)
     monkeypatch.setattr("clipadapter.heads.clip_adapter.minimise", recorded)
     head = head_info(name).cls()
     head.fit(X, y, text=text)

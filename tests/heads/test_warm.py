@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 
 from clipadapter.heads import TextFeatures, create_head, head_info, held_out_shots, list_heads
-from clipadapter.heads._training import Recipe
+from clipadapter.heads.training import Recipe
 from clipadapter.towers import WordTower
 
 D, SCALE = 24, 30.0

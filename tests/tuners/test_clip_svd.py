@@ -13,7 +13,7 @@ from clipadapter.encoders import attention_layers, open_twin
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.heads import create_head, head_info
 from clipadapter.testing import toy_features
-from clipadapter.tuners import _layer_tuner
+from clipadapter.tuners import layer_tuner
 from clipadapter.tuners._svd import FactoredLinear, SingularValues, count, decompose
 from clipadapter.tuners._through_towers import networks
 from clipadapter.tuners.clip_svd import ClipSvd
@@ -206,7 +206,7 @@ def test_about_as_many_numbers_as_the_paper_says(monkeypatch):
     with torch.device("meta"):  # shapes alone
         model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
     towers = {"image": model.visual, "text": model.transformer}
-    monkeypatch.setattr(_layer_tuner, "networks", lambda twin: towers)
+    monkeypatch.setattr(layer_tuner, "networks", lambda twin: towers)
     layers = ClipSvd()._layers(None)
     assert {tower: len(each) for tower, each in layers.items()} == {"image": 8, "text": 8}
     share = sum(map(count, layers.values())) / sum(weight.numel() for weight in model.parameters())
@@ -342,7 +342,7 @@ def test_features_alone_are_refused_with_the_way_out():
 
 def test_steps_are_those_of_the_recipe():
     recipe = ClipSvd()._recipe(16)
-    assert recipe.steps == 16 * _layer_tuner.STEPS
+    assert recipe.steps == 16 * layer_tuner.STEPS
     assert (recipe.optimizer, recipe.schedule, recipe.weight_decay) == ("adamw", "cosine", 0.0)
     assert recipe.rate(10**6 - 1, 1, 10**6) == pytest.approx(1e-6)
 

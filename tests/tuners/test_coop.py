@@ -9,8 +9,8 @@ from clipadapter.errors import InputError
 from clipadapter.features import encode_classes
 from clipadapter.heads import TextFeatures
 from clipadapter.testing import toy_features
-from clipadapter.tuners._prompts import Prompts, words_context
 from clipadapter.tuners.coop import CoOp
+from clipadapter.tuners.prompts import Prompts, words_context
 
 from .golden_figures import golden, text_tower
 

@@ -6,7 +6,7 @@ import torch
 from clipadapter.encoders import open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.towers import WordTower
-from clipadapter.tuners._prompts import Prompts, random_context, words_context
+from clipadapter.tuners.prompts import Prompts, random_context, words_context
 
 from .golden_figures import golden, text_tower
 

@@ -10,10 +10,10 @@ import torch
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.training import Recipe, minimise
 from clipadapter.testing import toy_features
-from clipadapter.tuners._checkpoint import Checkpoint, digest_of
 from clipadapter.tuners._training import HeldOut, train
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 from clipadapter.tuners.coop import CoOp
 
 SCRIPT = Path(__file__).with_name("killed_fit.py")

@@ -24,7 +24,7 @@ from clipadapter.functional import unit
 from clipadapter.heads._experts import RIDGE, solve
 from clipadapter.heads._several import SPREAD, binary_losses, fitted_bias, most_are_several, several_folds
 from clipadapter.heads._shots import SupportSet
-from clipadapter.heads._training import few_threads
+from clipadapter.heads.training import few_threads
 
 SLOPES = torch.logspace(-2, 1, 31)
 """Factors of zero-shot logits of unit spread; their prior is log-normal, of median 1 and spread 1."""

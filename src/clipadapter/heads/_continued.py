@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads._shots import SupportSet
-from clipadapter.heads._training import Recipe
 from clipadapter.heads._warm import carried, origin_of
+from clipadapter.heads.training import Recipe
 
 if TYPE_CHECKING:
     from clipadapter.heads._base import Head

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from clipadapter.heads._lbfgs import descend
+from clipadapter.heads.lbfgs import descend
 
 ABSENT = -1e4
 """Logit of a class without a shot: finite, so that it can be saved, and never the best."""

@@ -40,12 +40,12 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._class_gaussians import ClassGaussians, linear
-from clipadapter.heads._lbfgs import descend
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Streaming
-from clipadapter.heads._training import few_threads
 from clipadapter.heads._warm import carried
+from clipadapter.heads.lbfgs import descend
+from clipadapter.heads.training import few_threads
 
 MOST_TEXT = 2.0
 """v at most."""

@@ -18,7 +18,7 @@ from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._channels import choose_channels
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, class_sums
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.training import Recipe, minimise
 
 EPS = 1e-3
 """Of AdamW, as published."""

@@ -23,7 +23,7 @@ from clipadapter.heads._judged import Told
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import affordable
-from clipadapter.heads._training import few_threads, side_by_side
+from clipadapter.heads.training import few_threads, side_by_side
 
 TEXT, PROBE, OTHERS = 0.5, 1.0, 0.7
 """What is expected before a shot is held out: the weight of the text beside what the probe begins with, as a share of

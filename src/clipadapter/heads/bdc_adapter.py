@@ -26,7 +26,7 @@ from clipadapter.functional import unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, drawn, minimise
+from clipadapter.heads.training import Recipe, drawn, minimise
 
 GROUP = 16
 """Shots of a class whose distances are summed at once."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._text_residual import text_confidence
+from clipadapter.heads.text_residual import text_confidence
 from clipadapter.heads.zs_lp import ZsLp
 
 MULTIPLIERS = ("class", "relative", "constant")

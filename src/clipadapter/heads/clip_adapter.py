@@ -2,7 +2,7 @@
 
 Paper: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544, equations 1 to 6.
 The default is the paper's adapter under a recipe of our own, chosen on small sets of many kinds: see docs/studies.md.
-Ours are: the residual ratio is chosen by the shots (`_ratio`), where the paper searched it for each data set; features
+Ours are: the residual ratio is chosen by the shots (`residual_ratio`), where the paper searched it for each data set; features
 are centred before the adapter, and trained with noise, at half of the encoder's logit scale, in 200 steps of AdamW.
 `ClipAdapter.paper` is the recipe that the paper states, `ClipAdapter.official` that of the released code.
 With several labels a picture (ours) the loss is binary cross-entropy, at the bias that zero-shot has for such shots.
@@ -26,11 +26,11 @@ from clipadapter.functional import unit
 from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._bottleneck import Bottleneck, Mix, attended, blend, check_ratio, gated, unadapted
 from clipadapter.heads._continued import Earlier, earlier
-from clipadapter.heads._objective import Objective
-from clipadapter.heads._ratio import RATIOS, choose_ratio, expected_ratio, loss_table, no_losses
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._several import bias_of_others, shot_folds, sigmoid_bias, with_bias
-from clipadapter.heads._training import Recipe, coop_epochs, drawn, minimise, side_by_side
+from clipadapter.heads.losses import Objective
+from clipadapter.heads.residual_ratio import RATIOS, choose_ratio, expected_ratio, loss_table, no_losses
+from clipadapter.heads.training import Recipe, coop_epochs, drawn, minimise, side_by_side
 
 BRANCHES = ("visual", "text", "both")
 TENSORS = ("down", "up", "down_bias", "up_bias")

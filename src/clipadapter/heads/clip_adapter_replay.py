@@ -18,13 +18,13 @@ from torch import Tensor
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._bottleneck import Bottleneck
-from clipadapter.heads._objective import Objective
-from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Streaming
-from clipadapter.heads._training import side_by_side
 from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
+from clipadapter.heads.losses import Objective
+from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio, no_losses
+from clipadapter.heads.training import side_by_side
 
 
 @register_head(

@@ -22,7 +22,7 @@ from clipadapter.functional import unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import STEPS, earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, drawn, minimise
+from clipadapter.heads.training import Recipe, drawn, minimise
 
 KEPT = 0.65
 """Of what an earlier fit learned: less than for others, since nothing else keeps the weights from growing."""

@@ -4,7 +4,7 @@ Paper: https://arxiv.org/abs/2603.04341.
 Written from the method's short description: the ratio is learned on one held-out shot a class while the adapter trains
 on the others, so that neither sees the shots of the other. Ours are therefore the recipe, that of `clip-adapter`, and
 how the ratio is learned: not by gradient steps beside the adapter's, but from the likelihood of the held-out shots
-after training, as `clip-adapter` does (`_ratio`). Differs from `clip-adapter` in what trains and what judges: that
+after training, as `clip-adapter` does (`residual_ratio`). Differs from `clip-adapter` in what trains and what judges: that
 trains on all shots, and judges by folds.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._continued import earlier
-from clipadapter.heads._objective import Objective
-from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
 from clipadapter.heads._registry import register_head
 from clipadapter.heads.clip_adapter import KEPT, ClipAdapter
+from clipadapter.heads.losses import Objective
+from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio, no_losses
 
 
 @register_head(

@@ -29,7 +29,7 @@ from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import ABSENT, Regression, affordable
 from clipadapter.heads._several import binary_losses, most_are_several, several_folds
-from clipadapter.heads._training import few_threads
+from clipadapter.heads.training import few_threads
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 ONE_SHOT = 10.0

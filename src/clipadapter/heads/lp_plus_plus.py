@@ -22,7 +22,7 @@ from clipadapter.functional import unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import STEPS, Earlier, earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import few_threads
+from clipadapter.heads.training import few_threads
 
 EPOCHS = 300
 FEWEST = 50

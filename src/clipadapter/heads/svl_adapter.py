@@ -23,7 +23,7 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.training import Recipe, minimise
 
 KEPT = 0.75
 """Of what an earlier fit learned."""

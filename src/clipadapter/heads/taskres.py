@@ -22,8 +22,8 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads._text_residual import lengthened, train_residual
-from clipadapter.heads._training import Recipe
+from clipadapter.heads.text_residual import lengthened, train_residual
+from clipadapter.heads.training import Recipe
 
 KEPT = 0.75
 """Of what an earlier fit learned."""

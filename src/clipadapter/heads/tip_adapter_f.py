@@ -25,7 +25,7 @@ from clipadapter.heads._shot_cache import (
     check_not_negative,
     class_sums,
 )
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.training import Recipe, minimise
 
 EPS = 1e-4
 """Of AdamW, as published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""

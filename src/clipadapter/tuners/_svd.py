@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from clipadapter.encoders import Layer
-from clipadapter.heads._training import side_by_side
+from clipadapter.heads.training import side_by_side
 from clipadapter.tuners._layers import add, put
 
 EQUAL = 1e-9

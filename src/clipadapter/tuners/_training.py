@@ -1,6 +1,6 @@
 """The training loop of tuners: minutes to days of steps, so it shows its loss, can be killed, and goes on.
 
-The steps are those of the heads' loop (`heads._training`): its recipe, its shuffling, its schedules.
+The steps are those of the heads' loop (`heads.training`): its recipe, its shuffling, its schedules.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
-from clipadapter.heads._training import Recipe, _optimizer, few_threads
-from clipadapter.tuners._checkpoint import Checkpoint
+from clipadapter.heads.training import Recipe, _optimizer, few_threads
+from clipadapter.tuners.checkpoint import Checkpoint
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of row numbers (b,) and, for each, the number of a view (b,)."""

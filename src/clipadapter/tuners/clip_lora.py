@@ -14,9 +14,9 @@ from torch import Tensor
 from clipadapter.encoders import Encoder, Layer
 from clipadapter.errors import InputError
 from clipadapter.heads import register_head
-from clipadapter.tuners._layer_tuner import LayerTuner
 from clipadapter.tuners._lora import Dropout, Update, first_update
-from clipadapter.tuners._tower_tuner import Trainable
+from clipadapter.tuners.layer_tuner import LayerTuner
+from clipadapter.tuners.tower_tuner import Trainable
 
 
 @register_head(

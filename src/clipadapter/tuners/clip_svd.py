@@ -18,9 +18,9 @@ from torch import Tensor
 
 from clipadapter.encoders import Encoder, Layer
 from clipadapter.heads import register_head
-from clipadapter.tuners._layer_tuner import LayerTuner
 from clipadapter.tuners._svd import SingularValues, count
-from clipadapter.tuners._tower_tuner import Trainable
+from clipadapter.tuners.layer_tuner import LayerTuner
+from clipadapter.tuners.tower_tuner import Trainable
 
 
 @register_head(

@@ -24,8 +24,8 @@ from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
 from clipadapter.heads._inputs import Array
-from clipadapter.tuners._prompt_tuner import GIGABYTE, PromptTuner
-from clipadapter.tuners._prompts import Prompts
+from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
+from clipadapter.tuners.prompts import Prompts
 
 NET = ("down", "down_bias", "up", "up_bias")
 LEARNED = {"context_": 2, "down_": 2, "down_bias_": 1, "up_": 2, "up_bias_": 1, "scale_": 0, "loss_": 0}

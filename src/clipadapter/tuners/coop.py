@@ -10,7 +10,7 @@ one's epochs.
 from __future__ import annotations
 
 from clipadapter.heads import register_head
-from clipadapter.tuners._prompt_tuner import PromptTuner
+from clipadapter.tuners.prompt_tuner import PromptTuner
 
 
 @register_head(

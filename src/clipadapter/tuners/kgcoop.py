@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipadapter.heads import register_head
-from clipadapter.tuners._prompt_tuner import Batch, PromptTuner
+from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
 @register_head(

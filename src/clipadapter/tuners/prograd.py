@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipadapter.heads import register_head
-from clipadapter.tuners._prompt_tuner import Batch, PromptTuner
+from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
 @register_head(

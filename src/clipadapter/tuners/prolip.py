@@ -18,8 +18,8 @@ from typing_extensions import Self
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, register_head
 from clipadapter.heads._continued import earlier
-from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
-from clipadapter.heads._training import minimise
+from clipadapter.heads.linear_adapter import RATE, moved, penalty_strength, shift_loss, shift_recipe
+from clipadapter.heads.training import minimise
 
 
 @register_head(

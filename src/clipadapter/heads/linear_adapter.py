@@ -13,7 +13,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._cosine_error import cosine_error
-from clipadapter.heads._training import Recipe, drawn
+from clipadapter.heads.training import Recipe, drawn
 
 RATE = 0.3
 """Share of the learning rate for a map that begins where an earlier one ended: the penalty holds it near its optimum,

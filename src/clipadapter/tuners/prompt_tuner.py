@@ -18,11 +18,11 @@ from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import Head, SupportSet, TextFeatures
 from clipadapter.heads._continued import Earlier, earlier
-from clipadapter.heads._training import Recipe, drawn
+from clipadapter.heads.training import Recipe, drawn
 from clipadapter.towers import TextTower
-from clipadapter.tuners._checkpoint import Checkpoint, digest_of
-from clipadapter.tuners._prompts import CLASS_TOKENS, PRECISIONS, Prompts, random_context, words_context
 from clipadapter.tuners._training import HeldOut, train
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of
+from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, random_context, words_context
 
 UNSHAPING = ("progress", "checkpoint", "memory")
 """Parameters that don't change the result, but for rounding."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
-from clipadapter.heads._training import Recipe, drawn, minimise
+from clipadapter.heads.training import Recipe, drawn, minimise
 
 TEXT_NORM = 0.1
 """Length that class text is given, relative to the encoder's logit scale: 10 with CLIP, which is about what its

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.heads._objective import Objective
-from clipadapter.heads._ratio import RATIO_SPREAD, RATIOS, TEMPERATURES, choose_ratio, expected_ratio, loss_table
+from clipadapter.heads.losses import Objective
+from clipadapter.heads.residual_ratio import (
+    RATIO_SPREAD,
+    RATIOS,
+    TEMPERATURES,
+    choose_ratio,
+    expected_ratio,
+    loss_table,
+)
 
 
 def single(labels):

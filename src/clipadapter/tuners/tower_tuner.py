@@ -22,10 +22,10 @@ from clipadapter.encoders import Encoder, open_twin
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import Head, SupportSet
-from clipadapter.heads._training import Recipe
-from clipadapter.tuners._checkpoint import Checkpoint, digest_of
+from clipadapter.heads.training import Recipe
 from clipadapter.tuners._through_towers import ClassTexts, Pictures, weights
 from clipadapter.tuners._training import train
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 
 PRECISIONS = ("fp32", "bf16")
 UNSHAPING = ("progress", "checkpoint")

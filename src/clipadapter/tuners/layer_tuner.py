@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from clipadapter.encoders import Encoder, Layer, attention_layers
 from clipadapter.errors import InputError
-from clipadapter.heads._training import Recipe
+from clipadapter.heads.training import Recipe
 from clipadapter.tuners._layers import LAYERS, chosen
 from clipadapter.tuners._through_towers import networks
-from clipadapter.tuners._tower_tuner import TowerTuner
+from clipadapter.tuners.tower_tuner import TowerTuner
 
 TOWERS = ("both", "image", "text")
 STEPS = 500
