@@ -3,8 +3,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from clipadapter import parallel
 from clipadapter.functional import unit
-from clipadapter.heads import TextFeatures, training
+from clipadapter.heads import TextFeatures
 from clipadapter.heads._experts import EXPERTS, Seen, gda, kernel_ridge, prototype, ridge
 from clipadapter.heads._folds import held_out_folds
 from clipadapter.heads._mixture import MISTAKES, mixing_weights, noise, trust
@@ -245,7 +246,7 @@ def test_experts_of_a_fold_are_those_of_its_own_rows(name):
 
 
 def test_threads_change_no_bit_of_a_fit(monkeypatch):
-    monkeypatch.setattr(training, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
     X, y, text, Q, _ = world(4, 0.4)
     before, logits = torch.get_num_threads(), []
     try:
@@ -262,7 +263,7 @@ def test_threads_change_no_bit_of_a_fit(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_answers_stand_in_the_order_of_the_held_out_rows(threads, monkeypatch):
-    monkeypatch.setattr(training, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
     generator = torch.Generator().manual_seed(0)
     z, labels = unit(torch.randn(18, 6, generator=generator)), torch.arange(3).repeat(6)
     part, splits, before = Seen(z, labels, 3, None, 0.0), held_out_folds(labels, 3), torch.get_num_threads()

@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 
 from clipadapter.heads import TextFeatures, create_head, head_info, held_out_shots, list_heads
-from clipadapter.heads.training import Recipe
+from clipadapter.heads.training import TrainConfig
 from clipadapter.towers import WordTower
 
 D, SCALE = 24, 30.0
@@ -253,13 +253,13 @@ def test_many_fits_in_a_row_learn_the_shots_little_better_than_one(name):
 
 @pytest.mark.parametrize("name", ["zs-lp", "svl-adapter", "hoso"])
 def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
-    passes, counted = Recipe.passes, []
+    count_epochs, counted = TrainConfig.count_epochs, []
 
-    def told(recipe, n):
-        counted.append(passes(recipe, n))
+    def counting(config, n):
+        counted.append(count_epochs(config, n))
         return counted[-1]
 
-    monkeypatch.setattr(Recipe, "passes", told)
+    monkeypatch.setattr(TrainConfig, "count_epochs", counting)
     fitted(small(name), NEW, earlier(name))
     usual, made = counted
     assert made == round(usual / 4)

@@ -24,7 +24,7 @@ from clipadapter.functional import unit
 from clipadapter.heads._experts import RIDGE, solve
 from clipadapter.heads._several import SPREAD, binary_losses, fitted_bias, most_are_several, several_folds
 from clipadapter.heads._shots import SupportSet
-from clipadapter.heads.training import few_threads
+from clipadapter.parallel import limit_threads
 
 SLOPES = torch.logspace(-2, 1, 31)
 """Factors of zero-shot logits of unit spread; their prior is log-normal, of median 1 and spread 1."""
@@ -71,7 +71,7 @@ def fit_several(shots: SupportSet, folds: int, seed: int) -> Mixed:
         spread, mean = float(zero_shot.std(dim=0, unbiased=False).mean()) or 1.0, float(zero_shot.mean())
         zero_shot = (zero_shot - mean) / spread
         slope = _slope(zero_shot, targets)
-    with few_threads(z.numel() * targets.shape[1]):
+    with limit_threads(z.numel() * targets.shape[1]):
         map_ = ridge_several(z, targets)
         held, scores, again = _held_out_scores(z, targets, folds, seed)
     if again:
@@ -139,7 +139,7 @@ def mixing_weights_several(
 def _slope(zero_shot: Tensor, targets: Tensor) -> float:
     """Posterior mean of the factor that calibrates zero-shot logits of unit spread."""
     fits = []
-    with few_threads(0):
+    with limit_threads(0):
         for slope in SLOPES.tolist():
             logits = slope * zero_shot
             losses = binary_losses(logits + fitted_bias(logits, targets), targets)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipadapter.heads._shots import SupportSet
 from clipadapter.heads._warm import carried, origin_of
-from clipadapter.heads.training import Recipe
+from clipadapter.heads.training import TrainConfig
 
 if TYPE_CHECKING:
     from clipadapter.heads._base import Head
@@ -29,7 +29,7 @@ STEPS = 0.25
 UNSHAPING = frozenset({"progress", "checkpoint", "memory"})
 """Parameters that may differ between the two fits."""
 
-R = TypeVar("R", bound=Recipe)
+R = TypeVar("R", bound=TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Earlier:
 
     def shorter(self, recipe: R, n: int, rate: float = 1.0) -> R:
         """A recipe with fewer passes over n rows, at a share of the rate."""
-        return replace(recipe, epochs=max(1, round(STEPS * recipe.passes(n))), lr=rate * recipe.lr)
+        return replace(recipe, epochs=max(1, round(STEPS * recipe.count_epochs(n))), lr=rate * recipe.lr)
 
 
 def earlier(head: Head, shots: SupportSet, kept: float = 1.0, **starts: Tensor) -> Earlier | None:

@@ -45,7 +45,7 @@ from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Streaming
 from clipadapter.heads._warm import carried
 from clipadapter.heads.lbfgs import descend
-from clipadapter.heads.training import few_threads
+from clipadapter.parallel import limit_threads
 
 MOST_TEXT = 2.0
 """v at most."""
@@ -150,7 +150,7 @@ class Afa(Streaming):
         held, open_to_text = self._held(known, x, rows, labels, weight, bias)
         weight, bias = weight + (by_text * (1 - known.trust))[:, None] * frozen, bias + prior
         if self.penalty is not None:
-            with few_threads(len(x) * text.numel()):
+            with limit_threads(len(x) * text.numel()):
                 answers = held + by_text * open_to_text * (x @ frozen.T) + prior
                 self._adapt(known, x, labels, answers, (weight, bias), before)
         dtype = shots.views.dtype

@@ -18,10 +18,10 @@ from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._channels import choose_channels
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import cache_keys, cache_logits, check_not_negative, class_sums
-from clipadapter.heads.training import Recipe, minimise
+from clipadapter.heads.training import TrainConfig, train
 
-EPS = 1e-3
-"""Of AdamW, as published."""
+ADAMW_EPS = 1e-3
+"""As published."""
 
 
 @register_head(
@@ -97,7 +97,7 @@ class ApeT(Head):
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe().passes(len(labels))
+        return self._train_config().count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -143,22 +143,9 @@ class ApeT(Head):
             logits = shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, labels[batch])
 
-        cost = keys.numel() + text.numel()
-        minimise([residual, share], loss, len(labels), shots.views.shape[1], self._recipe(), cost)
+        row_cost = keys.numel() + text.numel()
+        train([residual, share], loss, len(labels), shots.views.shape[1], self._train_config(), row_cost=row_cost)
         return residual.detach(), share.detach()
 
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            optimizer="adamw",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            warmup_epochs=0,
-            epochs=self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-            eps=EPS,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adamw", eps=ADAMW_EPS)

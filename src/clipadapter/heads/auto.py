@@ -23,7 +23,7 @@ from clipadapter.heads._judged import Told
 from clipadapter.heads._mixture import NOISE, centre, mixing_weights, noise, trust
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import affordable
-from clipadapter.heads.training import few_threads, side_by_side
+from clipadapter.parallel import limit_threads, parallel_map
 
 TEXT, PROBE, OTHERS = 0.5, 1.0, 0.7
 """What is expected before a shot is held out: the weight of the text beside what the probe begins with, as a share of
@@ -115,7 +115,7 @@ class Auto(Head):
         every = centre(x @ self.text_.T)
         self.spread_ = float(every.std(dim=1).mean()) or 1.0
         counts = torch.bincount(labels)[labels]
-        with few_threads(0):  # small products too
+        with limit_threads(0):  # small products too
             factor = trust(every / self.spread_, classes[labels], len(labels) / (len(classes) * counts))
         return Seen(z, labels, len(classes), every[:, classes] / self.spread_, factor, gram)
 
@@ -126,7 +126,7 @@ class Auto(Head):
         splits = held_out_folds(part.labels, self.folds, self.seed)
         if not most_can_be_held_out(part.labels):
             weights = {"text": TEXT * seen.trust, "probe": PROBE, "ridge": OTHERS}
-            with few_threads(seen.work):
+            with limit_threads(seen.work):
                 return weights, {"probe": 1.0, "ridge": _unseen_noise(seen)}
         # Few shots are divided more than once, since much hangs on how they fall.
         again = max(1, min(REPEATS, ENOUGH // len(seen.z)))
@@ -136,7 +136,7 @@ class Auto(Head):
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(seen.z) <= MOST_SHOTS]
         logits = _answers(part, splits, names)
         held = torch.cat([rows for _, rows in splits])
-        with few_threads(0):  # small products between lines of Python
+        with limit_threads(0):  # small products between lines of Python
             weights, units = _judged(part, held, logits, again)
         if len(kept) == len(seen.z):
             shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
@@ -154,7 +154,7 @@ class Auto(Head):
         self.shots_ = self.dual_ = None
         most = max(weights.values(), default=0.0)
         weights = {name: weight for name, weight in weights.items() if weight > NEGLIGIBLE * most}
-        experts = side_by_side([partial(EXPERTS[name], seen) for name in weights], seen.work // FEW)
+        experts = parallel_map([partial(EXPERTS[name], seen) for name in weights], work=seen.work // FEW)
         for (name, weight), fitted in zip(weights.items(), experts, strict=True):
             expert, factor = fitted.centred(), weight / units[name]
             self.weight_[classes] += factor * expert.weight
@@ -198,7 +198,7 @@ def _answers(part: Seen, splits: list[tuple[Tensor, Tensor]], names: list[str]) 
         products = part.products(rows, train)
         return [EXPERTS[name](seen).logits(part.z[rows], zero_shot, products) for name in names]
 
-    found = side_by_side([partial(answer, *split) for split in splits], part.work // FEW)
+    found = parallel_map([partial(answer, *split) for split in splits], work=part.work // FEW)
     return {name: torch.cat(parts) for name, parts in zip(names, zip(*found, strict=True), strict=True)}
 
 

@@ -15,8 +15,6 @@ A class without a shot gets the mean of the others' exponentials: its text decid
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,9 +22,9 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads._base import Head, SupportSet
-from clipadapter.heads._cosine_error import cosine_error
 from clipadapter.heads._registry import register_head
-from clipadapter.heads.training import Recipe, drawn, minimise
+from clipadapter.heads.losses import cosine_cross_entropy
+from clipadapter.heads.training import TrainConfig, gather_views, train
 
 GROUP = 16
 """Shots of a class whose distances are summed at once."""
@@ -135,27 +133,14 @@ class BdcAdapter(Head):
         residual = torch.zeros(d, d, dtype=rows.dtype, requires_grad=True)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
-            x = drawn(rows, batch, view)
-            return cosine_error(torch.addmm(x, x, residual), text, labels[batch], shots.scale)
+            x = gather_views(rows, batch, view)
+            return cosine_cross_entropy(torch.addmm(x, x, residual), text, labels[batch], shots.scale)
 
-        self.loss_ = minimise([residual], loss, len(rows), v, self._recipe(len(rows)), d * d + text.numel())
+        self.loss_ = train([residual], loss, len(rows), v, self._train_config(), row_cost=d * d + text.numel())
         return residual.detach()
 
-    def _recipe(self, n: int) -> Recipe:
-        enough = math.ceil(self.steps / (n // min(self.batch_size, n)))
-        return Recipe(
-            optimizer="adamw",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            warmup_epochs=0,
-            epochs=enough if self.epochs is None else self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adamw", min_epochs=1)
 
 
 def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:

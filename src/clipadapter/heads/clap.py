@@ -59,7 +59,7 @@ class Clap(ZsLp):
     """
 
     usual_temperatures = (0.6, 0.67, 0.55, 0.6, 0.81)
-    _kept: ClassVar[float] = 1.0  # the penalty holds it
+    _warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
 
     def __init__(
         self,

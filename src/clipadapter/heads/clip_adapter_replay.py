@@ -17,14 +17,13 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
-from clipadapter.heads._bottleneck import Bottleneck
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._shot_cache import check_not_negative
 from clipadapter.heads._streaming import Streaming
-from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
-from clipadapter.heads.losses import Objective
-from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio, no_losses
-from clipadapter.heads.training import side_by_side
+from clipadapter.heads.clip_adapter import ADAPTER_TENSORS, Adapter, ClipAdapter
+from clipadapter.heads.losses import Loss
+from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
+from clipadapter.parallel import parallel_map
 
 
 @register_head(
@@ -139,12 +138,12 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
         self.replay = replay
 
     def _begin(self, shots: SupportSet) -> None:
-        for name in TENSORS:
+        for name in ADAPTER_TENSORS:
             self.__dict__.pop(f"{name}_", None)
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
-        self.losses_ = no_losses()
-        self._check()
-        features = self._input(shots.X, Bottleneck(shots.X, shots.X))
+        self.losses_ = empty_loss_table()
+        self._check_parameters()
+        features = self._input(shots.X)
         self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
         self._go_on(shots)
 
@@ -153,27 +152,28 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
             0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
         )
         self.kept_labels_ = place[self.kept_labels_]
-        if self.losses_.shape != no_losses().shape:  # of a model that an earlier version saved
-            self.losses_ = no_losses()
+        if self.losses_.shape != empty_loss_table().shape:  # of a model that an earlier version saved
+            self.losses_ = empty_loss_table()
         self._go_on(shots)
 
-    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
+    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Adapter:
         """Where training starts: at what was learned, if something was."""
-        learned = Bottleneck.learned(self, dtype)
+        learned = Adapter.of_head(self, dtype)
         if learned is None:
             return super()._initial(d, generator, dtype)
         # Without biases that are trained, that of the first layer is what subtracts the centre, and is made anew.
-        names = TENSORS if self.bias else ("down", "up")
-        return Bottleneck(**{name: tensor.clone() for name, tensor in learned.tensors().items() if name in names})
+        names = ADAPTER_TENSORS if self.bias else ("down", "up")
+        start = {name: tensor.clone() for name, tensor in learned.tensors().items() if name in names}
+        return Adapter(**start, final_relu=self.final_relu)
 
     def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
         """That of the first task: what was learned around it holds for it alone."""
         centre = getattr(self, "centre_", None)  # models that an earlier version saved have none
-        begun = self.bias and Bottleneck.learned(self, x.dtype) is not None  # it is in the bias already
+        begun = self.bias and Adapter.of_head(self, x.dtype) is not None  # it is in the bias already
         return None if centre is None or begun else centre.to(x.dtype)
 
     def _go_on(self, shots: SupportSet) -> None:
-        self._check()
+        self._check_parameters()
         check_not_negative(replay=self.replay)
         assert shots.text is not None
         self.bias_ = None
@@ -188,13 +188,13 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
             splits = splits[:1]
         fits = [partial(self._train, every, torch.cat([torch.arange(n), again]), self.progress)]
         fits += [partial(self._train, every, torch.cat([train, again]), False) for train, _ in splits]
-        trained, *parts = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
+        trained, *fold_adapters = parallel_map(fits, work=self._step_work(n, d))
         if self.alpha == "auto":
-            tables = [self._held_out_losses(every, *part) for part in zip(parts, splits, strict=True)]
+            tables = [self._held_out_losses(every, *fold) for fold in zip(fold_adapters, splits, strict=True)]
             self.losses_ = sum(tables, self.losses_)
             zero_shot = shots.scale * unit(every.X) @ shots.text.T
-            expected = expected_ratio(zero_shot, Objective.of(every, torch.arange(len(every.labels)), None))
-            trained = self._at(trained, choose_ratio(self.losses_, expected))
+            expected = expected_ratio(zero_shot, Loss.of_support_set(every, torch.arange(len(every.labels)), None))
+            trained = self._with_ratio(trained, choose_ratio(self.losses_, expected))
         self._store(shots, trained)
         self._keep(every)
 

@@ -4,8 +4,8 @@ Paper: https://arxiv.org/abs/2603.04341.
 Written from the method's short description: the ratio is learned on one held-out shot a class while the adapter trains
 on the others, so that neither sees the shots of the other. Ours are therefore the recipe, that of `clip-adapter`, and
 how the ratio is learned: not by gradient steps beside the adapter's, but from the likelihood of the held-out shots
-after training, as `clip-adapter` does (`residual_ratio`). Differs from `clip-adapter` in what trains and what judges: that
-trains on all shots, and judges by folds.
+after training, as `clip-adapter` does (`clipadapter.heads.residual_ratio`). Differs from `clip-adapter` in the shots
+that train and that judge: that head trains on all shots, and chooses the ratio by folds.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from clipadapter.functional import unit
 from clipadapter.heads._base import SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads.clip_adapter import KEPT, ClipAdapter
-from clipadapter.heads.losses import Objective
-from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio, no_losses
+from clipadapter.heads.clip_adapter import WARM_START_SHARE, ClipAdapter
+from clipadapter.heads.losses import Loss
+from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
 
 
 @register_head(
@@ -84,20 +84,22 @@ class Hoso(ClipAdapter):
         )
 
     def _fit(self, shots: SupportSet) -> None:
-        self._check()
+        self._check_parameters()
         assert shots.text is not None
-        train, held = hold_out_one(shots.labels, self.seed)
-        before = earlier(self, shots, KEPT)
+        train_rows, held_out = hold_out_one(shots.labels, self.seed)
+        before = earlier(self, shots, WARM_START_SHARE)
         self.bias_ = None
-        trained = self._train(shots, train, self.progress, before)
+        trained = self._train(shots, train_rows, self.progress, before)
         if before is not None:  # the earlier adapter may have seen the shots that are held out now
             ratio = before.head.alpha_
         else:
             zero_shot = shots.scale * unit(shots.X) @ shots.text.T
-            expected = expected_ratio(zero_shot, Objective.of(shots, torch.arange(len(zero_shot)), None))
-            table = self._held_out_losses(shots, trained, (train, held)) if len(held) else no_losses()
+            expected = expected_ratio(zero_shot, Loss.of_support_set(shots, torch.arange(len(zero_shot)), None))
+            table = (
+                self._held_out_losses(shots, trained, (train_rows, held_out)) if len(held_out) else empty_loss_table()
+            )
             ratio = choose_ratio(table, expected)
-        self._store(shots, self._at(trained, ratio))
+        self._store(shots, self._with_ratio(trained, ratio))
 
 
 def hold_out_one(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:

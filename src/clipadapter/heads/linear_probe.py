@@ -29,7 +29,7 @@ from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads._registry import register_head
 from clipadapter.heads._regression import ABSENT, Regression, affordable
 from clipadapter.heads._several import binary_losses, most_are_several, several_folds
-from clipadapter.heads.training import few_threads
+from clipadapter.parallel import limit_threads
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 ONE_SHOT = 10.0
@@ -142,13 +142,13 @@ class LinearProbe(Head):
         if shots.targets is not None:
             self._fit_several(X, shots.targets, C)
             return
-        with few_threads(0):
+        with limit_threads(0):
             self.C_ = self._choose(X, labels) if C == "auto" else float(C)
         if self.solver == "sklearn" and len(labels.unique()) > 1:
             self._fit_sklearn(X, labels, shots.n_classes)
             return
         # A second thread saves little in a pass of 20 ms, and waiting for it beside other programs costs much.
-        with few_threads(X.numel() * shots.n_classes // 8):
+        with limit_threads(X.numel() * shots.n_classes // 8):
             regression = Regression(X, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         self.weight_, self.bias_ = regression.answer(shots.n_classes)
@@ -156,9 +156,9 @@ class LinearProbe(Head):
     def _fit_several(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
             raise InputError(f"with several labels a picture the solver is 'torch', but is {self.solver!r}")
-        with few_threads(0):
+        with limit_threads(0):
             self.C_ = self._choose_several(X, targets) if C == "auto" else float(C)
-        with few_threads(X.numel() * targets.shape[1] // 8):
+        with limit_threads(X.numel() * targets.shape[1] // 8):
             regression = OneVsRest(X, targets)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         self.weight_, self.bias_ = regression.answer(targets.shape[1])

@@ -23,10 +23,10 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads.training import Recipe, minimise
+from clipadapter.heads.training import TrainConfig, train
 
-KEPT = 0.75
-"""Of what an earlier fit learned."""
+WARM_START_SHARE = 0.75
+"""Share of what an earlier fit learned that a warm start keeps."""
 TENSORS = ("down", "down_bias", "up", "up_bias")
 
 
@@ -121,7 +121,7 @@ class SvlAdapter(Head):
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe().passes(len(labels))
+        return self._train_config().count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -132,19 +132,21 @@ class SvlAdapter(Head):
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
         inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
-        weights, recipe = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._recipe()
-        before = earlier(self, shots, KEPT, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)})
+        weights, config = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._train_config()
+        before = earlier(
+            self, shots, WARM_START_SHARE, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)}
+        )
         if before is not None:
             starts = zip((before.whole, before.whole, before.rows, before.rows), TENSORS, weights, strict=True)
             weights = [start(f"{name}_", initial) for start, name, initial in starts]
-            recipe = before.shorter(recipe, len(labels))
+            config = before.shorter(config, len(labels))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             return cross_entropy(_network(inputs[rows, views], *weights), labels[rows])
 
         parameters = [weight.requires_grad_() for weight in weights]
-        cost = sum(weight.numel() for weight in weights)
-        self.loss_ = minimise(parameters, loss, len(labels), inputs.shape[1], recipe, cost)
+        row_cost = sum(weight.numel() for weight in weights)
+        self.loss_ = train(parameters, loss, len(labels), inputs.shape[1], config, row_cost=row_cost)
         for name, weight in zip(TENSORS, weights, strict=True):
             setattr(self, f"{name}_", weight.requires_grad_(False))
 
@@ -155,10 +157,10 @@ class SvlAdapter(Head):
         weights = (getattr(self, f"{name}_").to(X.dtype) for name in TENSORS)
         adapted = _network(self._second(X), *weights)
         if not self.present_.all():
-            # Of a class that it never saw the network knows nothing: as likely as the mean of the others.
-            seen = adapted[:, self.present_]
-            unseen = seen.logsumexp(dim=1, keepdim=True) - math.log(seen.shape[1])
-            adapted = torch.where(self.present_, adapted, unseen)
+            # The network was not trained on classes without shots: each gets the mean likelihood of the others.
+            trained = adapted[:, self.present_]
+            mean = trained.logsumexp(dim=1, keepdim=True) - math.log(trained.shape[1])
+            adapted = torch.where(self.present_, adapted, mean)
         return self.blend_ * adapted + (1 - self.blend_) * self._zero_shot(X)
 
     def _zero_shot(self, X: Tensor) -> Tensor:
@@ -180,21 +182,8 @@ class SvlAdapter(Head):
         h = self.hidden
         return [uniform(h, d, fan_in=d), uniform(h, fan_in=d), uniform(c, h, fan_in=h), uniform(c, fan_in=h)]
 
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            optimizer="adam",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=0.0,
-            schedule="constant",
-            warmup_epochs=0,
-            epochs=self.epochs,
-            steps=1,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-            drop_last=self.drop_last,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adam", schedule="constant")
 
 
 def _network(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:

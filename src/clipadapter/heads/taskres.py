@@ -22,11 +22,11 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, Preset, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads.text_residual import lengthened, train_residual
-from clipadapter.heads.training import Recipe
+from clipadapter.heads.text_residual import scale_text, train_residual
+from clipadapter.heads.training import TrainConfig
 
-KEPT = 0.75
-"""Of what an earlier fit learned."""
+WARM_START_SHARE = 0.75
+"""Share of what an earlier fit learned that a warm start keeps."""
 OFFICIAL: Preset = MappingProxyType(
     {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": "official", "batch_size": 256}
 )
@@ -121,17 +121,17 @@ class TaskRes(Head):
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe(int(torch.bincount(labels).max())).passes(len(labels))
+        return self._train_config(int(torch.bincount(labels).max())).count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
-        base, recipe = lengthened(shots, self.text_norm), self._recipe(int(shots.counts.max()))
+        base, config = scale_text(shots, self.text_norm), self._train_config(int(shots.counts.max()))
         start = torch.zeros_like(base)
-        before = earlier(self, shots, KEPT, residual_=start)
+        before = earlier(self, shots, WARM_START_SHARE, residual_=start)
         if before is not None:
-            recipe, start = before.shorter(recipe, len(shots.views)), before.rows("residual_", start)
-        self.residual_, self.loss_ = train_residual(shots, base, self.alpha, recipe, start=start)
-        moved = base + self.alpha * self.residual_
-        self.weight_, self.length_ = unit(moved), moved.norm(dim=1)
+            config, start = before.shorter(config, len(shots.views)), before.rows("residual_", start)
+        self.residual_, self.loss_ = train_residual(shots, base, self.alpha, config, start=start)
+        adapted = base + self.alpha * self.residual_
+        self.weight_, self.length_ = unit(adapted), adapted.norm(dim=1)
         self.scale_ = shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
@@ -144,22 +144,10 @@ class TaskRes(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
-    def _recipe(self, shots_per_class: int) -> Recipe:
+    def _train_config(self, shots_per_class: int) -> TrainConfig:
         epochs = self.epochs
         if epochs == "official":
             epochs = OFFICIAL_FEW_SHOT_EPOCHS if shots_per_class <= OFFICIAL_FEW_SHOTS else OFFICIAL_EPOCHS
         if isinstance(epochs, str):
             raise InputError(f"epochs must be a number, None or 'official', but is {epochs!r}")
-        return Recipe(
-            self.optimizer,
-            self.lr,
-            self.momentum,
-            self.weight_decay,
-            self.schedule,
-            self.warmup_epochs,
-            epochs,
-            self.steps,
-            self.batch_size,
-            self.seed,
-            self.progress,
-        )
+        return TrainConfig.from_estimator(self, epochs=epochs)

@@ -25,10 +25,10 @@ from clipadapter.heads._shot_cache import (
     check_not_negative,
     class_sums,
 )
-from clipadapter.heads.training import Recipe, minimise
+from clipadapter.heads.training import TrainConfig, train
 
-EPS = 1e-4
-"""Of AdamW, as published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""
+ADAMW_EPS = 1e-4
+"""As published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""
 
 
 @register_head(
@@ -100,7 +100,7 @@ class TipAdapterF(Head):
 
     def planned_epochs(self, labels: Tensor) -> int | None:
         """See `Head.planned_epochs`."""
-        return self._recipe().passes(len(labels)) if self.draw_views else None
+        return self._train_config().count_epochs(len(labels)) if self.draw_views else None
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -126,22 +126,10 @@ class TipAdapterF(Head):
             logits = shots.scale * x @ text.T + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, shots.labels[batch])
 
-        n, drawn = len(shots.labels), shots.views.shape[1] if self.draw_views else 1
-        minimise([keys], loss, n, drawn, self._recipe(), keys.numel() + text.numel())
+        n_views = shots.views.shape[1] if self.draw_views else 1
+        row_cost = keys.numel() + text.numel()
+        train([keys], loss, len(shots.labels), n_views, self._train_config(), row_cost=row_cost)
         return keys.detach()
 
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            optimizer="adamw",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            warmup_epochs=0,
-            epochs=self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-            eps=EPS,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adamw", eps=ADAMW_EPS)

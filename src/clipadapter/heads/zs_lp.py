@@ -19,8 +19,8 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads._base import Head, SupportSet
 from clipadapter.heads._continued import earlier
 from clipadapter.heads._registry import register_head
-from clipadapter.heads.text_residual import lengthened, train_residual
-from clipadapter.heads.training import Recipe
+from clipadapter.heads.text_residual import scale_text, train_residual
+from clipadapter.heads.training import TrainConfig
 
 
 @register_head(
@@ -55,8 +55,9 @@ class ZsLp(Head):
     needs_text = True
     warm = True
     usual_temperatures = (0.9, 0.81, 0.74, 0.9, 1.1)
-    _kept: ClassVar[float] = 0.95
-    """Of what an earlier fit learned: at the end the loss is so small that a quarter of the steps adds little."""
+    _warm_start_share: ClassVar[float] = 0.95
+    """Share of what an earlier fit learned that is kept: at the end the loss is so small that a quarter of the steps
+    adds little."""
 
     def __init__(
         self,
@@ -93,33 +94,22 @@ class ZsLp(Head):
         return cls(**{**recipe, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
-        base = lengthened(shots, self.text_norm)
+        base = scale_text(shots, self.text_norm)
         start = torch.zeros_like(base)
-        before = earlier(self, shots, self._kept, moved_=start)
+        before = earlier(self, shots, self._warm_start_share, moved_=start)
         multipliers = self._multipliers(shots)
 
-        def penalty(moved: Tensor) -> Tensor:
+        def penalty(residual: Tensor) -> Tensor:
             assert multipliers is not None
-            # The mean over all classes; those without a shot don't move.
-            return moved.square().sum(dim=1) @ multipliers[shots.counts > 0] / shots.n_classes
+            # The mean over all classes. Those without a shot have no residual.
+            return residual.square().sum(dim=1) @ multipliers[shots.counts > 0] / shots.n_classes
 
-        recipe = Recipe(
-            "sgd",
-            self.lr,
-            self.momentum,
-            0.0,
-            self.schedule,
-            self.warmup_epochs,
-            self.epochs,
-            self.steps,
-            self.batch_size,
-            self.seed,
-            self.progress,
-        )
+        config = TrainConfig.from_estimator(self, optimizer="sgd")
         if before is not None:
-            recipe, start = before.shorter(recipe, len(shots.views)), before.rows("moved_", start)
-        pull = None if multipliers is None else penalty
-        self.moved_, self.loss_ = train_residual(shots, base, 1.0, recipe, pull, start)
+            config, start = before.shorter(config, len(shots.views)), before.rows("moved_", start)
+        self.moved_, self.loss_ = train_residual(
+            shots, base, 1.0, config, None if multipliers is None else penalty, start
+        )
         self.weight_, self.scale_ = base + self.moved_, shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:

@@ -94,6 +94,6 @@ class KgCoOp(PromptTuner):
         )
         self.weight = weight
 
-    def _objective(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         near = (batch.weight * batch.text).sum(dim=1).mean()
-        return super()._objective(batch) + self.weight * (1 - near)  # eq. 5
+        return super()._loss(batch) + self.weight * (1 - near)  # eq. 5

@@ -100,9 +100,9 @@ class ProGrad(PromptTuner):
         self.strength = strength
         self.temperature = temperature
 
-    def _objective(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and distillation (2,)."""
-        return torch.stack([super()._objective(batch), distillation(batch.logits, batch.zero_shot, self.temperature)])
+        return torch.stack([super()._loss(batch), distillation(batch.logits, batch.zero_shot, self.temperature)])
 
     def _backward(self, parameters: Sequence[Tensor], value: Tensor) -> None:
         gradients = torch.autograd.grad(value[0], parameters, retain_graph=True)

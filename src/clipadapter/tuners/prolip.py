@@ -18,8 +18,8 @@ from typing_extensions import Self
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, register_head
 from clipadapter.heads._continued import earlier
-from clipadapter.heads.linear_adapter import RATE, moved, penalty_strength, shift_loss, shift_recipe
-from clipadapter.heads.training import minimise
+from clipadapter.heads.linear_adapter import apply_shift, penalty_strength, shift_config, shift_loss
+from clipadapter.heads.training import train
 
 
 @register_head(
@@ -98,9 +98,8 @@ class ProLip(Head):
         if before is not None:
             shift = before.whole("shift_", shift.detach()).requires_grad_()
         loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
-        recipe = shift_recipe(n, self.lr, self.schedule, self.steps, self.batch_size, self.seed, self.progress)
-        recipe = recipe if before is None else before.shorter(recipe, n, RATE)
-        self.loss_ = minimise([shift], loss, n, n_views, recipe, cost=shift.numel() + shots.text.numel())
+        config = shift_config(self, n, self.batch_size, before)
+        self.loss_ = train([shift], loss, n, n_views, config, row_cost=shift.numel() + shots.text.numel())
         self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
 
     def _text_width(self) -> int:
@@ -110,4 +109,4 @@ class ProLip(Head):
         self.weight_, self.scale_ = text, scale
 
     def _logits(self, X: Tensor) -> Tensor:
-        return self.scale_ * unit(moved(X, self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)
+        return self.scale_ * unit(apply_shift(X, self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)
