@@ -1,4 +1,4 @@
-"""APE-T: APE with one trained residual a class, added to its text and its shots, and a trained weight a shot.
+"""APE-T: APE with one trained residual per class, added to its text and its shots, and a trained weight per shot.
 
 Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the variant with training.
 Differs from the released code as `ape` does, and in that views are drawn from the cached ones and that an epoch's last,
@@ -45,7 +45,7 @@ class ApeT(Head):
         weight_decay: of AdamW.
         epochs: passes over the shots; 0 is APE with gamma 0; None for as many as make ``steps``, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 

@@ -95,9 +95,10 @@ class Adapter(nn.Module):
         return shift if self.down_bias is None else self.down_bias + shift
 
     def blend_up_to_length(self, x: Tensor, ratio: Tensor | float) -> Tensor:
-        """What `blend` gives for x and its adapted form, divided by ``1 - ratio``: enough for cosines.
+        """`blend` of x and its adapted form up to a positive factor, on which cosines do not depend.
 
-        A ratio that is a number then costs no pass over (n, d) beside the product with W2.
+        If the ratio is a number the factor is ``1 / (1 - ratio)``: the blend is then part of the product with W2, and
+        costs no further pass over (n, d).
 
         >>> adapter = Adapter(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]]))
         >>> adapter.blend_up_to_length(torch.tensor([[1.0, 0.0]]), 0.25).detach()
@@ -248,7 +249,7 @@ class ClipAdapter(Head):
         centre: subtract the mean of the shots' features before the adapter, each class weighing the same.
         noise: standard deviation of Gaussian noise that is added to each component of the features in training, as a
             share of their length.
-        temperature: what the encoder's logit scale is divided by in training; not used with several labels a picture.
+        temperature: what the encoder's logit scale is divided by in training; not used for multi-label pictures.
         final_relu: a second ReLU at the end of the adapter.
         output_norm: scale the blended feature to unit length.
         bias: give both linear layers a bias that is trained.
@@ -260,9 +261,9 @@ class ClipAdapter(Head):
         schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
-            scripts take: 50 at one shot a class, 100 at two to five, 200 above.
+            scripts take: 50 at one shot per class, 100 at two to five, 200 above.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling, noise and folds.
         progress: show a bar on stderr while training.

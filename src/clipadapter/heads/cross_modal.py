@@ -2,8 +2,8 @@
 
 Paper: Lin et al., CVPR 2023, https://arxiv.org/abs/2301.06267.
 Differs from the paper, where learning rate, weight decay, batch size and the moment to stop were searched on validation
-shots: one recipe, all steps are run. Its text samples are single prompts; ours are the class text, one row a class.
-Several prompts a class can stand among the shots, as rows of X, with ``text_share=0``: then each weighs as a picture.
+shots: one recipe, all steps are run. Its text samples are single prompts; ours are the class text, one row per class.
+Several prompts per class can stand among the shots, as rows of X, with ``text_share=0``: then each weighs as a picture.
 Where there are more rows of text than a batch has pictures, each step draws as many of them as pictures.
 """
 
@@ -48,7 +48,7 @@ class CrossModal(Head):
         warmup_steps: first steps, in which the rate rises linearly from 1e-5.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: pictures a step, and at most as many rows of text.
+        batch_size: pictures per step, and at most as many rows of text.
         seed: of shuffling and of the choice of views and text.
         progress: show a bar on stderr while training.
 

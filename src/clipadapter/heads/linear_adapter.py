@@ -73,7 +73,7 @@ def shift_loss(
 
 
 class _SquaredNorm(torch.autograd.Function):
-    """``penalty * ||shift||_F^2``, in two passes over (d, p) a step where automatic differentiation takes five."""
+    """``penalty * ||shift||_F^2``, in two passes over (d, p) per step where automatic differentiation takes five."""
 
     @staticmethod
     def forward(ctx: Any, shift: Tensor, penalty: float) -> Tensor:

@@ -32,7 +32,7 @@ class Optimizer(Protocol):
 class Adam:
     """Adam with an L2 penalty, or AdamW, whose weight decay is decoupled from the gradient.
 
-    Uses torch's fused kernel, one pass over the weights a step instead of ten. It is private in torch, and
+    Uses torch's fused kernel, one pass over the weights per step instead of ten. It is private in torch, and
     ``torch.optim.Adam(fused=True)`` calls it in the same way.
 
     Args:

@@ -115,7 +115,7 @@ class SvlAdapter(Head):
 
         Args:
             changes: parameters to set otherwise. Blend was the first of the best of 0, 0.05 ... 1 on up to four
-                validation shots a class, or `star_blend`.
+                validation shots per class, or `star_blend`.
         """
         return cls(**{"input_norm": False, "drop_last": False, **changes})
 

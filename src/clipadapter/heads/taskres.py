@@ -46,7 +46,7 @@ class TaskRes(Head):
 
     Args:
         alpha: factor before the residual; 0 is zero-shot.
-        text_norm: length of class text before the residual is added, one number or one a class; "auto" for a tenth of
+        text_norm: length of class text before the residual is added, one number or one per class; "auto" for a tenth of
             the encoder's logit scale, about 10 with CLIP as in the paper.
         optimizer: "adamw", "adam" or "sgd".
         lr: highest learning rate.
@@ -57,7 +57,7 @@ class TaskRes(Head):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "official" for the
             authors' number by shots per class: 100 up to 4 shots, 200 above. The class with most shots decides.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 

@@ -50,8 +50,8 @@ class TipAdapterF(Head):
         weight_decay: of AdamW.
         epochs: passes over the shots; 0 is Tip-Adapter; None for as many as make ``steps``, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
-        draw_views: train on a drawn view of each shot a step, in place of the published augmentation; False for the
+        batch_size: shots per step.
+        draw_views: train on a drawn view of each shot per step, in place of the published augmentation; False for the
             plain pictures alone, while the keys still start as the mean of all views.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.

@@ -330,3 +330,22 @@ def gather_views(views: Tensor, rows: Tensor, view: Tensor) -> Tensor:
     """
     n_views = views.shape[1]
     return views.flatten(0, 1).index_select(0, rows if n_views == 1 else rows * n_views + view)
+
+
+def hold_out_one_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and held-out rows: a random one of each class that has two or more.
+
+    Args:
+        labels: (n,) class positions.
+        seed: of the draw.
+
+    >>> [len(rows) for rows in hold_out_one_per_class(torch.tensor([0, 0, 0, 1, 1, 2]))]
+    [4, 2]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    is_held_out = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        rows = torch.nonzero(labels == label).flatten()
+        if len(rows) > 1:
+            is_held_out[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
+    return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()

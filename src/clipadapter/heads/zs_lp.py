@@ -33,7 +33,7 @@ class ZsLp(Head):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 
     Args:
-        text_norm: length of class text at the start, one number or one a class; "auto" for a tenth of the encoder's
+        text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
         momentum: of SGD.
@@ -41,7 +41,7 @@ class ZsLp(Head):
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 

@@ -49,8 +49,8 @@ class ClipLora(LayerTuner):
         layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
         lr: highest learning rate of AdamW; it falls to 1e-6 in a cosine.
         weight_decay: of AdamW, on the updates' factors.
-        steps: optimizer steps; None for 500 times the shots a class.
-        batch_size: pictures a step.
+        steps: optimizer steps; None for 500 times the shots per class.
+        batch_size: pictures per step.
         precision: of the towers while training: "fp32" or "bf16", which is faster and takes less memory.
         checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `tune` goes on when
             it is called again; None keeps none.

@@ -56,7 +56,7 @@ class CoCoOp(PromptTuner):
         schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for CoOp's by shots.
-        batch_size: shots a step; each of them runs the text tower over all classes.
+        batch_size: shots per step; each of them runs the text tower over all classes.
         patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
         memory: gigabytes that the text tower may keep for its gradient.

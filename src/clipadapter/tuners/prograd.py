@@ -1,7 +1,7 @@
-"""ProGrad: CoOp without the part of each step that goes against what the prompts made by hand say.
+"""ProGrad: CoOp without the part of each step that opposes the gradient towards zero-shot by hand-written prompts.
 
 Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2205.14865, equation 4.
-The defaults are CoOp's, with lambda 1. The teacher is the class text, whatever templates that had. Differs from the
+The defaults are CoOp's, with lambda 1. The teacher is the class text, with its templates. Differs from the
 paper as CoOp does.
 """
 
@@ -40,7 +40,7 @@ class ProGrad(PromptTuner):
         schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for CoOp's by shots.
-        batch_size: shots a step.
+        batch_size: shots per step.
         patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
         memory: gigabytes that the text tower may keep for its gradient.

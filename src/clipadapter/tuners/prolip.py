@@ -37,13 +37,13 @@ class ProLip(Head):
     is RLA with this recipe.
 
     Args:
-        penalty: strength of the pull of W to what it was; "1/n" for one over the number of shots a class, as in the
+        penalty: strength of the pull of W to what it was; "1/n" for one over the number of shots per class, as in the
             paper; "auto" for the same times (logit scale / 100) squared, which with CLIP is one.
         lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code; with the penalty of the paper
             1e-5 to 1e-2 did there.
         schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
         steps: optimizer steps; the last pass over the shots is completed.
-        batch_size: shots a step; None for all.
+        batch_size: shots per step; None for all.
         cycle_views: use view 1, 2 ... and 0 in turn for all pictures of a step, in place of a drawn one of each.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.

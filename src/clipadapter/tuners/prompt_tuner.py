@@ -18,7 +18,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import Head, SupportSet, TextFeatures
 from clipadapter.heads._continued import Earlier, earlier
-from clipadapter.heads.training import EarlyStopping, TrainConfig, gather_views, train
+from clipadapter.heads.training import EarlyStopping, TrainConfig, gather_views, hold_out_one_per_class, train
 from clipadapter.towers import TextTower
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, context_from_words, random_context
@@ -39,7 +39,7 @@ class Batch:
         logits: (b, c) by the learned prompts.
         labels: (b,) class positions.
         weight: (c, d) unit class vectors of the learned prompts.
-        text: (c, d) unit class text, of prompts made by hand.
+        text: (c, d) unit class text, of hand-written prompts.
         zero_shot: (b, c) logits by that text.
     """
 
@@ -214,14 +214,9 @@ class PromptTuner(Head):
 
     def _split_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows to train on and rows held out: with `patience`, one of each class that has two."""
-        held = torch.zeros(len(labels), dtype=torch.bool)
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.patience is not None:
-            for label in labels.unique():
-                rows = torch.nonzero(labels == label).flatten()
-                if len(rows) > 1:
-                    held[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
-        return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+        if self.patience is None:
+            return torch.arange(len(labels)), torch.arange(0)
+        return hold_out_one_per_class(labels, self.seed)
 
     def _train_config(self, shots: int) -> TrainConfig:
         epochs = self.epochs
