@@ -32,10 +32,18 @@ from clipadapter.heads._several import bias_of_others, shot_folds, sigmoid_bias,
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.residual_ratio import (
     CANDIDATE_RATIOS,
+    START_RATIO,
+    TRAINED_RATIOS,
+    check_ratio,
     choose_ratio,
     empty_loss_table,
     expected_ratio,
+    gate_inputs,
     held_out_loss_table,
+    initial_gate,
+    ratio_from_gate,
+    residual_part,
+    training_ratio,
 )
 from clipadapter.heads.training import TrainConfig, coop_epochs, gather_views, train
 from clipadapter.parallel import parallel_map
@@ -171,12 +179,6 @@ class Adapter(nn.Module):
 
 ADAPTER_TENSORS = ("down", "up", "down_bias", "up_bias")
 BRANCHES = ("visual", "text", "both")
-TRAINED_RATIOS = ("learned", "dynamic")
-"""Ratios that gradient steps change, beside the adapter."""
-TRAINING_RATIO = 0.4
-"""Ratio that "auto" trains with, the middle of what the paper found best (0.2 to 0.6)."""
-START_RATIO = 0.2
-"""Where a learned and a dynamic ratio start: the ratio of the released code."""
 AS_WRITTEN: Preset = {"alpha": START_RATIO, "centre": False, "noise": 0.0, "temperature": 1.0, "batch_size": 32}
 """What the paper and the released code have in common, and the default has not."""
 OFFICIAL: Preset = MappingProxyType(
@@ -203,25 +205,15 @@ MIN_HELD_OUT_SHOTS = 256
 
 @dataclass(frozen=True)
 class TrainedAdapters:
-    """Trained adapters of the branches that are on, and their ratios.
-
-    Args:
-        visual: of picture features, or None.
-        text: of class text, or None.
-        alpha: ratio of the first; of a dynamic one the mean over the shots.
-        beta: ratio of the second; of a dynamic one the mean over the classes.
-        alpha_gate: (1 + 2d,) parameters that a dynamic alpha is computed from, else None.
-        beta_gate: (1 + d,) the same for a dynamic beta.
-        loss: of the last step.
-    """
+    """Trained adapters of the branches that are on, and their ratios; a dynamic ratio is given as its mean."""
 
     visual: Adapter | None
     text: Adapter | None
     alpha: float
     beta: float
-    alpha_gate: Tensor | None
-    beta_gate: Tensor | None
-    loss: float
+    alpha_gate: Tensor | None  # (1 + 2d,) parameters of a dynamic alpha
+    beta_gate: Tensor | None  # (1 + d,) parameters of a dynamic beta
+    loss: float  # of the last step
 
 
 @register_head(
@@ -375,8 +367,6 @@ class ClipAdapter(Head):
         """See `Head.planned_epochs`."""
         return self._train_config(False, labels).count_epochs(len(labels))
 
-    # Fitting: train on all shots, and on folds of them to choose the ratio.
-
     def _fit(self, shots: SupportSet) -> None:
         self._check_parameters()
         assert shots.text is not None
@@ -389,11 +379,12 @@ class ClipAdapter(Head):
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
         # The ratio of an earlier fit, or of the fit to all shots of which this one leaves some out, is kept.
         ratio_source = self._whole if before is None else before.head
-        needs_choice = "auto" in self._active_ratios() and ratio_source is None
+        active_ratios = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}[self.branch]
+        needs_choice = "auto" in active_ratios and ratio_source is None
         splits = self._splits(shots) if needs_choice else []
         fits = [partial(self._train, shots, all_rows, self.progress, before)]
         fits += [partial(self._train, shots, train_rows, False) for train_rows, _ in splits]
-        trained, *fold_adapters = parallel_map(fits, work=self._step_work(n, d))
+        trained, *fold_adapters = parallel_map(fits, work=min(self.batch_size, n) * self._hidden_width(d) * d)
         if needs_choice:
             tables = [self._held_out_losses(shots, *fold) for fold in zip(fold_adapters, splits, strict=True)]
             expected = expected_ratio(zero_shot, Loss.of_support_set(shots, all_rows, self.bias_))
@@ -414,8 +405,8 @@ class ClipAdapter(Head):
         config = config if before is None else before.shorter(config, len(rows))
         inputs = self._input(shots.views[rows])
         visual, textual = self._initial_adapters(shots, rows, inputs[:, 0], generator, before)
-        alpha_gate = _initial_gate(self.alpha, 2 * d, dtype) if visual is not None else None
-        beta_gate = _initial_gate(self.beta, d, dtype) if textual is not None else None
+        alpha_gate = initial_gate(self.alpha, 2 * d, dtype) if visual is not None else None
+        beta_gate = initial_gate(self.beta, d, dtype) if textual is not None else None
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = gather_views(inputs, batch, view)
@@ -424,11 +415,11 @@ class ClipAdapter(Head):
                 x = torch.addcmul(x, noise, x.norm(dim=1, keepdim=True), value=self.noise)
             weight = text
             if textual is not None:
-                beta = _training_ratio(self.beta) if beta_gate is None else ratio_from_gate(beta_gate, text)
+                beta = training_ratio(self.beta) if beta_gate is None else ratio_from_gate(beta_gate, text)
                 weight = self._normalised(Adapter.blend(text, textual(text), beta))
             if visual is None:
                 return objective.from_features(x, weight, batch)
-            alpha: Tensor | float = _training_ratio(self.alpha)
+            alpha: Tensor | float = training_ratio(self.alpha)
             if alpha_gate is not None:
                 alpha = ratio_from_gate(alpha_gate, gate_inputs(unit(x), weight, scale))
             if self.output_norm:  # then the length of the blend does not matter
@@ -443,7 +434,7 @@ class ClipAdapter(Head):
         for parameter in parameters:
             parameter.requires_grad_(False)
         visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
-        alpha, beta = _training_ratio(self.alpha), _training_ratio(self.beta)
+        alpha, beta = training_ratio(self.alpha), training_ratio(self.beta)
         trained = TrainedAdapters(visual, textual, alpha, beta, alpha_gate, beta_gate, last_loss)
         return self._with_mean_ratios(trained, unit(inputs[:, 0]), text, scale)
 
@@ -517,8 +508,6 @@ class ClipAdapter(Head):
         for name in ADAPTER_TENSORS:
             setattr(self, f"{name}_", tensors.get(name))
 
-    # Answers.
-
     def _logits(self, X: Tensor) -> Tensor:
         return with_bias(self, self._cosine_logits(X, Adapter.blend, normalise=self._normalised))
 
@@ -551,8 +540,6 @@ class ClipAdapter(Head):
         self.weight_, self.scale_ = text, scale
         self.bias_ = bias_of_others(self, len(text))
 
-    # Parts of the above.
-
     def _input(self, X: Tensor) -> Tensor:
         """Input of the adapter and of the blend, from raw (..., d) features."""
         return unit(X) if self.input_norm or self.branch == "text" else X
@@ -577,28 +564,12 @@ class ClipAdapter(Head):
         row_weights = 1 / torch.bincount(labels)[labels].to(x.dtype)
         return row_weights @ x / row_weights.sum()
 
-    def _active_ratios(self) -> list[float | str]:
-        """The ratios of the branches that are on."""
-        ratios = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}
-        return ratios[self.branch]
-
     def _hidden_width(self, d: int) -> int:
         return self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
 
-    def _step_work(self, n: int, d: int) -> int:
-        """Multiplications of the smaller layer in a step."""
-        return min(self.batch_size, n) * self._hidden_width(d) * d
-
     def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Adapter:
-        return Adapter.initial(
-            d,
-            self._hidden_width(d),
-            generator,
-            dtype,
-            bias=self.bias,
-            zero=self.zero_init,
-            final_relu=self.final_relu,
-        )
+        options = {"bias": self.bias, "zero": self.zero_init, "final_relu": self.final_relu}
+        return Adapter.initial(d, self._hidden_width(d), generator, dtype, **options)
 
     def _train_config(self, progress: bool, labels: Tensor) -> TrainConfig:
         epochs = self.epochs
@@ -625,67 +596,3 @@ class ClipAdapter(Head):
             raise InputError(f"temperature must be positive, but is {self.temperature}")
         if self.zero_init and self.final_relu:
             raise InputError("zero_init with final_relu never trains: the gradient of a ReLU at zero is zero")
-
-
-def residual_part(x: Tensor, adapted: Tensor, ratio: Tensor | float, normalise: bool = True) -> Tensor:
-    """The part (n, d) of `Adapter.blend` that does not come from the adapter.
-
-    Args:
-        x: (n, d) features before the adapter.
-        adapted: (n, d) its output.
-        ratio: weight of the adapted features.
-        normalise: divide by the length of the whole blend.
-
-    >>> x, adapted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    >>> residual_part(x, adapted, 0.25, normalise=False)
-    tensor([[0.7500, 0.0000]])
-    """
-    own = (1 - ratio) * x
-    return own / (own + ratio * adapted).norm(dim=1, keepdim=True).clamp_min(1e-12) if normalise else own
-
-
-def check_ratio(name: str, value: float | str) -> None:
-    """Raise InputError unless a ratio is 0 to 1, "auto", "learned" or "dynamic"."""
-    if value not in ("auto", "learned", "dynamic") and (isinstance(value, str) or not 0 <= value <= 1):
-        raise InputError(f"{name} must be 0 to 1, 'auto', 'learned' or 'dynamic', but is {value!r}")
-
-
-def gate_inputs(x: Tensor, text: Tensor, scale: float) -> Tensor:
-    """Input (n, 2d) of the paper's Q(f, W): features (n, d), and their mean class text under zero-shot's probabilities.
-
-    With the mean of the class text (c, d) the input has one width for any number of classes.
-
-    >>> gate_inputs(torch.tensor([[0.6, 0.8]]), torch.eye(2), scale=0.0)
-    tensor([[0.6000, 0.8000, 0.5000, 0.5000]])
-    """
-    return torch.cat([x, (scale * x @ text.T).softmax(dim=1) @ text], dim=1)
-
-
-def ratio_from_gate(gate: Tensor, inputs: Tensor) -> Tensor:
-    """A ratio (n, 1) as a function of inputs (n, k): the sigmoid of a linear map.
-
-    The paper does not publish the architecture of its Q(f, W); this is the simplest that trains.
-
-    Args:
-        gate: (1 + k,), the constant first; or (1,) for a ratio that is one number.
-        inputs: (n, k), not used for one number.
-
-    >>> ratio_from_gate(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [100.0]]))
-    tensor([[0.5000],
-            [1.0000]])
-    """
-    return (gate[0] + inputs @ gate[1:] if len(gate) > 1 else gate).sigmoid().view(-1, 1)
-
-
-def _training_ratio(ratio: float | str) -> float:
-    """The ratio at the start of training; a number stays."""
-    return TRAINING_RATIO if ratio == "auto" else START_RATIO if isinstance(ratio, str) else float(ratio)
-
-
-def _initial_gate(ratio: float | str, width: int, dtype: torch.dtype) -> Tensor | None:
-    """Parameters of a trained ratio: its logit if it is learned, that and a linear map if it is dynamic; else None."""
-    if ratio not in TRAINED_RATIOS:
-        return None
-    gate = torch.zeros(1 + (width if ratio == "dynamic" else 0), dtype=dtype)
-    gate[0] = math.log(START_RATIO / (1 - START_RATIO))
-    return gate.requires_grad_()

@@ -188,7 +188,7 @@ class ClipAdapterReplay(Streaming, ClipAdapter):
             splits = splits[:1]
         fits = [partial(self._train, all_shots, torch.cat([torch.arange(n), replay_rows]), self.progress)]
         fits += [partial(self._train, all_shots, torch.cat([rows, replay_rows]), False) for rows, _ in splits]
-        trained, *fold_adapters = parallel_map(fits, work=self._step_work(n, d))
+        trained, *fold_adapters = parallel_map(fits, work=min(self.batch_size, n) * self._hidden_width(d) * d)
         if self.alpha == "auto":
             tables = [self._held_out_losses(all_shots, *fold) for fold in zip(fold_adapters, splits, strict=True)]
             self.losses_ = sum(tables, self.losses_)
