@@ -1,13 +1,16 @@
 """How many pictures a tower works on at a time."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Barrier, get_ident
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from clipadapter.errors import InputError
 from clipadapter.parallel import (
     CONVOLUTIONS,
     PICTURES_PER_THREAD,
@@ -120,3 +123,51 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch):
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     assert count_cores() == 7
+
+
+@pytest.fixture
+def set_threads():
+    """Set the number of torch's threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("number", "workers"), [(1, 1), (2, 2), (4, 3), (7, 3)])
+def test_tasks_run_on_as_many_threads_as_torch_has_and_share_them(set_threads, number, workers):
+    set_threads(number)
+    together = Barrier(workers)
+
+    def task(i):
+        together.wait(timeout=10)  # breaks unless so many tasks run at the same time
+        return i, get_ident(), torch.get_num_threads()
+
+    found = parallel_map([partial(task, i) for i in range(workers)], work=10**9)
+    assert [i for i, _, _ in found] == list(range(workers))
+    assert len({thread for _, thread, _ in found}) == workers
+    assert {share for _, _, share in found} == {number // workers}
+    assert torch.get_num_threads() == number
+
+
+def test_a_new_thread_has_all_of_torchs_threads_after_tasks_had_a_share(set_threads):
+    set_threads(3)
+    parallel_map([torch.get_num_threads] * 3, work=10**9)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3
+
+
+def test_small_tasks_run_one_after_the_other_on_one_thread(set_threads):
+    set_threads(3)
+    found = parallel_map([lambda: (get_ident(), torch.get_num_threads())] * 3, work=10)
+    assert found == [(get_ident(), 1)] * 3
+
+
+def test_a_task_that_fails_says_why(set_threads):
+    set_threads(2)
+
+    def fail():
+        raise InputError("training diverged")
+
+    with pytest.raises(InputError, match="training diverged"):
+        parallel_map([fail, lambda: None, lambda: None], work=10**9)
+    assert torch.get_num_threads() == 2

@@ -7,8 +7,9 @@ a whole batch do not. A transformer's weights fill it, which more pictures share
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,10 @@ PICTURES_PER_THREAD = 2
 """Pictures for each thread, in a convolutional tower."""
 MAX_PARALLEL_BATCHES = 8
 """Pieces at the same time: with more, threads wait for each other's Python."""
+MIN_MULTITHREADED_WORK = 50_000_000
+"""Multiplications of a step, below which a second thread gains nothing."""
+MIN_PARALLEL_TASK_WORK = 2_000_000
+"""Multiplications of a task's products, below which tasks on several threads wait for each other's Python."""
 CONVOLUTIONS = 8
 """A tower with more of them is convolutional; a transformer has one, or a few in front."""
 
@@ -74,12 +79,17 @@ def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: 
     return torch.cat(parallel_map([partial(one, piece) for piece in pieces], workers))
 
 
-def parallel_map(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
-    """Results of independent tasks in their order, on threads that have each its share of those of torch.
+def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *, work: int | None = None) -> list[T]:
+    """Results of independent tasks in their order, computed on threads that each have a share of torch's threads.
+
+    A task must not depend on the others, nor on torch's global generator. The share of a task is one thread where
+    there are as many tasks as threads, so results depend on the number of threads as little as one matrix product does.
 
     Args:
-        tasks: what is to be done.
-        workers: how many at the same time, at most as many as torch has threads.
+        tasks: functions without arguments.
+        workers: tasks at the same time, at most as many as torch has threads; None for as many as it has.
+        work: multiplications of the small products of a task. Tasks whose products are too small for threads run one
+            after the other on one thread, because their time is spent in Python. None if they are large.
 
     >>> parallel_map([lambda: 1, lambda: 2], workers=1)
     [1, 2]
@@ -87,19 +97,41 @@ def parallel_map(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
     import torch
 
     threads = torch.get_num_threads()
+    workers = min(threads, len(tasks)) if workers is None else workers
 
-    def with_its_share(task: Callable[[], T]) -> T:
+    def run_with_share(task: Callable[[], T]) -> T:
         torch.set_num_threads(threads // workers)
         return task()
 
+    if work is not None and len(tasks) > 1 and (workers < 2 or work < MIN_PARALLEL_TASK_WORK):
+        with limit_threads(0):
+            return [task() for task in tasks]
     if workers < 2:
         return [task() for task in tasks]
     try:
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(with_its_share, tasks))
+            return list(pool.map(run_with_share, tasks))
     finally:
         # The number is each thread's own, but a new thread begins with the one that was set last, in whichever.
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def limit_threads(work: int) -> Iterator[None]:
+    """Run small products on one thread: several threads would wait for each other, most of all beside other programs.
+
+    Args:
+        work: multiplications of one step. From 50 million on the number of threads stays as it is.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if work < MIN_MULTITHREADED_WORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def map_row_batches(run: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], size: int) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from clipadapter.encoders import attention_layers
 from clipadapter.encoders._open_clip_prompts import open_text_tower
-from clipadapter.tuners._lora import Dropout, first_update
+from clipadapter.tuners.clip_lora import SeededDropout, initial_update
 
 from .test_open_clip_text import CAUSAL, make
 
@@ -21,7 +21,7 @@ def open_tower(text, kind=open_clip.CLIP, **more):
     return open_text_tower(make(text, kind, **more), open_clip.SimpleTokenizer(), "test", "cpu")
 
 
-def drawn(*shape, seed=0):
+def gather_views(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -33,13 +33,13 @@ def outcome(tower, begin, rest, lengths, apart):
     else:
         whole = torch.cat([begin.expand(len(rest), *begin.shape), rest], dim=1)
         features = tower.encode(whole, lengths + len(begin))
-    loss = (features * drawn(*features.shape, seed=9)).sum()
+    loss = (features * gather_views(*features.shape, seed=9)).sum()
     return features.detach(), *torch.autograd.grad(loss, (begin, rest), allow_unused=True, materialize_grads=True)
 
 
 def assert_same(tower, p, length, lengths):
-    rest = drawn(len(lengths), length, tower.width, seed=1)
-    given = (drawn(p, tower.width), rest, torch.tensor(lengths))
+    rest = gather_views(len(lengths), length, tower.width, seed=1)
+    given = (gather_views(p, tower.width), rest, torch.tensor(lengths))
     for found, wanted in zip(outcome(tower, *given, True), outcome(tower, *given, False), strict=True):
         assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
@@ -49,7 +49,7 @@ def assert_same(tower, p, length, lengths):
 @pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN)
 def test_features_and_gradients_are_those_of_whole_texts(text, quick_gelu, kind):
     tower = open_tower(text, kind, quick_gelu=quick_gelu)
-    assert len(tower.begin(drawn(5, 32)).layers) == text.get("layers", 2)
+    assert len(tower.begin(gather_views(5, 32)).layers) == text.get("layers", 2)
     assert_same(tower, 5, 6, [3, 6, 1, 3])
 
 
@@ -60,7 +60,7 @@ def test_any_length_will_do(p, length):
 
 def test_what_stands_behind_a_row_is_not_even_looked_at():
     tower = open_tower({})
-    beginning, rest, lengths = tower.begin(drawn(5, 32)), drawn(2, 6, 32), torch.tensor([2, 4])
+    beginning, rest, lengths = tower.begin(gather_views(5, 32)), gather_views(2, 6, 32), torch.tensor([2, 4])
     wanted = tower.encode_after(beginning, rest, lengths)
     rest[0, 2:], rest[1, 4:] = torch.nan, torch.inf
     torch.testing.assert_close(tower.encode_after(beginning, rest, lengths), wanted, rtol=0, atol=0)
@@ -68,7 +68,7 @@ def test_what_stands_behind_a_row_is_not_even_looked_at():
 
 def test_half_precision_is_as_near_as_that_of_whole_texts():
     tower = open_tower({})
-    given = (drawn(5, 32), drawn(4, 6, 32), torch.tensor([3, 6, 1, 3]))
+    given = (gather_views(5, 32), gather_views(4, 6, 32), torch.tensor([3, 6, 1, 3]))
     exact, *_ = outcome(tower, *given, False)
     with torch.autocast("cpu", torch.bfloat16):
         apart, whole = (outcome(tower, *given, way)[0] for way in (True, False))
@@ -88,14 +88,14 @@ def louder(network):
 
 def branched(network):
     layers = attention_layers(network)
-    update = first_update(layers, "qkv", 2, 1.0, torch.Generator().manual_seed(0), "cpu")
+    update = initial_update(layers, "qkv", 2, 1.0, torch.Generator().manual_seed(0), "cpu")
     update.b.normal_(generator=torch.Generator().manual_seed(1))
-    update.attach(layers, Dropout(0.0, torch.Generator().manual_seed(0), "cpu"))
+    update.attach(layers, SeededDropout(0.0, torch.Generator().manual_seed(0), "cpu"))
 
 
 def merged(network):
     layers = attention_layers(network)
-    update = first_update(layers, "qkvo", 2, 1.0, torch.Generator().manual_seed(0), "cpu")
+    update = initial_update(layers, "qkvo", 2, 1.0, torch.Generator().manual_seed(0), "cpu")
     update.b.normal_(generator=torch.Generator().manual_seed(1))
     update.merge(layers)
 
@@ -103,18 +103,18 @@ def merged(network):
 @pytest.mark.parametrize(("change", "known"), [(louder, 0), (branched, 0), (merged, 2)])
 def test_a_tower_that_was_changed_is_seen_as_it_is_now(change, known):
     tower = open_tower({})
-    before = tower.begin(drawn(5, 32))
-    plain = tower.encode_after(before, drawn(2, 6, 32), torch.tensor([6, 6]))
+    before = tower.begin(gather_views(5, 32))
+    plain = tower.encode_after(before, gather_views(2, 6, 32), torch.tensor([6, 6]))
     change(tower.network())
-    beginning = tower.begin(drawn(5, 32))
+    beginning = tower.begin(gather_views(5, 32))
     assert len(before.layers) == 2
     assert len(beginning.layers) == known
-    changed = tower.encode_after(beginning, drawn(2, 6, 32), torch.tensor([6, 6]))
+    changed = tower.encode_after(beginning, gather_views(2, 6, 32), torch.tensor([6, 6]))
     assert (changed - plain).norm() > 0.1 * plain.norm()
     assert_same(tower, 5, 6, [3, 6, 1, 3])
 
 
 def test_other_blocks_are_left_to_the_model():
     tower = open_tower(CAUSAL["other blocks"])
-    assert tower.begin(drawn(5, 32)).layers == ()
+    assert tower.begin(gather_views(5, 32)).layers == ()
     assert_same(tower, 5, 6, [3, 6, 1, 3])

@@ -224,7 +224,7 @@ def test_distillation_holds_what_the_previous_model_says_against_a_wrong_shot(mo
         return head.predict_proba(Q)[:, 8].mean()
 
     held = taken()
-    monkeypatch.setattr(Afa, "_stand_ins", lambda self, known, x, labels: x[:0])
+    monkeypatch.setattr(Afa, "_pseudo_features", lambda self, known, x, labels: x[:0])
     assert held < 0.8 * taken()
 
 

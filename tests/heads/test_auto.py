@@ -3,8 +3,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from clipadapter import parallel
 from clipadapter.functional import unit
-from clipadapter.heads import TextFeatures, _training
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_gda, fit_kernel_ridge, fit_prototypes, fit_ridge
 from clipadapter.heads.auto.head import Auto, _balance_training_rows, _leave_one_out_ridge_noise, _out_of_fold_logits
 from clipadapter.heads.auto.stacking import LABEL_NOISE_RATE, fit_inverse_temperature, noise_std, stacking_weights
@@ -247,7 +248,7 @@ def test_experts_of_a_fold_are_those_of_its_own_rows(name):
 
 
 def test_threads_change_no_bit_of_a_fit(monkeypatch):
-    monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
     X, y, text, Q, _ = world(4, 0.4)
     before, logits = torch.get_num_threads(), []
     try:
@@ -264,7 +265,7 @@ def test_threads_change_no_bit_of_a_fit(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_out_of_fold_logits_are_in_the_order_of_the_held_out_rows(threads, monkeypatch):
-    monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
     generator = torch.Generator().manual_seed(0)
     z, labels = unit(torch.randn(18, 6, generator=generator)), torch.arange(3).repeat(6)
     part, splits, before = ExpertInputs(z, labels, 3, None, 0.0), stratified_folds(labels, 3), torch.get_num_threads()

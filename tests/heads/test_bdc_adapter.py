@@ -70,9 +70,9 @@ def test_correlation_of_two_pictures_is_the_square_of_their_distance_correlation
 
 @pytest.mark.parametrize(("group", "pairs", "tile"), [(16, 1 << 23, 1 << 23), (2, 1, 1), (2, 27, 100), (3, 40, 40)])
 def test_correlations_to_prototypes_are_those_of_the_written_out_matrices(case, monkeypatch, group, pairs, tile):
-    monkeypatch.setattr(bdc_adapter, "GROUP", group)
-    monkeypatch.setattr(bdc_adapter, "PAIRS", pairs)
-    monkeypatch.setattr(bdc_adapter, "TILE", tile)
+    monkeypatch.setattr(bdc_adapter, "SHOTS_PER_GROUP", group)
+    monkeypatch.setattr(bdc_adapter, "PAIRS_PER_BLOCK", pairs)
+    monkeypatch.setattr(bdc_adapter, "DISTANCES_PER_TILE", tile)
     queries, rows, labels = case
     found = correlations(torch.from_numpy(queries), *prototypes(rows, labels), 5)
     np.testing.assert_allclose(found, plain_correlations(queries, rows, labels, 5), rtol=1e-9, atol=1e-12)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from clipadapter import parallel
 from clipadapter.errors import InputError
-from clipadapter.heads import TextFeatures, _training, clip_adapter
-from clipadapter.heads._bottleneck import Bottleneck, blend
-from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.functional import unit
+from clipadapter.heads import TextFeatures, clip_adapter
+from clipadapter.heads.clip_adapter import Adapter, ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
@@ -55,8 +56,8 @@ def case():
 
 def started(head, case):
     """The head with given start weights instead of drawn ones."""
-    start = Bottleneck(torch.tensor(case["down"]), torch.tensor(case["up"]))
-    head._initial = lambda *_: Bottleneck(start.down.clone(), start.up.clone())
+    down, up = torch.tensor(case["down"]), torch.tensor(case["up"])
+    head._initial = lambda *_: Adapter(down.clone(), up.clone(), final_relu=head.final_relu)
     return head
 
 
@@ -117,7 +118,7 @@ def test_official_training_is_plain_sgd_on_the_released_formula(case):
 
 def test_official_output_of_the_adapter_is_not_negative(case):
     fitted = ClipAdapter.official(epochs=2).fit(case["X"], case["y"], text=case["text"])
-    adapted = Bottleneck(fitted.down_, fitted.up_)(torch.tensor(case["X"]), fitted.final_relu)
+    adapted = Adapter.of_head(fitted, torch.float64)(torch.tensor(case["X"]).double())
     assert (adapted >= 0).all()
 
 
@@ -241,7 +242,11 @@ def test_with_a_view_for_each_epoch_training_is_a_plain_loop_that_takes_view_1_p
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
 def test_the_released_recipe_takes_the_epochs_of_coop_by_shots(shots, epochs, monkeypatch):
     taken = []
-    monkeypatch.setattr(clip_adapter, "minimise", lambda *given: taken.append(given[4].passes(given[2])) or 0.0)
+    monkeypatch.setattr(
+        clip_adapter,
+        "train",
+        lambda _, loss, n, n_views, config, **options: taken.append(config.count_epochs(n)) or 0.0,
+    )
     X, y, text = toy_features((shots, shots, shots))
     ClipAdapter.official().fit(X, y, text=text)
     ClipAdapter.official(epochs=50).fit(X, y, text=text)  # ImageNet's
@@ -307,7 +312,7 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
     assert sizes == [27, 18, 18, 18]
     for enough, folds in ((27, 3), (19, 3), (18, 2), (10, 2), (9, 1), (1, 1)):
         sizes.clear()
-        monkeypatch.setattr(clip_adapter, "ENOUGH", enough)
+        monkeypatch.setattr(clip_adapter, "MIN_HELD_OUT_SHOTS", enough)
         fewer = Counting().fit(X, y, text=text).alpha_
         assert sizes == [27, *[18] * folds], enough
         assert fewer == pytest.approx(all_folds, abs=0.1)
@@ -368,8 +373,41 @@ def test_bad_parameters_are_named(params, words):
 
 def test_blend_weighs_the_adapted_feature():
     x, adapted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    assert blend(x, adapted, 0.25, renormalise=False).tolist() == [[0.75, 0.75]]
-    np.testing.assert_allclose(blend(x, adapted, 0.25), [[math.sqrt(0.5), math.sqrt(0.5)]])
+    assert Adapter.blend(x, adapted, 0.25).tolist() == [[0.75, 0.75]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("final_relu", [False, True])
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.99, 1.0, torch.tensor(0.4)])
+def test_the_blend_up_to_length_has_the_direction_and_gradients_of_the_blend(bias, final_relu, ratio):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(7, 12, generator=generator, dtype=torch.float64)
+    adapter = Adapter.initial(12, 5, generator, torch.float64, bias=bias, final_relu=final_relu)
+    blended = unit(adapter.blend_up_to_length(x, ratio))
+    expected = unit(Adapter.blend(x, adapter(x), ratio))
+    torch.testing.assert_close(blended, expected)
+    direction = torch.randn(7, 12, generator=generator, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((each * direction).sum(), list(adapter.parameters())) for each in (blended, expected)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_adapter_with_a_centre_is_the_adapter_of_what_is_left_without_it(bias):
+    generator = torch.Generator().manual_seed(3)
+    x, centre = torch.randn(7, 12, generator=generator), torch.randn(12, generator=generator)
+    adapter = Adapter.initial(12, 5, generator, torch.float32, bias=bias)
+    expected = adapter(x - centre)
+    adapter.centre = centre
+    for same in (adapter, adapter.fold_centre()):
+        torch.testing.assert_close(same(x), expected)
+
+
+def test_an_adapter_is_drawn_without_torchs_global_generator():
+    before = torch.get_rng_state()
+    Adapter.initial(12, 5, torch.Generator().manual_seed(0), torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_wrong_label_among_single_shots_does_not_choose_the_ratio():
@@ -403,7 +441,7 @@ def released():
 def test_released_code_gives_the_same_adapter_output_and_logits_before_training(released):
     figures, Q, trained = released
     head = trained(0)
-    adapted = Bottleneck(head.down_, head.up_)(torch.from_numpy(Q), head.final_relu)
+    adapted = Adapter.of_head(head, torch.from_numpy(Q).dtype)(torch.from_numpy(Q))
     np.testing.assert_allclose(adapted, figures["adapter_output_init"], atol=1e-6)  # float32 there
     np.testing.assert_allclose(head.logits(Q), figures["f64_logits_init"], rtol=1e-10, atol=1e-10)
 
@@ -427,7 +465,7 @@ def test_released_code_trains_to_the_same_weights_and_loss(released, lr, suffix)
 
 
 def test_threads_change_no_bit_of_a_fit(monkeypatch):
-    monkeypatch.setattr(_training, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL_TASK_WORK", 0)
     X, y, text = toy_features((6, 6, 6), noise=2.0)
     before, fitted = torch.get_num_threads(), []
     try:

@@ -191,8 +191,10 @@ def test_released_code_gives_the_same_weights_and_logits(prompts, monkeypatch):
 def test_released_schedule_gives_the_same_rates_weights_and_logits(monkeypatch):
     figures, Q, fitted = released("among the shots", monkeypatch)
     head = fitted(warmup_steps=5)
-    recipe = head._recipe()
-    np.testing.assert_allclose([recipe.rate(step, 1, 20) for step in range(20)], figures["lr_schedule"], rtol=1e-6)
+    config = head._train_config()
+    np.testing.assert_allclose(
+        [config.learning_rate(step, 1, 20) for step in range(20)], figures["lr_schedule"], rtol=1e-6
+    )
     check_released(head, Q, figures, "weights20_sched", "logits20_sched")
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from clipadapter.heads.clip_adapter import ClipAdapter
-from clipadapter.heads.hoso import Hoso, hold_out_one
+from clipadapter.heads.hoso import Hoso
+from clipadapter.heads.training import hold_out_one_per_class
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
@@ -16,7 +17,7 @@ def positions(y, text):
 
 
 def held_out_rows(y, text):
-    return hold_out_one(torch.tensor(positions(y, text)))[1].numpy()
+    return hold_out_one_per_class(torch.tensor(positions(y, text)))[1].numpy()
 
 
 def plain_logits(fitted, X, text, alpha):
@@ -41,7 +42,7 @@ def test_logits_are_those_of_a_clip_adapter_at_the_learned_ratio():
 
 def test_one_shot_of_each_class_that_has_two_is_held_out():
     labels = torch.tensor([0, 1, 0, 2, 1, 0])
-    train, held = hold_out_one(labels)
+    train, held = hold_out_one_per_class(labels)
     assert sorted([*train.tolist(), *held.tolist()]) == list(range(6))
     assert sorted(labels[held].tolist()) == [0, 1]
     assert set(labels[train].tolist()) == {0, 1, 2}
@@ -49,7 +50,7 @@ def test_one_shot_of_each_class_that_has_two_is_held_out():
 
 def test_the_held_out_shot_depends_on_the_seed():
     labels = torch.zeros(20, dtype=torch.int64)
-    assert len({hold_out_one(labels, seed)[1].item() for seed in range(8)}) > 1
+    assert len({hold_out_one_per_class(labels, seed)[1].item() for seed in range(8)}) > 1
 
 
 def test_at_one_shot_the_ratio_and_the_adapter_are_those_of_clip_adapter():

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from clipadapter.heads._lbfgs import descend
+from clipadapter.heads.lbfgs import descend
 
 
 def test_it_finds_the_minimum_that_scipy_finds():

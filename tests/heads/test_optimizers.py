@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from clipadapter.heads._optimizers import adam, sgd
+from clipadapter.heads.optimizers import SGD, Adam
 
 
 def quadratic(seed=0):
@@ -20,10 +20,10 @@ def quadratic(seed=0):
 RATES = [0.05, 0.02, 0.03, 0.01]
 
 
-def run(step, loss):
+def run(optimizer, loss):
     for rate in RATES:
         loss().backward()
-        step(rate)
+        optimizer.step(rate)
 
 
 def run_torch(optimizer, loss):
@@ -46,7 +46,7 @@ def check_same(ours, theirs):
 def test_adam_makes_torchs_steps(decoupled, decay, eps):
     (ours, our_loss), (theirs, their_loss) = quadratic(), quadratic()
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
-    run(adam(ours, weight_decay=decay, eps=eps, decoupled=decoupled), our_loss)
+    run(Adam(ours, weight_decay=decay, eps=eps, decoupled=decoupled), our_loss)
     run_torch(kind(theirs, weight_decay=decay, eps=eps, foreach=False), their_loss)
     check_same(ours, theirs)
 
@@ -55,7 +55,7 @@ def test_adam_makes_torchs_steps(decoupled, decay, eps):
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_sgd_makes_torchs_steps(momentum, decay):
     (ours, our_loss), (theirs, their_loss) = quadratic(), quadratic()
-    run(sgd(ours, weight_decay=decay, momentum=momentum), our_loss)
+    run(SGD(ours, weight_decay=decay, momentum=momentum), our_loss)
     run_torch(torch.optim.SGD(theirs, weight_decay=decay, momentum=momentum, foreach=False), their_loss)
     check_same(ours, theirs)
 

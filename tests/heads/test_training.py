@@ -1,20 +1,16 @@
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from threading import Barrier, get_ident
 
 import pytest
 import torch
 
-from clipadapter.errors import InputError
 from clipadapter.heads import Head, head_info, list_heads
-from clipadapter.heads._training import Recipe, drawn, minimise, side_by_side
 from clipadapter.heads.folds import stratified_folds
+from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.testing import toy_features
 
 
-def recipe(**changes):
+def config(**changes):
     values = {
         "optimizer": "sgd",
         "lr": 0.1,
@@ -28,7 +24,7 @@ def recipe(**changes):
         "seed": 0,
         "progress": False,
     }
-    return Recipe(**{**values, **changes})
+    return TrainConfig(**{**values, **changes})
 
 
 def record(n, n_views=1, **changes):
@@ -40,7 +36,7 @@ def record(n, n_views=1, **changes):
         seen.append((rows.tolist(), views.tolist()))
         return (weight - 1).square().sum()
 
-    minimise([weight], loss, n, n_views, recipe(**changes))
+    train([weight], loss, n, n_views, config(**changes))
     return seen, weight
 
 
@@ -61,7 +57,7 @@ def test_an_epoch_takes_each_row_at_most_once_and_leaves_out_an_incomplete_batch
     assert len(set(rows)) == 8
 
 
-def test_an_incomplete_last_batch_is_taken_where_the_recipe_says_so():
+def test_an_incomplete_last_batch_is_taken_if_drop_last_is_false():
     seen, _ = record(10, epochs=1, drop_last=False)
     assert [len(batch) for batch, _ in seen] == [4, 4, 2]
     assert sorted(row for batch, _ in seen for row in batch) == list(range(10))
@@ -94,8 +90,8 @@ def test_gradient_descent_by_hand():
 
 
 def test_cosine_by_epoch_with_warm_up_is_the_recipe_of_coop():
-    made = recipe(schedule="cosine-epoch", warmup_epochs=1, lr=2e-3)
-    rates = [made.rate(epoch * 5, 5, 200) for epoch in range(200)]
+    made = config(schedule="cosine-epoch", warmup_epochs=1, lr=2e-3)
+    rates = [made.learning_rate(epoch * 5, 5, 200) for epoch in range(200)]
     assert rates[0] == 1e-5
     assert rates[1] == 2e-3
     assert rates[101] == pytest.approx(1e-3)
@@ -103,7 +99,7 @@ def test_cosine_by_epoch_with_warm_up_is_the_recipe_of_coop():
 
 
 def test_cosine_by_step_falls_from_lr_to_zero():
-    rates = [recipe(schedule="cosine", lr=1.0).rate(step, 1, 100) for step in range(100)]
+    rates = [config(schedule="cosine", lr=1.0).learning_rate(step, 1, 100) for step in range(100)]
     assert rates[0] == 1.0
     assert rates[50] == pytest.approx(0.5)
     assert rates[99] < 1e-3
@@ -118,68 +114,20 @@ def test_folds_hold_out_each_shot_of_a_class_with_two_or_more_once():
 
 def test_folds_leave_every_class_a_shot_to_train_on():
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 3, 3])
-    for train, held in stratified_folds(labels, 4):
-        assert set(labels[train].tolist()) == {0, 1, 2, 3}
-        assert not set(train.tolist()) & set(held.tolist())
+    for train_rows, held in stratified_folds(labels, 4):
+        assert set(labels[train_rows].tolist()) == {0, 1, 2, 3}
+        assert not set(train_rows.tolist()) & set(held.tolist())
 
 
 def test_no_folds_at_one_shot():
     assert stratified_folds(torch.arange(5), 3) == []
 
 
-def test_drawn_rows_and_views_are_those_of_plain_indexing():
+def test_gathered_rows_and_views_are_those_of_plain_indexing():
     views = torch.arange(60.0).view(5, 3, 4)
     rows, view = torch.tensor([4, 0, 4, 2]), torch.tensor([0, 2, 1, 1])
-    assert torch.equal(drawn(views, rows, view), views[rows, view])
-    assert torch.equal(drawn(views[:, :1], rows, torch.zeros_like(rows)), views[rows, 0])
-
-
-@pytest.fixture
-def threads():
-    """Set the number of torch's threads for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("number", "workers"), [(1, 1), (2, 2), (4, 3), (7, 3)])
-def test_tasks_run_on_as_many_threads_as_torch_has_and_share_them(threads, number, workers):
-    threads(number)
-    together = Barrier(workers)
-
-    def task(i):
-        together.wait(timeout=10)  # breaks unless so many tasks run at the same time
-        return i, get_ident(), torch.get_num_threads()
-
-    found = side_by_side([partial(task, i) for i in range(workers)], work=10**9)
-    assert [i for i, _, _ in found] == list(range(workers))
-    assert len({thread for _, thread, _ in found}) == workers
-    assert {share for _, _, share in found} == {number // workers}
-    assert torch.get_num_threads() == number
-
-
-def test_a_new_thread_has_all_of_torchs_threads_after_tasks_had_a_share(threads):
-    threads(3)
-    side_by_side([torch.get_num_threads] * 3, work=10**9)
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(torch.get_num_threads).result() == 3
-
-
-def test_small_tasks_run_one_after_the_other_on_one_thread(threads):
-    threads(3)
-    found = side_by_side([lambda: (get_ident(), torch.get_num_threads())] * 3, work=10)
-    assert found == [(get_ident(), 1)] * 3
-
-
-def test_a_task_that_fails_says_why(threads):
-    threads(2)
-
-    def fail():
-        raise InputError("training diverged")
-
-    with pytest.raises(InputError, match="training diverged"):
-        side_by_side([fail, lambda: None, lambda: None], work=10**9)
-    assert torch.get_num_threads() == 2
+    assert torch.equal(gather_views(views, rows, view), views[rows, view])
+    assert torch.equal(gather_views(views[:, :1], rows, torch.zeros_like(rows)), views[rows, 0])
 
 
 def test_with_more_views_than_epochs_each_epoch_takes_a_view_of_its_own_and_none_is_the_plain_one():
@@ -206,13 +154,13 @@ def test_a_head_makes_as_many_epochs_as_it_says(name, shots, monkeypatch):
     X, y, text = toy_features(counts=(shots,) * 3)
     made = []
 
-    def recorded(parameters, loss, n, n_views, recipe, cost=0):
-        made.append(recipe.passes(n))
-        return minimise(parameters, loss, n, n_views, recipe, cost)
+    def recorded(parameters, loss, n, n_views, config, **options):
+        made.append(config.count_epochs(n))
+        return train(parameters, loss, n, n_views, config, **options)
 
-    monkeypatch.setattr(sys.modules[head_info(name).cls.__module__], "minimise", recorded, raising=False)
-    monkeypatch.setattr("clipadapter.heads._text_residual.minimise", recorded)
-    monkeypatch.setattr("clipadapter.heads.clip_adapter.minimise", recorded)
+    monkeypatch.setattr(sys.modules[head_info(name).cls.__module__], "train", recorded, raising=False)
+    monkeypatch.setattr("clipadapter.heads.text_residual.train", recorded)
+    monkeypatch.setattr("clipadapter.heads.clip_adapter.train", recorded)
     head = head_info(name).cls()
     head.fit(X, y, text=text)
     labels = torch.tensor([sorted(set(y)).index(label) for label in y])

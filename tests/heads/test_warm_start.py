@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold
-from clipadapter.heads._training import Recipe
+from clipadapter.heads.training import TrainConfig
 from clipadapter.towers import WordTower
 
 D, SCALE = 24, 30.0
@@ -253,14 +253,14 @@ def test_many_warm_starts_in_a_row_overfit_little_more_than_one_fit(name):
 
 
 @pytest.mark.parametrize("name", ["zs-lp", "svl-adapter", "hoso"])
-def test_a_warm_start_makes_a_quarter_of_the_passes(name, monkeypatch):
-    passes, counted = Recipe.passes, []
+def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
+    count_epochs, counted = TrainConfig.count_epochs, []
 
-    def recorded(recipe, n):
-        counted.append(passes(recipe, n))
+    def counting(config, n):
+        counted.append(count_epochs(config, n))
         return counted[-1]
 
-    monkeypatch.setattr(Recipe, "passes", recorded)
+    monkeypatch.setattr(TrainConfig, "count_epochs", counting)
     fitted(small(name), NEW, earlier(name))
     usual, made = counted
     assert made == round(usual / 4)

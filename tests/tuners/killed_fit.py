@@ -14,11 +14,11 @@ from clipadapter.tuners.coop import CoOp
 class Slow(CoOp):
     """CoOp whose steps can be counted."""
 
-    def _objective(self, batch):
+    def _loss(self, batch):
         sys.stdout.write("step\n")
         sys.stdout.flush()
         time.sleep(float(sys.argv[2]))
-        return super()._objective(batch)
+        return super()._loss(batch)
 
 
 def main():

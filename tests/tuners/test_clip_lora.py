@@ -20,11 +20,9 @@ from clipadapter.features import FeatureSet, encode_classes
 from clipadapter.heads import create_head
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
-from clipadapter.tuners import _through_towers
-from clipadapter.tuners._layers import OpenAttention
-from clipadapter.tuners._lora import Dropout, Update, first_update
-from clipadapter.tuners._through_towers import ClassTexts, Pictures, networks
-from clipadapter.tuners.clip_lora import ClipLora
+from clipadapter.tuners.clip_lora import ClipLora, LoraUpdate, SeededDropout, initial_update
+from clipadapter.tuners.layer_tuner import SplitAttention
+from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
 
 from .golden_figures import golden
 
@@ -53,7 +51,7 @@ def picture(width, height):
 
 
 def no_drop(rate=0.0):
-    return Dropout(rate, torch.Generator().manual_seed(0), "cpu")
+    return SeededDropout(rate, torch.Generator().manual_seed(0), "cpu")
 
 
 @pytest.fixture
@@ -96,7 +94,7 @@ def case():
 
 def update_of(tensors, letters, alpha):
     a, b = (torch.stack([tensors[f"lora_{part}_{letter}"] for letter in letters])[None] for part in "AB")
-    return Update(a, b, letters, alpha)
+    return LoraUpdate(a, b, letters, alpha)
 
 
 CASES = [("out_qkv", "qkv", 1), ("out_qkv_causal", "qkv", 1), ("out_qv_alpha4", "qv", 4), ("out_qkvo", "qkvo", 1)]
@@ -136,7 +134,7 @@ def test_gradients_are_the_authors(case):
 def test_dropout_stands_before_the_update_alone(case):
     block, tensors = case
     update = update_of(tensors, "qkv", 1)
-    zero = Update(update.a, torch.zeros_like(update.b), "qkv", 1)
+    zero = LoraUpdate(update.a, torch.zeros_like(update.b), "qkv", 1)
     drop = no_drop(0.5)
     drop.start_step()
     attention = block.attn
@@ -144,7 +142,7 @@ def test_dropout_stands_before_the_update_alone(case):
     torch.testing.assert_close(block(tensors["x"]), tensors["out_base"], rtol=0, atol=1e-5)
     block.attn = attention
     update.attach(attention_layers(block), drop)
-    assert isinstance(block.attn, OpenAttention)
+    assert isinstance(block.attn, SplitAttention)
     assert (block(tensors["x"]) - tensors["out_qkv"]).abs().max() > 0.01
 
 
@@ -171,23 +169,23 @@ def test_an_update_is_nothing_at_first_and_the_same_merged_as_beside(name, opene
 
     def features(change):
         twin = open_twin(encoder)
-        for network in networks(twin).values():
+        for network in tower_networks(twin).values():
             layers = attention_layers(network)
             if layers:
-                update = first_update(layers, "qkvo", 2, 1.0, torch.Generator().manual_seed(1), "cpu")
+                update = initial_update(layers, "qkvo", 2, 1.0, torch.Generator().manual_seed(1), "cpu")
                 change(update, layers)
         with torch.no_grad():
             return twin.encode_images(pictures), twin.encode_text(TEXTS)
 
-    def drawn(update):
+    def gather_views(update):
         generator.manual_seed(2)
         return dataclasses.replace(update, b=0.1 * torch.randn(update.b.shape, generator=generator))
 
     before = encoder.encode_images(pictures), encoder.encode_text(TEXTS)
-    for found, wanted in zip(features(Update.merge), before, strict=True):
+    for found, wanted in zip(features(LoraUpdate.merge), before, strict=True):
         assert torch.equal(found, wanted)
-    merged = features(lambda update, layers: drawn(update).merge(layers))
-    beside = features(lambda update, layers: drawn(update).attach(layers, no_drop()))
+    merged = features(lambda update, layers: gather_views(update).merge(layers))
+    beside = features(lambda update, layers: gather_views(update).attach(layers, no_drop()))
     for one, other in zip(merged, beside, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.norm()))
     assert not torch.allclose(merged[1], before[1], rtol=1e-3)
@@ -202,8 +200,8 @@ def test_training_sees_what_the_encoder_sees(name, opened):
     rows, views = torch.arange(2), torch.zeros(2, dtype=torch.int64)
     for frozen in (False, True):
         with torch.no_grad():
-            pictures = Pictures(encoder, array, frozen)(rows, views)
-            texts = ClassTexts(encoder, prompts, frozen)()
+            pictures = ImageFeatures(encoder, array, frozen)(rows, views)
+            texts = ClassEmbeddings(encoder, prompts, frozen)()
         torch.testing.assert_close(pictures, encoder.encode_images(images), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(texts, torch.tensor(encode_classes(encoder, prompts).embeddings))
 
@@ -294,7 +292,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(model, monkeypatch):
         return ClipLora(steps=12, batch_size=6, checkpoint=0.0)
 
     whole = model(head()).fit(*squares()).head_.state()
-    start, calls = Dropout.start_step, []
+    start, calls = SeededDropout.start_step, []
 
     def start_or_stop(self):
         calls.append(1)
@@ -302,7 +300,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(model, monkeypatch):
             raise KeyboardInterrupt
         start(self)
 
-    monkeypatch.setattr(Dropout, "start_step", start_or_stop)
+    monkeypatch.setattr(SeededDropout, "start_step", start_or_stop)
     with pytest.raises(KeyboardInterrupt):
         model(head()).fit(*squares())
     resumed = model(head()).fit(*squares()).head_.state()
@@ -364,10 +362,8 @@ def test_only_the_towers_that_were_asked_for_change(towers, kept, model):
 
 def test_a_tower_that_stays_runs_once(model, monkeypatch):
     runs = []
-    run = Pictures._run
-    monkeypatch.setattr(
-        _through_towers.Pictures, "_run", lambda self, some: (runs.append(len(some)), run(self, some))[1]
-    )
+    run = ImageFeatures._run
+    monkeypatch.setattr(ImageFeatures, "_run", lambda self, some: (runs.append(len(some)), run(self, some))[1])
     model(ClipLora(towers="text", steps=5)).fit(*squares())
     assert runs == [12]
     model(ClipLora(towers="image", steps=5)).fit(*squares())
@@ -376,7 +372,7 @@ def test_a_tower_that_stays_runs_once(model, monkeypatch):
 
 def test_half_of_the_layers(opened):
     twin = open_twin(opened("ViT-B-32"))
-    found = {layers: ClipLora(layers=layers)._layers(twin)["image"] for layers in ("all", "bottom", "top")}
+    found = {layers: ClipLora(layers=layers)._tower_layers(twin)["image"] for layers in ("all", "bottom", "top")}
     assert [id(layer["q"].owner) for layer in found["bottom"] + found["top"]] == [
         id(layer["q"].owner) for layer in found["all"]
     ]
@@ -386,9 +382,9 @@ def test_half_of_the_layers(opened):
 @pytest.mark.parametrize("name", ["RN50", "lite"])
 def test_a_tower_without_attention_is_left_out_or_refused_alone(name, opened):
     twin = open_twin(opened(name))
-    assert ClipLora()._layers(twin).keys() == {"text"}
+    assert ClipLora()._tower_layers(twin).keys() == {"text"}
     with pytest.raises(InputError, match="no image tower of .* has attention layers"):
-        ClipLora(towers="image")._layers(twin)
+        ClipLora(towers="image")._tower_layers(twin)
 
 
 @pytest.mark.slow
@@ -408,21 +404,21 @@ def test_lite_is_tuned_by_its_texts(tmp_path):
 
 
 def test_the_rate_falls_from_lr_to_1e_6():
-    recipe = ClipLora()._recipe(1)
-    rates = [recipe.rate(step, 1, 500) for step in range(500)]
+    config = ClipLora()._train_config(1)
+    rates = [config.learning_rate(step, 1, 500) for step in range(500)]
     assert rates[0] == 2e-4
     assert rates[250] == pytest.approx((2e-4 + 1e-6) / 2)
     assert rates[-1] == pytest.approx(1e-6, rel=0.01)
     assert rates == sorted(rates, reverse=True)
-    assert ClipLora(lr=1e-7)._recipe(1).rate(499, 1, 500) == 1e-7  # it never rises
+    assert ClipLora(lr=1e-7)._train_config(1).learning_rate(499, 1, 500) == 1e-7  # it never rises
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cosine-epoch"])
 def test_other_recipes_fall_to_zero_bit_for_bit_as_without_a_floor(schedule):
-    recipe = dataclasses.replace(ClipLora(lr=0.0123)._recipe(1), schedule=schedule, floor=0.0)
+    config = dataclasses.replace(ClipLora(lr=0.0123)._train_config(1), schedule=schedule, min_lr=0.0)
     for step in range(70):
         done = (step if schedule == "cosine" else step // 7 * 7) / 70
-        assert recipe.rate(step, 7, 10) == 0.0123 * 0.5 * (1 + math.cos(math.pi * done))
+        assert config.learning_rate(step, 7, 10) == 0.0123 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def test_features_alone_are_refused_with_the_way_out():

@@ -13,10 +13,9 @@ from clipadapter.encoders import attention_layers, open_twin
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.heads import create_head, head_info
 from clipadapter.testing import toy_features
-from clipadapter.tuners import _layer_tuner
-from clipadapter.tuners._svd import FactoredLinear, SingularValues, count, decompose
-from clipadapter.tuners._through_towers import networks
-from clipadapter.tuners.clip_svd import ClipSvd
+from clipadapter.tuners import layer_tuner
+from clipadapter.tuners.clip_svd import ClipSvd, FactoredLinear, SingularValues, count_singular_values, decompose
+from clipadapter.tuners.tower_tuner import tower_networks
 
 from .test_clip_lora import TEXTS, picture, squares
 
@@ -76,7 +75,9 @@ def test_how_equal_singular_values_are_turned_does_not_matter():
     torch.testing.assert_close(other.product(change), parts.product(change))
     assert not torch.allclose((other.u * change) @ other.vt, (parts.u * change) @ parts.vt)
     mean = change[1:4].mean()
-    torch.testing.assert_close(parts.tied(change), torch.stack([change[0], mean, mean, mean, change[4], s[5], s[6]]))
+    torch.testing.assert_close(
+        parts.average_equal(change), torch.stack([change[0], mean, mean, mean, change[4], s[5], s[6]])
+    )
 
 
 def test_a_matrix_of_zeros_stays():
@@ -123,7 +124,7 @@ def test_a_layer_answers_the_same_merged_as_in_factors(letters):
     for change in (SingularValues.attach, SingularValues.merge):
         block = Block()
         layers = layers_of(block, letters)
-        change(SingularValues(draw(count(layers), seed=9)), layers)
+        change(SingularValues(draw(count_singular_values(layers), seed=9)), layers)
         found.append(block(draw(3, 5, 8)))
     torch.testing.assert_close(*found)
     assert not torch.allclose(found[0], Block()(draw(3, 5, 8)), rtol=1e-2)
@@ -132,7 +133,7 @@ def test_a_layer_answers_the_same_merged_as_in_factors(letters):
 def test_gradients_are_those_of_finite_differences():
     block, x = Block(), draw(2, 4, 8)
     layers = layers_of(block)
-    values = SingularValues(draw(count(layers), seed=9).div(5).requires_grad_())
+    values = SingularValues(draw(count_singular_values(layers), seed=9).div(5).requires_grad_())
     values.attach(layers)
 
     def loss():
@@ -171,7 +172,7 @@ def test_outputs_of_no_piece_are_those_of_the_weight():
 )
 def test_each_layer_has_its_mlp(name, image, text, opened):
     for tower, (n, width) in zip(("image", "text"), (image, text), strict=True):
-        layers = attention_layers(networks(opened(name))[tower], mlp=True)
+        layers = attention_layers(tower_networks(opened(name))[tower], mlp=True)
         assert len(layers) == n
         for layer in layers:
             assert "".join(sorted(layer)) == "dkoquv"
@@ -186,8 +187,8 @@ def test_nothing_is_changed_at_first_and_merged_is_the_same_as_in_factors(name, 
 
     def features(change, scale):
         twin = open_twin(encoder)
-        for layers in ClipSvd(layers="ends")._layers(twin).values():
-            change(SingularValues(scale * draw(count(layers)).float()), layers)
+        for layers in ClipSvd(layers="ends")._tower_layers(twin).values():
+            change(SingularValues(scale * draw(count_singular_values(layers)).float()), layers)
         with torch.no_grad():
             return twin.encode_images([picture(60, 40)]), twin.encode_text(TEXTS)
 
@@ -206,10 +207,10 @@ def test_about_as_many_numbers_as_the_paper_says(monkeypatch):
     with torch.device("meta"):  # shapes alone
         model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
     towers = {"image": model.visual, "text": model.transformer}
-    monkeypatch.setattr(_layer_tuner, "networks", lambda twin: towers)
-    layers = ClipSvd()._layers(None)
+    monkeypatch.setattr(layer_tuner, "tower_networks", lambda twin: towers)
+    layers = ClipSvd()._tower_layers(None)
     assert {tower: len(each) for tower, each in layers.items()} == {"image": 8, "text": 8}
-    share = sum(map(count, layers.values())) / sum(weight.numel() for weight in model.parameters())
+    share = sum(map(count_singular_values, layers.values())) / sum(weight.numel() for weight in model.parameters())
     assert share == pytest.approx(0.0004, rel=0.05)
 
 
@@ -277,10 +278,10 @@ def test_an_interrupted_training_goes_on_to_the_same_result(model, monkeypatch):
         return ClipSvd(steps=12, batch_size=6, checkpoint=0.0)
 
     whole = model(head()).fit(*squares()).head_.state()
-    begin, calls = ClipSvd._begin, []
+    attach, calls = ClipSvd._attach, []
 
-    def begin_and_stop(self, *given):
-        made = begin(self, *given)
+    def attach_and_stop(self, *given):
+        made = attach(self, *given)
 
         def start_or_stop():
             calls.append(1)
@@ -289,7 +290,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(model, monkeypatch):
 
         return dataclasses.replace(made, start_step=start_or_stop)
 
-    monkeypatch.setattr(ClipSvd, "_begin", begin_and_stop)
+    monkeypatch.setattr(ClipSvd, "_attach", attach_and_stop)
     with pytest.raises(KeyboardInterrupt):
         model(head()).fit(*squares())
     resumed = model(head()).fit(*squares()).head_.state()
@@ -301,17 +302,17 @@ def test_an_interrupted_training_goes_on_to_the_same_result(model, monkeypatch):
 def test_only_the_tower_and_matrices_that_were_asked_for_change(towers, kept, model, tiny):
     fitted = model(ClipSvd(towers=towers, matrices="vu", steps=4)).fit(*squares())
     assert fitted.head_._arrays().keys() == kept
-    for name, network in networks(fitted.encoder_).items():
-        (before,), (after,) = (attention_layers(each, mlp=True) for each in (networks(tiny)[name], network))
+    for name, network in tower_networks(fitted.encoder_).items():
+        (before,), (after,) = (attention_layers(each, mlp=True) for each in (tower_networks(tiny)[name], network))
         changed = {letter for letter in before if not torch.equal(before[letter].values, after[letter].values)}
         assert changed == (set("vu") if name == towers else set())
 
 
 def test_weight_decay_draws_towards_zero_shot(model):
-    free, drawn = (
+    free, gather_views = (
         model(ClipSvd(lr=0.01, steps=40, weight_decay=decay)).fit(*squares()).head_.image_s_ for decay in (0.0, 50.0)
     )
-    assert drawn.norm() < 0.5 * free.norm()
+    assert gather_views.norm() < 0.5 * free.norm()
 
 
 @pytest.mark.slow
@@ -341,10 +342,10 @@ def test_features_alone_are_refused_with_the_way_out():
 
 
 def test_steps_are_those_of_the_recipe():
-    recipe = ClipSvd()._recipe(16)
-    assert recipe.steps == 16 * _layer_tuner.STEPS
-    assert (recipe.optimizer, recipe.schedule, recipe.weight_decay) == ("adamw", "cosine", 0.0)
-    assert recipe.rate(10**6 - 1, 1, 10**6) == pytest.approx(1e-6)
+    config = ClipSvd()._train_config(16)
+    assert config.steps == 16 * layer_tuner.STEPS_PER_SHOT
+    assert (config.optimizer, config.schedule, config.weight_decay) == ("adamw", "cosine", 0.0)
+    assert config.learning_rate(10**6 - 1, 1, 10**6) == pytest.approx(1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from clipadapter.errors import InputError
 from clipadapter.features import encode_classes
 from clipadapter.heads import TextFeatures
 from clipadapter.testing import toy_features
-from clipadapter.tuners._prompts import Prompts, words_context
 from clipadapter.tuners.coop import CoOp
+from clipadapter.tuners.prompts import Prompts, context_from_words
 
 from .golden_figures import golden, text_tower
 
@@ -30,8 +30,8 @@ def tower(figures):
 class Given(CoOp):
     """CoOp that starts from a given context."""
 
-    def _start(self, shots):
-        prompts, context = super()._start(shots)
+    def _initial_prompts(self, shots):
+        prompts, context = super()._initial_prompts(shots)
         return prompts, self.given.clone().reshape(context.shape)
 
 
@@ -52,7 +52,7 @@ def test_class_vectors_and_gradient_are_the_authors(token, kind, figures, tower)
     tensors, parameters = figures
     prompts = Prompts(tower, parameters["class_names"], parameters["M"], token)
     context = tensors[f"ctx_{kind}"].clone().requires_grad_()
-    vectors = prompts.vectors(context)
+    vectors = prompts.class_vectors(context)
     torch.testing.assert_close(vectors, tensors[f"text_{token}_{kind}"], rtol=0, atol=1e-5)
     features = torch.nn.functional.normalize(tensors["image_features"], dim=1)
     logits = parameters["logit_scale"] * features @ torch.nn.functional.normalize(vectors, dim=1).T
@@ -70,7 +70,7 @@ def test_context_after_five_steps_is_the_authors(token, kind, figures, tower):
 def test_logits_are_scaled_cosines_with_the_vectors_of_the_learned_context(figures, tower):
     head = fitted(figures, tower, "end", "shared")
     tensors, parameters = figures
-    vectors = Prompts(tower, parameters["class_names"], 4).vectors(head.context_)
+    vectors = Prompts(tower, parameters["class_names"], 4).class_vectors(head.context_)
     X = torch.nn.functional.normalize(tensors["image_features"], dim=1)
     expected = 100 * X @ torch.nn.functional.normalize(vectors, dim=1).T
     np.testing.assert_allclose(head.logits(tensors["image_features"]), expected, rtol=1e-4, atol=1e-4)
@@ -82,9 +82,9 @@ def test_training_in_parts_is_training(figures, tower):
 
 
 def test_epochs_are_the_papers_by_shots():
-    epochs = [CoOp()._recipe(shots).epochs for shots in (1, 2, 4, 8, 16)]
+    epochs = [CoOp()._train_config(shots).epochs for shots in (1, 2, 4, 8, 16)]
     assert epochs == [50, 100, 100, 200, 200]
-    assert CoOp(epochs=3)._recipe(16).epochs == 3
+    assert CoOp(epochs=3)._train_config(16).epochs == 3
 
 
 def test_patience_stops_before_the_last_epoch():
@@ -92,9 +92,9 @@ def test_patience_stops_before_the_last_epoch():
     steps = []
 
     class Counted(CoOp):
-        def _objective(self, batch):
+        def _loss(self, batch):
             steps.append(len(batch.labels))
-            return super()._objective(batch)
+            return super()._loss(batch)
 
     Counted(n_ctx=4, patience=2, lr=0.1).fit(X, y, text=text)
     assert set(steps) == {9}  # a shot of each of three classes is held out
@@ -109,10 +109,10 @@ def test_context_is_learned_for_all_or_for_each(csc, shape):
     assert head.weight_.shape == (3, 32)
 
 
-def test_words_set_the_number_of_vectors_and_where_they_start():
+def test_words_set_the_number_of_vectors_and_where_they_initial_prompts():
     X, y, text = toy_features()
     head = CoOp(ctx_init="a photo of a dog", epochs=1, lr=1e-12).fit(X, y, text=text)
-    start = words_context(text.tower(), "a photo of a dog")
+    start = context_from_words(text.tower(), "a photo of a dog")
     torch.testing.assert_close(head.context_, start)
     assert len(start) == 5
 
@@ -133,10 +133,10 @@ def test_a_context_of_its_own_for_each_class_knows_no_others():
 
 
 def test_held_out_shots_are_one_of_each_class_that_has_two():
-    rows, held = CoOp(patience=3)._parts(torch.tensor([0, 0, 1, 2, 2, 2]))
+    rows, held = CoOp(patience=3)._split_rows(torch.tensor([0, 0, 1, 2, 2, 2]))
     assert sorted(rows.tolist() + held.tolist()) == list(range(6))
     assert torch.tensor([0, 0, 1, 2, 2, 2])[held].tolist() == [0, 2]
-    assert len(CoOp()._parts(torch.tensor([0, 0, 1, 1]))[1]) == 0
+    assert len(CoOp()._split_rows(torch.tensor([0, 0, 1, 1]))[1]) == 0
 
 
 def test_the_text_tower_in_bf16_learns_nearly_the_same(opened):

@@ -20,9 +20,9 @@ def figures():
 class Given(KgCoOp):
     """Starts from a given context, and keeps the loss and gradient of every step."""
 
-    def _start(self, shots):
+    def _initial_prompts(self, shots):
         self.losses, self.gradients = [], []
-        return super()._start(shots)[0], self.given.clone()
+        return super()._initial_prompts(shots)[0], self.given.clone()
 
     def _backward(self, parameters, value):
         super()._backward(parameters, value)

@@ -6,7 +6,7 @@ import torch
 from clipadapter.encoders import open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.towers import WordTower
-from clipadapter.tuners._prompts import Prompts, random_context, words_context
+from clipadapter.tuners.prompts import Prompts, context_from_words, random_context
 
 from .golden_figures import golden, text_tower
 
@@ -27,7 +27,9 @@ def tower():
 
 def objective(prompts, context, goal):
     """A loss of about 2 that no symmetry makes flat."""
-    return torch.nn.functional.cross_entropy(torch.nn.functional.normalize(prompts.vectors(context)) @ goal, ORDER)
+    return torch.nn.functional.cross_entropy(
+        torch.nn.functional.normalize(prompts.class_vectors(context)) @ goal, ORDER
+    )
 
 
 ORDER = torch.tensor([1, 0, 3, 2, 4])
@@ -38,9 +40,9 @@ def test_words_as_context_are_the_hard_prompt(name, token, opened):
     encoder = opened(name)
     tower = open_text_tower(encoder)
     words = {"end": "a photo of a {}.", "middle": "a photo {} of a.", "front": "{} a photo of a."}[token]
-    context = words_context(tower, "a photo of a")
+    context = context_from_words(tower, "a photo of a")
     prompts = Prompts(tower, ["golden retriever", "sea_or_lake"], len(context), token)
-    found = prompts.vectors(context)
+    found = prompts.class_vectors(context)
     wanted = encoder.encode_text([words.format("golden retriever"), words.format("sea or lake")])
     assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-5
 
@@ -54,7 +56,7 @@ def test_a_context_that_is_shared_is_that_of_each_class(name, token, memory, ope
     shared = random_context(prompts, tower.width, 0, False).requires_grad_()
     each = shared.detach().expand(5, -1, -1).clone().requires_grad_()
     goal = torch.randn(5, tower.dim, generator=torch.Generator().manual_seed(0))
-    found, wanted = prompts.vectors(shared), prompts.vectors(each)
+    found, wanted = prompts.class_vectors(shared), prompts.class_vectors(each)
     assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-5
     for vectors in (found, wanted):
         (torch.nn.functional.normalize(vectors) * goal).sum().backward()
@@ -64,10 +66,10 @@ def test_a_context_that_is_shared_is_that_of_each_class(name, token, memory, ope
 
 def test_what_all_prompts_begin_with_is_run_once_and_nothing_is_padded(tower):
     prompts = Prompts(tower, NAMES, 4, memory=1.0)
-    assert prompts.at_once(shared=True) == 1
+    assert prompts.batch_size(shared=True) == 1
     tokens = []
     hook = tower.network().resblocks[0].mlp.register_forward_pre_hook(lambda _, x: tokens.append(x[0][..., 0].numel()))
-    prompts.vectors(random_context(prompts, 32, 0, False))
+    prompts.class_vectors(random_context(prompts, 32, 0, False))
     hook.remove()
     assert tokens == [5, *sorted(int(length) - 5 for length in prompts.lengths)]  # a mark and four vectors
 
@@ -82,7 +84,7 @@ def test_parts_give_the_gradient_of_the_whole(class_specific, tower):
         context = start.clone().requires_grad_()
         value = objective(prompts, context, goal)
         value.backward()
-        found.append((prompts.at_once(not class_specific), value.detach(), context.grad))
+        found.append((prompts.batch_size(not class_specific), value.detach(), context.grad))
     (whole, loss, gradient), (one, again, same) = found
     assert whole >= 5
     assert one == 1
@@ -116,7 +118,7 @@ def test_a_budget_is_kept_by_what_a_pass_really_keeps(class_specific, tower):
 
     context = random_context(prompts, 32, 0, class_specific).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        whole = prompts.vectors(context)
+        whole = prompts.class_vectors(context)
     weights = sum(p.untyped_storage().nbytes() for p in tower.network().parameters())
     assert whole.shape == (5, 24)
     assert (
@@ -125,9 +127,9 @@ def test_a_budget_is_kept_by_what_a_pass_really_keeps(class_specific, tower):
 
 
 def test_the_order_of_classes_is_that_of_the_names(tower):
-    context = words_context(tower, "a photo of a")
-    together = Prompts(tower, NAMES, 4, memory=1.0).vectors(context)
-    alone = torch.cat([Prompts(tower, [name], 4).vectors(context) for name in NAMES])
+    context = context_from_words(tower, "a photo of a")
+    together = Prompts(tower, NAMES, 4, memory=1.0).class_vectors(context)
+    alone = torch.cat([Prompts(tower, [name], 4).class_vectors(context) for name in NAMES])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
@@ -135,9 +137,9 @@ def test_each_row_may_have_a_context_of_its_own(tower):
     prompts = Prompts(tower, NAMES, 2)
     contexts = torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([4, 0, 4])
-    found = prompts.vectors(contexts, classes)
+    found = prompts.class_vectors(contexts, classes)
     for i, position in enumerate(classes.tolist()):
-        torch.testing.assert_close(found[i], prompts.vectors(contexts[i])[position], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[i], prompts.class_vectors(contexts[i])[position], rtol=0, atol=1e-5)
 
 
 def test_a_prompt_that_is_too_long_names_its_class():
@@ -162,4 +164,4 @@ def test_random_context_is_drawn_as_in_the_paper():
 
 def test_words_without_a_token_are_refused(tower):
     with pytest.raises(InputError, match="ctx_init must be words"):
-        words_context(tower, " ")
+        context_from_words(tower, " ")

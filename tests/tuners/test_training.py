@@ -1,4 +1,4 @@
-"""The tuners' loop: what the heads' loop does, and that it can be killed, watched and stopped."""
+"""The training loop as the tuners use it: it can be killed, watched and stopped early."""
 
 import subprocess
 import sys
@@ -10,10 +10,9 @@ import torch
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError
-from clipadapter.heads._training import Recipe, minimise
+from clipadapter.heads.training import EarlyStopping, TrainConfig, train
 from clipadapter.testing import toy_features
-from clipadapter.tuners._checkpoint import Checkpoint, digest_of
-from clipadapter.tuners._training import HeldOut, train
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 from clipadapter.tuners.coop import CoOp
 
 SCRIPT = Path(__file__).with_name("killed_fit.py")
@@ -25,10 +24,10 @@ def cache(tmp_path, monkeypatch):
     return default_cache_dir() / "training"
 
 
-def recipe(optimizer="sgd", **changes):
+def config(optimizer="sgd", **changes):
     values = {"momentum": 0.9, "weight_decay": 0.01, "schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 6}
     values |= {"lr": 0.1, "steps": 1, "batch_size": 4, "seed": 0, "progress": False, **changes}
-    return Recipe(optimizer, **values)
+    return TrainConfig(optimizer, **values)
 
 
 TARGETS = torch.randn(10, 3, 5, generator=torch.Generator().manual_seed(0))
@@ -44,17 +43,18 @@ def off():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_the_steps_are_those_of_the_heads_loop(optimizer):
-    (ours, loss), (theirs, same) = problem(), problem()
-    found = train([ours], loss, 10, 3, recipe(optimizer), checkpoint=off())
-    assert found == minimise([theirs], same, 10, 3, recipe(optimizer))
-    assert torch.equal(ours, theirs)
+def test_a_checkpoint_changes_no_bit(optimizer, cache):
+    (with_checkpoint, loss), (without, same_loss) = problem(), problem()
+    last = train([with_checkpoint], loss, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0))
+    assert last == train([without], same_loss, 10, 3, config(optimizer))
+    assert torch.equal(with_checkpoint, without)
 
 
-def test_steps_make_as_many_epochs_as_needed():
+def test_min_epochs_may_be_one():
     weight, loss = problem()
     seen = []
-    train([weight], lambda *rows: seen.append(1) or loss(*rows), 10, 3, recipe(epochs=None, steps=5), checkpoint=off())
+    made = config(epochs=None, steps=5, min_epochs=1)
+    train([weight], lambda *rows: seen.append(1) or loss(*rows), 10, 3, made)
     assert len(seen) == 6
 
 
@@ -66,7 +66,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", [1, 2, 5, 11])
 def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, at, cache):
     whole, loss = problem()
-    expected = train([whole], loss, 10, 3, recipe(optimizer), checkpoint=off())
+    expected = train([whole], loss, 10, 3, config(optimizer), checkpoint=off())
     first, loss = problem()
     left = [at]
 
@@ -77,7 +77,7 @@ def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, at, cache):
         return loss(rows, views)
 
     with pytest.raises(Killed):
-        train([first], dies, 10, 3, recipe(optimizer), checkpoint=Checkpoint("a", 0.0))
+        train([first], dies, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0))
     again, loss = problem()
     steps = []
 
@@ -85,7 +85,7 @@ def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, at, cache):
         steps.append(1)
         return loss(rows, views)
 
-    assert train([again], counted, 10, 3, recipe(optimizer), checkpoint=Checkpoint("a", 0.0)) == expected
+    assert train([again], counted, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0)) == expected
     assert torch.equal(again, whole)
     assert len(steps) == 12 - at
     assert not list(cache.iterdir())
@@ -94,7 +94,7 @@ def test_what_goes_on_ends_as_what_was_never_stopped(optimizer, at, cache):
 @pytest.mark.parametrize("damage", ["cut", "altered", "empty", "shapes"])
 def test_a_damaged_checkpoint_is_not_used(damage, cache):
     whole, loss = problem()
-    expected = train([whole], loss, 10, 3, recipe(), checkpoint=off())
+    expected = train([whole], loss, 10, 3, config(), checkpoint=off())
     other = torch.zeros(6 if damage == "shapes" else 5, requires_grad=True)
     kept = Checkpoint("a", 0.0)
     with pytest.raises(InputError):
@@ -102,18 +102,18 @@ def test_a_damaged_checkpoint_is_not_used(damage, cache):
         writes = []
         kept.remove = lambda: writes.append(kept.path.read_bytes())
         values = iter([1.0, 1.0, 1.0, float("nan")])
-        train([other], lambda rows, views: other.sum() + next(values), 10, 3, recipe(), checkpoint=kept)
+        train([other], lambda rows, views: other.sum() + next(values), 10, 3, config(), checkpoint=kept)
     (data,) = writes
     bad = {"cut": data[: len(data) // 2], "altered": data[:-9] + b"\x01" + data[-8:], "empty": b"", "shapes": data}
     kept.path.write_bytes(bad[damage])
     again, loss = problem()
-    assert train([again], loss, 10, 3, recipe(), checkpoint=Checkpoint("a", 0.0)) == expected
+    assert train([again], loss, 10, 3, config(), checkpoint=Checkpoint("a", 0.0)) == expected
     assert torch.equal(again, whole)
 
 
 def test_nothing_is_written_before_its_time(cache):
     weight, loss = problem()
-    train([weight], loss, 10, 3, recipe(), checkpoint=Checkpoint("a", 30.0))
+    train([weight], loss, 10, 3, config(), checkpoint=Checkpoint("a", 30.0))
     assert not cache.exists()
 
 
@@ -121,7 +121,7 @@ def test_a_folder_that_cant_be_written_costs_no_result(cache):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file, not a folder")
     weight, loss = problem()
-    assert train([weight], loss, 10, 3, recipe(), checkpoint=Checkpoint("a", 0.0)) > 0
+    assert train([weight], loss, 10, 3, config(), checkpoint=Checkpoint("a", 0.0)) > 0
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(patience, cache, tmp_p
 def test_a_loss_that_is_not_finite_stops_with_advice(cache):
     weight, loss = problem()
     with pytest.raises(InputError, match=r"diverged in epoch 2: the loss is inf; try a smaller lr than 1e\+30"):
-        train([weight], loss, 10, 3, recipe(lr=1e30), checkpoint=Checkpoint("a", 0.0))
+        train([weight], loss, 10, 3, config(lr=1e30), checkpoint=Checkpoint("a", 0.0))
     assert not list(cache.iterdir())
 
 
@@ -163,7 +163,7 @@ def test_the_best_epoch_is_kept_and_the_rest_not_trained():
         seen.append(weight.detach().clone())
         return torch.tensor(next(values))
 
-    train([weight], loss, 10, 3, recipe(), checkpoint=off(), held_out=HeldOut(held_out, 2))
+    train([weight], loss, 10, 3, config(), checkpoint=off(), early_stopping=EarlyStopping(held_out, 2))
     assert len(seen) == 4
     assert torch.equal(weight, seen[1])
 
@@ -172,17 +172,17 @@ def test_the_digest_is_of_all_that_shapes_the_result():
     X, y, text = toy_features()
     seen = []
 
-    class Told(CoOp):
+    class Recording(CoOp):
         def _digest(self, shots, tower):
             seen.append(super()._digest(shots, tower))
             return seen[-1]
 
     for head, features in (
-        (Told(epochs=1), X),
-        (Told(epochs=1, progress=False, checkpoint=5.0, memory=1.0), X),
-        (Told(epochs=2), X),
-        (Told(epochs=1, seed=1), X),
-        (Told(epochs=1), X + 1e-3),
+        (Recording(epochs=1), X),
+        (Recording(epochs=1, progress=False, checkpoint=5.0, memory=1.0), X),
+        (Recording(epochs=2), X),
+        (Recording(epochs=1, seed=1), X),
+        (Recording(epochs=1), X + 1e-3),
     ):
         head.fit(features, y, text=text)
     assert seen[0] == seen[1]
@@ -198,7 +198,7 @@ def test_a_digest_tells_arrays_of_other_shapes_apart():
 
 def test_the_bar_shows_loss_and_time_left(capsys):
     weight, loss = problem()
-    train([weight], lambda *rows: sleep(0.02) or loss(*rows), 10, 3, recipe(progress=True), checkpoint=off())
+    train([weight], lambda *rows: sleep(0.02) or loss(*rows), 10, 3, config(progress=True), checkpoint=off())
     shown = capsys.readouterr().err
     assert "loss=" in shown
     assert "<" in shown

@@ -1,7 +1,7 @@
 """AFA: against forward and backward forgetting, by one adapter for all tasks and one for each.
 
 Paper: Dong et al., 2025, https://arxiv.org/abs/2505.07690. Known to us are its abstract, and no code: on frozen CLIP,
-one module learns what is common to the tasks, so that what has not come yet is told better than by zero-shot; another
+one module learns what is common to the tasks, so that classes to come are recognised better than by zero-shot; another
 learns each task from few shots and keeps the earlier ones. HOW THAT IS DONE HERE IS OURS: figures of this head are not
 the paper's.
 
@@ -11,10 +11,11 @@ the paper's.
 - routing: the classes of all tasks compete by their densities (`ClassGaussians`), those without shots too. So no
   task need be named, and a picture far from all that was learned is left to what was not.
 - backward: of earlier tasks there are sums over shots, which no later task changes. Each task trains a residual
-  adapter B of the logits of its classes; it is not touched again until shots of these classes come. In training each
-  shot is judged as if it were not among the sums. On stand-ins for all other classes the answers are distilled from the
-  model before the task (in the first task, from that without B). A stand-in is a class's mean, or where A takes its
-  text if it has no shot (the anchors), plus how a shot of the task lies about its own mean.
+  adapter B of the logits of its classes, which stays fixed until further shots of these classes come. In training each
+  shot gets the logits that the sums without it give (leave-one-out). On pseudo-features of all other classes the logits
+  are distilled from the model before the task (in the first task, from the model without B). A pseudo-feature is the
+  mean of a class, or A's image of its text if it has no shot (the anchors), plus the deviation of a shot of the task
+  from its own mean.
 
     logit_k(x) = log N(x; mean_k, variance_k) + v (1 - trust_k) z_k(x) + B_k (x - centre)       class with shots
     logit_u(x) = log N(x; centre + t_u A, W + R) + max(v, w) z_u(x) + prior                     class without
@@ -38,21 +39,21 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._lbfgs import descend
-from clipadapter.heads._training import few_threads
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import check_not_negative
 from clipadapter.heads.gaussian import ClassGaussians, linear_log_density
 from clipadapter.heads.incremental import IncrementalHead
+from clipadapter.heads.lbfgs import descend
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
+from clipadapter.parallel import limit_threads
 
-MOST_TEXT = 2.0
-"""v at most."""
-STAND_INS, MOST = 4, 4000
-"""Stand-ins of a class, and of all."""
-ITERATIONS, TOLERANCE = 50, 1e-3
-"""Of the training of an adapter; it ends when the gradient has fallen to this share."""
+MAX_TEXT_WEIGHT = 2.0
+"""Largest v, the weight of the frozen logits."""
+PSEUDO_FEATURES_PER_CLASS, MAX_PSEUDO_FEATURES = 4, 4000
+"""Pseudo-features of a class, and of all."""
+MAX_ITERATIONS, GRADIENT_TOLERANCE = 50, 1e-3
+"""Of the training of an adapter; it ends when the gradient has fallen to this share of its first length."""
 
 
 @register_head(
@@ -63,12 +64,12 @@ ITERATIONS, TOLERANCE = 50, 1e-3
     "is ours.",
 )
 class Afa(IncrementalHead):
-    """A shared adapter for classes to come and one a task for those learned; after AFA's abstract, the rest is ours.
+    """A shared adapter for future classes and one adapter per task; after AFA's abstract, the rest is ours.
 
-    Known of the paper is what its abstract says; see the module for what was made of it here.
-    What `fit` gets is the first task, and what each `partial_fit` gets the next. Give the text of all classes from the
-    first task on: those without a shot are then told too. More shots of known classes refine their means and go on with
-    their adapter. Memory grows with the classes, not with the pictures.
+    Only the abstract of the paper is known; the docstring of the module says what is done here.
+    `fit` gets the first task, and each `partial_fit` the next one. Give the text of all classes from the first task on:
+    classes without a shot are then predicted too. Further shots of known classes refine their means, and continue the
+    training of their adapter. Memory grows with the classes, not with the pictures.
 
     Args:
         ridge: of the shared adapter; the larger, the nearer it is to zero-shot.
@@ -76,7 +77,7 @@ class Afa(IncrementalHead):
         text: w, the least weight of the frozen logits of classes without shots.
         prior: log-odds of such a class beside one with shots. Below 0, a picture is rather of what was shown.
         penalty: L2 on the tasks' adapters, for each shot; None to train none.
-        seed: of the stand-ins.
+        seed: of the pseudo-features.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["ant", "cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -93,11 +94,11 @@ class Afa(IncrementalHead):
     residual_: Tensor
     """(c, d) the tasks' adapters, below each other."""
     offset_: Tensor
-    """(c,) b, what keeps a task's adapter as it was when the centre moves."""
+    """(c,) b, which keeps a task's adapter the same function when the centre moves."""
     agreed_: float
     """Sum over all shots so far of the probability that zero-shot gives their class."""
     weight_: Tensor
-    """(c, d) what answers, with ``bias_`` (c,)."""
+    """(c, d) weights of the logits, with ``bias_`` (c,)."""
     bias_: Tensor
 
     def __init__(
@@ -122,7 +123,7 @@ class Afa(IncrementalHead):
         self.sums_ = torch.zeros(c, d, dtype=torch.float64)
         self.residual_, self.offset_ = torch.zeros(c, d, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
         self.agreed_ = 0.0
-        self._learn(shots, self.counts_, None)
+        self._fit_task(shots, self.counts_, None)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
         self._check()
@@ -131,12 +132,12 @@ class Afa(IncrementalHead):
         level = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)
         before = remap_rows(self.weight_, origin).double(), level.double()
         new = torch.bincount(shots.labels, minlength=len(origin))
-        self._learn(shots, new + remap_rows(self.counts_, origin), before)
+        self._fit_task(shots, new + remap_rows(self.counts_, origin), before)
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _learn(self, shots: SupportSet, counts: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
+    def _fit_task(self, shots: SupportSet, counts: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
         assert shots.text is not None
         x, labels = unit(shots.X.double()), shots.labels
         rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.text.double())
@@ -147,12 +148,12 @@ class Afa(IncrementalHead):
         by_text = torch.where(counts > 0, v, max(self.text, v))
         prior = torch.where(counts > 0, 0.0, self.prior)
         weight, bias = linear_log_density(*known.estimates(), self.dimensions)
-        held, open_to_text = self._held(known, x, rows, labels, weight, bias)
+        held, open_to_text = self._leave_one_out_logits(known, x, rows, labels, weight, bias)
         weight, bias = weight + (by_text * (1 - known.shot_weights))[:, None] * frozen, bias + prior
         if self.penalty is not None:
-            with few_threads(len(x) * text.numel()):
+            with limit_threads(len(x) * text.numel()):
                 answers = held + by_text * open_to_text * (x @ frozen.T) + prior
-                self._adapt(known, x, labels, answers, (weight, bias), before)
+                self._train_task_adapter(known, x, labels, answers, (weight, bias), before)
         dtype = shots.views.dtype
         self.weight_, self.bias_ = (weight + self.residual_).to(dtype), (bias + self.offset_).to(dtype)
 
@@ -160,15 +161,15 @@ class Afa(IncrementalHead):
         """v, from the probabilities that zero-shot gives the classes of new shots, and those of before."""
         self.agreed_ += float(agreed.sum())
         wrong = 1 - self.agreed_ / float(counts.sum())
-        return min(1 / wrong - 1, MOST_TEXT) if wrong > 0 else MOST_TEXT
+        return min(1 / wrong - 1, MAX_TEXT_WEIGHT) if wrong > 0 else MAX_TEXT_WEIGHT
 
-    def _held(
+    def _leave_one_out_logits(
         self, known: ClassGaussians, x: Tensor, rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, c) of shots without the part of text, and 1 - trust (n, c), each without that shot in its class.
 
         Args:
-            known: of every class.
+            known: Gaussians of every class.
             x: (n, d) plain pictures of the shots.
             rows: (n, d) what was added to the sums for them.
             labels: (n,) their classes.
@@ -182,7 +183,7 @@ class Afa(IncrementalHead):
         logits[place] += ((own - weight[labels]) * x).sum(dim=1) + level - bias[labels]
         return logits, (1 - known.shot_weights).expand_as(logits).index_put(place, 1 - trust)
 
-    def _adapt(
+    def _train_task_adapter(
         self,
         known: ClassGaussians,
         x: Tensor,
@@ -194,7 +195,7 @@ class Afa(IncrementalHead):
         """Train B of the classes that shots came of.
 
         Args:
-            known: of every class.
+            known: Gaussians of every class.
             x: (n, d) shots.
             labels: (n,) their classes.
             held: (n, c) their logits without the new adapter, and of its class without the shot.
@@ -202,7 +203,7 @@ class Afa(IncrementalHead):
             before: the same of the previous model; None in the first task.
         """
         assert self.penalty is not None
-        others = self._stand_ins(known, x, labels)
+        others = self._pseudo_features(known, x, labels)
         answers = others @ (now[0] + self.residual_).T + now[1] + self.offset_
         previous = answers if before is None else others @ before[0].T + before[1]
         n, m, c = len(x), len(others), held.shape[1]
@@ -221,16 +222,17 @@ class Afa(IncrementalHead):
         first = evaluate(start)
         length = float(first[1].norm())
         if length > 0:
-            added = descend(evaluate, start, first, 1.0, TOLERANCE * length, ITERATIONS)[0].view_as(start)[0]
+            point, _ = descend(evaluate, start, first, 1.0, GRADIENT_TOLERANCE * length, MAX_ITERATIONS)
+            added = point.view_as(start)[0]
             self.residual_ = self.residual_.index_add(0, classes, added)
             self.offset_ = self.offset_.index_add(0, classes, -added @ known.centre)
 
-    def _stand_ins(self, known: ClassGaussians, x: Tensor, labels: Tensor) -> Tensor:
-        """(m, d) features as pictures of the classes without a shot among these may have them."""
+    def _pseudo_features(self, known: ClassGaussians, x: Tensor, labels: Tensor) -> Tensor:
+        """(m, d) pseudo-features of the classes that have no shot among these."""
         missing = torch.ones(len(known.counts), dtype=torch.bool)
         missing[labels] = False
         classes = torch.nonzero(missing).flatten()
-        classes = classes.repeat(max(1, min(STAND_INS, MOST // max(1, len(classes)))))
+        classes = classes.repeat(max(1, min(PSEUDO_FEATURES_PER_CLASS, MAX_PSEUDO_FEATURES // max(1, len(classes)))))
         generator = torch.Generator().manual_seed(self.seed + int(known.counts.sum()))
         n = known.counts[labels].double()
         apart = (x - known.sums[labels] / n[:, None])[n > 1] * (n / (n - 1).clamp_min(1)).sqrt()[n > 1, None]

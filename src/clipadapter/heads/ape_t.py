@@ -1,4 +1,4 @@
-"""APE-T: APE with one trained residual a class, added to its text and its shots, and a trained weight a shot.
+"""APE-T: APE with one trained residual per class, added to its text and its shots, and a trained weight per shot.
 
 Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the variant with training.
 Differs from the released code as `ape` does, and in that views are drawn from the cached ones and that an epoch's last,
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._training import Recipe, minimise
 from clipadapter.heads.base import Head, Preset, SupportSet
 from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines, check_not_negative
 from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.training import TrainConfig, train
 
-EPS = 1e-3
-"""Of AdamW, as published."""
+ADAMW_EPS = 1e-3
+"""As published."""
 
 
 @register_head(
@@ -45,7 +45,7 @@ class ApeT(Head):
         weight_decay: of AdamW.
         epochs: passes over the shots; 0 is APE with gamma 0; None for as many as make ``steps``, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
@@ -97,7 +97,7 @@ class ApeT(Head):
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe().passes(len(labels))
+        return self._train_config().count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -143,22 +143,9 @@ class ApeT(Head):
             logits = shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, labels[batch])
 
-        cost = keys.numel() + text.numel()
-        minimise([residual, share], loss, len(labels), shots.views.shape[1], self._recipe(), cost)
+        row_cost = keys.numel() + text.numel()
+        train([residual, share], loss, len(labels), shots.views.shape[1], self._train_config(), row_cost=row_cost)
         return residual.detach(), share.detach()
 
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            optimizer="adamw",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            warmup_epochs=0,
-            epochs=self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-            eps=EPS,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adamw", eps=ADAMW_EPS)

@@ -15,29 +15,27 @@ A class without a shot gets the mean of the others' exponentials: its text decid
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._cosine_error import cosine_error
-from clipadapter.heads._training import Recipe, drawn, minimise
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.losses import cosine_cross_entropy
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.training import TrainConfig, gather_views, train
 
-GROUP = 16
+SHOTS_PER_GROUP = 16
 """Shots of a class whose distances are summed at once."""
-PAIRS, TILE = 1 << 12, 1 << 19
-"""Pairs of channels looked at together, and numbers in an array of queries' distances: 2 MB, so that they stay in the
-processor's cache."""
-MOST = 1 << 22
-"""Numbers in an array of prototypes, however many classes there are."""
-MOST_KEPT = 1 << 28
-"""Numbers of prototypes in a graph: 1 GiB."""
-ROWS = 1024
+PAIRS_PER_BLOCK, DISTANCES_PER_TILE = 1 << 12, 1 << 19
+"""Pairs of channels per block, and values in an array of the distances of queries: 2 MB, which fit the processor's
+cache."""
+MAX_PROTOTYPE_VALUES = 1 << 22
+"""Values in an array of prototypes, for any number of classes."""
+MAX_GRAPH_VALUES = 1 << 28
+"""Values of prototypes in an exported graph: 1 GiB."""
+ROWS_PER_SORT = 1024
 """Rows that are sorted at a time, in float64."""
 
 
@@ -50,8 +48,8 @@ ROWS = 1024
 class BdcAdapter(Head):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 
-    Exact, in memory of n d numbers: a prototype's d x d matrix is made a few rows at a time when asked. That takes
-    n d^2 / 2 steps for up to 2^24 / (d + c) queries, so ask for many at once.
+    Exact, in memory of n d numbers: the d x d matrix of a prototype is computed in each prediction, a few rows at a
+    time. That takes n d^2 / 2 steps for up to 2^24 / (d + c) queries, so predict many at once.
 
     Args:
         alpha: weight of the prototypes, in logits; 0 is the residual net alone.
@@ -61,7 +59,7 @@ class BdcAdapter(Head):
         epochs: passes over shots and text; None for as many as make ``steps`` steps; 0 is zero-shot beside the
             prototypes.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of the shuffling.
         progress: show a bar on stderr while training.
 
@@ -135,43 +133,33 @@ class BdcAdapter(Head):
         residual = torch.zeros(d, d, dtype=rows.dtype, requires_grad=True)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
-            x = drawn(rows, batch, view)
-            return cosine_error(torch.addmm(x, x, residual), text, labels[batch], shots.scale)
+            x = gather_views(rows, batch, view)
+            return cosine_cross_entropy(torch.addmm(x, x, residual), text, labels[batch], shots.scale)
 
-        self.loss_ = minimise([residual], loss, len(rows), v, self._recipe(len(rows)), d * d + text.numel())
+        self.loss_ = train([residual], loss, len(rows), v, self._train_config(), row_cost=d * d + text.numel())
         return residual.detach()
 
-    def _recipe(self, n: int) -> Recipe:
-        enough = math.ceil(self.steps / (n // min(self.batch_size, n)))
-        return Recipe(
-            optimizer="adamw",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            warmup_epochs=0,
-            epochs=enough if self.epochs is None else self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adamw", min_epochs=1)
 
 
 def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row's distances |x_i - x_j|: their sums over j (n, d), and the length of the centred matrix (n,)."""
-    sums, length = zip(*map(_by_sorting, x.split(ROWS)), strict=True)
+    sums, length = zip(*map(_by_sorting, x.split(ROWS_PER_SORT)), strict=True)
     return torch.cat(sums), torch.cat(length)
 
 
 def _by_sorting(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same; among the sorted x, the sum for the one of rank r is x (2 r + 2 - d) + total - 2 (sum up to x)."""
+    """`_sums_and_length` of some rows, by sorting.
+
+    Among the sorted x, the sum of distances for the one of rank r is x (2 r + 2 - d) + total - 2 (sum up to x).
+    """
     d = x.shape[1]
     ordered, order = x.double().sort(dim=1)
     rank = 2.0 * torch.arange(1, d + 1, dtype=torch.float64) - d
-    upto = ordered.cumsum(dim=1)
-    sums = torch.empty_like(ordered).scatter_(1, order, ordered * rank + upto[:, -1:] - 2 * upto)
-    squares = 2 * d * ordered.square().sum(dim=1) - 2 * upto[:, -1].square()
+    running_sum = ordered.cumsum(dim=1)
+    sums = torch.empty_like(ordered).scatter_(1, order, ordered * rank + running_sum[:, -1:] - 2 * running_sum)
+    squares = 2 * d * ordered.square().sum(dim=1) - 2 * running_sum[:, -1].square()
     length = _centred(squares, sums).sqrt()
     return sums.to(x.dtype), length.clamp_min(torch.finfo(x.dtype).tiny).to(x.dtype)
 
@@ -204,8 +192,8 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
     row_sums, _ = _sums_and_length(rows)
     by_class = torch.zeros(n_classes, d, dtype=torch.float64).index_add_(0, labels, row_sums.double())
     mean = (by_class / d).to(x.dtype)
-    found, squares = torch.zeros(m, n_classes, dtype=x.dtype), torch.zeros(n_classes, dtype=torch.float64)
-    strip = max(1, min(PAIRS, MOST // max(len(groups), n_classes)) // d)
+    products, squares = torch.zeros(m, n_classes, dtype=x.dtype), torch.zeros(n_classes, dtype=torch.float64)
+    strip = max(1, min(PAIRS_PER_BLOCK, MAX_PROTOTYPE_VALUES // max(len(groups), n_classes)) // d)
     for start in range(0, d, strip):
         stop = min(start + strip, d)
         upper = torch.ones(stop - start, d - start, dtype=x.dtype).triu(1)  # each pair of channels once
@@ -215,16 +203,16 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
         # One centred side is enough for the product, and of prototypes there are fewer than of queries.
         prototypes.sub_(mean[:, start:stop, None]).sub_(mean[:, None, start:]).add_(mean.mean(dim=1)[:, None, None])
         weight = prototypes.mul_(upper).flatten(1).T
-        at_once = max(1, TILE // upper.numel())
-        for queries, sums in zip(x.split(at_once), found.split(at_once), strict=True):
+        tile_rows = max(1, DISTANCES_PER_TILE // upper.numel())
+        for queries, sums in zip(x.split(tile_rows), products.split(tile_rows), strict=True):
             distances = (queries[:, start:stop, None] - queries[:, None, start:]).abs_()
             sums.addmm_(distances.flatten(1), weight)
     prototype_length = _centred(2 * squares, by_class).sqrt().to(x.dtype)
-    return 2 * found / (length[:, None] * prototype_length).clamp_min(torch.finfo(x.dtype).tiny)
+    return 2 * products / (length[:, None] * prototype_length).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """`correlations` for a trace: the prototypes' matrices are made before it and kept whole, d^2 / 2 numbers a class.
+    """`correlations` for a trace: the matrices of the prototypes are constants of the graph, d^2 / 2 numbers per class.
 
     Raises:
         InputError: if they are too many.
@@ -232,9 +220,11 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
     r, y = rows.double().numpy(), labels.numpy()
     d = r.shape[1]
     left, right = np.triu_indices(d, 1)  # each pair of channels once
-    more = -len(left) % PAIRS  # so that they can be cut into parts: a runtime may add up a long row number by number
+    more = (
+        -len(left) % PAIRS_PER_BLOCK
+    )  # so that they can be cut into parts: a runtime may add up a long row number by number
     left, right = (np.concatenate([side, np.zeros(more, np.int64)]) for side in (left, right))
-    if n_classes * len(left) > MOST_KEPT:
+    if n_classes * len(left) > MAX_GRAPH_VALUES:
         size = n_classes * len(left) / 2**28
         raise InputError(
             f"BdcAdapter compares with a matrix of {d} x {d} for each of {n_classes} classes, {size:.1f} GiB as a "
@@ -251,16 +241,20 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
         prototypes[k], length[k] = matrix[left, right], np.linalg.norm(matrix)
     prototypes[:, len(left) - more :] = 0
     weight = 2 * prototypes / np.maximum(length, 1e-300)[:, None]
-    parts = torch.from_numpy(weight.astype(np.float32).reshape(n_classes, -1, PAIRS)).permute(1, 2, 0)  # (p, PAIRS, c)
+    parts = torch.from_numpy(weight.astype(np.float32).reshape(n_classes, -1, PAIRS_PER_BLOCK)).permute(
+        1, 2, 0
+    )  # (p, PAIRS_PER_BLOCK, c)
     of_one = torch.from_numpy(weight.sum(axis=1)).to(x.dtype)
     ordered, _ = x.sort(dim=1)
     rank = 2.0 * torch.arange(1, d + 1, dtype=x.dtype) - d
-    upto = ordered.cumsum(dim=1)
-    sums = (ordered * rank + upto[:, -1:] - 2 * upto) / d  # means of each channel's distances, in some order
+    running_sum = ordered.cumsum(dim=1)
+    sums = (
+        ordered * rank + running_sum[:, -1:] - 2 * running_sum
+    ) / d  # means of each channel's distances, in some order
     mean = sums.mean(dim=1, keepdim=True)
     # What all distances have in common is taken out first: in float32 little would be left of the small rest.
     pairs = (x[:, torch.from_numpy(left)] - x[:, torch.from_numpy(right)]).abs() - mean
-    pairs = pairs.unflatten(1, (-1, PAIRS)).transpose(0, 1)  # (p, m, PAIRS)
+    pairs = pairs.unflatten(1, (-1, PAIRS_PER_BLOCK)).transpose(0, 1)  # (p, m, PAIRS_PER_BLOCK)
     product = (pairs @ parts.to(x.dtype)).sum(dim=0) + mean * of_one
     squares = pairs.square().sum(dim=2).sum(dim=0)[:, None]
     own = 2 * squares + (d - 2 * more) * mean.square() - 2 * d * (sums - mean).square().sum(dim=1, keepdim=True)
@@ -268,12 +262,12 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
 
 
 def _groups(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Shots of one class, at most GROUP at a time and filled up with zeros: (g, d, shots), and classes (g,)."""
+    """Shots of one class, at most SHOTS_PER_GROUP together and padded with zeros: (g, d, shots), and classes (g,)."""
     counts = torch.bincount(labels)
-    size = min(GROUP, int(counts.max()))
-    turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # place of a shot within its class
+    size = min(SHOTS_PER_GROUP, int(counts.max()))
+    position = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # place of a shot within its class
     per_class = (counts + size - 1) // size
-    group = (per_class.cumsum(0) - per_class)[labels] + turn // size
+    group = (per_class.cumsum(0) - per_class)[labels] + position // size
     filled = torch.zeros(int(per_class.sum()), rows.shape[1], size, dtype=rows.dtype)
-    filled[group, :, turn % size] = rows
+    filled[group, :, position % size] = rows
     return filled, torch.arange(len(counts)).repeat_interleave(per_class)

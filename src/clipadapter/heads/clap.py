@@ -16,9 +16,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.heads._text_residual import text_confidence
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.text_residual import text_confidence
 from clipadapter.heads.zs_lp import ZsLp
 
 MULTIPLIERS = ("class", "relative", "constant")
@@ -39,7 +39,7 @@ class Clap(ZsLp):
     Args:
         strength: factor before the penalty; 0 is ZS-LP.
         multipliers: lambda_k as "class" (the paper's), "relative" (divided by their mean) or "constant" (their mean).
-        text_norm: length of class text at the start, one number or one a class; "auto" for a tenth of the encoder's
+        text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
         momentum: of SGD.
@@ -47,7 +47,7 @@ class Clap(ZsLp):
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
@@ -59,7 +59,7 @@ class Clap(ZsLp):
     """
 
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
-    _shrink_factor: ClassVar[float] = 1.0  # the penalty holds it
+    _warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
 
     def __init__(
         self,

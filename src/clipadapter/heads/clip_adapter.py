@@ -1,46 +1,185 @@
-"""CLIP-Adapter: a bottleneck after a frozen tower, blended with what went in.
+"""CLIP-Adapter: a bottleneck after a frozen tower, blended with its input.
 
 Paper: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544, equations 1 to 6.
 The default is the paper's adapter under a recipe of our own, chosen on small sets of many kinds: see docs/studies.md.
-Ours are: the residual ratio is chosen by the shots (`_ratio`), where the paper searched it for each data set; features
-are centred before the adapter, and trained with noise, at half of the encoder's logit scale, in 200 steps of AdamW.
+Ours are: the residual ratio is chosen from the shots (`clipadapter.heads.residual_ratio`), where the paper searched it
+for each data set; features are centred before the adapter, and trained with noise, at half of the encoder's logit
+scale, in 200 steps of AdamW.
 `ClipAdapter.paper` is the recipe that the paper states, `ClipAdapter.official` that of the released code.
-With several labels a picture (ours) the loss is binary cross-entropy, at the bias that zero-shot has for such shots.
+With multi-label pictures (ours) the loss is binary cross-entropy, at the bias that zero-shot has for such shots.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._bottleneck import Bottleneck, Mix, attended, blend, check_ratio, gated, unadapted
-from clipadapter.heads._objective import Objective
-from clipadapter.heads._ratio import RATIOS, choose_ratio, expected_ratio, loss_table, no_losses
-from clipadapter.heads._training import Recipe, coop_epochs, drawn, minimise, side_by_side
 from clipadapter.heads.base import Head, Preset, SupportSet
 from clipadapter.heads.folds import hyperparameter_folds
+from clipadapter.heads.losses import Loss
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.residual_ratio import (
+    CANDIDATE_RATIOS,
+    START_RATIO,
+    TRAINED_RATIOS,
+    check_ratio,
+    choose_ratio,
+    empty_loss_table,
+    expected_ratio,
+    gate_inputs,
+    held_out_loss_table,
+    initial_gate,
+    ratio_from_gate,
+    residual_part,
+    training_ratio,
+)
+from clipadapter.heads.training import TrainConfig, coop_epochs, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
+from clipadapter.parallel import parallel_map
 
+
+class Adapter(nn.Module):
+    """Two linear layers with a residual connection around them, for image features f or class text W.
+
+        A(f) = ReLU(f W1) W2                  equation 1; equation 2 is the same with W for f
+        f* = ratio A(f) + (1 - ratio) f       equation 3, ratio alpha; equation 4 with W for f, ratio beta
+
+    Args:
+        down: (h, d), W1 transposed.
+        up: (d, h), W2 transposed.
+        down_bias: (h,), or None.
+        up_bias: (d,), or None.
+        final_relu: a second ReLU after W2, as in the released code.
+    """
+
+    def __init__(
+        self,
+        down: Tensor,
+        up: Tensor,
+        down_bias: Tensor | None = None,
+        up_bias: Tensor | None = None,
+        final_relu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(down), nn.Parameter(up)
+        self.down_bias = None if down_bias is None else nn.Parameter(down_bias)
+        self.up_bias = None if up_bias is None else nn.Parameter(up_bias)
+        self.final_relu = final_relu
+        self.centre: Tensor | None = None  # (d,) is subtracted from the input (ours)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A(x) of rows (n, d)."""
+        adapted = linear(self._hidden(x), self.up, self.up_bias)  # (n, d)
+        return adapted.relu() if self.final_relu else adapted
+
+    @staticmethod
+    def blend(x: Tensor, adapted: Tensor, ratio: Tensor | float) -> Tensor:
+        """The residual connection: (n, d) rows and their adapted form, with the weight of the ADAPTED one.
+
+        >>> Adapter.blend(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 0.25)
+        tensor([[0.7500, 0.2500]])
+        """
+        return ratio * adapted + (1 - ratio) * x
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return linear(x, self.down, self._input_bias()).relu()  # (n, h)
+
+    def _input_bias(self) -> Tensor | None:
+        """W1 (x - centre) + bias is W1 x + this: the centre costs no pass over (n, d)."""
+        if self.centre is None:
+            return self.down_bias
+        shift = -(self.down @ self.centre)
+        return shift if self.down_bias is None else self.down_bias + shift
+
+    def blend_up_to_length(self, x: Tensor, ratio: Tensor | float) -> Tensor:
+        """`blend` of x and its adapted form up to a positive factor, on which cosines do not depend.
+
+        If the ratio is a number the factor is ``1 / (1 - ratio)``: the blend is then part of the product with W2, and
+        costs no further pass over (n, d).
+
+        >>> adapter = Adapter(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]]))
+        >>> adapter.blend_up_to_length(torch.tensor([[1.0, 0.0]]), 0.25).detach()
+        tensor([[1.0000, 0.3333]])
+        """
+        if self.final_relu or isinstance(ratio, Tensor) or ratio == 1:
+            return self.blend(x, self(x), ratio)
+        relative = ratio / (1 - ratio)
+        start = x if self.up_bias is None else torch.add(x, self.up_bias, alpha=relative)
+        return torch.addmm(start, self._hidden(x), self.up.T, alpha=relative)
+
+    @classmethod
+    def initial(
+        cls,
+        d: int,
+        hidden: int,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        *,
+        bias: bool = False,
+        zero: bool = False,
+        final_relu: bool = False,
+    ) -> Adapter:
+        """Start of training: uniform in plus or minus 1 / sqrt(fan in), torch's default for linear layers.
+
+        With `zero` the last layer starts at zero. Draws come from the generator, where ``nn.Linear`` takes torch's own.
+        """
+
+        def uniform(*shape: int, fan_in: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
+
+        down, up = uniform(hidden, d, fan_in=d), uniform(d, hidden, fan_in=hidden)
+        down_bias = uniform(hidden, fan_in=d) if bias else None
+        up_bias = uniform(d, fan_in=hidden) if bias else None
+        adapter = cls(down, up, down_bias, up_bias, final_relu)
+        if zero:
+            with torch.no_grad():
+                for last in (adapter.up, adapter.up_bias):
+                    if last is not None:
+                        last.zero_()
+        return adapter
+
+    @classmethod
+    def of_head(cls, head: object, dtype: torch.dtype) -> Adapter | None:
+        """The adapter whose tensors a fitted head has as ``down_``, ``up_`` and so on; None if it has none."""
+        tensors = {name: getattr(head, f"{name}_", None) for name in ADAPTER_TENSORS}
+        if tensors["down"] is None:
+            return None
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items() if tensor is not None}
+        adapter = cls(**tensors, final_relu=getattr(head, "final_relu", False))  # type: ignore[arg-type]
+        return adapter.requires_grad_(False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters that there are, by name, without their gradients."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def fold_centre(self) -> Adapter:
+        """The same function, with the centre as part of the first layer's bias.
+
+        >>> adapter = Adapter(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]]))
+        >>> adapter.centre = torch.tensor([2.0, 5.0])
+        >>> adapter.fold_centre().down_bias.tolist()
+        [-2.0]
+        """
+        with torch.no_grad():
+            tensors = {**self.tensors(), "down_bias": self._input_bias()}
+        folded = Adapter(**tensors, final_relu=self.final_relu)  # type: ignore[arg-type]
+        return folded.requires_grad_(self.down.requires_grad)
+
+
+ADAPTER_TENSORS = ("down", "up", "down_bias", "up_bias")
 BRANCHES = ("visual", "text", "both")
-TENSORS = ("down", "up", "down_bias", "up_bias")
-TRAINED = ("learned", "dynamic")
-"""Ratios that gradient steps change, beside the adapter."""
-TRAINING_RATIO = 0.4
-"""Ratio that "auto" trains with, the middle of what the paper found best (0.2 to 0.6)."""
-START_RATIO = 0.2
-"""Where a learned and a dynamic ratio start: the ratio of the released code."""
 AS_WRITTEN: Preset = {"alpha": START_RATIO, "centre": False, "noise": 0.0, "temperature": 1.0, "batch_size": 32}
 """What the paper and the released code have in common, and the default has not."""
 OFFICIAL: Preset = MappingProxyType(
@@ -59,33 +198,23 @@ OFFICIAL: Preset = MappingProxyType(
 """What the released code sets otherwise than the defaults."""
 PAPER: Preset = MappingProxyType({**AS_WRITTEN, "optimizer": "adam", "lr": 1e-5, "schedule": "constant", "epochs": 200})
 """What the paper sets otherwise than the defaults."""
-SHRINK = 0.75
-"""Of what an earlier fit learned."""
-ENOUGH = 256
-"""Held-out shots that the ratio is chosen by: folds beyond these are not fitted, since more would not tell more."""
+WARM_START_SHARE = 0.75
+"""Share of what an earlier fit learned that a warm start keeps."""
+MIN_HELD_OUT_SHOTS = 256
+"""Held-out shots that suffice to choose the ratio: no fold is fitted beyond these."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Trained adapters of the branches that are on.
+class TrainedAdapters:
+    """Trained adapters of the branches that are on, and their ratios; a dynamic ratio is given as its mean."""
 
-    Args:
-        visual: on picture features, or None.
-        text: on class text, or None.
-        alpha: ratio of the first; of a dynamic one the mean over the shots.
-        beta: ratio of the second; of a dynamic one the mean over the classes.
-        alpha_gate: (1 + 2d,) what a dynamic alpha is computed by, else None.
-        beta_gate: (1 + d,) likewise.
-        loss: of the last step.
-    """
-
-    visual: Bottleneck | None
-    text: Bottleneck | None
+    visual: Adapter | None
+    text: Adapter | None
     alpha: float
     beta: float
-    alpha_gate: Tensor | None
-    beta_gate: Tensor | None
-    loss: float
+    alpha_gate: Tensor | None  # (1 + 2d,) parameters of a dynamic alpha
+    beta_gate: Tensor | None  # (1 + d,) parameters of a dynamic beta
+    loss: float  # of the last step
 
 
 @register_head(
@@ -97,8 +226,8 @@ class Trained:
 class ClipAdapter(Head):
     """Bottleneck adapters on picture features, class text, or both, trained by cross-entropy.
 
-    A fit from an earlier one keeps the ratio that "auto" found; a "learned" or "dynamic" one, and the branches of class
-    text, begin anew.
+    A warm start keeps the ratio that "auto" chose. A "learned" or "dynamic" ratio, and the text branch, start from the
+    beginning.
 
     Args:
         branch: "visual", "text" or "both".
@@ -113,7 +242,7 @@ class ClipAdapter(Head):
         centre: subtract the mean of the shots' features before the adapter, each class weighing the same.
         noise: standard deviation of Gaussian noise that is added to each component of the features in training, as a
             share of their length.
-        temperature: what the encoder's logit scale is divided by in training; not used with several labels a picture.
+        temperature: what the encoder's logit scale is divided by in training; not used for multi-label pictures.
         final_relu: a second ReLU at the end of the adapter.
         output_norm: scale the blended feature to unit length.
         bias: give both linear layers a bias that is trained.
@@ -125,9 +254,9 @@ class ClipAdapter(Head):
         schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
-            scripts take: 50 at one shot a class, 100 at two to five, 200 above.
+            scripts take: 50 at one shot per class, 100 at two to five, 200 above.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling, noise and folds.
         progress: show a bar on stderr while training.
@@ -237,33 +366,120 @@ class ClipAdapter(Head):
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe(False, labels).passes(len(labels))
+        return self._train_config(False, labels).count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
-        self._check()
+        self._check_parameters()
         assert shots.text is not None
         n, d = shots.X.shape
-        everything = torch.arange(n)
+        all_rows = torch.arange(n)
         zero_shot = shots.scale * unit(shots.X) @ shots.text.T
-        # Neither a trained ratio nor class text's adapter is kept in a form that training could go on from.
-        visual = self.branch == "visual" and self.alpha not in TRAINED
-        before = find_warm_start(self, shots, SHRINK) if visual else None
+        # A trained ratio and the text adapter are not stored in a form that training could continue from.
+        can_continue = self.branch == "visual" and self.alpha not in TRAINED_RATIOS
+        before = find_warm_start(self, shots, WARM_START_SHARE) if can_continue else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
-        chosen = self._full_fit if before is None else before.head
-        searched = "auto" in self._ratios() and chosen is None
-        splits = self._splits(shots) if searched else []
-        fits = [partial(self._train, shots, everything, self.progress, before)]
-        fits += [partial(self._train, shots, train, False) for train, _ in splits]
-        trained, *parts = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
-        if searched:
-            table = sum((self._held_out_losses(shots, *part) for part in zip(parts, splits, strict=True)), no_losses())
-            expected = expected_ratio(zero_shot, Objective.of(shots, everything, self.bias_))
-            trained = self._at(trained, choose_ratio(table, expected))
-        elif chosen is not None:
-            trained = self._at(trained, chosen.alpha_, chosen.beta_)
+        # The ratio of an earlier fit, or of the fit to all shots of which this one leaves some out, is kept.
+        ratio_source = self._full_fit if before is None else before.head
+        active_ratios = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}[self.branch]
+        needs_choice = "auto" in active_ratios and ratio_source is None
+        splits = self._splits(shots) if needs_choice else []
+        fits = [partial(self._train, shots, all_rows, self.progress, before)]
+        fits += [partial(self._train, shots, train_rows, False) for train_rows, _ in splits]
+        trained, *fold_adapters = parallel_map(fits, work=min(self.batch_size, n) * self._hidden_width(d) * d)
+        if needs_choice:
+            tables = [self._held_out_losses(shots, *fold) for fold in zip(fold_adapters, splits, strict=True)]
+            expected = expected_ratio(zero_shot, Loss.of_support_set(shots, all_rows, self.bias_))
+            trained = self._with_ratio(trained, choose_ratio(sum(tables, empty_loss_table()), expected))
+        elif ratio_source is not None:
+            trained = self._with_ratio(trained, ratio_source.alpha_, ratio_source.beta_)
         self._store(shots, trained)
 
-    def _at(self, trained: Trained, alpha: float, beta: float | None = None) -> Trained:
+    def _train(
+        self, shots: SupportSet, rows: Tensor, progress: bool, before: WarmStart | None = None
+    ) -> TrainedAdapters:
+        """Adapters trained on some of the shots."""
+        assert shots.text is not None
+        text, scale = shots.text, shots.scale
+        temperature = self.temperature if shots.targets is None else 1.0
+        objective = Loss.of_support_set(shots, rows, self.bias_, temperature)
+        d, dtype = text.shape[1], text.dtype
+        generator = torch.Generator().manual_seed(self.seed)
+        config = self._train_config(progress, shots.labels[rows])
+        config = config if before is None else before.shorten(config, len(rows))
+        inputs = self._input(shots.views[rows])
+        visual, textual = self._initial_adapters(shots, rows, inputs[:, 0], generator, before)
+        alpha_gate = initial_gate(self.alpha, 2 * d, dtype) if visual is not None else None
+        beta_gate = initial_gate(self.beta, d, dtype) if textual is not None else None
+
+        def loss(batch: Tensor, view: Tensor) -> Tensor:
+            x = gather_views(inputs, batch, view)
+            if self.noise:
+                noise = torch.randn(x.shape, generator=generator, dtype=dtype)
+                x = torch.addcmul(x, noise, x.norm(dim=1, keepdim=True), value=self.noise)
+            weight = text
+            if textual is not None:
+                beta = training_ratio(self.beta) if beta_gate is None else ratio_from_gate(beta_gate, text)
+                weight = self._normalised(Adapter.blend(text, textual(text), beta))
+            if visual is None:
+                return objective.from_features(x, weight, batch)
+            alpha: Tensor | float = training_ratio(self.alpha)
+            if alpha_gate is not None:
+                alpha = ratio_from_gate(alpha_gate, gate_inputs(unit(x), weight, scale))
+            if self.output_norm:  # then the length of the blend does not matter
+                return objective.from_features(visual.blend_up_to_length(x, alpha), weight, batch)
+            return objective.from_features(Adapter.blend(x, visual(x), alpha), weight, batch, normalise=False)
+
+        parameters: list[Tensor] = [gate for gate in (alpha_gate, beta_gate) if gate is not None]
+        for adapter in (visual, textual):
+            parameters += [] if adapter is None else list(adapter.parameters())
+        row_cost = sum(parameter.numel() for parameter in parameters) + text.numel()
+        last_loss = train(parameters, loss, len(rows), inputs.shape[1], config, row_cost=row_cost)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
+        alpha, beta = training_ratio(self.alpha), training_ratio(self.beta)
+        trained = TrainedAdapters(visual, textual, alpha, beta, alpha_gate, beta_gate, last_loss)
+        return self._with_mean_ratios(trained, unit(inputs[:, 0]), text, scale)
+
+    def _initial_adapters(
+        self, shots: SupportSet, rows: Tensor, x: Tensor, generator: torch.Generator, before: WarmStart | None
+    ) -> tuple[Adapter | None, Adapter | None]:
+        """The adapters of picture features (n, d) and of class text at the start of training; None if one is off."""
+        assert shots.text is not None
+        text = shots.text
+        d, dtype = text.shape[1], text.dtype
+        visual = self._initial(d, generator, dtype) if self.branch != "text" else None
+        textual = self._initial(d, generator, dtype) if self.branch != "visual" else None
+        if visual is not None:
+            visual.centre = self._centre(x, shots, rows)
+        if textual is not None:
+            textual.centre = text.mean(dim=0) if self.centre else None
+        if self.bias:  # a bias that is trained starts at the centre
+            visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
+        if before is not None and visual is not None:
+            with torch.no_grad():
+                for name, parameter in visual.named_parameters():
+                    parameter.copy_(before.shrink(f"{name}_", parameter.detach()))
+        return visual, textual
+
+    def _held_out_losses(self, shots: SupportSet, trained: TrainedAdapters, split: tuple[Tensor, Tensor]) -> Tensor:
+        """(r, t) losses of the shots that a fit did not see, at each candidate ratio and temperature."""
+        assert shots.text is not None
+        held_out = split[1]
+        x = self._input(shots.X[held_out])
+        adapted, gate = None if trained.visual is None else trained.visual(x), trained.alpha_gate
+        logits = []
+        for ratio in CANDIDATE_RATIOS:
+            candidate = self._with_ratio(trained, ratio)
+            weight = self._adapted_text(candidate, shots.text)
+            alpha: Tensor | float = candidate.alpha
+            if gate is not None:
+                alpha = ratio_from_gate(gate, gate_inputs(unit(x), weight, shots.scale))
+            features = x if adapted is None else self._normalised(Adapter.blend(x, adapted, alpha))
+            logits.append(shots.scale * features @ weight.T)
+        return held_out_loss_table(logits, Loss.of_support_set(shots, held_out, self.bias_))
+
+    def _with_ratio(self, trained: TrainedAdapters, alpha: float, beta: float | None = None) -> TrainedAdapters:
         """With other ratios where they are "auto"; one number is for both."""
         return replace(
             trained,
@@ -271,14 +487,55 @@ class ClipAdapter(Head):
             beta=(alpha if beta is None else beta) if self.beta == "auto" else trained.beta,
         )
 
-    def _store(self, shots: SupportSet, trained: Trained) -> None:
+    def _with_mean_ratios(self, trained: TrainedAdapters, x: Tensor, text: Tensor, scale: float) -> TrainedAdapters:
+        """Trained ratios as numbers: a learned one as it is, a dynamic one as its mean over shots (n, d) or classes."""
+        alpha_gate, beta_gate = trained.alpha_gate, trained.beta_gate
+        if beta_gate is not None:
+            trained = replace(trained, beta=float(ratio_from_gate(beta_gate, text).mean()))
+        if alpha_gate is not None:
+            inputs = gate_inputs(x, self._adapted_text(trained, text), scale)
+            trained = replace(trained, alpha=float(ratio_from_gate(alpha_gate, inputs).mean()))
+        return replace(
+            trained,
+            alpha_gate=alpha_gate if self.alpha == "dynamic" else None,
+            beta_gate=beta_gate if self.beta == "dynamic" else None,
+        )
+
+    def _store(self, shots: SupportSet, trained: TrainedAdapters) -> None:
         assert shots.text is not None
         self.loss_, self.scale_ = trained.loss, shots.scale
         self.alpha_, self.beta_ = trained.alpha, trained.beta
         self.alpha_gate_ = trained.alpha_gate
-        self.weight_ = self._text_of(trained, shots.text)
-        for name in TENSORS:
-            setattr(self, f"{name}_", getattr(trained.visual, name, None))
+        self.weight_ = self._adapted_text(trained, shots.text)
+        tensors = {} if trained.visual is None else trained.visual.tensors()
+        for name in ADAPTER_TENSORS:
+            setattr(self, f"{name}_", tensors.get(name))
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return add_bias(self, self._cosine_logits(X, Adapter.blend, normalise=self._normalised))
+
+    def _text_logits(self, X: Tensor) -> Tensor | None:
+        if self.branch != "visual":
+            return None
+        return self._cosine_logits(X, partial(residual_part, normalise=self.output_norm))
+
+    def _cosine_logits(
+        self,
+        X: Tensor,
+        combine: Callable[[Tensor, Tensor, Tensor | float], Tensor],
+        normalise: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Scaled products of class weights and what `combine` makes of features, their adapted form and the ratio."""
+        adapter, weight = Adapter.of_head(self, X.dtype), self.weight_.to(X.dtype)
+        features = self._input(X)
+        if adapter is not None:
+            gate: Tensor | None = getattr(self, "alpha_gate_", None)
+            alpha: Tensor | float = self.alpha_
+            if gate is not None:
+                alpha = ratio_from_gate(gate.to(X.dtype), gate_inputs(unit(X), weight, self.scale_))
+            features = combine(features, adapter(features), alpha)
+            features = features if normalise is None else normalise(features)
+        return self.scale_ * features @ weight.T
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         if self.branch != "visual":
@@ -286,37 +543,52 @@ class ClipAdapter(Head):
         self.weight_, self.scale_ = text, scale
         self.bias_ = mean_bias(self, len(text))
 
-    def _text_logits(self, X: Tensor) -> Tensor | None:
-        return self._scores(X, unadapted) if self.branch == "visual" else None
+    def _input(self, X: Tensor) -> Tensor:
+        """Input of the adapter and of the blend, from raw (..., d) features."""
+        return unit(X) if self.input_norm or self.branch == "text" else X
 
-    def _logits(self, X: Tensor) -> Tensor:
-        return add_bias(self, self._scores(X, blend))
+    def _normalised(self, blended: Tensor) -> Tensor:
+        return unit(blended) if self.output_norm else blended
 
-    def _scores(self, X: Tensor, mix: Mix) -> Tensor:
-        visual, weight = Bottleneck.learned(self, X.dtype), self.weight_.to(X.dtype)
-        x = self._input(X, visual)
-        gate: Tensor | None = getattr(self, "alpha_gate_", None)
-        alpha = self.alpha_ if gate is None else gated(gate.to(X.dtype), attended(unit(X), weight, self.scale_))
-        mixed = self._blended(x, self._adapted(x, visual), alpha, mix)
-        return self.scale_ * mixed @ weight.T
+    def _adapted_text(self, trained: TrainedAdapters, text: Tensor) -> Tensor:
+        """(c, d) class weights: adapted class text, if its branch is on."""
+        if trained.text is None:
+            return text
+        beta = trained.beta if trained.beta_gate is None else ratio_from_gate(trained.beta_gate, text)
+        return self._normalised(Adapter.blend(text, trained.text(text), beta))
 
-    def _input(self, X: Tensor, visual: Bottleneck | None) -> Tensor:
-        """What is adapted, and blended with, of raw (..., d) features."""
-        return unit(X) if self.input_norm or visual is None else X
+    def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
+        """(d,) mean of features (n, d) in which each class weighs the same; None if nothing is to be subtracted."""
+        if not self.centre:
+            return None
+        if shots.targets is not None:
+            return x.mean(dim=0)
+        labels = shots.labels[rows]
+        row_weights = 1 / torch.bincount(labels)[labels].to(x.dtype)
+        return row_weights @ x / row_weights.sum()
 
-    def _adapted(self, x: Tensor, adapter: Bottleneck | None) -> Tensor | None:
-        return None if adapter is None else adapter(x, self.final_relu)
+    def _hidden_width(self, d: int) -> int:
+        return self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
 
-    def _blended(self, x: Tensor, adapted: Tensor | None, ratio: Tensor | float, mix: Mix = blend) -> Tensor:
-        """(n, d) features or class weights."""
-        return x if adapted is None else mix(x, adapted, ratio, self.output_norm)
+    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Adapter:
+        options = {"bias": self.bias, "zero": self.zero_init, "final_relu": self.final_relu}
+        return Adapter.initial(d, self._hidden_width(d), generator, dtype, **options)
 
-    def _ratios(self) -> list[float | str]:
-        """The ratios in use: those of the branches that are on."""
-        used = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}
-        return used[self.branch]
+    def _train_config(self, progress: bool, labels: Tensor) -> TrainConfig:
+        epochs = self.epochs
+        if isinstance(epochs, str):
+            if epochs != "coop":
+                raise InputError(f"epochs must be a number, None or 'coop', but is {epochs!r}")
+            epochs = coop_epochs(labels)
+        return TrainConfig.from_estimator(self, epochs=epochs, progress=progress)
 
-    def _check(self) -> None:
+    def _splits(self, shots: SupportSet) -> list[tuple[Tensor, Tensor]]:
+        """Rows to train on and rows to judge by; none if most classes have one shot."""
+        splits = hyperparameter_folds(shots, self.folds, self.seed)
+        held_out_counts = torch.tensor([len(held_out) for _, held_out in splits]).cumsum(0)
+        return splits[: 1 + int((held_out_counts < MIN_HELD_OUT_SHOTS).sum())]
+
+    def _check_parameters(self) -> None:
         if self.branch not in BRANCHES:
             raise InputError(f"branch must be one of {', '.join(BRANCHES)}, but is {self.branch!r}")
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
@@ -327,129 +599,3 @@ class ClipAdapter(Head):
             raise InputError(f"temperature must be positive, but is {self.temperature}")
         if self.zero_init and self.final_relu:
             raise InputError("zero_init with final_relu never trains: the gradient of a ReLU at zero is zero")
-
-    def _text_of(self, trained: Trained, text: Tensor) -> Tensor:
-        """(c, d) class weights: adapted class text, if its branch is on."""
-        beta = trained.beta if trained.beta_gate is None else gated(trained.beta_gate, text)
-        return self._blended(text, self._adapted(text, trained.text), beta)
-
-    def _held_out_losses(self, shots: SupportSet, trained: Trained, split: tuple[Tensor, Tensor]) -> Tensor:
-        """(r, t) losses of the shots that a fit did not see, at each ratio and temperature."""
-        assert shots.text is not None
-        held = split[1]
-        x = self._input(shots.X[held], trained.visual)
-        adapted, gate = self._adapted(x, trained.visual), trained.alpha_gate
-        logits = []
-        for ratio in RATIOS:
-            fit = self._at(trained, ratio)
-            weight = self._text_of(fit, shots.text)
-            alpha = fit.alpha if gate is None else gated(gate, attended(unit(x), weight, shots.scale))
-            logits.append(shots.scale * self._blended(x, adapted, alpha) @ weight.T)
-        return loss_table(logits, Objective.of(shots, held, self.bias_))
-
-    def _train(self, shots: SupportSet, rows: Tensor, progress: bool, before: WarmStart | None = None) -> Trained:
-        assert shots.text is not None
-        text, scale = shots.text, shots.scale
-        objective = Objective.of(shots, rows, self.bias_, 1.0 if shots.targets is not None else self.temperature)
-        d, dtype = text.shape[1], text.dtype
-        generator = torch.Generator().manual_seed(self.seed)
-        visual = self._initial(d, generator, dtype) if self.branch != "text" else None
-        textual = self._initial(d, generator, dtype) if self.branch != "visual" else None
-        recipe = self._recipe(progress, shots.labels[rows])
-        inputs = self._input(shots.views[rows], visual)
-        around = self._centre(inputs[:, 0], shots, rows), (text.mean(dim=0) if self.centre else None)
-        if self.bias:  # then it is where the bias starts, which is trained
-            visual = None if visual is None else visual.around(around[0])
-            textual = None if textual is None else textual.around(around[1])
-            around = None, None
-        if before is not None and visual is not None:
-            visual = Bottleneck(**{name: before.shrink(f"{name}_", first) for name, first in visual.tensors().items()})
-            recipe = before.shorten(recipe, len(rows))
-        alpha_gate = _gate_of(self.alpha, 2 * d, dtype) if visual is not None else None
-        beta_gate = _gate_of(self.beta, d, dtype) if textual is not None else None
-
-        def loss(batch: Tensor, view: Tensor) -> Tensor:
-            x = drawn(inputs, batch, view)
-            if self.noise:
-                noise = torch.randn(x.shape, generator=generator, dtype=dtype)
-                x = torch.addcmul(x, noise, x.norm(dim=1, keepdim=True), value=self.noise)
-            beta = _start(self.beta) if beta_gate is None else gated(beta_gate, text)
-            weight = self._blended(text, self._adapted(text, textual and textual.around(around[1])), beta)
-            if visual is None:
-                return objective.of_cosines(x, weight, batch)
-            adapter = visual.around(around[0])
-            alpha = _start(self.alpha) if alpha_gate is None else gated(alpha_gate, attended(unit(x), weight, scale))
-            if self.output_norm:
-                return objective.of_cosines(adapter.blended(x, alpha, self.final_relu), weight, batch)
-            x = blend(x, adapter(x, self.final_relu), alpha, renormalise=False)
-            return objective.of_products(x, weight, batch)
-
-        parameters = [gate for gate in (alpha_gate, beta_gate) if gate is not None]
-        for adapter in (visual, textual):
-            parameters += [] if adapter is None else [p.requires_grad_() for p in adapter.tensors().values()]
-        cost = sum(parameter.numel() for parameter in parameters) + text.numel()
-        last = minimise(parameters, loss, len(rows), inputs.shape[1], recipe, cost)
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        visual, textual = (b and b.around(c) for b, c in zip((visual, textual), around, strict=True))
-        trained = Trained(visual, textual, _start(self.alpha), _start(self.beta), alpha_gate, beta_gate, last)
-        return self._with_numbers(trained, unit(inputs[:, 0]), text, scale)
-
-    def _with_numbers(self, trained: Trained, x: Tensor, text: Tensor, scale: float) -> Trained:
-        """Trained ratios as numbers: a learned one as it is, a dynamic one as its mean over shots (n, d) or classes."""
-        alpha_gate, beta_gate = trained.alpha_gate, trained.beta_gate
-        if beta_gate is not None:
-            trained = replace(trained, beta=float(gated(beta_gate, text).mean()))
-        if alpha_gate is not None:
-            inputs = attended(x, self._text_of(trained, text), scale)
-            trained = replace(trained, alpha=float(gated(alpha_gate, inputs).mean()))
-        return replace(
-            trained,
-            alpha_gate=alpha_gate if self.alpha == "dynamic" else None,
-            beta_gate=beta_gate if self.beta == "dynamic" else None,
-        )
-
-    def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
-        """(d,) mean of features (n, d) in which each class weighs the same; None if nothing is to be subtracted."""
-        if not self.centre:
-            return None
-        if shots.targets is not None:
-            return x.mean(dim=0)
-        labels = shots.labels[rows]
-        shares = 1 / torch.bincount(labels)[labels].to(x.dtype)
-        return shares @ x / shares.sum()
-
-    def _width(self, d: int) -> int:
-        return self.hidden if self.hidden is not None else max(1, int(d / self.reduction))
-
-    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
-        return Bottleneck.initial(d, self._width(d), self.bias, generator, dtype, self.zero_init)
-
-    def _recipe(self, progress: bool, labels: Tensor) -> Recipe:
-        names = {field.name for field in fields(Recipe)} & vars(self).keys() - {"progress", "epochs"}
-        epochs = self.epochs
-        if isinstance(epochs, str):
-            if epochs != "coop":
-                raise InputError(f"epochs must be a number, None or 'coop', but is {epochs!r}")
-            epochs = coop_epochs(labels)
-        return Recipe(**{name: getattr(self, name) for name in names}, epochs=epochs, progress=progress)
-
-    def _splits(self, shots: SupportSet) -> list[tuple[Tensor, Tensor]]:
-        """Shots to train on and shots to judge by; none if most classes have one shot."""
-        splits = hyperparameter_folds(shots, self.folds, self.seed)
-        seen = torch.tensor([len(held) for _, held in splits]).cumsum(0)
-        return splits[: 1 + int((seen < ENOUGH).sum())]
-
-
-def _start(ratio: float | str) -> float:
-    """The ratio that training begins with; a number stays."""
-    return TRAINING_RATIO if ratio == "auto" else START_RATIO if isinstance(ratio, str) else float(ratio)
-
-
-def _gate_of(ratio: float | str, width: int, dtype: torch.dtype) -> Tensor | None:
-    """What a ratio is trained by, at its start: the logit of a learned one, or that and a linear map; else None."""
-    if ratio not in TRAINED:
-        return None
-    gate = torch.zeros(1 + (width if ratio == "dynamic" else 0), dtype=dtype)
-    gate[0] = math.log(START_RATIO / (1 - START_RATIO))
-    return gate.requires_grad_()

@@ -3,8 +3,8 @@
 Papers: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544 (the adapter); Rebuffi et al., CVPR 2017,
 https://arxiv.org/abs/1611.07725, and Chaudhry et al., 2019, https://arxiv.org/abs/1902.10486 (a few pictures of each
 class are kept and shown again). With ``replay=0`` it is sequential fine-tuning, what forgetting is measured against.
-Ours: kept shots are drawn by chance, as features, and shown so often that a class of before weighs as much as one that
-comes now; a ratio "auto" follows the shots that every task so far held out, by their summed losses.
+Ours: kept shots are drawn at random, as features, and repeated so often that a class of an earlier task weighs as much
+as one of this task; a ratio "auto" follows the shots that each task so far held out, by their summed losses.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._bottleneck import Bottleneck
-from clipadapter.heads._objective import Objective
-from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
-from clipadapter.heads._training import side_by_side
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import check_not_negative
-from clipadapter.heads.clip_adapter import TENSORS, ClipAdapter
+from clipadapter.heads.clip_adapter import ADAPTER_TENSORS, Adapter, ClipAdapter
 from clipadapter.heads.incremental import IncrementalHead
+from clipadapter.heads.losses import Loss
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
+from clipadapter.parallel import parallel_map
 
 
 @register_head(
@@ -36,7 +35,7 @@ from clipadapter.heads.registry import register_head
 class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     """CLIP-Adapter on picture features in a stream: each task trains on from where the last one ended.
 
-    The first fit is that of `ClipAdapter`. Memory is ``replay`` features a class, however many pictures come.
+    The first fit is that of `ClipAdapter`. Memory is ``replay`` features per class, however many pictures come.
 
     Args:
         replay: shots of each class that are kept and trained on again; 0 for sequential fine-tuning, which forgets.
@@ -60,7 +59,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         warmup_epochs: of each task.
         epochs: of each task; None for as many as make ``steps`` steps.
         steps: of each task.
-        batch_size: shots a step.
+        batch_size: shots per step.
         folds: for "auto", in the first fit; each later task holds out one such part of its new shots.
         seed: of initialisation, shuffling, folds, and of which shots are kept.
         progress: show a bar on stderr while training.
@@ -139,78 +138,81 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         self.replay = replay
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
-        for name in TENSORS:
+        for name in ADAPTER_TENSORS:
             self.__dict__.pop(f"{name}_", None)
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
-        self.losses_ = no_losses()
-        self._check()
-        features = self._input(shots.X, Bottleneck(shots.X, shots.X))
+        self.losses_ = empty_loss_table()
+        self._check_parameters()
+        features = self._input(shots.X)
         self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
-        self._go_on(shots)
+        self._train_task(shots)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        place = torch.full((int(origin.max()) + 1,), -1).index_copy(
+        position_of = torch.full((int(origin.max()) + 1,), -1).index_copy(
             0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
         )
-        self.kept_labels_ = place[self.kept_labels_]
-        if self.losses_.shape != no_losses().shape:  # of a model that an earlier version saved
-            self.losses_ = no_losses()
-        self._go_on(shots)
+        self.kept_labels_ = position_of[self.kept_labels_]
+        if self.losses_.shape != empty_loss_table().shape:  # of a model that an earlier version saved
+            self.losses_ = empty_loss_table()
+        self._train_task(shots)
 
-    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Bottleneck:
+    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Adapter:
         """Where training starts: at what was learned, if something was."""
-        learned = Bottleneck.learned(self, dtype)
+        learned = Adapter.of_head(self, dtype)
         if learned is None:
             return super()._initial(d, generator, dtype)
         # Without biases that are trained, that of the first layer is what subtracts the centre, and is made anew.
-        names = TENSORS if self.bias else ("down", "up")
-        return Bottleneck(**{name: tensor.clone() for name, tensor in learned.tensors().items() if name in names})
+        names = ADAPTER_TENSORS if self.bias else ("down", "up")
+        start = {name: tensor.clone() for name, tensor in learned.tensors().items() if name in names}
+        return Adapter(**start, final_relu=self.final_relu)
 
     def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
         """That of the first task: what was learned around it holds for it alone."""
         centre = getattr(self, "centre_", None)  # models that an earlier version saved have none
-        begun = self.bias and Bottleneck.learned(self, x.dtype) is not None  # it is in the bias already
+        begun = self.bias and Adapter.of_head(self, x.dtype) is not None  # it is in the bias already
         return None if centre is None or begun else centre.to(x.dtype)
 
-    def _go_on(self, shots: SupportSet) -> None:
-        self._check()
+    def _train_task(self, shots: SupportSet) -> None:
+        self._check_parameters()
         check_not_negative(replay=self.replay)
         assert shots.text is not None
         self.bias_ = None
         n, n_views, d = shots.views.shape
         kept = self.kept_.to(shots.views.dtype)[:, None].expand(-1, n_views, -1)
-        every = replace(
+        all_shots = replace(
             shots, views=torch.cat([shots.views, kept]), labels=torch.cat([shots.labels, self.kept_labels_])
         )
-        again = torch.arange(n, n + len(kept)).repeat(self._times(shots.labels))
+        replay_rows = torch.arange(n, n + len(kept)).repeat(self._count_repeats(shots.labels))
         splits = self._splits(shots) if self.alpha == "auto" else []
         if self.losses_.any():  # each further task adds one fold's: less would not pay, more is not needed
             splits = splits[:1]
-        fits = [partial(self._train, every, torch.cat([torch.arange(n), again]), self.progress)]
-        fits += [partial(self._train, every, torch.cat([train, again]), False) for train, _ in splits]
-        trained, *parts = side_by_side(fits, min(self.batch_size, n) * self._width(d) * d)
+        fits = [partial(self._train, all_shots, torch.cat([torch.arange(n), replay_rows]), self.progress)]
+        fits += [partial(self._train, all_shots, torch.cat([rows, replay_rows]), False) for rows, _ in splits]
+        trained, *fold_adapters = parallel_map(fits, work=min(self.batch_size, n) * self._hidden_width(d) * d)
         if self.alpha == "auto":
-            tables = [self._held_out_losses(every, *part) for part in zip(parts, splits, strict=True)]
+            tables = [self._held_out_losses(all_shots, *fold) for fold in zip(fold_adapters, splits, strict=True)]
             self.losses_ = sum(tables, self.losses_)
-            zero_shot = shots.scale * unit(every.X) @ shots.text.T
-            expected = expected_ratio(zero_shot, Objective.of(every, torch.arange(len(every.labels)), None))
-            trained = self._at(trained, choose_ratio(self.losses_, expected))
+            zero_shot = shots.scale * unit(all_shots.X) @ shots.text.T
+            expected = expected_ratio(
+                zero_shot, Loss.of_support_set(all_shots, torch.arange(len(all_shots.labels)), None)
+            )
+            trained = self._with_ratio(trained, choose_ratio(self.losses_, expected))
         self._store(shots, trained)
-        self._keep(every)
+        self._draw_kept_shots(all_shots)
 
-    def _times(self, labels: Tensor) -> int:
+    def _count_repeats(self, labels: Tensor) -> int:
         """How often kept shots are shown where new ones are shown once, so that their classes weigh as much."""
         if not len(self.kept_):
             return 1
         new, old = (len(rows) / len(rows.unique()) for rows in (labels, self.kept_labels_))
         return max(1, round(new / old))
 
-    def _keep(self, every: SupportSet) -> None:
+    def _draw_kept_shots(self, all_shots: SupportSet) -> None:
         """Draw from new and kept shots of each class those that are kept from now on."""
-        generator = torch.Generator().manual_seed(self.seed + len(every.labels))
-        order = torch.randperm(len(every.labels), generator=generator)
-        order = order[every.labels[order].argsort(stable=True)]
-        labels = every.labels[order]
+        generator = torch.Generator().manual_seed(self.seed + len(all_shots.labels))
+        order = torch.randperm(len(all_shots.labels), generator=generator)
+        order = order[all_shots.labels[order].argsort(stable=True)]
+        labels = all_shots.labels[order]
         first = torch.searchsorted(labels, labels)  # where its class begins
         rows = order[torch.arange(len(order)) - first < self.replay]
-        self.kept_, self.kept_labels_ = every.X[rows], every.labels[rows]
+        self.kept_, self.kept_labels_ = all_shots.X[rows], all_shots.labels[rows]

@@ -2,15 +2,14 @@
 
 Paper: Lin et al., CVPR 2023, https://arxiv.org/abs/2301.06267.
 Differs from the paper, where learning rate, weight decay, batch size and the moment to stop were searched on validation
-shots: one recipe, all steps are run. Its text samples are single prompts; ours are the class text, one row a class.
-Several prompts a class can stand among the shots, as rows of X, with ``text_share=0``: then each weighs as a picture.
+shots: one recipe, all steps are run. Its text samples are single prompts; ours are the class text, one row per class.
+Several prompts per class can stand among the shots, as rows of X, with ``text_share=0``: then each weighs as a picture.
 Where there are more rows of text than a batch has pictures, each step draws as many of them as pictures.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,28 +18,14 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._training import Recipe, drawn, minimise
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.heads.warm_start import STEPS_SHARE, find_warm_start
 
-SHRINK = 0.65
-"""Of what an earlier fit learned: less than for others, since nothing else keeps the weights from growing."""
-
-
-@dataclass(frozen=True)
-class _WarmRecipe(Recipe):
-    """A recipe whose rate first rises by step; the cosine counts these steps too, as in the released code."""
-
-    warmup_steps: int = 0
-
-    def rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """Learning rate of one step."""
-        if step < self.warmup_steps:
-            return max(min(self.lr, 1e-5), self.lr * step / self.warmup_steps)
-        if self.schedule == "constant":
-            return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / (steps_per_epoch * epochs)))
+WARM_START_SHARE = 0.65
+"""Share of what an earlier fit learned that a warm start keeps: less than for other heads, since nothing else keeps the
+weights from growing."""
 
 
 @register_head(
@@ -63,7 +48,7 @@ class CrossModal(Head):
         warmup_steps: first steps, in which the rate rises linearly from 1e-5.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: pictures a step, and at most as many rows of text.
+        batch_size: pictures per step, and at most as many rows of text.
         seed: of shuffling and of the choice of views and text.
         progress: show a bar on stderr while training.
 
@@ -119,19 +104,20 @@ class CrossModal(Head):
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe().passes(len(labels))
+        return self._train_config().count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
         self._check()
         assert shots.text is not None
         rows, row_labels = self._text_rows(shots)
         rows, views = shots.scale * unit(rows), shots.scale * unit(shots.views)
-        weight, recipe = shots.text.clone(), self._recipe()
-        # A mix can't be taken apart.
-        before = find_warm_start(self, shots, SHRINK, weight_=weight) if self.wise == 0 else None
+        weight, config = shots.text.clone(), self._train_config()
+        before = (
+            find_warm_start(self, shots, WARM_START_SHARE, weight_=weight) if self.wise == 0 else None
+        )  # a mix can't be taken apart
         if before is not None:
-            weight, recipe = before.shrink_rows("weight_", weight), before.shorten(recipe, len(views))
-            recipe = replace(recipe, warmup_steps=round(STEPS_SHARE * self.warmup_steps))
+            weight, config = before.shrink_rows("weight_", weight), before.shorten(config, len(views))
+            config = replace(config, warmup_steps=round(STEPS_SHARE * self.warmup_steps))
         weight.requires_grad_()
         generator = torch.Generator().manual_seed(self.seed)
 
@@ -139,16 +125,16 @@ class CrossModal(Head):
             return torch.nn.functional.cross_entropy(features @ weight.T, labels)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
-            value = error(drawn(views, batch, view), shots.labels[batch])
+            value = error(gather_views(views, batch, view), shots.labels[batch])
             if self.text_share == 0:
                 return value
-            some = torch.arange(len(rows))
+            chosen = torch.arange(len(rows))
             if len(rows) > self.batch_size:
-                some = torch.randperm(len(rows), generator=generator)[: self.batch_size]
-            return (1 - self.text_share) * value + self.text_share * error(rows[some], row_labels[some])
+                chosen = torch.randperm(len(rows), generator=generator)[: self.batch_size]
+            return (1 - self.text_share) * value + self.text_share * error(rows[chosen], row_labels[chosen])
 
         n, n_views = shots.views.shape[:2]
-        self.loss_ = minimise([weight], loss, n, n_views, recipe, cost=2 * weight.numel())
+        self.loss_ = train([weight], loss, n, n_views, config, row_cost=2 * weight.numel())
         self.weight_ = (1 - self.wise) * weight.detach() + self.wise * shots.text
         self.scale_ = shots.scale
 
@@ -165,18 +151,5 @@ class CrossModal(Head):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be 0 to 1, but is {getattr(self, name)!r}")
 
-    def _recipe(self) -> _WarmRecipe:
-        return _WarmRecipe(
-            self.optimizer,
-            self.lr,
-            self.momentum,
-            self.weight_decay,
-            self.schedule,
-            0,
-            self.epochs,
-            self.steps,
-            self.batch_size,
-            self.seed,
-            self.progress,
-            warmup_steps=self.warmup_steps,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self)

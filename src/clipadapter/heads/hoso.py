@@ -1,24 +1,24 @@
 """HOSO-Adapter: a CLIP-Adapter whose ratio is learned on one held-out shot of each class.
 
 Paper: https://arxiv.org/abs/2603.04341.
-Written from the method's short description: the ratio is learned on one held-out shot a class while the adapter trains
-on the others, so that neither sees the shots of the other. Ours are therefore the recipe, that of `clip-adapter`, and
-how the ratio is learned: not by gradient steps beside the adapter's, but from the likelihood of the held-out shots
-after training, as `clip-adapter` does (`_ratio`). Differs from `clip-adapter` in what trains and what judges: that
-trains on all shots, and judges by folds.
+Written from the method's short description: the ratio is learned on one held-out shot per class, and the adapter is
+trained on the others, so that neither sees the shots of the other. Ours are therefore the recipe, that of
+`clip-adapter`, and how the ratio is learned: not by gradient steps beside the adapter's, but from the likelihood of the
+held-out shots after training, as `clip-adapter` does (`clipadapter.heads.residual_ratio`). Differs from `clip-adapter`
+in which shots are trained on and held out: that head trains on all shots, and chooses the ratio by folds.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._objective import Objective
-from clipadapter.heads._ratio import choose_ratio, expected_ratio, no_losses
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.clip_adapter import SHRINK, ClipAdapter
+from clipadapter.heads.clip_adapter import WARM_START_SHARE, ClipAdapter
+from clipadapter.heads.losses import Loss
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
+from clipadapter.heads.training import hold_out_one_per_class
 from clipadapter.heads.warm_start import find_warm_start
 
 
@@ -43,7 +43,7 @@ class Hoso(ClipAdapter):
         lr: highest learning rate of AdamW, which falls as a cosine.
         epochs: passes over the shots that are trained on; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of the held-out shots, initialisation, noise and shuffling.
         progress: show a bar on stderr while training.
 
@@ -84,36 +84,19 @@ class Hoso(ClipAdapter):
         )
 
     def _fit(self, shots: SupportSet) -> None:
-        self._check()
+        self._check_parameters()
         assert shots.text is not None
-        train, held = hold_out_one(shots.labels, self.seed)
-        before = find_warm_start(self, shots, SHRINK)
+        train_rows, held_out = hold_out_one_per_class(shots.labels, self.seed)
+        before = find_warm_start(self, shots, WARM_START_SHARE)
         self.bias_ = None
-        trained = self._train(shots, train, self.progress, before)
+        trained = self._train(shots, train_rows, self.progress, before)
         if before is not None:  # the earlier adapter may have seen the shots that are held out now
             ratio = before.head.alpha_
         else:
             zero_shot = shots.scale * unit(shots.X) @ shots.text.T
-            expected = expected_ratio(zero_shot, Objective.of(shots, torch.arange(len(zero_shot)), None))
-            table = self._held_out_losses(shots, trained, (train, held)) if len(held) else no_losses()
+            expected = expected_ratio(zero_shot, Loss.of_support_set(shots, torch.arange(len(zero_shot)), None))
+            table = (
+                self._held_out_losses(shots, trained, (train_rows, held_out)) if len(held_out) else empty_loss_table()
+            )
             ratio = choose_ratio(table, expected)
-        self._store(shots, self._at(trained, ratio))
-
-
-def hold_out_one(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows to train on and held-out rows: one at random of each class that has two or more.
-
-    Args:
-        labels: (n,) class positions.
-        seed: of the draw.
-
-    >>> [len(rows) for rows in hold_out_one(torch.tensor([0, 0, 0, 1, 1, 2]))]
-    [4, 2]
-    """
-    generator = torch.Generator().manual_seed(seed)
-    held = torch.zeros_like(labels, dtype=torch.bool)
-    for label in labels.unique():
-        rows = torch.nonzero(labels == label).flatten()
-        if len(rows) > 1:
-            held[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
-    return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+        self._store(shots, self._with_ratio(trained, ratio))

@@ -23,13 +23,13 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
-from clipadapter.heads._training import few_threads
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import SoftmaxRegression, subsample
 from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.parallel import limit_threads
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Values of C that ``C="auto"`` chooses from."""
@@ -144,13 +144,13 @@ class LinearProbe(Head):
         if shots.targets is not None:
             self._fit_multilabel(X, shots.targets, C)
             return
-        with few_threads(0):
+        with limit_threads(0):
             self.C_ = self._choose_C(X, labels) if C == "auto" else float(C)
         if self.solver == "sklearn" and len(labels.unique()) > 1:
             self._fit_sklearn(X, labels, shots.n_classes)
             return
         # In a pass of 20 ms a second thread saves little, and on a busy machine waiting for it costs much.
-        with few_threads(X.numel() * shots.n_classes // 8):
+        with limit_threads(X.numel() * shots.n_classes // 8):
             regression = SoftmaxRegression(X, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         self.weight_, self.bias_ = regression.coefficients(shots.n_classes)
@@ -158,9 +158,9 @@ class LinearProbe(Head):
     def _fit_multilabel(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
             raise InputError(f"with multi-label images the solver is 'torch', but is {self.solver!r}")
-        with few_threads(0):
+        with limit_threads(0):
             self.C_ = self._choose_multilabel_C(X, targets) if C == "auto" else float(C)
-        with few_threads(X.numel() * targets.shape[1] // 8):
+        with limit_threads(X.numel() * targets.shape[1] // 8):
             regression = OneVsRest(X, targets)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         self.weight_, self.bias_ = regression.coefficients(targets.shape[1])

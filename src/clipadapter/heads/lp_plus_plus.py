@@ -19,19 +19,19 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads._training import few_threads
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
+from clipadapter.parallel import limit_threads
 
 EPOCHS = 300
-FEWEST = 50
-WORK = 1e12
+MIN_EPOCHS = 50
+MAX_MULTIPLICATIONS = 1e12
 """Multiplications after which ``epochs=None`` stops: a quarter of a minute on two cores."""
 ALPHA_EVERY = 10
 MOMENTUM = 0.9
-SHRINK = 0.95
-"""Of what an earlier fit learned."""
+WARM_START_SHARE = 0.95
+"""Share of what an earlier fit learned that a warm start keeps."""
 
 Start = tuple[Tensor, Tensor, Tensor]
 """Weight (p, d), bias (p,) and text weights (p,) of the p classes that have shots."""
@@ -64,7 +64,7 @@ class _Problem:
         """(p, d) sums, not means, of each class's shots."""
         return self.target.T @ self.X
 
-    def excess(self, weight: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
+    def residual(self, weight: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
         """(n, p) gradient of the mean cross-entropy by the logits: probability minus target, over n."""
         logits = torch.addmm(bias, self.X, weight.T).addcmul_(self.similarity, alpha)
         return logits.softmax(dim=1).sub_(self.target).div_(len(self.X))
@@ -125,11 +125,11 @@ class LpPlusPlus(Head):
         before = (
             None
             if self.literal
-            else find_warm_start(self, shots, SHRINK, weight_=start[0], bias_=start[1], alpha_=start[2])
+            else find_warm_start(self, shots, WARM_START_SHARE, weight_=start[0], bias_=start[1], alpha_=start[2])
         )
         if before is not None:
-            start = _begun(replace(before, origin=before.origin[seen]), start)
-        with few_threads(len(X) * len(seen) * X.shape[1]):
+            start = _warm_start(replace(before, origin=before.origin[seen]), start)
+        with limit_threads(len(X) * len(seen) * X.shape[1]):
             weight, bias, alpha = self._train(problem, start, 1.0 if before is None else STEPS_SHARE)
         c = shots.n_classes
         # A class without a shot has what the others have on average: only its text sets it apart.
@@ -154,19 +154,23 @@ class LpPlusPlus(Head):
         momentum_weight, momentum_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         total = torch.zeros_like(alpha)
         n, p, d = len(problem.X), *weight.shape
-        epochs = min(EPOCHS, max(FEWEST, int(WORK / (2 * n * p * d)))) if self.epochs is None else self.epochs
+        epochs = (
+            min(EPOCHS, max(MIN_EPOCHS, int(MAX_MULTIPLICATIONS / (2 * n * p * d))))
+            if self.epochs is None
+            else self.epochs
+        )
         epochs = round(share * epochs)
         for epoch in tqdm(range(1, epochs + 1), desc="training", unit="epoch", disable=not self.progress, leave=False):
-            excess = problem.excess(weight, bias, alpha)
-            momentum_weight.mul_(MOMENTUM).addmm_(excess.T, problem.X)
-            momentum_bias.mul_(MOMENTUM).add_(excess.sum(dim=0))
+            residual = problem.residual(weight, bias, alpha)
+            momentum_weight.mul_(MOMENTUM).addmm_(residual.T, problem.X)
+            momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))
             weight.sub_(momentum_weight, alpha=lr_weight)
             bias.sub_(momentum_bias, alpha=lr_bias)
-            moves = epoch % ALPHA_EVERY == 0
-            if moves or self.literal:
-                gradient = (excess * problem.similarity).sum(dim=0)
+            moves_alpha = epoch % ALPHA_EVERY == 0
+            if moves_alpha or self.literal:
+                gradient = (residual * problem.similarity).sum(dim=0)
                 total = total + gradient if self.literal else gradient
-            if moves:
+            if moves_alpha:
                 alpha.sub_(total, alpha=lr_alpha)
         return weight, bias, alpha
 
@@ -179,7 +183,7 @@ class LpPlusPlus(Head):
         return (2 * draw - 1) / math.sqrt(d)
 
 
-def _begun(before: WarmStart, initial: Start) -> Start:
+def _warm_start(before: WarmStart, initial: Start) -> Start:
     """Where to begin at an earlier head, whose weights have the text in them; origins are of the p classes."""
     visual = before.head.weight_ - before.head.alpha_[:, None] * before.head.text_
     weight, bias, alpha = initial

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import ABSENT_LOGIT
-from clipadapter.heads._lbfgs import descend
+from clipadapter.heads.lbfgs import descend
 
 MAX_PASS_COST = 300_000_000
 """Multiplications of one pass over the shots above which hyperparameters are chosen on a subsample, see `subsample`."""

@@ -20,13 +20,13 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._training import Recipe, minimise
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.training import TrainConfig, train
 from clipadapter.heads.warm_start import find_warm_start
 
-SHRINK = 0.75
-"""Of what an earlier fit learned."""
+WARM_START_SHARE = 0.75
+"""Share of what an earlier fit learned that a warm start keeps."""
 TENSORS = ("down", "down_bias", "up", "up_bias")
 
 
@@ -115,13 +115,13 @@ class SvlAdapter(Head):
 
         Args:
             changes: parameters to set otherwise. Blend was the first of the best of 0, 0.05 ... 1 on up to four
-                validation shots a class, or `star_blend`.
+                validation shots per class, or `star_blend`.
         """
         return cls(**{"input_norm": False, "drop_last": False, **changes})
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe().passes(len(labels))
+        return self._train_config().count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -132,23 +132,23 @@ class SvlAdapter(Head):
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
         inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
-        weights, recipe = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._recipe()
+        weights, config = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._train_config()
         before = find_warm_start(
-            self, shots, SHRINK, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)}
+            self, shots, WARM_START_SHARE, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)}
         )
         if before is not None:
             starts = zip(
                 (before.shrink, before.shrink, before.shrink_rows, before.shrink_rows), TENSORS, weights, strict=True
             )
             weights = [start(f"{name}_", initial) for start, name, initial in starts]
-            recipe = before.shorten(recipe, len(labels))
+            config = before.shorten(config, len(labels))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             return cross_entropy(_network(inputs[rows, views], *weights), labels[rows])
 
         parameters = [weight.requires_grad_() for weight in weights]
-        cost = sum(weight.numel() for weight in weights)
-        self.loss_ = minimise(parameters, loss, len(labels), inputs.shape[1], recipe, cost)
+        row_cost = sum(weight.numel() for weight in weights)
+        self.loss_ = train(parameters, loss, len(labels), inputs.shape[1], config, row_cost=row_cost)
         for name, weight in zip(TENSORS, weights, strict=True):
             setattr(self, f"{name}_", weight.requires_grad_(False))
 
@@ -159,10 +159,10 @@ class SvlAdapter(Head):
         weights = (getattr(self, f"{name}_").to(X.dtype) for name in TENSORS)
         adapted = _network(self._second(X), *weights)
         if not self.present_.all():
-            # Of a class that it never saw the network knows nothing: as likely as the mean of the others.
-            seen = adapted[:, self.present_]
-            unseen = seen.logsumexp(dim=1, keepdim=True) - math.log(seen.shape[1])
-            adapted = torch.where(self.present_, adapted, unseen)
+            # The network was not trained on classes without shots: each gets the mean likelihood of the others.
+            trained = adapted[:, self.present_]
+            mean = trained.logsumexp(dim=1, keepdim=True) - math.log(trained.shape[1])
+            adapted = torch.where(self.present_, adapted, mean)
         return self.blend_ * adapted + (1 - self.blend_) * self._zero_shot(X)
 
     def _zero_shot(self, X: Tensor) -> Tensor:
@@ -184,21 +184,8 @@ class SvlAdapter(Head):
         h = self.hidden
         return [uniform(h, d, fan_in=d), uniform(h, fan_in=d), uniform(c, h, fan_in=h), uniform(c, fan_in=h)]
 
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            optimizer="adam",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=0.0,
-            schedule="constant",
-            warmup_epochs=0,
-            epochs=self.epochs,
-            steps=1,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-            drop_last=self.drop_last,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adam", schedule="constant")
 
 
 def _network(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:

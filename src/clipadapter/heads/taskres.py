@@ -19,14 +19,14 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._text_residual import lengthened, train_residual
-from clipadapter.heads._training import Recipe
 from clipadapter.heads.base import Head, Preset, SupportSet
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.text_residual import scale_text, train_residual
+from clipadapter.heads.training import TrainConfig
 from clipadapter.heads.warm_start import find_warm_start
 
-SHRINK = 0.75
-"""Of what an earlier fit learned."""
+WARM_START_SHARE = 0.75
+"""Share of what an earlier fit learned that a warm start keeps."""
 OFFICIAL: Preset = MappingProxyType(
     {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": "official", "batch_size": 256}
 )
@@ -46,7 +46,7 @@ class TaskRes(Head):
 
     Args:
         alpha: factor before the residual; 0 is zero-shot.
-        text_norm: length of class text before the residual is added, one number or one a class; "auto" for a tenth of
+        text_norm: length of class text before the residual is added, one number or one per class; "auto" for a tenth of
             the encoder's logit scale, about 10 with CLIP as in the paper.
         optimizer: "adamw", "adam" or "sgd".
         lr: highest learning rate.
@@ -57,7 +57,7 @@ class TaskRes(Head):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "official" for the
             authors' number by shots per class: 100 up to 4 shots, 200 above. The class with most shots decides.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
@@ -121,17 +121,17 @@ class TaskRes(Head):
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""
-        return self._recipe(int(torch.bincount(labels).max())).passes(len(labels))
+        return self._train_config(int(torch.bincount(labels).max())).count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
-        base, recipe = lengthened(shots, self.text_norm), self._recipe(int(shots.counts.max()))
+        base, config = scale_text(shots, self.text_norm), self._train_config(int(shots.counts.max()))
         start = torch.zeros_like(base)
-        before = find_warm_start(self, shots, SHRINK, residual_=start)
+        before = find_warm_start(self, shots, WARM_START_SHARE, residual_=start)
         if before is not None:
-            recipe, start = before.shorten(recipe, len(shots.views)), before.shrink_rows("residual_", start)
-        self.residual_, self.loss_ = train_residual(shots, base, self.alpha, recipe, start=start)
-        moved = base + self.alpha * self.residual_
-        self.weight_, self.length_ = unit(moved), moved.norm(dim=1)
+            config, start = before.shorten(config, len(shots.views)), before.shrink_rows("residual_", start)
+        self.residual_, self.loss_ = train_residual(shots, base, self.alpha, config, start=start)
+        adapted = base + self.alpha * self.residual_
+        self.weight_, self.length_ = unit(adapted), adapted.norm(dim=1)
         self.scale_ = shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
@@ -144,22 +144,10 @@ class TaskRes(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
-    def _recipe(self, shots_per_class: int) -> Recipe:
+    def _train_config(self, shots_per_class: int) -> TrainConfig:
         epochs = self.epochs
         if epochs == "official":
             epochs = OFFICIAL_FEW_SHOT_EPOCHS if shots_per_class <= OFFICIAL_FEW_SHOTS else OFFICIAL_EPOCHS
         if isinstance(epochs, str):
             raise InputError(f"epochs must be a number, None or 'official', but is {epochs!r}")
-        return Recipe(
-            self.optimizer,
-            self.lr,
-            self.momentum,
-            self.weight_decay,
-            self.schedule,
-            self.warmup_epochs,
-            epochs,
-            self.steps,
-            self.batch_size,
-            self.seed,
-            self.progress,
-        )
+        return TrainConfig.from_estimator(self, epochs=epochs)

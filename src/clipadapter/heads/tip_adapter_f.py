@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._training import Recipe, minimise
 from clipadapter.heads.base import Head, Preset, SupportSet
 from clipadapter.heads.cache import (
     INITIAL_ALPHA,
@@ -26,9 +25,10 @@ from clipadapter.heads.cache import (
     check_not_negative,
 )
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.training import TrainConfig, train
 
-EPS = 1e-4
-"""Of AdamW, as published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""
+ADAMW_EPS = 1e-4
+"""As published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""
 
 
 @register_head(
@@ -50,8 +50,8 @@ class TipAdapterF(Head):
         weight_decay: of AdamW.
         epochs: passes over the shots; 0 is Tip-Adapter; None for as many as make ``steps``, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
-        draw_views: train on a drawn view of each shot a step, in place of the published augmentation; False for the
+        batch_size: shots per step.
+        draw_views: train on a drawn view of each shot per step, in place of the published augmentation; False for the
             plain pictures alone, while the keys still start as the mean of all views.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
@@ -100,7 +100,7 @@ class TipAdapterF(Head):
 
     def planned_epochs(self, labels: Tensor) -> int | None:
         """See `Head.planned_epochs`."""
-        return self._recipe().passes(len(labels)) if self.draw_views else None
+        return self._train_config().count_epochs(len(labels)) if self.draw_views else None
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -126,22 +126,10 @@ class TipAdapterF(Head):
             logits = shots.scale * x @ text.T + self.alpha_ * votes
             return torch.nn.functional.cross_entropy(logits, shots.labels[batch])
 
-        n, drawn = len(shots.labels), shots.views.shape[1] if self.draw_views else 1
-        minimise([keys], loss, n, drawn, self._recipe(), keys.numel() + text.numel())
+        n_views = shots.views.shape[1] if self.draw_views else 1
+        row_cost = keys.numel() + text.numel()
+        train([keys], loss, len(shots.labels), n_views, self._train_config(), row_cost=row_cost)
         return keys.detach()
 
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            optimizer="adamw",
-            lr=self.lr,
-            momentum=0.0,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            warmup_epochs=0,
-            epochs=self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=self.progress,
-            eps=EPS,
-        )
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig.from_estimator(self, optimizer="adamw", eps=ADAMW_EPS)

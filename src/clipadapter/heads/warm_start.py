@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from clipadapter.heads._training import Recipe
 from clipadapter.heads.base import Head
 from clipadapter.heads.support import Array, SupportSet
+from clipadapter.heads.training import TrainConfig
 
 MAX_CHANGED_SHARE = 0.1
 """Share of the shots that may have changed since the last fit from scratch; above it a fit starts from scratch."""
@@ -26,7 +26,7 @@ STEPS_SHARE = 0.25
 IGNORED_PARAMETERS = frozenset({"progress", "checkpoint", "memory"})
 """Parameters that do not change what is learned, so that they may differ between the two fits."""
 
-R = TypeVar("R", bound=Recipe)
+R = TypeVar("R", bound=TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class WarmStart:
 
     def shorten(self, config: R, n: int, rate: float = 1.0) -> R:
         """A training configuration with fewer passes over n rows, and the learning rate times ``rate``."""
-        return replace(config, epochs=max(1, round(STEPS_SHARE * config.passes(n))), lr=rate * config.lr)
+        return replace(config, epochs=max(1, round(STEPS_SHARE * config.count_epochs(n))), lr=rate * config.lr)
 
 
 def find_warm_start(head: Head, shots: SupportSet, shrink_factor: float = 1.0, **initial: Tensor) -> WarmStart | None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads._text_residual import lengthened, train_residual
-from clipadapter.heads._training import Recipe
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.text_residual import scale_text, train_residual
+from clipadapter.heads.training import TrainConfig
 from clipadapter.heads.warm_start import find_warm_start
 
 
@@ -33,7 +33,7 @@ class ZsLp(Head):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 
     Args:
-        text_norm: length of class text at the start, one number or one a class; "auto" for a tenth of the encoder's
+        text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
         momentum: of SGD.
@@ -41,7 +41,7 @@ class ZsLp(Head):
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots a step.
+        batch_size: shots per step.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
 
@@ -55,8 +55,9 @@ class ZsLp(Head):
     needs_text = True
     supports_warm_start = True
     temperature_prior = (0.9, 0.81, 0.74, 0.9, 1.1)
-    _shrink_factor: ClassVar[float] = 0.95
-    """Of what an earlier fit learned: at the end the loss is so small that a quarter of the steps adds little."""
+    _warm_start_share: ClassVar[float] = 0.95
+    """Share of what an earlier fit learned that is kept: at the end the loss is so small that a quarter of the steps
+    adds little."""
 
     def __init__(
         self,
@@ -93,33 +94,22 @@ class ZsLp(Head):
         return cls(**{**recipe, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
-        base = lengthened(shots, self.text_norm)
+        base = scale_text(shots, self.text_norm)
         start = torch.zeros_like(base)
-        before = find_warm_start(self, shots, self._shrink_factor, moved_=start)
+        before = find_warm_start(self, shots, self._warm_start_share, moved_=start)
         multipliers = self._multipliers(shots)
 
-        def penalty(moved: Tensor) -> Tensor:
+        def penalty(residual: Tensor) -> Tensor:
             assert multipliers is not None
-            # The mean over all classes; those without a shot don't move.
-            return moved.square().sum(dim=1) @ multipliers[shots.counts > 0] / shots.n_classes
+            # The mean over all classes. Those without a shot have no residual.
+            return residual.square().sum(dim=1) @ multipliers[shots.counts > 0] / shots.n_classes
 
-        recipe = Recipe(
-            "sgd",
-            self.lr,
-            self.momentum,
-            0.0,
-            self.schedule,
-            self.warmup_epochs,
-            self.epochs,
-            self.steps,
-            self.batch_size,
-            self.seed,
-            self.progress,
-        )
+        config = TrainConfig.from_estimator(self, optimizer="sgd")
         if before is not None:
-            recipe, start = before.shorten(recipe, len(shots.views)), before.shrink_rows("moved_", start)
-        pull = None if multipliers is None else penalty
-        self.moved_, self.loss_ = train_residual(shots, base, 1.0, recipe, pull, start)
+            config, start = before.shorten(config, len(shots.views)), before.shrink_rows("moved_", start)
+        self.moved_, self.loss_ = train_residual(
+            shots, base, 1.0, config, None if multipliers is None else penalty, start
+        )
         self.weight_, self.scale_ = base + self.moved_, shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:

@@ -1,5 +1,5 @@
 """Tuners: methods that train through a tower, with the face of heads and in their registry. One file a method."""
 
-from clipadapter.tuners._tower_tuner import TowerTuner
+from clipadapter.tuners.tower_tuner import TowerTuner
 
 __all__ = ["TowerTuner"]

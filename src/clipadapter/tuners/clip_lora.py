@@ -4,19 +4,27 @@ Paper: Zanella and Ben Ayed, CVPR workshops 2024, https://arxiv.org/abs/2405.185
 The defaults are those of the paper and of its authors' code, which scales an update by ``alpha / sqrt(r)``. Differs
 from these in precision (fp32 by default, not mixed), in the views of pictures (as many as are given, not new ones each
 step), and in that training is of whole epochs of whole batches.
+
+The library peft is not used: its LoRA of ``nn.MultiheadAttention``, which CLIP's towers are made of, has one matrix A
+for queries, keys and values together, always changes the output projection too, and merges before each forward pass, so
+that no dropout can stand before the branch; CLIP-LoRA needs all three otherwise.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from clipadapter.encoders import Encoder, Layer
 from clipadapter.errors import InputError
 from clipadapter.heads import register_head
-from clipadapter.tuners._layer_tuner import LayerTuner
-from clipadapter.tuners._lora import Dropout, Update, first_update
-from clipadapter.tuners._tower_tuner import Trainable
+from clipadapter.tuners.layer_tuner import LayerTuner, add_to_weight, replace_linear
+from clipadapter.tuners.tower_tuner import Trainable
 
 
 @register_head(
@@ -41,8 +49,8 @@ class ClipLora(LayerTuner):
         layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
         lr: highest learning rate of AdamW; it falls to 1e-6 in a cosine.
         weight_decay: of AdamW, on the updates' factors.
-        steps: optimizer steps; None for 500 times the shots a class.
-        batch_size: pictures a step.
+        steps: optimizer steps; None for 500 times the shots per class.
+        batch_size: pictures per step.
         precision: of the towers while training: "fp32" or "bf16", which is faster and takes less memory.
         checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `tune` goes on when
             it is called again; None keeps none.
@@ -50,8 +58,8 @@ class ClipLora(LayerTuner):
         progress: show a bar on stderr while training.
     """
 
-    called = "clip-lora"
-    known = "qkvo"
+    method_name = "clip-lora"
+    trainable_matrices = "qkvo"
 
     def __init__(
         self,
@@ -85,27 +93,27 @@ class ClipLora(LayerTuner):
         self.seed = seed
         self.progress = progress
 
-    def _begin(self, twin: Encoder, generator: torch.Generator) -> Trainable:
+    def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
         self._check()
-        drop = Dropout(self.dropout, generator, twin.device)
+        drop = SeededDropout(self.dropout, generator, twin.device)
         arrays: dict[str, Tensor] = {}
-        found = self._layers(twin)
-        for tower, layers in found.items():
-            update = first_update(layers, self.matrices, self.rank, self.alpha, generator, twin.device)
+        layers_of = self._tower_layers(twin)
+        for tower, layers in layers_of.items():
+            update = initial_update(layers, self.matrices, self.rank, self.alpha, generator, twin.device)
             arrays[f"{tower}_a_"], arrays[f"{tower}_b_"] = update.a.requires_grad_(), update.b.requires_grad_()
             update.attach(layers, drop)
-        return Trainable(arrays, found.keys(), drop.start_step)
+        return Trainable(arrays, layers_of.keys(), drop.start_step)
 
-    def _merge(self, tower: str, layers: list[Layer]) -> bool:
+    def _merge_tower(self, tower: str, layers: list[Layer]) -> bool:
         a, b = (getattr(self, f"{tower}_{letter}_", None) for letter in "ab")
-        update = None if a is None or b is None else Update(a, b, self.matrices, self.alpha)
+        update = None if a is None or b is None else LoraUpdate(a, b, self.matrices, self.alpha)
         if update is None or not update.fits(layers):
             return False
         update.merge(layers)
         return True
 
-    def _facts(self) -> tuple[object, ...]:
-        return *super()._facts(), float(self.alpha)
+    def _fingerprint_facts(self) -> tuple[object, ...]:
+        return *super()._fingerprint_facts(), float(self.alpha)
 
     def _check(self) -> None:
         super()._check()
@@ -113,3 +121,146 @@ class ClipLora(LayerTuner):
             raise InputError(f"rank must be 1 or more, but is {self.rank}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be 0 or more and less than 1, but is {self.dropout}")
+
+
+class SeededDropout:
+    """Dropout whose draws are an argument.
+
+    Args:
+        rate: share of the values that become zero.
+        seed: stream that gives a seed for the draws of each step; see `start_step`.
+        device: where the values are.
+
+    >>> drop = SeededDropout(0.5, torch.Generator().manual_seed(0), "cpu")
+    >>> drop.start_step()
+    >>> sorted(set(drop(torch.ones(100)).tolist()))
+    [0.0, 2.0]
+    """
+
+    def __init__(self, rate: float, seed: torch.Generator, device: str) -> None:
+        self.rate, self._seed = rate, seed
+        self._generator = torch.Generator(device)
+
+    def start_step(self) -> None:
+        """Begin the draws of another step; one number of the stream, so that a stream that is restored is enough."""
+        self._generator.manual_seed(int(torch.randint(2**62, (), generator=self._seed)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values that are kept are scaled up, so that the mean stays."""
+        if not self.rate:
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self._generator)
+        return x * kept.div_(1 - self.rate)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraBranch:
+    """What is added to some outputs of a linear layer: ``scale * b @ a @ dropout(x)``.
+
+    Args:
+        rows: which outputs.
+        update: has ``a`` and ``b``.
+        layer: number of the layer in it.
+        matrix: number of the matrix in it.
+    """
+
+    rows: slice
+    update: LoraUpdate
+    layer: int
+    matrix: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        a, b = (both[self.layer, self.matrix] for both in (self.update.a, self.update.b))
+        return self.update.scale * linear(linear(x, a), b)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and branches beside it, each with a dropout of its own before it.
+
+    Args:
+        weight: (out, in).
+        bias: (out,), or None.
+        branches: of different rows.
+        drop: dropout of the branches' input.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, branches: Sequence[LoraBranch], drop: SeededDropout
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.branches, self.drop = branches, drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        output = linear(x, self.weight, self.bias)
+        if not self.branches:
+            return output
+        parts, stop = [], 0
+        for branch in sorted(self.branches, key=lambda each: each.rows.start):
+            parts += [output[..., stop : branch.rows.start], output[..., branch.rows] + branch(self.drop(x))]
+            stop = branch.rows.stop
+        return torch.cat([*parts, output[..., stop:]], dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraUpdate:
+    """A low-rank update of the attention layers of a network.
+
+    Args:
+        a: (L, p, r, in): for each of L layers and p matrices.
+        b: (L, p, out, r).
+        letters: which p matrices, such as "qkv".
+        alpha: the update of a weight is ``alpha / sqrt(r) * b @ a``.
+    """
+
+    a: Tensor
+    b: Tensor
+    letters: str
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """What ``b @ a`` is multiplied by."""
+        return self.alpha / math.sqrt(self.a.shape[2])
+
+    def fits(self, layers: Sequence[Layer]) -> bool:
+        """Whether these are the layers it was made for, by their number and shapes."""
+        shape = (len(layers), len(self.letters))
+        return shape == self.a.shape[:2] == self.b.shape[:2] and all(
+            layer[letter].values.shape == (self.b.shape[2], self.a.shape[3])
+            for layer in layers
+            for letter in self.letters
+        )
+
+    def attach(self, layers: Sequence[Layer], drop: SeededDropout) -> None:
+        """Put branches into the layers, to be trained there."""
+        for i, layer in enumerate(layers):
+            branches = {letter: LoraBranch(layer[letter].rows, self, i, j) for j, letter in enumerate(self.letters)}
+
+            def make(
+                weight: Tensor, bias: Tensor | None, letters: str, own: dict[str, LoraBranch] = branches
+            ) -> nn.Module:
+                return LoraLinear(weight, bias, [own[letter] for letter in letters], drop)
+
+            replace_linear(layer, self.letters, make)
+
+    def merge(self, layers: Sequence[Layer]) -> None:
+        """Put weights into the layers that the update is added to."""
+        with torch.no_grad():
+            for i, layer in enumerate(layers):
+                for j, letter in enumerate(self.letters):
+                    add_to_weight(layer[letter], self.scale * self.b[i, j] @ self.a[i, j])
+
+
+def initial_update(
+    layers: Sequence[Layer], letters: str, rank: int, alpha: float, generator: torch.Generator, device: str
+) -> LoraUpdate:
+    """An update that is zero: ``a`` is drawn as linear layers are at first (within 1 / sqrt(in)), ``b`` is zero."""
+    shapes = {tuple(layer[letter].values.shape) for layer in layers for letter in letters}
+    assert len(shapes) == 1, f"attention layers differ in width: {shapes}"
+    ((out, width),) = shapes
+    a = torch.rand(len(layers), len(letters), rank, width, generator=generator).mul(2).sub(1).div(math.sqrt(width))
+    b = torch.zeros(len(layers), len(letters), out, rank)
+    return LoraUpdate(a.to(device), b.to(device), letters, alpha)

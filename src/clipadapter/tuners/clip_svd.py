@@ -9,18 +9,29 @@ one learning rate for all data sets: 2e-3, the default of a release of their pro
 medical pictures). "ends" is inferred from that release too: in ViT-B/16 these layers have 61,440 singular values,
 0.041 % of the parameters; all layers have 0.062 %. Prompts are the classifier's, not a template for each data set.
 Precision, views and whole epochs are as in CLIP-LoRA here.
+
+A matrix is U diag(s) V', and only the product enters a tower. It does not depend on the signs of U and V. But where
+singular values are equal, U and V may be rotated, and another machine may rotate them in another way. So equal singular
+values change together, by their mean change, and those that are zero, whose U and V are independent, stay. The
+decomposition is in fp64: in fp32 neighbouring singular values of a trained tower are equal up to rounding, and the
+product would differ by 1e-4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from clipadapter.encoders import Encoder, Layer
 from clipadapter.heads import register_head
-from clipadapter.tuners._layer_tuner import LayerTuner
-from clipadapter.tuners._svd import SingularValues, count
-from clipadapter.tuners._tower_tuner import Trainable
+from clipadapter.parallel import parallel_map
+from clipadapter.tuners.layer_tuner import LayerTuner, add_to_weight, replace_linear
+from clipadapter.tuners.tower_tuner import Trainable
 
 
 @register_head(
@@ -45,8 +56,8 @@ class ClipSvd(LayerTuner):
         layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
         lr: highest learning rate of AdamW; it falls to 1e-6 in a cosine.
         weight_decay: of AdamW, on the changes: towards zero-shot.
-        steps: optimizer steps; None for 500 times the shots a class.
-        batch_size: pictures a step.
+        steps: optimizer steps; None for 500 times the shots per class.
+        batch_size: pictures per step.
         precision: of the towers while training: "fp32" or "bf16", which is faster and takes less memory.
         checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `tune` goes on when
             it is called again; None keeps none.
@@ -54,8 +65,8 @@ class ClipSvd(LayerTuner):
         progress: show a bar on stderr while training.
     """
 
-    called = "clip-svd"
-    known = "qkvoud"
+    method_name = "clip-svd"
+    trainable_matrices = "qkvoud"
 
     def __init__(
         self,
@@ -83,19 +94,193 @@ class ClipSvd(LayerTuner):
         self.seed = seed
         self.progress = progress
 
-    def _begin(self, twin: Encoder, generator: torch.Generator) -> Trainable:
+    def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
         self._check()
         arrays: dict[str, Tensor] = {}
-        found = self._layers(twin)
-        for tower, layers in found.items():
-            values = SingularValues(torch.zeros(count(layers), device=twin.device, requires_grad=True))
+        layers_of = self._tower_layers(twin)
+        for tower, layers in layers_of.items():
+            values = SingularValues(torch.zeros(count_singular_values(layers), device=twin.device, requires_grad=True))
             arrays[f"{tower}_s_"] = values.change
             values.attach(layers)
-        return Trainable(arrays, found.keys(), lambda: None)
+        return Trainable(arrays, layers_of.keys(), lambda: None)
 
-    def _merge(self, tower: str, layers: list[Layer]) -> bool:
+    def _merge_tower(self, tower: str, layers: list[Layer]) -> bool:
         change = getattr(self, f"{tower}_s_", None)
         if change is None or not SingularValues(change).fits(layers):
             return False
         SingularValues(change).merge(layers)
         return True
+
+
+MAX_EQUAL_DIFFERENCE = 1e-9
+"""Difference of neighbouring singular values, as a share of the largest, below which they are taken as equal."""
+MIN_SVD_WORK = 10**9
+"""Multiplications of a decomposition, at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class SvdFactors:
+    """A matrix as ``u @ diag(s) @ vt``, with k = min(out, in) singular values, the largest first.
+
+    Args:
+        u: (out, k), orthonormal columns.
+        s: (k,).
+        vt: (k, in), orthonormal rows.
+        group: (k,) a number that equal singular values share.
+        share: (k,) one over their number; zero for those that stay.
+    """
+
+    u: Tensor
+    s: Tensor
+    vt: Tensor
+    group: Tensor
+    share: Tensor
+
+    def average_equal(self, change: Tensor) -> Tensor:
+        """Changes (k,) of which those of equal singular values are their mean, and those of zeros are zero."""
+        return torch.zeros_like(change).index_add(0, self.group, change * self.share)[self.group]
+
+    def product(self, change: Tensor) -> Tensor:
+        """What changes of the singular values (k,) add to the matrix, (out, in)."""
+        return (self.u * self.average_equal(change)) @ self.vt
+
+    def cast_like(self, weight: Tensor) -> SvdFactors:
+        """The same of the type and on the device of a weight."""
+        u, s, vt, share = (each.to(weight).contiguous() for each in (self.u, self.s, self.vt, self.share))
+        return SvdFactors(u, s, vt, self.group.to(weight.device), share)
+
+
+def decompose(weight: Tensor) -> SvdFactors:
+    """The singular value decomposition of a matrix (out, in), in fp64 on the CPU.
+
+    >>> parts = decompose(torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))
+    >>> parts.s, parts.average_equal(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    (tensor([2., 2.], dtype=torch.float64), tensor([0.5000, 0.5000], dtype=torch.float64))
+    """
+    matrix = weight.detach().to("cpu", torch.float64)
+    wide = matrix.shape[0] < matrix.shape[1]
+    u, s, vt = torch.linalg.svd(matrix.T if wide else matrix, full_matrices=False)  # tall ones take half the time
+    if wide:
+        u, vt = vt.T, u.T
+    apart = s[:-1] - s[1:] > MAX_EQUAL_DIFFERENCE * s[0]
+    group = torch.cat([torch.zeros(1, dtype=torch.int64), apart.cumsum(0)])
+    share = (1 / torch.bincount(group).to(s))[group].where(s > MAX_EQUAL_DIFFERENCE * s[0], 0.0)
+    return SvdFactors(u, s, vt, group, share)
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredRows:
+    """Some outputs of a linear layer, whose matrix has changed singular values.
+
+    Args:
+        rows: which outputs.
+        factors: their matrix.
+        values: has the changes.
+        part: which of them are its own.
+    """
+
+    rows: slice
+    factors: SvdFactors
+    values: SingularValues
+    part: slice
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in) to (..., out)."""
+        own = self.factors
+        return linear(linear(x, own.vt) * (own.s + own.average_equal(self.values.change[self.part])), own.u, bias)
+
+
+class FactoredLinear(nn.Module):
+    """A linear layer of which some matrices are factors.
+
+    Args:
+        weight: (out, in), for the outputs of no piece.
+        bias: (out,), or None.
+        pieces: of different rows.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, pieces: Sequence[FactoredRows]) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.pieces = sorted(pieces, key=lambda each: each.rows.start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        outputs, stop = [], 0
+        for piece in self.pieces:
+            outputs += [self._plain(x, slice(stop, piece.rows.start)), piece(x, self._bias(piece.rows))]
+            stop = piece.rows.stop
+        outputs.append(self._plain(x, slice(stop, len(self.weight))))
+        outputs = [output for output in outputs if output.shape[-1]]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def _plain(self, x: Tensor, rows: slice) -> Tensor:
+        return linear(x, self.weight[rows], self._bias(rows)) if rows.start < rows.stop else x[..., :0]
+
+    def _bias(self, rows: slice) -> Tensor | None:
+        return None if self.bias is None else self.bias[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class SingularValues:
+    """Changes of the singular values of all matrices of some layers.
+
+    Args:
+        change: (n,) layer by layer, in a layer matrix by matrix in its order.
+    """
+
+    change: Tensor
+
+    def fits(self, layers: Sequence[Layer]) -> bool:
+        """Whether these are layers with as many singular values."""
+        return self.change.shape == (count_singular_values(layers),)
+
+    def attach(self, layers: Sequence[Layer]) -> None:
+        """Put factors into the layers, to be trained there."""
+        slices = _slices(layers)
+        weights = [place.values for layer in layers for place in layer.values()]
+        factors = iter(parallel_map([partial(_decompose_like, weight) for weight in weights], work=MIN_SVD_WORK))
+        for layer, own in zip(layers, slices, strict=True):
+            pieces = {letter: FactoredRows(layer[letter].rows, next(factors), self, own[letter]) for letter in layer}
+
+            def make(
+                weight: Tensor, bias: Tensor | None, letters: str, all_: dict[str, FactoredRows] = pieces
+            ) -> nn.Module:
+                return FactoredLinear(weight, bias, [all_[letter] for letter in letters])
+
+            replace_linear(layer, "".join(layer), make)
+
+    def merge(self, layers: Sequence[Layer]) -> None:
+        """Put weights into the layers that have the changed singular values."""
+        change = self.change.detach().to("cpu", torch.float64)
+        places = [
+            (layer[letter], own[letter]) for layer, own in zip(layers, _slices(layers), strict=True) for letter in layer
+        ]
+        tasks = [partial(_weight_change, place.values, change[part]) for place, part in places]
+        for (place, _), weight_change in zip(places, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
+            add_to_weight(place, weight_change)
+
+
+def count_singular_values(layers: Sequence[Layer]) -> int:
+    """How many singular values all matrices of some layers have."""
+    return sum(min(place.values.shape) for layer in layers for place in layer.values())
+
+
+def _slices(layers: Sequence[Layer]) -> list[dict[str, slice]]:
+    """Which of the singular values belong to each matrix."""
+    slices, stop = [], 0
+    for layer in layers:
+        own = {}
+        for letter, place in layer.items():
+            own[letter] = slice(stop, stop + min(place.values.shape))
+            stop = own[letter].stop
+        slices.append(own)
+    return slices
+
+
+def _decompose_like(weight: Tensor) -> SvdFactors:
+    return decompose(weight).cast_like(weight.detach())
+
+
+def _weight_change(weight: Tensor, change: Tensor) -> Tensor:
+    return decompose(weight).product(change).to(weight.dtype)

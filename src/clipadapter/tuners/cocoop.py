@@ -24,14 +24,14 @@ from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
 from clipadapter.heads.support import Array
-from clipadapter.tuners._prompt_tuner import GIGABYTE, PromptTuner
-from clipadapter.tuners._prompts import Prompts
+from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
+from clipadapter.tuners.prompts import Prompts
 
-NET = ("down", "down_bias", "up", "up_bias")
-LEARNED = {"context_": 2, "down_": 2, "down_bias_": 1, "up_": 2, "up_bias_": 1, "scale_": 0, "loss_": 0}
+SHIFT_NET = ("down", "down_bias", "up", "up_bias")
+LEARNED_NDIM = {"context_": 2, "down_": 2, "down_bias_": 1, "up_": 2, "up_bias_": 1, "scale_": 0, "loss_": 0}
 """Arrays by name, and their numbers of dimensions."""
 
-NOTED = {"seen_": 1, "changed_": 0}
+OPTIONAL_NDIM = {"seen_": 1, "changed_": 0}
 """The same of arrays that may be missing."""
 
 
@@ -56,7 +56,7 @@ class CoCoOp(PromptTuner):
         schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for CoOp's by shots.
-        batch_size: shots a step; each of them runs the text tower over all classes.
+        batch_size: shots per step; each of them runs the text tower over all classes.
         patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
         memory: gigabytes that the text tower may keep for its gradient.
@@ -117,7 +117,7 @@ class CoCoOp(PromptTuner):
         self.reduction = reduction
 
     def _fit(self, shots: SupportSet) -> None:
-        prompts, context = self._start(shots)
+        prompts, context = self._initial_prompts(shots)
         learned = {"context": context, **self._net(shots.views.shape[2], context)}
         before = self._earlier(shots)
         if before is not None:
@@ -159,7 +159,7 @@ class CoCoOp(PromptTuner):
         Raises:
             ArtifactError: if the arrays are not those of a fitted head.
         """
-        known = {**LEARNED, **{name: n for name, n in NOTED.items() if name in state}}
+        known = {**LEARNED_NDIM, **{name: n for name, n in OPTIONAL_NDIM.items() if name in state}}
         if sorted(state) != sorted(known) or any(np.ndim(state[name]) != n for name, n in known.items()):
             raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {', '.join(sorted(state))}")
         self._load_state_dict(state, classes, width)
@@ -190,7 +190,7 @@ class CoCoOp(PromptTuner):
         return (tokens + len(self.classes_)) * max(self.n_features_in_, self.context_.shape[1])
 
     def _learned(self) -> dict[str, Tensor]:
-        return {name: getattr(self, f"{name}_") for name in ("context", *NET)}
+        return {name: getattr(self, f"{name}_") for name in ("context", *SHIFT_NET)}
 
     def _net(self, d: int, context: Tensor) -> dict[str, Tensor]:
         """Two layers from a feature to the shift of every context vector, as torch starts linear layers."""
@@ -202,7 +202,7 @@ class CoCoOp(PromptTuner):
             return torch.empty(shape).uniform_(-bound, bound, generator=generator).to(context)
 
         shapes = ((d, hidden, d), (d, hidden), (hidden, width, hidden), (hidden, width))
-        return {name: draw(*shape) for name, shape in zip(NET, shapes, strict=True)}
+        return {name: draw(*shape) for name, shape in zip(SHIFT_NET, shapes, strict=True)}
 
 
 def _shifted(features: Tensor, context: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
@@ -215,8 +215,8 @@ def _cosines(features: Tensor, prompts: Prompts, **learned: Tensor) -> Tensor:
     b, c = len(features), len(prompts)
     contexts = _shifted(features, **learned)
     if b == 1:  # one context for all prompts: the tower runs it once
-        vectors = prompts.vectors(contexts[0])[None]
+        vectors = prompts.class_vectors(contexts[0])[None]
     else:
         each = contexts.repeat_interleave(c, dim=0)  # (b * c, M, w)
-        vectors = prompts.vectors(each, torch.arange(c).repeat(b)).view(b, c, -1)
+        vectors = prompts.class_vectors(each, torch.arange(c).repeat(b)).view(b, c, -1)
     return (unit(vectors) @ features[:, :, None]).squeeze(2)

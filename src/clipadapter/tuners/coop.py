@@ -10,7 +10,7 @@ one's epochs.
 from __future__ import annotations
 
 from clipadapter.heads import register_head
-from clipadapter.tuners._prompt_tuner import PromptTuner
+from clipadapter.tuners.prompt_tuner import PromptTuner
 
 
 @register_head(
@@ -34,8 +34,8 @@ class CoOp(PromptTuner):
         weight_decay: L2, on the context.
         schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
-        epochs: passes over the shots; None for 50 with one shot a class, 100 with up to 4, else 200.
-        batch_size: shots a step.
+        epochs: passes over the shots; None for 50 with one shot per class, 100 with up to 4, else 200.
+        batch_size: shots per step.
         patience: None trains all epochs on all shots; a number holds out a shot of each class that has two, stops after
             so many epochs without a lower loss on these, and keeps the best.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.

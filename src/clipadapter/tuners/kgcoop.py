@@ -1,8 +1,8 @@
-"""KgCoOp: CoOp whose class vectors are held near those of prompts made by hand.
+"""KgCoOp: CoOp with a penalty on the distance of the class vectors to those of hand-written prompts.
 
 Paper: Yao et al., CVPR 2023, https://arxiv.org/abs/2303.13283, equation 5.
 The defaults are the paper's: context from "a photo of a", weight 8 (the released code has 1), 100 epochs of batches of
-128. The prompts made by hand are those of the class text, whatever templates that had. Differs from the paper as CoOp
+128. The hand-written prompts are those of the class text, with its templates. Differs from the paper as CoOp
 does.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipadapter.heads import register_head
-from clipadapter.tuners._prompt_tuner import Batch, PromptTuner
+from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
 @register_head(
@@ -36,7 +36,7 @@ class KgCoOp(PromptTuner):
         schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for CoOp's by shots.
-        batch_size: shots a step.
+        batch_size: shots per step.
         patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
         memory: gigabytes that the text tower may keep for its gradient.
@@ -94,6 +94,6 @@ class KgCoOp(PromptTuner):
         )
         self.weight = weight
 
-    def _objective(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         near = (batch.weight * batch.text).sum(dim=1).mean()
-        return super()._objective(batch) + self.weight * (1 - near)  # eq. 5
+        return super()._loss(batch) + self.weight * (1 - near)  # eq. 5

@@ -1,7 +1,7 @@
-"""ProGrad: CoOp without the part of each step that goes against what the prompts made by hand say.
+"""ProGrad: CoOp without the part of each step that opposes the gradient towards zero-shot by hand-written prompts.
 
 Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2205.14865, equation 4.
-The defaults are CoOp's, with lambda 1. The teacher is the class text, whatever templates that had. Differs from the
+The defaults are CoOp's, with lambda 1. The teacher is the class text, with its templates. Differs from the
 paper as CoOp does.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipadapter.heads import register_head
-from clipadapter.tuners._prompt_tuner import Batch, PromptTuner
+from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
 @register_head(
@@ -40,7 +40,7 @@ class ProGrad(PromptTuner):
         schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for CoOp's by shots.
-        batch_size: shots a step.
+        batch_size: shots per step.
         patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
         memory: gigabytes that the text tower may keep for its gradient.
@@ -100,9 +100,9 @@ class ProGrad(PromptTuner):
         self.strength = strength
         self.temperature = temperature
 
-    def _objective(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and distillation (2,)."""
-        return torch.stack([super()._objective(batch), distillation(batch.logits, batch.zero_shot, self.temperature)])
+        return torch.stack([super()._loss(batch), distillation(batch.logits, batch.zero_shot, self.temperature)])
 
     def _backward(self, parameters: Sequence[Tensor], value: Tensor) -> None:
         gradients = torch.autograd.grad(value[0], parameters, retain_graph=True)

@@ -17,8 +17,8 @@ from typing_extensions import Self
 
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, register_head
-from clipadapter.heads._linear_map import RATE, moved, penalty_strength, shift_loss, shift_recipe
-from clipadapter.heads._training import minimise
+from clipadapter.heads.linear_adapter import apply_shift, penalty_strength, shift_config, shift_loss
+from clipadapter.heads.training import train
 from clipadapter.heads.warm_start import find_warm_start
 
 
@@ -37,13 +37,13 @@ class ProLip(Head):
     is RLA with this recipe.
 
     Args:
-        penalty: strength of the pull of W to what it was; "1/n" for one over the number of shots a class, as in the
+        penalty: strength of the pull of W to what it was; "1/n" for one over the number of shots per class, as in the
             paper; "auto" for the same times (logit scale / 100) squared, which with CLIP is one.
         lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code; with the penalty of the paper
             1e-5 to 1e-2 did there.
         schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
         steps: optimizer steps; the last pass over the shots is completed.
-        batch_size: shots a step; None for all.
+        batch_size: shots per step; None for all.
         cycle_views: use view 1, 2 ... and 0 in turn for all pictures of a step, in place of a drawn one of each.
         seed: of shuffling and of the choice of views.
         progress: show a bar on stderr while training.
@@ -98,9 +98,8 @@ class ProLip(Head):
         if before is not None:
             shift = before.shrink("shift_", shift.detach()).requires_grad_()
         loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
-        recipe = shift_recipe(n, self.lr, self.schedule, self.steps, self.batch_size, self.seed, self.progress)
-        recipe = recipe if before is None else before.shorten(recipe, n, RATE)
-        self.loss_ = minimise([shift], loss, n, n_views, recipe, cost=shift.numel() + shots.text.numel())
+        config = shift_config(self, n, self.batch_size, before)
+        self.loss_ = train([shift], loss, n, n_views, config, row_cost=shift.numel() + shots.text.numel())
         self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
 
     def _text_width(self) -> int:
@@ -110,4 +109,4 @@ class ProLip(Head):
         self.weight_, self.scale_ = text, scale
 
     def _logits(self, X: Tensor) -> Tensor:
-        return self.scale_ * unit(moved(X, self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)
+        return self.scale_ * unit(apply_shift(X, self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)

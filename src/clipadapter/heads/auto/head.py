@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import ABSENT_LOGIT, unit
-from clipadapter.heads._training import few_threads, side_by_side
 from clipadapter.heads.auto.experts import EXPERTS, MAX_KERNEL_SHOTS, RIDGE, ExpertInputs, gaussian_kernel
 from clipadapter.heads.auto.multilabel import fit_multilabel
 from clipadapter.heads.auto.stacking import (
@@ -35,6 +34,7 @@ from clipadapter.heads.folds import most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import subsample
+from clipadapter.parallel import limit_threads, parallel_map
 
 TEXT_WEIGHT = 0.5
 """Prior mean of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
@@ -145,7 +145,7 @@ class Auto(Head):
         zero_shot = centre_logits(x @ self.text_.T)  # (n, all classes)
         self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
         counts = torch.bincount(labels)[labels]
-        with few_threads(0):  # the products are too small for threads
+        with limit_threads(0):  # the products are too small for threads
             inverse_temperature = fit_inverse_temperature(
                 zero_shot / self.spread_, classes[labels], len(labels) / (len(classes) * counts)
             )
@@ -160,7 +160,7 @@ class Auto(Head):
         if not most_labels_repeat(part.labels):
             # Most classes have one shot: the weights are the means of their priors, and only noise can be measured.
             weights = {"text": TEXT_WEIGHT * inputs.inverse_temperature, "probe": PROBE_WEIGHT, "ridge": EXPERT_WEIGHT}
-            with few_threads(inputs.cost):
+            with limit_threads(inputs.cost):
                 return weights, {"probe": 1.0, "ridge": _leave_one_out_ridge_noise(inputs)}
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
@@ -173,7 +173,7 @@ class Auto(Head):
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
         logits = _out_of_fold_logits(part, splits, names)
         held = torch.cat([rows for _, rows in splits])
-        with few_threads(0):  # small products between lines of Python
+        with limit_threads(0):  # small products between lines of Python
             weights, noise = _fit_weights(part, held, logits, repeats)
         if len(rows) == len(inputs.z):
             shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
@@ -195,7 +195,9 @@ class Auto(Head):
         self.shots_ = self.dual_ = None
         largest = max(weights.values(), default=0.0)
         weights = {name: weight for name, weight in weights.items() if weight > MIN_WEIGHT_RATIO * largest}
-        experts = side_by_side([partial(EXPERTS[name], inputs) for name in weights], inputs.cost // PARALLEL_COST_RATIO)
+        experts = parallel_map(
+            [partial(EXPERTS[name], inputs) for name in weights], work=inputs.cost // PARALLEL_COST_RATIO
+        )
         for (name, weight), fitted in zip(weights.items(), experts, strict=True):
             expert, factor = fitted.centred(), weight / noise[name]
             self.weight_[classes] += factor * expert.weight
@@ -251,7 +253,9 @@ def _out_of_fold_logits(
         products = inputs.gram_block(held, train)
         return [EXPERTS[name](part).logits(inputs.z[held], zero_shot, products) for name in names]
 
-    by_split = side_by_side([partial(fit_and_predict, *split) for split in splits], inputs.cost // PARALLEL_COST_RATIO)
+    by_split = parallel_map(
+        [partial(fit_and_predict, *split) for split in splits], work=inputs.cost // PARALLEL_COST_RATIO
+    )
     return {name: torch.cat(parts) for name, parts in zip(names, zip(*by_split, strict=True), strict=True)}
 
 

@@ -23,11 +23,11 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads._training import few_threads
 from clipadapter.heads.auto.experts import RIDGE, solve_ridge
 from clipadapter.heads.folds import iterative_stratification, most_targets_repeat
 from clipadapter.heads.multilabel import BIAS_PRIOR_STD, binary_losses, fit_bias
 from clipadapter.heads.support import SupportSet
+from clipadapter.parallel import limit_threads
 
 SLOPES = torch.logspace(-2, 1, 31)
 """Candidate slopes of zero-shot logits of unit spread; their prior is log-normal, of median 1 and sigma 1."""
@@ -74,7 +74,7 @@ def fit_multilabel(shots: SupportSet, folds: int, seed: int) -> MultilabelMixtur
         spread, mean = float(zero_shot.std(dim=0, unbiased=False).mean()) or 1.0, float(zero_shot.mean())
         zero_shot = (zero_shot - mean) / spread
         slope = _fit_slope(zero_shot, targets)
-    with few_threads(z.numel() * targets.shape[1]):
+    with limit_threads(z.numel() * targets.shape[1]):
         ridge_weight = fit_multilabel_ridge(z, targets)
         held, scores, repeats = _out_of_fold_scores(z, targets, folds, seed)
     if repeats:
@@ -144,7 +144,7 @@ def multilabel_stacking_weights(
 def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
     """Posterior mean (of the logarithm) of the slope that calibrates zero-shot logits of unit spread."""
     log_posterior = []
-    with few_threads(0):
+    with limit_threads(0):
         for slope in SLOPES.tolist():
             logits = slope * zero_shot
             losses = binary_losses(logits + fit_bias(logits, targets), targets)

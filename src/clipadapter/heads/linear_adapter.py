@@ -1,8 +1,7 @@
-"""A linear map to picture features that starts where it was and is kept near it: shared by RLA and ProLIP."""
+"""A trained change of a linear map of image features, with a penalty on its size: shared by RLA and ProLIP."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,21 +10,22 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._cosine_error import cosine_error
-from clipadapter.heads._training import Recipe, drawn
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.losses import cosine_cross_entropy
+from clipadapter.heads.training import TrainConfig, gather_views
+from clipadapter.heads.warm_start import WarmStart
 
-RATE = 0.3
-"""Share of the learning rate for a map that begins where an earlier one ended: the penalty holds it near its optimum,
-and Adam's first steps are as long as the rate allows."""
+WARM_START_LR_SHARE = 0.3
+"""Share of the learning rate for a warm start: the penalty holds the map near its optimum, and Adam's first steps are
+as long as the rate allows."""
 CLIP_SCALE = 100.0
 """Logit scale of the encoders that the paper's penalty was made for."""
 
 
-def moved(X: Tensor, shift: Tensor) -> Tensor:
-    """What features are after their map was changed by ``shift``, but for their length.
+def apply_shift(X: Tensor, shift: Tensor) -> Tensor:
+    """Features after their linear map was changed by ``shift``, up to their length.
 
-    A feature is ``f = W b``, and ``(W + S) b = f + S b``: so W itself is not asked for, nor a bias that stays.
+    A feature is ``f = W b``, and ``(W + S) b = f + S b``: neither W itself nor a constant bias is needed.
 
     Args:
         X: (..., d) raw features f, or (..., d + p) with b behind each; without that b is f, and W the identity.
@@ -34,13 +34,13 @@ def moved(X: Tensor, shift: Tensor) -> Tensor:
     Returns:
         (..., d), each divided by the length of its row of X.
 
-    >>> moved(torch.tensor([[3.0, 4.0]]), torch.eye(2))
+    >>> apply_shift(torch.tensor([[3.0, 4.0]]), torch.eye(2))
     tensor([[1.2000, 1.6000]])
     """
-    return _moved(unit(X), shift)
+    return _shift(unit(X), shift)
 
 
-def _moved(x: Tensor, shift: Tensor) -> Tensor:
+def _shift(x: Tensor, shift: Tensor) -> Tensor:
     d = len(shift)
     before = x[..., d:] if x.shape[-1] > d else x
     return x[..., :d] + before @ shift.T
@@ -49,10 +49,10 @@ def _moved(x: Tensor, shift: Tensor) -> Tensor:
 def shift_loss(
     shots: SupportSet, shift: Tensor, penalty: float, cycle_views: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy of the moved features' logits plus ``penalty * ||shift||_F^2``, for `minimise`.
+    """Cross-entropy of the shifted features plus ``penalty * ||shift||_F^2``, for `train`.
 
     Args:
-        shots: labelled features, as `moved` takes them.
+        shots: labelled features, as `apply_shift` takes them.
         shift: (d, p) or (d, d).
         penalty: strength of the pull to where the map was.
         cycle_views: take view 1, 2 ... and 0 in turn, one for all rows of a step, in place of those that are drawn.
@@ -64,16 +64,16 @@ def shift_loss(
     def loss(batch: Tensor, view: Tensor) -> Tensor:
         nonlocal turn
         turn = (turn + 1) % n_views
-        x = drawn(views, batch, torch.full_like(batch, turn) if cycle_views else view)
+        x = gather_views(views, batch, torch.full_like(batch, turn) if cycle_views else view)
         # The bound is for a picture of zeros, at whose length unit() has no gradient.
-        error = cosine_error(_moved(x, shift), text, shots.labels[batch], shots.scale, shortest=1e-6)
-        return error + _Pull.apply(shift, penalty)
+        error = cosine_cross_entropy(_shift(x, shift), text, shots.labels[batch], shots.scale, min_length=1e-6)
+        return error + _SquaredNorm.apply(shift, penalty)
 
     return loss
 
 
-class _Pull(torch.autograd.Function):
-    """``penalty * ||shift||_F^2``, in two passes over (d, p) a step where automatic differentiation takes five."""
+class _SquaredNorm(torch.autograd.Function):
+    """``penalty * ||shift||_F^2``, in two passes over (d, p) per step where automatic differentiation takes five."""
 
     @staticmethod
     def forward(ctx: Any, shift: Tensor, penalty: float) -> Tensor:
@@ -107,32 +107,16 @@ def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
     return float(penalty)
 
 
-def shift_recipe(
-    n: int, lr: float, schedule: str, steps: int, batch_size: int | None, seed: int, progress: bool
-) -> Recipe:
+def shift_config(estimator: object, n: int, batch_size: int | None, before: WarmStart | None = None) -> TrainConfig:
     """Adam with the released code's epsilon of 1e-4, for as many passes over n shots as make ``steps``.
 
     Args:
+        estimator: has ``lr``, ``schedule``, ``steps``, ``seed`` and ``progress``. The last pass over the shots is
+            completed.
         n: shots.
-        lr: see `Recipe`, as the others.
-        schedule: likewise.
-        steps: the last pass over the shots is completed.
-        batch_size: shots a step; None for all.
-        seed: likewise.
-        progress: likewise.
+        batch_size: shots per step; None for all.
+        before: an earlier fit that this one continues.
     """
     rows = n if batch_size is None else batch_size
-    return Recipe(
-        optimizer="adam",
-        lr=lr,
-        momentum=0.0,
-        weight_decay=0.0,
-        schedule=schedule,
-        warmup_epochs=0,
-        epochs=math.ceil(steps / (n // min(rows, n))) if rows > 0 else 1,
-        steps=steps,
-        batch_size=rows,
-        seed=seed,
-        progress=progress,
-        eps=1e-4,
-    )
+    config = TrainConfig.from_estimator(estimator, optimizer="adam", batch_size=rows, min_epochs=1, eps=1e-4)
+    return config if before is None else before.shorten(config, n, WARM_START_LR_SHARE)

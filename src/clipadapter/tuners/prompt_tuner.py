@@ -1,6 +1,6 @@
-"""What the methods that learn a prompt's context share: their parameters, the start, the steps, the answer.
+"""Base of the tuners that learn the context of a prompt: parameters, start, training, prediction.
 
-A method says what it adds to the loss. The image tower runs in no step: features come with the shots.
+A method overrides the loss. The image tower is never run: the shots are features.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import Head, SupportSet, TextFeatures
-from clipadapter.heads._training import Recipe, drawn
+from clipadapter.heads.training import EarlyStopping, TrainConfig, gather_views, hold_out_one_per_class, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.towers import TextTower
-from clipadapter.tuners._checkpoint import Checkpoint, digest_of
-from clipadapter.tuners._prompts import CLASS_TOKENS, PRECISIONS, Prompts, random_context, words_context
-from clipadapter.tuners._training import HeldOut, train
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of
+from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, context_from_words, random_context
 
-UNSHAPING = ("progress", "checkpoint", "memory")
-"""Parameters that don't change the result, but for rounding."""
+RESULT_NEUTRAL = ("progress", "checkpoint", "memory")
+"""Parameters that the result depends on by rounding at most."""
 GIGABYTE = 1e9
-SHRINK = 0.75
-"""Of what an earlier fit learned."""
+WARM_START_SHARE = 0.75
+"""Share of what an earlier fit learned that a warm start keeps."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step is judged by.
+    """What the loss of one step is computed from.
 
     Args:
         logits: (b, c) by the learned prompts.
         labels: (b,) class positions.
         weight: (c, d) unit class vectors of the learned prompts.
-        text: (c, d) unit class text, of prompts made by hand.
+        text: (c, d) unit class text, of hand-written prompts.
         zero_shot: (b, c) logits by that text.
     """
 
@@ -58,8 +57,8 @@ class PromptTuner(Head):
     supports_warm_start = True
     needs_tower = True
     epochs_by_shots: ClassVar[Sequence[tuple[int, int]]] = ((1, 50), (4, 100))
-    """Epochs up to so many shots of the largest class."""
-    most_epochs: ClassVar[int] = 200
+    """(shots of the largest class, epochs), for at most so many shots."""
+    max_epochs: ClassVar[int] = 200
 
     def __init__(
         self,
@@ -99,34 +98,34 @@ class PromptTuner(Head):
         self.seed = seed
         self.progress = progress
 
-    def _objective(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """The loss of a step; a scalar, or what `_backward` takes."""
         return cross_entropy(batch.logits, batch.labels)
 
     def _backward(self, parameters: Sequence[Tensor], value: Tensor) -> None:
-        """Put the gradient of what `_objective` gave into the parameters."""
+        """Put the gradient of what `_loss` gave into the parameters."""
         value.backward()
 
     def _fit(self, shots: SupportSet) -> None:
-        prompts, context = self._start(shots)
-        text = _given(shots.text).to(context)
+        prompts, context = self._initial_prompts(shots)
+        text = _require(shots.text).to(context)
         before = self._earlier(shots)
         if before is not None:
             context = (before.shrink_rows if context.ndim == 3 else before.shrink)("context_", context)
 
         def weight() -> Tensor:
-            return unit(prompts.vectors(context))
+            return unit(prompts.class_vectors(context))
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
             learned = weight()
             logits, zero_shot = (shots.scale * features @ rows.T for rows in (learned, text))
-            return self._objective(Batch(logits, labels, learned, text, zero_shot))
+            return self._loss(Batch(logits, labels, learned, text, zero_shot))
 
         self.loss_ = self._train(
             [context.requires_grad_()], loss, lambda X: shots.scale * X @ weight().T, shots, prompts, before
         )
         self.context_, self.scale_ = context.detach().cpu(), shots.scale
-        self.weight_ = self._vectors(prompts.tower, shots.names)
+        self.weight_ = self._class_vectors(prompts.tower, shots.names)
 
     def for_classes(self, text: TextFeatures) -> Self:
         """A copy that answers for other classes by the same context before their names; see `Head.for_classes`.
@@ -137,7 +136,7 @@ class PromptTuner(Head):
         other = super().for_classes(text)
         if text.tower is None:
             raise InputError(f"{type(self).__name__} needs the text tower for new classes: use encode_classes(...)")
-        other.weight_ = other._vectors(text.tower(), tuple(map(str, other.classes_)))
+        other.weight_ = other._class_vectors(text.tower(), tuple(map(str, other.classes_)))
         return other
 
     def _for_text(self, text: Tensor, scale: float) -> None:
@@ -148,24 +147,24 @@ class PromptTuner(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
-    def _vectors(self, tower: TextTower, names: Sequence[str]) -> Tensor:
+    def _class_vectors(self, tower: TextTower, names: Sequence[str]) -> Tensor:
         """Unit class vectors (c, d) in fp32, with the context that was learned."""
         prompts = Prompts(tower, names, self.context_.shape[-2], self.class_token, self.memory * GIGABYTE)
         with torch.no_grad():
-            return unit(prompts.vectors(self.context_.to(tower.device))).float().cpu()
+            return unit(prompts.class_vectors(self.context_.to(tower.device))).float().cpu()
 
-    def _start(self, shots: SupportSet) -> tuple[Prompts, Tensor]:
+    def _initial_prompts(self, shots: SupportSet) -> tuple[Prompts, Tensor]:
         """Prompts of the classes, and the context to begin with."""
         self._check()
-        tower = _given(shots.tower)()
-        words = None if self.ctx_init is None else words_context(tower, self.ctx_init)
+        tower = _require(shots.tower)()
+        words = None if self.ctx_init is None else context_from_words(tower, self.ctx_init)
         n_ctx = self.n_ctx if words is None else len(words)
         prompts = Prompts(tower, shots.names, n_ctx, self.class_token, self.memory * GIGABYTE, self.precision)
         if words is None:
             context = random_context(prompts, tower.width, self.seed, self.csc).to(tower.device)
         else:
             context = words.repeat(len(prompts), 1, 1) if self.csc else words
-        prompts.leave_bf16_if_far(context)
+        prompts.fall_back_to_fp32(context)
         return prompts, context
 
     def _train(
@@ -183,62 +182,47 @@ class PromptTuner(Head):
         """
         features = unit(shots.views).to(parameters[0])
         labels = shots.labels.to(features.device)
-        rows, held = (part.to(features.device) for part in self._parts(shots.labels))
-        held_out = None
+        rows, held = (part.to(features.device) for part in self._split_rows(shots.labels))
+        early_stopping = None
         if self.patience is not None and len(held):
-            held_out = HeldOut(lambda: cross_entropy(logits(features[held, 0]), labels[held]), self.patience)
+            early_stopping = EarlyStopping(
+                lambda: cross_entropy(logits(features[held, 0]), labels[held]), self.patience
+            )
 
         def step(batch: Tensor, views: Tensor) -> Tensor:
-            taken = rows[batch]
-            return loss(drawn(features, taken, views.to(taken.device)), labels[taken])
+            shot_rows = rows[batch]
+            return loss(gather_views(features, shot_rows, views.to(shot_rows.device)), labels[shot_rows])
 
-        recipe = self._recipe(int(shots.counts.max()))
+        config = self._train_config(int(shots.counts.max()))
         return train(
             parameters,
             step,
             len(rows),
             features.shape[1],
-            recipe if before is None else before.shorten(recipe, len(rows)),
+            config if before is None else before.shorten(config, len(rows)),
             checkpoint=Checkpoint(self._digest(shots, prompts.tower), self.checkpoint),
             backward=lambda value: self._backward(parameters, value),
-            held_out=held_out,
+            early_stopping=early_stopping,
             # One layer's work at least: a step so small is done by one thread.
-            cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
+            step_cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
         )
 
     def _earlier(self, shots: SupportSet) -> WarmStart | None:
         """The head to begin at; none with `patience`, since it may have seen the shots that are held out now."""
-        found = find_warm_start(self, shots, SHRINK)
-        return found if self.patience is None else None
+        before = find_warm_start(self, shots, WARM_START_SHARE)
+        return before if self.patience is None else None
 
-    def _parts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _split_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows to train on and rows held out: with `patience`, one of each class that has two."""
-        held = torch.zeros(len(labels), dtype=torch.bool)
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.patience is not None:
-            for label in labels.unique():
-                rows = torch.nonzero(labels == label).flatten()
-                if len(rows) > 1:
-                    held[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
-        return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+        if self.patience is None:
+            return torch.arange(len(labels)), torch.arange(0)
+        return hold_out_one_per_class(labels, self.seed)
 
-    def _recipe(self, shots: int) -> Recipe:
+    def _train_config(self, shots: int) -> TrainConfig:
         epochs = self.epochs
         if epochs is None:
-            epochs = next((number for most, number in self.epochs_by_shots if shots <= most), self.most_epochs)
-        return Recipe(
-            "sgd",
-            self.lr,
-            self.momentum,
-            self.weight_decay,
-            self.schedule,
-            self.warmup_epochs,
-            epochs,
-            1,
-            self.batch_size,
-            self.seed,
-            self.progress,
-        )
+            epochs = next((number for most, number in self.epochs_by_shots if shots <= most), self.max_epochs)
+        return TrainConfig.from_estimator(self, optimizer="sgd", epochs=epochs, view_per_epoch=False)
 
     def _check(self) -> None:
         for name, known in (("class_token", CLASS_TOKENS), ("precision", PRECISIONS)):
@@ -252,15 +236,21 @@ class PromptTuner(Head):
             raise InputError(f"memory must be more than 0 gigabytes, but is {self.memory}")
 
     def _digest(self, shots: SupportSet, tower: TextTower) -> str:
-        """Of all that shapes what is learned."""
-        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in UNSHAPING}
-        told = [type(self).__name__, sorted(parameters.items()), shots.names, shots.scale, tower.fingerprint]
+        """Of all that the result depends on."""
+        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in RESULT_NEUTRAL}
+        facts: list[object] = [
+            type(self).__name__,
+            sorted(parameters.items()),
+            shots.names,
+            shots.scale,
+            tower.fingerprint,
+        ]
         if self._previous is not None:
-            told += [fact for one in sorted(self._previous.state().items()) for fact in one]
-        return digest_of([*told, shots.views, shots.labels, _given(shots.text)])
+            facts += [fact for one in sorted(self._previous.state().items()) for fact in one]
+        return digest_of([*facts, shots.views, shots.labels, _require(shots.text)])
 
 
-def _given(value: T | None) -> T:
-    """What the base has checked for: class text and tower of a head that needs them."""
+def _require(value: T | None) -> T:
+    """Class text or tower, which the base class has checked to be there."""
     assert value is not None
     return value

@@ -1,6 +1,6 @@
-"""What a long training has reached, kept in the user's cache folder until it is done.
+"""Checkpoints of a long training, kept in the user's cache folder until it is done.
 
-The file's name is the digest of all that shapes the result, so that only the very same training goes on from it.
+The name of the file is the digest of all that the result depends on, so only the same training resumes from it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def digest_of(facts: Iterable[object]) -> str:
 
 
 class Checkpoint:
-    """A file that says how far a training has come.
+    """A file with the state of a training; see `clipadapter.heads.training.train`.
 
     Args:
-        digest: of all that shapes the result.
-        seconds: least time between two writes; None writes nothing and goes on from nothing.
+        digest: of all that the result depends on.
+        seconds: least time between two writes; None neither writes nor reads.
     """
 
     def __init__(self, digest: str, seconds: float | None) -> None:
@@ -56,7 +56,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """What was written; None if there is nothing, or it is cut, altered or of other shapes.
+        """The state that was written; None if there is none, or it is truncated, altered or of other shapes.
 
         Args:
             like: tensors that must be there in the same shapes and types; others may be.
@@ -65,17 +65,17 @@ class Checkpoint:
             return None
         try:
             with safetensors.safe_open(str(self.path), framework="pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 digest = (file.metadata() or {}).get("digest")
         except (OSError, safetensors.SafetensorError):
             return None
-        if digest != _contents(found):
+        if digest != _digest_of_arrays(state):
             return None
         fits = all(
-            name in found and found[name].shape == value.shape and found[name].dtype == value.dtype
+            name in state and state[name].shape == value.shape and state[name].dtype == value.dtype
             for name, value in like.items()
         )
-        return found if fits else None
+        return state if fits else None
 
     @property
     def due(self) -> bool:
@@ -86,7 +86,7 @@ class Checkpoint:
         """Replace what is there by the state, whole or not at all."""
         arrays = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
         with contextlib.suppress(OSError):  # a folder that can't be written costs time after a kill, not the result
-            write_whole(self.path, safetensors.torch.save(arrays, {"digest": _contents(arrays)}))
+            write_whole(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_arrays(arrays)}))
         self._last = time.monotonic()
 
     def remove(self) -> None:
@@ -96,7 +96,7 @@ class Checkpoint:
                 self.path.unlink(missing_ok=True)
 
 
-def _contents(arrays: Mapping[str, Tensor]) -> str:
+def _digest_of_arrays(arrays: Mapping[str, Tensor]) -> str:
     total = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         total.update(name.encode())

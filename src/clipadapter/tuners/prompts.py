@@ -19,7 +19,7 @@ from clipadapter.towers import Beginning, TextTower
 
 CLASS_TOKENS = ("end", "middle", "front")
 PRECISIONS = ("fp32", "bf16")
-NEAR = 0.999
+MIN_BF16_COSINE = 0.999
 """Least cosine of class vectors in bf16 to those in fp32."""
 
 
@@ -40,7 +40,7 @@ class Prompts:
     >>> from clipadapter.towers import WordTower
     >>> tower = WordTower({"cat": torch.ones(2), "dog": -torch.ones(2)}, dim=2)
     >>> prompts = Prompts(tower, ["cat", "dog"], n_ctx=4)
-    >>> prompts.vectors(torch.zeros(4, 2)).sign()
+    >>> prompts.class_vectors(torch.zeros(4, 2)).sign()
     tensor([[ 1.,  1.],
             [-1., -1.]])
     """
@@ -57,7 +57,7 @@ class Prompts:
         self.tower = tower
         self.n_ctx = n_ctx
         self._memory = memory
-        self._low = precision == "bf16"
+        self._uses_bf16 = precision == "bf16"
         self._before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token]  # context before the name
         rows, places = zip(*(self._row(name) for name in names), strict=True)
         self.lengths = torch.tensor([len(row) for row in rows])
@@ -90,7 +90,7 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def vectors(self, context: Tensor, classes: Tensor | None = None) -> Tensor:
+    def class_vectors(self, context: Tensor, classes: Tensor | None = None) -> Tensor:
         """Class vectors by the tower, with a gradient in the context; exact however many passes are made.
 
         Where one pass would keep more than the memory allows, each part keeps nothing and is run again when its
@@ -105,46 +105,46 @@ class Prompts:
         """
         classes = torch.arange(len(self)) if classes is None else classes
         shared = context.ndim == 2
-        beginning = self._begin(context) if shared else None
+        beginning = self._encode_prefix(context) if shared else None
         order = self.lengths[classes].argsort(stable=True)
-        parts = order.split(self.at_once(shared))
-        again = len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad
-        found = []
+        parts = order.split(self.batch_size(shared))
+        recompute = len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad
+        outputs = []
         for part in parts:
-            given = (context if shared else context[part], classes[part], beginning)
-            if again:
-                found.append(checkpoint(self._pass, *given, use_reentrant=False, preserve_rng_state=False))
+            inputs = (context if shared else context[part], classes[part], beginning)
+            if recompute:
+                outputs.append(checkpoint(self._encode, *inputs, use_reentrant=False, preserve_rng_state=False))
             else:
-                found.append(self._pass(*given))
-        together = found[0] if len(found) == 1 else torch.cat(found)
-        return together.index_select(0, order.argsort().to(together.device))
+                outputs.append(self._encode(*inputs))
+        vectors = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return vectors.index_select(0, order.argsort().to(vectors.device))
 
-    def leave_bf16_if_far(self, context: Tensor) -> None:
+    def fall_back_to_fp32(self, context: Tensor) -> None:
         """Run in fp32 from now on if bf16 gives class vectors of this context that are not near."""
-        if self._low:
+        if self._uses_bf16:
             with torch.no_grad():
-                low = self.vectors(context)
-                self._low = False
-                near = torch.cosine_similarity(low, self.vectors(context), dim=1)
-            self._low = bool((near >= NEAR).all())
+                low = self.class_vectors(context)
+                self._uses_bf16 = False
+                near = torch.cosine_similarity(low, self.class_vectors(context), dim=1)
+            self._uses_bf16 = bool((near >= MIN_BF16_COSINE).all())
 
-    def at_once(self, shared: bool) -> int:
+    def batch_size(self, shared: bool) -> int:
         """Prompts of a pass; `shared` says whether they have one context."""
         return max(1, int(self._memory / self.bytes_per_prompt(shared)))
 
     def bytes_per_prompt(self, shared: bool) -> int:
         """What a pass keeps for its gradient, for one of the longest prompts: measured, since towers differ."""
         if shared not in self._bytes:
-            self._bytes[shared] = self._measured(shared)
+            self._bytes[shared] = self._measure_bytes(shared)
         return self._bytes[shared]
 
-    def _begin(self, context: Tensor) -> Beginning:
+    def _encode_prefix(self, context: Tensor) -> Beginning:
         """What all prompts begin with, if they share the context (M, w)."""
         marks = self._fixed[0, : self.tower.marks[0]]
         with self._precision():
             return self.tower.begin(torch.cat([marks, context[: self._before].to(marks.dtype)]))
 
-    def _pass(self, context: Tensor, classes: Tensor, beginning: Beginning | None) -> Tensor:
+    def _encode(self, context: Tensor, classes: Tensor, beginning: Beginning | None) -> Tensor:
         lengths, places = self.lengths[classes], self._places[classes]
         embeddings = self._fixed[classes, : int(lengths.max())]
         if beginning is not None:
@@ -157,20 +157,20 @@ class Prompts:
             embeddings = embeddings.scatter(1, where, context.to(embeddings.dtype).expand(k, -1, width))
         with self._precision():
             if beginning is None:
-                found = self.tower.encode(embeddings, lengths)
+                output = self.tower.encode(embeddings, lengths)
             else:
-                found = self.tower.encode_after(beginning, embeddings, lengths)
-        return found.to(embeddings.dtype)
+                output = self.tower.encode_after(beginning, embeddings, lengths)
+        return output.to(embeddings.dtype)
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self._fixed.device.type, torch.bfloat16, enabled=self._low)
+        return torch.autocast(self._fixed.device.type, torch.bfloat16, enabled=self._uses_bf16)
 
-    def _measured(self, shared: bool) -> int:
+    def _measure_bytes(self, shared: bool) -> int:
         longest = self.lengths.argmax()[None]
         context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
         kept = []
         with torch.enable_grad():
-            beginning = self._begin(context) if shared else None
+            beginning = self._encode_prefix(context) if shared else None
             for k in (1, 2):  # the difference leaves out the weights and the beginning, which are kept anyway
                 storages: dict[int, int] = {}
 
@@ -179,7 +179,7 @@ class Prompts:
                     return tensor
 
                 with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                    self._pass(context, longest.expand(k), beginning)
+                    self._encode(context, longest.expand(k), beginning)
                 kept.append(sum(storages.values()))
         return max(1, kept[1] - kept[0])
 
@@ -190,14 +190,14 @@ def random_context(prompts: Prompts, width: int, seed: int, class_specific: bool
     return 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def words_context(tower: TextTower, words: str) -> Tensor:
+def context_from_words(tower: TextTower, words: str) -> Tensor:
     """The embeddings (M, w) of the tokens of some words.
 
     Raises:
         InputError: if the words have no token.
 
     >>> from clipadapter.towers import WordTower
-    >>> words_context(WordTower({"a": torch.ones(2)}, dim=2), "a photo of a").shape
+    >>> context_from_words(WordTower({"a": torch.ones(2)}, dim=2), "a photo of a").shape
     torch.Size([4, 2])
     """
     begin, end = tower.marks

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipadapter.functional import unit
-from clipadapter.heads._cosine_error import cosine_error
+from clipadapter.heads.losses import cosine_cross_entropy
 
 
 def draw(n=7, c=4, d=5, seed=0):
@@ -16,7 +16,7 @@ def draw(n=7, c=4, d=5, seed=0):
 def test_it_is_the_cross_entropy_of_scaled_cosines_and_has_its_gradient():
     features, weight, labels = draw()
     plain = torch.nn.functional.cross_entropy(30 * unit(features) @ weight.T, labels)
-    found = cosine_error(features, weight, labels, 30.0)
+    found = cosine_cross_entropy(features, weight, labels, 30.0)
     torch.testing.assert_close(found, plain, rtol=1e-12, atol=0)
     for ours, expected in zip(
         torch.autograd.grad(3 * found, (features, weight)),
@@ -26,16 +26,18 @@ def test_it_is_the_cross_entropy_of_scaled_cosines_and_has_its_gradient():
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("shortest", [0.0, 2.0])
-def test_its_gradient_is_that_of_differences_on_both_sides_of_the_shortest_length(shortest):
+@pytest.mark.parametrize("min_length", [0.0, 2.0])
+def test_its_gradient_is_that_of_differences_on_both_sides_of_the_min_length_length(min_length):
     features, weight, labels = draw()
     assert 0 < (features.norm(dim=1) < 2).sum() < len(features)
-    assert torch.autograd.gradcheck(lambda f, w: cosine_error(f, w, labels, 3.0, shortest), (features, weight))
+    assert torch.autograd.gradcheck(
+        lambda f, w: cosine_cross_entropy(f, w, labels, 3.0, min_length), (features, weight)
+    )
 
 
 def test_what_needs_no_gradient_gets_none():
     features, weight, labels = draw()
-    cosine_error(features, weight.detach(), labels, 3.0).backward()
+    cosine_cross_entropy(features, weight.detach(), labels, 3.0).backward()
     assert features.grad is not None
     assert weight.grad is None
 
@@ -43,7 +45,7 @@ def test_what_needs_no_gradient_gets_none():
 def test_a_feature_of_zeros_is_no_trap():
     features, weight, labels = draw()
     zeros = torch.zeros_like(features, requires_grad=True)
-    loss = cosine_error(zeros, weight, labels, 3.0, 1e-6)
+    loss = cosine_cross_entropy(zeros, weight, labels, 3.0, 1e-6)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(torch.tensor(4.0).log())
     assert torch.isfinite(zeros.grad).all()
@@ -54,7 +56,7 @@ def test_a_row_of_zeros_among_others_has_logits_of_zero_and_moves_nothing(dtype)
     features, weight, labels = (tensor.detach().to(dtype) for tensor in draw(n=4))
     features = torch.cat([features, torch.zeros(1, 5, dtype=dtype)]).requires_grad_()
     weight, labels = weight.requires_grad_(), torch.cat([labels.long(), torch.tensor([1])])
-    loss = cosine_error(features, weight, labels, 100.0)
+    loss = cosine_cross_entropy(features, weight, labels, 100.0)
     loss.backward()
     others = features.detach()[:4].requires_grad_()
     same = weight.detach().requires_grad_()
@@ -69,6 +71,6 @@ def test_a_row_of_zeros_among_others_has_logits_of_zero_and_moves_nothing(dtype)
 def test_no_length_of_a_feature_makes_the_loss_or_a_gradient_infinite(length):
     features, weight, labels = (tensor.detach() for tensor in draw())
     features, weight = (length * features).float().requires_grad_(), unit(weight).float().requires_grad_()
-    loss = cosine_error(features, weight, labels, 100.0)
+    loss = cosine_cross_entropy(features, weight, labels, 100.0)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(features.grad).all() and torch.isfinite(weight.grad).all()

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads._training import Recipe, drawn, minimise
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.training import TrainConfig, gather_views, train
 
 TEXT_NORM = 0.1
 """Length that class text is given, relative to the encoder's logit scale: 10 with CLIP, which is about what its
 un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
 
 
-def lengthened(shots: SupportSet, text_norm: float | str | Sequence[float]) -> Tensor:
+def scale_text(shots: SupportSet, text_norm: float | str | Sequence[float]) -> Tensor:
     """Class text (c, d) with the length that steps and penalties are relative to.
 
     Args:
-        shots: what a head is fitted to.
-        text_norm: one length, one a class, or "auto" for a tenth of the encoder's logit scale.
+        shots: of the fit.
+        text_norm: one length, one per class, or "auto" for a tenth of the encoder's logit scale.
 
     Raises:
         InputError: if a length is not positive, or there is another number of them than of classes.
@@ -30,7 +30,7 @@ def lengthened(shots: SupportSet, text_norm: float | str | Sequence[float]) -> T
     assert shots.text is not None
     if isinstance(text_norm, str):
         if text_norm != "auto":
-            raise InputError(f"text_norm must be 'auto', a number or one number a class, but is {text_norm!r}")
+            raise InputError(f"text_norm must be 'auto', a number or one number per class, but is {text_norm!r}")
         return shots.text * (TEXT_NORM * shots.scale)
     lengths = torch.as_tensor(text_norm, dtype=shots.text.dtype).flatten()
     if len(lengths) not in (1, shots.n_classes):
@@ -44,7 +44,7 @@ def train_residual(
     shots: SupportSet,
     base: Tensor,
     gain: float,
-    recipe: Recipe,
+    config: TrainConfig,
     penalty: Callable[[Tensor], Tensor] | None = None,
     start: Tensor | None = None,
 ) -> tuple[Tensor, float]:
@@ -56,28 +56,28 @@ def train_residual(
         shots: labelled features.
         base: (c, d) class weights at the start.
         gain: factor before the residual.
-        recipe: how steps are made.
+        config: how steps are made.
         penalty: added to the loss, of the residuals (p, d) of the p classes that have shots.
-        start: residuals (c, d) to begin with; zeros if not given.
+        start: initial residuals (c, d); zeros by default.
 
     Returns:
         Residuals (c, d), and the loss of the last step.
     """
-    seen = torch.nonzero(shots.counts).flatten()
-    residual = (torch.zeros_like(base) if start is None else start)[seen].requires_grad_()
+    with_shots = torch.nonzero(shots.counts).flatten()
+    residual = (torch.zeros_like(base) if start is None else start)[with_shots].requires_grad_()
     views = unit(shots.views)
 
     def loss(batch: Tensor, view: Tensor) -> Tensor:
-        weight = base.index_add(0, seen, residual, alpha=gain)
+        weight = base.index_add(0, with_shots, residual, alpha=gain)
         # Dividing logits by lengths, not weights: a pass over (b, c) in place of several over (c, d).
         length = weight.square().sum(dim=1).rsqrt()
-        logits = drawn(views, batch, view) @ weight.T * (shots.scale * length)
+        logits = gather_views(views, batch, view) @ weight.T * (shots.scale * length)
         value = torch.nn.functional.cross_entropy(logits, shots.labels[batch])
         return value if penalty is None else value + penalty(residual)
 
     n, n_views = shots.views.shape[:2]
-    last = minimise([residual], loss, n, n_views, recipe, cost=base.numel())
-    return torch.zeros_like(base).index_copy(0, seen, residual.detach()), last
+    last_loss = train([residual], loss, n, n_views, config, row_cost=base.numel())
+    return torch.zeros_like(base).index_copy(0, with_shots, residual.detach()), last_loss
 
 
 def text_confidence(shots: SupportSet) -> Tensor:

@@ -1,0 +1,151 @@
+"""Losses of training and of held-out shots, for single-label and multi-label pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from clipadapter.functional import unit
+from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.support import SupportSet
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy of labels; or, of multi-label targets, binary cross-entropy summed over the classes.
+
+    The second is SigLIP's loss without its text side (Zhai et al., ICCV 2023, equation 1): the sum over classes, not
+    their mean, is as large as the cross-entropy of as many labels.
+
+    Args:
+        scale: of the cosines.
+        labels: (n,) class positions; not used with multi-label targets.
+        targets: (n, c) ones and zeros of multi-label pictures, else None.
+        bias: (c,) added to the logits of multi-label pictures, else None.
+    """
+
+    scale: float
+    labels: Tensor
+    targets: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of_support_set(cls, shots: SupportSet, rows: Tensor, bias: Tensor | None, temperature: float = 1.0) -> Loss:
+        """The loss of some of the shots, with the encoder's logit scale divided by a temperature."""
+        targets = None if shots.targets is None else shots.targets[rows]
+        return cls(shots.scale / temperature, shots.labels[rows], targets, bias)
+
+    def from_features(self, features: Tensor, weight: Tensor, rows: Tensor, *, normalise: bool = True) -> Tensor:
+        """Mean loss of a batch.
+
+        Args:
+            features: (b, d) of any length.
+            weight: (c, d) class weights.
+            rows: (b,) which rows of the labels these are.
+            normalise: take cosines; False for products with the features as they are.
+        """
+        if normalise and self.targets is None:
+            return cosine_cross_entropy(features, weight, self.labels[rows], self.scale)
+        features = unit(features) if normalise else features
+        return self._losses(self.scale * features @ weight.T, rows).mean()
+
+    def sums_at_temperatures(
+        self, logits: Tensor, rows: Tensor, temperatures: Tensor, wrong_label_share: float
+    ) -> Tensor:
+        """(t,) summed loss of rows with scaled cosines (b, c), divided by each of the temperatures (t,).
+
+        A share of the labels may be wrong, each other label being as likely, so that one wrong label can't outweigh the
+        rest. Multi-label targets are taken as they are.
+
+        >>> loss = Loss(1.0, torch.tensor([0, 1]), None, None)
+        >>> sure_and_wrong = torch.tensor([[-100.0, 100.0], [100.0, -100.0]])
+        >>> loss.sums_at_temperatures(sure_and_wrong, torch.arange(2), torch.ones(1), 0.1).round(decimals=2)
+        tensor([5.9900])
+        """
+        if self.targets is not None:
+            logits = self._with_bias(logits)
+            return torch.stack([binary_losses(logits / t, self.targets[rows]).sum() for t in temperatures])
+        labels, share = self.labels[rows, None], wrong_label_share
+        right = [(logits / t).softmax(dim=1).gather(1, labels)[:, 0] for t in temperatures]
+        return torch.stack([-((1 - share) * p + share / logits.shape[1]).log().sum() for p in right])
+
+    def of_null_model(self, rows: Tensor, n_classes: int) -> float:
+        """Summed loss of a prediction without features: each class as likely; multi-label, as likely as frequent."""
+        if self.targets is None:
+            return len(rows) * math.log(n_classes)
+        targets = self.targets[rows]
+        share = targets.mean(dim=0)
+        return float(-(torch.xlogy(targets, share) + torch.xlogy(1 - targets, 1 - share)).sum())
+
+    def _with_bias(self, logits: Tensor) -> Tensor:
+        return logits if self.bias is None else logits + self.bias
+
+    def _losses(self, logits: Tensor, rows: Tensor) -> Tensor:
+        if self.targets is None:
+            return cross_entropy(logits, self.labels[rows], reduction="none")
+        return binary_losses(self._with_bias(logits), self.targets[rows])
+
+
+def cosine_cross_entropy(
+    features: Tensor, weight: Tensor, labels: Tensor, scale: float, min_length: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy of ``scale * unit(features) @ weight.T``.
+
+    The unit features are never made, and the gradient takes one product and one pass over (n, d) where automatic
+    differentiation of the same formula takes six passes, as long as the product at a few hundred classes.
+
+    Args:
+        features: (n, d), any length; with a gradient if it requires one.
+        weight: (c, d), likewise.
+        labels: (n,) class positions.
+        scale: CLIP's ``exp(logit_scale)``.
+        min_length: shorter features are divided by this length in place of their own. Without it a feature of zeros
+            has logits of zero, as by `functional.unit`, and a gradient of zero: it has no direction.
+
+    Returns:
+        A scalar.
+
+    >>> features, weight = torch.tensor([[3.0, 4.0]]), torch.eye(2)
+    >>> expected = torch.nn.functional.cross_entropy(torch.tensor([[6.0, 8.0]]), torch.tensor([1]))
+    >>> bool(torch.isclose(cosine_cross_entropy(features, weight, torch.tensor([1]), 10.0), expected))
+    True
+    """
+    return _CosineCrossEntropy.apply(features, weight, labels, scale, min_length)
+
+
+class _CosineCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, scale: float, min_length: float) -> Tensor:
+        # The gradient divides by squares of lengths: below this bound it overflows, and squares lose their digits.
+        smallest = (8 * max(scale, 1.0) * torch.finfo(features.dtype).tiny) ** 0.5
+        length = features.norm(dim=1, keepdim=True)
+        bounded = length.clamp_min(max(min_length, smallest))
+        factor = scale / bounded
+        if min_length < smallest:
+            factor = torch.where(length < smallest, 0, factor)
+        logits = (features @ weight.T).mul_(factor)  # (n, c)
+        log_probabilities = logits.log_softmax(dim=1)
+        ctx.is_free = length >= max(min_length, smallest)
+        ctx.save_for_backward(features, weight, labels, bounded, factor, logits, log_probabilities)
+        return -log_probabilities.gather(1, labels[:, None]).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, labels, length, factor, logits, log_probabilities = ctx.saved_tensors
+        residual = log_probabilities.exp()
+        residual.scatter_add_(1, labels[:, None], residual.new_full((len(labels), 1), -1.0))
+        residual.mul_(grads[0] / len(labels))
+        # A longer feature has smaller logits, unless its length is at the bound.
+        radial = (residual * logits).sum(dim=1, keepdim=True) * ctx.is_free
+        residual.mul_(factor)
+        features_grad = weight_grad = None
+        if ctx.needs_input_grad[0]:
+            features_grad = (features * (-radial / length / length)).addmm_(residual, weight)
+        if ctx.needs_input_grad[1]:
+            weight_grad = residual.T @ features
+        return features_grad, weight_grad, None, None, None

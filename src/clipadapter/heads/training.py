@@ -1,0 +1,351 @@
+"""The training loop of heads and tuners: `TrainConfig` says how steps are made, `train` makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+from clipadapter.errors import InputError
+from clipadapter.heads.optimizers import SGD, Adam, Optimizer
+from clipadapter.memory import keep_freed_memory
+from clipadapter.parallel import limit_threads
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "cosine-epoch", "constant")
+WARMUP_LR = 1e-5
+"""Learning rate of warm-up epochs, and the lowest of warm-up steps."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How gradient steps are made.
+
+    Args:
+        optimizer: "adamw", "adam" or "sgd".
+        lr: highest learning rate.
+        batch_size: rows per step; each epoch shuffles anew.
+        epochs: passes over the rows; None for as many as make ``steps``, and at least ``min_epochs``.
+        steps: fewest optimizer steps if ``epochs`` is None.
+        min_epochs: fewest epochs if ``epochs`` is None.
+        momentum: of SGD.
+        weight_decay: decoupled for AdamW, L2 for Adam and SGD.
+        schedule: "cosine" falls to ``min_lr`` step by step, "cosine-epoch" epoch by epoch, "constant" stays.
+        warmup_epochs: first epochs at a constant rate of 1e-5, as in CoOp's scripts.
+        warmup_steps: first steps, in which the rate rises linearly from 1e-5. The cosine begins after them and has
+            the length of all steps, as in the code of cross-modal adaptation.
+        min_lr: learning rate at the end of a cosine.
+        eps: of Adam and AdamW, added to the root of the second moment.
+        drop_last: leave out the last batch of an epoch if it is incomplete; False to train on it, as a smaller batch.
+        view_per_epoch: with more views than epochs, epoch e (from 0) takes view 1 + e of every row, and the plain view
+            0 is not trained on. False to draw a view for each row and step in any case.
+        seed: of the shuffling and of the choice of views.
+        progress: show a bar on stderr.
+    """
+
+    optimizer: str
+    lr: float
+    batch_size: int
+    epochs: int | None = None
+    steps: int = 1
+    min_epochs: int = 20
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_epochs: int = 0
+    warmup_steps: int = 0
+    min_lr: float = 0.0
+    eps: float = 1e-8
+    drop_last: bool = True
+    view_per_epoch: bool = True
+    seed: int = 0
+    progress: bool = False
+
+    @classmethod
+    def from_estimator(cls, estimator: object, **changes: Any) -> Self:
+        """The configuration of an estimator whose constructor has parameters of these names.
+
+        Args:
+            estimator: has some of the fields as attributes.
+            changes: fields that it has not, or that differ.
+        """
+        own = vars(estimator)
+        return cls(**{**{field.name: own[field.name] for field in fields(cls) if field.name in own}, **changes})
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {value!r}")
+        for name in ("lr", "steps", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, but is {getattr(self, name)}")
+
+    def steps_per_epoch(self, n: int) -> int:
+        """Steps of one pass over n rows. Fewer rows than a batch are one step."""
+        batch = min(self.batch_size, n)
+        return n // batch if self.drop_last else math.ceil(n / batch)
+
+    def count_epochs(self, n: int) -> int:
+        """Passes over n rows."""
+        if self.epochs is not None:
+            return self.epochs
+        return max(self.min_epochs, math.ceil(self.steps / self.steps_per_epoch(n)))
+
+    def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """Learning rate of one step, counted from 0."""
+        epoch = step // steps_per_epoch
+        if epoch < self.warmup_epochs:
+            return min(self.lr, WARMUP_LR)
+        if step < self.warmup_steps:
+            return max(min(self.lr, WARMUP_LR), self.lr * step / self.warmup_steps)
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "cosine":
+            progress = (step - self.warmup_steps) / (steps_per_epoch * epochs)
+        else:
+            progress = (epoch - self.warmup_epochs) / epochs
+        min_lr = min(self.min_lr, self.lr)
+        return min_lr + (self.lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def make_optimizer(self, parameters: Sequence[Tensor]) -> Optimizer:
+        """A new optimizer of the parameters."""
+        if self.optimizer == "sgd":
+            return SGD(parameters, weight_decay=self.weight_decay, momentum=self.momentum)
+        decoupled = self.optimizer == "adamw"
+        return Adam(parameters, weight_decay=self.weight_decay, eps=self.eps, decoupled=decoupled)
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """When to stop before the last epoch, and which epoch to keep.
+
+    Args:
+        loss: of held-out rows, computed after each epoch.
+        patience: epochs without a lower loss before training stops; the parameters of the lowest are kept.
+    """
+
+    loss: Callable[[], Tensor]
+    patience: int
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise InputError(f"patience must be 1 epoch or more, or None, but is {self.patience}")
+
+
+class CheckpointStore(Protocol):
+    """Where a long training keeps its state until it is done; see `clipadapter.tuners.checkpoint`."""
+
+    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The state that was written, if it has the tensors of `like`."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+
+    def write(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the state."""
+
+    def remove(self) -> None:
+        """Delete the state: the training is done."""
+
+
+def train(
+    parameters: Sequence[Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    n: int,
+    n_views: int,
+    config: TrainConfig,
+    *,
+    row_cost: int = 0,
+    step_cost: int = 0,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    generator: torch.Generator | None = None,
+    early_stopping: EarlyStopping | None = None,
+    checkpoint: CheckpointStore | None = None,
+) -> float:
+    """Change parameters in place so that a loss over rows falls.
+
+    With a checkpoint, a training that was killed and is started again continues to the same parameters, bit for bit.
+
+    Args:
+        parameters: leaves that require a gradient.
+        loss: of row numbers (b,) and, for each, the number of a view (b,); a scalar, or what ``backward`` takes.
+        n: rows to train on.
+        n_views: views of each row; see `TrainConfig.view_per_epoch`.
+        config: how.
+        row_cost: multiplications for one row of a batch in one forward pass; small steps run on one thread.
+        step_cost: multiplications of a step for all that does not depend on the size of a batch.
+        backward: computes the gradients of the parameters from what ``loss`` returned.
+        generator: of the shuffling, the views, and whatever the loss draws from it; by default one from the seed.
+        early_stopping: stops on held-out rows.
+        checkpoint: keeps the state of the training until it is done.
+
+    Returns:
+        The loss of the last step.
+
+    Raises:
+        InputError: if the loss is not finite.
+    """
+    keep_freed_memory()
+    batch_size = min(config.batch_size, n)
+    steps_per_epoch = config.steps_per_epoch(n)
+    epochs = config.count_epochs(n)
+    view_per_epoch = config.view_per_epoch and n_views > max(epochs, 1)
+    generator = generator or torch.Generator().manual_seed(config.seed)
+    state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n)
+    start = state.resume(checkpoint)
+    steps = epochs * steps_per_epoch
+    bar = tqdm(total=steps, initial=start, desc="training", unit="step", disable=not config.progress, leave=False)
+    with bar, limit_threads(batch_size * row_cost + step_cost):
+        for step in range(start, steps):
+            epoch, i = divmod(step, steps_per_epoch)
+            if i == 0 and early_stopping is not None and state.epochs_since_best >= early_stopping.patience:
+                break
+            if i == 0 and batch_size < n:
+                state.order = torch.randperm(n, generator=generator)
+            rows = state.order[i * batch_size : (i + 1) * batch_size]
+            view = 1 + epoch if view_per_epoch else None
+            value = loss(rows, _choose_views(len(rows), n_views, view, generator))
+            backward(value)
+            state.optimizer.step(config.learning_rate(step, steps_per_epoch, epochs))
+            state.loss = float(value.detach().sum())
+            if config.progress:
+                bar.set_postfix(loss=f"{state.loss:.4g}", refresh=False)
+                bar.update()
+            if not math.isfinite(state.loss):
+                break
+            if early_stopping is not None and i == steps_per_epoch - 1:
+                state.keep_if_best(early_stopping)
+            if checkpoint is not None and checkpoint.due:
+                checkpoint.write(state.state_dict(step + 1))
+    if checkpoint is not None:
+        checkpoint.remove()
+    if not math.isfinite(state.loss):
+        raise InputError(
+            f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {config.lr}"
+        )
+    state.restore_best()
+    return state.loss
+
+
+def _choose_views(rows: int, n_views: int, view: int | None, generator: torch.Generator) -> Tensor:
+    """(rows,) numbers of views: the same for all rows, or drawn for each; zeros, without a draw, for a single view."""
+    if view is not None:
+        return torch.full((rows,), view)
+    if n_views > 1:
+        return torch.randint(n_views, (rows,), generator=generator)
+    return torch.zeros(rows, dtype=torch.int64)
+
+
+class _TrainingState:
+    """All that changes from step to step."""
+
+    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, generator: torch.Generator, n: int) -> None:
+        self.parameters, self.optimizer, self.generator = parameters, optimizer, generator
+        self.order = torch.arange(n)
+        self.loss = 0.0
+        self.best_loss, self.epochs_since_best = math.inf, 0
+        self.best_parameters: list[Tensor] = []
+
+    def keep_if_best(self, early_stopping: EarlyStopping) -> None:
+        """Copy the parameters if their held-out loss is the lowest so far."""
+        with torch.no_grad():
+            loss = float(early_stopping.loss())
+        if loss < self.best_loss:
+            self.best_loss, self.epochs_since_best = loss, 0
+            self.best_parameters = [parameter.detach().clone() for parameter in self.parameters]
+        else:
+            self.epochs_since_best += 1
+
+    def restore_best(self) -> None:
+        """Set the parameters to those of the best epoch, if epochs were compared."""
+        if self.best_parameters:
+            with torch.no_grad():
+                for parameter, best in zip(self.parameters, self.best_parameters, strict=True):
+                    parameter.copy_(best)
+
+    def state_dict(self, step: int) -> dict[str, Tensor]:
+        """Everything by name, before the step of that number."""
+        numbers = torch.tensor([step, self.loss, self.best_loss, self.epochs_since_best], dtype=torch.float64)
+        state = {"numbers": numbers, "order": self.order, "generator": self.generator.get_state()}
+        state |= {f"parameter.{i}": parameter for i, parameter in enumerate(self.parameters)}
+        state |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+        return state | {f"best.{i}": best for i, best in enumerate(self.best_parameters)}
+
+    def resume(self, checkpoint: CheckpointStore | None) -> int:
+        """Load what a checkpoint has, and return the next step; 0 if there is none."""
+        state = None if checkpoint is None else checkpoint.read(self.state_dict(0))
+        if state is None:
+            return 0
+        step, self.loss, self.best_loss, epochs_since_best = state["numbers"].tolist()
+        self.epochs_since_best, self.order = int(epochs_since_best), state["order"]
+        self.generator.set_state(state["generator"])
+        with torch.no_grad():
+            for i, parameter in enumerate(self.parameters):
+                parameter.copy_(state[f"parameter.{i}"])
+        prefix = "optimizer."
+        self.optimizer.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        device = self.parameters[0].device
+        self.best_parameters = [state[f"best.{i}"].to(device) for i in range(len(self.parameters)) if "best.0" in state]
+        return int(step)
+
+
+def coop_epochs(labels: Tensor) -> int:
+    """Epochs of CoOp's scripts by the mean number of shots per class: 50 for 1, 100 for 2 and 4, 200 for 8 and 16.
+
+    Numbers in between take those of the nearest; the scripts take 50 for ImageNet at any number of shots.
+
+    Args:
+        labels: (n,) class positions.
+
+    >>> [coop_epochs(torch.arange(5).repeat(shots)) for shots in (1, 2, 4, 8, 16)]
+    [50, 100, 100, 200, 200]
+    """
+    shots = len(labels) / len(labels.unique())
+    return 50 if shots < 1.5 else 100 if shots < 6 else 200
+
+
+def gather_views(views: Tensor, rows: Tensor, view: Tensor) -> Tensor:
+    """One view of each of some rows, as the loss of `train` gets their numbers.
+
+    Args:
+        views: (n, v, d).
+        rows: (b,) row numbers.
+        view: (b,) numbers of views.
+
+    Returns:
+        (b, d), in a third of the time of ``views[rows, view]``.
+
+    >>> gather_views(torch.arange(6.0).view(3, 2, 1), torch.tensor([2, 0]), torch.tensor([0, 1])).flatten()
+    tensor([4., 1.])
+    """
+    n_views = views.shape[1]
+    return views.flatten(0, 1).index_select(0, rows if n_views == 1 else rows * n_views + view)
+
+
+def hold_out_one_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and held-out rows: a random one of each class that has two or more.
+
+    Args:
+        labels: (n,) class positions.
+        seed: of the draw.
+
+    >>> [len(rows) for rows in hold_out_one_per_class(torch.tensor([0, 0, 0, 1, 1, 2]))]
+    [4, 2]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    is_held_out = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        rows = torch.nonzero(labels == label).flatten()
+        if len(rows) > 1:
+            is_held_out[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
+    return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()

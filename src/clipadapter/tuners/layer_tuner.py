@@ -1,0 +1,181 @@
+"""Base of the tuners that change matrices of the towers' layers, and the replacement of linear layers by modules."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from clipadapter.encoders import Encoder, Layer, attention_layers
+from clipadapter.encoders._tuned import Matrix
+from clipadapter.errors import InputError
+from clipadapter.heads.training import TrainConfig
+from clipadapter.tuners.tower_tuner import TowerTuner, tower_networks
+
+TOWERS = ("both", "image", "text")
+STEPS_PER_SHOT = 500
+"""Optimizer steps for each shot per class, as in CLIP-LoRA's paper."""
+
+
+class LayerTuner(TowerTuner):
+    """Base of the methods that change matrices of the towers' layers, trained by AdamW at a rate that falls to 1e-6.
+
+    A subclass has the parameters below, which `ClipLora` documents, and merges what was learned into a tower's layers
+    in `_merge_tower`.
+    """
+
+    method_name: ClassVar[str]
+    trainable_matrices: ClassVar[str]
+    """Letters of the matrices that the method can change."""
+
+    matrices: str
+    towers: str
+    layers: str
+    lr: float
+    weight_decay: float
+    steps: int | None
+    batch_size: int
+    progress: bool
+
+    @abstractmethod
+    def _merge_tower(self, tower: str, layers: list[Layer]) -> bool:
+        """Add what was learned to the weights of a tower's layers; False if it does not fit them."""
+
+    def _train_config(self, shots_per_class: int) -> TrainConfig:
+        steps = STEPS_PER_SHOT * shots_per_class if self.steps is None else self.steps
+        return TrainConfig.from_estimator(
+            self, optimizer="adamw", steps=steps, min_epochs=1, min_lr=1e-6, view_per_epoch=False
+        )
+
+    def _merge(self, twin: Encoder) -> str:
+        self._check()
+        layers_of = self._tower_layers(twin)
+        for tower, layers in layers_of.items():
+            if not self._merge_tower(tower, layers):
+                raise InputError(
+                    f"what {self.method_name} has learned does not fit the {tower} tower of {twin.info.name}: "
+                    "give the encoder that was tuned"
+                )
+        return f"{self.method_name}: " + ", ".join(
+            f"{tower} tower ({len(layers)} of its layers)" for tower, layers in layers_of.items()
+        )
+
+    def _fingerprint_facts(self) -> tuple[object, ...]:
+        return self.matrices, self.layers
+
+    def _tower_layers(self, twin: Encoder) -> dict[str, list[Layer]]:
+        """The layers that are changed, by tower; of their matrices those that are changed and that they have."""
+        selected = {}
+        for tower, network in tower_networks(twin).items():
+            if self.towers in ("both", tower):
+                every = attention_layers(network, mlp=bool(set(self.trainable_matrices) - set("qkvo")))
+                cut = [{letter: layer[letter] for letter in self.matrices if letter in layer} for layer in every]
+                selected[tower] = select_layers([layer for layer in cut if layer], self.layers)
+        selected = {tower: layers for tower, layers in selected.items() if layers}
+        if not selected:
+            which, hint = ("neither tower", "") if self.towers == "both" else (f"no {self.towers} tower", ", or 'both'")
+            raise InputError(
+                f"{which} of {twin.info.name} has attention layers that {self.method_name} knows: "
+                f"take another encoder{hint}"
+            )
+        return selected
+
+    def _check(self) -> None:
+        for name, known in (("towers", TOWERS), ("layers", LAYERS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
+        letters = self.matrices
+        if not letters or set(letters) - set(self.trainable_matrices) or len(set(letters)) < len(letters):
+            raise InputError(
+                f"matrices must be different letters of {self.trainable_matrices!r}, such as 'qkv', but are {letters!r}"
+            )
+
+
+LAYERS = ("all", "bottom", "top", "ends")
+
+MakeModule = Callable[[Tensor, "Tensor | None", str], nn.Module]
+"""Makes a module from weight and bias of a linear layer, and the letters of the matrices in it that are changed."""
+
+
+def select_layers(layers: Sequence[Layer], which: str) -> list[Layer]:
+    """Some of the layers of a tower: "all", half of them at the "bottom" or "top", or a third at both "ends".
+
+    >>> [layer["layer"] for layer in select_layers([{"layer": i} for i in range(12)], "ends")]
+    [0, 1, 2, 3, 8, 9, 10, 11]
+    """
+    n = len(layers)
+    half, third = n // 2, max(n // 3, 1)
+    kept = {
+        "all": range(n),
+        "bottom": range(max(half, 1)),
+        "top": range(half, n),
+        "ends": {*range(third), *range(n - third, n)},
+    }[which]
+    return [layer for i, layer in enumerate(layers) if i in kept]
+
+
+class SplitAttention(nn.Module):
+    """Self-attention as in ``nn.MultiheadAttention``, whose linear layers are separate modules.
+
+    Args:
+        base: says how many heads there are, and the order of the dimensions.
+        inner: (..., w) to queries, keys and values (..., 3w).
+        outer: (..., w) to (..., w).
+    """
+
+    def __init__(self, base: nn.MultiheadAttention, inner: nn.Module, outer: nn.Module) -> None:
+        super().__init__()
+        self.heads, self.batch_first = base.num_heads, base.batch_first
+        self.inner, self.outer = inner, outer
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        """As ``nn.MultiheadAttention``, without weights of attention; all three inputs are one, a mask is added."""
+        x = query if self.batch_first else query.transpose(0, 1)  # (n, l, w)
+        n, length, _w = x.shape
+        parts = self.inner(x).chunk(3, dim=-1)
+        q, k, v = (part.reshape(n, length, self.heads, -1).transpose(1, 2) for part in parts)  # (n, h, l, w / h)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        output = self.outer(mixed.transpose(1, 2).reshape(n, length, -1))
+        return (output if self.batch_first else output.transpose(0, 1)), None
+
+
+def replace_linear(layer: Layer, letters: str, make: MakeModule) -> None:
+    """Replace the linear layers that hold some matrices of a layer by other modules.
+
+    Args:
+        layer: is changed.
+        letters: the matrices.
+        make: makes a module; the one of the output projection of ``nn.MultiheadAttention`` may get no letters.
+    """
+
+    def made(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return make(weight, bias, "".join(letter for letter in letters if layer[letter].owner is owner))
+
+    for letter in letters:
+        place = layer[letter]
+        module = place.module
+        if isinstance(module, nn.MultiheadAttention):
+            inner = made(module, module.in_proj_weight, module.in_proj_bias)
+            outer = made(module.out_proj, module.out_proj.weight, module.out_proj.bias)
+            setattr(place.parent, place.child, SplitAttention(module, inner, outer))
+        elif isinstance(module, nn.Linear):
+            setattr(place.parent, place.child, made(module, module.weight, module.bias))
+
+
+def add_to_weight(place: Matrix, change: Tensor) -> None:
+    """Replace the weight that a matrix is part of by a changed copy; the old weight stays as it is.
+
+    Args:
+        place: the matrix.
+        change: (out, in), added to it.
+    """
+    with torch.no_grad():
+        weight = place.whole.detach().clone()
+        weight[place.rows] += change.to(weight)
+        setattr(place.owner, place.weight, nn.Parameter(weight, requires_grad=False))

@@ -1,0 +1,325 @@
+"""Base of the tuners that change an encoder's own weights: one loss through both towers, then a tuned encoder.
+
+`TowerTuner.tune` comes before `fit`. `fit` gets features and class text of the tuned encoder and stores the class text:
+the classifier is zero-shot by that encoder.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import Self
+
+from clipadapter.backends import Tower
+from clipadapter.encoders import Encoder, open_text_tower, open_twin
+from clipadapter.errors import InputError
+from clipadapter.functional import cosine_logits, unit
+from clipadapter.heads import Head, SupportSet
+from clipadapter.heads.training import TrainConfig, train
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of
+
+PRECISIONS = ("fp32", "bf16")
+RESULT_NEUTRAL = ("progress", "checkpoint")
+"""Parameters that the result does not depend on."""
+LEARNED_PREFIXES = ("image_", "text_")
+"""Prefixes of the names of learned arrays."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trainable:
+    """Parameters that a method has put into the towers.
+
+    Args:
+        arrays: parameters by the name they will have on the head: such as ``image_a_``.
+        towers: which towers depend on them, "image" or "text"; another runs only once.
+        start_step: called at the beginning of each step.
+    """
+
+    arrays: Mapping[str, Tensor]
+    towers: Collection[str]
+    start_step: Callable[[], None]
+
+
+class TowerTuner(Head):
+    """Base of the methods that change weights of the towers.
+
+    A subclass has the parameters ``precision`` ("fp32" or "bf16"), ``checkpoint`` and ``seed``, puts what is trained
+    into a second encoder in `_attach`, and merges what was
+    learned into the weights of another encoder in `_merge`.
+    """
+
+    needs_text = True
+    tunes_encoder = True
+
+    precision: str
+    checkpoint: float | None
+    seed: int
+
+    @abstractmethod
+    def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
+        """Put parameters into the twin's towers. All random numbers, here and in training, come from the generator."""
+
+    @abstractmethod
+    def _train_config(self, shots_per_class: int) -> TrainConfig:
+        """How the parameters are trained."""
+
+    @abstractmethod
+    def _merge(self, twin: Encoder) -> str:
+        """Add the learned arrays to the twin's weights; returns the method's name and what was changed, as text.
+
+        Raises:
+            InputError: if they don't fit its layers.
+        """
+
+    @abstractmethod
+    def _fingerprint_facts(self) -> tuple[object, ...]:
+        """What else a tuned encoder depends on, beside the arrays."""
+
+    def tune(
+        self,
+        encoder: Encoder,
+        squares: NDArray[np.uint8],
+        labels: Sequence[str],
+        prompts: Mapping[str, Sequence[str]],
+    ) -> Self:
+        """Learn from pictures; `tuned` then gives the encoder.
+
+        Both towers run in each step, forward and backward, the text tower over the prompts of all classes; one that is
+        not changed runs once.
+
+        Args:
+            encoder: is not changed itself. A backend that runs it is left out.
+            squares: (n, v, s, s, 3), v views of each picture as ``encoder.tower().pixels`` makes them, the plain one
+                first.
+            labels: (n,) class names.
+            prompts: texts of each class; the order of the names is that of the classes.
+
+        Raises:
+            InputError: if the encoder can't be tuned, shapes or labels don't go together, or the loss is not finite.
+        """
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r}")
+        twin = open_twin(encoder)
+        names = {name: i for i, name in enumerate(prompts)}
+        unknown_labels = sorted(set(labels) - set(names))
+        if unknown_labels or len(labels) != len(squares) or not len(labels):
+            raise InputError(
+                f"{len(squares)} pictures need a label each that is a class, but got {len(labels)} labels"
+                + (f", among them {', '.join(unknown_labels[:3])}" if unknown_labels else "")
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        trainable = self._attach(twin, generator)
+        image_features = ImageFeatures(twin, squares, frozen="image" not in trainable.towers)
+        class_embeddings = ClassEmbeddings(twin, prompts, frozen="text" not in trainable.towers)
+        truth = torch.tensor([names[label] for label in labels], device=twin.device)
+
+        def loss(rows: Tensor, views: Tensor) -> Tensor:
+            trainable.start_step()
+            with torch.autocast(twin.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"):
+                features, weight = image_features(rows, views).float(), class_embeddings().float()
+            logits = twin.info.logit_scale * unit(features) @ weight.T
+            return cross_entropy(logits, truth[rows.to(truth.device)])
+
+        config = self._train_config(round(len(labels) / len(set(labels))))
+        self.loss_ = train(
+            list(trainable.arrays.values()),
+            loss,
+            len(labels),
+            squares.shape[1],
+            config,
+            checkpoint=Checkpoint(self._digest(encoder, squares, labels, prompts), self.checkpoint),
+            generator=generator,
+            row_cost=count_weights(twin, trainable.towers),
+        )
+        for name, array in trainable.arrays.items():
+            setattr(self, name, array.detach().cpu())
+        return self
+
+    def tuned(self, encoder: Encoder) -> Encoder:
+        """An encoder of which the towers are changed as was learned; it has a fingerprint of its own.
+
+        It shares with the one given all weights that stay as they were.
+
+        Args:
+            encoder: the one that was tuned; it is not changed itself.
+
+        Raises:
+            InputError: before `tune`, or if what was learned does not fit the encoder.
+        """
+        arrays = self._arrays()
+        twin = open_twin(encoder)
+        changed = self._merge(twin)
+        total = blake2b(
+            repr((twin.info.fingerprint, type(self).__name__, *self._fingerprint_facts())).encode(), digest_size=16
+        )
+        for name in sorted(arrays):
+            total.update(name.encode())
+            total.update(np.ascontiguousarray(arrays[name].numpy()).data)
+        note = "; ".join(part for part in (twin.info.note, f"tuned by {changed}") if part)
+        twin.info = replace(twin.info, fingerprint=total.hexdigest(), note=note)
+        return twin
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "weight_")
+
+    def _fit(self, shots: SupportSet) -> None:
+        self._arrays()
+        assert shots.text is not None
+        self.weight_, self.scale_ = shots.text, shots.scale
+
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        self.weight_, self.scale_ = text, scale
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
+
+    def _arrays(self) -> dict[str, Tensor]:
+        """What was learned, by name.
+
+        Raises:
+            InputError: before `tune`.
+        """
+        arrays = {k: v for k, v in vars(self).items() if k.startswith(LEARNED_PREFIXES) and k.endswith("_")}
+        if not arrays:
+            raise InputError(
+                f"{type(self).__name__} tunes the encoder, which features that are there already don't allow: fit it "
+                "by FewShotClassifier, or call tune(encoder, squares, labels, prompts) first"
+            )
+        return arrays
+
+    def _digest(
+        self,
+        encoder: Encoder,
+        squares: NDArray[np.uint8],
+        labels: Sequence[str],
+        prompts: Mapping[str, Sequence[str]],
+    ) -> str:
+        """Of all that the result depends on."""
+        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in RESULT_NEUTRAL}
+        texts = [(name, list(each)) for name, each in prompts.items()]
+        info = encoder.info
+        facts = (
+            type(self).__name__,
+            sorted(parameters.items()),
+            list(labels),
+            texts,
+            info.logit_scale,
+            info.fingerprint,
+        )
+        return digest_of([*facts, squares])
+
+
+BATCH_SIZE = 64
+"""Pictures per batch of a frozen tower."""
+
+
+class ImageFeatures:
+    """Features (b, d) of views of pictures.
+
+    Args:
+        encoder: has an image tower of its own.
+        squares: (n, v, s, s, 3).
+        frozen: whether the tower stays as it is: then it runs now, and never again.
+
+    Raises:
+        InputError: if the squares are of another shape or type.
+    """
+
+    def __init__(self, encoder: Encoder, squares: NDArray[np.uint8], frozen: bool) -> None:
+        self._tower, self._device = _tower(encoder), encoder.device
+        size = self._tower.pixels.size
+        if squares.ndim != 5 or squares.shape[2:] != (size, size, 3) or squares.dtype != np.uint8:
+            raise InputError(
+                f"pictures must be squares (n, v, {size}, {size}, 3) of uint8, but are {squares.shape} of "
+                f"{squares.dtype}"
+            )
+        self._squares = squares
+        self._features = self._all() if frozen else None
+
+    def __call__(self, rows: Tensor, views: Tensor) -> Tensor:
+        """Of rows (b,) the views (b,)."""
+        if self._features is not None:
+            return self._features[rows.to(self._device), views.to(self._device)]
+        return self._run(self._squares[rows.numpy(), views.numpy()])
+
+    def _run(self, squares: NDArray[np.uint8]) -> Tensor:
+        spec = self._tower.pixels
+        values = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(each, device=self._device).view(1, 3, 1, 1) for each in (spec.mean, spec.std))
+        features: Tensor = self._tower.module((values - mean) / std).float()
+        return features
+
+    def _all(self) -> Tensor:
+        """(n, v, d)."""
+        n, v = self._squares.shape[:2]
+        flat = self._squares.reshape(n * v, *self._squares.shape[2:])
+        with torch.no_grad():  # not inference mode: a gradient goes through what is made of them
+            features = torch.cat([self._run(flat[i : i + BATCH_SIZE]) for i in range(0, n * v, BATCH_SIZE)])
+        return features.reshape(n, v, -1)
+
+
+class ClassEmbeddings:
+    """Class vectors (c, d): of each class the normalised mean of its prompts' normalised features.
+
+    Args:
+        encoder: has a text tower.
+        prompts: texts of each class.
+        frozen: whether the tower stays as it is: then it runs now, and never again.
+
+    Raises:
+        InputError: if it is to be trained, but takes no token embeddings.
+    """
+
+    def __init__(self, encoder: Encoder, prompts: Mapping[str, Sequence[str]], frozen: bool) -> None:
+        texts = [text for some in prompts.values() for text in some]
+        counts = torch.tensor([len(some) for some in prompts.values()])
+        self._classes = len(counts)
+        self._owner = torch.arange(self._classes).repeat_interleave(counts).to(encoder.device)
+        self._share = (1 / counts)[self._owner.cpu(), None].to(encoder.device)
+        self._vectors: Tensor | None = None
+        if frozen:
+            self._vectors = self._by_class(encoder.encode_text(texts).to(encoder.device))
+            return
+        self._tower = open_text_tower(encoder)
+        tokens = [torch.tensor(each) for each in self._tower.tokenize(texts)]
+        self._lengths = torch.tensor([len(each) for each in tokens])
+        with torch.no_grad():
+            self._embeddings = self._tower.embed(pad_sequence(tokens, batch_first=True))
+
+    def __call__(self) -> Tensor:
+        """Unit rows."""
+        if self._vectors is not None:
+            return self._vectors
+        return self._by_class(self._tower.encode(self._embeddings, self._lengths).float())
+
+    def _by_class(self, rows: Tensor) -> Tensor:
+        total = torch.zeros(self._classes, rows.shape[1], device=rows.device)
+        return unit(total.index_add(0, self._owner, unit(rows) * self._share))
+
+
+def tower_networks(encoder: Encoder) -> dict[str, nn.Module]:
+    """The networks of the towers "image" and "text"; without a tower whose network is not accessible."""
+    text = encoder.text_tower()
+    network_of = {"image": _tower(encoder).module, "text": None if text is None else text.network()}
+    return {tower: network for tower, network in network_of.items() if network is not None}
+
+
+def count_weights(encoder: Encoder, towers: Collection[str]) -> int:
+    """Number of weights of some towers: about the multiplications for a token."""
+    network_of = tower_networks(encoder)
+    return sum(weight.numel() for tower in towers for weight in network_of[tower].parameters())
+
+
+def _tower(encoder: Encoder) -> Tower:
+    tower = encoder.tower()
+    assert tower is not None, "open_twin has looked"
+    return tower
