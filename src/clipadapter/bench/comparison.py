@@ -21,6 +21,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.files import write_whole
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.metrics import metrics_shown
 
 SAME = 1e-4
 """Unit features closer than this are of one picture: another batch changes a feature by 1e-5 at most."""
@@ -57,7 +58,8 @@ class Comparison:
         Raises:
             InputError: if the folder can't be written.
         """
-        text = f"# {title}\n\n{table(self.runs, markdown=True)}\n{table(self.runs, 'macro_f1', markdown=True)}"
+        tables = [table(self.runs, name, markdown=True) for name in metrics_shown("comparison", "single-label")]
+        text = f"# {title}\n\n" + "\n".join(tables)
         page = write_whole(folder / "table.md", text)
         return [page, learning_curve(self.runs, folder / "accuracy.png", title)]
 

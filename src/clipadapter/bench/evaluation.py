@@ -68,11 +68,7 @@ class ModelEvaluation:
             "n_test": self.n_test,
             "skipped": [{"path": name, "reason": reason} for name, reason in self.skipped],
             "among_shots": self.among_shots,
-            "model": {
-                **self.model.evaluation.to_dict(),
-                "log_loss": self.model.log_loss,
-                "calibration_error": self.model.calibration_error,
-            },
+            "model": self.model.evaluation.to_dict(),
             "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
             "curve": [run.model_dump() for run in self.curve],
             **self.facts,
@@ -85,7 +81,7 @@ class ModelEvaluation:
             InputError: if the folder can't be written.
         """
         found = self.model.evaluation
-        title = f"{self.head} on {self.data}: {100 * found.accuracy:.1f} % of {self.n_test} pictures right"
+        title = f"{self.head} on {self.data}: {100 * found.metrics['accuracy']:.1f} % of {self.n_test} pictures right"
         files = [
             write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
             confusion_matrix(found, folder / "confusion.png", title),

@@ -19,7 +19,7 @@ from clipadapter.metrics import (
     MultiLabelEvaluation,
     evaluate,
     evaluate_multilabel,
-    expected_calibration_error,
+    metrics_shown,
 )
 from clipadapter.uncertainty import Calibrator
 
@@ -29,27 +29,29 @@ class Score:
     """What a fitted head makes of a test part.
 
     Args:
-        evaluation: accuracy, macro F1, figures by class, confusions.
-        log_loss: mean negative log-probability of the true class, natural logarithm.
-        calibration_error: expected calibration error in 15 bins of equal mass.
+        evaluation: metrics, metrics by class, confusions, and the predictions that they are computed from.
         logits: (m, c), columns in the order of the evaluation's classes.
-        probabilities: (m, c), columns in the order of the evaluation's classes.
-        labels: (m,) positions of the true classes.
         seconds: how long predicting took.
     """
 
     evaluation: Evaluation
-    log_loss: float
-    calibration_error: float
     logits: NDArray[np.float64]
-    probabilities: NDArray[np.float64]
-    labels: NDArray[np.int64]
     seconds: float
 
     @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(m, c), columns in the order of the evaluation's classes."""
+        return self.evaluation.predictions.probabilities
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(m,) positions of the true classes."""
+        return self.evaluation.predictions.labels
+
+    @property
     def metrics(self) -> Metrics:
-        """The three figures of a record."""
-        return Metrics(accuracy=self.evaluation.accuracy, macro_f1=self.evaluation.macro_f1, log_loss=self.log_loss)
+        """The metrics of a record."""
+        return Metrics({name: self.evaluation.metrics[name] for name in metrics_shown("record", "single-label")})
 
 
 def score(
@@ -77,13 +79,8 @@ def score(
         kept = [i for i, name in enumerate(classes) if name in set(among)]
         classes, logits = [classes[i] for i in kept], logits[:, kept]
         check_labels(test.y, classes)
-    position = {name: i for i, name in enumerate(classes)}
-    truth = np.array([position[label] for label in test.y])
     logs = (calibrator or Calibrator()).log_probabilities(logits)
-    predicted = [classes[i] for i in logs.argmax(axis=1)]
-    loss, p = -float(logs[np.arange(len(truth)), truth].mean()), np.exp(logs)
-    error = expected_calibration_error(p, truth)
-    return Score(evaluate(test.y, predicted, classes), loss, error, logits, p, truth, seconds)
+    return Score(evaluate(test.y, logs, classes), logits, seconds)
 
 
 def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import sqrt
 from typing import Any
 
 from clipadapter.heads import fidelity_of, head_info, list_heads
-from clipadapter.persistence._evaluation import ClassFigures, Evaluated, Figures, evaluation_of
+from clipadapter.metrics import wilson
+from clipadapter.persistence._evaluation import ClassFigures, Evaluated, evaluation_of
 from clipadapter.persistence._files import SUPPORT, ArtifactConfig
-from clipadapter.persistence._front_matter import NAMES, front_matter
+from clipadapter.persistence._front_matter import CARD_METRICS, front_matter
 
 MARK = "<!-- Made by clipadapter from config.json, and made anew by it; take out this line to keep what you write. -->"
 LISTED = 30
@@ -118,32 +118,24 @@ def _measured(config: ArtifactConfig, found: Evaluated | None) -> str:
             "pictures beside zero-shot and a linear probe, and writes the figures here."
         )
     rows = {f"this model ({code(config.head.name)})": found.model, **{plain(n): f for n, f in found.baselines.items()}}
-    columns = [key for key in NAMES if getattr(found.model, key) is not None]
+    columns = {name: metric for name, metric in CARD_METRICS.items() if name in found.model}
     lines = [
-        f"| {found.n} pictures of {plain(found.data)} | {' | '.join(_heading(key) for key in columns)} |",
+        f"| {found.n} pictures of {plain(found.data)} | {' | '.join(metric.heading for metric in columns.values())} |",
         f"|---|{'---:|' * len(columns)}",
-        *(f"| {name} | {' | '.join(_cell(figures, key) for key in columns)} |" for name, figures in rows.items()),
+        *(
+            f"| {system} | {' | '.join(m.format(values[key]) if key in values else '' for key, m in columns.items())} |"
+            for system, values in rows.items()
+        ),
     ]
-    share = found.model.accuracy
+    share = found.model.get("accuracy")
     between = "" if share is None else _between(share, found.n)
     return "\n".join(lines) + between + _worst(found.worst)
 
 
-def _heading(key: str) -> str:
-    return NAMES[key] if key == "log_loss" else f"{NAMES[key]} %"
-
-
-def _cell(figures: Figures, key: str) -> str:
-    value = getattr(figures, key)
-    return "" if value is None else f"{value:.3f}" if key == "log_loss" else f"{100 * value:.1f}"
-
-
 def _between(share: float, n: int) -> str:
-    """Wilson's interval of a share (1927), at 95 %."""
-    z = 1.96
-    middle, half = share + z**2 / (2 * n), z * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return f"\n\nFor so many pictures its accuracy is between {100 * low:.1f} and {100 * high:.1f} % (95 % interval)."
+    """Wilson's interval of a share, at 95 %."""
+    low, high = (100 * (end or 0.0) for end in (wilson(share, n).low, wilson(share, n).high))
+    return f"\n\nFor so many pictures its accuracy is between {low:.1f} and {high:.1f} % (95 % interval)."
 
 
 def _worst(classes: list[ClassFigures]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import InputError
+from clipadapter.metrics import check_metrics, metrics_shown
 from clipadapter.persistence._files import TENSORS, TRUST, ArtifactConfig, FilePart
 
 KEY = "evaluation"
 """Where it lies in the provenance."""
-Share = Annotated[float, Field(ge=0, le=1)]
 WORST = 5
 """How many classes are kept, the worst first."""
 
@@ -21,15 +21,20 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Figures(_Facts):
-    """What one method reaches; those of several labels a picture are the last two and ``macro_f1``."""
+def _card_metrics(values: Any) -> Any:
+    """The metrics that a card shows, of what an evaluation gives; None is a metric that is not defined."""
+    if not isinstance(values, Mapping):
+        return values
+    return {name: values[name] for name in metrics_shown("card") if values.get(name) is not None}
 
-    accuracy: Share | None = None
-    macro_f1: Share | None = None
-    log_loss: float | None = Field(default=None, ge=0)
-    calibration_error: Share | None = None
-    mean_average_precision: Share | None = None
-    micro_f1: Share | None = None
+
+def _checked(values: dict[str, float]) -> dict[str, float]:
+    check_metrics(values)
+    return values
+
+
+MetricValues = Annotated[dict[str, float], BeforeValidator(_card_metrics), AfterValidator(_checked)]
+"""Metrics by their name in `clipadapter.metrics.METRICS`."""
 
 
 class ClassFigures(_Facts):
@@ -62,8 +67,8 @@ class Evaluated(_Facts):
     skipped: int = 0
     among_shots: int = 0
     created: str = ""
-    model: Figures
-    baselines: dict[str, Figures] = Field(default_factory=dict)
+    model: MetricValues
+    baselines: dict[str, MetricValues] = Field(default_factory=dict)
     worst: list[ClassFigures] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
 

@@ -6,23 +6,14 @@ Layout: https://github.com/huggingface/hub-docs/blob/main/modelcard.md?plain=1
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipadapter.persistence._evaluation import Evaluated, Figures
+from clipadapter.metrics import metrics_shown
+from clipadapter.persistence._evaluation import Evaluated
 from clipadapter.persistence._files import ArtifactConfig
 
-NAMES = {
-    "accuracy": "accuracy",
-    "mean_average_precision": "mean average precision",
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "log_loss": "log-loss",
-    "calibration_error": "calibration error",
-}
-"""Figures by their field, in the order of tables."""
-TYPES = {"macro_f1": "f1", "micro_f1": "f1"}
-"""What the hub calls a figure, where its name is another."""
+CARD_METRICS = metrics_shown("card")
 
 
 def front_matter(config: ArtifactConfig, found: Evaluated | None, name: str) -> str:
@@ -83,12 +74,11 @@ def _result(found: Evaluated, several: bool) -> dict[str, Any]:
     }
 
 
-def _metrics(figures: Figures, whose: str) -> Sequence[dict[str, Any]]:
-    told = {key: getattr(figures, key) for key in NAMES}
+def _metrics(values: Mapping[str, float], whose: str) -> Sequence[dict[str, Any]]:
     return [
-        {"type": TYPES.get(key, key), "name": f"{NAMES[key]}{whose}", "value": round(value, 4)}
-        for key, value in told.items()
-        if value is not None
+        {"type": metric.hub_type or name, "name": f"{metric.title}{whose}", "value": round(values[name], 4)}
+        for name, metric in CARD_METRICS.items()
+        if name in values
     ]
 
 
