@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 
-from clipadapter.metrics import METRICS, Predictions, bootstrap_metrics, wilson
+from clipadapter.metrics import METRICS, Predictions, bootstrap_metrics, wilson_interval
 
 
 def predictions(p, labels):
@@ -22,8 +22,14 @@ def answers():
 
 @pytest.mark.parametrize(("right", "m"), [(0, 5), (3, 7), (10, 10), (911, 1010)])
 def test_wilson_is_that_of_scipy(right, m):
-    found, expected = wilson(right / m, m), binomtest(right, m).proportion_ci(method="wilson")
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    expected = binomtest(right, m).proportion_ci(method="wilson")
+    assert wilson_interval(right / m, m) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "n", "interval"), [(81, 263, (0.2553, 0.3662)), (1, 29, (0.0061, 0.1718))])
+def test_wilson_is_that_of_the_textbook(right, n, interval):
+    # Newcombe, Statistics in Medicine 17:857-872 (1998), table I
+    assert wilson_interval(right / n, n) == pytest.approx(interval, abs=5e-5)
 
 
 def test_metrics_of_weighted_pictures_are_those_of_repeated_pictures(answers):
@@ -50,7 +56,7 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit(answers):
     assert (log_loss.low, log_loss.high) == pytest.approx((losses.mean() - half, losses.mean() + half), abs=0.1 * half)
     assert f1.low < f1.value < f1.high
     assert found.metrics["calibration_error"].low is None
-    assert found.ahead is None
+    assert found.accuracy_lead is None
 
 
 def test_differences_are_paired(answers):
@@ -61,8 +67,12 @@ def test_differences_are_paired(answers):
     found = bootstrap_metrics(
         {"a": predictions(p, labels), "same": predictions(p, labels), "worse": predictions(worse, labels)}
     )
-    assert (found["same"].ahead.value, found["same"].ahead.low, found["same"].ahead.high) == (0, 0, 0)
-    ahead = found["worse"].ahead
+    assert (found["same"].accuracy_lead.value, found["same"].accuracy_lead.low, found["same"].accuracy_lead.high) == (
+        0,
+        0,
+        0,
+    )
+    ahead = found["worse"].accuracy_lead
     assert ahead.value == pytest.approx(0.1)
     # Of 20 in 200: an unpaired interval would be more than twice as wide.
     half = 1.96 * np.sqrt(0.1 * 0.9 / 200)

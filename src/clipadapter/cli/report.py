@@ -113,7 +113,7 @@ def _text(found: Report) -> str:
     for name, one in found.figures.items():
         share = one.metrics["accuracy"]
         low, high = share.low or 0.0, share.high or 0.0
-        ahead = "" if one.ahead is None else f"{100 * one.ahead.value:+.1f}"
+        ahead = "" if one.accuracy_lead is None else f"{100 * one.accuracy_lead.value:+.1f}"
         accuracy = f"{100 * share.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
         rows.append((name, accuracy, ahead, *(metric.round(one.metrics[key].value) for key, metric in others.items())))
     head = ["", "accuracy % (95 %)", "model is ahead by", *(metric.heading for metric in others.values())]

@@ -10,7 +10,13 @@ from clipadapter.metrics.calibration import (
 )
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at, risk_coverage
 from clipadapter.metrics.evaluation import ClassReport, Evaluation, Predictions, evaluate, mean_sd
-from clipadapter.metrics.intervals import Estimate, SystemEstimates, bootstrap_metrics, percentile_interval, wilson
+from clipadapter.metrics.intervals import (
+    Estimate,
+    MetricsWithIntervals,
+    bootstrap_metrics,
+    percentile_interval,
+    wilson_interval,
+)
 from clipadapter.metrics.multilabel import (
     MultiLabelEvaluation,
     MultiLabelPredictions,
@@ -25,11 +31,11 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "MetricInfo",
+    "MetricsWithIntervals",
     "MultiLabelEvaluation",
     "MultiLabelPredictions",
     "Predictions",
     "Reliability",
-    "SystemEstimates",
     "aurc",
     "auroc",
     "average_precision",
@@ -48,5 +54,5 @@ __all__ = [
     "percentile_interval",
     "reliability",
     "risk_coverage",
-    "wilson",
+    "wilson_interval",
 ]

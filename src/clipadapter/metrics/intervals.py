@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipadapter.metrics.evaluation import Predictions
 from clipadapter.metrics.table import metrics_shown
 
-NORMAL_QUANTILE_975 = 1.959963984540054
+Z_95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution, for two-sided intervals at 95 %."""
 RESAMPLES = 2000
 
@@ -41,26 +41,26 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class SystemEstimates:
+class MetricsWithIntervals:
     """Metrics of one system with their confidence intervals.
 
     Args:
         metrics: by name, in the order of `METRICS`.
-        ahead: accuracy of the first system minus this one's on the same pictures, paired bootstrap; None for the first
+        accuracy_lead: accuracy of the first system minus this one's on the same pictures, paired bootstrap; None for the first
             system itself.
     """
 
     metrics: dict[str, Estimate]
-    ahead: Estimate | None
+    accuracy_lead: Estimate | None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        estimates = {**self.metrics, "ahead": self.ahead}
+        estimates = {**self.metrics, "ahead": self.accuracy_lead}
         return {name: None if estimate is None else estimate.to_dict() for name, estimate in estimates.items()}
 
 
-def wilson(proportion: float, n: int) -> Estimate:
-    """A proportion with Wilson's score interval at 95 % (Wilson 1927, eq. 3).
+def wilson_interval(proportion: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion at 95 % (Wilson 1927).
 
     Unlike the normal approximation it does not have length zero at proportions of 0 and 1. It equals
     ``scipy.stats.binomtest(k, n).proportion_ci(method="wilson")``, without a dependency of the runtime on SciPy.
@@ -69,14 +69,16 @@ def wilson(proportion: float, n: int) -> Estimate:
         proportion: k / n.
         n: number of trials.
 
-    >>> estimate = wilson(1.0, 10)
-    >>> round(estimate.low, 3), round(estimate.high, 3)
-    (0.722, 1.0)
+    Returns:
+        Lower and upper end.
+
+    >>> [round(end, 3) for end in wilson_interval(1.0, 10)]
+    [0.722, 1.0]
     """
-    z = NORMAL_QUANTILE_975
+    z = Z_95
     centre = (proportion + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * sqrt(proportion * (1 - proportion) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Estimate(proportion, max(0.0, centre - half), min(1.0, centre + half))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def percentile_interval(value: float, resampled: NDArray[np.float64]) -> Estimate:
@@ -95,7 +97,7 @@ def percentile_interval(value: float, resampled: NDArray[np.float64]) -> Estimat
 
 def bootstrap_metrics(
     systems: Mapping[str, Predictions], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, SystemEstimates]:
+) -> dict[str, MetricsWithIntervals]:
     """Estimate the metrics of reports for systems that predicted the same pictures; differences are paired.
 
     All systems and metrics share the resamples of the pictures. ``scipy.stats.bootstrap`` resamples anew for each
@@ -123,7 +125,7 @@ def bootstrap_metrics(
         for system, predictions in systems.items()
     }
     reference, *others = systems
-    ahead = {
+    leads = {
         system: percentile_interval(
             values[reference]["accuracy"] - values[system]["accuracy"],
             drawn[reference]["accuracy"] - drawn[system]["accuracy"],
@@ -131,12 +133,12 @@ def bootstrap_metrics(
         for system in others
     }
     return {
-        system: SystemEstimates(
+        system: MetricsWithIntervals(
             {
                 name: _estimate(values[system][name], metric.interval, drawn[system].get(name), m)
                 for name, metric in metrics.items()
             },
-            ahead.get(system),
+            leads.get(system),
         )
         for system in systems
     }
@@ -144,7 +146,7 @@ def bootstrap_metrics(
 
 def _estimate(value: float, interval: str | None, resampled: NDArray[np.float64] | None, m: int) -> Estimate:
     if interval == "wilson":
-        return wilson(value, m)
+        return Estimate(value, *wilson_interval(value, m))
     if interval is None or resampled is None:
         return Estimate(value)
     if interval == "bootstrap":

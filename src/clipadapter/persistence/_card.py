@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipadapter.heads import fidelity_of, head_info, list_heads
-from clipadapter.metrics import wilson
+from clipadapter.metrics import wilson_interval
 from clipadapter.persistence._evaluation import ClassFigures, Evaluated, evaluation_of
 from clipadapter.persistence._files import SUPPORT, ArtifactConfig
 from clipadapter.persistence._front_matter import CARD_METRICS, front_matter
@@ -134,7 +134,7 @@ def _measured(config: ArtifactConfig, found: Evaluated | None) -> str:
 
 def _between(share: float, n: int) -> str:
     """Wilson's interval of a share, at 95 %."""
-    low, high = (100 * (end or 0.0) for end in (wilson(share, n).low, wilson(share, n).high))
+    low, high = (100 * end for end in wilson_interval(share, n))
     return f"\n\nFor so many pictures its accuracy is between {low:.1f} and {high:.1f} % (95 % interval)."
 
 

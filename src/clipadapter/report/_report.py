@@ -15,7 +15,7 @@ from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_whole
-from clipadapter.metrics import SystemEstimates, bootstrap_metrics
+from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
 from clipadapter.report._findings import Findings, look
 from clipadapter.report._map import Map, draw_map
 from clipadapter.report._page import render
@@ -39,7 +39,7 @@ class Report:
     """
 
     evaluation: ModelEvaluation
-    figures: dict[str, SystemEstimates]
+    figures: dict[str, MetricsWithIntervals]
     sure: Sure
     rows: Rows
     map: Map
