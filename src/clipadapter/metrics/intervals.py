@@ -46,8 +46,7 @@ class MetricsWithIntervals:
 
     Args:
         metrics: by name, in the order of `METRICS`.
-        accuracy_lead: accuracy of the first system minus this one's on the same pictures, paired bootstrap; None for the first
-            system itself.
+        accuracy_lead: accuracy of the first system minus that of this one, paired bootstrap; None for the first system.
     """
 
     metrics: dict[str, Estimate]
