@@ -27,7 +27,8 @@ from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, held_out_shots
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at
 from clipadapter.uncertainty import Calibrator, learn_calibrator
-from clipadapter.uncertainty.rejection import METHODS, imagenet_names, kept_distractors, learn_rejector
+from clipadapter.uncertainty.negative_labels import imagenet_names, kept_distractors
+from clipadapter.uncertainty.ood import METHODS, learn_rejector
 
 RATES = (0.05, 0.1)
 VARIANTS = {name: name for name in METHODS if name != "auto"} | {

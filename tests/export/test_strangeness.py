@@ -6,9 +6,8 @@ import torch
 
 from clipadapter.export._strangeness import Distance, Strangeness
 from clipadapter.uncertainty import Rejector, learn_rejector
-from clipadapter.uncertainty._columns import NEEDS, Memory
-from clipadapter.uncertainty._rejector import Part
-from clipadapter.uncertainty._spread import learn_spread
+from clipadapter.uncertainty.ood import Part
+from clipadapter.uncertainty.ood_scores import NEEDS, Memory, learn_spread
 
 D, C = 48, 4
 

@@ -12,7 +12,7 @@ from clipadapter.encoders import Encoder
 from clipadapter.features import FeatureStore, encode_classes
 from clipadapter.heads import TextFeatures
 from clipadapter.uncertainty import kept_distractors
-from clipadapter.uncertainty.rejection import imagenet_names
+from clipadapter.uncertainty.negative_labels import imagenet_names
 
 
 def distractors(

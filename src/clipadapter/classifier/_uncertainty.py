@@ -22,10 +22,9 @@ from clipadapter.uncertainty import (
     learn_conformal,
 )
 from clipadapter.uncertainty import learn_rejector as learn
-from clipadapter.uncertainty.answers import UNLEARNED
 from clipadapter.uncertainty.calibration import Method
 from clipadapter.uncertainty.costs import checked_costs
-from clipadapter.uncertainty.options import UncertaintyOptions
+from clipadapter.uncertainty.decisions import UNLEARNED, UncertaintyOptions
 
 Array = NDArray[Any]
 

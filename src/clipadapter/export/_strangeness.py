@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from clipadapter.functional import unit
 from clipadapter.uncertainty import Rejector
-from clipadapter.uncertainty._scores import unit_rows
-from clipadapter.uncertainty._spread import Spread
+from clipadapter.uncertainty.ood_scores import Spread, unit_rows
 
 
 class Strangeness(nn.Module):
@@ -52,7 +51,7 @@ class Strangeness(nn.Module):
         return ((parts - self.centre) * self.factor).sum(dim=1), parts
 
     def _column(self, name: str, rows: Tensor, logits: Tensor, probabilities: Tensor) -> Tensor:
-        """One score (n,); the formulas are those of `clipadapter.uncertainty._scores`."""
+        """One score (n,); the formulas are those of `clipadapter.uncertainty.ood_scores`."""
         if name == "max-logit":
             return -_highest(logits)
         if name == "energy":

@@ -11,11 +11,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics.detection import auroc
-from clipadapter.uncertainty import _scores
-from clipadapter.uncertainty._rejector import _beyond
-from clipadapter.uncertainty._scores import unit_rows
-from clipadapter.uncertainty._spread import learn_spread
-from clipadapter.uncertainty.rejection import METHODS, Rejector, imagenet_names, kept_distractors, learn_rejector
+from clipadapter.uncertainty import ood_scores
+from clipadapter.uncertainty.negative_labels import imagenet_names, kept_distractors
+from clipadapter.uncertainty.ood import METHODS, Rejector, _beyond, learn_rejector
+from clipadapter.uncertainty.ood_scores import learn_spread, unit_rows
 
 D = 12
 
@@ -61,17 +60,17 @@ def scored(rejector, rows, text):
 
 def test_logit_scores_are_the_papers_formulas():
     z = np.random.default_rng(0).standard_normal((6, 4))
-    np.testing.assert_allclose(_scores.energy(z, 2.0), -2 * logsumexp(z / 2, axis=1))
-    np.testing.assert_allclose(_scores.max_logit(z), [-max(row) for row in z])
-    np.testing.assert_allclose(_scores.msp(softmax(z, axis=1)), 1 - softmax(z, axis=1).max(axis=1))
-    np.testing.assert_allclose(_scores.mcm(z, 0.5), 1 - softmax(z / 0.5, axis=1).max(axis=1))
+    np.testing.assert_allclose(ood_scores.energy(z, 2.0), -2 * logsumexp(z / 2, axis=1))
+    np.testing.assert_allclose(ood_scores.max_logit(z), [-max(row) for row in z])
+    np.testing.assert_allclose(ood_scores.msp(softmax(z, axis=1)), 1 - softmax(z, axis=1).max(axis=1))
+    np.testing.assert_allclose(ood_scores.mcm(z, 0.5), 1 - softmax(z / 0.5, axis=1).max(axis=1))
 
 
 def test_distractors_are_ordered_as_neglabel():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((9, 4)), rng.standard_normal((9, 7))
     share = np.exp(3 * a).sum(axis=1) / (np.exp(3 * a).sum(axis=1) + np.exp(3 * b).sum(axis=1))  # eq. 5
-    np.testing.assert_allclose(_scores.distractors(a, b, 3.0), np.log(1 / share - 1))
+    np.testing.assert_allclose(ood_scores.distractors(a, b, 3.0), np.log(1 / share - 1))
 
 
 def test_the_nearest_shot_is_scikit_learns():
