@@ -193,7 +193,7 @@ def test_what_was_asked_for_by_the_constructor_follows_the_classes(tmp_path):
     )
     assert len(found.predict(QUERIES)) == len(QUERIES)
     again = FewShotClassifier.load(found.save(tmp_path / "model"), cache=None)
-    assert again.uncertainty_.asked.costs.shape == (4, 4)
+    assert again.uncertainty_.decisions.costs.shape == (4, 4)
 
 
 def test_views_are_as_many_as_the_shots_have():
@@ -253,9 +253,9 @@ def test_templates_views_and_trust_of_the_fit_are_those_of_the_change(tmp_path):
     assert found.prompts_["yellow"] == ["yellow texture."]
     assert found.support_.X.shape == (16, 3, 32)
     assert_same(found, expected)
-    assert found.uncertainty_.conformal.how == "cv+"
+    assert found.uncertainty_.conformal.method == "cv+"
     assert len(found.fold_heads_) == len(expected.fold_heads_)
-    np.testing.assert_array_equal(found.uncertainty_.asked.costs, costs)
+    np.testing.assert_array_equal(found.uncertainty_.decisions.costs, costs)
     assert [p.labels for p in found.classify(QUERIES)] == [p.labels for p in expected.classify(QUERIES)]
 
 

@@ -66,7 +66,7 @@ def test_sets_have_the_best_class_and_survive_saving(sets, tmp_path):
     assert all(said.label in said.labels for said in before)
     again = FewShotClassifier.load(model.save(tmp_path / "model"), cache=None)
     assert again.classify(queries) == before
-    assert again.uncertainty_.conformal.how == sets
+    assert again.uncertainty_.conformal.method == sets
     assert (tmp_path / "model" / "folds.safetensors").exists() == (sets == "cv+")
 
 
@@ -229,9 +229,9 @@ def test_a_background_that_is_wrong_is_told_and_not_passed_over(background):
 
 def test_what_a_loaded_model_says_can_be_changed(tmp_path):
     folder = fitted(reject=0.06).save(tmp_path / "model")
-    assert FewShotClassifier.load(folder, cache=None).uncertainty_.asked.reject == 0.06
+    assert FewShotClassifier.load(folder, cache=None).uncertainty_.decisions.reject == 0.06
     model = FewShotClassifier.load(folder, cache=None, uncertainty=UncertaintyOptions(coverage=0.8))
-    assert (model.uncertainty_.asked.reject, model.uncertainty_.asked.coverage) == (None, 0.8)
+    assert (model.uncertainty_.decisions.reject, model.uncertainty_.decisions.coverage) == (None, 0.8)
     assert model.classify(GREYS)[0].labels
 
 

@@ -114,7 +114,7 @@ def evaluate_model(
         DataError: if a picture has no label, or none can be read.
     """
     names = model.class_names_
-    if model.uncertainty_.several is not None:
+    if model.uncertainty_.multilabel is not None:
         raise InputError("the model gives several labels a picture: test it on a table with the column 'labels'")
     check_labels(dataset.labels, names)
     test = features_of(model, dataset, names).mark_for_evaluation()

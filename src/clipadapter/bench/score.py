@@ -94,7 +94,7 @@ def asked_of(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[s
     Returns:
         Shares and means by name; empty if nothing is asked for.
     """
-    asked = model.uncertainty_.asked
+    asked = model.uncertainty_.decisions
     if asked.reject is None and asked.coverage is None and asked.costs is None:
         return {}
     folds = [head.logits(test.plain) for head in model.fold_heads_]

@@ -53,7 +53,7 @@ class Answering(ABC):
         Where pictures have several labels: all classes of each, a tuple that may be empty.
         """
         found = self._answers(self._plain(images), asked)
-        if found.several and found.sets is not None:
+        if found.multilabel and found.sets is not None:
             return [tuple(name for name, has in zip(self.class_names_, row, strict=True) if has) for row in found.sets]
         return [None if no else self.class_names_[i] for i, no in zip(found.best, found.rejected, strict=True)]
 
@@ -86,7 +86,7 @@ class Answering(ABC):
         self._check_fitted()
         folds = [_finite_logits(head, features) for head in self.fold_heads_]
         logits = _finite_logits(self.head_, features)
-        return self.uncertainty_.answer(logits, features, self.uncertainty_.asked.changed(asked), folds)
+        return self.uncertainty_.answer(logits, features, self.uncertainty_.decisions.changed(asked), folds)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):

@@ -184,7 +184,7 @@ class FewShotClassifier(Changing, OnHub):
                 chosen, support.X, support.labels, text, grid=self.grid, seed=self.seed, progress=self.progress
             )
             chosen = self.selection_.best
-        names, others = self._distractors(text) if options.distractors else ((), None)
+        names, others = self._distractors(text) if options.negative_labels else ((), None)
         found = fit_trusted(chosen, support, text, unlabelled, options, Others(background, names, others), self.seed)
         self.head_, self.uncertainty_, self.fold_heads_ = found.head, found.uncertainty, found.folds
         views = read_views(self.views, self.seed)
@@ -330,7 +330,7 @@ class FewShotClassifier(Changing, OnHub):
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
         model._become(saved, encoder)
         if model.uncertainty:
-            model.uncertainty_ = saved.uncertainty.asking(model.uncertainty)
+            model.uncertainty_ = saved.uncertainty.with_defaults(model.uncertainty)
         model._history = history
         return model
 

@@ -179,5 +179,5 @@ def _without_shots(changed: Model, model: Model, edit: Edit) -> Model:
         now[name] += 1
     empty = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": now})
     return replace(
-        changed, head=found, support=empty, uncertainty=Uncertainty(calibrator, asked=DecisionOptions()), folds=()
+        changed, head=found, support=empty, uncertainty=Uncertainty(calibrator, decisions=DecisionOptions()), folds=()
     )

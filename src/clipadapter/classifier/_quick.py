@@ -53,7 +53,7 @@ def make_quick(
         head is no fixed function of features.
     """
     place, backend = quick.entry(folder), backend_info(quick.BACKEND).cls
-    by_folds = uncertainty.conformal is not None and uncertainty.conformal.how == "cv+"
+    by_folds = uncertainty.conformal is not None and uncertainty.conformal.method == "cv+"
     if place is None or backend.missing() or encoder.device != "cpu" or by_folds:
         return False
     if cache_facts(place) is not None:

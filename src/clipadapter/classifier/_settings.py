@@ -19,8 +19,11 @@ from clipadapter.uncertainty import UncertaintyOptions, kept_distractors
 
 KEY = "fit"
 """Where it lies in the provenance of the shots."""
-LEARNED = ("calibration", "sets", "by_class", "score", "distractors")
-"""Options of trust that say how it is learned; what is asked for is part of what was learned."""
+LEARNED = {
+    **{name: name for name in ("calibration", "sets", "by_class", "score")},
+    "negative_labels": "distractors",
+}
+"""Options that say how uncertainty is learned, with their keys in saved models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,7 @@ class Settings:
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
-        uncertainty = {name: getattr(self.uncertainty, name) for name in LEARNED}
+        uncertainty = {key: getattr(self.uncertainty, name) for name, key in LEARNED.items()}
         return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
 
 
@@ -53,17 +56,17 @@ def settings_of(model: Model) -> Settings:
     """
     raw, uncertainty = model.support.provenance.get(KEY), model.uncertainty
     asked: dict[str, Any] = {
-        "reject": uncertainty.asked.reject,
-        "coverage": uncertainty.asked.coverage,
-        "costs": uncertainty.asked.costs,
+        "reject": uncertainty.decisions.reject,
+        "coverage": uncertainty.decisions.coverage,
+        "costs": uncertainty.decisions.costs,
     }
     if not isinstance(raw, Mapping):
-        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.how
+        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.method
         return Settings(templates_in(model.prompts), uncertainty=UncertaintyOptions(**asked, sets=sets))
     try:
         views = dict(raw["views"])
         spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
-        learned = {name: raw["trust"][name] for name in LEARNED}
+        learned = {name: raw["trust"][key] for name, key in LEARNED.items()}
         return Settings(get_templates(raw["templates"]), spec, UncertaintyOptions(**asked, **learned), int(raw["seed"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error

@@ -24,7 +24,7 @@ from clipadapter.uncertainty import (
 from clipadapter.uncertainty import learn_rejector as learn
 from clipadapter.uncertainty.calibration import Method
 from clipadapter.uncertainty.costs import checked_costs
-from clipadapter.uncertainty.decisions import UNLEARNED, UncertaintyOptions
+from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS, UncertaintyOptions
 
 Array = NDArray[Any]
 
@@ -113,7 +113,7 @@ def trusted(
     if support.targets is not None:
         _check_several(support, options, others)
         rule = learn_rule(head, support.X, support.labels, text)
-        return Fitted(head, Uncertainty(several=rule, how="folds" if rule.n else ""))
+        return Fitted(head, Uncertainty(multilabel=rule, held_out_by="folds" if rule.n else ""))
     return _trusted(head, _unseen(head, support, text, options, seed), support, text, options, others)
 
 
@@ -131,7 +131,7 @@ def _trusted(
     rejector = _rejector(head, support, text, unseen, calibrator, others)
     for name, part in (("reject", rejector), ("coverage", unseen)):
         if getattr(options, name) is not None and part is None:
-            raise InputError(f"{name} can't be asked for here: {UNLEARNED}")
+            raise InputError(f"{name} can't be asked for here: {NO_HELD_OUT_SHOTS}")
     if unseen is None:
         return Fitted(head, Uncertainty(calibrator, rejector, None, asked))
     conformal = _conformal(unseen, calibrator, options)
@@ -205,7 +205,7 @@ def _conformal(unseen: Unseen, calibrator: Calibrator, options: UncertaintyOptio
         once.labels,
         score=options.score,
         by_class=options.by_class,
-        how=how,
+        method=how,
         folds=once.folds if how == "cv+" else None,
     )
 

@@ -100,7 +100,7 @@ class Learned(Wanted):
             calibration=self.calibration,
             sets=self.sets,
             by_class=self.by_class,
-            distractors=self.distractors,
+            negative_labels=self.distractors,
             **self.asked(class_names),
         )
 
@@ -154,18 +154,22 @@ def told(uncertainty: Uncertainty, calibration: str) -> tuple[dict[str, Any], li
         uncertainty: of a fitted model.
         calibration: as it was asked for.
     """
-    if uncertainty.several is not None:
-        return _thresholds(uncertainty.several)
-    calibrator, asked = uncertainty.calibrator, uncertainty.asked
+    if uncertainty.multilabel is not None:
+        return _thresholds(uncertainty.multilabel)
+    calibrator, asked = uncertainty.calibrator, uncertainty.decisions
     how = "temperature" if calibrator.weight is None else "vector scaling, temperature"
     seen = (
-        f"{calibrator.n} held-out shots ({uncertainty.how})"
+        f"{calibrator.n} held-out shots ({uncertainty.held_out_by})"
         if calibrator.n
         else "no held-out shots, only what is usual"
     )
     plain, fitted = "none: the softmax of the logits", f"{how} {calibrator.temperature:.3g}, from {seen}"
     words = [("calibration", plain if calibration == "none" else fitted)]
-    facts: dict[str, Any] = {"temperature": calibrator.temperature, "held_out": calibrator.n, "how": uncertainty.how}
+    facts: dict[str, Any] = {
+        "temperature": calibrator.temperature,
+        "held_out": calibrator.n,
+        "how": uncertainty.held_out_by,
+    }
     if asked.reject is not None and uncertainty.rejector is not None:
         found = uncertainty.rejector.threshold(asked.reject)
         value = found.value if found.shots > 2 else None
