@@ -11,7 +11,7 @@ from clipadapter.data import class_prompts
 from clipadapter.encoders import Encoder
 from clipadapter.features import FeatureStore, encode_classes
 from clipadapter.heads import TextFeatures
-from clipadapter.uncertainty import kept_distractors
+from clipadapter.uncertainty import select_negative_labels
 from clipadapter.uncertainty.negative_labels import imagenet_names
 
 
@@ -31,5 +31,5 @@ def distractors(
     """
     names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
     found = encode_classes(encoder, class_prompts(names, templates, None), store)
-    kept = kept_distractors(text.labels, text.embeddings, names, found.embeddings)
+    kept = select_negative_labels(text.labels, text.embeddings, names, found.embeddings)
     return tuple(names[i] for i in kept), found.embeddings[kept]

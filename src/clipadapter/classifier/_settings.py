@@ -15,7 +15,7 @@ from clipadapter.errors import InputError
 from clipadapter.features import ViewSpec
 from clipadapter.heads import TextFeatures
 from clipadapter.persistence import Model
-from clipadapter.uncertainty import UncertaintyOptions, kept_distractors
+from clipadapter.uncertainty import UncertaintyOptions, select_negative_labels
 
 KEY = "fit"
 """Where it lies in the provenance of the shots."""
@@ -97,7 +97,7 @@ def others_of(model: Model, text: TextFeatures) -> Others:
     if rejector is None:
         return Others()
     memory, names = rejector.memory, rejector.names
-    if memory.distractors is None:
-        return Others(memory.background)
-    kept = kept_distractors(text.labels, text.embeddings, names, np.asarray(memory.distractors))
-    return Others(memory.background, tuple(names[i] for i in kept), memory.distractors[kept])
+    if memory.negative_labels is None:
+        return Others(memory.outliers)
+    kept = select_negative_labels(text.labels, text.embeddings, names, np.asarray(memory.negative_labels))
+    return Others(memory.outliers, tuple(names[i] for i in kept), memory.negative_labels[kept])

@@ -228,9 +228,9 @@ def _rejector(
             probabilities=None if once is None else calibrator.probabilities(once.logits),
             text=None if len(text.absent) == len(text.labels) else text.embeddings,
             scale=text.logit_scale,
-            distractors=others.distractors,
+            negative_labels=others.distractors,
             names=others.names,
-            background=others.background,
+            outliers=others.background,
         )
     except TooFewShotsError:
         return None

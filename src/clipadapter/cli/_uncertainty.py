@@ -134,10 +134,10 @@ def doubts(uncertainty: Uncertainty, reject: float | None, coverage: float | Non
     found = []
     if reject is not None and uncertainty.rejector is not None:
         threshold = uncertainty.rejector.threshold(reject)
-        if not threshold.enough:
+        if not threshold.is_attainable:
             found.append(
                 f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %, the smallest is "
-                f"{100 * threshold.least:.2g} %: beyond, a normal tail is assumed"
+                f"{100 * threshold.min_rate:.2g} %: beyond, a normal tail is assumed"
             )
         if threshold.bound:
             found.append("with one shot a class fewer pictures than asked will be called none of these")
@@ -173,7 +173,7 @@ def told(uncertainty: Uncertainty, calibration: str) -> tuple[dict[str, Any], li
     if asked.reject is not None and uncertainty.rejector is not None:
         found = uncertainty.rejector.threshold(asked.reject)
         value = found.value if found.shots > 2 else None
-        facts["reject"] = {"rate": asked.reject, "threshold": value, "enough": found.enough}
+        facts["reject"] = {"rate": asked.reject, "threshold": value, "enough": found.is_attainable}
         words.append(("none of these", f"about {100 * asked.reject:g} % of pictures of the classes"))
     if asked.coverage is not None and uncertainty.conformal is not None:
         promise = uncertainty.conformal.words(asked.coverage)

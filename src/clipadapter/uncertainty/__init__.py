@@ -9,7 +9,7 @@ from clipadapter.uncertainty.conformal import Conformal, learn_conformal
 from clipadapter.uncertainty.costs import costs_for, decide, expected_cost, read_costs
 from clipadapter.uncertainty.decisions import Answers, DecisionOptions, Uncertainty, UncertaintyOptions
 from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
-from clipadapter.uncertainty.negative_labels import kept_distractors
+from clipadapter.uncertainty.negative_labels import select_negative_labels
 from clipadapter.uncertainty.ood import Rejector, learn_rejector
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "costs_for",
     "decide",
     "expected_cost",
-    "kept_distractors",
+    "select_negative_labels",
     "learn_calibrator",
     "learn_conformal",
     "learn_multilabel",

@@ -1,18 +1,18 @@
-"""None of these: whether a picture shows any of the classes at all.
+"""Out-of-distribution detection: whether a picture shows any of the classes at all ("none of these").
 
-A `Rejector` is learned from the shots alone. Its score says how strange a picture is; its threshold is set so that a
-chosen share of pictures of the classes is rejected, by scores of the shots as if they had not been seen. Scores are in
-`clipadapter.uncertainty._scores`, each with its paper.
+A `Rejector` is learned from the shots alone. It scores how far a picture is from the classes. Its threshold is set so
+that a given share of pictures of the classes is rejected, by out-of-fold scores of the shots. The scores are in
+`clipadapter.uncertainty.ood_scores`, each with its paper.
 
-``method="auto"`` is a weighted sum of scores on a common scale (mean and deviation of the held-out shots): the highest
-logit, the Mahalanobis distance to the classes' means, and the text (the distractors' share where there are distractors,
-else the distance to the nearest class text), and the background if there is one. What a score is worth is seen from
-the shots: each shot is also scored as if its class did not exist, and the weight is how many standard deviations these
-lie above the others (the rule of a linear discriminant with a diagonal covariance).
+``method="auto"`` is a weighted sum of standardised scores (by mean and deviation of the held-out shots): the maximum
+logit, the Mahalanobis distance to the class means, the text (the score of the negative labels if there are some, else
+the distance to the nearest class text), and the outliers if there are some. The weights come from the shots: each shot
+is also scored as if its class did not exist, and the weight is how many standard deviations these scores lie above the
+others. This is a linear discriminant with a diagonal covariance.
 
-Where no class has two shots, text has still never seen them, so that its held-out scores are exact; but a distance can
-only be had from the other classes' shots. The sum's threshold is then too high, never too low: fewer pictures of the
-classes are rejected than was asked (``Threshold.bound``).
+If no class has two shots, scores by text are still exact, since text has not seen the shots. Distances can only be
+computed to the shots of other classes. The threshold of the sum is then too high, never too low: fewer pictures of the
+classes are rejected than the rate says (``Threshold.bound``).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import ArtifactError, InputError, TooFewShotsError
 from clipadapter.uncertainty.ood_scores import (
-    NEEDS,
-    TO_SHOTS,
+    NEEDS_OTHER_SHOTS,
+    SCORE_NEEDS,
+    ClassGaussians,
     Memory,
-    Spread,
-    background_of_itself,
-    held_out_column,
-    memory_and_seen,
+    compare_with_shots,
+    leave_one_out_outlier_scores,
+    score_held_out_shots,
     unit_rows,
 )
 
 Array = NDArray[Any]
-METHODS = ("auto", *NEEDS)
-MOST_BACKGROUND = 512
-"""Background pictures that are kept; of more, as many are drawn."""
+METHODS = ("auto", *SCORE_NEEDS)
+MAX_OUTLIERS = 512
+"""Outliers that are stored; of more, as many are drawn."""
 
 
 @dataclass(frozen=True)
@@ -63,35 +63,35 @@ class Part:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where "none of these" begins.
+    """The score above which pictures are rejected.
 
     Args:
         value: pictures with a higher score are rejected.
         rate: share of pictures of the classes that was asked to be rejected.
-        least: smallest rate that so many held-out shots can set, 1 / (r + 1).
-        enough: whether ``rate`` is not below it; if it is, a normal tail is assumed.
-        bound: one shot a class, so that the rate is a bound from above only.
+        min_rate: smallest rate that so many held-out shots can set, 1 / (r + 1).
+        is_attainable: whether ``rate`` is not below it; if it is, a normal tail is assumed.
+        bound: one shot per class, so that the rate is an upper bound only.
         shots: r, held-out shots that set it.
     """
 
     value: float
     rate: float
-    least: float
-    enough: bool
+    min_rate: float
+    is_attainable: bool
     bound: bool
     shots: int
 
 
 @dataclass(frozen=True, eq=False)
 class Rejector:
-    """How strange pictures are to a fitted model.
+    """Scores how far pictures are from the classes of a fitted model, and rejects those above a threshold.
 
     Args:
         method: as learned.
         parts: scores that are summed.
         held_out: (r, p) the parts' scores of held-out shots.
         bound: whether no class had two shots.
-        names: of the distractors.
+        names: the negative labels.
         memory: what pictures are compared with.
     """
 
@@ -103,7 +103,7 @@ class Rejector:
     memory: Memory
 
     def scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
-        """How strange pictures are (m,): a sum of standard scores, 0 for the mean held-out shot; higher is stranger.
+        """Out-of-distribution scores (m,): a weighted sum of standardised scores, 0 for the mean held-out shot.
 
         Args:
             features: (m, d) as from the encoder, any length.
@@ -116,7 +116,7 @@ class Rejector:
         return self.total(self.columns(features, logits, probabilities))
 
     def total(self, columns: ArrayLike) -> Array:
-        """How strange pictures are (m,), from the scores (m, p) of the parts.
+        """Out-of-distribution scores (m,), from the scores (m, p) of the parts.
 
         Raises:
             InputError: if there is not a column for each part.
@@ -149,19 +149,19 @@ class Rejector:
         ordered = np.sort(self.total(self.held_out))
         r = len(ordered)
         position = math.ceil((r + 1) * (1 - rate) - 1e-9)
-        value = float(ordered[position - 1]) if position <= r else _beyond(ordered, rate)
+        value = float(ordered[position - 1]) if position <= r else _normal_tail_bound(ordered, rate)
         return Threshold(value, rate, 1 / (r + 1), position <= r, self.bound, r)
 
     def reasons(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> list[str]:
-        """What makes each of m pictures strange, in a few words: the part that adds most to its score."""
+        """Why each of m pictures is far from the classes, in a few words: the part that adds most to its score."""
         return self.reasons_by(self.columns(features, logits, probabilities), features)
 
     def reasons_by(self, columns: ArrayLike, features: ArrayLike) -> list[str]:
-        """The same from the parts' scores (m, p); features (m, d) serve to name a distractor."""
+        """The same from the parts' scores (m, p); features (m, d) serve to name a negative label."""
         found = np.asarray(columns, dtype=np.float64)
         most = self._weighted(found).argmax(axis=1)
         rows = unit_rows(np.asarray(features))
-        return [self._words(int(p), found[i, p], rows[i]) for i, p in enumerate(most)]
+        return [self._describe(int(p), found[i, p], rows[i]) for i, p in enumerate(most)]
 
     def light(self) -> Rejector:
         """The same without what pictures are compared with: for where the parts' scores come from elsewhere."""
@@ -175,13 +175,13 @@ class Rejector:
             "bound": self.bound,
             "names": list(self.names),
             "scale": self.memory.scale,
-            "floor": self.memory.spread.floor if self.memory.spread else None,
+            "floor": self.memory.gaussians.floor if self.memory.gaussians else None,
         }
-        return facts, {"held_out": self.held_out, **memory_arrays(self.memory)}
+        return facts, {"held_out": self.held_out, **_memory_arrays(self.memory)}
 
     @classmethod
     def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], light: bool = False) -> Rejector:
-        """What `state` gave, checked.
+        """Restore what `state` returned, and check it.
 
         Args:
             facts: as from `state`.
@@ -191,7 +191,7 @@ class Rejector:
         Raises:
             ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
         """
-        parts, names, memory = read_state(facts, arrays, light)
+        parts, names, memory = _read_state(facts, arrays, light)
         made = tuple(Part(**part) for part in parts)
         return cls(str(facts["method"]), made, arrays["held_out"], bool(facts["bound"]), names, memory)
 
@@ -213,13 +213,13 @@ class Rejector:
         centre, deviation = (np.array([getattr(p, key) for p in self.parts]) for key in ("centre", "deviation"))
         return np.asarray((columns - centre) / deviation * np.array([part.weight for part in self.parts]))
 
-    def _words(self, p: int, value: float, row: Array) -> str:
-        """Why one picture (d,) is strange by part ``p``, whose score of it is ``value``."""
+    def _describe(self, p: int, value: float, row: Array) -> str:
+        """Why one picture (d,) is far from the classes by part ``p``, whose score of it is ``value``."""
         name, memory = self.parts[p].name, self.memory
         below = int(100 * (self.held_out[:, p] < value).mean())
         share = "all of the shots are" if below == 100 else f"{below} % of the shots are"
-        if name == "distractors" and memory.distractors is not None and memory.text is not None:
-            other = memory.distractors @ row
+        if name == "distractors" and memory.negative_labels is not None and memory.text is not None:
+            other = memory.negative_labels @ row
             if other.max() > (memory.text @ row).max() and self.names:
                 return f"nearer to '{self.names[int(other.argmax())]}' than to any class name"
             return f"nearer to names of other things than {share}"
@@ -236,13 +236,13 @@ class Rejector:
         return f"less like any class than {share}"
 
 
-def _beyond(ordered: Array, rate: float) -> float:
+def _normal_tail_bound(ordered: Array, rate: float) -> float:
     """The score that one more of r ascending ones exceeds with probability ``rate``, if they are normal.
 
     Student's quantile is by its expansion in 1 / (r - 1) (Abramowitz and Stegun 1964, 26.7.5): within 2 % for rates
     down to 0.01 from six shots on, and lower than it is with fewer.
 
-    >>> round(_beyond(np.array([-1.0, 0.0, 1.0, 0.5, -0.5]), 0.05), 2)  # 0 + 2.13 * 0.79 * sqrt(1.2)
+    >>> round(_normal_tail_bound(np.array([-1.0, 0.0, 1.0, 0.5, -0.5]), 0.05), 2)  # 0 + 2.13 * 0.79 * sqrt(1.2)
     1.84
     """
     r = len(ordered)
@@ -265,28 +265,28 @@ def learn_rejector(
     probabilities: ArrayLike | None = None,
     text: ArrayLike | None = None,
     scale: float = 100.0,
-    distractors: ArrayLike | None = None,
+    negative_labels: ArrayLike | None = None,
     names: Sequence[str] = (),
-    background: ArrayLike | None = None,
+    outliers: ArrayLike | None = None,
     method: str = "auto",
     seed: int = 0,
 ) -> Rejector:
-    """Learn from the shots how strange a picture may be.
+    """Learn a rejector from the shots.
 
     Args:
         features: (n, d) of the shots, any length.
         labels: (n,) class positions.
         c: number of classes.
-        logits: (r, c) of shots by heads that had not seen them (`heads.held_out`); None if there are none.
+        logits: (r, c) out-of-fold logits of shots; None if there are none.
         rows: (r,) which shots these are.
         probabilities: (r, c) from the held-out logits by the calibrator; only "msp" needs them.
         text: (c, d) unit class text, rows of zeros for classes without; None if there is none.
         scale: the encoder's logit scale.
-        distractors: (k, d) text of other things, see `kept_distractors`.
-        names: k names of these, for the reasons.
-        background: (b, d) features of pictures of none of the classes.
+        negative_labels: (k, d) text features of negative labels, see `select_negative_labels`.
+        names: the k negative labels, for the reasons.
+        outliers: (b, d) features of pictures of none of the classes.
         method: "auto" or the name of one score.
-        seed: of the draw among more than 512 background pictures.
+        seed: of the draw among more than 512 outliers.
 
     Raises:
         InputError: if the method is not known or lacks what it needs, a shape does not fit, or there is nothing to
@@ -294,29 +294,33 @@ def learn_rejector(
 
     >>> X, y = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-0.1, 1]]), [0, 0, 1, 1]
     >>> rejector = learn_rejector(X, y, 2, text=np.eye(2))
-    >>> strange = rejector.scores([[1, 0], [-1, -1]], np.zeros((2, 2)))
-    >>> strange > rejector.threshold(0.2).value
+    >>> scores = rejector.scores([[1, 0], [-1, -1]], np.zeros((2, 2)))
+    >>> scores > rejector.threshold(0.2).value
     array([False,  True])
     """
     X, y = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if method not in METHODS:
-        raise InputError(f"no way to tell strange pictures is called {method!r}; there are: {', '.join(METHODS)}")
+        raise InputError(f"no rejection method is called {method!r}; there are: {', '.join(METHODS)}")
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or y.min() < 0 or y.max() >= c:
         raise InputError(f"features {X.shape} and labels {y.shape}: give at least one shot, labels from 0 to {c - 1}")
-    extra = {
+    arrays = {
         "text": _matrix(text, "class text", X.shape[1], c),
-        "distractors": _matrix(distractors, "distractors", X.shape[1], len(names) or None),
-        "background": _drawn(_matrix(background, "background features", X.shape[1], None), seed),
+        "negative_labels": _matrix(negative_labels, "negative labels", X.shape[1], len(names) or None),
+        "outliers": _subsample(_matrix(outliers, "outlier (background) features", X.shape[1], None), seed),
     }
-    answers, likely = (_scattered(part, rows, len(X), c) for part in (logits, probabilities))
-    apart = method in ("auto", "mahalanobis", "background")
-    memory, seen = memory_and_seen(X, y, c, answers, likely, apart, scale=float(scale), **extra)
-    single = bool(np.bincount(y, minlength=c).max() < 2)
-    wanted = [method] if method != "auto" else _auto(memory, answers is not None and not single, not single or c > 1)
-    columns = [held_out_column(name, memory, seen) for name in wanted]
+    answers, likely = (_scatter_rows(part, rows, len(X), c) for part in (logits, probabilities))
+    needs_distances = method in ("auto", "mahalanobis", "background")
+    memory, held_out = compare_with_shots(X, y, c, answers, likely, needs_distances, scale=float(scale), **arrays)
+    one_shot = bool(np.bincount(y, minlength=c).max() < 2)
+    score_names = (
+        [method]
+        if method != "auto"
+        else _select_scores(memory, answers is not None and not one_shot, not one_shot or c > 1)
+    )
+    columns = [score_held_out_shots(name, memory, held_out) for name in score_names]
     known, other = (np.stack([column[i] for column in columns], axis=1) for i in (0, 1))
     # Without a second shot a distance can only be to other classes: too far, so that too few are rejected.
-    bound = single and not TO_SHOTS.isdisjoint(wanted)
+    bound = one_shot and not NEEDS_OTHER_SHOTS.isdisjoint(score_names)
     known = np.where(np.isnan(known), other, known) if bound else known
     kept = np.isfinite(known).all(axis=1)
     if not kept.any():
@@ -326,47 +330,51 @@ def learn_rejector(
     known, other = known[kept], other[kept]
     centre, deviation = known.mean(axis=0), known.std(axis=0)
     deviation = np.where(deviation > 1e-12 * (1 + np.abs(centre)), deviation, 1.0)
-    weights = np.ones(len(wanted)) if bound or len(wanted) == 1 else _weights(wanted, known, other, memory)
-    parts = tuple(Part(*map(_plain, each)) for each in zip(wanted, weights, centre, deviation, strict=True))
-    told = tuple(map(str, names)) if "distractors" in wanted else ()
-    return Rejector(method, parts, known, bound, told, memory.kept(wanted))
+    weights = (
+        np.ones(len(score_names))
+        if bound or len(score_names) == 1
+        else _separation_weights(score_names, known, other, memory)
+    )
+    parts = tuple(Part(*map(_plain, each)) for each in zip(score_names, weights, centre, deviation, strict=True))
+    stored_names = tuple(map(str, names)) if "distractors" in score_names else ()
+    return Rejector(method, parts, known, bound, stored_names, memory.restrict(score_names))
 
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, str) else float(value)
 
 
-def _auto(memory: Memory, logits: bool, distances: bool) -> list[str]:
-    """The scores that the default sums, if held-out logits, or distances to shots, are to be had."""
-    distances = distances and memory.spread is not None
-    by_text = "text" if memory.distractors is None else "distractors"
-    found = {
+def _select_scores(memory: Memory, logits: bool, distances: bool) -> list[str]:
+    """Names of the scores that "auto" sums, given whether held-out logits and distances to shots exist."""
+    distances = distances and memory.gaussians is not None
+    by_text = "text" if memory.negative_labels is None else "distractors"
+    is_available = {
         "max-logit": logits,
         "mahalanobis": distances,
         by_text: memory.text is not None,
-        "background": distances and memory.background is not None,
+        "background": distances and memory.outliers is not None,
     }
-    if not any(found.values()):
+    if not any(is_available.values()):
         raise TooFewShotsError(
             "nothing tells what is strange: give class text, or two shots of some class and one of each"
         )
-    return [name for name, there in found.items() if there]
+    return [name for name, available in is_available.items() if available]
 
 
-def _weights(wanted: list[str], known: Array, other: Array, memory: Memory) -> Array:
-    """How far the scores of strangers lie above the others, in standard deviations; equal if none does."""
-    found = []
-    for i, name in enumerate(wanted):
-        strangers = [other[np.isfinite(other[:, i]), i]]
+def _separation_weights(score_names: list[str], known: Array, other: Array, memory: Memory) -> Array:
+    """How many standard deviations simulated outliers lie above the shots, by score; equal weights if none does."""
+    weights: list[float] = []
+    for i, name in enumerate(score_names):
+        outliers = [other[np.isfinite(other[:, i]), i]]
         if name == "background":
-            strangers.append(background_of_itself(memory))
-        strangers = [each for each in strangers if len(each)]
-        if not strangers:
-            return np.ones(len(wanted))
-        mean, variance = (float(np.mean([f(each) for each in strangers])) for f in (np.mean, np.var))
-        spread = math.sqrt((known[:, i].var() + variance) / 2)
-        found.append(max(0.0, (mean - known[:, i].mean()) / spread) if spread > 1e-12 else 0.0)
-    return np.array(found) if sum(found) > 0 else np.ones(len(wanted))
+            outliers.append(leave_one_out_outlier_scores(memory))
+        outliers = [each for each in outliers if len(each)]
+        if not outliers:
+            return np.ones(len(score_names))
+        mean, variance = (float(np.mean([f(each) for each in outliers])) for f in (np.mean, np.var))
+        deviation = math.sqrt((known[:, i].var() + variance) / 2)
+        weights.append(max(0.0, (mean - known[:, i].mean()) / deviation) if deviation > 1e-12 else 0.0)
+    return np.array(weights) if sum(weights) > 0 else np.ones(len(score_names))
 
 
 def _matrix(value: ArrayLike | None, what: str, width: int, count: int | None) -> Array | None:
@@ -374,20 +382,20 @@ def _matrix(value: ArrayLike | None, what: str, width: int, count: int | None) -
         return None
     found = np.asarray(value, dtype=np.float64)
     if found.ndim != 2 or found.shape[1] != width or len(found) != (len(found) if count is None else count):
-        wanted = f"({count or 'any number'}, {width})"
-        raise InputError(f"{what} must have shape {wanted}, but have {found.shape}: are they by the same encoder?")
+        expected = f"({count or 'any number'}, {width})"
+        raise InputError(f"{what} must have shape {expected}, but have {found.shape}: are they by the same encoder?")
     if not np.isfinite(found).all():
         raise InputError(f"{what} are not all finite")
     return unit_rows(found) if len(found) else None
 
 
-def _drawn(background: Array | None, seed: int) -> Array | None:
-    if background is None or len(background) <= MOST_BACKGROUND:
-        return background
-    return background[np.sort(np.random.default_rng(seed).permutation(len(background))[:MOST_BACKGROUND])]
+def _subsample(outliers: Array | None, seed: int) -> Array | None:
+    if outliers is None or len(outliers) <= MAX_OUTLIERS:
+        return outliers
+    return outliers[np.sort(np.random.default_rng(seed).permutation(len(outliers))[:MAX_OUTLIERS])]
 
 
-def _scattered(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
+def _scatter_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
     """What is known of some shots (r, c) as (n, c), NaN for the others."""
     if values is None:
         return None
@@ -399,85 +407,86 @@ def _scattered(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int)
     return full
 
 
-MATRICES = ("text", "distractors", "background", "shots")
+SAVED_ARRAYS = {"text": "text", "distractors": "negative_labels", "background": "outliers", "shots": "shots"}
+"""Attributes of `Memory` by their keys in saved models, which are older than the names of the attributes."""
 _FACTS = {"method", "parts", "bound", "names", "scale", "floor"}
 _PART = {"name", "weight", "centre", "deviation"}
 
 
-def memory_arrays(memory: Memory) -> dict[str, Array]:
-    """The arrays of a memory by name."""
-    found = {name: getattr(memory, name) for name in MATRICES if getattr(memory, name) is not None}
-    if memory.spread is not None:
-        found |= {"means": memory.spread.means, "basis": memory.spread.basis}
+def _memory_arrays(memory: Memory) -> dict[str, Array]:
+    """The arrays of a memory by their keys in saved models."""
+    found = {key: getattr(memory, name) for key, name in SAVED_ARRAYS.items() if getattr(memory, name) is not None}
+    if memory.gaussians is not None:
+        found |= {"means": memory.gaussians.means, "basis": memory.gaussians.basis}
     return found
 
 
-def read_state(
+def _read_state(
     facts: Mapping[str, Any], arrays: Mapping[str, Array], light: bool = False
 ) -> tuple[list[dict[str, Any]], tuple[str, ...], Memory]:
-    """Parts, names of distractors, and memory, which may be empty if it is ``light``.
+    """Parts, negative labels, and memory, which may be empty if it is ``light``.
 
     Raises:
         ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
     """
-    _demand(isinstance(facts, Mapping) and set(facts) == _FACTS, f"it must say {', '.join(sorted(_FACTS))}")
-    _demand(facts["method"] in ("auto", *NEEDS), f"its method is {facts['method']!r}")
+    _check(isinstance(facts, Mapping) and set(facts) == _FACTS, f"it must say {', '.join(sorted(_FACTS))}")
+    _check(facts["method"] in ("auto", *SCORE_NEEDS), f"its method is {facts['method']!r}")
     parts = facts["parts"]
-    _demand(isinstance(parts, list) and len(parts) > 0, "its parts must be a list")
+    _check(isinstance(parts, list) and len(parts) > 0, "its parts must be a list")
     for part in parts:
-        _demand(isinstance(part, dict) and set(part) == _PART and part["name"] in NEEDS, f"it has a part {part!r}")
+        _check(isinstance(part, dict) and set(part) == _PART and part["name"] in SCORE_NEEDS, f"it has a part {part!r}")
         numbers = [part["weight"], part["centre"], part["deviation"]]
-        _demand(all(_number(x) for x in numbers) and part["weight"] >= 0 < part["deviation"], f"{part!r} is no part")
-    _demand(_number(facts["scale"]) and facts["scale"] > 0, f"its scale is {facts['scale']!r}")
-    _demand(isinstance(facts["bound"], bool), f"its bound is {facts['bound']!r}")
+        _check(all(_is_number(x) for x in numbers) and part["weight"] >= 0 < part["deviation"], f"{part!r} is no part")
+    _check(_is_number(facts["scale"]) and facts["scale"] > 0, f"its scale is {facts['scale']!r}")
+    _check(isinstance(facts["bound"], bool), f"its bound is {facts['bound']!r}")
     names = facts["names"]
-    _demand(isinstance(names, list) and all(isinstance(name, str) for name in names), "its names must be texts")
+    _check(isinstance(names, list) and all(isinstance(name, str) for name in names), "its names must be texts")
     memory = _memory(arrays, facts)
-    _demand(arrays["held_out"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
-    # A table with a stranger's row or column would give a wrong answer, not an error.
+    _check(arrays["held_out"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
+    # An array of another model would give wrong scores, not an error.
     for part in parts:
-        _demand(light or _has(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
-    k = 0 if memory.distractors is None else len(memory.distractors)
-    _demand(len(names) in (0, k), f"it has {len(names)} names of {k} distractors")
+        _check(light or _has_arrays(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
+    k = 0 if memory.negative_labels is None else len(memory.negative_labels)
+    _check(len(names) in (0, k), f"it has {len(names)} names of {k} negative labels")
     return parts, tuple(names), memory
 
 
 def _memory(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> Memory:
-    known = {"held_out", "means", "basis", *MATRICES}
-    _demand("held_out" in arrays and set(arrays) <= known, f"its arrays are {sorted(arrays)}")
+    known = {"held_out", "means", "basis", *SAVED_ARRAYS}
+    _check("held_out" in arrays and set(arrays) <= known, f"its arrays are {sorted(arrays)}")
     widths = set()
     for name, array in arrays.items():
         shaped = isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind == "f"
-        _demand(shaped and (len(array) > 0 or name == "basis"), f"{name!r} must be a matrix of numbers")
-        _demand(bool(np.isfinite(array).all()), f"{name!r} is not finite")
+        _check(shaped and (len(array) > 0 or name == "basis"), f"{name!r} must be a matrix of numbers")
+        _check(bool(np.isfinite(array).all()), f"{name!r} is not finite")
         widths |= {array.shape[1]} if name != "held_out" else set()
-    _demand(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
-    given: dict[str, Any] = {name: arrays[name] for name in MATRICES if name in arrays}
+    _check(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
+    given: dict[str, Any] = {SAVED_ARRAYS[name]: arrays[name] for name in SAVED_ARRAYS if name in arrays}
     if "means" not in arrays:
         return Memory(scale=float(facts["scale"]), **given)
     floor = facts["floor"]
-    _demand("basis" in arrays and _number(floor) and floor > 0, f"its floor is {floor!r}")
+    _check("basis" in arrays and _is_number(floor) and floor > 0, f"its floor is {floor!r}")
     classes = {len(arrays[name]) for name in ("means", "text") if name in arrays}
-    _demand(len(classes) == 1, f"its means and class text are of {sorted(classes)} classes")
-    return Memory(Spread(arrays["means"], arrays["basis"], float(floor)), scale=float(facts["scale"]), **given)
+    _check(len(classes) == 1, f"its means and class text are of {sorted(classes)} classes")
+    return Memory(ClassGaussians(arrays["means"], arrays["basis"], float(floor)), scale=float(facts["scale"]), **given)
 
 
-def _has(memory: Memory, name: str) -> bool:
+def _has_arrays(memory: Memory, name: str) -> bool:
     need = {
-        "mahalanobis": (memory.spread,),
-        "background": (memory.spread, memory.background),
+        "mahalanobis": (memory.gaussians,),
+        "background": (memory.gaussians, memory.outliers),
         "knn": (memory.shots,),
-        "distractors": (memory.text, memory.distractors),
+        "distractors": (memory.text, memory.negative_labels),
         "text": (memory.text,),
         "mcm": (memory.text,),
     }
     return all(each is not None for each in need.get(name, ()))
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _demand(right: bool, text: str) -> None:
+def _check(right: bool, text: str) -> None:
     if not right:
         raise ArtifactError(f"the saved rejector can't be used: {text}. Fit and save the model again")

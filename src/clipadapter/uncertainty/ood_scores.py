@@ -91,18 +91,18 @@ def text_distance(cosines: Array) -> Scores:
     return np.asarray(1 - cosines.max(axis=1))
 
 
-def distractors(cosines: Array, others: Array, scale: float) -> Scores:
-    """Ln of what distractors attract over what classes attract, by exp of scaled cosines.
+def negative_label_score(cosines: Array, others: Array, scale: float) -> Scores:
+    """Logarithm of the mass of the negative labels over the mass of the classes, by exp of scaled cosines.
 
     NegLabel's score (Jiang et al. 2024, eq. 5, https://arxiv.org/abs/2403.20078) is one over one plus exp of it: the
     order is the same, but it doesn't saturate.
 
     Args:
         cosines: (m, c) to the class text.
-        others: (m, k) to the distractors' text.
+        others: (m, k) to the text of the negative labels.
         scale: one over the temperature.
 
-    >>> distractors(np.array([[0.5]]), np.array([[0.25]]), 4.0)
+    >>> negative_label_score(np.array([[0.5]]), np.array([[0.25]]), 4.0)
     array([-1.])
     """
     return log_sum_exp(scale * others) - log_sum_exp(scale * cosines)
@@ -119,21 +119,21 @@ def nearest(cosines: Array) -> Scores:
     return np.asarray(1 - cosines.max(axis=1))
 
 
-def background(others: Array, cosines: Array) -> Scores:
-    """How much nearer the nearest background picture is than the direction of the nearest class, as cosines.
+def outlier_score(others: Array, cosines: Array) -> Scores:
+    """Cosine to the nearest outlier minus the cosine to the nearest class mean.
 
     Args:
-        others: (m, b) cosines to the background pictures.
+        others: (m, b) cosines to the outliers.
         cosines: (m, c) cosines to the classes' means.
 
-    >>> background(np.array([[0.75, 0.0]]), np.array([[0.5, 0.25]]))
+    >>> outlier_score(np.array([[0.75, 0.0]]), np.array([[0.5, 0.25]]))
     array([0.25])
     """
     return np.asarray(others.max(axis=1) - cosines.max(axis=1))
 
 
 def without_own(values: Array, labels: Array) -> Array:
-    """A copy of (n, c) in which each row's own class can't be the highest: what is then seen is a picture of no class.
+    """A copy of (n, c) with -inf for each row's own class: it simulates pictures of none of the classes.
 
     >>> without_own(np.array([[3.0, 1.0]]), np.array([0]))
     array([[-inf,   1.]])
@@ -143,19 +143,19 @@ def without_own(values: Array, labels: Array) -> Array:
     return other
 
 
-LEAST = 1e-3
+MIN_SHRINKAGE = 1e-3
 """Smallest share of equal variances in the covariance: with many shots and no noise the formula would say none."""
 
 
-class Lifted(NamedTuple):
-    """Rows (m, d), and their products with the basis of a spread (m, q): both are needed again and again."""
+class Projected(NamedTuple):
+    """Rows (m, d) and their products with the basis of the Gaussians (m, q), computed once for several products."""
 
-    plain: Array
-    along: Array
+    rows: Array
+    projections: Array
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class ClassGaussians:
     """Class means and a shrunk covariance that all classes share: what Mahalanobis distances are computed from.
 
     Lee et al. 2018, https://arxiv.org/abs/1807.03888 (eq. 2, on one layer), with the shrinkage of Ledoit and Wolf
@@ -183,43 +183,45 @@ class Spread:
     def distances(self, rows: Array) -> Array:
         """Squared distances (m, c) of rows (m, d) to the means.
 
-        >>> Spread(np.array([[0.0, 1.0]]), np.zeros((0, 2)), 1.0).distances(np.array([[2.0, 1.0]]))
+        >>> ClassGaussians(np.array([[0.0, 1.0]]), np.zeros((0, 2)), 1.0).distances(np.array([[2.0, 1.0]]))
         array([[4.]])
         """
-        return self._compared(self._lifted(rows))[0]
+        return self._compare(self._project(rows))[0]
 
-    def single(self) -> Spread:
+    def single(self) -> ClassGaussians:
         """The same in float32, to be kept."""
-        return Spread(self.means.astype(np.float32, order="C"), self.basis.astype(np.float32, order="C"), self.floor)
+        return ClassGaussians(
+            self.means.astype(np.float32, order="C"), self.basis.astype(np.float32, order="C"), self.floor
+        )
 
-    def _lifted(self, rows: Array) -> Lifted:
-        return Lifted(rows, rows @ self.basis.T)
-
-    @cached_property
-    def _centres(self) -> Lifted:
-        return self._lifted(self.means.astype(np.float64))  # what is near to each other is subtracted
+    def _project(self, rows: Array) -> Projected:
+        return Projected(rows, rows @ self.basis.T)
 
     @cached_property
-    def _lengths(self) -> Array:
+    def _centres(self) -> Projected:
+        return self._project(self.means.astype(np.float64))  # float64: differences of nearly equal numbers follow
+
+    @cached_property
+    def _squared_norms(self) -> Array:
         return self._product(self._centres, self._centres)
 
-    def _compared(self, rows: Lifted) -> tuple[Array, Array, Array]:
+    def _compare(self, rows: Projected) -> tuple[Array, Array, Array]:
         """Squared distances (m, c) to the means, and what they are made of: x_i' P x_i (m,) and x_i' P mu_j (m, c)."""
         squares, cross = self._product(rows, rows), self._products(rows, self._centres)
-        return np.maximum(squares[:, None] + self._lengths - 2 * cross, 0.0), squares, cross
+        return np.maximum(squares[:, None] + self._squared_norms - 2 * cross, 0.0), squares, cross
 
-    def _product(self, a: Lifted, b: Lifted) -> Array:
+    def _product(self, a: Projected, b: Projected) -> Array:
         """a_i' P b_i (m,), with P the inverse covariance."""
-        inner = np.einsum("md,md->m", a.plain, b.plain) - np.einsum("mq,mq->m", a.along, b.along)
+        inner = np.einsum("md,md->m", a.rows, b.rows) - np.einsum("mq,mq->m", a.projections, b.projections)
         return np.asarray(inner / self.floor)
 
-    def _products(self, a: Lifted, b: Lifted) -> Array:
+    def _products(self, a: Projected, b: Projected) -> Array:
         """a_i' P b_j (m, c)."""
-        return np.asarray((a.plain @ b.plain.T - a.along @ b.along.T) / self.floor)
+        return np.asarray((a.rows @ b.rows.T - a.projections @ b.projections.T) / self.floor)
 
 
-def learn_spread(rows: Array, labels: Array, c: int) -> tuple[Spread, Array]:
-    """Means, spread, and each shot's distances as if it had been left out.
+def fit_class_gaussians(rows: Array, labels: Array, c: int) -> tuple[ClassGaussians, Array]:
+    """Fit class means and the shared covariance, and compute leave-one-out distances of the shots.
 
     Args:
         rows: (n, d) unit features.
@@ -227,7 +229,7 @@ def learn_spread(rows: Array, labels: Array, c: int) -> tuple[Spread, Array]:
         c: number of classes.
 
     Returns:
-        The spread and squared distances (n, c). That of a shot to its own class is to the mean of the others, by a
+        The Gaussians and squared distances (n, c). That of a shot to its own class is to the mean of the others, by a
         covariance without it (a rank-one step; the shrinkage stays). A mean of one shot less is less certain: with k
         shots the expected square is 1 + 1 / (k - 1) times the variance instead of 1 + 1 / k, so it is multiplied by
         (k^2 - 1) / k^2. NaN for the only shot of a class.
@@ -237,25 +239,25 @@ def learn_spread(rows: Array, labels: Array, c: int) -> tuple[Spread, Array]:
     np.add.at(means, labels, rows)
     means /= counts[:, None]
     contrasts = _contrasts(rows, labels)
-    spread, share = _shrunk(means, contrasts)
+    gaussians, share = _shrink_covariance(means, contrasts)
     k, every = counts[labels].astype(np.float64), np.arange(len(rows))
     others = np.maximum(k - 1, 1)
-    found, squares, cross = spread._compared(spread._lifted(rows))
-    # From a shot to the mean of the others it is k / (k - 1) times as far as to that of all.
-    far = k / others
-    own = far**2 * found[every, labels]
+    distances, squares, cross = gaussians._compare(gaussians._project(rows))
+    # The mean of the other shots is k / (k - 1) times as far from a shot as the mean of all.
+    ratio = k / others
+    own = ratio**2 * distances[every, labels]
     step = share * others / (k * max(len(contrasts), 1))
-    left = 1 / (1 - step * own)  # Sherman and Morrison 1950
-    centres = spread._products(spread._centres, spread._centres)
-    along = far[:, None] * ((squares - cross[every, labels])[:, None] - cross + centres[labels])  # (n, c)
-    found += (step * left)[:, None] * along**2
-    found[every, labels] = np.where(k > 1, own * left * (k**2 - 1) / k**2, np.nan)
-    return spread, found
+    correction = 1 / (1 - step * own)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
+    centres = gaussians._products(gaussians._centres, gaussians._centres)
+    inner = ratio[:, None] * ((squares - cross[every, labels])[:, None] - cross + centres[labels])  # (n, c)
+    distances += (step * correction)[:, None] * inner**2
+    distances[every, labels] = np.where(k > 1, own * correction * (k**2 - 1) / k**2, np.nan)
+    return gaussians, distances
 
 
 def _contrasts(rows: Array, labels: Array) -> Array:
-    """Each shot against the mean of those of its class before it, scaled to the variance of one shot (n - c, d)."""
-    # Any order would do; one that comes from the rows gives the same model for the same shots.
+    """Helmert contrasts of the shots of each class, scaled to the variance of one shot (n - c, d)."""
+    # The order of the shots does not matter statistically; sorted rows give the same model for any order of input.
     order = np.lexsort((rows[:, 0], labels))
     counts = np.bincount(labels)
     first = np.cumsum(counts) - counts
@@ -277,20 +279,20 @@ def _helmert(k: int) -> Array:
     return np.asarray(np.sqrt(before / (before + 1)) * ((places == before) - (places < before) / before))
 
 
-def _shrunk(means: Array, contrasts: Array) -> tuple[Spread, float]:
-    """The spread, and the share 1 - a of the sample covariance in it."""
+def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, float]:
+    """The Gaussians, and the share 1 - a of the sample covariance in theirs (Ledoit and Wolf 2004)."""
     r, d = contrasts.shape
     gram = contrasts @ contrasts.T if r <= d else contrasts.T @ contrasts
     trace = float(np.trace(gram))
     nothing = np.zeros((0, d))
-    if not r or not trace > 1e-12 * r:  # alike shots say nothing of the spread
-        return Spread(means, nothing, 1.0), 0.0
+    if not r or not trace > 1e-12 * r:  # identical shots give no estimate of the variance
+        return ClassGaussians(means, nothing, 1.0), 0.0
     mean, square = trace / (r * d), float((gram**2).sum()) / r**2
     between = square - d * mean**2
     noise = ((np.einsum("rd,rd->r", contrasts, contrasts) ** 2).mean() - square) / r
-    a = float(np.clip(noise / between, LEAST, 1.0)) if between > 0 else 1.0
+    a = float(np.clip(noise / between, MIN_SHRINKAGE, 1.0)) if between > 0 else 1.0
     basis = _basis(contrasts, gram, trace, r * a * mean / (1 - a)) if a < 1 else nothing
-    return Spread(means, basis, a * mean), 1 - a
+    return ClassGaussians(means, basis, a * mean), 1 - a
 
 
 def _basis(contrasts: Array, gram: Array, trace: float, floor: float) -> Array:
@@ -309,64 +311,70 @@ def _basis(contrasts: Array, gram: Array, trace: float, floor: float) -> Array:
     return np.asarray(solve_triangular(outer, factor, lower=True, check_finite=False))
 
 
-NEEDS = {
+SCORE_NEEDS = {
     "max-logit": "logits",
     "energy": "logits",
     "msp": "probabilities",
     "mcm": "text",
     "text": "text",
-    "distractors": "distractors",
+    "distractors": "negative labels",
     "mahalanobis": "shots of every class",
     "knn": "shots",
-    "background": "background",
+    "background": "outliers",
 }
-"""Every score, and what it can't do without."""
-TO_SHOTS = {"mahalanobis", "knn", "background"}
-"""Scores that compare a picture with shots: of a class's only shot they say how far the other classes are."""
+"""Every score by its name in saved models, and what it needs: "distractors" is the score of negative labels (NegLabel),
+"background" the score of outliers."""
+NEEDS_OTHER_SHOTS = {"mahalanobis", "knn", "background"}
+"""Scores that compare a picture with shots: the only shot of a class can be compared with other classes only."""
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What the scores compare a picture with; None is what was not given.
+    """What the scores compare a picture with; None is what is not available.
 
     Args:
-        spread: class means and covariance.
-        text: (c, d) unit class text.
-        distractors: (k, d) unit text of other things.
-        background: (b, d) unit features of background pictures.
+        gaussians: class means and covariance.
+        text: (c, d) unit text features of the classes.
+        negative_labels: (k, d) unit text features of negative labels: names of things that are none of the classes.
+        outliers: (b, d) unit features of pictures of none of the classes.
         shots: (n, d) unit features.
         scale: logit scale of the encoder.
     """
 
-    spread: Spread | None = None
+    gaussians: ClassGaussians | None = None
     text: Array | None = None
-    distractors: Array | None = None
-    background: Array | None = None
+    negative_labels: Array | None = None
+    outliers: Array | None = None
     shots: Array | None = None
     scale: float = 100.0
 
     @property
     def width(self) -> int | None:
         """d, or None if pictures are compared with nothing."""
-        means = None if self.spread is None else self.spread.means
-        arrays = (means, self.text, self.distractors, self.background, self.shots)
+        means = None if self.gaussians is None else self.gaussians.means
+        arrays = (means, self.text, self.negative_labels, self.outliers, self.shots)
         return next((int(each.shape[1]) for each in arrays if each is not None), None)
 
     @property
     def classes(self) -> int | None:
         """c, or None if pictures are compared with nothing that has a row a class."""
-        means = None if self.spread is None else self.spread.means
+        means = None if self.gaussians is None else self.gaussians.means
         return next((len(each) for each in (means, self.text) if each is not None), None)
 
-    def kept(self, wanted: Sequence[str]) -> Memory:
-        """Only what these scores need, as float32."""
-        by_text = {"text", "mcm", "distractors"} & set(wanted)
+    def restrict(self, names: Sequence[str]) -> Memory:
+        """Only what some scores need, as float32.
+
+        Args:
+            names: of the scores.
+        """
+        by_text = {"text", "mcm", "distractors"} & set(names)
+        needs_gaussians = self.gaussians is not None and {"mahalanobis", "background"} & set(names)
         return Memory(
-            spread=self.spread.single() if self.spread and {"mahalanobis", "background"} & set(wanted) else None,
-            text=_single(self.text) if by_text else None,
-            distractors=_single(self.distractors) if "distractors" in wanted else None,
-            background=_single(self.background) if "background" in wanted else None,
-            shots=_single(self.shots) if "knn" in wanted else None,
+            gaussians=self.gaussians.single() if self.gaussians and needs_gaussians else None,
+            text=_as_float32(self.text) if by_text else None,
+            negative_labels=_as_float32(self.negative_labels) if "distractors" in names else None,
+            outliers=_as_float32(self.outliers) if "background" in names else None,
+            shots=_as_float32(self.shots) if "knn" in names else None,
             scale=self.scale,
         )
 
@@ -386,58 +394,60 @@ class Memory:
                 raise InputError("the score 'msp' needs calibrated probabilities: give probabilities")
             return msp(probabilities)
         if name == "mahalanobis":
-            return np.asarray(_given(self.spread, name).distances(rows).min(axis=1))
+            return np.asarray(_require(self.gaussians, name).distances(rows).min(axis=1))
         if name == "knn":
-            return nearest(rows @ _given(self.shots, name).T)
+            return nearest(rows @ _require(self.shots, name).T)
         if name == "background":
-            directions = unit_rows(_given(self.spread, name).means)
-            return background(rows @ _given(self.background, name).T, rows @ directions.T)
-        return self._by_text(name, rows, rows @ _given(self.text, name).T)
+            directions = unit_rows(_require(self.gaussians, name).means)
+            return outlier_score(rows @ _require(self.outliers, name).T, rows @ directions.T)
+        return self._by_text(name, rows, rows @ _require(self.text, name).T)
 
     def _by_text(self, name: str, rows: Array, cosines: Array) -> Array:
         if name == "distractors":
-            return distractors(cosines, rows @ _given(self.distractors, name).T, self.scale)
+            return negative_label_score(cosines, rows @ _require(self.negative_labels, name).T, self.scale)
         return mcm(cosines) if name == "mcm" else text_distance(cosines)
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """The shots, and what heads that had not seen them answered.
+class HeldOutShots:
+    """The shots with out-of-fold predictions and leave-one-out distances.
 
     Args:
         rows: (n, d) unit features.
         labels: (n,) class positions.
-        logits: (n, c), NaN rows where nothing was held out; or None.
-        probabilities: the same.
-        apart: (n, c) squared distances of each shot as if it had been left out; NaN for the only shot of a class.
+        logits: (n, c) out-of-fold, NaN rows where a shot was not held out; or None.
+        probabilities: (n, c) likewise.
+        distances: (n, c) leave-one-out squared Mahalanobis distances; NaN for the only shot of a class.
     """
 
     rows: Array
     labels: Array
     logits: Array | None
     probabilities: Array | None
-    apart: Array
+    distances: Array
 
 
-def held_out_column(name: str, memory: Memory, seen: Seen) -> tuple[Array, Array]:
-    """One score of the shots as if they had not been seen, and as if their class did not exist.
+def score_held_out_shots(name: str, memory: Memory, held_out: HeldOutShots) -> tuple[Array, Array]:
+    """One score of the shots, out of fold, and the same as if the shot's own class did not exist.
+
+    The second simulates out-of-distribution pictures.
 
     Returns:
-        Two times (n,). NaN where a shot is the only one of its class and the score compares with shots, or where no
-        head's answer is known.
+        Two arrays (n,). NaN where a shot is the only one of its class and the score compares with shots, or where there
+        is no out-of-fold prediction.
     """
-    rows, labels = seen.rows, seen.labels
+    rows, labels = held_out.rows, held_out.labels
     if name in ("max-logit", "energy"):
         score = max_logit if name == "max-logit" else energy
-        logits = _given(seen.logits, name)
+        logits = _require(held_out.logits, name)
         return score(logits), score(without_own(logits, labels))
     if name == "msp":
-        p = _given(seen.probabilities, name)
+        p = _require(held_out.probabilities, name)
         others = np.where(np.arange(p.shape[1]) == labels[:, None], 0.0, p)
         return msp(p), msp(others / np.maximum(others.sum(axis=1, keepdims=True), 1e-300))
     if name == "mahalanobis":
-        _given(memory.spread, name)
-        return seen.apart.min(axis=1), -without_own(-seen.apart, labels).max(axis=1)
+        _require(memory.gaussians, name)
+        return held_out.distances.min(axis=1), -without_own(-held_out.distances, labels).max(axis=1)
     if name == "knn":
         cosines = rows @ rows.T
         np.fill_diagonal(cosines, -np.inf)
@@ -445,57 +455,65 @@ def held_out_column(name: str, memory: Memory, seen: Seen) -> tuple[Array, Array
         alone = np.bincount(labels)[labels] < 2
         return np.where(alone, np.nan, nearest(cosines)), nearest(others)
     if name == "background":
-        near = rows @ _given(memory.background, name).T
-        cosines = _to_means(memory, seen)
-        return background(near, cosines), background(near, without_own(cosines, labels))
-    cosines = rows @ _given(memory.text, name).T
+        near = rows @ _require(memory.outliers, name).T
+        cosines = _cosines_to_means(memory, held_out)
+        return outlier_score(near, cosines), outlier_score(near, without_own(cosines, labels))
+    cosines = rows @ _require(memory.text, name).T
     return memory._by_text(name, rows, cosines), memory._by_text(name, rows, without_own(cosines, labels))
 
 
-def background_of_itself(memory: Memory) -> Array:
-    """The score "background" of the background pictures, each as if it had been left out (b,).
+def leave_one_out_outlier_scores(memory: Memory) -> Array:
+    """Leave-one-out outlier scores of the outliers themselves (b,).
 
-    >>> memory = Memory(Spread(np.eye(2)[:1], np.zeros((0, 2)), 1.0), background=np.eye(2)[[1, 1]])
-    >>> background_of_itself(memory)
+    >>> memory = Memory(ClassGaussians(np.eye(2)[:1], np.zeros((0, 2)), 1.0), outliers=np.eye(2)[[1, 1]])
+    >>> leave_one_out_outlier_scores(memory)
     array([1., 1.])
     """
-    pictures = _given(memory.background, "background")
+    pictures = _require(memory.outliers, "background")
     cosines = pictures @ pictures.T
     np.fill_diagonal(cosines, -np.inf if len(pictures) > 1 else 1.0)
-    directions = unit_rows(_given(memory.spread, "background").means)
-    return background(cosines, pictures @ directions.T)
+    directions = unit_rows(_require(memory.gaussians, "background").means)
+    return outlier_score(cosines, pictures @ directions.T)
 
 
-def memory_and_seen(
-    features: Array, labels: Array, c: int, logits: Array | None, probabilities: Array | None, apart: bool, **given: Any
-) -> tuple[Memory, Seen]:
-    """Class means and covariance of the shots, if ``apart`` asks for distances, beside what else was given.
+def compare_with_shots(
+    features: Array,
+    labels: Array,
+    c: int,
+    logits: Array | None,
+    probabilities: Array | None,
+    needs_distances: bool,
+    **arrays: Any,
+) -> tuple[Memory, HeldOutShots]:
+    """What scores compare with, and the held-out shots; Gaussians are fitted only if ``needs_distances``.
 
     A class without a shot has no mean: then there are no distances.
     """
     rows = unit_rows(features)
-    if not apart or (np.bincount(labels, minlength=c) == 0).any():
-        return Memory(shots=rows, **given), Seen(rows, labels, logits, probabilities, np.full((len(rows), c), np.nan))
-    spread, distances = learn_spread(rows, labels, c)
-    return Memory(spread, shots=rows, **given), Seen(rows, labels, logits, probabilities, distances)
+    if not needs_distances or (np.bincount(labels, minlength=c) == 0).any():
+        return Memory(shots=rows, **arrays), HeldOutShots(
+            rows, labels, logits, probabilities, np.full((len(rows), c), np.nan)
+        )
+    gaussians, distances = fit_class_gaussians(rows, labels, c)
+    return Memory(gaussians, shots=rows, **arrays), HeldOutShots(rows, labels, logits, probabilities, distances)
 
 
-def _to_means(memory: Memory, seen: Seen) -> Array:
-    """Cosines of the shots to class means (n, c), to a shot's own class without it."""
-    means, labels = _given(memory.spread, "background").means, seen.labels
-    cosines = seen.rows @ unit_rows(means).T
+def _cosines_to_means(memory: Memory, held_out: HeldOutShots) -> Array:
+    """Cosines of the shots to class means (n, c); the mean of a shot's own class is computed without it."""
+    means, labels = _require(memory.gaussians, "background").means, held_out.labels
+    cosines = held_out.rows @ unit_rows(means).T
     k = np.bincount(labels, minlength=len(means))[labels]
-    others = (k[:, None] * means[labels] - seen.rows) / np.maximum(k - 1, 1)[:, None]
-    own = np.einsum("nd,nd->n", seen.rows, unit_rows(others))
+    others = (k[:, None] * means[labels] - held_out.rows) / np.maximum(k - 1, 1)[:, None]
+    own = np.einsum("nd,nd->n", held_out.rows, unit_rows(others))
     cosines[np.arange(len(labels)), labels] = np.where(k > 1, own, np.nan)
     return cosines
 
 
-def _single(value: Array | None) -> Array | None:
+def _as_float32(value: Array | None) -> Array | None:
     return None if value is None else value.astype(np.float32, order="C")
 
 
-def _given(value: Any, name: str) -> Any:
+def _require(value: Any, name: str) -> Any:
     if value is None:
-        raise InputError(f"the score {name!r} needs {NEEDS[name]}, which were not given")
+        raise InputError(f"the score {name!r} needs {SCORE_NEEDS[name]}, which were not given")
     return value
