@@ -54,7 +54,7 @@ def clipadapter(task, arrays, clock, by_class=False):
         sets = np.array([[name in one.labels for name in names] for one in told])
         assert [names[i] for i in found.best] == [one.nearest for one in told]
     p = found.probabilities[np.arange(len(found.best)), found.best]
-    said = {"best": found.best, "confidence": p, "sets": sets, "flag": found.rejected, "score": found.strangeness}
+    said = {"best": found.best, "confidence": p, "sets": sets, "flag": found.rejected, "score": found.ood_scores}
     return said, start, fit, asked
 
 

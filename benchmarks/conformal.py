@@ -28,7 +28,7 @@ from sklearn.model_selection import StratifiedKFold
 from clipadapter.data import draw_shots
 from clipadapter.heads import create_head
 from clipadapter.prediction import softmax
-from clipadapter.uncertainty.conformal import HOW, SCORES, learn_conformal
+from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, learn_conformal
 from heads import load
 
 
@@ -81,7 +81,7 @@ def measure(found, truth, how, args):
             labels,
             score=score,
             by_class=args.by_class,
-            how=how,
+            method=how,
             folds=fold if how == "cv+" else None,
         )
         record = {"score": score, "few": model.too_few(args.coverage) is not None}
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--shots", default="2,4,8,16")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--heads", default="auto,linear-probe,zero-shot", help="separated by commas")
-    parser.add_argument("--how", default="cross", help=f"of {', '.join(HOW)}; 'all' for all")
+    parser.add_argument("--how", default="cross", help=f"of {', '.join(CONFORMAL_METHODS)}; 'all' for all")
     parser.add_argument("--scores", default="lac", help=f"of {', '.join(SCORES)}; 'all' for all")
     parser.add_argument("--coverage", type=float, default=0.9)
     parser.add_argument("--by-class", action="store_true", help="coverage of each class by itself")
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for runs.jsonl and table.md, one a setting")
     args = parser.parse_args()
     args.shots, args.heads = [int(n) for n in args.shots.split(",")], args.heads.split(",")
-    args.how, args.scores = names_of(HOW)(args.how), names_of(SCORES)(args.scores)
+    args.how, args.scores = names_of(CONFORMAL_METHODS)(args.how), names_of(SCORES)(args.scores)
     args.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     text = report(run(args), args.shots)

@@ -27,7 +27,8 @@ from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, out_of_fold
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at
 from clipadapter.uncertainty import Calibrator, learn_calibrator
-from clipadapter.uncertainty.rejection import METHODS, imagenet_names, kept_distractors, learn_rejector
+from clipadapter.uncertainty.negative_labels import imagenet_names, select_negative_labels
+from clipadapter.uncertainty.ood import METHODS, learn_rejector
 
 RATES = (0.05, 0.1)
 VARIANTS = {name: name for name in METHODS if name != "auto"} | {
@@ -142,10 +143,10 @@ def run(args):
             groups = {"known": parts["test"][~is_new], "new": parts["test"][is_new], "far": parts["far"][half:]}
             if len(parts["corrupted"]):
                 groups["corrupted"] = parts["corrupted"]
-            kept = kept_distractors(own.labels, own.embeddings, names, others)
+            kept = select_negative_labels(own.labels, own.embeddings, names, others)
             extra = {
-                "distractors": {"distractors": others[kept], "names": [names[i] for i in kept]},
-                "background": {"background": parts["far"][:half]},
+                "distractors": {"negative_labels": others[kept], "names": [names[i] for i in kept]},
+                "background": {"outliers": parts["far"][:half]},
             }
             lines = []
             for variant, method in VARIANTS.items():

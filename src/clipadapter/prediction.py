@@ -1,4 +1,4 @@
-"""What is said of one picture."""
+"""The prediction for one picture."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one picture.
+    """The prediction for one picture.
 
     Args:
         source: the picture, as the user named it.
-        label: its class; None if it is none of the classes, or can't be read.
-        probability: of that class, or of the nearest one.
+        label: predicted class; None if the picture is rejected as none of the classes, or can't be read.
+        probability: of that class, or of `nearest` if the picture is rejected.
         top: (class, probability) of the best classes, best first; with unequal costs the cheapest one is first.
         error: why the picture can't be read, else None.
-        nearest: the class that it would have been called; `label` unless that is None.
-        reason: why it is none of the classes; None if it is one, or was not asked.
-        labels: the classes that it may be, if a rate of coverage was asked for; those that it has, if a picture may
-            have several; else None.
+        nearest: the class that is predicted without rejection; `label` unless that is None.
+        reason: why the picture is rejected; else None.
+        labels: the prediction set if a coverage is set; the predicted labels of a multi-label model; else None.
     """
 
     source: str
@@ -35,7 +34,7 @@ class Prediction:
     labels: tuple[str, ...] | None = None
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """For JSON."""
         return {
             "source": self.source,
             "label": self.label,
@@ -49,7 +48,7 @@ class Prediction:
 
 
 def unreadable(source: str, error: str | None) -> Prediction:
-    """What is said of a picture that can't be read."""
+    """The prediction for a picture that can't be read."""
     return Prediction(source, None, None, (), error)
 
 

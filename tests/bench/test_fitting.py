@@ -104,14 +104,14 @@ def test_all_views_of_a_shot_are_fitted_to(text, test_part):
 def test_figures_are_those_that_can_be_counted(support, test_part, text):
     (run,) = few_shot({"zero-shot": ZeroShot()}, support, test_part, text, shots=[1], seeds=[1])
     assert (run.metrics.accuracy, run.n_test, run.n_classes) == (0.75, 4, 2)  # one cat of three looks like a dog
-    assert run.metrics.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert run.metrics["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
     # Cosines times the scale of 10, by hand.
     rows = [(2, 1, 0), (3, 1, 0), (1, 2, 0), (1, 3, 1)]
     losses = []
     for x, y, label in rows:
         logits = 10 * np.array([x, y]) / np.hypot(x, y)
         losses.append(np.log(np.exp(logits).sum()) - logits[label])
-    assert run.metrics.log_loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert run.metrics["log_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_without_a_test_part_the_rest_is_tested_on(support, text):

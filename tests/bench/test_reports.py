@@ -13,7 +13,7 @@ from clipadapter.bench.reports.means import mean_tables
 from clipadapter.bench.reports.table_csv import table_csv
 from clipadapter.bench.reports.tables import HARMONIC, Row
 from clipadapter.bench.reports.tabulate import tables
-from clipadapter.bench.run import DataPart, EncoderPart, Flags
+from clipadapter.bench.run import DataPart, EncoderPart, Flags, Metrics
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError, UnknownNameError
@@ -232,6 +232,21 @@ def test_a_line_of_the_csv_is_a_record(study, make_run, tmp_path):
     assert float(first["accuracy"]) == 0.52 and float(first["predict_seconds"]) == 0.01
     (wrong,) = [line for line in lines if line["label"] == "a, b"]
     assert (wrong["accuracy"], wrong["error"]) == ("", "E: why not")
+
+
+def test_a_study_shows_every_metric_that_its_records_have(study, make_run):
+    assert "Balanced accuracy: pets" not in grids(study)  # records of an earlier version
+    metrics = Metrics(accuracy=0.5, balanced_accuracy=0.25, macro_f1=0.5, log_loss=0.5)
+    found = joined(suite(), [*study.runs, make_run("tip-adapter").model_copy(update={"metrics": metrics})])
+    titles = {f"{title}: pets" for title in ("Accuracy", "Balanced accuracy", "Macro F1", "Log-loss")}
+    assert titles <= grids(found).keys()
+    shown = {row[0]: row[1] for row in grids(found)["Balanced accuracy: pets"].rows}
+    assert shown == {"zero-shot": "-", "clip-adapter": "-", "tip-adapter": "25.0"}
+    lines = list(csv.DictReader(table_csv(found).splitlines()))
+    assert {line["label"]: line["balanced_accuracy"] for line in lines} == {
+        **{run.head: "" for run in study.runs},
+        "tip-adapter": "0.25",
+    }
 
 
 def test_a_name_that_is_a_formula_is_text_in_the_csv(make_run):

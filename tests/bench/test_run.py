@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from clipadapter.bench.run import append_runs, digest, read_runs
+from clipadapter.bench.run import append_runs, digest, parse_run, read_runs
 from clipadapter.errors import DataError, InputError
 
 
@@ -82,3 +82,9 @@ def test_a_line_of_format_2_is_read_as_a_run_of_the_first_versions(make_run, tmp
 def test_the_digest_tells_apart_where_a_part_ends():
     assert digest(b"ab", b"c") != digest(b"a", b"bc")
     assert digest(["ab", "c"]) != digest(["a", "bc"])
+
+
+def test_a_record_with_a_metric_that_nobody_knows_is_named(make_run, tmp_path):
+    line = make_run().model_dump_json().replace('"macro_f1"', '"makro_f1"')
+    with pytest.raises(DataError, match="'makro_f1' is no metric"):
+        parse_run("runs.jsonl, line 1", line.encode())

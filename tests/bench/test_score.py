@@ -41,23 +41,29 @@ def test_figures_are_those_of_scikit_learn(problem):
     found = score(head, test)
     predicted = head.predict(test.X)
     used = sorted({*test.y, *predicted})
-    assert 0.3 < found.evaluation.accuracy < 1
-    assert found.evaluation.accuracy == accuracy_score(test.y, predicted)
-    assert found.evaluation.macro_f1 == pytest.approx(f1_score(test.y, predicted, average="macro", labels=used))
-    assert found.log_loss == pytest.approx(log_loss(test.y, head.predict_proba(test.X), labels=list(NAMES)))
+    assert 0.3 < found.evaluation.metrics["accuracy"] < 1
+    assert found.evaluation.metrics["accuracy"] == accuracy_score(test.y, predicted)
+    assert found.evaluation.metrics["macro_f1"] == pytest.approx(
+        f1_score(test.y, predicted, average="macro", labels=used)
+    )
+    assert found.evaluation.metrics["log_loss"] == pytest.approx(
+        log_loss(test.y, head.predict_proba(test.X), labels=list(NAMES))
+    )
     np.testing.assert_array_equal(found.evaluation.confusion, confusion_matrix(test.y, predicted, labels=list(NAMES)))
 
 
 def test_the_temperature_divides_the_logits(text):
     head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)  # logits of (1, 0): 10 and 0
     test = FeatureSet([[1.0, 0.0]], ("cat",), ("cat", "dog"))
-    assert score(head, test, Calibrator(temperature=5.0)).log_loss == pytest.approx(math.log(1 + math.exp(-2.0)))
+    assert score(head, test, Calibrator(temperature=5.0)).metrics["log_loss"] == pytest.approx(
+        math.log(1 + math.exp(-2.0))
+    )
 
 
 def test_views_beyond_the_plain_one_are_not_looked_at(text):
     head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)
     test = FeatureSet([[[1.0, 0.0], [0.0, 1.0]]], ("cat",), ("cat", "dog"))
-    assert score(head, test).evaluation.accuracy == 1.0
+    assert score(head, test).evaluation.metrics["accuracy"] == 1.0
 
 
 def test_a_label_that_is_no_class_is_told(text):

@@ -193,7 +193,7 @@ def test_the_default_costs_follow_the_classes_of_an_edit(tmp_path):
     )
     assert len(found.predict(QUERIES)) == len(QUERIES)
     again = FewShotClassifier.load(found.save(tmp_path / "model"), cache=None)
-    assert again.uncertainty_.asked.costs.shape == (4, 4)
+    assert again.uncertainty_.decisions.costs.shape == (4, 4)
 
 
 def test_new_shots_have_as_many_views_as_the_old_ones():
@@ -253,9 +253,9 @@ def test_an_edit_uses_the_templates_views_and_uncertainty_options_of_the_fit(tmp
     assert found.prompts_["yellow"] == ["yellow texture."]
     assert found.support_.X.shape == (16, 3, 32)
     assert_same(found, expected)
-    assert found.uncertainty_.conformal.how == "cv+"
+    assert found.uncertainty_.conformal.method == "cv+"
     assert len(found.fold_heads_) == len(expected.fold_heads_)
-    np.testing.assert_array_equal(found.uncertainty_.asked.costs, costs)
+    np.testing.assert_array_equal(found.uncertainty_.decisions.costs, costs)
     assert [p.labels for p in found.classify(QUERIES)] == [p.labels for p in expected.classify(QUERIES)]
 
 

@@ -67,7 +67,7 @@ def test_prediction_sets_contain_the_best_class_and_survive_saving(sets, tmp_pat
     assert all(said.label in said.labels for said in before)
     again = FewShotClassifier.load(model.save(tmp_path / "model"), cache=None)
     assert again.classify(queries) == before
-    assert again.uncertainty_.conformal.how == sets
+    assert again.uncertainty_.conformal.method == sets
     assert (tmp_path / "model" / "folds.safetensors").exists() == (sets == "cv+")
 
 
@@ -230,9 +230,9 @@ def test_outliers_of_a_wrong_shape_or_value_are_refused(outliers):
 
 def test_the_default_decision_of_a_loaded_model_can_be_changed(tmp_path):
     folder = fitted(reject=0.06).save(tmp_path / "model")
-    assert FewShotClassifier.load(folder, cache=None).uncertainty_.asked.reject == 0.06
+    assert FewShotClassifier.load(folder, cache=None).uncertainty_.decisions.reject == 0.06
     model = FewShotClassifier.load(folder, cache=None, uncertainty=UncertaintyOptions(coverage=0.8))
-    assert (model.uncertainty_.asked.reject, model.uncertainty_.asked.coverage) == (None, 0.8)
+    assert (model.uncertainty_.decisions.reject, model.uncertainty_.decisions.coverage) == (None, 0.8)
     assert model.classify(GREYS)[0].labels
 
 

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from clipadapter.bench import default_heads, read_runs
+from clipadapter.metrics import metrics_shown
 
 HEADS = ("--heads", "linear-probe", "--encoder", "toy")
 
@@ -26,6 +27,9 @@ def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
     assert lines[2].split()[:4] == ["linear-probe", "*100.0", "±", "0.0"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.jsonl", "table.md", "accuracy.png"}
     assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2 * 2 * 2
+    text = (tmp_path / "out" / "table.md").read_text()
+    for metric in metrics_shown("comparison").values():
+        assert f"{metric.title_with_unit}, mean ± sd" in text
 
 
 def test_all_heads_without_heads(noisy_squares, tmp_path, compare):

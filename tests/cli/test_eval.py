@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 
+from clipadapter.metrics import metrics_shown
+
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory, noisy_squares, run):
@@ -24,7 +26,10 @@ def test_the_model_stands_beside_its_baselines(probe, noisy_squares, tmp_path, r
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "6 pictures of noisy"
-    assert lines[3].split()[:-2] == ["this", "model", "(linear-probe)", "100.0", "100.0"]
+    assert lines[2].strip().split("  ") == [
+        metric.heading for metric in metrics_shown("terminal", "single-label").values()
+    ]
+    assert lines[3].split()[:-2] == ["this", "model", "(linear-probe)", "100.0", "100.0", "100.0"]
     assert [line.split()[0] for line in lines[4:6]] == ["zero-shot", "linear-probe"]
     assert lines[7].split() == ["class", "pictures", "precision", "%", "recall", "%", "F1", "%"]
     assert lines[8].split() == ["blue", "2", "100.0", "100.0", "100.0"]
@@ -65,7 +70,10 @@ def test_mistakes_are_listed(probe, test_copy, tmp_path, run):
 def test_json(probe, noisy_squares, tmp_path, run):
     result = run("eval", probe, noisy_squares, "--split", "test", "--out", tmp_path / "r", "--no-curve", "--json")
     found = json.loads(result.stdout)
-    assert found["model"]["accuracy"] == 1.0
+    assert {name: found["model"][name] for name in metrics_shown("metrics.json", "single-label")} == pytest.approx(
+        {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": 0, "calibration_error": 0}, abs=0.2
+    )
+    assert found["baselines"]["zero-shot"].keys() == metrics_shown("record", "single-label").keys()
     assert found["baselines"].keys() == {"zero-shot", "linear-probe"}
     assert found["files"] == [str(tmp_path / "r" / name) for name in ("metrics.json", "confusion.png")]
 

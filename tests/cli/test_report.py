@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 
+from clipadapter.metrics import metrics_shown
+
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory, noisy_squares, run):
@@ -33,7 +35,12 @@ def test_json_has_figures_and_the_file(probe, noisy_squares, squares, tmp_path, 
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["files"] == [str(out)] and out.is_file()
-    assert found["figures"]["this model"]["accuracy"]["value"] == 1.0
+    figures = found["figures"]["this model"]
+    assert figures.keys() == {*metrics_shown("report", "single-label"), "ahead"}
+    assert figures["accuracy"]["value"] == figures["balanced_accuracy"]["value"] == 1.0
+    page = out.read_text(encoding="utf-8")
+    for metric in metrics_shown("report", "single-label").values():
+        assert f'<th scope="col">{metric.heading}</th>' in page
     assert found["trust"]["sets"]["asked"] == 0.8
     assert found["trust"]["background"]["pictures"] == 12
     assert found["findings"] is not None and found["curve"]

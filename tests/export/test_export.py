@@ -410,7 +410,7 @@ def test_a_saved_model_gives_the_same_file(fitted, write, tmp_path):
 def test_costs_go_with_it(fitted, draw, write):
     costs = np.array([[0.0, 1.0, 1.0], [9.0, 0.0, 9.0], [1.0, 1.0, 0.0]])
     model = copy.copy(fitted("auto"))
-    model.uncertainty_ = model.uncertainty_.asking(UncertaintyOptions(costs=costs))
+    model.uncertainty_ = model.uncertainty_.with_defaults(UncertaintyOptions(costs=costs))
     pictures, _ = draw(3, seed=6)
     assert Predictor(write(model).path).predict(pictures) == model.predict(pictures)
 

@@ -6,9 +6,8 @@ import torch
 
 from clipadapter.export._strangeness import Distance, Strangeness
 from clipadapter.uncertainty import Rejector, learn_rejector
-from clipadapter.uncertainty._columns import NEEDS, Memory
-from clipadapter.uncertainty._rejector import Part
-from clipadapter.uncertainty._spread import learn_spread
+from clipadapter.uncertainty.ood import Part
+from clipadapter.uncertainty.ood_scores import SCORE_NEEDS, Memory, fit_class_gaussians
 
 D, C = 48, 4
 
@@ -39,11 +38,11 @@ def answers(X, text):
 
 
 @pytest.mark.parametrize("k", [1, 3, 40])
-@pytest.mark.parametrize("method", ["auto", *NEEDS])
+@pytest.mark.parametrize("method", ["auto", *SCORE_NEEDS])
 def test_scores_are_those_of_numpy(method, k):
     X, labels, text, others, back, Q = drawn(k)
     (z, p), (logits, likely) = answers(X, text), answers(Q, text)
-    given = {"text": text, "scale": 30.0, "distractors": others, "background": back}
+    given = {"text": text, "scale": 30.0, "negative_labels": others, "outliers": back}
     rejector = learn_rejector(X, labels, C, logits=z, probabilities=p, method=method, **given)
     with torch.no_grad():
         total, parts = Strangeness(rejector)(*(torch.from_numpy(a.astype(np.float32)) for a in (Q, logits, likely)))
@@ -66,7 +65,7 @@ def test_distances_are_exact_where_float32_would_lose_them(k, noise):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(C), k)
     rows = unit(3 + rng.standard_normal((C, D))[labels] + noise * rng.standard_normal((len(labels), D)))
-    spread = learn_spread(rows, labels, C)[0].single()
+    spread = fit_class_gaussians(rows, labels, C)[0].single()
     wanted = spread.distances(rows).min(axis=1)
     found = Distance(spread)(torch.from_numpy(rows.astype(np.float32))).numpy()
     # Roots are off by the rounding of a row, in deviations of the direction that varies least.
@@ -77,7 +76,7 @@ def test_distances_are_exact_where_float32_would_lose_them(k, noise):
 def test_a_row_of_zeros_is_no_nan():
     X, labels, text, others, back, _ = drawn(3)
     z, p = answers(X, text)
-    rejector = learn_rejector(X, labels, C, logits=z, text=text, distractors=others, background=back)
+    rejector = learn_rejector(X, labels, C, logits=z, text=text, negative_labels=others, outliers=back)
     zero = np.zeros((1, D), np.float32)
     total, _ = Strangeness(rejector)(torch.from_numpy(zero), torch.zeros(1, C), torch.full((1, C), 1 / C))
     np.testing.assert_allclose(total.numpy(), rejector.scores(zero, np.zeros((1, C))), rtol=1e-4)

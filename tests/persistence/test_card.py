@@ -76,10 +76,12 @@ def test_recorded_figures_stand_beside_the_baselines(folder, metrics):
     card = ModelCard(text).data
     found = {result.metric_name: result.metric_value for result in card.eval_results}
     assert found["accuracy"] == 0.75
+    assert found["balanced accuracy"] == round(metrics["model"]["balanced_accuracy"], 4)
     assert found["accuracy of zero-shot (baseline)"] == metrics["baselines"]["zero-shot"]["accuracy"]
     assert {result.dataset_name for result in card.eval_results} == {'fruit: "fresh"'}
     assert {result.task_type for result in card.eval_results} == {"image-classification"}
-    assert '| 4 pictures of fruit: "fresh" | accuracy % | macro F1 % | log-loss | calibration error % |' in text
+    columns = "accuracy % | balanced accuracy % | macro F1 % | log-loss | calibration error %"
+    assert f'| 4 pictures of fruit: "fresh" | {columns} |' in text
     assert "| this model (`linear-probe`) | 75.0 |" in text and "| zero-shot |" in text and "| linear-probe |" in text
     assert "Classes with the lowest F1: blue (F1 67 %, pictures: 1), red (F1 67 %, pictures: 2)." in text
     assert "It was tested on 4 pictures only: its figures are rough." in text

@@ -191,11 +191,11 @@ def test_saving_the_same_model_adds_no_version(folder):
 
 
 def test_an_unrecorded_change_is_a_version_too(folder):
-    changed = replace(load_model(folder), uncertainty=Uncertainty(asked=DecisionOptions(reject=0.5)))
+    changed = replace(load_model(folder), uncertainty=Uncertainty(decisions=DecisionOptions(reject=0.5)))
     save_model(folder, changed, history=History.load(folder))
     assert History.load(folder).changes[-1].facts["recorded"] is False
     undo(folder)
-    assert load_model(folder).uncertainty.asked.reject is None
+    assert load_model(folder).uncertainty.decisions.reject is None
 
 
 def test_in_memory_a_history_needs_no_folder():

@@ -84,7 +84,7 @@ def test_parameters_of_load_pass_through(fitted, hub):
         "ann/colours", cache=None, batch_size=7, uncertainty=UncertaintyOptions(reject=0.2)
     )
     assert again.batch_size == 7
-    assert again.uncertainty_.asked.reject == 0.2
+    assert again.uncertainty_.decisions.reject == 0.2
 
 
 def test_the_card_says_the_name_on_the_hub_and_the_hub_reads_it(fitted, hub):

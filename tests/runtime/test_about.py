@@ -38,11 +38,11 @@ def test_everything_comes_back():
         {"name": "lite"},
         {"name": "auto"},
     )
-    assert found.uncertainty.asked.reject == 0.1 and found.uncertainty.louder == 1.25
+    assert found.uncertainty.decisions.reject == 0.1 and found.uncertainty.logit_scale_ratio == 1.25
     for rate in (0.05, 0.3):
         assert found.uncertainty.rejector.threshold(rate) == ABOUT.uncertainty.rejector.threshold(rate)
     np.testing.assert_array_equal(found.uncertainty.conformal.scores, ABOUT.uncertainty.conformal.scores)
-    np.testing.assert_array_equal(found.uncertainty.asked.costs, 1 - np.eye(3))
+    np.testing.assert_array_equal(found.uncertainty.decisions.costs, 1 - np.eye(3))
 
 
 def test_what_pictures_are_compared_with_stays_in_the_graph():
@@ -58,14 +58,16 @@ def test_a_light_rejector_answers_by_scores_that_come_from_elsewhere():
     found = About.from_json(ABOUT.to_json()).uncertainty.answer(
         logits, features, DecisionOptions(reject=0.2), columns=columns
     )
-    np.testing.assert_allclose(found.strangeness, wanted.strangeness)
+    np.testing.assert_allclose(found.ood_scores, wanted.ood_scores)
     assert 0 < found.rejected.sum() < 40 and found.reasons == wanted.reasons
 
 
 def test_sets_by_cv_plus_are_left_out():
-    conformal = Conformal(np.sort(np.random.default_rng(0).random(6)), np.arange(6) % 3, np.arange(6) % 2, 3, how="cv+")
-    light = Uncertainty(conformal=conformal, asked=DecisionOptions(coverage=0.8)).light()
-    assert light.conformal is None and light.asked.coverage is None
+    conformal = Conformal(
+        np.sort(np.random.default_rng(0).random(6)), np.arange(6) % 3, np.arange(6) % 2, 3, method="cv+"
+    )
+    light = Uncertainty(conformal=conformal, decisions=DecisionOptions(coverage=0.8)).light()
+    assert light.conformal is None and light.decisions.coverage is None
 
 
 def test_thresholds_are_written_for_other_readers():

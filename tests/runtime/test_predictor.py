@@ -115,7 +115,7 @@ def test_costs_move_the_answer(predictor):
 
 def test_several_labels_are_named(write):
     rule = MultiLabel(np.ones(3), np.full(3, -5.0), np.full(3, 0.5))  # said from a logit of five on
-    model = Predictor(write(about(uncertainty=Uncertainty(several=rule)).to_json()))
+    model = Predictor(write(about(uncertainty=Uncertainty(multilabel=rule)).to_json()))
     assert model.several and model.about.task == "multilabel"
     assert model.predict([plain([255, 255, 0]), plain([0, 0, 0])]) == [("red", "green"), ()]
 

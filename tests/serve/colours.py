@@ -28,7 +28,7 @@ def learned():
 def several():
     rng = np.random.default_rng(0)
     targets = rng.random((60, 3)) < 0.4
-    return Uncertainty(several=learn_multilabel(12 * targets - 6 + rng.standard_normal((60, 3)), targets))
+    return Uncertainty(multilabel=learn_multilabel(12 * targets - 6 + rng.standard_normal((60, 3)), targets))
 
 
 class Colours(RuntimeModel):

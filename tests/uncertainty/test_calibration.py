@@ -85,7 +85,7 @@ def test_vector_scaling_with_many_shots_is_a_regression_on_each_logit():
 def test_of_very_many_rows_a_part_is_enough(monkeypatch):
     z, y = answers(5000)
     whole = learn_calibrator(z, y).temperature
-    monkeypatch.setattr("clipadapter.uncertainty.calibration.MOST", 5000)
+    monkeypatch.setattr("clipadapter.uncertainty.calibration.MAX_LOGITS", 5000)
     assert learn_calibrator(z, y).temperature == pytest.approx(whole, rel=0.15)
 
 

@@ -57,7 +57,7 @@ def test_split_sets_are_those_of_crepes(score, coverage, by_class):
             expected[:, k] = values > 1 - coverage + 1e-9
     else:
         expected = crepes.ConformalClassifier().fit(cal).predict_p(new, smoothing=False) > 1 - coverage + 1e-9
-    found = learn_conformal(p, y, score=score, by_class=by_class, how="split").sets(q, coverage, empty=True)
+    found = learn_conformal(p, y, score=score, by_class=by_class, method="split").sets(q, coverage, empty=True)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -65,7 +65,7 @@ def test_split_sets_are_those_of_crepes(score, coverage, by_class):
 def test_the_rank_is_that_of_exact_arithmetic(r):
     scores = np.arange(1.0, r + 1)
     zeros = np.zeros(r, int)
-    model = Conformal(scores, zeros, zeros, 2, how="split")
+    model = Conformal(scores, zeros, zeros, 2, method="split")
     for hundredths in range(1, 100):
         rank = math.ceil(Fraction(hundredths, 100) * (r + 1))
         assert model.thresholds(hundredths / 100)[0] == (rank if rank <= r else math.inf)
@@ -74,7 +74,7 @@ def test_the_rank_is_that_of_exact_arithmetic(r):
 def test_cross_interpolates_between_two_shots():
     zeros = np.zeros(18, int)
     scores = np.arange(1.0, 19)
-    model = Conformal(scores, zeros, zeros, 2, how="cross")
+    model = Conformal(scores, zeros, zeros, 2, method="cross")
     assert model.thresholds(0.9) == pytest.approx([17.1, 17.1])  # rank 19 x 0.9
     assert model.thresholds(0.5) == pytest.approx([9.5, 9.5])
     assert np.isinf(model.thresholds(0.95)).all()  # rank 18.05 of 18
@@ -83,8 +83,8 @@ def test_cross_interpolates_between_two_shots():
 def test_a_class_as_strange_as_the_threshold_is_in():
     shots = [[0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0.875, 0.125]]  # strangeness 0.25, 0.5, 0.75, 0.125
     tied, just_above = [[0.5, 0.5]], [[0.5 - 1e-9, 0.5 + 1e-9]]
-    split = learn_conformal(shots, [0, 0, 0, 0], how="split")
-    plus = learn_conformal(shots, [0, 0, 0, 0], how="cv+", folds=[0] * 4)
+    split = learn_conformal(shots, [0, 0, 0, 0], method="split")
+    plus = learn_conformal(shots, [0, 0, 0, 0], method="cv+", folds=[0] * 4)
     for model, wrap in ((split, lambda q: q), (plus, lambda q: [q])):
         assert model.sets(wrap(tied), 0.6, empty=True).tolist() == [[True, True]]  # rank 3 of 0.125, 0.25, 0.5, 0.75
         assert model.sets(wrap(just_above), 0.6, empty=True).tolist() == [[False, True]]
@@ -92,7 +92,7 @@ def test_a_class_as_strange_as_the_threshold_is_in():
 
 def test_each_class_has_the_threshold_of_its_own_shots():
     p, y = draw(80, 3)
-    model = learn_conformal(p, y, by_class=True, how="split")
+    model = learn_conformal(p, y, by_class=True, method="split")
     for k, threshold in enumerate(model.thresholds(0.8)):
         own = sorted(1 - p[i, k] for i in range(80) if y[i] == k)
         assert threshold == own[math.ceil(0.8 * (len(own) + 1)) - 1]
@@ -103,7 +103,7 @@ def test_split_covers_what_it_promises():
     hits = []
     for seed in range(400):
         p, y = draw(19 + 50, 5, seed)
-        model = learn_conformal(p[:19], y[:19], how="split")
+        model = learn_conformal(p[:19], y[:19], method="split")
         hits.append(model.sets(p[19:], 0.8, empty=True)[np.arange(50), y[19:]].mean())
     error = np.std(hits) / 20
     assert 0.8 - 3 * error < np.mean(hits) < 0.85 + 3 * error
@@ -116,7 +116,7 @@ def test_the_spread_in_words_is_that_of_many_draws():
         threshold = np.sort(rng.random(49))[44]  # rank 50 x 0.9
         hits.append(threshold)  # coverage of scores that are uniform
     p, y = draw(49, 3)
-    text = learn_conformal(p, y, how="split").words(0.9)
+    text = learn_conformal(p, y, method="split").words(0.9)
     said = float(text.split("differs from it by ")[1].split(" points")[0])
     assert said == pytest.approx(100 * np.std(hits), rel=0.1)
 
@@ -142,7 +142,7 @@ def test_cv_plus_in_loops(score, by_class):
     p, y = draw(30, 3)
     folds = np.arange(30) % 3
     fold_p = np.stack([draw(8, 3, seed)[0] for seed in (5, 6, 7)])
-    model = learn_conformal(p, y, score=score, by_class=by_class, how="cv+", folds=folds)
+    model = learn_conformal(p, y, score=score, by_class=by_class, method="cv+", folds=folds)
     expected = cv_plus(p, y, folds, fold_p, 0.8, score, by_class)
     np.testing.assert_array_equal(model.sets(fold_p, 0.8, empty=True), expected)
 
@@ -150,8 +150,8 @@ def test_cv_plus_in_loops(score, by_class):
 def test_cv_plus_of_one_fit_is_split():
     p, y = draw(40, 4)
     q, _ = draw(30, 4, seed=1)
-    one = learn_conformal(p, y, how="cv+", folds=np.zeros(40, int))
-    np.testing.assert_array_equal(one.sets(q[None], 0.85), learn_conformal(p, y, how="split").sets(q, 0.85))
+    one = learn_conformal(p, y, method="cv+", folds=np.zeros(40, int))
+    np.testing.assert_array_equal(one.sets(q[None], 0.85), learn_conformal(p, y, method="split").sets(q, 0.85))
 
 
 def test_cv_plus_sets_are_those_of_mapie():
@@ -174,7 +174,7 @@ def test_cv_plus_sets_are_those_of_mapie():
         fitted = clone(base).fit(train[rest], labels[rest])
         p[held], folds[held] = fitted.predict_proba(train[held]), i
         fold_p.append(fitted.predict_proba(new))
-    ours = learn_conformal(p, labels, how="cv+", folds=folds).sets(np.stack(fold_p), 0.9, empty=True)
+    ours = learn_conformal(p, labels, method="cv+", folds=folds).sets(np.stack(fold_p), 0.9, empty=True)
     np.testing.assert_array_equal(ours, expected[:, :, 0])
 
 
@@ -191,7 +191,7 @@ def test_no_set_is_empty_unless_asked():
 def test_more_coverage_only_adds_classes(seed, score, by_class, how):
     p, y = draw(40, 3, seed)
     q, _ = draw(10, 3, seed + 1)
-    model = learn_conformal(p, y, score=score, by_class=by_class, how=how)
+    model = learn_conformal(p, y, score=score, by_class=by_class, method=how)
     before = np.zeros((10, 3), bool)
     for coverage in (0.3, 0.6, 0.8, 0.9, 0.99):
         after = model.sets(q, coverage)
@@ -215,7 +215,7 @@ def test_too_few_is_arithmetic(coverage, needed, how):
     for r in (needed - 1, needed):
         p, y = draw(r, 3) if r else (np.zeros((0, 3)), np.zeros(0, int))
         folds = np.zeros(r, int) if how == "cv+" else None
-        model = learn_conformal(p, y, how=how, folds=folds)
+        model = learn_conformal(p, y, method=how, folds=folds)
         if how == "cv+" and not r:
             continue  # no fold, so no fit to ask
         strange = np.array([[1 - 2e-9, 1e-9, 1e-9]])
@@ -246,8 +246,8 @@ def test_classes_with_too_few_shots_are_in_every_set():
 
 def test_words_promise_what_is_proven():
     p, y = draw(100, 3)
-    split, cross = (learn_conformal(p, y, how=how).words(0.9) for how in ("split", "cross"))
-    plus = learn_conformal(p, y, how="cv+", folds=np.arange(100) % 4).words(0.9)
+    split, cross = (learn_conformal(p, y, method=how).words(0.9) for how in ("split", "cross"))
+    plus = learn_conformal(p, y, method="cv+", folds=np.arange(100) % 4).words(0.9)
     assert split.startswith("At least 90 % of pictures have their class in the set")
     assert "No theorem" in cross
     assert "proven is a little less than 80 %" in plus
@@ -261,7 +261,7 @@ def test_words_promise_what_is_proven():
 def test_state_goes_to_json_and_back(how, by_class):
     p, y = draw(30, 3)
     model = learn_conformal(
-        p, y, score="aps", by_class=by_class, how=how, folds=np.arange(30) % 3 if how == "cv+" else None
+        p, y, score="aps", by_class=by_class, method=how, folds=np.arange(30) % 3 if how == "cv+" else None
     )
     facts, arrays = model.state()
     back = Conformal.from_state(json.loads(json.dumps(facts)), arrays)
@@ -306,10 +306,10 @@ def test_state_that_lacks_a_part_says_which():
     ("change", "words"),
     [
         ({"score": "margin"}, "no conformal score 'margin'; there are: lac"),
-        ({"how": "guess"}, "kind 'guess'"),
-        ({"how": "cv+"}, "needs the fold"),
+        ({"method": "guess"}, "kind 'guess'"),
+        ({"method": "cv+"}, "needs the fold"),
         ({"folds": [0, 1]}, "others take none"),
-        ({"how": "cv+", "folds": [0]}, "one number a held-out shot"),
+        ({"method": "cv+", "folds": [0]}, "one number a held-out shot"),
         ({"labels": [0, 2]}, "from 0 to 1, got 0 to 2"),
         ({"labels": [0]}, "don't go together"),
         ({"probabilities": [[3.0, -1.0], [0.5, 0.5]]}, "give no logits"),
@@ -334,7 +334,7 @@ def test_pictures_of_other_shapes_are_refused():
     model = learn_conformal([[0.9, 0.1]], [0])
     with pytest.raises(InputError, match=r"\(m, 2\) for 'cross', got \(1, 3\)"):
         model.sets([[0.5, 0.3, 0.2]])
-    plus = learn_conformal([[0.9, 0.1], [0.4, 0.6]], [0, 1], how="cv+", folds=[0, 1])
+    plus = learn_conformal([[0.9, 0.1], [0.4, 0.6]], [0, 1], method="cv+", folds=[0, 1])
     with pytest.raises(InputError, match=r"\(k, m, 2\)"):
         plus.sets([[0.5, 0.5]])
     with pytest.raises(InputError, match="2 fits, but 3"):

@@ -25,6 +25,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.files import write_whole
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.metrics import metrics_shown
 
 SAME = 1e-4
 """Unit features closer than this are of one picture: another batch changes a feature by 1e-5 at most."""
@@ -74,8 +75,8 @@ class Comparison:
         Raises:
             InputError: if the folder can't be written.
         """
-        tables = f"{table(self.runs, markdown=True)}\n{table(self.runs, 'macro_f1', markdown=True)}"
-        text = f"# {title}\n\n{self.protocol_text}{tables}"
+        tables = [table(self.runs, name, markdown=True) for name in metrics_shown("comparison", "single-label")]
+        text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
         page = write_whole(folder / "table.md", text)
         return [page, learning_curve(self.runs, folder / "accuracy.png", title)]
 

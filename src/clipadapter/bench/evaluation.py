@@ -71,11 +71,7 @@ class ModelEvaluation:
             "n_test": self.n_test,
             "skipped": [{"path": name, "reason": reason} for name, reason in self.skipped],
             "among_shots": self.among_shots,
-            "model": {
-                **self.model.evaluation.to_dict(),
-                "log_loss": self.model.log_loss,
-                "calibration_error": self.model.calibration_error,
-            },
+            "model": self.model.evaluation.to_dict(),
             "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
             "curve": [run.model_dump() for run in self.curve],
             **self.facts,
@@ -88,7 +84,7 @@ class ModelEvaluation:
             InputError: if the folder can't be written.
         """
         found = self.model.evaluation
-        title = f"{self.head} on {self.data}: {100 * found.accuracy:.1f} % of {self.n_test} pictures right"
+        title = f"{self.head} on {self.data}: {100 * found.metrics['accuracy']:.1f} % of {self.n_test} pictures right"
         files = [
             write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
             confusion_matrix(found, folder / "confusion.png", title),
@@ -121,7 +117,7 @@ def evaluate_model(
         DataError: if a picture has no label, or none can be read.
     """
     names = model.class_names_
-    if model.uncertainty_.several is not None:
+    if model.uncertainty_.multilabel is not None:
         raise InputError("the model gives several labels a picture: test it on a table with the column 'labels'")
     check_labels(dataset.labels, names)
     test = dataset_features(model, dataset, names).mark_for_evaluation()
@@ -187,11 +183,7 @@ class CrossValidation:
             "protocol": "cross-validation",
             "folds": self.folds,
             "n_pictures": self.n_pictures,
-            "model": {
-                **self.model.evaluation.to_dict(),
-                "log_loss": self.model.log_loss,
-                "calibration_error": self.model.calibration_error,
-            },
+            "model": self.model.evaluation.to_dict(),
             "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
             **self.facts,
         }
@@ -203,7 +195,7 @@ class CrossValidation:
             InputError: if the folder can't be written.
         """
         found = self.model.evaluation
-        right = f"{100 * found.accuracy:.1f} % of {self.n_pictures} pictures right"
+        right = f"{100 * found.metrics['accuracy']:.1f} % of {self.n_pictures} pictures right"
         title = f"{self.head}, cross-validation over {self.folds} folds: {right}"
         return [
             write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
@@ -228,7 +220,7 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
             if a class has a single shot.
     """
     support, text, head = model.support_, model.text_, model.head_
-    if model.uncertainty_.several is not None or head.tunes_encoder:
+    if model.uncertainty_.multilabel is not None or head.tunes_encoder:
         why = "tunes the encoder" if head.tunes_encoder else "gives several labels a picture"
         raise InputError(f"a model that {why} can't be cross-validated on its shots: give test pictures")
     if not len(support):

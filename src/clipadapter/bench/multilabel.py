@@ -79,7 +79,7 @@ def evaluate_multilabel_model(model: FewShotClassifier, dataset: Dataset) -> Mul
         InputError: if the model gives one label a picture, or a label is no class of it.
         DataError: if labels are not known, or no picture can be read.
     """
-    if model.uncertainty_.several is None:
+    if model.uncertainty_.multilabel is None:
         raise InputError(
             f"the pictures of '{dataset.name}' have several labels each, but the model gives one: fit it to a table "
             "with the column 'labels' too"

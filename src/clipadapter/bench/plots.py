@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.report import TITLES, Metric, Summary, summarise
+from clipadapter.bench.report import Metric, Summary, summarise
 from clipadapter.bench.run import Run
 from clipadapter.files import write_whole
-from clipadapter.metrics import Evaluation
+from clipadapter.metrics import METRICS, Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", metri
     axes.set_xlim(summary.shots[0] / 1.25, summary.shots[-1] * 1.25)
     axes.minorticks_off()
     axes.set_xlabel("shots a class")
-    axes.set_ylabel(TITLES[metric])
+    axes.set_ylabel(METRICS[metric].title_with_unit)
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -111,7 +111,7 @@ def _line(axes: Axes, summary: Summary, head: str, i: int) -> None:
     found = [(n, summary.cells[head, n]) for n in summary.shots if summary.cells[head, n].values]
     if not found:
         return
-    factor = 1.0 if summary.metric == "log_loss" else 100.0
+    factor = METRICS[summary.metric].scale
     # Heads stand a little beside each other, so that their bars can be told apart.
     shift = 2 ** (0.05 * (i - (len(summary.heads) - 1) / 2) / max(1, len(summary.heads) / 5))
     axes.errorbar(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel, model_validator
+from typing_extensions import Self
+
+from clipadapter.metrics import check_metrics, metrics_shown
 
 
 class Part(BaseModel):
@@ -51,12 +54,32 @@ class Flags(Part):
     oracle: bool = False
 
 
-class Metrics(Part):
-    """Figures on the test part: accuracy and macro F1 from 0 to 1, mean negative log-probability of the true class."""
+class Metrics(RootModel[dict[str, float]]):
+    """Metrics on the test part by their name in `clipadapter.metrics.METRICS`.
 
-    accuracy: float
-    macro_f1: float
-    log_loss: float
+    Records of earlier versions may lack metrics that are optional.
+
+    >>> Metrics(accuracy=0.5, macro_f1=0.4, log_loss=0.7)["macro_f1"]
+    0.4
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_metrics(self.root, metrics_shown("record", "single-label"))
+        return self
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures whose most probable class is the true one."""
+        return self.root["accuracy"]
+
+    def __getitem__(self, name: str) -> float:
+        return self.root[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.root
 
 
 class Seconds(Part):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from clipadapter.bench.run import Run
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
-from clipadapter.metrics import mean_sd
+from clipadapter.metrics import METRICS, mean_sd, metrics_shown
+from clipadapter.registry import unknown
 
-Metric = Literal["accuracy", "macro_f1", "log_loss"]
+Metric = str
+"""Name of a metric of records, as in `clipadapter.metrics.METRICS`."""
 NOT_AS_PUBLISHED = "‡"
 """Mark of a head that is not the published method, by `heads.Fidelity`."""
-TITLES = {"accuracy": "accuracy in %", "macro_f1": "macro F1 in %", "log_loss": "log-loss in nats"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Summary:
         shown = {head: number_text(cell.mean, self.metric) for head, cell in found.items() if cell.values}
         if not shown:
             return set()
-        extreme = min if self.metric == "log_loss" else max
+        extreme = max if METRICS[self.metric].higher_is_better else min
         top = extreme(shown.values(), key=float)
         return {head for head, text in shown.items() if text == top}
 
@@ -94,7 +95,10 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
 
     Raises:
         InputError: if there are no records.
+        UnknownNameError: if records have no such metric.
     """
+    if metric not in metrics_shown("record"):
+        raise unknown("metric of records", metric, list(metrics_shown("record")))
     if not runs:
         raise InputError("there are no records to make a table of")
     heads = tuple(dict.fromkeys(_title(run) for run in runs))
@@ -104,7 +108,7 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
         own = sorted((run for run in runs if _title(run) == head), key=lambda run: run.seed)
         for n in shots:
             here = [run for run in own if run.shots == n]
-            values = tuple(float(getattr(run.metrics, metric)) for run in here if run.metrics is not None)
+            values = tuple(run.metrics[metric] for run in here if run.metrics is not None and metric in run.metrics)
             cells[head, n] = Cell(values, sum(run.error is not None for run in here))
         times = [run.seconds.fit for run in own if run.seconds is not None and run.shots == shots[-1]]
         seconds[head] = mean_sd(times)[0] if times else None
@@ -174,12 +178,12 @@ def fidelity_notes(methods: Iterable[str]) -> list[str]:
 
 
 def number_text(value: float, metric: Metric) -> str:
-    """A figure as tables print it: log-loss in nats, the others in %.
+    """A metric as tables show it: log-loss in nats, the others in %.
 
     >>> number_text(0.5, "accuracy"), number_text(0.5, "log_loss")
     ('50.0', '0.500')
     """
-    return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f}"
+    return METRICS[metric].format(value)
 
 
 def _cell(cell: Cell, metric: Metric, best: bool, markdown: bool) -> str:
@@ -224,7 +228,8 @@ def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
     mark = "bold" if markdown else "*"
     classes = ", ".join(str(n) for n in sorted({run.n_classes for run in runs}))
     notes = [
-        f"{TITLES[summary.metric]}, {spread}, {counts} test pictures of {classes} classes; {mark}: best at these shots"
+        f"{METRICS[summary.metric].title_with_unit}, {spread}, {counts} test pictures of {classes} classes; {mark}: "
+        "best at these shots"
     ]
     notes += fidelity_notes(summary.methods.values())
     errors = dict.fromkeys(f"{_title(run)} failed: {run.error}" for run in runs if run.error is not None)

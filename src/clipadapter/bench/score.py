@@ -10,16 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.run import Metrics
-from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
 from clipadapter.metrics import (
     Evaluation,
-    MultiLabelEvaluation,
     evaluate,
-    evaluate_multilabel,
-    expected_calibration_error,
+    metrics_shown,
 )
 from clipadapter.uncertainty import Calibrator
 
@@ -29,27 +26,29 @@ class Score:
     """What a fitted head makes of a test part.
 
     Args:
-        evaluation: accuracy, macro F1, figures by class, confusions.
-        log_loss: mean negative log-probability of the true class, natural logarithm.
-        calibration_error: expected calibration error in 15 bins of equal mass.
+        evaluation: metrics, metrics by class, confusions, and the predictions that they are computed from.
         logits: (m, c), columns in the order of the evaluation's classes.
-        probabilities: (m, c), columns in the order of the evaluation's classes.
-        labels: (m,) positions of the true classes.
         seconds: how long predicting took.
     """
 
     evaluation: Evaluation
-    log_loss: float
-    calibration_error: float
     logits: NDArray[np.float64]
-    probabilities: NDArray[np.float64]
-    labels: NDArray[np.int64]
     seconds: float
 
     @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(m, c), columns in the order of the evaluation's classes."""
+        return self.evaluation.predictions.probabilities
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(m,) positions of the true classes."""
+        return self.evaluation.predictions.labels
+
+    @property
     def metrics(self) -> Metrics:
-        """The three figures of a record."""
-        return Metrics(accuracy=self.evaluation.accuracy, macro_f1=self.evaluation.macro_f1, log_loss=self.log_loss)
+        """The metrics of a record."""
+        return Metrics({name: self.evaluation.metrics[name] for name in metrics_shown("record", "single-label")})
 
 
 def score(
@@ -77,13 +76,8 @@ def score(
         kept = [i for i, name in enumerate(classes) if name in set(among)]
         classes, logits = [classes[i] for i in kept], logits[:, kept]
         check_labels(test.y, classes)
-    position = {name: i for i, name in enumerate(classes)}
-    truth = np.array([position[label] for label in test.y])
     logs = (calibrator or Calibrator()).log_probabilities(logits)
-    predicted = [classes[i] for i in logs.argmax(axis=1)]
-    loss, p = -float(logs[np.arange(len(truth)), truth].mean()), np.exp(logs)
-    error = expected_calibration_error(p, truth)
-    return Score(evaluate(test.y, predicted, classes), loss, error, logits, p, truth, seconds)
+    return Score(evaluate(test.y, logs, classes), logits, seconds)
 
 
 def pool(scores: Sequence[Score]) -> Score:
@@ -96,85 +90,6 @@ def pool(scores: Sequence[Score]) -> Score:
     if any([one.name for one in part.evaluation.classes] != classes for part in scores):
         raise InputError("scores of different classes have no common figure")
     logits = np.concatenate([part.logits for part in scores])
-    probabilities = np.concatenate([part.probabilities for part in scores])
-    truth = np.concatenate([part.labels for part in scores])
-    predicted = [classes[i] for i in probabilities.argmax(axis=1)]
-    evaluation = evaluate([classes[i] for i in truth], predicted, classes)
-    loss = float(np.average([part.log_loss for part in scores], weights=[len(part.labels) for part in scores]))
-    error = expected_calibration_error(probabilities, truth)
-    return Score(evaluation, loss, error, logits, probabilities, truth, sum(part.seconds for part in scores))
-
-
-def decision_metrics(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
-    """What becomes of a test part by what a model says by default: none of these, sets, unequal costs.
-
-    Args:
-        model: fitted, one label a picture.
-        test: plain features are used.
-        found: its score.
-
-    Returns:
-        Shares and means by name; empty if nothing is asked for.
-    """
-    asked = model.uncertainty_.asked
-    if asked.reject is None and asked.coverage is None and asked.costs is None:
-        return {}
-    folds = [head.logits(test.plain) for head in model.fold_heads_]
-    said = model.uncertainty_.answer(found.logits, test.plain, None, folds)
-    rows = np.arange(len(found.labels))
-    told: dict[str, float] = {}
-    if asked.reject is not None:
-        told |= {"reject": asked.reject, "rejected": float(said.rejected.mean())}
-    if asked.coverage is not None and said.sets is not None:
-        told |= {"coverage": asked.coverage, "covered": float(said.sets[rows, found.labels].mean())}
-        told |= {"set_size": float(said.sets.sum(axis=1).mean())}
-    if asked.costs is not None:
-        likeliest = found.probabilities.argmax(axis=1)
-        told |= {"cost": float(asked.costs[found.labels, said.best].mean())}
-        told |= {"cost_of_likeliest": float(asked.costs[found.labels, likeliest].mean())}
-        told |= {"accuracy_by_cost": float((said.best == found.labels).mean())}
-    return told
-
-
-def score_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
-    """Measure a classifier of pictures with several labels.
-
-    Args:
-        model: fitted to such pictures.
-        test: with ``targets``; plain features are used.
-
-    Raises:
-        InputError: if there are no test pictures.
-    """
-    if not len(test) or test.targets is None:
-        raise InputError("there are no test pictures with several labels")
-    logits = model.head_.logits(test.plain)
-    found = model.uncertainty_.answer(logits, test.plain)
-    assert found.sets is not None
-    return evaluate_multilabel(test.targets, found.probabilities, found.sets, model.class_names_)
-
-
-def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse a test part that is empty, or has a label that is no class.
-
-    Raises:
-        InputError: if so.
-
-    >>> check_labels(["cat", "cow"], ["cat", "dog"])
-    Traceback (most recent call last):
-    ...
-    clipadapter.errors.InputError: the test pictures have a label that is no class of the model: cow; known: cat, dog...
-    """
-    if not len(labels):
-        raise InputError("there are no test pictures")
-    strange = sorted(set(labels) - set(classes))
-    if strange:
-        what = "a label that is no class" if len(strange) == 1 else f"{len(strange)} labels that are no classes"
-        raise InputError(
-            f"the test pictures have {what} of the model: {_some(strange)}; known: {_some(classes)}. "
-            "Leave these pictures out, or rename them, or fit with shots of them"
-        )
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+    labels = [classes[i] for part in scores for i in part.labels]
+    log_probabilities = np.concatenate([part.evaluation.predictions.log_probabilities for part in scores])
+    return Score(evaluate(labels, log_probabilities, classes), logits, sum(part.seconds for part in scores))

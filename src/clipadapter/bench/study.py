@@ -152,12 +152,13 @@ class Study:
     def cell(self, setting: Setting, metric: Metric = "accuracy") -> Cell:
         """A figure over the seeds, with how many failed and how many are not run yet."""
         runs = self.at(setting)
-        values = tuple(float(getattr(run.metrics, metric)) for run in runs if run.metrics is not None)
+        values = tuple(run.metrics[metric] for run in runs if run.metrics is not None and metric in run.metrics)
         return Cell(values, sum(run.error is not None for run in runs), self.missing_at.get(setting, 0))
 
     def by_seed(self, setting: Setting, metric: Metric = "accuracy") -> dict[int, float]:
         """A figure by seed, without those that failed."""
-        return {run.seed: float(getattr(run.metrics, metric)) for run in self.at(setting) if run.metrics is not None}
+        runs = (run for run in self.at(setting) if run.metrics is not None and metric in run.metrics)
+        return {run.seed: run.metrics[metric] for run in runs if run.metrics is not None}
 
     def draws(self, setting: Setting) -> dict[Draw, float]:
         """Accuracy by draw: two heads have the same draw if the shots were the same rows."""

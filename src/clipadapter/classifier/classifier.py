@@ -28,9 +28,9 @@ from clipadapter.classifier.fitting import (
     Negatives,
     build_head,
     check_options,
+    embed_negative_labels,
     fit_settings,
     fit_with_uncertainty,
-    select_negative_labels,
 )
 from clipadapter.classifier.inputs import (
     Label,
@@ -253,9 +253,9 @@ class FewShotClassifier(ModelHubMixin):
             )
             head = self.selection_.best
         negatives = Negatives(outliers)
-        if options.distractors:
+        if options.negative_labels:
             with open_store(self.cache) as store:
-                negatives = select_negative_labels(self.encoder_, text, self.templates, store, outliers)
+                negatives = embed_negative_labels(self.encoder_, text, self.templates, store, outliers)
         fitted = fit_with_uncertainty(head, support, text, unlabelled, options, negatives, self.seed)
         self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
         views = parse_views(self.views, self.seed)
@@ -380,7 +380,7 @@ class FewShotClassifier(ModelHubMixin):
         """
         answers = self._answer(self._extract_plain(images), decision)
         names = self.class_names_
-        if answers.several and answers.sets is not None:
+        if answers.multilabel and answers.sets is not None:
             return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
         return [None if no else names[i] for i, no in zip(answers.best, answers.rejected, strict=True)]
 
@@ -540,7 +540,7 @@ class FewShotClassifier(ModelHubMixin):
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
         model._set_model(saved, encoder)
         if model.uncertainty:
-            model.uncertainty_ = saved.uncertainty.asking(model.uncertainty)
+            model.uncertainty_ = saved.uncertainty.with_defaults(model.uncertainty)
         model._history = history
         return model
 
@@ -692,7 +692,7 @@ class FewShotClassifier(ModelHubMixin):
         self._check_fitted()
         fold_logits = [_finite_logits(head, features) for head in self.fold_heads_]
         logits = _finite_logits(self.head_, features)
-        return self.uncertainty_.answer(logits, features, self.uncertainty_.asked.changed(decision), fold_logits)
+        return self.uncertainty_.answer(logits, features, self.uncertainty_.decisions.changed(decision), fold_logits)
 
     def _add_shots(
         self,

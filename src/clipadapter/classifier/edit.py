@@ -368,5 +368,5 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
         counts[name] += 1
     support = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": counts})
     calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
-    uncertainty = Uncertainty(calibrator, asked=DecisionOptions())
+    uncertainty = Uncertainty(calibrator, decisions=DecisionOptions())
     return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())

@@ -25,16 +25,16 @@ from clipadapter.uncertainty import (
     Rejector,
     Uncertainty,
     UncertaintyOptions,
-    kept_distractors,
     learn_calibrator,
     learn_conformal,
     learn_multilabel,
     learn_rejector,
+    select_negative_labels,
 )
-from clipadapter.uncertainty.answers import UNLEARNED
 from clipadapter.uncertainty.calibration import Method
 from clipadapter.uncertainty.costs import checked_costs
-from clipadapter.uncertainty.rejection import imagenet_names
+from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
+from clipadapter.uncertainty.negative_labels import imagenet_names
 
 FIT_KEY = "fit"
 """Key of the fit settings in the provenance of the support set."""
@@ -43,7 +43,7 @@ LEARNED_OPTIONS = {
     "sets": "sets",
     "by_class": "by_class",
     "score": "score",
-    "distractors": "distractors",
+    "distractors": "negative_labels",
 }
 """Options that decide what is learned, by their key in a saved model. `Uncertainty` saves the others."""
 Array = NDArray[Any]
@@ -119,7 +119,7 @@ def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
     return uncertainty or UncertaintyOptions()
 
 
-def select_negative_labels(
+def embed_negative_labels(
     encoder: Encoder,
     text: TextFeatures,
     templates: str | Sequence[str],
@@ -137,7 +137,7 @@ def select_negative_labels(
     """
     names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
     encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
-    rows = kept_distractors(text.labels, text.embeddings, names, encoded.embeddings)
+    rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])
 
 
@@ -186,7 +186,7 @@ def learn_uncertainty(
     if support.targets is not None:
         _check_multilabel_options(support, options, negatives)
         multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text)
-        return FitResult(head, Uncertainty(several=multilabel, how="folds" if multilabel.n else ""))
+        return FitResult(head, Uncertainty(multilabel=multilabel, held_out_by="folds" if multilabel.n else ""))
     held_out = _predict_out_of_fold(head, support, text, options, seed)
     return _learn_single_label(head, held_out, support, text, options, negatives)
 
@@ -259,7 +259,7 @@ def _learn_single_label(
     rejector = _fit_rejector(head, support, text, held_out, calibrator, negatives)
     for name, needed in (("reject", rejector), ("coverage", held_out)):
         if getattr(options, name) is not None and needed is None:
-            raise InputError(f"{name} can't be asked for here: {UNLEARNED}")
+            raise InputError(f"{name} can't be asked for here: {NO_HELD_OUT_SHOTS}")
     if held_out is None:
         return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
     conformal = _fit_conformal(held_out, calibrator, options)
@@ -331,7 +331,7 @@ def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: Uncerta
         once.labels,
         score=options.score,
         by_class=options.by_class,
-        how=how,
+        method=how,
         folds=once.folds if how == "cv+" else None,
     )
 
@@ -360,9 +360,9 @@ def _fit_rejector(
             probabilities=None if once is None else calibrator.probabilities(once.logits),
             text=None if len(text.absent) == len(text.labels) else text.embeddings,
             scale=text.logit_scale,
-            distractors=negatives.label_embeddings,
+            negative_labels=negatives.label_embeddings,
             names=negatives.label_names,
-            background=negatives.outliers,
+            outliers=negatives.outliers,
         )
     except TooFewShotsError:
         return None
@@ -398,12 +398,12 @@ def fit_settings(model: Model) -> FitSettings:
     """
     raw, uncertainty = model.support.provenance.get(FIT_KEY), model.uncertainty
     decision: dict[str, Any] = {
-        "reject": uncertainty.asked.reject,
-        "coverage": uncertainty.asked.coverage,
-        "costs": uncertainty.asked.costs,
+        "reject": uncertainty.decisions.reject,
+        "coverage": uncertainty.decisions.coverage,
+        "costs": uncertainty.decisions.costs,
     }
     if not isinstance(raw, Mapping):
-        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.how
+        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.method
         return FitSettings(infer_templates(model.prompts), uncertainty=UncertaintyOptions(**decision, sets=sets))
     try:
         views = dict(raw["views"])
@@ -440,7 +440,7 @@ def negatives_of(model: Model, text: TextFeatures) -> Negatives:
     if rejector is None:
         return Negatives()
     memory, names = rejector.memory, rejector.names
-    if memory.distractors is None:
-        return Negatives(memory.background)
-    rows = kept_distractors(text.labels, text.embeddings, names, np.asarray(memory.distractors))
-    return Negatives(memory.background, tuple(names[i] for i in rows), memory.distractors[rows])
+    if memory.negative_labels is None:
+        return Negatives(memory.outliers)
+    rows = select_negative_labels(text.labels, text.embeddings, names, np.asarray(memory.negative_labels))
+    return Negatives(memory.outliers, tuple(names[i] for i in rows), memory.negative_labels[rows])

@@ -56,7 +56,7 @@ def make_quick(
         before, or the head is no fixed function of the features.
     """
     entry, backend = quick.entry(folder), backend_info(quick.BACKEND).cls
-    needs_fold_heads = uncertainty.conformal is not None and uncertainty.conformal.how == "cv+"
+    needs_fold_heads = uncertainty.conformal is not None and uncertainty.conformal.method == "cv+"
     if entry is None or backend.missing() or encoder.device != "cpu" or needs_fold_heads:
         return False
     if cache_facts(entry) is not None:

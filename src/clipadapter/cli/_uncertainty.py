@@ -100,7 +100,7 @@ class Learned(Wanted):
             calibration=self.calibration,
             sets=self.sets,
             by_class=self.by_class,
-            distractors=self.negative_labels,
+            negative_labels=self.negative_labels,
             **self.asked(class_names),
         )
 
@@ -134,10 +134,10 @@ def doubts(uncertainty: Uncertainty, reject: float | None, coverage: float | Non
     found = []
     if reject is not None and uncertainty.rejector is not None:
         threshold = uncertainty.rejector.threshold(reject)
-        if not threshold.enough:
+        if not threshold.is_attainable:
             found.append(
                 f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %, the smallest is "
-                f"{100 * threshold.least:.2g} %: beyond, a normal tail is assumed"
+                f"{100 * threshold.min_rate:.2g} %: beyond, a normal tail is assumed"
             )
         if threshold.bound:
             found.append("with one shot a class fewer pictures than asked will be called none of these")
@@ -154,22 +154,26 @@ def told(uncertainty: Uncertainty, calibration: str) -> tuple[dict[str, Any], li
         uncertainty: of a fitted model.
         calibration: as it was asked for.
     """
-    if uncertainty.several is not None:
-        return _thresholds(uncertainty.several)
-    calibrator, asked = uncertainty.calibrator, uncertainty.asked
+    if uncertainty.multilabel is not None:
+        return _thresholds(uncertainty.multilabel)
+    calibrator, asked = uncertainty.calibrator, uncertainty.decisions
     how = "temperature" if calibrator.weight is None else "vector scaling, temperature"
     seen = (
-        f"{calibrator.n} held-out shots ({uncertainty.how})"
+        f"{calibrator.n} held-out shots ({uncertainty.held_out_by})"
         if calibrator.n
         else "no held-out shots, only what is usual"
     )
     plain, fitted = "none: the softmax of the logits", f"{how} {calibrator.temperature:.3g}, from {seen}"
     words = [("calibration", plain if calibration == "none" else fitted)]
-    facts: dict[str, Any] = {"temperature": calibrator.temperature, "held_out": calibrator.n, "how": uncertainty.how}
+    facts: dict[str, Any] = {
+        "temperature": calibrator.temperature,
+        "held_out": calibrator.n,
+        "how": uncertainty.held_out_by,
+    }
     if asked.reject is not None and uncertainty.rejector is not None:
         found = uncertainty.rejector.threshold(asked.reject)
         value = found.value if found.shots > 2 else None
-        facts["reject"] = {"rate": asked.reject, "threshold": value, "enough": found.enough}
+        facts["reject"] = {"rate": asked.reject, "threshold": value, "enough": found.is_attainable}
         words.append(("none of these", f"about {100 * asked.reject:g} % of pictures of the classes"))
     if asked.coverage is not None and uncertainty.conformal is not None:
         promise = uncertainty.conformal.words(asked.coverage)

@@ -14,8 +14,9 @@ from clipadapter.cli._options import FOLDER, Towers, model_options, open_dataset
 from clipadapter.cli._output import Output, table
 
 if TYPE_CHECKING:
-    from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation, Score
-    from clipadapter.metrics import Evaluation
+    from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation
+    from clipadapter.metrics import Evaluation, MultiLabelEvaluation
+    from clipadapter.metrics.table import Task
 
 WORST = 20
 """How many classes are listed at most, the worst first; metrics.json has all."""
@@ -113,7 +114,12 @@ def _tell(result: ModelEvaluation, out: Output) -> None:
 def _text(result: ModelEvaluation) -> str:
     found = result.model.evaluation
     head = f"{result.n_test} pictures of {result.data}"
-    parts = [head, _scores(result.scores), *_asked(result.facts["asked"]), _classes(found)]
+    parts = [
+        head,
+        _scores({name: one.evaluation for name, one in result.scores.items()}, "single-label"),
+        *_asked(result.facts["asked"]),
+        _classes(found),
+    ]
     wrong = found.confusions()
     if wrong:
         rows = [(true, predicted, count) for true, predicted, count in wrong]
@@ -126,7 +132,13 @@ def _validation_text(result: CrossValidation) -> str:
         f"cross-validation over {result.folds} folds of the {result.n_pictures} pictures that the model was fitted to: "
         "each is answered by a head fitted to the other folds; the model itself is not measured"
     )
-    return "\n\n".join([head, _scores(result.scores), _classes(result.model.evaluation)])
+    return "\n\n".join(
+        [
+            head,
+            _scores({name: one.evaluation for name, one in result.scores.items()}, "single-label"),
+            _classes(result.model.evaluation),
+        ]
+    )
 
 
 def _asked(told: Mapping[str, float]) -> list[str]:
@@ -148,10 +160,6 @@ def _asked(told: Mapping[str, float]) -> list[str]:
 
 
 def _multilabel_text(result: MultiLabelModelEvaluation) -> str:
-    scores = [
-        (name, _percent(found.mean_average_precision or 0.0), _percent(found.micro_f1), _percent(found.macro_f1))
-        for name, found in result.scores.items()
-    ]
     classes = sorted(result.model.classes, key=lambda one: one.f1)[:WORST]
     rows = [
         (one.name, one.count, _percent(one.average_precision or 0.0), _percent(one.precision), _percent(one.recall))
@@ -159,23 +167,20 @@ def _multilabel_text(result: MultiLabelModelEvaluation) -> str:
     ]
     left = len(result.model.classes) - len(rows)
     more = f"\nand {left} classes with a better F1; metrics.json has all" if left else ""
-    head = table(["", "mean average precision %", "micro F1 %", "macro F1 %"], scores)
+    head = _scores(result.scores, "multi-label")
     body = table(["class", "pictures", "average precision %", "precision %", "recall %"], rows)
     return f"{result.n_test} pictures of {result.data}, several labels each\n\n{head}\n\n{body}{more}"
 
 
-def _scores(scores: Mapping[str, Score]) -> str:
+def _scores(scores: Mapping[str, Evaluation | MultiLabelEvaluation], task: Task) -> str:
+    from clipadapter.metrics import metrics_shown
+
+    metrics = metrics_shown("terminal", task)
     rows = [
-        (
-            name,
-            _percent(found.evaluation.accuracy),
-            _percent(found.evaluation.macro_f1),
-            round(found.log_loss, 3),
-            _percent(found.calibration_error),
-        )
+        (name, *(metric.round(found.metrics[key] or 0.0) for key, metric in metrics.items()))
         for name, found in scores.items()
     ]
-    return table(["", "accuracy %", "macro F1 %", "log-loss", "calibration error %"], rows)
+    return table(["", *(metric.heading for metric in metrics.values())], rows)
 
 
 def _classes(found: Evaluation) -> str:

@@ -105,11 +105,16 @@ def _tell(found: Report, out: Output) -> None:
 
 
 def _text(found: Report) -> str:
+    from clipadapter.metrics import metrics_shown
+
+    others = metrics_shown("terminal", "single-label")
+    del others["accuracy"]
     rows = []
     for name, one in found.figures.items():
-        low, high = one.accuracy.low or 0.0, one.accuracy.high or 0.0
-        ahead = "" if one.ahead is None else f"{100 * one.ahead.value:+.1f}"
-        accuracy = f"{100 * one.accuracy.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-        rows.append((name, accuracy, ahead, round(one.log_loss.value, 3), round(100 * one.calibration_error.value, 1)))
-    head = ["", "accuracy % (95 %)", "model is ahead by", "log-loss", "calibration error %"]
+        share = one.metrics["accuracy"]
+        low, high = share.low or 0.0, share.high or 0.0
+        ahead = "" if one.accuracy_lead is None else f"{100 * one.accuracy_lead.value:+.1f}"
+        accuracy = f"{100 * share.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+        rows.append((name, accuracy, ahead, *(metric.round(one.metrics[key].value) for key, metric in others.items())))
+    head = ["", "accuracy % (95 %)", "model is ahead by", *(metric.heading for metric in others.values())]
     return f"{found.evaluation.n_test} pictures of {found.evaluation.data}\n\n{table(head, rows)}"

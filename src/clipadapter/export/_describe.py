@@ -53,7 +53,7 @@ def about(model: FewShotClassifier, pixels: PixelSpec, precision: str, source: s
 def notes_of(model: FewShotClassifier) -> Iterator[str]:
     """What the file can't do that the model can."""
     conformal = model.uncertainty_.conformal
-    if conformal is not None and conformal.how == "cv+":
+    if conformal is not None and conformal.method == "cv+":
         yield (
             "the file gives no sets of classes: sets by CV+ need the heads of all folds. Fit with sets='cross' "
             "(UncertaintyOptions, or --sets cross) to have them"

@@ -141,7 +141,7 @@ def compare(uncertainty: Uncertainty, features: Array, logits: Array, outputs: O
         "agreement": float((_said(uncertainty, logits) == _said(uncertainty, outputs.logits)).mean()),
     }
     if uncertainty.rejector is not None and outputs.strangeness is not None and outputs.parts is not None:
-        rate = uncertainty.asked.reject or RATE
+        rate = uncertainty.decisions.reject or RATE
         limit = uncertainty.rejector.threshold(rate).value
         own = uncertainty.rejector.scores(features, logits, wanted)
         spread = float(np.std(uncertainty.rejector.total(uncertainty.rejector.held_out)))
@@ -198,8 +198,8 @@ def _outputs(predictor: Predictor, sources: Sequence[ImageSource]) -> Outputs:
 
 def _said(uncertainty: Uncertainty, logits: Array) -> Array:
     """The best class (n,) of each picture, or which classes it is said to have (n, c)."""
-    if uncertainty.several is not None:
-        return uncertainty.several.decide(logits)
+    if uncertainty.multilabel is not None:
+        return uncertainty.multilabel.decide(logits)
     return uncertainty.calibrator.probabilities(logits).argmax(axis=1)
 
 

@@ -72,8 +72,8 @@ class Probabilities(nn.Module):
 
     def __init__(self, uncertainty: Uncertainty) -> None:
         super().__init__()
-        self.several = uncertainty.several is not None
-        rule = uncertainty.several
+        self.several = uncertainty.multilabel is not None
+        rule = uncertainty.multilabel
         weight, bias, temperature = (
             uncertainty.calibrator.weight,
             uncertainty.calibrator.bias,

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from clipadapter.functional import unit
 from clipadapter.uncertainty import Rejector
-from clipadapter.uncertainty._scores import unit_rows
-from clipadapter.uncertainty._spread import Spread
+from clipadapter.uncertainty.ood_scores import ClassGaussians, unit_rows
 
 
 class Strangeness(nn.Module):
@@ -37,9 +36,11 @@ class Strangeness(nn.Module):
         super().__init__()
         self.names = tuple(part.name for part in rejector.parts)
         memory, self.scale = rejector.memory, rejector.memory.scale
-        for name in ("text", "distractors", "background", "shots"):
+        for name in ("text", "shots"):
             _keep(self, name, getattr(memory, name))
-        spread = memory.spread
+        _keep(self, "distractors", memory.negative_labels)
+        _keep(self, "background", memory.outliers)
+        spread = memory.gaussians
         self.distance = Distance(spread) if spread is not None and "mahalanobis" in self.names else None
         _keep(self, "directions", None if spread is None else unit_rows(spread.means))
         _keep(self, "centre", np.array([part.centre for part in rejector.parts]))
@@ -52,7 +53,7 @@ class Strangeness(nn.Module):
         return ((parts - self.centre) * self.factor).sum(dim=1), parts
 
     def _column(self, name: str, rows: Tensor, logits: Tensor, probabilities: Tensor) -> Tensor:
-        """One score (n,); the formulas are those of `clipadapter.uncertainty._scores`."""
+        """One score (n,); the formulas are those of `clipadapter.uncertainty.ood_scores`."""
         if name == "max-logit":
             return -_highest(logits)
         if name == "energy":
@@ -86,7 +87,7 @@ class Distance(nn.Module):
     centres: Tensor
     lengths: Tensor
 
-    def __init__(self, spread: Spread) -> None:
+    def __init__(self, spread: ClassGaussians) -> None:
         super().__init__()
         basis = np.asarray(spread.basis, np.float64)
         _, singular, directions = np.linalg.svd(basis, full_matrices=False)  # B'B = V diag(g) V'

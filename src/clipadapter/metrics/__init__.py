@@ -1,4 +1,4 @@
-"""Measures of predictions: accuracy and F1, calibration, detection of unknown pictures, several labels a picture."""
+"""Metrics of predictions: accuracy and F1, calibration, out-of-distribution detection, multi-label; their table."""
 
 from clipadapter.metrics.calibration import (
     Reliability,
@@ -9,18 +9,39 @@ from clipadapter.metrics.calibration import (
     reliability,
 )
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at, risk_coverage
-from clipadapter.metrics.evaluation import ClassReport, Evaluation, evaluate, mean_sd
-from clipadapter.metrics.multilabel import MultiLabelEvaluation, average_precision, evaluate_multilabel
+from clipadapter.metrics.evaluation import ClassReport, Evaluation, Predictions, evaluate, mean_sd
+from clipadapter.metrics.intervals import (
+    Estimate,
+    MetricsWithIntervals,
+    bootstrap_metrics,
+    percentile_interval,
+    wilson_interval,
+)
+from clipadapter.metrics.multilabel import (
+    MultiLabelEvaluation,
+    MultiLabelPredictions,
+    average_precision,
+    evaluate_multilabel,
+)
+from clipadapter.metrics.table import METRICS, MetricInfo, check_metrics, metrics_shown
 
 __all__ = [
+    "METRICS",
     "ClassReport",
+    "Estimate",
     "Evaluation",
+    "MetricInfo",
+    "MetricsWithIntervals",
     "MultiLabelEvaluation",
+    "MultiLabelPredictions",
+    "Predictions",
     "Reliability",
     "aurc",
     "auroc",
     "average_precision",
+    "bootstrap_metrics",
     "brier",
+    "check_metrics",
     "classwise_calibration_error",
     "evaluate",
     "evaluate_multilabel",
@@ -29,6 +50,9 @@ __all__ = [
     "fpr_at",
     "log_loss",
     "mean_sd",
+    "metrics_shown",
+    "percentile_interval",
     "reliability",
     "risk_coverage",
+    "wilson_interval",
 ]

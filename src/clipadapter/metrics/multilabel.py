@@ -1,32 +1,88 @@
-"""Measures of several labels a picture: average precision by class and its mean, and F1 three ways.
+"""Multi-label predictions: average precision by class and its mean, and F1 averaged in three ways.
 
-The definitions are scikit-learn's: average precision is the sum of precisions at each score, weighted by the rise of
-recall there, without interpolation.
+The definitions are scikit-learn's: average precision is the sum of the precisions at each threshold, weighted by the
+increase of recall there, without interpolation.
+
+Letters: m pictures, c classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.metrics.table import METRICS
+
+
+@dataclass(frozen=True, eq=False)
+class MultiLabelPredictions:
+    """Scores and decisions of multi-label pictures: what the multi-label metrics of `METRICS` are computed from.
+
+    Args:
+        truth: (m, c) which classes each picture has.
+        scores: (m, c) logits or probabilities.
+        decisions: (m, c) which classes were predicted.
+    """
+
+    truth: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    decisions: NDArray[np.bool_]
+
+    @cached_property
+    def true_positives(self) -> NDArray[np.int64]:
+        """(c,)."""
+        return np.asarray((self.truth & self.decisions).sum(axis=0))
+
+    @cached_property
+    def true_counts(self) -> NDArray[np.int64]:
+        """(c,) pictures that have each class."""
+        return np.asarray(self.truth.sum(axis=0))
+
+    @cached_property
+    def predicted_counts(self) -> NDArray[np.int64]:
+        """(c,) pictures for which each class was predicted."""
+        return np.asarray(self.decisions.sum(axis=0))
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """(m,) whether all decisions of a picture are right."""
+        return np.asarray((self.truth == self.decisions).all(axis=1))
+
+    @cached_property
+    def f1_by_picture(self) -> NDArray[np.float64]:
+        """(m,) F1 of each picture's decisions; 0 for a picture without labels, as in scikit-learn."""
+        counts = self.truth.sum(axis=1) + self.decisions.sum(axis=1)
+        return np.asarray(2 * (self.truth & self.decisions).sum(axis=1) / np.maximum(counts, 1))
+
+    @cached_property
+    def average_precisions(self) -> list[float | None]:
+        """By class; None for a class that no picture has."""
+        return [average_precision(self.truth[:, k], self.scores[:, k]) for k in range(self.truth.shape[1])]
+
+    @property
+    def mean_average_precision(self) -> float | None:
+        """Mean over the classes that some picture has; None if there is no such class."""
+        known = [value for value in self.average_precisions if value is not None]
+        return float(np.mean(known)) if known else None
 
 
 @dataclass(frozen=True)
 class LabelReport:
-    """Figures of one class.
+    """Metrics of one class.
 
     Args:
         name: class name.
-        count: pictures that have it.
-        average_precision: None if no picture has it.
-        precision: share of right ones among those it was said of; 0 if of none.
-        recall: share of its pictures that were found; 0 if there is none.
-        f1: harmonic mean of the two.
+        count: pictures that have the class.
+        average_precision: None if no picture has the class.
+        precision: TP / (TP + FP); 0 if the class was never predicted.
+        recall: TP / (TP + FN); 0 if no picture has the class.
+        f1: 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall.
     """
 
     name: str
@@ -39,98 +95,95 @@ class LabelReport:
 
 @dataclass(frozen=True)
 class MultiLabelEvaluation:
-    """Figures of answers with several labels a picture.
+    """Metrics of one set of multi-label predictions.
 
     Args:
-        mean_average_precision: mean of the classes that some picture has; None if there is no such class.
-        micro_f1: F1 of all answers together.
-        macro_f1: mean F1 of the classes that occur, in truth or in answers.
-        sample_f1: mean F1 of the pictures; 0 for one without labels, whatever was said, as in scikit-learn.
-        exact: share of pictures whose labels are all right.
-        classes: figures by class.
+        metrics: values by the name of the metric, in the order of `METRICS`; None if one is not defined.
+        classes: metrics of each class.
         without: names of the classes that no picture has, which the mean average precision leaves out.
     """
 
-    mean_average_precision: float | None
-    micro_f1: float
-    macro_f1: float
-    sample_f1: float
-    exact: float
+    metrics: dict[str, float | None]
     classes: tuple[LabelReport, ...]
     without: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            **{name: value for name, value in vars(self).items() if name not in ("classes", "without")},
+            **{name: value for name, value in self.metrics.items() if "metrics.json" in METRICS[name].shown},
             "classes": [vars(report) for report in self.classes],
             "without": list(self.without),
         }
 
 
 def average_precision(truth: ArrayLike, scores: ArrayLike) -> float | None:
-    """Area under precision over recall of one class, in steps; None if no picture has the class.
+    """Area under the precision-recall curve of one class as a step function; None if no picture has the class.
+
+    AP = sum over thresholds n of (R_n - R_(n-1)) P_n, as in scikit-learn's ``average_precision_score``.
 
     Args:
-        truth: (m,) whether each picture has it.
-        scores: (m,) the higher, the surer; equal scores are one step.
+        truth: (m,) whether each picture has the class.
+        scores: (m,) higher is more confident; equal scores share one threshold.
 
     >>> average_precision([1, 0, 1, 0], [0.9, 0.8, 0.7, 0.1])
     0.8333333333333333
     """
-    has, s = np.asarray(truth, bool), np.asarray(scores, np.float64)
-    if not has.any():
+    has_class, values = np.asarray(truth, bool), np.asarray(scores, np.float64)
+    if not has_class.any():
         return None
-    order = np.argsort(-s, kind="stable")
-    found = np.cumsum(has[order])
-    ends = np.append(np.flatnonzero(np.diff(s[order])), len(s) - 1)
-    precision, recall = found[ends] / (ends + 1), found[ends] / found[-1]
+    order = np.argsort(-values, kind="stable")
+    true_positives = np.cumsum(has_class[order])
+    thresholds = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)  # last row of each tie
+    precision = true_positives[thresholds] / (thresholds + 1)
+    recall = true_positives[thresholds] / true_positives[-1]
     return float(np.diff(recall, prepend=0.0) @ precision)
 
 
 def evaluate_multilabel(
-    truth: ArrayLike, scores: ArrayLike, said: ArrayLike, class_names: Sequence[str]
+    truth: ArrayLike, scores: ArrayLike, decisions: ArrayLike, class_names: Sequence[str]
 ) -> MultiLabelEvaluation:
-    """Figures of answers.
+    """Compute all multi-label metrics of `METRICS`.
 
     Args:
         truth: (m, c) zeros and ones.
         scores: (m, c) logits or probabilities.
-        said: (m, c) which classes were said.
-        class_names: all c classes in order.
+        decisions: (m, c) which classes were predicted.
+        class_names: all c classes in the order of the columns.
 
     Raises:
         InputError: if the shapes differ, or a score is not finite.
 
     >>> result = evaluate_multilabel([[1, 0], [1, 1]], [[0.9, 0.2], [0.8, 0.7]], [[1, 0], [1, 0]], ["cat", "dog"])
-    >>> result.mean_average_precision, result.micro_f1, result.exact
+    >>> result.metrics["mean_average_precision"], result.metrics["micro_f1"], result.metrics["exact"]
     (1.0, 0.8, 0.5)
     """
-    has, score, called = np.asarray(truth, bool), np.asarray(scores, np.float64), np.asarray(said, bool)
-    if has.ndim != 2 or not len(has) or len({has.shape, score.shape, called.shape, (len(has), len(class_names))}) > 1:
-        shapes = ", ".join(str(array.shape) for array in (has, score, called))
-        raise InputError(f"truth, scores and answers must all be (m, {len(class_names)}), but are {shapes}")
-    if not np.isfinite(score).all():
+    predictions = MultiLabelPredictions(
+        np.asarray(truth, bool), np.asarray(scores, np.float64), np.asarray(decisions, bool)
+    )
+    shapes = [array.shape for array in (predictions.truth, predictions.scores, predictions.decisions)]
+    if len(shapes[0]) != 2 or not shapes[0][0] or {*shapes} != {(shapes[0][0], len(class_names))}:
+        raise InputError(
+            f"truth, scores and decisions must all be (m, {len(class_names)}), but are {', '.join(map(str, shapes))}"
+        )
+    if not np.isfinite(predictions.scores).all():
         raise InputError("a score is not finite")
-    hits, true, answered = (part.sum(axis=0) for part in (has & called, has, called))
-    precision, recall, f1 = hits / np.maximum(answered, 1), hits / np.maximum(true, 1), _f1(hits, true, answered)
-    areas = [average_precision(has[:, k], score[:, k]) for k in range(len(class_names))]
-    known = [area for area in areas if area is not None]
-    occurs = (true > 0) | (answered > 0)
-    rows = _f1(*(part.sum(axis=1) for part in (has & called, has, called)))
+    true_positives, true, predicted = predictions.true_positives, predictions.true_counts, predictions.predicted_counts
+    precision, recall = true_positives / np.maximum(predicted, 1), true_positives / np.maximum(true, 1)
+    f1 = 2 * true_positives / np.maximum(true + predicted, 1)
     return MultiLabelEvaluation(
-        mean_average_precision=float(np.mean(known)) if known else None,
-        micro_f1=float(_f1(hits.sum(), true.sum(), answered.sum())),
-        macro_f1=float(f1[occurs].mean()) if occurs.any() else 0.0,
-        sample_f1=float(rows.mean()),
-        exact=float((has == called).all(axis=1).mean()),
+        metrics={
+            name: metric.function(predictions) for name, metric in METRICS.items() if "multi-label" in metric.tasks
+        },
         classes=tuple(
-            LabelReport(name, int(true[k]), areas[k], float(precision[k]), float(recall[k]), float(f1[k]))
+            LabelReport(
+                name,
+                int(true[k]),
+                predictions.average_precisions[k],
+                float(precision[k]),
+                float(recall[k]),
+                float(f1[k]),
+            )
             for k, name in enumerate(class_names)
         ),
         without=tuple(name for name, count in zip(class_names, true, strict=True) if not count),
     )
-
-
-def _f1(hits: NDArray[Any], true: NDArray[Any], said: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(2 * hits / np.maximum(true + said, 1))

@@ -68,7 +68,7 @@ def see(model: AnyModel, paths: Sequence[Path], rate: float | None) -> Seen:
     columns = None if columns is None else columns[first]
     told = model_trust(model).answer(logits, features, DecisionOptions(reject=rate), columns=columns)
     kept = tuple(rows[i] for i in first)
-    return Seen(features, told.probabilities, told.strangeness, kept, tuple(skipped), len(rows) - len(first))
+    return Seen(features, told.probabilities, told.ood_scores, kept, tuple(skipped), len(rows) - len(first))
 
 
 def model_trust(model: AnyModel) -> Any:

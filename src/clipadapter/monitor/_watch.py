@@ -125,7 +125,7 @@ def _plan(
     uncertainty = model_trust(model) if hasattr(model, "uncertainty_") or hasattr(model, "about") else None
     if uncertainty is None:
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
-    if uncertainty.several is not None:
+    if uncertainty.multilabel is not None:
         raise InputError("drift is watched where a picture has one label, but this model's pictures may have several")
     if not 0.0001 <= alpha < 0.5:
         raise InputError(f"alpha is the chance of a false alarm, between 0.0001 and 0.5, but is {alpha}")
@@ -135,7 +135,7 @@ def _plan(
         raise InputError(f"no check is called {unknown[0]!r}; there are: {', '.join(CHECKS)}")
     if set(skip) == set(CHECKS):
         raise InputError("every check is left out: keep one")
-    rate = None if uncertainty.rejector is None else reject or uncertainty.asked.reject or REJECT
+    rate = None if uncertainty.rejector is None else reject or uncertainty.decisions.reject or REJECT
     if rate is not None and math.isinf(uncertainty.rejector.threshold(rate).value):
         rate = None  # so few shots were held out that nothing is ever called none of the classes
     return Plan(alpha, window, frozenset(skip), rate, seed)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ArtifactError
 from clipadapter.heads import fidelity_of, head_info, list_heads
+from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
 from clipadapter.persistence.format import CARD_FILE, SUPPORT_FILE, ModelConfig
 
@@ -26,17 +26,7 @@ MAX_LISTED_CLASSES = 30
 """Longer tables of classes are folded."""
 MIN_RELIABLE_TEST_PICTURES = 50
 """With fewer test pictures the card calls the scores rough."""
-SCORE_NAMES = {
-    "accuracy": "accuracy",
-    "mean_average_precision": "mean average precision",
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "log_loss": "log-loss",
-    "calibration_error": "calibration error",
-}
-"""Names of the fields of `Scores`, in the order of tables."""
-HUB_METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1"}
-"""Metric types of the hub that differ from our names."""
+CARD_METRICS = metrics_shown("card")
 FOLDER_PLACEHOLDER = "path/to/this/folder"
 
 
@@ -147,11 +137,10 @@ def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str,
 
 
 def _result_metrics(scores: Scores, suffix: str) -> Sequence[dict[str, Any]]:
-    values = {key: getattr(scores, key) for key in SCORE_NAMES}
     return [
-        {"type": HUB_METRIC_TYPES.get(key, key), "name": f"{SCORE_NAMES[key]}{suffix}", "value": round(value, 4)}
-        for key, value in values.items()
-        if value is not None
+        {"type": metric.hub_type or name, "name": f"{metric.title}{suffix}", "value": round(scores[name], 4)}
+        for name, metric in CARD_METRICS.items()
+        if name in scores
     ]
 
 
@@ -260,29 +249,24 @@ def _describe_evaluation(config: ModelConfig, evaluation: Evaluation | None) -> 
         )
     rows = {f"this model ({code(config.head.name)})": evaluation.model}
     rows |= {escape(name): scores for name, scores in evaluation.baselines.items()}
-    columns = [key for key in SCORE_NAMES if getattr(evaluation.model, key) is not None]
-    headings = " | ".join(SCORE_NAMES[key] if key == "log_loss" else f"{SCORE_NAMES[key]} %" for key in columns)
+    columns = {name: metric for name, metric in CARD_METRICS.items() if name in evaluation.model}
     lines = [
-        f"| {evaluation.n} pictures of {escape(evaluation.data)} | {headings} |",
+        f"| {evaluation.n} pictures of {escape(evaluation.data)} | {' | '.join(m.heading for m in columns.values())} |",
         f"|---|{'---:|' * len(columns)}",
-        *(f"| {name} | {' | '.join(_score_cell(scores, key) for key in columns)} |" for name, scores in rows.items()),
+        *(
+            f"| {name} | {' | '.join(m.format(scores[key]) if key in scores else '' for key, m in columns.items())} |"
+            for name, scores in rows.items()
+        ),
     ]
-    accuracy = evaluation.model.accuracy
+    accuracy = evaluation.model.get("accuracy")
     interval = "" if accuracy is None else _describe_accuracy_interval(accuracy, evaluation.n)
     return "\n".join(lines) + interval + _describe_worst_classes(evaluation.worst)
 
 
-def _score_cell(scores: Scores, key: str) -> str:
-    value = getattr(scores, key)
-    return "" if value is None else f"{value:.3f}" if key == "log_loss" else f"{100 * value:.1f}"
-
-
 def _describe_accuracy_interval(accuracy: float, n: int) -> str:
     """The 95 % score interval of Wilson (1927)."""
-    z = 1.96
-    middle, half = accuracy + z**2 / (2 * n), z * sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return f"\n\nFor so many pictures its accuracy is between {100 * low:.1f} and {100 * high:.1f} % (95 % interval)."
+    low, high = (100 * end for end in wilson_interval(accuracy, n))
+    return f"\n\nFor so many pictures its accuracy is between {low:.1f} and {high:.1f} % (95 % interval)."
 
 
 def _describe_worst_classes(classes: list[ClassScores]) -> str:

@@ -5,31 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import InputError
+from clipadapter.metrics import check_metrics, metrics_shown
 from clipadapter.persistence.format import HEAD_FILE, UNCERTAINTY_FILE, ArrayFile, ModelConfig
 
 EVALUATION_KEY = "evaluation"
 """Key in the provenance of the model."""
 MAX_WORST_CLASSES = 5
 """Classes that are recorded by name, those with the lowest F1 first."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Scores(_Record):
-    """Scores of one method. Multi-label methods have the last two and ``macro_f1``."""
+def _select_card_metrics(values: Any) -> Any:
+    """The metrics that a card shows; None is a metric that is not defined."""
+    if not isinstance(values, Mapping):
+        return values
+    return {name: values[name] for name in metrics_shown("card") if values.get(name) is not None}
 
-    accuracy: Fraction | None = None
-    macro_f1: Fraction | None = None
-    log_loss: float | None = Field(default=None, ge=0)
-    calibration_error: Fraction | None = None
-    mean_average_precision: Fraction | None = None
-    micro_f1: Fraction | None = None
+
+def _check_scores(values: dict[str, float]) -> dict[str, float]:
+    check_metrics(values)
+    return values
+
+
+Scores = Annotated[dict[str, float], BeforeValidator(_select_card_metrics), AfterValidator(_check_scores)]
+"""Metrics of one method by their name in `clipadapter.metrics.METRICS`."""
 
 
 class ClassScores(_Record):

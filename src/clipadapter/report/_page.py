@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from clipadapter import __version__
 from clipadapter.doctor import findings_css, findings_html, illustrated
+from clipadapter.metrics import metrics_shown
 from clipadapter.report._data import WORST, page_data
 from clipadapter.report._thumbnails import thumbnails
 
@@ -50,6 +51,7 @@ def _said(report: Report, environment: Environment) -> dict[str, Any]:
     groups = () if diagnosis is None else illustrated(diagnosis, per_kind=PER_KIND, side=80)
     return {
         "report": report,
+        "metrics": metrics_shown("report", "single-label"),
         "found": report.evaluation,
         "sure": report.sure.to_dict(),
         "data": page_data(report),

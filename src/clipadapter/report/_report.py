@@ -15,8 +15,8 @@ from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_whole
+from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
 from clipadapter.report._findings import Findings, look
-from clipadapter.report._intervals import Figures, figures
 from clipadapter.report._map import Map, draw_map
 from clipadapter.report._page import render
 from clipadapter.report._rows import Rows, rows_of
@@ -39,7 +39,7 @@ class Report:
     """
 
     evaluation: ModelEvaluation
-    figures: dict[str, Figures]
+    figures: dict[str, MetricsWithIntervals]
     sure: Sure
     rows: Rows
     map: Map
@@ -113,13 +113,14 @@ def make_report(
     >>> data = load_dataset(root)
     >>> model = FewShotClassifier(encoder="toy", cache=None).fit(data.paths, data.labels)
     >>> found = make_report(model, data, doctor=False)
-    >>> found.figures["this model"].accuracy.value, len(found.rows.test)
+    >>> found.figures["this model"].metrics["accuracy"].value, len(found.rows.test)
     (1.0, 2)
     """
     _check_single(model, dataset)
     found = evaluate_model(model, dataset, curve=curve, seeds=seeds, progress=progress)
     strange = _plain(model, background) if background else None
-    told = figures({"this model": found.model, **found.baselines}, seed=seed)
+    systems = {"this model": found.model, **found.baselines}
+    told = bootstrap_metrics({name: score.evaluation.predictions for name, score in systems.items()}, seed=seed)
     logits = found.model.logits
     sure = ask(
         model,

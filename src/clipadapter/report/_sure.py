@@ -69,7 +69,7 @@ class Sure:
 
 def strangeness(answers: Answers) -> Array:
     """Score of "none of these"; where none was learned, what is missing from the probability of the best class."""
-    return 1 - answers.probabilities.max(axis=1) if answers.strangeness is None else answers.strangeness
+    return 1 - answers.probabilities.max(axis=1) if answers.ood_scores is None else answers.ood_scores
 
 
 def ask(
@@ -93,7 +93,7 @@ def ask(
         coverage: likewise; else 90 %.
         background: (b, d) features of pictures of none of the classes.
     """
-    uncertainty, own = model.uncertainty_, model.uncertainty_.asked
+    uncertainty, own = model.uncertainty_, model.uncertainty_.decisions
     rate = None if uncertainty.rejector is None else reject or own.reject or REJECT
     cover = None if uncertainty.conformal is None else coverage or own.coverage or COVERAGE
     asked = DecisionOptions(rate, cover, own.costs)

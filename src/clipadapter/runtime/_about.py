@@ -65,7 +65,7 @@ class About:
     @property
     def task(self) -> str:
         """Either "single-label", or "multilabel" where a picture may have several labels."""
-        return "single-label" if self.uncertainty.several is None else "multilabel"
+        return "single-label" if self.uncertainty.multilabel is None else "multilabel"
 
     def to_json(self) -> str:
         """As text; `from_json` is the way back.
@@ -76,7 +76,7 @@ class About:
         facts, arrays = self.uncertainty.state()
         rejector = self.uncertainty.rejector
         rates = {} if rejector is None else {str(rate): rejector.threshold(rate).value for rate in RATES}
-        several = self.uncertainty.several
+        several = self.uncertainty.multilabel
         return json.dumps(
             {
                 "format": FORMAT,
@@ -113,7 +113,7 @@ class About:
             names = tuple(_names(raw["class_names"]))
             arrays = {name: _unpacked(name, value) for name, value in raw["trust_arrays"].items()}
             uncertainty = Uncertainty.from_state(raw["trust"], arrays, len(names), light=True)
-            if uncertainty.conformal is not None and uncertainty.conformal.how == "cv+":
+            if uncertainty.conformal is not None and uncertainty.conformal.method == "cv+":
                 raise ValueError("its sets need the heads of single folds")
             about = cls(names, _pixels(raw["pixels"]), uncertainty, raw["input"], raw["precision"])
             given = {name: dict(raw[name]) for name in ("encoder", "head", "provenance", "gate")}

@@ -73,7 +73,7 @@ class RuntimeModel(ABC):
     @property
     def several(self) -> bool:
         """Whether a picture may have several labels."""
-        return self.uncertainty.several is not None
+        return self.uncertainty.multilabel is not None
 
     @abstractmethod
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
@@ -110,7 +110,7 @@ class RuntimeModel(ABC):
         Raises:
             InputError: if something is asked for that was not learned from the shots.
         """
-        wanted = self.uncertainty.asked.changed(asked)
+        wanted = self.uncertainty.decisions.changed(asked)
         return self.uncertainty.answer(outputs.logits, outputs.features, wanted, columns=outputs.parts)
 
     def classify(self, images: Sequence[ImageSource], top: int = 5, **asked: Any) -> list[Prediction]:

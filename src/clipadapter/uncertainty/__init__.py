@@ -4,13 +4,13 @@ Everything here is numpy alone, so that a model can be asked without torch. It i
 that did not see them, see `clipadapter.heads.out_of_fold`.
 """
 
-from clipadapter.uncertainty.answers import Answers, DecisionOptions, Uncertainty
 from clipadapter.uncertainty.calibration import Calibrator, learn_calibrator
 from clipadapter.uncertainty.conformal import Conformal, learn_conformal
 from clipadapter.uncertainty.costs import costs_for, decide, expected_cost, read_costs
+from clipadapter.uncertainty.decisions import Answers, DecisionOptions, Uncertainty, UncertaintyOptions
 from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
-from clipadapter.uncertainty.options import UncertaintyOptions
-from clipadapter.uncertainty.rejection import Rejector, kept_distractors, learn_rejector
+from clipadapter.uncertainty.negative_labels import select_negative_labels
+from clipadapter.uncertainty.ood import Rejector, learn_rejector
 
 __all__ = [
     "Answers",
@@ -24,7 +24,7 @@ __all__ = [
     "costs_for",
     "decide",
     "expected_cost",
-    "kept_distractors",
+    "select_negative_labels",
     "learn_calibrator",
     "learn_conformal",
     "learn_multilabel",

@@ -1,4 +1,4 @@
-"""Logits to probabilities that can be taken at their word: temperature and vector scaling, for few held-out shots.
+"""Calibrated probabilities: temperature and vector scaling (Guo et al. 2017), for few held-out shots.
 
 Papers: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 4.2 (temperature and vector scaling); Platt
 1999, section 2.2 (labels that are softened by as much as their number leaves open).
@@ -23,16 +23,16 @@ from clipadapter.errors import ArtifactError, InputError
 Array = NDArray[np.float64]
 Method = Literal["temperature", "vector"]
 METHODS = ("temperature", "vector")
-LOW, HIGH, STEPS = -4.0, 6.0, 41
+MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS = -4.0, 6.0, 41
 """Least and largest logarithm of a temperature beside what is usual, and how many are tried at first."""
-DOUBT = 0.25
-"""Of one more label, so much is wrong."""
-SPREAD = 0.4
+LABEL_DOUBT = 0.25
+"""The labels together count as wrong by this share of one more label."""
+LOG_TEMPERATURE_DEVIATION = 0.4
 """How far, as standard deviation of the logarithm, the temperature of one data set lies from what is usual."""
-WEIGHTS, BIASES = 0.2, 0.5
+WEIGHT_DEVIATION, BIAS_DEVIATION = 0.2, 0.5
 """The same of vector scaling: of each class's factor around one, and of its bias."""
-MOST = 2_000_000
-"""Numbers that are looked at: of more held-out logits, a part of the rows."""
+MAX_LOGITS = 2_000_000
+"""Of more held-out logits than this, a random part of the rows is used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def learn_calibrator(
     n: int | None = None,
     seed: int = 0,
 ) -> Calibrator:
-    """A calibrator of the full fit, from logits of shots by fits that did not see them.
+    """Learn a calibrator of the full fit from out-of-fold logits of the shots.
 
     Args:
         logits: (r, c), as large as those of the full fit.
@@ -123,24 +123,24 @@ def learn_calibrator(
     if method not in METHODS:
         raise InputError(f"calibration is one of {', '.join(METHODS)}, not {method!r}")
     count = len(z) if n is None else n
-    rows = max(1, MOST // z.shape[1])
+    rows = max(1, MAX_LOGITS // z.shape[1])
     if len(z) > rows:
         kept = np.random.default_rng(seed).choice(len(z), rows, replace=False)
         z, y = z[kept], y[kept]
-    targets = _softened(z, y, count)
-    found = _temperature(z / usual, targets, count) * usual
+    targets = _soft_targets(z, y, count)
+    found = _fit_temperature(z / usual, targets, count) * usual
     calibrator = Calibrator(found, n=count)
     if method == "vector":
-        weight, bias = _vector(z / found, targets, count)
+        weight, bias = _fit_vector(z / found, targets, count)
         calibrator = replace(calibrator, weight=weight, bias=bias)
     return calibrator
 
 
-def _softened(z: Array, y: NDArray[Any], n: int) -> tuple[NDArray[Any], NDArray[Any], float]:
-    """Label, the class that comes nearest to it, and the share that this one gets."""
+def _soft_targets(z: Array, y: NDArray[Any], n: int) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """Label, the most probable other class, and the probability that the soft target gives to this one."""
     others = z.copy()
     others[np.arange(len(y)), y] = -np.inf
-    return y, others.argmax(axis=1), DOUBT / (n + 1)
+    return y, others.argmax(axis=1), LABEL_DOUBT / (n + 1)
 
 
 def _loss(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]) -> float:
@@ -149,15 +149,15 @@ def _loss(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]) -> float:
     return -float(((1 - share) * logs[rows, label] + share * logs[rows, other]).mean())
 
 
-def _temperature(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int) -> float:
-    """Temperature of the largest posterior: the likelihood of n labels, log-normal around one beforehand."""
+def _fit_temperature(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int) -> float:
+    """Maximum a posteriori temperature: the likelihood of n labels, with a log-normal prior around one."""
 
     def minus_log_posterior(at: float) -> float:
-        return n * _loss(z / np.exp(at), targets) + at**2 / (2 * SPREAD**2)
+        return n * _loss(z / np.exp(at), targets) + at**2 / (2 * LOG_TEMPERATURE_DEVIATION**2)
 
-    places = np.linspace(LOW, HIGH, STEPS)
+    places = np.linspace(MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS)
     best = int(np.argmin([minus_log_posterior(at) for at in places]))
-    low, high = places[max(best - 1, 0)], places[min(best + 1, STEPS - 1)]
+    low, high = places[max(best - 1, 0)], places[min(best + 1, GRID_STEPS - 1)]
     golden = (np.sqrt(5) - 1) / 2
     while high - low > 1e-3:
         left, right = high - golden * (high - low), low + golden * (high - low)
@@ -165,8 +165,8 @@ def _temperature(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n:
     return float(np.exp((low + high) / 2))
 
 
-def _vector(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int) -> tuple[Array, Array]:
-    """Factor and bias of each class, drawn to one and zero."""
+def _fit_vector(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int) -> tuple[Array, Array]:
+    """Factor and bias of each class, with normal priors around one and zero."""
     from scipy.optimize import minimize
 
     label, other, share = targets
@@ -179,7 +179,7 @@ def _vector(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int)
         weight, bias = both[:c], both[c:]
         logs = _log_softmax(z * weight + bias)
         slope = (np.exp(logs) - wanted) * n / m
-        far = (weight - 1) / WEIGHTS**2, bias / BIASES**2
+        far = (weight - 1) / WEIGHT_DEVIATION**2, bias / BIAS_DEVIATION**2
         loss = -float((wanted * logs).sum()) * n / m + float(((weight - 1) * far[0] + bias * far[1]).sum()) / 2
         return loss, np.concatenate([(slope * z).sum(axis=0) + far[0], slope.sum(axis=0) + far[1]])
 

@@ -1,4 +1,4 @@
-"""Several labels a picture: probabilities to be taken at their word, and the threshold above which a class is said.
+"""Multi-label calibration: a sigmoid per class, and the threshold above which a class is predicted.
 
 Papers: Platt 1999, section 2.2, slope and bias of a sigmoid; Lipton et al., ECML 2014,
 https://arxiv.org/abs/1402.1892: the threshold that makes F1 largest is half of the F1 that it reaches, and one that is
@@ -25,7 +25,7 @@ SLOPE, BIAS = 0.2, 0.7
 """How far the logarithm of a class's slope, and its bias, lie from those of all: deviations of normal priors."""
 SHARED_SLOPE, SHARED_BIAS = 1.0, 3.0
 """The same of what all classes share, around a slope of one and no bias."""
-ENOUGH = 16
+SHRINKAGE_SHOTS = 16
 """Held-out shots of a class at which its own threshold weighs as much as the common one."""
 USUAL = 0.25
 """Threshold where nothing can be held out: the best one at one shot a class on mosaics of Caltech-101's training
@@ -35,12 +35,12 @@ NAMES = ("slope", "bias", "thresholds")
 
 @dataclass(frozen=True, eq=False)
 class MultiLabel:
-    """Probabilities ``sigmoid(slope * logits + bias)``, and which of them are large enough to say the class.
+    """Probabilities ``sigmoid(slope * logits + bias)`` and a threshold per class.
 
     Args:
         slope: (c,) positive.
         bias: (c,).
-        thresholds: (c,) probabilities from which a class is said.
+        thresholds: (c,) probabilities from which a class is predicted.
         n: held-out shots that it was learned from.
 
     >>> rule = MultiLabel(np.array([1.0, 1.0]), np.array([0.0, -1.0]), np.array([0.5, 0.2]))
@@ -63,7 +63,7 @@ class MultiLabel:
         return _sigmoid(np.asarray(logits, np.float64) * self.slope + self.bias)
 
     def decide(self, logits: ArrayLike) -> NDArray[np.bool_]:
-        """Which classes are said (m, c); none is an answer too."""
+        """Predicted labels (m, c); a picture may have none."""
         return np.asarray(self.probabilities(logits) >= self.thresholds)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -91,7 +91,7 @@ class MultiLabel:
 
 
 def learn_multilabel(logits: ArrayLike, targets: ArrayLike, *, precision: float | None = None) -> MultiLabel:
-    """Slopes, biases and thresholds from logits of shots by fits that did not see them.
+    """Learn slopes, biases and thresholds from out-of-fold logits of the shots.
 
     Args:
         logits: (r, c).
@@ -115,13 +115,13 @@ def learn_multilabel(logits: ArrayLike, targets: ArrayLike, *, precision: float 
         raise InputError("held-out logits must be finite, and labels zeros and ones")
     if precision is not None and not 0 < precision < 1:
         raise InputError(f"precision must be between 0 and 1, but is {precision}")
-    slope, bias = _sigmoids(x, y)
+    slope, bias = _fit_sigmoids(x, y)
     probabilities = _sigmoid(x * slope + bias)
     best = [_best_threshold(column, precision) for column in probabilities.T]
-    return MultiLabel(slope, bias, _drawn_together(np.array(best), y.sum(axis=0)), len(x))
+    return MultiLabel(slope, bias, _shrink_thresholds(np.array(best), y.sum(axis=0)), len(x))
 
 
-def _sigmoids(x: Array, y: Array) -> tuple[Array, Array]:
+def _fit_sigmoids(x: Array, y: Array) -> tuple[Array, Array]:
     """Slope and bias (c,) of each class, likeliest under priors around what all classes share."""
     from scipy.optimize import minimize
 
@@ -159,10 +159,10 @@ def _best_threshold(probabilities: Array, precision: float | None) -> float:
     return float(p[reached[-1]]) if len(reached) else 1.0
 
 
-def _drawn_together(thresholds: Array, counts: Array) -> Array:
+def _shrink_thresholds(thresholds: Array, counts: Array) -> Array:
     """Thresholds (c,) nearer to their mean, each class weighted by its shots, the fewer shots a class has."""
     common = float(np.average(thresholds, weights=counts)) if counts.any() else float(thresholds.mean())
-    own = counts / (counts + ENOUGH)
+    own = counts / (counts + SHRINKAGE_SHOTS)
     return own * thresholds + (1 - own) * common
 
 

@@ -122,7 +122,7 @@ def test_figures_rest_on_the_matrix_and_on_zero_shot(tasks, text):
         == pytest.approx(run.continual.metrics.last)
         == pytest.approx(np.mean([m.accuracy for m in last]))
     )
-    assert run.metrics.log_loss == pytest.approx(np.mean([m.log_loss for m in last]))
+    assert run.metrics["log_loss"] == pytest.approx(np.mean([m["log_loss"] for m in last]))
     assert run.seconds.fit == pytest.approx(sum(step.seconds for step in run.continual.steps))
     assert run.continual.metrics.forgetting > 0.1
 

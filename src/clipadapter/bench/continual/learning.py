@@ -255,7 +255,7 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     return run.model_copy(
         update={
             "seconds": Seconds(fit=sum(step.seconds for step in steps), predict=predicting),
-            "metrics": Metrics(**{name: _mean(last, name) for name in Metrics.model_fields}),
+            "metrics": Metrics({name: _mean(last, name) for name in last.metrics[0].root}),
             "size": last.size,
             "continual": ContinualResult(zero_shot=before, steps=steps),
         }
@@ -263,7 +263,7 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
 
 
 def _mean(step: Step, name: str) -> float:
-    return float(np.mean([getattr(one, name) for one in step.metrics]))
+    return float(np.mean([one[name] for one in step.metrics]))
 
 
 def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint: bool) -> Head:

@@ -17,6 +17,7 @@ from clipadapter.bench.reports.tabulate import tables
 from clipadapter.bench.reports.words import head_text
 from clipadapter.bench.study import Study
 from clipadapter.errors import InputError
+from clipadapter.metrics import metrics_shown
 
 MOST_DOTS = 7
 """More columns than that can't be told apart by their colours."""
@@ -38,7 +39,13 @@ def build(study: Study, published: bool = False) -> Document:
     if suite.is_stream:
         sections = stream_sections(study, published)
         return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
-    found = {metric: tables(study, metric) for metric in ("accuracy", "macro_f1", "log_loss")}
+    # Records of earlier versions lack the metrics that were added since.
+    recorded = [
+        name
+        for name in metrics_shown("record", "single-label")
+        if name == "accuracy" or any(run.metrics is not None and name in run.metrics for run in study.runs)
+    ]
+    found = {name: tables(study, name) for name in recorded}
     sections = []
     means = [mean_tables(found[metric]) for metric in found]
     if means[0]:

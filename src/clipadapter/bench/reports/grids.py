@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipadapter.bench.report import TITLES, number_text
+from clipadapter.bench.report import number_text
 from clipadapter.bench.reports.document import Grid
 from clipadapter.bench.reports.tables import Row, Table, difference, shots_text
 from clipadapter.bench.reports.words import (
@@ -17,9 +17,8 @@ from clipadapter.bench.reports.words import (
     validation_text,
 )
 from clipadapter.bench.run import Run
-from clipadapter.metrics import mean_sd
+from clipadapter.metrics import METRICS, mean_sd
 
-NAMES = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "log_loss": "Log-loss"}
 INTERVAL = (
     "Difference of accuracy in points on the same draws, with the 95 % interval of a paired bootstrap over the draws. "
     "It covers the luck of the draw only, and is too narrow with few draws: with three it holds the true mean in about "
@@ -38,14 +37,15 @@ def measured_grid(table: Table) -> Grid:
         )
         for row in table.rows
     ]
-    better = "lowest" if table.metric == "log_loss" else "highest"
-    unit = TITLES[table.metric]
+    metric = METRICS[table.metric]
+    better = "highest" if metric.higher_is_better else "lowest"
+    unit = metric.title_with_unit
     notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without * or †."]
     if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
         notes.append("(2 of 3): so many of the planned runs are there; the others failed or are not run yet.")
     notes += failures({head_text(row, table.runs[row]): table.runs[row] for row in table.rows})
     return Grid(
-        f"{NAMES[table.metric]}: {table.title}",
+        f"{metric.title[0].upper()}{metric.title[1:]}: {table.title}",
         ("head", *_headers(table), "validation"),
         tuple(rows),
         frozenset(best),
@@ -74,7 +74,7 @@ def _best(table: Table, column: str | int) -> list[int]:
             shown[i] = float(number_text(cell.mean, table.metric))
     if not shown:
         return []
-    top = (min if table.metric == "log_loss" else max)(shown.values())
+    top = (max if METRICS[table.metric].higher_is_better else min)(shown.values())
     return [i for i, value in shown.items() if value == top]
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clipadapter.bench.continual.summary import HeadRuns
+from clipadapter.bench.run import Metrics
 from clipadapter.bench.study import Study
 from clipadapter.files import csv_text
+from clipadapter.metrics import metrics_shown
 
+RECORDED = tuple(metrics_shown("record", "single-label"))
 HEADER = (
     "label",
     "data",
@@ -16,9 +19,7 @@ HEADER = (
     "test",
     "shots",
     "seed",
-    "accuracy",
-    "macro_f1",
-    "log_loss",
+    *RECORDED,
     "fit_seconds",
     "predict_seconds",
     "size",
@@ -32,7 +33,7 @@ HEADER = (
 
 STREAM_HEADER = (
     *("label", "learns", "data", "encoder", "prompts", "order", "shots", "seed", "after", "after_task", "task"),
-    *("task_name", "learned", "accuracy", "macro_f1", "log_loss", "zero_shot", "fit_seconds", "size", "error", "key"),
+    *("task_name", "learned", *RECORDED, "zero_shot", "fit_seconds", "size", "error", "key"),
 )
 
 
@@ -64,13 +65,14 @@ def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
                 run.seed,
             )
             if run.stream is None or run.continual is None:
-                yield (*where, *[""] * 11, " ".join((run.error or "").split()), run.key)
+                empty = [""] * (len(STREAM_HEADER) - len(where) - 2)
+                yield (*where, *empty, " ".join((run.error or "").split()), run.key)
                 continue
             names = [task.name for task in run.stream.tasks]
             first: Sequence[float | str] = run.continual.zero_shot or [""] * len(names)
             for t, step in enumerate(run.continual.steps, 1):
                 for i, found in enumerate(step.metrics, 1):
-                    figures = (found.accuracy, found.macro_f1, found.log_loss, first[i - 1], step.seconds, step.size)
+                    figures = (*_values(found), first[i - 1], step.seconds, step.size)
                     yield (*where, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key)
 
 
@@ -78,10 +80,15 @@ def _rows(study: Study) -> Iterator[tuple[object, ...]]:
     for setting, runs in study.rows.items():
         for run in runs:
             metrics, seconds = run.metrics, run.seconds
-            figures = (metrics.accuracy, metrics.macro_f1, metrics.log_loss) if metrics else ("", "", "")
+            figures = _values(metrics)
             took = (seconds.fit, seconds.predict) if seconds else ("", "")
             flags = (run.flags.transductive, run.flags.validation, run.flags.oracle)
             error = "" if run.error is None else " ".join(run.error.split())
             where = (setting.label, setting.data, setting.encoder, setting.prompts, setting.test, setting.shots)
             size = "" if run.size is None else run.size
             yield (*where, run.seed, *figures, *took, size, *flags, error, run.key)
+
+
+def _values(metrics: Metrics | None) -> list[object]:
+    """Values of the recorded metrics; empty where a record has none."""
+    return [metrics[name] if metrics is not None and name in metrics else "" for name in RECORDED]

@@ -11,11 +11,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics.detection import auroc
-from clipadapter.uncertainty import _scores
-from clipadapter.uncertainty._rejector import _beyond
-from clipadapter.uncertainty._scores import unit_rows
-from clipadapter.uncertainty._spread import learn_spread
-from clipadapter.uncertainty.rejection import METHODS, Rejector, imagenet_names, kept_distractors, learn_rejector
+from clipadapter.uncertainty import ood_scores
+from clipadapter.uncertainty.negative_labels import imagenet_names, select_negative_labels
+from clipadapter.uncertainty.ood import METHODS, Rejector, _normal_tail_bound, learn_rejector
+from clipadapter.uncertainty.ood_scores import fit_class_gaussians, unit_rows
 
 D = 12
 
@@ -43,9 +42,9 @@ def learned(method="auto", seed=0, counts=(4,) * 5, **more):
         "probabilities": softmax(logits_of(X, text), axis=1),
         "text": text,
         "scale": 20.0,
-        "distractors": others,
+        "negative_labels": others,
         "names": ["tractor", "teapot", "newt"],
-        "background": unknown[:20],
+        "outliers": unknown[:20],
         **more,
     }
     return learn_rejector(X, y, 5, method=method, **given), known, unknown[20:], text
@@ -61,17 +60,17 @@ def scored(rejector, rows, text):
 
 def test_logit_scores_are_the_papers_formulas():
     z = np.random.default_rng(0).standard_normal((6, 4))
-    np.testing.assert_allclose(_scores.energy(z, 2.0), -2 * logsumexp(z / 2, axis=1))
-    np.testing.assert_allclose(_scores.max_logit(z), [-max(row) for row in z])
-    np.testing.assert_allclose(_scores.msp(softmax(z, axis=1)), 1 - softmax(z, axis=1).max(axis=1))
-    np.testing.assert_allclose(_scores.mcm(z, 0.5), 1 - softmax(z / 0.5, axis=1).max(axis=1))
+    np.testing.assert_allclose(ood_scores.energy(z, 2.0), -2 * logsumexp(z / 2, axis=1))
+    np.testing.assert_allclose(ood_scores.max_logit(z), [-max(row) for row in z])
+    np.testing.assert_allclose(ood_scores.msp(softmax(z, axis=1)), 1 - softmax(z, axis=1).max(axis=1))
+    np.testing.assert_allclose(ood_scores.mcm(z, 0.5), 1 - softmax(z / 0.5, axis=1).max(axis=1))
 
 
-def test_distractors_are_ordered_as_neglabel():
+def test_negative_label_scores_are_ordered_as_those_of_neglabel():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((9, 4)), rng.standard_normal((9, 7))
     share = np.exp(3 * a).sum(axis=1) / (np.exp(3 * a).sum(axis=1) + np.exp(3 * b).sum(axis=1))  # eq. 5
-    np.testing.assert_allclose(_scores.distractors(a, b, 3.0), np.log(1 / share - 1))
+    np.testing.assert_allclose(ood_scores.negative_label_score(a, b, 3.0), np.log(1 / share - 1))
 
 
 def test_the_nearest_shot_is_scikit_learns():
@@ -103,7 +102,7 @@ def covariance(rows, labels, a):
 def test_distances_are_by_ledoit_and_wolfs_covariance_of_contrasts(counts):
     X, y, known, _, _, _ = world(counts=counts)
     rows, queries = unit_rows(X), unit_rows(known)
-    spread, _ = learn_spread(rows, y, 5)
+    spread, _ = fit_class_gaussians(rows, y, 5)
     _, H = covariance(rows, y, 0)
     S, _ = covariance(rows, y, ledoit_wolf_shrinkage(H, assume_centered=True))
     for k in range(5):
@@ -116,7 +115,7 @@ def test_distances_are_by_ledoit_and_wolfs_covariance_of_contrasts(counts):
 def test_a_left_out_shots_distances_are_those_of_a_refit_without_it(counts):
     X, y, *_ = world(counts=counts)
     rows = unit_rows(X)
-    spread, apart = learn_spread(rows, y, 5)
+    spread, apart = fit_class_gaussians(rows, y, 5)
     _, H = covariance(rows, y, 0)
     a = ledoit_wolf_shrinkage(H, assume_centered=True)
     scatter = (H.T @ H) / len(H)
@@ -138,7 +137,7 @@ def test_left_out_distances_to_the_own_class_are_as_large_as_those_of_new_pictur
         rng = np.random.default_rng(seed)
         y = np.repeat(np.arange(30), 3)
         means = 3 * rng.standard_normal((30, D))
-        spread, apart = learn_spread(means[y] + rng.standard_normal((90, D)), y, 30)
+        spread, apart = fit_class_gaussians(means[y] + rng.standard_normal((90, D)), y, 30)
         new = spread.distances(means[y] + rng.standard_normal((90, D)))
         ratios.append(apart[np.arange(90), y].mean() / new[np.arange(90), y].mean())
     assert np.mean(ratios) == pytest.approx(1, abs=0.06)
@@ -146,14 +145,14 @@ def test_left_out_distances_to_the_own_class_are_as_large_as_those_of_new_pictur
 
 def test_the_only_shot_of_a_class_has_no_distance_of_its_own():
     X, y, *_ = world(counts=(1, 2, 3, 2, 2))
-    _, apart = learn_spread(unit_rows(X), y, 5)
+    _, apart = fit_class_gaussians(unit_rows(X), y, 5)
     assert np.isnan(apart[0, 0])
     assert np.isfinite(np.delete(apart.ravel(), 0)).all()
 
 
 def test_alike_shots_give_plain_distances():
     X = np.repeat(np.eye(3), 2, axis=0)
-    spread, apart = learn_spread(X, np.repeat(np.arange(3), 2), 3)
+    spread, apart = fit_class_gaussians(X, np.repeat(np.arange(3), 2), 3)
     np.testing.assert_allclose(spread.distances(np.eye(3)), 2 - 2 * np.eye(3), atol=1e-12)
     np.testing.assert_allclose(apart[::2], 2 - 2 * np.eye(3), atol=1e-12)
 
@@ -175,28 +174,28 @@ def test_the_threshold_is_the_conformal_quantile(rate, position):
     part = rejector.parts[0]
     expected = np.sort((rejector.held_out[:, 0] - part.centre) / part.deviation)[position - 1]
     assert threshold.value == pytest.approx(expected)
-    assert (threshold.enough, threshold.shots, threshold.least) == (True, 19, 0.05)
+    assert (threshold.is_attainable, threshold.shots, threshold.min_rate) == (True, 19, 0.05)
 
 
 def test_too_few_shots_for_a_rate_are_told():
     rejector, *_ = learned(method="text", counts=(4, 4, 4, 4, 2))
     threshold = rejector.threshold(0.05)
-    assert not threshold.enough
-    assert threshold.least == 1 / 19
-    assert rejector.threshold(1 / 19).enough
+    assert not threshold.is_attainable
+    assert threshold.min_rate == 1 / 19
+    assert rejector.threshold(1 / 19).is_attainable
     assert rejector.threshold(1 / 19).value <= threshold.value < rejector.threshold(0.001).value
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.01])
-def test_beyond_the_held_out_shots_lies_students_bound_on_one_more(rate):
+def test_normal_tail_bound_the_held_out_shots_lies_students_bound_on_one_more(rate):
     scores = np.sort(np.random.default_rng(0).normal(size=8))
     bound = scores.mean() + student.ppf(1 - rate, 7) * scores.std(ddof=1) * np.sqrt(1 + 1 / 8)
-    assert _beyond(scores, rate) == pytest.approx(max(bound, scores[-1]), rel=0.02)
+    assert _normal_tail_bound(scores, rate) == pytest.approx(max(bound, scores[-1]), rel=0.02)
 
 
 def test_two_held_out_shots_reject_nothing():
-    assert _beyond(np.array([0.0, 1.0]), 0.05) == np.inf
-    assert _beyond(np.array([-9.0, 0.0, 0.1]), 0.4) >= 0.1
+    assert _normal_tail_bound(np.array([0.0, 1.0]), 0.05) == np.inf
+    assert _normal_tail_bound(np.array([-9.0, 0.0, 0.1]), 0.4) >= 0.1
 
 
 @pytest.mark.parametrize("method", ["auto", "text", "mahalanobis", "knn", "max-logit"])
@@ -204,7 +203,7 @@ def test_two_held_out_shots_reject_nothing():
 def test_the_asked_share_of_pictures_of_the_classes_is_rejected(method, counts):
     realised = []
     for seed in range(40):
-        rejector, known, _, text = learned(method, seed, counts, background=None, distractors=None, names=())
+        rejector, known, _, text = learned(method, seed, counts, outliers=None, negative_labels=None, names=())
         realised.append((scored(rejector, known, text) > rejector.threshold(0.2).value).mean())
     error = np.std(realised) / np.sqrt(len(realised))
     r = 5 * counts[0]
@@ -238,20 +237,20 @@ def test_answers_for_other_views_of_single_shots_are_taken_where_they_are_asked_
 def test_auto_tells_strangers_and_finds_what_helps():
     areas = {}
     for method in ("auto", "text", "mahalanobis", "max-logit"):
-        found = [learned(method, seed, distractors=None, names=(), background=None) for seed in range(12)]
+        found = [learned(method, seed, negative_labels=None, names=(), outliers=None) for seed in range(12)]
         areas[method] = np.mean([auroc(scored(r, k, t), scored(r, u, t)) for r, k, u, t in found])
     assert areas["auto"] > 0.75
     assert areas["auto"] > np.mean([areas[m] for m in ("text", "mahalanobis", "max-logit")])
 
 
-def test_distractors_and_background_that_fit_the_strangers_help():
+def test_negative_labels_and_outliers_like_the_unknown_pictures_help():
     def area(**more):
         found = [learned("auto", seed, **more) for seed in range(12)]
         return np.mean([auroc(scored(r, k, t), scored(r, u, t)) for r, k, u, t in found])
 
-    plain = area(distractors=None, names=(), background=None)
-    assert area(background=None) > plain + 0.01
-    assert area(distractors=None, names=()) > plain + 0.01
+    plain = area(negative_labels=None, names=(), outliers=None)
+    assert area(outliers=None) > plain + 0.01
+    assert area(negative_labels=None, names=()) > plain + 0.01
 
 
 def test_a_score_that_tells_nothing_gets_no_weight():
@@ -313,11 +312,11 @@ def test_one_class_is_enough():
         assert near < far
 
 
-def test_many_background_pictures_are_drawn_by_seed():
+def test_of_many_outliers_some_are_drawn_by_seed():
     many = np.random.default_rng(0).standard_normal((600, D))
-    first, second, other = (learned(background=many, seed=0)[0] for _ in range(3))
-    assert first.memory.background.shape == (512, D)
-    np.testing.assert_array_equal(first.memory.background, second.memory.background)
+    first, second, other = (learned(outliers=many, seed=0)[0] for _ in range(3))
+    assert first.memory.outliers.shape == (512, D)
+    np.testing.assert_array_equal(first.memory.outliers, second.memory.outliers)
 
 
 # Reasons
@@ -328,9 +327,9 @@ def test_reasons_name_what_is_strange():
     y = [0, 0, 0, 1, 1, 1]
     text, tractor, photo = np.eye(6)[:2], np.eye(6)[2:3], np.eye(6)[3:4]
     answers = np.zeros((1, 2))
-    one = learn_rejector(X, y, 2, text=text, distractors=tractor, names=["tractor"], method="distractors")
+    one = learn_rejector(X, y, 2, text=text, negative_labels=tractor, names=["tractor"], method="distractors")
     assert one.reasons(tractor, answers) == ["nearer to 'tractor' than to any class name"]
-    two = learn_rejector(X, y, 2, background=photo, method="background")
+    two = learn_rejector(X, y, 2, outliers=photo, method="background")
     assert two.reasons(photo, answers) == ["nearer to background pictures than to any class"]
     three = learn_rejector(X, y, 2, method="mahalanobis")
     assert three.reasons(photo, answers) == ["farther from every class than all of the shots are"]
@@ -418,11 +417,11 @@ def test_distances_need_a_shot_of_every_class():
         ({"method": "vibes"}, "'vibes'; there are: auto, max-logit"),
         ({"method": "msp", "probabilities": None}, "'msp' needs probabilities"),
         ({"method": "energy", "logits": None, "rows": None}, "'energy' needs logits"),
-        ({"method": "distractors", "distractors": None, "names": ()}, "'distractors' needs distractors"),
+        ({"method": "distractors", "negative_labels": None, "names": ()}, "'distractors' needs negative labels"),
         ({"method": "text", "text": None}, "'text' needs text"),
         ({"text": np.ones((5, 3))}, r"class text must have shape \(5, 12\), but have \(5, 3\)"),
-        ({"names": ["a"]}, r"distractors must have shape \(1, 12\)"),
-        ({"background": np.full((2, D), np.nan)}, "background features are not all finite"),
+        ({"names": ["a"]}, r"negative labels must have shape \(1, 12\)"),
+        ({"outliers": np.full((2, D), np.nan)}, r"outlier \(background\) features are not all finite"),
         ({"rows": np.arange(3)}, r"held-out answers \(20, 5\) of rows \(3,\)"),
     ],
 )
@@ -453,7 +452,7 @@ def test_pictures_of_another_width_and_rates_out_of_range_are_refused():
 
 def test_a_name_that_shares_a_word_with_a_class_is_no_distractor():
     names = ["tabby cat", "Sports_Car", "coffee cups", "teapot"]
-    kept = kept_distractors(["cats", "car side", "cup"], np.eye(9)[:3], names, np.eye(9)[3:7])
+    kept = select_negative_labels(["cats", "car side", "cup"], np.eye(9)[:3], names, np.eye(9)[3:7])
     assert [names[i] for i in kept] == ["teapot"]
 
 
@@ -461,16 +460,16 @@ def test_a_name_nearer_to_a_class_than_names_and_classes_are_to_each_other_is_no
     angle = lambda degrees: [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]  # noqa: E731
     classes = np.array([angle(0), angle(40)])
     text = np.array([angle(t) for t in (-20, 90, 135, 180, 225, 275)])  # half are within 45 degrees of another
-    assert list(kept_distractors(["a1", "a2"], classes, list("uvwxyz"), text)) == [1, 2, 3, 4, 5]
+    assert list(select_negative_labels(["a1", "a2"], classes, list("uvwxyz"), text)) == [1, 2, 3, 4, 5]
     # Were the classes alike, a name as near as they are to each other would be a thing of its own.
     classes = np.array([angle(0), angle(19)])
-    assert list(kept_distractors(["a1", "a2"], classes, list("uvwxyz"), text)) == [0, 1, 2, 3, 4, 5]
+    assert list(select_negative_labels(["a1", "a2"], classes, list("uvwxyz"), text)) == [0, 1, 2, 3, 4, 5]
 
 
 def test_no_names_and_names_without_rows():
-    assert len(kept_distractors(["a"], np.eye(2)[:1], [], np.zeros((0, 2)))) == 0
+    assert len(select_negative_labels(["a"], np.eye(2)[:1], [], np.zeros((0, 2)))) == 0
     with pytest.raises(InputError, match="a row for each name"):
-        kept_distractors(["a"], np.eye(2)[:1], ["b"], np.zeros((2, 2)))
+        select_negative_labels(["a"], np.eye(2)[:1], ["b"], np.zeros((2, 2)))
 
 
 def test_the_thousand_names_are_imagenets():

@@ -1,4 +1,4 @@
-"""Names of other things: what a picture may show that is none of the classes."""
+"""Negative labels: names of things that are none of the classes (NegLabel, https://arxiv.org/abs/2403.20078)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.uncertainty._scores import unit_rows
+from clipadapter.uncertainty.ood_scores import unit_rows
 
 Array = NDArray[Any]
-_SMALL = {"a", "an", "and", "in", "of", "on", "or", "the", "with"}
+_STOP_WORDS = {"a", "an", "and", "in", "of", "on", "or", "the", "with"}
 
 
 def imagenet_names() -> tuple[str, ...]:
@@ -27,10 +27,10 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
-def kept_distractors(
+def select_negative_labels(
     class_names: Sequence[str], class_text: Array, names: Sequence[str], text: Array
 ) -> NDArray[np.int64]:
-    """Rows of a list of names that mean something else than every class.
+    """Select the names of a list that mean something else than every class.
 
     Left out is a name that shares a word with a class name, and one whose text is too near to a class text: nearer than
     half of the names are to their nearest other name, and nearer than nine in ten classes are to theirs. These are
@@ -50,14 +50,14 @@ def kept_distractors(
 
     >>> names = ["tabby cat", "kitten", "sports car", "teapot"]
     >>> text = np.array([[1, 0.1, 0], [1, 0.2, 0], [0, 1, 0.5], [0, 0, 1.0]])
-    >>> kept_distractors(["cat", "dog"], np.array([[1, 0, 0], [0.5, 0.5, 0]]), names, text)
+    >>> select_negative_labels(["cat", "dog"], np.array([[1, 0, 0], [0.5, 0.5, 0]]), names, text)
     array([2, 3])
     """
     own, other = unit_rows(class_text), unit_rows(text)
     if len(own) != len(class_names) or len(other) != len(names) or own.shape[1:] != other.shape[1:]:
         raise InputError(
-            f"{len(class_names)} classes with text {own.shape} and {len(names)} distractors with text {other.shape}: "
-            "give a row for each name, all of one width"
+            f"{len(class_names)} classes with text {own.shape} and {len(names)} negative labels with text "
+            f"{other.shape}: give a row for each name, all of one width"
         )
     if not len(names):
         return np.zeros(0, dtype=np.int64)
@@ -80,5 +80,5 @@ def _words(name: str) -> set[str]:
     >>> sorted(_words("Cups_of the Glass"))
     ['cup', 'glass']
     """
-    found = set(re.findall(r"[^\W_]+", name.lower())) - _SMALL
+    found = set(re.findall(r"[^\W_]+", name.lower())) - _STOP_WORDS
     return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found}

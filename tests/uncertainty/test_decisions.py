@@ -61,7 +61,7 @@ def test_what_is_asked_for_now_goes_before_the_default():
     one = uncertainty(reject=0.1, coverage=0.9)
     strange = np.array([[-1.0, -1.0, -1.0]])
     assert one.answer(strange, strange).rejected.all()
-    none = one.answer(strange, strange, one.asked.changed({"reject": None, "coverage": None}))
+    none = one.answer(strange, strange, one.decisions.changed({"reject": None, "coverage": None}))
     assert not none.rejected.any()
     assert none.sets is None
 
@@ -79,7 +79,7 @@ def test_what_was_not_learned_cant_be_asked_for(asked):
 
 def test_sets_by_folds_need_the_answers_of_the_folds():
     p = Calibrator().probabilities(np.eye(3))
-    by_folds = Uncertainty(conformal=learn_conformal(p, np.arange(3), how="cv+", folds=np.array([0, 1, 1])))
+    by_folds = Uncertainty(conformal=learn_conformal(p, np.arange(3), method="cv+", folds=np.array([0, 1, 1])))
     with pytest.raises(InputError, match="all folds"):
         by_folds.answer(np.eye(3), np.eye(3), DecisionOptions(coverage=0.5))
     assert by_folds.answer(np.eye(3), np.eye(3), DecisionOptions(coverage=0.5), [np.eye(3)] * 2).sets.shape == (3, 3)
@@ -91,7 +91,7 @@ def test_what_is_saved_answers_alike():
     rows = np.random.default_rng(1).normal(size=(9, 3))
     before, after = one.answer(rows, rows), again.answer(rows, rows)
     assert before.reasons == after.reasons
-    for name in ("probabilities", "best", "strangeness", "rejected", "sets"):
+    for name in ("probabilities", "best", "ood_scores", "rejected", "sets"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 

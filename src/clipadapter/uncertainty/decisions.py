@@ -1,0 +1,312 @@
+"""From logits to decisions: calibrated probabilities, a class, rejection ("none of these"), prediction sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.prediction import Prediction
+from clipadapter.registry import unknown
+from clipadapter.uncertainty.calibration import METHODS, Calibrator
+from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, Conformal
+from clipadapter.uncertainty.costs import checked_costs, decide
+from clipadapter.uncertainty.multilabel import MultiLabel
+from clipadapter.uncertainty.ood import Rejector
+
+Array = NDArray[Any]
+CALIBRATION = ("auto", *METHODS, "none")
+SAVED_PARTS = {"calibrator": "calibrator", "rejector": "rejector", "conformal": "conformal", "several": "multilabel"}
+"""Attributes of `Uncertainty` by their keys in saved models, which are older than the names of the attributes."""
+NO_HELD_OUT_SHOTS = (
+    "no shot can be held out. Give two shots of each class or more, and a head that can be fitted to a part of them "
+    "(not a transductive one, nor one that tunes the encoder), on features of one encoder"
+)
+BELOW_THRESHOLDS = "no class reaches its threshold"
+
+
+@dataclass(frozen=True, eq=False)
+class UncertaintyOptions:
+    """What a classifier learns about its uncertainty from held-out shots, and its default decisions.
+
+    Args:
+        calibration: "temperature"; "vector", a factor and a bias per class besides; "none"; or "auto": a temperature,
+            unless shots can only be held out by training through an encoder.
+        reject: share of pictures of the classes that may be called "none of these", such as 0.05; None never says so.
+        coverage: share of pictures whose true class must be in the prediction set, such as 0.9; None gives no sets.
+        costs: (c, c), rows are true classes, columns are predicted classes; the least expected cost decides.
+        sets: how shots are held out for the sets: "cross", "cv+" which keeps the folds' heads, or "split" which fits
+            on half of the shots only; see `Conformal.words` for what each promises.
+        by_class: guarantee the coverage for each class separately.
+        score: nonconformity score of the sets: "lac", "aps" or "raps".
+        negative_labels: compare pictures with the 1,000 class names of ImageNet too, to detect "none of these".
+
+    Raises:
+        InputError: if a value is none of these, or a rate is no share.
+
+    >>> UncertaintyOptions(reject=0.05).reject
+    0.05
+    """
+
+    calibration: str = "auto"
+    reject: float | None = None
+    coverage: float | None = None
+    costs: ArrayLike | None = None
+    sets: str = "cross"
+    by_class: bool = False
+    score: str = "lac"
+    negative_labels: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("calibration", CALIBRATION), ("sets", CONFORMAL_METHODS), ("score", SCORES)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("reject", "coverage"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
+                raise InputError(f"{name} is a share between 0 and 1, such as 0.05 or 0.9, but is {value!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class DecisionOptions:
+    """Which decisions are made beside the best class.
+
+    Args:
+        reject: share of pictures of the classes that may be called "none of these"; None never says so.
+        coverage: share of pictures whose class must be in the set; None gives no sets.
+        costs: (c, c) cost of answering the column's class for a picture of the row's; None counts every error the same.
+    """
+
+    reject: float | None = None
+    coverage: float | None = None
+    costs: Array | None = None
+
+    def changed(self, changes: Mapping[str, Any]) -> DecisionOptions:
+        """The same options with some of them replaced.
+
+        Args:
+            changes: by name.
+
+        Raises:
+            UnknownNameError: if there is no such option.
+        """
+        for name in changes:
+            if name not in ("reject", "coverage", "costs"):
+                raise unknown("option of decisions", name, ["reject", "coverage", "costs"])
+        if changes.get("costs") is not None:
+            changes = {**changes, "costs": checked_costs(changes["costs"])}
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Probabilities and decisions for m pictures.
+
+    Args:
+        probabilities: (m, c), calibrated.
+        best: (m,) positions of the predicted classes.
+        ood_scores: (m,) out-of-distribution scores, higher is farther from the classes; None without `reject`.
+        rejected: (m,) whether a picture is none of the classes.
+        reasons: (m,) why it is rejected; None where it is not.
+        sets: (m, c) prediction sets, or the predicted labels of a multi-label model; None without `coverage`.
+        multilabel: whether the model is multi-label.
+    """
+
+    probabilities: Array
+    best: Array
+    ood_scores: Array | None
+    rejected: Array
+    reasons: tuple[str | None, ...]
+    sets: Array | None
+    multilabel: bool = False
+
+    def prediction(self, i: int, source: str, class_names: Sequence[str], top: int = 5) -> Prediction:
+        """The prediction for picture i, with class names."""
+        p, best = self.probabilities[i], int(self.best[i])
+        order = [best, *(int(k) for k in np.argsort(-p, kind="stable") if k != best)]
+        n_labels = int(self.sets[i].sum()) if self.multilabel and self.sets is not None else 0
+        named = tuple((class_names[k], float(p[k])) for k in order[: max(1, top, n_labels)])
+        labels = None if self.sets is None else tuple(class_names[k] for k in order if self.sets[i, k])
+        label = None if self.rejected[i] else class_names[best]
+        labels = () if labels and label is None else labels
+        return Prediction(source, label, float(p[best]), named, None, class_names[best], self.reasons[i], labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Uncertainty:
+    """What was learned from held-out shots, and the default decisions.
+
+    Args:
+        calibrator: logits to probabilities.
+        rejector: detects pictures of none of the classes; None if it could not be learned.
+        conformal: makes prediction sets; None if it could not be learned.
+        decisions: made by default.
+        held_out_by: how shots were held out: "own" for the head's own folds, "folds", "split", or "" for not at all.
+        logit_scale_ratio: scale of the full fit's logits divided by the scale of the folds' logits.
+        multilabel: sigmoid calibration and thresholds of a multi-label model; else None.
+    """
+
+    calibrator: Calibrator = field(default_factory=Calibrator)
+    rejector: Rejector | None = None
+    conformal: Conformal | None = None
+    decisions: DecisionOptions = field(default_factory=DecisionOptions)
+    held_out_by: str = ""
+    logit_scale_ratio: float = 1.0
+    multilabel: MultiLabel | None = None
+
+    def answer(
+        self,
+        logits: ArrayLike,
+        features: ArrayLike,
+        decisions: DecisionOptions | None = None,
+        folds: Sequence[ArrayLike] | None = None,
+        columns: ArrayLike | None = None,
+    ) -> Answers:
+        """Turn logits into probabilities and decisions.
+
+        Args:
+            logits: (m, c) of the head.
+            features: (m, d) of the encoder; used for rejection only.
+            decisions: in place of the default ones.
+            folds: logits (m, c) of each fold's head, if prediction sets are made by CV+.
+            columns: (m, p) scores of the rejector's parts, if they were computed elsewhere, as by an exported graph.
+
+        Raises:
+            InputError: if a decision needs what could not be learned, or a rate is out of range.
+        """
+        options = self.decisions if decisions is None else decisions
+        z = np.asarray(logits)
+        if self.multilabel is not None:
+            return _answer_multilabel(self.multilabel, z, options)
+        p = self.calibrator.probabilities(z)
+        if options.costs is not None and len(options.costs) != p.shape[1]:
+            raise InputError(f"costs are of {len(options.costs)} classes, but the model has {p.shape[1]}")
+        best = p.argmax(axis=1) if options.costs is None else decide(p, options.costs)
+        ood_scores, rejected, reasons = self._reject(features, z, p, options.reject, columns)
+        return Answers(p, best, ood_scores, rejected, reasons, self._sets(p, best, options.coverage, folds))
+
+    def with_defaults(self, options: UncertaintyOptions) -> Uncertainty:
+        """The same with the default decisions of other options; what was learned stays."""
+        costs = None if options.costs is None else checked_costs(options.costs)
+        return replace(self, decisions=DecisionOptions(options.reject, options.coverage, costs))
+
+    def light(self) -> Uncertainty:
+        """Without the arrays that an exported graph has: the graph computes logits and the scores of the rejector.
+
+        Prediction sets by CV+ need the heads of the folds, and are left out.
+        """
+        rejector = None if self.rejector is None else self.rejector.light()
+        folds = self.conformal is not None and self.conformal.method == "cv+"
+        decisions = replace(self.decisions, coverage=None) if folds else self.decisions
+        return replace(self, rejector=rejector, conformal=None if folds else self.conformal, decisions=decisions)
+
+    def probabilities(self, logits: ArrayLike) -> Array:
+        """Calibrated probabilities (m, c); rows of a multi-label model need not sum to one."""
+        z = np.asarray(logits)
+        return self.calibrator.probabilities(z) if self.multilabel is None else self.multilabel.probabilities(z)
+
+    def _reject(
+        self, features: ArrayLike, z: Array, p: Array, rate: float | None, columns: ArrayLike | None
+    ) -> tuple[Array | None, Array, tuple[str | None, ...]]:
+        if rate is None:
+            return None, np.zeros(len(p), bool), (None,) * len(p)
+        if self.rejector is None:
+            raise InputError(f"this model can't tell pictures of none of its classes: {NO_HELD_OUT_SHOTS}")
+        rows = np.asarray(features)
+        parts = self.rejector.columns(rows, z, p) if columns is None else np.asarray(columns)
+        scores = self.rejector.total(parts)
+        rejected = scores > self.rejector.threshold(rate).value
+        reasons = iter(self.rejector.reasons_by(parts[rejected], rows[rejected]))
+        return scores, rejected, tuple(next(reasons) if is_rejected else None for is_rejected in rejected)
+
+    def _sets(self, p: Array, best: Array, coverage: float | None, folds: Sequence[ArrayLike] | None) -> Array | None:
+        if coverage is None:
+            return None
+        if self.conformal is None:
+            raise InputError(f"this model can't say which classes a picture may be: {NO_HELD_OUT_SHOTS}")
+        if self.conformal.method != "cv+":
+            return self.conformal.sets(p, coverage, best=best)
+        if folds is None:
+            raise InputError("sets by CV+ need the answers of all folds: ask the classifier, not its head")
+        every = np.stack([self.calibrator.probabilities(np.asarray(z) * self.logit_scale_ratio) for z in folds])
+        return self.conformal.sets(every, coverage, best=best)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Facts for JSON, and arrays by name: the keys of saved models."""
+        decisions = {"reject": self.decisions.reject, "coverage": self.decisions.coverage}
+        facts: dict[str, Any] = {**decisions, "how": self.held_out_by, "louder": self.logit_scale_ratio}
+        arrays: dict[str, Array] = {} if self.decisions.costs is None else {"costs": self.decisions.costs}
+        for key, attribute in SAVED_PARTS.items():
+            part = getattr(self, attribute)
+            facts[key], own = (None, {}) if part is None else part.state()
+            arrays.update({f"{key}.{name}": value for name, value in own.items()})
+        return facts, arrays
+
+    @classmethod
+    def from_state(
+        cls, facts: Mapping[str, Any], arrays: Mapping[str, Array], classes: int, light: bool = False
+    ) -> Uncertainty:
+        """Restore what `state` returned, and check it.
+
+        Args:
+            facts: the first part of `state`.
+            arrays: the second part.
+            classes: c.
+            light: whether the state is of a `light` one.
+
+        Raises:
+            ArtifactError: if a part is damaged, or is not of so many classes.
+        """
+        parts: dict[str, Any] = {}
+        for name in SAVED_PARTS:
+            own = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
+            parts[name] = facts.get(name), own
+        try:
+            costs = None if "costs" not in arrays else checked_costs(arrays["costs"])
+            decisions = DecisionOptions(_read_rate(facts, "reject"), _read_rate(facts, "coverage"), costs)
+        except InputError as error:
+            raise ArtifactError(f"what the model is asked for by default is damaged: {error}") from error
+        if costs is not None and len(costs) != classes:
+            raise ArtifactError(f"the model has costs of {len(costs)} classes, but it has {classes}")
+        calibrator = Calibrator.from_state(parts["calibrator"][0] or {}, parts["calibrator"][1], classes)
+        known, own = parts["rejector"]
+        rejector = None if known is None else Rejector.from_state(known, own, light)
+        if rejector is not None and rejector.memory.classes not in (None, classes):
+            raise ArtifactError(f"the model's rejector is of {rejector.memory.classes} classes, but it has {classes}")
+        conformal = None if parts["conformal"][0] is None else Conformal.from_state(*parts["conformal"])
+        if conformal is not None and conformal.n_classes != classes:
+            raise ArtifactError(f"the model's sets are of {conformal.n_classes} classes, but it has {classes}")
+        rule, own = parts["several"]
+        multilabel = None if rule is None else MultiLabel.from_state(rule, own, classes)
+        logit_scale_ratio = facts.get("louder", 1.0)
+        if not isinstance(logit_scale_ratio, int | float) or not 0 < logit_scale_ratio < np.inf:
+            raise ArtifactError(f"the model's factor for folds is {logit_scale_ratio!r}: fit it again")
+        held_out_by = str(facts.get("how", ""))
+        return cls(calibrator, rejector, conformal, decisions, held_out_by, float(logit_scale_ratio), multilabel)
+
+
+def _answer_multilabel(rule: MultiLabel, z: Array, options: DecisionOptions) -> Answers:
+    """All classes that reach their thresholds."""
+    if any(value is not None for value in (options.reject, options.coverage, options.costs)):
+        raise InputError(
+            "pictures with several labels are answered class by class: a rate of rejection, a coverage or costs can't "
+            "be asked for. A picture without any class has no label"
+        )
+    p, predicted = rule.probabilities(z), rule.decide(z)
+    best = np.where(predicted, p, p - 1).argmax(axis=1)  # predicted labels come before all others
+    rejected = np.asarray(~predicted.any(axis=1))
+    reasons = tuple(BELOW_THRESHOLDS if is_rejected else None for is_rejected in rejected)
+    return Answers(p, best, None, rejected, reasons, predicted, multilabel=True)
+
+
+def _read_rate(facts: Mapping[str, Any], name: str) -> float | None:
+    value = facts.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ArtifactError(f"the model's {name} is {value!r}, which is no share")
+    return float(value)

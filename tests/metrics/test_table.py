@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from clipadapter.errors import InputError
+from clipadapter.metrics import METRICS, check_metrics, evaluate, metrics_shown
+
+NAMES = ["a", "b", "c", "unused"]
+
+
+@pytest.fixture
+def evaluation():
+    """40 pictures, most of class "a", some predicted wrongly, none of class "unused", and their predicted labels."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(3, size=40, p=[0.7, 0.2, 0.1])
+    logits = rng.normal(size=(40, 4))
+    logits[np.arange(40), labels] += 1.5
+    names = [NAMES[label] for label in labels]
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return evaluate(names, logs, NAMES), names, [NAMES[k] for k in logits.argmax(axis=1)]
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_metrics_are_those_of_scikit_learn(evaluation):
+    result, labels, predicted = evaluation
+    assert {*labels} == {"a", "b", "c"}
+    assert result.metrics["accuracy"] == accuracy_score(labels, predicted)
+    assert result.metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert result.metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+
+
+def test_balanced_accuracy_counts_each_class_the_same():
+    # Three of three "a" are right, one of two "b", and no picture is of "c": (1 + 1/2) / 2.
+    logs = np.log([[0.8, 0.1, 0.1]] * 3 + [[0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
+    result = evaluate(["a", "a", "a", "b", "b"], logs, ["a", "b", "c"])
+    assert result.metrics["balanced_accuracy"] == 0.75
+    assert result.metrics["accuracy"] == 0.8
+
+
+def test_a_name_that_is_no_metric_is_refused():
+    with pytest.raises(InputError, match="'balanced' is no metric; known: accuracy, balanced_accuracy"):
+        check_metrics({"accuracy": 0.5, "balanced": 0.5})
+
+
+@pytest.mark.parametrize(("name", "value"), [("accuracy", 1.1), ("log_loss", -0.1), ("log_loss", float("nan"))])
+def test_a_value_that_a_metric_cannot_have_is_refused(name, value):
+    with pytest.raises(InputError, match=f"{METRICS[name].title} can't be"):
+        check_metrics({name: value})
+
+
+def test_only_metrics_that_earlier_versions_did_not_know_may_be_missing():
+    recorded = metrics_shown("record", "single-label")
+    check_metrics({"accuracy": 0.5, "macro_f1": 0.5, "log_loss": 0.5}, recorded)
+    with pytest.raises(InputError, match="metrics are missing: macro_f1"):
+        check_metrics({"accuracy": 0.5, "log_loss": 0.5}, recorded)
+
+
+def test_numbers_are_shown_in_the_unit_of_the_metric():
+    assert [METRICS[name].heading for name in ("accuracy", "log_loss")] == ["accuracy %", "log-loss"]
+    assert [METRICS[name].title_with_unit for name in ("accuracy", "log_loss", "brier")] == [
+        "accuracy in %",
+        "log-loss in nats",
+        "Brier score",
+    ]
+    assert (METRICS["accuracy"].round(0.12345), METRICS["log_loss"].round(0.12345)) == (12.3, 0.123)
