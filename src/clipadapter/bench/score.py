@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.run import Metrics
+from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
 from clipadapter.metrics import (
     Evaluation,
+    MultiLabelEvaluation,
     evaluate,
+    evaluate_multilabel,
     metrics_shown,
 )
 from clipadapter.uncertainty import Calibrator
@@ -93,3 +96,78 @@ def pool(scores: Sequence[Score]) -> Score:
     labels = [classes[i] for part in scores for i in part.labels]
     log_probabilities = np.concatenate([part.evaluation.predictions.log_probabilities for part in scores])
     return Score(evaluate(labels, log_probabilities, classes), logits, sum(part.seconds for part in scores))
+
+
+def decision_metrics(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
+    """What becomes of a test part by what a model says by default: none of these, sets, unequal costs.
+
+    Args:
+        model: fitted, one label a picture.
+        test: plain features are used.
+        found: its score.
+
+    Returns:
+        Shares and means by name; empty if nothing is asked for.
+    """
+    asked = model.uncertainty_.decisions
+    if asked.reject is None and asked.coverage is None and asked.costs is None:
+        return {}
+    folds = [head.logits(test.plain) for head in model.fold_heads_]
+    said = model.uncertainty_.answer(found.logits, test.plain, None, folds)
+    rows = np.arange(len(found.labels))
+    told: dict[str, float] = {}
+    if asked.reject is not None:
+        told |= {"reject": asked.reject, "rejected": float(said.rejected.mean())}
+    if asked.coverage is not None and said.sets is not None:
+        told |= {"coverage": asked.coverage, "covered": float(said.sets[rows, found.labels].mean())}
+        told |= {"set_size": float(said.sets.sum(axis=1).mean())}
+    if asked.costs is not None:
+        likeliest = found.probabilities.argmax(axis=1)
+        told |= {"cost": float(asked.costs[found.labels, said.best].mean())}
+        told |= {"cost_of_likeliest": float(asked.costs[found.labels, likeliest].mean())}
+        told |= {"accuracy_by_cost": float((said.best == found.labels).mean())}
+    return told
+
+
+def score_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
+    """Measure a classifier of pictures with several labels.
+
+    Args:
+        model: fitted to such pictures.
+        test: with ``targets``; plain features are used.
+
+    Raises:
+        InputError: if there are no test pictures.
+    """
+    if not len(test) or test.targets is None:
+        raise InputError("there are no test pictures with several labels")
+    logits = model.head_.logits(test.plain)
+    found = model.uncertainty_.answer(logits, test.plain)
+    assert found.sets is not None
+    return evaluate_multilabel(test.targets, found.probabilities, found.sets, model.class_names_)
+
+
+def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse a test part that is empty, or has a label that is no class.
+
+    Raises:
+        InputError: if so.
+
+    >>> check_labels(["cat", "cow"], ["cat", "dog"])
+    Traceback (most recent call last):
+    ...
+    clipadapter.errors.InputError: the test pictures have a label that is no class of the model: cow; known: cat, dog...
+    """
+    if not len(labels):
+        raise InputError("there are no test pictures")
+    strange = sorted(set(labels) - set(classes))
+    if strange:
+        what = "a label that is no class" if len(strange) == 1 else f"{len(strange)} labels that are no classes"
+        raise InputError(
+            f"the test pictures have {what} of the model: {_some(strange)}; known: {_some(classes)}. "
+            "Leave these pictures out, or rename them, or fit with shots of them"
+        )
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
