@@ -6,7 +6,7 @@ Papers: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 4.2 (te
 Dozens of held-out shots, not thousands, are what there is. Often all of them are right, and the likelihood then wants a
 temperature of zero. So the n labels together count as wrong by a quarter of one more, the class that comes nearest
 being the other; and the temperature is drawn to what is usual for the head at so many shots. The quarter and the spread
-around what is usual are the best of those tried for 21 heads on development sets (docs/architecture.md).
+around what is usual are the best of those tried for 21 heads on development sets (docs/decisions/0016-calibration.md).
 """
 
 from __future__ import annotations

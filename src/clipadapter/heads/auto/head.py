@@ -8,7 +8,7 @@ The method is ours. It rests on three observations:
 - Where no shot can be held out, the logits that a classifier gives to wrong classes still show its noise. In units of
   that noise, one weight suits all encoders.
 
-docs/architecture.md says how the constants were chosen.
+docs/decisions/0029-auto.md says how the constants were chosen.
 """
 
 from __future__ import annotations
