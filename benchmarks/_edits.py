@@ -40,7 +40,7 @@ class FromTable(FewShotClassifier):
 
     def __init__(self, *args, **params):
         super().__init__(*args, **params)
-        self._chosen = True
+        self._is_backend_chosen = True
 
     def _extract(self, images, spec, strict):
         rows = self.table[[int(str(image)) for image in images]]

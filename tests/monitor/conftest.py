@@ -19,7 +19,7 @@ EVEN = (1 / 3, 1 / 3, 1 / 3)
 class Bank(FewShotClassifier):
     """A classifier whose pictures are rows of a table: the path "7" is row 7; "bad7" can't be read."""
 
-    def features(self, images, labels, class_names, views=None):
+    def extract_features(self, images, labels, class_names, views=None):
         names = [Path(image).name for image in images]
         rows = [i for i, name in enumerate(names) if not name.startswith("bad")]
         if not rows:
