@@ -126,7 +126,7 @@ def test_every_part_has_a_floor():
     assert {part(path) for path in MODULES} <= set(FLOOR)
 
 
-LONG = {"classifier/classifier.py": 800}
+LONG = {"classifier/classifier.py": 800, "heads/clip_adapter.py": 620}
 """One class in lifecycle order, which is easier to read in one file."""
 
 

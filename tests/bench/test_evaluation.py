@@ -29,7 +29,7 @@ def test_data(colour_folder):
 def test_the_baselines_stand_beside_the_model(fitted, test_data):
     found = evaluate_model(fitted(2), test_data, curve=False)
     assert list(found.scores) == ["this model (linear-probe)", "zero-shot", "linear-probe"]
-    assert found.model.evaluation.accuracy == 1.0
+    assert found.model.evaluation.metrics["accuracy"] == 1.0
     assert found.n_test == 9 and found.among_shots == 0 and found.curve == []
 
 
@@ -47,7 +47,7 @@ def test_one_shot_a_class_has_no_curve(fitted, test_data):
 def test_without_its_shots_a_model_stands_beside_zero_shot_alone(fitted, test_data, tmp_path):
     fitted(2).save(tmp_path / "model", support=False)
     found = evaluate_model(FewShotClassifier.load(tmp_path / "model", cache=None), test_data)
-    assert list(found.baselines) == ["zero-shot"] and found.baselines["zero-shot"].evaluation.accuracy == 1.0
+    assert list(found.baselines) == ["zero-shot"] and found.baselines["zero-shot"].evaluation.metrics["accuracy"] == 1.0
     assert found.curve == [] and found.among_shots == 0
 
 

@@ -47,7 +47,7 @@ class About:
         checksum: "sha256" if the file ends with its SHA-256; "" if it was exported without one.
 
     >>> pixels = PixelSpec(8, (0.5,) * 3, (0.5,) * 3)
-    >>> About.from_json(About(("cat", "dog"), pixels, Trust()).to_json()).class_names
+    >>> About.from_json(About(("cat", "dog"), pixels, Uncertainty()).to_json()).class_names
     ('cat', 'dog')
     """
 
