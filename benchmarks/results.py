@@ -21,7 +21,8 @@ PREFACE = """# Results
 Made by `benchmarks/heads.py`, `head_costs.py` and `results.py`; data is not part of the project. Accuracy in %,
 mean ± sd over seeds. Every head has its one default; nothing is chosen on test pictures within a run. How the defaults
 came about, and that some of these sets were seen while it went on, is said in
-[a decision record](decisions/0029-auto.md) and in the heads' files. Heads with a * see the test pictures (without labels) when they are fitted; `auto` is not held against
+[a decision record](decisions/0029-auto.md) and in the heads' files.
+Heads with a * see the test pictures (without labels) when they are fitted; `auto` is not held against
 them. Heads with a ‡ are not the published method: what each is stands [below](#heads-that-are-not-as-published).
 
 Published figures of these methods are on other sets (the eleven of CoOp, ImageNet first) with encoders whose weights
