@@ -11,7 +11,7 @@ from clipadapter.errors import ArtifactError, InputError, MissingExtraError
 from clipadapter.runtime._checksum import append_checksum
 from clipadapter.runtime._isolated import IsolatedOpener
 from clipadapter.serve import Limits, Models
-from clipadapter.serve.sources import read_sources
+from clipadapter.serve.model_sources import read_sources
 
 from .colours import RED, Colours, base64_of, refused, write_file
 from .test_batching import until

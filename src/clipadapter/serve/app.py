@@ -14,10 +14,10 @@ from fastapi_offline import FastAPIOffline
 
 from clipadapter import __version__
 from clipadapter.serve import oip, v1
-from clipadapter.serve.gate import Gate, add_faults
 from clipadapter.serve.metrics import CONTENT_TYPE
+from clipadapter.serve.middleware import Gate, add_faults
 from clipadapter.serve.models import EVERY, Models
-from clipadapter.serve.visits import House
+from clipadapter.serve.prediction_request import House
 
 ABOUT = 'Names the classes of pictures by models that `clipadapter export` wrote. Errors are `{"error": "why"}`.'
 

@@ -26,7 +26,7 @@ from clipadapter.serve.batching import Batcher, Place
 from clipadapter.serve.limits import Limits, Refused
 from clipadapter.serve.logs import tell
 from clipadapter.serve.metrics import Metrics
-from clipadapter.serve.sources import NAME, Source, Stamp, digest, read_sources, sources_of
+from clipadapter.serve.model_sources import NAME, Source, Stamp, digest, read_sources, sources_of
 
 EVERY = 1.0
 """Seconds between two looks at the files."""

@@ -18,10 +18,10 @@ from clipadapter import __version__
 from clipadapter.serve.jobs import Answer, Bad
 from clipadapter.serve.limits import Refused
 from clipadapter.serve.models import Model
-from clipadapter.serve.shapes import Inferred, Live, ModelFacts, ModelReady, Ready, ServerFacts, refusals
+from clipadapter.serve.prediction_request import Guest, House
+from clipadapter.serve.schemas import Inferred, Live, ModelFacts, ModelReady, Ready, ServerFacts, refusals
 from clipadapter.serve.tensors import IMAGES, SQUARES, Question, numbers, read_question, texts, written, wrong
 from clipadapter.serve.v1 import Timeout
-from clipadapter.serve.visits import Guest, House
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 USUAL = ("logits", "probabilities", "strangeness", "labels")

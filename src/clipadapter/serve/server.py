@@ -17,10 +17,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from clipadapter.errors import InputError
-from clipadapter.serve.gate import LOCALHOST, host_name
+from clipadapter.serve.connections import LimitedProtocol
 from clipadapter.serve.logs import tell
-from clipadapter.serve.protocol import LimitedProtocol
-from clipadapter.serve.visits import House
+from clipadapter.serve.middleware import LOCALHOST, host_name
+from clipadapter.serve.prediction_request import House
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: more than the 60 of common proxies, which else meet a closed one."""

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
 from clipadapter.serve.batching import Maker
-from clipadapter.serve.bodies import Outline, read_numbers, read_outline
-from clipadapter.serve.forms import too_many
+from clipadapter.serve.json_body import Outline, read_numbers, read_outline
 from clipadapter.serve.limits import Limits, Refused
+from clipadapter.serve.loaders import from_base64, from_bytes
 from clipadapter.serve.models import Model
-from clipadapter.serve.pictures import from_base64, from_bytes
-from clipadapter.serve.shapes import LEAST
+from clipadapter.serve.multipart_body import too_many
+from clipadapter.serve.schemas import LEAST
 
 SQUARES, IMAGES = "squares", "images"
 MAX_ID = 1000

@@ -13,14 +13,14 @@ from pydantic_core import to_json
 
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.serve.batching import Maker
-from clipadapter.serve.bodies import read_outline
-from clipadapter.serve.forms import Form, too_many
 from clipadapter.serve.jobs import Answer, Bad
+from clipadapter.serve.json_body import read_outline
 from clipadapter.serve.limits import Limits, Refused
+from clipadapter.serve.loaders import from_base64, from_bytes, shown
 from clipadapter.serve.models import Model
-from clipadapter.serve.pictures import from_base64, from_bytes, shown
-from clipadapter.serve.shapes import LEAST, Listed, Predictions, described, refusals
-from clipadapter.serve.visits import Guest, House
+from clipadapter.serve.multipart_body import Form, too_many
+from clipadapter.serve.prediction_request import Guest, House
+from clipadapter.serve.schemas import LEAST, Listed, Predictions, described, refusals
 
 router = APIRouter(prefix="/v1")
 MAX_TOP = 1000

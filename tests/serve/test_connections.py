@@ -8,8 +8,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from clipadapter.errors import InputError
-from clipadapter.serve import Limits, Models, create_app, protocol, server
-from clipadapter.serve.protocol import MAX_HEAD_BYTES, LimitedProtocol
+from clipadapter.serve import Limits, Models, connections, create_app, server
+from clipadapter.serve.connections import MAX_HEAD_BYTES, LimitedProtocol
 
 from .colours import Colours
 
@@ -169,7 +169,7 @@ def test_tiny_chunks_are_refused_and_usual_ones_are_not():
 
 
 def test_a_refused_body_that_goes_on_ends_the_connection(monkeypatch):
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.05)
     assert Server(refuse).run(both(b"1\r\na\r\n" * 10, CHUNKED)).startswith(b"HTTP/1.1 413")
 
 

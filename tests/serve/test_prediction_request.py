@@ -8,7 +8,7 @@ import pytest
 from clipadapter.errors import InputError
 from clipadapter.serve import Limits
 from clipadapter.serve.limits import Refused
-from clipadapter.serve.visits import Upload, Uploads
+from clipadapter.serve.prediction_request import Upload, Uploads
 
 from .colours import RED, base64_of, refused
 
@@ -88,7 +88,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(serve):
 
 
 def test_a_body_that_pauses_is_cut_off_long_before_the_deadline(serve, monkeypatch):
-    monkeypatch.setattr("clipadapter.serve.visits.BODY_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("clipadapter.serve.prediction_request.BODY_GRACE_SECONDS", 0.05)
     client = serve(Limits(deadline=1000))
     status, answer, taken = ask(_unending(client.app), [b"{"] * 3)
     assert (status, taken) == (408, 3) and "too slowly: 3 bytes" in answer["error"]
@@ -106,7 +106,7 @@ def test_a_body_that_pauses_is_cut_off_long_before_the_deadline(serve, monkeypat
 )
 def test_a_body_is_due_by_its_rate_a_pause_and_the_deadline(monkeypatch, size, seconds, due):
     clock = [100.0]
-    monkeypatch.setattr("clipadapter.serve.visits.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("clipadapter.serve.prediction_request.time.monotonic", lambda: clock[0])
 
     async def due_at():
         upload = Upload()

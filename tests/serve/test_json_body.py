@@ -9,16 +9,16 @@ import tracemalloc
 
 import pytest
 
-from clipadapter.serve import Limits, Models, bodies
-from clipadapter.serve.bodies import decode_base64, read_numbers, read_outline
-from clipadapter.serve.forms import Form
+from clipadapter.serve import Limits, Models, json_body
+from clipadapter.serve.json_body import decode_base64, read_numbers, read_outline
 from clipadapter.serve.limits import Refused
+from clipadapter.serve.multipart_body import Form
 from clipadapter.serve.tensors import read_question
 from clipadapter.serve.v1 import _read
 
 from .bombs import FORM_TYPE, bombs
 from .colours import SIDE, Colours
-from .test_limits import ask
+from .test_prediction_request import ask
 
 MIB = 1 << 20
 OVERHEAD = MIB
@@ -139,7 +139,8 @@ def test_long_base64_is_decoded_as_by_the_standard_library(size):
 @pytest.mark.parametrize(
     "text",
     [
-        b"AAA", b"AA=A", b"AA==AAAA", b"A" * bodies.PIECE_BYTES + b"A", b"A" * (bodies.PIECE_BYTES - 1) + b"=AAAA",
+        b"AAA", b"AA=A", b"AA==AAAA", b"A" * json_body.PIECE_BYTES + b"A",
+        b"A" * (json_body.PIECE_BYTES - 1) + b"=AAAA",
         b"AAA\\n", b"AAA\\", b"AAA\\u00", b"AA\\u00e9A", "AAA😀".encode(), b"AAA\\ud83d", b"=", b"AAA ",
     ],
 )  # fmt: skip
@@ -186,7 +187,7 @@ def test_a_list_with_a_mistake_is_read_only_if_it_is_still_one():
 @pytest.mark.parametrize("piece", [7, 64, 16 << 10])
 def test_files_of_a_form_are_what_was_sent(monkeypatch, piece):
     """Contents that look like the boundary, cut anywhere."""
-    monkeypatch.setattr("clipadapter.serve.forms.PIECE_BYTES", piece)
+    monkeypatch.setattr("clipadapter.serve.multipart_body.PIECE_BYTES", piece)
     rng = random.Random(piece)
     for _ in range(60):
         contents = [

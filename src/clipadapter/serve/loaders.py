@@ -8,7 +8,7 @@ from functools import partial
 from clipadapter.data.images import is_slow_file
 from clipadapter.errors import ImageError
 from clipadapter.serve.batching import Maker, Slow, Square
-from clipadapter.serve.bodies import decode_base64
+from clipadapter.serve.json_body import decode_base64
 from clipadapter.serve.models import Model
 
 DATA_URL = re.compile(r"data:[\w.+/\\-]{0,100};base64,")

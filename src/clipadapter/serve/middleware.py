@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clipadapter.errors import InputError
 from clipadapter.serve.limits import Refused
 from clipadapter.serve.logs import tell
-from clipadapter.serve.visits import GONE, House, Visit
+from clipadapter.serve.prediction_request import GONE, House, Visit
 
 OPEN = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/")
 """Asked without a token: probes, and what is the same for every server."""
