@@ -25,9 +25,10 @@ from clipadapter.data import draw_shots
 from clipadapter.data.folders import list_images
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, out_of_fold
+from clipadapter.imagenet import imagenet_names
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at
 from clipadapter.uncertainty import Calibrator, learn_calibrator
-from clipadapter.uncertainty.negative_labels import imagenet_names, select_negative_labels
+from clipadapter.uncertainty.negative_labels import select_negative_labels
 from clipadapter.uncertainty.ood import METHODS, learn_rejector
 
 RATES = (0.05, 0.1)
@@ -62,7 +63,7 @@ def load(args):
     cache = args.out / "features.npz"
     model = FewShotClassifier(encoder=args.encoder, precision="fp32", progress=True)
     train, test = load_dataset(args.train), load_dataset(args.test)
-    names, others = train.class_names, imagenet_names()
+    names, others = train.class_names, imagenet_names("torchvision")
     if not cache.exists():
         broken = args.out / "corrupted"
         broken.mkdir(exist_ok=True)

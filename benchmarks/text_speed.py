@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from clipadapter.data import get_templates
-from clipadapter.encoders._lite_text import MAX_TOKENS, TextTower, imagenet_names
-from clipadapter.encoders._open_clip_text import TextTower as OpenClipTextTower
+from clipadapter.encoders._lite_text import MAX_TOKENS, MiniLm
+from clipadapter.encoders._open_clip_text import PlainTextTower
+from clipadapter.imagenet import imagenet_names
 
 BATCH = 256
 
 
 def prompts(templates: str, count: int) -> list[str]:
     """Some of all prompts, spread evenly over templates and names."""
-    names = [name.split(",")[0] for name in imagenet_names()]
+    names = [name.split(",")[0] for name in imagenet_names("wordnet")]
     texts = [template.format(name) for template in get_templates(templates) for name in names]
     texts = list(dict.fromkeys(texts))
     return [texts[i * len(texts) // count] for i in range(min(count, len(texts)))]
@@ -37,7 +38,7 @@ def clip(model_name: str, texts: list[str]) -> tuple[Callable[[], Tensor], Calla
         torch.manual_seed(0)
         model = open_clip.create_model(model_name).eval()
     tokenizer = open_clip.get_tokenizer(model_name)
-    tower = OpenClipTextTower(model, "cpu")
+    tower = PlainTextTower(model, "cpu")
 
     def padded() -> Tensor:
         return torch.cat([model.encode_text(some) for some in tokenizer(texts).split(BATCH)])
@@ -47,7 +48,7 @@ def clip(model_name: str, texts: list[str]) -> tuple[Callable[[], Tensor], Calla
 
 def lite(texts: list[str]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Batches in the order of the texts, padded to the longest, and ours."""
-    tower = TextTower("cpu")
+    tower = MiniLm("cpu")
 
     def padded() -> Tensor:
         rows = []

@@ -15,6 +15,7 @@ FLOORS = [
         "metrics",
         "cache",
         "files",
+        "imagenet",
         "split_types",
         "memory",
         "parallel",

@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +17,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import _lite_text, create_encoder, with_backend
 from clipadapter.encoders._files import read_checked
-from clipadapter.encoders._lite_text import Bridge, MiniLm, imagenet_names, load_bridge
+from clipadapter.encoders._lite_text import Bridge, MiniLm, load_bridge
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.imagenet import imagenet_names
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,6 @@ def test_picture_features_are_those_of_the_plain_network(opened, network, pictur
         maps = network.forward_features(torch.stack([transform(image) for image in images]))
     found = opened("lite").encode_images(images)
     torch.testing.assert_close(found, maps.mean(dim=(2, 3)), atol=1e-4, rtol=1e-4)
-
-
-def test_names_are_in_the_order_of_imagenet():
-    assert len(imagenet_names()) == 1000
-    assert imagenet_names()[1] == "goldfish, Carassius auratus"
 
 
 def test_text_vectors_are_those_of_the_plain_network():
@@ -100,7 +95,7 @@ def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
 def test_an_imagenet_name_leads_to_its_own_class(opened, network):
     rows = network.classifier.weight - network.classifier.weight.mean(dim=0)
     chosen = list(range(0, 1000, 25))
-    names = [imagenet_names()[i].split(",")[0] for i in chosen]
+    names = [imagenet_names("wordnet")[i].split(",")[0] for i in chosen]
     for template in ("{}", "a photo of a {}."):
         texts = opened("lite").encode_text([template.format(name) for name in names])
         cosine = torch.cosine_similarity(texts[:, None], rows[chosen][None], dim=-1)
@@ -113,16 +108,6 @@ def test_pictures_need_no_text_tower(monkeypatch, picture):
 
     monkeypatch.setattr(_lite_text, "MiniLm", fail)
     assert LiteEncoder().encode_images([picture(50, 50)]).shape == (1, 1280)
-
-
-def test_names_are_those_that_the_library_of_networks_gives(monkeypatch):
-    info = timm.data.ImageNetInfo("imagenet-1k")
-    wanted = [info.index_to_description(i) for i in range(1000)]
-    monkeypatch.setitem(sys.modules, "timm.data", None)
-    assert imagenet_names() == wanted
-    monkeypatch.undo()
-    monkeypatch.setattr(_lite_text, "TABLES", Path("moved"))
-    assert imagenet_names() == wanted
 
 
 WITHOUT_TIMM = """

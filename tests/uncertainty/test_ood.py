@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics.detection import auroc
 from clipadapter.uncertainty import ood_scores
-from clipadapter.uncertainty.negative_labels import imagenet_names, select_negative_labels
+from clipadapter.uncertainty.negative_labels import select_negative_labels
 from clipadapter.uncertainty.ood import METHODS, Rejector, _normal_tail_bound, learn_rejector
 from clipadapter.uncertainty.ood_scores import fit_class_gaussians, unit_rows
 
@@ -470,8 +470,3 @@ def test_no_names_and_names_without_rows():
     assert len(select_negative_labels(["a"], np.eye(2)[:1], [], np.zeros((0, 2)))) == 0
     with pytest.raises(InputError, match="a row for each name"):
         select_negative_labels(["a"], np.eye(2)[:1], ["b"], np.zeros((2, 2)))
-
-
-def test_the_thousand_names_are_imagenets():
-    names = imagenet_names()
-    assert (len(names), names[0], names[999]) == (1000, "tench", "toilet tissue")

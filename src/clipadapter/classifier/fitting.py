@@ -16,6 +16,7 @@ from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
+from clipadapter.imagenet import imagenet_names
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
     Calibrator,
@@ -34,7 +35,6 @@ from clipadapter.uncertainty import (
 from clipadapter.uncertainty.calibration import Method
 from clipadapter.uncertainty.costs import checked_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
-from clipadapter.uncertainty.negative_labels import imagenet_names
 
 FIT_KEY = "fit"
 """Key of the fit settings in the provenance of the support set."""
@@ -135,7 +135,7 @@ def embed_negative_labels(
         store: stores the text features; None stores nothing.
         outliers: (b, d) features of pictures of none of the classes.
     """
-    names = tuple(dict.fromkeys(imagenet_names()))  # two names stand for two classes each
+    names = tuple(dict.fromkeys(imagenet_names("torchvision")))  # some versions of torchvision repeat names
     encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
     rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
     return Negatives(outliers, tuple(names[i] for i in rows), encoded.embeddings[rows])

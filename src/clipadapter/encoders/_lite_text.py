@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,10 @@ from clipadapter.encoders._text_batches import batches
 from clipadapter.encoders._tuned import share
 from clipadapter.errors import require
 from clipadapter.functional import unit
+from clipadapter.imagenet import imagenet_names
 
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-TABLES, SYNSETS, LEMMAS = Path("data", "_info"), "imagenet_synsets.txt", "imagenet_synset_to_lemma.txt"
 WIDTH = 384
 MAX_TOKENS = 256
 
@@ -136,23 +134,9 @@ class Bridge:
         return (similarity / TEMPERATURE).softmax(dim=1) @ self.rows
 
 
-def imagenet_names() -> list[str]:
-    """The 1000 names with their synonyms, in the classifier's order, such as ``tench, Tinca tinca``."""
-    spec = find_spec("timm")
-    for folder in () if spec is None else spec.submodule_search_locations or ():
-        # The tables that `ImageNetInfo` reads, without the library, which loads for seconds.
-        tables = Path(folder) / TABLES
-        with contextlib.suppress(OSError, KeyError):
-            named = dict(csv.reader((tables / LEMMAS).read_text("utf-8").splitlines(), delimiter="\t"))
-            return [named[synset] for synset in (tables / SYNSETS).read_text("utf-8").splitlines()]
-    data: Any = require("timm.data", "lite", "The lite encoder")
-    info = data.ImageNetInfo("imagenet-1k")
-    return [info.index_to_description(i) for i in range(1000)]
-
-
 def text_facts() -> str:
     """Hex digest of all that shapes a text vector, the names included: they come with another package."""
-    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names()]
+    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names("wordnet")]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
@@ -175,7 +159,7 @@ def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
 
 
 def _embed_names(tower: MiniLm) -> dict[str, Tensor]:
-    names = imagenet_names()
+    names = imagenet_names("wordnet")
     with torch.no_grad():  # not inference mode: gradients go through the bridge later
         rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
         centres = [each.mean(dim=0) for each in rows]

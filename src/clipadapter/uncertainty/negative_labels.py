@@ -16,17 +16,6 @@ Array = NDArray[Any]
 _STOP_WORDS = {"a", "an", "and", "in", "of", "on", "or", "the", "with"}
 
 
-def imagenet_names() -> tuple[str, ...]:
-    """The names of the 1000 ImageNet classes as torchvision has them.
-
-    >>> imagenet_names()[:2], len(imagenet_names())
-    (('tench', 'goldfish'), 1000)
-    """
-    from torchvision.models import ResNet50_Weights
-
-    return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
-
-
 def select_negative_labels(
     class_names: Sequence[str], class_text: Array, names: Sequence[str], text: Array
 ) -> NDArray[np.int64]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -13,23 +11,7 @@ from clipadapter.data._base import Sample, some
 from clipadapter.data.images import IMAGE_SUFFIXES
 from clipadapter.data.sets._base import BenchmarkSet, Content, Need
 from clipadapter.errors import DataError
-
-
-@functools.cache
-def imagenet_names() -> Mapping[str, str]:
-    """Synset to class name, in the order of the synsets, which is that of ImageNet's 1,000 outputs.
-
-    The names are CLIP's, as open_clip has them. Two pairs of synsets share one there (missile, sunglasses); these
-    have the first lemma of WordNet instead, since a class name must be one class's own.
-    """
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-    from timm.data.imagenet_info import ImageNetInfo
-
-    info, often = ImageNetInfo(), Counter(IMAGENET_CLASSNAMES)
-    return {
-        synset: name if often[name] == 1 else info.label_name_to_description(synset).split(",")[0]
-        for synset, name in zip(sorted(info.label_names()), IMAGENET_CLASSNAMES, strict=True)
-    }
+from clipadapter.imagenet import imagenet_names, imagenet_synsets
 
 
 class ImageNetSet(BenchmarkSet):
@@ -48,7 +30,7 @@ class ImageNetSet(BenchmarkSet):
         return tuple(Need(Path(folder), self.source) for folder in self.parts.values())
 
     def _read(self, folder: Path) -> Content:
-        names = imagenet_names()
+        names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
         samples: list[Sample] = []
         found: list[list[str]] = []
         for part, inner in self.parts.items():
@@ -74,7 +56,7 @@ class ImageNetSet(BenchmarkSet):
 
     def _synset(self, folder: str) -> str | None:
         """The synset that a folder's name stands for."""
-        return folder if folder in imagenet_names() else None
+        return folder if folder in imagenet_synsets() else None
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from clipadapter.data.sets._imagenet import ImageNetSet, imagenet_names
+from clipadapter.data.sets._imagenet import ImageNetSet
 from clipadapter.data.sets._registry import register_set
+from clipadapter.imagenet import imagenet_synsets
 
 
 @register_set("imagenet_v2")
@@ -24,5 +25,5 @@ class ImageNetV2(ImageNetSet):
 
     def _synset(self, folder: str) -> str | None:
         # The folder is a number among ImageNet's outputs.
-        synsets = list(imagenet_names())
+        synsets = imagenet_synsets()
         return synsets[int(folder)] if folder.isascii() and folder.isdigit() and int(folder) < len(synsets) else None
