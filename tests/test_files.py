@@ -4,11 +4,11 @@ import io
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.files import csv_text, write_whole
+from clipadapter.files import EXPORT_SUFFIXES, csv_text, is_exported, write_atomically
 
 
 def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
-    assert write_whole(tmp_path / "new" / "a.txt", "größer").read_bytes() == "größer".encode()
+    assert write_atomically(tmp_path / "new" / "a.txt", "größer").read_bytes() == "größer".encode()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
@@ -20,21 +20,42 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(InputError, match="No space left"):
-        write_whole(tmp_path / "a", b"new")
+        write_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_folder_in_the_way_is_told_and_nothing_is_left(tmp_path):
+def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def interrupt(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_can_be_made_again_is_not_synced(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", None)
+    assert write_atomically(tmp_path / "a", b"new", sync=False).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("suffix", EXPORT_SUFFIXES.values())
+def test_an_exported_file_is_known_by_its_suffix(tmp_path, suffix):
+    assert is_exported(tmp_path / f"model{suffix}") and is_exported(tmp_path / f"MODEL{suffix.upper()}")
+    assert not is_exported(tmp_path / "model.bin") and not is_exported(tmp_path / suffix.removeprefix("."))
+
+
+def test_a_folder_in_the_way_is_an_error_and_nothing_is_left(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match="a place you may write to"):
-        write_whole(tmp_path / "a", b"new")
+        write_atomically(tmp_path / "a", b"new")
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_link_is_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    write_whole(tmp_path / "link", "text")
+    write_atomically(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "text"
 

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and tables as CSV; what a path is, where a model is expected; and short names."""
+"""Files that several packages read and write: atomic writes, CSV text, suffixes, and checks of paths."""
 
 from __future__ import annotations
 
@@ -11,68 +11,87 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from clipadapter.errors import InputError
 
-EXPORTED = (".onnx", ".xml")
-"""How files end that `clipadapter.export` writes and `clipadapter.runtime` opens."""
+ONNX_SUFFIX = ".onnx"
+OPENVINO_SUFFIX = ".xml"
+OPENVINO_WEIGHTS_SUFFIX = ".bin"
+"""Suffix of the weights, a second file with the same stem."""
+EXPORT_SUFFIXES: Mapping[str, str] = {"onnx": ONNX_SUFFIX, "openvino": OPENVINO_SUFFIX}
+"""Suffix of an exported model by format: what `clipadapter.export` writes and `clipadapter.runtime` opens."""
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
+)
+"""Lower-case suffixes of the pictures that are read from folders."""
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of the tables that list pictures."""
+
 ABANDONED_SECONDS = 24 * 3600
-"""What was last changed so long ago is not being written."""
-
-
+"""Age from which a temporary file counts as abandoned."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
-"""Where a cell begins so, spreadsheets may run it as a formula; the wide forms too, in some languages."""
+"""First characters of a cell that spreadsheets may run as a formula. Some languages use the full-width forms."""
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path has the suffix of an exported model.
+
+    >>> is_exported(Path("model.ONNX")), is_exported(Path("model.bin"))
+    (True, False)
+    """
+    return path.suffix.lower() in EXPORT_SUFFIXES.values()
 
 
 def why_no_model(path: str | Path) -> str:
-    """Why a path is not the folder of a saved model, and what to do; "" if it looks like one.
+    """The reason why a path is not the folder of a saved model, with advice; "" if it seems to be one.
 
     >>> why_no_model("nowhere")
     "there is no folder nowhere: give the one that 'clipadapter fit' wrote"
     """
-    place = Path(path)
+    folder = Path(path)
     try:
-        there, folder, config = place.exists(), place.is_dir(), (place / "config.json").is_file()
+        exists, is_folder, has_config = folder.exists(), folder.is_dir(), (folder / "config.json").is_file()
     except (OSError, ValueError) as error:
-        return f"{path} can't be looked at ({error}): give the folder that 'clipadapter fit' wrote"
-    if folder:
-        return "" if config else f"{path} holds no model: it has no config.json. 'clipadapter fit' makes one"
-    if not there:
+        return f"{path} can't be read ({error}): give the folder that 'clipadapter fit' wrote"
+    if is_folder:
+        return "" if has_config else f"{path} holds no model: it has no config.json. 'clipadapter fit' makes one"
+    if not exists:
         return f"there is no folder {path}: give the one that 'clipadapter fit' wrote"
-    if place.suffix.lower() in EXPORTED:
+    if is_exported(folder):
         return (
-            f"{path} is an exported file, which 'clipadapter predict' and 'serve' take: this needs the folder that "
+            f"{path} is an exported file, which only 'clipadapter predict' and 'serve' take: give the folder that "
             "'clipadapter fit' wrote"
         )
     return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
 
 
 def without_paths(name: str) -> str:
-    """The name of an encoder with the last part alone of paths of this machine.
+    """The name of an encoder; of paths of this machine only the last part is kept.
 
     >>> without_paths("open_clip:local-dir:/home/ann/clip")
     'open_clip:local-dir:clip'
     """
     # A folder may be called "a+b"; where a plus joins two encoders, the second one's scheme follows it.
     parts = re.compile(r"(local-dir:|simclr:)(.*?)(?=\+[a-z_]+:|$)")
-    return parts.sub(lambda found: found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1], name)
+    return parts.sub(lambda match: match[1] + re.split(r"[/\\]", match[2].rstrip("/\\"))[-1], name)
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove files and folders that a killed process was writing, a day ago or before.
+    """Remove temporary files and folders that a killed process left behind, once they are a day old.
 
-    Where many processes write into one folder without locks, only age tells what nobody goes on with.
+    Where many processes write into one folder without locks, only age shows that no process uses a file any more.
 
     Args:
-        folder: that they lie in; it need not exist.
-        pattern: of their names.
+        folder: to search; it need not exist.
+        pattern: of the names, as for `Path.glob`.
     """
     for path in folder.glob(pattern):
         try:
-            newest = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+            newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
             if time.time() - newest < ABANDONED_SECONDS:
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -80,18 +99,18 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
             else:
                 path.unlink()
         except OSError:
-            continue  # another process was faster
+            continue  # another process removed it first
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    r"""A table as CSV, in which no text is a formula.
+    r"""A table as CSV in which no text is a formula.
 
-    A spreadsheet runs a cell that begins with ``=``, ``+``, ``-`` or ``@``, and names of classes, data sets and heads
-    may come from anybody. Such a text gets an apostrophe before it, and the cell is shown as text. Numbers are written
-    as they are, also below 0.
+    Spreadsheets run a cell that begins with ``=``, ``+``, ``-`` or ``@``, and names of classes, data sets and heads
+    can come from anybody. Such a text gets an apostrophe in front, which makes the spreadsheet show it as text. Numbers
+    are written unchanged, also negative ones.
 
     Args:
-        rows: of texts, numbers and truth values; the first may be the header.
+        rows: of strings, numbers and booleans; the first may be the header.
 
     >>> csv_text([("head", "gain"), ("=1+1", -0.5), ("a,b", True)])
     'head,gain\n\'=1+1,-0.5\n"a,b",True\n'
@@ -105,16 +124,18 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
-    plain = value.replace("\r", " ")  # the writer does not quote it, and spreadsheets begin a row there
+    plain = value.replace("\r", " ")  # the csv module does not quote it, and spreadsheets start a row there
     return f"'{plain}" if plain.startswith(FORMULA_STARTS) else plain
 
 
-def write_whole(path: str | Path, data: str | bytes) -> Path:
-    """Write a file, and its folder; whatever stops it leaves an older file as it was. A link is followed.
+def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> Path:
+    """Write a file and its folder. If the write fails, an older file stays as it was. Links are followed.
 
     Args:
         path: to write.
-        data: bytes, or text for UTF-8.
+        data: bytes, or text that is encoded as UTF-8.
+        sync: wait until the data are on the disk. False for files that can be made again, such as caches: syncing takes
+            milliseconds a file.
 
     Returns:
         The path, as it was given.
@@ -129,26 +150,29 @@ def write_whole(path: str | Path, data: str | bytes) -> Path:
             temporary = Path(file.name)
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+            if sync:
+                os.fsync(file.fileno())
+        temporary.chmod(0o644)  # a temporary file can be read by its owner only
         temporary.replace(target)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
     return Path(path)
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read bytes, unless it is a pipe, a device or the like, which could wait or go on forever.
+    """Open a file to read bytes. Pipes, devices and the like are refused: reading them could block or never end.
 
     Raises:
-        OSError: if there is none, it can't be opened, or it is not a regular file.
+        OSError: if it does not exist, can't be opened, or is not a regular file.
         ValueError: if the path has a null character.
     """
-    if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a device can already act on it
+    if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a device can already have an effect
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # A file that is exchanged for a pipe meanwhile must not block, and is looked at again.
+    # The file may be replaced by a pipe in the meantime: O_NONBLOCK keeps that from blocking, and fstat checks again.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -160,9 +184,9 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def open_text(path: str | Path, newline: str | None = None) -> TextIO:
-    """As `open_regular`, to read text in UTF-8, with or without a byte order mark as spreadsheets write it.
+    """Open a regular file as `open_regular` does, to read UTF-8 text, with or without a byte order mark.
 
     Raises:
-        OSError: if there is none, it can't be opened, or it is not a regular file.
+        OSError: if it does not exist, can't be opened, or is not a regular file.
     """
     return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline=newline)

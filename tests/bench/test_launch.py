@@ -28,7 +28,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
@@ -411,10 +411,10 @@ def test_a_full_disk_is_told_with_what_is_kept(source, tmp_path, monkeypatch):
         calls.append(path)
         if len(calls) == 4:
             raise InputError(f"can't write {path}: No space left on device")
-        return write_whole(path, data)
+        return write_atomically(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipadapter.bench.records.write_whole", write)
+        patch.setattr("clipadapter.bench.records.write_atomically", write)
         with pytest.raises(
             InputError, match=r"No space left .*\. 3 runs were made and are kept: the same call goes on"
         ):

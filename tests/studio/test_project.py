@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from clipadapter.data import load_dataset, read_class_names, scan
-from clipadapter.data.images import _KINDS, IMAGE_SUFFIXES
+from clipadapter.data.images import _KINDS
 from clipadapter.errors import InputError
+from clipadapter.files import IMAGE_SUFFIXES
 from clipadapter.studio import Project
 from clipadapter.studio._pictures import Upload, stored_name
 

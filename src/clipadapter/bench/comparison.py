@@ -22,7 +22,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.metrics import metrics_shown
@@ -77,7 +77,7 @@ class Comparison:
         """
         tables = [table(self.runs, name, markdown=True) for name in metrics_shown("comparison", "single-label")]
         text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
-        page = write_whole(folder / "table.md", text)
+        page = write_atomically(folder / "table.md", text)
         return [page, learning_curve(self.runs, folder / "accuracy.png", title)]
 
 

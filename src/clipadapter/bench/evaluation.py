@@ -25,7 +25,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.heads import Head, create_head
 
 
@@ -86,7 +86,7 @@ class ModelEvaluation:
         found = self.model.evaluation
         title = f"{self.head} on {self.data}: {100 * found.metrics['accuracy']:.1f} % of {self.n_test} pictures right"
         files = [
-            write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
+            write_atomically(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
             confusion_matrix(found, folder / "confusion.png", title),
         ]
         if self.curve:
@@ -198,7 +198,7 @@ class CrossValidation:
         right = f"{100 * found.metrics['accuracy']:.1f} % of {self.n_pictures} pictures right"
         title = f"{self.head}, cross-validation over {self.folds} folds: {right}"
         return [
-            write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
+            write_atomically(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n"),
             confusion_matrix(found, folder / "confusion.png", title),
         ]
 

@@ -15,7 +15,7 @@ from clipadapter.bench.score import score_multilabel
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.heads import create_head
 from clipadapter.metrics import MultiLabelEvaluation
 
@@ -65,7 +65,7 @@ class MultiLabelModelEvaluation:
         Raises:
             InputError: if the folder can't be written.
         """
-        return [write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n")]
+        return [write_atomically(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n")]
 
 
 def evaluate_multilabel_model(model: FewShotClassifier, dataset: Dataset) -> MultiLabelModelEvaluation:

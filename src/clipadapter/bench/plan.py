@@ -15,7 +15,7 @@ from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError
 from clipadapter.features import PerEpochViews, ViewSpec
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 
 Rows = Mapping[tuple[int, int], Sequence[int]]
 """Rows of a data set by (shots, seed)."""
@@ -85,7 +85,7 @@ class Plan(Part):
     def save(self, folder: Path) -> Path:
         """Write it below the folder of records."""
         path = folder / "plans" / f"{self.suite.name}.json"
-        write_whole(path, self.model_dump_json(indent=1) + "\n")
+        write_atomically(path, self.model_dump_json(indent=1) + "\n")
         return path
 
     def merged(self, folder: Path) -> Plan:

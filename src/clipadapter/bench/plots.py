@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.report import Metric, Summary, summarise
 from clipadapter.bench.run import Run
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.metrics import METRICS, Evaluation
 
 if TYPE_CHECKING:
@@ -177,4 +177,4 @@ def _save(figure: Figure, path: str | Path) -> Path:
         # A class name in a script that the font lacks is drawn as boxes: no reason to have no picture.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, format="png", facecolor="white")
-    return write_whole(path, data.getvalue())
+    return write_atomically(path, data.getvalue())

@@ -9,7 +9,7 @@ from pathlib import Path
 from clipadapter.bench.plan import load_plan, planned_suites
 from clipadapter.bench.run import Run, append_runs, parse_run, read_runs
 from clipadapter.errors import DataError
-from clipadapter.files import remove_abandoned, write_whole
+from clipadapter.files import remove_abandoned, write_atomically
 
 MOST_BYTES = 16 << 20
 """No record is longer: a longer file is none."""
@@ -46,7 +46,7 @@ class RecordFolder:
         """
         runs = list(runs)
         for run in runs:
-            write_whole(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
+            write_atomically(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
         append_runs(self.log, runs)
 
     def complete_log(self) -> None:
@@ -85,7 +85,7 @@ class RecordFolder:
         migrated = {path.stem: self.get(path.stem) for path in older}
         for run in sorted(migrated.values(), key=lambda run: run.created):
             if run.key not in present:
-                write_whole(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
+                write_atomically(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
         keys = (
             present | {old: run.key for old, run in migrated.items()} | {run.key: run.key for run in migrated.values()}
         )
@@ -94,7 +94,7 @@ class RecordFolder:
             assert plan is not None  # only missing_ok gives None
             plan.with_keys(keys).save(self.folder)
         if self.log.is_file():
-            write_whole(self.log, "".join(f"{run.model_dump_json()}\n" for run in read_runs(self.log)))
+            write_atomically(self.log, "".join(f"{run.model_dump_json()}\n" for run in read_runs(self.log)))
         # Last, so that a call that was interrupted starts again from the older records.
         for path in older:
             path.unlink()

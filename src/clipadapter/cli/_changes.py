@@ -13,7 +13,7 @@ import click
 from clipadapter.cli._options import Towers
 from clipadapter.cli._output import Output, facts
 from clipadapter.errors import ArtifactError, DataError
-from clipadapter.files import EXPORTED
+from clipadapter.files import is_exported
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
@@ -63,7 +63,7 @@ def change(folder: Path, towers: Towers, strict: bool, out: Output, act: Callabl
     Raises:
         ArtifactError: if there is no sound model, or someone else changed it meanwhile.
     """
-    if folder.suffix.lower() in EXPORTED and folder.is_file():
+    if is_exported(folder) and folder.is_file():
         raise ArtifactError(f"{folder} is an exported file, which can't learn: give the folder of its model")
     started = time.monotonic()
     model = towers.load(folder, strict=strict, progress=out.progress)

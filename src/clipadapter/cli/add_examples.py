@@ -12,6 +12,7 @@ from clipadapter.cli._fitting import class_names_option
 from clipadapter.cli._options import FOLDER, Towers, model_options, output_options, strict_option
 from clipadapter.cli._output import Output
 from clipadapter.errors import InputError
+from clipadapter.files import MANIFEST_SUFFIXES
 
 NO_LABEL = "a picture alone does not say what it shows: give --label NAME, or a folder a class"
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
@@ -54,7 +55,7 @@ def _labelled(inputs: Sequence[Path], label: str | None, class_names: Path | Non
             raise InputError("--label says what all pictures show, so --class-names has nothing to say: leave one out")
         found = pictures(inputs)
         return found, [label] * len(found)
-    if any(path.is_file() and path.suffix.lower() not in (".csv", ".tsv", ".jsonl", ".parquet") for path in inputs):
+    if any(path.is_file() and path.suffix.lower() not in MANIFEST_SUFFIXES for path in inputs):
         raise InputError(NO_LABEL)
     paths: list[Path] = []
     labels: list[str | tuple[str, ...]] = []

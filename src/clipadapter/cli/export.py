@@ -10,17 +10,16 @@ import click
 from clipadapter.cli._options import FOLDER, output_options
 from clipadapter.cli._output import Output, facts
 from clipadapter.errors import InputError
+from clipadapter.files import EXPORT_SUFFIXES
 
 if TYPE_CHECKING:
     from clipadapter.export import Exported
-
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 
 
 @click.command(epilog="Example: clipadapter export model/ --format onnx --out model.onnx")
 @click.argument("model", type=FOLDER)
 @click.option(
-    "--format", "kind", type=click.Choice(list(SUFFIXES)), default="onnx", show_default=True, help="Of the file."
+    "--format", "kind", type=click.Choice(list(EXPORT_SUFFIXES)), default="onnx", show_default=True, help="Of the file."
 )
 @click.option(
     "--out",
@@ -91,13 +90,13 @@ def _target(model: Path, path: Path | None, kind: str) -> Path:
     """Where to write."""
     if path is None:
         named = model if model.name not in ("", "..") else model.resolve()
-        return named.with_name(named.name + SUFFIXES[kind])
+        return named.with_name(named.name + EXPORT_SUFFIXES[kind])
     if path.is_dir():
-        raise InputError(f"{path} is a folder: give a file, such as {path / ('model' + SUFFIXES[kind])}")
-    other = next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix != SUFFIXES[kind]), None)
-    if path.suffix.lower() != SUFFIXES[kind]:
-        advice = f"say --format {other}" if other else f"give a name that ends with {SUFFIXES[kind]}"
-        raise InputError(f"{path} would be no {SUFFIXES[kind]} file by its name: {advice}")
+        raise InputError(f"{path} is a folder: give a file, such as {path / ('model' + EXPORT_SUFFIXES[kind])}")
+    if path.suffix.lower() != EXPORT_SUFFIXES[kind]:
+        other = next((name for name, suffix in EXPORT_SUFFIXES.items() if path.suffix == suffix), None)
+        advice = f"say --format {other}" if other else f"give a name that ends with {EXPORT_SUFFIXES[kind]}"
+        raise InputError(f"{path} would be no {EXPORT_SUFFIXES[kind]} file by its name: {advice}")
     return path
 
 

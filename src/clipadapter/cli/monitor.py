@@ -13,7 +13,7 @@ from clipadapter.cli._options import FILE, FOLDER, Towers, check_page, model_opt
 from clipadapter.cli._output import Output, table
 from clipadapter.cli._uncertainty import SHARE
 from clipadapter.errors import ArtifactError, DataError, InputError
-from clipadapter.files import EXPORTED, why_no_model
+from clipadapter.files import is_exported, why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.monitor import Drift
@@ -111,7 +111,7 @@ def command(
 
 def _open(model: Path, towers: Towers, out: Output) -> Any:
     """The model in a folder, or in an exported file."""
-    if model.suffix.lower() not in EXPORTED or model.is_dir():
+    if not is_exported(model) or model.is_dir():
         if why := why_no_model(model):
             raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
         return towers.load(model, progress=out.progress)

@@ -22,7 +22,7 @@ from clipadapter.errors import (
     MissingExtraError,
     needs_training,
 )
-from clipadapter.files import EXPORTED, why_no_model
+from clipadapter.files import IMAGE_SUFFIXES, is_exported, why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
@@ -99,7 +99,7 @@ def _answers(
     model: Path, inputs: Sequence[str], top: int, wanted: Wanted, towers: Towers, out: Output
 ) -> Iterator[tuple[Prediction, int]]:
     """Answers, each with the width of the longest class name, a few batches at a time."""
-    if model.suffix.lower() in EXPORTED and not model.is_dir():
+    if is_exported(model) and not model.is_dir():
         yield from _exported(model, inputs, top, wanted, towers, out)
         return
     if why := why_no_model(model):
@@ -161,7 +161,6 @@ def _told(answers: Iterable[Prediction], names: Sequence[str]) -> Iterator[tuple
 
 def _quick(model: Path, inputs: Sequence[str], towers: Towers) -> QuickModel | None:
     """The model without torch, for a few plain files and nothing special."""
-    from clipadapter.data.images import IMAGE_SUFFIXES
     from clipadapter.runtime.quick import open_quick
 
     if not towers.plain or len(inputs) > FEW or any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in inputs):

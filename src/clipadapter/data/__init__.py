@@ -3,7 +3,7 @@
 from clipadapter.data._base import Dataset, Sample
 from clipadapter.data._split_file import read_draw
 from clipadapter.data.folders import list_images
-from clipadapter.data.images import IMAGE_SUFFIXES, ImageSource, image_bytes, read_image, source_name
+from clipadapter.data.images import ImageSource, image_bytes, read_image, source_name
 from clipadapter.data.label_sets import draw_label_sets, label_matrix
 from clipadapter.data.load import load_dataset
 from clipadapter.data.prompts import (
@@ -17,6 +17,7 @@ from clipadapter.data.prompts import (
 from clipadapter.data.scan import ScanReport, scan
 from clipadapter.data.splits import draw_shots, draw_splits
 from clipadapter.data.textiles import textiles
+from clipadapter.files import IMAGE_SUFFIXES
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, shown
-from clipadapter.data.images import IMAGE_SUFFIXES
+from clipadapter.files import IMAGE_SUFFIXES
 
 _UNSUPPORTED = {".svg": "SVG", ".heic": "HEIC", ".heif": "HEIC", ".pdf": "PDF", ".eps": "PostScript"}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from clipadapter.cache import default_cache_dir
 from clipadapter.data._base import SPLITS, Dataset, Listing, Sample, shown
 from clipadapter.data._split_file import missing_pictures
 from clipadapter.errors import DataError, require
+from clipadapter.files import write_atomically
 
 PREFIX = "hf:"
 
@@ -110,7 +110,7 @@ def _paths(package: Any, table: Any, image: str, folder: Path) -> list[Path]:
     rows = table.cast_column(image, package.Image(decode=False))
     found = [_path(row[image] or {}, path) for row, path in zip(rows, paths, strict=True)]
     if found and found == paths:
-        _write(folder / _WHOLE, b"")
+        write_atomically(folder / _WHOLE, b"", sync=False)
     return found
 
 
@@ -119,15 +119,8 @@ def _path(picture: Mapping[str, Any], path: Path) -> Path:
     data, own = picture.get("bytes"), picture.get("path")
     if data is not None:
         if not path.is_file() or path.stat().st_size != len(data):
-            _write(path, data)
+            write_atomically(path, data, sync=False)
         return path
     if own and Path(own).is_file():
         return Path(own)
     raise DataError(f"row {path.name} of the Hugging Face data set has no picture{f': {own} is gone' if own else ''}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_bytes(data)
-    beside.replace(path)

@@ -43,9 +43,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_BUDGET.reset)
 
 _JPEG = b"\xff\xd8\xff"
-_SUFFIXES = "jpg jpeg jpe jfif mpo png webp gif bmp tif tiff ppm pgm pbm pnm avif jp2"
-IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
-"""Lower-case suffixes of the files that are taken from folders."""
 
 # What the first bytes are, and the Pillow class that reads it; None: known, but not supported.
 _KINDS: tuple[tuple[str, bytes, str | None], ...] = (

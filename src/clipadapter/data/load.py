@@ -10,10 +10,11 @@ from clipadapter.data._base import Dataset, Listing, shown
 from clipadapter.data.folders import read_folder
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError
+from clipadapter.files import MANIFEST_SUFFIXES
 
 _LAYOUTS = (
     "expected one folder a class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
-    "ROOT/val and ROOT/test, or a manifest (.csv, .tsv, .jsonl, .parquet) with the columns path and label, or labels"
+    f"ROOT/val and ROOT/test, or a manifest ({', '.join(MANIFEST_SUFFIXES)}) with the columns path and label, or labels"
 )
 
 

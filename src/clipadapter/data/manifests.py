@@ -13,7 +13,7 @@ from typing import Any
 
 from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, shown, some
 from clipadapter.errors import DataError, require
-from clipadapter.files import open_regular, open_text
+from clipadapter.files import MANIFEST_SUFFIXES, open_regular, open_text
 from clipadapter.parsing import parse_json_lines
 
 _Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -55,7 +55,7 @@ def read_manifest(path: Path) -> Listing:
 
 def is_manifest(path: Path) -> bool:
     """Whether the suffix is one that `read_manifest` reads."""
-    return path.suffix.lower() in _READERS
+    return path.suffix.lower() in MANIFEST_SUFFIXES
 
 
 def _sample(manifest: Path, line: int, row: Mapping[str, Any]) -> Sample:
@@ -148,9 +148,6 @@ def _parquet_rows(path: Path) -> _Rows:
     yield from enumerate(table.to_pylist(), 1)
 
 
-_READERS: Mapping[str, Callable[[Path], _Rows]] = {
-    ".csv": _csv_rows,
-    ".tsv": _tsv_rows,
-    ".jsonl": _jsonl_rows,
-    ".parquet": _parquet_rows,
-}
+_READERS: Mapping[str, Callable[[Path], _Rows]] = dict(
+    zip(MANIFEST_SUFFIXES, (_csv_rows, _tsv_rows, _jsonl_rows, _parquet_rows), strict=True)
+)

@@ -17,7 +17,7 @@ from PIL import Image
 from clipadapter.data.images import read_image
 from clipadapter.doctor._findings import KINDS, Diagnosis, Finding, Kind, Picture
 from clipadapter.errors import ImageError
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 
 SIDE = 96
 """Long side of a small picture in pixels."""
@@ -99,7 +99,7 @@ def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
     groups = illustrated(diagnosis, per_kind=per_kind)
     page = _environment().get_template("doctor.html")
     text = page.render(diagnosis=diagnosis, groups=groups, findings=findings_html(groups), css=findings_css())
-    return write_whole(path, text)
+    return write_atomically(path, text)
 
 
 def _environment() -> Environment:

@@ -1,11 +1,9 @@
-"""Files that encoders read and write: checked, and never half-written."""
+"""Reads published files of encoders and checks their SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
-import tempfile
 from pathlib import Path
 
 from clipadapter.errors import EncoderUnavailableError
@@ -32,23 +30,6 @@ def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
             f"{path} is not the published file: its SHA-256 is {found}, not {sha256}: {_reinstall(package)}"
         )
     return io.BytesIO(data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that no reader ever sees a part of it.
-
-    Raises:
-        OSError: if the folder can't be made or written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _reinstall(package: str) -> str:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders._files import read_checked, write_whole
+from clipadapter.encoders._files import read_checked
 from clipadapter.encoders._text_batches import batches
 from clipadapter.encoders._tuned import share
-from clipadapter.errors import require
+from clipadapter.errors import InputError, require
+from clipadapter.files import write_atomically
 from clipadapter.functional import unit
 from clipadapter.imagenet import imagenet_names
 
@@ -153,8 +154,8 @@ def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
     if kept is None:
         kept = _embed_names(tower)
         meta = {"digest": _digest(kept)}
-        with contextlib.suppress(OSError):  # a cache that can't be written costs time, not the answer
-            write_whole(path, safetensors.torch.save(kept, meta))
+        with contextlib.suppress(InputError):  # a cache that can't be written costs time, not the answer
+            write_atomically(path, safetensors.torch.save(kept, meta))
     return Bridge(kept["names"], kept["centre"], weight)
 
 

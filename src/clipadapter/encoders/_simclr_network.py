@@ -15,8 +15,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.nn import Module
 
-from clipadapter.encoders._files import write_whole
 from clipadapter.errors import EncoderUnavailableError
+from clipadapter.files import write_atomically
 
 FILE = "encoder.safetensors"
 FORMAT = 1
@@ -42,11 +42,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     """Write tensors and what is known of them as one file, whole or not at all.
 
     Raises:
-        OSError: if it can't be written.
+        InputError: if it can't be written.
     """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save_tensors(flat, {"facts": json.dumps({"format": FORMAT, **facts})}))
-    path.chmod(0o644)  # a temporary file is its owner's alone
+    write_atomically(path, save_tensors(flat, {"facts": json.dumps({"format": FORMAT, **facts})}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from clipadapter.data.images import read_image
 from clipadapter.errors import ImageError
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,4 +165,4 @@ def _save(figure: Figure, path: str | Path) -> Path:
         # A class name in a script that the font lacks is drawn as boxes: no reason to have no picture.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, format="png", facecolor="white")
-    return write_whole(path, data.getvalue())
+    return write_atomically(path, data.getvalue())

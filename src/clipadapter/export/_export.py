@@ -24,6 +24,7 @@ from clipadapter.export._gate import Gate, judge
 from clipadapter.export._graph import ModelGraph
 from clipadapter.export._pictures import Pictures, find_pictures, squares_of
 from clipadapter.export._towers import towers_of
+from clipadapter.files import OPENVINO_WEIGHTS_SUFFIX
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import About, Predictor
 from clipadapter.runtime._about import INPUTS, KEY, MAX_CHARACTERS
@@ -137,7 +138,7 @@ def _target(path: Path, kind: type[ModelFile]) -> Path:
         raise InputError(f"{path} would be no {kind.suffix} file by its name: give a name that ends with {kind.suffix}")
     try:
         target = path.resolve()
-        for each in (target, target.with_suffix(".bin")) if pair else (target,):
+        for each in (target, target.with_suffix(OPENVINO_WEIGHTS_SUFFIX)) if pair else (target,):
             if each.exists() and not each.is_file():
                 raise InputError(f"{each} is no ordinary file: give another name")
     except InputError:

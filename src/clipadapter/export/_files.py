@@ -15,6 +15,7 @@ from clipadapter.backends._openvino_files import open_openvino, quantised
 from clipadapter.backends._silent import nothing_told, require_silent
 from clipadapter.errors import InputError, require
 from clipadapter.export._graph import FEATURES, ModelGraph
+from clipadapter.files import ONNX_SUFFIX, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX
 from clipadapter.runtime._checksum import append_checksum
 
 FIRST = 6
@@ -71,7 +72,7 @@ class ModelFile(ABC):
 class OnnxFile(ModelFile):
     """One ``.onnx`` file."""
 
-    suffix = ".onnx"
+    suffix = ONNX_SUFFIX
     runtime = "onnxruntime"
 
     @classmethod
@@ -119,7 +120,7 @@ class OnnxFile(ModelFile):
 class OpenVinoFile(ModelFile):
     """A pair of files, ``.xml`` for the graph and ``.bin`` for its weights."""
 
-    suffix = ".xml"
+    suffix = OPENVINO_SUFFIX
     runtime = "openvino"
     _written = 0
 
@@ -158,7 +159,7 @@ class OpenVinoFile(ModelFile):
             except RuntimeError as error:  # a full disk, most likely: it does not say
                 raise OSError(str(error).strip().split("\n")[-1]) from error
         append_checksum(path)
-        return [path.with_suffix(".bin"), path]
+        return [path.with_suffix(OPENVINO_WEIGHTS_SUFFIX), path]
 
 
 def bytes_of(graph: ModelGraph) -> int:

@@ -7,6 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from clipadapter.backends import PRECISIONS, Parity, cache_root, parity
 from clipadapter.data.images import ImageSource, image_bytes
 from clipadapter.encoders import Encoder
-from clipadapter.errors import ImageError
+from clipadapter.errors import ImageError, InputError
+from clipadapter.files import write_atomically
 
 BATCH, WARM = 32, 16
 """Squares that are timed together, and those before: so many that a backend opens what it takes many with."""
@@ -148,13 +150,8 @@ def write_record(fingerprint: str, device: str, record: Record) -> None:
         {k: v for k, v in asdict(replace(row, features=None)).items() if k != "features"} for row in record.measured
     ]
     place = _place(fingerprint, device)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_suffix(f".{time.time_ns()}.part")
-        partial.write_text(json.dumps({"sample": record.sample, "measured": rows}, indent=1), encoding="utf-8")
-        partial.replace(place)
-    except OSError:
-        return
+    with suppress(InputError):
+        write_atomically(place, json.dumps({"sample": record.sample, "measured": rows}, indent=1), sync=False)
 
 
 def _place(fingerprint: str, device: str) -> Path:

@@ -16,9 +16,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data import IMAGE_SUFFIXES
 from clipadapter.data._base import SPLITS
 from clipadapter.errors import DataError, ImageError, require
+from clipadapter.files import IMAGE_SUFFIXES
 
 MOST_BYTES = 1 << 30
 """No picture is larger."""

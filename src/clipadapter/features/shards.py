@@ -144,7 +144,7 @@ def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: Shar
     sink = pa.BufferOutputStream()
     # Features do not compress, and a dictionary of them would only cost time.
     parquet.write_table(table, sink, compression="none", use_dictionary=["label", "split"])
-    _write_whole(filesystem, path, sink.getvalue())
+    _write_atomically(filesystem, path, sink.getvalue())
 
 
 def _schema(pa: Any) -> Any:
@@ -162,10 +162,10 @@ def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
         filesystem.create_dir(folder, recursive=True)
     except OSError as error:
         raise DataError(f"'{folder}' can't be made: {error}; give a place you may write to") from error
-    _write_whole(filesystem, posixpath.join(folder, PLAN), plan.model_dump_json(indent=1).encode())
+    _write_atomically(filesystem, posixpath.join(folder, PLAN), plan.model_dump_json(indent=1).encode())
 
 
-def _write_whole(filesystem: Any, path: str, data: Any) -> None:
+def _write_atomically(filesystem: Any, path: str, data: Any) -> None:
     partial = posixpath.join(posixpath.dirname(path), f".{uuid.uuid4().hex}.partial")
     try:
         with filesystem.open_output_stream(partial) as stream:

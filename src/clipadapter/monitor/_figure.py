@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipadapter.errors import require
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.monitor._words import percent
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def draw(found: Drift, path: str | Path) -> Path:
         # A class name in a script that the font lacks is drawn as boxes: no reason to have no picture.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, format="png", facecolor="white")
-    return write_whole(path, data.getvalue())
+    return write_atomically(path, data.getvalue())
 
 
 def _middles(found: Drift) -> list[float]:

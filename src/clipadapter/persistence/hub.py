@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.files import without_paths
+from clipadapter.files import EXPORT_SUFFIXES, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX, without_paths
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.folder import read_consistently
 from clipadapter.persistence.format import (
@@ -30,7 +30,6 @@ from clipadapter.persistence.history_files import Snapshot
 from clipadapter.persistence.model import load_model
 from clipadapter.persistence.save import SaveOptions, write_snapshot
 
-EXPORT_SUFFIXES = (".onnx", ".xml", ".bin")
 """Suffixes of the files that `clipadapter.export` writes."""
 DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
@@ -197,10 +196,10 @@ def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
     """Check exported files, and add the weights that OpenVINO stores beside an ``.xml``."""
     files = []
     for path in map(Path, exported):
-        if path.suffix not in EXPORT_SUFFIXES:
-            raise InputError(f"{path} is no exported model: it should end with .onnx or .xml")
-        weights = path.with_suffix(".bin")
-        for file in [path, weights] if path.suffix == ".xml" else [path]:
+        if path.suffix not in (*EXPORT_SUFFIXES.values(), OPENVINO_WEIGHTS_SUFFIX):
+            raise InputError(f"{path} is no exported model: it should end with {' or '.join(EXPORT_SUFFIXES.values())}")
+        weights = path.with_suffix(OPENVINO_WEIGHTS_SUFFIX)
+        for file in [path, weights] if path.suffix == OPENVINO_SUFFIX else [path]:
             if not file.is_file():
                 raise InputError(f"there is no file {file}: 'clipadapter export' makes it")
             files.append(file)

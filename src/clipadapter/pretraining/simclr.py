@@ -264,5 +264,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     try:
         write_tensors(path, tensors, facts)
-    except OSError as error:
-        raise ArtifactError(f"can't write {path}: {error.strerror or error}") from error
+    except InputError as error:
+        raise ArtifactError(str(error)) from error

@@ -14,7 +14,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
 from clipadapter.report._findings import Findings, look
 from clipadapter.report._map import Map, draw_map
@@ -69,7 +69,7 @@ class Report:
         Raises:
             InputError: if it can't be written.
         """
-        return write_whole(path, self.to_html())
+        return write_atomically(path, self.to_html())
 
 
 def make_report(

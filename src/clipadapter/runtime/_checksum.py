@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clipadapter.errors import ArtifactError
-from clipadapter.files import open_regular
+from clipadapter.files import ONNX_SUFFIX, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX, open_regular
 
 ALGORITHM = "sha256"
 DIGITS = 64
 BLOCK_BYTES = 1 << 20
 # Field 14 of ONNX's ModelProto, `metadata_props`: 74 bytes, of which field 1 is the key and field 2 the value.
-ENDINGS = {".onnx": (b"rJ\n\x06sha256\x12@", b""), ".xml": (b"<!--sha256 ", b"-->")}
+ENDINGS = {ONNX_SUFFIX: (b"rJ\n\x06sha256\x12@", b""), OPENVINO_SUFFIX: (b"<!--sha256 ", b"-->")}
 """What stands before and behind the digits, by suffix."""
 Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files that a backend reads: an ``.xml`` comes after its weights, if it has any."""
-    if path.suffix.lower() != ".xml":
+    if path.suffix.lower() != OPENVINO_SUFFIX:
         return (path,)
     # Weights lie beside the graph, or beside what a link to it leads to.
-    beside = (path.with_suffix(".bin"), path.resolve().with_suffix(".bin"))
+    beside = (path.with_suffix(OPENVINO_WEIGHTS_SUFFIX), path.resolve().with_suffix(OPENVINO_WEIGHTS_SUFFIX))
     return (*[place for place in beside if place.exists()][:1], path)
 
 
@@ -138,6 +138,6 @@ def _ending(file: BinaryIO, size: int, suffix: str) -> tuple[int, str | None]:
 
 
 def _named(path: Path) -> str:
-    if path.suffix.lower() == ".xml":
+    if path.suffix.lower() == OPENVINO_SUFFIX:
         return f"{path} and its .bin are not of one export, or one of them was altered"
     return f"{path} was altered after it was exported"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.files import OPENVINO_WEIGHTS_SUFFIX
 from clipadapter.runtime._predictor import Predictor
 
 SECONDS = 120.0
@@ -138,7 +139,7 @@ def _limit(path: Path, seconds: float) -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        size = sum(file.stat().st_size for file in (path, path.with_suffix(".bin")) if file.is_file())
+        size = sum(file.stat().st_size for file in (path, path.with_suffix(OPENVINO_WEIGHTS_SUFFIX)) if file.is_file())
         most = max(MIN_MEMORY_BYTES, MEMORY_PER_FILE_BYTE * size)
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         if hard == resource.RLIM_INFINITY or most < hard:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clipadapter.backends._silent import require_silent
 from clipadapter.errors import ArtifactError, MissingExtraError
+from clipadapter.files import OPENVINO_WEIGHTS_SUFFIX
 from clipadapter.runtime._about import INPUTS, KEY
 from clipadapter.runtime._graph import Graph
 
@@ -38,7 +39,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         core = ov.Core()
         core.set_property({"ENABLE_MMAP": False})  # a file that is written over would change a model that is open
         # Weights lie beside the graph, or beside what a link to it leads to.
-        model = core.read_model(path if path.with_suffix(".bin").exists() else path.resolve())
+        model = core.read_model(path if path.with_suffix(OPENVINO_WEIGHTS_SUFFIX).exists() else path.resolve())
         about = _about(model)
         compiled = core.compile_model(model, "CPU", options)
     except Exception as error:  # its exceptions have no common base

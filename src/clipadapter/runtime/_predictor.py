@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.files import ONNX_SUFFIX, OPENVINO_SUFFIX
 from clipadapter.runtime import _onnxruntime, _openvino
 from clipadapter.runtime._about import INPUTS, About
 from clipadapter.runtime._checksum import Stamp, check_file, stamp_of
@@ -18,7 +19,7 @@ from clipadapter.runtime._graph import Graph
 from clipadapter.runtime._model import Outputs, RuntimeModel
 
 BACKENDS = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
-SUFFIXES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
+BACKENDS_BY_SUFFIX = {ONNX_SUFFIX: ("onnxruntime", "openvino"), OPENVINO_SUFFIX: ("openvino",)}
 """Which backends run a file, the first by itself."""
 GIVEN = ("logits", "features", "probabilities", "strangeness", "strangeness_parts")
 """Outputs that are looked at; a file may have others."""
@@ -139,7 +140,7 @@ def _backend(path: Path, backend: str) -> str:
         InputError: if there is none of the name, or it can't run such a file.
         ArtifactError: if there is no such file.
     """
-    able = SUFFIXES.get(path.suffix.lower())
+    able = BACKENDS_BY_SUFFIX.get(path.suffix.lower())
     if backend not in ("auto", *BACKENDS):
         raise InputError(f"backend must be auto, {' or '.join(BACKENDS)}, but is {backend!r}")
     try:
@@ -148,7 +149,7 @@ def _backend(path: Path, backend: str) -> str:
         raise ArtifactError(f"{path} can't be opened: {error.strerror}") from error
     if able is None:
         hint = "'clipadapter export' makes such a file of a saved model" if folder else "give one of these"
-        raise ArtifactError(f"{path} is no exported model: those end in {' or '.join(SUFFIXES)}; {hint}")
+        raise ArtifactError(f"{path} is no exported model: those end in {' or '.join(BACKENDS_BY_SUFFIX)}; {hint}")
     if not file:
         raise ArtifactError(f"there is no file {path}")
     if backend == "auto":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
-from clipadapter.files import EXPORTED
+from clipadapter.files import EXPORT_SUFFIXES, ONNX_SUFFIX, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX, is_exported
 from clipadapter.runtime._checksum import add_bytes, check_file, open_model
 
 CONFIG = "config.json"
@@ -35,9 +35,9 @@ class Source:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files it is read from."""
-        if self.path.suffix.lower() == ".xml":
-            return self.path, self.path.with_suffix(".bin")
-        if self.path.suffix.lower() == ".onnx":
+        if self.path.suffix.lower() == OPENVINO_SUFFIX:
+            return self.path, self.path.with_suffix(OPENVINO_WEIGHTS_SUFFIX)
+        if self.path.suffix.lower() == ONNX_SUFFIX:
             return (self.path,)
         return self.path / CONFIG, *sorted(path for path in self.path.iterdir() if path.is_file())
 
@@ -56,7 +56,7 @@ class Source:
             ArtifactError: if there is none.
             MissingExtraError: if it would have to be made here, and can't.
         """
-        return self.path if self.path.suffix.lower() in EXPORTED else _export(self.path)
+        return self.path if is_exported(self.path) else _export(self.path)
 
 
 def read_sources(texts: Sequence[str]) -> list[Source]:
@@ -113,17 +113,18 @@ def sources_of(text: str) -> list[Source]:
         path = Path(rest)
     if not path.exists():
         raise ArtifactError(f"there is no {path}: give an exported file, a folder of them, or a saved model")
-    if path.is_file() and path.suffix.lower() in EXPORTED:
+    if path.is_file() and is_exported(path):
         return [Source(name or path.stem, path)]
     if path.is_file():
         raise ArtifactError(
-            f"{path} is no exported model: those end in {' or '.join(EXPORTED)}; 'clipadapter export' makes one"
+            f"{path} is no exported model: those end in {' or '.join(EXPORT_SUFFIXES.values())}; "
+            "'clipadapter export' makes one"
         )
     if not path.is_dir():
         raise ArtifactError(f"{path} is neither a regular file nor a folder: give an exported file or a folder")
     if (path / CONFIG).is_file():
         return [Source(name or path.resolve().name, path)]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in EXPORTED and file.is_file())
+    files = sorted(file for file in path.iterdir() if is_exported(file) and file.is_file())
     if not files:
         raise ArtifactError(f"{path} holds neither exported files nor a saved model: see 'clipadapter export'")
     if name:

@@ -9,9 +9,9 @@ from hashlib import blake2b
 from pathlib import Path, PurePath
 
 from clipadapter.data._base import shown
-from clipadapter.data.images import IMAGE_SUFFIXES, image_bytes, read_image
+from clipadapter.data.images import image_bytes, read_image
 from clipadapter.errors import ImageError
-from clipadapter.files import write_whole
+from clipadapter.files import IMAGE_SUFFIXES, write_atomically
 
 Stamp = tuple[int, int, int, int]
 """Device, number of the file there, size and time of the last change: stays when a file is moved."""
@@ -143,4 +143,4 @@ def write_picture(folder: Path, upload: Upload) -> Path:
     Raises:
         InputError: if it can't be written.
     """
-    return write_whole(folder / stored_name(upload), upload.data)
+    return write_atomically(folder / stored_name(upload), upload.data)

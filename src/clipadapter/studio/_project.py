@@ -18,7 +18,7 @@ from typing_extensions import Self
 from clipadapter.data._base import shown
 from clipadapter.data.folders import list_images
 from clipadapter.errors import InputError
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 from clipadapter.studio._adding import Added, Batch, moves_into
 from clipadapter.studio._journal import Journal
 from clipadapter.studio._names import checked_name, folder_name
@@ -250,7 +250,7 @@ class Project:
             if not names:
                 self._names_file.unlink(missing_ok=True)
             elif not self._names_file.is_file() or self._names_file.read_bytes() != text.encode():
-                write_whole(self._names_file, text)
+                write_atomically(self._names_file, text)
         except (InputError, OSError) as error:
             why = getattr(error.__cause__ or error, "strerror", None) or error
             self.unwritten = f"the file {self._names_file.name} can't be written ({why}); the next step tries again"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clipadapter.data._base import SPLITS, shown
 from clipadapter.data.folders import read_folder
-from clipadapter.data.images import IMAGE_SUFFIXES
 from clipadapter.errors import InputError
+from clipadapter.files import IMAGE_SUFFIXES
 from clipadapter.studio._pictures import Equal, Picture, pictures
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders._files import write_whole
+from clipadapter.errors import InputError
+from clipadapter.files import write_atomically
 
 FORMAT = "1"
 
@@ -85,8 +86,8 @@ class Checkpoint:
     def write(self, state: Mapping[str, Tensor]) -> None:
         """Replace what is there by the state, whole or not at all."""
         arrays = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-        with contextlib.suppress(OSError):  # a folder that can't be written costs time after a kill, not the result
-            write_whole(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_arrays(arrays)}))
+        with contextlib.suppress(InputError):  # a folder that can't be written costs time after a kill, not the result
+            write_atomically(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_arrays(arrays)}))
         self._last = time.monotonic()
 
     def remove(self) -> None:

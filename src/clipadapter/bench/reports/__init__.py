@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipadapter.bench.reports.comparison import compare_heads, compare_studies
 from clipadapter.bench.study import Study
-from clipadapter.files import write_whole
+from clipadapter.files import write_atomically
 
 __all__ = ["compare_heads", "compare_studies", "write_report"]
 
@@ -42,7 +42,7 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
         "tex": latex(document),
         "html": html(document),
     }
-    written = [write_whole(place / f"{name}.{ending}", text) for ending, text in texts.items()]
+    written = [write_atomically(place / f"{name}.{ending}", text) for ending, text in texts.items()]
     for section in document.sections:
         written += [_save(picture.drawing, place / f"{names[id(picture)]}.png") for picture in section.pictures]
     for old in place.iterdir():

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from clipadapter.data._base import Sample, some
-from clipadapter.data.images import IMAGE_SUFFIXES
 from clipadapter.data.sets._base import BenchmarkSet, Content, Need
 from clipadapter.errors import DataError
+from clipadapter.files import IMAGE_SUFFIXES
 from clipadapter.imagenet import imagenet_names, imagenet_synsets
 
 
