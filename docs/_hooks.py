@@ -119,7 +119,7 @@ def _traits(cls: Any) -> dict[str, bool]:
 
 def encoders() -> str:
     """One line an encoder that can be named without a path, from the registry."""
-    from clipadapter.cli.encoders import FOR_TESTS
+    from clipadapter.cli.commands.encoders import FOR_TESTS
     from clipadapter.encoders import encoder_info, list_encoders
 
     listed = [line for name in list_encoders() if name != FOR_TESTS for line in encoder_info(name).cls.listing()]

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from tomlkit import parse
 
-from clipadapter.cli.serve import command as serve
+from clipadapter.cli.commands.serve import command as serve
 
 from .runtime.conftest import NAMES, SIDE, graph
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipadapter.bench import load_suite
-from clipadapter.cli._bench_run import read_rows
-from clipadapter.cli._fitting import _scalar
 from clipadapter.cli.app import app
+from clipadapter.cli.commands.bench.run import read_rows
+from clipadapter.cli.fit_options import _scalar
 from clipadapter.data import load_dataset, read_class_names, read_descriptions
 from clipadapter.data._split_file import read_split
 from clipadapter.errors import DataError

@@ -8,14 +8,15 @@ from pathlib import Path
 import click
 import pytest
 
-from clipadapter import __version__, cli
+from clipadapter import __version__
+from clipadapter.cli import commands
 from clipadapter.cli.app import app, main
 
 COMMANDS = app.list_commands(click.Context(app))
 HELLO = """
 import click
 
-from clipadapter.cli._options import output_options
+from clipadapter.cli.options import output_options
 
 
 @click.command()
@@ -29,8 +30,8 @@ def command(out):
 
 def test_a_command_is_a_file_and_nothing_else(tmp_path, monkeypatch, run):
     (tmp_path / "hello.py").write_text(HELLO)
-    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "clipadapter.cli.hello", raising=False)
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "clipadapter.cli.commands.hello", raising=False)
     assert "Greet." in run("--help").stdout
     assert run("hello").stdout == "hello\n"
     assert run("hello").stderr == "a note\n"
@@ -38,9 +39,9 @@ def test_a_command_is_a_file_and_nothing_else(tmp_path, monkeypatch, run):
     assert run("hello", "--json").stdout == '{\n "said": "hello"\n}\n'
 
 
-def test_public_modules_are_the_commands():
-    files = {path.stem.replace("_", "-") for path in Path(cli.__file__).parent.glob("[!_]*.py")}
-    assert set(COMMANDS) == files - {"app"}
+def test_modules_of_the_package_are_the_commands():
+    files = {path.stem.replace("_", "-") for path in Path(commands.__file__).parent.glob("[!_]*")}
+    assert set(COMMANDS) == files
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcon
     from clipadapter.bench.bundle_files import load_bundle
     from clipadapter.bench.run import parse_run
     from clipadapter.bench.suite import load_suite
-    from clipadapter.cli._bench_run import read_rows
+    from clipadapter.cli.commands.bench.run import read_rows
     from clipadapter.data import load_dataset, read_class_names, read_descriptions
     from clipadapter.data._split_file import read_split
     from clipadapter.errors import ClipAdapterError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipadapter.cli.serve import command
+from clipadapter.cli.commands.serve import command
 
 from .colours import GREY, RED
 from .test_process import Running

@@ -1,1 +1,1 @@
-"""The command line: a command is a module of this package with an object called ``command``."""
+"""The command line. A command is a module of `clipadapter.cli.commands`."""

@@ -1,4 +1,4 @@
-"""The command ``clipadapter``: finds its verbs by the files beside this one, and turns errors into exit codes.
+"""The command ``clipadapter``: finds its commands by the modules of ``cli.commands``, and turns errors into exit codes.
 
 0 is success, 1 a failed run or a wrong input, 2 a command line that can't be understood, 3 drift that `monitor` found,
 130 Ctrl-C.
@@ -15,8 +15,9 @@ from typing import Any
 
 import click
 
-from clipadapter import __version__, cli
-from clipadapter.cli._output import Failure
+from clipadapter import __version__
+from clipadapter.cli import commands
+from clipadapter.cli.output import Failure
 from clipadapter.errors import ClipAdapterError, needs_training
 from clipadapter.registry import unknown
 
@@ -46,8 +47,8 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the modules, sorted."""
-        names = (module.name for module in pkgutil.iter_modules(cli.__path__))
-        return sorted(name.replace("_", "-") for name in names if name != "app" and not name.startswith("_"))
+        names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+        return sorted(name.replace("_", "-") for name in names)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands with a line each, in sections."""
@@ -64,7 +65,7 @@ class Commands(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         module = cmd_name.replace("-", "_")
-        command: click.Command = importlib.import_module(f"clipadapter.cli.{module}").command
+        command: click.Command = importlib.import_module(f"clipadapter.cli.commands.{module}").command
         return command
 
     def resolve_command(

@@ -1,0 +1,1 @@
+"""One module or package per command; each has an object called ``command``."""

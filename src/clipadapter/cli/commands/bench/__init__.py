@@ -1,0 +1,105 @@
+"""``clipadapter bench``: the papers' studies by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipadapter.cli.commands.bench.run import OUT, run
+from clipadapter.cli.commands.bench.speed import speed
+from clipadapter.cli.groups import Verbs
+from clipadapter.cli.options import FOLDER, output_options
+from clipadapter.cli.output import Output, facts, table
+
+if TYPE_CHECKING:
+    from clipadapter.bench import Study
+
+folder_option = click.option(
+    "--out", "folder", type=FOLDER, default=OUT, show_default=True, help="Folder of the records."
+)
+
+
+@click.group(cls=Verbs, epilog="Example: clipadapter bench list")
+@output_options
+@click.pass_context
+def command(ctx: click.Context, out: Output) -> None:
+    """Run the studies of the papers: few-shot curves, ablations, shift, cost.
+
+    A study is a suite: a short TOML file. Those that come along have names; your own are paths. Every run is a record
+    of its own; what has one is not made again, so that a study may be stopped at any time.
+    """
+    names = ("list", "run", "status", "report", "compare", "speed")
+    ctx.default_map = dict.fromkeys(names, {"as_json": out.as_json, "quiet": out.quiet})
+
+
+command.add_command(run)
+command.add_command(speed)
+
+
+@command.command("list")
+@output_options
+def list_(out: Output) -> None:
+    """List the suites that come along."""
+    from clipadapter.bench import list_suites, load_suite
+
+    suites = [load_suite(name) for name in list_suites()]
+    rows = [[suite.name, suite.protocol, len(suite.all_variants()), suite.title] for suite in suites]
+    data = [{**suite.model_dump(), "variants": len(suite.all_variants())} for suite in suites]
+    out.result(data, table(["suite", "protocol", "heads", "about"], rows))
+
+
+@command.command()
+@click.argument("suite", required=False)
+@folder_option
+@output_options
+def status(suite: str | None, folder: Path, out: Output) -> None:
+    """Tell how far the suites of a folder are."""
+    from clipadapter.bench import load_study, planned_suites
+
+    names = [suite] if suite else planned_suites(folder)
+    studies = [load_study(folder, name) for name in names]
+    counts = [_counts(study) for study in studies]
+    rows = [[one["suite"], one["asked"], one["done"], one["failed"], one["open"]] for one in counts]
+    failures = [f"{study.suite.name}: {text}" for study in studies for text in study.failures()]
+    text = table(["suite", "asked for", "done", "failed", "open"], rows) if rows else f"nothing was run in {folder} yet"
+    out.result(counts, "\n".join([text, *failures]))
+
+
+def _counts(study: Study) -> dict[str, int | str]:
+    failed = sum(run.error is not None for run in study.runs)
+    asked = len(study.entries)
+    done = len(study.runs) - failed
+    return {"suite": study.suite.name, "asked": asked, "done": done, "failed": failed, "open": asked - done - failed}
+
+
+@command.command()
+@click.argument("suite")
+@folder_option
+@click.option("--published", is_flag=True, help="Set published figures of the same cells beside the measured ones.")
+@output_options
+def report(suite: str, folder: Path, published: bool, out: Output) -> None:
+    """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
+    from clipadapter.bench import load_study, write_report
+    from clipadapter.cli.comparing import check_out
+
+    study = load_study(folder, suite)
+    files = write_report(study, check_out(folder), published=published)
+    out.result(
+        {"suite": suite, "files": [str(path) for path in files]},
+        facts([(path.suffix[1:], path) for path in files]),
+    )
+
+
+@command.command()
+@click.argument("first", type=FOLDER)
+@click.argument("second", type=FOLDER)
+@click.option("--suite", required=True, help="The suite that both have.")
+@output_options
+def compare(first: Path, second: Path, suite: str, out: Output) -> None:
+    """Compare two folders of records, cell by cell, with intervals over the same draws."""
+    from clipadapter.bench import compare_studies, load_study
+
+    text = compare_studies(load_study(first, suite), load_study(second, suite))
+    out.result({"suite": suite, "text": text}, text)

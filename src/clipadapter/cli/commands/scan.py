@@ -1,0 +1,56 @@
+"""``clipadapter scan``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipadapter.cli.options import FOLDER, output_options
+from clipadapter.cli.output import SHOWN, Failure, Output, table
+
+if TYPE_CHECKING:
+    from clipadapter.data import ScanReport
+
+
+@click.command(epilog="Example: clipadapter scan shots/")
+@click.argument("data", type=FOLDER)
+@click.option("--strict", is_flag=True, help="Exit with 1 if a picture can't be read.")
+@output_options
+def command(data: Path, strict: bool, out: Output) -> None:
+    """Say what is in DATA: classes, counts, unreadable files, duplicates.
+
+    Every picture is read to its end; nothing is computed or written.
+    """
+    from clipadapter.data import scan
+
+    report = scan(data)
+    out.result(report.to_dict(), "\n".join(_lines(report)))
+    for warning in report.warnings:
+        out.warn(warning)
+    if strict and report.unreadable:
+        raise Failure(f"{len(report.unreadable)} pictures can't be read")
+
+
+def _lines(report: ScanReport) -> Iterator[str]:
+    if report.classes:
+        rows = [[name, *parts.values()] for name, parts in report.classes.items()]
+        totals = [sum(parts[split] for parts in report.classes.values()) for split in report.splits]
+        yield table(["class", *report.splits], [*rows, ["total", *totals]])
+    else:
+        yield f"{report.readable} pictures, none in a class"
+    yield from _section("unreadable", (f"{path}: {reason}" for path, reason in report.unreadable))
+    yield from _section("left out", (f"{path}: {reason}" for path, reason in report.left_out))
+    yield from _section("equal files", (" = ".join(group.paths) for group in report.duplicates))
+
+
+def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
+    """A title and the first lines, if there are any."""
+    found = list(lines)
+    if found:
+        yield f"\n{title}: {len(found)}"
+        yield from (f"  {line}" for line in found[:SHOWN])
+    if len(found) > SHOWN:
+        yield f"  and {len(found) - SHOWN} more; --json has all"

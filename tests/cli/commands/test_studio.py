@@ -1,0 +1,55 @@
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What the command sets for Gradio is put back, and not there yet when Gradio is imported, which remembers it."""
+    pytest.importorskip("gradio")
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+
+
+def test_what_cannot_be_opened_is_told(tmp_path, run):
+    (tmp_path / "file").touch()
+    result = run("studio", tmp_path / "file", "--encoder", "toy", "--no-browser")
+    assert result.exit_code == 1 and "is no folder" in result.stderr
+    result = run("studio", tmp_path / "p", "--encoder", "toy", "--head", "coop", "--no-browser")
+    assert result.exit_code == 1 and "anew after every picture" in result.stderr
+    result = run("studio", tmp_path / "p", "--encoder", "toy", "--unlabelled", tmp_path / "x", "--no-browser")
+    assert result.exit_code == 1 and "there is no folder" in result.stderr
+
+
+def test_a_missing_extra_is_told_before_the_encoder_is_opened(tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = run("studio", tmp_path / "p", "--encoder", "no-such-encoder", "--no-browser")
+    assert result.exit_code == 1 and "pip install 'clipadapter[studio]'" in result.stderr
+
+
+def test_the_folder_that_is_taken_if_none_is_given_is_named(run):
+    assert "clipadapter-studio" in run("studio", "--help").stdout
+
+
+def test_an_open_address_without_a_password_is_warned_of(tmp_path, run, monkeypatch):
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clipadapter.cli.commands.studio._serve", ended)
+    words = ("studio", tmp_path / "p", "--encoder", "toy", "--no-cache", "--no-browser")
+    assert "give --password" in run(*words, "--host", "0.0.0.0").stderr
+    assert "give --password" not in run(*words, "--host", "0.0.0.0", "--password", "x").stderr
+    assert "give --password" not in run(*words).stderr
+
+
+@pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:"), ("127.0.0.1", "http://127.0.0.1:")])
+def test_an_address_of_either_kind_is_listened_on(host, url):
+    from clipadapter.cli.commands.studio import _serve
+    from clipadapter.studio._page import LOOPBACK
+
+    class Page:
+        def launch(self, *, server_name, **_):
+            assert server_name in LOOPBACK
+            return None, f"http://{server_name}:7860/", None
+
+    assert _serve(Page(), host, None, None, False).startswith(url)
