@@ -15,7 +15,7 @@ from clipadapter.cli.app import app
 from clipadapter.cli.commands.bench.run import read_rows
 from clipadapter.cli.fit_options import _scalar
 from clipadapter.data import load_dataset, read_class_names, read_descriptions
-from clipadapter.data._split_file import read_split
+from clipadapter.data.split_file import read_split
 from clipadapter.errors import DataError
 from clipadapter.parsing import MAX_DEPTH, parse_json, parse_toml, read_json, read_text
 from clipadapter.uncertainty.costs import read_costs

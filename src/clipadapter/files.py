@@ -69,6 +69,15 @@ def why_no_model(path: str | Path) -> str:
     return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
 
 
+def printable(path: str | Path) -> str:
+    r"""A path or name as text that can be printed and encoded. Bytes that are no valid UTF-8 are written as escapes.
+
+    >>> printable("caf\udce9.jpg")
+    'caf\\udce9.jpg'
+    """
+    return os.fspath(path).encode(errors="backslashreplace").decode()
+
+
 def without_paths(name: str) -> str:
     """The name of an encoder; of paths of this machine only the last part is kept.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipadapter.errors import DataError
-from clipadapter.files import open_regular
+from clipadapter.files import open_regular, printable
 
 MAX_FILE_BYTES = 256 << 20
 """A larger file is none that a person wrote."""
@@ -40,18 +40,18 @@ def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                raise DataError(f"{_shown(path)} has {size >> 20} MiB, but no more than {max_bytes >> 20} are read")
+                raise DataError(f"{printable(path)} has {size >> 20} MiB, but no more than {max_bytes >> 20} are read")
             data = file.read(max_bytes + 1)  # it may grow meanwhile
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ValueError: no file has such a name
-        raise DataError(f"{_shown(path)} can't be opened: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{printable(path)} can't be opened: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > max_bytes:
-        raise DataError(f"{_shown(path)} has more than {max_bytes >> 20} MiB, and no more are read")
+        raise DataError(f"{printable(path)} has more than {max_bytes >> 20} MiB, and no more are read")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{_shown(path)}: the text is not UTF-8 (byte {error.start})") from error
+        raise DataError(f"{printable(path)}: the text is not UTF-8 (byte {error.start})") from error
 
 
 def read_json(path: str | Path, expected: str = "") -> Any:
@@ -64,7 +64,7 @@ def read_json(path: str | Path, expected: str = "") -> Any:
     Raises:
         DataError: as `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path), _shown(path), expected)
+    return parse_json(read_text(path), printable(path), expected)
 
 
 def parse_json(text: str, where: str, expected: str = "", surrogates: bool = False, line: int = 0) -> Any:
@@ -171,7 +171,7 @@ def _check_strings(level: list[Any], where: str) -> None:
     for text in (text for each in level for text in (each if isinstance(each, dict) else [each])):
         if isinstance(text, str) and not _is_whole(text):
             raise DataError(
-                f"{where}: '{_shown(text)}' has half of a letter (a lone surrogate): write the whole letter"
+                f"{where}: '{printable(text)}' has half of a letter (a lone surrogate): write the whole letter"
             )
 
 
@@ -194,7 +194,3 @@ def _refuse_constant(name: str) -> NoReturn:
 def _reason(error: ValueError) -> str:
     """Python says in its own words that a number is too long to be one."""
     return "a number has thousands of digits" if "integer string conversion" in str(error) else str(error)
-
-
-def _shown(path: str | Path) -> str:
-    return os.fspath(path).encode(errors="backslashreplace").decode()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.data import image_bytes, load_dataset, read_class_names, read_image, scan
-from clipadapter.data._split_file import read_json
+from clipadapter.data.split_file import read_json
 from clipadapter.errors import DataError, ImageError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from clipadapter.data import Dataset, draw_splits, read_draw
-from clipadapter.data._split_file import missing_pictures, read_split
+from clipadapter.data.split_file import missing_pictures, read_split
 from clipadapter.errors import DataError
 
 SPLIT = {

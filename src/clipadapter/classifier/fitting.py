@@ -206,7 +206,7 @@ def learn_multilabel_thresholds(
     Args:
         head: fitted or not; it is not changed.
         X: (n, d) or (n, v, d) raw features of the shots.
-        Y: (n, c) zeros and ones; see `data.label_sets.label_matrix`.
+        Y: (n, c) zeros and ones; see `data.multilabel.label_matrix`.
         text: text features of the classes.
         folds: number of folds.
         seed: of the folds.

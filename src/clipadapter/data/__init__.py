@@ -1,11 +1,10 @@
 """Pictures, class names, parts, shots and prompts; knows nothing of encoders or heads."""
 
-from clipadapter.data._base import Dataset, Sample
-from clipadapter.data._split_file import read_draw
+from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import ImageSource, image_bytes, read_image, source_name
-from clipadapter.data.label_sets import draw_label_sets, label_matrix
 from clipadapter.data.load import load_dataset
+from clipadapter.data.multilabel import draw_multilabel_shots, label_matrix
 from clipadapter.data.prompts import (
     class_prompts,
     clean_name,
@@ -15,6 +14,7 @@ from clipadapter.data.prompts import (
     read_descriptions,
 )
 from clipadapter.data.scan import ScanReport, scan
+from clipadapter.data.split_file import read_draw
 from clipadapter.data.splits import draw_shots, draw_splits
 from clipadapter.data.textiles import textiles
 from clipadapter.files import IMAGE_SUFFIXES
@@ -27,7 +27,7 @@ __all__ = [
     "ScanReport",
     "class_prompts",
     "clean_name",
-    "draw_label_sets",
+    "draw_multilabel_shots",
     "draw_shots",
     "draw_splits",
     "get_templates",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clipadapter.data._base import SPLITS, Listing, Sample, make_dataset, shown
-from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
+from clipadapter.files import IMAGE_SUFFIXES, printable
 
 _UNSUPPORTED = {".svg": "SVG", ".heic": "HEIC", ".heif": "HEIC", ".pdf": "PDF", ".eps": "PostScript"}
 
@@ -20,17 +20,17 @@ def read_folder(root: Path) -> Listing:
     """
     walk = _Walk(root)
     images, folders = walk.entries(root)
-    parts = {folder: SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLITS}
+    parts = {folder: SPLIT_ALIASES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_ALIASES}
     if len(parts) >= 2 or (parts and len(parts) == len(folders)):
         walk.leave(images, "not in a class folder")
         walk.leave([folder for folder in folders if folder not in parts], "folder beside train, val and test")
         samples = []
-        for split in dict.fromkeys(SPLITS.values()):
+        for split in dict.fromkeys(SPLIT_ALIASES.values()):
             for folder in (folder for folder in parts if parts[folder] == split):
                 samples += walk.classes(*walk.entries(folder), split)
     else:
         samples = walk.classes(images, folders, "all")
-    return Listing(make_dataset(shown(root.resolve().name), root, samples), tuple(sorted(walk.left_out)))
+    return Listing(make_dataset(printable(root.resolve().name), root, samples), tuple(sorted(walk.left_out)))
 
 
 def list_images(root: str | Path) -> list[Path]:
@@ -98,4 +98,4 @@ class _Walk:
         if not any(found.values()):
             return [Sample(path, None, split) for path in images]
         self.leave(images, "not in a class folder")
-        return [Sample(path, shown(folder.name), split) for folder, inside in found.items() for path in inside]
+        return [Sample(path, printable(folder.name), split) for folder, inside in found.items() for path in inside]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.data._base import SPLITS, Dataset, Listing, Sample, shown
-from clipadapter.data._split_file import missing_pictures
+from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing, Sample
+from clipadapter.data.split_file import missing_pictures
 from clipadapter.errors import DataError, require
-from clipadapter.files import write_atomically
+from clipadapter.files import printable, write_atomically
 
 PREFIX = "hf:"
 
@@ -42,7 +42,7 @@ def read_hugging_face(name: str, cache: Path | None = None) -> Listing:
     """
     package = require("datasets", "hf", "A data set of Hugging Face")
     tables = _open(package, name)
-    known = {part: SPLITS[part.lower()] for part in tables if part.lower() in SPLITS}
+    known = {part: SPLIT_ALIASES[part.lower()] for part in tables if part.lower() in SPLIT_ALIASES}
     left_out = tuple((Path(part), "part beside train, val and test") for part in tables if known and part not in known)
     parts = known or dict.fromkeys(tables, "all")
     image, label = _columns(package, name, next(iter(tables.values())).features)
@@ -65,7 +65,7 @@ def _open(package: Any, name: str) -> Mapping[str, Any]:
             found = package.load_from_disk(what) if saved else package.load_dataset(what, config or None)
     except Exception as error:  # the package's own errors have no common base, and differ by version
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"the Hugging Face data set '{shown(name)}' can't be loaded: {reason}") from error
+        raise DataError(f"the Hugging Face data set '{printable(name)}' can't be loaded: {reason}") from error
     return found if isinstance(found, dict) else {"all": found}
 
 
@@ -91,7 +91,7 @@ def _columns(package: Any, name: str, features: Mapping[str, Any]) -> tuple[str,
     if len(images) != 1 or not (usual or len(labels) == 1):
         found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
         need = "one column of pictures (Image) and one of labels (ClassLabel), or one called label, are needed"
-        raise DataError(f"the Hugging Face data set '{shown(name)}' has the columns {found}; {need}")
+        raise DataError(f"the Hugging Face data set '{printable(name)}' has the columns {found}; {need}")
     return images[0], (usual or labels)[0]
 
 

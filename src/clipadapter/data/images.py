@@ -17,12 +17,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clipadapter.data._base import shown
-from clipadapter.data._cost import TooCostly, check_cost, check_exif, is_slow
-from clipadapter.data._decoder import DECODERS, can_decode_apart
-from clipadapter.data._memory import MemoryBudget, peak_bytes
+from clipadapter.data.decode_cost import TooCostly, check_cost, check_exif, is_slow
+from clipadapter.data.decode_memory import MemoryBudget, peak_bytes
+from clipadapter.data.decode_process import DECODERS, can_decode_apart
 from clipadapter.errors import ImageError, InputError
-from clipadapter.files import open_regular
+from clipadapter.files import open_regular, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -266,7 +265,7 @@ def source_name(source: object) -> str:
     from PIL import Image
 
     if isinstance(source, (str, Path)):
-        return shown(source)
+        return printable(source)
     if isinstance(source, Image.Image):
         return f"PIL picture ({source.mode}, {source.width}x{source.height})"
     if isinstance(source, np.ndarray):

@@ -6,11 +6,11 @@ import difflib
 from collections import Counter
 from pathlib import Path
 
-from clipadapter.data._base import Dataset, Listing, shown
+from clipadapter.data.dataset import Dataset, Listing
 from clipadapter.data.folders import read_folder
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError
-from clipadapter.files import MANIFEST_SUFFIXES
+from clipadapter.files import MANIFEST_SUFFIXES, printable
 
 _LAYOUTS = (
     "expected one folder a class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
@@ -40,9 +40,9 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
     listing = read_listing(source, root)
     dataset = listing.dataset
     if not dataset.samples:
-        raise DataError(f"there are no pictures in '{shown(source)}'{_left_out(listing)}; {_LAYOUTS}")
+        raise DataError(f"there are no pictures in '{printable(source)}'{_left_out(listing)}; {_LAYOUTS}")
     if len(dataset.class_names) == 1 and not one_class:
-        one = f"'{shown(source)}' has only one class, '{dataset.class_names[0]}', but at least two are needed"
+        one = f"'{printable(source)}' has only one class, '{dataset.class_names[0]}', but at least two are needed"
         raise DataError(f"{one}{_left_out(listing)}; {_LAYOUTS}")
     return dataset
 
@@ -59,7 +59,7 @@ def read_listing(source: str | Path, root: str | Path | None = None) -> Listing:
     if not path.exists():
         return _named(source, root)
     if not is_manifest(path):
-        raise DataError(f"'{shown(source)}' is neither a folder nor a manifest; {_LAYOUTS}")
+        raise DataError(f"'{printable(source)}' is neither a folder nor a manifest; {_LAYOUTS}")
     return read_manifest(path)
 
 
@@ -73,19 +73,19 @@ def _named(source: str | Path, root: str | Path | None) -> Listing:
     known = find_set(name)
     if known is not None:
         return Listing(known.load(root))
-    raise DataError(f"there is no folder or file '{shown(source)}'.{_did_you_mean(Path(source), list_sets())}")
+    raise DataError(f"there is no folder or file '{printable(source)}'.{_did_you_mean(Path(source), list_sets())}")
 
 
 def _did_you_mean(path: Path, sets: list[str]) -> str:
     folder = path.absolute().parent
     if not folder.is_dir():
-        return f" Even '{shown(folder)}' does not exist."
+        return f" Even '{printable(folder)}' does not exist."
     beside = [] if path.name == "" else [entry.name for entry in folder.iterdir()]
     named = difflib.get_close_matches(str(path), sets, n=1)
     close = difflib.get_close_matches(path.name, beside + named, n=1)
     if close and close[0] not in beside:
         return f" Did you mean the data set '{close[0]}'?"
-    return f" Did you mean '{shown(path.with_name(close[0]))}'?" if close else ""
+    return f" Did you mean '{printable(path.with_name(close[0]))}'?" if close else ""
 
 
 def _left_out(listing: Listing) -> str:

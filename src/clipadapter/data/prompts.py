@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data._base import shown
 from clipadapter.errors import DataError, InputError
+from clipadapter.files import printable
 from clipadapter.parsing import read_json
 from clipadapter.registry import unknown
 
@@ -144,7 +144,7 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     found = _read_object(path, 'expected {"class": ["sentence", ...], ...}')
     for key, value in found.items():
         if not (isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value)):
-            raise DataError(f"{shown(path)}: '{key}' must be a list of at least one sentence")
+            raise DataError(f"{printable(path)}: '{key}' must be a list of at least one sentence")
     return found
 
 
@@ -157,7 +157,7 @@ def read_class_names(path: str | Path) -> dict[str, str]:
     found = _read_object(path, 'expected {"folder": "readable name", ...}')
     for key, value in found.items():
         if not (isinstance(value, str) and value.strip()):
-            raise DataError(f"{shown(path)}: '{key}' must have a name that is a text, got {value!r}")
+            raise DataError(f"{printable(path)}: '{key}' must have a name that is a text, got {value!r}")
     return found
 
 
@@ -165,5 +165,5 @@ def _read_object(path: str | Path, expected: str) -> dict[str, Any]:
     found = read_json(path, expected)
     if not isinstance(found, dict) or not found:
         came = "an empty object" if found == {} else type(found).__name__
-        raise DataError(f"{shown(path)}: {expected}, got {came}")
+        raise DataError(f"{printable(path)}: {expected}, got {came}")
     return found

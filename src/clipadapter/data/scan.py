@@ -11,10 +11,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data._base import Dataset, Sample, shown, some
+from clipadapter.data.dataset import Dataset, Sample, format_list
 from clipadapter.data.images import MAX_PIXELS, image_bytes, read_image
 from clipadapter.data.load import read_listing
 from clipadapter.errors import ImageError
+from clipadapter.files import printable
 
 _UNEQUAL = 5
 
@@ -111,7 +112,7 @@ def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
+    return printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
 
 
 def _count(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:
@@ -164,7 +165,7 @@ def _warnings(
 def _unequal(split: str, counts: dict[str, int]) -> Iterable[str]:
     without = [name for name, count in counts.items() if not count]
     if without:
-        yield f"{len(without)} of {len(counts)} classes have no readable picture in {split}: {some(without)}."
+        yield f"{len(without)} of {len(counts)} classes have no readable picture in {split}: {format_list(without)}."
     few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[few] and counts[many] >= _UNEQUAL * counts[few]:
         sizes = f"'{few}' has {counts[few]} and '{many}' has {counts[many]} pictures"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 
-from clipadapter.data._base import some
+from clipadapter.data.dataset import format_list
 from clipadapter.errors import DataError, InputError
 
 
@@ -67,5 +67,5 @@ def _draw(labels: Sequence[Hashable], shots: int, stream: random.Random, allow_f
         rows.setdefault(label, []).append(row)
     small = [f"'{label}' ({len(group)})" for label, group in rows.items() if len(group) < shots]
     if small and not allow_fewer:
-        raise DataError(f"{len(small)} of {len(rows)} classes have fewer than {shots} pictures: {some(small)}")
+        raise DataError(f"{len(small)} of {len(rows)} classes have fewer than {shots} pictures: {format_list(small)}")
     return [row for group in rows.values() for row in (stream.sample(group, shots) if len(group) >= shots else group)]

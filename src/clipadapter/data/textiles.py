@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from clipadapter.data._base import Dataset
+from clipadapter.data.dataset import Dataset
 from clipadapter.data.load import load_dataset
 from clipadapter.errors import require
 

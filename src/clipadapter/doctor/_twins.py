@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.data._base import some
+from clipadapter.data.dataset import format_list
 from clipadapter.doctor._findings import Finding, Picture
 from clipadapter.doctor._looks import Look
 
@@ -133,7 +133,7 @@ def twins(pictures: Sequence[Picture], found: Sequence[Pair]) -> Iterator[Findin
         how = weakest.how if weakest.how == "equal files" else f"{weakest.how}, cosine {weakest.cosine:.3f}"
         words = f"{' = '.join(picture.name for picture in group[:4])}"
         if len(group) > 4:
-            words = f"{len(group)} pictures: {some((picture.name for picture in group), 4)}"
+            words = f"{len(group)} pictures: {format_list((picture.name for picture in group), 4)}"
         labels = tuple(sorted({picture.label for picture in group if picture.label is not None}))
         if several_labels:
             yield Finding("conflict", weakest.cosine, f"{words} ({how})", group, labels)

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data._base import SPLITS
+from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.errors import DataError, ImageError, require
 from clipadapter.files import IMAGE_SUFFIXES
 
@@ -156,7 +156,7 @@ def _labelled(root: str, files: Sequence[Any]) -> list[tuple[Any, str | None, st
     """Class and part of each file as `load_dataset` reads them from folders."""
     inner = [(file, file.path[len(root) :].strip("/").split("/")[:-1]) for file in files]
     tops = {folders[0] for _, folders in inner if folders}
-    parts = {top: SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
+    parts = {top: SPLIT_ALIASES[top.lower()] for top in tops if top.lower() in SPLIT_ALIASES}
     found: list[tuple[Any, str | None, str]] = []
     divided = len(parts) >= 2 or (parts and len(parts) == len(tops))
     for file, folders in inner:
@@ -211,7 +211,7 @@ def _rows(filesystem: Any, path: str, group: int) -> Iterator[Picture]:
             name = str(row.get("path") or f"{path}#{group}.{number}")
             number += 1
             label = None if row.get("label") is None else str(row["label"])
-            split = SPLITS.get(str(row.get("split")).lower(), "all")
+            split = SPLIT_ALIASES.get(str(row.get("split")).lower(), "all")
             if "bytes" not in columns:
                 read = partial(_read, filesystem, posixpath.join(posixpath.dirname(path), name))
             elif isinstance(row["bytes"], bytes):
@@ -250,4 +250,6 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _split_of(path: str) -> str:
     """The part that a folder above an archive names."""
-    return next((SPLITS[name.lower()] for name in path.split("/")[-2::-1] if name.lower() in SPLITS), "all")
+    return next(
+        (SPLIT_ALIASES[name.lower()] for name in path.split("/")[-2::-1] if name.lower() in SPLIT_ALIASES), "all"
+    )

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data._base import shown
 from clipadapter.errors import ClipAdapterError, InputError
+from clipadapter.files import printable
 from clipadapter.studio._adding import Added
 from clipadapter.studio._pictures import Upload
 from clipadapter.studio._session import Session
@@ -178,7 +178,7 @@ def _sentence(text: str) -> str:
 
 def _text(data: Data, key: str) -> str:
     value = data.get(key, "")
-    return shown(value) if isinstance(value, str) else ""
+    return printable(value) if isinstance(value, str) else ""
 
 
 def _list(data: Data, key: str) -> list[Any]:

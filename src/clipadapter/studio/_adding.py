@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipadapter.data._base import shown
 from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError
+from clipadapter.files import printable
 from clipadapter.studio._journal import Move
 from clipadapter.studio._pictures import Equal, Picture, Upload, stored_name, why_not, write_picture
 from clipadapter.studio._reading import Contents
@@ -89,7 +89,7 @@ class Batch:
             try:
                 self.take(Upload(one.path.name, image_bytes(one.path)))
             except ImageError as error:
-                self.said.refused.append((shown(one.path.name), error.reason))
+                self.said.refused.append((printable(one.path.name), error.reason))
 
     def _of_test(self, upload: Upload) -> str | None:
         test = [one for each in self._contents.test.values() for one in each]

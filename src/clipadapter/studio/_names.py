@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Collection
 from hashlib import blake2b
 
-from clipadapter.data._base import SPLITS
+from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.errors import InputError
 
 LONGEST = 120
@@ -57,7 +57,7 @@ def folder_name(name: str, taken: Collection[str] = ()) -> str:
     plain = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", unicodedata.normalize("NFC", name)).strip(" ")
     plain = re.sub(r"^\.+", "_", plain).rstrip(". ") or "_"
     plain = plain.encode(errors="replace").decode()
-    if plain.partition(".")[0].strip().casefold() in _DEVICES or plain.casefold() in SPLITS:
+    if plain.partition(".")[0].strip().casefold() in _DEVICES or plain.casefold() in SPLIT_ALIASES:
         plain += "_"
     if len(plain.encode()) > _BYTES:
         cut = plain.encode()[: _BYTES - 9].decode(errors="ignore").rstrip(". ")

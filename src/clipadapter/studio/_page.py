@@ -14,8 +14,8 @@ from gradio.utils import colab_check, get_upload_folder, is_hosted_notebook
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from clipadapter.data._base import shown
 from clipadapter.errors import ClipAdapterError
+from clipadapter.files import printable
 from clipadapter.studio._acts import Acts
 from clipadapter.studio._guard import NothingForeign
 from clipadapter.studio._panels import PANELS, Panels, asset
@@ -41,7 +41,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, session: Session) -> None:
-        super().__init__(title=f"{shown(session.project.root.name)} · clipadapter studio", analytics_enabled=False)
+        super().__init__(title=f"{printable(session.project.root.name)} · clipadapter studio", analytics_enabled=False)
         self.session = session
         self._draw = Panels(session)
         self._acts = Acts(session, get_upload_folder)
@@ -176,7 +176,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
 
     def _taken(self, tab: Tab, done: str, path: Path, offered: str | Path) -> list[Out]:
         tab.unsaved = None
-        text = f"{done}. `clipadapter predict {shown(path)} photo.jpg` asks it."
+        text = f"{done}. `clipadapter predict {printable(path)} photo.jpg` asks it."
         if names := self.session.by_name_alone():
             some = told([f"`{name.replace('`', chr(39))}`" for name in names])  # as code: names are no Markdown
             known = "has no picture: known by its name" if len(names) == 1 else "have no picture: known by their names"

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from clipadapter.data._base import shown
+from clipadapter.files import printable
 from clipadapter.studio._learning import Point
 from clipadapter.studio._pictures import Picture
 from clipadapter.studio._reading import Contents
@@ -93,7 +93,7 @@ class Panels:
                         (one.key, url, doubtful.get(one.key, ""), i + 1)
                         for i, (one, url) in enumerate(zip(some, self._urls(some, SMALL), strict=True))
                     ],
-                    "unreadable": [(shown(one.path.name), state.unreadable[one.key]) for one in bad],
+                    "unreadable": [(printable(one.path.name), state.unreadable[one.key]) for one in bad],
                     "picked": self._picked(tab, name, contents, doubtful),
                 }
             )
@@ -107,7 +107,7 @@ class Panels:
         return {
             "key": picture.key,
             "url": url,
-            "file": shown(picture.path.name),
+            "file": printable(picture.path.name),
             "called": doubtful.get(picture.key, ""),
         }
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePath
 
-from clipadapter.data._base import shown
 from clipadapter.data.images import image_bytes, read_image
 from clipadapter.errors import ImageError
-from clipadapter.files import IMAGE_SUFFIXES, write_atomically
+from clipadapter.files import IMAGE_SUFFIXES, printable, write_atomically
 
 Stamp = tuple[int, int, int, int]
 """Device, number of the file there, size and time of the last change: stays when a file is moved."""
@@ -80,7 +79,7 @@ def pictures(paths: Iterable[Path], root: Path | None = None) -> tuple[Picture, 
             continue  # gone since the folder was read
         key = path.as_posix() if root is None else path.relative_to(root).as_posix()
         key = key if root is not None else "/" + key.lstrip("/")
-        found.append(Picture(shown(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)))
+        found.append(Picture(printable(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)))
     return tuple(found)
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from clipadapter.data._base import shown
 from clipadapter.data.folders import list_images
 from clipadapter.errors import InputError
-from clipadapter.files import write_atomically
+from clipadapter.files import printable, write_atomically
 from clipadapter.studio._adding import Added, Batch, moves_into
 from clipadapter.studio._journal import Journal
 from clipadapter.studio._names import checked_name, folder_name
@@ -209,7 +208,9 @@ class Project:
             with self._changed():
                 step = self._journal.undo()
             texts = [step.what if step is not None else ""]
-            texts += [f"but '{shown(place)}' is there anew: the old one stays in {shown(now)}" for place, now in kept]
+            texts += [
+                f"but '{printable(place)}' is there anew: the old one stays in {printable(now)}" for place, now in kept
+            ]
             return ", ".join(texts)
 
     def _batch(self, folder: str, name: str | None) -> Batch:

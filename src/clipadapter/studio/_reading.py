@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from clipadapter.data._base import SPLITS, shown
+from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import read_folder
 from clipadapter.errors import InputError
-from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.files import IMAGE_SUFFIXES, printable
 from clipadapter.studio._pictures import Equal, Picture, pictures
 
 
@@ -50,7 +50,7 @@ class Contents:
             InputError: if there is none.
         """
         if key not in self._by_key:
-            raise InputError(f"the picture {shown(Path(key).name)} is not there any more")
+            raise InputError(f"the picture {printable(Path(key).name)} is not there any more")
         return self._by_key[key][0]
 
     def has(self, key: str) -> bool:
@@ -88,7 +88,7 @@ def read_contents(
     divided = _divided(root, listing.dataset.splits)
     home = _part(root, "train") if divided else ""
     inside: dict[str, list[Path]] = {folder: [] for folder in _folders(root, home)}
-    of_label = {shown(folder): folder for folder in inside}
+    of_label = {printable(folder): folder for folder in inside}
     test: dict[str, list[Path]] = {}
     for sample in listing.dataset.samples:
         folder = None if sample.label is None else of_label.get(sample.label, sample.label)
@@ -114,12 +114,12 @@ def _divided(root: Path, splits: Sequence[str]) -> bool:
     if splits:
         return "all" not in splits
     folders = _folders(root, "")
-    return bool(folders) and all(folder.lower() in SPLITS for folder in folders)
+    return bool(folders) and all(folder.lower() in SPLIT_ALIASES for folder in folders)
 
 
 def _part(root: Path, part: str) -> str:
     """The folder of a part, as it is written there."""
-    named = [path.name for path in root.iterdir() if SPLITS.get(path.name.lower()) == part]
+    named = [path.name for path in root.iterdir() if SPLIT_ALIASES.get(path.name.lower()) == part]
     return sorted(named)[0] if named else part
 
 
@@ -127,7 +127,7 @@ def _called(folders: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
     """Folder by class name; one name a folder, whatever was written into the table of names."""
     found: dict[str, str] = {}
     for folder in folders:
-        name = names.get(folder, shown(folder))
+        name = names.get(folder, printable(folder))
         found[name if name not in found and (name == folder or name not in folders) else folder] = folder
     return found
 

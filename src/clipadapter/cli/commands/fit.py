@@ -113,7 +113,7 @@ def command(
 
 def _rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
     """The pictures to learn from; tells of classes that have too few."""
-    from clipadapter.data import draw_label_sets, draw_shots
+    from clipadapter.data import draw_multilabel_shots, draw_shots
 
     if shots is None:
         return range(len(dataset.samples))
@@ -123,7 +123,7 @@ def _rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequen
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         out.warn(f"fewer than {shots} pictures in {', '.join(few[:5])}{more}: all of them are taken")
     if dataset.multilabel:
-        return draw_label_sets(dataset.label_sets, shots, seed)
+        return draw_multilabel_shots(dataset.label_sets, shots, seed)
     return draw_shots(dataset.labels, shots, seed)
 
 

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.data._base import Dataset, Sample, some
-from clipadapter.data._split_file import missing_pictures, read_split
+from clipadapter.data.dataset import Dataset, Sample, format_list
+from clipadapter.data.split_file import missing_pictures, read_split
 from clipadapter.errors import DataError
 
 ROOT_VARIABLE = "CLIPADAPTER_DATA"
@@ -202,7 +202,7 @@ def check_pictures(name: str, samples: tuple[Sample, ...], root: Path) -> None:
     """
     gone = missing_pictures((sample.path for sample in samples), root)
     if gone:
-        lacks = f"{len(gone)} of its {len(samples)} pictures are not there: {some(gone, limit=3)}"
+        lacks = f"{len(gone)} of its {len(samples)} pictures are not there: {format_list(gone, limit=3)}"
         raise DataError(f"the data set '{name}' is not whole: {lacks}. Unpack its archive again, into {root}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from clipadapter.data._base import Sample, some
+from clipadapter.data.dataset import Sample, format_list
 from clipadapter.data.sets._base import BenchmarkSet, Content, Need
 from clipadapter.errors import DataError
 from clipadapter.files import IMAGE_SUFFIXES
@@ -39,7 +39,7 @@ class ImageNetSet(BenchmarkSet):
             for synset in found[-1]:
                 samples += [Sample(path, names[synset], part) for path in _pictures(folders[synset])]
         if any(synsets != found[0] for synsets in found):
-            some_of = some(sorted(set(found[0]) ^ set(found[-1])), limit=3)
+            some_of = format_list(sorted(set(found[0]) ^ set(found[-1])), limit=3)
             raise DataError(f"{folder}: the parts {', '.join(self.parts)} have different classes, such as {some_of}")
         return tuple(samples), tuple(names[synset] for synset in found[0])
 

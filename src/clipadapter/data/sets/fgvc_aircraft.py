@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipadapter.data._base import Sample
-from clipadapter.data._split_file import PARTS, is_inside
+from clipadapter.data.dataset import Sample
 from clipadapter.data.sets._base import BenchmarkSet, Content, Download, Need, check_pictures, split_counts
 from clipadapter.data.sets._registry import register_set
+from clipadapter.data.split_file import PARTS, is_inside
 from clipadapter.errors import DataError
 from clipadapter.files import open_text
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from clipadapter.data._base import some
+from clipadapter.data.dataset import format_list
 from clipadapter.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ def label_matrix(label_sets: Sequence[Collection[str]], class_names: Sequence[st
             raise DataError(f"the labels of picture {i} are the text {names!r}: give several names, such as ['cat']")
         unknown = [name for name in names if name not in position]
         if unknown:
-            raise DataError(f"picture {i} has labels that are no class: {some(unknown)}; known: {some(class_names)}")
+            raise DataError(
+                f"picture {i} has labels that are no class: {format_list(unknown)}; known: {format_list(class_names)}"
+            )
         found[i, [position[name] for name in names]] = 1
     return found
 
 
-def draw_label_sets(label_sets: Sequence[Collection[str]], shots: int, seed: int = 0) -> list[int]:
+def draw_multilabel_shots(label_sets: Sequence[Collection[str]], shots: int, seed: int = 0) -> list[int]:
     """Row numbers of pictures such that every class has as many shots, or all it has; common classes may get more.
 
     Classes are gone through from the rarest on, and each draws what those before it have not brought along. Of pictures
@@ -52,7 +54,7 @@ def draw_label_sets(label_sets: Sequence[Collection[str]], shots: int, seed: int
     Raises:
         InputError: if `shots` is below one, or no row has a label.
 
-    >>> draw_label_sets([("cat", "dog"), ("dog",), ("dog",), ("cat",)], shots=1, seed=1)
+    >>> draw_multilabel_shots([("cat", "dog"), ("dog",), ("dog",), ("cat",)], shots=1, seed=1)
     [0]
     """
     if shots < 1:

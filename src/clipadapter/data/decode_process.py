@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from clipadapter.data._memory import PROCESS_BYTES_PER_PIXEL, MemoryBudget
+from clipadapter.data.decode_memory import PROCESS_BYTES_PER_PIXEL, MemoryBudget
 from clipadapter.errors import ImageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SPARE_BYTES = 256 << 20
 IDLE_SECONDS = 10.0
 """After which a process that has nothing to do is ended."""
 MAX_AVIF_THREADS = 4
-_START = "import sys; sys.path[:] = {path!r}; from clipadapter.data._decoder import serve; serve()"
+_START = "import sys; sys.path[:] = {path!r}; from clipadapter.data.decode_process import serve; serve()"
 
 
 def can_decode_apart() -> bool:

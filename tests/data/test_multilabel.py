@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter.data import load_dataset
-from clipadapter.data.label_sets import draw_label_sets, label_matrix
+from clipadapter.data.multilabel import draw_multilabel_shots, label_matrix
 from clipadapter.errors import DataError, InputError
 
 SETS = [("cat", "dog"), (), ("dog",)]
@@ -73,7 +73,7 @@ def test_rows_with_and_without_label_sets_do_not_go_together(folder):
 
 def test_labels_of_pictures_with_several_are_refused(folder):
     (folder / "a.csv").write_text("path,labels\n0.jpg,cat|dog\n", "utf-8")
-    with pytest.raises(DataError, match="one a picture is needed"):
+    with pytest.raises(DataError, match="needs one label per picture"):
         _ = load_dataset(folder / "a.csv").labels
 
 
@@ -99,8 +99,8 @@ def test_every_class_has_its_shots_or_all_of_them(shots, seed):
     matrix = rng.random((60, 5)) < [0.02, 0.1, 0.2, 0.3, 0.4]
     matrix[:3] = np.eye(3, 5)
     sets = [tuple(np.array(list("abcde"))[row]) for row in matrix]
-    rows = draw_label_sets(sets, shots, seed)
-    assert rows == sorted(set(rows)) == draw_label_sets(sets, shots, seed)
+    rows = draw_multilabel_shots(sets, shots, seed)
+    assert rows == sorted(set(rows)) == draw_multilabel_shots(sets, shots, seed)
     counts = matrix[rows].sum(axis=0)
     assert (counts >= np.minimum(shots, matrix.sum(axis=0))).all()
     labelled = [row for row in rows if sets[row]]
@@ -111,11 +111,11 @@ def test_every_class_has_its_shots_or_all_of_them(shots, seed):
 
 def test_shots_that_can_not_be_drawn_are_named():
     with pytest.raises(InputError, match="at least 1, got 0"):
-        draw_label_sets(SETS, 0)
+        draw_multilabel_shots(SETS, 0)
     with pytest.raises(InputError, match="no picture has a label"):
-        draw_label_sets([(), ()], 1)
+        draw_multilabel_shots([(), ()], 1)
 
 
 def test_what_one_class_brought_along_is_not_drawn_again_for_another():
-    assert len(draw_label_sets([("cat", "dog")] * 9, 2)) == 2
-    assert len(draw_label_sets([("cat", "dog")] * 2 + [("dog",)] * 9, 3)) == 3
+    assert len(draw_multilabel_shots([("cat", "dog")] * 9, 2)) == 2
+    assert len(draw_multilabel_shots([("cat", "dog")] * 2 + [("dog",)] * 9, 3)) == 3

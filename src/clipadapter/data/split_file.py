@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
-from clipadapter.data._base import Dataset, Sample, shown, some
+from clipadapter.data.dataset import Dataset, Sample, format_list
 from clipadapter.errors import DataError
+from clipadapter.files import printable
 from clipadapter.parsing import read_json
 
 PARTS = ("train", "val", "test")
@@ -30,7 +31,7 @@ def read_split(path: Path, pictures: Path) -> tuple[tuple[Sample, ...], tuple[st
         DataError: if the file can't be read, is damaged, or two classes share a label or a name.
     """
     found = read_json(path, "fetch the file again")
-    where = shown(path)
+    where = printable(path)
     if not isinstance(found, dict) or not set(found) <= set(PARTS) or not {"train", "test"} <= set(found):
         came = ", ".join(map(str, list(found)[:5])) if isinstance(found, dict) else type(found).__name__
         raise DataError(f"{where}: expected an object with train, val and test, got: {came or 'nothing'}")
@@ -48,7 +49,7 @@ def read_split(path: Path, pictures: Path) -> tuple[tuple[Sample, ...], tuple[st
     ordered = tuple(names[label] for label in sorted(names))
     if len(set(ordered)) < len(ordered):
         twice = sorted({name for name in ordered if ordered.count(name) > 1})
-        raise DataError(f"{where}: two labels have the same class name: {some(twice)}")
+        raise DataError(f"{where}: two labels have the same class name: {format_list(twice)}")
     return tuple(samples), ordered
 
 
@@ -70,7 +71,7 @@ def read_draw(path: str | Path, dataset: Dataset) -> tuple[list[int], list[int]]
     """
     found = read_json(path)
     if not isinstance(found, dict) or "train" not in found or not set(found) <= {"train", "val"}:
-        raise DataError(f"{shown(path)}: expected an object with train and val, each with data and indices")
+        raise DataError(f"{printable(path)}: expected an object with train and val, each with data and indices")
     train, val = (list(_drawn(found.get(part), part, path, dataset)) for part in ("train", "val"))
     return train, val
 
@@ -132,7 +133,7 @@ def _row(row: object, where: str) -> tuple[str, int, str]:
 def _drawn(found: object, part: str, path: str | Path, dataset: Dataset) -> Iterator[int]:
     if found is None:
         return
-    where = f"{shown(path)}: {part}"
+    where = f"{printable(path)}: {part}"
     rows, data = (found.get("indices"), found.get("data")) if isinstance(found, dict) else (None, None)
     if not isinstance(rows, list) or not isinstance(data, list) or len(rows) != len(data):
         raise DataError(f"{where} must have 'indices' and 'data', two lists of equal length")
@@ -150,5 +151,5 @@ def _drawn(found: object, part: str, path: str | Path, dataset: Dataset) -> Iter
 
 
 def _brief(value: object) -> str:
-    text = shown(repr(value))
+    text = printable(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

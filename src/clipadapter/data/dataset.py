@@ -1,0 +1,177 @@
+"""A data set: paths of pictures, their labels and their splits. No picture is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clipadapter.errors import DataError
+from clipadapter.files import printable
+from clipadapter.registry import unknown
+
+SPLIT_ALIASES: Mapping[str, str] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""Name of a split by what folders and manifests call it, in lower case."""
+
+_SPLIT_ORDER = ("train", "val", "test", "all")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture.
+
+    Args:
+        path: of the file.
+        label: class name; None if it is unknown.
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` if the data are not split.
+        labels: all class names of a multi-label picture, possibly none; None for single-label data.
+    """
+
+    path: Path
+    label: str | None
+    split: str
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures with class names and splits.
+
+    Args:
+        name: for messages.
+        root: folder of the pictures.
+        samples: the pictures, in the same order in every run.
+        class_names: each class once, in the order of a classifier's outputs.
+    """
+
+    name: str
+    root: Path
+    samples: tuple[Sample, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have pictures, in the order train, val, test."""
+        present = {sample.split for sample in self.samples}
+        return tuple(split for split in _SPLIT_ORDER if split in present)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths of all pictures."""
+        return [sample.path for sample in self.samples]
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names of all pictures.
+
+        Raises:
+            DataError: if a picture has no label, or the data are multi-label: see `label_sets`.
+        """
+        if self.multilabel:
+            raise DataError(
+                f"'{self.name}' is multi-label (it has a column 'labels'), but this needs one label per picture: give "
+                "a manifest with a column 'label' ('fit', 'predict' and 'eval' take several labels)"
+            )
+        unlabelled = [sample.path for sample in self.samples if sample.label is None]
+        if unlabelled:
+            count = f"{len(unlabelled)} of {len(self.samples)} pictures of '{self.name}'"
+            raise DataError(
+                f"{count} have no label: {format_list(unlabelled)}. "
+                "Put each class into its own folder, or give a manifest with a column 'label'."
+            )
+        return [sample.label for sample in self.samples if sample.label is not None]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a picture can have several labels, or none."""
+        return any(sample.labels is not None for sample in self.samples)
+
+    @property
+    def label_sets(self) -> list[tuple[str, ...]]:
+        """All class names of each picture: none, one or several.
+
+        Raises:
+            DataError: if the labels of a picture are unknown.
+        """
+        if not self.multilabel:
+            return [(label,) for label in self.labels]
+        unlabelled = [sample.path for sample in self.samples if sample.labels is None]
+        if unlabelled:
+            raise DataError(
+                f"{len(unlabelled)} pictures of '{self.name}' have no column 'labels': {format_list(unlabelled)}"
+            )
+        return [sample.labels for sample in self.samples if sample.labels is not None]
+
+    def split(self, name: str) -> Dataset:
+        """The pictures of one split. All classes are kept, in the same order.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        samples = tuple(sample for sample in self.samples if sample.split == name)
+        if not samples:
+            raise DataError(f"'{self.name}' has no split '{name}'; it has: {', '.join(self.splits) or 'none'}")
+        return replace(self, samples=samples)
+
+    def rename(self, mapping: Mapping[str, str]) -> Dataset:
+        """The same data with other class names, in the same order.
+
+        Classes that are not in the mapping keep their name.
+
+        Args:
+            mapping: old class name, such as that of a folder, to the new one.
+
+        Raises:
+            UnknownNameError: if a key is not a class.
+            DataError: if two classes would get the same name.
+        """
+        for key in mapping:
+            if key not in self.class_names:
+                raise unknown("class", key, list(self.class_names))
+        names = tuple(mapping.get(name, name) for name in self.class_names)
+        old_names: dict[str, str] = {}
+        for old, new in zip(self.class_names, names, strict=True):
+            if new in old_names:
+                raise DataError(f"the classes '{old_names[new]}' and '{old}' would both be called '{new}'")
+            old_names[new] = old
+        samples = tuple(_renamed(sample, mapping) for sample in self.samples)
+        return replace(self, samples=samples, class_names=names)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set that was read from a folder or manifest, and the files that were left out, each with the reason."""
+
+    dataset: Dataset
+    left_out: tuple[tuple[Path, str], ...] = ()
+
+
+def make_dataset(name: str, root: Path, samples: Iterable[Sample]) -> Dataset:
+    """Build a data set whose classes are the sorted labels of its samples."""
+    samples = tuple(samples)
+    labels = {sample.label for sample in samples if sample.label is not None}
+    labels |= {label for sample in samples for label in sample.labels or ()}
+    return Dataset(name, root, samples, tuple(sorted(labels)))
+
+
+def _renamed(sample: Sample, mapping: Mapping[str, str]) -> Sample:
+    label = None if sample.label is None else mapping.get(sample.label, sample.label)
+    labels = None if sample.labels is None else tuple(mapping.get(name, name) for name in sample.labels)
+    return replace(sample, label=label, labels=labels)
+
+
+def format_list(items: Iterable[object], limit: int = 5) -> str:
+    """The first items of a list, and the number of the others, for a message.
+
+    >>> format_list("abcdefg", limit=2)
+    'a, b and 5 more'
+    """
+    texts = [printable(str(item)) for item in items]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
