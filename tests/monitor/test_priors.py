@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from clipadapter.errors import InputError
 from clipadapter.monitor import adjusted, estimate_priors, prior_intervals
-from clipadapter.monitor._reference import assumed_priors, usual_shares
+from clipadapter.monitor.reference import assumed_priors, usual_shares
 
 
 def pictures(priors, m, seed, assumed=(0.5, 0.5), apart=1.5):

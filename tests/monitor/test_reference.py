@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipadapter.monitor._reference import from_shots
+from clipadapter.monitor.reference import from_shots
 
 
 def test_shots_and_new_pictures_are_asked_by_fits_of_one_kind(world):

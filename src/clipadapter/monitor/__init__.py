@@ -4,11 +4,11 @@
 usual, and are more of them none of the classes.
 """
 
-from clipadapter.monitor._drift import CHECKS, ClassShare, Drift, Finding, NoneShare, Window, holm
-from clipadapter.monitor._looks import Looks, compare_looks
-from clipadapter.monitor._order import in_order
-from clipadapter.monitor._priors import adjusted, estimate_priors, prior_intervals
-from clipadapter.monitor._watch import LEAST, watch
+from clipadapter.monitor.covariate_shift import Looks, compare_looks
+from clipadapter.monitor.detection import LEAST, watch
+from clipadapter.monitor.drift import CHECKS, ClassShare, Drift, Finding, NoneShare, Window, holm
+from clipadapter.monitor.order import in_order
+from clipadapter.monitor.priors import adjusted, estimate_priors, prior_intervals
 
 __all__ = [
     "CHECKS",

@@ -168,7 +168,7 @@ class Drift:
         Raises:
             InputError: if it can't be written.
         """
-        from clipadapter.monitor._figure import draw
+        from clipadapter.monitor.plot import draw
 
         return draw(self, path)
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from clipadapter.errors import require
 from clipadapter.files import write_atomically
-from clipadapter.monitor._words import percent
+from clipadapter.monitor.messages import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clipadapter.monitor._drift import ClassShare, Drift
+    from clipadapter.monitor.drift import ClassShare, Drift
 
 DPI = 150
 NOW, USUAL, GREY = "#D55E00", "#0072B2", "#dddddd"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.monitor._priors import Array
+from clipadapter.monitor.priors import Array
 
 CHUNK = 2_000_000
 """Numbers that are held at a time."""

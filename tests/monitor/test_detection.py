@@ -10,7 +10,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.monitor import CHECKS, watch
-from clipadapter.monitor._words import of_shares
+from clipadapter.monitor.messages import of_shares
 from clipadapter.uncertainty import UncertaintyOptions
 
 USUAL, OTHER = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_tell_strange_pictures_is_looked_at_without(world):
 def test_two_shots_a_class_do_not_say_how_frequent_classes_are(world):
     model = world.model(counts=(2, 2, 3))
     model.support_ = replace(model.support_, X=np.asarray(model.support_.X))
-    import clipadapter.monitor._watch as own
+    import clipadapter.monitor.detection as own
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own, "LEAST", 5)

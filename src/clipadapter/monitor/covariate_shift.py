@@ -6,7 +6,7 @@ shares of the classes are not taken for other looks:
 
 - what the model's probabilities tell of a feature is taken off first: the least-squares fit of the features of both
   samples to the probabilities. What is left differs little between classes, so that it also shows smaller changes;
-- the samples are divided anew by odds that allow for other shares; see `clipadapter.monitor._draws`. The discrepancy is
+- the samples are divided anew by odds that allow for other shares; see `clipadapter.monitor.permutations`. The discrepancy is
   taken twice, plain and with a reference that is weighted by the odds, and the larger counts, each in its standard
   deviations. Where some classes vary more than others the weighted one sees more; else the plain one does, since no few
   shots must stand for many pictures.
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.monitor._draws import Mask, draw_groups
+from clipadapter.monitor.permutations import Mask, draw_groups
 
 Array = NDArray[np.float64]
 RIDGE = 0.1

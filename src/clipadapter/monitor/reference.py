@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.monitor._priors import TINY, Array, estimate_priors
-from clipadapter.monitor._seen import AnyModel, Seen, model_trust, see
+from clipadapter.monitor.observations import AnyModel, Seen, model_trust, see
+from clipadapter.monitor.priors import TINY, Array, estimate_priors
 from clipadapter.runtime import Predictor
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import fisher_exact
 
 from clipadapter.monitor import holm
-from clipadapter.monitor._none import more_than_usual, wilson
+from clipadapter.monitor.ood_rate import more_than_usual, wilson
 
 
 @pytest.mark.parametrize(("now", "m", "usual", "n"), [(5, 50, 2, 80), (0, 50, 4, 80), (30, 90, 4, 80), (3, 3, 0, 1)])

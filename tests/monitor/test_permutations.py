@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.monitor._draws import draw_groups
+from clipadapter.monitor.permutations import draw_groups
 
 
 @pytest.mark.parametrize("odds", [[1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [0.001, 1, 1, 1, 1000]])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipadapter.monitor._shares import against_pictures, against_shots
+from clipadapter.monitor.label_shift import against_pictures, against_shots
 
 CONFUSED = np.array([[0.9, 0.08, 0.02], [0.25, 0.7, 0.05], [0.02, 0.03, 0.95]])
 """What pictures of each class are called."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipadapter.monitor._drift import ClassShare, NoneShare
+from clipadapter.monitor.drift import ClassShare, NoneShare
 
 NAMED = 3
 """Classes that the verdict names."""

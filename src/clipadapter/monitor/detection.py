@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.errors import DataError, InputError
-from clipadapter.monitor import _words as words
-from clipadapter.monitor._drift import CHECKS, ClassShare, Drift, Finding, NoneShare, Window, holm
-from clipadapter.monitor._looks import Looks, compare_looks
-from clipadapter.monitor._none import more_than_usual, wilson
-from clipadapter.monitor._priors import Array, estimate_priors, prior_intervals
-from clipadapter.monitor._reference import Reference, from_pictures, from_shots
-from clipadapter.monitor._seen import AnyModel, Seen, model_trust, see
-from clipadapter.monitor._shares import Shares, against_pictures, against_shots
+from clipadapter.monitor import messages as words
+from clipadapter.monitor.covariate_shift import Looks, compare_looks
+from clipadapter.monitor.drift import CHECKS, ClassShare, Drift, Finding, NoneShare, Window, holm
+from clipadapter.monitor.label_shift import Shares, against_pictures, against_shots
+from clipadapter.monitor.observations import AnyModel, Seen, model_trust, see
+from clipadapter.monitor.ood_rate import more_than_usual, wilson
+from clipadapter.monitor.priors import Array, estimate_priors, prior_intervals
+from clipadapter.monitor.reference import Reference, from_pictures, from_shots
 
 LEAST = 20
 """Pictures that a stream, a reference and a window must have."""

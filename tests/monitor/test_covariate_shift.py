@@ -7,7 +7,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from clipadapter.errors import InputError
 from clipadapter.monitor import compare_looks
-from clipadapter.monitor._looks import discrepancy, gaussian_kernel, without_classes
+from clipadapter.monitor.covariate_shift import discrepancy, gaussian_kernel, without_classes
 
 CENTRES = np.array([[4.0, 0, 0, 3, 0, 0], [0, 4, 0, 3, 0, 0]])
 SPREAD = np.array([0.3, 1.2])
