@@ -26,7 +26,7 @@ FLOORS = [
     {"parsing"},
     {"backends", "uncertainty"},
     {"data", "encoders", "heads"},
-    {"features", "pretraining", "runtime", "tuners"},
+    {"features", "pretraining", "rendering", "runtime", "tuners"},
     {"persistence"},
     {"classifier"},
     {"bench", "doctor", "explain", "export", "monitor", "testing"},

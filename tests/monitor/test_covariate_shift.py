@@ -1,4 +1,6 @@
-"""Other looks are found, other shares of the classes are not taken for them."""
+"""Changed features are found, and changed class priors are not taken for them."""
+
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -6,71 +8,71 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel
 
 from clipadapter.errors import InputError
-from clipadapter.monitor import compare_looks
-from clipadapter.monitor.covariate_shift import discrepancy, gaussian_kernel, without_classes
+from clipadapter.monitor import measure_covariate_shift
+from clipadapter.monitor.covariate_shift import class_residuals, discrepancy, draw_permutations, gaussian_kernel
 
 CENTRES = np.array([[4.0, 0, 0, 3, 0, 0], [0, 4, 0, 3, 0, 0]])
 SPREAD = np.array([0.3, 1.2])
 
 
-def pictures(rng, share, m):
-    """Features (m, 6) of a narrow and a wide class, of which the first has a share; and true classes (m, 2)."""
-    y = (rng.random(m) >= share).astype(int)
+def draw_features(rng, prior, m):
+    """Features (m, 6) of a narrow and a wide class, where the first has a prior; and almost certain probabilities."""
+    y = (rng.random(m) >= prior).astype(int)
     return CENTRES[y] + rng.normal(size=(m, 6)) * SPREAD[y, None], np.eye(2)[y] * 0.98 + 0.01
 
 
-def chances(runs, change=lambda Z: Z, with_odds=True, share=0.8, m=90):
-    """P-values of streams whose first class is more frequent than among 40 even pictures."""
-    found = []
+def p_values(runs, change=lambda Z: Z, with_odds=True, prior=0.8, m=90):
+    """P-values of streams whose first class is more frequent than in a reference of 40 with equal priors."""
+    values = []
     for seed in range(runs):
         rng = np.random.default_rng(seed)
-        (X, P), (Z, Q) = pictures(rng, 0.5, 40), pictures(rng, share, m)
-        ratio = np.array([share, 1 - share]) / 0.5
+        (X, P), (Z, Q) = draw_features(rng, 0.5, 40), draw_features(rng, prior, m)
+        ratio = np.array([prior, 1 - prior]) / 0.5
         odds = (P @ ratio, Q @ ratio) if with_odds else None
-        found.append(compare_looks(X, change(Z), (P, Q), odds, draws=99, seed=seed).p)
-    return np.array(found)
+        values.append(measure_covariate_shift(X, change(Z), (P, Q), odds, draws=99, seed=seed).p_value)
+    return np.array(values)
 
 
-def test_the_discrepancy_is_the_papers_unbiased_one_in_plain_loops():
+def test_the_discrepancy_equals_the_unbiased_one_of_the_paper_in_plain_loops():
     rng = np.random.default_rng(0)
-    rows, inside = rng.normal(size=(9, 3)), np.array([True] * 4 + [False] * 5)
+    rows, in_stream = rng.normal(size=(9, 3)), np.array([True] * 4 + [False] * 5)
     K = gaussian_kernel(rows)
     terms = {(True, True): [], (False, False): [], (True, False): []}
     for i in range(9):
         for j in range(9):
-            if i != j and (inside[i] or not inside[j]):
-                terms[bool(inside[i]), bool(inside[j])].append(float(K[i, j]))
-    wanted = np.mean(terms[True, True]) + np.mean(terms[False, False]) - 2 * np.mean(terms[True, False])
-    np.testing.assert_allclose(discrepancy(K, inside[None]), [wanted], atol=1e-6)
+            if i != j and (in_stream[i] or not in_stream[j]):
+                terms[bool(in_stream[i]), bool(in_stream[j])].append(float(K[i, j]))
+    expected = np.mean(terms[True, True]) + np.mean(terms[False, False]) - 2 * np.mean(terms[True, False])
+    np.testing.assert_allclose(discrepancy(K, in_stream[None]), [expected], atol=1e-6)
 
 
 def test_the_width_of_the_kernel_is_the_median_distance():
     rows = np.random.default_rng(0).normal(size=(7, 3))
-    apart = [np.linalg.norm(a - b) for i, a in enumerate(rows) for b in rows[:i]]
-    wanted = rbf_kernel(rows, gamma=1 / (2 * np.median(apart) ** 2))
-    np.testing.assert_allclose(gaussian_kernel(rows), wanted, atol=0.02)  # the median of squares, of an even number
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(rows) for b in rows[:i]]
+    expected = rbf_kernel(rows, gamma=1 / (2 * np.median(distances) ** 2))
+    np.testing.assert_allclose(gaussian_kernel(rows), expected, atol=0.02)  # the median of squares, of an even number
 
 
-def test_pictures_that_are_all_the_same_have_a_kernel():
+def test_equal_features_have_a_kernel_of_ones():
     np.testing.assert_array_equal(gaussian_kernel(np.ones((3, 2))), 1)
 
 
-def test_what_probabilities_tell_is_taken_off_as_by_ridge():
+def test_class_residuals_are_those_of_ridge_regression():
     rng = np.random.default_rng(0)
     X, P = rng.normal(size=(20, 4)), rng.dirichlet([1, 1, 1], 20)
     centred = X - X.mean(axis=0)
-    wanted = centred - Ridge(alpha=0.1, fit_intercept=False).fit(P, centred).predict(P)
-    np.testing.assert_allclose(without_classes(X, P), wanted, atol=1e-9)
+    expected = centred - Ridge(alpha=0.1, fit_intercept=False).fit(P, centred).predict(P)
+    np.testing.assert_allclose(class_residuals(X, P), expected, atol=1e-9)
 
 
-def test_other_shares_alone_are_found_no_more_often_than_chance():
-    found = chances(100)
-    assert (found <= 0.1).mean() <= 0.21  # 0.1 and 3 sd
-    assert 0.39 <= found.mean() <= 0.61
+def test_changed_priors_alone_are_significant_no_more_often_than_by_chance():
+    values = p_values(100)
+    assert (values <= 0.1).mean() <= 0.21  # 0.1 and 3 sd
+    assert 0.39 <= values.mean() <= 0.61
 
 
-def test_without_odds_they_would_be_found():
-    assert (chances(30, with_odds=False) <= 0.1).mean() > 0.4
+def test_changed_priors_would_be_significant_without_odds():
+    assert (p_values(30, with_odds=False) <= 0.1).mean() > 0.4
 
 
 @pytest.mark.parametrize(
@@ -82,24 +84,52 @@ def test_without_odds_they_would_be_found():
     ],
     ids=["moved", "noisy", "a quarter of others"],
 )
-def test_other_looks_are_found_beside_other_shares(change):
-    assert (chances(10, change) <= 0.02).mean() >= 0.9
+def test_changed_features_are_found_if_priors_changed_too(change):
+    assert (p_values(10, change) <= 0.02).mean() >= 0.9
 
 
-def test_what_was_found_hangs_on_the_seed_alone():
+def test_the_result_depends_on_the_seed_alone():
     rng = np.random.default_rng(0)
     X, Z = rng.normal(1, 1, (20, 3)), rng.normal(1, 1, (30, 3))
-    assert compare_looks(X, Z, seed=1) == compare_looks(X, Z, seed=1)
-    assert compare_looks(X, Z, seed=1) != compare_looks(X, Z, seed=2)
+    assert measure_covariate_shift(X, Z, seed=1) == measure_covariate_shift(X, Z, seed=1)
+    assert measure_covariate_shift(X, Z, seed=1) != measure_covariate_shift(X, Z, seed=2)
 
 
-def test_lengths_of_features_do_not_count():
+def test_the_length_of_features_has_no_effect():
     rng = np.random.default_rng(0)
     X, Z = rng.normal(1, 1, (20, 3)), rng.normal(1, 1, (30, 3))
-    assert compare_looks(X, 5 * Z).p == compare_looks(X, Z).p
+    assert measure_covariate_shift(X, 5 * Z).p_value == measure_covariate_shift(X, Z).p_value
 
 
-def test_features_that_do_not_go_together_are_told():
+def test_features_of_wrong_shapes_are_errors():
     for X, Z in ((np.ones((3, 2)), np.ones((3, 4))), (np.ones((1, 2)), np.ones((3, 2))), (np.ones(3), np.ones(3))):
         with pytest.raises(InputError, match="two or more pictures of each, by one encoder"):
-            compare_looks(X, Z)
+            measure_covariate_shift(X, Z)
+
+
+@pytest.mark.parametrize("odds", [[1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [0.001, 1, 1, 1, 1000]])
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_each_set_is_as_frequent_as_the_product_of_its_odds(odds, m):
+    sets = draw_permutations(odds, m, 20_000, np.random.default_rng(0))
+    products = {group: np.prod([odds[i] for i in group]) for group in combinations(range(5), m)}
+    for group, product in products.items():
+        in_group = np.isin(np.arange(5), group)
+        expected = product / sum(products.values())
+        assert abs((sets == in_group).all(axis=1).mean() - expected) < 0.015  # 4 sd
+
+
+def test_every_set_has_the_requested_size():
+    sets = draw_permutations(np.linspace(0.1, 9, 300), 120, 50, np.random.default_rng(0))
+    assert (sets.sum(axis=1) == 120).all()
+
+
+def test_a_set_may_be_empty_or_have_all_pictures():
+    rng = np.random.default_rng(0)
+    assert not draw_permutations([1, 2], 0, 3, rng).any()
+    assert draw_permutations([1, 2], 2, 3, rng).all()
+
+
+def test_wrong_odds_are_errors():
+    for odds, m in (([1, 0], 1), ([1, np.inf], 1), ([1, 1], 3), ([[1]], 1)):
+        with pytest.raises(InputError, match="give one positive odds per picture"):
+            draw_permutations(odds, m, 1, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""A whole look at a stream: what is found, what is not, and what can't be looked at."""
+"""Drift detection as a whole: what is found, what is not, and which inputs are errors."""
 
 import json
 from dataclasses import replace
@@ -9,134 +9,138 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError, InputError
-from clipadapter.monitor import CHECKS, watch
-from clipadapter.monitor.messages import of_shares
+from clipadapter.monitor import CHECKS, detect_drift, detection
+from clipadapter.monitor.messages import describe_label_shift
 from clipadapter.uncertainty import UncertaintyOptions
 
-USUAL, OTHER = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
+PRIORS, CHANGED_PRIORS = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
 
 
-def changed(found):
-    return {finding.check for finding in found.findings if finding.found}
+def significant_checks(report):
+    return {result.check for result in report.checks if result.is_significant}
 
 
-def test_nothing_is_found_where_nothing_changed(world):
+def test_nothing_is_found_if_nothing_changed(world):
     model = world.model()
-    found = watch(model, world.stream(model))
-    assert not found.drift
-    assert found.sentence().startswith("no drift was found (p = ")
-    assert (found.reference, found.reference_pictures, found.pictures) == ("shots", 24, 90)
-    assert [finding.check for finding in found.findings] == list(CHECKS)
+    report = detect_drift(model, world.stream(model))
+    assert not report.has_drift
+    assert report.summary().startswith("no drift was found (p = ")
+    assert (report.reference, report.n_reference, report.n_pictures) == ("shots", 24, 90)
+    assert [result.check for result in report.checks] == list(CHECKS)
 
 
-def test_false_alarms_are_as_rare_as_was_asked(world):
+def test_false_alarms_are_as_rare_as_alpha(world):
     model = world.model(k=16)
-    alarms = sum(watch(model, world.stream(model, m=40), alpha=0.1, window=40, seed=i).drift for i in range(30))
-    assert alarms <= 8  # 3 and 3 sd; shots and their folds are the same in all
+    reports = (detect_drift(model, world.stream(model, m=40), alpha=0.1, window=40, seed=i) for i in range(30))
+    assert sum(report.has_drift for report in reports) <= 8  # 3 and 3 sd; shots and their folds are the same in all
 
 
-def test_other_shares_are_found_named_and_not_taken_for_other_looks(world):
+def test_changed_priors_are_found_and_not_taken_for_changed_features(world):
     model = world.model()
-    found = watch(model, world.stream(model, OTHER, 120))
-    assert changed(found) == {"shares"}
-    assert "'owl' is 1." in found.sentence() and "usually 33 %" in found.sentence()
-    owl = found.classes[2]
-    assert owl.low <= 0.6 <= owl.high and owl.usual == pytest.approx(1 / 3)
+    report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120))
+    assert significant_checks(report) == {"shares"}
+    assert "'owl' is 1." in report.summary() and "usually 33 %" in report.summary()
+    owl = report.classes[2]
+    assert owl.low <= 0.6 <= owl.high and owl.reference == pytest.approx(1 / 3)
 
 
-def test_usual_shares_can_be_told(world):
+def test_priors_of_the_reference_can_be_given(world):
     model = world.model()
-    stream = world.stream(model, OTHER, 120)
-    assert changed(watch(model, stream, usual={"cat": 0.1, "dog": 0.3, "owl": 0.6})) == set()
-    assert changed(watch(model, stream, usual={"cat": 0.6})) == {"shares"}
+    stream = world.stream(model, CHANGED_PRIORS, 120)
+    report = detect_drift(model, stream, reference_priors={"cat": 0.1, "dog": 0.3, "owl": 0.6})
+    assert significant_checks(report) == set()
+    assert significant_checks(detect_drift(model, stream, reference_priors={"cat": 0.6})) == {"shares"}
 
 
-def test_usual_pictures_tell_what_is_usual(world):
+def test_pictures_can_be_the_reference(world):
     model = world.model()
-    usual = world.stream(model, USUAL, 120)
-    same = watch(model, world.stream(model, USUAL, 120), reference=usual)
-    assert (changed(same), same.reference, same.reference_pictures) == (set(), "pictures", 120)
-    other = watch(model, world.stream(model, OTHER, 120), reference=usual)
-    assert changed(other) == {"shares"}
-    assert other.classes[0].usual == pytest.approx(0.6, abs=0.12)
+    reference = world.stream(model, PRIORS, 120)
+    same = detect_drift(model, world.stream(model, PRIORS, 120), reference=reference)
+    assert (significant_checks(same), same.reference, same.n_reference) == (set(), "pictures", 120)
+    other = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120), reference=reference)
+    assert significant_checks(other) == {"shares"}
+    assert other.classes[0].reference == pytest.approx(0.6, abs=0.12)
 
 
 @pytest.mark.parametrize("by_pictures", [False, True])
-def test_other_looks_are_found_whatever_the_shares(world, by_pictures):
+def test_changed_features_are_found_for_any_priors(world, by_pictures):
     model = world.model()
-    usual = world.stream(model, USUAL, 120) if by_pictures else None
-    found = watch(model, world.stream(model, OTHER, 120, spread=1.8), reference=usual)
-    assert "looks" in changed(found)
-    assert "the pictures look different (p = 0.00" in found.sentence()
+    reference = world.stream(model, PRIORS, 120) if by_pictures else None
+    report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120, spread=1.8), reference=reference)
+    assert "looks" in significant_checks(report)
+    assert "the pictures look different (p = 0.00" in report.summary()
 
 
 def test_pictures_of_none_of_the_classes_are_found(world):
     model = world.model()
-    strange = world.rng.normal(0, 1, (40, 12)) - 4
-    found = watch(model, [*world.stream(model, m=60), *world.paths(model, strange)], window=20)
-    assert "none" in changed(found)
-    assert "% are none of the classes (promised 5 %)" in found.sentence()
-    assert found.none.low <= found.none.now <= found.none.high
-    assert found.windows[-1].none[0] > 0.9 > 0.3 > found.windows[0].none[0]
-    assert found.windows[-1].distance > found.windows[-1].chance
+    outliers = world.rng.normal(0, 1, (40, 12)) - 4
+    report = detect_drift(model, [*world.stream(model, m=60), *world.paths(model, outliers)], window=20)
+    assert "none" in significant_checks(report)
+    assert "% are none of the classes (target 5 %)" in report.summary()
+    assert report.ood_rate.low <= report.ood_rate.current <= report.ood_rate.high
+    first, last = report.windows[0], report.windows[-1]
+    assert last.ood_rate[0] > 0.9 > 0.3 > first.ood_rate[0]
+    assert last.distance > last.distance_limit
 
 
-def test_where_the_looks_changed_shares_are_only_said_to_seem_so(world):
-    classes = watch(model := world.model(), world.stream(model, OTHER, 120)).classes
-    assert " is 1." in of_shares(classes, 0.01, sure=True)
-    assert " seems 1." in of_shares(classes, 0.01, sure=False)
-    gone = [
-        replace(one, now=now, usual=usual, p=0.001)
-        for one, now, usual in zip(classes, (0, 1, 0.2), (0.5, 0, 0.3), strict=True)
+def test_the_message_on_priors_says_seems_if_the_features_changed(world):
+    classes = detect_drift(model := world.model(), world.stream(model, CHANGED_PRIORS, 120)).classes
+    assert " is 1." in describe_label_shift(classes, 0.01, is_reliable=True)
+    assert " seems 1." in describe_label_shift(classes, 0.01, is_reliable=False)
+    changed = [
+        replace(prior, current=current, reference=reference, p_value=0.001)
+        for prior, current, reference in zip(classes, (0, 1, 0.2), (0.5, 0, 0.3), strict=True)
     ]
-    told = of_shares(gone, 0.01, sure=True)
-    assert "'dog' is new (100 %, usually 0 %)" in told and "'cat' has nearly vanished (0 %, usually 50 %)" in told
+    message = describe_label_shift(changed, 0.01, is_reliable=True)
+    assert "'dog' is new (100 %, usually 0 %)" in message
+    assert "'cat' has nearly vanished (0 %, usually 50 %)" in message
 
 
 def test_windows_cover_the_stream_in_its_order(world):
     model = world.model()
     times = [float(i) for i in range(95)]
-    found = watch(model, world.stream(model, m=95), times=times, window=30)
-    assert [(one.start, one.end) for one in found.windows] == [(0, 32), (32, 64), (64, 95)]
-    assert [one.begins for one in found.windows] == [0.0, 32.0, 64.0]
-    assert all(sum(one.shares) == pytest.approx(1) for one in found.windows)
-    assert len(watch(model, world.stream(model, m=400)).windows) == 11  # of 34 pictures or more
+    report = detect_drift(model, world.stream(model, m=95), times=times, window=30)
+    assert [(window.start, window.end) for window in report.windows] == [(0, 32), (32, 64), (64, 95)]
+    assert [window.start_time for window in report.windows] == [0.0, 32.0, 64.0]
+    assert all(sum(window.priors) == pytest.approx(1) for window in report.windows)
+    assert len(detect_drift(model, world.stream(model, m=400)).windows) == 11  # of 34 pictures or more
 
 
-def test_what_cannot_be_read_or_came_before_is_told_and_left_out(world):
+def test_unreadable_and_repeated_pictures_are_counted_and_left_out(world):
     model = world.model()
     stream = world.stream(model, m=60)
-    found = watch(model, [stream[0].with_name("bad1"), *stream, *stream[:7]], times=[float(i) for i in range(68)])
-    assert (found.pictures, found.repeated, found.skipped) == (60, 7, (("bad1", "not an image"),))
-    assert found.windows[0].begins == 1.0
+    paths = [stream[0].with_name("bad1"), *stream, *stream[:7]]
+    report = detect_drift(model, paths, times=[float(i) for i in range(68)])
+    assert (report.n_pictures, report.n_repeated, report.skipped) == (60, 7, (("bad1", "not an image"),))
+    assert report.windows[0].start_time == 1.0
 
 
-def test_too_few_pictures_are_no_ground_for_a_verdict(world):
+def test_too_few_pictures_are_an_error(world):
     model = world.model()
-    few, enough, small = world.stream(model, m=19), world.stream(model, m=20), world.model(k=2)
+    nineteen, twenty, small = world.stream(model, m=19), world.stream(model, m=20), world.model(k=2)
     with pytest.raises(DataError, match="the stream has 19 different pictures that can be used.* give 20 or more"):
-        watch(model, few)
+        detect_drift(model, nineteen)
     with pytest.raises(DataError, match="the stream has 1 different pictures"):
-        watch(model, enough[:1] * 30)
+        detect_drift(model, twenty[:1] * 30)
     with pytest.raises(DataError, match="the reference has 19 different"):
-        watch(model, enough, reference=few)
+        detect_drift(model, twenty, reference=nineteen)
     with pytest.raises(DataError, match="the model has kept shots of 6 different"):
-        watch(small, world.stream(small))
+        detect_drift(small, world.stream(small))
     with pytest.raises(DataError, match="there are no pictures"):
-        watch(model, [])
+        detect_drift(model, [])
     with pytest.raises(DataError, match="none of the 1 pictures can be read"):
-        watch(model, [few[0].with_name("bad")])
+        detect_drift(model, [nineteen[0].with_name("bad")])
 
 
-def test_models_whose_shots_say_nothing_need_usual_pictures(world):
+def test_models_whose_shots_cannot_be_held_out_need_a_reference(world):
     model = world.model(k=1)
-    with pytest.raises(InputError, match="one shot a class there is nothing to say what is usual: give pictures"):
-        watch(model, world.stream(model))
-    usual = world.stream(model, m=60)
-    assert watch(model, world.stream(model, m=60), reference=usual).pictures == 60
+    with pytest.raises(InputError, match="no shot can be held out, since no class has two: give pictures"):
+        detect_drift(model, world.stream(model))
+    reference = world.stream(model, m=60)
+    assert detect_drift(model, world.stream(model, m=60), reference=reference).n_pictures == 60
     model.support_ = model.support_.take([])
     with pytest.raises(InputError, match="saved without its shots"):
-        watch(model, world.stream(model))
+        detect_drift(model, world.stream(model))
     for flag, word in (
         ("transductive", "transductive"),
         ("tunes_encoder", "trained again"),
@@ -145,90 +149,104 @@ def test_models_whose_shots_say_nothing_need_usual_pictures(world):
         model = world.model()
         setattr(model.head_, flag, True)
         with pytest.raises(InputError, match=word):
-            watch(model, world.stream(model))
+            detect_drift(model, world.stream(model))
 
 
-def test_a_model_that_cannot_tell_strange_pictures_is_looked_at_without(world):
+def test_a_model_without_a_rejector_is_checked_without_its_rate(world):
     model = world.model()
     model.uncertainty_ = replace(model.uncertainty_, rejector=None)
-    found = watch(model, world.stream(model))
-    assert found.findings[2].p is None and "two shots a class" in found.findings[2].words
-    assert found.none is None and found.windows[0].none is None
-    assert found.findings[0].corrected <= 2 * found.findings[0].p + 1e-12  # two checks, not three
+    report = detect_drift(model, world.stream(model))
+    assert report.checks[2].p_value is None and "two shots per class" in report.checks[2].message
+    assert report.ood_rate is None and report.windows[0].ood_rate is None
+    assert report.checks[0].corrected_p_value <= 2 * report.checks[0].p_value + 1e-12  # two checks, not three
 
 
-def test_two_shots_a_class_do_not_say_how_frequent_classes_are(world):
+def test_priors_are_not_tested_with_two_shots_per_class(world, monkeypatch):
     model = world.model(counts=(2, 2, 3))
     model.support_ = replace(model.support_, X=np.asarray(model.support_.X))
-    import clipadapter.monitor.detection as own
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "LEAST", 5)
-        found = watch(model, world.stream(model))
-    assert found.findings[1].p is None and "three" not in found.findings[1].words
-    assert found.findings[1].words.startswith("it takes 3 shots a class")
+    monkeypatch.setattr(detection, "MIN_PICTURES", 5)
+    report = detect_drift(model, world.stream(model))
+    assert report.checks[1].p_value is None
+    assert report.checks[1].message.startswith("it takes 3 shots per class")
 
 
-def test_a_check_that_is_left_out_is_not_counted(world):
+def test_a_skipped_check_is_not_run(world):
     model = world.model()
-    stream = world.stream(model, OTHER, 120)
-    found = watch(model, stream, skip=("shares",))
-    assert found.findings[1].words == "left out" and not found.drift
+    stream = world.stream(model, CHANGED_PRIORS, 120)
+    report = detect_drift(model, stream, skip=("shares",))
+    assert report.checks[1].message == "skipped" and not report.has_drift
     with pytest.raises(InputError, match=r"no check is called 'look'; there are: looks, shares, none"):
-        watch(model, stream, skip=("look",))
-    with pytest.raises(InputError, match="every check is left out"):
-        watch(model, stream, skip=tuple(CHECKS))
+        detect_drift(model, stream, skip=("look",))
+    with pytest.raises(InputError, match="all checks are skipped"):
+        detect_drift(model, stream, skip=tuple(CHECKS))
 
 
-def test_the_rate_is_the_models_own_unless_another_is_asked(world):
+def test_the_reject_rate_is_that_of_the_model_unless_another_is_given(world):
     model = world.model(uncertainty=UncertaintyOptions(reject=0.2))
-    assert watch(model, world.stream(model)).none.rate == 0.2
-    assert watch(model, world.stream(model), reject=0.1).none.rate == 0.1
+    assert detect_drift(model, world.stream(model)).ood_rate.target == 0.2
+    assert detect_drift(model, world.stream(model), reject=0.1).ood_rate.target == 0.1
 
 
-def test_what_is_out_of_range_is_told(world):
+def test_arguments_out_of_range_are_errors(world):
     model = world.model()
     stream = world.stream(model)
     for alpha in (0.0, 0.7):
-        with pytest.raises(InputError, match="alpha is the chance of a false alarm"):
-            watch(model, stream, alpha=alpha)
-    with pytest.raises(InputError, match="a window needs 20 pictures or more"):
-        watch(model, stream, window=5)
-    with pytest.raises(InputError, match="leave usual out, or the reference"):
-        watch(model, stream, reference=stream, usual={"cat": 0.5})
+        with pytest.raises(InputError, match="the probability of a false alarm, must be between 0.0001 and 0.5"):
+            detect_drift(model, stream, alpha=alpha)
+    with pytest.raises(InputError, match="a window needs 20 pictures or more, but is 5"):
+        detect_drift(model, stream, window=5)
+    with pytest.raises(InputError, match="give usual shares or a reference, not both"):
+        detect_drift(model, stream, reference=stream, reference_priors={"cat": 0.5})
     with pytest.raises(InputError, match="not fitted"):
-        watch(FewShotClassifier("toy"), stream)
+        detect_drift(FewShotClassifier("toy"), stream)
 
 
-def test_pictures_with_several_labels_are_refused():
-    dots = [np.full((8, 8, 3), value, np.uint8) for value in (0, 60, 120, 250)]
-    model = FewShotClassifier("toy", "linear-probe", cache=None).fit(dots, [("a",), ("a", "b"), ("b",), ()])
+def test_multilabel_models_are_refused():
+    images = [np.full((8, 8, 3), value, np.uint8) for value in (0, 60, 120, 250)]
+    model = FewShotClassifier("toy", "linear-probe", cache=None).fit(images, [("a",), ("a", "b"), ("b",), ()])
     with pytest.raises(InputError, match="this model's pictures may have several"):
-        watch(model, [])
+        detect_drift(model, [])
 
 
-def test_json_and_plot_tell_all(world, tmp_path):
+def test_json_and_plot_have_all_parts(world, tmp_path):
     model = world.model()
-    found = watch(model, world.stream(model, OTHER, 80), times=[1.7e9 + 3600 * i for i in range(80)])
-    told = json.loads(json.dumps(found.to_dict()))
-    assert told["drift"] and told["verdict"] == found.sentence()
-    assert set(told["windows"][0]["shares"]) == {"cat", "dog", "owl"}
-    assert set(told["windows"][0]["none"]) == {"now", "low", "high"}
-    assert found.to_png(tmp_path / "drift.png").is_file()
+    times = [1.7e9 + 3600 * i for i in range(80)]
+    report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 80), times=times)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["drift"] and data["verdict"] == report.summary()
+    assert set(data["windows"][0]["shares"]) == {"cat", "dog", "owl"}
+    assert set(data["windows"][0]["none"]) == {"now", "low", "high"}
+    assert report.to_png(tmp_path / "drift.png").is_file()
     with Image.open(tmp_path / "drift.png") as image:
         assert image.format == "PNG" and image.width > 1000
-    bare = replace(found, none=None, windows=tuple(replace(one, none=None, distance=None) for one in found.windows))
-    assert bare.to_png(tmp_path / "bare.png").is_file()
+    windows = tuple(replace(window, ood_rate=None, distance=None) for window in report.windows)
+    assert replace(report, ood_rate=None, windows=windows).to_png(tmp_path / "empty.png").is_file()
 
 
-def test_the_same_seed_finds_the_same(world):
+def test_the_keys_of_the_json_are_those_of_history_files(world):
+    """Files that ``--history`` wrote before have these keys."""
+    model = world.model()
+    data = detect_drift(model, world.stream(model)).to_dict()
+    assert list(data) == [
+        *("drift", "verdict", "pictures", "repeated", "skipped", "reference", "reference_pictures", "alpha"),
+        *("findings", "classes", "none", "windows"),
+    ]
+    assert list(data["findings"][0]) == ["check", "p", "corrected", "found", "words"]
+    assert list(data["classes"][0]) == ["name", "usual", "now", "low", "high", "p"]
+    assert list(data["none"]) == ["rate", "usual", "now", "low", "high"]
+    assert list(data["windows"][0]) == [
+        *("start", "end", "begins", "none", "probability", "distance", "chance", "shares")
+    ]
+
+
+def test_the_same_seed_gives_the_same_report(world):
     model = world.model()
     stream = world.stream(model)
-    assert watch(model, stream, seed=1) == watch(model, stream, seed=1)
+    assert detect_drift(model, stream, seed=1) == detect_drift(model, stream, seed=1)
 
 
-def test_nothing_is_fitted_anew_to_the_model(world):
+def test_the_model_is_not_changed(world):
     model = world.model()
     before = {name: value.copy() for name, value in model.head_.state().items()}
-    watch(model, world.stream(model))
+    detect_drift(model, world.stream(model))
     assert all(np.array_equal(value, before[name]) for name, value in model.head_.state().items())

@@ -1,36 +1,39 @@
-"""More of "none of these" than usual, beside scipy and drawn scores."""
+"""The test of the rate of pictures of none of the classes, compared with scipy and with simulated scores."""
 
 import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
 from clipadapter.monitor import holm
-from clipadapter.monitor.ood_rate import more_than_usual, wilson
+from clipadapter.monitor.ood_rate import fisher_p_value, wilson_interval
 
 
-@pytest.mark.parametrize(("now", "m", "usual", "n"), [(5, 50, 2, 80), (0, 50, 4, 80), (30, 90, 4, 80), (3, 3, 0, 1)])
-def test_the_chance_is_that_of_fishers_test(now, m, usual, n):
-    wanted = fisher_exact([[now, m - now], [usual, n - usual]], alternative="greater").pvalue
-    assert more_than_usual(now, m, usual, n) == pytest.approx(wanted)
+@pytest.mark.parametrize(
+    ("rejected", "m", "reference_rejected", "n"), [(5, 50, 2, 80), (0, 50, 4, 80), (30, 90, 4, 80), (3, 3, 0, 1)]
+)
+def test_the_p_value_is_that_of_fishers_test(rejected, m, reference_rejected, n):
+    table = [[rejected, m - rejected], [reference_rejected, n - reference_rejected]]
+    expected = fisher_exact(table, alternative="greater").pvalue
+    assert fisher_p_value(rejected, m, reference_rejected, n) == pytest.approx(expected)
 
 
-def test_it_holds_where_the_threshold_is_one_of_the_reference():
-    rng, p = np.random.default_rng(0), []
+def test_false_alarms_are_rare_if_the_threshold_is_a_score_of_the_reference():
+    rng, p_values = np.random.default_rng(0), []
     for _ in range(2000):
         shots, stream = rng.normal(size=40), rng.normal(size=100)
-        threshold = np.sort(shots)[38]  # one of 40 is above it: 5 % of 41 were asked
-        p.append(more_than_usual(int((stream > threshold).sum()), 100, 1, 40))
+        threshold = np.sort(shots)[38]  # one of 40 is above it, for a rate of 5 % of 41
+        p_values.append(fisher_p_value(int((stream > threshold).sum()), 100, 1, 40))
     for alpha in (0.01, 0.05, 0.2):
-        assert np.mean(np.array(p) <= alpha) <= alpha + 3.3 * np.sqrt(alpha * (1 - alpha) / 2000)
+        assert np.mean(np.array(p_values) <= alpha) <= alpha + 3.3 * np.sqrt(alpha * (1 - alpha) / 2000)
 
 
 def test_wilsons_interval_is_that_of_the_textbook():
     # Newcombe 1998, table I: 81 of 263 and 1 of 29
-    assert [round(x, 4) for x in wilson(81, 263)[1:]] == [0.2553, 0.3662]
-    assert [round(x, 4) for x in wilson(1, 29)[1:]] == [0.0061, 0.1718]
+    assert [round(x, 4) for x in wilson_interval(81, 263)[1:]] == [0.2553, 0.3662]
+    assert [round(x, 4) for x in wilson_interval(1, 29)[1:]] == [0.0061, 0.1718]
 
 
-def test_corrected_values_never_cross():
+def test_corrected_p_values_keep_their_order():
     assert holm([]) == []
     assert holm([0.001, 0.02, 0.9]) == pytest.approx([0.003, 0.04, 0.9])
     assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])

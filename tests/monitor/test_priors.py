@@ -1,4 +1,4 @@
-"""Shares of classes by the EM of Saerens et al., beside plain loops, an optimiser and drawn pictures."""
+"""Class priors by the EM of Saerens et al., compared with plain loops, an optimiser and simulated pictures."""
 
 import numpy as np
 import pytest
@@ -6,97 +6,97 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from clipadapter.errors import InputError
-from clipadapter.monitor import adjusted, estimate_priors, prior_intervals
-from clipadapter.monitor.reference import assumed_priors, usual_shares
+from clipadapter.monitor import adjust_to_priors, estimate_priors, prior_intervals
+from clipadapter.monitor.reference import complete_priors, estimate_assumed_priors
 
 
-def pictures(priors, m, seed, assumed=(0.5, 0.5), apart=1.5):
-    """True probabilities (m, 2) under ``assumed`` of numbers that two normal classes with ``priors`` give."""
+def draw_probabilities(priors, m, seed, assumed=(0.5, 0.5), distance=1.5):
+    """True probabilities (m, 2) for the priors ``assumed``, of values drawn from two normal classes with ``priors``."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(np.where(rng.random(m) < priors[0], 0.0, apart), 1)
-    joint = np.column_stack([norm.pdf(x), norm.pdf(x, apart)]) * assumed
+    x = rng.normal(np.where(rng.random(m) < priors[0], 0.0, distance), 1)
+    joint = np.column_stack([norm.pdf(x), norm.pdf(x, distance)]) * assumed
     return joint / joint.sum(axis=1, keepdims=True)
 
 
-def test_em_is_that_of_the_paper_in_plain_loops():
-    P, before = pictures((0.8, 0.2), 40, 0), [0.5, 0.5]
-    shares = list(before)
+def test_em_equals_that_of_the_paper_in_plain_loops():
+    P, assumed = draw_probabilities((0.8, 0.2), 40, 0), [0.5, 0.5]
+    priors = list(assumed)
     for _ in range(2000):
-        new = [0.0, 0.0]
+        updated = [0.0, 0.0]
         for row in P:
-            total = sum(shares[k] / before[k] * row[k] for k in range(2))
+            total = sum(priors[k] / assumed[k] * row[k] for k in range(2))
             for k in range(2):
-                new[k] += shares[k] / before[k] * row[k] / total / len(P)
-        shares = new
-    np.testing.assert_allclose(estimate_priors(P), shares, atol=1e-4)
+                updated[k] += priors[k] / assumed[k] * row[k] / total / len(P)
+        priors = updated
+    np.testing.assert_allclose(estimate_priors(P), priors, atol=1e-4)
 
 
-def test_no_other_shares_make_the_pictures_likelier():
-    P, before = pictures((0.7, 0.3), 200, 1, assumed=(0.6, 0.4)), np.array([0.6, 0.4])
+def test_no_other_priors_have_a_larger_likelihood():
+    P, assumed = draw_probabilities((0.7, 0.3), 200, 1, assumed=(0.6, 0.4)), np.array([0.6, 0.4])
 
-    def unlikely(share):
-        return -np.log(P / before @ np.array([share[0], 1 - share[0]])).sum()
+    def negative_log_likelihood(prior):
+        return -np.log(P / assumed @ np.array([prior[0], 1 - prior[0]])).sum()
 
-    best = minimize(unlikely, [0.5], bounds=[(1e-6, 1 - 1e-6)]).x[0]
-    np.testing.assert_allclose(estimate_priors(P, before), [best, 1 - best], atol=1e-3)
+    best = minimize(negative_log_likelihood, [0.5], bounds=[(1e-6, 1 - 1e-6)]).x[0]
+    np.testing.assert_allclose(estimate_priors(P, assumed), [best, 1 - best], atol=1e-3)
 
 
 @pytest.mark.parametrize("priors", [(0.5, 0.5), (0.9, 0.1), (1.0, 0.0)])
 @pytest.mark.parametrize("assumed", [(0.5, 0.5), (0.8, 0.2)])
-def test_the_drawn_shares_are_found_whatever_the_probabilities_assume(priors, assumed):
-    found = estimate_priors(pictures(priors, 4000, 2, assumed), assumed)
-    np.testing.assert_allclose(found, priors, atol=0.03)
+def test_true_priors_are_estimated_for_any_assumed_priors(priors, assumed):
+    estimate = estimate_priors(draw_probabilities(priors, 4000, 2, assumed), assumed)
+    np.testing.assert_allclose(estimate, priors, atol=0.03)
 
 
-def test_nineteen_of_twenty_intervals_hold_the_drawn_share():
-    held = 0
+def test_intervals_contain_the_true_prior_in_95_percent():
+    n_covered = 0
     for seed in range(60):
-        _, low, high = prior_intervals(pictures((0.8, 0.2), 100, seed), resamples=150)
-        held += low[0] <= 0.8 <= high[0]
-    assert 52 <= held <= 60  # 57 and 3 sd
+        _, low, high = prior_intervals(draw_probabilities((0.8, 0.2), 100, seed), resamples=150)
+        n_covered += low[0] <= 0.8 <= high[0]
+    assert 52 <= n_covered <= 60  # 57 and 3 sd
 
 
-def test_intervals_hang_on_the_seed_alone():
-    P = pictures((0.8, 0.2), 50, 0)
+def test_intervals_depend_on_the_seed_alone():
+    P = draw_probabilities((0.8, 0.2), 50, 0)
     np.testing.assert_array_equal(prior_intervals(P, seed=3), prior_intervals(P, seed=3))
     assert not np.array_equal(prior_intervals(P, seed=3), prior_intervals(P, seed=4))
 
 
-def test_adjusted_probabilities_are_those_of_bayes():
-    seen, wanted = (pictures((0.3, 0.7), 50, 4, assumed) for assumed in ((0.5, 0.5), (0.9, 0.1)))
-    np.testing.assert_allclose(adjusted(seen, [0.5, 0.5], [0.9, 0.1]), wanted)
+def test_adjusted_probabilities_are_those_of_bayes_theorem():
+    original, expected = (draw_probabilities((0.3, 0.7), 50, 4, assumed) for assumed in ((0.5, 0.5), (0.9, 0.1)))
+    np.testing.assert_allclose(adjust_to_priors(original, [0.5, 0.5], [0.9, 0.1]), expected)
 
 
-def test_what_is_no_probability_or_no_share_is_told():
+def test_wrong_probabilities_and_priors_are_errors():
     for P in ([0.5, 0.5], np.zeros((0, 2)), [[np.nan, 1]], [[-0.1, 1.1]]):
         with pytest.raises(InputError, match="a row for each of one or more pictures"):
             estimate_priors(P)
-    for shares in ([1.0], [1.0, 0.0]):
-        with pytest.raises(InputError, match="a share above 0 is needed for each of 2 classes"):
-            estimate_priors([[0.5, 0.5]], shares)
+    for priors in ([1.0], [1.0, 0.0]):
+        with pytest.raises(InputError, match="priors must be above 0 for each of 2 classes"):
+            estimate_priors([[0.5, 0.5]], priors)
 
 
 @pytest.mark.parametrize("assumed", [(0.5, 0.5), (0.8, 0.2)])
-def test_what_probabilities_assume_is_seen_from_labels_of_unequal_shots(assumed):
+def test_assumed_priors_are_estimated_from_labels_of_unequal_shots(assumed):
     rng = np.random.default_rng(0)
     y = (rng.random(400) < 0.2).astype(int)
     x = rng.normal(1.5 * y)
     joint = np.column_stack([norm.pdf(x), norm.pdf(x, 1.5)]) * assumed
-    found = assumed_priors(joint / joint.sum(axis=1, keepdims=True), y)
-    np.testing.assert_allclose(found, assumed, atol=0.07)
+    estimate = estimate_assumed_priors(joint / joint.sum(axis=1, keepdims=True), y)
+    np.testing.assert_allclose(estimate, assumed, atol=0.07)
 
 
-def test_as_many_shots_of_each_class_assume_equal_shares():
+def test_equal_shots_per_class_assume_equal_priors():
     P = np.random.default_rng(0).dirichlet([1, 1, 1], 12)
-    np.testing.assert_allclose(assumed_priors(P, np.repeat([0, 1, 2], 4)), [1 / 3] * 3)
+    np.testing.assert_allclose(estimate_assumed_priors(P, np.repeat([0, 1, 2], 4)), [1 / 3] * 3)
 
 
-def test_usual_shares_must_be_shares_of_the_classes():
+def test_given_priors_must_be_of_classes_and_at_most_1_in_all():
     share = np.array([0.5, 0.5])
-    assert usual_shares({"a": 0.2, "b": 0.8}, ["a", "b"], share).tolist() == [0.2, 0.8]
-    assert usual_shares({}, ["a", "b"], share) is share
+    assert complete_priors({"a": 0.2, "b": 0.8}, ["a", "b"], share).tolist() == [0.2, 0.8]
+    assert complete_priors({}, ["a", "b"], share) is share
     with pytest.raises(InputError, match=r"no class is called 'c'; the model's classes: a, b"):
-        usual_shares({"c": 0.2}, ["a", "b"], share)
+        complete_priors({"c": 0.2}, ["a", "b"], share)
     for given in ({"a": 0.9, "b": 0.9}, {"a": 0.2, "b": 0.2}, {"a": 1.2}, {"a": -0.1}):
         with pytest.raises(InputError, match="1 in all"):
-            usual_shares(given, ["a", "b"], share)
+            complete_priors(given, ["a", "b"], share)

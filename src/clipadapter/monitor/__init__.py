@@ -1,29 +1,30 @@
-"""Whether pictures that come in are still such as a model was made for.
+"""Drift detection: whether new pictures still have the distribution that a model was made for.
 
-`watch` asks three things of a stream of pictures without labels: do they look as usual, are the classes as frequent as
-usual, and are more of them none of the classes.
+`detect_drift` runs three checks on a stream of pictures without labels: whether the features changed (covariate shift),
+whether the class priors changed (label shift), and whether more pictures show none of the classes.
 """
 
-from clipadapter.monitor.covariate_shift import Looks, compare_looks
-from clipadapter.monitor.detection import LEAST, watch
-from clipadapter.monitor.drift import CHECKS, ClassShare, Drift, Finding, NoneShare, Window, holm
-from clipadapter.monitor.order import in_order
-from clipadapter.monitor.priors import adjusted, estimate_priors, prior_intervals
+from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
+from clipadapter.monitor.detection import MIN_PICTURES, detect_drift
+from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, Window, holm
+from clipadapter.monitor.ood_rate import OodRate
+from clipadapter.monitor.order import sort_pictures
+from clipadapter.monitor.priors import adjust_to_priors, estimate_priors, prior_intervals
 
 __all__ = [
     "CHECKS",
-    "LEAST",
-    "ClassShare",
-    "Drift",
-    "Finding",
-    "Looks",
-    "NoneShare",
+    "MIN_PICTURES",
+    "CheckResult",
+    "ClassPrior",
+    "CovariateShift",
+    "DriftReport",
+    "OodRate",
     "Window",
-    "adjusted",
-    "compare_looks",
+    "adjust_to_priors",
+    "detect_drift",
     "estimate_priors",
     "holm",
-    "in_order",
+    "measure_covariate_shift",
     "prior_intervals",
-    "watch",
+    "sort_pictures",
 ]

@@ -1,15 +1,16 @@
-"""Whether pictures look different, however frequent their classes are.
+"""Covariate shift: whether the pictures look different, whatever the priors of their classes.
 
 A two-sample test by the maximum mean discrepancy (Gretton et al., "A kernel two-sample test", JMLR 13:723-773, 2012),
-with a Gaussian kernel whose width is the median distance, on unit features. Two things are ours, both so that other
-shares of the classes are not taken for other looks:
+with a Gaussian kernel whose width is the median distance, on unit features. Two things are ours. Both prevent that a
+change of the class priors is taken for a change of the features:
 
-- what the model's probabilities tell of a feature is taken off first: the least-squares fit of the features of both
-  samples to the probabilities. What is left differs little between classes, so that it also shows smaller changes;
-- the samples are divided anew by odds that allow for other shares; see `clipadapter.monitor.permutations`. The discrepancy is
-  taken twice, plain and with a reference that is weighted by the odds, and the larger counts, each in its standard
-  deviations. Where some classes vary more than others the weighted one sees more; else the plain one does, since no few
-  shots must stand for many pictures.
+- The part of the features that the model's probabilities explain is subtracted first: the least-squares fit of the
+  features of both samples to the probabilities. The residuals differ little between classes, so that smaller changes
+  are found too.
+- The permutations allow for other priors of the classes; see `draw_permutations`. The discrepancy is computed twice,
+  plain and with reference pictures that are weighted by their odds. Each is divided by its standard deviation, and the
+  larger one counts. The weighted one finds more if some classes vary more than others. Otherwise the plain one does,
+  since no small number of shots gets a large weight.
 
 Letters: n reference pictures, m of the stream, N = n + m, d width, c classes, b draws.
 """
@@ -22,32 +23,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.monitor.permutations import Mask, draw_groups
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 RIDGE = 0.1
-"""Pictures without any feature that each class is given in the fit to the probabilities."""
-FLOOR = 1e-3
-"""Least odds, beside a mean of one."""
+"""Weight of the ridge penalty: as if each class had so many more pictures, without any feature."""
+MIN_RELATIVE_ODDS = 1e-3
+"""Smallest odds of a picture; the mean of the odds is 1."""
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How far two samples are apart.
+class CovariateShift:
+    """How far the features of two samples are apart.
 
     Args:
         distance: the squared discrepancy, in standard deviations of its draws from their mean: about 0 where nothing
             changed.
-        chance: what 95 % of the draws lie below, likewise.
-        p: share of draws that are as far apart.
+        distance_limit: the distance that 95 % of the draws stay below.
+        p_value: share of the draws that are as far apart.
     """
 
     distance: float
-    chance: float
-    p: float
+    distance_limit: float
+    p_value: float
 
 
-def compare_looks(
+def measure_covariate_shift(
     reference: ArrayLike,
     stream: ArrayLike,
     probabilities: tuple[ArrayLike, ArrayLike] | None = None,
@@ -55,58 +56,58 @@ def compare_looks(
     *,
     draws: int = 999,
     seed: int = 0,
-) -> Looks:
-    """Test whether two samples of pictures look alike.
+) -> CovariateShift:
+    """Test whether the features of two samples of pictures have one distribution.
 
     Args:
-        reference: (n, d) features, any length.
+        reference: (n, d) features, of any length.
         stream: (m, d).
-        probabilities: (n, c) and (m, c) of the classes, by one model that saw neither sample.
-        odds: (n,) and (m,) how much likelier each picture is in the stream, for the classes it may be of; all alike if
-            not given.
+        probabilities: (n, c) and (m, c) of the classes, by one model that was fitted without both samples.
+        odds: (n,) and (m,) how much likelier each picture is in the stream, given the classes it may have; equal if not
+            given.
         draws: b.
         seed: of the draws.
 
     Raises:
-        InputError: if a shape does not fit, or a sample has fewer than two pictures.
+        InputError: if a shape is wrong, or a sample has fewer than two pictures.
 
     >>> rng = np.random.default_rng(0)
-    >>> old, new = rng.normal(1, 1, (60, 4)), rng.normal(1, 1, (40, 4))
-    >>> compare_looks(old, new).p > 0.05, compare_looks(old, new + 2).p
+    >>> before, after = rng.normal(1, 1, (60, 4)), rng.normal(1, 1, (40, 4))
+    >>> measure_covariate_shift(before, after).p_value > 0.05, measure_covariate_shift(before, after + 2).p_value
     (True, 0.001)
     """
-    X, Z = _unit(reference), _unit(stream)
+    X, Z = _unit_rows(reference), _unit_rows(stream)
     if X.ndim != 2 or Z.ndim != 2 or X.shape[1:] != Z.shape[1:] or min(len(X), len(Z)) < 2:
         raise InputError(f"features {X.shape} and {Z.shape}: give two or more pictures of each, by one encoder")
     rows = np.concatenate([X, Z])
     if probabilities is not None:
-        rows = without_classes(rows, np.concatenate([np.asarray(p, np.float64) for p in probabilities]))
-    chances = np.ones(len(rows)) if odds is None else np.concatenate([np.asarray(w, np.float64) for w in odds])
-    chances = np.maximum(chances / chances.mean(), FLOOR)
+        rows = class_residuals(rows, np.concatenate([np.asarray(p, np.float64) for p in probabilities]))
+    row_odds = np.ones(len(rows)) if odds is None else np.concatenate([np.asarray(w, np.float64) for w in odds])
+    row_odds = np.maximum(row_odds / row_odds.mean(), MIN_RELATIVE_ODDS)
     kernel = gaussian_kernel(rows)
     observed = np.arange(len(rows))[None] >= len(X)
-    drawn = draw_groups(chances, len(Z), draws, np.random.default_rng(seed))
-    divisions = np.concatenate([observed, drawn])
-    plain, weighted = (_scaled(discrepancy(kernel, divisions, weights)) for weights in (None, chances))
-    found = np.maximum(plain, weighted)
-    p = (1 + int((found[1:] >= found[0] - 1e-9).sum())) / (draws + 1)
-    return Looks(float(found[0]), float(np.quantile(found[1:], 0.95)), p)
+    permuted = draw_permutations(row_odds, len(Z), draws, np.random.default_rng(seed))
+    divisions = np.concatenate([observed, permuted])
+    plain, weighted = (_standardise(discrepancy(kernel, divisions, weights)) for weights in (None, row_odds))
+    distances = np.maximum(plain, weighted)
+    p_value = (1 + int((distances[1:] >= distances[0] - 1e-9).sum())) / (draws + 1)
+    return CovariateShift(float(distances[0]), float(np.quantile(distances[1:], 0.95)), p_value)
 
 
-def without_classes(features: Array, probabilities: Array) -> Array:
-    """Features (N, d) less what a linear map of the probabilities (N, c) tells of them.
+def class_residuals(features: Array, probabilities: Array) -> Array:
+    """Features (N, d) less their linear fit to the probabilities (N, c), by ridge regression.
 
     >>> features = np.array([[1.0, 0], [1, 2], [9, 0], [9, 2]])
-    >>> without_classes(features, np.eye(2)[[0, 0, 1, 1]]).round(1)[:, 1]
+    >>> class_residuals(features, np.eye(2)[[0, 0, 1, 1]]).round(1)[:, 1]
     array([-1.,  1., -1.,  1.])
     """
     centred = features - features.mean(axis=0)
-    inner = probabilities.T @ probabilities + RIDGE * np.eye(probabilities.shape[1])
-    return np.asarray(centred - probabilities @ np.linalg.solve(inner, probabilities.T @ centred))
+    gram = probabilities.T @ probabilities + RIDGE * np.eye(probabilities.shape[1])
+    return np.asarray(centred - probabilities @ np.linalg.solve(gram, probabilities.T @ centred))
 
 
 def gaussian_kernel(rows: Array) -> NDArray[np.float32]:
-    """Kernel exp(-|x - y|^2 / (2 s^2)) between all rows (N, N), with s the median distance of two different rows.
+    """Kernel exp(-|x - y|^2 / (2 s^2)) between all rows (N, N), where s is the median distance of two different rows.
 
     >>> gaussian_kernel(np.array([[0.0], [2.0]])).round(3)[0]  # exp(-1/2)
     array([1.   , 0.607], dtype=float32)
@@ -114,27 +115,27 @@ def gaussian_kernel(rows: Array) -> NDArray[np.float32]:
     squares = (rows**2).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0.0)
     pairs = distances[np.triu_indices(len(rows), 1)]
-    apart = pairs[pairs > 1e-12]
-    width = float(np.median(apart)) if len(apart) else 1.0
+    positive = pairs[pairs > 1e-12]
+    width = float(np.median(positive)) if len(positive) else 1.0
     return np.asarray(np.exp(-distances / (2 * width)), np.float32)
 
 
-def discrepancy(kernel: NDArray[np.float32], streams: Mask, weights: Array | None = None) -> Array:
+def discrepancy(kernel: NDArray[np.float32], in_stream: Mask, weights: Array | None = None) -> Array:
     """Squared discrepancy (b,) of each division (b, N) by a kernel (N, N): Gretton et al. (2012), eq. 3, unbiased.
 
     Args:
         kernel: ones on its diagonal.
-        streams: true where a picture is of the stream.
-        weights: (N,) of the pictures where they are of the reference; all alike if not given.
+        in_stream: true where a picture is of the stream.
+        weights: (N,) of the pictures that are of the reference; equal if not given.
 
     >>> rows = np.array([[0.0], [0.0], [9.0], [9.0]])
     >>> discrepancy(gaussian_kernel(rows), np.array([[True, True, False, False], [True, False, True, False]])).round(2)
     array([ 0.79, -0.39])
     """
-    inside = streams.astype(np.float32)
-    outside = (1 - inside) * (1 if weights is None else weights.astype(np.float32))
-    own, others = (_mean_of_pairs(kernel, part, part) for part in (inside, outside))
-    return own + others - 2 * _mean_of_pairs(kernel, inside, outside)
+    stream = in_stream.astype(np.float32)
+    reference = (1 - stream) * (1 if weights is None else weights.astype(np.float32))
+    within_stream, within_reference = (_mean_of_pairs(kernel, sample, sample) for sample in (stream, reference))
+    return within_stream + within_reference - 2 * _mean_of_pairs(kernel, stream, reference)
 
 
 def _mean_of_pairs(kernel: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32]) -> Array:
@@ -144,11 +145,68 @@ def _mean_of_pairs(kernel: NDArray[np.float32], a: NDArray[np.float32], b: NDArr
     return np.asarray((all_pairs - same) / (a.sum(axis=1, dtype=np.float64) * b.sum(axis=1, dtype=np.float64) - same))
 
 
-def _scaled(found: Array) -> Array:
-    """Standard deviations from the mean, the observed value and the draws alike."""
-    return np.asarray((found - found.mean()) / max(float(found.std()), 1e-12))
+def draw_permutations(odds: ArrayLike, m: int, draws: int, rng: np.random.Generator) -> Mask:
+    """Draw sets of m out of N pictures, each with probability proportional to the product of its odds.
+
+    If two samples have one distribution, all divisions of them are equally likely, and a permutation test is exact. If
+    the stream has the same classes with other priors, the divisions are not equally likely: a picture of a class that
+    is r times as frequent belongs to the stream with r times the odds. Given all pictures, a set S of m of them is the
+    stream with probability proportional to the product of the odds in S. Drawing from that distribution makes the test
+    exact again if the odds are known (weighted exchangeability, Tibshirani et al. 2019,
+    https://arxiv.org/abs/1904.06019; the conditional permutation test of Berrett et al. 2020,
+    https://arxiv.org/abs/1807.05405, approximates it by swaps).
+
+    The method is the exact one of Chen, Dempster and Liu (1994, Biometrika 81:457-469), one picture after the other.
+
+    Args:
+        odds: (N,) positive.
+        m: size of a set.
+        draws: b.
+        rng: to draw with.
+
+    Returns:
+        (b, N), true where a picture is in the set.
+
+    Raises:
+        InputError: if the odds are not positive, or m is not between 0 and N.
+
+    >>> sets = draw_permutations([1.0, 1.0, 2.0], 1, 4000, np.random.default_rng(0))
+    >>> bool(abs(sets.mean(axis=0) - [0.25, 0.25, 0.5]).max() < 0.05)  # the third has half of the odds
+    True
+    """
+    values = np.asarray(odds, np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all() or (values <= 0).any() or not 0 <= m <= len(values):
+        raise InputError(f"{m} of {values.shape} can't be drawn: give one positive odds per picture")
+    log_odds = np.log(values / np.exp(np.log(values).mean()))  # only their ratios matter
+    log_sums = _log_symmetric_sums(log_odds, m)
+    n_missing = np.full(draws, m)
+    sets = np.zeros((draws, len(values)), bool)
+    for i, log in enumerate(log_odds):
+        with np.errstate(invalid="ignore"):  # -inf - -inf: the set is complete
+            probability = np.exp(log + log_sums[i + 1, n_missing - 1] - log_sums[i, n_missing])
+        sets[:, i] = (n_missing > 0) & (rng.random(draws) < probability)
+        n_missing -= sets[:, i]
+    return sets
 
 
-def _unit(features: ArrayLike) -> Array:
+def _log_symmetric_sums(log_odds: Array, m: int) -> Array:
+    """Logarithms (N + 1, m + 1) of elementary symmetric polynomials.
+
+    Row i, column j: the sum, over all sets of j of the pictures i ... N, of the product of their odds.
+    """
+    sums = np.full((len(log_odds) + 1, m + 1), -np.inf)
+    sums[-1, 0] = 0.0
+    for i in range(len(log_odds) - 1, -1, -1):
+        sums[i] = sums[i + 1]
+        sums[i, 1:] = np.logaddexp(sums[i + 1, 1:], log_odds[i] + sums[i + 1, :-1])
+    return sums
+
+
+def _standardise(values: Array) -> Array:
+    """Standard deviations from the mean, of the observed value and the draws alike."""
+    return np.asarray((values - values.mean()) / max(float(values.std()), 1e-12))
+
+
+def _unit_rows(features: ArrayLike) -> Array:
     wide = np.asarray(features, np.float64)
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12))

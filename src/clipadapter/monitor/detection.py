@@ -1,4 +1,4 @@
-"""A stream of pictures beside what is usual."""
+"""Drift detection on a stream of pictures."""
 
 from __future__ import annotations
 
@@ -10,267 +10,288 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.errors import DataError, InputError
-from clipadapter.monitor import messages as words
-from clipadapter.monitor.covariate_shift import Looks, compare_looks
-from clipadapter.monitor.drift import CHECKS, ClassShare, Drift, Finding, NoneShare, Window, holm
-from clipadapter.monitor.label_shift import Shares, against_pictures, against_shots
-from clipadapter.monitor.observations import AnyModel, Seen, model_trust, see
-from clipadapter.monitor.ood_rate import more_than_usual, wilson
+from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
+from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, Window, holm
+from clipadapter.monitor.label_shift import LabelShift, compare_with_pictures, compare_with_shots
+from clipadapter.monitor.messages import describe_covariate_shift, describe_label_shift, describe_ood_rate
+from clipadapter.monitor.observations import AnyModel, Observations, observe, rejected_mask, uncertainty_of
+from clipadapter.monitor.ood_rate import OodRate, fisher_p_value, wilson_interval
 from clipadapter.monitor.priors import Array, estimate_priors, prior_intervals
-from clipadapter.monitor.reference import Reference, from_pictures, from_shots
+from clipadapter.monitor.reference import Reference, reference_from_pictures, reference_from_shots
 
-LEAST = 20
+MIN_PICTURES = 20
 """Pictures that a stream, a reference and a window must have."""
-MOST = 1000
-"""Pictures of a sample whose looks are compared: of more, so many are drawn."""
-LEAST_SHOTS = 3
-"""Shots a class that the shares of the classes are compared with: two show too little of a model's mistakes."""
-WINDOWS = 12
-REJECT = 0.05
+MAX_COMPARED_PICTURES = 1000
+"""Pictures of a sample whose features are compared; of more, as many are drawn."""
+MIN_SHOTS_PER_CLASS = 3
+"""Shots per class that class priors are compared with: two show too little of a model's confusions."""
+DEFAULT_WINDOWS = 12
+DEFAULT_REJECT_RATE = 0.05
 WINDOW_DRAWS = 199
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a stream is looked at.
+class DetectionOptions:
+    """Options of `detect_drift` after checks.
 
     Args:
-        alpha: chance of a false alarm.
-        window: pictures in a window; None divides the stream into 12, of 20 pictures at least.
-        skip: names of checks that are left out.
-        rate: of "none of these"; None if the model can't say that.
-        seed: of all that is drawn.
+        alpha: probability of a false alarm.
+        window: pictures per window; None divides the stream into 12 windows, of 20 pictures or more.
+        skip: names of checks that are not run.
+        reject: rate of "none of these"; None if the model can't reject.
+        seed: of all random numbers.
     """
 
     alpha: float
     window: int | None
     skip: frozenset[str]
-    rate: float | None
+    reject: float | None
     seed: int
 
     @property
     def draws(self) -> int:
-        """So many that the least p-value is a twentieth of alpha; of the smallest of three Holm asks a third."""
+        """Draws per test.
+
+        The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
+        """
         return max(199, min(99_999, math.ceil(20 / self.alpha) - 1))
 
 
-def watch(
+def detect_drift(
     model: AnyModel,
     stream: Sequence[Path],
     *,
     reference: Sequence[Path] | None = None,
-    usual: Mapping[str, float] | None = None,
+    reference_priors: Mapping[str, float] | None = None,
     times: Sequence[float] | None = None,
     reject: float | None = None,
     alpha: float = 0.01,
     window: int | None = None,
     skip: Collection[str] = (),
     seed: int = 0,
-) -> Drift:
-    """Look whether pictures that come in are still such as the model was made for.
+) -> DriftReport:
+    """Test whether a stream of pictures still has the distribution that a model was made for.
 
     Args:
-        model: fitted, one label a picture; or an exported file as `clipadapter.runtime.Predictor`.
-        stream: paths of pictures, in the order in which they came.
-        reference: paths of pictures of the usual situation; the model's shots if not given.
-        usual: usual shares of classes by name, beside shots; the others share the rest. As the shots are if not given.
-        times: seconds since 1970 at which each picture of the stream came.
+        model: fitted, one label per picture; or an exported file as `clipadapter.runtime.Predictor`.
+        stream: paths of pictures, in the order in which they were taken.
+        reference: paths of pictures of normal operation; the model's shots if not given.
+        reference_priors: priors of classes by name, for shots as reference. The other classes share the rest. If not
+            given, the priors are the shares of the shots.
+        times: seconds since 1970 at which each picture of the stream was taken.
         reject: share of pictures of the classes that may be called "none of these"; the model's if not given, else 5 %.
-        alpha: chance of a false alarm, of all checks together.
-        window: pictures in a window; a twelfth of the stream, but 20 at least, if not given.
-        skip: names of `CHECKS` to leave out.
-        seed: of all that is drawn.
+        alpha: probability of a false alarm, of all checks together.
+        window: pictures per window; if not given, a twelfth of the stream, but 20 or more.
+        skip: names of `CHECKS` that are not run.
+        seed: of all random numbers.
 
     Raises:
-        InputError: if pictures may have several labels, an argument is out of range, or the shots can't serve as
+        InputError: if pictures may have several labels, an argument is out of range, or the shots can't be the
             reference.
-        DataError: if there are fewer than 20 pictures that can be read.
+        DataError: if fewer than 20 pictures can be read.
 
     ::
 
-        found = watch(model, list_images("today"), reference=list_images("usual"))
-        found.drift, found.sentence()
+        report = detect_drift(model, list_images("today"), reference=list_images("normal"))
+        report.has_drift, report.summary()
     """
-    plan = _plan(model, reject, alpha, window, skip, seed)
-    if reference is not None and usual:
-        raise InputError("usual shares are seen from the pictures of the reference: leave usual out, or the reference")
-    before = from_shots(model, plan.rate, usual) if reference is None else from_pictures(model, reference, plan.rate)
-    seen = see(model, stream, plan.rate)
-    _enough(seen, "the stream has")
-    _enough(before, "the reference has" if reference is not None else "the model has kept shots of")
-    again = before.probabilities_of(seen)
-    shares = _shares(before, again, plan)
-    looks = None if "looks" in plan.skip else _looks(before, seen.features, again, plan, plan.draws)
-    classes = _classes(model, before, seen, shares, plan)
-    strange = _strange(model, seen, plan)
-    none = _none(before, strange, plan)
-    findings = _findings(before, looks, shares, classes, none, strange, plan)
-    return Drift(
-        len(seen),
-        seen.repeated,
-        seen.skipped,
-        "pictures" if before.labels is None else "shots",
-        len(before),
+    options = _check_options(model, reject, alpha, window, skip, seed)
+    if reference is not None and reference_priors:
+        raise InputError(
+            "the usual shares are estimated from the pictures of the reference: give usual shares or a reference, "
+            "not both"
+        )
+    expected = (
+        reference_from_shots(model, options.reject, reference_priors)
+        if reference is None
+        else reference_from_pictures(model, reference, options.reject)
+    )
+    observed = observe(model, stream, options.reject)
+    _check_size(observed, "the stream has")
+    _check_size(expected, "the reference has" if reference is not None else "the model has kept shots of")
+    probabilities = expected.comparable_probabilities(observed)
+    rejected = rejected_mask(model, observed, options.reject)
+    label_shift = _measure_label_shift(expected, probabilities, options)
+    covariate_shift = None
+    if "looks" not in options.skip:
+        covariate_shift = _measure_covariate_shift(expected, observed.features, probabilities, options, options.draws)
+    classes = _class_priors(model, expected, observed, label_shift, options)
+    ood_rate = _ood_rate(expected, rejected, options)
+    return DriftReport(
+        len(observed),
+        observed.n_repeated,
+        observed.skipped,
+        expected.kind,
+        len(expected),
         alpha,
-        findings,
+        _check_results(expected, covariate_shift, label_shift, classes, ood_rate, rejected, options),
         classes,
-        none,
-        tuple(_windows(before, seen, again, strange, times, plan)),
+        ood_rate,
+        tuple(_windows(expected, observed, probabilities, rejected, times, options)),
     )
 
 
-def _plan(
+def _check_options(
     model: AnyModel, reject: float | None, alpha: float, window: int | None, skip: Collection[str], seed: int
-) -> Plan:
-    uncertainty = model_trust(model) if hasattr(model, "uncertainty_") or hasattr(model, "about") else None
+) -> DetectionOptions:
+    uncertainty = uncertainty_of(model) if hasattr(model, "uncertainty_") or hasattr(model, "about") else None
     if uncertainty is None:
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
     if uncertainty.multilabel is not None:
-        raise InputError("drift is watched where a picture has one label, but this model's pictures may have several")
+        raise InputError("drift detection needs one label per picture, but this model's pictures may have several")
     if not 0.0001 <= alpha < 0.5:
-        raise InputError(f"alpha is the chance of a false alarm, between 0.0001 and 0.5, but is {alpha}")
-    if window is not None and window < LEAST:
-        raise InputError(f"a window needs {LEAST} pictures or more to say anything, but {window} were asked for")
+        raise InputError(f"alpha, the probability of a false alarm, must be between 0.0001 and 0.5, but is {alpha}")
+    if window is not None and window < MIN_PICTURES:
+        raise InputError(f"a window needs {MIN_PICTURES} pictures or more, but is {window}")
     if unknown := sorted(set(skip) - set(CHECKS)):
         raise InputError(f"no check is called {unknown[0]!r}; there are: {', '.join(CHECKS)}")
     if set(skip) == set(CHECKS):
-        raise InputError("every check is left out: keep one")
-    rate = None if uncertainty.rejector is None else reject or uncertainty.decisions.reject or REJECT
+        raise InputError("all checks are skipped: keep one")
+    rate = None if uncertainty.rejector is None else reject or uncertainty.decisions.reject or DEFAULT_REJECT_RATE
     if rate is not None and math.isinf(uncertainty.rejector.threshold(rate).value):
-        rate = None  # so few shots were held out that nothing is ever called none of the classes
-    return Plan(alpha, window, frozenset(skip), rate, seed)
+        rate = None  # so few shots were held out that the model never rejects a picture
+    return DetectionOptions(alpha, window, frozenset(skip), rate, seed)
 
 
-def _enough(seen: Seen | Reference, who: str) -> None:
-    if len(seen) < LEAST:
+def _check_size(sample: Observations | Reference, subject: str) -> None:
+    if len(sample) < MIN_PICTURES:
         raise DataError(
-            f"{who} {len(seen)} different pictures that can be used: too few to tell a change by, give {LEAST} or more"
+            f"{subject} {len(sample)} different pictures that can be used, too few for a test: "
+            f"give {MIN_PICTURES} or more"
         )
 
 
-def _shares(before: Reference, again: Array, plan: Plan) -> Shares | None:
-    if "shares" in plan.skip or (before.labels is not None and _shots_a_class(before) < LEAST_SHOTS):
+def _measure_label_shift(expected: Reference, probabilities: Array, options: DetectionOptions) -> LabelShift | None:
+    if "shares" in options.skip or expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
         return None
-    if before.labels is not None:
-        return against_shots(before.probabilities, before.labels, before.usual, again, draws=plan.draws, seed=plan.seed)
-    return against_pictures(before.probabilities, again, draws=plan.draws, seed=plan.seed)
+    draws, seed = options.draws, options.seed
+    if expected.labels is None:
+        return compare_with_pictures(expected.probabilities, probabilities, draws=draws, seed=seed)
+    return compare_with_shots(
+        expected.probabilities, expected.labels, expected.priors, probabilities, draws=draws, seed=seed
+    )
 
 
-def _looks(before: Reference, features: Array, again: Array, plan: Plan, draws: int) -> Looks:
-    m, c = again.shape
-    now = estimate_priors(again, before.assumed)
-    # One picture of each class beside, as usual: a class that did not come must not have no odds at all.
-    ratio = ((m * now + c * before.share) / (m + c)) / np.maximum(before.share, 1 / (len(before) + c))
-    rng = np.random.default_rng(plan.seed)
-    old, new = (np.sort(rng.permutation(n)[:MOST]) for n in (len(before), m))
-    P, Q = before.probabilities[old], again[new]
-    odds = tuple(_odds(each, before, ratio) for each in (P, Q))
-    return compare_looks(before.features[old], features[new], (P, Q), (odds[0], odds[1]), draws=draws, seed=plan.seed)
+def _measure_covariate_shift(
+    expected: Reference, features: Array, probabilities: Array, options: DetectionOptions, draws: int
+) -> CovariateShift:
+    (m, c), n = probabilities.shape, len(expected)
+    priors = estimate_priors(probabilities, expected.assumed_priors)
+    # One picture more of each class, in the reference's proportions: a class that is missing in the stream needs odds
+    # above zero.
+    ratio = ((m * priors + c * expected.sample_priors) / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
+    rng = np.random.default_rng(options.seed)
+    rows, stream_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
+    P, Q = expected.probabilities[rows], probabilities[stream_rows]
+    return measure_covariate_shift(
+        expected.features[rows],
+        features[stream_rows],
+        (P, Q),
+        (_odds(P, expected, ratio), _odds(Q, expected, ratio)),
+        draws=draws,
+        seed=options.seed,
+    )
 
 
-def _odds(probabilities: Array, before: Reference, ratio: Array) -> Array:
-    """How much likelier each picture is in the stream, for the classes it may be of."""
-    joint = probabilities / before.assumed * np.maximum(before.share, 1e-6)
+def _odds(probabilities: Array, expected: Reference, ratio: Array) -> Array:
+    """How much likelier each picture is in the stream, given the classes that it may have."""
+    joint = probabilities / expected.assumed_priors * np.maximum(expected.sample_priors, 1e-6)
     return np.asarray(joint @ ratio / joint.sum(axis=1))
 
 
-def _classes(
-    model: AnyModel, before: Reference, seen: Seen, shares: Shares | None, plan: Plan
-) -> tuple[ClassShare, ...]:
+def _class_priors(
+    model: AnyModel, expected: Reference, observed: Observations, shift: LabelShift | None, options: DetectionOptions
+) -> tuple[ClassPrior, ...]:
     names = getattr(model, "class_names_", None) or model.class_names  # type: ignore[union-attr]
-    now, low, high = prior_intervals(seen.probabilities, before.assumed, seed=plan.seed)
+    current, low, high = prior_intervals(observed.probabilities, expected.assumed_priors, seed=options.seed)
     return tuple(
-        ClassShare(
+        ClassPrior(
             name,
-            float(before.usual[i]),
-            float(now[i]),
+            float(expected.priors[i]),
+            float(current[i]),
             float(low[i]),
             float(high[i]),
-            None if shares is None else float(shares.by_class[i]),
+            None if shift is None else float(shift.class_p_values[i]),
         )
         for i, name in enumerate(names)
     )
 
 
-def _strange(model: AnyModel, seen: Seen, plan: Plan) -> Array | None:
-    """Which pictures (m,) are none of the classes; None if the model can't say."""
-    if plan.rate is None or seen.strangeness is None:
+def _ood_rate(expected: Reference, rejected: Array | None, options: DetectionOptions) -> OodRate | None:
+    if rejected is None or options.reject is None:
         return None
-    return np.asarray(seen.strangeness > model_trust(model).rejector.threshold(plan.rate).value)
+    reference = expected.n_rejected / expected.n_scored if expected.n_scored else options.reject
+    return OodRate(options.reject, reference, *wilson_interval(int(rejected.sum()), len(rejected)))
 
 
-def _none(before: Reference, strange: Array | None, plan: Plan) -> NoneShare | None:
-    if strange is None or plan.rate is None:
-        return None
-    usual = before.rejected / before.judged if before.judged else plan.rate
-    return NoneShare(plan.rate, usual, *wilson(int(strange.sum()), len(strange)))
-
-
-def _findings(
-    before: Reference,
-    looks: Looks | None,
-    shares: Shares | None,
-    classes: tuple[ClassShare, ...],
-    none: NoneShare | None,
-    strange: Array | None,
-    plan: Plan,
-) -> tuple[Finding, ...]:
-    values: dict[str, float] = {}
-    if looks is not None:
-        values["looks"] = looks.p
-    if shares is not None:
-        values["shares"] = shares.p
-    if strange is not None and "none" not in plan.skip:
-        values["none"] = more_than_usual(int(strange.sum()), len(strange), before.rejected, before.judged)
-    corrected = dict(zip(values, holm(list(values.values())), strict=True))
-    found = {name: p <= plan.alpha for name, p in corrected.items()}
-    sure = not (found.get("looks") or found.get("none"))
-    told = {
-        "looks": words.of_looks(corrected.get("looks", 1.0)),
-        "shares": words.of_shares(classes, plan.alpha, sure),
-        "none": words.of_none(none, "pictures" if before.labels is None else "shots") if none else "",
-    }
-    return tuple(
-        Finding(name, values[name], corrected[name], found[name], told[name])
-        if name in values
-        else Finding(name, None, None, False, "left out" if name in plan.skip else UNTESTED[name])
-        for name in CHECKS
-    )
-
-
-UNTESTED = {
-    "shares": f"it takes {LEAST_SHOTS} shots a class or more, or pictures of the usual situation",
-    "none": "the model can't tell pictures of none of its classes, it takes two shots a class or more",
+NOT_TESTED = {
+    "shares": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
+    "none": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
 }
 
 
-def _shots_a_class(before: Reference) -> float:
-    """Shots of the classes that have any, on average."""
-    assert before.labels is not None
-    return float(np.unique(before.labels, return_counts=True)[1].mean())
+def _check_results(
+    expected: Reference,
+    covariate_shift: CovariateShift | None,
+    label_shift: LabelShift | None,
+    classes: tuple[ClassPrior, ...],
+    ood_rate: OodRate | None,
+    rejected: Array | None,
+    options: DetectionOptions,
+) -> tuple[CheckResult, ...]:
+    p_values: dict[str, float] = {}
+    if covariate_shift is not None:
+        p_values["looks"] = covariate_shift.p_value
+    if label_shift is not None:
+        p_values["shares"] = label_shift.p_value
+    if rejected is not None and "none" not in options.skip:
+        n_rejected = int(rejected.sum())
+        p_values["none"] = fisher_p_value(n_rejected, len(rejected), expected.n_rejected, expected.n_scored)
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    is_significant = {check: p <= options.alpha for check, p in corrected.items()}
+    # EM assumes that pictures of a class look as before, so that its priors can't be trusted otherwise.
+    is_reliable = not (is_significant.get("looks") or is_significant.get("none"))
+    messages = {
+        "looks": describe_covariate_shift(corrected.get("looks", 1.0)),
+        "shares": describe_label_shift(classes, options.alpha, is_reliable),
+        "none": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
+    }
+    return tuple(
+        CheckResult(check, p_values[check], corrected[check], is_significant[check], messages[check])
+        if check in p_values
+        else CheckResult(check, None, None, False, "skipped" if check in options.skip else NOT_TESTED[check])
+        for check in CHECKS
+    )
 
 
 def _windows(
-    before: Reference, seen: Seen, again: Array, strange: Array | None, times: Sequence[float] | None, plan: Plan
+    expected: Reference,
+    observed: Observations,
+    probabilities: Array,
+    rejected: Array | None,
+    times: Sequence[float] | None,
+    options: DetectionOptions,
 ) -> list[Window]:
-    m = len(seen)
-    size = plan.window or max(LEAST, math.ceil(m / WINDOWS))
-    found = []
+    m = len(observed)
+    size = options.window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
+    windows = []
     for rows in np.array_split(np.arange(m), max(1, m // size)):
-        looks = None
-        if "looks" not in plan.skip:
-            looks = _looks(before, seen.features[rows], again[rows], plan, WINDOW_DRAWS)
-        P = seen.probabilities[rows]
-        found.append(
+        shift = None
+        if "looks" not in options.skip:
+            shift = _measure_covariate_shift(
+                expected, observed.features[rows], probabilities[rows], options, WINDOW_DRAWS
+            )
+        P = observed.probabilities[rows]
+        windows.append(
             Window(
                 int(rows[0]),
                 int(rows[-1]) + 1,
-                None if times is None else float(times[seen.rows[rows[0]]]),
-                None if strange is None else wilson(int(strange[rows].sum()), len(rows)),
+                None if times is None else float(times[observed.indices[rows[0]]]),
+                None if rejected is None else wilson_interval(int(rejected[rows].sum()), len(rows)),
                 float(P.max(axis=1).mean()),
-                None if looks is None else looks.distance,
-                None if looks is None else looks.chance,
-                tuple(float(share) for share in estimate_priors(P, before.assumed)),
+                None if shift is None else shift.distance,
+                None if shift is None else shift.distance_limit,
+                tuple(float(prior) for prior in estimate_priors(P, expected.assumed_priors)),
             )
         )
-    return found
+    return windows

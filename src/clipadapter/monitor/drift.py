@@ -1,4 +1,4 @@
-"""What a look at a stream of pictures found."""
+"""The result of drift detection."""
 
 from __future__ import annotations
 
@@ -7,160 +7,140 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipadapter.monitor.ood_rate import OodRate
+
 CHECKS = {"looks": "how the pictures look", "shares": "how frequent the classes are", "none": "none of the classes"}
-"""What is tested, by the name of the test."""
+"""Title of each check by its name: covariate shift, label shift, and the rate of pictures of none of the classes."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One test.
+class CheckResult:
+    """The result of one check, which is a statistical test.
 
     Args:
         check: "looks", "shares" or "none".
-        p: chance of such a difference where nothing changed; None if it could not be tested.
-        corrected: the same allowing for the number of tests (Holm 1979).
-        found: whether that is not above alpha.
-        words: what there is to say of it.
+        p_value: probability of such a difference if nothing changed; None if the check was not run.
+        corrected_p_value: the same, corrected for the number of checks (Holm 1979).
+        is_significant: whether the corrected p-value is not above alpha.
+        message: the result as a phrase, or why the check was not run.
     """
 
     check: str
-    p: float | None
-    corrected: float | None
-    found: bool
-    words: str
+    p_value: float | None
+    corrected_p_value: float | None
+    is_significant: bool
+    message: str
 
 
 @dataclass(frozen=True)
-class ClassShare:
+class ClassPrior:
     """How frequent a class is.
 
     Args:
         name: of the class.
-        usual: its usual share.
-        now: its share in the stream.
-        low: lower end of the 95 % interval of ``now``.
+        reference: its prior in the reference.
+        current: its prior in the stream.
+        low: lower end of the 95 % interval of ``current``.
         high: upper end.
-        p: chance of such a difference in any of the classes where nothing changed; None if it was not tested.
+        p_value: probability of such a difference in any of the classes if nothing changed; None if it was not tested.
     """
 
     name: str
-    usual: float
-    now: float
+    reference: float
+    current: float
     low: float
     high: float
-    p: float | None
-
-
-@dataclass(frozen=True)
-class NoneShare:
-    """How many pictures are none of the classes.
-
-    Args:
-        rate: that was promised.
-        usual: share among the reference's pictures.
-        now: share in the stream.
-        low: lower end of Wilson's 95 % interval of ``now``.
-        high: upper end.
-    """
-
-    rate: float
-    usual: float
-    now: float
-    low: float
-    high: float
+    p_value: float | None
 
 
 @dataclass(frozen=True)
 class Window:
-    """Pictures that came one after the other.
+    """Consecutive pictures of the stream.
 
     Args:
-        start: number of the first, from 0, in the order of the stream.
-        end: number after the last.
-        begins: when the first came, in seconds since 1970; None if that is not known.
-        none: share that is none of the classes, with Wilson's 95 % interval; None if the model can't say.
-        probability: mean probability of the likeliest class.
-        distance: how far their looks are from the usual, in standard deviations of chance; None if not looked at.
-        chance: the distance that 95 % of as many usual pictures stay below.
-        shares: of the classes.
+        start: index of the first picture, from 0, in the order of the stream.
+        end: index after the last picture.
+        start_time: when the first picture was taken, in seconds since 1970; None if that is not known.
+        ood_rate: share that is none of the classes, with the ends of Wilson's 95 % interval; None if the model can't
+            reject.
+        mean_confidence: mean probability of the likeliest class.
+        distance: discrepancy between the features and those of the reference, in standard deviations of the draws
+            where nothing changed; None if it was not measured.
+        distance_limit: the distance that 95 % of these draws stay below.
+        priors: estimated prior of each class.
     """
 
     start: int
     end: int
-    begins: float | None
-    none: tuple[float, float, float] | None
-    probability: float
+    start_time: float | None
+    ood_rate: tuple[float, float, float] | None
+    mean_confidence: float
     distance: float | None
-    chance: float | None
-    shares: tuple[float, ...]
+    distance_limit: float | None
+    priors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Drift:
-    """What was found of a stream.
+class DriftReport:
+    """The result of `detect_drift`.
 
     Args:
-        pictures: how many were looked at.
-        repeated: how many more were the same picture again.
-        skipped: (name, reason) of those that can't be read.
-        reference: what they were compared with: "shots" or "pictures".
-        reference_pictures: how many these were.
-        alpha: chance of a false alarm.
-        findings: the tests, in the order of `CHECKS`.
-        classes: how frequent each class is.
-        none: how many pictures are none of them; None if the model can't say.
+        n_pictures: how many pictures of the stream were used.
+        n_repeated: how many more were copies of a picture of the stream.
+        skipped: (name, reason) of the pictures that can't be read.
+        reference: what the stream was compared with: "shots" or "pictures".
+        n_reference: how many these were.
+        alpha: probability of a false alarm.
+        checks: the results, in the order of `CHECKS`.
+        classes: the prior of each class.
+        ood_rate: share of the pictures that show none of the classes; None if the model can't reject.
         windows: the stream over time.
     """
 
-    pictures: int
-    repeated: int
+    n_pictures: int
+    n_repeated: int
     skipped: tuple[tuple[str, str], ...]
     reference: str
-    reference_pictures: int
+    n_reference: int
     alpha: float
-    findings: tuple[Finding, ...]
-    classes: tuple[ClassShare, ...]
-    none: NoneShare | None
+    checks: tuple[CheckResult, ...]
+    classes: tuple[ClassPrior, ...]
+    ood_rate: OodRate | None
     windows: tuple[Window, ...]
 
     @property
-    def drift(self) -> bool:
-        """Whether anything changed."""
-        return any(finding.found for finding in self.findings)
+    def has_drift(self) -> bool:
+        """Whether any check is significant."""
+        return any(result.is_significant for result in self.checks)
 
-    def sentence(self) -> str:
-        """The verdict in a line."""
-        found = [finding.words for finding in self.findings if finding.found]
-        if found:
-            return f"drift: {'; '.join(found)}"
-        tested = [finding for finding in self.findings if finding.p is not None]
-        least = min((finding.corrected or 0.0 for finding in tested), default=1.0)
-        return f"no drift was found (p = {least:.2g})" if tested else "nothing could be tested"
+    def summary(self) -> str:
+        """The result in one line."""
+        messages = [result.message for result in self.checks if result.is_significant]
+        if messages:
+            return f"drift: {'; '.join(messages)}"
+        tested = [result for result in self.checks if result.p_value is not None]
+        smallest = min((result.corrected_p_value or 0.0 for result in tested), default=1.0)
+        return f"no drift was found (p = {smallest:.2g})" if tested else "no check could be run"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON values; the keys are a format, since files of ``--history`` have them."""
         return {
-            "drift": self.drift,
-            "verdict": self.sentence(),
-            "pictures": self.pictures,
-            "repeated": self.repeated,
+            "drift": self.has_drift,
+            "verdict": self.summary(),
+            "pictures": self.n_pictures,
+            "repeated": self.n_repeated,
             "skipped": [{"source": name, "error": reason} for name, reason in self.skipped],
             "reference": self.reference,
-            "reference_pictures": self.reference_pictures,
+            "reference_pictures": self.n_reference,
             "alpha": self.alpha,
-            "findings": [vars(finding) for finding in self.findings],
-            "classes": [vars(one) for one in self.classes],
-            "none": None if self.none is None else vars(self.none),
-            "windows": [self._window(one) for one in self.windows],
+            "findings": [_check_to_dict(result) for result in self.checks],
+            "classes": [_class_to_dict(prior) for prior in self.classes],
+            "none": None if self.ood_rate is None else _rate_to_dict(self.ood_rate),
+            "windows": [_window_to_dict(window, [prior.name for prior in self.classes]) for window in self.windows],
         }
 
-    def _window(self, one: Window) -> dict[str, Any]:
-        names = (share.name for share in self.classes)
-        none = None if one.none is None else dict(zip(("now", "low", "high"), one.none, strict=True))
-        return {**vars(one), "none": none, "shares": dict(zip(names, one.shares, strict=True))}
-
     def to_png(self, path: str | Path) -> Path:
-        """Draw it: what changed over time, and how frequent the classes are.
+        """Plot the stream over time and the priors of the classes.
 
         Args:
             path: PNG file to write.
@@ -168,19 +148,65 @@ class Drift:
         Raises:
             InputError: if it can't be written.
         """
-        from clipadapter.monitor.plot import draw
+        from clipadapter.monitor.plot import plot_drift
 
-        return draw(self, path)
+        return plot_drift(self, path)
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """P-values that allow for their number: Holm (1979, Scandinavian Journal of Statistics 6:65-70).
+def _check_to_dict(result: CheckResult) -> dict[str, Any]:
+    return {
+        "check": result.check,
+        "p": result.p_value,
+        "corrected": result.corrected_p_value,
+        "found": result.is_significant,
+        "words": result.message,
+    }
+
+
+def _class_to_dict(prior: ClassPrior) -> dict[str, Any]:
+    return {
+        "name": prior.name,
+        "usual": prior.reference,
+        "now": prior.current,
+        "low": prior.low,
+        "high": prior.high,
+        "p": prior.p_value,
+    }
+
+
+def _rate_to_dict(rate: OodRate) -> dict[str, Any]:
+    return {
+        "rate": rate.target,
+        "usual": rate.reference,
+        "now": rate.current,
+        "low": rate.low,
+        "high": rate.high,
+    }
+
+
+def _window_to_dict(window: Window, class_names: Sequence[str]) -> dict[str, Any]:
+    rate = window.ood_rate
+    return {
+        "start": window.start,
+        "end": window.end,
+        "begins": window.start_time,
+        "none": None if rate is None else dict(zip(("now", "low", "high"), rate, strict=True)),
+        "probability": window.mean_confidence,
+        "distance": window.distance,
+        "chance": window.distance_limit,
+        "shares": dict(zip(class_names, window.priors, strict=True)),
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number: Holm (1979, Scandinavian Journal of Statistics 6:65-70).
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
-    order, found, highest = sorted(range(len(values)), key=lambda i: values[i]), [0.0] * len(values), 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - place) * values[i]))
-        found[i] = highest
-    return found
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected

@@ -1,11 +1,12 @@
-"""Whether classes are as frequent as usual, with a p-value that counts how few pictures say what is usual.
+"""Label shift: whether the class priors changed, with a p-value that allows for a small reference.
 
-The statistic compares the mean probability of each class in both samples. Where nothing changed it is drawn anew:
+The statistic compares the mean probability of each class in both samples. Its distribution where nothing changed is
+drawn:
 
-- a reference of pictures as they came: both samples are divided anew at random (a permutation test, exact);
-- shots, of which every class was given so many: the stream is drawn from the shots by the usual shares, and the
-  reference again from each class (a bootstrap by classes), with the probabilities of fits that did not see the shot.
-  That the model takes some classes for others is so part of what is usual.
+- If the reference is a sample of pictures, both samples are divided at random again (a permutation test, exact).
+- Shots are not such a sample: their number per class was chosen. The stream is drawn from the shots by the reference
+  priors, and the reference is drawn again within each class (a stratified bootstrap), with the probabilities of fits
+  without the shot. Confusions of the model are thereby part of what is expected.
 
 Letters: n reference pictures, m of the stream, c classes, b draws.
 """
@@ -20,28 +21,30 @@ from numpy.typing import NDArray
 
 from clipadapter.monitor.priors import Array
 
-CHUNK = 2_000_000
-"""Numbers that are held at a time."""
-LENT, LENDERS = 2.0, 20
-"""Shots that the other classes lend to each, and of how many one of these is drawn."""
+MAX_CHUNK_VALUES = 2_000_000
+"""Values (draws times pictures) that are in memory at a time."""
+BORROWED_SHOTS = 2.0
+"""Weight, in shots, of the shots of other classes that are added to each class."""
+BORROWED_SAMPLE = 20
+"""About so many shots of all classes are used for that."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shares:
-    """How far the shares of the classes are from the usual.
+class LabelShift:
+    """How far the class priors are from those of the reference.
 
     Args:
-        p: share of draws where nothing changed that are as far apart in all.
-        by_class: (c,) likewise of each class, corrected for their number (the largest of all classes is compared:
+        p_value: share of the draws that are as far apart in all, if nothing changed.
+        class_p_values: (c,) the same for each class, corrected for their number (by the largest of all classes:
             Westfall and Young 1993).
     """
 
-    p: float
-    by_class: Array
+    p_value: float
+    class_p_values: Array
 
 
-def against_pictures(reference: Array, stream: Array, *, draws: int = 999, seed: int = 0) -> Shares:
-    """Compare two samples of pictures as they came.
+def compare_with_pictures(reference: Array, stream: Array, *, draws: int = 999, seed: int = 0) -> LabelShift:
+    """Compare two samples of pictures.
 
     Args:
         reference: (n, c) probabilities.
@@ -51,91 +54,95 @@ def against_pictures(reference: Array, stream: Array, *, draws: int = 999, seed:
 
     >>> rng = np.random.default_rng(0)
     >>> half, rare = np.eye(2)[rng.integers(2, size=200)], np.eye(2)[rng.integers(8, size=200) // 7]
-    >>> against_pictures(half[:100], half[100:]).p > 0.05, against_pictures(half, rare).p
+    >>> compare_with_pictures(half[:100], half[100:]).p_value > 0.05, compare_with_pictures(half, rare).p_value
     (True, 0.001)
     """
     rows, n, m = np.concatenate([reference, stream]), len(reference), len(stream)
     total = rows.sum(axis=0)
 
-    def differences(count: int, rng: np.random.Generator) -> Array:
-        which = rng.permuted(np.tile(np.arange(n + m) < m, (count, 1)), axis=1)
-        inside = which.astype(np.float64) @ rows
-        return np.asarray(inside / m - (total - inside) / n)
+    def draw_differences(count: int, rng: np.random.Generator) -> Array:
+        in_stream = rng.permuted(np.tile(np.arange(n + m) < m, (count, 1)), axis=1)
+        stream_sum = in_stream.astype(np.float64) @ rows
+        return np.asarray(stream_sum / m - (total - stream_sum) / n)
 
-    return _judged(stream.mean(axis=0) - reference.mean(axis=0), total / (n + m), differences, draws, seed, n + m)
+    observed = stream.mean(axis=0) - reference.mean(axis=0)
+    return _test_difference(observed, total / (n + m), draw_differences, draws, seed, n + m)
 
 
-def against_shots(
-    shots: Array, labels: NDArray[np.int64], usual: Array, stream: Array, *, draws: int = 999, seed: int = 0
-) -> Shares:
+def compare_with_shots(
+    shots: Array, labels: NDArray[np.int64], priors: Array, stream: Array, *, draws: int = 999, seed: int = 0
+) -> LabelShift:
     """Compare pictures with shots.
 
     Args:
-        shots: (n, c) probabilities by fits that did not see the shot.
+        shots: (n, c) probabilities by fits without the shot.
         labels: (n,) class positions.
-        usual: (c,) shares of the classes that are usual.
+        priors: (c,) of the classes in the reference.
         stream: (m, c) probabilities.
         draws: b.
         seed: of the draws.
 
     >>> shots, y = np.eye(2)[[0, 0, 0, 1, 1, 1]], np.array([0, 0, 0, 1, 1, 1])
-    >>> even, odd = np.eye(2)[[0, 1] * 30], np.eye(2)[[0, 0, 0, 1] * 15]
-    >>> against_shots(shots, y, np.array([0.5, 0.5]), even).p, against_shots(shots, y, np.array([0.75, 0.25]), even).p
-    (1.0, 0.001)
+    >>> even = np.eye(2)[[0, 1] * 30]
+    >>> [compare_with_shots(shots, y, np.array(priors), even).p_value for priors in ([0.5, 0.5], [0.75, 0.25])]
+    [1.0, 0.001]
     """
-    m, c = len(stream), len(usual)
-    groups = [shots[labels == k] for k in range(c)]
-    world = [_world(shots, labels, k) for k in range(c)]
-    shares = np.where([len(group) > 0 for group in groups], usual, 0.0)
-    shares /= shares.sum()
-    expected = np.sum([s * group.mean(axis=0) for s, group in zip(shares, groups, strict=True) if len(group)], axis=0)
+    m, c = len(stream), len(priors)
+    class_rows = [shots[labels == k] for k in range(c)]
+    distributions = [_class_distribution(shots, labels, k) for k in range(c)]
+    priors = np.where([len(rows) > 0 for rows in class_rows], priors, 0.0)
+    priors /= priors.sum()
+    expected = np.sum([p * rows.mean(axis=0) for p, rows in zip(priors, class_rows, strict=True) if len(rows)], axis=0)
 
-    def differences(count: int, rng: np.random.Generator) -> Array:
-        found = np.zeros((count, stream.shape[1]))
-        sizes = rng.multinomial(m, shares, size=count)
-        for k, group in enumerate(groups):
-            if not len(group):
+    def draw_differences(count: int, rng: np.random.Generator) -> Array:
+        differences = np.zeros((count, stream.shape[1]))
+        sizes = rng.multinomial(m, priors, size=count)
+        for k in range(c):
+            n_shots = len(class_rows[k])
+            if not n_shots:
                 continue
-            chance, rows = world[k]
-            found += rng.multinomial(sizes[:, k], chance) @ rows / m
-            fewer = max(1, len(group) - 1)  # so that the variance is that of the class, not of its few shots
-            found -= shares[k] * (rng.multinomial(fewer, chance, size=count) / fewer) @ rows
-        return found
+            weights, rows = distributions[k]
+            differences += rng.multinomial(sizes[:, k], weights) @ rows / m
+            # One shot less, so that the variance is that of the class and not of its few shots.
+            n_drawn = max(1, n_shots - 1)
+            differences -= priors[k] * (rng.multinomial(n_drawn, weights, size=count) / n_drawn) @ rows
+        return differences
 
-    return _judged(stream.mean(axis=0) - expected, expected, differences, draws, seed, m)
+    return _test_difference(stream.mean(axis=0) - expected, expected, draw_differences, draws, seed, m)
 
 
-def _world(shots: Array, labels: NDArray[np.int64], k: int) -> tuple[Array, Array]:
-    """What pictures of class k may get: chances (r,), and the probabilities (r, c) that these are for.
+def _class_distribution(shots: Array, labels: NDArray[np.int64], k: int) -> tuple[Array, Array]:
+    """Distribution of the probabilities that pictures of class k get: weights (r,) of rows (r, c).
 
-    A class's own shots have a chance each. Some of all shots, as if they were of class k (own class and k exchanged),
-    have together that of `LENT` more, so that a mistake none of two shots shows is not taken for impossible.
+    Each shot of the class has a weight of one. Some shots of all classes are added as if they were of class k: the
+    probabilities of their class and of k are exchanged. Their weight in all is `BORROWED_SHOTS`. Otherwise a confusion
+    that no shot of the class shows would be taken for impossible.
     """
-    own, lent = np.flatnonzero(labels == k), np.arange(0, len(shots), max(1, len(shots) // LENDERS))
-    rows, at, theirs = shots[lent].copy(), np.arange(len(lent)), labels[lent]
-    rows[at, theirs], rows[:, k] = shots[lent, k], shots[lent, theirs]
-    chances = np.concatenate([np.ones(len(own)), np.full(len(lent), LENT / len(lent))])
-    return chances / chances.sum(), np.concatenate([shots[own], rows])
+    of_class, borrowed = np.flatnonzero(labels == k), np.arange(0, len(shots), max(1, len(shots) // BORROWED_SAMPLE))
+    rows, indices, classes = shots[borrowed].copy(), np.arange(len(borrowed)), labels[borrowed]
+    rows[indices, classes], rows[:, k] = shots[borrowed, k], shots[borrowed, classes]
+    weights = np.concatenate([np.ones(len(of_class)), np.full(len(borrowed), BORROWED_SHOTS / len(borrowed))])
+    return weights / weights.sum(), np.concatenate([shots[of_class], rows])
 
 
-def _judged(
+def _test_difference(
     observed: Array,
-    usual: Array,
-    differences: Callable[[int, np.random.Generator], Array],
+    expected: Array,
+    draw_differences: Callable[[int, np.random.Generator], Array],
     draws: int,
     seed: int,
-    rows: int,
-) -> Shares:
-    """Shares from the observed difference (c,) of mean probabilities, and a function that draws such differences."""
-    rng, size = np.random.default_rng(seed), max(1, CHUNK // rows)
-    parts = [differences(min(size, draws - done), rng) for done in range(0, draws, size)]
-    drawn = np.concatenate([observed[None], *parts])
-    distance = (drawn**2 / np.maximum(usual, 1e-6)).sum(axis=1)  # chi-square's
-    single = np.abs(drawn) / np.maximum(drawn[1:].std(axis=0), 1e-9)
-    p = _tail(distance[1:], distance[0])
-    largest = single[1:].max(axis=1)
-    return Shares(p, np.array([_tail(largest, value) for value in single[0]]))
+    rows_per_draw: int,
+) -> LabelShift:
+    """Test an observed difference (c,) of mean probabilities against draws of such differences."""
+    rng, chunk = np.random.default_rng(seed), max(1, MAX_CHUNK_VALUES // rows_per_draw)
+    parts = [draw_differences(min(chunk, draws - start), rng) for start in range(0, draws, chunk)]
+    differences = np.concatenate([observed[None], *parts])
+    chi_square = (differences**2 / np.maximum(expected, 1e-6)).sum(axis=1)
+    standardised = np.abs(differences) / np.maximum(differences[1:].std(axis=0), 1e-9)
+    largest = standardised[1:].max(axis=1)
+    class_p_values = np.array([_p_value(largest, value) for value in standardised[0]])
+    return LabelShift(_p_value(chi_square[1:], chi_square[0]), class_p_values)
 
 
-def _tail(drawn: Array, value: float) -> float:
-    return float((1 + (drawn >= value - 1e-12).sum()) / (len(drawn) + 1))
+def _p_value(draws: Array, value: float) -> float:
+    return float((1 + (draws >= value - 1e-12).sum()) / (len(draws) + 1))

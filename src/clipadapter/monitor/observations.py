@@ -1,4 +1,4 @@
-"""Pictures as a model sees them, whether it is a saved one or an exported file."""
+"""What a model computes for pictures, whether it is a saved model or an exported file."""
 
 from __future__ import annotations
 
@@ -22,84 +22,102 @@ AnyModel: TypeAlias = "FewShotClassifier | Predictor"
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What a model says of m pictures.
+class Observations:
+    """Features, probabilities and scores of m pictures.
 
     Args:
         features: (m, d).
         probabilities: (m, c), calibrated.
-        strangeness: (m,) score of "none of these"; None if the model has none.
-        rows: positions of the pictures among those given.
-        skipped: (name, reason) of those that can't be read.
-        repeated: how many were left out because the same picture had come before.
+        ood_scores: (m,) score of "none of these"; None if the model has none.
+        indices: positions of the pictures in the given paths.
+        skipped: (name, reason) of the pictures that can't be read.
+        n_repeated: how many were left out because an earlier picture has the same features.
     """
 
     features: Array
     probabilities: Array
-    strangeness: Array | None
-    rows: tuple[int, ...]
+    ood_scores: Array | None
+    indices: tuple[int, ...]
     skipped: tuple[tuple[str, str], ...] = ()
-    repeated: int = 0
+    n_repeated: int = 0
 
     def __len__(self) -> int:
         """How many pictures."""
         return len(self.features)
 
 
-def see(model: AnyModel, paths: Sequence[Path], rate: float | None) -> Seen:
-    """Ask a model about pictures; one that comes twice counts once.
+def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Observations:
+    """Run a model on pictures; copies of a picture count once.
 
     Args:
         model: fitted, or exported.
         paths: of the pictures.
-        rate: of "none of these"; None if the model can't say that.
+        reject: rate of "none of these"; None if the model can't reject.
 
     Raises:
         DataError: if there is no picture, or none can be read.
     """
     if not paths:
-        raise DataError("there are no pictures to look at")
-    features, logits, columns, rows, skipped = (
-        _exported(model, paths) if isinstance(model, Predictor) else _fitted(model, paths)
+        raise DataError("there are no pictures: give one or more")
+    features, logits, part_scores, indices, skipped = (
+        _run_exported(model, paths) if isinstance(model, Predictor) else _run_fitted(model, paths)
     )
-    # Twins are no two witnesses: a picture that was sent again would look like a change.
+    # Copies are not independent observations: a picture that was sent again would look like a change.
     first = np.sort(np.unique(features, axis=0, return_index=True)[1])
     features, logits = features[first], logits[first]
-    columns = None if columns is None else columns[first]
-    told = model_trust(model).answer(logits, features, DecisionOptions(reject=rate), columns=columns)
-    kept = tuple(rows[i] for i in first)
-    return Seen(features, told.probabilities, told.ood_scores, kept, tuple(skipped), len(rows) - len(first))
+    part_scores = None if part_scores is None else part_scores[first]
+    answers = uncertainty_of(model).answer(logits, features, DecisionOptions(reject=reject), columns=part_scores)
+    return Observations(
+        features,
+        answers.probabilities,
+        answers.ood_scores,
+        tuple(indices[i] for i in first),
+        tuple(skipped),
+        len(indices) - len(first),
+    )
 
 
-def model_trust(model: AnyModel) -> Any:
-    """What held-out shots taught a model."""
+def uncertainty_of(model: AnyModel) -> Any:
+    """The calibration and the rejector of a model."""
     return model.uncertainty if isinstance(model, Predictor) else model.uncertainty_
 
 
-def _fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, ...]:
-    name = "unknown"
-    found = model.extract_features(list(paths), [name] * len(paths), [name], views=1)
-    facts = found.provenance
-    features = np.asarray(found.plain)
-    return features, model.head_.logits(features), None, facts["rows"], facts["skipped"]
+def count_rejected(model: AnyModel, observations: Observations, reject: float) -> int:
+    """How many pictures the model calls none of the classes at this rate; 0 if it has no scores."""
+    mask = rejected_mask(model, observations, reject)
+    return 0 if mask is None else int(mask.sum())
 
 
-def _exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
-    rows: list[int] = []
+def rejected_mask(model: AnyModel, observations: Observations, reject: float | None) -> Array | None:
+    """Which pictures (m,) the model calls none of the classes at this rate; None if it can't reject."""
+    if reject is None or observations.ood_scores is None:
+        return None
+    return np.asarray(observations.ood_scores > uncertainty_of(model).rejector.threshold(reject).value)
+
+
+def _run_fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, ...]:
+    placeholder = "unknown"  # feature sets have labels, and these pictures have none
+    extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
+    features = np.asarray(extracted.plain)
+    return features, model.head_.logits(features), None, extracted.provenance["rows"], extracted.provenance["skipped"]
+
+
+def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
+    indices: list[int] = []
     skipped: list[tuple[str, str]] = []
-    parts, squares = [], []
+    outputs, squares = [], []
     for i, path in enumerate(paths):
         try:
             squares.append(model.square(path))
-            rows.append(i)
+            indices.append(i)
         except ImageError as error:
             skipped.append((error.source, error.reason))
         if squares and (len(squares) == BATCH or i + 1 == len(paths)):
-            parts.append(model.run(np.stack(squares)))
+            outputs.append(model.run(np.stack(squares)))
             squares = []
-    if not parts:
+    if not outputs:
         raise DataError(f"none of the {len(paths)} pictures can be read: {skipped[0][0]}: {skipped[0][1]}")
-    scores = [part.parts for part in parts if part.parts is not None]
-    columns = np.concatenate(scores) if scores else None
-    features = np.concatenate([part.features for part in parts])
-    return features, np.concatenate([part.logits for part in parts]), columns, rows, skipped
+    part_scores = [output.parts for output in outputs if output.parts is not None]
+    features = np.concatenate([output.features for output in outputs])
+    logits = np.concatenate([output.logits for output in outputs])
+    return features, logits, np.concatenate(part_scores) if part_scores else None, indices, skipped

@@ -1,48 +1,70 @@
-"""Whether more pictures are none of the classes than usual."""
+"""Whether more pictures show none of the classes than in the reference."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-Z = 1.959963984540054
-"""97.5 % point of the normal distribution."""
+NORMAL_QUANTILE_975 = 1.959963984540054
+"""97.5 % quantile of the normal distribution, for intervals of 95 %."""
 
 
-def more_than_usual(now: int, m: int, usual: int, n: int) -> float:
-    """Chance of so many where nothing changed: Fisher's exact test, one-sided.
-
-    It holds for shots too, of whose scores the threshold itself was taken: that ``now`` or more of m pictures are above
-    the score that ``usual`` of n shots are above, says that of the now + usual strangest of all so many are the m's,
-    and where nothing changed these are drawn from all at random.
+@dataclass(frozen=True)
+class OodRate:
+    """Share of the pictures that show none of the classes.
 
     Args:
-        now: pictures of the stream that are none of the classes.
+        target: share of the pictures of the classes that the threshold of the model rejects.
+        reference: share of the reference.
+        current: share of the stream.
+        low: lower end of Wilson's 95 % interval of ``current``.
+        high: upper end.
+    """
+
+    target: float
+    reference: float
+    current: float
+    low: float
+    high: float
+
+
+def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> float:
+    """P-value of Fisher's exact test, one-sided: are more pictures of the stream rejected than of the reference?
+
+    The test also holds for shots, although the threshold is the score of one of them. Consider the pictures with the
+    highest scores, as many as are rejected in both samples together. If nothing changed, they are a random draw from
+    all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream.
+
+    Args:
+        rejected: pictures of the stream that are rejected as none of the classes.
         m: pictures of the stream.
-        usual: likewise of the reference.
+        reference_rejected: pictures of the reference that are rejected.
         n: pictures of the reference.
 
-    >>> round(more_than_usual(3, 3, 0, 3), 3)  # one of the 20 ways to choose three of six
+    >>> round(fisher_p_value(3, 3, 0, 3), 3)  # one of the 20 ways to choose three of six
     0.05
-    >>> more_than_usual(0, 10, 0, 10)
+    >>> fisher_p_value(0, 10, 0, 10)
     1.0
     """
-    strange = now + usual
-    ways = [_log_ways(m, k) + _log_ways(n, strange - k) for k in range(max(now, strange - n), min(m, strange) + 1)]
-    return min(1.0, math.fsum(math.exp(way - _log_ways(m + n, strange)) for way in ways))
+    total = rejected + reference_rejected
+    log_ways = [
+        _log_binomial(m, k) + _log_binomial(n, total - k) for k in range(max(rejected, total - n), min(m, total) + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
 
 
-def wilson(count: int, m: int) -> tuple[float, float, float]:
-    """A share of m pictures, with Wilson's 95 % interval (1927).
+def wilson_interval(count: int, m: int) -> tuple[float, float, float]:
+    """The share ``count`` of m pictures, with the lower and upper end of Wilson's 95 % interval (1927).
 
-    >>> [round(x, 3) for x in wilson(10, 10)]
+    >>> [round(x, 3) for x in wilson_interval(10, 10)]
     [1.0, 0.722, 1.0]
     """
-    share = count / m
-    centre = (share + Z**2 / (2 * m)) / (1 + Z**2 / m)
-    half = Z * math.sqrt(share * (1 - share) / m + Z**2 / (4 * m**2)) / (1 + Z**2 / m)
-    return share, max(0.0, centre - half), min(1.0, centre + half)
+    z, share = NORMAL_QUANTILE_975, count / m
+    centre = (share + z**2 / (2 * m)) / (1 + z**2 / m)
+    half_width = z * math.sqrt(share * (1 - share) / m + z**2 / (4 * m**2)) / (1 + z**2 / m)
+    return share, max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
-def _log_ways(n: int, k: int) -> float:
-    """Log of n over k."""
+def _log_binomial(n: int, k: int) -> float:
+    """Logarithm of the binomial coefficient n over k."""
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

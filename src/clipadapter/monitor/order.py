@@ -1,4 +1,4 @@
-"""Pictures in the order in which they came."""
+"""The order in which pictures were taken."""
 
 from __future__ import annotations
 
@@ -10,49 +10,48 @@ from typing import Literal
 from clipadapter.data.images import MAX_PIXELS, image_bytes, open_image
 from clipadapter.errors import InputError
 
-By = Literal["time", "name"]
-EXIF, TAKEN = 0x8769, 0x9003
-"""Numbers of EXIF's own block, and of the date in it at which a picture was taken."""
+SortKey = Literal["time", "name"]
+EXIF_BLOCK_TAG, DATE_TIME_ORIGINAL_TAG = 0x8769, 0x9003
 
 
-def in_order(paths: Sequence[Path], by: By = "time") -> tuple[list[Path], list[float] | None]:
-    """Pictures, the oldest first, and when each came.
+def sort_pictures(paths: Sequence[Path], by: SortKey = "time") -> tuple[list[Path], list[float] | None]:
+    """Sort pictures, the oldest first.
 
     Args:
         paths: of the pictures.
-        by: "time" for when a photo was taken as EXIF says, else when the file was last written; "name" for the order of
-            their paths.
+        by: "time" sorts by the date in the EXIF data of a photo, or by the file's last change if there is none;
+            "name" sorts by path.
 
     Returns:
-        Paths, and seconds since 1970 of each; None by name. Equal times are in the order of their paths.
+        Paths, and the time of each in seconds since 1970; None by name. Equal times are in the order of their paths.
 
     Raises:
         InputError: if there is no such order.
     """
     if by not in ("time", "name"):
         raise InputError(f"pictures are ordered by time or name, not by {by!r}")
-    names = sorted(paths)
+    by_name = sorted(paths)
     if by == "name":
-        return names, None
-    came = sorted(((_when(path), path) for path in names), key=lambda pair: pair[0])
-    return [path for _, path in came], [when for when, _ in came]
+        return by_name, None
+    by_time = sorted(((_picture_time(path), path) for path in by_name), key=lambda pair: pair[0])
+    return [path for _, path in by_time], [seconds for seconds, _ in by_time]
 
 
-def _when(path: Path) -> float:
-    """Seconds since 1970; 0 for a file that can't be looked at, which is told when it is read."""
+def _picture_time(path: Path) -> float:
+    """Seconds since 1970; 0 for a missing file, which is reported when it is read."""
     try:
-        return _taken(path) or path.stat().st_mtime
+        return _exif_time(path) or path.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _taken(path: Path) -> float | None:
-    """When a JPEG file says that it was taken, by the clock of this machine's zone as cameras know none."""
+def _exif_time(path: Path) -> float | None:
+    """When a JPEG file says that it was taken, in this machine's time zone, since cameras store none."""
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         return None
     try:
         image, _ = open_image(image_bytes(path), path.name, MAX_PIXELS)
-        text = str(image.getexif().get_ifd(EXIF).get(TAKEN, ""))
+        text = str(image.getexif().get_ifd(EXIF_BLOCK_TAG).get(DATE_TIME_ORIGINAL_TAG, ""))
         return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
-    except Exception:  # of a damaged file PIL raises whatever it likes, and the date is but a help
+    except Exception:  # PIL raises many types for damaged files, and the order does not depend on the date alone
         return None

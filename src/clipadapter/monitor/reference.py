@@ -1,7 +1,8 @@
-"""What is usual: the model's shots, or pictures of the usual situation.
+"""The reference that a stream is compared with: the model's shots, or pictures of normal operation.
 
-Of a shot a model says too much, since it learned from it. So shots are held out in folds, and for the tests the stream
-is asked by the heads of these folds too, each picture by one of them: both then come from fits that are alike.
+A model was fitted to its shots, so that its probabilities for them are too good. Shots are therefore held out in folds.
+For the tests, pictures of the stream are predicted by the heads of these folds too, each picture by one of them. The
+probabilities of both samples then come from fits of the same kind.
 """
 
 from __future__ import annotations
@@ -15,194 +16,200 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.monitor.observations import AnyModel, Seen, model_trust, see
-from clipadapter.monitor.priors import TINY, Array, estimate_priors
+from clipadapter.monitor.observations import AnyModel, Observations, count_rejected, observe
+from clipadapter.monitor.priors import MIN_DENSITY, Array, estimate_priors
 from clipadapter.runtime import Predictor
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
-STEPS = 20
+ADVICE = "give pictures of the usual situation (--reference FOLDER, reference=)"
+PRIOR_POWERS = np.linspace(0, 1, 21)
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The usual pictures.
+    """The pictures or shots that a stream is compared with.
 
     Args:
         features: (n, d).
-        probabilities: (n, c), by fits that did not see them.
-        labels: (n,) class positions of shots; None of pictures without labels.
-        assumed: (c,) shares of the classes that the model's probabilities are for.
-        usual: (c,) shares that are usual.
-        share: of the classes among the pictures at hand (c,).
-        rejected: how many are none of the classes to the model.
-        judged: of how many that is known.
-        again: probabilities (m, c) of other pictures, from features (m, d), by fits as those of these; None if these
-            are by the model itself.
-        skipped: (name, reason) of pictures that can't be read.
+        probabilities: (n, c), by fits without them.
+        labels: (n,) class positions of shots; None for pictures, which have no labels.
+        assumed_priors: (c,) priors of the classes that the model's probabilities are for.
+        priors: (c,) priors of the classes that the stream should have.
+        sample_priors: (c,) shares of the classes in the reference itself.
+        n_rejected: how many the model calls none of the classes.
+        n_scored: how many have a score of that.
+        predict: gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits as for the
+            reference; None if the model itself made ``probabilities``.
     """
 
     features: Array
     probabilities: Array
     labels: NDArray[np.int64] | None
-    assumed: Array
-    usual: Array
-    share: Array
-    rejected: int
-    judged: int
-    again: Callable[[NDArray[Any]], Array] | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
+    assumed_priors: Array
+    priors: Array
+    sample_priors: Array
+    n_rejected: int
+    n_scored: int
+    predict: Callable[[NDArray[Any]], Array] | None = None
 
     def __len__(self) -> int:
         """How many pictures."""
         return len(self.features)
 
-    def probabilities_of(self, seen: Seen) -> Array:
-        """Probabilities (m, c) of pictures that can be compared with these."""
-        return np.asarray(seen.probabilities) if self.again is None else self.again(seen.features)
+    @property
+    def kind(self) -> str:
+        """What the reference consists of: "shots" or "pictures"."""
+        return "pictures" if self.labels is None else "shots"
+
+    def shots_per_class(self) -> float:
+        """Mean number of shots of the classes that have any; infinite for pictures without labels."""
+        return np.inf if self.labels is None else float(np.unique(self.labels, return_counts=True)[1].mean())
+
+    def comparable_probabilities(self, observations: Observations) -> Array:
+        """Probabilities (m, c) of pictures, by the same kind of fits as those of the reference."""
+        return np.asarray(observations.probabilities) if self.predict is None else self.predict(observations.features)
 
 
-def from_pictures(model: AnyModel, paths: Sequence[Path], rate: float | None) -> Reference:
-    """Pictures of the usual situation as reference.
+def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:
+    """Make a reference of pictures of normal operation.
 
     Raises:
         DataError: if none can be read.
     """
-    seen = see(model, paths, rate)
-    assumed = _counted(model)
-    share = estimate_priors(seen.probabilities, assumed)
-    none = 0
-    if rate is not None and seen.strangeness is not None:
-        none = int((seen.strangeness > model_trust(model).rejector.threshold(rate).value).sum())
+    observations = observe(model, paths, reject)
+    assumed = _priors_of_shots(model)
+    priors = estimate_priors(observations.probabilities, assumed)
+    n_rejected = 0 if reject is None else count_rejected(model, observations, reject)
+    n = len(observations)
     return Reference(
-        seen.features, seen.probabilities, None, assumed, share, share, none, len(seen), skipped=seen.skipped
+        observations.features, observations.probabilities, None, assumed, priors, priors, n_rejected, n_scored=n
     )
 
 
-def from_shots(model: AnyModel, rate: float | None, usual: Mapping[str, float] | None) -> Reference:
-    """A model's shots as reference.
+def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[str, float] | None) -> Reference:
+    """Make a reference of a model's shots.
 
     Args:
         model: fitted.
-        rate: of "none of these"; None if the model can't say that.
-        usual: shares of classes that are usual; the others share the rest as the shots do.
+        reject: rate of "none of these"; None if the model can't reject.
+        priors: of classes in normal operation; the other classes share the rest in the proportions of their shots.
 
     Raises:
-        InputError: if the shots were not kept, or can't be held out; or a share is wrong.
+        InputError: if the model has no shots, they can't be held out, or a prior is wrong.
     """
     if isinstance(model, Predictor):
-        raise InputError(f"an exported file has no shots to compare with: {GIVE}")
-    if why := _why_not(model):
-        raise InputError(f"{why}: {GIVE}")
+        raise InputError(f"an exported file has no shots to compare with: {ADVICE}")
+    if why := _why_not_held_out(model):
+        raise InputError(f"{why}: {ADVICE}")
     from clipadapter.heads import out_of_fold
 
     names, support, uncertainty = model.class_names_, model.support_, model.uncertainty_
-    unseen = out_of_fold(
+    held_out = out_of_fold(
         model.head_, support.X, support.y, model.text_, strategies=("folds",), keep_heads=True, seed=model.seed
     )
-    assert unseen is not None
-    once = unseen.first_per_shot
-    probabilities = uncertainty.calibrator.probabilities(once.logits)
+    assert held_out is not None
+    shots = held_out.first_per_shot
+    probabilities = uncertainty.calibrator.probabilities(shots.logits)
 
-    def again(features: NDArray[Any]) -> Array:
-        turn = np.arange(len(features)) % len(unseen.heads)
+    def predict(features: NDArray[Any]) -> Array:
+        fold_of_row = np.arange(len(features)) % len(held_out.heads)
         logits = np.empty((len(features), len(names)))
-        for i, head in enumerate(unseen.heads):
-            logits[turn == i] = head.logits(features[turn == i]) if (turn == i).any() else 0
-        return np.asarray(uncertainty.calibrator.probabilities(logits * unseen.logit_scale_ratio))
+        for fold, head in enumerate(held_out.heads):
+            rows = fold_of_row == fold
+            logits[rows] = head.logits(features[rows]) if rows.any() else 0
+        return np.asarray(uncertainty.calibrator.probabilities(logits * held_out.logit_scale_ratio))
 
-    share = np.bincount(once.labels, minlength=len(names)) / len(once.labels)
-    none = judged = 0
-    if rate is not None and uncertainty.rejector is not None:
+    sample_priors = np.bincount(shots.labels, minlength=len(names)) / len(shots.labels)
+    n_rejected = n_scored = 0
+    if reject is not None and uncertainty.rejector is not None:
         scores = uncertainty.rejector.total(uncertainty.rejector.held_out)
-        none, judged = int((scores > uncertainty.rejector.threshold(rate).value).sum()), len(scores)
+        n_rejected, n_scored = int((scores > uncertainty.rejector.threshold(reject).value).sum()), len(scores)
     return Reference(
-        np.asarray(support.plain, np.float64)[once.rows],
+        np.asarray(support.plain, np.float64)[shots.rows],
         probabilities,
-        once.labels,
-        assumed_priors(probabilities, once.labels),
-        usual_shares(usual, names, share),
-        share,
-        none,
-        judged,
-        again,
+        shots.labels,
+        estimate_assumed_priors(probabilities, shots.labels),
+        complete_priors(priors, names, sample_priors),
+        sample_priors,
+        n_rejected,
+        n_scored,
+        predict,
     )
 
 
-GIVE = "give pictures of the usual situation (--reference FOLDER, reference=)"
+def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
+    """Estimate the priors (c,) that probabilities are for, from pictures with labels.
 
-
-def assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
-    """Shares (c,) of the classes that probabilities are for, seen from pictures with labels.
-
-    Some heads learn how frequent the classes are among unequal shots, some treat all alike, some are between. So the
-    shares are taken to a power between 0 (all alike) and 1 (as among the pictures), the one that makes the labels
-    likeliest. Where the pictures are as many of each class there is nothing to choose.
+    Some heads learn the class frequencies of unequal shots, some treat all classes alike, some are between. So the
+    frequencies are raised to a power between 0 (all alike) and 1 (as in the sample). The power with the largest
+    likelihood of the labels is taken. It does not matter if all classes have the same number of pictures.
 
     Args:
-        probabilities: (n, c) by fits that did not see the picture.
+        probabilities: (n, c) by fits without the picture.
         labels: (n,) class positions.
 
-    >>> assumed_priors(np.array([[0.5, 0.5]] * 4), np.array([0, 0, 0, 1]))  # blind, and takes the classes for alike
+    >>> estimate_assumed_priors(np.array([[0.5, 0.5]] * 4), np.array([0, 0, 0, 1]))  # uninformative, equal priors
     array([0.5, 0.5])
-    >>> assumed_priors(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
+    >>> estimate_assumed_priors(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
     array([0.75, 0.25])
     """
     n, c = probabilities.shape
-    share = (np.bincount(labels, minlength=c) + 1) / (n + c)  # a class without a shot is known by its text
-    share = np.bincount(labels, minlength=c) / n if (np.bincount(labels, minlength=c) > 0).all() else share
-    best, found = -np.inf, share
-    for power in np.linspace(0, 1, STEPS + 1):
-        prior = share**power / (share**power).sum()
-        joint = probabilities * share / prior
-        likely = joint[np.arange(n), labels] / np.maximum(joint.sum(axis=1), TINY)
-        if (value := float(np.log(np.maximum(likely, TINY)).sum())) > best + 1e-9:
-            best, found = value, prior
-    return np.asarray(found)
+    counts = np.bincount(labels, minlength=c)
+    # A class without a shot is known by its text, and needs a prior above zero.
+    frequencies = counts / n if (counts > 0).all() else (counts + 1) / (n + c)
+    best, best_priors = -np.inf, frequencies
+    for power in PRIOR_POWERS:
+        priors = frequencies**power / (frequencies**power).sum()
+        joint = probabilities * frequencies / priors
+        likelihood = joint[np.arange(n), labels] / np.maximum(joint.sum(axis=1), MIN_DENSITY)
+        if (value := float(np.log(np.maximum(likelihood, MIN_DENSITY)).sum())) > best + 1e-9:
+            best, best_priors = value, priors
+    return np.asarray(best_priors)
 
 
-def usual_shares(given: Mapping[str, float] | None, names: Sequence[str], share: Array) -> Array:
-    """Shares (c,) that are usual: those given, and the rest divided among the other classes as their shots are.
+def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sample_priors: Array) -> Array:
+    """Priors (c,) of all classes from those of some: the others share the rest in the proportions of their shots.
 
     Raises:
-        InputError: if a name is no class, or the shares are more than everything.
+        InputError: if a name is no class, or the priors add up to more than 1.
 
-    >>> usual_shares({"ok": 0.8}, ["ok", "bent", "torn"], np.array([0.5, 0.25, 0.25])).round(2).tolist()
+    >>> complete_priors({"ok": 0.8}, ["ok", "bent", "torn"], np.array([0.5, 0.25, 0.25])).round(2).tolist()
     [0.8, 0.1, 0.1]
     """
-    if not given:
-        return share
-    if unknown := sorted(set(given) - set(names)):
+    if not priors:
+        return sample_priors
+    if unknown := sorted(set(priors) - set(names)):
         raise InputError(f"no class is called {unknown[0]!r}; the model's classes: {', '.join(names)}")
-    total, others = sum(given.values()), np.array([name not in given for name in names])
-    if min(given.values()) < 0 or total > 1 + 1e-9 or (abs(total - 1) > 1e-9 and not others.any()):
+    total, is_other = sum(priors.values()), np.array([name not in priors for name in names])
+    if min(priors.values()) < 0 or total > 1 + 1e-9 or (abs(total - 1) > 1e-9 and not is_other.any()):
         raise InputError(f"the usual shares add up to {total:g}: give shares between 0 and 1 that are 1 in all")
-    rest = share * others
-    rest = rest / rest.sum() * max(0.0, 1 - total) if rest.sum() else rest
-    return np.array([given.get(name, rest[i]) for i, name in enumerate(names)])
+    others = sample_priors * is_other
+    others = others / others.sum() * max(0.0, 1 - total) if others.sum() else others
+    return np.array([priors.get(name, others[i]) for i, name in enumerate(names)])
 
 
-def _counted(model: AnyModel) -> Array:
-    """Shares of the classes among a model's shots (c,), also of one that did not keep their features."""
+def _priors_of_shots(model: AnyModel) -> Array:
+    """Shares (c,) of the classes in a model's shots, also if the model was saved without their features."""
     if isinstance(model, Predictor):
-        return np.full(len(model.class_names), 1 / len(model.class_names))  # an exported file does not say
+        return np.full(len(model.class_names), 1 / len(model.class_names))  # an exported file has no counts
     support, names = model.support_, model.class_names_
-    known = support.counts if len(support) else support.provenance.get("shots", {})
-    counts = np.array([float(known.get(name, 0)) for name in names])
+    shot_counts = support.counts if len(support) else support.provenance.get("shots", {})
+    counts = np.array([float(shot_counts.get(name, 0)) for name in names])
     counts = counts + 1 if (counts <= 0).any() else counts
     return np.asarray(counts / counts.sum())
 
 
-def _why_not(model: FewShotClassifier) -> str:
+def _why_not_held_out(model: FewShotClassifier) -> str:
     """Why a model's shots can't be held out; "" if they can."""
     head, support = model.head_, model.support_
     if not len(support):
         return "the model was saved without its shots (--no-support)"
     if head.tunes_encoder or head.needs_tower:
-        return f"the head {type(head).__name__} would have to be trained again to say what is usual"
+        return f"the shots can't be held out: the head {type(head).__name__} would have to be trained again"
     if head.transductive:
         return f"the head {type(head).__name__} is transductive, so that no shot can be held out"
     if max(support.counts.values()) < 2:
-        return "with one shot a class there is nothing to say what is usual"
+        return "no shot can be held out, since no class has two"
     return ""

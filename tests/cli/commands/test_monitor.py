@@ -40,11 +40,9 @@ def test_nothing_found_is_exit_code_0(place, run):
     result = run("monitor", place / "model", place / "same")
     assert result.exit_code == 0, result.stderr + result.stdout
     lines = result.stdout.splitlines()
-    assert lines[0] == f"30 pictures of {place / 'same'}, beside 24 shots of the model"
+    assert lines[0] == f"30 pictures of {place / 'same'}, compared with 24 shots of the model"
     assert lines[2].startswith("no drift was found (p = ")
-    assert result.stderr == (
-        "what is usual is taken from the shots, chosen and few as they are: --reference FOLDER says it better\n"
-    )
+    assert result.stderr == "the reference is the shots, which are few and chosen: --reference FOLDER is better\n"
 
 
 def test_drift_is_exit_code_3_and_a_sentence(place, run):
@@ -98,7 +96,7 @@ def test_what_cannot_be_looked_at_is_exit_code_1(place, tmp_path, run):
         result = run("monitor", place / "model", tmp_path / stream)
         assert result.exit_code == 1 and words in result.stderr
     result = run("monitor", place / "model", one)
-    assert result.exit_code == 1 and "1 different pictures that can be used: too few" in result.stderr
+    assert result.exit_code == 1 and "1 different pictures that can be used, too few" in result.stderr
     result = run("monitor", tmp_path / "one", place / "same")
     assert result.exit_code == 1 and "or a file that 'clipadapter export' wrote" in result.stderr
     result = run("monitor", place / "model", place / "same", "--plot", tmp_path / "drift.pdf")

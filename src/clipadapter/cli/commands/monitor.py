@@ -16,37 +16,46 @@ from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.files import is_exported, why_no_model
 
 if TYPE_CHECKING:
-    from clipadapter.monitor import Drift
+    from clipadapter.monitor import DriftReport
 
-FOUND = 3
-"""Exit code where something changed."""
-NAMED = 10
-"""Classes that are listed for a person; JSON has all."""
+DRIFT_EXIT_CODE = 3
+"""Exit code if there is drift."""
+MAX_LISTED_CLASSES = 10
+"""Classes in the table; JSON has all."""
 
 
 @click.command(epilog="Example: clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...")
 @click.argument("model", type=FOLDER)
 @click.argument("stream", type=FOLDER)
-@click.option("--reference", type=FOLDER, help="Pictures of the usual situation; the model's shots without it.")
 @click.option(
-    "--usual", multiple=True, metavar="CLASS=SHARE", help="How frequent a class usually is; as the shots without it."
+    "--reference", type=FOLDER, help="Folder with pictures of the usual situation; the model's shots without it."
+)
+@click.option(
+    "--usual", multiple=True, metavar="CLASS=SHARE", help="How frequent a class usually is; as in the shots without it."
 )
 @click.option(
     "--by",
     type=click.Choice(["time", "name"]),
     default="time",
     show_default=True,
-    help="Order of the stream: when a photo was taken or its file was written, or by name.",
+    help="Order of the stream: by the time a photo was taken or its file was written, or by name.",
 )
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N pictures of the stream.")
-@click.option("--window", type=click.IntRange(1), metavar="N", help="Pictures in a window; a twelfth without it.")
+@click.option(
+    "--window", type=click.IntRange(1), metavar="N", help="Pictures per window; a twelfth of the stream without it."
+)
 @click.option("--reject", type=SHARE, metavar="RATE", help='Rate of "none of these"; the model\'s, or 0.05.')
 @click.option(
-    "--alpha", type=SHARE, metavar="RATE", default=0.01, show_default=True, help="Chance of a false alarm, in all."
+    "--alpha",
+    type=SHARE,
+    metavar="RATE",
+    default=0.01,
+    show_default=True,
+    help="Probability of a false alarm, of all checks.",
 )
-@click.option("--skip", type=click.Choice(["looks", "shares", "none"]), multiple=True, help="Leave a check out.")
-@click.option("--plot", type=FILE, help="PNG file of what changed over time.")
-@click.option("--history", type=FILE, help="File to which what was found is added, a line of JSON a run.")
+@click.option("--skip", type=click.Choice(["looks", "shares", "none"]), multiple=True, help="Do not run a check.")
+@click.option("--plot", type=FILE, help="PNG file to write: the stream over time.")
+@click.option("--history", type=FILE, help="File to which each run adds a line of JSON.")
 @seed_option
 @model_options
 @output_options
@@ -67,29 +76,29 @@ def command(
     towers: Towers,
     out: Output,
 ) -> None:
-    """Tell whether the pictures in STREAM are still such as MODEL was made for.
+    """Test whether the pictures in STREAM still have the distribution that MODEL was made for.
 
-    MODEL is the folder that fit wrote, or a file that export wrote (then --reference is needed). Three things are
-    asked: do the pictures look as usual, whatever their classes; is each class as frequent as usual; and are more of
-    them none of the classes than usual.
+    MODEL is the folder that fit wrote, or a file that export wrote (then --reference is needed). Three checks are run:
+    whether the pictures look as usual, whatever their classes; whether each class is as frequent as usual; and whether
+    more pictures are none of the classes than usual.
 
     For cron: the exit code is 0 if nothing changed, 3 if something did, 1 if the run failed, 2 if the command line is
     wrong.
     """
-    from clipadapter.monitor import in_order, watch
+    from clipadapter.monitor import detect_drift, sort_pictures
 
     for path, suffix in ((plot, ".png"), (history, "")):
         check_page(path, suffix=suffix)
-    shares = _shares(usual)
+    reference_priors = _parse_shares(usual)
     opened = _open(model, towers, out)
-    paths, times = in_order(_pictures(stream), by)  # type: ignore[arg-type]
+    paths, times = sort_pictures(_list_pictures(stream), by)  # type: ignore[arg-type]
     if last is not None:
         paths, times = paths[-last:], None if times is None else times[-last:]
-    found = watch(
+    report = detect_drift(
         opened,
         paths,
-        reference=None if reference is None else _pictures(reference),
-        usual=shares,
+        reference=None if reference is None else _list_pictures(reference),
+        reference_priors=reference_priors,
         times=times,
         reject=reject,
         alpha=alpha,
@@ -97,16 +106,17 @@ def command(
         skip=skip,
         seed=seed,
     )
-    out.skipped(found.skipped)
-    if found.reference == "shots" and not usual and "shares" not in skip:
-        out.note("what is usual is taken from the shots, chosen and few as they are: --reference FOLDER says it better")
-    told = found.to_dict()
-    written = [str(found.to_png(plot))] if plot is not None else []
+    out.skipped(report.skipped)
+    if report.reference == "shots" and not usual and "shares" not in skip:
+        out.note("the reference is the shots, which are few and chosen: --reference FOLDER is better")
+    result = report.to_dict()
+    files = [str(report.to_png(plot))] if plot is not None else []
     if history is not None:
-        _remember(history, {"when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stream": str(stream), **told})
-    out.result({**told, "files": written}, "\n\n".join([_text(found, stream), *(f"wrote {name}" for name in written)]))
-    if found.drift:
-        click.get_current_context().exit(FOUND)
+        _append_line(history, {"when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stream": str(stream), **result})
+    text = "\n\n".join([_format_report(report, stream), *(f"wrote {name}" for name in files)])
+    out.result({**result, "files": files}, text)
+    if report.has_drift:
+        click.get_current_context().exit(DRIFT_EXIT_CODE)
 
 
 def _open(model: Path, towers: Towers, out: Output) -> Any:
@@ -125,72 +135,79 @@ def _open(model: Path, towers: Towers, out: Output) -> Any:
     return Predictor(model, backend=towers.backend)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _list_pictures(folder: Path) -> list[Path]:
     from clipadapter.data import list_images
 
     if not folder.is_dir():
         raise DataError(f"there is no folder '{folder}': give one with pictures")
-    found = list_images(folder)
-    if not found:
+    paths = list_images(folder)
+    if not paths:
         raise DataError(f"there are no pictures in '{folder}'")
-    return found
+    return paths
 
 
-def _shares(given: tuple[str, ...]) -> dict[str, float]:
-    """``CLASS=SHARE`` as shares by class."""
-    found = {}
-    for text in given:
+def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:
+    """Shares by class from texts such as ``CLASS=SHARE``."""
+    shares = {}
+    for text in options:
         name, _, share = text.rpartition("=")
         try:
-            found[name] = float(share)
+            shares[name] = float(share)
         except ValueError:
             raise InputError(f"{text!r} is no usual share: say it as CLASS=SHARE, such as ok=0.9") from None
-        if not name or not 0 <= found[name] <= 1:
-            raise InputError(f"{text!r} is no usual share: it is between 0 and 1, such as ok=0.9")
-    return found
+        if not name or not 0 <= shares[name] <= 1:
+            raise InputError(f"{text!r} is no usual share: it must be between 0 and 1, such as ok=0.9")
+    return shares
 
 
-def _remember(path: Path, told: dict[str, Any]) -> None:
-    """Add a line; what stands in the file stays."""
+def _append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append a line of JSON to a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+            file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror}; give a place you may write to") from error
 
 
-def _text(found: Drift, stream: Path) -> str:
+def _format_report(report: DriftReport, stream: Path) -> str:
     from clipadapter.monitor import CHECKS
 
-    beside = "shots of the model" if found.reference == "shots" else "usual pictures"
-    more = f" ({found.repeated} more are repeats)" if found.repeated else ""
+    kind = "shots of the model" if report.reference == "shots" else "usual pictures"
+    copies = f" ({report.n_repeated} more are copies)" if report.n_repeated else ""
     rows = [
         (
-            CHECKS[one.check],
-            "" if one.p is None else f"{one.p:.2g}",
-            "" if one.corrected is None else f"{one.corrected:.2g}",
-            "not tested: " + one.words if one.p is None else "yes" if one.found else "no",
+            CHECKS[check.check],
+            "" if check.p_value is None else f"{check.p_value:.2g}",
+            "" if check.corrected_p_value is None else f"{check.corrected_p_value:.2g}",
+            f"not tested: {check.message}" if check.p_value is None else "yes" if check.is_significant else "no",
         )
-        for one in found.findings
+        for check in report.checks
     ]
-    order = sorted(found.classes, key=lambda one: -abs(one.now - one.usual))[:NAMED]
-    shares = [
-        (one.name, *(f"{100 * value:.1f}" for value in (one.usual, one.now)), _interval(one.low, one.high))
-        for one in order
+    classes = sorted(report.classes, key=lambda prior: -abs(prior.current - prior.reference))[:MAX_LISTED_CLASSES]
+    priors = [
+        (
+            prior.name,
+            f"{100 * prior.reference:.1f}",
+            f"{100 * prior.current:.1f}",
+            _format_interval(prior.low, prior.high),
+        )
+        for prior in classes
     ]
     parts = [
-        f"{found.pictures} pictures of {stream}{more}, beside {found.reference_pictures} {beside}",
-        found.sentence(),
+        f"{report.n_pictures} pictures of {stream}{copies}, compared with {report.n_reference} {kind}",
+        report.summary(),
         table(["", "p", "p of all checks", "changed"], rows),
-        table(["class", "usual %", "now %", "95 %"], shares),
+        table(["class", "usual %", "now %", "95 %"], priors),
     ]
-    if found.none is not None:
-        none = found.none
-        told = f"{100 * none.now:.1f} % ({_interval(none.low, none.high)}), asked {100 * none.rate:g} %"
-        parts.append(f"none of the classes: {told}, usually {100 * none.usual:.1f} %")
+    if report.ood_rate is not None:
+        rate = report.ood_rate
+        current = f"{100 * rate.current:.1f} % ({_format_interval(rate.low, rate.high)})"
+        parts.append(
+            f"none of the classes: {current}, target {100 * rate.target:g} %, usually {100 * rate.reference:.1f} %"
+        )
     return "\n\n".join(parts)
 
 
-def _interval(low: float, high: float) -> str:
+def _format_interval(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
