@@ -37,12 +37,12 @@ def serve(files, colours):
     """A function that gives a client of an app; its model is `colours` unless it is told to open the file."""
     clients = []
 
-    def start(limits=None, token=None, model=colours, texts=None, **options):
+    def start(limits=None, token=None, model=colours, specs=None, **options):
         opener = (lambda path: model) if model is not None else None
         isolated = options.pop("isolated", Unchecked())
-        texts = texts or [str(files / "colours.onnx")]
-        models = Models(texts, limits or Limits(), opener=opener, isolated=isolated)
-        client = TestClient(create_app(models, token, every=options.pop("every", 60)), **options)
+        specs = specs or [str(files / "colours.onnx")]
+        models = Models(specs, limits or Limits(), opener=opener, isolated=isolated)
+        client = TestClient(create_app(models, token, refresh_seconds=options.pop("refresh_seconds", 60)), **options)
         client.__enter__()
         clients.append(client)
         return client

@@ -32,7 +32,7 @@ def later():
 
 
 def batcher(client):
-    return client.app.state.house.models.get().batcher
+    return client.app.state.server.models.get().batcher
 
 
 def label(future):
@@ -45,7 +45,7 @@ def test_what_comes_while_a_batch_runs_shares_the_next(serve, colours, later):
     first = later(client, RED)
     until(colours.running.is_set)
     rest = [later(client, one) for one in (RED, BLUE) * 3]
-    until(lambda: len(batcher(client)._ready) == 6)
+    until(lambda: len(batcher(client)._queue) == 6)
     colours.go.set()
     assert [label(one) for one in [first, *rest]] == ["red", *["red", "blue"] * 3]
     assert [size for size in colours.batches[before:] if size] == [1, 6]
@@ -71,7 +71,7 @@ def test_requests_of_one_batch_are_answered_as_each_asked(serve, colours, later)
     first = later(client, RED)
     until(colours.running.is_set)
     plain, strict, sets = later(client, GREY), later(client, GREY, reject=0.1), later(client, RED, coverage=0.8)
-    until(lambda: len(batcher(client)._ready) == 3)
+    until(lambda: len(batcher(client)._queue) == 3)
     colours.go.set()
     assert label(first) == "red" and label(plain) == "red" and label(strict) is None
     assert sets.result().json()["predictions"][0]["labels"] == ["red"]
@@ -82,16 +82,16 @@ def test_a_full_queue_refuses_and_recovers(serve, colours, later):
     client = serve(Limits(queue=4, max_pictures=4))
     colours.go.clear()
     waiting = [later(client, RED) for _ in range(3)]
-    until(lambda: batcher(client).waiting == 3)
+    until(lambda: batcher(client).pending == 3)
     refusal = client.post("/v1/predict", json={"images": [base64_of(RED)] * 2})
     assert refused(refusal, 503, "pictures wait already") and int(refusal.headers["retry-after"]) >= 1
     waiting.append(later(client, RED))  # one fits
-    until(lambda: batcher(client).waiting == 4)
+    until(lambda: batcher(client).pending == 4)
     assert refused(client.get("/v1/models/nix"), 404)  # other requests are answered
     assert client.post("/v1/predict", content=b"not looked at").status_code == 503
     colours.go.set()
     assert [label(one) for one in waiting] == ["red"] * 4
-    until(lambda: batcher(client).waiting == 0)
+    until(lambda: batcher(client).pending == 0)
     assert client.post("/v1/predict", json={"images": [base64_of(RED)] * 4}).status_code == 200
     assert 'clipadapter_refused_total{reason="queue"} 2.0' in client.get("/metrics").text
 
@@ -99,9 +99,9 @@ def test_a_full_queue_refuses_and_recovers(serve, colours, later):
 def test_who_would_wait_too_long_is_told_at_once(serve, colours, later):
     client = serve(Limits(deadline=2.0, max_batch=2))
     colours.go.clear()
-    batcher(client)._rate = 0.5  # pictures a second
+    batcher(client)._pictures_per_second = 0.5  # pictures a second
     waiting = [later(client, RED) for _ in range(2)]
-    until(lambda: batcher(client).waiting == 2)
+    until(lambda: batcher(client).pending == 2)
     refusal = client.post("/v1/predict", json={"images": [base64_of(RED)]})
     assert refused(refusal, 503, "takes 4.0 seconds") and refusal.headers["retry-after"] == "4"
     colours.go.set()
@@ -117,7 +117,7 @@ def test_what_is_late_is_dropped_before_it_runs(serve, colours, later):
     assert refused(late.result(20), 504, "no answer within 0.2 seconds")
     assert refused(running.result(20), 504)
     colours.go.set()
-    until(lambda: batcher(client).waiting == 0)
+    until(lambda: batcher(client).pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]
     assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
 
@@ -134,7 +134,7 @@ def test_what_is_late_is_not_even_unpacked(serve, colours, later):
     assert refused(later(client, *[RED] * 60).result(20), 504)
     begun = len(made)
     go.set()
-    until(lambda: batcher(client).waiting == 0)
+    until(lambda: batcher(client).pending == 0)
     assert len(made) == begun < 60
 
 
@@ -158,7 +158,7 @@ def test_an_backend_that_fails_costs_its_batch_only(serve, colours):
     assert refused(client.post("/v1/predict", json={"images": [base64_of(RED)]}), 500, "its log says how")
     colours.run = lambda squares: good(colours, squares)
     assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
-    assert batcher(client).waiting == 0
+    assert batcher(client).pending == 0
 
 
 def test_pictures_of_a_client_that_left_do_not_run(colours, files):
@@ -193,10 +193,10 @@ def test_pictures_of_a_client_that_left_do_not_run(colours, files):
         first = pool.submit(asyncio.run, leave())
         until(colours.running.is_set)
         second = pool.submit(asyncio.run, leave())
-        until(lambda: models.get().batcher.waiting == 2)
+        until(lambda: models.get().batcher.pending == 2)
         gone.set()
         assert second.result(20) == first.result(20) == []
         colours.go.set()
-        until(lambda: models.get().batcher.waiting == 0)
+        until(lambda: models.get().batcher.pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]  # the first ran already
     models.close()

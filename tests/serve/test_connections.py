@@ -217,7 +217,7 @@ def configured(monkeypatch, files):
         app = create_app(models)
         server.run(app, host, 0, **options)
         models.close()
-        return seen[-1], app.state.house
+        return seen[-1], app.state.server
 
     return start
 
@@ -243,7 +243,7 @@ def test_the_parser_is_chosen_by_name(configured):
 )
 def test_hosts_are_looked_at_where_only_this_machine_connects(configured, host, allowed, hosts):
     try:
-        _, house = configured(host, allowed_hosts=allowed)
+        _, state = configured(host, allowed_hosts=allowed)
     except InputError:
         pytest.skip(f"{host} can't be had here")
-    assert house.hosts == hosts
+    assert state.allowed_hosts == hosts

@@ -11,10 +11,10 @@ import pytest
 
 from clipadapter.serve import Limits, Models, json_body
 from clipadapter.serve.json_body import decode_base64, read_numbers, read_outline
-from clipadapter.serve.limits import Refused
+from clipadapter.serve.limits import RequestRefused
 from clipadapter.serve.multipart_body import Form
-from clipadapter.serve.tensors import read_question
-from clipadapter.serve.v1 import _read
+from clipadapter.serve.oip import parse_request
+from clipadapter.serve.v1 import _parse_body
 
 from .bombs import FORM_TYPE, bombs
 from .colours import SIDE, Colours
@@ -36,14 +36,14 @@ def read(bomb, model):
     """Parse a body as the server does, and make squares of its pictures."""
     try:
         if bomb.path.startswith("/v2"):
-            makers = read_question(bomb.body, bomb.json_bytes, model, Limits()).makers
+            loaders = parse_request(bomb.body, bomb.json_bytes, model, Limits()).loaders
         else:
-            _, _, makers = _read(bomb.content_type, bomb.body, model, Limits())
-    except Refused:
+            _, _, loaders = _parse_body(bomb.content_type, bomb.body, model, Limits())
+    except RequestRefused:
         return
-    while makers:
+    while loaders:
         try:
-            makers.pop()()
+            loaders.pop()()
         except Exception as error:
             assert type(error).__name__ == "ImageError", error
 
@@ -121,7 +121,7 @@ def test_a_client_can_not_name_the_text_of_another_place():
     ],
 )
 def test_the_outline_has_limits(body, status, words):
-    with pytest.raises(Refused, match=words) as refusal:
+    with pytest.raises(RequestRefused, match=words) as refusal:
         read_outline(body, 64)
     assert refusal.value.status == status
 
@@ -139,8 +139,8 @@ def test_long_base64_is_decoded_as_by_the_standard_library(size):
 @pytest.mark.parametrize(
     "text",
     [
-        b"AAA", b"AA=A", b"AA==AAAA", b"A" * json_body.PIECE_BYTES + b"A",
-        b"A" * (json_body.PIECE_BYTES - 1) + b"=AAAA",
+        b"AAA", b"AA=A", b"AA==AAAA", b"A" * json_body.BLOCK_BYTES + b"A",
+        b"A" * (json_body.BLOCK_BYTES - 1) + b"=AAAA",
         b"AAA\\n", b"AAA\\", b"AAA\\u00", b"AA\\u00e9A", "AAA😀".encode(), b"AAA\\ud83d", b"=", b"AAA ",
     ],
 )  # fmt: skip
@@ -187,7 +187,7 @@ def test_a_list_with_a_mistake_is_read_only_if_it_is_still_one():
 @pytest.mark.parametrize("piece", [7, 64, 16 << 10])
 def test_files_of_a_form_are_what_was_sent(monkeypatch, piece):
     """Contents that look like the boundary, cut anywhere."""
-    monkeypatch.setattr("clipadapter.serve.multipart_body.PIECE_BYTES", piece)
+    monkeypatch.setattr("clipadapter.serve.multipart_body.PARSED_BYTES", piece)
     rng = random.Random(piece)
     for _ in range(60):
         contents = [
@@ -207,7 +207,7 @@ def test_pixels_as_numbers_cost_no_more_than_pixels_as_bytes(model):
     values = nested([1] * math.prod(shape), shape)
     body = json.dumps({"inputs": [{"name": "squares", "shape": shape, "datatype": "UINT8", "data": values}]}).encode()
     tracemalloc.start()
-    makers = read_question(body, None, model, Limits()).makers
+    loaders = parse_request(body, None, model, Limits()).loaders
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(makers) == 64 and peak < 200_000 and makers[0]().tolist() == values[0]
+    assert len(loaders) == 64 and peak < 200_000 and loaders[0]().tolist() == values[0]

@@ -29,4 +29,4 @@ def test_wrong_requests_are_refused_and_never_a_fault(serve):
             assert list(response.json()) == ["error"], wrong
     assert not [status for status in statuses if status >= 500], statuses
     assert set(statuses) >= {200, 400, 404, 405, 415, 422}
-    assert client.app.state.house.held == 0 and client.app.state.house.models.get().batcher.waiting == 0
+    assert client.app.state.server.buffered_bytes == 0 and client.app.state.server.models.get().batcher.pending == 0

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from clipadapter.serve.logs import JsonLines
+from clipadapter.serve.logs import JsonFormatter
 
 from .colours import RED, base64_of, refused
 
@@ -34,7 +34,7 @@ def test_a_token_is_asked_for(serve):
 def test_a_body_is_not_read_without_the_token(serve):
     client = serve(token="secret-1")
     assert refused(client.post("/v1/predict", content=b"x" * (40 << 20)), 401)
-    assert client.app.state.house.held == 0
+    assert client.app.state.server.buffered_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_body_is_not_read_without_the_token(serve):
 )
 def test_a_host_that_names_this_machine_is_answered(serve, host):
     client = serve()
-    client.app.state.house.hosts = frozenset({"pets.org"})
+    client.app.state.server.allowed_hosts = frozenset({"pets.org"})
     assert client.get("/v1/models", headers={"host": host}).status_code == 200
 
 
@@ -53,16 +53,16 @@ def test_a_host_that_names_this_machine_is_answered(serve, host):
 @pytest.mark.parametrize("path", ["/v1/models", "/v2/health/live", "/docs"])
 def test_a_page_of_another_name_that_leads_here_is_not_answered(serve, host, path):
     client = serve()
-    client.app.state.house.hosts = frozenset({"pets.org"})
+    client.app.state.server.allowed_hosts = frozenset({"pets.org"})
     assert refused(client.get(path, headers={"host": host}), 421, "--allow-host")
-    client.app.state.house.hosts = None
+    client.app.state.server.allowed_hosts = None
     assert client.get(path, headers={"host": host}).status_code == 200
 
 
 def test_while_it_leaves_each_answer_ends_its_connection(serve):
     client = serve()
     assert "connection" not in client.get("/v2").headers
-    client.app.state.house.leaving = True
+    client.app.state.server.is_stopping = True
     for path in ("/v2", "/v2/health/ready", "/nothing"):
         assert client.get(path).headers["connection"] == "close"
 
@@ -95,7 +95,9 @@ def test_requests_have_names(serve):
 
 
 def lines(caplog):
-    return [json.loads(JsonLines().format(record)) for record in caplog.records if record.name == "clipadapter.serve"]
+    return [
+        json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == "clipadapter.serve"
+    ]
 
 
 def test_the_log_says_what_happened_and_nothing_of_pictures(serve, caplog):
@@ -132,7 +134,7 @@ def test_a_fault_of_ours_is_logged_and_not_told(serve, caplog, colours):
     assert refused(client.post("/v1/predict", json=ASK), 500)
     assert any(
         "ZeroDivisionError" in line.get("traceback", "")
-        for line in map(json.loads, map(JsonLines().format, caplog.records))
+        for line in map(json.loads, map(JsonFormatter().format, caplog.records))
     )
 
 

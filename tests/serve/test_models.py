@@ -22,7 +22,7 @@ ASK = {"images": [base64_of(RED)]}
 
 def look(client, times=2):
     for _ in range(times):
-        client.app.state.house.models.refresh()
+        client.app.state.server.models.refresh()
 
 
 def label(client, name="colours"):
@@ -53,7 +53,7 @@ def test_a_file_that_is_still_being_written_is_left(serve, files):
 
 def test_a_damaged_file_keeps_the_old_one_and_is_told(serve, files, caplog):
     client, path = serve(model=None), files / "colours.onnx"
-    good, loaded = path.read_bytes(), client.app.state.house.models.get()
+    good, loaded = path.read_bytes(), client.app.state.server.models.get()
     path.write_bytes(good[:200])
     with caplog.at_level("ERROR"):
         look(client)
@@ -65,7 +65,7 @@ def test_a_damaged_file_keeps_the_old_one_and_is_told(serve, files, caplog):
     path.write_bytes(good)  # the same as is loaded: nothing to do but to forget the error
     look(client)
     assert client.get("/v1/models/colours").json()["error"] is None
-    assert client.app.state.house.models.get() is loaded
+    assert client.app.state.server.models.get() is loaded
 
 
 def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
@@ -78,7 +78,7 @@ def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
 
     stopped, models = [], None
     client = serve(model=None, isolated=Crashing())
-    models = client.app.state.house.models
+    models = client.app.state.server.models
     models._open = None  # it is not opened here
     write_file(files / "colours.onnx", OTHER)
     look(client)
@@ -139,7 +139,7 @@ def test_an_export_in_the_cache_that_was_altered_is_made_again(tmp_path, monkeyp
 
 def test_a_file_that_does_not_run_is_not_taken(serve, files):
     client, models = serve(), None
-    models = client.app.state.house.models
+    models = client.app.state.server.models
     broken = Colours()
     broken.run = lambda squares: 1 / 0
     models._open = lambda path: broken
@@ -159,7 +159,7 @@ def test_a_file_that_goes_leaves_the_model(serve, files):
 
 
 def test_a_folder_serves_what_is_in_it(serve, files):
-    client = serve(model=None, texts=[str(files)])
+    client = serve(model=None, specs=[str(files)])
     write_file(files / "other.onnx", OTHER)
     shutil.copy(files / "other.onnx", files / "no name.onnx")  # can't be in an address, and costs nobody else
     (files / "broken.onnx").write_bytes(b"nothing")
@@ -179,11 +179,11 @@ def test_the_old_one_finishes_what_it_began(serve, files):
     old, new = Colours(), Colours()
     new.class_names = OTHER
     client = serve(model=old)
-    models = client.app.state.house.models
+    models = client.app.state.server.models
     old.go.clear()
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(client.post, "/v1/predict", json=ASK)
-        until(lambda: models.get().batcher.waiting == 1)
+        until(lambda: models.get().batcher.pending == 1)
         first = models.get()
         models._open = lambda path: new
         write_file(files / "colours.onnx", OTHER)
@@ -196,7 +196,7 @@ def test_the_old_one_finishes_what_it_began(serve, files):
 
 
 def test_files_are_looked_at_by_themselves(serve, files):
-    client = serve(model=None, every=0.01)
+    client = serve(model=None, refresh_seconds=0.01)
     write_file(files / "colours.onnx", OTHER)
     until(lambda: client.get("/v1/models/colours").json()["classes"] == list(OTHER))
 
@@ -291,7 +291,7 @@ def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch)
 def test_a_place_is_never_lost_to_an_exchange(serve, files):
     """A model that was closed between its look-up and its door sends on to the one after it."""
     client = serve(Limits(deadline=5))
-    models = client.app.state.house.models
+    models = client.app.state.server.models
     old, new = models.get(), None
 
     def open_new(name=None):

@@ -44,7 +44,7 @@ def test_the_server_tells_what_it_is(serve):
     assert client.get("/v2").json() == client.get("/v2/").json() == facts
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"live": True, "ready": True}
-    client.app.state.house.leaving = True
+    client.app.state.server.is_stopping = True
     assert client.get("/v2/health/ready").status_code == 503
     assert client.get("/v2/health/live").status_code == 200
 
@@ -203,7 +203,7 @@ FLAT = SQUARE.ravel().tolist()
         ({**images(RED), "outputs": ["logits"]}, "outputs must be"),
         ({**images(RED), "outputs": [{"name": 1}]}, "outputs must be"),
         ({**images(RED), "outputs": [{"name": "x"}]}, "no output 'x', but logits"),
-        ({**images(RED), "outputs": [{"name": "logits"}] * 2}, "asked for twice"),
+        ({**images(RED), "outputs": [{"name": "logits"}] * 2}, "requested twice"),
     ],
 )
 def test_a_wrong_request_says_what_is_wrong(serve, asked, words):

@@ -7,8 +7,8 @@ import pytest
 
 from clipadapter.errors import InputError
 from clipadapter.serve import Limits
-from clipadapter.serve.limits import Refused
-from clipadapter.serve.prediction_request import Upload, Uploads
+from clipadapter.serve.limits import RequestRefused
+from clipadapter.serve.state import Upload, Uploads
 
 from .colours import RED, base64_of, refused
 
@@ -73,13 +73,13 @@ def test_strange_lengths_are_no_fault_of_the_server(serve, length):
 
 def test_bodies_of_all_requests_have_a_limit_together(serve):
     client = serve()
-    house = client.app.state.house
-    house.held = house.limits.max_held
+    state = client.app.state.server
+    state.buffered_bytes = state.limits.max_buffered_bytes
     response = client.post("/v1/predict", content=BODY, headers={"content-type": "application/json"})
     assert refused(response, 503, "try again") and response.headers["retry-after"] == "1"
-    house.held = 0
+    state.buffered_bytes = 0
     assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
-    assert house.held == 0  # given back
+    assert state.buffered_bytes == 0  # given back
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serve):
@@ -88,7 +88,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(serve):
 
 
 def test_a_body_that_pauses_is_cut_off_long_before_the_deadline(serve, monkeypatch):
-    monkeypatch.setattr("clipadapter.serve.prediction_request.BODY_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("clipadapter.serve.state.BODY_GRACE_SECONDS", 0.05)
     client = serve(Limits(deadline=1000))
     status, answer, taken = ask(_unending(client.app), [b"{"] * 3)
     assert (status, taken) == (408, 3) and "too slowly: 3 bytes" in answer["error"]
@@ -106,13 +106,13 @@ def test_a_body_that_pauses_is_cut_off_long_before_the_deadline(serve, monkeypat
 )
 def test_a_body_is_due_by_its_rate_a_pause_and_the_deadline(monkeypatch, size, seconds, due):
     clock = [100.0]
-    monkeypatch.setattr("clipadapter.serve.prediction_request.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("clipadapter.serve.state.time.monotonic", lambda: clock[0])
 
     async def due_at():
         upload = Upload()
         upload.size = size
         clock[0] += seconds
-        return upload.due(1000, 120.0)
+        return upload.due_at(1000, 120.0)
 
     assert asyncio.run(due_at()) == 100 + due
 
@@ -123,7 +123,7 @@ def test_a_body_that_comes_in_holds_no_place(serve):
 
     async def watched(scope, receive, send):
         async def look():
-            waiting.append(client.app.state.house.models.get().batcher.waiting)
+            waiting.append(client.app.state.server.models.get().batcher.pending)
             return await receive()
 
         await client.app(scope, look, send)
@@ -135,13 +135,13 @@ def test_a_body_that_comes_in_holds_no_place(serve):
 def test_for_a_new_body_the_slowest_is_cut_off():
     async def three():
         uploads = Uploads(2)
-        with uploads.one() as slow, uploads.one() as fast:
-            slow.began -= 10
-            fast.began -= 10
+        with uploads.add() as slow, uploads.add() as fast:
+            slow.started_at -= 10
+            fast.started_at -= 10
             slow.size, fast.size = 1000, 100_000
-            with uploads.one() as third:
-                assert slow.evicted and slow.scope.cancel_called
-                assert not fast.evicted and not third.evicted
+            with uploads.add() as third:
+                assert slow.is_evicted and slow.scope.cancel_called
+                assert not fast.is_evicted and not third.is_evicted
 
     asyncio.run(three())
 
@@ -149,11 +149,11 @@ def test_for_a_new_body_the_slowest_is_cut_off():
 def test_bodies_that_just_began_are_not_cut_off_for_another():
     async def two():
         uploads = Uploads(1)
-        with uploads.one() as first:
-            with pytest.raises(Refused, match="come in already") as refusal, uploads.one():
+        with uploads.add() as first:
+            with pytest.raises(RequestRefused, match="come in already") as refusal, uploads.add():
                 pass
-            assert not first.evicted and (refusal.value.status, refusal.value.why) == (503, "bodies")
-        with uploads.one():
+            assert not first.is_evicted and (refusal.value.status, refusal.value.reason) == (503, "bodies")
+        with uploads.add():
             pass
 
     asyncio.run(two())
@@ -165,7 +165,7 @@ def test_an_answer_that_is_not_fetched_holds_no_memory_of_its_body(serve):
 
     async def watched(scope, receive, send):
         async def slow(message):
-            held.append(client.app.state.house.held)
+            held.append(client.app.state.server.buffered_bytes)
             await send(message)
 
         await client.app(scope, receive, slow)

@@ -131,13 +131,13 @@ def test_sigterm_lets_what_was_begun_be_answered(running, files):
     assert connection.sock.recv(1024).startswith(b"HTTP/1.1 100")  # the server waits for the body
     connection.send(body[:1000])
     server.process.send_signal(signal.SIGTERM)
-    server.wait_for("leaving")
+    server.wait_for("stopping")
     connection.send(body[1000:])
     response = connection.getresponse()
     assert response.status == 200 and len(json.loads(response.read())["predictions"]) == 30
     connection.close()
     assert server.process.wait(120) == 0
-    assert json.loads(server.log[-1])["event"] == "left"
+    assert json.loads(server.log[-1])["event"] == "stopped"
 
 
 def test_a_connection_that_is_kept_loses_no_request_at_sigterm(running, files):
@@ -146,7 +146,7 @@ def test_a_connection_that_is_kept_loses_no_request_at_sigterm(running, files):
     connection.request("GET", "/v2")
     assert connection.getresponse().read()
     server.process.send_signal(signal.SIGTERM)
-    server.wait_for("leaving")
+    server.wait_for("stopping")
     connection.request("GET", "/v2")
     response = connection.getresponse()
     assert response.status == 200 and response.getheader("connection") == "close"
@@ -166,7 +166,7 @@ def test_in_the_grace_it_answers_but_is_not_ready(running, files):
     server = running(files / "colours.onnx", "--grace", "20")
     assert server.ask("GET", "/v2/health/ready")[0] == 200
     server.process.send_signal(signal.SIGTERM)
-    server.wait_for("leaving")
+    server.wait_for("stopping")
     assert server.ask("GET", "/v2/health/ready")[0] == 503
     assert server.predict(RED)[0] == 200
     server.process.send_signal(signal.SIGINT)  # in a hurry

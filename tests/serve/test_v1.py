@@ -120,7 +120,7 @@ def test_what_was_not_learned_is_refused_before_the_work(serve):
         ({"images": ["a"], "reject": 1}, "reject: "),
         ({"images": ["a"], "reject": 0}, "reject: "),
         ({"images": ["a"], "coverage": -0.5}, "coverage: "),
-        ({"images": ["a"], "model": "x"}, "what can be said is: top, reject, coverage, images"),
+        ({"images": ["a"], "model": "x"}, "the fields are: top, reject, coverage, images"),
         ([], "the body: "),
         (7, "the body: "),
     ],
@@ -209,7 +209,7 @@ def test_large_pictures_are_refused_before_they_are_unpacked(serve):
 
 def test_of_several_models_one_is_named(serve, files):
     (files / "other.onnx").write_bytes((files / "colours.onnx").read_bytes())
-    client = serve(model=None, texts=[str(files), f"third={files / 'other.onnx'}"])
+    client = serve(model=None, specs=[str(files), f"third={files / 'other.onnx'}"])
     assert refused(client.post("/v1/predict", files=FILES), 400, "colours, other, third")
     assert client.post("/v1/models/third/predict", files=FILES).json()["model"] == "third"
     assert refused(client.post("/v1/models/nix/predict", files=FILES), 404, "served are: colours, other, third")

@@ -1,7 +1,10 @@
-"""Exported models behind HTTP: a web service for pictures, and the Open Inference Protocol; no torch is loaded.
+"""Exported models behind HTTP: a web service for pictures, and the Open Inference Protocol. PyTorch is not loaded.
 
-A request's pictures are unpacked by a few threads and answered together with those of other requests; what would not
-be answered in time is refused before its body is read. docs/serving.md says how to ask.
+A few threads load a request's pictures, which then run in batches with those of other requests. A request that can't be
+answered in time is refused before its body is read. docs/serving.md describes the addresses.
+
+Where to start: `app.py` (routes), `v1.py` and `oip.py` (the two interfaces), `prediction_request.py` (the steps of a
+request), `batching.py` (queue and batches), `models.py` (loading and reloading), `middleware.py` (every request).
 """
 
 from clipadapter.errors import require
@@ -9,7 +12,7 @@ from clipadapter.errors import require
 for _module in ("fastapi", "fastapi_offline", "uvicorn", "h11", "python_multipart", "prometheus_client"):
     require(_module, "serve", "The server")
 
-from clipadapter.serve.app import create_app  # noqa: E402 - what it needs is asked for first
+from clipadapter.serve.app import create_app  # noqa: E402 - after the check of the packages that it needs
 from clipadapter.serve.limits import Limits  # noqa: E402
 from clipadapter.serve.models import Models  # noqa: E402
 from clipadapter.serve.server import run  # noqa: E402

@@ -1,4 +1,4 @@
-"""The app: what is asked where, and what starts and ends with it."""
+"""The FastAPI application: its routes, its document, and what starts and stops with it."""
 
 from __future__ import annotations
 
@@ -15,82 +15,84 @@ from fastapi_offline import FastAPIOffline
 from clipadapter import __version__
 from clipadapter.serve import oip, v1
 from clipadapter.serve.metrics import CONTENT_TYPE
-from clipadapter.serve.middleware import Gate, add_faults
-from clipadapter.serve.models import EVERY, Models
-from clipadapter.serve.prediction_request import House
+from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
+from clipadapter.serve.models import REFRESH_SECONDS, Models
+from clipadapter.serve.state import ServerState
 
-ABOUT = 'Names the classes of pictures by models that `clipadapter export` wrote. Errors are `{"error": "why"}`.'
+DESCRIPTION = (
+    'Predicts the classes of pictures with models that `clipadapter export` wrote. Errors are `{"error": "why"}`.'
+)
 
 
-def create_app(models: Models, token: str | None = None, every: float = EVERY) -> FastAPI:
-    """An app that answers for models; any ASGI server runs it.
+def create_app(models: Models, token: str | None = None, refresh_seconds: float = REFRESH_SECONDS) -> FastAPI:
+    """An app that serves models; any ASGI server runs it.
 
     Args:
-        models: that are served; they are closed when the app ends.
-        token: that requests must bear, but for health and documentation; None for none.
-        every: seconds between two looks at the models' files.
+        models: that are served; they are closed when the app stops.
+        token: that requests must have, except for health and documentation; None for none.
+        refresh_seconds: between two checks of the models' files.
 
     Example::
 
         app = create_app(Models(["pets.onnx"]))
     """
-    house = House(models)
+    state = ServerState(models)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(models.watch(every))
+        watching = asyncio.create_task(models.watch(refresh_seconds))
         yield
-        house.leaving = True
+        state.is_stopping = True
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
         await asyncio.to_thread(models.close)
-        house.parser.shutdown(wait=False)
+        state.parser.shutdown(wait=False)
 
-    # The documentation page brings its scripts with it. Telemetry can't be turned on by a variable.
+    # Offline: the documentation page has its own scripts. Telemetry can't be turned on by an environment variable.
     app = FastAPIOffline(
         title="clipadapter",
         version=__version__,
-        description=ABOUT,
+        description=DESCRIPTION,
         redoc_url=None,
         lifespan=lifespan,
         swagger_ui_parameters={"validatorUrl": None},
         telemetry={"auto_configure": False},
     )
-    app.state.house = house
+    app.state.server = state
     app.include_router(v1.router)
     app.include_router(oip.router)
-    _add_rest(app)
-    add_faults(app)
+    _add_other_routes(app)
+    add_error_handlers(app)
     app.openapi = lambda: _document(app, models.limits.max_pictures, token is not None)  # type: ignore[method-assign]
-    app.add_middleware(Gate, house=house, token=token)
+    app.add_middleware(RequestMiddleware, state=state, token=token)
     return app
 
 
-def _add_rest(app: FastAPI) -> None:
+def _add_other_routes(app: FastAPI) -> None:
     @app.get("/metrics", tags=["running"], summary="Metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
-        """Counts and times, as Prometheus reads them."""
-        return Response(request.app.state.house.models.metrics.text(), media_type=CONTENT_TYPE)
+        """Counts and times, in the text format of Prometheus."""
+        return Response(request.app.state.server.models.metrics.render(), media_type=CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return RedirectResponse("docs")
 
 
-def _document(app: FastAPI, max_pictures: int, guarded: bool) -> dict[str, Any]:
-    """The OpenAPI document; bodies are written here, since they are read while they come in."""
+def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, Any]:
+    """The OpenAPI document. Bodies are added here: routes read them as streams, so FastAPI does not know them."""
     if app.openapi_schema is None:
-        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for path, verbs in made["paths"].items():
-            for verb in verbs.values():
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
                 if path.endswith("/predict"):
-                    verb["requestBody"] = v1.body_schema(max_pictures)
+                    operation["requestBody"] = v1.body_schema(max_pictures)
                 elif path.endswith("/infer"):
-                    verb["requestBody"] = oip.infer_schema(max_pictures)
-                if guarded and "/health/" not in path:
-                    verb["security"] = [{"token": []}]
-        if guarded:
-            made.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = made
+                    operation["requestBody"] = oip.body_schema(max_pictures)
+                if needs_token and "/health/" not in path:
+                    operation["security"] = [{"token": []}]
+        if needs_token:
+            document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = document
     return app.openapi_schema

@@ -1,12 +1,13 @@
-"""Pictures of many requests run together.
+"""Micro-batching: pictures of many requests run together.
 
-Threads of a pool make squares of pictures; one thread a model takes those that are ready, and runs them at once. A
-batch waits for more only while pictures are being unpacked: on an idle server nothing waits, on a busy one batches fill
-while the one before runs.
+Threads of a pool load pictures into squares. One thread per model takes the squares that are ready and runs them as one
+batch. A batch waits for more squares only while pictures are being loaded: on an idle server nothing waits, on a busy
+one a batch fills while the previous one runs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
@@ -21,68 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import ImageError
-from clipadapter.runtime import RuntimeModel
-from clipadapter.serve.jobs import Answer, Bad, Failed, Job
-from clipadapter.serve.limits import Limits, Refused
+from clipadapter.runtime import Outputs, RuntimeModel
+from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.metrics import ModelMetrics
+from clipadapter.uncertainty import Answers
 
 Square = NDArray[np.uint8]
-Maker = Callable[[], Square]
-"""Makes a square (s, s, 3), or raises ImageError or Slow."""
-LONGEST_RETRY = 60
+Loader = Callable[[], Square]
+"""Returns a square (s, s, 3), or raises ImageError or SlowFormat."""
+MAX_RETRY_SECONDS = 60
 logger = logging.getLogger(__name__)
-
-
-class Slow(Exception):
-    """Raised by a maker whose picture takes long: it is made by the thread for these, so that others need not wait.
-
-    Args:
-        maker: what that thread runs.
-    """
-
-    def __init__(self, maker: Maker) -> None:
-        super().__init__("made by another thread")
-        self.maker = maker
-
-
-@dataclass(eq=False)
-class _Item:
-    job: Job
-    place: int
-    square: Square
-    ready: float = field(default_factory=time.monotonic)
-
-
-class Place:
-    """A place in the queue; a context that gives it back unless pictures took it."""
-
-    def __init__(self, batcher: Batcher) -> None:
-        self._batcher = batcher
-        self._held = True
-
-    def __enter__(self) -> Place:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._held:
-            self._batcher.release()
-
-    def submit(self, makers: Sequence[Maker], asked: Mapping[str, Any], deadline: float) -> Job:
-        """Hand in pictures.
-
-        Args:
-            makers: one a picture, run in a thread of the pool.
-            asked: for `RuntimeModel.answers`.
-            deadline: on the clock of `time.monotonic`; what has not run by then is dropped.
-
-        Raises:
-            Refused: if the queue can't hold them.
-        """
-        self._batcher.reserve(len(makers) - 1)
-        self._held = False
-        job = Job(len(makers), asked, deadline)
-        self._batcher.start(job, makers)
-        return job
 
 
 class Batcher:
@@ -90,10 +39,10 @@ class Batcher:
 
     Args:
         predictor: the model.
-        limits: how large batches and the queue may be.
+        limits: sizes of batches and of the queue.
         metrics: of the model.
-        pool: whose threads make squares.
-        slow_pool: whose thread makes those of slow formats; the other pool if not given.
+        pool: its threads load pictures.
+        slow_pool: its thread loads pictures of slow formats; `pool` if not given.
     """
 
     def __init__(
@@ -106,173 +55,304 @@ class Batcher:
     ) -> None:
         self._slow_pool = slow_pool or pool
         self._predictor, self._limits, self._metrics, self._pool = predictor, limits, metrics, pool
-        self._changed = threading.Condition()  # may be entered again by who is in it
-        self._ready: deque[_Item] = deque()
-        self._places = self._begun = self._making = 0
-        self._since = self._rate = 0.0
+        self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
+        self._queue: deque[_QueuedSquare] = deque()
+        self._slots_taken = self._started = self._loading = 0
+        self._rate_since = self._pictures_per_second = 0.0
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="clipadapter-batches", daemon=True)
+        self._thread = threading.Thread(target=self._run_batches, name="clipadapter-batches", daemon=True)
         self._thread.start()
 
     @property
-    def waiting(self) -> int:
-        """Pictures that were taken in and are not answered."""
-        return self._places
+    def pending(self) -> int:
+        """Pictures that were accepted and have no result yet."""
+        return self._slots_taken
 
-    def enter(self) -> Place | None:
-        """Take a place; None if it is closed.
+    def take_slot(self) -> QueueSlot | None:
+        """Take one slot of the queue; None if the batcher is closed.
 
         Raises:
-            Refused: if none is free, or those who wait will need all of the deadline.
+            RequestRefused: if no slot is free, or the queue needs longer than the deadline.
         """
         with self._changed:
-            if self._closed and not self._places:
+            if self._closed and not self._slots_taken:
                 return None
-            # Less than a batch is no queue; how long it takes is known badly after a pause.
-            if self._places >= self._limits.max_batch and self._wait() > self._limits.deadline:
-                raise self._full()
-            self.reserve(1)
-        return Place(self)
+            # Fewer pictures than a batch are no queue, and after a pause the measured rate is too low.
+            over_deadline = self._estimate_wait() > self._limits.deadline
+            if self._slots_taken >= self._limits.max_batch and over_deadline:
+                raise self._queue_full()
+            self.reserve_slots(1)
+        return QueueSlot(self)
 
-    def reserve(self, count: int) -> None:
-        """Take places.
+    def reserve_slots(self, count: int) -> None:
+        """Take slots.
 
         Raises:
-            Refused: if not as many are free.
+            RequestRefused: if fewer are free.
         """
         with self._changed:
-            if self._places + count > self._limits.queue:
-                raise self._full()
-            self._places += count
+            if self._slots_taken + count > self._limits.queue:
+                raise self._queue_full()
+            self._slots_taken += count
 
-    def release(self) -> None:
-        """Give a place back."""
+    def release_slot(self) -> None:
+        """Return one slot."""
         with self._changed:
-            self._places -= 1
+            self._slots_taken -= 1
             self._changed.notify()
 
-    def start(self, job: Job, makers: Sequence[Maker]) -> None:
-        """Begin with the pictures of a job whose places are taken."""
+    def start(self, job: Job, loaders: Sequence[Loader]) -> None:
+        """Start to load the pictures of a job whose slots are reserved."""
         with self._changed:
-            if not self._begun:
-                self._since = time.monotonic()
-            self._begun += len(makers)
-            self._making += len(makers)
-        for place, maker in enumerate(makers):
-            self._pool.submit(self._make, job, place, maker)
+            if not self._started:
+                self._rate_since = time.monotonic()
+            self._started += len(loaders)
+            self._loading += len(loaders)
+        for index, loader in enumerate(loaders):
+            self._pool.submit(self._load, job, index, loader)
 
-    def close(self, wait: float = 0.0) -> None:
-        """Take no more, and end when all that were taken in are answered.
+    def close(self, timeout: float = 0.0) -> None:
+        """Accept no more pictures, and end when all accepted ones have a result.
 
         Args:
-            wait: seconds to wait for that.
+            timeout: seconds to wait for that.
         """
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if wait:
-            self._thread.join(wait)
+        if timeout:
+            self._thread.join(timeout)
 
-    def _wait(self) -> float:
-        """Seconds in which those who wait will be answered."""
-        return self._places / self._rate if self._rate else 0.0
+    def _estimate_wait(self) -> float:
+        """Seconds until all pending pictures have a result, at the measured rate."""
+        return self._slots_taken / self._pictures_per_second if self._pictures_per_second else 0.0
 
-    def _full(self) -> Refused:
-        return Refused(
+    def _queue_full(self) -> RequestRefused:
+        seconds = self._estimate_wait()
+        return RequestRefused(
             503,
-            f"{self._places} pictures wait already, which takes {self._wait():.1f} seconds; {self._limits.queue} may "
+            f"{self._slots_taken} pictures wait already, which takes {seconds:.1f} seconds; {self._limits.queue} may "
             f"wait, and for {self._limits.deadline:g} seconds: try again after the seconds of Retry-After",
-            why="queue",
-            retry=min(max(math.ceil(self._wait()), 1), LONGEST_RETRY),
+            reason="queue",
+            retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
         )
 
-    def _make(self, job: Job, place: int, maker: Maker) -> None:
+    def _load(self, job: Job, index: int, loader: Loader) -> None:
+        """Load one picture, in a thread of a pool."""
         square: Square | None = None
-        result: Bad | Failed | None = None
+        failure: Unreadable | BackendFailure | None = None
         try:
-            square = None if job.dead else maker()
-        except Slow as slow:
-            self._slow_pool.submit(self._make, job, place, slow.maker)
+            square = None if job.is_abandoned else loader()
+        except SlowFormat as slow:
+            self._slow_pool.submit(self._load, job, index, slow.loader)
             return
         except ImageError as error:
-            result = Bad(error.reason)
+            failure = Unreadable(error.reason)
         except Exception:
-            logger.exception("a picture could not be made a square")
-            result = Failed()
+            logger.exception("a picture could not be loaded")
+            failure = BackendFailure()
         with self._changed:
-            self._making -= 1
+            self._loading -= 1
             if square is not None:
-                self._ready.append(_Item(job, place, square))
+                self._queue.append(_QueuedSquare(job, index, square))
             self._changed.notify()
         if square is None:
-            self._settle(job, place, result)
+            self._set_result(job, index, failure)
 
-    def _settle(self, job: Job, place: int, result: Answer | Bad | Failed | None) -> None:
+    def _set_result(self, job: Job, index: int, result: Result | None) -> None:
         with self._changed:
-            self._places -= 1
-            self._begun -= 1
-            job.results[place] = result
-            job.left -= 1
-            last = job.left == 0
+            self._slots_taken -= 1
+            self._started -= 1
+            job.results[index] = result
+            job.unfinished -= 1
+            is_last = job.unfinished == 0
             self._changed.notify()
-        if last:
-            job.finish()
+        if is_last:
+            job.notify()
 
-    def _work(self) -> None:
-        while (batch := self._take()) is not None:
-            alive = []
+    def _run_batches(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            wanted = []
             for item in batch:
-                if item.job.dead:
-                    self._settle(item.job, item.place, None)
+                if item.job.is_abandoned:
+                    self._set_result(item.job, item.index, None)
                 else:
-                    alive.append(item)
-            if alive:
-                self._run(alive)
+                    wanted.append(item)
+            if wanted:
+                self._run_batch(wanted)
 
-    def _take(self) -> list[_Item] | None:
-        """The next batch; None when closed and all is done."""
+    def _next_batch(self) -> list[_QueuedSquare] | None:
+        """The next batch; None if the batcher is closed and no picture is pending."""
         with self._changed:
-            while not self._ready:
-                if self._closed and not self._places:
+            while not self._queue:
+                if self._closed and not self._slots_taken:
                     return None
                 self._changed.wait()
-            until = self._ready[0].ready + self._limits.max_wait
-            while len(self._ready) < self._limits.max_batch and self._making:
-                left = until - time.monotonic()
-                if left <= 0:
+            # The first square bounds the wait: later ones must not prolong it.
+            end = self._queue[0].queued_at + self._limits.max_wait
+            while len(self._queue) < self._limits.max_batch and self._loading:
+                remaining = end - time.monotonic()
+                if remaining <= 0:
                     break
-                self._changed.wait(left)
-            return [self._ready.popleft() for _ in range(min(len(self._ready), self._limits.max_batch))]
+                self._changed.wait(remaining)
+            return [self._queue.popleft() for _ in range(min(len(self._queue), self._limits.max_batch))]
 
-    def _run(self, batch: list[_Item]) -> None:
-        began = time.perf_counter()
+    def _run_batch(self, batch: list[_QueuedSquare]) -> None:
+        started = time.perf_counter()
         try:
             outputs = self._predictor.run(np.stack([item.square for item in batch]))
-            for asked, rows in _by_wish(batch):
-                part = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
-                answers = self._predictor.answers(part, **asked)
-                for place, row in enumerate(rows):
-                    self._settle(batch[row].job, batch[row].place, Answer(part, answers, place))
+            for options, rows in _group_by_options(batch):
+                group = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
+                answers = self._predictor.answers(group, **options)
+                for group_row, row in enumerate(rows):
+                    self._set_result(batch[row].job, batch[row].index, Answer(group, answers, group_row))
         except Exception:
             logger.exception("a batch of %d pictures failed", len(batch))
             for item in batch:
-                if item.job.results[item.place] is None:
-                    self._settle(item.job, item.place, Failed())
-        self._metrics.ran(len(batch), time.perf_counter() - began)
-        self._measure(len(batch))
+                if item.job.results[item.index] is None:
+                    self._set_result(item.job, item.index, BackendFailure())
+        self._metrics.count_batch(len(batch), time.perf_counter() - started)
+        self._update_rate(len(batch))
 
-    def _measure(self, count: int) -> None:
-        """Keep in mind how many are answered a second while there is something to do, unpacking and all."""
+    def _update_rate(self, count: int) -> None:
+        """Update the rate, loading included, that the estimated wait is computed from."""
         with self._changed:
             now = time.monotonic()
-            seen = count / max(now - self._since, 1e-6)
-            self._rate = (self._rate + seen) / 2 if self._rate else seen
-            self._since = now
+            rate = count / max(now - self._rate_since, 1e-6)
+            # Half of the weight for the last batch: the estimate follows a change of load within a few batches.
+            self._pictures_per_second = (self._pictures_per_second + rate) / 2 if self._pictures_per_second else rate
+            self._rate_since = now
 
 
-def _by_wish(batch: list[_Item]) -> list[tuple[dict[str, Any], list[int]]]:
-    """Rows of the batch by what is asked for."""
-    found: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+class QueueSlot:
+    """One slot of the queue. As a context it returns the slot, unless pictures were submitted into it."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._is_unused = True
+
+    def __enter__(self) -> QueueSlot:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_unused:
+            self._batcher.release_slot()
+
+    def submit(self, loaders: Sequence[Loader], options: Mapping[str, Any], deadline: float) -> Job:
+        """Submit pictures.
+
+        Args:
+            loaders: one per picture, called in a thread of the pool.
+            options: for `RuntimeModel.answers`.
+            deadline: on the clock of `time.monotonic`; pictures that have not run by then are dropped.
+
+        Raises:
+            RequestRefused: if the queue has too few free slots.
+        """
+        self._batcher.reserve_slots(len(loaders) - 1)
+        self._is_unused = False
+        job = Job(len(loaders), options, deadline)
+        self._batcher.start(job, loaders)
+        return job
+
+
+class Job:
+    """The pictures of one request.
+
+    Args:
+        count: number of pictures.
+        options: for `RuntimeModel.answers`.
+        deadline: on the clock of `time.monotonic`.
+
+    Attributes:
+        results: one per picture; None until it is known, and if the picture was dropped.
+        unfinished: pictures that still wait for their result.
+        done: future of the running event loop; resolved when no picture is unfinished.
+    """
+
+    def __init__(self, count: int, options: Mapping[str, Any], deadline: float) -> None:
+        self.options = dict(options)
+        self.deadline = deadline
+        self.results: list[Result | None] = [None] * count
+        self.unfinished = count
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self._abandoned = False
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether no client waits for it any more."""
+        return self._abandoned or time.monotonic() > self.deadline
+
+    def abandon(self) -> None:
+        """Drop the pictures that have not run."""
+        self._abandoned = True
+
+    def notify(self) -> None:
+        """Resolve `done`; may be called from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._resolve)
+        except RuntimeError:  # the loop is closed: the server was stopped without waiting
+            logger.debug("a job ended after its event loop")
+
+    def _resolve(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The result for a picture: one row of the batch that it ran in.
+
+    Args:
+        outputs: of the graph, for the batch.
+        answers: decisions for the batch.
+        row: of the picture.
+    """
+
+    outputs: Outputs
+    answers: Answers
+    row: int
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """The result for a picture that can't be read, with the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class BackendFailure:
+    """The result for a picture on which the backend failed."""
+
+
+Result = Answer | Unreadable | BackendFailure
+
+
+class SlowFormat(Exception):
+    """Raised by a loader whose picture has a slow format, so that other pictures need not wait for it.
+
+    Args:
+        loader: called by the thread for slow formats instead.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        super().__init__("to be loaded by the thread for slow formats")
+        self.loader = loader
+
+
+@dataclass(eq=False)
+class _QueuedSquare:
+    job: Job
+    index: int
+    square: Square
+    queued_at: float = field(default_factory=time.monotonic)
+
+
+def _group_by_options(batch: list[_QueuedSquare]) -> list[tuple[dict[str, Any], list[int]]]:
+    """Rows of the batch by their requests' options, since decisions are computed for one set of options at a time."""
+    groups: dict[tuple[tuple[str, Any], ...], list[int]] = {}
     for row, item in enumerate(batch):
-        found.setdefault(tuple(sorted(item.job.asked.items())), []).append(row)
-    return [(dict(key), rows) for key, rows in found.items()]
+        groups.setdefault(tuple(sorted(item.job.options.items())), []).append(row)
+    return [(dict(options), rows) for options, rows in groups.items()]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 with limits on what comes before an app is asked: heads, chunks, connections."""
+"""HTTP/1.1 connections with limits on what arrives before the app is called: heads, chunks, connections."""
 
 from __future__ import annotations
 
@@ -14,47 +14,23 @@ from uvicorn.server import ServerState
 from clipadapter.serve.limits import Limits
 
 MAX_HEAD_BYTES = 16 << 10
-"""Of a request's line and headers; up to twice as many if they come at once."""
-FREE_CHUNKS = 1000
+"""Of a request's line and headers; up to twice as many if they arrive at once."""
+UNCHECKED_CHUNKS = 1000
 MIN_CHUNK_BYTES = 256
-"""On average, after the first ``FREE_CHUNKS`` chunks of a body: each costs the parser as much as a kilobyte."""
+"""On average, after the first ``UNCHECKED_CHUNKS`` chunks of a body: each costs the parser as much as a kilobyte."""
 LINGER_SECONDS = 2.0
-"""In which what is left of a refused body is read, so that its client can read why."""
-
-
-class _Parser(h11.Connection):
-    """The parser, which refuses bodies in tiny chunks."""
-
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
-        self._chunks = self._bytes = 0
-
-    def next_event(self) -> Any:
-        """As the parser's.
-
-        Raises:
-            RemoteProtocolError: if a body comes in too small chunks.
-        """
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self._chunks = self._bytes = 0
-        elif isinstance(event, h11.Data):
-            self._chunks += event.chunk_start
-            self._bytes += len(event.data)
-            if self._chunks > FREE_CHUNKS and self._bytes < MIN_CHUNK_BYTES * self._chunks:
-                raise h11.RemoteProtocolError("the body comes in too small chunks")
-        return event
+"""In which the rest of a refused body is read, so that its client reads the answer instead of a reset."""
 
 
 class LimitedProtocol(H11Protocol):
-    """A connection whose head must come in time, and which ends when its body is refused.
+    """A connection that is closed if a head is late, or after a body was refused.
 
     Args:
         config: of uvicorn.
         server_state: of uvicorn; the connections of the server.
         app_state: of uvicorn.
         limits: of the server.
-        _loop: that runs it.
+        _loop: the event loop, as uvicorn names it.
     """
 
     def __init__(
@@ -66,7 +42,7 @@ class LimitedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _Parser()
+        self.conn = ChunkLimitingParser()
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -74,69 +50,94 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way."""
+        """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make room for the connection, and wait for its first head."""
+        """Close another connection if there are too many, and wait for the first head."""
         if len(self.connections) >= self._limits.max_connections:
-            self._close_idlest()
+            self._close_longest_idle()
         super().connection_made(transport)  # type: ignore[arg-type]
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the timers."""
-        self._stop(self._head_timer, self._linger_timer)
+        """Cancel the timers."""
+        self._cancel(self._head_timer, self._linger_timer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Give the parser a little at a time: it judges the length of a head only when it asks for more."""
-        idle = self.is_idle
+        """Pass small pieces to the parser: it checks the length of a head only when it needs more bytes."""
+        was_idle = self.is_idle
         for start in range(0, len(data), MAX_HEAD_BYTES):
             if self.transport.is_closing():
                 return
             super().data_received(data[start : start + MAX_HEAD_BYTES])
         if not self.is_idle:
-            self._stop(self._head_timer)
+            self._cancel(self._head_timer)
             self._head_timer = None
-        elif idle and self._head_timer is None:
+        elif was_idle and self._head_timer is None:
             self._start_head_timer()
 
     def on_response_complete(self) -> None:
-        """Wait for the next head; if the body of this one is still coming, not for long."""
+        """Wait for the next head; for a short time only if the body of this request is still arriving."""
         self._idle_since = time.monotonic()
         if self.conn.their_state is h11.SEND_BODY and self._linger_timer is None:
-            self._linger_timer = self.loop.call_later(LINGER_SECONDS, self._end_lingering, self.cycle)
+            self._linger_timer = self.loop.call_later(LINGER_SECONDS, self._abort_if_lingering, self.cycle)
         super().on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
-        """As uvicorn's; what was not fetched by then is not sent."""
+        """As uvicorn's; an answer that the client has not read by then is not sent."""
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 
     def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_timeout, self._end_waiting)
+        self._head_timer = self.loop.call_later(self._limits.head_timeout, self._close_if_idle)
 
-    def _end_waiting(self) -> None:
+    def _close_if_idle(self) -> None:
         self._head_timer = None
         if self.is_idle and not self.transport.is_closing():
             self.transport.close()
 
-    def _end_lingering(self, cycle: Any) -> None:
+    def _abort_if_lingering(self, cycle: Any) -> None:
         self._linger_timer = None
         if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
             self.transport.abort()
 
-    def _close_idlest(self) -> None:
-        idle = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.is_idle]
+    def _close_longest_idle(self) -> None:
+        idle = [other for other in self.connections if isinstance(other, LimitedProtocol) and other.is_idle]
         if idle:
-            idlest = min(idle, key=lambda one: one._idle_since)
-            self.connections.discard(idlest)
-            idlest.transport.abort()
+            longest_idle = min(idle, key=lambda other: other._idle_since)
+            self.connections.discard(longest_idle)
+            longest_idle.transport.abort()
 
     @staticmethod
-    def _stop(*timers: asyncio.TimerHandle | None) -> None:
+    def _cancel(*timers: asyncio.TimerHandle | None) -> None:
         for timer in timers:
             if timer is not None:
                 timer.cancel()
+
+
+class ChunkLimitingParser(h11.Connection):
+    """The parser of h11, which refuses bodies in tiny chunks."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._chunk_count = self._byte_count = 0
+
+    def next_event(self) -> Any:
+        """As h11's.
+
+        Raises:
+            RemoteProtocolError: if the chunks of a body are too small.
+        """
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunk_count = self._byte_count = 0
+        elif isinstance(event, h11.Data):
+            self._chunk_count += event.chunk_start
+            self._byte_count += len(event.data)
+            too_small = self._byte_count < MIN_CHUNK_BYTES * self._chunk_count
+            if self._chunk_count > UNCHECKED_CHUNKS and too_small:
+                raise h11.RemoteProtocolError("the chunks of the body are too small")
+        return event

@@ -1,9 +1,9 @@
-"""JSON bodies, bounded before they are parsed.
+"""JSON bodies, checked against limits before they are parsed.
 
-A parser makes an object of every value, and holds Python's lock while it does: a body of many small values would take
-hundreds of times its size and stop all other requests. So a body is first gone through by its quotation marks, which
-costs next to nothing. Long texts and lists of numbers stay where they are in the body. What is left is the outline of a
-few kilobytes, and that is parsed.
+A parser makes an object of every value, and holds Python's lock while it does so: a body of many small values would
+take hundreds of times its size in memory and stop all other requests. So a body is first scanned for its quotation
+marks, which is fast. Long texts and lists of numbers stay where they are in the body. The rest is the outline, of a few
+kilobytes, and only that is parsed.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from dataclasses import dataclass, field
 
 from pydantic_core import from_json
 
-from clipadapter.serve.limits import Refused
+from clipadapter.serve.limits import RequestRefused
 
 MAX_OUTLINE_BYTES = 16 << 10
-"""Of JSON outside of texts and of the list of numbers; 64 pictures, a line each, take about 1 KiB."""
-MAX_LISTS = 256
-"""Lists and objects outside of the list of numbers, and so the deepest nesting."""
-MAX_TEXTS = 256
-"""Texts beside the pictures; keys are texts too."""
+"""Of JSON outside of texts and of the list of numbers; 64 pictures, one per line, take about 1 KiB."""
+MAX_CONTAINERS = 256
+"""Lists and objects outside of the list of numbers; this bounds the nesting too."""
+MAX_OTHER_TEXTS = 256
+"""Texts besides the pictures; keys are texts too."""
 MAX_ESCAPED_QUOTES = 1000
 LONG_TEXT_BYTES = 1024
-PIECE_BYTES = 64 << 10
-"""What is done at a time without giving other threads their turn; a few milliseconds."""
-COUNT_BYTES = 1 << 20
-ESCAPE_BYTES = 6
-"""Of the longest escape in JSON, as in backslash, u, 0041."""
-_NUMBERS = re.compile(rb"\s{0,100}:\s{0,100}(?=\[)")
-_SPACES = b" \t\r\n"
+BLOCK_BYTES = 64 << 10
+"""Decoded at a time, in a few milliseconds; other threads run in between."""
+COUNTED_BYTES = 1 << 20
+MAX_ESCAPE_BYTES = 6
+"""The longest escape in JSON is a backslash, u and four digits."""
+_BEFORE_LIST = re.compile(rb"\s{0,100}:\s{0,100}(?=\[)")
+_WHITE_SPACE = b" \t\r\n"
 _DIGITS_AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _BRACKETS_AS_SPACE = bytes.maketrans(b"[]", b"  ")
 
@@ -43,9 +43,9 @@ class Outline:
     """A JSON body without its long parts.
 
     Args:
-        text: the JSON; in the place of each long part stands a short text that no client can guess.
-        texts: what stands in the body for such a short text, as it is between its quotation marks.
-        numbers: the same for lists that may be of numbers, with their brackets.
+        text: the JSON, with a placeholder for each long part: a short text that no client can guess.
+        texts: the text of each placeholder, as in the body between its quotation marks.
+        numbers: the list of numbers of each placeholder, with its brackets.
     """
 
     text: bytes
@@ -54,110 +54,111 @@ class Outline:
 
 
 def read_outline(
-    body: bytes | bytearray, max_pictures: int, numbers_at: bytes | None = None, end: int | None = None
+    body: bytes | bytearray, max_pictures: int, numbers_key: bytes | None = None, end: int | None = None
 ) -> Outline:
-    """Take the long parts out of a JSON body.
+    """The outline of a JSON body.
 
     Args:
-        body: of the request; the outline looks into it.
-        max_pictures: texts that may come beside ``MAX_TEXTS``.
-        numbers_at: key whose value may be a long list of numbers; None for none.
-        end: of the JSON, if something else follows it.
+        body: of the request; the outline has views of it.
+        max_pictures: texts that are allowed besides ``MAX_OTHER_TEXTS``.
+        numbers_key: key whose value may be a long list of numbers; None for none.
+        end: of the JSON, if other bytes follow it.
 
     Raises:
-        Refused: if there are too many texts, lists or objects, or too much that is neither a text nor such a list.
+        RequestRefused: if there are too many texts, lists or objects, or too many bytes outside of texts and of
+            such a list.
 
     >>> outline = read_outline(b'{"images": ["' + b"A" * 2000 + b'"], "top": 1}', 64)
     >>> [(text in outline.text.decode(), len(raw)) for text, raw in outline.texts.items()]
     [(True, 2000)]
     """
-    outline = _Outline(body, numbers_at)
+    builder = _OutlineBuilder(body, numbers_key)
     position, end = 0, len(body) if end is None else end
-    for count, (start, stop) in enumerate(_texts(body, end), 1):
-        if count > max_pictures + MAX_TEXTS:
-            raise Refused(
+    for count, (start, stop) in enumerate(_find_texts(body, end), 1):
+        if count > max_pictures + MAX_OTHER_TEXTS:
+            raise RequestRefused(
                 413,
-                f"the JSON has more than {max_pictures + MAX_TEXTS} texts, keys included: send "
-                f"{max_pictures} pictures at most at a time, and nothing but what the address takes",
+                f"the JSON has more than {max_pictures + MAX_OTHER_TEXTS} texts, keys included: send "
+                f"{max_pictures} pictures at most at a time, and nothing but the fields of this address",
             )
-        outline.add_gap(position, start)
-        outline.add_text(start, stop)
+        builder.add_gap(position, start)
+        builder.add_text(start, stop)
         position = stop
-    outline.add_gap(position, end)
-    return outline.result()
+    builder.add_gap(position, end)
+    return builder.outline()
 
 
-class _Outline:
+class _OutlineBuilder:
     """Collects the outline of a body."""
 
-    def __init__(self, body: bytes | bytearray, numbers_at: bytes | None) -> None:
+    def __init__(self, body: bytes | bytearray, numbers_key: bytes | None) -> None:
         self._body, self._view = body, memoryview(body)
-        self._numbers_at = None if numbers_at is None else b'"' + numbers_at + b'"'
+        self._numbers_key = None if numbers_key is None else b'"' + numbers_key + b'"'
         self._parts: list[bytes] = []
         self._texts: dict[str, memoryview] = {}
         self._numbers: dict[str, memoryview] = {}
-        self._token = secrets.token_hex(8)
-        self._bytes = self._lists = 0
+        self._secret = secrets.token_hex(8)
+        self._byte_count = self._container_count = 0
 
     def add_text(self, start: int, stop: int) -> None:
-        """A text with its quotation marks."""
+        """Add a text, given with its quotation marks."""
         if stop - start <= LONG_TEXT_BYTES:
             self._parts.append(bytes(self._view[start:stop]))
         else:
-            self._parts.append(self._name("text", self._texts, self._view[start + 1 : stop - 1]))
+            self._parts.append(self._add_placeholder("text", self._texts, self._view[start + 1 : stop - 1]))
 
     def add_gap(self, start: int, stop: int) -> None:
-        """What stands between two texts."""
-        if self._parts and self._parts[-1] == self._numbers_at:
-            head = _NUMBERS.match(self._body, start, min(start + LONG_TEXT_BYTES, stop))
-            end = self._end_of_numbers(head.end(), stop) if head else 0
-            if head and end:
-                self._add_outside(start, head.end())
-                self._parts.append(self._name("list", self._numbers, self._view[head.end() : end]))
+        """Add what is between two texts."""
+        if self._parts and self._parts[-1] == self._numbers_key:
+            colon = _BEFORE_LIST.match(self._body, start, min(start + LONG_TEXT_BYTES, stop))
+            end = self._end_of_numbers(colon.end(), stop) if colon else 0
+            if colon and end:
+                self._add_bounded(start, colon.end())
+                self._parts.append(self._add_placeholder("list", self._numbers, self._view[colon.end() : end]))
                 start = end
-        self._add_outside(start, stop)
+        self._add_bounded(start, stop)
 
-    def result(self) -> Outline:
-        """The outline of all that was added."""
+    def outline(self) -> Outline:
+        """The outline of what was added."""
         return Outline(b"".join(self._parts), self._texts, self._numbers)
 
     def _end_of_numbers(self, start: int, stop: int) -> int:
-        """Behind a list that holds neither texts nor objects; 0 if there is none."""
+        """The end of a list without texts or objects; 0 if there is none."""
         brace = self._body.find(b"}", start, stop)
         return self._body.rfind(b"]", start, stop if brace < 0 else brace) + 1
 
-    def _add_outside(self, start: int, stop: int) -> None:
-        self._bytes += stop - start
-        if self._bytes > MAX_OUTLINE_BYTES:
-            raise Refused(
+    def _add_bounded(self, start: int, stop: int) -> None:
+        self._byte_count += stop - start
+        if self._byte_count > MAX_OUTLINE_BYTES:
+            raise RequestRefused(
                 400,
-                f"the JSON has more than {MAX_OUTLINE_BYTES} bytes outside of its texts: send nothing but what the "
-                "address takes, pictures as texts in base64, pixels as bytes or as a list of numbers",
+                f"the JSON has more than {MAX_OUTLINE_BYTES} bytes outside of its texts: send only the fields of this "
+                "address, pictures as texts in base64, pixels as bytes or as a list of numbers",
             )
         gap = bytes(self._view[start:stop])
-        self._lists += gap.count(b"[") + gap.count(b"{")
-        if self._lists > MAX_LISTS:
-            raise Refused(
+        self._container_count += gap.count(b"[") + gap.count(b"{")
+        if self._container_count > MAX_CONTAINERS:
+            raise RequestRefused(
                 400,
-                f"the JSON has more than {MAX_LISTS} lists and objects: send nothing but what the address takes",
+                f"the JSON has more than {MAX_CONTAINERS} lists and objects: send only the fields of this address",
             )
         self._parts.append(gap)
 
-    def _name(self, kind: str, parts: dict[str, memoryview], raw: memoryview) -> bytes:
-        name = f"({kind} of {len(raw)} bytes) {self._token}-{len(parts)}"
+    def _add_placeholder(self, kind: str, parts: dict[str, memoryview], raw: memoryview) -> bytes:
+        name = f"({kind} of {len(raw)} bytes) {self._secret}-{len(parts)}"
         parts[name] = raw
         return b'"' + name.encode() + b'"'
 
 
-def _texts(body: bytes | bytearray, end: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each text, with its quotation marks; one that does not end is left to the parser."""
+def _find_texts(body: bytes | bytearray, end: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each text, with its quotation marks; the parser reports a text without an end."""
     escaped, start = 0, body.find(b'"', 0, end)
     while start >= 0:
         stop = body.find(b'"', start + 1, end)
         while stop >= 0 and _is_escaped(body, start + 1, stop):
             escaped += 1
             if escaped > MAX_ESCAPED_QUOTES:
-                raise Refused(400, f"the JSON has more than {MAX_ESCAPED_QUOTES} quotation marks within texts")
+                raise RequestRefused(400, f"the JSON has more than {MAX_ESCAPED_QUOTES} quotation marks within texts")
             stop = body.find(b'"', stop + 1, end)
         if stop < 0:
             return
@@ -167,97 +168,101 @@ def _texts(body: bytes | bytearray, end: int) -> Iterator[tuple[int, int]]:
 
 def _is_escaped(body: bytes | bytearray, start: int, stop: int) -> bool:
     """Whether an odd number of backslashes stands before a quotation mark."""
-    low = stop
-    while low > start:
-        piece = bytes(body[max(start, low - PIECE_BYTES) : low])
-        rest = len(piece.rstrip(b"\\"))
-        low -= len(piece) - rest
-        if rest:
+    first = stop
+    while first > start:
+        block = bytes(body[max(start, first - BLOCK_BYTES) : first])
+        other_bytes = len(block.rstrip(b"\\"))
+        first -= len(block) - other_bytes
+        if other_bytes:
             break
-    return (stop - low) % 2 == 1
+    return (stop - first) % 2 == 1
 
 
 def decode_base64(text: str | memoryview) -> bytes:
-    r"""The bytes that a text stands for, piece by piece, so that other threads have their turn.
+    r"""Decode base64 block by block, so that other threads run in between.
 
     Args:
-        text: in base64; as it stands in the body, escapes and all, if it comes from ``Outline.texts``.
+        text: in base64; with the escapes of JSON if it is one of ``Outline.texts``.
 
     Raises:
-        ValueError: if it is no base64.
+        ValueError: if it is not base64.
 
     >>> decode_base64("AAEC"), decode_base64(memoryview(b"AA\\/C"))
     (b'\x00\x01\x02', b'\x00\x0f\xc2')
     """
-    pieces, rest = [], b""
-    for piece in [text.encode("ascii")] if isinstance(text, str) else _unescaped(text):
-        rest += piece
-        whole = max(0, len(rest) - 1) // 4 * 4  # the last four characters may end in padding, none before
-        if b"=" in rest[:whole]:
+    decoded, pending = [], b""
+    for block in [text.encode("ascii")] if isinstance(text, str) else _unescape_blocks(text):
+        pending += block
+        size = max(0, len(pending) - 1) // 4 * 4  # only the last four characters may end in padding: they stay pending
+        if b"=" in pending[:size]:
             raise ValueError("padding within base64")
-        pieces.append(base64.b64decode(rest[:whole], validate=True))
-        rest = rest[whole:]
-    pieces.append(base64.b64decode(rest, validate=True))
-    return b"".join(pieces)
+        decoded.append(base64.b64decode(pending[:size], validate=True))
+        pending = pending[size:]
+    decoded.append(base64.b64decode(pending, validate=True))
+    return b"".join(decoded)
 
 
-def _unescaped(text: memoryview) -> Iterator[bytes]:
-    """Pieces of a text in JSON, without its escapes; none is longer than ``PIECE_BYTES``."""
+def _unescape_blocks(text: memoryview) -> Iterator[bytes]:
+    """Blocks of a text in JSON, without its escapes; none is longer than ``BLOCK_BYTES``."""
     start = 0
     while start < len(text):
-        piece = bytes(text[start : start + PIECE_BYTES])
-        if start + len(piece) < len(text):  # an escape is not to be cut in two
-            cut = piece.rfind(b"\\", len(piece) - ESCAPE_BYTES)
-            piece = piece if cut < 0 else piece[:cut]
-        start += len(piece)
-        yield (from_json(b'"' + piece + b'"').encode("ascii") if b"\\" in piece else piece)
+        block = bytes(text[start : start + BLOCK_BYTES])
+        if start + len(block) < len(text):  # end the block before an escape that it would cut in two
+            cut = block.rfind(b"\\", len(block) - MAX_ESCAPE_BYTES)
+            block = block if cut < 0 else block[:cut]
+        start += len(block)
+        yield (from_json(b'"' + block + b'"').encode("ascii") if b"\\" in block else block)
 
 
 def read_numbers(text: memoryview, shape: Sequence[int]) -> bytearray:
     r"""Whole numbers from 0 to 255 of a JSON list, flat or nested as its shape says.
+
+    The numbers are parsed block by block, without their brackets: a list of small lists would take eleven times its
+    text as Python objects. So the brackets are compared with those of a list of this shape.
 
     Args:
         text: the list, with its brackets.
         shape: of the tensor, each length one or more.
 
     Raises:
-        ValueError: if it is something else, with what is wrong.
+        ValueError: if it is something else; the message says what is wrong.
 
     >>> read_numbers(memoryview(b"[[1, 2], [3, 4]]"), (2, 2))
     bytearray(b'\x01\x02\x03\x04')
     """
     count = math.prod(shape)
-    commas = sum(bytes(text[at : at + COUNT_BYTES]).count(b",") for at in range(0, len(text), COUNT_BYTES))
+    starts = range(0, len(text), COUNTED_BYTES)
+    commas = sum(bytes(text[start : start + COUNTED_BYTES]).count(b",") for start in starts)
     if commas + 1 != count:
         raise ValueError(f"are {commas + 1} values, but the shape {list(shape)} has {count}")
-    nested = bytes(text[1:PIECE_BYTES]).lstrip(_SPACES).startswith(b"[")
-    brackets = _brackets(shape if nested else [count], len(text) - count)
-    brackets += b","
-    values, place = bytearray(), 0
-    for piece in _between_commas(text):
-        marks = piece.translate(_DIGITS_AS_ZERO, _SPACES)
-        seen = marks.translate(None, b"0") + b","
-        if not brackets.startswith(seen, place) or b"0[" in marks or b"]0" in marks:
+    is_nested = bytes(text[1:BLOCK_BYTES]).lstrip(_WHITE_SPACE).startswith(b"[")
+    expected = _punctuation_of(shape if is_nested else [count], len(text) - count)
+    expected += b","
+    values, position = bytearray(), 0
+    for block in _split_at_commas(text):
+        marks = block.translate(_DIGITS_AS_ZERO, _WHITE_SPACE)
+        punctuation = marks.translate(None, b"0") + b","
+        if not expected.startswith(punctuation, position) or b"0[" in marks or b"]0" in marks:
             raise ValueError(f"are not whole numbers from 0 to 255, flat or nested as the shape {list(shape)} says")
-        place += len(seen)
+        position += len(punctuation)
         try:
-            values += bytes(from_json(b"[" + piece.translate(_BRACKETS_AS_SPACE) + b"]"))
+            values += bytes(from_json(b"[" + block.translate(_BRACKETS_AS_SPACE) + b"]"))
         except (ValueError, OverflowError) as error:
             raise ValueError("must be whole numbers from 0 to 255") from error
-    if place != len(brackets):
+    if position != len(expected):
         raise ValueError(f"are not nested as the shape {list(shape)} says")
     return values
 
 
-def _brackets(shape: Sequence[int], most: int) -> bytearray:
-    """A nested list of a shape without its numbers.
+def _punctuation_of(shape: Sequence[int], max_bytes: int) -> bytearray:
+    """A nested list of a shape without its numbers: brackets and commas.
 
     Raises:
-        ValueError: if it is longer than what can be there.
+        ValueError: if it is longer than `max_bytes`.
     """
     text = bytearray()
     for width in reversed(shape):
-        if (len(text) + 1) * width + 1 > most:
+        if (len(text) + 1) * width + 1 > max_bytes:
             raise ValueError(f"are not nested as the shape {list(shape)} says")
         text += b","
         text *= width
@@ -266,15 +271,15 @@ def _brackets(shape: Sequence[int], most: int) -> bytearray:
     return text
 
 
-def _between_commas(text: memoryview) -> Iterator[bytes]:
-    """Pieces that end before a comma, which they leave out."""
+def _split_at_commas(text: memoryview) -> Iterator[bytes]:
+    """Blocks that end before a comma; the comma is in none."""
     start = 0
     while start < len(text):
-        piece = bytes(text[start : start + PIECE_BYTES])
-        if start + len(piece) < len(text):
-            cut = piece.rfind(b",")
+        block = bytes(text[start : start + BLOCK_BYTES])
+        if start + len(block) < len(text):
+            cut = block.rfind(b",")
             if cut < 0:
                 raise ValueError("must be whole numbers from 0 to 255")
-            piece = piece[:cut]
-        start += len(piece) + 1
-        yield piece
+            block = block[:cut]
+        start += len(block) + 1
+        yield block

@@ -1,4 +1,4 @@
-"""What a request may bring, and how much of it is taken in at a time."""
+"""Limits of a request, and the error that refuses one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass, fields
 from clipadapter.errors import ClipAdapterError, InputError
 
 BODY_GRACE_SECONDS = 3.0
-"""In which nothing of a body need come: the time that a mobile network may pause."""
+"""A body may pause this long: mobile networks do."""
+BUFFERED_BODIES = 8
+"""Bodies of the largest size that may be in memory together."""
 
 
 @dataclass(frozen=True)
@@ -16,21 +18,21 @@ class Limits:
     """What is refused, and when.
 
     Args:
-        max_bytes: of a request's body; counted while it comes in, whatever its header says.
-        max_pixels: of a picture; larger ones are refused before they are unpacked.
+        max_bytes: of a request's body; counted while it is received, whatever its header says.
+        max_pixels: of a picture; larger ones are refused before they are decoded.
         max_pictures: of a request.
-        max_batch: pictures that run at once.
-        max_wait: seconds that a picture waits at most for others that are being unpacked.
-        queue: pictures of a model that were taken in and are not answered; more are refused with 503.
-        deadline: seconds from a request's first byte to its answer; later it is dropped with 504.
-        max_bodies: that come in at a time; for one more the slowest is cut off, or if none is slow, that one refused.
-        min_rate: bytes a second that a body must come with, after ``BODY_GRACE_SECONDS``.
-        head_timeout: seconds in which the head of a request must have come, from a connection's begin or the head's
-            first byte on.
-        max_connections: open at a time; for one more the one that has been idle longest is closed.
+        max_batch: pictures that run in one batch.
+        max_wait: seconds that a picture waits at most for others that are being loaded.
+        queue: pictures of a model that were accepted and have no result yet; more are refused with 503.
+        deadline: seconds from a request's first byte to its answer; a later request is dropped with 504.
+        max_bodies: received at a time; for one more the slowest is cut off, or the new one is refused if none is slow.
+        min_rate: bytes per second at which a body must arrive, after ``BODY_GRACE_SECONDS``.
+        head_timeout: seconds in which the head of a request must arrive, from the start of a connection or the head's
+            first byte.
+        max_connections: open at a time; for one more the longest idle one is closed.
 
     Raises:
-        InputError: if one is not above zero, or a request could bring more pictures than the queue holds.
+        InputError: if one is not above zero, or a request may bring more pictures than the queue holds.
 
     >>> Limits(max_pictures=8, queue=4)
     Traceback (most recent call last):
@@ -51,10 +53,10 @@ class Limits:
     max_connections: int = 800
 
     def __post_init__(self) -> None:
-        for part in fields(self):
-            value = getattr(self, part.name)
-            if not 0 < value < math.inf and not (part.name == "max_wait" and value == 0):
-                raise InputError(f"{part.name} must be a number above zero, but is {value}")
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if not 0 < value < math.inf and not (limit.name == "max_wait" and value == 0):
+                raise InputError(f"{limit.name} must be a number above zero, but is {value}")
         if self.max_pictures > self.queue:
             raise InputError(
                 f"a request may bring {self.max_pictures} pictures, but the queue holds {self.queue}: "
@@ -62,23 +64,29 @@ class Limits:
             )
 
     @property
-    def max_held(self) -> int:
-        """Bytes of bodies of all requests that are in memory at a time."""
-        return 8 * self.max_bytes
+    def max_buffered_bytes(self) -> int:
+        """Bytes of the bodies of all requests that are in memory at a time."""
+        return BUFFERED_BODIES * self.max_bytes
 
 
-class Refused(ClipAdapterError):
-    """A request that gets no answer but a reason.
+class RequestRefused(ClipAdapterError):
+    """A request that is answered with an error.
 
     Args:
         status: of HTTP.
         text: what was wrong, what came, what to do.
-        why: one word for the metrics; "" for a mistake of the client.
-        retry: seconds after which it may be tried again; None if that would not help.
+        reason: one word for the metrics; "" for a mistake of the client.
+        retry_after: seconds after which the client may try again; None if that would not help.
     """
 
-    def __init__(self, status: int, text: str, why: str = "", retry: int | None = None) -> None:
+    def __init__(self, status: int, text: str, reason: str = "", retry_after: int | None = None) -> None:
         super().__init__(text)
         self.status = status
-        self.why = why
-        self.retry = retry
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+def too_many_pictures(limit: int, count: int | None = None) -> RequestRefused:
+    """The error for a request with more pictures than the limit."""
+    came = "" if count is None else f" {count} came:"
+    return RequestRefused(413, f"a request may bring {limit} pictures at most;{came} send them in several requests")

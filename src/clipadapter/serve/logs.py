@@ -11,12 +11,12 @@ LOGGERS = ("clipadapter.serve", "uvicorn", "python_multipart", "py.warnings")
 logger = logging.getLogger("clipadapter.serve")
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """A record as one line of JSON: time, level, event, and its facts.
 
     >>> record = logging.LogRecord("x", logging.INFO, "", 0, "loaded", None, None)
     >>> record.created, record.facts = 0.0, {"model": "pets"}
-    >>> JsonLines().format(record)
+    >>> JsonFormatter().format(record)
     '{"time": "1970-01-01T00:00:00.000Z", "level": "info", "event": "loaded", "model": "pets"}'
     """
 
@@ -34,20 +34,20 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def tell(event: str, level: int = logging.INFO, **facts: Any) -> None:
+def log_event(event: str, level: int = logging.INFO, **facts: Any) -> None:
     """Log an event with facts."""
     logger.log(level, event, extra={"facts": facts})
 
 
-def write_to(stream: Any, level: int = logging.INFO) -> None:
+def log_to_stream(stream: Any, level: int = logging.INFO) -> None:
     """Write the server's logs to a stream, and only there; for the program that owns the process."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     for name in LOGGERS:
-        one = logging.getLogger(name)
-        one.handlers[:] = [handler]
-        one.propagate = False
-        one.setLevel(level if name == "clipadapter.serve" else logging.WARNING)
-    # The parser's complaints repeat what a client sent; the client is told.
+        logger_of_name = logging.getLogger(name)
+        logger_of_name.handlers[:] = [handler]
+        logger_of_name.propagate = False
+        logger_of_name.setLevel(level if name == "clipadapter.serve" else logging.WARNING)
+    # The parser's warnings repeat what a client sent; the client gets them as an answer.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.captureWarnings(True)

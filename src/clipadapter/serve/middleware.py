@@ -1,4 +1,4 @@
-"""What every request passes: a name for the log, the token, a line in the log, and one shape for what goes wrong."""
+"""What happens to every request: its id, the checks of Host and token, its log line, and one shape of errors."""
 
 from __future__ import annotations
 
@@ -23,133 +23,145 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipadapter.errors import InputError
-from clipadapter.serve.limits import Refused
-from clipadapter.serve.logs import tell
-from clipadapter.serve.prediction_request import GONE, House, Visit
+from clipadapter.serve.limits import RequestRefused
+from clipadapter.serve.logs import log_event
+from clipadapter.serve.state import RequestContext, ServerState
 
-OPEN = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/")
-"""Asked without a token: probes, and what is the same for every server."""
-ASSETS = "/static-offline-docs/"
-ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-UNKNOWN = "unknown"
+CLIENT_CLOSED_REQUEST = 499
+"""Status in logs and metrics of a request whose client disconnected, as nginx has it; it is never sent."""
+PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/")
+"""Answered without a token: probes, and pages that are the same for every server."""
+ASSETS_PREFIX = "/static-offline-docs/"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+UNKNOWN_ROUTE = "unknown"
 LOCALHOST = "localhost"
 
 
-class Gate:
-    """The outermost part of the app.
+class RequestMiddleware:
+    """The outermost layer of the app.
 
     Args:
-        app: what it guards.
-        house: of the app.
-        token: that requests must bear; None for none.
+        app: the layers within.
+        state: of the server.
+        token: that requests must have; None for none.
     """
 
-    def __init__(self, app: ASGIApp, house: House, token: str | None) -> None:
-        self._app, self._house = app, house
-        self._token = None if token is None else _hash(token)
-        # Counted from a random start: asking the system for each request would wait for other threads.
-        self._start, self._count_up = uuid.uuid4().hex[:16], itertools.count(1)
+    def __init__(self, app: ASGIApp, state: ServerState, token: str | None) -> None:
+        self._app, self._state = app, state
+        self._token_hash = None if token is None else _hash(token)
+        # Counted from a random start: a random number for each request would be a system call that waits for the lock.
+        self._id_prefix, self._id_counter = uuid.uuid4().hex[:16], itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or not."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        visit = Visit(given if ID.fullmatch(given) else f"{self._start}-{next(self._count_up):x}")
-        scope["clipadapter"] = visit
+        client_id = headers.get("x-request-id", "")
+        is_valid_id = REQUEST_ID.fullmatch(client_id)
+        context = RequestContext(client_id if is_valid_id else f"{self._id_prefix}-{next(self._id_counter):x}")
+        scope["clipadapter"] = context
         status = 0
 
-        async def marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["x-request-id"] = visit.id
-                if self._house.leaving:
-                    answer["connection"] = "close"  # else the client's next request would meet a closed connection
-                self._house.free(visit)  # however slowly the answer is fetched
+                response_headers = MutableHeaders(scope=message)
+                response_headers["x-request-id"] = context.id
+                if self._state.is_stopping:
+                    response_headers["connection"] = "close"  # else the client's next request meets a closed connection
+                self._state.release_body(context)  # not after the answer: a client may read it slowly
             await send(message)
 
         try:
-            if not self._knows_host(headers):
-                await _misdirected(headers)(scope, receive, marked)
-            elif self._token is None or _is_open(scope["path"]) or self._bears(headers):
-                await self._app(scope, receive, marked)
+            if not self._is_allowed_host(headers):
+                await _misdirected(headers)(scope, receive, send_with_headers)
+            elif self._token_hash is None or _is_public(scope["path"]) or self._has_token(headers):
+                await self._app(scope, receive, send_with_headers)
             else:
-                await _unauthorised(scope, receive, marked)
+                await _unauthorised(scope, receive, send_with_headers)
         except ClientDisconnect:
-            status = GONE
+            status = CLIENT_CLOSED_REQUEST
         except Exception:
             status = 500
-            logging.getLogger("clipadapter.serve").exception("a request failed", extra={"facts": {"id": visit.id}})
-            await fault(500, "the server failed on this request; its log says how")(scope, receive, marked)
+            logging.getLogger("clipadapter.serve").exception("a request failed", extra={"facts": {"id": context.id}})
+            response = error_response(500, "the server failed on this request; its log says how")
+            await response(scope, receive, send_with_headers)
         finally:
-            self._house.free(visit)
-            self._count(scope, visit, status or GONE)
+            self._state.release_body(context)
+            self._record(scope, context, status or CLIENT_CLOSED_REQUEST)
 
-    def _knows_host(self, headers: Headers) -> bool:
-        """Whether the header Host names this server, so that no page of another name can ask it.
+    def _is_allowed_host(self, headers: Headers) -> bool:
+        """Whether the header Host names this server.
 
-        A page's own name can be made to lead to this machine (DNS rebinding), and its browser would then let it read
-        the answers; the name in Host stays the page's. An address has no name that could lead elsewhere.
+        DNS rebinding: the owner of a web page can let its name lead to this machine, and its visitor's browser then
+        lets the page read the answers. The header Host still has the page's name. An address is safe: no name leads
+        elsewhere.
         """
-        hosts, given = self._house.hosts, headers.get("host")
-        if hosts is None or not given:
+        allowed, host = self._state.allowed_hosts, headers.get("host")
+        if allowed is None or not host:
             return True
-        name = host_name(given)
-        return name in hosts or name == LOCALHOST or name.endswith("." + LOCALHOST) or _is_address(name)
+        name = host_name(host)
+        return name in allowed or name == LOCALHOST or name.endswith("." + LOCALHOST) or _is_address(name)
 
-    def _bears(self, headers: Headers) -> bool:
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        # Hashes are of one length, so that the time of the comparison tells nothing of the token.
-        return kind.lower() == "bearer" and hmac.compare_digest(_hash(token.strip()), self._token or b"")
+    def _has_token(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        # Hashes have one length, so that the time of the comparison says nothing about the token.
+        return scheme.lower() == "bearer" and hmac.compare_digest(_hash(token.strip()), self._token_hash or b"")
 
-    def _count(self, scope: Scope, visit: Visit, status: int) -> None:
-        seconds = time.monotonic() - visit.began
-        route = getattr(scope.get("route"), "path", UNKNOWN)
-        metrics = self._house.models.metrics
-        metrics.answered(route, visit.model, status, seconds)
-        if visit.pictures:
-            metrics.saw(visit.model, visit.pictures, visit.bad)
-        if visit.why:
-            metrics.refused(visit.why)
-        facts: dict[str, Any] = {"id": visit.id, "method": scope["method"][:10], "route": route, "status": status}
-        if visit.model:
-            facts |= {"model": visit.model, "pictures": visit.pictures, "bad": visit.bad, "bytes": visit.body_bytes}
-        if visit.why:
-            facts["why"] = visit.why
-        quiet = route in OPEN or route == "/metrics"
-        tell("request", logging.DEBUG if quiet else logging.INFO, **facts, ms=round(1000 * seconds, 1))
+    def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
+        """Count and log an answered request."""
+        seconds = time.monotonic() - context.started_at
+        route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+        metrics = self._state.models.metrics
+        metrics.count_request(route, context.model, status, seconds)
+        if context.pictures:
+            metrics.count_pictures(context.model, context.pictures, context.unreadable)
+        if context.refusal_reason:
+            metrics.count_refusal(context.refusal_reason)
+        facts: dict[str, Any] = {"id": context.id, "method": scope["method"][:10], "route": route, "status": status}
+        if context.model:
+            facts |= {
+                "model": context.model,
+                "pictures": context.pictures,
+                "bad": context.unreadable,
+                "bytes": context.body_bytes,
+            }
+        if context.refusal_reason:
+            facts["why"] = context.refusal_reason
+        is_probe = route in PUBLIC_PATHS or route == "/metrics"
+        log_event("request", logging.DEBUG if is_probe else logging.INFO, **facts, ms=round(1000 * seconds, 1))
 
 
-def fault(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer that says why there is none."""
+def error_response(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error, in the one shape that all have."""
     return Response(to_json({"error": text}), status, dict(headers or {}), "application/json")
 
 
-def add_faults(app: FastAPI) -> None:
-    """Give everything that goes wrong in the app the shape of `fault`."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Let all errors of the app have the shape of `error_response`."""
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
-        request.scope["clipadapter"].why = error.why
-        return fault(error.status, str(error), {} if error.retry is None else {"Retry-After": str(error.retry)})
+    @app.exception_handler(RequestRefused)
+    async def handle_refused(request: Request, error: RequestRefused) -> Response:
+        request.scope["clipadapter"].refusal_reason = error.reason
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return error_response(error.status, str(error), headers)
 
     @app.exception_handler(InputError)
-    async def wrong(request: Request, error: InputError) -> Response:
-        return fault(422, str(error))
+    async def handle_input_error(request: Request, error: InputError) -> Response:
+        return error_response(422, str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return fault(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return error_response(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
-        text = {404: "there is nothing at this address: /docs says what there is"}.get(error.status_code, error.detail)
-        return fault(error.status_code, text, error.headers)
+    async def handle_http_exception(request: Request, error: HTTPException) -> Response:
+        text = "there is nothing at this address: see /docs" if error.status_code == 404 else error.detail
+        return error_response(error.status_code, text, error.headers)
 
 
 def host_name(host: str) -> str:
@@ -173,18 +185,17 @@ def _is_address(name: str) -> bool:
 
 def _misdirected(headers: Headers) -> Response:
     name = host_name(headers["host"])[:100]
-    return fault(
-        421, f"this server is not called {name!r}: ask for localhost, or start it with --allow-host {name[:50]}"
-    )
+    text = f"this server is not called {name!r}: use the name localhost, or start it with --allow-host {name[:50]}"
+    return error_response(421, text)
 
 
 async def _unauthorised(scope: Scope, receive: Receive, send: Send) -> None:
     text = "the token is missing or wrong: send the header 'Authorization: Bearer TOKEN'"
-    await fault(401, text, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+    await error_response(401, text, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
-def _is_open(path: str) -> bool:
-    return path in OPEN or path.startswith(ASSETS)
+def _is_public(path: str) -> bool:
+    return path in PUBLIC_PATHS or path.startswith(ASSETS_PREFIX)
 
 
 def _hash(token: str) -> bytes:

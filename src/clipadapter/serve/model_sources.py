@@ -1,4 +1,4 @@
-"""What is named on the command line, as files to serve."""
+"""From the models that the command line names to the files that are served."""
 
 from __future__ import annotations
 
@@ -13,108 +13,109 @@ from clipadapter.errors import ArtifactError, InputError, MissingExtraError, nee
 from clipadapter.files import EXPORT_SUFFIXES, ONNX_SUFFIX, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX, is_exported
 from clipadapter.runtime._checksum import add_bytes, check_file, open_model
 
-CONFIG = "config.json"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-Stamp = tuple[tuple[str, int, int, int], ...]
+CONFIG_FILE = "config.json"
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+VERSION_CHARS = 12
+FileStamp = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model comes from.
 
     Args:
-        name: what it is asked for by.
+        name: of the model, in addresses.
         path: an exported file, or the folder of a saved model.
-        found: it was found in a folder, so that it goes when its file does.
+        is_from_folder: it was found in a folder, so that the model is removed when the file is.
     """
 
     name: str
     path: Path
-    found: bool = False
+    is_from_folder: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files it is read from."""
+        """The files of the model."""
         if self.path.suffix.lower() == OPENVINO_SUFFIX:
             return self.path, self.path.with_suffix(OPENVINO_WEIGHTS_SUFFIX)
         if self.path.suffix.lower() == ONNX_SUFFIX:
             return (self.path,)
-        return self.path / CONFIG, *sorted(path for path in self.path.iterdir() if path.is_file())
+        return self.path / CONFIG_FILE, *sorted(path for path in self.path.iterdir() if path.is_file())
 
-    def stamp(self) -> Stamp | None:
-        """What changes when the files do; None if one is gone."""
+    def stamp(self) -> FileStamp | None:
+        """Changes when the files do; None if one is gone."""
         try:
             stats = [(path.name, path.stat()) for path in self.files]
         except OSError:
             return None
         return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
 
-    def exported(self) -> Path:
-        """The exported file; that of a saved model is made, once, in the cache folder.
+    def exported_file(self) -> Path:
+        """The exported file. A saved model is exported once, into the cache folder.
 
         Raises:
             ArtifactError: if there is none.
-            MissingExtraError: if it would have to be made here, and can't.
+            MissingExtraError: if the export needs packages that are missing.
         """
-        return self.path if is_exported(self.path) else _export(self.path)
+        return self.path if is_exported(self.path) else _export_saved_model(self.path)
 
 
-def read_sources(texts: Sequence[str]) -> list[Source]:
-    """Models by what was given for them, in that order; folders are looked through.
+def read_sources(specs: Sequence[str]) -> list[ModelSource]:
+    """The sources of models, in the order of their specifications.
 
     Args:
-        texts: each an exported file, a folder of them, the folder of a saved model, or ``name=path`` of one of the
-            first and last.
+        specs: each an exported file, a folder of exported files, the folder of a saved model, or ``name=path`` with the
+            path of an exported file or a saved model.
 
     Raises:
-        InputError: if a name can't be in an address, is there twice, or is given to a folder of several.
+        InputError: if a name can't be in an address, occurs twice, or is given to a folder of exported files.
         ArtifactError: if there is nothing to serve at a path.
     """
-    found: dict[str, Source] = {}
-    for text in texts:
-        for source in sources_of(text):
-            if not NAME.fullmatch(source.name):
+    sources: dict[str, ModelSource] = {}
+    for spec in specs:
+        for source in find_sources(spec):
+            if not MODEL_NAME.fullmatch(source.name):
                 raise InputError(
-                    f"{source.name!r} can't be a model's name, which is letters, digits and . _ -: "
-                    f"give it one, as in pets={source.path}"
+                    f"{source.name!r} can't be a model's name, which has letters, digits and . _ - only: "
+                    f"give it a name, as in pets={source.path}"
                 )
-            if source.name in found:
+            if source.name in sources:
                 raise InputError(
-                    f"{found[source.name].path} and {source.path} are both called {source.name!r}: "
+                    f"{sources[source.name].path} and {source.path} are both called {source.name!r}: "
                     "give one another name, as in other=PATH"
                 )
-            found[source.name] = source
-    return list(found.values())
+            sources[source.name] = source
+    return list(sources.values())
 
 
-def digest(files: Sequence[Path]) -> str:
-    """What tells one version of a model from another: the start of the SHA-256 of its files.
+def file_version(files: Sequence[Path]) -> str:
+    """The version of a model: the start of the SHA-256 of its files.
 
     Raises:
         ArtifactError: if one can't be read, or is no regular file.
     """
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
         with open_model(path) as file:
-            add_bytes(total, file)
-    return total.hexdigest()[:12]
+            add_bytes(digest, file)
+    return digest.hexdigest()[:VERSION_CHARS]
 
 
-def sources_of(text: str) -> list[Source]:
-    """What one text stands for; its names are not checked.
+def find_sources(spec: str) -> list[ModelSource]:
+    """The sources of one specification; names are not checked.
 
     Raises:
-        InputError: if a name is given to a folder of several.
-        ArtifactError: if there is nothing to serve.
+        InputError: if a name is given to a folder of exported files.
+        ArtifactError: if there is nothing to serve at the path.
     """
-    name, path = "", Path(text)
-    if not path.exists() and "=" in text:
-        name, _, rest = text.partition("=")
-        path = Path(rest)
+    name, path = "", Path(spec)
+    if not path.exists() and "=" in spec:
+        name, _, after = spec.partition("=")
+        path = Path(after)
     if not path.exists():
         raise ArtifactError(f"there is no {path}: give an exported file, a folder of them, or a saved model")
     if path.is_file() and is_exported(path):
-        return [Source(name or path.stem, path)]
+        return [ModelSource(name or path.stem, path)]
     if path.is_file():
         raise ArtifactError(
             f"{path} is no exported model: those end in {' or '.join(EXPORT_SUFFIXES.values())}; "
@@ -122,24 +123,24 @@ def sources_of(text: str) -> list[Source]:
         )
     if not path.is_dir():
         raise ArtifactError(f"{path} is neither a regular file nor a folder: give an exported file or a folder")
-    if (path / CONFIG).is_file():
-        return [Source(name or path.resolve().name, path)]
+    if (path / CONFIG_FILE).is_file():
+        return [ModelSource(name or path.resolve().name, path)]
     files = sorted(file for file in path.iterdir() if is_exported(file) and file.is_file())
     if not files:
         raise ArtifactError(f"{path} holds neither exported files nor a saved model: see 'clipadapter export'")
     if name:
         raise InputError(f"{name!r} can't name the {len(files)} files in {path}: they go by their own names")
-    return [Source(file.stem, file, found=True) for file in files]
+    return [ModelSource(file.stem, file, is_from_folder=True) for file in files]
 
 
-def _export(folder: Path) -> Path:
-    """The file of a saved model, from the cache folder or made now."""
+def _export_saved_model(folder: Path) -> Path:
+    """The exported file of a saved model, from the cache folder or made now."""
     try:
-        key = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()[:32]
+        key = hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:32]
     except OSError as error:
-        raise ArtifactError(f"{folder} holds no saved model any more: {error.strerror}") from error
+        raise ArtifactError(f"{folder} no longer holds a saved model: {error.strerror}") from error
     target = default_cache_dir() / "served" / f"{key}.onnx"
-    if _is_sound(target):
+    if _is_intact(target):
         return target
     try:
         from clipadapter.classifier import FewShotClassifier
@@ -147,17 +148,17 @@ def _export(folder: Path) -> Path:
 
         export_model(FewShotClassifier.load(folder), target)
     except MissingExtraError as error:
-        raise _elsewhere(folder, str(error)) from error
+        raise _export_elsewhere(folder, str(error)) from error
     except ModuleNotFoundError as error:
         missing = needs_training(error, "exporting a saved model")
         if missing is None:
             raise
-        raise _elsewhere(folder, str(missing)) from error
+        raise _export_elsewhere(folder, str(missing)) from error
     return target
 
 
-def _is_sound(target: Path) -> bool:
-    """Whether a file in the cache is there and was not altered; if not, it is made again."""
+def _is_intact(target: Path) -> bool:
+    """Whether a file in the cache exists and was not altered; if not, the model is exported again."""
     try:
         check_file(target)
     except ArtifactError:
@@ -165,8 +166,8 @@ def _is_sound(target: Path) -> bool:
     return True
 
 
-def _elsewhere(folder: Path, reason: str) -> MissingExtraError:
+def _export_elsewhere(folder: Path, reason: str) -> MissingExtraError:
     return MissingExtraError(
-        f"{folder} is a saved model, which must be exported before it is served, and that can't be done here "
+        f"{folder} is a saved model, which must be exported before it is served, and that is not possible here "
         f"({reason}). Where it was fitted: clipadapter export {folder} --out {folder.name}.onnx; then serve that file"
     )

@@ -1,6 +1,6 @@
-"""Models by name; a changed file is loaded beside the one that answers, and takes its place when it is sound.
+"""Models by name. A changed file is loaded while the old model still serves, and replaces it if it is sound.
 
-It is opened in a child process first, so that a file that crashes or hangs a backend does not end the server.
+It is first opened in a child process, so that a file that crashes or hangs a backend does not end the server.
 """
 
 from __future__ import annotations
@@ -22,72 +22,27 @@ from clipadapter.parallel import count_cores
 from clipadapter.runtime import About, Predictor, RuntimeModel
 from clipadapter.runtime._checksum import check_file
 from clipadapter.runtime._isolated import IsolatedOpener
-from clipadapter.serve.batching import Batcher, Place
-from clipadapter.serve.limits import Limits, Refused
-from clipadapter.serve.logs import tell
+from clipadapter.serve.batching import Batcher, QueueSlot
+from clipadapter.serve.limits import Limits, RequestRefused
+from clipadapter.serve.logs import log_event
 from clipadapter.serve.metrics import Metrics
-from clipadapter.serve.model_sources import NAME, Source, Stamp, digest, read_sources, sources_of
+from clipadapter.serve.model_sources import MODEL_NAME, FileStamp, ModelSource, file_version, find_sources, read_sources
 
-EVERY = 1.0
-"""Seconds between two looks at the files."""
+REFRESH_SECONDS = 1.0
+"""Between two checks of the files."""
 Opener = Callable[[Path], RuntimeModel]
 
 
-class Model:
-    """A model that answers.
-
-    Args:
-        source: where it comes from.
-        version: tells its file from others.
-        predictor: answers.
-        batcher: runs what comes.
-
-    Attributes:
-        error: why its newer file could not be loaded; None if there is none.
-    """
-
-    def __init__(self, source: Source, version: str, predictor: RuntimeModel, batcher: Batcher) -> None:
-        self.source, self.version, self.predictor, self.batcher = source, version, predictor, batcher
-        self.loaded = datetime.now(timezone.utc)
-        self.error: str | None = None
-        self._none = predictor.run(np.zeros((0, self.side, self.side, 3), np.uint8))
-
-    @property
-    def name(self) -> str:
-        """What it is asked for by."""
-        return self.source.name
-
-    @property
-    def side(self) -> int:
-        """Of its squares, in pixels."""
-        return self.predictor.pixels.size
-
-    @property
-    def about(self) -> About | None:
-        """What its file says of itself."""
-        found: About | None = getattr(self.predictor, "about", None)
-        return found
-
-    def check(self, asked: Mapping[str, Any]) -> None:
-        """Refuse what it can't say, before the work.
-
-        Raises:
-            InputError: if something is asked for that was not learned.
-        """
-        if asked:
-            self.predictor.answers(self._none, **asked)
-
-
 class Models:
-    """All that are served.
+    """All models that are served.
 
     Args:
-        texts: what is to be served, as `read_sources` takes it.
+        specs: models to serve, as `read_sources` reads them.
         limits: of batches and queues.
         backend: "auto", "onnxruntime" or "openvino".
         threads: that run a graph; all cores if not given.
         opener: opens a file, instead of `Predictor`.
-        isolated: tries a file that changed or was added, before it is opened here; one of `opener` is not tried.
+        isolated: tries a changed or added file before it is opened here. By default there is none with an `opener`.
 
     Raises:
         ClipAdapterError: if one can't be served.
@@ -95,7 +50,7 @@ class Models:
 
     def __init__(
         self,
-        texts: Sequence[str],
+        specs: Sequence[str],
         limits: Limits | None = None,
         *,
         backend: str = "auto",
@@ -106,170 +61,217 @@ class Models:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.pool = ThreadPoolExecutor(count_cores(), "clipadapter-pictures")
-        # One thread, which waits for a process: slow formats wait for each other and for nobody else.
+        # One thread, which waits for a decoding process: pictures of slow formats delay each other and no others.
         self.slow_pool = ThreadPoolExecutor(1, "clipadapter-slow-pictures")
-        self._texts = list(texts)
+        self._specs = list(specs)
         self._open = opener or (lambda path: Predictor(path, backend=backend, threads=threads))
         self._isolated = isolated or (None if opener else IsolatedOpener(backend))
         self._models: dict[str, Model] = {}
-        self._stamps: dict[str, Stamp | None] = {}
-        self._changing: dict[str, Stamp | None] = {}
-        for source in read_sources(self._texts):
+        self._stamps: dict[str, FileStamp | None] = {}
+        self._changing: dict[str, FileStamp | None] = {}
+        for source in read_sources(self._specs):
             self._stamps[source.name] = source.stamp()
-            self._put(self._load(source))
+            self._add(self._load(source))
 
     @property
     def names(self) -> list[str]:
-        """Of all, sorted."""
+        """Names of all models, sorted."""
         return sorted(self._models)
 
     def get(self, name: str | None = None) -> Model:
         """A model by its name, or the only one.
 
         Raises:
-            Refused: if there is none of the name, or several and no name.
+            RequestRefused: if there is no model of the name, or no name and more than one model.
         """
         models = self._models
         if name is None and len(models) == 1:
             return next(iter(models.values()))
         if name is None:
-            raise Refused(
-                400, f"several models are served ({', '.join(self.names)}): ask one, as /v1/models/NAME/predict"
-            )
+            text = f"several models are served ({', '.join(self.names)}): name one, as in /v1/models/NAME/predict"
+            raise RequestRefused(400, text)
         model = models.get(name)
         if model is None:
-            raise Refused(404, f"no model is called {name[:100]!r}; served are: {', '.join(self.names) or 'none'}")
+            text = f"no model is called {name[:100]!r}; served are: {', '.join(self.names) or 'none'}"
+            raise RequestRefused(404, text)
         return model
 
-    def enter(self, name: str | None = None) -> tuple[Model, Place]:
-        """A model and a place in its queue.
+    def take_slot(self, name: str | None = None) -> tuple[Model, QueueSlot]:
+        """A model and a slot of its queue.
 
         Raises:
-            Refused: if there is no such model, or its queue is full.
+            RequestRefused: if there is no such model, or its queue is full.
         """
         while True:
             model = self.get(name)
-            place = model.batcher.enter()
-            if place is not None:
-                return model, place
+            slot = model.batcher.take_slot()
+            if slot is not None:  # None: a new model replaced this one in between
+                return model, slot
 
-    async def watch(self, every: float = EVERY) -> None:
-        """Look at the files again and again."""
+    async def watch(self, seconds: float = REFRESH_SECONDS) -> None:
+        """Check the files for changes, again and again."""
         while True:
-            await asyncio.sleep(every)
+            await asyncio.sleep(seconds)
             await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:
-        """Look at the files once: load what changed, drop what went.
+        """Check the files once: load changed ones, and remove models whose files are gone.
 
-        A change counts when two looks saw the same, so that a file that is being copied is left until it is whole.
+        A change counts when two checks see the same stamp, so that a file is not loaded while it is being copied.
         """
-        wanted = self._wanted()
-        for name in {*self._models, *wanted}:
-            source = wanted.get(name)
+        sources = self._current_sources()
+        for name in {*self._models, *sources}:
+            source = sources.get(name)
             if source is None and not self._models[name].source.path.parent.is_dir():
-                continue  # a folder that can't be seen takes nothing with it
-            seen = None if source is None else source.stamp()
-            if seen == self._stamps.get(name):
+                continue  # a folder that is not mounted for a moment removes no model
+            stamp = None if source is None else source.stamp()
+            if stamp == self._stamps.get(name):
                 self._changing.pop(name, None)
-            elif name not in self._changing or self._changing[name] != seen:
-                self._changing[name] = seen
+            elif name not in self._changing or self._changing[name] != stamp:
+                self._changing[name] = stamp
             else:
                 del self._changing[name]
-                self._stamps[name] = seen
-                self._change(name, source if seen is not None else None)
+                self._stamps[name] = stamp
+                self._apply_change(name, source if stamp is not None else None)
 
-    def close(self, wait: float = 5.0) -> None:
-        """End all threads once what was taken in is answered.
+    def close(self, timeout: float = 5.0) -> None:
+        """End all threads once accepted pictures have their results.
 
         Args:
-            wait: seconds for each model.
+            timeout: seconds to wait for each model.
         """
         if self._isolated is not None:
             self._isolated.stop()
         for model in list(self._models.values()):
-            model.batcher.close(wait)
-        # What is left was not answered in time: nobody waits for it, and the interpreter would until it is done.
+            model.batcher.close(timeout)
+        # No client waits for the remaining pictures; without this, the interpreter would wait for them at its exit.
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.slow_pool.shutdown(wait=False, cancel_futures=True)
         stop_decoding()
 
-    def _wanted(self) -> dict[str, Source]:
-        """What is there now; a file that was named stays wanted while it is gone."""
-        found = {model.name: model.source for model in self._models.values() if not model.source.found}
-        for text in self._texts:
+    def _current_sources(self) -> dict[str, ModelSource]:
+        """Sources by name. A file that was named on the command line stays one while it is gone."""
+        sources = {model.name: model.source for model in self._models.values() if not model.source.is_from_folder}
+        for spec in self._specs:
             with contextlib.suppress(ClipAdapterError, OSError):
-                for source in sources_of(text):
-                    if source.found and NAME.fullmatch(source.name):
-                        found.setdefault(source.name, source)
-        return found
+                for source in find_sources(spec):
+                    if source.is_from_folder and MODEL_NAME.fullmatch(source.name):
+                        sources.setdefault(source.name, source)
+        return sources
 
-    def _change(self, name: str, source: Source | None) -> None:
+    def _apply_change(self, name: str, source: ModelSource | None) -> None:
         old = self._models.get(name)
         if source is not None:
             self._replace(source, old)
-        elif old is not None and old.source.found:
+        elif old is not None and old.source.is_from_folder:
             del self._models[name]
             old.batcher.close()
-            self.metrics.forget_queue(name)
-            tell("model dropped, its file is gone", model=name)
+            self.metrics.remove_queue(name)
+            log_event("model removed, its file is gone", model=name)
         elif old is not None:
-            old.error = "its file is gone; the one that was loaded still answers"
-            tell("model file is gone, the old one answers", logging.ERROR, model=name)
+            old.error = "its file is gone; the loaded model is still served"
+            log_event("model file is gone, the loaded model is still served", logging.ERROR, model=name)
 
-    def _replace(self, source: Source, old: Model | None) -> None:
+    def _replace(self, source: ModelSource, old: Model | None) -> None:
         try:
             new = self._load(source, old, self._isolated)
-        except Exception as error:  # whatever is wrong with a new file, the old one goes on
+        except Exception as error:  # whatever is wrong with a new file, the old model is served
             reason = _without_folder(error, source.path)
-            self.metrics.loaded(source.name, "failed")
-            tell("model could not be loaded", logging.ERROR, model=source.name, reason=reason, kept=old is not None)
+            self.metrics.count_load(source.name, "failed")
+            log_event(
+                "model could not be loaded", logging.ERROR, model=source.name, reason=reason, kept=old is not None
+            )
             if old is not None:
-                old.error = f"its new file could not be loaded, the one before answers: {reason}"
+                old.error = f"its new file could not be loaded, the previous model is served: {reason}"
             return
         if old is not None:
             old.error = None
         if new is not old:
-            self._put(new)
+            self._add(new)
             if old is not None:
                 old.batcher.close()
 
-    def _load(self, source: Source, old: Model | None = None, isolated: IsolatedOpener | None = None) -> Model:
-        """Load a model and let it answer once; the old one if the file is the same.
+    def _load(self, source: ModelSource, old: Model | None = None, isolated: IsolatedOpener | None = None) -> Model:
+        """Load a model and run it once; the old one if the file is the same.
 
         Raises:
             ArtifactError: if it does not run.
         """
-        path = source.exported()
-        files = Source(source.name, path)
-        before = files.stamp()
-        version = digest(files.files)
+        path = source.exported_file()
+        exported = ModelSource(source.name, path)
+        stamp = exported.stamp()
+        version = file_version(exported.files)
         if old is not None and old.version == version:
             return old
         if isolated is not None:
-            check_file(path)  # most damage is seen without starting a process
+            check_file(path)  # finds most damage without starting a process
             isolated.try_file(path)
         predictor = self._open(path)
         side = predictor.pixels.size
         try:
             outputs = predictor.run(np.full((1, side, side, 3), 128, np.uint8))
-        except Exception as error:  # backends raise what they like
+        except Exception as error:  # each backend raises its own exceptions
             raise ArtifactError(f"{path} does not run ({str(error).splitlines()[0]}): export it again") from error
         if not np.isfinite(outputs.logits).all():
             raise ArtifactError(f"{path} gives logits that are not finite: export it again")
-        if files.stamp() != before:
-            raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it stays as it is")
-        batcher = Batcher(predictor, self.limits, self.metrics.of_model(source.name), self.pool, self.slow_pool)
+        if exported.stamp() != stamp:
+            raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it no longer changes")
+        batcher = Batcher(predictor, self.limits, self.metrics.for_model(source.name), self.pool, self.slow_pool)
         return Model(source, version, predictor, batcher)
 
-    def _put(self, model: Model) -> None:
+    def _add(self, model: Model) -> None:
         self._models[model.name] = model
-        self.metrics.watch_queue(model.name, lambda: model.batcher.waiting)
-        self.metrics.loaded(model.name, "loaded")
-        tell("model loaded", model=model.name, version=model.version, classes=len(model.predictor.class_names))
+        self.metrics.add_queue(model.name, lambda: model.batcher.pending)
+        self.metrics.count_load(model.name, "loaded")
+        log_event("model loaded", model=model.name, version=model.version, classes=len(model.predictor.class_names))
+
+
+class Model:
+    """A model that is served.
+
+    Args:
+        source: where it comes from.
+        version: differs if its file differs.
+        predictor: the opened file.
+        batcher: runs its pictures.
+
+    Attributes:
+        error: why its newer file could not be loaded; None if there is none.
+    """
+
+    def __init__(self, source: ModelSource, version: str, predictor: RuntimeModel, batcher: Batcher) -> None:
+        self.source, self.version, self.predictor, self.batcher = source, version, predictor, batcher
+        self.loaded_at = datetime.now(timezone.utc)
+        self.error: str | None = None
+        self._no_outputs = predictor.run(np.zeros((0, self.side, self.side, 3), np.uint8))
+
+    @property
+    def name(self) -> str:
+        """Its name in addresses."""
+        return self.source.name
+
+    @property
+    def side(self) -> int:
+        """Of its squares, in pixels."""
+        return self.predictor.pixels.size
+
+    @property
+    def about(self) -> About | None:
+        """The description in its file."""
+        about: About | None = getattr(self.predictor, "about", None)
+        return about
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that it does not support, before its pictures run.
+
+        Raises:
+            InputError: if an option was not learned.
+        """
+        if options:
+            self.predictor.answers(self._no_outputs, **options)
 
 
 def _without_folder(error: Exception, path: Path) -> str:
-    """What is wrong, without where the file lies on this machine."""
+    """The message of an error, without the folder of the file: clients read it."""
     text = str(error) if isinstance(error, ClipAdapterError) else f"{type(error).__name__}: {error}"
     return text.replace(str(path), path.name).replace(str(path.parent), "...")

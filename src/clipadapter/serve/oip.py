@@ -1,89 +1,121 @@
-"""The Open Inference Protocol, also called KServe V2: tensors in, tensors out, for machines.
+"""The Open Inference Protocol, also called KServe V2: tensors in, tensors out.
 
-Source: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md.
+Sources: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, and the extension
+"binary_tensor_data": numbers in little-endian order, row by row; each text after its length in four bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from clipadapter import __version__
-from clipadapter.serve.jobs import Answer, Bad
-from clipadapter.serve.limits import Refused
+from clipadapter.serve.batching import Answer, Loader, Unreadable
+from clipadapter.serve.json_body import Outline, read_numbers, read_outline
+from clipadapter.serve.limits import Limits, RequestRefused, too_many_pictures
+from clipadapter.serve.loaders import base64_loader, bytes_loader
 from clipadapter.serve.models import Model
-from clipadapter.serve.prediction_request import Guest, House
-from clipadapter.serve.schemas import Inferred, Live, ModelFacts, ModelReady, Ready, ServerFacts, refusals
-from clipadapter.serve.tensors import IMAGES, SQUARES, Question, numbers, read_question, texts, written, wrong
+from clipadapter.serve.prediction_request import PredictionRequest
+from clipadapter.serve.schemas import (
+    MIN_RATE,
+    InferenceResponse,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    responses_of,
+)
+from clipadapter.serve.state import ServerState
 from clipadapter.serve.v1 import Timeout
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-USUAL = ("logits", "probabilities", "strangeness", "labels")
-LABELS = "|"
-"""Stands between labels where a picture may have several."""
+SQUARES, IMAGES = "squares", "images"
+LOGITS, PROBABILITIES, OOD_SCORES, FEATURES, LABELS = "logits", "probabilities", "strangeness", "features", "labels"
+DEFAULT_OUTPUTS = (LOGITS, PROBABILITIES, OOD_SCORES, LABELS)
+LABEL_SEPARATOR = "|"
+"""Between labels where a picture may have several."""
+MAX_ID_CHARS = 1000
+JsonObject = Mapping[str, Any]
+Tensor = tuple[dict[str, Any], bytes]
+"""A tensor of an answer: its JSON, and its data if they follow the JSON as bytes."""
 
 
-@router.get("", responses={200: {"model": ServerFacts}}, summary="Server metadata")
+@router.get("", responses={200: {"model": ServerMetadata}}, summary="Server metadata")
 @router.get("/", include_in_schema=False)
 async def server() -> Response:
     """The server's name, version and extensions."""
-    return _json({"name": "clipadapter", "version": __version__, "extensions": ["binary_tensor_data"]})
+    return _json_response({"name": "clipadapter", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
-@router.get("/health/live", responses={200: {"model": Live}}, summary="Server live")
+@router.get("/health/live", responses={200: {"model": ServerLive}}, summary="Server live")
 async def live() -> Response:
     """Whether the process answers."""
-    return _json({"live": True})
+    return _json_response({"live": True})
 
 
-@router.get("/health/ready", responses={200: {"model": Ready}, 503: {"model": Ready}}, summary="Server ready")
+@router.get(
+    "/health/ready", responses={200: {"model": ServerReady}, 503: {"model": ServerReady}}, summary="Server ready"
+)
 async def ready(request: Request) -> Response:
-    """Whether requests are taken: not while the server is leaving."""
-    house: House = request.app.state.house
-    able = not house.leaving
-    return _json({"live": True, "ready": able}, 200 if able else 503)
+    """Whether requests are accepted: not while the server is stopping."""
+    state: ServerState = request.app.state.server
+    return _json_response({"live": True, "ready": not state.is_stopping}, 503 if state.is_stopping else 200)
 
 
-@router.get("/models/{name}/versions/{version}", responses=refusals(ModelFacts, 401, 404), summary="Model metadata")
-@router.get("/models/{name}", responses=refusals(ModelFacts, 401, 404), summary="Model metadata")
+@router.get(
+    "/models/{name}/versions/{version}", responses=responses_of(ModelMetadata, 401, 404), summary="Model metadata"
+)
+@router.get("/models/{name}", responses=responses_of(ModelMetadata, 401, 404), summary="Model metadata")
 async def facts(request: Request, name: str, version: str | None = None) -> Response:
-    """Inputs and outputs. One of the two inputs is to be given; features are sent only if they are asked for."""
-    model = _model(request.app.state.house, name, version)
-    n, side, c = -1, model.side, len(model.predictor.class_names)
-    outputs = {"logits": [n, c], "probabilities": [n, c], "strangeness": [n], "features": [n, -1], "labels": [n]}
-    return _json(
+    """Inputs and outputs. A request has one of the two inputs; features are sent only if they are requested."""
+    model = _find_model(request.app.state.server, name, version)
+    side, class_count = model.side, len(model.predictor.class_names)
+    shapes = {
+        LOGITS: [-1, class_count],
+        PROBABILITIES: [-1, class_count],
+        OOD_SCORES: [-1],
+        FEATURES: [-1, -1],
+        LABELS: [-1],
+    }
+    return _json_response(
         {
             "name": model.name,
             "versions": [model.version],
             "platform": f"clipadapter_{getattr(model.predictor, 'backend', 'runtime')}",
             "inputs": [
-                {"name": SQUARES, "datatype": "UINT8", "shape": [n, side, side, 3]},
-                {"name": IMAGES, "datatype": "BYTES", "shape": [n]},
+                {"name": SQUARES, "datatype": "UINT8", "shape": [-1, side, side, 3]},
+                {"name": IMAGES, "datatype": "BYTES", "shape": [-1]},
             ],
             "outputs": [
-                {"name": one, "datatype": "BYTES" if one == "labels" else "FP32", "shape": outputs[one]}
-                for one in outputs
-                if one in _able(model)
+                {"name": output, "datatype": "BYTES" if output == LABELS else "FP32", "shape": shapes[output]}
+                for output in _output_names(model)
             ],
         }
     )
 
 
-@router.get("/models/{name}/versions/{version}/ready", responses=refusals(ModelReady, 401, 404), summary="Model ready")
-@router.get("/models/{name}/ready", responses=refusals(ModelReady, 401, 404), summary="Model ready")
+@router.get(
+    "/models/{name}/versions/{version}/ready", responses=responses_of(ModelReady, 401, 404), summary="Model ready"
+)
+@router.get("/models/{name}/ready", responses=responses_of(ModelReady, 401, 404), summary="Model ready")
 async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
-    """Whether a model answers: it does if it is there."""
-    return _json({"name": _model(request.app.state.house, name, version).name, "ready": True})
+    """Whether a model accepts requests: every model that is served does."""
+    return _json_response({"name": _find_model(request.app.state.server, name, version).name, "ready": True})
 
 
-@router.post("/models/{name}/versions/{version}/infer", responses=refusals(Inferred), summary="Inference")
-@router.post("/models/{name}/infer", responses=refusals(Inferred), summary="Inference")
+@router.post("/models/{name}/versions/{version}/infer", responses=responses_of(InferenceResponse), summary="Inference")
+@router.post("/models/{name}/infer", responses=responses_of(InferenceResponse), summary="Inference")
 async def infer(
     request: Request,
     name: str,
@@ -95,39 +127,40 @@ async def infer(
 ) -> Response:
     """Tensors in, tensors out.
 
-    `squares` are pixels (n, s, s, 3); `images` are files of pictures, in base64 or as bytes after the JSON. A picture
-    that can't be read costs the request. Parameters: `reject`, `binary_data_output`.
+    `squares` are pixels (n, s, s, 3); `images` are files of pictures, in base64 or as bytes after the JSON. If one
+    picture can't be read, the request fails. Parameters: `reject`, `binary_data_output`.
     """
-    guest = Guest(request, timeout)
-    guest.check_room(_model(guest.house, name, version).name)
-    body = await guest.body()
-    model, place = guest.enter(name)
-    with place:
-        json_bytes = inference_header_content_length
-        question = await guest.parse(len(body), read_question, body, json_bytes, model, guest.house.limits)
-        del body
-        guest.visit.pictures = len(question.makers)
-        _check_outputs(question, model)
-        model.check(question.asked)
-        results = _sound(await guest.answers(place, question.makers, question.asked))
-    return _answer(model, question, results)
+    prediction = PredictionRequest(request, timeout)
+    prediction.check_queue(_find_model(prediction.state, name, version).name)
+    body = await prediction.read_body()
+    model, slot = prediction.take_slot(name)
+    with slot:
+        parsed = await prediction.parse(
+            len(body), parse_request, body, inference_header_content_length, model, prediction.state.limits
+        )
+        del body  # the loaders have views of what they need
+        prediction.context.pictures = len(parsed.loaders)
+        _check_outputs(parsed, model)
+        model.check_options(parsed.options)
+        results = _check_readable(await prediction.predict(slot, parsed.loaders, parsed.options))
+    return _inference_response(model, parsed, results)
 
 
-def infer_schema(max_pictures: int) -> dict[str, Any]:
+def body_schema(max_pictures: int) -> dict[str, Any]:
     """The body of `infer`, for the OpenAPI document."""
-    named = {"name": {"type": "string"}, "parameters": {"type": "object"}}
+    name_and_parameters = {"name": {"type": "string"}, "parameters": {"type": "object"}}
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
         "properties": {
-            **named,
+            **name_and_parameters,
             "name": {"enum": [SQUARES, IMAGES]},
             "datatype": {"enum": ["UINT8", "BYTES"]},
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 4},
             "data": {"type": "array", "items": {}},
         },
     }
-    output = {"type": "object", "required": ["name"], "properties": named}
+    output = {"type": "object", "required": ["name"], "properties": name_and_parameters}
     schema = {
         "type": "object",
         "required": ["inputs"],
@@ -139,7 +172,7 @@ def infer_schema(max_pictures: int) -> dict[str, Any]:
         },
         "example": {
             "inputs": [{"name": IMAGES, "shape": [1], "datatype": "BYTES", "data": ["iVBORw0KGgo..."]}],
-            "outputs": [{"name": "labels"}, {"name": "probabilities"}],
+            "outputs": [{"name": LABELS}, {"name": PROBABILITIES}],
         },
         "description": f"{max_pictures} pictures at most.",
     }
@@ -150,63 +183,290 @@ def infer_schema(max_pictures: int) -> dict[str, Any]:
     }
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(to_json(value), status, media_type="application/json")
+def _json_response(content: Any, status: int = 200) -> Response:
+    return Response(to_json(content), status, media_type="application/json")
 
 
-def _model(house: House, name: str, version: str | None) -> Model:
-    model = house.models.get(name)
+def _find_model(state: ServerState, name: str, version: str | None) -> Model:
+    model = state.models.get(name)
     if version not in (None, model.version):
-        raise Refused(404, f"{name} has the version {model.version}, not {str(version)[:50]!r}")
+        raise RequestRefused(404, f"{name} has the version {model.version}, not {str(version)[:50]!r}")
     return model
 
 
-def _able(model: Model) -> list[str]:
-    """Outputs that a model has."""
-    strange = model.predictor.uncertainty.rejector is not None
-    return ["logits", "probabilities", *(["strangeness"] if strange else []), "features", "labels"]
+def _output_names(model: Model) -> list[str]:
+    """Outputs of a model, in the order of its metadata."""
+    can_reject = model.predictor.uncertainty.rejector is not None
+    return [LOGITS, PROBABILITIES, *([OOD_SCORES] if can_reject else []), FEATURES, LABELS]
 
 
-def _check_outputs(question: Question, model: Model) -> None:
-    for name, _ in question.outputs or ():
-        if name not in _able(model):
-            raise wrong(f"there is no output {name[:50]!r}, but {', '.join(_able(model))}")
+@dataclass(frozen=True, eq=False)
+class InferenceRequest:
+    """A parsed request.
+
+    Args:
+        id: from its client, or None.
+        loaders: of the pictures.
+        outputs: (name, as bytes) of each requested output; None for the default outputs.
+        is_binary: whether the default outputs are sent as bytes.
+        options: for `RuntimeModel.answers`.
+    """
+
+    id: str | None
+    loaders: list[Loader]
+    outputs: list[tuple[str, bool]] | None
+    is_binary: bool
+    options: dict[str, float]
 
 
-def _sound(results: Sequence[Answer | Bad]) -> list[Answer]:
+def parse_request(body: bytes | bytearray, json_bytes: int | None, model: Model, limits: Limits) -> InferenceRequest:
+    """Parse the body of `infer`.
+
+    Args:
+        body: of the request.
+        json_bytes: length of the JSON at its start, from the header Inference-Header-Content-Length; None if the whole
+            body is JSON.
+        model: that is requested.
+        limits: of a request.
+
+    Raises:
+        RequestRefused: if something is wrong; the message says what.
+    """
+    if json_bytes is not None and not 0 < json_bytes <= len(body):
+        raise _bad_request(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
+    outline = read_outline(body, limits.max_pictures, b"data", json_bytes)
+    request = _parse_json(outline.text)
+    tail = memoryview(b"" if json_bytes is None else body)[json_bytes or 0 :]
+    request_id, parameters = request.get("id"), _parameters(request, "the request")
+    is_short = isinstance(request_id, str) and len(request_id) <= MAX_ID_CHARS and request_id not in outline.texts
+    if request_id is not None and not is_short:
+        raise _bad_request(f"id must be a text of {MAX_ID_CHARS} characters at most")
+    inputs = request.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise _bad_request(f"inputs must be a list of one tensor, {SQUARES!r} or {IMAGES!r}")
+    loaders = _input_loaders(inputs[0], outline, tail, model, limits)
+    is_binary = _read_flag(parameters, "binary_data_output", False)
+    return InferenceRequest(
+        request_id, loaders, _read_outputs(request, is_binary), is_binary, _read_options(parameters)
+    )
+
+
+def _bad_request(text: str) -> RequestRefused:
+    return RequestRefused(400, f"{text}; GET the model's address for its inputs and outputs")
+
+
+def _parse_json(text: bytes) -> dict[str, Any]:
+    try:
+        value = from_json(text, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise _bad_request(f"the body is no JSON ({str(error)[:100]})") from error
+    if not isinstance(value, dict):
+        raise _bad_request("the body must be a JSON object")
+    return value
+
+
+def _parameters(value: JsonObject, where: str) -> dict[str, Any]:
+    parameters = value.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise _bad_request(f"parameters of {where} must be an object")
+    return parameters or {}
+
+
+def _read_flag(parameters: JsonObject, name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise _bad_request(f"the parameter {name} must be true or false")
+    return value
+
+
+def _read_options(parameters: JsonObject) -> dict[str, float]:
+    rate = parameters.get("reject")
+    if rate is None:
+        return {}
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not MIN_RATE <= rate < 1:
+        raise _bad_request("the parameter reject must be a share between 0 and 1")
+    return {"reject": float(rate)}
+
+
+def _read_outputs(request: JsonObject, is_binary: bool) -> list[tuple[str, bool]] | None:
+    outputs = request.get("outputs")
+    if outputs is None:
+        return None
+    if not isinstance(outputs, list) or not all(
+        isinstance(output, dict) and isinstance(output.get("name"), str) for output in outputs
+    ):
+        raise _bad_request("outputs must be a list of objects with a name")
+    requested = [
+        (output["name"], _read_flag(_parameters(output, output["name"][:50]), "binary_data", is_binary))
+        for output in outputs
+    ]
+    if len({name for name, _ in requested}) < len(requested):
+        raise _bad_request("an output is requested twice")
+    return requested or None
+
+
+def _input_loaders(
+    tensor: JsonObject, outline: Outline, tail: memoryview, model: Model, limits: Limits
+) -> list[Loader]:
+    """Loaders of the pictures of the input tensor."""
+    name, shape, side = tensor.get("name"), tensor.get("shape"), model.side
+    expected = {SQUARES: ("UINT8", (side, side, 3)), IMAGES: ("BYTES", ())}
+    if not isinstance(name, str) or name not in expected:
+        raise _bad_request(f"there is no input {str(name)[:50]!r}, but {SQUARES!r} and {IMAGES!r}")
+    datatype, picture_shape = expected[name]
+    if tensor.get("datatype") != datatype:
+        raise _bad_request(f"{name} must have the datatype {datatype}")
+    # type() instead of isinstance: True and 2.0 are no lengths.
+    is_valid = isinstance(shape, list) and shape and all(type(n) is int and n >= 0 for n in shape)
+    if not is_valid or tuple(shape[1:]) != picture_shape or not shape[0]:  # type: ignore[index]
+        raise _bad_request(
+            f"{name} must have the shape {['n', *picture_shape]} with n from 1, but has {str(shape)[:100]}"
+        )
+    count = int(shape[0])  # type: ignore[index]
+    if count > limits.max_pictures:
+        raise too_many_pictures(limits.max_pictures, count)
+    size = _parameters(tensor, name).get("binary_data_size")
+    if size is None:
+        if name == IMAGES:
+            return _base64_loaders(tensor.get("data"), count, outline, model, limits)
+        return _square_loaders(
+            _json_numbers(tensor.get("data"), (count, *picture_shape), outline), (count, *picture_shape)
+        )
+    if type(size) is not int or size != len(tail):
+        raise _bad_request(f"binary_data_size of {name} is {str(size)[:30]}, but {len(tail)} bytes follow the JSON")
+    if name == SQUARES:
+        return _square_loaders(tail, (count, *picture_shape))
+    return [bytes_loader(model, content, limits.max_pixels) for content in _split_texts(tail, count)]
+
+
+def _base64_loaders(data: Any, count: int, outline: Outline, model: Model, limits: Limits) -> list[Loader]:
+    contents: list[str] = data if isinstance(data, list) else []
+    if not contents or not all(isinstance(text, str) for text in contents):
+        raise _bad_request(f"data of {IMAGES} must be a list of texts: files of pictures in base64")
+    if len(contents) != count:
+        raise _bad_request(f"data of {IMAGES} are {len(contents)} values, but its shape [{count}] has {count}")
+    return [base64_loader(model, outline.texts.get(text, text), limits.max_pixels) for text in contents]
+
+
+def _json_numbers(data: Any, shape: tuple[int, ...], outline: Outline) -> memoryview:
+    """The numbers of a list that the outline left in the body."""
+    text = outline.numbers.get(data) if isinstance(data, str) else None
+    if text is None:
+        raise _bad_request(f"data of {SQUARES} must be a list of whole numbers from 0 to 255")
+    try:
+        return memoryview(read_numbers(text, shape))
+    except ValueError as error:
+        raise _bad_request(f"data of {SQUARES} {error}") from error
+
+
+def _square_loaders(data: memoryview, shape: tuple[int, ...]) -> list[Loader]:
+    if len(data) != math.prod(shape):
+        raise _bad_request(f"{SQUARES} are {len(data)} bytes, but the shape {list(shape)} has {math.prod(shape)}")
+    squares = np.frombuffer(data, np.uint8).reshape(shape)
+    return [partial(squares.__getitem__, i) for i in range(len(squares))]
+
+
+def _split_texts(data: memoryview, count: int) -> list[memoryview]:
+    """Texts, each of which follows its length."""
+    texts: list[memoryview] = []
+    start = 0
+    while start < len(data) and len(texts) < count:
+        if start + 4 > len(data):
+            raise _bad_request(f"{IMAGES} break off within a length")
+        (size,) = struct.unpack_from("<I", data, start)
+        if start + 4 + size > len(data):
+            raise _bad_request(f"{IMAGES} break off: {size} bytes are announced, {len(data) - start - 4} are there")
+        texts.append(data[start + 4 : start + 4 + size])
+        start += 4 + size
+    if len(texts) != count or start != len(data):
+        raise _bad_request(f"{IMAGES} are not the {count} that the shape says")
+    return texts
+
+
+def _check_outputs(request: InferenceRequest, model: Model) -> None:
+    for name, _ in request.outputs or ():
+        if name not in _output_names(model):
+            raise _bad_request(f"there is no output {name[:50]!r}, but {', '.join(_output_names(model))}")
+
+
+def _check_readable(results: Sequence[Answer | Unreadable]) -> list[Answer]:
+    """Refuse a request with an unreadable picture: a tensor has no place for its reason."""
     for i, result in enumerate(results):
-        if isinstance(result, Bad):
-            raise Refused(422, f"picture {i} can't be read: {result.reason}; leave it out, or ask /v1, which skips it")
+        if isinstance(result, Unreadable):
+            text = f"picture {i} can't be read: {result.reason}; leave it out, or send it to /v1, which skips it"
+            raise RequestRefused(422, text)
     return [result for result in results if isinstance(result, Answer)]
 
 
-def _answer(model: Model, question: Question, results: list[Answer]) -> Response:
-    usual = [(name, question.binary) for name in USUAL if name in _able(model)]
+def _inference_response(model: Model, request: InferenceRequest, results: list[Answer]) -> Response:
+    default_outputs = [(name, request.is_binary) for name in DEFAULT_OUTPUTS if name in _output_names(model)]
     tensors = []
-    for name, binary in question.outputs or usual:
-        if name == "labels":
-            tensors.append(texts(name, [_label(one, model) for one in results], binary))
+    for name, is_binary in request.outputs or default_outputs:
+        if name == LABELS:
+            tensors.append(text_tensor(name, [_label(result, model) for result in results], is_binary))
         else:
-            tensors.append(numbers(name, np.stack([_row(one, name, model) for one in results]), binary))
-    answer = {"model_name": model.name, "model_version": model.version}
-    body, head = written(answer if question.id is None else answer | {"id": question.id}, tensors)
-    if head is None:
+            rows = np.stack([_output_row(result, name, model) for result in results])
+            tensors.append(float_tensor(name, rows, is_binary))
+    fields = {"model_name": model.name, "model_version": model.version}
+    if request.id is not None:
+        fields["id"] = request.id
+    body, json_bytes = encode_response(fields, tensors)
+    if json_bytes is None:
         return Response(body, media_type="application/json")
-    return Response(body, media_type="application/octet-stream", headers={"Inference-Header-Content-Length": str(head)})
+    headers = {"Inference-Header-Content-Length": str(json_bytes)}
+    return Response(body, media_type="application/octet-stream", headers=headers)
 
 
-def _row(one: Answer, name: str, model: Model) -> NDArray[Any]:
-    """What an output says of a picture."""
-    if name == "probabilities":
-        return np.asarray(one.answers.probabilities[one.row])
-    if name == "strangeness" and one.outputs.strangeness is None:
-        rejector, parts = model.predictor.uncertainty.rejector, one.outputs.parts
+def _output_row(result: Answer, name: str, model: Model) -> NDArray[Any]:
+    """The row of an output for one picture."""
+    outputs, row = result.outputs, result.row
+    if name == PROBABILITIES:  # of the decisions: a graph need not have any
+        return np.asarray(result.answers.probabilities[row])
+    if name == OOD_SCORES:
+        if outputs.strangeness is not None:
+            return np.asarray(outputs.strangeness[row])
+        rejector, parts = model.predictor.uncertainty.rejector, outputs.parts
         assert rejector is not None and parts is not None
-        return np.asarray(rejector.total(parts[one.row : one.row + 1])[0])
-    return np.asarray(getattr(one.outputs, name)[one.row])
+        return np.asarray(rejector.total(parts[row : row + 1])[0])
+    return np.asarray((outputs.logits if name == LOGITS else outputs.features)[row])
 
 
-def _label(one: Answer, model: Model) -> str:
-    """The class, "" for none of them; all of them where there may be several."""
-    found = one.answers.prediction(one.row, "", model.predictor.class_names, 1)
-    return LABELS.join(found.labels or ()) if model.predictor.several else found.label or ""
+def _label(result: Answer, model: Model) -> str:
+    """The class, "" for a rejected picture; all labels of a multi-label model."""
+    prediction = result.answers.prediction(result.row, "", model.predictor.class_names, 1)
+    return LABEL_SEPARATOR.join(prediction.labels or ()) if model.predictor.several else prediction.label or ""
+
+
+def float_tensor(name: str, array: NDArray[Any], is_binary: bool) -> Tensor:
+    """A tensor of floats.
+
+    Args:
+        name: of the tensor.
+        array: of any shape.
+        is_binary: send the values as bytes.
+    """
+    values = np.ascontiguousarray(array, "<f4")
+    tensor: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(values.shape)}
+    return _with_data(tensor, lambda: values.ravel().tolist(), values.tobytes() if is_binary else None)
+
+
+def text_tensor(name: str, values: Sequence[str], is_binary: bool) -> Tensor:
+    """A tensor of texts (n,)."""
+    tensor: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(values)]}
+    encoded = [text.encode() for text in values] if is_binary else []
+    data = b"".join(struct.pack("<I", len(text)) + text for text in encoded) if is_binary else None
+    return _with_data(tensor, lambda: list(values), data)
+
+
+def _with_data(tensor: dict[str, Any], values: Callable[[], list[Any]], data: bytes | None) -> Tensor:
+    if data is None:
+        return tensor | {"data": values()}, b""
+    return tensor | {"parameters": {"binary_data_size": len(data)}}, data
+
+
+def encode_response(fields: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[bytes, int | None]:
+    """The body of an answer, and the length of its JSON if bytes follow."""
+    head = to_json({**fields, "outputs": [tensor for tensor, _ in tensors]})
+    tail = b"".join(data for _, data in tensors)
+    has_bytes = any("data" not in tensor for tensor, _ in tensors)
+    return head + tail, len(head) if has_bytes else None

@@ -1,4 +1,4 @@
-"""Shapes of answers, for the OpenAPI document."""
+"""Schemas of answers, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -6,66 +6,66 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-LEAST = 1e-6
-"""Of a rate that is asked for; no shots can set a smaller one."""
+MIN_RATE = 1e-6
+"""Smallest rejection rate or coverage of a request; no number of shots supports a smaller one."""
 
 
-class Fault(BaseModel):
-    """Why there is no answer; the same shape everywhere."""
+class ErrorResponse(BaseModel):
+    """Why a request failed; the same shape everywhere."""
 
     error: str = Field(description="What was wrong, what came, what to do.")
 
 
-class Score(BaseModel):
+class ClassScore(BaseModel):
     """A class and its probability."""
 
     label: str
     score: float
 
 
-class Named(BaseModel):
-    """What is said of a picture; the fields of ``clipadapter predict --json``."""
+class PicturePrediction(BaseModel):
+    """The prediction for one picture; the fields of ``clipadapter predict --json``."""
 
-    source: str = Field(description="The file's name as you sent it, or its place in the list.")
-    label: str | None = Field(description="Its class; null if it is none of them, or can't be read.")
-    probability: float | None = Field(description="Of that class, or of the nearest.")
-    top: list[Score] = Field(description="The best classes.")
-    nearest: str | None = Field(description="The class that it would have been called.")
-    reason: str | None = Field(description="Why it is none of the classes.")
-    labels: list[str] | None = Field(description="Those it may be, or has if it may have several.")
-    error: str | None = Field(description="Why it can't be read.")
+    source: str = Field(description="The file's name as you sent it, or its position in the list.")
+    label: str | None = Field(description="The predicted class; null if the picture is rejected or can't be read.")
+    probability: float | None = Field(description="Of that class, or of `nearest`.")
+    top: list[ClassScore] = Field(description="The best classes.")
+    nearest: str | None = Field(description="The class that is predicted without rejection.")
+    reason: str | None = Field(description="Why the picture is rejected.")
+    labels: list[str] | None = Field(description="The prediction set, or the labels of a multi-label model.")
+    error: str | None = Field(description="Why the picture can't be read.")
 
 
-class Predictions(BaseModel):
-    """Answers in the order of the pictures."""
+class PredictionResponse(BaseModel):
+    """Predictions in the order of the pictures."""
 
     model: str
     version: str
-    predictions: list[Named]
+    predictions: list[PicturePrediction]
 
 
-class Can(BaseModel):
-    """What a model can be asked for."""
+class ModelCapabilities(BaseModel):
+    """Options that a model supports."""
 
     reject: bool
     coverage: bool
 
 
-class Asking(BaseModel):
-    """Where a model is asked."""
+class ModelAddresses(BaseModel):
+    """Where to send requests."""
 
     pictures: str
     tensors: str
     curl: str
 
 
-class Described(BaseModel):
+class ModelDescription(BaseModel):
     """A model."""
 
     name: str
     version: str = Field(description="Start of the SHA-256 of its file.")
     loaded: str
-    error: str | None = Field(description="Why a newer file could not be loaded; the one before answers.")
+    error: str | None = Field(description="Why a newer file could not be loaded; the previous one is served.")
     classes: list[str]
     task: str
     encoder: str | None
@@ -73,25 +73,25 @@ class Described(BaseModel):
     head: str | None
     precision: str
     backend: str | None
-    can: Can
-    ask: Asking
+    can: ModelCapabilities
+    ask: ModelAddresses
 
 
-class Listed(BaseModel):
+class ModelList(BaseModel):
     """All models."""
 
-    models: list[Described]
+    models: list[ModelDescription]
 
 
-class Tensor(BaseModel):
-    """What a tensor is called and holds; -1 is any number."""
+class TensorMetadata(BaseModel):
+    """Name, type and shape of a tensor; -1 is any length."""
 
     name: str
     datatype: str
     shape: list[int]
 
 
-class ServerFacts(BaseModel):
+class ServerMetadata(BaseModel):
     """The server, in the Open Inference Protocol."""
 
     name: str
@@ -99,69 +99,74 @@ class ServerFacts(BaseModel):
     extensions: list[str]
 
 
-class ModelFacts(BaseModel):
+class ModelMetadata(BaseModel):
     """A model, in the Open Inference Protocol."""
 
     name: str
     versions: list[str]
     platform: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
 
 
-class Live(BaseModel):
-    """Whether the server lives."""
+class ServerLive(BaseModel):
+    """Whether the process answers."""
 
     live: bool
 
 
-class Ready(Live):
-    """Whether it takes requests."""
+class ServerReady(ServerLive):
+    """Whether the server accepts requests."""
 
     ready: bool
 
 
 class ModelReady(BaseModel):
-    """Whether a model takes requests."""
+    """Whether a model accepts requests."""
 
     name: str
     ready: bool
 
 
-class OutTensor(Tensor):
-    """A tensor of an answer; its data are left out where they follow as bytes."""
+class OutputTensor(TensorMetadata):
+    """A tensor of an answer; it has no data here if they follow the JSON as bytes."""
 
     data: list[float] | list[str] | None = None
     parameters: dict[str, Any] | None = None
 
 
-class Inferred(BaseModel):
+class InferenceResponse(BaseModel):
     """An answer of the Open Inference Protocol."""
 
     model_name: str
     model_version: str
     id: str | None = None
-    outputs: list[OutTensor]
+    outputs: list[OutputTensor]
 
 
-REASONS = {
-    400: "It can't be understood.",
+STATUS_DESCRIPTIONS = {
+    400: "The request can't be parsed.",
     401: "The token is missing or wrong.",
     404: "No such model.",
     408: "The body did not come in time, or too slowly.",
     413: "Too many bytes, pictures or texts.",
-    415: "The body is of a type that is not taken.",
-    421: "The server is not called as the header Host says.",
+    415: "The type of the body is not supported.",
+    421: "The header Host names another server.",
     422: "A value is wrong, or was not learned from the shots.",
-    503: "The queue is full, too many bodies come in, or the server is leaving; Retry-After says when to try again.",
+    503: "The queue is full, too many bodies come in, or the server is stopping; Retry-After says when to try again.",
     504: "No answer in time.",
 }
 
 
-def refusals(answer: type[BaseModel], *which: int) -> dict[int | str, dict[str, Any]]:
-    """Answers of a route: the good one, and those that say why not."""
-    kept = which or tuple(REASONS)
-    return {200: {"model": answer}, **{code: {"model": Fault, "description": REASONS[code]} for code in kept}}
+def responses_of(schema: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Responses of a route, for FastAPI.
 
-
-described = refusals(Described, 401, 404)
+    Args:
+        schema: of the answer with status 200.
+        statuses: of errors; all if none are given.
+    """
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse, "description": STATUS_DESCRIPTIONS[status]}
+        for status in statuses or STATUS_DESCRIPTIONS
+    }
+    return {200: {"model": schema}, **errors}

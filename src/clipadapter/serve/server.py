@@ -1,4 +1,4 @@
-"""Runs the app until it is told to end, and lets what was begun be answered."""
+"""Runs the app until it is asked to stop, and lets requests that have begun finish."""
 
 from __future__ import annotations
 
@@ -18,67 +18,17 @@ from fastapi import FastAPI
 
 from clipadapter.errors import InputError
 from clipadapter.serve.connections import LimitedProtocol
-from clipadapter.serve.logs import tell
+from clipadapter.serve.logs import log_event
 from clipadapter.serve.middleware import LOCALHOST, host_name
-from clipadapter.serve.prediction_request import House
+from clipadapter.serve.state import ServerState
 
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: more than the 60 of common proxies, which else meet a closed one."""
-ROOM = 5
-"""Seconds beyond the deadline of the last request until it is cut off."""
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection is kept longer than the 60 seconds of common proxies, which else use a closed one."""
+SHUTDOWN_MARGIN_SECONDS = 5
+"""Beyond the deadline of the last request, until it is cut off."""
 LAST_REQUEST_SECONDS = 1.0
-"""In which connections that are kept may send one more request after the signal; its answer ends them."""
-
-
-class Server(uvicorn.Server):
-    """As uvicorn's, but a signal ends it with success, after all that was begun.
-
-    Args:
-        config: of uvicorn.
-        house: of the app.
-        grace: seconds in which it still answers, though it says that it is not ready.
-        opened: is told the address once it listens.
-    """
-
-    def __init__(
-        self, config: uvicorn.Config, house: House, grace: float = 0.0, opened: Callable[[str], None] | None = None
-    ) -> None:
-        super().__init__(config)
-        self._house, self._grace, self._opened = house, grace, opened
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; a second Ctrl-C ends at once."""
-        self._house.leaving = True
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; tells where it listens."""
-        await super().startup(sockets)
-        if self.started:
-            names = [one.getsockname() for server in self.servers for one in server.sockets]
-            for host, port, *_ in names:
-                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                tell("listening", url=url)
-                if self._opened is not None:
-                    self._opened(url)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, after the grace, and after connections that are kept had time for one more request."""
-        tell("leaving", waiting=sum(self._house.models.get(name).batcher.waiting for name in self._house.models.names))
-        await self._wait(self._grace, lambda: True)
-        # Whoever is told `Connection: close` asks no more; who was not told may be asking at this moment.
-        await self._wait(LAST_REQUEST_SECONDS, lambda: bool(self.server_state.connections))
-        await super().shutdown(sockets)
-        tell("left")
-
-    async def _wait(self, seconds: float, needed: Callable[[], bool]) -> None:
-        """Go on as long as it is needed, at most these seconds."""
-        for _ in range(math.ceil(10 * seconds)):
-            if self.force_exit or not needed():
-                return
-            await asyncio.sleep(0.1)
+"""After the signal, in which idle connections may send one more request; its answer closes them."""
+POLL_SECONDS = 0.1
 
 
 def run(
@@ -86,31 +36,31 @@ def run(
     host: str = "127.0.0.1",
     port: int = 8000,
     grace: float = 0.0,
-    opened: Callable[[str], None] | None = None,
+    on_listening: Callable[[str], None] | None = None,
     allowed_hosts: Sequence[str] = (),
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what was begun.
+    """Serve until SIGTERM or Ctrl-C, then let requests that have begun finish.
 
-    Where only this machine can connect, the header Host must name it, by an address or as localhost: else a page of any
-    name could be made to lead here, and read the answers (DNS rebinding).
+    Where only this machine can connect, the header Host must name it, by an address or as localhost. Else a web page
+    could let its own name lead here and read the answers (DNS rebinding).
 
     Args:
         app: of `create_app`.
         host: address to listen at.
-        port: 0 takes a free one, which the log tells.
-        grace: seconds in which it still answers after the signal, though it says that it is not ready.
-        opened: is told the address once it listens.
+        port: 0 takes a free one, which the log names.
+        grace: seconds in which requests are still answered after the signal, though the server is not ready.
+        on_listening: called with the URL once the server listens.
         allowed_hosts: further names in the header Host that are answered, "*" for all; if some are given, Host is
-            looked at at every address.
+            checked at every address.
 
     Raises:
-        InputError: if the address can't be had.
+        InputError: if the server can't listen at the address.
     """
-    house: House = app.state.house
-    house.hosts = _hosts(host, allowed_hosts)
-    limits = house.limits
+    state: ServerState = app.state.server
+    state.allowed_hosts = _allowed_hosts(host, allowed_hosts)
+    limits = state.limits
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Only for sockets that are TCP by name asyncio turns off the delay that answers in two parts would have.
+    # IPPROTO_TCP by name: asyncio sets TCP_NODELAY only then, and an answer in two packets would wait 40 ms without it.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -120,7 +70,7 @@ def run(
             raise InputError(f"can't listen at {host}:{port}: {reason}; give another --host or --port") from error
         config = uvicorn.Config(
             app,
-            # By name, since uvicorn takes other parsers where they are installed, and none has this one's limits.
+            # Named, since uvicorn else takes httptools where that is installed, which has none of these limits.
             http=cast(Any, functools.partial(LimitedProtocol, limits=limits)),
             lifespan="on",
             ws="none",
@@ -129,14 +79,69 @@ def run(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=math.ceil(limits.deadline) + ROOM,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(limits.deadline) + SHUTDOWN_MARGIN_SECONDS,
         )
-        Server(config, house, grace, opened).run([listening])
+        Server(config, state, grace, on_listening).run([listening])
 
 
-def _hosts(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
-    """Names that are answered at an address beside this machine's; None for all."""
+class Server(uvicorn.Server):
+    """As uvicorn's, but a signal ends it with exit status 0, after all requests that have begun.
+
+    Args:
+        config: of uvicorn.
+        state: of the server.
+        grace: seconds in which it still answers after the signal, though it is not ready.
+        on_listening: called with the URL once it listens.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        grace: float = 0.0,
+        on_listening: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._state, self._grace, self._on_listening = state, grace, on_listening
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; a second Ctrl-C stops at once."""
+        self._state.is_stopping = True
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; then reports the URLs at which it listens."""
+        await super().startup(sockets)
+        if self.started:
+            addresses = [listening.getsockname() for server in self.servers for listening in server.sockets]
+            for host, port, *_ in addresses:
+                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                log_event("listening", url=url)
+                if self._on_listening is not None:
+                    self._on_listening(url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, after the grace, and after idle connections had time for one more request."""
+        models = self._state.models
+        log_event("stopping", waiting=sum(models.get(name).batcher.pending for name in models.names))
+        await self._wait_while(lambda: True, self._grace)
+        # A client that has read `Connection: close` sends no more; another one may be sending at this moment.
+        await self._wait_while(lambda: bool(self.server_state.connections), LAST_REQUEST_SECONDS)
+        await super().shutdown(sockets)
+        log_event("stopped")
+
+    async def _wait_while(self, condition: Callable[[], bool], seconds: float) -> None:
+        for _ in range(math.ceil(seconds / POLL_SECONDS)):
+            if self.force_exit or not condition():
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def _allowed_hosts(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
+    """Names that are answered at an address besides this machine's; None for all."""
     if "*" in allowed or (not allowed and not _is_loopback(host)):
         return None
     return frozenset(host_name(name) for name in allowed)

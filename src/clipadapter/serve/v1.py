@@ -1,10 +1,10 @@
-"""Pictures in, names out: what a person would ask."""
+"""The interface for people and simple clients: pictures in, class names out."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -12,49 +12,59 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import to_json
 
 from clipadapter.prediction import Prediction, unreadable
-from clipadapter.serve.batching import Maker
-from clipadapter.serve.jobs import Answer, Bad
+from clipadapter.serve.batching import Answer, Loader, Unreadable
 from clipadapter.serve.json_body import read_outline
-from clipadapter.serve.limits import Limits, Refused
-from clipadapter.serve.loaders import from_base64, from_bytes, shown
+from clipadapter.serve.limits import Limits, RequestRefused, too_many_pictures
+from clipadapter.serve.loaders import base64_loader, bytes_loader
 from clipadapter.serve.models import Model
-from clipadapter.serve.multipart_body import Form, too_many
-from clipadapter.serve.prediction_request import Guest, House
-from clipadapter.serve.schemas import LEAST, Listed, Predictions, described, refusals
+from clipadapter.serve.multipart_body import Form
+from clipadapter.serve.prediction_request import PredictionRequest
+from clipadapter.serve.schemas import MIN_RATE, ModelDescription, ModelList, PredictionResponse, responses_of
+from clipadapter.serve.state import ServerState
 
 router = APIRouter(prefix="/v1")
 MAX_TOP = 1000
+MAX_SOURCE_CHARS = 200
 MULTIPART, JSON = "multipart/form-data", "application/json"
-INLINE_SCORES = 2000
-"""Answers with more classes and probabilities are written in a thread."""
+MAX_INLINE_SCORES = 2000
+"""Answers with more scores are written in a thread."""
 Timeout = Annotated[
     float | None, Query(ge=0.001, le=3600, description="Seconds you wait; the server's deadline if shorter.")
 ]
 
 
-def _whole(value: Any) -> Any:
-    """To JSON 5.0 is a whole number like 5."""
+def _float_to_int(value: Any) -> Any:
+    """In JSON 5.0 is the same number as 5."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class Wanted(BaseModel):
-    """What is asked for beside the best class; what is left out is the model's own."""
+class PredictionOptions(BaseModel):
+    """Options of a request; for those left out the model's own values hold."""
 
     model_config = ConfigDict(extra="forbid")
-    top: Annotated[int, BeforeValidator(_whole)] = Field(5, ge=1, le=MAX_TOP, description="How many classes to name.")
+    top: Annotated[int, BeforeValidator(_float_to_int)] = Field(
+        5, ge=1, le=MAX_TOP, description="How many classes to name."
+    )
     reject: float | None = Field(
-        None, ge=LEAST, lt=1, description='Say "none of these"; of pictures that are one, about so often. Null: never.'
+        None,
+        ge=MIN_RATE,
+        lt=1,
+        description='Reject pictures as "none of these"; about this share of pictures of the classes is rejected too. '
+        "Null: reject none.",
     )
     coverage: float | None = Field(
-        None, ge=LEAST, lt=1, description="Name a set of classes that has the right one so often. Null: no set."
+        None,
+        ge=MIN_RATE,
+        lt=1,
+        description="Name a set of classes that has the right one with this probability. Null: no set.",
     )
 
-    def asked(self) -> dict[str, float | None]:
+    def model_options(self) -> dict[str, float | None]:
         """For `RuntimeModel.answers`."""
         return {name: getattr(self, name) for name in ("reject", "coverage") if name in self.model_fields_set}
 
 
-class Ask(Wanted):
+class JsonPredictionBody(PredictionOptions):
     """A request in JSON."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -62,147 +72,167 @@ class Ask(Wanted):
 
 
 def body_schema(max_pictures: int) -> dict[str, Any]:
-    """The two bodies that are taken, for the OpenAPI document."""
-    ask = Ask.model_json_schema()
-    ask["properties"]["images"] |= {"maxItems": max_pictures}
+    """The two kinds of bodies, for the OpenAPI document."""
+    json_schema = JsonPredictionBody.model_json_schema()
+    json_schema["properties"]["images"] |= {"maxItems": max_pictures}
     files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": max_pictures}
-    fields = {name: _without_null(prop) for name, prop in Wanted.model_json_schema()["properties"].items()}
-    form = {
+    options = PredictionOptions.model_json_schema()["properties"]
+    form_schema = {
         "type": "object",
-        "properties": {"images": files, **fields},
+        "properties": {"images": files, **{name: _without_null(schema) for name, schema in options.items()}},
         "required": ["images"],
         "additionalProperties": False,
     }
-    return {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": ask}},
-    }
+    return {"required": True, "content": {MULTIPART: {"schema": form_schema}, JSON: {"schema": json_schema}}}
 
 
-def _without_null(prop: dict[str, Any]) -> dict[str, Any]:
-    """A form has no way to say null."""
-    if "anyOf" not in prop:
-        return prop
-    kinds = [kind for kind in prop["anyOf"] if kind.get("type") != "null"]
-    return {name: value for name, value in prop.items() if name not in ("anyOf", "default")} | kinds[0]
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A form can't express null."""
+    if "anyOf" not in schema:
+        return schema
+    types = [option for option in schema["anyOf"] if option.get("type") != "null"]
+    return {name: value for name, value in schema.items() if name not in ("anyOf", "default")} | types[0]
 
 
-@router.post("/predict", tags=["pictures"], responses=refusals(Predictions), summary="Name pictures, by the only model")
+@router.post(
+    "/predict",
+    tags=["pictures"],
+    responses=responses_of(PredictionResponse),
+    summary="Predict classes with the only model",
+)
 async def predict_by_the_only_model(request: Request, timeout: Timeout = None) -> Response:
     """As `/v1/models/{name}/predict`, where one model is served."""
-    return await _predict(Guest(request, timeout), None)
+    return await _predict(PredictionRequest(request, timeout), None)
 
 
-@router.post("/models/{name}/predict", tags=["pictures"], responses=refusals(Predictions), summary="Name pictures")
+@router.post(
+    "/models/{name}/predict", tags=["pictures"], responses=responses_of(PredictionResponse), summary="Predict classes"
+)
 async def predict(request: Request, name: str, timeout: Timeout = None) -> Response:
-    """One answer a picture, in their order; a picture that can't be read has an `error` and costs no other.
+    """One prediction per picture, in their order; a picture that can't be read has an `error` and affects no other.
 
     Send files in a form (`curl -F images=@a.jpg -F images=@b.jpg -F top=3`), or JSON with base64.
     """
-    return await _predict(Guest(request, timeout), name)
+    return await _predict(PredictionRequest(request, timeout), name)
 
 
-@router.get("/models", tags=["models"], responses={200: {"model": Listed}}, summary="Models that are served")
+@router.get("/models", tags=["models"], responses={200: {"model": ModelList}}, summary="Models that are served")
 async def models(request: Request) -> Response:
-    """Each with its classes, and how to ask it."""
-    house: House = request.app.state.house
-    found = [describe(house.models.get(name)) for name in house.models.names]
-    return Response(to_json({"models": found}), media_type="application/json")
+    """Each with its classes and addresses."""
+    state: ServerState = request.app.state.server
+    descriptions = [describe_model(state.models.get(name)) for name in state.models.names]
+    return Response(to_json({"models": descriptions}), media_type=JSON)
 
 
-@router.get("/models/{name}", tags=["models"], responses=described, summary="A model")
+@router.get("/models/{name}", tags=["models"], responses=responses_of(ModelDescription, 401, 404), summary="A model")
 async def model(request: Request, name: str) -> Response:
-    """Its classes, encoder and licence, and how to ask it."""
-    house: House = request.app.state.house
-    return Response(to_json(describe(house.models.get(name))), media_type="application/json")
+    """Its classes, encoder, licence and addresses."""
+    state: ServerState = request.app.state.server
+    return Response(to_json(describe_model(state.models.get(name))), media_type=JSON)
 
 
-async def _predict(guest: Guest, name: str | None) -> Response:
-    guest.check_room(name)
-    content_type = _content_type(guest)
-    body = await guest.body()
-    model, place = guest.enter(name)
-    with place:
-        wanted, names, makers = await guest.parse(len(body), _read, content_type, body, model, guest.house.limits)
-        del body
-        guest.visit.pictures = len(makers)
-        model.check(wanted.asked())
-        results = await guest.answers(place, makers, wanted.asked())
-    if len(results) * min(wanted.top, len(model.predictor.class_names)) <= INLINE_SCORES:
-        return _answer(model, results, names, wanted.top)
-    return await asyncio.to_thread(_answer, model, results, names, wanted.top)
-
-
-def _answer(model: Model, results: Sequence[Answer | Bad], names: Sequence[str], top: int) -> Response:
-    predictions = [one.record() for one in _told(model, results, names, top)]
-    answer = {"model": model.name, "version": model.version, "predictions": predictions}
-    return Response(to_json(answer), media_type="application/json")
-
-
-def _content_type(guest: Guest) -> str:
-    """The header, if it is one of the two types that are taken."""
-    content_type = guest.request.headers.get("content-type", "")
-    base = _base_type(content_type)
-    if base not in (MULTIPART, JSON):
-        raise Refused(
-            415,
-            f"the body is {base[:100] or 'of no type'}, but must be {MULTIPART} with files, or {JSON}",
+async def _predict(request: PredictionRequest, name: str | None) -> Response:
+    request.check_queue(name)
+    content_type = _check_content_type(request)
+    body = await request.read_body()
+    model, slot = request.take_slot(name)
+    with slot:
+        options, sources, loaders = await request.parse(
+            len(body), _parse_body, content_type, body, model, request.state.limits
         )
+        del body  # the loaders have views of what they need
+        request.context.pictures = len(loaders)
+        model.check_options(options.model_options())
+        results = await request.predict(slot, loaders, options.model_options())
+    if len(results) * min(options.top, len(model.predictor.class_names)) <= MAX_INLINE_SCORES:
+        return _prediction_response(model, results, sources, options.top)
+    return await asyncio.to_thread(_prediction_response, model, results, sources, options.top)
+
+
+def _check_content_type(request: PredictionRequest) -> str:
+    """The header Content-Type, if it is one of the two that are supported."""
+    content_type = request.request.headers.get("content-type", "")
+    media_type = _media_type(content_type)
+    if media_type not in (MULTIPART, JSON):
+        text = f"the body is {media_type[:100] or 'of no type'}, but must be {MULTIPART} with files, or {JSON}"
+        raise RequestRefused(415, text)
     return content_type
 
 
-def _base_type(content_type: str) -> str:
+def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _read(
+def _parse_body(
     content_type: str, body: bytes | bytearray, model: Model, limits: Limits
-) -> tuple[Wanted, list[str], list[Maker]]:
-    """What is asked for, and each picture's name and maker."""
-    if _base_type(content_type) == MULTIPART:
+) -> tuple[PredictionOptions, list[str], list[Loader]]:
+    """Options, and each picture's name and loader."""
+    if _media_type(content_type) == MULTIPART:
         form = Form(content_type, body, limits.max_pictures)
         if text := form.fields.get("images"):
-            raise Refused(422, f"images came as the text {text[:100]!r}: to send a file say -F images=@photo.jpg")
-        wanted = _checked(Wanted, lambda: Wanted.model_validate(form.fields))
+            raise RequestRefused(
+                422, f"images came as the text {text[:100]!r}: to send a file say -F images=@photo.jpg"
+            )
+        options = _validate(PredictionOptions, PredictionOptions.model_validate, form.fields)
         if not form.files:
-            raise Refused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
-        makers = [from_bytes(model, data, limits.max_pixels) for _, data in form.files]
-        return wanted, [shown(name) for name, _ in form.files], makers
+            raise RequestRefused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
+        loaders = [bytes_loader(model, content, limits.max_pixels) for _, content in form.files]
+        return options, [_shorten(name) for name, _ in form.files], loaders
     outline = read_outline(body, limits.max_pictures)
-    ask = _checked(Ask, lambda: Ask.model_validate_json(outline.text))
-    if len(ask.images) > limits.max_pictures:
-        raise too_many(limits.max_pictures, len(ask.images))
-    makers = [from_base64(model, outline.texts.get(text, text), limits.max_pixels) for text in ask.images]
-    return ask, [f"image {i}" for i in range(len(makers))], makers
+    parsed = _validate(JsonPredictionBody, JsonPredictionBody.model_validate_json, outline.text)
+    if len(parsed.images) > limits.max_pictures:
+        raise too_many_pictures(limits.max_pictures, len(parsed.images))
+    loaders = [base64_loader(model, outline.texts.get(text, text), limits.max_pixels) for text in parsed.images]
+    return parsed, [f"image {i}" for i in range(len(loaders))], loaders
 
 
-def _checked(kind: type[Any], read: Any) -> Any:
+_Schema = TypeVar("_Schema", bound=BaseModel)
+
+
+def _validate(schema: type[_Schema], validate: Callable[[Any], _Schema], value: Any) -> _Schema:
     try:
-        return read()
+        return validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"
-        known = ", ".join(kind.model_fields)
+        known = ", ".join(schema.model_fields)
         came = "" if first["type"] in ("missing", "json_invalid") else f" (it is {str(first['input'])[:40]!r})"
-        raise Refused(422, f"{where}: {first['msg']}{came}; what can be said is: {known}") from error
+        raise RequestRefused(422, f"{where}: {first['msg']}{came}; the fields are: {known}") from error
 
 
-def _told(model: Model, results: Sequence[Answer | Bad], names: Sequence[str], top: int) -> list[Prediction]:
-    classes = model.predictor.class_names
+def _shorten(name: str) -> str:
+    """A file's name as the answer repeats it."""
+    return name if len(name) <= MAX_SOURCE_CHARS else name[: MAX_SOURCE_CHARS - 3] + "..."
+
+
+def _prediction_response(
+    model: Model, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
+) -> Response:
+    predictions = [prediction.record() for prediction in _predictions(model, results, sources, top)]
+    content = {"model": model.name, "version": model.version, "predictions": predictions}
+    return Response(to_json(content), media_type=JSON)
+
+
+def _predictions(
+    model: Model, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
+) -> list[Prediction]:
+    class_names = model.predictor.class_names
     return [
-        unreadable(name, one.reason) if isinstance(one, Bad) else one.answers.prediction(one.row, name, classes, top)
-        for one, name in zip(results, names, strict=True)
+        unreadable(source, result.reason)
+        if isinstance(result, Unreadable)
+        else result.answers.prediction(result.row, source, class_names, top)
+        for result, source in zip(results, sources, strict=True)
     ]
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """What is told of a model."""
+def describe_model(model: Model) -> dict[str, Any]:
+    """The description of a model, as in `ModelDescription`."""
     about, predictor = model.about, model.predictor
     encoder = {} if about is None else about.encoder
     return {
         "name": model.name,
         "version": model.version,
-        "loaded": model.loaded.isoformat(timespec="seconds"),
+        "loaded": model.loaded_at.isoformat(timespec="seconds"),
         "error": model.error,
         "classes": list(predictor.class_names),
         "task": "multilabel" if predictor.several else "single-label",

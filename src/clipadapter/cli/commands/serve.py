@@ -5,80 +5,55 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from clipadapter.cli.options import FILE
+from clipadapter.cli.options import FILE, Command, Decorator
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
-TOKEN = "CLIPADAPTER_TOKEN"
-LOCAL = ("127.0.0.1", "::1", "localhost")
+TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+COUNT = click.IntRange(1)
+POSITIVE = click.FloatRange(0, min_open=True)
+
+
+def _limit(name: str, number: click.ParamType[Any], default: float, text: str, metavar: str | None = None) -> Decorator:
+    """The option of a limit; its default is that of `clipadapter.serve.Limits`, which ``--help`` does not import."""
+    return click.option(name, type=number, default=default, metavar=metavar, show_default=True, help=text)
+
+
+LIMIT_OPTIONS = (
+    _limit("--max-batch", COUNT, 8, "Pictures in a batch."),
+    _limit("--max-wait-ms", click.FloatRange(0), 5.0, "How long a picture waits for others that are being loaded."),
+    _limit("--queue", COUNT, 256, "Pictures of a model that may wait; more are refused with 503."),
+    _limit("--deadline", POSITIVE, 10.0, "A request without an answer by then is dropped with 504.", "SECONDS"),
+    _limit("--max-bytes", COUNT, 32 << 20, "Of a request."),
+    _limit("--max-pixels", COUNT, 50_000_000, "Of a picture."),
+    _limit("--max-pictures", COUNT, 64, "Of a request."),
+    _limit("--max-bodies", COUNT, 256, "Bodies received at a time; for one more the slowest is cut off."),
+    _limit("--min-rate", POSITIVE, 16 << 10, "Per second at which a body must arrive.", "BYTES"),
+    _limit("--head-timeout", POSITIVE, 10.0, "In which the head of a request must arrive.", "SECONDS"),
+    _limit("--max-connections", COUNT, 800, "Open at a time; for one more the longest idle is closed."),
+)
+
+
+def limit_options(command: Command) -> Command:
+    """Add an option for each limit."""
+    for option in reversed(LIMIT_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(epilog="Example: clipadapter serve pets.onnx other=model/ --port 8080")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--token-file", type=FILE, help=f"Holds a token that requests must bear; or set {TOKEN}.")
+@click.option("--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}.")
 @click.option("--backend", type=click.Choice(["auto", "onnxruntime", "openvino"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="That run a model; by default as many as cores.")
-@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures that run at once.")
-@click.option(
-    "--max-wait-ms",
-    type=click.FloatRange(0),
-    default=5.0,
-    show_default=True,
-    help="How long a picture waits for others that are being unpacked.",
-)
-@click.option(
-    "--queue",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Pictures of a model that may wait; more are refused with 503.",
-)
-@click.option(
-    "--deadline",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    default=10.0,
-    show_default=True,
-    help="What is not answered by then is dropped with 504.",
-)
-@click.option("--max-bytes", type=click.IntRange(1), default=32 << 20, show_default=True, help="Of a request.")
-@click.option("--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="Of a picture.")
-@click.option("--max-pictures", type=click.IntRange(1), default=64, show_default=True, help="Of a request.")
-@click.option(
-    "--max-bodies",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Bodies that come in at a time; for one more the slowest is cut off.",
-)
-@click.option(
-    "--min-rate",
-    type=click.FloatRange(0, min_open=True),
-    metavar="BYTES",
-    default=16 << 10,
-    show_default=True,
-    help="A second that a body must come with.",
-)
-@click.option(
-    "--head-timeout",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    default=10.0,
-    show_default=True,
-    help="In which the head of a request must have come.",
-)
-@click.option(
-    "--max-connections",
-    type=click.IntRange(1),
-    default=800,
-    show_default=True,
-    help="Open at a time; for one more the longest idle is closed.",
-)
+@click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
+@limit_options
 @click.option(
     "--allow-host",
     "allowed_hosts",
@@ -92,7 +67,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
     metavar="SECONDS",
     default=0.0,
     show_default=True,
-    help="Answer so long after SIGTERM, though not ready, until a balancer has seen it.",
+    help="Answer for so long after SIGTERM, though not ready, until a load balancer has noticed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the address to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
@@ -108,56 +83,55 @@ def command(
     grace: float,
     as_json: bool,
     quiet: bool,
-    **limits: float,
+    **limits: Any,
 ) -> None:
-    """Answer for exported models over HTTP.
+    """Serve exported models over HTTP.
 
     A MODEL is a file that export wrote (.onnx, .xml), a folder of such files, or a saved model, which is exported
-    first; name=PATH gives it a name, else it goes by its file's. Pictures go to /v1/models/NAME/predict, tensors to
-    /v2/models/NAME/infer (Open Inference Protocol), people to /docs. A file that changes is loaded anew. Logs are
-    lines of JSON on stderr. SIGTERM ends it when all that was begun is answered.
+    first. name=PATH gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict,
+    tensors to /v2/models/NAME/infer (Open Inference Protocol); /docs is a page for people. A file that changes is
+    loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are
+    answered.
     """
     import logging
 
-    token = _token(token_file)
+    token = _read_token(token_file)
 
     from clipadapter.serve import Limits, Models, create_app, run
-    from clipadapter.serve.logs import write_to
+    from clipadapter.serve.logs import log_to_stream
 
-    write_to(sys.stderr, logging.WARNING if quiet else logging.INFO)
-    if token is None and host not in LOCAL:
+    log_to_stream(sys.stderr, logging.WARNING if quiet else logging.INFO)
+    if token is None and host not in LOOPBACK_HOSTS:
         logging.getLogger("clipadapter.serve").warning(
-            "anyone who reaches this address can ask: give --token-file, or let a proxy ask who it is"
+            "anyone who reaches this address may send requests: give --token-file, or let a proxy check who sends them"
         )
-    bounds = Limits(max_wait=max_wait_ms / 1000, **limits)  # type: ignore[arg-type]
-    shelf = Models(models, bounds, backend=backend, threads=threads)
+    served = Models(models, Limits(max_wait=max_wait_ms / 1000, **limits), backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
-    def opened(url: str) -> None:
-        out.result(
-            {"url": url, "models": shelf.names}, f"{url} answers for {', '.join(shelf.names)}; try it at {url}/docs"
-        )
+    def report_address(url: str) -> None:
+        names = ", ".join(served.names)
+        out.result({"url": url, "models": served.names}, f"{url} answers for {names}; try it at {url}/docs")
 
-    run(create_app(shelf, token), host, port, grace, opened, allowed_hosts)
+    run(create_app(served, token), host, port, grace, report_address, allowed_hosts)
 
 
-def _token(path: Path | None) -> str | None:
+def _read_token(path: Path | None) -> str | None:
     """The token, from a file or the environment: on a command line every user of the machine could read it.
 
     Raises:
-        InputError: if the file can't be read, or holds none.
+        InputError: if the file can't be read, or has no token.
     """
     if path is None:
-        found = os.environ.get(TOKEN)
-        if found is None:
+        text = os.environ.get(TOKEN_VARIABLE)
+        if text is None:
             return None
-        where = TOKEN
+        source = TOKEN_VARIABLE
     else:
         try:
-            found, where = path.read_text(encoding="utf-8"), str(path)
+            text, source = path.read_text(encoding="utf-8"), str(path)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} can't be read for a token: {error}") from error
-    token = found.strip()
+    token = text.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"{where} holds no token: write one line of letters and digits")
+        raise InputError(f"{source} holds no token: write one line of letters and digits")
     return token
