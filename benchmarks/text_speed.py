@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.data import get_templates
-from clipadapter.encoders._lite_text import MAX_TOKENS, MiniLm
-from clipadapter.encoders._open_clip_text import PlainTextTower
+from clipadapter.encoders.lite import MAX_TOKENS, MiniLm
+from clipadapter.encoders.open_clip_text import PlainTextTower
 from clipadapter.imagenet import imagenet_names
 
 BATCH = 256

@@ -10,7 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
-from clipadapter.encoders._registry import ENCODERS
+from clipadapter.encoders.registry import ENCODERS
 from clipadapter.heads.base import HEADS
 
 from .pages import ROOT, marked, read_page, run_command

@@ -6,8 +6,8 @@ import time
 import open_clip
 import pytest
 
-from clipadapter.encoders import _hub, auto, create_encoder
-from clipadapter.encoders._open_clip_load import _files
+from clipadapter.encoders import auto, create_encoder, hub
+from clipadapter.encoders.open_clip import _files
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 
 
@@ -66,19 +66,19 @@ def test_there_are_no_variants():
 
 
 def test_a_dead_network_is_no_answer():
-    assert not _hub.hub_answers(auto.REPO, auto.FILES[0])
+    assert not hub.hub_answers(auto.REPO, auto.FILES[0])
 
 
 def test_offline_mode_is_no_answer(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert not _hub.hub_answers(auto.REPO, auto.FILES[0])
+    assert not hub.hub_answers(auto.REPO, auto.FILES[0])
 
 
 def test_a_network_that_hangs_is_not_waited_for(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(_hub, "_ask", lambda repo, name, timeout: release.wait(30))
+    monkeypatch.setattr(hub, "_ask", lambda repo, name, timeout: release.wait(30))
     start = time.monotonic()
-    assert not _hub.hub_answers("owner/repo", "file", timeout=0.05)
+    assert not hub.hub_answers("owner/repo", "file", timeout=0.05)
     assert time.monotonic() - start < 5
     release.set()
 
@@ -89,4 +89,4 @@ def test_an_answer_must_be_the_hubs(commit, wanted, monkeypatch):
         commit_hash = commit
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: Metadata())
-    assert _hub.hub_answers("owner/repo", "file") is wanted
+    assert hub.hub_answers("owner/repo", "file") is wanted

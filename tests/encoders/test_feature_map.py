@@ -7,8 +7,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from clipadapter.encoders import create_encoder, unprojected, with_backend
-from clipadapter.encoders._patches import find_patches
-from clipadapter.encoders._simclr_network import write_tensors
+from clipadapter.encoders.open_clip import find_patches
+from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.pretraining._trainee import Trainee
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from clipadapter.encoders._images import to_tensor
+from clipadapter.encoders.inputs import to_tensor
 from clipadapter.pixels import centre_square
 
 

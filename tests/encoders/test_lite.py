@@ -15,10 +15,8 @@ from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders import _lite_text, create_encoder, with_backend
-from clipadapter.encoders._files import read_checked
-from clipadapter.encoders._lite_text import Bridge, MiniLm, load_bridge
-from clipadapter.encoders.lite import LiteEncoder
+from clipadapter.encoders import create_encoder, lite, with_backend
+from clipadapter.encoders.lite import Bridge, LiteEncoder, MiniLm, load_bridge, read_checked
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 from clipadapter.imagenet import imagenet_names
 
@@ -75,7 +73,7 @@ def test_texts_of_one_length_share_a_batch():
 
 
 def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
-    monkeypatch.setattr(_lite_text, "TEMPERATURE", 0.5)
+    monkeypatch.setattr(lite, "TEMPERATURE", 0.5)
     names = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     centre = np.array([0.2, 0.1])
     weight = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0], [2.0, 0.0, 2.0]])
@@ -106,7 +104,7 @@ def test_pictures_need_no_text_tower(monkeypatch, picture):
     def fail(device):
         raise AssertionError("the text tower was loaded")
 
-    monkeypatch.setattr(_lite_text, "MiniLm", fail)
+    monkeypatch.setattr(lite, "MiniLm", fail)
     assert LiteEncoder().encode_images([picture(50, 50)]).shape == (1, 1280)
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipadapter.encoders import _open_clip_load, create_encoder
-from clipadapter.encoders._open_clip_load import find_tag, licence, weights_on_disk
-from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.encoders import create_encoder
+from clipadapter.encoders import open_clip as open_clip_module
+from clipadapter.encoders.open_clip import OpenClipEncoder, find_tag, licence, weights_on_disk
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
 FAMILIES = ["RN50", "ViT-B-32", "SigLIP"]
@@ -117,7 +117,7 @@ def test_fingerprint_knows_the_weights(change, opened, write_model, folders, tmp
 def test_fingerprint_knows_the_tokenizer(opened):
     encoder = opened("tiny")
     prints = {
-        _open_clip_load.fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
+        open_clip_module.fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
         for tokenizer in (lambda texts: torch.zeros(1), lambda texts: torch.ones(1), encoder._tokenizer)
     }
     assert len(prints) == 3
@@ -145,7 +145,7 @@ def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, narrow_clip, 
 
 
 def test_a_tag_brings_its_own_preprocessing(monkeypatch):
-    monkeypatch.setattr(_open_clip_load, "cached_file", lambda repo, names: "weights.safetensors")
+    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: "weights.safetensors")
     source = find_tag("ViT-B-16-SigLIP2-256", "webli")
     assert source.licence == "Apache-2.0"
     assert source.preprocess["resize_mode"] == "squash"
@@ -153,8 +153,8 @@ def test_a_tag_brings_its_own_preprocessing(monkeypatch):
 
 
 def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(_open_clip_load, "hub_answers", lambda repo, name: False)
-    monkeypatch.setattr(_open_clip_load, "cached_file", lambda repo, names: None)
+    monkeypatch.setattr(open_clip_module, "hub_answers", lambda repo, name: False)
+    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: None)
     with pytest.raises(EncoderUnavailableError) as error:
         create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")
     assert all(word in str(error.value) for word in ("hub", "open_clip:local-dir:PATH", "lite"))
@@ -164,8 +164,8 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
     def fail(facts):
         raise FileNotFoundError("disk full")
 
-    monkeypatch.setattr(_open_clip_load, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(_open_clip_load, "cached_file", lambda repo, names: None)
+    monkeypatch.setattr(open_clip_module, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: None)
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     with pytest.raises(EncoderUnavailableError, match=r"disk full.*open_clip:local-dir:PATH"):
         create_encoder("open_clip:RN50-quickgelu/openai")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from clipadapter.encoders import attention_layers
-from clipadapter.encoders._open_clip_prompts import open_text_tower
+from clipadapter.encoders.open_clip_text import open_text_tower
 from clipadapter.tuners.clip_lora import SeededDropout, initial_update
 
 from .test_open_clip_text import CAUSAL, make

@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders._open_clip_text import PlainTextTower, find_causal
-from clipadapter.encoders._text_batches import TOKENS, batches
+from clipadapter.encoders.inputs import TOKENS, batches
+from clipadapter.encoders.open_clip_text import PlainTextTower, find_causal
 from clipadapter.errors import InputError
 
 CONTEXT = 77

@@ -4,7 +4,7 @@ import pytest
 
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders._simclr_network import write_tensors
+from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.pretraining._trainee import Trainee
 from clipadapter.testing import ENCODER_CHECKS

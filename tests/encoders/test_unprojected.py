@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clipadapter.encoders import create_encoder, unprojected, with_backend
-from clipadapter.encoders._backend import BackendEncoder
+from clipadapter.encoders.backend import BackendEncoder
 from clipadapter.errors import InputError, UnknownNameError
 
 CLIPS = ["ViT-B-32", "RN50", "tiny"]
@@ -118,7 +118,7 @@ def test_a_network_of_timm_with_another_end_has_none(end, timm):
 
 
 def test_coca_has_none():
-    from clipadapter.encoders._projection import find_projection
+    from clipadapter.encoders.projection import find_projection
 
     visual = open_clip.create_model("coca_ViT-B-32").visual
     assert find_projection(visual) is None

@@ -8,7 +8,7 @@ import pytest
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders._simclr_network import write_tensors
+from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
 from clipadapter.export._towers import towers_of

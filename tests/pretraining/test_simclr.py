@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from clipadapter import pretraining
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders._simclr_network import empty_tower
+from clipadapter.encoders.simclr_network import empty_tower
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, InputError
 from clipadapter.pretraining import _gallery, nt_xent, simclr, train_simclr
 from clipadapter.pretraining._augment import augmented, stream

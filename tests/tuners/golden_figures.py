@@ -7,7 +7,7 @@ import open_clip
 import torch
 from safetensors import safe_open
 
-from clipadapter.encoders._open_clip_prompts import open_text_tower
+from clipadapter.encoders.open_clip_text import open_text_tower
 
 FOLDER = Path(__file__).parent / "golden"
 

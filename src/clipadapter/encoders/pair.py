@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import Tower
-from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._registry import create_encoder, list_encoders, register_encoder
+from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.registry import create_encoder, list_encoders, register_encoder
 from clipadapter.errors import InputError
 from clipadapter.towers import TextTower
 

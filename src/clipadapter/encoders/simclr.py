@@ -11,12 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import Tower
-from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import to_tensor
-from clipadapter.encoders._inputs import check_pixels
-from clipadapter.encoders._patches import places
-from clipadapter.encoders._registry import register_encoder
-from clipadapter.encoders._simclr_network import MEAN, STD, WIDTH, load_tower
+from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.inputs import check_pixels, to_tensor
+from clipadapter.encoders.registry import register_encoder
+from clipadapter.encoders.simclr_network import MEAN, STD, WIDTH, load_tower
 from clipadapter.errors import InputError
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
@@ -94,7 +92,7 @@ class SimClrEncoder(Encoder):
         """(h, w, 512): the map whose mean is the picture's feature."""
         layers = [layer for name, layer in self._tower.named_children() if name not in ("avgpool", "fc")]
         with torch.inference_mode():
-            return places(torch.nn.Sequential(*layers)(self.preprocess(image)[None].to(self.device))).cpu()
+            return torch.nn.Sequential(*layers)(self.preprocess(image)[None].to(self.device))[0].permute(1, 2, 0).cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Never.

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
-from clipadapter.encoders._base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders._images import to_tensor
-from clipadapter.encoders._inputs import check_pixels, unique_texts
-from clipadapter.encoders._registry import register_encoder
+from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
+from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError
 from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection, TextTower, WordTower

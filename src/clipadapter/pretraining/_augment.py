@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from clipadapter.encoders._simclr_network import MEAN, STD
+from clipadapter.encoders.simclr_network import MEAN, STD
 
 SMALLEST = 0.08
 RATIO = (3 / 4, 4 / 3)

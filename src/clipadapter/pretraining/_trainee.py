@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 from torch.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 
-from clipadapter.encoders._simclr_network import WIDTH, empty_tower
+from clipadapter.encoders.simclr_network import WIDTH, empty_tower
 from clipadapter.errors import ArtifactError, EncoderUnavailableError
 
 PROJECTED = 128

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from clipadapter.data.images import ImageSource
-from clipadapter.encoders._simclr_network import FILE, read_tensors, write_tensors
+from clipadapter.encoders.simclr_network import FILE, read_tensors, write_tensors
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.functional import unit
 from clipadapter.pretraining._augment import augmented, stream
@@ -143,7 +143,7 @@ def train_simclr(
             resumed = _resume(target / CHECKPOINT, settings, trainee)
             done = resumed, _train(trainee, gallery, settings, target, pool, progress)
     resumed, loss = done
-    for left in (*target.glob(".*.safetensors.*"), target / CHECKPOINT):
+    for left in (*target.glob(".*.safetensors*"), target / CHECKPOINT):
         left.unlink(missing_ok=True)  # a training that was killed may have left a half-written file
     return Pretraining(f"simclr:{target.absolute()}", len(gallery), gallery.skipped, epochs, resumed, loss)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from clipadapter.encoders import Encoder, Layer, attention_layers
-from clipadapter.encoders._tuned import Matrix
+from clipadapter.encoders.layers import Matrix
 from clipadapter.errors import InputError
 from clipadapter.heads.training import TrainConfig
 from clipadapter.tuners.tower_tuner import TowerTuner, tower_networks

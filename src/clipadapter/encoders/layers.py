@@ -1,8 +1,4 @@
-"""Encoders whose weights are changed: a second encoder on the same weights, and where its attention layers are.
-
-The second one has modules of its own that hold the first one's tensors, so it costs no memory but for the weights that
-are put in their place; the first one never changes.
-"""
+"""The attention layers of a network, and a network that shares the weights of another one."""
 
 from __future__ import annotations
 
@@ -12,10 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-
-from clipadapter.encoders._base import Encoder
-from clipadapter.encoders._registry import encoder_info, list_encoders
-from clipadapter.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,22 +22,6 @@ def share(module: M) -> M:
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     return copy.deepcopy(module, memo)
-
-
-def open_twin(encoder: Encoder) -> Encoder:
-    """A second encoder on the same weights, whose networks may be changed; see `Encoder.twin`.
-
-    Raises:
-        InputError: if its weights can't be changed; names those whose can.
-    """
-    twin = encoder.twin()
-    if twin is None or twin.tower() is None:
-        able = [name for name in list_encoders() if encoder_info(name).cls.twin is not Encoder.twin]
-        raise InputError(
-            f"the weights of the encoder {encoder.info.name} can't be tuned; those of {', '.join(able)} can, but for "
-            "models of open_clip that pad pictures to a square"
-        )
-    return twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +67,7 @@ Layer = Mapping[str, Matrix]
 
 In the MLP after it, "u" makes a token wider, "d" as narrow as before.
 """
+
 
 MLPS = (
     (("mlp", "c_fc"), ("mlp", "c_proj")),

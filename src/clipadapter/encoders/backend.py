@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import PRECISIONS, Calibration, Runner, Tower, create_backend
-from clipadapter.encoders._base import Encoder, EncoderListing
+from clipadapter.encoders.base import Encoder, EncoderListing
 from clipadapter.errors import InputError
 from clipadapter.pixels import ROOM
 from clipadapter.towers import Projection, TextTower

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipadapter.encoders._tuned import share
+from clipadapter.encoders.layers import share
 from clipadapter.towers import Projection
 
 
