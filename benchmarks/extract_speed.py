@@ -104,7 +104,7 @@ def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: TextFeatures 
 def calibration(encoder: Encoder, paths: list[Path]) -> Calibration:
     tower = encoder.tower()
     assert tower is not None
-    return Calibration(np.stack([tower.pixels.square(read_image(path)) for path in spread(paths, CALIBRATION)]))
+    return Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in spread(paths, CALIBRATION)]))
 
 
 def extraction(encoder: Encoder) -> _rivals.Run:

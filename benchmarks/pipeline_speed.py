@@ -41,7 +41,7 @@ def open_encoder(uri: str, backend: str, precision: str, paths: list[Path]) -> E
     tower = plain.tower()
     if precision == "int8" and tower is not None:
         some = paths[:: max(1, len(paths) // CALIBRATION)][:CALIBRATION]
-        calibration = Calibration(np.stack([tower.pixels.square(read_image(path)) for path in some]))
+        calibration = Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in some]))
     return with_backend(plain, backend, precision, calibration)
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from clipadapter.pixels import shrink_to
+from clipadapter.pixels import min_jpeg_side
 
 
 def test_in_full_precision_no_pixel_is_lost():
-    assert shrink_to("fp32", 224) is None
+    assert min_jpeg_side("fp32", 224) is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_a_jpeg_keeps_four_times_the_side_of_the_square(precision):
-    assert shrink_to(precision, 224) == 896
+    assert min_jpeg_side(precision, 224) == 896

@@ -1,4 +1,4 @@
-"""Where the package keeps what it can make again."""
+"""The cache folder: files that the package can compute again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """The user's cache folder for this package; it need not exist yet."""
+    """The user's cache folder for this package; the folder may not exist yet."""
     if os.environ.get("XDG_CACHE_HOME"):
         base = Path(os.environ["XDG_CACHE_HOME"])
     elif sys.platform == "darwin":

@@ -1,6 +1,6 @@
-"""From a picture of any shape to the square a tower takes, as data: what is done is in a few facts that can be saved.
+"""From a picture of any shape to the square that an image tower takes, described by a few values that can be saved.
 
-Needs numpy and Pillow only, so that a saved model can answer without loading anything else.
+This module needs NumPy and Pillow only, so that a saved model predicts without loading other libraries.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from clipadapter.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-LONG_RATIO = 8
-"""Pictures longer than this, side to side, are cut to their middle before they are scaled."""
-ROOM = 4
-"""Short side, in sides of the square, that is left at least of a JPEG that is shrunk while it is unpacked."""
-RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-RESIZES = ("shortest", "squash")
+MAX_ASPECT_RATIO = 8
+"""Pictures of a larger ratio of long to short side are cropped to their centre while they are scaled."""
+MIN_JPEG_SIDE_RATIO = 4
+"""Minimum short side of a JPEG that is shrunk while it is decoded, as a multiple of the side of the square."""
+RESAMPLING_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESIZE_MODES = ("shortest", "squash")
 
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """How a picture becomes the input of a tower.
+    """How a picture becomes the input of an image tower.
 
     Args:
         size: side s of the square in pixels.
-        mean: of each channel, subtracted from values in 0 .. 1.
-        std: of each channel, what is divided by then.
-        resize: "shortest" scales the short side to s and cuts out the middle; "squash" scales both sides to s.
+        mean: mean of each channel, subtracted from values in 0 .. 1.
+        std: standard deviation of each channel; the differences are divided by it.
+        resize: "shortest" scales the short side to s and crops the centre; "squash" scales both sides to s.
         resample: "bicubic" or "bilinear", both with antialiasing.
 
     Raises:
-        InputError: if a fact makes no sense.
+        InputError: if a value is out of range.
 
-    >>> PixelSpec(4, (0.5,) * 3, (0.5,) * 3).square(Image.new("RGB", (9, 6), "red"))[0, 0]
+    >>> PixelSpec(4, (0.5,) * 3, (0.5,) * 3).to_square(Image.new("RGB", (9, 6), "red"))[0, 0]
     array([255,   0,   0], dtype=uint8)
     """
 
@@ -53,15 +53,15 @@ class PixelSpec:
     def __post_init__(self) -> None:
         if not 0 < self.size <= 4096 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InputError(f"pixels need a size from 1 to 4096 and three means and deviations, but are {self}")
-        if self.resize not in RESIZES or self.resample not in RESAMPLES:
+        if self.resize not in RESIZE_MODES or self.resample not in RESAMPLING_FILTERS:
             raise InputError(
-                f"pixels are resized by {' or '.join(RESIZES)} and {' or '.join(RESAMPLES)}, "
+                f"pixels are resized by {' or '.join(RESIZE_MODES)} and {' or '.join(RESAMPLING_FILTERS)}, "
                 f"but by {self.resize} and {self.resample} here"
             )
 
-    def square(self, image: Image.Image) -> NDArray[np.uint8]:
-        """A picture of any size and mode to (s, s, 3)."""
-        resample = RESAMPLES[self.resample]
+    def to_square(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Convert a picture of any size and mode to (s, s, 3)."""
+        resample = RESAMPLING_FILTERS[self.resample]
         image = as_rgb(image)
         if self.resize == "shortest":
             image = centre_square(image, self.size, resample)
@@ -69,60 +69,60 @@ class PixelSpec:
             image = image.resize((self.size, self.size), resample)
         return np.asarray(image)
 
-    def normalised(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Squares (n, s, s, 3) as what towers of torch take, (n, 3, s, s).
+    def normalize(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Convert squares (n, s, s, 3) to the input of a torch tower, (n, 3, s, s).
 
-        >>> PixelSpec(1, (0.5,) * 3, (0.25,) * 3).normalised(np.full((1, 1, 1, 3), 255, np.uint8)).ravel()
+        >>> PixelSpec(1, (0.5,) * 3, (0.25,) * 3).normalize(np.full((1, 1, 1, 3), 255, np.uint8)).ravel()
         array([2., 2., 2.], dtype=float32)
         """
         mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
         return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON can hold it; `from_facts` is the way back."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as values that JSON can hold; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Self:
-        """The spec that `facts` came from.
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The spec that `to_dict` was called on.
 
         Raises:
-            InputError: if something is missing, unknown, or makes no sense.
+            InputError: if a field is missing, unknown, or out of range.
         """
         try:
-            return cls(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
+            return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (KeyError, TypeError) as error:
-            raise InputError(f"these facts describe no pixels: {dict(facts)}") from error
+            raise InputError(f"these facts describe no pixels: {dict(fields)}") from error
 
 
-def shrink_to(precision: str, size: int) -> int | None:
-    """How small the short side of a JPEG may become while it is unpacked, for towers that run in this precision.
+def min_jpeg_side(precision: str, size: int) -> int | None:
+    """Minimum short side of a JPEG that is shrunk while it is decoded, for towers that run in this precision.
 
-    In full precision pixels are exact. In the others they may be off by about two levels of 255, which leaves cosines
-    to features of whole pictures above 0.999.
+    In full precision pixels are exact. In the other precisions they may differ by about two levels of 255; the cosine
+    to the feature of the picture in full size stays above 0.999.
 
     Args:
         precision: "fp32", "bf16" or "int8".
         size: side of the square in pixels.
 
     Returns:
-        ``shrink_to`` of ``clipadapter.data.read_image``.
+        ``shrink_to`` of ``clipadapter.data.read_image``; None if the JPEG must not be shrunk.
 
-    >>> shrink_to("fp32", 224), shrink_to("bf16", 224)
+    >>> min_jpeg_side("fp32", 224), min_jpeg_side("bf16", 224)
     (None, 896)
     """
-    return None if precision == "fp32" else ROOM * size
+    return None if precision == "fp32" else MIN_JPEG_SIDE_RATIO * size
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture itself if it is RGB, which a conversion would copy; else converted."""
+    """The picture converted to RGB; the picture itself if it is RGB already, since a conversion would copy it."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
-    """Scale the short side to ``size`` and cut out the middle, as torchvision's Resize and CenterCrop do.
+    """Scale the short side to ``size`` and crop the centre, as torchvision's Resize and CenterCrop do.
 
-    A long strip is cut to its middle while it is scaled: scaling a 1 x 5000 strip whole would take 750 MB.
+    A long strip is cropped while it is scaled: to scale all of a 1 x 5000 strip would take 750 MB.
 
     Args:
         image: any size.
@@ -138,13 +138,13 @@ def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Im
     width, height = image.size
     if (width, height) == (size, size):
         return image
-    short = min(width, height)
-    # torchvision cuts the long side down to whole pixels before it scales.
-    new_width, new_height = int(size * width / short), int(size * height / short)
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    if max(width, height) <= LONG_RATIO * short:
-        scaled = image.resize((new_width, new_height), resample)
+    short_side = min(width, height)
+    # torchvision rounds the long side down to whole pixels before it scales.
+    scaled_width, scaled_height = int(size * width / short_side), int(size * height / short_side)
+    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
+    if max(width, height) <= MAX_ASPECT_RATIO * short_side:
+        scaled = image.resize((scaled_width, scaled_height), resample)
         return scaled.crop((left, top, left + size, top + size))
-    step_x, step_y = width / new_width, height / new_height
-    box = (left * step_x, top * step_y, (left + size) * step_x, (top + size) * step_y)
+    scale_x, scale_y = width / scaled_width, height / scaled_height
+    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
     return image.resize((size, size), resample, box=box)

@@ -1,6 +1,6 @@
-"""What methods that train through an encoder may ask of it: a text tower that takes token embeddings, a projection.
+"""Parts of an encoder that some methods train through: a text tower that takes token embeddings, and a projection.
 
-An encoder gives them by `Encoder.text_tower` and `Encoder.projection`; a method gets them with the class text.
+An encoder offers them as `Encoder.text_tower` and `Encoder.projection`. A method receives them with the text features.
 """
 
 from __future__ import annotations
@@ -14,93 +14,93 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-_WORDS = re.compile(r"\w+|[^\w\s]")
-WEIGHT = 0.01
-"""Length of an unknown word's vector, as a share of the known ones' in all."""
+WORD_PATTERN = re.compile(r"\w+|[^\w\s]")
+UNKNOWN_WORD_SCALE = 0.01
+"""Length of the vector of an unknown word, as a fraction of the summed lengths of the known ones."""
 
 
 class TextTower(ABC):
     """A frozen text tower that takes token embeddings, so that a loss of its features has a gradient in them.
 
-    ``encode(embed(ids), lengths)`` of the tokens of some texts is what the encoder's ``encode_text`` gives for them,
-    to rounding.
+    ``encode(embed(ids), lengths)`` of the tokens of some texts equals the encoder's ``encode_text`` for these texts,
+    up to rounding.
     """
 
     fingerprint: str
-    """The encoder's."""
+    """Fingerprint of the encoder."""
     width: int
-    """Width w of a token's embedding."""
+    """Width w of a token embedding."""
     dim: int
     """Width d of a feature."""
     context_length: int
-    """Most tokens in a text, marks included."""
+    """Maximum number of tokens in a text, special tokens included."""
     device: str
-    """Where the weights are."""
+    """Device of the weights."""
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with its marks, without padding; a text that is too long is cut."""
+        """The tokens of each text with its special tokens, without padding; a text that is too long is truncated."""
 
     @property
     @abstractmethod
-    def marks(self) -> tuple[int, int]:
-        """How many tokens that stand for no word begin and end every text, such as (1, 1)."""
+    def special_token_counts(self) -> tuple[int, int]:
+        """How many special tokens stand at the beginning and at the end of every text, such as (1, 1)."""
 
     def network(self) -> nn.Module | None:
-        """The layers that a text goes through, for methods that change weights; None, the default, if it has none."""
+        """The layers that a text passes, for methods that change weights; None, the default, if it has none."""
         return None
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """Token numbers (...,) to embeddings (..., w), places not yet added."""
+        """Token ids (...,) to embeddings (..., w), without positional embeddings."""
 
     @abstractmethod
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings (k, l, w), of which the first ``lengths`` (k,) of each row count, to raw features (k, d).
 
-        A row does not depend on what stands behind its length, nor on the other rows. Differentiable in the
+        A row depends neither on what follows its length nor on the other rows. The result is differentiable in the
         embeddings; weights have no gradient.
         """
 
-    def begin(self, embeddings: Tensor) -> Beginning:
-        """Make ready what some texts begin with: embeddings (p, w), for `encode_after`.
+    def encode_prefix(self, embeddings: Tensor) -> Prefix:
+        """Prepare embeddings (p, w) that several texts begin with, for `encode_after_prefix`.
 
-        A tower whose tokens don't see what stands behind them runs its layers here, once for all texts.
+        A tower with causal attention runs its layers here, once for all texts.
         """
-        return Beginning(embeddings)
+        return Prefix(embeddings)
 
-    def encode_after(self, beginning: Beginning, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """`encode` of texts that begin alike, to rounding; differentiable in the beginning's embeddings as well.
+    def encode_after_prefix(self, prefix: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """`encode` of texts with a common prefix, up to rounding; also differentiable in the prefix's embeddings.
 
         Args:
-            beginning: from `begin`.
-            embeddings: (k, l, w), of what stands behind it.
-            lengths: (k,), how many of each row's count, without the beginning; 1 or more.
+            prefix: from `encode_prefix`.
+            embeddings: (k, l, w), of the tokens after the prefix.
+            lengths: (k,), how many tokens of each row count, without the prefix; 1 or more.
 
         Returns:
             Raw features (k, d).
         """
-        alike = beginning.embeddings
-        whole = torch.cat([alike.to(embeddings.dtype).expand(len(embeddings), *alike.shape), embeddings], dim=1)
-        return self.encode(whole, lengths + len(alike))
+        common = prefix.embeddings
+        full = torch.cat([common.to(embeddings.dtype).expand(len(embeddings), *common.shape), embeddings], dim=1)
+        return self.encode(full, lengths + len(common))
 
 
 @dataclass(frozen=True, eq=False)
-class Beginning:
-    """What some texts begin with; see `TextTower.begin`.
+class Prefix:
+    """The tokens that some texts begin with; see `TextTower.encode_prefix`.
 
     Args:
         embeddings: (p, w).
-        layers: keys and values that each layer has made of it; none if they are made with the texts.
+        keys_values: the keys and values of these tokens in each layer; empty if the tower computes them with the texts.
     """
 
     embeddings: Tensor
-    layers: Sequence[tuple[Tensor, Tensor]] = ()
+    keys_values: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The last, linear step of an image tower: ``feature = before @ weight + bias``.
+    """The last, linear step of an image tower: ``feature = unprojected @ weight + bias``.
 
     Args:
         weight: (p, d).
@@ -110,14 +110,14 @@ class Projection:
     weight: Tensor
     bias: Tensor | None = None
 
-    def __call__(self, before: Tensor) -> Tensor:
+    def __call__(self, unprojected: Tensor) -> Tensor:
         """(n, p) to (n, d)."""
-        found = before @ self.weight
-        return found if self.bias is None else found + self.bias
+        projected = unprojected @ self.weight
+        return projected if self.bias is None else projected + self.bias
 
 
 class WordTower(TextTower):
-    """A text tower for tests: a text's feature is the sum of its words' vectors; words that are not known weigh little.
+    """A text tower for tests: the feature of a text is the sum of its word vectors; unknown words have short ones.
 
     Args:
         vectors: known words in lower case to (d,) vectors.
@@ -131,40 +131,43 @@ class WordTower(TextTower):
 
     device = "cpu"
     context_length = 77
-    marks = (1, 0)
-    MARK = -1
+    special_token_counts = (1, 0)
+    START_TOKEN = -1
 
     def __init__(self, vectors: Mapping[str, Tensor], dim: int) -> None:
         self.width = self.dim = dim
-        self._words = list(vectors)
-        self._vectors = [vectors[word].detach().float().clone() for word in self._words]
-        self.fingerprint = f"words {self._words} {dim}"
+        self._vocabulary = list(vectors)
+        self._vectors = [vectors[word].detach().float().clone() for word in self._vocabulary]
+        self.fingerprint = f"words {self._vocabulary} {dim}"
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """A mark, then a number for each word and sign: its place among the known words, or one of its own."""
-        return [[self.MARK, *map(self._number, _WORDS.findall(text.lower()))][: self.context_length] for text in texts]
+        """A start token, then a token id for each word and punctuation mark: its index in the vocabulary, or a hash."""
+        return [
+            [self.START_TOKEN, *map(self._token_id, WORD_PATTERN.findall(text.lower()))][: self.context_length]
+            for text in texts
+        ]
 
     def embed(self, ids: Tensor) -> Tensor:
         """(...,) to (..., d)."""
-        rows = [self._vector(number) for number in ids.flatten().tolist()]
+        rows = [self._vector(token_id) for token_id in ids.flatten().tolist()]
         return torch.stack(rows).reshape(*ids.shape, self.dim)
 
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """(k, l, d) to (k, d)."""
-        told = torch.arange(embeddings.shape[1]) < lengths[:, None]
-        # One by one: a sum may round otherwise in a longer row.
+        is_token = torch.arange(embeddings.shape[1]) < lengths[:, None]
+        # One position after the other: a sum over a longer row may round differently.
         total = torch.zeros_like(embeddings[:, 0])
-        for place in range(embeddings.shape[1]):
-            total = total + torch.where(told[:, place, None], embeddings[:, place], 0.0)
+        for position in range(embeddings.shape[1]):
+            total = total + torch.where(is_token[:, position, None], embeddings[:, position], 0.0)
         return total
 
-    def _number(self, word: str) -> int:
-        if word in self._words:
-            return self._words.index(word)
-        return len(self._words) + int.from_bytes(blake2b(word.encode(), digest_size=6).digest(), "big")
+    def _token_id(self, word: str) -> int:
+        if word in self._vocabulary:
+            return self._vocabulary.index(word)
+        return len(self._vocabulary) + int.from_bytes(blake2b(word.encode(), digest_size=6).digest(), "big")
 
-    def _vector(self, number: int) -> Tensor:
-        if 0 <= number < len(self._words):
-            return self._vectors[number]
-        vector = torch.randn(self.dim, generator=torch.Generator().manual_seed(number + 2))
-        return vector * WEIGHT * (sum(float(each.norm()) for each in self._vectors) or 1.0) / self.dim**0.5
+    def _vector(self, token_id: int) -> Tensor:
+        if 0 <= token_id < len(self._vocabulary):
+            return self._vectors[token_id]
+        vector = torch.randn(self.dim, generator=torch.Generator().manual_seed(token_id + 2))
+        return vector * UNKNOWN_WORD_SCALE * (sum(float(each.norm()) for each in self._vectors) or 1.0) / self.dim**0.5

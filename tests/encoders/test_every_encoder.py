@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder, list_encoders, unprojected
+from clipadapter.encoders import create_encoder, list_encoders, with_unprojected
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import UnknownNameError
 from clipadapter.functional import unit
@@ -22,7 +22,7 @@ def test_encoder_keeps_the_rule(name, check, opened):
 @pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", PROJECTED)
 def test_with_what_comes_before_its_projection_it_keeps_the_rule(name, check, opened):
-    check(unprojected(opened(name)))
+    check(with_unprojected(opened(name)))
 
 
 def test_all_schemes_are_found():

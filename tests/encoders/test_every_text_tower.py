@@ -36,10 +36,10 @@ def broken(tower, fault):
     elif fault == "other feature":
         tower.encode = lambda embeddings, lengths: encode(embeddings, lengths) + 0.01
     elif fault == "forgets the beginning":
-        tower.encode_after = lambda beginning, embeddings, lengths: encode(embeddings, lengths)
+        tower.encode_after_prefix = lambda beginning, embeddings, lengths: encode(embeddings, lengths)
     elif fault == "no gradient in the beginning":
-        begin = tower.begin
-        tower.begin = lambda embeddings: begin(embeddings.detach() + 0 * embeddings)
+        begin = tower.encode_prefix
+        tower.encode_prefix = lambda embeddings: begin(embeddings.detach() + 0 * embeddings)
     return tower
 
 

@@ -6,7 +6,7 @@ from open_clip.timm_model import TimmModel
 from PIL import Image
 from torch.nn import functional as F
 
-from clipadapter.encoders import create_encoder, unprojected, with_backend
+from clipadapter.encoders import create_encoder, with_backend, with_unprojected
 from clipadapter.encoders.open_clip import find_patches
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.pretraining._trainee import Trainee
@@ -33,7 +33,7 @@ def test_simclrs_map_has_the_feature_as_its_mean(tmp_path, picture):
 
 def test_rn50_patches_make_the_feature_where_attention_is_even(opened, picture):
     """With queries of zero every place counts the same, the mean's token included."""
-    encoder, image = opened("RN50").twin(), picture(224, 224)
+    encoder, image = opened("RN50").tunable_copy(), picture(224, 224)
     visual, pool = encoder._model.visual, encoder._model.visual.attnpool
     pool.q_proj.weight = torch.nn.Parameter(torch.zeros_like(pool.q_proj.weight), requires_grad=False)
     pool.q_proj.bias = torch.nn.Parameter(torch.zeros_like(pool.q_proj.bias), requires_grad=False)
@@ -105,7 +105,7 @@ def test_towers_that_are_not_known_have_no_patches(opened, picture):
     image = picture(64, 64)
     assert opened("toy").patch_features(image) is None
     assert opened("pair:toy+lite").patch_features(image) is None
-    assert unprojected(opened("tiny")).patch_features(image) is None
+    assert with_unprojected(opened("tiny")).patch_features(image) is None
     visual = TimmModel("vit_tiny_patch16_224", 16, pool="token", proj="linear").eval()
     assert find_patches(visual, torch.zeros(1, 3, 224, 224)) is None
 

@@ -29,7 +29,7 @@ def outcome(tower, begin, rest, lengths, apart):
     """Features, and the gradients of a loss of theirs."""
     begin, rest = begin.clone().requires_grad_(), rest.clone().requires_grad_()
     if apart:
-        features = tower.encode_after(tower.begin(begin), rest, lengths)
+        features = tower.encode_after_prefix(tower.encode_prefix(begin), rest, lengths)
     else:
         whole = torch.cat([begin.expand(len(rest), *begin.shape), rest], dim=1)
         features = tower.encode(whole, lengths + len(begin))
@@ -49,7 +49,7 @@ def assert_same(tower, p, length, lengths):
 @pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN)
 def test_features_and_gradients_are_those_of_whole_texts(text, quick_gelu, kind):
     tower = open_tower(text, kind, quick_gelu=quick_gelu)
-    assert len(tower.begin(gather_views(5, 32)).layers) == text.get("layers", 2)
+    assert len(tower.encode_prefix(gather_views(5, 32)).keys_values) == text.get("layers", 2)
     assert_same(tower, 5, 6, [3, 6, 1, 3])
 
 
@@ -60,10 +60,10 @@ def test_any_length_will_do(p, length):
 
 def test_what_stands_behind_a_row_is_not_even_looked_at():
     tower = open_tower({})
-    beginning, rest, lengths = tower.begin(gather_views(5, 32)), gather_views(2, 6, 32), torch.tensor([2, 4])
-    wanted = tower.encode_after(beginning, rest, lengths)
+    beginning, rest, lengths = tower.encode_prefix(gather_views(5, 32)), gather_views(2, 6, 32), torch.tensor([2, 4])
+    wanted = tower.encode_after_prefix(beginning, rest, lengths)
     rest[0, 2:], rest[1, 4:] = torch.nan, torch.inf
-    torch.testing.assert_close(tower.encode_after(beginning, rest, lengths), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(tower.encode_after_prefix(beginning, rest, lengths), wanted, rtol=0, atol=0)
 
 
 def test_half_precision_is_as_near_as_that_of_whole_texts():
@@ -103,18 +103,18 @@ def merged(network):
 @pytest.mark.parametrize(("change", "known"), [(louder, 0), (branched, 0), (merged, 2)])
 def test_a_tower_that_was_changed_is_seen_as_it_is_now(change, known):
     tower = open_tower({})
-    before = tower.begin(gather_views(5, 32))
-    plain = tower.encode_after(before, gather_views(2, 6, 32), torch.tensor([6, 6]))
+    before = tower.encode_prefix(gather_views(5, 32))
+    plain = tower.encode_after_prefix(before, gather_views(2, 6, 32), torch.tensor([6, 6]))
     change(tower.network())
-    beginning = tower.begin(gather_views(5, 32))
-    assert len(before.layers) == 2
-    assert len(beginning.layers) == known
-    changed = tower.encode_after(beginning, gather_views(2, 6, 32), torch.tensor([6, 6]))
+    beginning = tower.encode_prefix(gather_views(5, 32))
+    assert len(before.keys_values) == 2
+    assert len(beginning.keys_values) == known
+    changed = tower.encode_after_prefix(beginning, gather_views(2, 6, 32), torch.tensor([6, 6]))
     assert (changed - plain).norm() > 0.1 * plain.norm()
     assert_same(tower, 5, 6, [3, 6, 1, 3])
 
 
 def test_other_blocks_are_left_to_the_model():
     tower = open_tower(CAUSAL["other blocks"])
-    assert tower.begin(gather_views(5, 32)).layers == ()
+    assert tower.encode_prefix(gather_views(5, 32)).keys_values == ()
     assert_same(tower, 5, 6, [3, 6, 1, 3])

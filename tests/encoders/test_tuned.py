@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipadapter.encoders import Encoder, attention_layers, open_twin, with_backend
+from clipadapter.encoders import Encoder, attention_layers, open_tunable_copy, with_backend
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import InputError
 
@@ -19,7 +19,7 @@ def layers_of(encoder):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_twin_gives_the_same_features_from_the_same_weights(name, opened, picture):
     encoder = opened(name)
-    twin = open_twin(encoder)
+    twin = open_tunable_copy(encoder)
     pictures = [picture(50, 40), picture(40, 70)]
     assert torch.equal(twin.encode_images(pictures), encoder.encode_images(pictures))
     assert torch.equal(twin.encode_text(TEXTS), encoder.encode_text(TEXTS))
@@ -37,7 +37,7 @@ def test_what_is_changed_in_a_twin_changes_it_alone(name, opened, picture):
     encoder = opened(name)
     pictures = [picture(50, 40)]
     before = encoder.encode_images(pictures), encoder.encode_text(TEXTS)
-    twin = open_twin(encoder)
+    twin = open_tunable_copy(encoder)
     for layers in layers_of(twin):
         place = layers[0]["v"]
         setattr(place.owner, place.weight, nn.Parameter(place.whole.detach() * 1.5, requires_grad=False))
@@ -80,11 +80,11 @@ def test_a_layer_that_attends_to_something_else_is_none():
 
 def test_the_twin_of_an_encoder_that_an_backend_runs_is_in_full_precision(opened):
     encoder = opened("tiny")
-    twin = open_twin(with_backend(encoder, "torch", "bf16"))
+    twin = open_tunable_copy(with_backend(encoder, "torch", "bf16"))
     assert twin.info == encoder.info
 
 
 def test_an_encoder_that_can_not_be_tuned_is_told_with_those_that_can():
     with pytest.raises(InputError, match="encoder toy can't be tuned; those of lite, open_clip can"):
-        open_twin(ToyEncoder())
-    assert Encoder.twin(ToyEncoder()) is None
+        open_tunable_copy(ToyEncoder())
+    assert Encoder.tunable_copy(ToyEncoder()) is None

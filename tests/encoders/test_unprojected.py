@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder, unprojected, with_backend
+from clipadapter.encoders import create_encoder, with_backend, with_unprojected
 from clipadapter.encoders.backend import BackendEncoder
 from clipadapter.errors import InputError, UnknownNameError
 
@@ -33,7 +33,7 @@ def split(features, plain):
 
 
 def check_it_is_taken_apart(plain, images):
-    encoder = unprojected(plain)
+    encoder = with_unprojected(plain)
     features, before = split(encoder.encode_images(images), plain)
     p, d = plain.projection().weight.shape
     assert (encoder.info.text_dim, encoder.info.dim) == (d, d + p)
@@ -68,7 +68,7 @@ def test_it_is_what_clip_gives_without_its_projection(folders, opened, picture):
     with torch.no_grad():
         wanted = model.visual(transform(image)[None])
     plain = opened("ViT-B-32")
-    _, before = split(unprojected(plain).encode_images([image]), plain)
+    _, before = split(with_unprojected(plain).encode_images([image]), plain)
     torch.testing.assert_close(before, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -76,14 +76,14 @@ def test_it_is_what_clip_gives_without_its_projection(folders, opened, picture):
 def test_the_encoder_itself_stays_as_it_is(name, opened, picture):
     plain = opened(name)
     before = plain.encode_images([picture(60, 60)])
-    unprojected(plain)
+    with_unprojected(plain)
     assert torch.equal(plain.encode_images([picture(60, 60)]), before)
     assert not plain.projection().weight.requires_grad
 
 
 def test_text_scale_and_bias_are_those_of_the_encoder(opened):
     plain = opened("tiny")
-    encoder = unprojected(plain)
+    encoder = with_unprojected(plain)
     assert torch.equal(encoder.encode_text(["a cat"]), plain.encode_text(["a cat"]))
     assert encoder.text_tower().dim == plain.info.dim
     assert (encoder.info.logit_scale, encoder.info.logit_bias) == (plain.info.logit_scale, plain.info.logit_bias)
@@ -91,25 +91,25 @@ def test_text_scale_and_bias_are_those_of_the_encoder(opened):
 
 def test_its_name_and_fingerprint_are_its_own(opened):
     plain = opened("tiny")
-    info = unprojected(plain).info
+    info = with_unprojected(plain).info
     assert info.name == f"unprojected:{plain.info.name}"
     assert info.fingerprint != plain.info.fingerprint
 
 
 def test_twice_is_once(opened):
-    encoder = unprojected(opened("tiny"))
-    assert unprojected(encoder) is encoder
+    encoder = with_unprojected(opened("tiny"))
+    assert with_unprojected(encoder) is encoder
 
 
 def test_an_identity_leaves_the_encoder_as_it_is(opened):
-    assert unprojected(opened("lite")) is opened("lite")
+    assert with_unprojected(opened("lite")) is opened("lite")
     assert create_encoder("unprojected:lite").info == opened("lite").info
 
 
 @pytest.mark.parametrize("name", ["SigLIP", "pair:toy+lite"])
 def test_an_encoder_without_projection_names_those_that_have_one(name, opened):
     with pytest.raises(InputError, match=r"no linear projection.* lite, open_clip.* do, but for SigLIP"):
-        unprojected(opened(name))
+        with_unprojected(opened(name))
 
 
 @pytest.mark.parametrize("end", [{"timm_pool": "map", "timm_proj": "none"}, {"timm_pool": "avg", "timm_proj": "mlp"}])
@@ -128,7 +128,7 @@ def test_pictures_that_are_padded_are_refused(opened, monkeypatch):
     plain = opened("tiny")
     monkeypatch.setattr(plain, "_pixels", None)
     with pytest.raises(InputError, match="can be taken apart"):
-        unprojected(plain)
+        with_unprojected(plain)
 
 
 def test_no_encoder_is_told():
@@ -141,19 +141,19 @@ def test_no_encoder_is_told():
 @pytest.mark.parametrize(("backend", "precision", "gap"), [("torch", "bf16", 0.03), ("openvino", "fp32", 1e-4)])
 def test_an_backend_runs_it_too(backend, precision, gap, opened, picture):
     plain = opened("tiny")
-    encoder = unprojected(with_backend(plain, backend, precision))
+    encoder = with_unprojected(with_backend(plain, backend, precision))
     assert (encoder.info.backend, encoder.info.precision) == (backend, precision)
-    wanted = unprojected(plain).encode_images([picture(80, 80)])
+    wanted = with_unprojected(plain).encode_images([picture(80, 80)])
     assert (encoder.encode_images([picture(80, 80)]) - wanted).norm() < gap * wanted.norm()
-    assert unprojected(encoder) is encoder
+    assert with_unprojected(encoder) is encoder
 
 
 def test_without_the_pictures_of_its_calibration_int8_becomes_fp32(opened):
     plain = opened("tiny")
     backend = BackendEncoder(plain, plain.tower(), lambda squares: squares, "openvino", "int8", "0" * 16)
-    assert unprojected(backend).info == unprojected(plain).info
+    assert with_unprojected(backend).info == with_unprojected(plain).info
 
 
 def test_an_backend_that_runs_an_identity_stays(opened):
     backend = with_backend(opened("lite"))
-    assert unprojected(backend) is backend
+    assert with_unprojected(backend) is backend

@@ -201,7 +201,7 @@ def test_the_square_is_what_the_encoder_sees(tiny):
     found = explain(fitted(encoder=tiny, head="prototype"), image)
     width, height = image.size
     assert found.picture.shape == (height, width, 3)
-    np.testing.assert_array_equal(found.square, tiny.tower().pixels.square(image))
+    np.testing.assert_array_equal(found.square, tiny.tower().pixels.to_square(image))
 
 
 def test_with_several_labels_the_margin_is_the_classs_own_logit(model):

@@ -5,7 +5,7 @@ import pytest
 
 from clipadapter.data import Sample
 from clipadapter.errors import DataError, InputError, MissingExtraError
-from clipadapter.features import FeatureRow, FeatureStore, extract, feature_rows, to_parquet
+from clipadapter.features import FeatureRow, FeatureStore, extract, extract_rows, write_parquet
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -23,7 +23,7 @@ def rows_of(toy, n):
 def test_the_table_holds_path_label_split_and_feature(toy, samples, tmp_path):
     path = tmp_path / "features.parquet"
     with FeatureStore(":memory:") as store:
-        assert to_parquet(path, feature_rows(toy, samples, store), toy.info) == 4
+        assert write_parquet(path, extract_rows(toy, samples, store), toy.info) == 4
     table = parquet.read_table(path)
     assert table.column_names == ["path", "label", "split", "feature"]
     assert table["path"].to_pylist() == [str(sample.path) for sample in samples]
@@ -38,19 +38,19 @@ def test_the_table_holds_path_label_split_and_feature(toy, samples, tmp_path):
 
 def test_pictures_that_can_not_be_read_are_left_out(toy, samples, tmp_path):
     samples[1].path.write_bytes(b"")
-    rows = list(feature_rows(toy, samples, None))
+    rows = list(extract_rows(toy, samples, None))
     assert [row.path for row in rows] == [str(samples[i].path) for i in (0, 2, 3)]
 
 
 def test_rows_are_streamed_in_groups(toy, tmp_path):
-    assert to_parquet(tmp_path / "f.parquet", rows_of(toy, 2500), toy.info) == 2500
+    assert write_parquet(tmp_path / "f.parquet", rows_of(toy, 2500), toy.info) == 2500
     file = parquet.ParquetFile(tmp_path / "f.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [1024, 1024, 452]
     assert [row[0] for row in file.read()["feature"].to_pylist()] == list(range(2500))
 
 
 def test_no_rows_give_an_empty_table(toy, tmp_path):
-    assert to_parquet(tmp_path / "f.parquet", [], toy.info) == 0
+    assert write_parquet(tmp_path / "f.parquet", [], toy.info) == 0
     assert parquet.read_table(tmp_path / "f.parquet").num_rows == 0
 
 
@@ -63,7 +63,7 @@ def test_an_interrupted_export_leaves_the_older_file(toy, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        to_parquet(path, interrupted(), toy.info)
+        write_parquet(path, interrupted(), toy.info)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("f.parquet", "older")]
 
 
@@ -72,18 +72,18 @@ def test_a_place_that_can_not_be_written_is_said(toy, tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="can't be written .* check that its folder exists"):
-        to_parquet(tmp_path / name, rows_of(toy, 1), toy.info)
+        write_parquet(tmp_path / name, rows_of(toy, 1), toy.info)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_another_width_is_refused(toy, tmp_path):
     rows = [FeatureRow("a.jpg", None, "all", np.zeros(3, np.float32))]
     with pytest.raises(InputError, match=f"width 3 but the encoder's is {toy.info.dim}"):
-        to_parquet(tmp_path / "f.parquet", rows, toy.info)
+        write_parquet(tmp_path / "f.parquet", rows, toy.info)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_extra_is_named(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[parquet\]'"):
-        to_parquet(tmp_path / "f.parquet", [], toy.info)
+        write_parquet(tmp_path / "f.parquet", [], toy.info)

@@ -14,7 +14,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.bench import compare, few_shot
 from clipadapter.classifier import encoder as encoder_module
 from clipadapter.data import Dataset, Sample
-from clipadapter.encoders import attention_layers, open_twin
+from clipadapter.encoders import attention_layers, open_tunable_copy
 from clipadapter.errors import ArtifactError, FingerprintError, ImageError, InputError
 from clipadapter.features import FeatureSet, encode_classes
 from clipadapter.heads import create_head
@@ -168,7 +168,7 @@ def test_an_update_is_nothing_at_first_and_the_same_merged_as_beside(name, opene
     pictures, generator = [picture(60, 40)], torch.Generator().manual_seed(0)
 
     def features(change):
-        twin = open_twin(encoder)
+        twin = open_tunable_copy(encoder)
         for network in tower_networks(twin).values():
             layers = attention_layers(network)
             if layers:
@@ -195,7 +195,7 @@ def test_an_update_is_nothing_at_first_and_the_same_merged_as_beside(name, opene
 def test_training_sees_what_the_encoder_sees(name, opened):
     encoder = opened(name)
     images = [picture(60, 40), picture(30, 90)]
-    array = np.stack([encoder.tower().pixels.square(image) for image in images])[:, None]
+    array = np.stack([encoder.tower().pixels.to_square(image) for image in images])[:, None]
     prompts = {"cat": ["a cat", "a photo of a cat"], "dog": ["a dog"]}
     rows, views = torch.arange(2), torch.zeros(2, dtype=torch.int64)
     for frozen in (False, True):
@@ -371,7 +371,7 @@ def test_a_tower_that_stays_runs_once(model, monkeypatch):
 
 
 def test_half_of_the_layers(opened):
-    twin = open_twin(opened("ViT-B-32"))
+    twin = open_tunable_copy(opened("ViT-B-32"))
     found = {layers: ClipLora(layers=layers)._tower_layers(twin)["image"] for layers in ("all", "bottom", "top")}
     assert [id(layer["q"].owner) for layer in found["bottom"] + found["top"]] == [
         id(layer["q"].owner) for layer in found["all"]
@@ -381,7 +381,7 @@ def test_half_of_the_layers(opened):
 
 @pytest.mark.parametrize("name", ["RN50", "lite"])
 def test_a_tower_without_attention_is_left_out_or_refused_alone(name, opened):
-    twin = open_twin(opened(name))
+    twin = open_tunable_copy(opened(name))
     assert ClipLora()._tower_layers(twin).keys() == {"text"}
     with pytest.raises(InputError, match="no image tower of .* has attention layers"):
         ClipLora(towers="image")._tower_layers(twin)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clipadapter import FewShotClassifier
-from clipadapter.encoders import attention_layers, open_twin
+from clipadapter.encoders import attention_layers, open_tunable_copy
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.heads import create_head, head_info
 from clipadapter.testing import toy_features
@@ -186,7 +186,7 @@ def test_nothing_is_changed_at_first_and_merged_is_the_same_as_in_factors(name, 
     encoder = opened(name)
 
     def features(change, scale):
-        twin = open_twin(encoder)
+        twin = open_tunable_copy(encoder)
         for layers in ClipSvd(layers="ends")._tower_layers(twin).values():
             change(SingularValues(scale * draw(count_singular_values(layers)).float()), layers)
         with torch.no_grad():

@@ -168,7 +168,7 @@ class ConvertingBackend(Backend):
         facts = {
             "encoder": tower.name,
             "dim": tower.dim,
-            "pixels": tower.pixels.facts(),
+            "pixels": tower.pixels.to_dict(),
             "backend": self.title(),
             "precision": precision,
             "calibration": digest,

@@ -131,7 +131,7 @@ def _squares(encoder: Encoder, pictures: Sequence[ImageSource]) -> tuple[NDArray
             image = read_image(source, data=image_bytes(source) if isinstance(source, str) else None)
         except ImageError:
             continue
-        made.append(tower.pixels.square(image))
+        made.append(tower.pixels.to_square(image))
         times.append(time.perf_counter() - start)
     if not made:
         raise InputError(f"none of the {len(pictures)} pictures can be read")

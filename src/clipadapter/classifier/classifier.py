@@ -44,7 +44,7 @@ from clipadapter.classifier.inputs import (
 )
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource, source_name
-from clipadapter.encoders import Encoder, create_encoder, open_text_tower, unprojected
+from clipadapter.encoders import Encoder, create_encoder, open_text_tower, with_unprojected
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import (
     Extraction,
@@ -225,7 +225,7 @@ class FewShotClassifier(ModelHubMixin):
             InputError: if the image tower has no final projection.
         """
         if any(head.reads_unprojected for head in heads):
-            self._encoder = unprojected(self.encoder_)
+            self._encoder = with_unprojected(self.encoder_)
 
     def fit_features(
         self,

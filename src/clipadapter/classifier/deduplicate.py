@@ -54,12 +54,12 @@ def deduplicate(support: FeatureSet, examples: FeatureSet, rule: ConflictRule) -
     duplicates = find_duplicates(support.plain, examples.plain)
     new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
     for i, first in enumerate(find_first_occurrences(examples.plain)):
-        label = set(examples.names_of(i))
+        label = set(examples.class_names_of(i))
         if first != i:
-            if set(examples.names_of(first)) != label:
+            if set(examples.class_names_of(first)) != label:
                 raise InputError(f"{sources[i]} and {sources[first]} are one picture, but have two labels: give one")
             continue
-        old_labels = [set(support.names_of(row)) for row in duplicates[i]]
+        old_labels = [set(support.class_names_of(row)) for row in duplicates[i]]
         if rule == "refuse" and old_labels and label not in old_labels:
             raise InputError(
                 f"{sources[i]} is a shot of '{', '.join(sorted(old_labels[0])) or 'no class'}' already, so it can't "

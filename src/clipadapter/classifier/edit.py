@@ -268,7 +268,7 @@ def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
     labels: list[Label] = [
         edit.new_labels[i]
         if i in edit.new_labels
-        else tuple(new_name[name] for name in support.names_of(i) if name in new_name)
+        else tuple(new_name[name] for name in support.class_names_of(i) if name in new_name)
         for i in rows
     ]
     old_sources = list(support.provenance.get("sources", ()))
@@ -276,7 +276,7 @@ def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
     X = support.X[rows]
     if edit.added is not None:
         X = np.concatenate([X, edit.added.X])
-        labels += [edit.added.names_of(i) for i in range(len(edit.added))]
+        labels += [edit.added.class_names_of(i) for i in range(len(edit.added))]
         sources += edit.added.provenance.get("sources", [""] * len(edit.added))
     provenance = {key: value for key, value in support.provenance.items() if key not in PER_FIT_FACTS}
     provenance["sources"] = sources

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from clipadapter.backends import Calibration
 from clipadapter.classifier.inputs import Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders import Encoder, EncoderInfo, create_encoder, fingerprint_in, open_twin, with_backend
+from clipadapter.encoders import (
+    Encoder,
+    EncoderInfo,
+    create_encoder,
+    open_tunable_copy,
+    precision_fingerprint,
+    with_backend,
+)
 from clipadapter.errors import (
     ArtifactError,
     EncoderUnavailableError,
@@ -24,7 +31,7 @@ from clipadapter.errors import (
     InputError,
     MissingExtraError,
 )
-from clipadapter.features import ViewSpec, augment, choose_backend, ready_backend
+from clipadapter.features import ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
 from clipadapter.pixels import PixelSpec
@@ -75,7 +82,7 @@ def tune_encoder(
     """
     assert isinstance(head, TowerTuner)
     plain = _unwrap(encoder)
-    tower = open_twin(plain).tower()
+    tower = open_tunable_copy(plain).tower()
     assert tower is not None
     pixels, rows = _read_views(images, views, tower.pixels, strict)
     head.tune(plain, pixels, [str(labels[i]) for i in rows], prompts)
@@ -92,7 +99,7 @@ def apply_backend(tuned: Encoder, images: Sequence[ImageSource], backend: str, p
 
 def info_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
     """Facts that a saved model keeps: those of the encoder before tuning, in the precision of the tuned one."""
-    fingerprint = fingerprint_in(base.fingerprint, tuned.backend, tuned.precision, tuned.calibration)
+    fingerprint = precision_fingerprint(base.fingerprint, tuned.backend, tuned.precision, tuned.calibration)
     return replace(tuned, fingerprint=fingerprint)
 
 
@@ -146,7 +153,10 @@ def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
     Raises:
         FingerprintError: if it is another.
     """
-    if fingerprint_in(opened.fingerprint, saved.backend, saved.precision, saved.calibration) != saved.fingerprint:
+    if (
+        precision_fingerprint(opened.fingerprint, saved.backend, saved.precision, saved.calibration)
+        != saved.fingerprint
+    ):
         raise FingerprintError(
             f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
             f"{opened.name} here has {opened.fingerprint[:12]}: its weights or preprocessing differ, so "
@@ -163,7 +173,7 @@ def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, preci
     if backend != "auto":
         return with_backend(encoder, backend, wanted, calibration)
     try:
-        return ready_backend(encoder, wanted, saved.backend, calibration)
+        return restore_backend(encoder, wanted, saved.backend, calibration)
     except (EncoderUnavailableError, MissingExtraError) as error:
         if precision != "auto":
             raise
@@ -206,7 +216,7 @@ def _read_views(
             skipped.append((i, error.source, error.reason))
             continue
         for view in range(views.count):
-            squares[len(rows), view] = pixels.square(augment(image, views, view, digest, pixels.size))
+            squares[len(rows), view] = pixels.to_square(augment(image, views, view, digest, pixels.size))
         rows.append(i)
     check_any_readable(rows, skipped, len(images))
     return squares[: len(rows)], rows

@@ -91,7 +91,7 @@ def _convert_tower(encoder: Encoder) -> dict[str, Any] | None:
             return None
         with_backend(plain, quick.BACKEND, info.precision)
     place = backend.place(tower.fingerprint, info.precision, info.calibration)  # type: ignore[attr-defined]
-    return {"tower": place.name, "precision": info.precision, "pixels": tower.pixels.facts()}
+    return {"tower": place.name, "precision": info.precision, "pixels": tower.pixels.to_dict()}
 
 
 def _convert_head(head: Head, path: Path) -> None:

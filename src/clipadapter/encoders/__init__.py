@@ -1,15 +1,15 @@
 """Encoders: pictures and texts to features. One file a family; see ``list_encoders()``."""
 
-from clipadapter.encoders._unprojected import unprojected
-from clipadapter.encoders.backend import fingerprint_in, with_backend
+from clipadapter.encoders._unprojected import with_unprojected
+from clipadapter.encoders.backend import precision_fingerprint, with_backend
 from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders.layers import Layer, attention_layers
+from clipadapter.encoders.layers import AttentionLayer, attention_layers
 from clipadapter.encoders.registry import (
     create_encoder,
     encoder_info,
     list_encoders,
     open_text_tower,
-    open_twin,
+    open_tunable_copy,
     register_encoder,
 )
 
@@ -17,15 +17,15 @@ __all__ = [
     "Encoder",
     "EncoderInfo",
     "EncoderListing",
-    "Layer",
+    "AttentionLayer",
     "attention_layers",
     "create_encoder",
     "encoder_info",
-    "fingerprint_in",
+    "precision_fingerprint",
     "list_encoders",
     "open_text_tower",
-    "open_twin",
+    "open_tunable_copy",
     "register_encoder",
-    "unprojected",
+    "with_unprojected",
     "with_backend",
 ]

@@ -60,15 +60,15 @@ class UnprojectedEncoder(Encoder):
         self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, tower.pixels, module)
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
         """Open ``ENCODER``, a URI.
 
         Raises:
             InputError: if there is none, or it has no projection.
         """
-        if not rest:
+        if not variant:
             raise InputError("'unprojected:' names no encoder: say unprojected:ENCODER, such as unprojected:auto")
-        return unprojected(create_encoder(rest, device))
+        return with_unprojected(create_encoder(variant, device))
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
@@ -101,7 +101,7 @@ class UnprojectedEncoder(Encoder):
         return self.projected.encode_text(texts, batch_size)
 
 
-def unprojected(encoder: Encoder) -> Encoder:
+def with_unprojected(encoder: Encoder) -> Encoder:
     """The same encoder, its picture features followed by what they are projected from.
 
     Args:
@@ -115,11 +115,11 @@ def unprojected(encoder: Encoder) -> Encoder:
     Raises:
         InputError: if its image tower ends in no projection, as that of SigLIP.
 
-    >>> unprojected(create_encoder("unprojected:lite")).info.name
+    >>> with_unprojected(create_encoder("unprojected:lite")).info.name
     'lite'
     """
     if isinstance(encoder, BackendEncoder):
-        plain, info = unprojected(encoder.plain), encoder.info
+        plain, info = with_unprojected(encoder.plain), encoder.info
         if plain is encoder.plain:
             return encoder
         return plain if info.precision == "int8" else with_backend(plain, info.backend, info.precision)

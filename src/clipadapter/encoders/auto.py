@@ -22,14 +22,14 @@ class AutoEncoder(Encoder):
     """CLIP ViT-B/32 if its weights are on this machine or the hub answers, else ``lite``."""
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
         """Open the better of the two that can be had; ``info.note`` says which and why.
 
         Raises:
             EncoderUnavailableError: if neither can be had.
         """
-        if rest:
-            raise InputError(f"auto has no variants: say 'auto', not 'auto:{rest}'")
+        if variant:
+            raise InputError(f"auto has no variants: say 'auto', not 'auto:{variant}'")
         if cached_file(REPO, FILES):
             return _noted(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")
         reason = "the weights of CLIP are not on this machine and the hub does not answer"

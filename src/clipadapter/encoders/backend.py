@@ -14,7 +14,7 @@ from torch import Tensor
 from clipadapter.backends import PRECISIONS, Calibration, Runner, Tower, create_backend
 from clipadapter.encoders.base import Encoder, EncoderListing
 from clipadapter.errors import InputError
-from clipadapter.pixels import ROOM
+from clipadapter.pixels import MIN_JPEG_SIDE_RATIO
 from clipadapter.towers import Projection, TextTower
 
 
@@ -37,14 +37,14 @@ class BackendEncoder(Encoder):
         self.pixels, self._run = tower.pixels, run
         self.info = replace(
             plain.info,
-            fingerprint=fingerprint_in(plain.info.fingerprint, backend, precision, calibration),
+            fingerprint=precision_fingerprint(plain.info.fingerprint, backend, precision, calibration),
             backend=backend,
             precision=precision,
             calibration=calibration,
         )
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
         """Never: it has no scheme of its own.
 
         Raises:
@@ -64,7 +64,7 @@ class BackendEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The square that the tower sees, as (s, s, 3) uint8: mean and deviation are the backend's part."""
-        return torch.from_numpy(np.array(self.pixels.square(image)))
+        return torch.from_numpy(np.array(self.pixels.to_square(image)))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, s, s, 3) uint8 to (n, d)."""
@@ -89,9 +89,9 @@ class BackendEncoder(Encoder):
         """That of the encoder itself."""
         return self.plain.projection()
 
-    def twin(self) -> Encoder | None:
+    def tunable_copy(self) -> Encoder | None:
         """Of the encoder itself, in full precision."""
-        return self.plain.twin()
+        return self.plain.tunable_copy()
 
     def patch_features(self, image: Image.Image) -> Tensor | None:
         """Of the encoder itself, in full precision."""
@@ -102,7 +102,7 @@ class BackendEncoder(Encoder):
         return self.plain.encode_text(texts, batch_size)
 
 
-def fingerprint_in(fingerprint: str, backend: str, precision: str, calibration: str = "") -> str:
+def precision_fingerprint(fingerprint: str, backend: str, precision: str, calibration: str = "") -> str:
     """Fingerprint of an encoder in another precision.
 
     Features in full precision are the same whatever backend made them, so that these share one; nearly so in bf16. What
@@ -110,8 +110,10 @@ def fingerprint_in(fingerprint: str, backend: str, precision: str, calibration: 
     """
     if precision == "fp32":
         return fingerprint
-    # How large JPEGs are unpacked is part of it: see `clipadapter.pixels.shrink_to`.
-    facts = f"{fingerprint} {precision} room {ROOM}" + (f" {backend} {calibration}" if precision == "int8" else "")
+    # How far JPEGs are shrunk while they are decoded is part of it: see `clipadapter.pixels.min_jpeg_side`.
+    facts = f"{fingerprint} {precision} room {MIN_JPEG_SIDE_RATIO}"
+    if precision == "int8":
+        facts += f" {backend} {calibration}"
     return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 

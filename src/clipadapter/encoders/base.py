@@ -81,7 +81,7 @@ class Encoder(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, rest: str, device: str = "cpu") -> Encoder:
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
         """Open by what follows the scheme in the URI (empty if nothing does)."""
 
     @classmethod
@@ -127,12 +127,12 @@ class Encoder(ABC):
     def projection(self) -> Projection | None:
         """The last, linear step of the image tower, in float32 on the CPU; None, the default, if it has none.
 
-        The identity says that features can be taken for what comes before it. `clipadapter.encoders.unprojected`
+        The identity says that features can be taken for what comes before it. `clipadapter.encoders.with_unprojected`
         gives both sides of any other, by `tower`.
         """
         return None
 
-    def twin(self) -> Encoder | None:
+    def tunable_copy(self) -> Encoder | None:
         """A second encoder on the same weights, for methods that change them; None, the default, if they can't be.
 
         What is put in the place of a module or weight of ``tower().module`` or ``text_tower().network()`` of the
@@ -147,9 +147,9 @@ class Encoder(ABC):
             image: RGB, of any size.
 
         Returns:
-            (h, w, d) float32 on the CPU: a grid over the square that the tower sees (``tower().pixels.square(image)``),
-            in the space of the features, so that a head can be asked for each part; None, the default, if the
-            tower has no such grid.
+            (h, w, d) float32 on the CPU: a grid over the square that the tower sees
+            (``tower().pixels.to_square(image)``), in the space of the features, so that a head gives logits for each
+            part; None, the default, if the tower has no such grid.
         """
         return None
 

@@ -89,10 +89,10 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
-def find_marks(tokenize: Tokenize) -> tuple[int, int]:
+def count_special_tokens(tokenize: Tokenize) -> tuple[int, int]:
     """How many tokens begin and end every text, from what a tokenizer makes of no word and of one.
 
-    >>> find_marks(lambda texts: [[101, *map(ord, text), 102] for text in texts])
+    >>> count_special_tokens(lambda texts: [[101, *map(ord, text), 102] for text in texts])
     (1, 1)
     """
     none, one = tokenize(["", "cat"])

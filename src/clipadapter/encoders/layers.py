@@ -12,11 +12,11 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def share(module: M) -> M:
+def copy_sharing_weights(module: M) -> M:
     """New modules that hold the same tensors: what is put in the place of one is not seen by the other.
 
     >>> first = nn.Linear(2, 2)
-    >>> second = share(first)
+    >>> second = copy_sharing_weights(first)
     >>> second is first, second.weight is first.weight
     (False, True)
     """
@@ -50,7 +50,7 @@ class Matrix:
         return found
 
     @property
-    def whole(self) -> Tensor:
+    def full_weight(self) -> Tensor:
         """The whole weight."""
         found = getattr(self.owner, self.weight)
         assert isinstance(found, Tensor)
@@ -59,10 +59,10 @@ class Matrix:
     @property
     def values(self) -> Tensor:
         """(out, in): its own rows."""
-        return self.whole[self.rows]
+        return self.full_weight[self.rows]
 
 
-Layer = Mapping[str, Matrix]
+AttentionLayer = Mapping[str, Matrix]
 """A self-attention layer: matrices "q", "k", "v" make queries, keys and values of a token, "o" its output.
 
 In the MLP after it, "u" makes a token wider, "d" as narrow as before.
@@ -77,7 +77,7 @@ MLPS = (
 """Where "u" and "d" stand in a block of open_clip, timm and BERT."""
 
 
-def attention_layers(network: nn.Module, mlp: bool = False) -> list[Layer]:
+def attention_layers(network: nn.Module, mlp: bool = False) -> list[AttentionLayer]:
     """The self-attention layers of a network, from the input to the output.
 
     Known are those of CLIP's transformers in open_clip, of timm's, and of BERT; a pooling layer is none.
@@ -92,7 +92,7 @@ def attention_layers(network: nn.Module, mlp: bool = False) -> list[Layer]:
     >>> [sorted(layer) for layer in attention_layers(Transformer(width=8, layers=1, heads=2), mlp=True)]
     [['d', 'k', 'o', 'q', 'u', 'v']]
     """
-    after: dict[int, Layer] = {}
+    after: dict[int, AttentionLayer] = {}
     for block in network.modules() if mlp else ():
         if found := _mlp(block):
             inner = (getattr(block, name, None) for name in ("attn", "attention"))
@@ -104,7 +104,7 @@ def attention_layers(network: nn.Module, mlp: bool = False) -> list[Layer]:
     ]
 
 
-def _clip(block: nn.Module) -> Iterator[Layer]:
+def _clip(block: nn.Module) -> Iterator[AttentionLayer]:
     """``nn.MultiheadAttention`` in a block that feeds it one sequence, as in open_clip."""
     attention = getattr(block, "attn", None)
     if not isinstance(attention, nn.MultiheadAttention) or not hasattr(block, "ln_1") or hasattr(block, "ln_1_kv"):
@@ -114,7 +114,7 @@ def _clip(block: nn.Module) -> Iterator[Layer]:
     yield {**parts, "o": Matrix(block, "attn", attention.out_proj, "weight", slice(0, w))}
 
 
-def _timm(attention: nn.Module) -> Iterator[Layer]:
+def _timm(attention: nn.Module) -> Iterator[AttentionLayer]:
     """One linear layer for queries, keys and values."""
     packed, out = getattr(attention, "qkv", None), getattr(attention, "proj", None)
     if not isinstance(packed, nn.Linear) or not isinstance(out, nn.Linear):
@@ -124,7 +124,7 @@ def _timm(attention: nn.Module) -> Iterator[Layer]:
     yield {**parts, "o": Matrix(attention, "proj", out, "weight", slice(0, out.out_features))}
 
 
-def _bert(attention: nn.Module) -> Iterator[Layer]:
+def _bert(attention: nn.Module) -> Iterator[AttentionLayer]:
     """A linear layer each; the one for the output stands beside the module that has the others."""
     inner, outer = getattr(attention, "self", None), getattr(attention, "output", None)
     out = getattr(outer, "dense", None)
@@ -141,7 +141,7 @@ def _bert(attention: nn.Module) -> Iterator[Layer]:
         yield {**parts, "o": Matrix(outer, "dense", out, "weight", slice(0, out.out_features))}
 
 
-def _mlp(block: nn.Module) -> Layer:
+def _mlp(block: nn.Module) -> AttentionLayer:
     """The MLP of a block, if it has one that is known."""
     for names in MLPS:
         places = [(getattr(block, parent, None), child) for parent, child in names]

@@ -29,8 +29,8 @@ from torch.nn.utils.rnn import pad_sequence
 from clipadapter.backends import Tower
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders.inputs import batches, check_pixels, find_marks, to_tensor, unique_texts
-from clipadapter.encoders.layers import share
+from clipadapter.encoders.inputs import batches, check_pixels, count_special_tokens, to_tensor, unique_texts
+from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, require
 from clipadapter.files import write_atomically
@@ -99,10 +99,10 @@ class LiteEncoder(Encoder):
         )
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> LiteEncoder:
+    def open(cls, variant: str, device: str = "cpu") -> LiteEncoder:
         """Open it; nothing may follow the scheme."""
-        if rest:
-            raise InputError(f"the lite encoder has no variants: say 'lite', not 'lite:{rest}'")
+        if variant:
+            raise InputError(f"the lite encoder has no variants: say 'lite', not 'lite:{variant}'")
         return cls(device)
 
     @classmethod
@@ -112,7 +112,7 @@ class LiteEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to 224 (bicubic), the middle of it, values to -1 .. 1."""
-        return to_tensor(PIXELS.square(image), PIXELS.mean, PIXELS.std)
+        return to_tensor(PIXELS.to_square(image), PIXELS.mean, PIXELS.std)
 
     def tower(self) -> Tower:
         """EfficientNet-Lite0 up to its pooling."""
@@ -122,11 +122,15 @@ class LiteEncoder(Encoder):
         """MiniLM and the bridge to the pictures' space."""
         return LiteTextTower(*self._text_side(), self.info.fingerprint)
 
-    def twin(self) -> LiteEncoder:
+    def tunable_copy(self) -> LiteEncoder:
         """A second encoder on the same weights; the bridge stays the one that was built with MiniLM as it was."""
         tower, bridge = self._text_side()
         other = copy.copy(self)
-        other._network, other._text, other._lock = share(self._image_side()), (tower.twin(), bridge), threading.Lock()
+        other._network, other._text, other._lock = (
+            copy_sharing_weights(self._image_side()),
+            (tower.tunable_copy(), bridge),
+            threading.Lock(),
+        )
         return other
 
     def projection(self) -> Projection:
@@ -269,10 +273,10 @@ class MiniLm:
             rows[batch] = _mean(hidden, mask).cpu()
         return rows
 
-    def twin(self) -> MiniLm:
-        """A second one on the same weights; see `Encoder.twin`."""
+    def tunable_copy(self) -> MiniLm:
+        """A second one on the same weights; see `Encoder.tunable_copy`."""
         other = copy.copy(self)
-        other._bert = share(self._bert)
+        other._bert = copy_sharing_weights(self._bert)
         return other
 
     def network(self) -> nn.Module:
@@ -395,16 +399,16 @@ class LiteTextTower(TextTower):
     def __init__(self, tower: MiniLm, bridge: Bridge, fingerprint: str) -> None:
         self.fingerprint, self.device = fingerprint, tower.device
         self._tower, self._bridge = tower, bridge
-        self._marks = find_marks(self.tokenize)
+        self._special_token_counts = count_special_tokens(self.tokenize)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its marks."""
         return self._tower.tokenize(texts)
 
     @property
-    def marks(self) -> tuple[int, int]:
+    def special_token_counts(self) -> tuple[int, int]:
         """One at either end."""
-        return self._marks
+        return self._special_token_counts
 
     def network(self) -> nn.Module:
         """MiniLM's transformer."""

@@ -26,13 +26,13 @@ from clipadapter.backends import Tower
 from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
 from clipadapter.encoders.hub import cached_file, hub_answers
 from clipadapter.encoders.inputs import check_pixels, unique_texts
-from clipadapter.encoders.layers import share
+from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_text import PlainTextTower, open_text_tower
 from clipadapter.encoders.projection import find_projection
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 from clipadapter.parallel import run_in_batches
-from clipadapter.pixels import LONG_RATIO, PixelSpec, as_rgb, centre_square
+from clipadapter.pixels import MAX_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
 from clipadapter.towers import Projection, TextTower
 
 
@@ -80,7 +80,7 @@ class OpenClipEncoder(Encoder):
         self._model: Any = model.to(device)
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> OpenClipEncoder:
+    def open(cls, variant: str, device: str = "cpu") -> OpenClipEncoder:
         """Open ``MODEL/TAG`` or ``local-dir:PATH``.
 
         Raises:
@@ -88,12 +88,12 @@ class OpenClipEncoder(Encoder):
             UnknownNameError: if open_clip has no such model, or the model no such weights.
             EncoderUnavailableError: if the weights can't be had.
         """
-        if rest.startswith("local-dir:"):
-            return cls(find_folder(rest.removeprefix("local-dir:")), device)
-        model, _, tag = rest.rpartition("/")
+        if variant.startswith("local-dir:"):
+            return cls(find_folder(variant.removeprefix("local-dir:")), device)
+        model, _, tag = variant.rpartition("/")
         if not model or not tag:
             raise InputError(
-                f"'open_clip:{rest}' names no weights: say open_clip:MODEL/TAG, such as "
+                f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as "
                 "open_clip:ViT-B-32/laion2b_s34b_b79k, or open_clip:local-dir:PATH"
             )
         return cls(find_tag(model, tag), device)
@@ -117,11 +117,11 @@ class OpenClipEncoder(Encoder):
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
         return open_text_tower(self._model, self._tokenizer, self.info.fingerprint, self.device)
 
-    def twin(self) -> OpenClipEncoder:
+    def tunable_copy(self) -> OpenClipEncoder:
         """A second encoder on the same weights."""
         other = copy.copy(self)
         other.__dict__.pop("_text_tower", None)  # made anew, from the second one's modules
-        other._model = share(self._model)
+        other._model = copy_sharing_weights(self._model)
         return other
 
     def projection(self) -> Projection | None:
@@ -159,7 +159,7 @@ class OpenClipEncoder(Encoder):
         """A long strip cut to its middle, so that scaling it needs little memory; else the picture itself."""
         short, long = sorted(image.size)
         size = self.info.image_size
-        if self._resize_mode == "shortest" and long > LONG_RATIO * short:
+        if self._resize_mode == "shortest" and long > MAX_ASPECT_RATIO * short:
             return centre_square(image, size, self._resample)
         if self._resize_mode == "longest" and long > size * short:
             # Else its short side would be scaled to less than one pixel.
@@ -437,7 +437,7 @@ def _of_transformer(visual: Any, pixels: Tensor) -> Tensor | None:
     known = isinstance(getattr(last, "attn", None), nn.MultiheadAttention) and visual.transformer.batch_first
     if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg") or not known:
         return None
-    tower = share(visual)  # the encoder's own modules stay as they are
+    tower = copy_sharing_weights(visual)  # the encoder's own modules stay as they are
     tower.output_tokens = True
     if visual.pool_type == "tok":
         tower.transformer.resblocks[-1] = QueryAttention(tower.transformer.resblocks[-1])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from clipadapter.encoders.inputs import batches, find_marks
-from clipadapter.towers import Beginning, TextTower
+from clipadapter.encoders.inputs import batches, count_special_tokens
+from clipadapter.towers import Prefix, TextTower
 
 
 class OpenClipTextTower(TextTower):
@@ -32,7 +32,7 @@ class OpenClipTextTower(TextTower):
         self.width = int(parts.token_embedding.weight.shape[1])
         self.dim = int(_projected(torch.zeros(1, self.width, device=device), parts.text_projection).shape[1])
         self._padding = 0 if causal is not None else int(tokenizer.tokenizer.pad_token_id)
-        self._marks = find_marks(self.tokenize)
+        self._special_token_counts = count_special_tokens(self.tokenize)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its marks, without padding."""
@@ -46,9 +46,9 @@ class OpenClipTextTower(TextTower):
         return [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
     @property
-    def marks(self) -> tuple[int, int]:
+    def special_token_counts(self) -> tuple[int, int]:
         """How many tokens begin and end every text."""
-        return self._marks
+        return self._special_token_counts
 
     def network(self) -> nn.Module:
         """The transformer."""
@@ -74,21 +74,21 @@ class OpenClipTextTower(TextTower):
         hidden = self._parts.ln_final(self._parts.transformer(hidden, attn_mask=None))
         return _projected(hidden[:, -1], self._parts.text_projection)
 
-    def begin(self, embeddings: Tensor) -> Beginning:
+    def encode_prefix(self, embeddings: Tensor) -> Prefix:
         """(p, w), run through the layers if they are causal and of the kind that most models have."""
         blocks = self._blocks()
         if blocks is None:
-            return super().begin(embeddings)
-        return Beginning(embeddings, run_beginning(blocks, self._placed(embeddings, 0)))
+            return super().encode_prefix(embeddings)
+        return Prefix(embeddings, run_prefix(blocks, self._placed(embeddings, 0)))
 
-    def encode_after(self, beginning: Beginning, embeddings: Tensor, lengths: Tensor) -> Tensor:
+    def encode_after_prefix(self, beginning: Prefix, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """(k, l, w) behind a beginning to raw features (k, d)."""
         blocks = self._blocks()
-        if blocks is None or not beginning.layers:
-            return super().encode_after(beginning, embeddings, lengths)
+        if blocks is None or not beginning.keys_values:
+            return super().encode_after_prefix(beginning, embeddings, lengths)
         lengths = lengths.to(self.device)
         hidden = self._placed(embeddings[:, : int(lengths.max())], len(beginning.embeddings))
-        ends = self._parts.ln_final(run_after(blocks, beginning.layers, hidden, lengths))
+        ends = self._parts.ln_final(run_after_prefix(blocks, beginning.keys_values, hidden, lengths))
         return _projected(ends, self._parts.text_projection)
 
     def _blocks(self) -> list[Any] | None:
@@ -280,7 +280,7 @@ def _is_plain(block: Any) -> bool:
     )
 
 
-def run_beginning(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:
+def run_prefix(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:
     """What the layers give of a beginning (p, w) to the tokens behind it."""
     found = []
     for number, block in enumerate(blocks, start=1):
@@ -292,12 +292,12 @@ def run_beginning(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:
     return found
 
 
-def run_after(blocks: Sequence[Any], beginning: Sequence[KeysValues], hidden: Tensor, lengths: Tensor) -> Tensor:
+def run_after_prefix(blocks: Sequence[Any], beginning: Sequence[KeysValues], hidden: Tensor, lengths: Tensor) -> Tensor:
     """Hidden states at the last token of each row, after all layers.
 
     Args:
         blocks: from `plain_blocks`.
-        beginning: from `run_beginning`.
+        beginning: from `run_prefix`.
         hidden: (k, l, w), the tokens behind the beginning, places added.
         lengths: (k,), how many tokens of each row count; 1 or more.
 

@@ -52,13 +52,13 @@ class PairEncoder(Encoder):
         )
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> PairEncoder:
+    def open(cls, variant: str, device: str = "cpu") -> PairEncoder:
         """Open ``FIRST+SECOND``, two URIs.
 
         Raises:
             InputError: if it is not two.
         """
-        first, second = _halves(rest)
+        first, second = _halves(variant)
         return cls(create_encoder(first, device), create_encoder(second, device))
 
     @classmethod
@@ -99,11 +99,11 @@ class PairEncoder(Encoder):
         return [math.prod(each.pixel_shape) for each in (self.first, self.second)]
 
 
-def _halves(rest: str) -> tuple[str, str]:
+def _halves(variant: str) -> tuple[str, str]:
     """The two URIs: a plus sign may also stand in a path, so the first one that a known scheme follows counts."""
-    parts = rest.split("+")
+    parts = variant.split("+")
     for i in range(1, len(parts)):
         first, second = "+".join(parts[:i]), "+".join(parts[i:])
         if first and second.partition(":")[0] in list_encoders():
             return first, second
-    raise InputError(f"'pair:{rest}' names no two encoders: say pair:FIRST+SECOND, such as pair:lite+simclr:FOLDER")
+    raise InputError(f"'pair:{variant}' names no two encoders: say pair:FIRST+SECOND, such as pair:lite+simclr:FOLDER")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipadapter.encoders.layers import share
+from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.towers import Projection
 
 
@@ -39,7 +39,7 @@ def with_projection(visual: Any, projection: Projection) -> nn.Module:
     """
     place = _place(visual)
     assert place is not None
-    tower: nn.Module = share(visual)
+    tower: nn.Module = copy_sharing_weights(visual)
     parent, _, name = place.rpartition(".")
     here = tower.get_submodule(parent)
     last = getattr(here, name)

@@ -34,8 +34,8 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
     >>> create_encoder("toy").info.dim
     32
     """
-    scheme, _, rest = uri.partition(":")
-    return encoder_info(scheme).cls.open(rest, device=device)
+    scheme, _, variant = uri.partition(":")
+    return encoder_info(scheme).cls.open(variant, device=device)
 
 
 def open_text_tower(encoder: Encoder) -> TextTower:
@@ -54,15 +54,15 @@ def open_text_tower(encoder: Encoder) -> TextTower:
     return tower
 
 
-def open_twin(encoder: Encoder) -> Encoder:
-    """A second encoder on the same weights, whose networks may be changed; see `Encoder.twin`.
+def open_tunable_copy(encoder: Encoder) -> Encoder:
+    """A second encoder on the same weights, whose networks may be changed; see `Encoder.tunable_copy`.
 
     Raises:
         InputError: if its weights can't be changed; names those whose can.
     """
-    twin = encoder.twin()
+    twin = encoder.tunable_copy()
     if twin is None or twin.tower() is None:
-        able = [name for name in list_encoders() if encoder_info(name).cls.twin is not Encoder.twin]
+        able = [name for name in list_encoders() if encoder_info(name).cls.tunable_copy is not Encoder.tunable_copy]
         raise InputError(
             f"the weights of the encoder {encoder.info.name} can't be tuned; those of {', '.join(able)} can, but for "
             "models of open_clip that pad pictures to a square"

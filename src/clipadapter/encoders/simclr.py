@@ -54,18 +54,18 @@ class SimClrEncoder(Encoder):
         )
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> SimClrEncoder:
+    def open(cls, variant: str, device: str = "cpu") -> SimClrEncoder:
         """Open the encoder in a folder.
 
         Raises:
             InputError: if no folder is named.
             EncoderUnavailableError: if there is no sound encoder in it.
         """
-        if not rest:
+        if not variant:
             raise InputError(
                 "'simclr' names no folder: say simclr:FOLDER, as 'clipadapter simclr --out FOLDER' made it"
             )
-        return cls(rest, device)
+        return cls(variant, device)
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
@@ -74,7 +74,7 @@ class SimClrEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to the size it was trained at, the middle of it, ImageNet's mean and deviation."""
-        return to_tensor(self._pixels.square(image), MEAN, STD)
+        return to_tensor(self._pixels.to_square(image), MEAN, STD)
 
     def tower(self) -> Tower:
         """ResNet-18 up to its pooling."""

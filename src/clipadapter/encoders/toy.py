@@ -61,10 +61,10 @@ class ToyEncoder(Encoder):
         self.info = EncoderInfo("toy", WIDTH, SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
 
     @classmethod
-    def open(cls, rest: str, device: str = "cpu") -> ToyEncoder:
+    def open(cls, variant: str, device: str = "cpu") -> ToyEncoder:
         """Open it; nothing may follow the scheme."""
-        if rest:
-            raise InputError(f"the toy encoder has no variants: say 'toy', not 'toy:{rest}'")
+        if variant:
+            raise InputError(f"the toy encoder has no variants: say 'toy', not 'toy:{variant}'")
         return cls(device)
 
     @classmethod
@@ -74,7 +74,7 @@ class ToyEncoder(Encoder):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Short side to 32, the middle of it, values to -1 .. 1."""
-        return to_tensor(PIXELS.square(image), PIXELS.mean, PIXELS.std)
+        return to_tensor(PIXELS.to_square(image), PIXELS.mean, PIXELS.std)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 32, 32) to (n, 32)."""

@@ -17,7 +17,7 @@ from clipadapter.explain._explanation import Explanation, Neighbour
 from clipadapter.explain._heat import heat_map, seen_square
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
-from clipadapter.pixels import shrink_to
+from clipadapter.pixels import min_jpeg_side
 from clipadapter.registry import unknown
 
 Array = NDArray[Any]
@@ -64,7 +64,7 @@ def explain(
         raise unknown("class", class_name, list(names))
     encoder, head = model.encoder_, model.head_
     # As large as `classify` unpacks it, so that the features are the same.
-    picture = read_image(image, shrink_to=shrink_to(encoder.info.precision, encoder.info.image_size))
+    picture = read_image(image, shrink_to=min_jpeg_side(encoder.info.precision, encoder.info.image_size))
     feature = encoder.encode_images([picture]).numpy()
     shares = _shares(head, feature, names, class_name or prediction.nearest)
     heat, heat_range, no_heat = heat_map(encoder, head, picture, names.index(shares["label"]))
@@ -123,7 +123,7 @@ def _nearest(support: FeatureSet, feature: Array, count: int) -> tuple[Neighbour
 
 
 def _neighbour(support: FeatureSet, i: int, similarity: float) -> Neighbour:
-    text = ", ".join(support.names_of(i)) or "none of the classes"
+    text = ", ".join(support.class_names_of(i)) or "none of the classes"
     sources = support.provenance.get("sources") or ()
     source = str(sources[i]) if len(sources) == len(support) else ""
     # A picture that came as pixels has a name, too, but none that finds it.

@@ -56,4 +56,4 @@ def seen_square(encoder: Encoder, picture: Image.Image) -> NDArray[np.uint8] | N
     """(s, s, 3): the part of a picture that an encoder sees, as large as it sees it; None if that is not known."""
     plain = getattr(encoder, "plain", encoder)  # what a backend runs
     tower = plain.tower() if isinstance(plain, Encoder) else None
-    return None if tower is None else tower.pixels.square(picture)
+    return None if tower is None else tower.pixels.to_square(picture)

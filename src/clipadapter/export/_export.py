@@ -211,7 +211,7 @@ def _prefix_of(target: Path) -> str:
 def _rows(found: Pictures, pixels: PixelSpec, source: str) -> NDArray[Any]:
     """What int8 is calibrated with, as the graph takes it."""
     squares = squares_of(found.calibrating, pixels)
-    return squares if source == "uint8" else pixels.normalised(squares)
+    return squares if source == "uint8" else pixels.normalize(squares)
 
 
 def _convert(file: ModelFile, model: FewShotClassifier, rows: NDArray[Any] | None) -> None:

@@ -85,7 +85,7 @@ def squares_of(sources: Sequence[ImageSource], pixels: PixelSpec) -> NDArray[np.
     found = []
     for source in sources:
         try:
-            found.append(pixels.square(read_image(source)))
+            found.append(pixels.to_square(read_image(source)))
         except ImageError:
             continue  # it says nothing of a range
     if not found:

@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipadapter.features.choose import choose_backend, ready_backend
-    from clipadapter.features.export import FeatureRow, feature_rows, to_parquet
-    from clipadapter.features.extraction import Embedding, Extraction, embed, extract, parse_shard
+    from clipadapter.features.choose import choose_backend, restore_backend
+    from clipadapter.features.export import FeatureRow, extract_rows, write_parquet
+    from clipadapter.features.extraction import EmbedResult, Extraction, embed, extract, parse_shard
     from clipadapter.features.feature_set import FeatureSet
     from clipadapter.features.store import FeatureStore, feature_key
     from clipadapter.features.text import encode_classes
     from clipadapter.features.views import PER_EPOCH, PerEpochViews, ViewCost, ViewSpec, augment
 
 _HOME = {
-    "Embedding": "extraction",
+    "EmbedResult": "extraction",
     "Extraction": "extraction",
     "FeatureRow": "export",
     "FeatureSet": "feature_set",
@@ -33,14 +33,14 @@ _HOME = {
     "encode_classes": "text",
     "extract": "extraction",
     "feature_key": "store",
-    "feature_rows": "export",
+    "extract_rows": "export",
     "parse_shard": "extraction",
-    "ready_backend": "choose",
-    "to_parquet": "export",
+    "restore_backend": "choose",
+    "write_parquet": "export",
 }
 
 __all__ = [
-    "Embedding",
+    "EmbedResult",
     "Extraction",
     "FeatureRow",
     "FeatureSet",
@@ -55,10 +55,10 @@ __all__ = [
     "encode_classes",
     "extract",
     "feature_key",
-    "feature_rows",
+    "extract_rows",
     "parse_shard",
-    "ready_backend",
-    "to_parquet",
+    "restore_backend",
+    "write_parquet",
 ]
 
 

@@ -28,7 +28,7 @@ from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
-from clipadapter.pixels import shrink_to
+from clipadapter.pixels import min_jpeg_side
 
 MAX_WAITING_BYTES = 2**30
 """Pixels that wait to be encoded: with a view for each epoch one picture has more than 100 MB of them."""
@@ -177,7 +177,7 @@ def _decode(job: Job, source: ImageSource, data: bytes, views: list[int]) -> dic
     feature depends on nothing but its key.
     """
     info, own = job.encoder.info, data if isinstance(source, str | Path) else None
-    least = shrink_to(info.precision, info.image_size)
+    least = min_jpeg_side(info.precision, info.image_size)
     if views == [0]:
         return {0: read_image(source, data=own, shrink_to=least)}
     whole = read_image(source, data=own)

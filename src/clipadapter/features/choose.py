@@ -78,7 +78,7 @@ def choose_backend(
     return _Search(encoder, sources, backend, precision, text, store, progress).run()
 
 
-def ready_backend(
+def restore_backend(
     encoder: Encoder, precision: str, wish: str = "torch", calibration: Calibration | None = None
 ) -> Encoder:
     """The same encoder in a precision that is settled, by a backend that needs no time to be made ready.
@@ -206,7 +206,7 @@ class _Search:
         found = []
         for i in list(self.sample.values())[:most]:
             try:
-                found.append(tower.pixels.square(read_image(self.sources[i])))
+                found.append(tower.pixels.to_square(read_image(self.sources[i])))
             except ImageError:
                 continue  # extraction will say so
         size = tower.pixels.size

@@ -15,7 +15,7 @@ PATIENCE = 10.0
 
 
 @contextmanager
-def connected(ray: Any, workers: int | None = None) -> Iterator[bool]:
+def connect_ray(ray: Any, workers: int | None = None) -> Iterator[bool]:
     """Ray as it runs already in this process, at RAY_ADDRESS, or on this machine; what is begun here ends here.
 
     Gives whether it was begun here, so that there are no other nodes.

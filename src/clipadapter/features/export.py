@@ -37,7 +37,7 @@ class FeatureRow(NamedTuple):
     feature: NDArray[np.float32]
 
 
-def feature_rows(
+def extract_rows(
     encoder: Encoder, samples: Sequence[Sample], store: FeatureStore | None, dtype: Dtype = "float32"
 ) -> Iterator[FeatureRow]:
     """The features of samples in order, a block at a time; pictures that can't be read are left out.
@@ -56,14 +56,14 @@ def feature_rows(
             yield FeatureRow(source_name(sample.path), sample.label, sample.split, values[0])
 
 
-def to_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInfo) -> int:
+def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInfo) -> int:
     """Write a table with the columns path, label, split and feature (d float32).
 
     The file appears when it is complete: whatever stops the writing leaves an older file as it was.
 
     Args:
         path: the file; an existing one is replaced.
-        rows: see `feature_rows`; taken a row group at a time.
+        rows: see `extract_rows`; taken a row group at a time.
         info: the encoder's; its name and fingerprint go to the metadata, as ``clipadapter.encoder`` and
             ``clipadapter.fingerprint``.
 

@@ -44,7 +44,7 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class Embedding:
+class EmbedResult:
     """What `embed` did.
 
     Args:
@@ -123,7 +123,7 @@ def embed(
     strict: bool = False,
     dtype: Dtype = "float32",
     shard: tuple[int, int] | None = None,
-) -> Embedding:
+) -> EmbedResult:
     """Fill the store and keep nothing else in memory, however many pictures there are.
 
     Several processes may fill one store at once, with or without shards: who meets another at the same
@@ -157,7 +157,7 @@ def embed(
     job = _job(encoder, sources, store, views, dtype, batch_size, workers)
     skipped, computed = _finish(job, positions, progress, strict)
     ready = len(positions) - len(skipped)
-    return Embedding(ready, skipped, computed, ready * views.count - computed)
+    return EmbedResult(ready, skipped, computed, ready * views.count - computed)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

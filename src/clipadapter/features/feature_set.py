@@ -75,7 +75,7 @@ class FeatureSet:
         """As heads take them: n names, or (n, c) ones and zeros."""
         return self.y if self.targets is None else self.targets
 
-    def names_of(self, i: int) -> tuple[str, ...]:
+    def class_names_of(self, i: int) -> tuple[str, ...]:
         """All class names of picture i."""
         if self.targets is None:
             return (self.y[i],)

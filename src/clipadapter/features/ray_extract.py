@@ -13,7 +13,7 @@ from typing import Any
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, InputError, require
 from clipadapter.features._parts import Part, find_parts, place
-from clipadapter.features.cluster import connected
+from clipadapter.features.cluster import connect_ray
 from clipadapter.features.shards import ShardPlan, encode_pictures, shard_name, write_plan, write_shard
 
 ATTEMPTS = 3
@@ -88,7 +88,7 @@ def extract_with_ray(
     if not open_:
         return ShardReport(len(parts), len(parts), 0, 0)
     job = Job(plan, from_, to, folder, batch_size, cores, "cuda" if gpus else "cpu")
-    with connected(ray, None if workers is None else workers * cores), _quiet(ray):
+    with connect_ray(ray, None if workers is None else workers * cores), _quiet(ray):
         made = _run(ray, job, open_, workers or _room(ray, cores, gpus), gpus)
     return ShardReport(len(parts), len(parts) - len(open_), *made)
 

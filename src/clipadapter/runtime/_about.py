@@ -82,7 +82,7 @@ class About:
                 "format": FORMAT,
                 "class_names": list(self.class_names),
                 "task": self.task,
-                "pixels": self.pixels.facts(),
+                "pixels": self.pixels.to_dict(),
                 "input": self.input,
                 "precision": self.precision,
                 "reject": {rate: value for rate, value in rates.items() if math.isfinite(value)},
@@ -147,7 +147,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _pixels(facts: Any) -> PixelSpec:
-    found = PixelSpec.from_facts(facts)
+    found = PixelSpec.from_dict(facts)
     numbers = (*found.mean, *found.std)
     if type(found.size) is not int or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
         raise ValueError(f"its pixels are {found}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clipadapter.data.images import MAX_PIXELS, MAX_SECONDS, ImageSource, read_image, source_name
 from clipadapter.errors import ImageError, InputError
-from clipadapter.pixels import PixelSpec, shrink_to
+from clipadapter.pixels import PixelSpec, min_jpeg_side
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty
 
@@ -97,8 +97,8 @@ class RuntimeModel(ABC):
         Raises:
             ImageError: if it can't be read.
         """
-        least = shrink_to(self.precision, self.pixels.size)
-        return self.pixels.square(read_image(image, max_pixels, data, least, max_seconds))
+        least = min_jpeg_side(self.precision, self.pixels.size)
+        return self.pixels.to_square(read_image(image, max_pixels, data, least, max_seconds))
 
     def answers(self, outputs: Outputs, **asked: Any) -> Answers:
         """What to say of pictures.

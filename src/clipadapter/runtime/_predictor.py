@@ -79,7 +79,7 @@ class Predictor(RuntimeModel):
             )
         if not len(squares):
             return self._none()
-        rows = squares if self.about.input == "uint8" else self.pixels.normalised(squares)
+        rows = squares if self.about.input == "uint8" else self.pixels.normalize(squares)
         try:
             found = self._graph.run(np.ascontiguousarray(rows))
         except Exception as error:  # those of backends have no common base

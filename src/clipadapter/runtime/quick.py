@@ -85,7 +85,7 @@ def open_quick(folder: Path) -> QuickModel | None:
         backend: Any = create_backend(BACKEND)
         return QuickModel(
             tuple(facts["class_names"]),
-            PixelSpec.from_facts(facts["pixels"]),
+            PixelSpec.from_dict(facts["pixels"]),
             backend.load(tower, facts["precision"]),
             backend.open(place / HEAD, "fp32"),
             Uncertainty.from_state(facts["trust"], dict(load_file(place / TRUST)), len(facts["class_names"])),

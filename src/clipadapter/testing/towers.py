@@ -73,7 +73,7 @@ def check_a_beginning_may_be_run_by_itself(encoder: Encoder) -> None:
 
     def run(apart: bool) -> tuple[Tensor, ...]:
         if apart:
-            features = tower.encode_after(tower.begin(begin), rest, lengths - alike)
+            features = tower.encode_after_prefix(tower.encode_prefix(begin), rest, lengths - alike)
         else:
             features = tower.encode(torch.cat([begin.expand(len(texts), -1, -1), rest], dim=1), lengths)
         loss = (features * goal).sum()
@@ -87,7 +87,7 @@ def check_a_beginning_may_be_run_by_itself(encoder: Encoder) -> None:
 def check_words_can_be_put_together(encoder: Encoder) -> None:
     """The tokens of a prompt are those of its beginning and of its end, between the same marks."""
     tower = open_text_tower(encoder)
-    begin, end = tower.marks
+    begin, end = tower.special_token_counts
     whole, first, last = tower.tokenize(["a photo of a cat.", "a photo of a", "cat."])
     together = [*first[: len(first) - end], *last[begin:]]
     _require(together == whole, f"'a photo of a' and 'cat.' are {together}, but together they are {whole}")

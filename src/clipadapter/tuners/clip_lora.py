@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from clipadapter.encoders import Encoder, Layer
+from clipadapter.encoders import AttentionLayer, Encoder
 from clipadapter.errors import InputError
 from clipadapter.heads import register_head
 from clipadapter.tuners.layer_tuner import LayerTuner, add_to_weight, replace_linear
@@ -104,7 +104,7 @@ class ClipLora(LayerTuner):
             update.attach(layers, drop)
         return Trainable(arrays, layers_of.keys(), drop.start_step)
 
-    def _merge_tower(self, tower: str, layers: list[Layer]) -> bool:
+    def _merge_tower(self, tower: str, layers: list[AttentionLayer]) -> bool:
         a, b = (getattr(self, f"{tower}_{letter}_", None) for letter in "ab")
         update = None if a is None or b is None else LoraUpdate(a, b, self.matrices, self.alpha)
         if update is None or not update.fits(layers):
@@ -225,7 +225,7 @@ class LoraUpdate:
         """What ``b @ a`` is multiplied by."""
         return self.alpha / math.sqrt(self.a.shape[2])
 
-    def fits(self, layers: Sequence[Layer]) -> bool:
+    def fits(self, layers: Sequence[AttentionLayer]) -> bool:
         """Whether these are the layers it was made for, by their number and shapes."""
         shape = (len(layers), len(self.letters))
         return shape == self.a.shape[:2] == self.b.shape[:2] and all(
@@ -234,7 +234,7 @@ class LoraUpdate:
             for letter in self.letters
         )
 
-    def attach(self, layers: Sequence[Layer], drop: SeededDropout) -> None:
+    def attach(self, layers: Sequence[AttentionLayer], drop: SeededDropout) -> None:
         """Put branches into the layers, to be trained there."""
         for i, layer in enumerate(layers):
             branches = {letter: LoraBranch(layer[letter].rows, self, i, j) for j, letter in enumerate(self.letters)}
@@ -246,7 +246,7 @@ class LoraUpdate:
 
             replace_linear(layer, self.letters, make)
 
-    def merge(self, layers: Sequence[Layer]) -> None:
+    def merge(self, layers: Sequence[AttentionLayer]) -> None:
         """Put weights into the layers that the update is added to."""
         with torch.no_grad():
             for i, layer in enumerate(layers):
@@ -255,7 +255,7 @@ class LoraUpdate:
 
 
 def initial_update(
-    layers: Sequence[Layer], letters: str, rank: int, alpha: float, generator: torch.Generator, device: str
+    layers: Sequence[AttentionLayer], letters: str, rank: int, alpha: float, generator: torch.Generator, device: str
 ) -> LoraUpdate:
     """An update that is zero: ``a`` is drawn as linear layers are at first (within 1 / sqrt(in)), ``b`` is zero."""
     shapes = {tuple(layer[letter].values.shape) for layer in layers for letter in letters}

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from clipadapter.encoders import Encoder, Layer
+from clipadapter.encoders import AttentionLayer, Encoder
 from clipadapter.heads import register_head
 from clipadapter.parallel import parallel_map
 from clipadapter.tuners.layer_tuner import LayerTuner, add_to_weight, replace_linear
@@ -104,7 +104,7 @@ class ClipSvd(LayerTuner):
             values.attach(layers)
         return Trainable(arrays, layers_of.keys(), lambda: None)
 
-    def _merge_tower(self, tower: str, layers: list[Layer]) -> bool:
+    def _merge_tower(self, tower: str, layers: list[AttentionLayer]) -> bool:
         change = getattr(self, f"{tower}_s_", None)
         if change is None or not SingularValues(change).fits(layers):
             return False
@@ -231,11 +231,11 @@ class SingularValues:
 
     change: Tensor
 
-    def fits(self, layers: Sequence[Layer]) -> bool:
+    def fits(self, layers: Sequence[AttentionLayer]) -> bool:
         """Whether these are layers with as many singular values."""
         return self.change.shape == (count_singular_values(layers),)
 
-    def attach(self, layers: Sequence[Layer]) -> None:
+    def attach(self, layers: Sequence[AttentionLayer]) -> None:
         """Put factors into the layers, to be trained there."""
         slices = _slices(layers)
         weights = [place.values for layer in layers for place in layer.values()]
@@ -250,7 +250,7 @@ class SingularValues:
 
             replace_linear(layer, "".join(layer), make)
 
-    def merge(self, layers: Sequence[Layer]) -> None:
+    def merge(self, layers: Sequence[AttentionLayer]) -> None:
         """Put weights into the layers that have the changed singular values."""
         change = self.change.detach().to("cpu", torch.float64)
         places = [
@@ -261,12 +261,12 @@ class SingularValues:
             add_to_weight(place, weight_change)
 
 
-def count_singular_values(layers: Sequence[Layer]) -> int:
+def count_singular_values(layers: Sequence[AttentionLayer]) -> int:
     """How many singular values all matrices of some layers have."""
     return sum(min(place.values.shape) for layer in layers for place in layer.values())
 
 
-def _slices(layers: Sequence[Layer]) -> list[dict[str, slice]]:
+def _slices(layers: Sequence[AttentionLayer]) -> list[dict[str, slice]]:
     """Which of the singular values belong to each matrix."""
     slices, stop = [], 0
     for layer in layers:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from clipadapter.encoders import Encoder, Layer, attention_layers
+from clipadapter.encoders import AttentionLayer, Encoder, attention_layers
 from clipadapter.encoders.layers import Matrix
 from clipadapter.errors import InputError
 from clipadapter.heads.training import TrainConfig
@@ -42,7 +42,7 @@ class LayerTuner(TowerTuner):
     progress: bool
 
     @abstractmethod
-    def _merge_tower(self, tower: str, layers: list[Layer]) -> bool:
+    def _merge_tower(self, tower: str, layers: list[AttentionLayer]) -> bool:
         """Add what was learned to the weights of a tower's layers; False if it does not fit them."""
 
     def _train_config(self, shots_per_class: int) -> TrainConfig:
@@ -67,7 +67,7 @@ class LayerTuner(TowerTuner):
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return self.matrices, self.layers
 
-    def _tower_layers(self, twin: Encoder) -> dict[str, list[Layer]]:
+    def _tower_layers(self, twin: Encoder) -> dict[str, list[AttentionLayer]]:
         """The layers that are changed, by tower; of their matrices those that are changed and that they have."""
         selected = {}
         for tower, network in tower_networks(twin).items():
@@ -101,7 +101,7 @@ MakeModule = Callable[[Tensor, "Tensor | None", str], nn.Module]
 """Makes a module from weight and bias of a linear layer, and the letters of the matrices in it that are changed."""
 
 
-def select_layers(layers: Sequence[Layer], which: str) -> list[Layer]:
+def select_layers(layers: Sequence[AttentionLayer], which: str) -> list[AttentionLayer]:
     """Some of the layers of a tower: "all", half of them at the "bottom" or "top", or a third at both "ends".
 
     >>> [layer["layer"] for layer in select_layers([{"layer": i} for i in range(12)], "ends")]
@@ -145,7 +145,7 @@ class SplitAttention(nn.Module):
         return (output if self.batch_first else output.transpose(0, 1)), None
 
 
-def replace_linear(layer: Layer, letters: str, make: MakeModule) -> None:
+def replace_linear(layer: AttentionLayer, letters: str, make: MakeModule) -> None:
     """Replace the linear layers that hold some matrices of a layer by other modules.
 
     Args:
@@ -176,6 +176,6 @@ def add_to_weight(place: Matrix, change: Tensor) -> None:
         change: (out, in), added to it.
     """
     with torch.no_grad():
-        weight = place.whole.detach().clone()
+        weight = place.full_weight.detach().clone()
         weight[place.rows] += change.to(weight)
         setattr(place.owner, place.weight, nn.Parameter(weight, requires_grad=False))

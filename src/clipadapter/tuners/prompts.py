@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipadapter.data import clean_name
 from clipadapter.errors import InputError
-from clipadapter.towers import Beginning, TextTower
+from clipadapter.towers import Prefix, TextTower
 
 CLASS_TOKENS = ("end", "middle", "front")
 PRECISIONS = ("fp32", "bf16")
@@ -72,7 +72,7 @@ class Prompts:
         """Tokens of one prompt, any token standing for the context; and the places of the context."""
         words = clean_name(name)
         whole, alone = self.tower.tokenize([f"{words}.", words])
-        begin, end = self.tower.marks
+        begin, end = self.tower.special_token_counts
         body = whole[begin : len(whole) - end]
         # As in CoOp: the name's tokens are counted by themselves, since the full stop may join its last token.
         count = min(len(alone) - begin - end, len(body))
@@ -138,13 +138,13 @@ class Prompts:
             self._bytes[shared] = self._measure_bytes(shared)
         return self._bytes[shared]
 
-    def _encode_prefix(self, context: Tensor) -> Beginning:
+    def _encode_prefix(self, context: Tensor) -> Prefix:
         """What all prompts begin with, if they share the context (M, w)."""
-        marks = self._fixed[0, : self.tower.marks[0]]
+        marks = self._fixed[0, : self.tower.special_token_counts[0]]
         with self._precision():
-            return self.tower.begin(torch.cat([marks, context[: self._before].to(marks.dtype)]))
+            return self.tower.encode_prefix(torch.cat([marks, context[: self._before].to(marks.dtype)]))
 
-    def _encode(self, context: Tensor, classes: Tensor, beginning: Beginning | None) -> Tensor:
+    def _encode(self, context: Tensor, classes: Tensor, beginning: Prefix | None) -> Tensor:
         lengths, places = self.lengths[classes], self._places[classes]
         embeddings = self._fixed[classes, : int(lengths.max())]
         if beginning is not None:
@@ -159,7 +159,7 @@ class Prompts:
             if beginning is None:
                 output = self.tower.encode(embeddings, lengths)
             else:
-                output = self.tower.encode_after(beginning, embeddings, lengths)
+                output = self.tower.encode_after_prefix(beginning, embeddings, lengths)
         return output.to(embeddings.dtype)
 
     def _precision(self) -> torch.autocast:
@@ -200,7 +200,7 @@ def context_from_words(tower: TextTower, words: str) -> Tensor:
     >>> context_from_words(WordTower({"a": torch.ones(2)}, dim=2), "a photo of a").shape
     torch.Size([4, 2])
     """
-    begin, end = tower.marks
+    begin, end = tower.special_token_counts
     (tokens,) = tower.tokenize([words])
     inner = tokens[begin : len(tokens) - end]
     if not inner:

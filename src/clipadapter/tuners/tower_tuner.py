@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from clipadapter.backends import Tower
-from clipadapter.encoders import Encoder, open_text_tower, open_twin
+from clipadapter.encoders import Encoder, open_text_tower, open_tunable_copy
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import Head, SupportSet
@@ -108,7 +108,7 @@ class TowerTuner(Head):
         """
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r}")
-        twin = open_twin(encoder)
+        twin = open_tunable_copy(encoder)
         names = {name: i for i, name in enumerate(prompts)}
         unknown_labels = sorted(set(labels) - set(names))
         if unknown_labels or len(labels) != len(squares) or not len(labels):
@@ -156,7 +156,7 @@ class TowerTuner(Head):
             InputError: before `tune`, or if what was learned does not fit the encoder.
         """
         arrays = self._arrays()
-        twin = open_twin(encoder)
+        twin = open_tunable_copy(encoder)
         changed = self._merge(twin)
         total = blake2b(
             repr((twin.info.fingerprint, type(self).__name__, *self._fingerprint_facts())).encode(), digest_size=16
@@ -321,5 +321,5 @@ def count_weights(encoder: Encoder, towers: Collection[str]) -> int:
 
 def _tower(encoder: Encoder) -> Tower:
     tower = encoder.tower()
-    assert tower is not None, "open_twin has looked"
+    assert tower is not None, "open_tunable_copy has looked"
     return tower

@@ -22,7 +22,7 @@ from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.worker import set_threads
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, require
-from clipadapter.features.cluster import connected
+from clipadapter.features.cluster import connect_ray
 
 AHEAD = 2
 """Tasks given out for each core of the cluster, so that no core waits and an autoscaler sees what is wanted."""
@@ -48,7 +48,7 @@ class Ray(Launcher):
         ray = require("ray", "ray", "The launcher ray")
         if not jobs:
             return
-        with connected(ray, self.workers) as alone:
+        with connect_ray(ray, self.workers) as alone:
             yield from _tasks(ray, self, function, jobs, travel=not alone)
 
 

@@ -52,7 +52,7 @@ def command(
     What is kept is never computed again: an embed that was cut short goes on where it was, and several may fill
     one cache file at once. The pictures need no classes.
     """
-    from clipadapter.features import FeatureStore, choose_backend, embed, feature_rows, parse_shard, to_parquet
+    from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, parse_shard, write_parquet
 
     i, n = parse_shard(shard or "1/1")
     spec = views.spec(seed)
@@ -78,7 +78,7 @@ def command(
         if not done.done and done.skipped:
             raise DataError(f"none of the {len(samples)} pictures can be read")
         if to is not None:
-            to_parquet(to, feature_rows(encoder, samples, store), encoder.info)
+            write_parquet(to, extract_rows(encoder, samples, store), encoder.info)
         result = {
             "encoder": encoder.info.name,
             "backend": encoder.info.backend,
@@ -107,7 +107,7 @@ def _samples(data: Path, split: str | None) -> Sequence[Sample]:
 
 
 def _check_table(path: Path) -> None:
-    """Refuse before the work what `to_parquet` would refuse after it."""
+    """Refuse before the work what `write_parquet` would refuse after it."""
     require("pyarrow.parquet", "parquet", "The Parquet export")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
