@@ -40,7 +40,7 @@ def test_what_is_changed_in_a_twin_changes_it_alone(name, opened, picture):
     twin = open_tunable_copy(encoder)
     for layers in layers_of(twin):
         place = layers[0]["v"]
-        setattr(place.owner, place.weight, nn.Parameter(place.whole.detach() * 1.5, requires_grad=False))
+        setattr(place.owner, place.weight, nn.Parameter(place.full_weight.detach() * 1.5, requires_grad=False))
     assert not torch.allclose(twin.encode_images(pictures), before[0])
     assert not torch.allclose(twin.encode_text(TEXTS), before[1])
     assert torch.equal(encoder.encode_images(pictures), before[0])
