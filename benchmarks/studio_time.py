@@ -93,10 +93,10 @@ def used(browser: webdriver.Chrome, url: str, pictures: dict[str, list[str]], co
         browser.find_element("css selector", f'input[data-upload="{name}"]').send_keys("\n".join(paths[:count]))
         see(f'[data-drop="{name}"] .cs-count', lambda text: text == str(count))
     note("their pictures are on the disk")
-    see(".cs-good b", lambda text: text.endswith("%"))
+    see(".cs-accuracy b", lambda text: text.endswith("%"))
     note("a model is fitted and measured")
     browser.find_element("css selector", "#cs-try input[type=file]").send_keys(next(iter(pictures.values()))[count])
-    see(".cs-near img")
+    see(".cs-nearest img")
     note("it has answered for a new picture, and said why")
     return told
 

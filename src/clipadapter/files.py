@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -170,6 +171,16 @@ def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> 
             raise
         raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
     return Path(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the entries of a folder to the disk, as after a rename. Systems that can't sync a folder need no call."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def open_regular(path: str | Path) -> BinaryIO:

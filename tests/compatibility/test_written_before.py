@@ -87,6 +87,6 @@ def test_a_project_of_the_studio_has_its_pictures_and_can_be_undone(tmp_path, fo
             "green/x": 4,
             "blue?": 4,
         }
-        while project.undoable:
+        while project.next_undo:
             project.undo()
         assert project.contents.classes == {}

@@ -34,7 +34,7 @@ with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcon
     from clipadapter.features import FeatureStore
     from clipadapter.persistence import load_model
     from clipadapter.runtime import About
-    from clipadapter.studio._journal import Journal
+    from clipadapter.studio.journal import Journal
     from clipadapter.uncertainty.costs import read_costs
 
 Reader = Callable[[Path], object]

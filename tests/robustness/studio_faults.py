@@ -1,4 +1,4 @@
-"""Does random things in a studio's project, killed or failed before every operation on files.
+"""Makes random steps in a studio's project, killed or failed before every operation on files.
 
 Usage: studio_faults.py FOLDER SEED WAY, where WAY is killed, failing or full. It writes how many points were tried;
 what is wrong ends it with an AssertionError.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
-from clipadapter.studio._pictures import Upload
+from clipadapter.studio.pictures import Upload
 
 NAMES = ("cat", "a/b", "test", "..", "猫", "dog")
 HEAD = b"P6 1 1 255\n"  # the smallest picture that there is
@@ -22,43 +22,45 @@ LENGTH = 12
 
 
 def act(project, rng):
-    """One thing that a person may do; what it is hangs on the generator and on what is there."""
+    """Make one step of a person; it depends on the generator and on the contents."""
     contents = project.contents
     classes = sorted(contents.classes)
-    keys = sorted(one.key for one in contents.all())
+    keys = sorted(one.key for one in contents.pictures())
     labelled = sorted(one.key for each in contents.classes.values() for one in each)
-    sent = [Upload("x", HEAD + bytes([rng.randrange(4), 0, 0])) for _ in range(2)]
+    uploads = [Upload("x", HEAD + bytes([rng.randrange(4), 0, 0])) for _ in range(2)]
     free = [name for name in NAMES if name not in classes]
     name, other, key = (rng.choice(some or [""]) for some in (classes, free, keys))
-    done = {
+    possible = {
         "add_class": bool(free),
-        "add": bool(classes),
+        "add_pictures": bool(classes),
         "add_unlabelled": True,
-        "label": bool(classes and keys),
-        "remove": bool(labelled),
+        "label_pictures": bool(classes and keys),
+        "remove_pictures": bool(labelled),
         "rename_class": bool(classes and free),
         "remove_class": len(classes) > 1,
         "undo": True,
     }
-    verbs = ["add", "add", "remove", *done]
-    verb = rng.choice([one for one in verbs if done[one]])
+    names = ["add_pictures", "add_pictures", "remove_pictures", *possible]
+    step = rng.choice([one for one in names if possible[one]])
     arguments = {
         "add_class": (other,),
-        "add": (name, sent),
-        "add_unlabelled": (sent,),
-        "label": ([key], name),
-        "remove": (rng.sample(labelled, min(2, len(labelled))),),
+        "add_pictures": (name, uploads),
+        "add_unlabelled": (uploads,),
+        "label_pictures": ([key], name),
+        "remove_pictures": (rng.sample(labelled, min(2, len(labelled))),),
         "rename_class": (name, other),
         "remove_class": (name,),
         "undo": (),
-    }[verb]
-    getattr(project, verb)(*arguments)
+    }[step]
+    getattr(project, step)(*arguments)
 
 
 def state(project):
     """Numbers of the pictures of each class, and of those without one."""
     read = lambda those: sorted(one.path.read_bytes()[len(HEAD)] for one in those)  # noqa: E731
-    return {name: read(each) for name, each in project.contents.classes.items()} | {"": read(project.contents.pool)}
+    return {name: read(each) for name, each in project.contents.classes.items()} | {
+        "": read(project.contents.unlabelled)
+    }
 
 
 def check(root, allowed):
@@ -72,7 +74,7 @@ def check(root, allowed):
         assert not list((root / ".studio").rglob(".*"))
     with Project(root) as project:
         assert state(project) == found
-        while project.undoable:
+        while project.next_undo:
             project.undo()
         assert state(project) == {"": []}
     assert [path.name for path in root.iterdir()] == [".studio"]

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.studio import Project
-from clipadapter.studio._pictures import Upload
+from clipadapter.studio.pictures import Upload
 
 
 @pytest.fixture(scope="session")

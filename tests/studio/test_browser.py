@@ -187,7 +187,7 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     # By the names alone.
     person.see("#cs-try input[type=file]").send_keys(squares(tmp_path, "green", 1, 900)[0])
     assert person.see(".cs-top li").text.startswith("green")
-    person.see(".cs-answer", "By the names of the classes alone")
+    person.see(".cs-prediction", "uses the class names alone")
 
     # Pictures; one that is none, one that is in another class.
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
@@ -196,19 +196,19 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
         person.see(f'[data-drop="{name}"] .cs-count', "4")
         assert len(server.files(name)) == 4  # on the disk when the page says so
     person.drop("red", [str(tmp_path / "bad.jpg"), str(tmp_path / "blue 0.png")])
-    person.see(".cs-note", "not added, but in 'blue' already. Not taken: bad.jpg (not an image).")
+    person.see(".cs-note", "not added: already in 'blue'. Rejected: bad.jpg (not an image).")
     sending = "return [...document.querySelectorAll('.cs-sending')].some((e) => e.textContent.startsWith('Sending'))"
     person.until(lambda: not person.driver.execute_script(sending))  # also where nothing was added
-    person.see(".cs-good", "of pictures that were held out are called right")
-    person.see(".cs-answer", "leads")  # what was asked by the names alone is asked again
+    person.see(".cs-accuracy", "of held-out pictures are predicted correctly")
+    person.see(".cs-prediction", "leads")  # what was asked by the names alone is asked again
 
     # Why, and a correction.
     person.see('#cs-try button[aria-label="Remove Image"]').click()
-    person.see(".cs-answer", "Choose a picture above")
+    person.see(".cs-prediction", "Choose a picture above")
     person.see("#cs-try input[type=file]").send_keys(squares(tmp_path, "blue", 1, 901)[0])
     assert person.see(".cs-top li").text.startswith("blue")
-    person.until(lambda: len(person.all(".cs-near img")) == 5)
-    person.see(".cs-answer .cs-button", "red").click()
+    person.until(lambda: len(person.all(".cs-nearest img")) == 5)
+    person.see(".cs-prediction .cs-button", "red").click()
     person.see(".cs-note", "Added 1 picture to 'red'.")
     assert len(server.files("red")) == 5
     person.leave()
@@ -224,7 +224,7 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
         shown = person.see(".cs-current").get_attribute("data-picture")
         guess = person.see(".cs-guess b").text
         person.press(str(sorted(COLOURS).index(guess) + 1))
-        person.see(".cs-facts", f"{13 + i} labelled")
+        person.see(".cs-summary", f"{13 + i} labelled")
         assert person.driver.execute_script(
             "const now = document.querySelector('.cs-current'); return !now || now.dataset.picture !== arguments[0]",
             shown,
@@ -233,7 +233,7 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
 
     # The model.
     person.see("button", "Save the model").click()
-    person.see("#cs-took", "Saved.")
+    person.see("#cs-saved", "Saved.")
     model = FewShotClassifier.load(server.project / ".studio" / "model", cache=None)
     assert model.predict([tmp_path / "green 900.png"]) == ["green"] and len(model.support_) == 16
 
@@ -242,7 +242,7 @@ def test_two_pages_show_the_same(person, server):
     first = person.driver.current_window_handle
     person.driver.switch_to.new_window("tab")
     person.open(server.url)
-    person.see(".cs-facts", "16 labelled")
+    person.see(".cs-summary", "16 labelled")
     person.see('[aria-label="Rename blue"]').click()
     person.see(".cs-rename input:focus")
     person.press("sky & <b>sea</b>")  # the name is selected, and is written over
@@ -262,8 +262,8 @@ def test_a_killed_server_loses_nothing_and_undo_goes_on(person, server, tmp_path
     assert len(now) == len(before["red"]) + 3
     server.start()
     person.open(server.url)
-    person.see(".cs-facts", "19 labelled")
-    person.see(".cs-good", "held out are called right")
+    person.see(".cs-summary", "19 labelled")
+    person.see(".cs-accuracy", "of held-out pictures are predicted correctly")
     assert server.files("red") == now
     person.leave()
     person.undo()

@@ -1,4 +1,4 @@
-"""What happens to steps and to the page when the disk is full: a step is made whole, or not at all."""
+"""On a full disk, a step is made completely or not at all, and the page reports it."""
 
 import errno
 import json
@@ -9,10 +9,10 @@ import pytest
 
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
-from clipadapter.studio._acts import Acts
-from clipadapter.studio._journal import Journal
-from clipadapter.studio._session import Session
-from clipadapter.studio._tab import Tab
+from clipadapter.studio.actions import Actions
+from clipadapter.studio.journal import Journal
+from clipadapter.studio.session import Session
+from clipadapter.studio.tab import Tab
 
 
 def no_space(*args, **kwargs):
@@ -43,43 +43,43 @@ def opened(root):
     return Journal(root, root / ".studio" / "journal.jsonl")
 
 
-def test_a_step_that_fails_in_the_middle_is_taken_back(root, monkeypatch):
+def test_a_step_that_fails_in_the_middle_is_reverted(root, monkeypatch):
     journal = opened(root)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fails_at(2, Path.rename))
         with pytest.raises(OSError, match="No space"):
-            journal.do("moving", [("a", "x/a"), ("b", "x/b")], ["x"], {"x": "name"})
+            journal.perform("moving", [("a", "x/a"), ("b", "x/b")], ["x"], {"x": "name"})
     for each in (journal, opened(root)):
         assert (root / "a").is_file() and (root / "b").is_file() and not (root / "x").exists()
         assert each.steps == [] and each.names == {}
 
 
-def test_an_undo_that_fails_in_the_middle_is_taken_back(root, monkeypatch):
+def test_an_undo_that_fails_in_the_middle_is_reverted(root, monkeypatch):
     journal = opened(root)
-    journal.do("moving", [("a", "x/a"), ("b", "x/b")], ["x"], {"x": "name"})
+    journal.perform("moving", [("a", "x/a"), ("b", "x/b")], ["x"], {"x": "name"})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fails_at(2, Path.rename))
         with pytest.raises(OSError, match="No space"):
             journal.undo()
     for each in (journal, opened(root)):
         assert (root / "x" / "a").is_file() and (root / "x" / "b").is_file()
-        assert [step.what for step in each.steps] == ["moving"] and each.names == {"x": "name"}
-    assert journal.do("next").number == 2
+        assert [step.description for step in each.steps] == ["moving"] and each.names == {"x": "name"}
+    assert journal.perform("next").number == 2
 
 
-def test_a_step_whose_moves_are_made_is_made_even_if_that_can_not_be_noted(root, monkeypatch):
+def test_a_step_counts_as_made_even_if_the_line_done_can_not_be_written(root, monkeypatch):
     journal = opened(root)
     append = Journal._append
     with monkeypatch.context() as patch:
         patch.setattr(
-            Journal, "_append", lambda self, line, safe=False: no_space() if not safe else append(self, line, safe)
+            Journal, "_append", lambda self, line, sync=False: no_space() if not sync else append(self, line, sync)
         )
-        journal.do("moving", [("a", "x/a")])
+        journal.perform("moving", [("a", "x/a")])
     for each in (journal, opened(root)):
-        assert (root / "x" / "a").is_file() and [step.what for step in each.steps] == ["moving"]
+        assert (root / "x" / "a").is_file() and [step.description for step in each.steps] == ["moving"]
 
 
-def test_a_step_that_can_not_be_taken_back_is_said_to_be_finished_later(root, monkeypatch):
+def test_a_step_that_can_not_be_reverted_is_finished_at_the_next_opening(root, monkeypatch):
     journal = opened(root)
     calls = []
     real = Path.rename
@@ -90,31 +90,31 @@ def test_a_step_that_can_not_be_taken_back_is_said_to_be_finished_later(root, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
-        with pytest.raises(InputError, match="moving was cut short.*when the project is opened again"):
-            journal.do("moving", [("a", "x/a"), ("b", "x/b")])
-    assert [step.what for step in opened(root).steps] == ["moving"]
+        with pytest.raises(InputError, match="moving was interrupted: .*; open the project again to finish it"):
+            journal.perform("moving", [("a", "x/a"), ("b", "x/b")])
+    assert [step.description for step in opened(root).steps] == ["moving"]
     assert (root / "x" / "a").is_file() and (root / "x" / "b").is_file()
 
 
-def test_the_page_shows_what_is_there_when_class_names_can_not_be_written(tmp_path, monkeypatch):
+def test_a_class_is_added_even_if_class_names_can_not_be_written(tmp_path, monkeypatch):
     with Project(tmp_path / "p") as project:
         with monkeypatch.context() as patch:
             patch.setattr("clipadapter.files.tempfile.NamedTemporaryFile", no_space)
             assert project.add_class("a/b") == "a/b"
-        assert list(project.contents.classes) == ["a/b"] and "class_names.json" in project.unwritten
+        assert list(project.contents.classes) == ["a/b"] and "class_names.json" in project.class_names_error
         assert not (project.root / ".studio" / "class_names.json").exists()
         project.refresh()
         assert json.loads((project.root / ".studio" / "class_names.json").read_text()) == {"a_b": "a/b"}
-        assert project.unwritten == ""
+        assert project.class_names_error == ""
 
 
-def test_the_note_says_that_class_names_are_not_written(tmp_path, monkeypatch):
+def test_the_note_reports_that_class_names_are_not_written(tmp_path, monkeypatch):
     session = Session(Project(tmp_path / "p"), "toy", cache=None)
     try:
         monkeypatch.setattr("clipadapter.files.tempfile.NamedTemporaryFile", no_space)
         tab = Tab()
-        Acts(session, lambda: str(tmp_path)).do(tab, {"do": "add-class", "text": "a/b"})
-        assert tab.note.text.startswith("There is a class 'a/b' now. The file class_names.json can't be written")
+        Actions(session, lambda: str(tmp_path)).perform(tab, {"action": "add-class", "text": "a/b"})
+        assert tab.note.text.startswith("Added the class 'a/b'. The file class_names.json can't be written")
     finally:
         session.close()
 
@@ -128,10 +128,10 @@ def test_class_names_are_written_at_the_next_opening_after_a_crash(tmp_path):
     assert json.loads(names.read_text()) == {"a_b": "a/b"}
 
 
-def test_what_a_killed_write_left_is_removed_at_the_next_opening(tmp_path, upload):
+def test_temporary_files_of_a_killed_write_are_removed_at_the_next_opening(tmp_path, upload):
     with Project(tmp_path / "p") as project:
         project.add_class("cat")
-        project.add("cat", [upload("red")])
+        project.add_pictures("cat", [upload("red")])
     own = tmp_path / "p" / ".studio"
     left = [own / ".class_names.json-abcd", own / "incoming" / "7" / ".1234.png-abcd"]
     for path in left:

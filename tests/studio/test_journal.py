@@ -3,7 +3,7 @@ import json
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.studio._journal import Journal
+from clipadapter.studio.journal import Journal
 
 
 @pytest.fixture
@@ -21,123 +21,123 @@ def lines(root):
     return [json.loads(line) for line in (root / ".studio" / "journal.jsonl").read_text().splitlines()]
 
 
-def test_steps_are_undone_from_the_last_on_also_after_a_restart(root):
+def test_steps_are_undone_in_reverse_order_also_after_a_restart(root):
     journal = opened(root)
-    journal.do("first", [("a", "x/a")], ["x"], {"x": "name"})
-    journal.do("second", [("x/a", "y/a"), ("b", "y/b")])
+    journal.perform("first", [("a", "x/a")], ["x"], {"x": "name"})
+    journal.perform("second", [("x/a", "y/a"), ("b", "y/b")])
     again = opened(root)
     assert again.names == {"x": "name"} and (root / "y" / "a").read_text() == "a"
-    assert again.undo().what == "second"
+    assert again.undo().description == "second"
     assert (root / "x" / "a").is_file() and (root / "b").is_file()
     again = opened(root)
-    assert again.undo().what == "first"
+    assert again.undo().description == "first"
     assert again.names == {} and (root / "a").is_file() and not (root / "x").exists()
     assert again.undo() is None
 
 
-def test_a_step_that_was_cut_short_is_finished(root):
+def test_an_interrupted_step_is_finished_at_the_next_opening(root):
     journal = opened(root)
-    journal._make = lambda step: (_ for _ in ()).throw(KeyboardInterrupt)  # killed after the line was written
+    journal._make_moves = lambda step: (_ for _ in ()).throw(KeyboardInterrupt)  # killed after the line was written
     with pytest.raises(KeyboardInterrupt):
-        journal.do("moving", [("a", "x/a"), ("b", "x/b")])
+        journal.perform("moving", [("a", "x/a"), ("b", "x/b")])
     (root / "x").mkdir()
     (root / "a").rename(root / "x" / "a")  # one of the moves was made
     again = opened(root)
     assert (root / "x" / "a").is_file() and (root / "x" / "b").is_file()
-    assert again.undo().what == "moving" and (root / "a").is_file()
+    assert again.undo().description == "moving" and (root / "a").is_file()
 
 
-def test_an_undoing_that_was_cut_short_is_finished(root):
+def test_an_interrupted_undo_is_finished_at_the_next_opening(root):
     journal = opened(root)
-    journal.do("moving", [("a", "x/a"), ("b", "x/b")])
-    journal._unmake = lambda step: (_ for _ in ()).throw(KeyboardInterrupt)
+    journal.perform("moving", [("a", "x/a"), ("b", "x/b")])
+    journal._reverse_moves = lambda step: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         journal.undo()
     again = opened(root)
     assert (root / "a").is_file() and (root / "b").is_file() and again.steps == []
 
 
-def test_a_torn_line_is_dropped_and_the_next_one_is_whole(root):
-    opened(root).do("moving", [("a", "x/a")])
+def test_an_incomplete_line_is_removed_before_the_next_one_is_written(root):
+    opened(root).perform("moving", [("a", "x/a")])
     path = root / ".studio" / "journal.jsonl"
     with path.open("a") as file:
         file.write('{"step": 2, "wh')
     journal = opened(root)
-    assert [step.what for step in journal.steps] == ["moving"]
-    journal.do("again", [("b", "x/b")])
-    assert [step.what for step in opened(root).steps] == ["moving", "again"]
+    assert [step.description for step in journal.steps] == ["moving"]
+    journal.perform("again", [("b", "x/b")])
+    assert [step.description for step in opened(root).steps] == ["moving", "again"]
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/hosts", "x/../../outside", "link/file"])
-def test_no_step_leads_out_of_the_folder(root, path, tmp_path_factory):
+def test_no_path_of_a_step_is_outside_the_folder(root, path, tmp_path_factory):
     (root / "link").symlink_to(tmp_path_factory.mktemp("elsewhere"))
-    with pytest.raises(ValueError, match="leads out"):
-        opened(root).do("moving", [("a", path)])
+    with pytest.raises(ValueError, match="is outside the folder"):
+        opened(root).perform("moving", [("a", path)])
     line = {"step": 1, "what": "", "moves": [["a", path]], "folders": [], "before": {}, "after": {}}
     (root / ".studio" / "journal.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(InputError, match="leads out"):
+    with pytest.raises(InputError, match="is outside the folder"):
         opened(root)
     assert (root / "a").is_file()
 
 
-def test_what_somebody_else_put_there_is_not_overwritten(root):
+def test_undo_overwrites_no_file_of_another_program(root):
     journal = opened(root)
-    journal.do("moving", [("a", "x/a")])
+    journal.perform("moving", [("a", "x/a")])
     (root / "a").write_text("new")
     journal.undo()
     assert (root / "a").read_text() == "new" and (root / "x" / "a").read_text() == "a"
 
 
-def test_a_line_of_something_else_is_told(root):
+def test_a_line_that_is_not_a_step_is_an_error(root):
     opened(root)
     (root / ".studio" / "journal.jsonl").write_text('{"hello": 1}\n')
-    with pytest.raises(InputError, match="line 1, is no step"):
+    with pytest.raises(InputError, match="line 1 is not a step"):
         opened(root)
 
 
 def test_a_step_is_on_disk_before_its_first_move(root):
     journal = opened(root)
-    seen = []
-    make = journal._make
-    journal._make = lambda step: (seen.extend(lines(root)), make(step))
-    journal.do("moving", [("a", "x/a")])
-    assert [line["what"] for line in seen] == ["moving"] and lines(root)[-1] == {"done": 1}
+    logged = []
+    make = journal._make_moves
+    journal._make_moves = lambda step: (logged.extend(lines(root)), make(step))
+    journal.perform("moving", [("a", "x/a")])
+    assert [line["what"] for line in logged] == ["moving"] and lines(root)[-1] == {"done": 1}
 
 
-def test_nothing_of_a_line_stays_that_could_not_be_written(root, monkeypatch):
+def test_a_line_that_can_not_be_written_is_removed(root, monkeypatch):
     journal = opened(root)
-    journal.do("first", [("a", "x/a")])
+    journal.perform("first", [("a", "x/a")])
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipadapter.studio._journal.os.fsync", full)
+        patch.setattr("clipadapter.studio.journal.os.fsync", full)
         with pytest.raises(OSError, match="No space"):
-            journal.do("second", [("b", "x/b")])
+            journal.perform("second", [("b", "x/b")])
     assert (root / "b").is_file()
-    journal.do("third", [("b", "y/b")])
+    journal.perform("third", [("b", "y/b")])
     again = opened(root)
-    assert [step.what for step in again.steps] == ["first", "third"] and (root / "y" / "b").is_file()
+    assert [step.description for step in again.steps] == ["first", "third"] and (root / "y" / "b").is_file()
 
 
-def test_what_cannot_be_finished_is_told(root):
-    opened(root).do("moving a", [("a", "x/a")])
+def test_an_interrupted_step_that_can_not_be_finished_is_an_error(root):
+    opened(root).perform("moving a", [("a", "x/a")])
     (root / "x" / "a").rename(root / "a")
     (root / "x").rmdir()
     (root / "x").write_text("in the way")
     journal = root / ".studio" / "journal.jsonl"
     journal.write_text(journal.read_text().splitlines()[0] + "\n")  # killed before it was done
-    with pytest.raises(InputError, match="moving a was cut short, and can't be finished"):
+    with pytest.raises(InputError, match="moving a was interrupted and can't be finished"):
         opened(root)
 
 
-def test_a_journal_that_is_none_is_told(root):
+def test_a_damaged_journal_is_an_error(root):
     place = root / ".studio" / "journal.jsonl"
     place.parent.mkdir()
     line = {"step": 1, "what": "", "moves": [], "folders": [], "before": {}, "after": {"a": ["no text"]}}
     place.write_text(json.dumps(line) + "\n")
-    with pytest.raises(InputError, match="a class name is no text"):
+    with pytest.raises(InputError, match="a class name is not a text"):
         opened(root)
     place.unlink()
     place.mkdir()

@@ -1,4 +1,4 @@
-"""The page as a server: what it serves, to whom, and what it asks for."""
+"""The page as a server: what it serves, to whom, and what it requests."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from clipadapter.studio import build
+from clipadapter.studio import build_page
 
 DOCS = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
 
@@ -23,21 +23,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # ev
 @pytest.fixture
 def local(monkeypatch):
     """Lets connections to the machine itself through, and keeps the addresses of all."""
-    refuse, inner, seen = socket.socket.connect, socket.socket.__bases__[0].connect, []
+    refuse, inner, addresses = socket.socket.connect, socket.socket.__bases__[0].connect, []
 
     def connect(self, address):
-        seen.append(address)
+        addresses.append(address)
         near = isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1")
         return inner(self, address) if near else refuse(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    return seen
+    return addresses
 
 
 @pytest.fixture
 def page(tmp_path, local, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    made = build(tmp_path / "p", encoder="toy", cache=None)
+    made = build_page(tmp_path / "p", encoder="toy", cache=None)
     yield made
     made.close(verbose=False)
     made.session.close()
@@ -54,7 +54,7 @@ def get(url, **headers):
             return error.code, ""
 
 
-def test_it_serves_its_page_and_no_file_of_the_machine(page, png, tmp_path, local):
+def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local):
     page.session.project.add_class("cat")
     (page.session.project.root / "cat" / "1.png").write_bytes(png("red"))
     (tmp_path / "beside.png").write_bytes(png("red"))
@@ -64,8 +64,8 @@ def test_it_serves_its_page_and_no_file_of_the_machine(page, png, tmp_path, loca
     asked = re.findall(r'(?:src|href)="(https?:[^"]+)"', text)
     assert [one for one in asked if not one.startswith(url)] == []
     for path in ("cat/1.png", ".studio/journal.jsonl", ".studio/lock", "../beside.png", "/etc/passwd"):
-        place = path if path.startswith("/") else page.session.project.root / path
-        assert get(f"{url}gradio_api/file={place}")[0] == 403
+        path = path if path.startswith("/") else page.session.project.root / path
+        assert get(f"{url}gradio_api/file={path}")[0] == 403
     made = page.session.project.root / ".studio" / "export" / "model.zip"
     made.parent.mkdir()
     made.write_bytes(b"zip")
@@ -73,64 +73,64 @@ def test_it_serves_its_page_and_no_file_of_the_machine(page, png, tmp_path, loca
     assert all(address[0] in ("127.0.0.1", "::1") for address in local)
 
 
-def test_a_foreign_name_for_this_machine_is_refused(page):
+def test_requests_that_name_another_host_are_refused(page):
     _, url, _ = page.launch(prevent_thread_lock=True)
     assert get(url, Host="attacker.example")[0] == 400
     assert get(url, Host="localhost")[0] == 200
 
 
 @pytest.mark.parametrize(
-    "place", ["file=https://example.com/a.png", "file=HTTP:/example.com/a.png", "proxy=https://a.hf.space/x"]
+    "path", ["file=https://example.com/a.png", "file=HTTP:/example.com/a.png", "proxy=https://a.hf.space/x"]
 )
-def test_nothing_is_fetched_from_another_host(page, local, place):
+def test_the_server_fetches_nothing_from_another_host(page, local, path):
     _, url, _ = page.launch(prevent_thread_lock=True)
-    assert get(f"{url}gradio_api/{place}")[0] == 403
+    assert get(f"{url}gradio_api/{path}")[0] == 403
     assert all(address[0] in ("127.0.0.1", "::1") for address in local if isinstance(address, tuple))
 
 
-def test_no_function_of_the_page_is_an_interface(page):
+def test_no_function_of_the_page_is_a_public_endpoint(page):
     _, url, _ = page.launch(prevent_thread_lock=True)
     status, text = get(f"{url}gradio_api/info")
     assert status == 200 and '"named_endpoints":{}' in text.replace(" ", "")
 
 
-def test_a_password_keeps_others_out(page):
+def test_a_password_is_required_for_every_path(page):
     _, url, _ = page.launch(prevent_thread_lock=True, auth=("studio", "secret"))
     assert get(f"{url}config")[0] == get(f"{url}gradio_api/file=/x")[0] == 401
 
 
-def test_nothing_is_reported(page):
+def test_telemetry_is_off(page):
     assert page.analytics_enabled is False
     _, url, _ = page.launch(prevent_thread_lock=True)
     assert page.run_history is False and "fonts.googleapis" not in get(url)[1]
 
 
-def test_what_could_not_be_saved_is_told_until_something_changes(page, upload):
+def test_a_failed_save_is_reported_until_something_changes(page, upload):
     tab, project, session = SimpleNamespace(session_hash="a"), page.session.project, page.session
     assert "nothing to save yet" in page._save(tab)[0]
-    assert gr.skip() == page._look(tab)[0]
+    assert gr.skip() == page._poll(tab)[0]
     for name in ("cat", "do`g", "eel"):
         project.add_class(name)
-    assert page._look(tab)[0] == ""
-    assert gr.skip() == page._look(tab)[0]
-    project.add("cat", [upload("red")])
-    session.changed()
-    assert "`do'g`, `eel` have no picture: known by their names alone." in page._save(tab)[0]
-    project.add("eel", [upload("blue")])
-    session.changed()
-    assert page._save(tab)[0].endswith(" asks it. `do'g` has no picture: known by its name alone.")
-    assert gr.skip() == page._look(tab)[0]
-    project.add("do`g", [upload("green")])
-    session.changed()
-    assert page._save(tab)[0].endswith(" asks it.")
+    assert page._poll(tab)[0] == ""
+    assert gr.skip() == page._poll(tab)[0]
+    project.add_pictures("cat", [upload("red")])
+    session.notify_change()
+    assert "`do'g`, `eel` have no pictures: the model knows only the class name." in page._save(tab)[0]
+    project.add_pictures("eel", [upload("blue")])
+    session.notify_change()
+    assert page._save(tab)[0].endswith(" photo.jpg`. `do'g` has no pictures: the model knows only the class name.")
+    assert gr.skip() == page._poll(tab)[0]
+    project.add_pictures("do`g", [upload("green")])
+    session.notify_change()
+    assert page._save(tab)[0].endswith(" photo.jpg`.")
 
 
-def test_the_space_of_the_documents_can_be_built(tmp_path, monkeypatch):
+def test_the_space_of_the_docs_can_be_built(tmp_path, monkeypatch):
     (code,) = re.findall(r"<!-- app -->\n```python\n(.*?)```", DOCS, re.DOTALL)
     assert 3 <= len(code.strip().splitlines()) <= 5 and code.count('encoder="lite"') == 1
     monkeypatch.chdir(tmp_path)
     launched = []
-    monkeypatch.setattr("clipadapter.studio._page.Page.launch", lambda self: launched.append(self))
+    monkeypatch.setattr("clipadapter.studio.page.Page.launch", lambda self: launched.append(self))
     (tmp_path / "app.py").write_text(code.replace('encoder="lite"', 'encoder="toy", cache=None'))
     names = {}
     exec((tmp_path / "app.py").read_text(), names)
@@ -138,14 +138,14 @@ def test_the_space_of_the_documents_can_be_built(tmp_path, monkeypatch):
     names["page"].session.close()
 
 
-def test_other_pages_may_not_send_anything(page, tmp_path):
+def test_uploads_from_pages_of_other_hosts_are_refused(page, tmp_path):
     _, url, _ = page.launch(prevent_thread_lock=True)
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\ndata\r\n--x--\r\n'
 
-    def post(**given):
-        headers = {"Content-Type": "multipart/form-data; boundary=x"}
-        headers |= {name.replace("_", "-"): value for name, value in given.items()}
-        request = urllib.request.Request(f"{url}gradio_api/upload", body, headers)
+    def post(**headers):
+        sent = {"Content-Type": "multipart/form-data; boundary=x"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"{url}gradio_api/upload", body, sent)
         try:
             with urllib.request.urlopen(request) as answer:
                 return answer.status

@@ -1,4 +1,4 @@
-"""Any sequence of what a person may do, held against a model of two dictionaries."""
+"""Random sequences of steps, compared with a model of two dictionaries."""
 
 import shutil
 import tempfile
@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from clipadapter.data.folders import read_folder
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
-from clipadapter.studio._pictures import Upload
+from clipadapter.studio.pictures import Upload
 
 NAMES = ("cat", "Cat", "a/b", "..", "test", "train", "con", "猫")
 HEAD = b"P6 1 1 255\n"  # the smallest picture that there is
@@ -26,19 +26,19 @@ class Steps(RuleBasedStateMachine):
     def begin(self):
         self.root = Path(tempfile.mkdtemp())
         self.project = Project(self.root / "p")
-        self.classes, self.pool, self.history = {}, set(), []
+        self.classes, self.unlabelled, self.history = {}, set(), []
 
     def number(self, one):
         return one.path.read_bytes()[len(HEAD)]
 
     def remember(self):
-        self.history.append(({name: set(each) for name, each in self.classes.items()}, set(self.pool)))
+        self.history.append(({name: set(each) for name, each in self.classes.items()}, set(self.unlabelled)))
 
     def where(self, number):
         return next((name for name, each in self.classes.items() if number in each), None)
 
     def key(self, number):
-        return next(one.key for one in self.project.contents.all() if self.number(one) == number)
+        return next(one.key for one in self.project.contents.pictures() if self.number(one) == number)
 
     @rule(name=st.sampled_from(NAMES))
     def add_class(self, name):
@@ -57,41 +57,41 @@ class Steps(RuleBasedStateMachine):
     def add(self, data, numbers):
         name = data.draw(st.sampled_from(sorted(self.classes)))
         new = {number for number in numbers if self.where(number) is None}
-        said = self.project.add(name, [picture(number) for number in numbers])
-        assert len(said.keys) == len(new)
+        result = self.project.add_pictures(name, [picture(number) for number in numbers])
+        assert len(result.added) == len(new)
         if new:
             self.remember()
             self.classes[name] |= new
-            self.pool -= new
+            self.unlabelled -= new
 
     @rule(numbers=st.lists(st.integers(0, 9), max_size=3))
     def add_unlabelled(self, numbers):
-        new = {number for number in numbers if self.where(number) is None} - self.pool
+        new = {number for number in numbers if self.where(number) is None} - self.unlabelled
         self.project.add_unlabelled([picture(number) for number in numbers])
         if new:
             self.remember()
-            self.pool |= new
+            self.unlabelled |= new
 
-    @precondition(lambda self: self.classes and (self.pool or any(self.classes.values())))
+    @precondition(lambda self: self.classes and (self.unlabelled or any(self.classes.values())))
     @rule(data=st.data())
     def label(self, data):
         name = data.draw(st.sampled_from(sorted(self.classes)))
-        number = data.draw(st.sampled_from(sorted(self.pool.union(*self.classes.values()))))
+        number = data.draw(st.sampled_from(sorted(self.unlabelled.union(*self.classes.values()))))
         key, before = self.key(number), self.where(number)
         if before != name:
             self.remember()
-            self.pool.discard(number)
+            self.unlabelled.discard(number)
             for each in self.classes.values():
                 each.discard(number)
             self.classes[name].add(number)
-        self.project.label([key], name)
+        self.project.label_pictures([key], name)
 
     @precondition(lambda self: any(self.classes.values()))
     @rule(data=st.data())
     def remove(self, data):
         number = data.draw(st.sampled_from(sorted(set().union(*self.classes.values()))))
         self.remember()
-        self.project.remove([self.key(number)])
+        self.project.remove_pictures([self.key(number)])
         self.classes[self.where(number)].discard(number)
 
     @precondition(lambda self: self.classes)
@@ -117,7 +117,7 @@ class Steps(RuleBasedStateMachine):
     def undo(self):
         assert bool(self.project.undo()) == bool(self.history)
         if self.history:
-            self.classes, self.pool = self.history.pop()
+            self.classes, self.unlabelled = self.history.pop()
 
     @rule()
     def restart(self):
@@ -129,9 +129,9 @@ class Steps(RuleBasedStateMachine):
         if not hasattr(self, "project"):
             return
         contents = self.project.contents
-        found = {name: {self.number(one) for one in each} for name, each in contents.classes.items()}
-        assert found == self.classes
-        assert {self.number(one) for one in contents.pool} == self.pool
+        classes = {name: {self.number(one) for one in each} for name, each in contents.classes.items()}
+        assert classes == self.classes
+        assert {self.number(one) for one in contents.unlabelled} == self.unlabelled
         assert list(self.root.iterdir()) == [self.root / "p"]  # nothing was written beside the project
         labelled = [sample for sample in read_folder(self.root / "p").dataset.samples if sample.label is not None]
         assert len(labelled) == sum(map(len, self.classes.values()))

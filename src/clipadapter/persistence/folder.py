@@ -34,6 +34,7 @@ from typing import TypeVar
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError
+from clipadapter.files import sync_folder
 from clipadapter.persistence.format import (
     CARD_FILE,
     CONFIG_FILE,
@@ -136,7 +137,7 @@ def stage_files(folder: str | Path) -> Iterator[Staging]:
             yield staging
             plan = {"config": _file_sha256(staging.path / CONFIG_FILE), "removed": staging.removed}
             write_and_sync(staging.path / SAVE_PLAN_FILE, json.dumps(plan).encode())
-            _sync_folder(staging.path)
+            sync_folder(staging.path)
             (staging.path / CONFIG_FILE).replace(target / CONFIG_FILE)
         except BaseException:
             with suppress(OSError):
@@ -144,7 +145,7 @@ def stage_files(folder: str | Path) -> Iterator[Staging]:
             raise
     # The save is done. What fails from here on is done by the next writer, and readers find the files.
     with suppress(OSError):
-        _sync_folder(target)
+        sync_folder(target)
         _recover(target)
 
 
@@ -336,13 +337,3 @@ def _config_stamp(config: Path) -> tuple[int, int, int, int] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have renames in a folder on the disk, where the system can do that."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

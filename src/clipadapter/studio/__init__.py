@@ -1,4 +1,4 @@
-"""A page in the browser on which a person teaches a classifier: name classes, drop pictures, try, correct, export."""
+"""A page in the browser to make a classifier without code: name classes, add pictures, try, correct, export."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import require
-from clipadapter.studio._adding import Added
-from clipadapter.studio._project import Project
-from clipadapter.studio._suggest import margins, suggest
+from clipadapter.studio.project import AddResult, Project
+from clipadapter.studio.selection import margins, select_for_labelling
 
 if TYPE_CHECKING:
     from clipadapter.encoders import Encoder
-    from clipadapter.studio._page import Page
+    from clipadapter.studio.page import Page
 
-__all__ = ["Added", "Project", "build", "margins", "suggest"]
+__all__ = ["AddResult", "Project", "build_page", "margins", "select_for_labelling"]
 
 
-def build(
+def build_page(
     project: str | Path,
     *,
     unlabelled: str | Path | None = None,
@@ -27,32 +26,32 @@ def build(
     head: str = "auto",
     **params: Any,
 ) -> Page:
-    """The studio of a project, as a `gradio.Blocks`; its ``launch`` serves it, also in a Space of the Hub.
+    """Build the studio of a project as a `gradio.Blocks`. Its method ``launch`` serves it, also in a Space of the Hub.
 
-    Nobody else can open the project until the process ends, or ``page.session.close()`` is called.
+    No other process can open the project until this process ends or ``page.session.close()`` is called.
 
     Args:
-        project: folder with one folder of pictures a class; made if missing.
-        unlabelled: folder of pictures to label, which stays as it is.
+        project: folder with one folder of pictures per class; made if missing.
+        unlabelled: folder of pictures to label, which is not changed.
         encoder: a URI, or an open encoder.
-        head: a registered name; one that is fitted to features in a moment.
+        head: a registered name of a head that is fitted to features quickly.
         params: further parameters of `FewShotClassifier`, such as ``cache``, ``device`` or ``templates``.
 
     Raises:
         MissingExtraError: if Gradio is not installed.
         InputError: if the folder can't be used, is open in another studio, or the head is a slow one.
-        EncoderUnavailableError: if the encoder's weights can't be had.
+        EncoderUnavailableError: if the weights of the encoder are not available.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     page = build(folder, encoder="toy", cache=None)
+    ...     page = build_page(folder, encoder="toy", cache=None)
     ...     page.session.close()
     >>> page.analytics_enabled
     False
     """
     require("gradio", "studio", "The studio")
-    from clipadapter.studio._page import Page
-    from clipadapter.studio._session import Session
+    from clipadapter.studio.page import Page
+    from clipadapter.studio.session import Session
 
     opened = Project(project, unlabelled)
     try:
@@ -60,17 +59,17 @@ def build(
     except BaseException:
         opened.close()
         raise
-    return _in_a_loop(lambda: Page(session))
+    return _call_in_event_loop(lambda: Page(session))
 
 
-def _in_a_loop(make: Callable[[], Page]) -> Page:
-    """Gradio opens an event loop for each lock that it makes while none is running, and closes none of them."""
+def _call_in_event_loop(make_page: Callable[[], Page]) -> Page:
+    """Call a function in an event loop. Without one, Gradio opens a loop for each lock it makes and closes none."""
 
     async def run() -> Page:
-        return make()
+        return make_page()
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(run())
-    return make()
+    return make_page()

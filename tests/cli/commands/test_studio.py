@@ -14,9 +14,9 @@ def environment(monkeypatch):
 def test_what_cannot_be_opened_is_told(tmp_path, run):
     (tmp_path / "file").touch()
     result = run("studio", tmp_path / "file", "--encoder", "toy", "--no-browser")
-    assert result.exit_code == 1 and "is no folder" in result.stderr
+    assert result.exit_code == 1 and "is not a folder" in result.stderr
     result = run("studio", tmp_path / "p", "--encoder", "toy", "--head", "coop", "--no-browser")
-    assert result.exit_code == 1 and "anew after every picture" in result.stderr
+    assert result.exit_code == 1 and "again after every picture" in result.stderr
     result = run("studio", tmp_path / "p", "--encoder", "toy", "--unlabelled", tmp_path / "x", "--no-browser")
     assert result.exit_code == 1 and "there is no folder" in result.stderr
 
@@ -45,11 +45,11 @@ def test_an_open_address_without_a_password_is_warned_of(tmp_path, run, monkeypa
 @pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:"), ("127.0.0.1", "http://127.0.0.1:")])
 def test_an_address_of_either_kind_is_listened_on(host, url):
     from clipadapter.cli.commands.studio import _serve
-    from clipadapter.studio._page import LOOPBACK
+    from clipadapter.studio.page import LOOPBACK_HOSTS
 
     class Page:
         def launch(self, *, server_name, **_):
-            assert server_name in LOOPBACK
+            assert server_name in LOOPBACK_HOSTS
             return None, f"http://{server_name}:7860/", None
 
     assert _serve(Page(), host, None, None, False).startswith(url)

@@ -15,7 +15,7 @@ from clipadapter.cli.output import Output
 from clipadapter.errors import InputError, require
 
 if TYPE_CHECKING:
-    from clipadapter.studio._page import Page
+    from clipadapter.studio.page import Page
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 USER = "studio"
@@ -70,14 +70,14 @@ def command(
 
 def _build(project: Path, towers: Towers, head: str, unlabelled: Path | None, out: Output) -> Page:
     """The page, with what is sent to it kept within the project."""
-    from clipadapter.studio import build
+    from clipadapter.studio import build_page
 
     uploads = project.absolute() / ".studio" / "uploads"
     # Read when Gradio is imported, or a part of a page is made.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     require("gradio", "studio", "The studio")  # before an encoder is fetched and opened for nothing
-    page = build(
+    page = build_page(
         project,
         unlabelled=unlabelled,
         encoder=towers.open(out),

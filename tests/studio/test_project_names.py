@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from clipadapter.data import load_dataset
 from clipadapter.errors import InputError
-from clipadapter.studio._names import checked_name, folder_name
+from clipadapter.studio.project import normalize_class_name, safe_folder_name
 
 
 @pytest.mark.parametrize(
@@ -28,60 +28,60 @@ from clipadapter.studio._names import checked_name, folder_name
         ("what?", "what_"),
     ],
 )
-def test_a_folder_is_called_like_the_class_where_that_is_safe(name, folder):
-    assert folder_name(name) == folder
+def test_a_folder_has_the_name_of_its_class_where_that_is_safe(name, folder):
+    assert safe_folder_name(name) == folder
 
 
 @given(st.text(max_size=300))
-def test_a_folder_is_one_visible_safe_component(text):
-    folder = folder_name(text)
+def test_a_folder_name_is_one_visible_path_component(text):
+    folder = safe_folder_name(text)
     assert folder not in ("", ".", "..") and not folder.startswith(".")
     assert not set(folder) & set('/\\:*?"<>|\0\n')
     assert len(folder.encode()) <= 110 and folder == folder.strip(" ") and not folder.endswith(".")
 
 
 @given(st.text(max_size=300))
-def test_a_name_is_one_line_of_composed_letters_or_refused(text):
+def test_a_class_name_is_one_line_of_composed_letters_or_an_error(text):
     try:
-        name = checked_name(text)
+        name = normalize_class_name(text)
     except InputError:
         return
     assert name and name == name.strip() and len(name) <= 120
     assert name == unicodedata.normalize("NFC", name)
     assert not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
-    assert checked_name(name) == name
+    assert normalize_class_name(name) == name
 
 
-def test_long_names_keep_apart():
+def test_long_class_names_get_different_folders():
     one, two = "x" * 119 + "a", "x" * 119 + "b"
-    assert folder_name(one) != folder_name(two)
+    assert safe_folder_name(one) != safe_folder_name(two)
 
 
-def test_folders_that_differ_by_capitals_only_are_not_made():
-    assert folder_name("cat", ["Cat", "cat-2"]) == "cat-3"
+def test_no_two_folders_differ_only_by_case():
+    assert safe_folder_name("cat", ["Cat", "cat-2"]) == "cat-3"
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "\0", "x" * 121])
-def test_what_is_no_name_is_refused(text):
+def test_an_empty_or_long_class_name_is_an_error(text):
     with pytest.raises(InputError):
-        checked_name(text)
+        normalize_class_name(text)
 
 
-def test_a_name_that_is_taken_is_refused_whatever_its_capitals():
+def test_a_used_class_name_is_an_error_in_any_case():
     with pytest.raises(InputError, match="a class 'Cat' already"):
-        checked_name(" cat ", ["dog", "Cat"])
+        normalize_class_name(" cat ", ["dog", "Cat"])
 
 
-def test_no_name_makes_a_data_set_read_a_class_as_a_part(tmp_path, png):
+def test_no_class_name_is_read_as_a_part_of_a_data_set(tmp_path, png):
     for name in ("train", "test"):
-        place = tmp_path / folder_name(name)
+        place = tmp_path / safe_folder_name(name)
         place.mkdir()
         (place / "1.png").write_bytes(png("red"))
     assert load_dataset(tmp_path).splits == ("all",)
 
 
-def test_names_that_differ_only_in_how_accents_are_written_are_one():
+def test_two_forms_of_an_accent_are_the_same_name():
     composed, apart = "caf\u00e9", "cafe\u0301"
     with pytest.raises(InputError, match="already"):
-        checked_name(composed, [apart])
-    assert folder_name(composed, [apart]) == f"{composed}-2"
+        normalize_class_name(composed, [apart])
+    assert safe_folder_name(composed, [apart]) == f"{composed}-2"

@@ -1,0 +1,215 @@
+"""The actions of a person on the page, by the names that the page sends.
+
+Requests can come from anybody. They name classes and pictures that exist, and uploads by the place where the server
+stored them; no text of a request becomes a path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clipadapter.errors import ClipAdapterError, InputError
+from clipadapter.files import printable
+from clipadapter.studio.pictures import Upload
+from clipadapter.studio.project import AddResult
+from clipadapter.studio.session import Session
+from clipadapter.studio.tab import Note, Tab, join_first
+
+Data = Mapping[str, Any]
+MAX_FILE_NAME_LETTERS = 60
+"""Letters of an uploaded file's name that are shown."""
+
+
+class Actions:
+    """Performs the actions of the page on a project.
+
+    Args:
+        session: session of the project.
+        upload_folder: returns the folder of uploaded files.
+    """
+
+    def __init__(self, session: Session, upload_folder: Callable[[], str]) -> None:
+        self.session, self.project, self._upload_folder = session, session.project, upload_folder
+        self._actions: dict[str, Callable[[Tab, Data], Note | None]] = {
+            "add-class": self._add_class,
+            "rename-class": self._rename_class,
+            "remove-class": self._remove_class,
+            "upload": self._upload,
+            "upload-failed": self._upload_failed,
+            "label-picture": self._label_picture,
+            "move-pictures": self._move_pictures,
+            "remove-picture": self._remove_picture,
+            "add-tried-picture": self._add_tried_picture,
+            "skip-picture": self._skip_picture,
+            "undo": self._undo,
+            "open": self._open,
+        }
+
+    def perform(self, tab: Tab, data: Any) -> None:
+        """Perform an action; its result becomes the note of the tab."""
+        name = data.get("action") if isinstance(data, Mapping) else None
+        action = self._actions.get(str(name))
+        if action is None:
+            tab.note = Note("The page sent an unknown action: load the page again.", is_error=True)
+            return
+        revision = self.project.contents.revision
+        tab.upload_count += name in ("upload", "upload-failed")
+        try:
+            tab.note = action(tab, data) or Note("")
+        except ClipAdapterError as error:
+            tab.note = Note(_to_sentence(str(error)), is_error=True)
+        if self.project.class_names_error:
+            text = f"{tab.note.text} {_to_sentence(self.project.class_names_error)}".strip()
+            tab.note = replace(tab.note, text=text, is_error=True)
+        if self.project.contents.revision != revision:
+            self.session.notify_change()
+        tab.rejected_name_count += tab.note.is_error and name == "add-class"
+
+    def try_picture(self, tab: Tab, file: Path | None) -> None:
+        """Predict the class of a picture; None if the page has no picture any more."""
+        tab.tried_file, tab.note = file, Note("")
+        try:
+            self._predict(tab)
+        except ClipAdapterError as error:
+            tab.note = Note(_to_sentence(str(error)), is_error=True)
+
+    def update_prediction(self, tab: Tab) -> None:
+        """Predict the tried picture again if the model changed; the note stays."""
+        if self.is_prediction_outdated(tab):
+            with suppress(ClipAdapterError):  # reported when the picture was tried
+                self._predict(tab)
+
+    def is_prediction_outdated(self, tab: Tab) -> bool:
+        """Whether the prediction of a tab is of an earlier model."""
+        return tab.tried_file is not None and tab.prediction_revision != self.session.state.revision
+
+    def _predict(self, tab: Tab) -> None:
+        tab.prediction, tab.prediction_revision = None, self.session.state.revision
+        if tab.tried_file is not None:
+            tab.prediction = self.session.predict(tab.tried_file)
+
+    def _add_class(self, tab: Tab, data: Data) -> Note:
+        name = self.project.add_class(_get_text(data, "text"))
+        return Note(f"Added the class '{name}'.")
+
+    def _rename_class(self, tab: Tab, data: Data) -> Note:
+        name = self.project.rename_class(_get_text(data, "class"), _get_text(data, "text"))
+        tab.renamed_class = ""
+        return Note(f"Renamed the class to '{name}'.")
+
+    def _remove_class(self, tab: Tab, data: Data) -> Note:
+        name = _get_text(data, "class")
+        count = len(self.project.contents.classes.get(name, ()))
+        self.project.remove_class(name)
+        return Note(f"Removed the class '{name}' with {_count(count)}. Undo brings it back.")
+
+    def _upload(self, tab: Tab, data: Data) -> Note:
+        rejected: list[tuple[str, str]] = []
+        uploads = []
+        for file in (file for file in _get_list(data, "files") if isinstance(file, Mapping)):
+            name = _get_text(file, "name")[:MAX_FILE_NAME_LETTERS]
+            try:
+                uploads.append(Upload(name, self._take_uploaded_bytes(_get_text(file, "path"))))
+            except InputError as error:
+                rejected.append((name, str(error)))
+        class_name = _get_text(data, "class")
+        add = partial(self.project.add_pictures, class_name) if class_name else self.project.add_unlabelled
+        result = add(uploads)
+        result.rejected += rejected
+        return _describe_result(result, class_name)
+
+    def _upload_failed(self, tab: Tab, data: Data) -> Note:
+        return Note(f"Upload failed: {_get_text(data, 'text')[:200]}", is_error=True)
+
+    def _label_picture(self, tab: Tab, data: Data) -> Note:
+        name = _get_text(data, "class")
+        return _describe_result(self.project.label_pictures([_get_text(data, "picture")], name), name, "Labelled")
+
+    def _move_pictures(self, tab: Tab, data: Data) -> Note:
+        keys, name = [str(key) for key in _get_list(data, "pictures")], _get_text(data, "class")
+        tab.open_picture = ""
+        return _describe_result(self.project.label_pictures(keys, name), name, "Moved")
+
+    def _remove_picture(self, tab: Tab, data: Data) -> Note:
+        tab.open_picture = ""
+        count = self.project.remove_pictures([_get_text(data, "picture")])
+        return Note(f"Removed {_count(count)}. Undo brings it back.")
+
+    def _add_tried_picture(self, tab: Tab, data: Data) -> Note:
+        if tab.tried_file is None or not tab.tried_file.is_file():
+            raise InputError("the picture does not exist any more: choose it again")
+        name = _get_text(data, "class")
+        upload = Upload(tab.tried_file.name, tab.tried_file.read_bytes())
+        return _describe_result(self.project.add_pictures(name, [upload]), name)
+
+    def _skip_picture(self, tab: Tab, data: Data) -> None:
+        self.session.skip_picture(_get_text(data, "picture"))
+
+    def _undo(self, tab: Tab, data: Data) -> Note:
+        undone = self.project.undo()
+        return Note(f"Undone: {undone}." if undone else "There is nothing to undo.")
+
+    def _open(self, tab: Tab, data: Data) -> None:
+        """Open or close what only this tab shows."""
+        if "picture" in data:
+            tab.open_picture = _get_text(data, "picture")
+        if "class" in data:
+            tab.open_class = _get_text(data, "class")
+        if "renaming" in data:
+            tab.renamed_class = _get_text(data, "renaming")
+
+    def _take_uploaded_bytes(self, path: str) -> bytes:
+        """Read an uploaded file and remove it.
+
+        Raises:
+            InputError: if it is outside the folder of uploads.
+        """
+        file = Path(os.path.realpath(path.replace("\0", "")))
+        if not file.is_relative_to(os.path.realpath(self._upload_folder())) or not file.is_file():
+            raise InputError("was not uploaded")
+        data = file.read_bytes()
+        file.unlink(missing_ok=True)
+        return data
+
+
+def _get_text(data: Data, key: str) -> str:
+    value = data.get(key, "")
+    return printable(value) if isinstance(value, str) else ""
+
+
+def _get_list(data: Data, key: str) -> list[Any]:
+    value = data.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _to_sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}.".replace("..", ".")
+
+
+def _count(n: int) -> str:
+    return "1 picture" if n == 1 else f"{n} pictures"
+
+
+def _describe_result(result: AddResult, class_name: str, verb: str = "Added") -> Note:
+    """Describe what happened to pictures."""
+    target = f"'{class_name}'" if class_name else "the unlabelled ones"
+    preposition = "as" if verb == "Labelled" else "to"
+    texts = [f"{verb} {_count(len(result.added))} {preposition} {target}."] if result.added else []
+    if result.duplicates:
+        texts.append(f"{_count(len(result.duplicates))} already there.")
+    offers = []
+    for other in dict.fromkeys(label for _, label in result.in_other_classes):
+        keys = tuple(key for key, label in result.in_other_classes if label == other)
+        texts.append(f"{_count(len(keys))} not added: already in '{other}'.")
+        if class_name:
+            offers.append((f"Move to '{class_name}'", class_name, keys))
+    if result.rejected:
+        texts.append(f"Rejected: {join_first([f'{file} ({reason})' for file, reason in result.rejected])}.")
+    has_errors = bool(result.rejected or result.in_other_classes)
+    return Note(" ".join(texts) or "Nothing was added.", has_errors, tuple(offers))

@@ -1,0 +1,291 @@
+"""A write-ahead log of steps that can be undone. A step is a list of moves of files within one folder.
+
+The line of a step is on the disk before its first move; a second line follows its last move. The next opening finishes
+a step that a killed process began. A step that fails, as on a full disk, is reverted at once. No file is deleted: what
+a person removes is moved to a trash folder. ``docs/decisions/0031-two-undos.md`` says why models have another undo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipadapter.errors import InputError
+from clipadapter.files import sync_folder
+
+Move = tuple[str, str]
+"""Old and new path, relative to the folder, with slashes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change that a person made.
+
+    Args:
+        number: counts up.
+        description: what was done, in words; names the step that undo reverts.
+        moves: moves of files and folders, in this order.
+        folders: folders that the step makes.
+        names_before: class names by folder before the step.
+        names_after: class names by folder after the step.
+    """
+
+    number: int
+    description: str
+    moves: tuple[Move, ...]
+    folders: tuple[str, ...]
+    names_before: Mapping[str, str]
+    names_after: Mapping[str, str]
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> Step:
+        """Read a step from a line of the file."""
+        moves = tuple((str(source), str(target)) for source, target in line["moves"])
+        before, after = dict(line["before"]), dict(line["after"])
+        if not all(isinstance(name, str) for name in [*before.values(), *after.values()]):
+            raise TypeError("a class name is not a text")
+        return cls(int(line["step"]), str(line["what"]), moves, tuple(line["folders"]), before, after)
+
+    def to_line(self) -> dict[str, Any]:
+        """Return the line of the file."""
+        return {
+            "step": self.number,
+            "what": self.description,
+            "moves": self.moves,
+            "folders": self.folders,
+            "before": self.names_before,
+            "after": self.names_after,
+        }
+
+
+class Journal:
+    """The steps of a folder, in a file of JSON lines.
+
+    Args:
+        root: the folder; every path of a step is inside it.
+        path: the file; made if missing.
+        names: class names by folder at the start; names in the file replace them.
+        first_number: number of the next step if the file has none or lower ones.
+
+    Attributes:
+        names: class names by folder after the last step.
+        steps: steps that were not undone.
+
+    Raises:
+        InputError: if the file is not a journal, or a path of a step is outside the folder.
+    """
+
+    def __init__(self, root: Path, path: Path, names: Mapping[str, str] | None = None, first_number: int = 1) -> None:
+        self.root, self.path = Path(os.path.realpath(root)), path
+        self.names = dict(names or {})
+        self.steps: list[Step] = []
+        self._next_number = first_number
+        self._replay()
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next step."""
+        return self._next_number
+
+    def perform(
+        self,
+        description: str,
+        moves: Sequence[Move] = (),
+        folders: Sequence[str] = (),
+        names: Mapping[str, str] | None = None,
+    ) -> Step:
+        """Log a step and make its moves; it is on the disk when this returns.
+
+        Args:
+            description: what is done, in words.
+            moves: moves, in this order.
+            folders: folders to make before the moves.
+            names: class names by folder after the step; unchanged if not given.
+
+        Raises:
+            InputError: if a path is outside the folder, or a step that failed can't be reverted.
+            OSError: if it fails; the folder and the journal are as they were.
+        """
+        after = self.names if names is None else dict(names)
+        step = Step(self._next_number, description, tuple(moves), tuple(folders), self.names, after)
+        self._check_paths(step)
+        length = self._append(step.to_line(), sync=True)
+        self._push(step)
+        try:
+            self._make_moves(step)
+        except OSError as error:
+            self._revert(step, self._reverse_moves, length, error)
+            self._pop()
+            raise
+        self._log_done(step)
+        return step
+
+    def blocked_moves(self) -> list[Move]:
+        """Return the moves that `undo` can't reverse: something else has their old path now."""
+        moves = self.steps[-1].moves if self.steps else ()
+        exists = os.path.lexists
+        return [(old, new) for old, new in moves if exists(self.root / old) and exists(self.root / new)]
+
+    def undo(self) -> Step | None:
+        """Undo the last step and return it; None if there is none.
+
+        Raises:
+            InputError: if an undo that failed can't be reverted.
+            OSError: if it fails; the folder and the journal are as they were.
+        """
+        if not self.steps:
+            return None
+        length = self._append({"undo": self.steps[-1].number}, sync=True)
+        step = self._pop()
+        try:
+            self._reverse_moves(step)
+        except OSError as error:
+            self._revert(step, self._make_moves, length, error)
+            self._push(step)
+            raise
+        self._log_done(step)
+        return step
+
+    # ---- The file ----
+
+    def _replay(self) -> None:
+        """Read the steps that were not undone. Finish the last one if a killed process began it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            data = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise InputError(f"can't read {self.path}: {error.strerror or error}") from error
+        complete = data[: data.rfind(b"\n") + 1]
+        if len(complete) < len(data):  # killed while the line was written: none of its moves was made
+            os.truncate(self.path, len(complete))
+        unfinished: tuple[str, Step] | None = None
+        for number, line in enumerate(complete.splitlines(), start=1):
+            try:
+                unfinished = self._apply_line(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+                raise InputError(
+                    f"{self.path}: line {number} is not a step of the studio ({error}); move the file away to continue "
+                    "without undo of earlier steps"
+                ) from error
+        if unfinished is not None:
+            kind, step = unfinished
+            try:
+                (self._make_moves if kind == "step" else self._reverse_moves)(step)
+            except OSError as error:
+                raise InputError(
+                    f"{step.description} was interrupted and can't be finished: {error.filename or self.root}: "
+                    f"{error.strerror or error}; correct this, then open the project again"
+                ) from error
+            self._log_done(step)
+
+    def _apply_line(self, line: dict[str, Any]) -> tuple[str, Step] | None:
+        """Apply a line to the list of steps. Return a step or an undo that has no line "done" yet."""
+        if "done" in line:
+            return None
+        if "undo" in line:
+            if self.steps[-1].number != line["undo"]:
+                raise ValueError("the undo is not of the last step")
+            return "undo", self._pop()
+        step = Step.from_line(line)
+        self._check_paths(step)
+        self._push(step)
+        return "step", step
+
+    def _append(self, line: Mapping[str, Any], sync: bool = False) -> int:
+        """Append a line. Return the number of bytes before it.
+
+        A line that can't be written, as on a full disk, is removed: the next line would be appended to its rest.
+        """
+        length = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+        except OSError:
+            if self.path.exists():
+                self._truncate(length)
+            raise
+        return length
+
+    def _truncate(self, length: int) -> None:
+        """Shorten the file, on the disk too where that is possible."""
+        os.truncate(self.path, length)
+        with suppress(OSError), self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _log_done(self, step: Step) -> None:
+        """Log that all moves of the last line are made. Without this line, the next opening checks them again."""
+        with suppress(OSError):
+            self._append({"done": step.number})
+
+    def _push(self, step: Step) -> None:
+        self.steps.append(step)
+        self._next_number, self.names = max(self._next_number, step.number + 1), dict(step.names_after)
+
+    def _pop(self) -> Step:
+        step = self.steps.pop()
+        self.names = dict(step.names_before)
+        return step
+
+    # ---- Moves ----
+
+    def _check_paths(self, step: Step) -> None:
+        """Refuse paths outside the folder: the journal may come from another person."""
+        for path in [*step.folders, *(end for move in step.moves for end in move)]:
+            if Path(path).is_absolute() or ".." in Path(path).parts or not self._is_inside(self.root / path):
+                raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
+
+    def _is_inside(self, path: Path) -> bool:
+        """Whether the parent of a path is in the folder, with links resolved."""
+        return Path(os.path.realpath(path.parent)).is_relative_to(self.root)
+
+    def _make_moves(self, step: Step) -> None:
+        for folder in step.folders:
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        for old, new in step.moves:
+            self._move(old, new)
+
+    def _reverse_moves(self, step: Step) -> None:
+        for old, new in reversed(step.moves):
+            self._move(new, old)
+        for folder in reversed(step.folders):
+            path = self.root / folder
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+    def _move(self, source: str, target: str) -> None:
+        """Move a file or folder that exists, unless the target exists: nothing is overwritten."""
+        old, new = self.root / source, self.root / target
+        if not os.path.lexists(old) or os.path.lexists(new):
+            return
+        new.parent.mkdir(parents=True, exist_ok=True)
+        old.rename(new)
+        sync_folder(new.parent)
+        sync_folder(old.parent)
+
+    def _revert(self, step: Step, reverse: Callable[[Step], None], length: int, error: OSError) -> None:
+        """Revert the moves of a step that failed, then remove its line.
+
+        Args:
+            step: the step.
+            reverse: reverts its moves.
+            length: bytes of the file before the line.
+            error: why the step failed.
+
+        Raises:
+            InputError: if this fails as well. The line stays then, and the next opening finishes the step.
+        """
+        try:
+            reverse(step)
+            self._truncate(length)
+        except OSError:
+            raise InputError(
+                f"{step.description} was interrupted: {error.strerror or error}; open the project again to finish it"
+            ) from error

@@ -1,0 +1,261 @@
+"""The page of the studio, made with Gradio. All state is in the session, so the page can be drawn at any time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import colab_check, get_upload_folder, is_hosted_notebook
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from clipadapter.errors import ClipAdapterError
+from clipadapter.files import printable
+from clipadapter.studio.actions import Actions
+from clipadapter.studio.panels import PANELS, Panels, read_asset
+from clipadapter.studio.project import STUDIO_FOLDER
+from clipadapter.studio.session import Session
+from clipadapter.studio.tab import Tab, join_first
+
+POLL_SECONDS = 0.7
+"""Time between two checks for changes by another tab or by the computing thread."""
+MAX_TABS = 500
+"""Tabs in memory; a tab that was dropped starts again at its next check."""
+MAX_UPLOAD_SIZE = "200mb"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
+FETCH_PATH_PATTERN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
+"""Paths for which Gradio would fetch from another host."""
+Update = Any
+"""New value of a Gradio component, or `gr.skip` for none."""
+
+
+class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
+    """The studio of one project; `launch` serves it.
+
+    Args:
+        session: session of the project; the caller closes it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(title=f"{printable(session.project.root.name)} · clipadapter studio", analytics_enabled=False)
+        self.session = session
+        self._panels = Panels(session)
+        self._actions = Actions(session, get_upload_folder)
+        self._tabs: OrderedDict[str, Tab] = OrderedDict()
+        self._guard = threading.Lock()
+        with self:
+            self._lay_out()
+
+    def launch(self, *args: Any, **options: Any) -> Any:
+        """Serve the page as `gradio.Blocks.launch` does, with our style, without telemetry and without other files.
+
+        On the loopback address, requests that name another host are refused: a foreign page could have its own name
+        point there.
+        """
+        defaults: dict[str, Any] = {
+            "theme": gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+            "head": f"<style>{read_asset('studio.css')}</style>",
+            "allowed_paths": [str(self.session.project.root / STUDIO_FOLDER / "export")],
+            "footer_links": [],
+            "run_history": False,
+            "max_file_size": MAX_UPLOAD_SIZE,
+            "enable_monitoring": False,
+            "ssr_mode": False,
+            "quiet": True,
+        }
+        host = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK_HOSTS[0]
+        has_tunnel = options.get("share") or os.environ.get("GRADIO_SHARE") or colab_check() or is_hosted_notebook()
+        middleware = [Middleware(ForeignRequestFilter)]
+        if host in LOOPBACK_HOSTS and not has_tunnel:
+            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS]))
+        defaults["app_kwargs"] = {"middleware": middleware}
+        return super().launch(*args, **{**defaults, **options})
+
+    def _lay_out(self) -> None:
+        html_options: dict[str, Any] = {
+            "js_on_load": read_asset("studio.js"),
+            "apply_default_css": False,
+            "render": False,
+        }
+        parts = {name: gr.HTML(elem_id=f"cs-{name}", **html_options) for name in PANELS}
+        parts["status"].render()
+        with gr.Row():
+            with gr.Column(scale=1, min_width=330):
+                with gr.Row():
+                    new_class = gr.Textbox(
+                        label="New class",
+                        placeholder="tabby cat",
+                        max_lines=1,
+                        scale=3,
+                        min_width=160,
+                        elem_id="cs-new",
+                    )
+                    add = gr.Button("Add class", scale=1, min_width=110)
+                parts["classes"].render()
+            with gr.Column(scale=1, min_width=330):
+                tried = gr.Image(
+                    label="Try a picture",
+                    sources=["upload", "webcam", "clipboard"],
+                    type="filepath",
+                    height=240,
+                    buttons=[],
+                    elem_id="cs-try",
+                )
+                parts["prediction"].render()
+                parts["queue"].render()
+                parts["accuracy"].render()
+                with gr.Row():
+                    save = gr.Button("Save the model", min_width=140)
+                    export = gr.Button("Export to ONNX", min_width=140)
+                save_result = gr.Markdown(elem_id="cs-saved")
+                file = gr.File(label="Download", interactive=False, visible=False)
+        panels = [parts[name] for name in PANELS]
+        hidden: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_id": "studio",  # one at a time: a tab gets its updates in the order they were rendered in
+            "concurrency_limit": 1,
+        }
+        self.load(self._load_page, None, panels, **hidden)
+        gr.Timer(POLL_SECONDS).tick(self._poll, None, [save_result, *panels], **hidden)
+        for part in panels:
+            part.act(self._perform, None, panels, **hidden)
+        gr.on([new_class.submit, add.click], self._add_class, new_class, [new_class, *panels], **hidden)
+        tried.change(self._try_picture, tried, panels, **hidden)
+        slow: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "files", "concurrency_limit": 1}
+        save.click(self._save, None, [save_result, file], **slow)
+        export.click(self._export, None, [save_result, file], **slow)
+
+    # ---- Events ----
+
+    def _load_page(self, request: gr.Request) -> list[Update]:
+        with self._guard:
+            self._tabs.pop(str(request.session_hash), None)
+        self.session.project.refresh()
+        self.session.notify_change()
+        return self._render(self._tab(request))
+
+    def _poll(self, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
+        versions = (self.session.state.version, self.session.project.contents.revision)
+        save_result: Update = gr.skip()
+        if tab.unsaved_revisions not in (None, self._revisions()):
+            save_result, tab.unsaved_revisions = "", None
+        is_unchanged = tab.rendered_versions == versions and not self._actions.is_prediction_outdated(tab)
+        return [save_result, *([gr.skip() for _ in PANELS] if is_unchanged else self._render(tab))]
+
+    def _perform(self, request: gr.Request, event: gr.EventData) -> list[Update]:
+        tab = self._tab(request)
+        self._actions.perform(tab, event._data)
+        return self._render(tab)
+
+    def _add_class(self, text: str, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
+        self._actions.perform(tab, {"action": "add-class", "text": text})
+        return [gr.skip() if tab.note.is_error else "", *self._render(tab)]
+
+    def _try_picture(self, path: str | None, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
+        self._actions.try_picture(tab, None if path is None else Path(path))
+        return self._render(tab)
+
+    def _save(self, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
+        try:
+            folder = self.session.save_model()
+        except ClipAdapterError as error:
+            return self._report_failure(tab, error)
+        (folder.parent / "export").mkdir(exist_ok=True)
+        archive = shutil.make_archive(str(folder.parent / "export" / "model"), "zip", folder)
+        return self._report_saved(tab, "Saved", folder, archive)
+
+    def _export(self, request: gr.Request) -> list[Update]:
+        tab = self._tab(request)
+        try:
+            path = self.session.export_model()
+        except ClipAdapterError as error:
+            return self._report_failure(tab, error)
+        return self._report_saved(tab, "Exported", path, path)
+
+    def _report_saved(self, tab: Tab, verb: str, path: Path, download: str | Path) -> list[Update]:
+        tab.unsaved_revisions = None
+        text = f"{verb}. Use it with `clipadapter predict {printable(path)} photo.jpg`."
+        if names := self.session.classes_without_pictures():
+            # As code, and without the sign that ends code: a class name must not become Markdown.
+            listed = join_first([f"`{name.replace('`', chr(39))}`" for name in names])
+            verb = "has" if len(names) == 1 else "have"
+            text += f" {listed} {verb} no pictures: the model knows only the class name."
+        return [text, gr.File(str(download), visible=True)]
+
+    def _report_failure(self, tab: Tab, error: ClipAdapterError) -> list[Update]:
+        tab.unsaved_revisions = self._revisions()
+        return [str(error), gr.File(visible=False)]
+
+    # ---- Tabs ----
+
+    def _tab(self, request: gr.Request) -> Tab:
+        with self._guard:
+            tab = self._tabs.setdefault(str(request.session_hash), Tab())
+            self._tabs.move_to_end(str(request.session_hash))
+            while len(self._tabs) > MAX_TABS:
+                self._tabs.popitem(last=False)
+        return tab
+
+    def _render(self, tab: Tab) -> list[Update]:
+        self._actions.update_prediction(tab)
+        changed = self._panels.render_changed(tab)
+        return [changed.get(name, gr.skip()) for name in PANELS]
+
+    def _revisions(self) -> tuple[int, int]:
+        """Revisions of the contents and of those that the model was fitted to."""
+        return self.session.project.contents.revision, self.session.state.revision
+
+
+class ForeignRequestFilter:
+    """ASGI middleware that refuses requests to fetch from another host, and uploads from pages of other hosts.
+
+    Args:
+        app: handles all other requests.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle the request, or respond with 403."""
+        reason = _find_refusal_reason(scope) if scope["type"] == "http" else ""
+        if reason:
+            await PlainTextResponse(reason, 403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _find_refusal_reason(scope: Scope) -> str:
+    if FETCH_PATH_PATTERN.search(scope["path"]):
+        return "files of other hosts are not fetched"
+    # Without this, any page that a person visits could fill the disk with uploads.
+    if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_from_foreign_page(Headers(scope=scope)):
+        return "pages of other hosts may not send anything"
+    return ""
+
+
+def _is_from_foreign_page(headers: Headers) -> bool:
+    """Whether a page of another host sent a request. Clients that are no browsers send none of these headers.
+
+    Browsers send ``Sec-Fetch-Site`` over HTTPS and to this machine only. Elsewhere, the host in ``Origin`` must be the
+    requested host. A proxy passes that on as ``X-Forwarded-Host``, which a page can't set without a preflight request.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site in ("cross-site", "same-site")
+    hosts = {headers.get("host"), headers.get("x-forwarded-host")}
+    return origin is not None and origin.partition("://")[2].lower() not in {host.lower() for host in hosts if host}

@@ -1,0 +1,254 @@
+"""The panels of the page as HTML. Every text that a person can choose is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from clipadapter.data.images import read_image
+from clipadapter.errors import ImageError
+from clipadapter.files import printable
+from clipadapter.studio.contents import Contents
+from clipadapter.studio.model import CurvePoint
+from clipadapter.studio.pictures import PictureFile, Stamp
+from clipadapter.studio.session import Session, SessionState
+from clipadapter.studio.tab import Tab
+
+PANELS = ("status", "classes", "queue", "prediction", "accuracy")
+SMALL_PIXELS, MEDIUM_PIXELS, LARGE_PIXELS = 72, 88, 360
+"""Longest sides of the pictures on the page."""
+CLASS_PICTURES, OPEN_CLASS_PICTURES = 8, 400
+"""Most pictures that are shown of a class, and of the open class."""
+PAGE_PICTURES = 240
+"""Most pictures of all classes together; each class shows one at least."""
+NUMBER_KEYS = 9
+"""Classes that have a number key."""
+RECOMMENDED_SHOTS_PER_CLASS = 4
+"""Fewer pictures in a class make the page ask for more."""
+MAX_CACHED_THUMBNAILS = 4000
+"""Thumbnails in memory, a few kilobytes each."""
+THUMBNAIL_JPEG_QUALITY = 75
+
+
+class Panels:
+    """Renders the panels of a page.
+
+    Args:
+        session: session of the project.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._thumbnails = ThumbnailCache()
+
+    def render_changed(self, tab: Tab) -> dict[str, str]:
+        """Return the HTML of the panels that differ from what the tab shows."""
+        state, contents = self.session.state, self.session.project.contents
+        self._close_removed(tab, contents)
+        changed = {}
+        for name in PANELS:
+            values = getattr(self, f"_{name}")(tab, state, contents)
+            html = _template_environment().get_template(f"{name}.html").render(values)
+            digest = blake2b(html.encode(), digest_size=16).digest()
+            if tab.panel_digests.get(name) != digest:
+                changed[name], tab.panel_digests[name] = html, digest
+        tab.rendered_versions = (state.version, contents.revision)
+        return changed
+
+    def _close_removed(self, tab: Tab, contents: Contents) -> None:
+        """Close classes and pictures of a tab that do not exist any more."""
+        if tab.open_picture and contents.label(tab.open_picture) is None:
+            tab.open_picture = ""
+        tab.open_class = tab.open_class if tab.open_class in contents.classes else ""
+        tab.renamed_class = tab.renamed_class if tab.renamed_class in contents.classes else ""
+
+    def _status(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+        return {
+            "next_step": suggest_next_step(contents),
+            "summary": _summarize(contents, state),
+            "encoder": self.session.encoder.info.name,
+            "activity": state.activity,
+            "progress": state.progress,
+            "error": state.error,
+            "note": tab.note,
+            "upload_count": tab.upload_count,
+            "rejected_name_count": tab.rejected_name_count,
+            "undo": self.session.project.next_undo,
+        }
+
+    def _classes(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+        misclassified = state.model.misclassified if state.model is not None else {}
+        max_pictures = max(1, min(CLASS_PICTURES, PAGE_PICTURES // max(len(contents.classes), 1)))
+        cards = []
+        for name, pictures in contents.classes.items():
+            readable = [one for one in pictures if one.key not in state.unreadable]
+            unreadable = [one for one in pictures if one.key in state.unreadable]
+            newest_first = sorted(readable, key=lambda one: -one.stamp[3])
+            visible = newest_first[: OPEN_CLASS_PICTURES if name == tab.open_class else max_pictures]
+            urls = self._thumbnails.urls(visible, SMALL_PIXELS)
+            cards.append(
+                {
+                    "name": name,
+                    "count": len(readable),
+                    "hidden_count": len(readable) - len(visible),
+                    "is_open": name == tab.open_class,
+                    "is_renaming": name == tab.renamed_class,
+                    "pictures": [
+                        (one.key, url, misclassified.get(one.key, ""), number)
+                        for number, (one, url) in enumerate(zip(visible, urls, strict=True), start=1)
+                    ],
+                    "unreadable": [(printable(one.path.name), state.unreadable[one.key]) for one in unreadable],
+                    "open_picture": self._open_picture(tab, name, contents, misclassified),
+                }
+            )
+        return {"cards": cards, "class_names": list(contents.classes)}
+
+    def _open_picture(
+        self, tab: Tab, class_name: str, contents: Contents, misclassified: Mapping[str, str]
+    ) -> dict[str, str] | None:
+        if not tab.open_picture or contents.label(tab.open_picture) != class_name:
+            return None
+        picture = contents.picture(tab.open_picture)
+        return {
+            "key": picture.key,
+            "url": self._thumbnails.urls([picture], LARGE_PIXELS)[0],
+            "file": printable(picture.path.name),
+            "predicted": misclassified.get(picture.key, ""),
+        }
+
+    def _queue(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+        queue = [contents.picture(key) for key in self.session.pending_queue() if contents.has(key)]
+        first = queue[0] if queue else None
+        return {
+            "unlabelled_count": len(contents.unlabelled),
+            "class_names": list(contents.classes),
+            "number_keys": NUMBER_KEYS,
+            "first_key": first.key if first else "",
+            "first_url": self._thumbnails.urls(queue[:1], LARGE_PIXELS)[0] if queue else "",
+            "guess": state.guesses.get(first.key) if first else None,
+            "next_urls": self._thumbnails.urls(queue[1:], SMALL_PIXELS),
+            "activity": state.activity,
+        }
+
+    def _prediction(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+        nearest = [one for one in tab.prediction.nearest if contents.has(one.key)] if tab.prediction else []
+        urls = self._thumbnails.urls([contents.picture(one.key) for one in nearest], MEDIUM_PIXELS)
+        return {
+            "prediction": tab.prediction,
+            "nearest": list(zip(nearest, urls, strict=True)),
+            "class_names": list(contents.classes),
+            "can_predict": state.model is not None,
+        }
+
+    def _accuracy(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+        return {"model": state.model, "is_on_test": state.is_curve_on_test, "points": plot_points(state.curve)}
+
+
+class ThumbnailCache:
+    """Small pictures as data URLs, each made once. The page needs no files of the machine for them."""
+
+    def __init__(self) -> None:
+        self._urls: OrderedDict[tuple[Stamp, int], str] = OrderedDict()
+
+    def urls(self, pictures: Sequence[PictureFile], max_side: int) -> list[str]:
+        """Return a data URL for each picture; empty for one that can't be read.
+
+        Args:
+            pictures: existing pictures.
+            max_side: longest side in pixels.
+        """
+        missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._urls]
+        if missing:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                new_urls = list(pool.map(lambda picture: _make_thumbnail(picture, max_side), missing))
+            self._urls.update(((one.stamp, max_side), url) for one, url in zip(missing, new_urls, strict=True))
+        urls = [self._urls[picture.stamp, max_side] for picture in pictures]
+        while len(self._urls) > MAX_CACHED_THUMBNAILS:
+            self._urls.popitem(last=False)
+        return urls
+
+
+def _make_thumbnail(picture: PictureFile, max_side: int) -> str:
+    try:
+        image = read_image(picture.path, shrink_to=max_side)
+    except ImageError:
+        return ""
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=THUMBNAIL_JPEG_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+# ---- Texts and plots ----
+
+
+def suggest_next_step(contents: Contents) -> str:
+    """Return what to do next, as one sentence or two."""
+    classes = contents.classes
+    empty = [name for name, pictures in classes.items() if not pictures]
+    if not classes:
+        return "Name your first class below, such as “tabby cat”, and press Enter."
+    if len(classes) == 1:
+        return "Name a second class: a model chooses between classes."
+    if len(empty) == len(classes):
+        return "Drop a few pictures into each class. You can already try a picture: the class names are enough."
+    if empty:
+        return f"Drop a few pictures into “{empty[0]}” too."
+    if min(map(len, classes.values())) < RECOMMENDED_SHOTS_PER_CLASS:
+        return f"Try a picture. With {RECOMMENDED_SHOTS_PER_CLASS} or more pictures per class, predictions are better."
+    return "Try pictures, correct wrong labels, and save the model when it is good enough."
+
+
+def plot_points(
+    curve: Sequence[CurvePoint], width: float = 300, height: float = 120
+) -> list[tuple[float, float, str, str]]:
+    """Return the points of the learning curve at equal distances: (x, y, label of the axis, description).
+
+    >>> plot_points([CurvePoint(0, 0.5, 0.5, 0.5), CurvePoint(1, 1.0, 1.0, 1.0)], 100, 50)
+    [(0.0, 25.0, 'names', 'names alone: 50 %'), (100.0, 0.0, '1', '1 per class: 100 %')]
+    """
+    step = width / max(len(curve) - 1, 1)
+    points = []
+    for i, point in enumerate(curve):
+        shots = f"{point.shots_per_class:.2g}"
+        tick, description = (shots, f"{shots} per class") if point.shots_per_class else ("names", "names alone")
+        y = round(height * (1 - point.accuracy), 1)
+        points.append((i * step, y, tick, f"{description}: {100 * point.accuracy:.0f} %"))
+    return points
+
+
+def _summarize(contents: Contents, state: SessionState) -> str:
+    labelled = sum(map(len, contents.classes.values()))
+    parts = [f"{len(contents.classes)} classes", f"{labelled} labelled", f"{len(contents.unlabelled)} unlabelled"]
+    model = state.model
+    if model is not None and model.held_out_accuracy is not None:
+        parts.append(f"{100 * model.held_out_accuracy:.0f} % of held-out pictures correct")
+    return " · ".join(parts)
+
+
+@cache
+def _template_environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("clipadapter.studio"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def read_asset(name: str) -> str:
+    """Return a style sheet or script."""
+    loader = _template_environment().loader
+    assert loader is not None
+    return loader.get_source(_template_environment(), name)[0]

@@ -1,0 +1,520 @@
+"""A project: class folders on disk, and every change that a person can make to them.
+
+Labelled pictures are in ordinary folders, one per class, and are on the disk before the page reports them. The folder
+``.studio`` in the project has the rest: unlabelled pictures, the journal, and removed pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+from typing_extensions import Self
+
+from clipadapter.data.dataset import SPLIT_ALIASES
+from clipadapter.data.folders import list_images
+from clipadapter.data.images import image_bytes
+from clipadapter.errors import ImageError, InputError
+from clipadapter.files import printable, write_atomically
+from clipadapter.studio.contents import Contents, read_contents
+from clipadapter.studio.journal import Journal, Move
+from clipadapter.studio.pictures import (
+    DuplicateFinder,
+    PictureFile,
+    Upload,
+    find_rejection_reason,
+    list_picture_files,
+    stored_file_name,
+    write_upload,
+)
+
+STUDIO_FOLDER = ".studio"
+"""The studio's own folder in a project."""
+INCOMING_FOLDER = f"{STUDIO_FOLDER}/incoming"
+UNLABELLED_FOLDER = f"{STUDIO_FOLDER}/unlabelled"
+TRASH_FOLDER = f"{STUDIO_FOLDER}/trash"
+MAX_NAME_LETTERS = 120
+MAX_FOLDER_NAME_BYTES = 100
+"""File systems allow 255; temporary files beside the folder have longer names."""
+DEVICE_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))})
+
+
+@dataclass
+class AddResult:
+    """What happened to pictures that were added or labelled.
+
+    Args:
+        added: keys of the pictures that are there now.
+        duplicates: names of uploads that the class had before.
+        in_other_classes: (key, class) of equal pictures in another class, which stay there.
+        rejected: (name, reason) of files that are no pictures, or are test pictures.
+    """
+
+    added: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    in_other_classes: list[tuple[str, str]] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Project:
+    """Class folders that are changed in steps. Every step can be undone, also after a restart.
+
+    Thread-safe. One process at a time can open a project. A step that fails, as on a full disk, changes nothing.
+
+    Args:
+        root: the folder; made if missing.
+        unlabelled: a folder of pictures to label, which is not changed.
+
+    Attributes:
+        contents: what is in the project.
+        class_names_error: why the file of class names could not be written, as on a full disk; empty if it is up to
+            date. It is written again at the next step, reading or opening.
+
+    Raises:
+        InputError: if the path is not a folder, can't be written, or is open in another process.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Project(folder) as project:
+    ...     project.add_class("tabby cat")
+    ...     project.undo()
+    'tabby cat'
+    "adding the class 'tabby cat'"
+    """
+
+    def __init__(self, root: str | Path, unlabelled: str | Path | None = None) -> None:
+        from filelock import FileLock, Timeout
+
+        self.root = Path(root).absolute()
+        self.external_folder = None if unlabelled is None else Path(unlabelled).absolute()
+        self._guard = threading.RLock()
+        self._duplicates = DuplicateFinder()
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{root} is not a folder: give a folder with one folder of pictures per class")
+        own = self.root / STUDIO_FOLDER
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(own / "lock", timeout=0)
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(f"{root} is open in another studio: close that one, or use its page") from error
+        except OSError as error:
+            raise InputError(f"can't write into {root}: {error.strerror or error}") from error
+        try:
+            self._check_external_folder()
+            self._names_file = own / "class_names.json"
+            self._remove_unfinished_files()
+            names = self._read_class_names()
+            self._journal = Journal(self.root, own / "journal.jsonl", names, self._first_free_number())
+            self.contents = Contents()
+            self.class_names_error = ""
+            self.refresh()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Release the project, so that another process can open it."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def next_undo(self) -> str:
+        """The step that `undo` would revert, in words; empty if there is none."""
+        with self._guard:
+            return self._journal.steps[-1].description if self._journal.steps else ""
+
+    def refresh(self) -> Contents:
+        """Read the project from the disk again."""
+        with self._guard:
+            paths = [] if self.external_folder is None else list_images(self.external_folder)
+            self._external = list_picture_files(path for path in paths if not path.is_relative_to(self.root))
+            self._write_class_names()
+            return self._read()
+
+    def add_class(self, text: str) -> str:
+        """Make a folder for a class. Return the name of the class as it is stored.
+
+        Raises:
+            InputError: if the name is empty, too long, or used by another class.
+        """
+        with self._guard:
+            name = normalize_class_name(text, self.contents.classes)
+            folder = safe_folder_name(name, self._used_folder_names())
+            with self._step():
+                names = self._names_with(folder, name)
+                self._journal.perform(f"adding the class '{name}'", (), [self._class_path(folder)], names)
+            return name
+
+    def rename_class(self, old: str, text: str) -> str:
+        """Rename a class and its folder. Return the new name as it is stored.
+
+        Raises:
+            InputError: if there is no such class, or the name is empty, too long, or used by another class.
+        """
+        with self._guard:
+            old_folder = self._folder_of(old)
+            name = normalize_class_name(text, set(self.contents.classes) - {old})
+            folder = safe_folder_name(name, self._used_folder_names() - {old_folder})
+            # A file system that ignores case takes the two folders for one, and the journal overwrites nothing.
+            folder = old_folder if folder.casefold() == old_folder.casefold() else folder
+            move = (self._class_path(old_folder), self._class_path(folder))
+            if name != old:
+                names = self._names_with(folder, name, removed=old_folder)
+                moves = [] if folder == old_folder else [move]
+                with self._step():
+                    self._journal.perform(f"renaming the class '{old}' to '{name}'", moves, (), names)
+            return name
+
+    def remove_class(self, name: str) -> None:
+        """Remove a class with its pictures.
+
+        Raises:
+            InputError: if there is no such class.
+        """
+        with self._guard:
+            folder = self._folder_of(name)
+            names = {key: value for key, value in self._journal.names.items() if key != folder}
+            move = (self._class_path(folder), f"{self._trash_folder()}/{folder}")
+            with self._step():
+                self._journal.perform(f"removing the class '{name}'", [move], (), names)
+
+    def add_pictures(self, class_name: str, uploads: Sequence[Upload]) -> AddResult:
+        """Add pictures to a class. A picture that is in another class stays there, and is reported.
+
+        Raises:
+            InputError: if there is no such class, or the disk can't be written.
+        """
+        with self._guard:
+            target = self._class_path(self._folder_of(class_name))
+            return self._add(uploads, self._batch(target, class_name), f"to '{class_name}'")
+
+    def add_unlabelled(self, uploads: Sequence[Upload]) -> AddResult:
+        """Add pictures without a label. A picture that is in a class stays there, and is reported.
+
+        Raises:
+            InputError: if the disk can't be written.
+        """
+        with self._guard:
+            return self._add(uploads, self._batch(UNLABELLED_FOLDER, None), "to be labelled")
+
+    def label_pictures(self, keys: Sequence[str], class_name: str) -> AddResult:
+        """Move pictures into a class, from other classes or from the unlabelled ones.
+
+        Raises:
+            InputError: if there is no such class or picture.
+        """
+        with self._guard:
+            batch = self._batch(self._class_path(self._folder_of(class_name)), class_name)
+            batch.add_pictures([self.contents.picture(key) for key in dict.fromkeys(keys)])
+            if batch.moves:
+                with self._step():
+                    self._journal.perform(f"labelling {_count(len(batch.moves))} '{class_name}'", batch.moves)
+            return batch.result
+
+    def remove_pictures(self, keys: Sequence[str]) -> int:
+        """Remove pictures and return how many. Pictures outside the project are not removed.
+
+        Raises:
+            InputError: if there is no such picture.
+        """
+        with self._guard:
+            pictures = [one for one in map(self.contents.picture, dict.fromkeys(keys)) if not one.is_external]
+            if pictures:
+                moves = _moves_into(self.root, pictures, self._trash_folder())
+                with self._step():
+                    self._journal.perform(f"removing {_count(len(pictures))}", moves)
+            return len(pictures)
+
+    def undo(self) -> str:
+        """Undo the last step.
+
+        Returns:
+            What was undone, and which files could not be moved back; empty if there was no step.
+        """
+        with self._guard:
+            if not self._journal.steps:
+                return ""
+            blocked = self._journal.blocked_moves()
+            with self._step():
+                step = self._journal.undo()
+            texts = [step.description if step is not None else ""]
+            texts += [
+                f"but there is a new '{printable(old)}': the old one stays in {printable(new)}" for old, new in blocked
+            ]
+            return ", ".join(texts)
+
+    # ---- Steps ----
+
+    def _batch(self, folder: str, class_name: str | None) -> _Batch:
+        # Each step has its own incoming folder, so that its undo finds the old paths of its pictures free.
+        incoming = f"{INCOMING_FOLDER}/{self._journal.next_number}"
+        return _Batch(self.root, incoming, self.contents, self._duplicates, folder, class_name)
+
+    def _add(self, uploads: Sequence[Upload], batch: _Batch, target: str) -> AddResult:
+        for upload in uploads:
+            batch.add_upload(upload)
+        if batch.moves:
+            with self._step():
+                self._journal.perform(f"adding {_count(len(batch.moves))} {target}", batch.moves)
+        return batch.result
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """Read the project again after a step. Report a disk that can't be written as an error of the library."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"can't write into {self.root}: {error.strerror or error}; nothing was changed") from error
+        finally:
+            self._write_class_names()
+            self._read()
+
+    def _read(self) -> Contents:
+        new = read_contents(self.root, self._journal.names, UNLABELLED_FOLDER, self._external, self._duplicates)
+        if new != self.contents:
+            self.contents = new.with_revision(self.contents.revision + 1)
+        return self.contents
+
+    def _trash_folder(self) -> str:
+        return f"{TRASH_FOLDER}/{self._journal.next_number}"
+
+    # ---- Classes and their folders ----
+
+    def _folder_of(self, class_name: str) -> str:
+        if class_name not in self.contents.folders:
+            raise InputError(f"there is no class '{class_name}': it was renamed or removed")
+        return self.contents.folders[class_name]
+
+    def _class_path(self, folder: str) -> str:
+        """Path of a class folder, relative to the project."""
+        return f"{self.contents.class_root}/{folder}" if self.contents.class_root else folder
+
+    def _used_folder_names(self) -> set[str]:
+        class_root = self.root / self.contents.class_root
+        return {path.name for path in class_root.iterdir()} if class_root.is_dir() else set()
+
+    def _names_with(self, folder: str, name: str, removed: str = "") -> dict[str, str]:
+        """Class names by folder after one folder got a name; a folder with its own name needs no entry."""
+        names = {key: value for key, value in self._journal.names.items() if key not in (folder, removed)}
+        return names if folder == name else {**names, folder: name}
+
+    def _read_class_names(self) -> Mapping[str, str]:
+        from clipadapter.data import read_class_names
+
+        return read_class_names(self._names_file) if self._names_file.is_file() else {}
+
+    def _write_class_names(self) -> None:
+        """Write the class names that differ from their folders, for ``--class-names``.
+
+        The journal has them too, so a step counts as made even if this file can't be written.
+        """
+        names = self._journal.names
+        text = json.dumps(names, indent=1) + "\n"
+        self.class_names_error = ""
+        try:
+            if not names:
+                self._names_file.unlink(missing_ok=True)
+            elif not self._names_file.is_file() or self._names_file.read_bytes() != text.encode():
+                write_atomically(self._names_file, text)
+        except (InputError, OSError) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or error
+            self.class_names_error = (
+                f"the file {self._names_file.name} can't be written ({reason}); the next step tries again"
+            )
+
+    # ---- Opening ----
+
+    def _check_external_folder(self) -> None:
+        if self.external_folder is None:
+            return
+        if not self.external_folder.is_dir():
+            raise InputError(f"there is no folder {self.external_folder}: give the folder of the pictures to label")
+        if self.external_folder.is_relative_to(self.root):
+            raise InputError(
+                f"{self.external_folder} is inside {self.root}, where every folder is a class: move it out of there"
+            )
+
+    def _remove_unfinished_files(self) -> None:
+        """Remove hidden temporary files that a killed process left; none of them was complete."""
+        incoming = self.root / INCOMING_FOLDER
+        temporary = (self.root / STUDIO_FOLDER).glob(".class_names.json-*")
+        for path in [*temporary, *incoming.glob(".*"), *incoming.glob("*/.*")]:
+            with suppress(OSError):
+                path.unlink()
+
+    def _first_free_number(self) -> int:
+        """One more than the number of any step whose files exist, for a project whose journal was moved away."""
+        folders = [path.name for place in (INCOMING_FOLDER, TRASH_FOLDER) for path in (self.root / place).glob("*")]
+        return max((int(name) for name in folders if re.fullmatch("[0-9]{1,9}", name)), default=0) + 1
+
+
+# ---- Adding pictures ----
+
+
+class _Batch:
+    """Pictures to be moved into one folder: collects the moves of one step, and the result to report.
+
+    Args:
+        root: the project.
+        incoming: folder, relative to the project, that uploads are written to before they are moved.
+        contents: what is in the project.
+        duplicates: finds files of equal bytes.
+        target: the folder, relative to the project.
+        class_name: class of the folder; None for unlabelled pictures.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        incoming: str,
+        contents: Contents,
+        duplicates: DuplicateFinder,
+        target: str,
+        class_name: str | None,
+    ) -> None:
+        self.moves: list[Move] = []
+        self.result = AddResult()
+        self._root, self._incoming, self._contents, self._duplicates = root, incoming, contents, duplicates
+        self._target, self._class_name = target, class_name
+
+    def add_upload(self, upload: Upload) -> None:
+        """Decide about an upload. The bytes of an upload to add are on the disk after this.
+
+        Raises:
+            InputError: if the disk can't be written.
+        """
+        reason = find_rejection_reason(upload) or self._find_test_picture(upload)
+        target = f"{self._target}/{stored_file_name(upload)}"
+        equal = [] if reason else self._duplicates.find(upload.data, self._contents.pictures())
+        by_class = {self._contents.label(picture.key): picture for picture in equal}
+        others = [(label, picture) for label, picture in by_class.items() if label not in (self._class_name, None)]
+        if reason:
+            self.result.rejected.append((upload.name, reason))
+        elif self._class_name in by_class or target in self.result.added:
+            self.result.duplicates.append(upload.name)
+        elif others:
+            self.result.in_other_classes.append((others[0][1].key, str(others[0][0])))
+        else:
+            unlabelled = [picture for picture in equal if not picture.is_external]
+            if unlabelled:
+                source = _relative_path(self._root, unlabelled[0])
+            else:
+                source = f"{self._incoming}/{stored_file_name(upload)}"
+                write_upload(self._root / self._incoming, upload)
+            self.moves.append((source, target))
+            self.result.added.append(target)
+
+    def add_pictures(self, pictures: Sequence[PictureFile]) -> None:
+        """Add existing pictures: those of the project are moved, those outside it are copied.
+
+        Raises:
+            InputError: if the disk can't be written.
+        """
+        own = [one for one in pictures if not one.is_external and self._contents.label(one.key) != self._class_name]
+        self.moves += _moves_into(self._root, own, self._target)
+        self.result.added += [target for _, target in self.moves]
+        for picture in pictures:
+            if not picture.is_external:
+                continue
+            try:
+                self.add_upload(Upload(picture.path.name, image_bytes(picture.path)))
+            except ImageError as error:
+                self.result.rejected.append((printable(picture.path.name), error.reason))
+
+    def _find_test_picture(self, upload: Upload) -> str | None:
+        test = [picture for pictures in self._contents.test.values() for picture in pictures]
+        return "it is one of the test pictures" if self._duplicates.find(upload.data, test) else None
+
+
+def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str) -> list[Move]:
+    """Return moves of pictures into a folder, to file names that are free there."""
+    path = root / folder
+    used = {entry.name.casefold() for entry in path.iterdir()} if path.is_dir() else set()
+    moves: list[Move] = []
+    for picture in pictures:
+        name, number = picture.path.name, 2
+        while name.casefold() in used:
+            name, number = f"{picture.path.stem}-{number}{picture.path.suffix}", number + 1
+        used.add(name.casefold())
+        moves.append((_relative_path(root, picture), f"{folder}/{name}"))
+    return moves
+
+
+def _relative_path(root: Path, picture: PictureFile) -> str:
+    """Path of a picture, relative to the project. Unlike its key, it may not be valid text."""
+    return picture.path.relative_to(root).as_posix()
+
+
+def _count(n: int) -> str:
+    return "1 picture" if n == 1 else f"{n} pictures"
+
+
+# ---- Names of classes and folders ----
+
+
+def normalize_class_name(text: str, used: Collection[str] = ()) -> str:
+    r"""Return a class name as it is stored: one line, without spaces around it, in composed letters (NFC).
+
+    Args:
+        text: what a person typed.
+        used: names of the other classes.
+
+    Raises:
+        InputError: if nothing is left, the name is too long, or another class has it, apart from case.
+
+    >>> normalize_class_name("  tabby\n cat ")
+    'tabby cat'
+    """
+    visible = "".join(" " if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co") else letter for letter in text)
+    name = unicodedata.normalize("NFC", " ".join(visible.split()))
+    if not name:
+        raise InputError("a class needs a name: type one, such as 'tabby cat'")
+    if len(name) > MAX_NAME_LETTERS:
+        raise InputError(f"a class name has at most {MAX_NAME_LETTERS} letters, this one has {len(name)}: shorten it")
+    equal = [other for other in used if _fold(other) == _fold(name)]
+    if equal:
+        raise InputError(f"there is a class '{equal[0]}' already: choose another name")
+    return name
+
+
+def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
+    """Return a folder name for a class: its own name, if every system allows it and data sets read it as a class.
+
+    Slashes, leading dots, names of devices, names of parts such as "test", and long names are changed.
+
+    Args:
+        name: name of the class.
+        used: names of the entries beside the folder.
+
+    >>> safe_folder_name("tabby cat"), safe_folder_name("a/b"), safe_folder_name("..")
+    ('tabby cat', 'a_b', '_')
+    """
+    base = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", unicodedata.normalize("NFC", name)).strip(" ")
+    base = re.sub(r"^\.+", "_", base).rstrip(". ") or "_"
+    base = base.encode(errors="replace").decode()
+    if base.partition(".")[0].strip().casefold() in DEVICE_NAMES or base.casefold() in SPLIT_ALIASES:
+        base += "_"
+    if len(base.encode()) > MAX_FOLDER_NAME_BYTES:
+        cut = base.encode()[: MAX_FOLDER_NAME_BYTES - 9].decode(errors="ignore").rstrip(". ")
+        base = f"{cut}-{blake2b(name.encode(errors='replace'), digest_size=4).hexdigest()}"
+    folded, folder, number = {_fold(other) for other in used}, base, 2
+    while _fold(folder) in folded:
+        folder, number = f"{base}-{number}", number + 1
+    return folder
+
+
+def _fold(name: str) -> str:
+    """Return the same text for names that some file system takes for one: they differ in case or form of accents."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

@@ -1,0 +1,312 @@
+"""A session: one thread learns from a project whenever it changes; any thread can read the results."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data.images import ImageSource
+from clipadapter.encoders import Encoder, create_encoder
+from clipadapter.errors import ClipAdapterError, InputError
+from clipadapter.heads import head_info
+from clipadapter.studio.contents import Contents
+from clipadapter.studio.features import FeatureCache
+from clipadapter.studio.model import (
+    CurvePoint,
+    ExplainedPrediction,
+    ProjectModel,
+    explain_prediction,
+    fit_project_model,
+    learning_curve,
+)
+from clipadapter.studio.pictures import PictureFile
+from clipadapter.studio.project import STUDIO_FOLDER, Project
+from clipadapter.studio.selection import margins, select_for_labelling
+
+QUEUE_PICTURES = 8
+"""Pictures that are selected for labelling at a time."""
+FIRST_PICTURES = 4 * QUEUE_PICTURES
+"""Unlabelled pictures after which the first queue is selected."""
+FIT_TIMEOUT_SECONDS = 60.0
+"""How long `Session.save_model` waits until the last change is learned."""
+MAX_PARITY_PICTURES = 64
+"""Pictures on which an exported file is compared with the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class SessionState:
+    """What is known at one moment; immutable.
+
+    Args:
+        version: number of this state; another state has another number.
+        activity: what is being computed, in words; empty if nothing is.
+        progress: done part of the activity, 0..1; None if that is not known.
+        error: why something could not be computed.
+        revision: revision of the contents that the model was fitted to.
+        model: fitted to these contents; None if there are fewer than two classes.
+        curve: learning curve.
+        is_curve_on_test: whether the curve was measured on the part "test".
+        guesses: (class, probability) of the unlabelled pictures, by key.
+        queue: keys of the pictures to label next.
+        unreadable: why pictures can't be read, by key.
+    """
+
+    version: int = 0
+    activity: str = ""
+    progress: float | None = None
+    error: str = ""
+    revision: int = -1
+    model: ProjectModel | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    is_curve_on_test: bool = False
+    guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
+    queue: tuple[str, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class _Superseded(Exception):
+    """The project changed, so the current computation is not needed any more."""
+
+
+class Session:
+    """Learns from a project whenever it changes.
+
+    Args:
+        project: an open project.
+        encoder: a URI, or an open encoder.
+        head: a registered name of a head that is fitted to features quickly.
+        params: further parameters of `FewShotClassifier`, such as ``cache``, ``device``, ``backend`` or ``templates``.
+
+    Raises:
+        InputError: if the head trains through a tower, or is transductive.
+        EncoderUnavailableError: if the weights of the encoder are not available.
+    """
+
+    def __init__(self, project: Project, encoder: str | Encoder = "auto", head: str = "auto", **params: Any) -> None:
+        kind = head_info(head).cls
+        if kind.needs_tower or kind.tunes_encoder or kind.transductive or kind.reads_unprojected:
+            raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
+        opened = create_encoder(encoder, params.get("device", "cpu")) if isinstance(encoder, str) else encoder
+        self.project, self.encoder, self._head, self._params = project, opened, head, params
+        self._features = FeatureCache(opened, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
+        self.state = SessionState()
+        self._skipped: set[str] = set()
+        self._condition = threading.Condition()
+        self._wake, self._is_closed = threading.Event(), False
+        self._is_busy = True
+        self._thread = threading.Thread(target=self._run, name="clipadapter studio", daemon=True)
+        self._wake.set()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop computing and close the project."""
+        self._is_closed = True
+        self._wake.set()
+        self._thread.join()
+        self.project.close()
+
+    def notify_change(self) -> None:
+        """Tell the session that the project changed. It stops the current computation and starts again."""
+        with self._condition:
+            self._is_busy = True
+        self._wake.set()
+
+    def wait_until_idle(self, timeout: float = 60.0) -> bool:
+        """Wait until nothing is left to compute. Return False after the timeout in seconds."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._is_busy, timeout)
+
+    def skip_picture(self, key: str) -> None:
+        """Move a picture to the end of the pictures to label."""
+        self._skipped.add(key)
+        with self._condition:
+            queue = tuple(other for other in self.state.queue if other != key)
+            self._publish(queue=queue)
+        self.notify_change()
+
+    def pending_queue(self) -> tuple[str, ...]:
+        """Return the keys of the pictures to label next that have no label yet."""
+        unlabelled = {picture.key for picture in self.project.contents.unlabelled}
+        return tuple(key for key in self.state.queue if key in unlabelled)
+
+    def predict(self, image: ImageSource) -> ExplainedPrediction:
+        """Predict the class of a picture and explain it.
+
+        Raises:
+            ImageError: if the picture can't be read.
+            InputError: if there are fewer than two classes.
+        """
+        model = self.state.model
+        if model is None:
+            raise InputError("a prediction needs two classes: name two classes first")
+        return explain_prediction(model, image, self.project.contents, self._features)
+
+    def save_model(self) -> Path:
+        """Save the model in the folder ``.studio/model`` of the project, and return the folder.
+
+        Raises:
+            InputError: if nothing was learned yet, or the folder can't be written.
+        """
+        return self._current_classifier().save(self.project.root / STUDIO_FOLDER / "model")
+
+    def export_model(self) -> Path:
+        """Write the model as one ONNX file that needs no clipadapter; see `clipadapter.export.export_model`.
+
+        Raises:
+            InputError: if nothing was learned yet, or the head can't be exported.
+            MissingExtraError: if a package for the export is not installed.
+        """
+        from clipadapter.export import export_model
+
+        model, folder = self._current_classifier(), self.project.root / STUDIO_FOLDER / "export"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        paths = [picture.path for _, picture in self.project.contents.labelled()]
+        return Path(export_model(model, folder / "model.onnx", pictures=paths[:MAX_PARITY_PICTURES]).path)
+
+    def classes_without_pictures(self) -> list[str]:
+        """Return the classes without a readable picture: the model knows them by their names alone."""
+        classes = self.project.contents.classes
+        return [name for name, pictures in classes.items() if not any(map(self._features.has, pictures))]
+
+    def _current_classifier(self) -> FewShotClassifier:
+        """Wait until the last change is learned, and return the classifier."""
+        if self._is_outdated():
+            self.notify_change()
+        with self._condition:
+            self._condition.wait_for(lambda: not self._is_busy or not self._is_outdated(), FIT_TIMEOUT_SECONDS)
+        if self._is_outdated():
+            reason = self.state.error or f"{self.state.activity or 'learning'} takes long: save again when it is done"
+            raise InputError(f"the last change is not learned yet ({reason})")
+        model = self.state.model
+        if model is None or model.classifier is None:
+            raise InputError("there is nothing to save yet: name two classes and add pictures to them")
+        return model.classifier
+
+    def _is_outdated(self) -> bool:
+        """Whether the model was fitted to other contents than the present ones."""
+        return self.state.revision != self.project.contents.revision
+
+    # ---- The computing thread ----
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            self._wake.wait()
+            self._wake.clear()
+            error = ""
+            try:
+                self._compute(self.project.contents)
+            except _Superseded:
+                continue
+            except ClipAdapterError as problem:
+                error = str(problem)
+            except Exception as problem:  # the page reports it, and the next change starts a new attempt
+                error = f"{type(problem).__name__}: {problem}"
+            with self._condition:
+                self._is_busy = self._wake.is_set()
+                self._publish(activity="", progress=None, error=error)
+
+    def _compute(self, contents: Contents) -> None:
+        """Learn from the labelled pictures first, then select what to label, then measure."""
+        self._extract([picture for _, picture in contents.labelled()], "reading the labelled pictures")
+        if contents.revision != self.state.revision:
+            self._fit(contents)
+        done, step = 0, FIRST_PICTURES
+        while done < len(contents.unlabelled) or not done:
+            part = contents.unlabelled[done : done + step]
+            self._extract(part, "reading the unlabelled pictures", contents.unlabelled)
+            self._select_queue(contents)  # looks at all pictures so far: doubling the step keeps that cheap
+            done, step = done + step, 2 * step
+        test = [(name, picture) for name, pictures in contents.test.items() for picture in pictures]
+        self._extract([picture for _, picture in test], "reading the test pictures")
+        self._measure(contents, test)
+
+    def _extract(
+        self, pictures: Sequence[PictureFile], activity: str, progress_of: Sequence[PictureFile] | None = None
+    ) -> None:
+        for done in self._features.compute(pictures, [*self.project.contents.classes]):
+            progress = done / len(pictures) if progress_of is None else self._features.fraction_done(progress_of)
+            unreadable = self._features.unreadable(self.project.contents)
+            with self._condition:
+                self._publish(activity=activity, progress=progress, unreadable=unreadable)
+            self._check_superseded()
+
+    def _fit(self, contents: Contents) -> None:
+        names = list(contents.classes)
+        model = None
+        if len(names) >= 2:
+            with self._condition:
+                self._publish(activity="learning", progress=None)
+            classifier = FewShotClassifier(self._features.encoder, self._head, **self._params)
+            pictures, features, labels = self._labelled_features(contents)
+            text = classifier.encode_classes(names)
+            model = fit_project_model(classifier, text, [one.key for one in pictures], features, labels)
+        queue = self.state.queue
+        if self.state.model is None or model is None or model.class_names != self.state.model.class_names:
+            queue = ()
+        self._check_superseded()
+        with self._condition:
+            self._publish(revision=contents.revision, model=model, queue=queue, curve=())
+
+    def _select_queue(self, contents: Contents) -> None:
+        """Predict all unlabelled pictures that have features; select a new queue if the last one is used up."""
+        unlabelled = [picture for picture in contents.unlabelled if self._features.has(picture)]
+        X, model = self._features.matrix(unlabelled), self.state.model
+        guesses: dict[str, tuple[str, float]] = {}
+        uncertainty = [1.0] * len(unlabelled)
+        if model is not None and unlabelled:
+            p = model.probabilities(X)
+            best = p.argmax(axis=1)
+            guesses = {
+                picture.key: (model.class_names[k], float(row[k]))
+                for picture, k, row in zip(unlabelled, best, p, strict=True)
+            }
+            uncertainty = (1 - margins(p)).tolist()
+        queue = self.pending_queue()
+        if not queue and unlabelled:
+            rows = [i for i, picture in enumerate(unlabelled) if picture.key not in self._skipped]
+            if not rows:
+                self._skipped.clear()
+                rows = list(range(len(unlabelled)))
+            _, labelled, _ = self._labelled_features(contents)
+            selected = select_for_labelling(X[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
+            queue = tuple(unlabelled[rows[i]].key for i in selected)
+        self._check_superseded()
+        with self._condition:
+            self._publish(guesses=guesses, queue=queue)
+
+    def _measure(self, contents: Contents, test: Sequence[tuple[str, PictureFile]]) -> None:
+        model = self.state.model
+        if model is None or model.classifier is None or self.state.curve:
+            return
+        _, X, labels = self._labelled_features(contents)
+        test = [(name, picture) for name, picture in test if self._features.has(picture)]
+        test_set = (self._features.matrix([one for _, one in test]), [name for name, _ in test]) if test else None
+        with self._condition:
+            self._publish(activity="measuring", progress=None)
+        curve: list[CurvePoint] = []
+        for point in learning_curve(model, X, labels, test_set):
+            self._check_superseded()
+            curve.append(point)
+        with self._condition:
+            self._publish(curve=tuple(curve), is_curve_on_test=test_set is not None)
+
+    def _labelled_features(self, contents: Contents) -> tuple[list[PictureFile], Any, list[str]]:
+        """Readable labelled pictures, their features (n, d) and their classes."""
+        labelled = [(name, picture) for name, picture in contents.labelled() if self._features.has(picture)]
+        pictures = [picture for _, picture in labelled]
+        return pictures, self._features.matrix(pictures), [name for name, _ in labelled]
+
+    def _check_superseded(self) -> None:
+        if self._wake.is_set():
+            raise _Superseded
+
+    def _publish(self, **changes: Any) -> None:
+        """Replace the state; the caller holds the condition."""
+        self.state = replace(self.state, version=self.state.version + 1, **changes)
+        self._condition.notify_all()

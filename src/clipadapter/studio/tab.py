@@ -1,0 +1,68 @@
+"""What one browser tab shows: what a person opened in it, and the last message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipadapter.studio.model import ExplainedPrediction
+
+
+@dataclass(frozen=True)
+class Note:
+    """The message about the last action.
+
+    Args:
+        text: a sentence or two.
+        is_error: whether something went wrong.
+        offers: buttons that move pictures: (text on the button, class, keys of the pictures).
+    """
+
+    text: str
+    is_error: bool = False
+    offers: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+
+@dataclass
+class Tab:
+    """State of one page that is open in a browser.
+
+    Args:
+        open_class: class of which all pictures are shown.
+        renamed_class: class whose new name is being typed.
+        open_picture: key of the picture that is shown large.
+        tried_file: file of the picture to predict.
+        prediction: its prediction.
+        prediction_revision: revision of the contents that the prediction was learned from.
+        note: the last message.
+        upload_count: number of uploads so far, failed ones too.
+        rejected_name_count: number of names of new classes that were rejected.
+        unsaved_revisions: revisions of the contents and of the model when a save failed; None if none did.
+        rendered_versions: version of the session's state and revision of the contents that the page shows.
+        panel_digests: digests of the HTML of each panel. The HTML has the pictures in it: it is a megabyte, and tabs
+            are many.
+    """
+
+    open_class: str = ""
+    renamed_class: str = ""
+    open_picture: str = ""
+    tried_file: Path | None = None
+    prediction: ExplainedPrediction | None = None
+    prediction_revision: int = -1
+    note: Note = Note("")
+    upload_count: int = 0
+    rejected_name_count: int = 0
+    unsaved_revisions: tuple[int, int] | None = None
+    rendered_versions: tuple[int, int] = (-1, -1)
+    panel_digests: dict[str, bytes] = field(default_factory=dict)
+
+
+def join_first(texts: Sequence[str], limit: int = 3) -> str:
+    """Join the first few of many texts.
+
+    >>> join_first(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more

@@ -1,0 +1,290 @@
+import os
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clipadapter.studio import Project
+from clipadapter.studio.actions import Actions
+from clipadapter.studio.contents import Contents
+from clipadapter.studio.panels import PANELS, Panels, suggest_next_step
+from clipadapter.studio.pictures import PictureFile
+from clipadapter.studio.session import Session
+from clipadapter.studio.tab import Tab
+
+ATTACKS = int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
+HOSTILE = ['<img src=x onerror="alert(1)">', '"><script>alert(1)</script>', "${alert(1)}", "{{7*7}}", "'\"&<b>"]
+
+
+@pytest.fixture
+def actions(tmp_path):
+    session = Session(Project(tmp_path / "p"), "toy", cache=None)
+    (tmp_path / "uploads").mkdir()
+    yield Actions(session, lambda: str(tmp_path / "uploads"))
+    session.close()
+
+
+@pytest.fixture
+def upload_file(actions, tmp_path):
+    """A function that writes bytes into the folder of uploads, and returns what the page would send for the file."""
+
+    def write(data, name="picture.png"):
+        path = tmp_path / "uploads" / f"{len(list((tmp_path / 'uploads').iterdir()))}.bin"
+        path.write_bytes(data)
+        return {"path": str(path), "name": name}
+
+    return write
+
+
+def perform(actions, tab=None, **data):
+    tab = tab or Tab()
+    actions.perform(tab, data)
+    return tab
+
+
+def test_each_action_reports_its_result(actions, upload_file, png):
+    assert perform(actions, action="add-class", text=" cat ").note.text == "Added the class 'cat'."
+    perform(actions, action="add-class", text="dog")
+    files = [upload_file(png("red")), upload_file(b"x", "x.txt"), upload_file(png("red"), "twice.png")]
+    note = perform(actions, action="upload", **{"class": "cat"}, files=files).note
+    assert note.is_error and note.text == (
+        "Added 1 picture to 'cat'. 1 picture already there. Rejected: x.txt (not an image)."
+    )
+    note = perform(actions, action="upload", **{"class": "dog"}, files=[upload_file(png("red"))]).note
+    assert note.text == "1 picture not added: already in 'cat'." and note.offers[0][:2] == ("Move to 'dog'", "dog")
+    note = perform(actions, action="move-pictures", **{"class": "dog"}, pictures=list(note.offers[0][2])).note
+    assert note.text == "Moved 1 picture to 'dog'." and actions.project.contents.classes["cat"] == ()
+    assert perform(actions, action="add-class", text="CAT").note.text.startswith("There is a class 'cat' already")
+    assert perform(actions, action="undo").note.text == "Undone: labelling 1 picture 'dog'."
+    assert perform(actions, action="remove-class", **{"class": "cat"}).note.text.startswith(
+        "Removed the class 'cat' with 1 picture"
+    )
+
+
+def test_only_uploaded_files_are_read_and_all_of_them_are_removed(actions, upload_file, png, tmp_path):
+    perform(actions, action="add-class", text="cat")
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png("blue"))
+    (tmp_path / "uploads" / "link.png").symlink_to(secret)
+    paths = [str(secret), str(tmp_path / "uploads" / ".." / "secret.png"), str(tmp_path / "uploads" / "link.png")]
+    for path in [*paths, "", "\0", str(tmp_path / "uploads"), "/etc/passwd"]:
+        note = perform(actions, action="upload", **{"class": "cat"}, files=[{"path": path, "name": "x"}]).note
+        assert note.text == "Rejected: x (was not uploaded)."
+    assert secret.is_file() and actions.project.contents.classes["cat"] == ()
+    file = upload_file(png("red"))
+    perform(actions, action="upload", **{"class": "cat"}, files=[file])
+    assert len(actions.project.contents.classes["cat"]) == 1 and sorted((tmp_path / "uploads").iterdir()) == [
+        tmp_path / "uploads" / "link.png"
+    ]
+
+
+def test_keys_of_pictures_are_not_used_as_paths(actions, upload_file, png):
+    perform(actions, action="add-class", text="cat")
+    for key in ("../secret.png", "/etc/passwd", ".studio/journal.jsonl", ""):
+        for name in ("label-picture", "remove-picture"):
+            note = perform(actions, action=name, **{"class": "cat"}, picture=key).note
+            assert note.is_error and "does not exist any more" in note.text
+    assert perform(actions, action="move-pictures", **{"class": "gone"}, pictures=[]).note.text.startswith(
+        "There is no class 'gone'"
+    )
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+ACTIONS = [
+    "add-class",
+    "rename-class",
+    "remove-class",
+    "upload",
+    "upload-failed",
+    "label-picture",
+    "move-pictures",
+    "remove-picture",
+    "add-tried-picture",
+    "skip-picture",
+    "undo",
+    "open",
+    "unknown",
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40 * ATTACKS)
+@given(
+    data=VALUES
+    | st.fixed_dictionaries(
+        {"action": st.sampled_from(ACTIONS)},
+        optional=dict.fromkeys(("class", "text", "picture", "pictures", "files", "renaming"), VALUES),
+    )
+)
+def test_no_request_raises_an_error(actions, data):
+    tab = Tab()
+    actions.perform(tab, data)
+    assert isinstance(tab.note.text, str)
+    Panels(actions.session).render_changed(tab)
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.attributes = set(), "", set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_are_escaped_in_the_page(actions, upload_file, png):
+    tab = Tab()
+    for i, name in enumerate(HOSTILE):
+        perform(actions, action="add-class", text=name)
+        perform(
+            actions,
+            tab,
+            action="upload",
+            **{"class": name},
+            files=[upload_file(png("red", i), name), upload_file(b"no", f"{name}.txt")],
+        )
+    perform(actions, tab, action="upload", **{"class": ""}, files=[upload_file(png("blue", 50))])
+    actions.session.wait_until_idle(30)
+    perform(
+        actions, tab, action="open", picture=actions.project.contents.classes[HOSTILE[0]][0].key, renaming=HOSTILE[1]
+    )
+    tab.prediction = actions.session.predict(actions.project.contents.classes[HOSTILE[0]][0].path)
+    changed = Panels(actions.session).render_changed(tab)
+    assert set(changed) == set(PANELS)
+    page = Tags()
+    page.feed("".join(changed.values()))
+    assert not page.tags & {"script", "iframe", "object"} and "onerror" not in page.attributes
+    for name in HOSTILE[2:]:
+        assert name in page.text
+
+
+def test_only_changed_panels_are_rendered(actions):
+    tab, panels = Tab(), Panels(actions.session)
+    actions.session.wait_until_idle(30)
+    assert set(panels.render_changed(tab)) == set(PANELS)
+    assert panels.render_changed(tab) == {}
+    perform(actions, tab, action="add-class", text="cat")
+    actions.session.wait_until_idle(30)
+    assert set(panels.render_changed(tab)) == {"status", "classes"}
+
+
+def test_a_tab_closes_a_class_and_a_picture_that_were_removed(actions, upload_file, png):
+    perform(actions, action="add-class", text="cat")
+    perform(actions, action="upload", **{"class": "cat"}, files=[upload_file(png("red"))])
+    tab = perform(
+        actions,
+        action="open",
+        picture=actions.project.contents.classes["cat"][0].key,
+        renaming="cat",
+        **{"class": "cat"},
+    )
+    assert tab.open_picture and tab.open_class == tab.renamed_class == "cat"
+    perform(actions, action="remove-class", **{"class": "cat"})
+    Panels(actions.session).render_changed(tab)
+    assert (tab.open_picture, tab.open_class, tab.renamed_class) == ("", "", "")
+
+
+def test_the_prediction_of_the_tried_picture_is_updated_after_each_fit(actions, upload_file, png, tmp_path):
+    tab = Tab()
+    (tmp_path / "tried.png").write_bytes(png("red"))
+    actions.session.wait_until_idle(30)
+    actions.try_picture(tab, tmp_path / "tried.png")
+    assert (
+        tab.prediction is None
+        and tab.note.text.startswith("A prediction needs two classes")
+        and not actions.is_prediction_outdated(tab)
+    )
+    for name in ("red", "blue"):
+        perform(actions, action="add-class", text=name)
+    actions.session.wait_until_idle(30)
+    assert actions.is_prediction_outdated(tab)
+    actions.update_prediction(tab)
+    assert tab.prediction.shot_count == 0 and not actions.is_prediction_outdated(tab)
+    perform(actions, action="upload", **{"class": "red"}, files=[upload_file(png("red", 1))])
+    actions.session.wait_until_idle(30)
+    actions.update_prediction(tab)
+    assert tab.prediction.shot_count == 1 and tab.prediction.sentences
+    perform(actions, action="remove-class", **{"class": "blue"})
+    actions.session.wait_until_idle(30)
+    actions.update_prediction(tab)
+    assert tab.prediction is None
+    actions.try_picture(tab, None)
+    perform(actions, action="undo")
+    actions.session.wait_until_idle(30)
+    assert not actions.is_prediction_outdated(tab) and tab.note.text == ""
+
+
+def test_the_status_panel_changes_after_every_upload_and_rejected_name(actions, upload_file, png):
+    """Also if no other panel changes: without it, a card would show 'Sending' for ever."""
+    tab, panels = Tab(), Panels(actions.session)
+    perform(actions, tab, action="add-class", text="cat")
+    perform(actions, tab, action="upload", **{"class": "cat"}, files=[upload_file(png("red"))])
+    actions.session.wait_until_idle(30)
+    for data in (
+        {"action": "upload", "class": "cat", "files": [upload_file(b"x", "x.txt")]},
+        {"action": "upload", "class": "cat", "files": [upload_file(b"x", "x.txt")]},
+        {"action": "upload-failed", "text": "x.txt: too large"},
+        {"action": "add-class", "text": "cat"},
+        {"action": "add-class", "text": "cat"},
+    ):
+        panels.render_changed(tab)
+        perform(actions, tab, **data)
+        assert set(panels.render_changed(tab)) == {"status"}
+    assert (tab.upload_count, tab.rejected_name_count) == (4, 2)
+
+
+def test_each_state_of_a_project_has_its_own_next_step(actions, upload_file, png):
+    steps = [suggest_next_step(actions.project.contents)]
+    for name in ("cat", "dog"):
+        perform(actions, action="add-class", text=name)
+        steps.append(suggest_next_step(actions.project.contents))
+    for i, name in enumerate(("cat", "dog")):
+        perform(
+            actions,
+            action="upload",
+            **{"class": name},
+            files=[upload_file(png("red", 10 * i + j)) for j in range(1 + 3 * i)],
+        )
+        steps.append(suggest_next_step(actions.project.contents))
+    perform(actions, action="upload", **{"class": "cat"}, files=[upload_file(png("blue", j)) for j in range(3)])
+    steps.append(suggest_next_step(actions.project.contents))
+    assert len(set(steps)) == 6 and all(text.count(".") <= 2 for text in steps)
+    assert steps[0].startswith("Name your first class") and "“dog”" in steps[3]
+
+
+def test_notes_are_valid_unicode(actions, upload_file):
+    tab = perform(actions, action="rename-class", text="x", **{"class": "\ud800"})
+    assert tab.note.is_error and tab.note.text.encode()
+    tab = perform(actions, action="upload", **{"class": ""}, files=[upload_file(b"x", "\udce9.jpg")])
+    assert tab.note.text.encode()
+
+
+def test_a_class_of_thousands_of_pictures_is_rendered_quickly(actions):
+    many = tuple(PictureFile(f"cat/{i}.png", Path(f"cat/{i}.png"), (0, i, 0, 0)) for i in range(12000))
+    contents = Contents({"cat": many}, {"cat": "cat"})
+    state = replace(actions.session.state, unreadable={one.key: "not an image" for one in many[::2]})
+    panels = Panels(actions.session)
+    panels._thumbnails.urls = lambda pictures, side: ["" for _ in pictures]
+    start = time.process_time()
+    cards = panels._classes(Tab(), state, contents)["cards"]
+    assert time.process_time() - start < 0.5
+    assert cards[0]["count"] == len(cards[0]["unreadable"]) == 6000
+
+
+def test_a_tab_keeps_digests_instead_of_html(actions, upload_file, png):
+    perform(actions, action="add-class", text="cat")
+    perform(actions, action="upload", files=[upload_file(png("red", i)) for i in range(8)], **{"class": "cat"})
+    tab = Tab()
+    changed = Panels(actions.session).render_changed(tab)
+    assert sum(map(len, changed.values())) > 3000 and sum(map(len, tab.panel_digests.values())) < 500

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.encoders import create_encoder
+from clipadapter.heads import TextFeatures, create_head
+from clipadapter.studio.model import fit_project_model, learning_curve, mean_class_accuracy
+
+
+@pytest.fixture
+def scene():
+    """Three classes, six shots each, well apart; class text that takes the third for the first."""
+    rng = np.random.default_rng(0)
+    names = ["a", "b", "c"]
+    means = np.eye(3, 32, dtype=np.float32)
+    labels = np.repeat(names, 6)
+    X = np.repeat(means, 6, axis=0) + 0.1 * rng.standard_normal((18, 32)).astype(np.float32)
+    text = means.copy()
+    text[2] = [0, 0, 0.2, 1, *[0] * 28]
+    return X.astype(np.float32), labels.tolist(), TextFeatures(names, text, 20.0)
+
+
+def fit(scene, rows=None):
+    X, labels, text = scene
+    rows = np.arange(len(X)) if rows is None else np.array(rows, int)
+    classifier = FewShotClassifier(create_encoder("toy"), cache=None)
+    return fit_project_model(classifier, text, [f"{i}.png" for i in rows], X[rows], [labels[i] for i in rows])
+
+
+def test_without_labelled_pictures_the_class_names_predict(scene):
+    X, _, text = scene
+    model = fit(scene, [])
+    assert model.classifier is None and model.shot_count == 0
+    assert model.zero_shot_accuracy is None and model.held_out_accuracy is None
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    best = (unit @ text.embeddings.T).argmax(axis=1)
+    p = model.probabilities(X)
+    np.testing.assert_array_equal(p.argmax(axis=1), best)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+
+
+def test_accuracies_are_means_over_classes(scene):
+    X, labels, text = scene
+    rows = [*range(12), 12, 13]  # six of a and b, two of c
+    model = fit(scene, rows)
+    unit = X[rows] / np.linalg.norm(X[rows], axis=1, keepdims=True)
+    called = np.array(text.labels)[(unit @ text.embeddings.T).argmax(axis=1)]
+    shares = [np.mean([c == t for c, t in zip(called, np.array(labels)[rows], strict=True) if t == n]) for n in "abc"]
+    assert model.zero_shot_accuracy == pytest.approx(np.mean(shares))
+    assert model.held_out_accuracy == pytest.approx(1.0) and model.shot_count == 14
+
+
+def test_a_wrong_label_is_reported_as_misclassified(scene):
+    X, labels, text = scene
+    wrong = ["b", *labels[1:]]
+    classifier = FewShotClassifier(create_encoder("toy"), cache=None)
+    model = fit_project_model(classifier, text, [str(i) for i in range(18)], X, wrong)
+    assert model.misclassified == {"0": "a"}
+
+
+def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
+    X, labels, text = scene
+    order = [2, 0, 1]
+    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale)
+    for rows in ([], None):
+        model, expected = fit((X, labels, turned), rows), fit(scene, rows)
+        assert model.class_names == ("c", "a", "b")
+        p, wanted = model.probabilities(X), expected.probabilities(X)[:, order]
+        np.testing.assert_array_equal(p.argmax(axis=1), wanted.argmax(axis=1))
+    assert (
+        model.zero_shot_accuracy == expected.zero_shot_accuracy
+        and model.held_out_accuracy == expected.held_out_accuracy
+    )
+    assert min(point.accuracy for point in learning_curve(model, X, labels)) > 0.9
+
+
+def test_one_shot_per_class_can_not_be_held_out(scene):
+    model = fit(scene, [0, 6, 12])
+    assert model.held_out_accuracy is None and model.classifier is not None
+    assert [point.shots_per_class for point in learning_curve(model, scene[0][[0, 6, 12]], ["a", "b", "c"])] == [0]
+
+
+def test_a_class_without_pictures_is_predicted_by_its_name(scene):
+    X, labels, _ = scene
+    model = fit(scene, [0, 1, 12, 13])
+    assert model.class_names == ("a", "b", "c")
+    p = model.probabilities(X[6:12])
+    assert p.shape == (6, 3) and (p.argmax(axis=1) == 1).all()
+
+
+def test_the_curve_is_measured_on_pictures_that_each_fit_did_not_see(scene):
+    X, labels, text = scene
+    points = list(learning_curve(fit(scene), X, labels))
+    assert [point.shots_per_class for point in points[:3]] == [0, 1, 2]
+    assert points[0].accuracy == fit(scene).zero_shot_accuracy and points[-1].accuracy == fit(scene).held_out_accuracy
+    assert all(0 <= point.lowest <= point.accuracy <= point.highest <= 1 for point in points)
+    # Noise that no fit can know: right on what it saw, by chance on all else.
+    noise = np.random.default_rng(1).standard_normal((60, 32)).astype(np.float32)
+    names = ["a", "b", "c"] * 20
+    classifier = FewShotClassifier(create_encoder("toy"), "knn", cache=None)
+    blind = fit_project_model(classifier, text, [str(i) for i in range(60)], noise, names)
+    assert mean_class_accuracy(blind.probabilities(noise).argmax(axis=1), np.array([0, 1, 2] * 20)) > 0.9
+    assert all(point.accuracy < 0.6 for point in learning_curve(blind, noise, names))
+
+
+def test_test_pictures_measure_the_curve_and_change_no_fit(scene):
+    X, labels, text = scene
+    test = (X[::2], ["b"] * 9)  # as if all were b
+    points = list(learning_curve(fit(scene), X, labels, test))
+    head = create_head("auto").fit(X, labels, text=text)
+    assert (
+        points[-1].accuracy == pytest.approx(np.mean(head.predict(X[::2]) == "b")) and points[-1].shots_per_class == 6
+    )
