@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.doctor import KINDS, SEVERITIES, Diagnosis, Finding, Picture, findings_css, findings_html, illustrated
-from clipadapter.doctor._findings import ranked
+from clipadapter.doctor.findings import ranked
 from clipadapter.errors import InputError
 
 

@@ -10,8 +10,7 @@ import pytest
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.errors import InputError
-from clipadapter.report import _page as page
-from clipadapter.report import make_report
+from clipadapter.report import make_report, page
 from clipadapter.uncertainty import UncertaintyOptions
 
 

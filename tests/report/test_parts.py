@@ -8,9 +8,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from clipadapter.report._map import draw_map
-from clipadapter.report._sure import ask, strangeness
 from clipadapter.report._thumbnails import SIDE, thumbnails
+from clipadapter.report.projection import draw_map
+from clipadapter.report.uncertainty import ask, strangeness
 
 
 def test_nearest_shots_are_those_of_scikit_learn(report, model):
@@ -71,7 +71,7 @@ def test_the_map_is_the_same_every_time_and_finds_groups():
 
 
 def test_many_points_are_sampled_by_their_share(monkeypatch):
-    monkeypatch.setattr("clipadapter.report._map.MOST", 20)
+    monkeypatch.setattr("clipadapter.report.projection.MOST", 20)
     X = np.random.default_rng(0).normal(size=(80, 4))
     found = draw_map(X[:60], X[60:])
     assert (found.rows < 60).sum() == 15 and len(set(found.rows)) == 20

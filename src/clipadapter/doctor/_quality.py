@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clipadapter.doctor._findings import Finding, Picture
-from clipadapter.doctor._looks import Look
+from clipadapter.doctor.findings import Finding, Picture
+from clipadapter.doctor.image_quality import Look
 
 # Set on half of Caltech's training pictures: none of these is dark, white or blurred by the bounds, while all that were
 # darkened to a fifth, and 99 of 100 that were blurred by 2.5 pixels at a short side of 256, are.

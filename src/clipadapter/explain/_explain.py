@@ -13,8 +13,8 @@ from PIL import Image
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.errors import ImageError, InputError
-from clipadapter.explain._explanation import Explanation, Neighbour
 from clipadapter.explain._heat import heat_map, seen_square
+from clipadapter.explain.explanation import Explanation, Neighbour
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head
 from clipadapter.pixels import min_jpeg_side

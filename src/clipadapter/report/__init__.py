@@ -1,5 +1,5 @@
 """One page about a fitted model: what it gets right and wrong, how sure one can be of that, and why."""
 
-from clipadapter.report._report import Report, make_report
+from clipadapter.report.report import Report, make_report
 
 __all__ = ["Report", "make_report"]

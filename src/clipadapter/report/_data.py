@@ -13,7 +13,7 @@ from clipadapter.metrics.detection import aurc, risk_coverage
 from clipadapter.prediction import softmax
 
 if TYPE_CHECKING:
-    from clipadapter.report._report import Report
+    from clipadapter.report.report import Report
 
 Array = NDArray[Any]
 WORST = 24

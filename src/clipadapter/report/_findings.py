@@ -11,7 +11,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.doctor import Diagnosis, diagnose
 from clipadapter.errors import ClipAdapterError
-from clipadapter.report._rows import Rows
+from clipadapter.report.pictures import Rows
 
 OF_SHOTS = ("no-shots", "few-shots", "imbalance")
 """Kinds that count the shots, and say nothing where their files are gone."""

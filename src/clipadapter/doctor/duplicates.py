@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.data.dataset import format_list
-from clipadapter.doctor._findings import Finding, Picture
-from clipadapter.doctor._looks import Look
+from clipadapter.doctor.findings import Finding, Picture
+from clipadapter.doctor.image_quality import Look
 
 NEIGHBOURS = 12
 """How many of a picture's nearest are looked at: bounds memory where hundreds are alike, such as frames of a film."""

@@ -4,9 +4,9 @@ import pytest
 from PIL import ImageEnhance, ImageOps
 from sklearn.neighbors import NearestNeighbors
 
-from clipadapter.doctor import _twins
-from clipadapter.doctor._looks import Look, look
-from clipadapter.doctor._twins import Neighbours, Pair, neighbours, pairs, twins
+from clipadapter.doctor import duplicates
+from clipadapter.doctor.duplicates import Neighbours, Pair, neighbours, pairs, twins
+from clipadapter.doctor.image_quality import Look, look
 from clipadapter.encoders import create_encoder
 
 
@@ -22,7 +22,7 @@ def test_neighbours_are_those_of_another_library():
 def test_blocks_do_not_change_the_neighbours(monkeypatch):
     X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     whole = neighbours(X, 5)
-    monkeypatch.setattr(_twins, "CELLS", 120)
+    monkeypatch.setattr(duplicates, "CELLS", 120)
     np.testing.assert_array_equal(neighbours(X, 5).index, whole.index)
 
 

@@ -4,9 +4,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_predict
 
 from clipadapter.doctor import Finding
-from clipadapter.doctor._evidence import Evidence, calibrated, gather
-from clipadapter.doctor._labels import spared, suspects
-from clipadapter.doctor._twins import neighbours
+from clipadapter.doctor.duplicates import neighbours
+from clipadapter.doctor.label_errors import spared, suspects
+from clipadapter.doctor.label_evidence import Evidence, calibrated, gather
 from clipadapter.errors import MissingExtraError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures

@@ -17,10 +17,10 @@ from clipadapter.features import FeatureSet
 from clipadapter.files import write_atomically
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
 from clipadapter.report._findings import Findings, look
-from clipadapter.report._map import Map, draw_map
-from clipadapter.report._page import render
-from clipadapter.report._rows import Rows, rows_of
-from clipadapter.report._sure import Sure, ask
+from clipadapter.report.page import render
+from clipadapter.report.pictures import Rows, rows_of
+from clipadapter.report.projection import Map, draw_map
+from clipadapter.report.uncertainty import Sure, ask
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.doctor._evidence import Evidence
-from clipadapter.doctor._findings import Finding, Picture
+from clipadapter.doctor.findings import Finding, Picture
+from clipadapter.doctor.label_evidence import Evidence
 from clipadapter.errors import require
 
 ODDS = 10.0

@@ -10,7 +10,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.explain import Explanation, Neighbour
-from clipadapter.explain._figure import _picture_of
+from clipadapter.explain.plot import _picture_of
 from clipadapter.prediction import Prediction
 
 SQUARE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from clipadapter.doctor._classes import names_not_understood, overlaps, same_texts, sizes
-from clipadapter.doctor._evidence import Evidence
+from clipadapter.doctor.class_checks import names_not_understood, overlaps, same_texts, sizes
+from clipadapter.doctor.label_evidence import Evidence
 from clipadapter.heads import TextFeatures
 
 NAMES = ("ant", "bee", "cat")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.doctor._twins import Neighbours
+from clipadapter.doctor.duplicates import Neighbours
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, out_of_fold
 from clipadapter.prediction import softmax

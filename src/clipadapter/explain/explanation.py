@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.explain._figure import draw
+from clipadapter.explain.plot import draw
 from clipadapter.prediction import Prediction
 
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from clipadapter.doctor._looks import look, looks, sharpness, shrunk
 from clipadapter.doctor._quality import quality
+from clipadapter.doctor.image_quality import look, looks, sharpness, shrunk
 from clipadapter.errors import MissingExtraError
 
 

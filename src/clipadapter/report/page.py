@@ -15,7 +15,7 @@ from clipadapter.report._data import WORST, page_data
 from clipadapter.report._thumbnails import thumbnails
 
 if TYPE_CHECKING:
-    from clipadapter.report._report import Report
+    from clipadapter.report.report import Report
 
 WEIGHT = 4_900_000
 """Letters that a page of some thousand pictures has at most: it opens at once, and can be sent by mail."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clipadapter.doctor._evidence import Evidence
-from clipadapter.doctor._findings import Finding, Picture
+from clipadapter.doctor.findings import Finding, Picture
+from clipadapter.doctor.label_evidence import Evidence
 from clipadapter.heads import TextFeatures
 
 FEW = 4

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from clipadapter.data.images import read_image
-from clipadapter.doctor._findings import KINDS, Diagnosis, Finding, Kind, Picture
+from clipadapter.doctor.findings import KINDS, Diagnosis, Finding, Kind, Picture
 from clipadapter.errors import ImageError
 from clipadapter.files import write_atomically
 

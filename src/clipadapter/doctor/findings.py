@@ -229,7 +229,7 @@ class Diagnosis:
         Raises:
             InputError: if it can't be written.
         """
-        from clipadapter.doctor._page import write_page
+        from clipadapter.doctor.page import write_page
 
         return write_page(self, Path(path), per_kind)
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
-from clipadapter.doctor._classes import names_not_understood, overlaps, same_texts, sizes
-from clipadapter.doctor._evidence import gather
-from clipadapter.doctor._findings import Diagnosis, Finding, Picture, ranked
-from clipadapter.doctor._labels import spared, suspects
-from clipadapter.doctor._looks import looks
 from clipadapter.doctor._quality import quality
-from clipadapter.doctor._twins import neighbours, pairs, twins
+from clipadapter.doctor.class_checks import names_not_understood, overlaps, same_texts, sizes
+from clipadapter.doctor.duplicates import neighbours, pairs, twins
+from clipadapter.doctor.findings import Diagnosis, Finding, Picture, ranked
+from clipadapter.doctor.image_quality import looks
+from clipadapter.doctor.label_errors import spared, suspects
+from clipadapter.doctor.label_evidence import gather
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, require
 from clipadapter.heads import TextFeatures

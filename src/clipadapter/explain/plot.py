@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clipadapter.explain._explanation import Explanation, Neighbour
+    from clipadapter.explain.explanation import Explanation, Neighbour
 
 DPI = 150
 WIDTH = 10.5
