@@ -125,11 +125,11 @@ def test_a_set_says_all_there_is_to_know(name, tmp_path):
     assert one.licence
     assert set(one.counts) <= {"train", "val", "test"}
     assert set_info(name).summary.endswith(".")
-    for need in one.needs(tmp_path):
-        assert f"{need.path}: {need.how}" in one.where(tmp_path)
-        assert need.path.is_relative_to(tmp_path / one.folder)
+    for required in one.required_paths(tmp_path):
+        assert f"{required.path}: {required.source}" in one.describe_paths(tmp_path)
+        assert required.path.is_relative_to(tmp_path / one.folder)
     with pytest.raises(
-        DataError, match=f"the data set '{name}' is not ready: there is no {one.needs(tmp_path)[0].path}"
+        DataError, match=f"the data set '{name}' is not ready: there is no {one.required_paths(tmp_path)[0].path}"
     ):
         load_dataset(name, tmp_path)
 
@@ -200,20 +200,20 @@ def test_missing_files_say_what_to_put_where(tmp_path):
 def test_a_half_unpacked_set_is_refused(tmp_path):
     make_stand_in("eurosat", tmp_path, classes=2, pictures=2)
     shutil.rmtree(tmp_path / "eurosat/2750/kind_1")
-    with pytest.raises(DataError, match="'eurosat' is not whole: 4 of its 8 pictures are not there: .*kind_1"):
+    with pytest.raises(DataError, match="'eurosat' is incomplete: 4 of its 8 pictures are missing: .*kind_1"):
         load_dataset("eurosat", tmp_path)
 
 
 def test_differences_from_the_papers_are_told(tmp_path):
     root = make_stand_in("dtd", tmp_path)
     assert create_set("dtd").differences(load_dataset("dtd", root)) == [
-        "3 classes are there, the papers have 47",
-        "18 pictures of train are there, the papers have 2820",
-        "9 pictures of val are there, the papers have 1128",
-        "9 pictures of test are there, the papers have 1692",
+        "3 classes found, but the papers have 47",
+        "18 pictures of train found, but the papers have 2820",
+        "9 pictures of val found, but the papers have 1128",
+        "9 pictures of test found, but the papers have 1692",
     ]
     aircraft = load_dataset("fgvc_aircraft", make_stand_in("fgvc_aircraft", tmp_path))
-    assert create_set("fgvc_aircraft").differences(aircraft) == ["3 classes are there, the papers have 100"]
+    assert create_set("fgvc_aircraft").differences(aircraft) == ["3 classes found, but the papers have 100"]
 
 
 def test_damaged_lists_of_aircraft_say_where(tmp_path):
@@ -238,7 +238,7 @@ def test_odd_folders_of_imagenet_say_what_to_do(tmp_path, put):
     with pytest.raises(DataError, match="has no pictures: was its archive unpacked to the end?"):
         load_dataset("imagenet", tmp_path)
     put(val / "cats/1.jpg")
-    with pytest.raises(DataError, match="no class of ImageNet has a folder 'cats'; take it away"):
+    with pytest.raises(DataError, match="no class of ImageNet has a folder 'cats'; remove it"):
         load_dataset("imagenet", tmp_path)
     shutil.rmtree(val)
     put(val / "ILSVRC2012_val_00000001.JPEG")
@@ -251,15 +251,15 @@ def test_odd_folders_of_imagenet_say_what_to_do(tmp_path, put):
 def test_what_torchvision_unpacks_is_put_where_it_is_read(name, tmp_path, torchvision_of):
     source, fetched = torchvision_of(name)
     done = prepare(name, tmp_path / "root")
-    assert done.fetched
+    assert done.downloaded
     assert fetched == [archive for archive, _, _ in ARCHIVES[name]]
-    assert [need.path.suffix for need in done.missing] == ([] if name == "fgvc_aircraft" else [".json"])
+    assert [required.path.suffix for required in done.missing] == ([] if name == "fgvc_aircraft" else [".json"])
     folder = tmp_path / "root" / source.name
     for split in source.glob("split_zhou_*.json"):
         shutil.copy(split, folder)
     again = prepare(name, tmp_path / "root")
-    assert not again.fetched
-    assert again.differences[0].startswith("3 classes are there")
+    assert not again.downloaded
+    assert again.differences[0].startswith("3 classes found")
     assert len(fetched) == len(ARCHIVES[name])
     wanted = load_dataset(name, tmp_path / "source")
     found = load_dataset(name, tmp_path / "root")
@@ -292,13 +292,13 @@ def test_half_a_download_is_never_taken_for_whole(name, tmp_path, torchvision_of
     monkeypatch.setattr(f"{module}.download_and_extract_archive", interrupted)
     with pytest.raises(
         DataError,
-        match=f"download of '{name}' failed .the line is dead.: run .* again; '.* info .*' says what to put where",
+        match=f"download of '{name}' failed .the line is dead.: run .* again, or add .* by hand as '.* info .*' says",
     ):
         prepare(name, tmp_path / "root")
     with pytest.raises(DataError, match="not ready: there is no .*images"):
         load_dataset(name, tmp_path / "root")
     monkeypatch.setattr(f"{module}.download_and_extract_archive", resumed)
-    assert prepare(name, tmp_path / "root").fetched
+    assert prepare(name, tmp_path / "root").downloaded
     assert len(fetched) == 1
     # torchvision knows no checksum of the archive of the aircraft, so an archive from before may be half.
     assert archives_seen == (["whole.tar.gz"] if name == "dtd" else [])
@@ -307,9 +307,9 @@ def test_half_a_download_is_never_taken_for_whole(name, tmp_path, torchvision_of
 def test_what_nobody_offers_is_left_to_the_person(tmp_path):
     for name in ("stanford_cars", "ucf101", "imagenet"):
         done = prepare(name, tmp_path)
-        assert not done.fetched
-        assert done.missing == create_set(name).needs(tmp_path)
-    assert "no longer on the authors' site" in create_set("stanford_cars").where(tmp_path)
+        assert not done.downloaded
+        assert done.missing == create_set(name).required_paths(tmp_path)
+    assert "no longer on the authors' site" in create_set("stanford_cars").describe_paths(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -319,5 +319,5 @@ def test_a_split_file_of_another_set_is_noticed(tmp_path):
     rows = json.loads(split.read_text())
     rows["test"] = [[f"Abyssinian_{i}.jpg", 0, "kind_0"] for i in range(5)]
     split.write_text(json.dumps(rows))
-    with pytest.raises(DataError, match="5 of its 32 pictures are not there: .*Abyssinian_0.jpg"):
+    with pytest.raises(DataError, match="5 of its 32 pictures are missing: .*Abyssinian_0.jpg"):
         prepare("dtd", root)

@@ -1,7 +1,7 @@
-"""CoOp's split files, and the few-shot draws that others published for them.
+"""CoOp's split files, and published few-shot draws from them.
 
 A split file is a JSON object with ``train``, ``val`` and ``test``, each a list of ``[path, label, class name]``.
-Its rows keep their order, since a published draw names rows by their number.
+Its rows keep their order, because a published draw refers to rows by number.
 """
 
 from __future__ import annotations
@@ -15,141 +15,141 @@ from clipadapter.errors import DataError
 from clipadapter.files import printable
 from clipadapter.parsing import read_json
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
-_ROW = "[path, label, class name]"
+_ROW_FORMAT = "[path, label, class name]"
 
 
-def read_split(path: Path, pictures: Path) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
-    """The rows of a split file as samples, and the class names in the order of their labels.
+def read_split(path: Path, image_folder: Path) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """Read a split file: its rows as samples, and the class names in the order of their labels.
 
     Args:
         path: the file.
-        pictures: folder in which its paths start; no row leads out of it. No picture is looked for.
+        image_folder: folder that its paths are relative to. Paths that leave it are refused. Pictures need not exist.
 
     Raises:
         DataError: if the file can't be read, is damaged, or two classes share a label or a name.
     """
-    found = read_json(path, "fetch the file again")
+    content = read_json(path, "download the file again")
     where = printable(path)
-    if not isinstance(found, dict) or not set(found) <= set(PARTS) or not {"train", "test"} <= set(found):
-        came = ", ".join(map(str, list(found)[:5])) if isinstance(found, dict) else type(found).__name__
-        raise DataError(f"{where}: expected an object with train, val and test, got: {came or 'nothing'}")
+    if not isinstance(content, dict) or not {"train", "test"} <= set(content) <= set(SPLITS):
+        actual = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"{where}: expected an object with train, val and test, got: {actual or 'nothing'}")
     names: dict[int, str] = {}
     samples = []
-    for part in (part for part in PARTS if part in found):
-        if not isinstance(found[part], list) or (part != "val" and not found[part]):
-            raise DataError(f"{where}: {part} must be a list of rows {_ROW}")
-        for number, row in enumerate(found[part]):
-            name, label, text = _row(row, f"{where}: row {number} of {part}")
-            if names.setdefault(label, text) != text:
-                said = f"calls label {label} '{text}', but a row before '{names[label]}'"
-                raise DataError(f"{where}: row {number} of {part} {said}")
-            samples.append(Sample(pictures / name, text, part))
-    ordered = tuple(names[label] for label in sorted(names))
-    if len(set(ordered)) < len(ordered):
-        twice = sorted({name for name in ordered if ordered.count(name) > 1})
-        raise DataError(f"{where}: two labels have the same class name: {format_list(twice)}")
-    return tuple(samples), ordered
+    for split in (split for split in SPLITS if split in content):
+        if not isinstance(content[split], list) or (split != "val" and not content[split]):
+            raise DataError(f"{where}: {split} must be a list of rows {_ROW_FORMAT}")
+        for number, row in enumerate(content[split]):
+            row_path, label, class_name = _parse_row(row, f"{where}: row {number} of {split}")
+            if names.setdefault(label, class_name) != class_name:
+                conflict = f"gives label {label} the name '{class_name}', but an earlier row '{names[label]}'"
+                raise DataError(f"{where}: row {number} of {split} {conflict}")
+            samples.append(Sample(image_folder / row_path, class_name, split))
+    class_names = tuple(names[label] for label in sorted(names))
+    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{where}: two labels have the same class name: {format_list(duplicates)}")
+    return tuple(samples), class_names
 
 
 def read_draw(path: str | Path, dataset: Dataset) -> tuple[list[int], list[int]]:
-    """The rows of a published few-shot draw, a file such as ``shot_1-seed_1.json``.
+    """Read the row numbers of a published few-shot draw, a file such as ``shot_1-seed_1.json``.
 
     Args:
         path: a JSON file ``{"train": {"indices": [...], "data": [{"impath", "label", "classname"}, ...]},
             "val": {...}}``.
-        dataset: what the shots were drawn from, with the parts train and val.
+        dataset: the data that the shots were drawn from, with the splits train and val.
 
     Returns:
-        Row numbers in ``dataset.split("train")`` and in ``dataset.split("val")``; the second is empty if the file
-        has no validation shots.
+        Row numbers in ``dataset.split("train")`` and ``dataset.split("val")``. The second list is empty if the file has
+        no validation shots.
 
     Raises:
-        DataError: if the file is damaged, or a row is another picture or class than the file says: then the draw
-            is one from other data, or from another split file.
+        DataError: if the file is damaged, or a row has another picture or class than the file says: the draw was then
+            made from other data or another split file.
     """
-    found = read_json(path)
-    if not isinstance(found, dict) or "train" not in found or not set(found) <= {"train", "val"}:
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"train"} <= set(content) <= {"train", "val"}:
         raise DataError(f"{printable(path)}: expected an object with train and val, each with data and indices")
-    train, val = (list(_drawn(found.get(part), part, path, dataset)) for part in ("train", "val"))
+    train, val = (list(_read_rows(content.get(split), split, path, dataset)) for split in ("train", "val"))
     return train, val
 
 
 def is_inside(name: str) -> bool:
-    r"""Whether a relative path, of any system, stays in its folder.
+    r"""Whether a relative path of any operating system stays in its folder.
 
     >>> [is_inside(name) for name in ("a/1.jpg", "/a/1.jpg", "a/../../1.jpg", "..\\1.jpg", "C:\\1.jpg", "")]
     [True, False, False, False, False, False]
     """
-    path = PureWindowsPath(name)  # takes both slashes for what they are
+    path = PureWindowsPath(name)  # accepts both kinds of slashes
     return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
 
 
 def missing_pictures(paths: Iterable[Path], root: Path) -> list[Path]:
-    """The paths at which there is no file; each folder is listed once.
+    """The paths without a file. Each folder is listed once.
 
     Args:
         paths: of pictures under `root`.
-        root: a link in it that leads out of it counts as missing.
+        root: folder of the pictures. A link that leads out of it counts as missing.
     """
-    real = Path(os.path.realpath(root))
-    listed: dict[Path, set[str]] = {}
+    real_root = Path(os.path.realpath(root))
+    names_by_folder: dict[Path, set[str]] = {}
     missing = []
     for path in paths:
-        if path.parent not in listed:
-            listed[path.parent] = set(_files(path.parent, real))
-        if path.name not in listed[path.parent]:
+        if path.parent not in names_by_folder:
+            names_by_folder[path.parent] = set(_list_files(path.parent, real_root))
+        if path.name not in names_by_folder[path.parent]:
             missing.append(path)
     return missing
 
 
-def _files(folder: Path, real: Path) -> Iterator[str]:
-    if not Path(os.path.realpath(folder)).is_relative_to(real):
+def _list_files(folder: Path, real_root: Path) -> Iterator[str]:
+    if not Path(os.path.realpath(folder)).is_relative_to(real_root):
         return
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                inside = not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(real)
-                if inside and entry.is_file():
+                is_within_root = not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(real_root)
+                if is_within_root and entry.is_file():
                     yield entry.name
     except OSError:
         return
 
 
-def _row(row: object, where: str) -> tuple[str, int, str]:
+def _parse_row(row: object, where: str) -> tuple[str, int, str]:
     if not isinstance(row, list) or len(row) != 3:
-        raise DataError(f"{where} must be {_ROW}, got {_brief(row)}")
-    name, label, text = row
-    if not isinstance(name, str) or not is_inside(name):
-        raise DataError(f"{where}: the path must lie in the folder of the pictures, got {_brief(name)}")
+        raise DataError(f"{where} must be {_ROW_FORMAT}, got {_shorten(row)}")
+    path, label, class_name = row
+    if not isinstance(path, str) or not is_inside(path):
+        raise DataError(f"{where}: the path must be inside the folder of the pictures, got {_shorten(path)}")
     if type(label) is not int or label < 0:
-        raise DataError(f"{where}: the label must be a whole number from 0, got {_brief(label)}")
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: the class name must be a text, got {_brief(text)}")
-    return name, label, text
+        raise DataError(f"{where}: the label must be an integer of at least 0, got {_shorten(label)}")
+    if not isinstance(class_name, str) or not class_name.strip():
+        raise DataError(f"{where}: the class name must be a string that is not empty, got {_shorten(class_name)}")
+    return path, label, class_name
 
 
-def _drawn(found: object, part: str, path: str | Path, dataset: Dataset) -> Iterator[int]:
-    if found is None:
+def _read_rows(draw: object, split: str, path: str | Path, dataset: Dataset) -> Iterator[int]:
+    if draw is None:
         return
-    where = f"{printable(path)}: {part}"
-    rows, data = (found.get("indices"), found.get("data")) if isinstance(found, dict) else (None, None)
+    where = f"{printable(path)}: {split}"
+    rows, data = (draw.get("indices"), draw.get("data")) if isinstance(draw, dict) else (None, None)
     if not isinstance(rows, list) or not isinstance(data, list) or len(rows) != len(data):
         raise DataError(f"{where} must have 'indices' and 'data', two lists of equal length")
-    samples = dataset.split(part).samples
+    samples = dataset.split(split).samples
     for row, item in zip(rows, data, strict=True):
         if type(row) is not int or not 0 <= row < len(samples):
-            raise DataError(f"{where}: row {_brief(row)} is none of the {len(samples)} of '{dataset.name}'")
+            raise DataError(f"{where}: row {_shorten(row)} is not one of the {len(samples)} rows of '{dataset.name}'")
         sample = samples[row]
-        said = item if isinstance(item, dict) else {}
-        there = (str(said.get("impath")).replace("\\", "/").rpartition("/")[2], said.get("classname"))
-        if there != (sample.path.name, sample.label):
-            ours = f"'{sample.path.name}' of class '{sample.label}' in '{dataset.name}'"
-            raise DataError(f"{where}: row {row} is {ours}, but the draw has '{there[0]}' of class '{there[1]}' there")
+        fields = item if isinstance(item, dict) else {}
+        drawn = str(fields.get("impath")).replace("\\", "/").rpartition("/")[2], fields.get("classname")
+        if drawn != (sample.path.name, sample.label):
+            expected = f"'{sample.path.name}' of class '{sample.label}' in '{dataset.name}'"
+            raise DataError(f"{where}: row {row} is {expected}, but '{drawn[0]}' of class '{drawn[1]}' in the draw")
         yield row
 
 
-def _brief(value: object) -> str:
+def _shorten(value: object) -> str:
     text = printable(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

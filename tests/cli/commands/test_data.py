@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from clipadapter.data.sets import list_sets
+from clipadapter.data.sets import list_sets, set_info
 
 from ...data.stand_in import make_stand_in
 
@@ -46,7 +46,7 @@ def test_info_shows_everything(root, run):
     for part in ("{} texture.", "for research", "https://arxiv.org/abs/1311.3618", "train 2820, val 1128, test 1692"):
         assert part in text
     assert f"  {root / 'dtd' / 'images'}: dtd-r1.0.1.tar.gz of https://" in text
-    assert "3 classes are there, the papers have 47" in text.splitlines()
+    assert "3 classes found, but the papers have 47" in text.splitlines()
     assert "not as in the papers" in text
     missing = json.loads(run("data", "info", "eurosat", "--root", root, "--json").stdout)
     assert not missing["ready"]
@@ -57,7 +57,7 @@ def test_info_tells_of_a_set_that_is_not_whole(root, run):
     shutil.rmtree(root / "dtd/images/kind_1")
     found = json.loads(run("data", "info", "dtd", "--root", root, "--json").stdout)
     assert not found["ready"]
-    assert "12 of its 36 pictures are not there" in found["problems"][0]
+    assert "12 of its 36 pictures are missing" in found["problems"][0]
 
 
 def test_a_typo_is_told_before_anything_is_done(root, run):
@@ -76,7 +76,7 @@ def test_prepare_says_what_to_put_where_and_fails(root, run):
     assert result.exit_code == 1
     assert f"  put there: {root / 'ucf101' / 'UCF-101-midframes'}" in result.stdout.splitlines()
     assert "DATASETS.md#ucf101" in result.stdout
-    assert "  3 classes are there, the papers have 47" in result.stdout.splitlines()
+    assert "  3 classes found, but the papers have 47" in result.stdout.splitlines()
     assert result.stderr.splitlines()[-1] == "error: not ready: ucf101, dtd"
 
 
@@ -95,10 +95,9 @@ def test_one_download_that_fails_does_not_stop_the_others(root, run, monkeypatch
 
 
 def test_a_whole_set_is_ready(root, run, monkeypatch):
-    from clipadapter.data.sets.dtd import DTD
-
-    monkeypatch.setattr(DTD, "n_classes", 3)
-    monkeypatch.setattr(DTD, "counts", {"train": 18, "val": 9, "test": 9})
+    dtd = set_info("dtd").cls
+    monkeypatch.setattr(dtd, "n_classes", 3)
+    monkeypatch.setattr(dtd, "counts", {"train": 18, "val": 9, "test": 9})
     result = run("data", "prepare", "dtd", "--root", root)
     assert (result.exit_code, result.stdout) == (0, "dtd: ready\n")
     assert json.loads(run("data", "info", "dtd", "--root", root, "--json").stdout)["ready"]

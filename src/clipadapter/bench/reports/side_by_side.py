@@ -85,7 +85,7 @@ def _is_whole(dataset: str, run: Run, shifted: bool = False) -> bool:
     if dataset not in list_sets():
         return False
     known = set_info(dataset).cls
-    pictures = known.counts.get("test", 0) if known.counted and not shifted else 0
+    pictures = known.counts.get("test", 0) if known.counts_verified and not shifted else 0
     return run.n_classes == known.n_classes and pictures in (0, run.n_test)
 
 

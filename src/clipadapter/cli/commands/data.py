@@ -16,7 +16,7 @@ from clipadapter.cli.output import Failure, Output, facts, table
 from clipadapter.errors import DataError
 
 if TYPE_CHECKING:
-    from clipadapter.data.sets import BenchmarkSet, Prepared
+    from clipadapter.data.sets import BenchmarkSet, PrepareResult
 
 root_option: Callable[[Command], Command] = click.option(
     "--root",
@@ -79,7 +79,7 @@ def info(name: str, root: Path | None, out: Output) -> None:
     pairs.append(("pictures", ", ".join(f"{part} {count}" for part, count in found["pictures"].items())))
     pairs += [(key, found[key]) for key in ("paper", "homepage", "licence")]
     pairs += [("prompts", "; ".join(found["prompts"])), ("download", found["download"]), ("state", _state(found))]
-    lines = [facts(pairs), "", "What belongs where:", *(f"  {line}" for line in one.where(root).splitlines())]
+    lines = [facts(pairs), "", "What belongs where:", *(f"  {line}" for line in one.describe_paths(root).splitlines())]
     lines += ["", *found["problems"]] if found.get("problems") else []
     out.result(found, "\n".join(lines))
 
@@ -113,15 +113,15 @@ def _prepared(name: str, root: Path | None, out: Output) -> dict[str, Any]:
     try:
         # torchvision always draws a bar
         with contextlib.nullcontext() if out.progress else contextlib.redirect_stderr(io.StringIO()):
-            done: Prepared = sets.prepare(name, root)
+            done: PrepareResult = sets.prepare(name, root)
     except DataError as error:
         return {"name": name, "ready": False, "downloaded": False, "missing": [], "problems": [str(error)]}
-    missing = [{"path": str(need.path), "how": need.how} for need in done.missing]
+    missing = [{"path": str(required.path), "how": required.source} for required in done.missing]
     ready = not missing and not done.differences
     return {
         "name": name,
         "ready": ready,
-        "downloaded": done.fetched,
+        "downloaded": done.downloaded,
         "missing": missing,
         "problems": list(done.differences),
     }
@@ -141,7 +141,7 @@ def _describe(name: str, root: Path | None) -> dict[str, Any]:
 
     entry = set_info(name)
     one: type[BenchmarkSet] = entry.cls
-    missing = [str(need.path) for need in one().missing(root)]
+    missing = [str(required.path) for required in one().missing_paths(root)]
     return {
         "name": name,
         "title": one.title,
@@ -149,7 +149,7 @@ def _describe(name: str, root: Path | None) -> dict[str, Any]:
         "folder": str(data_root(root) / one.folder),
         "classes": one.n_classes,
         "pictures": dict(one.counts),
-        "pictures_checked": one.counted,
+        "pictures_checked": one.counts_verified,
         "paper": one.paper,
         "homepage": one.homepage,
         "licence": one.licence,

@@ -1,13 +1,13 @@
-"""Benchmark data sets by name. One file a set; see ``list_sets()``. Folders are laid out as CoOp's DATASETS.md says."""
+"""Benchmark data sets by name, one file each. Their folders are laid out as CoOp's DATASETS.md says."""
 
-from clipadapter.data.sets._base import BenchmarkSet, Need, data_root
-from clipadapter.data.sets._prepare import Prepared, prepare
-from clipadapter.data.sets._registry import create_set, find_set, list_sets, register_set, set_info
+from clipadapter.data.sets.base import BenchmarkSet, RequiredPath, data_root
+from clipadapter.data.sets.prepare import PrepareResult, prepare
+from clipadapter.data.sets.registry import create_set, find_set, list_sets, register_set, set_info
 
 __all__ = [
     "BenchmarkSet",
-    "Need",
-    "Prepared",
+    "RequiredPath",
+    "PrepareResult",
     "create_set",
     "data_root",
     "find_set",

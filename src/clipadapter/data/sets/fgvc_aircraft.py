@@ -1,14 +1,15 @@
-"""FGVC-Aircraft: variants of aircraft, with the authors' own lists instead of a split file."""
+"""FGVC-Aircraft: variants of aircraft. The authors' lists define the splits, not a split file of CoOp."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 
 from clipadapter.data.dataset import Sample
-from clipadapter.data.sets._base import BenchmarkSet, Content, Download, Need, check_pictures, split_counts
-from clipadapter.data.sets._registry import register_set
-from clipadapter.data.split_file import PARTS, is_inside
+from clipadapter.data.sets.base import BenchmarkSet, Download, RequiredPath, SamplesAndClasses, check_pictures_exist
+from clipadapter.data.sets.registry import register_set
+from clipadapter.data.split_file import SPLITS, is_inside
 from clipadapter.errors import DataError
 from clipadapter.files import open_text
 
@@ -20,37 +21,38 @@ class FGVCAircraft(BenchmarkSet):
     title = "FGVCAircraft"
     folder = "fgvc_aircraft"
     n_classes = 100
-    counts = split_counts(3334, 3333, 3333)
-    counted = False
+    counts = MappingProxyType({"train": 3334, "val": 3333, "test": 3333})
+    counts_verified = False
     templates = "fgvc_aircraft"
     paper = "https://arxiv.org/abs/1306.5151"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
     licence = "for non-commercial research only"
-    download = Download("FGVCAircraft", kept="fgvc-aircraft-2013b/data", checksum=False)
+    download = Download("FGVCAircraft", folder="fgvc-aircraft-2013b/data", has_checksum=False)
 
-    def _needs(self) -> tuple[Need, ...]:
-        lists = ["variants.txt", *(f"images_variant_{part}.txt" for part in PARTS)]
-        inside = f"in the folder data of fgvc-aircraft-2013b.tar.gz of {self.homepage}"
-        return tuple(Need(Path(name), f"{name} {inside}", fetched=True) for name in ("images", *lists))
+    def list_required(self) -> tuple[RequiredPath, ...]:
+        """See `BenchmarkSet.list_required`."""
+        names = ["images", "variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)]
+        archive = f"in the folder data of fgvc-aircraft-2013b.tar.gz of {self.homepage}"
+        return tuple(RequiredPath(Path(name), f"{name} {archive}", downloadable=True) for name in names)
 
-    def _read(self, folder: Path) -> Content:
-        names = tuple(text for _, text in _lines(folder / "variants.txt"))
-        known = set(names)
+    def read_samples(self, folder: Path) -> SamplesAndClasses:
+        """See `BenchmarkSet.read_samples`."""
+        class_names = tuple(line for _, line in _read_lines(folder / "variants.txt"))
         samples = []
-        for part in PARTS:
-            path = folder / f"images_variant_{part}.txt"
-            for number, line in _lines(path):
-                picture, _, name = line.partition(" ")
-                if name not in known or not is_inside(picture):
+        for split in SPLITS:
+            path = folder / f"images_variant_{split}.txt"
+            for number, line in _read_lines(path):
+                picture, _, variant = line.partition(" ")
+                if variant not in class_names or not is_inside(picture):
                     expected = "expected a picture and a variant of variants.txt, such as '1025794 707-320'"
                     raise DataError(f"{path}, line {number}: {expected}, got '{line[:80]}'")
-                samples.append(Sample(folder / "images" / f"{picture}.jpg", name, part))
-        check_pictures(self.name, tuple(samples), folder / "images")
-        return tuple(samples), names
+                samples.append(Sample(folder / "images" / f"{picture}.jpg", variant, split))
+        check_pictures_exist(self.name, tuple(samples), folder / "images")
+        return tuple(samples), class_names
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers."""
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers from 1."""
     try:
         with open_text(path) as file:
             text = file.read()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clipadapter.data.sets._base import BenchmarkSet
+from clipadapter.data.sets.base import BenchmarkSet
 from clipadapter.registry import Registry
 
 SETS: Registry[BenchmarkSet] = Registry("data set", "clipadapter.data.sets")
@@ -28,7 +28,7 @@ def register_set(name: str) -> Callable[[type[BenchmarkSet]], type[BenchmarkSet]
 
 
 def find_set(name: str) -> BenchmarkSet | None:
-    """The set of this name, or None if there is no such set.
+    """The data set of this name; None if there is none.
 
     >>> find_set("dtd").templates
     'dtd'
