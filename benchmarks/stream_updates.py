@@ -33,7 +33,7 @@ HEADS: dict[str, ExactIncrementalHead] = {
     "gda": Gda(stream=True),
     "rail": Rail(),
     "rail published": Rail.official(),
-    "rail dual": Rail("dual"),
+    "rail dual": Rail(form="dual"),
 }
 CHANGES = ("16 shots", "1 gone", "a name", "its shots")
 QUERIES = 500

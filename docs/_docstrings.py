@@ -17,34 +17,37 @@ FIELDS = {"NamedTuple", "ABC", "BaseModel", "Part", "_Part"}
 """Bases of such classes, by their names."""
 
 
-def fidelities() -> dict[str, str]:
-    """By the path of each registered class how faithful it is to its source."""
-    from clipadapter.heads import fidelity_of, head_info, list_heads
+def head_docstrings() -> dict[str, tuple[str, str]]:
+    """By the path of each registered head, its docstring with the inherited parameters, and its fidelity."""
+    from clipadapter.heads import head_info, list_heads
 
-    classes = {name: head_info(name).cls for name in list_heads()}
-    return {f"{cls.__module__}.{cls.__qualname__}": str(fidelity_of(name)) for name, cls in classes.items()}
+    classes = [head_info(name).cls for name in list_heads()]
+    parts = {f"{cls.__module__}.{cls.__qualname__}": (cls.__doc__ or "").partition("\n\nFidelity: ") for cls in classes}
+    return {path: (docstring, fidelity.strip()) for path, (docstring, _, fidelity) in parts.items()}
 
 
 class Docstrings(griffe.Extension):
     """Puts each example, which ends at an empty line, into a block, and what stands under `::` as well.
 
     The fields of a named tuple, of a record, or of what a base promises, are arguments to our docstrings, but not to
-    griffe: it sees no constructor. A head's class says how faithful it is to its source, which griffe can't see either.
+    griffe: it sees no constructor. The docstring of a head is completed when the head is registered, which griffe does
+    not see either.
     """
 
     def __init__(self) -> None:
-        self.fidelities = fidelities()
+        self.heads = head_docstrings()
 
     def on_object(self, *, obj: griffe.Object, **unused: Any) -> None:
         """Change one docstring."""
         if obj.docstring is None:
             return
-        text = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
-        text = LITERAL.sub(lambda found: f"```python\n{dedent(found[1]).strip()}\n```\n\n", text)
+        docstring, fidelity = self.heads.get(obj.path, (obj.docstring.value, ""))
+        text = EXAMPLE.sub(r"```pycon\n\g<0>\n```", docstring)
+        text = LITERAL.sub(lambda match: f"```python\n{dedent(match[1]).strip()}\n```\n\n", text)
         text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
         if isinstance(obj, griffe.Class) and {str(base) for base in obj.bases} & FIELDS:
             text = text if "__init__" in obj.members else text.replace("Args:", "Attributes:")
-        if obj.path in self.fidelities:
-            summary, _, rest = text.partition("\n")
-            text = f"{summary}\n\nFidelity: {self.fidelities[obj.path]}\n{rest}"
+        if fidelity:
+            summary, _, body = text.partition("\n")
+            text = f"{summary}\n\nFidelity: {fidelity}\n{body}"
         obj.docstring.value = text

@@ -95,7 +95,7 @@ def plain_logits(X, labels, text, query, q, w0, w1, alpha, beta, gamma):
 @pytest.mark.parametrize(("alpha", "beta", "gamma"), [(2.0, 1.0, 0.1), (3.0, 5.5, 0.3)])
 def test_logits_are_the_published_formula(w0, w1, alpha, beta, gamma):
     X, labels, text, Q = draw()
-    head = Ape(alpha, beta, gamma, channels=5 / 8, similarity_weight=w0, variance_weight=w1)
+    head = Ape(alpha=alpha, beta=beta, gamma=gamma, channels=5 / 8, similarity_weight=w0, variance_weight=w1)
     expected = [plain_logits(X, labels, text, q, 5, w0, w1, alpha, beta, gamma) for q in Q.tolist()]
     np.testing.assert_allclose(head.fit(X, names(labels, text), text=text).logits(Q), expected, rtol=1e-9)
 
@@ -131,8 +131,8 @@ def test_alpha_zero_is_zero_shot():
 
 def test_all_channels_and_gamma_zero_is_tip_adapter():
     X, labels, text, Q = draw()
-    expected = TipAdapter(2.0, 3.0).fit(X, names(labels, text), text=text).logits(Q)
-    found = Ape(2.0, 3.0, gamma=0, channels=1.0).fit(X, names(labels, text), text=text).logits(Q)
+    expected = TipAdapter(alpha=2.0, beta=3.0).fit(X, names(labels, text), text=text).logits(Q)
+    found = Ape(alpha=2.0, beta=3.0, gamma=0, channels=1.0).fit(X, names(labels, text), text=text).logits(Q)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 

@@ -69,7 +69,7 @@ def trained_by_hand(X, labels, text, channels, steps, alpha, beta):
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 5.5), (3.0, 1.0)])
 def test_training_is_adamw_on_residuals_and_shares(case, alpha, beta):
     X, labels, y, text = case
-    head = ApeT(alpha, beta, epochs=10).fit(X, y, text=text)
+    head = ApeT(alpha=alpha, beta=beta, epochs=10).fit(X, y, text=text)
     channels = head.channels_.numpy()
     keys, residual, share = trained_by_hand(X, labels, text.embeddings, channels, 10, alpha, beta)
     expected, _ = logits_by_hand(unit(X), text.embeddings, keys, labels, channels, residual, share, alpha, beta)
@@ -81,8 +81,8 @@ def test_training_is_adamw_on_residuals_and_shares(case, alpha, beta):
 
 def test_no_epoch_is_ape_without_gamma(case):
     X, _, y, text = case
-    expected = Ape(2.0, 3.0, gamma=0.0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
-    found = ApeT(2.0, 3.0, epochs=0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
+    expected = Ape(alpha=2.0, beta=3.0, gamma=0.0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
+    found = ApeT(alpha=2.0, beta=3.0, epochs=0, **SAME_CHANNELS).fit(X, y, text=text).logits(X)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 

@@ -1,14 +1,16 @@
 """How faithful heads are to their sources: every head of ours says so, and what it says is what tests compare."""
 
 import importlib.util
+import inspect
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.heads import Fidelity, Head, fidelity_of, head_info, list_heads, register_head
+from clipadapter.heads import Fidelity, Head, ScheduledHead, fidelity_of, head_info, list_heads, register_head
 from clipadapter.heads.base import HEADS
 from clipadapter.heads.registry import FIDELITY_KINDS
 
@@ -74,6 +76,30 @@ def test_a_head_of_another_package_need_not_state_its_fidelity(forget):
     assert fidelity_of("there is no such head") == Fidelity()
     assert Fidelity().is_as_published
     assert str(Fidelity()) == "Not stated."
+
+
+def test_a_docstring_describes_each_parameter_once_its_own_before_inherited_ones(forget):
+    @register_head("test-only-trained")
+    @dataclass(eq=False, repr=False, kw_only=True)
+    class Trained(ScheduledHead):
+        """Trained in some way.
+
+        Args:
+            width: of something, described
+                on two lines.
+            lr: a rate of another meaning.
+
+        The end.
+        """
+
+        width: int = 3
+
+    described = re.findall(r"^    (\w+): (.*)$", Trained.__doc__, re.MULTILINE)
+    assert [name for name, _ in described[:2]] == ["width", "lr"]
+    assert sorted(name for name, _ in described) == sorted(inspect.signature(Trained).parameters)
+    assert dict(described)["lr"] == "a rate of another meaning."
+    assert dict(described)["momentum"] == "of SGD."
+    assert Trained.__doc__.endswith("\n\nThe end.\n\nFidelity: Not stated.\n")
 
 
 @pytest.mark.parametrize("text", ["faithful", "verified", "verified: no full stop", "literal: It is the same."])

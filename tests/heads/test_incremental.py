@@ -33,7 +33,7 @@ HEADS = {
     "rail": Rail(),
     "rail, 9 random features": Rail(hidden=9),
     "rail, 99 random features": Rail(hidden=99),
-    "rail, dual": Rail("dual"),
+    "rail, dual": Rail(form="dual"),
 }
 NAMES = [f"class {i}" for i in range(6)]
 D = 12

@@ -59,7 +59,7 @@ def test_primal_is_a_ridge_regression_on_relu_features(counts, hidden):
 @pytest.mark.parametrize(("gamma", "lam"), [(0.1, 0.001), (2.0, 0.5)])
 def test_dual_is_a_kernel_ridge_regression(gamma, lam):
     X, y, text, Q = drawn((5, 0, 2))
-    found = Rail("dual", gamma=gamma, ridge=lam).fit(X, y, text=text).regressed(Q)
+    found = Rail(form="dual", gamma=gamma, ridge=lam).fit(X, y, text=text).regressed(Q)
     np.testing.assert_allclose(found, kernel_ridge(X, y, Q, 3, gamma, lam), rtol=1e-7, atol=1e-9)
 
 

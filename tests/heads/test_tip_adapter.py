@@ -55,7 +55,7 @@ def plain_logits(views, y, text, query, alpha, beta):
 @pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (3.0, 5.5), (0.5, 12.0)])
 def test_logits_are_the_published_formula(alpha, beta):
     X, y, text, Q = draw()
-    found = TipAdapter(alpha, beta).fit(X, y, text=text).logits(Q)
+    found = TipAdapter(alpha=alpha, beta=beta).fit(X, y, text=text).logits(Q)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, [plain_logits(X, y, text, q, alpha, beta) for q in Q.tolist()], rtol=1e-9)
 
@@ -68,13 +68,15 @@ def test_alpha_zero_is_zero_shot():
 
 def test_beta_zero_adds_alpha_times_the_number_of_shots():
     X, y, text, Q = draw()
-    votes = TipAdapter(2.0, 0.0).fit(X, y, text=text).logits(Q) - ZeroShot().fit(X, y, text=text).logits(Q)
+    votes = TipAdapter(alpha=2.0, beta=0.0).fit(X, y, text=text).logits(Q) - ZeroShot().fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(votes, np.tile(2.0 * np.array(COUNTS), (len(Q), 1)))
 
 
 def test_sharpest_cache_answers_a_key_with_alpha_on_its_class():
     X, y, text, _ = draw(views=1)
-    votes = TipAdapter(2.0, 1e6).fit(X, y, text=text).logits(X[:, 0]) - ZeroShot().fit(X, y, text=text).logits(X[:, 0])
+    votes = TipAdapter(alpha=2.0, beta=1e6).fit(X, y, text=text).logits(X[:, 0]) - ZeroShot().fit(
+        X, y, text=text
+    ).logits(X[:, 0])
     np.testing.assert_allclose(votes, 2.0 * (y[:, None] == np.array(NAMES)), atol=1e-6)
 
 
@@ -97,7 +99,7 @@ def test_leave_one_out_drops_all_views_of_the_shot():
     expected = [
         plain_logits(np.delete(X, i, axis=0), np.delete(y, i), text, X[i, 0].tolist(), 3.0, 5.5) for i in range(len(X))
     ]
-    np.testing.assert_allclose(TipAdapter(3.0, 5.5).leave_one_out(X, y, text=text), expected, rtol=1e-9)
+    np.testing.assert_allclose(TipAdapter(alpha=3.0, beta=5.5).leave_one_out(X, y, text=text), expected, rtol=1e-9)
 
 
 def test_leave_one_out_keeps_a_duplicate_of_the_shot():
@@ -109,7 +111,7 @@ def test_leave_one_out_keeps_a_duplicate_of_the_shot():
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
     X, y, text, Q = draw()
-    head = TipAdapter(3.0, 5.5).fit(X, y, text=text)
+    head = TipAdapter(alpha=3.0, beta=5.5).fit(X, y, text=text)
     expected, left_out = head.logits(Q), head.leave_one_out(X, y, text=text)
     monkeypatch.setattr(cache, "MAX_AFFINITIES", 2 * len(X))
     np.testing.assert_allclose(head.logits(Q), expected, rtol=1e-12)
@@ -165,7 +167,7 @@ def released():
 @pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (3.0, 5.5), (0.5, 12.0)])
 def test_released_code_gives_these_logits(alpha, beta):
     figures, X, y, text, Q = released()
-    found = TipAdapter(alpha, beta).fit(X, y, text=text).logits(Q)
+    found = TipAdapter(alpha=alpha, beta=beta).fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, figures[f"f64_logits_alpha{alpha}_beta{beta}"], rtol=1e-10, atol=1e-10)
 
 
@@ -175,11 +177,13 @@ def test_released_search_has_these_values_in_this_order():
     truth = figures["val_labels"].astype(str)
     pairs = list(itertools.product(*search_grid(*scale, *steps).values()))
     right = [
-        (TipAdapter(alpha, beta).fit(X, y, text=text).predict(figures["val_raw"].astype(float)) == truth).sum()
+        (
+            TipAdapter(alpha=alpha, beta=beta).fit(X, y, text=text).predict(figures["val_raw"].astype(float)) == truth
+        ).sum()
         for beta, alpha in pairs
     ]
     np.testing.assert_array_equal(np.reshape(right, steps), figures["search_val_correct"])
     beta, alpha = pairs[int(np.argmax(right))]  # the first of the best
     np.testing.assert_allclose([beta, alpha], figures["searched_beta_alpha"], rtol=1e-14)
-    found = TipAdapter(alpha, beta).fit(X, y, text=text).logits(Q)
+    found = TipAdapter(alpha=alpha, beta=beta).fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, figures["f64_logits_searched"], rtol=1e-10, atol=1e-10)

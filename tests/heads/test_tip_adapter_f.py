@@ -51,7 +51,7 @@ def trained_by_hand(X, labels, text, steps, alpha, beta, lr=1e-3, eps=1e-4, deca
 @pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (1.0, 5.5)])
 def test_training_is_adamw_on_the_keys(case, alpha, beta):
     X, labels, y, text = case
-    head = TipAdapterF(alpha, beta, epochs=10).fit(X, y, text=text)
+    head = TipAdapterF(alpha=alpha, beta=beta, epochs=10).fit(X, y, text=text)
     keys = trained_by_hand(X, labels, text, 10, alpha, beta)
     np.testing.assert_allclose(head.keys_.numpy(), keys, rtol=1e-9, atol=1e-12)
     affinity = np.exp(-beta * (1 - unit(X) @ keys.T))
@@ -61,8 +61,8 @@ def test_training_is_adamw_on_the_keys(case, alpha, beta):
 
 def test_no_epoch_is_tip_adapter(case):
     X, _, y, text = case
-    expected = TipAdapter(2.0, 3.0).fit(X, y, text=text).logits(X)
-    np.testing.assert_array_equal(TipAdapterF(2.0, 3.0, epochs=0).fit(X, y, text=text).logits(X), expected)
+    expected = TipAdapter(alpha=2.0, beta=3.0).fit(X, y, text=text).logits(X)
+    np.testing.assert_array_equal(TipAdapterF(alpha=2.0, beta=3.0, epochs=0).fit(X, y, text=text).logits(X), expected)
 
 
 def test_alpha_zero_leaves_the_keys_but_for_weight_decay(case):

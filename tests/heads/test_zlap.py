@@ -69,7 +69,7 @@ def shares(scores):
 @pytest.mark.parametrize(("k", "power", "alpha"), [(5, 5.0, 0.3), (3, 2.0, 0.8)])
 @pytest.mark.parametrize("weight", [0.0, 10.0])
 def test_unlabelled_pictures_get_the_score_of_the_graph(case, k, power, alpha, weight):
-    head = fitted(Zlap(k, power, alpha, weight, tolerance=1e-12), case)
+    head = fitted(Zlap(neighbours=k, power=power, alpha=alpha, support_weight=weight, tolerance=1e-12), case)
     _, scores = plain(case, k, power, alpha, weight)
     np.testing.assert_allclose(head.scores_.numpy(), scores, atol=1e-9)
     np.testing.assert_allclose(head.predict_proba(case["unlabelled"]), shares(scores[:U]), atol=1e-8)
@@ -89,7 +89,7 @@ def test_stretched_cosines_reach_from_the_weakest_edge_of_the_graph_to_one(case)
     rows = length_one(np.concatenate([case["unlabelled"], case["X"]]))
     least = min(np.sort(rows @ ends.T)[:, -3].min() for ends in (rows, case["text"]))
     assert abs(least) > 0.01
-    head = fitted(Zlap(3, 2.0, 0.3, 10.0, tolerance=1e-12, stretch=True), case)
+    head = fitted(Zlap(neighbours=3, power=2.0, alpha=0.3, support_weight=10.0, tolerance=1e-12, stretch=True), case)
     _, scores = plain(case, 3, 2.0, 0.3, 10.0, least)
     np.testing.assert_allclose(head.scores_.numpy(), scores, atol=1e-9)
     new = length_one(np.random.default_rng(8).standard_normal((6, D)) + 0.4)

@@ -36,7 +36,9 @@ def fitted(figures, strength, temperature, **changes):
     tensors, parameters = figures
     names, tower = parameters["class_names"], text_tower(tensors, parameters)
     text = TextFeatures(names, tensors["prograd_teacher_unit"].numpy(), 100.0, tower=lambda: tower)
-    head = Given(strength, temperature, 4, epochs=5, schedule="constant", warmup_epochs=0, **changes)
+    head = Given(
+        strength=strength, temperature=temperature, n_ctx=4, epochs=5, schedule="constant", warmup_epochs=0, **changes
+    )
     head.given = tensors["prograd_ctx"]
     return head.fit(tensors["image_features"], [names[i] for i in tensors["prograd_labels"]], text=text)
 

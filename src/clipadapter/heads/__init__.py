@@ -7,6 +7,7 @@ from clipadapter.heads.registry import Fidelity, create_head, fidelity_of, head_
 from clipadapter.heads.select import Candidate, Selection, select
 from clipadapter.heads.support import SupportSet
 from clipadapter.heads.text import TextFeatures
+from clipadapter.heads.training import ScheduledHead, TrainedHead
 
 __all__ = [
     "Candidate",
@@ -15,9 +16,11 @@ __all__ = [
     "Head",
     "IncrementalHead",
     "OutOfFold",
+    "ScheduledHead",
     "Selection",
     "SupportSet",
     "TextFeatures",
+    "TrainedHead",
     "create_head",
     "fidelity_of",
     "head_info",

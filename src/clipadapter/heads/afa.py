@@ -33,6 +33,7 @@ difference there, since at this penalty an adapter hardly reaches other classes;
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ MAX_ITERATIONS, GRADIENT_TOLERANCE = 50, 1e-3
     fidelity="inspired: Only the abstract of the paper is known to us, and no code. How its two modules work here "
     "is ours.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Afa(IncrementalHead):
     """A shared adapter for future classes and one adapter per task; after AFA's abstract, the rest is ours.
 
@@ -89,33 +91,24 @@ class Afa(IncrementalHead):
     needs_text = True
     temperature_prior = (2.0, 1.5, 1.7, 1.8, 1.7)
 
-    sums_: Tensor
+    sums_: Tensor = field(init=False)
     """(c, d) of unit features, float64."""
-    residual_: Tensor
+    residual_: Tensor = field(init=False)
     """(c, d) the tasks' adapters, below each other."""
-    offset_: Tensor
+    offset_: Tensor = field(init=False)
     """(c,) b, which keeps a task's adapter the same function when the centre moves."""
-    agreed_: float
+    agreed_: float = field(init=False)
     """Sum over all shots so far of the probability that zero-shot gives their class."""
-    weight_: Tensor
+    weight_: Tensor = field(init=False)
     """(c, d) weights of the logits, with ``bias_`` (c,)."""
-    bias_: Tensor
+    bias_: Tensor = field(init=False)
 
-    def __init__(
-        self,
-        ridge: float = 3.0,
-        dimensions: float = 40.0,
-        text: float = 0.7,
-        prior: float = -1.0,
-        penalty: float | None = 1.0,
-        seed: int = 0,
-    ) -> None:
-        self.ridge = ridge
-        self.dimensions = dimensions
-        self.text = text
-        self.prior = prior
-        self.penalty = penalty
-        self.seed = seed
+    ridge: float = 3.0
+    dimensions: float = 40.0
+    text: float = 0.7
+    prior: float = -1.0
+    penalty: float | None = 1.0
+    seed: int = 0
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
         self._check()

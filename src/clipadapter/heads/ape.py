@@ -13,6 +13,7 @@ shots. The logits are those of the released code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -75,6 +76,7 @@ def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
     fidelity="verified: Channels, weights of the shots and logits are those of the authors' code. The default "
     "parameters are ours: one set of values for all data sets.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Ape(Head):
     """Training-free cache of shots on selected channels, with weighted shots, added to the zero-shot logits.
 
@@ -109,21 +111,12 @@ class Ape(Head):
     )
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 1.0)
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 5.5,
-        gamma: float = 0.1,
-        channels: float = 0.5,
-        similarity_weight: float = 0.7,
-        variance_weight: float = 0.3,
-    ) -> None:
-        self.alpha = alpha
-        self.beta = beta
-        self.gamma = gamma
-        self.channels = channels
-        self.similarity_weight = similarity_weight
-        self.variance_weight = variance_weight
+    alpha: float = 1.0
+    beta: float = 5.5
+    gamma: float = 0.1
+    channels: float = 0.5
+    similarity_weight: float = 0.7
+    variance_weight: float = 0.3
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

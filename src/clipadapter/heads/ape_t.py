@@ -8,17 +8,18 @@ incomplete batch is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines, check_not_negative
 from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, train
+from clipadapter.heads.training import TrainConfig, TrainedHead, train
 
 ADAMW_EPS = 1e-3
 """As published."""
@@ -30,7 +31,8 @@ ADAMW_EPS = 1e-3
     fidelity="paper: The formulas of the trained variant are as published. The default parameters are ours: one set "
     "of values for all data sets.",
 )
-class ApeT(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class ApeT(TrainedHead):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 
     Text and keys may leave unit length by their residual. Zero-shot logits see all channels.
@@ -45,9 +47,6 @@ class ApeT(Head):
         weight_decay: of AdamW.
         epochs: passes over the shots; 0 is APE with gamma 0; None for as many as make ``steps``, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
-        seed: of shuffling and of the choice of views.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
@@ -67,33 +66,14 @@ class ApeT(Head):
     )
     temperature_prior = (0.74, 0.74, 0.6, 0.74, 1.0)
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 5.5,
-        channels: float = 0.6,
-        similarity_weight: float = 0.2,
-        variance_weight: float = 0.8,
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        epochs: int | None = 20,
-        steps: int = 250,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.alpha = alpha
-        self.beta = beta
-        self.channels = channels
-        self.similarity_weight = similarity_weight
-        self.variance_weight = variance_weight
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.seed = seed
-        self.progress = progress
+    alpha: float = 1.0
+    beta: float = 5.5
+    channels: float = 0.6
+    similarity_weight: float = 0.2
+    variance_weight: float = 0.8
+    weight_decay: float = 0.1
+    epochs: int | None = 20
+    steps: int = 250
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""

@@ -182,7 +182,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         >>> head_info("clip-adapter").cls.recipes()
         ('official', 'paper')
         """
-        return tuple(name for name in RECIPES if hasattr(cls, name))
+        return tuple(name for name in RECIPES if callable(getattr(cls, name, None)))
 
     @classmethod
     def from_recipe(cls, name: str, **changes: Any) -> Self:

@@ -15,16 +15,18 @@ A class without a shot gets the mean of the others' exponentials: its text decid
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import cosine_cross_entropy
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, gather_views, train
+from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
 
 SHOTS_PER_GROUP = 16
 """Shots of a class whose distances are summed at once."""
@@ -45,7 +47,8 @@ ROWS_PER_SORT = 1024
     fidelity="partial: The Brownian distance covariance is as published. The rest is ours, because no code of the "
     "authors is public.",
 )
-class BdcAdapter(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class BdcAdapter(TrainedHead):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 
     Exact, in memory of n d numbers: the d x d matrix of a prototype is computed in each prediction, a few rows at a
@@ -59,9 +62,7 @@ class BdcAdapter(Head):
         epochs: passes over shots and text; None for as many as make ``steps`` steps; 0 is zero-shot beside the
             prototypes.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
         seed: of the shuffling.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
@@ -73,27 +74,12 @@ class BdcAdapter(Head):
     needs_text = True
     temperature_prior = (1.1, 1.2, 1.0, 1.2, 1.6)
 
-    def __init__(
-        self,
-        alpha: float = 20.0,
-        beta: float = 1.0,
-        lr: float = 1e-4,
-        weight_decay: float = 0.01,
-        epochs: int | None = None,
-        steps: int = 250,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.alpha = alpha
-        self.beta = beta
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.seed = seed
-        self.progress = progress
+    alpha: float = 20.0
+    beta: float = 1.0
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    epochs: int | None = None
+    steps: int = 250
 
     def _fit(self, shots: SupportSet) -> None:
         if not self.beta >= 0:

@@ -10,7 +10,7 @@ Differs from the released code, which trains on 20 augmented views as rows: here
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -30,6 +30,7 @@ MULTIPLIERS = ("class", "relative", "constant")
     fidelity="verified: `Clap.official` gives the weights, losses and logits of the authors' code. The default "
     "differs in the length of class text and draws one view of each picture per step.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Clap(ZsLp):
     """Linear probe that starts at zero-shot and pays for leaving it, class by class.
 
@@ -39,17 +40,6 @@ class Clap(ZsLp):
     Args:
         strength: factor before the penalty; 0 is ZS-LP.
         multipliers: lambda_k as "class" (the paper's), "relative" (divided by their mean) or "constant" (their mean).
-        text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
-            logit scale, about 10 with CLIP as in the paper.
-        lr: highest learning rate of SGD.
-        momentum: of SGD.
-        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
-        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
-        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
-        seed: of shuffling and of the choice of views.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -61,24 +51,8 @@ class Clap(ZsLp):
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
     _warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        multipliers: str = "class",
-        text_norm: float | str | Sequence[float] = "auto",
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        schedule: str = "cosine",
-        warmup_epochs: int = 0,
-        epochs: int | None = None,
-        steps: int = 300,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(text_norm, lr, momentum, schedule, warmup_epochs, epochs, steps, batch_size, seed, progress)
-        self.strength = strength
-        self.multipliers = multipliers
+    strength: float = 1.0
+    multipliers: str = "class"
 
     def _multipliers(self, shots: SupportSet) -> Tensor:
         if self.multipliers not in MULTIPLIERS:

@@ -25,7 +25,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
@@ -45,7 +45,7 @@ from clipadapter.heads.residual_ratio import (
     residual_part,
     training_ratio,
 )
-from clipadapter.heads.training import TrainConfig, coop_epochs, gather_views, train
+from clipadapter.heads.training import ScheduledHead, TrainConfig, coop_epochs, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.parallel import parallel_map
 
@@ -224,7 +224,8 @@ class TrainedAdapters:
     fidelity="verified: `ClipAdapter.official` gives the outputs of the authors' code, which has fixed ratios and one "
     "branch. The default recipe and the choice of the ratio are ours. `ClipAdapter.paper` is written from the paper.",
 )
-class ClipAdapter(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class ClipAdapter(ScheduledHead):
     """Bottleneck adapters on picture features, class text, or both, trained by cross-entropy.
 
     A warm start keeps the ratio that "auto" chose. A "learned" or "dynamic" ratio, and the text branch, start from the
@@ -249,18 +250,12 @@ class ClipAdapter(Head):
         bias: give both linear layers a bias that is trained.
         zero_init: start the last layer at zero, so that training starts exactly at zero-shot.
         optimizer: "adamw", "adam" or "sgd".
-        lr: highest learning rate.
-        momentum: of SGD.
         weight_decay: decoupled for AdamW, L2 for Adam and SGD.
-        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
-        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
         folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling, noise and folds.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
@@ -285,59 +280,25 @@ class ClipAdapter(Head):
         "which the lower end is taken."
     )
 
-    def __init__(
-        self,
-        branch: str = "visual",
-        reduction: float = 4,
-        hidden: int | None = None,
-        alpha: float | str = "auto",
-        beta: float | str = "auto",
-        input_norm: bool = True,
-        centre: bool = True,
-        noise: float = 0.03,
-        temperature: float = 2.0,
-        final_relu: bool = False,
-        output_norm: bool = True,
-        bias: bool = False,
-        zero_init: bool = False,
-        optimizer: str = "adamw",
-        lr: float = 2e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        schedule: str = "cosine",
-        warmup_epochs: int = 0,
-        epochs: int | str | None = None,
-        steps: int = 200,
-        batch_size: int = 256,
-        folds: int = 3,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.branch = branch
-        self.reduction = reduction
-        self.hidden = hidden
-        self.alpha = alpha
-        self.beta = beta
-        self.input_norm = input_norm
-        self.centre = centre
-        self.noise = noise
-        self.temperature = temperature
-        self.final_relu = final_relu
-        self.output_norm = output_norm
-        self.bias = bias
-        self.zero_init = zero_init
-        self.optimizer = optimizer
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.folds = folds
-        self.seed = seed
-        self.progress = progress
+    branch: str = "visual"
+    reduction: float = 4
+    hidden: int | None = None
+    alpha: float | str = "auto"
+    beta: float | str = "auto"
+    input_norm: bool = True
+    centre: bool = True
+    noise: float = 0.03
+    temperature: float = 2.0
+    final_relu: bool = False
+    output_norm: bool = True
+    bias: bool = False
+    zero_init: bool = False
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 0.0
+    epochs: int | str | None = None
+    steps: int = 200
+    folds: int = 3
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -9,7 +9,7 @@ as one of this task; a ratio "auto" follows the shots that each task so far held
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -33,6 +33,7 @@ from clipadapter.parallel import parallel_map
     compare=False,
     fidelity="own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     """CLIP-Adapter on picture features in a stream: each task trains on from where the last one ended.
 
@@ -40,30 +41,15 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
 
     Args:
         replay: shots of each class that are kept and trained on again; 0 for sequential fine-tuning, which forgets.
-        reduction: bottleneck width is d divided by this.
-        hidden: bottleneck width itself; overrides ``reduction``.
         alpha: weight of the adapted feature, 0 to 1; "learned" and "dynamic" train it anew in each task; "auto" chooses
             it as `ClipAdapter` does, by the held-out shots of all tasks so far.
-        input_norm: as for `ClipAdapter`, like all that follow.
-        centre: subtract the mean of the features; that of the first task stays.
-        noise: in training.
-        temperature: in training.
-        final_relu: a second ReLU.
-        output_norm: unit length at the end.
-        bias: of both layers.
-        zero_init: start at zero-shot.
-        optimizer: "adamw", "adam" or "sgd".
         lr: highest learning rate of each task.
-        momentum: of SGD.
-        weight_decay: of the optimizer.
         schedule: of the learning rate in each task.
         warmup_epochs: of each task.
         epochs: of each task; None for as many as make ``steps`` steps.
         steps: of each task.
-        batch_size: shots per step.
         folds: for "auto", in the first fit; each later task holds out one such part of its new shots.
         seed: of initialisation, shuffling, folds, and of which shots are kept.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.testing import toy_features
     >>> X, y, text = toy_features()
@@ -75,68 +61,18 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     supports_warm_start = False
     multilabel = False
 
-    kept_: Tensor
+    kept_: Tensor = field(init=False)
     """(r, d) raw features."""
-    kept_labels_: Tensor
+    kept_labels_: Tensor = field(init=False)
     """(r,) their classes."""
-    centre_: Tensor | None
+    centre_: Tensor | None = field(init=False)
     """(d,) mean of the features of the first task; None if it is not subtracted."""
-    losses_: Tensor
+    losses_: Tensor = field(init=False)
     """(r, t) of held-out shots of all tasks, at each ratio and temperature."""
 
-    def __init__(
-        self,
-        replay: int = 4,
-        reduction: float = 4,
-        hidden: int | None = None,
-        alpha: float | str = "auto",
-        input_norm: bool = True,
-        centre: bool = True,
-        noise: float = 0.03,
-        temperature: float = 2.0,
-        final_relu: bool = False,
-        output_norm: bool = True,
-        bias: bool = False,
-        zero_init: bool = False,
-        optimizer: str = "adamw",
-        lr: float = 2e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        schedule: str = "cosine",
-        warmup_epochs: int = 0,
-        epochs: int | str | None = None,
-        steps: int = 200,
-        batch_size: int = 256,
-        folds: int = 3,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(
-            reduction=reduction,
-            hidden=hidden,
-            alpha=alpha,
-            input_norm=input_norm,
-            centre=centre,
-            noise=noise,
-            temperature=temperature,
-            final_relu=final_relu,
-            output_norm=output_norm,
-            bias=bias,
-            zero_init=zero_init,
-            optimizer=optimizer,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_epochs=warmup_epochs,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            folds=folds,
-            seed=seed,
-            progress=progress,
-        )
-        self.replay = replay
+    replay: int = 4
+    branch: str = field(default="visual", init=False)
+    beta: float | str = field(default="auto", init=False)
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
         for name in ADAPTER_TENSORS:

@@ -9,7 +9,7 @@ Where there are more rows of text than a batch has pictures, each step draws as 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, gather_views, train
+from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
 from clipadapter.heads.warm_start import STEPS_SHARE, find_warm_start
 
 WARM_START_SHARE = 0.65
@@ -34,14 +34,14 @@ weights from growing."""
     fidelity="verified: `CrossModal.official` gives the weights and logits of the authors' code. The default is one "
     "recipe, where the authors searched on validation shots.",
 )
-class CrossModal(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class CrossModal(TrainedHead):
     """Linear classifier without bias, started at class text and trained on pictures and class text alike.
 
     Args:
         text_share: weight of the text samples in the loss; 0 trains on pictures alone.
         wise: weight of the zero-shot classifier in the mix with the trained one (WiSE-FT); 1 is zero-shot.
         optimizer: "adamw", "adam" or "sgd".
-        lr: highest learning rate.
         momentum: of SGD.
         weight_decay: decoupled for AdamW, L2 for Adam and SGD; towards zero, not towards the text.
         schedule: "cosine" or "constant".
@@ -50,7 +50,6 @@ class CrossModal(Head):
         steps: fewest optimizer steps if ``epochs`` is None.
         batch_size: pictures per step, and at most as many rows of text.
         seed: of shuffling and of the choice of views and text.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -63,35 +62,15 @@ class CrossModal(Head):
     supports_warm_start = True
     temperature_prior = (1.0, 1.0, 0.9, 1.0, 1.3)
 
-    def __init__(
-        self,
-        text_share: float = 0.5,
-        wise: float = 0.0,
-        optimizer: str = "adamw",
-        lr: float = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.01,
-        schedule: str = "cosine",
-        warmup_steps: int = 50,
-        epochs: int | None = None,
-        steps: int = 300,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.text_share = text_share
-        self.wise = wise
-        self.optimizer = optimizer
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.seed = seed
-        self.progress = progress
+    text_share: float = 0.5
+    wise: float = 0.0
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup_steps: int = 50
+    epochs: int | None = None
+    steps: int = 300
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

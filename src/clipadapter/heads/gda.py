@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ SHRINKAGES = ("pooled", "published", "base-to-new")
     fidelity="verified: `Gda.official` and `Gda.base_to_new` give the logits of the authors' code. The default "
     "estimates the covariance in another way and has one alpha for all data sets.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Gda(ExactIncrementalHead):
     """Gaussian discriminant analysis with a shrunk covariance; zero-shot logits are added if there is class text.
 
@@ -86,24 +88,21 @@ class Gda(ExactIncrementalHead):
 
     temperature_prior = (2.7, 3.6, 3.6, 3.0, 2.4)
 
-    products_: Tensor
+    products_: Tensor = field(init=False)
     """Sum of x' x over the views x: the packed lower triangle (d (d + 1) / 2,), float64."""
-    sums_: Tensor
+    sums_: Tensor = field(init=False)
     """(c, d) sums of the views of each class, float64."""
-    rows_: Tensor
+    rows_: Tensor = field(init=False)
     """(c,) number of views of each class."""
-    views_: Tensor | None
+    views_: Tensor | None = field(init=False)
     """(n v, d) unit features of all views, if ``neighbours`` is above 0."""
-    weight_: Tensor
+    weight_: Tensor = field(init=False)
     """(c, d) of the sum of zero-shot and Gaussian logits."""
 
-    def __init__(
-        self, alpha: float = 0.06, shrinkage: str = "pooled", neighbours: int = 0, stream: bool = False
-    ) -> None:
-        self.alpha = alpha
-        self.shrinkage = shrinkage
-        self.neighbours = neighbours
-        self.stream = stream
+    alpha: float = 0.06
+    shrinkage: str = "pooled"
+    neighbours: int = 0
+    stream: bool = False
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -55,6 +55,7 @@ class Hoso(ClipAdapter):
     """
 
     multilabel = False
+    official = paper = None  # type: ignore[assignment] # CLIP-Adapter's recipes set parameters that HOSO has not.
     presets = {}
     temperature_prior = (1.5, 1.5, 1.7, 1.6, 1.4)
 

@@ -8,6 +8,8 @@ later work on frozen features adopted from the first paper.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ ROWS_PER_BLOCK = 1024
     fidelity="partial: The votes of the neighbours are as published. That class text takes part through zero-shot "
     "CLIP is ours.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Knn(Head):
     """Weighted vote of the nearest shots by cosine; logits are the logarithm of the shares of the votes.
 
@@ -42,10 +45,9 @@ class Knn(Head):
 
     temperature_prior = (0.41, 0.41, 0.41, 0.41, 0.41)
 
-    def __init__(self, k: int = 20, temperature: float = 0.07, mix: float = 0.5) -> None:
-        self.k = k
-        self.temperature = temperature
-        self.mix = mix
+    k: int = 20
+    temperature: float = 0.07
+    mix: float = 0.5
 
     def _fit(self, shots: SupportSet) -> None:
         self._check()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
     fidelity="verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's "
     "code for linear probes. By default C is chosen on held-out shots.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class LinearProbe(Head):
     """Multinomial logistic regression by L-BFGS, or one-vs-rest with multi-label images; text is not used.
 
@@ -107,23 +109,13 @@ class LinearProbe(Head):
     supports_warm_start = True
     temperature_prior = (0.15, 0.55, 0.6, 0.81, 1.0)
 
-    def __init__(
-        self,
-        C: float | str = "auto",
-        input_norm: bool = True,
-        folds: int = 3,
-        max_iter: int = 1000,
-        tol: float = 1e-3,
-        seed: int = 0,
-        solver: str = "torch",
-    ) -> None:
-        self.C = C
-        self.input_norm = input_norm
-        self.folds = folds
-        self.max_iter = max_iter
-        self.tol = tol
-        self.seed = seed
-        self.solver = solver
+    C: float | str = "auto"
+    input_norm: bool = True
+    folds: int = 3
+    max_iter: int = 1000
+    tol: float = 1e-3
+    seed: int = 0
+    solver: str = "torch"
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

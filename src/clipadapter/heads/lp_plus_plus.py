@@ -77,6 +77,7 @@ class _Problem:
     "gradient of the text weights at each step, which that code does not, and neither keeps the best epoch "
     "on validation shots.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class LpPlusPlus(Head):
     """Logits ``f w_k + b_k + alpha_k f t_k`` of unit features, all three trained by full-batch gradient steps.
 
@@ -100,11 +101,10 @@ class LpPlusPlus(Head):
     supports_warm_start = True
     temperature_prior = (1.2, 1.2, 1.2, 1.2, 1.3)
 
-    def __init__(self, literal: bool = False, epochs: int | None = None, seed: int = 0, progress: bool = False) -> None:
-        self.literal = literal
-        self.epochs = epochs
-        self.seed = seed
-        self.progress = progress
+    literal: bool = False
+    epochs: int | None = None
+    seed: int = 0
+    progress: bool = False
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -17,6 +17,7 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ VIEWS = ("all", "average", "plain")
     fidelity="verified: `Proker.official` gives the logits of ProKeR and of BiReg in the code of BReg-Adapter. The "
     "code of ProKeR's own authors was not used. The default scales text and regression in another way.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Proker(Head):
     """Kernel ridge regression of the zero-shot residual, in closed form.
 
@@ -76,25 +78,14 @@ class Proker(Head):
     needs_text = True
     temperature_prior = (1.0, 1.1, 1.2, 1.3, 1.8)
 
-    def __init__(
-        self,
-        beta: float | None = None,
-        lam: float | None = None,
-        height: float | None = 10.0,
-        text_scale: float | None = None,
-        text_ridge: float | None = None,
-        views: str = "all",
-        landmarks: int = 2048,
-        seed: int = 0,
-    ) -> None:
-        self.beta = beta
-        self.lam = lam
-        self.height = height
-        self.text_scale = text_scale
-        self.text_ridge = text_ridge
-        self.views = views
-        self.landmarks = landmarks
-        self.seed = seed
+    beta: float | None = None
+    lam: float | None = None
+    height: float | None = 10.0
+    text_scale: float | None = None
+    text_ridge: float | None = None
+    views: str = "all"
+    landmarks: int = 2048
+    seed: int = 0
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -8,6 +8,8 @@ classes' prototypes. Its logit is then that of an average class, and its text de
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from clipadapter.heads.warm_start import remap_rows
     paper="https://arxiv.org/abs/1703.05175",
     fidelity="partial: Class means are as published, compared by cosine. The mixture with class text is ours.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Prototype(ExactIncrementalHead):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 
@@ -36,13 +39,12 @@ class Prototype(ExactIncrementalHead):
 
     temperature_prior = (0.9, 0.81, 0.74, 0.74, 1.0)
 
-    sums_: Tensor
+    sums_: Tensor = field(init=False)
     """(c, d) sums of the shots of each class, float64."""
-    weight_: Tensor
+    weight_: Tensor = field(init=False)
     """(c, d) weighted sum of class text and prototypes."""
 
-    def __init__(self, mix: float = 0.5) -> None:
-        self.mix = mix
+    mix: float = 0.5
 
     def _init_sums(self, shots: SupportSet) -> None:
         self._text_weight(shots.text)

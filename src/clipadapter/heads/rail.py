@@ -27,6 +27,7 @@ Differs from the paper:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -65,6 +66,7 @@ BLOCK = 1024
     fidelity="verified: The regression and the answers are those of the authors' code after each task. By default "
     "there is no random expansion of the features.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Rail(ExactIncrementalHead):
     """Recursive ridge regression in closed form; classes without shots are left to zero-shot.
 
@@ -86,32 +88,23 @@ class Rail(ExactIncrementalHead):
     needs_text = True
     temperature_prior = (0.26, 0.27, 0.29, 0.32, 0.39)
 
-    kept_: Tensor
+    kept_: Tensor = field(init=False)
     """(n, d) unit features of the shots, in the dual form, and in the primal form while there are few."""
-    labels_: Tensor
+    labels_: Tensor = field(init=False)
     """(n,) their class positions."""
-    products_: Tensor
+    products_: Tensor = field(init=False)
     """Phi Phi' of random features while there are few shots, then Phi' Phi; packed lower triangle, float64."""
-    sums_: Tensor
+    sums_: Tensor = field(init=False)
     """(width, c) Phi' Y, once there are many shots."""
-    weight_: Tensor
+    weight_: Tensor = field(init=False)
     """(width, c) primal; (n, c) dual."""
 
-    def __init__(
-        self,
-        form: str = "primal",
-        hidden: int = 0,
-        ridge: float | None = None,
-        gamma: float = 0.1,
-        weight: float = 0.8,
-        seed: int = 0,
-    ) -> None:
-        self.form = form
-        self.hidden = hidden
-        self.ridge = ridge
-        self.gamma = gamma
-        self.weight = weight
-        self.seed = seed
+    form: str = "primal"
+    hidden: int = 0
+    ridge: float | None = None
+    gamma: float = 0.1
+    weight: float = 0.8
+    seed: int = 0
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,6 +27,11 @@ FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
 """Kinds of fidelity and their meaning."""
 AS_PUBLISHED = ("verified", "paper", "not stated")
 """Kinds that are not marked in tables of results."""
+
+ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)+)", re.MULTILINE)
+"""The section of a cleaned docstring that describes parameters."""
+ARGUMENT = re.compile(r"^( {4}(\w+): .*\n?(?: {8}.*\n?)*)", re.MULTILINE)
+"""The description of one parameter in that section."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ create_head = HEADS.create
 
 
 def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> Callable[[type[Head]], type[Head]]:
-    """Class decorator that registers a head under a public name and appends its fidelity to the class docstring.
+    """Class decorator that registers a head under a public name and completes the class docstring.
+
+    The docstring gets the description of inherited parameters that it does not describe itself, and the fidelity.
 
     Args:
         name: lower-case words joined by hyphens.
@@ -94,10 +102,33 @@ def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> 
     def decorate(cls: type[Head]) -> type[Head]:
         register(cls)
         if cls.__doc__:
-            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\nFidelity: {parsed}\n"
+            cls.__doc__ = f"{_complete_arguments(cls)}\n\nFidelity: {parsed}\n"
         return cls
 
     return decorate
+
+
+def _complete_arguments(cls: type[Head]) -> str:
+    """The docstring of a class, with the descriptions of its inherited parameters at the end of "Args:"."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    inherited = {
+        name: description
+        for base in reversed(cls.__mro__[1:])
+        for name, description in _describe_arguments(inspect.cleandoc(base.__dict__.get("__doc__") or "")).items()
+    }
+    described = _describe_arguments(text)
+    missing = [name for name in inspect.signature(cls).parameters if name in inherited and name not in described]
+    section = ARGUMENTS.search(text)
+    if not missing or section is None:
+        return text
+    complete = section[0].rstrip() + "".join(f"\n{inherited[name]}" for name in missing) + "\n"
+    return text[: section.start()] + complete + text[section.end() :]
+
+
+def _describe_arguments(docstring: str) -> dict[str, str]:
+    """By parameter, the lines under "Args:" that describe it, with their indentation."""
+    section = ARGUMENTS.search(docstring)
+    return {} if section is None else {match[2]: match[1].rstrip() for match in ARGUMENT.finditer(section[1])}
 
 
 def fidelity_of(name: str) -> Fidelity:

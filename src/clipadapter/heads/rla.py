@@ -10,6 +10,7 @@ that code does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.linear_adapter import apply_shift, penalty_strength, shift_config, shift_loss
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import train
+from clipadapter.heads.training import TrainedHead, train
 from clipadapter.heads.warm_start import find_warm_start
 
 
@@ -30,7 +31,8 @@ from clipadapter.heads.warm_start import find_warm_start
     fidelity="verified: `Rla.official` gives the matrix, loss and logits of the authors' code. The default has a "
     "penalty relative to the logit scale and a shorter recipe.",
 )
-class Rla(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class Rla(TrainedHead):
     """Zero-shot on features ``M f``; M is trained by cross-entropy plus ``penalty * ||M - I||_F^2``.
 
     Args:
@@ -41,8 +43,6 @@ class Rla(Head):
         steps: optimizer steps; the last pass over the shots is completed.
         batch_size: shots per step; None for all.
         cycle_views: use view 1, 2 ... and 0 in turn for all pictures of a step, in place of a drawn one of each.
-        seed: of shuffling and of the choice of views.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -55,25 +55,10 @@ class Rla(Head):
     supports_warm_start = True
     temperature_prior = (0.67, 0.74, 0.67, 0.81, 1.0)
 
-    def __init__(
-        self,
-        penalty: float | str = "auto",
-        lr: float = 1e-3,
-        schedule: str = "cosine",
-        steps: int = 150,
-        batch_size: int | None = 256,
-        cycle_views: bool = False,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.penalty = penalty
-        self.lr = lr
-        self.schedule = schedule
-        self.steps = steps
-        self.batch_size = batch_size
-        self.cycle_views = cycle_views
-        self.seed = seed
-        self.progress = progress
+    penalty: float | str = "auto"
+    schedule: str = "cosine"
+    steps: int = 150
+    cycle_views: bool = False
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

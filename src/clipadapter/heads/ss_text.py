@@ -12,6 +12,7 @@ A class without a shot keeps its text vector.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from clipadapter.heads.registry import register_head
     fidelity="verified: `SsText.official` gives the logits of the authors' code. The default sets lambda in another "
     "way.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class SsText(Head):
     """Closed-form class vectors from text and shots, for equal and unequal shots.
 
@@ -49,10 +51,9 @@ class SsText(Head):
     needs_text = True
     temperature_prior = (1.5, 1.2, 1.0, 1.0, 1.0)
 
-    def __init__(self, anchor: str | float = "class", repel: bool = False, floor: float = 1e-3) -> None:
-        self.anchor = anchor
-        self.repel = repel
-        self.floor = floor
+    anchor: str | float = "class"
+    repel: bool = False
+    floor: float = 1e-3
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

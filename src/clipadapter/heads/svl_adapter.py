@@ -11,6 +11,7 @@ does both as the released code does. A class without shots is not pushed down.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, train
+from clipadapter.heads.training import TrainConfig, TrainedHead, train
 from clipadapter.heads.warm_start import find_warm_start
 
 WARM_START_SHARE = 0.75
@@ -56,7 +57,8 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
     fidelity="verified: `SvlAdapter.official` and `star_blend` give the network and the logits of the authors' "
     "code. The default takes the blend from the shots and brings features to one length.",
 )
-class SvlAdapter(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class SvlAdapter(TrainedHead):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 
     The first columns of X, as many as class text has, are the first encoder's; the others the second's, as
@@ -70,11 +72,9 @@ class SvlAdapter(Head):
             them raw.
         lr: learning rate of Adam.
         epochs: passes over the shots.
-        batch_size: shots per step.
         drop_last: leave out the last batch of an epoch if it is incomplete; False to train on it, as the released code
             does. With 33 to 63 shots and batches of 32, True makes half as many steps.
         seed: of initialisation and shuffling.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
@@ -87,27 +87,12 @@ class SvlAdapter(Head):
     supports_warm_start = True
     two_encoders = True
 
-    def __init__(
-        self,
-        blend: float | str = "auto",
-        hidden: int = 256,
-        input_norm: bool = True,
-        lr: float = 1e-3,
-        epochs: int = 50,
-        batch_size: int = 32,
-        seed: int = 0,
-        progress: bool = False,
-        drop_last: bool = True,
-    ) -> None:
-        self.blend = blend
-        self.hidden = hidden
-        self.input_norm = input_norm
-        self.lr = lr
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.seed = seed
-        self.progress = progress
-        self.drop_last = drop_last
+    blend: float | str = "auto"
+    hidden: int = 256
+    input_norm: bool = True
+    epochs: int = 50
+    batch_size: int = 32
+    drop_last: bool = True
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -10,6 +10,7 @@ The default recipe differs as well: `TaskRes.official` is that of the authors' s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -19,10 +20,10 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import scale_text, train_residual
-from clipadapter.heads.training import TrainConfig
+from clipadapter.heads.training import ScheduledHead, TrainConfig
 from clipadapter.heads.warm_start import find_warm_start
 
 WARM_START_SHARE = 0.75
@@ -41,7 +42,8 @@ OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
     fidelity="verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a "
     "constant rate. The default differs in the length of class text and in its recipe.",
 )
-class TaskRes(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class TaskRes(ScheduledHead):
     """Class text plus a task residual trained by cross-entropy.
 
     Args:
@@ -49,17 +51,10 @@ class TaskRes(Head):
         text_norm: length of class text before the residual is added, one number or one per class; "auto" for a tenth of
             the encoder's logit scale, about 10 with CLIP as in the paper.
         optimizer: "adamw", "adam" or "sgd".
-        lr: highest learning rate.
-        momentum: of SGD.
         weight_decay: decoupled for AdamW, L2 for Adam and SGD; on the residual.
-        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
-        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "official" for the
             authors' number by shots per class: 100 up to 4 shots, 200 above. The class with most shots decides.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
-        seed: of shuffling and of the choice of views.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -80,35 +75,14 @@ class TaskRes(Head):
     )
     temperature_prior = (0.74, 0.74, 0.67, 0.74, 1.0)
 
-    def __init__(
-        self,
-        alpha: float = 0.5,
-        text_norm: float | str | Sequence[float] = "auto",
-        optimizer: str = "adam",
-        lr: float = 2e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        schedule: str = "cosine",
-        warmup_epochs: int = 0,
-        epochs: int | str | None = None,
-        steps: int = 200,
-        batch_size: int = 1024,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.alpha = alpha
-        self.text_norm = text_norm
-        self.optimizer = optimizer
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.seed = seed
-        self.progress = progress
+    alpha: float = 0.5
+    text_norm: float | str | Sequence[float] = "auto"
+    optimizer: str = "adam"
+    lr: float = 2e-3
+    weight_decay: float = 5e-4
+    epochs: int | str | None = None
+    steps: int = 200
+    batch_size: int = 1024
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -15,6 +15,7 @@ leave-one-out logits of the shots.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -79,6 +80,7 @@ def search_grid(
     fidelity="verified: The cache and the logits are those of the authors' code, and `search_grid` has the values "
     "that it tries. The default alpha and beta are one pair for all data sets.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class TipAdapter(Head):
     """Training-free: affinities to the cached shots, summed by class, added to the zero-shot logits.
 
@@ -108,9 +110,8 @@ class TipAdapter(Head):
     )
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 0.9)
 
-    def __init__(self, alpha: float = 1.0, beta: float = 5.5) -> None:
-        self.alpha = alpha
-        self.beta = beta
+    alpha: float = 1.0
+    beta: float = 5.5
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

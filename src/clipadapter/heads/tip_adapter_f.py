@@ -9,13 +9,14 @@ code augments pictures in every epoch; an epoch's last, incomplete batch is left
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads.base import Head, Preset, SupportSet
+from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import (
     INITIAL_ALPHA,
     INITIAL_BETA,
@@ -25,7 +26,7 @@ from clipadapter.heads.cache import (
     check_not_negative,
 )
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, train
+from clipadapter.heads.training import TrainConfig, TrainedHead, train
 
 ADAMW_EPS = 1e-4
 """As published; a thousand times larger than usual, it matters: most gradients of keys are smaller."""
@@ -37,7 +38,8 @@ ADAMW_EPS = 1e-4
     fidelity="verified: The trained keys and the logits are those of the authors' code without its augmentation. "
     "Not repeated are its choice of the epoch by test accuracy and its search after training.",
 )
-class TipAdapterF(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class TipAdapterF(TrainedHead):
     """Tip-Adapter with trained keys: they start as the shots and move to lower the cross-entropy of the shots.
 
     The labels of the keys stay, and the keys may leave unit length. Defaults are the authors' recipe, but for alpha
@@ -50,11 +52,8 @@ class TipAdapterF(Head):
         weight_decay: of AdamW.
         epochs: passes over the shots; 0 is Tip-Adapter; None for as many as make ``steps``, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
         draw_views: train on a drawn view of each shot per step, in place of the published augmentation; False for the
             plain pictures alone, while the keys still start as the mean of all views.
-        seed: of shuffling and of the choice of views.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
@@ -74,29 +73,12 @@ class TipAdapterF(Head):
     )
     temperature_prior = (0.49, 0.55, 0.49, 0.6, 1.1)
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 5.5,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        epochs: int | None = 20,
-        steps: int = 250,
-        batch_size: int = 256,
-        draw_views: bool = True,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.alpha = alpha
-        self.beta = beta
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.draw_views = draw_views
-        self.seed = seed
-        self.progress = progress
+    alpha: float = 1.0
+    beta: float = 5.5
+    weight_decay: float = 0.01
+    epochs: int | None = 20
+    steps: int = 250
+    draw_views: bool = True
 
     def planned_epochs(self, labels: Tensor) -> int | None:
         """See `Head.planned_epochs`."""

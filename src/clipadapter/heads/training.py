@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
+from clipadapter.heads.base import Head
 from clipadapter.heads.optimizers import SGD, Adam, Optimizer
 from clipadapter.memory import keep_freed_memory
 from clipadapter.parallel import limit_threads
@@ -122,6 +123,40 @@ class TrainConfig:
             return SGD(parameters, weight_decay=self.weight_decay, momentum=self.momentum)
         decoupled = self.optimizer == "adamw"
         return Adam(parameters, weight_decay=self.weight_decay, eps=self.eps, decoupled=decoupled)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainedHead(Head):
+    """Base of the heads that are trained by gradient steps: the parameters that all of them have.
+
+    A subclass declares a parameter again to give it another default. Its docstring describes it if it means more there.
+
+    Args:
+        lr: highest learning rate.
+        batch_size: shots per step.
+        seed: of shuffling and of the choice of views.
+        progress: show a bar on stderr while training.
+    """
+
+    lr: float = 1e-3
+    batch_size: int = 256
+    seed: int = 0
+    progress: bool = False
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ScheduledHead(TrainedHead):
+    """Base of the trained heads whose learning rate follows a chosen schedule.
+
+    Args:
+        momentum: of SGD.
+        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
+        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
+    """
+
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup_epochs: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ are ours too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ MIN_VARIANCE_RATIO = 1e-4
     fidelity="partial: The zero-shot mode, `TransClip.official`, gives the outputs of the authors' code. In the "
     "few-shot mode the weight of a shot is ours, and so are the answers for new pictures.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class TransClip(Head):
     """Transductive: one Gaussian per class over the unlabelled images, with a zero-shot prior and a neighbour graph.
 
@@ -64,25 +66,14 @@ class TransClip(Head):
     needs_text = True
     transductive = True
 
-    def __init__(
-        self,
-        prior: float = 0.5,
-        support_weight: float = 1.0,
-        likelihood: float = 0.02,
-        smoothness: float = 1.0,
-        neighbours: int = 3,
-        confident: int = 8,
-        updates: int = 10,
-        inner: int = 5,
-    ) -> None:
-        self.prior = prior
-        self.support_weight = support_weight
-        self.likelihood = likelihood
-        self.smoothness = smoothness
-        self.neighbours = neighbours
-        self.confident = confident
-        self.updates = updates
-        self.inner = inner
+    prior: float = 0.5
+    support_weight: float = 1.0
+    likelihood: float = 0.02
+    smoothness: float = 1.0
+    neighbours: int = 3
+    confident: int = 8
+    updates: int = 10
+    inner: int = 5
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -10,6 +10,7 @@ graph has weight 0, where that code gives it a negative weight.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ MIN_SCORE = 1e-12
     fidelity="partial: `Zlap.official`, which sees no labelled picture, gives the scores of the authors' code. That "
     "labels also spread from the shots is ours.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Zlap(Head):
     """Transductive label propagation: images are linked to similar images and to classes with similar text.
 
@@ -69,21 +71,12 @@ class Zlap(Head):
     needs_text = True
     transductive = True
 
-    def __init__(
-        self,
-        neighbours: int = 5,
-        power: float = 5.0,
-        alpha: float = 0.3,
-        support_weight: float = 10.0,
-        tolerance: float = 1e-6,
-        stretch: bool = False,
-    ) -> None:
-        self.neighbours = neighbours
-        self.power = power
-        self.alpha = alpha
-        self.support_weight = support_weight
-        self.tolerance = tolerance
-        self.stretch = stretch
+    neighbours: int = 5
+    power: float = 5.0
+    alpha: float = 0.3
+    support_weight: float = 10.0
+    tolerance: float = 1e-6
+    stretch: bool = False
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

@@ -9,6 +9,7 @@ Differs from the released code, which trains on 20 augmented views as rows: here
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import scale_text, train_residual
-from clipadapter.heads.training import TrainConfig
+from clipadapter.heads.training import ScheduledHead, TrainConfig
 from clipadapter.heads.warm_start import find_warm_start
 
 
@@ -29,21 +30,16 @@ from clipadapter.heads.warm_start import find_warm_start
     fidelity="verified: `ZsLp.official` gives the weights and logits of the authors' code. The default differs in "
     "the length of class text and draws one view of each picture per step.",
 )
-class ZsLp(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class ZsLp(ScheduledHead):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 
     Args:
         text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
-        momentum: of SGD.
-        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
-        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
         steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
-        seed: of shuffling and of the choice of views.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -59,29 +55,10 @@ class ZsLp(Head):
     """Share of what an earlier fit learned that is kept: at the end the loss is so small that a quarter of the steps
     adds little."""
 
-    def __init__(
-        self,
-        text_norm: float | str | Sequence[float] = "auto",
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        schedule: str = "cosine",
-        warmup_epochs: int = 0,
-        epochs: int | None = None,
-        steps: int = 300,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.text_norm = text_norm
-        self.lr = lr
-        self.momentum = momentum
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.seed = seed
-        self.progress = progress
+    text_norm: float | str | Sequence[float] = "auto"
+    lr: float = 0.1
+    epochs: int | None = None
+    steps: int = 300
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

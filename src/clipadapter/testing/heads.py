@@ -41,6 +41,12 @@ def check_parameters_are_documented(head: Head) -> None:
     assert not missing, f"not in the docstring: {', '.join(missing)}"
 
 
+def check_recipes_make_heads(head: Head) -> None:
+    """Every recipe that the class lists makes a head of that class."""
+    cls = type(head)
+    assert all(type(cls.from_recipe(name)) is cls for name in cls.recipes())
+
+
 def check_fit_returns_self_and_keeps_parameters(head: Head) -> None:
     """`fit` returns the head and changes no parameter."""
     before = copy.deepcopy(head.get_params())
@@ -276,6 +282,7 @@ def check_numbers_as_labels(head: Head) -> None:
 HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_constructor_only_stores,
     check_parameters_are_documented,
+    check_recipes_make_heads,
     check_fit_returns_self_and_keeps_parameters,
     check_fit_learns,
     check_rows_are_independent,

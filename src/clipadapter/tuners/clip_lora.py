@@ -34,6 +34,7 @@ from clipadapter.tuners.tower_tuner import Trainable
     fidelity="verified: One attention layer, its answers and its gradients, is that of the authors' code. Whole "
     "trainings were not compared.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class ClipLora(LayerTuner):
     """Zero-shot by an encoder whose attention layers got low-rank updates; `FewShotClassifier` fits it, from pictures.
 
@@ -45,53 +46,19 @@ class ClipLora(LayerTuner):
         alpha: an update is multiplied by ``alpha / sqrt(r)``.
         dropout: share of an update's input that is dropped in training; the weights themselves see all of it.
         matrices: which get an update: letters of "qkvo", for queries, keys, values and output.
-        towers: "both", "image" or "text".
-        layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
-        lr: highest learning rate of AdamW; it falls to 1e-6 in a cosine.
         weight_decay: of AdamW, on the updates' factors.
-        steps: optimizer steps; None for 500 times the shots per class.
-        batch_size: pictures per step.
-        precision: of the towers while training: "fp32" or "bf16", which is faster and takes less memory.
-        checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `tune` goes on when
-            it is called again; None keeps none.
         seed: of the first values, shuffling, dropout and the choice of views.
-        progress: show a bar on stderr while training.
     """
 
     method_name = "clip-lora"
     trainable_matrices = "qkvo"
 
-    def __init__(
-        self,
-        rank: int = 2,
-        alpha: float = 1.0,
-        dropout: float = 0.25,
-        matrices: str = "qkv",
-        towers: str = "both",
-        layers: str = "all",
-        lr: float = 2e-4,
-        weight_decay: float = 1e-2,
-        steps: int | None = None,
-        batch_size: int = 32,
-        precision: str = "fp32",
-        checkpoint: float | None = 30.0,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.rank = rank
-        self.alpha = alpha
-        self.dropout = dropout
-        self.matrices = matrices
-        self.towers = towers
-        self.layers = layers
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.steps = steps
-        self.batch_size = batch_size
-        self.precision = precision
-        self.checkpoint = checkpoint
-        self.seed = seed
-        self.progress = progress
+    rank: int = 2
+    alpha: float = 1.0
+    dropout: float = 0.25
+    matrices: str = "qkv"
+    lr: float = 2e-4
+    weight_decay: float = 1e-2
 
     def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
         self._check()

@@ -42,6 +42,7 @@ from clipadapter.tuners.tower_tuner import Trainable
     "repository. The number of steps and one learning rate for all data sets are ours. Nothing was checked "
     "against their code.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class ClipSvd(LayerTuner):
     """Zero-shot by an encoder with changed singular values; `FewShotClassifier` fits it, from pictures.
 
@@ -52,47 +53,16 @@ class ClipSvd(LayerTuner):
     Args:
         matrices: whose singular values are trained: letters of "qkvoud", for queries, keys, values and output, and for
             the MLP's matrices up and down. A layer with no such MLP goes without.
-        towers: "both", "image" or "text".
-        layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
-        lr: highest learning rate of AdamW; it falls to 1e-6 in a cosine.
         weight_decay: of AdamW, on the changes: towards zero-shot.
-        steps: optimizer steps; None for 500 times the shots per class.
-        batch_size: pictures per step.
-        precision: of the towers while training: "fp32" or "bf16", which is faster and takes less memory.
-        checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `tune` goes on when
-            it is called again; None keeps none.
         seed: of shuffling and the choice of views.
-        progress: show a bar on stderr while training.
     """
 
     method_name = "clip-svd"
     trainable_matrices = "qkvoud"
 
-    def __init__(
-        self,
-        matrices: str = "qkvoud",
-        towers: str = "both",
-        layers: str = "ends",
-        lr: float = 2e-3,
-        weight_decay: float = 0.0,
-        steps: int | None = None,
-        batch_size: int = 32,
-        precision: str = "fp32",
-        checkpoint: float | None = 30.0,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.matrices = matrices
-        self.towers = towers
-        self.layers = layers
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.steps = steps
-        self.batch_size = batch_size
-        self.precision = precision
-        self.checkpoint = checkpoint
-        self.seed = seed
-        self.progress = progress
+    matrices: str = "qkvoud"
+    layers: str = "ends"
+    lr: float = 2e-3
 
     def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
         self._check()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,27 +43,15 @@ OPTIONAL_NDIM = {"seen_": 1, "changed_": 0}
     fidelity="paper: The net and its recipe are as published. Views are made once, where the authors augment in "
     "each epoch.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class CoCoOp(PromptTuner):
     """CoOp whose context is shifted by each picture.
 
     Args:
         reduction: the net is as wide as the feature divided by this.
-        n_ctx: context vectors, if ``ctx_init`` is None.
-        ctx_init: words to start from, a vector for each token; None draws ``n_ctx`` from N(0, 0.02^2).
-        class_token: where the name stands: "end", "middle" or "front".
-        lr: learning rate of SGD.
-        momentum: of SGD.
         weight_decay: L2, on the context and the net.
-        schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
-        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
-        epochs: passes over the shots; None for CoOp's by shots.
         batch_size: shots per step; each of them runs the text tower over all classes.
-        patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
-        precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
-        memory: gigabytes that the text tower may keep for its gradient.
-        checkpoint: seconds between two checkpoints, from which a killed `fit` goes on; None keeps none.
         seed: of the net, random vectors, shuffling, the choice of views and of held-out shots.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.encoders import create_encoder
     >>> from clipadapter.features import encode_classes
@@ -73,48 +62,14 @@ class CoCoOp(PromptTuner):
     """
 
     needs_tower_to_predict = True
-    _prompts: Prompts | None = None
+    _prompts: Prompts | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        reduction: float = 16,
-        n_ctx: int = 4,
-        ctx_init: str | None = "a photo of a",
-        class_token: str = "end",
-        lr: float = 2e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        schedule: str = "cosine-epoch",
-        warmup_epochs: int = 1,
-        epochs: int | None = 10,
-        batch_size: int = 1,
-        patience: int | None = None,
-        precision: str = "fp32",
-        memory: float = 2.0,
-        checkpoint: float | None = 30.0,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(
-            n_ctx,
-            ctx_init,
-            class_token,
-            False,
-            lr,
-            momentum,
-            weight_decay,
-            schedule,
-            warmup_epochs,
-            epochs,
-            batch_size,
-            patience,
-            precision,
-            memory,
-            checkpoint,
-            seed,
-            progress,
-        )
-        self.reduction = reduction
+    reduction: float = 16
+    n_ctx: int = 4
+    ctx_init: str | None = "a photo of a"
+    csc: bool = field(default=False, init=False)
+    epochs: int | None = 10
+    batch_size: int = 1
 
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,11 +22,19 @@ STEPS_PER_SHOT = 500
 """Optimizer steps for each shot per class, as in CLIP-LoRA's paper."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LayerTuner(TowerTuner):
     """Base of the methods that change matrices of the towers' layers, trained by AdamW at a rate that falls to 1e-6.
 
-    A subclass has the parameters below, which `ClipLora` documents, and merges what was learned into a tower's layers
-    in `_merge_tower`.
+    A subclass merges what was learned into a tower's layers in `_merge_tower`.
+
+    Args:
+        matrices: which matrices of a layer are changed, as letters.
+        towers: "both", "image" or "text".
+        layers: "all", the half nearer to the input ("bottom") or to the output ("top"), or a third at both "ends".
+        lr: highest learning rate of AdamW. It falls to 1e-6 in a cosine.
+        weight_decay: of AdamW.
+        steps: optimizer steps; None for 500 times the shots per class.
     """
 
     method_name: ClassVar[str]
@@ -33,13 +42,10 @@ class LayerTuner(TowerTuner):
     """Letters of the matrices that the method can change."""
 
     matrices: str
-    towers: str
-    layers: str
-    lr: float
-    weight_decay: float
-    steps: int | None
-    batch_size: int
-    progress: bool
+    towers: str = "both"
+    layers: str = "all"
+    weight_decay: float = 0.0
+    steps: int | None = None
 
     @abstractmethod
     def _merge_tower(self, tower: str, layers: list[AttentionLayer]) -> bool:

@@ -8,6 +8,7 @@ paper as CoOp does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,29 +25,13 @@ from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
     fidelity="verified: Losses, gradients and the context after some steps are those of ProGrad in the code of "
     "KgCoOp. The code of ProGrad's own authors was not used.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class ProGrad(PromptTuner):
     """CoOp whose steps don't go against the gradient of the divergence from zero-shot.
 
     Args:
         strength: lambda, how much of the opposed part is taken off; 0 is CoOp.
         temperature: of both softmaxes in the divergence.
-        n_ctx: context vectors, if ``ctx_init`` is None.
-        ctx_init: words to start from, a vector for each token; None draws ``n_ctx`` from N(0, 0.02^2).
-        class_token: where the name stands: "end", "middle" or "front".
-        csc: class-specific context: each class has vectors of its own.
-        lr: learning rate of SGD.
-        momentum: of SGD.
-        weight_decay: L2, on the context.
-        schedule: "cosine-epoch" (the rate changes once an epoch), "cosine" or "constant".
-        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
-        epochs: passes over the shots; None for CoOp's by shots.
-        batch_size: shots per step.
-        patience: None trains all epochs on all shots; a number of epochs stops on held-out shots, as in CoOp.
-        precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
-        memory: gigabytes that the text tower may keep for its gradient.
-        checkpoint: seconds between two checkpoints, from which a killed `fit` goes on; None keeps none.
-        seed: of the first vectors, shuffling, the choice of views and of held-out shots.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.encoders import create_encoder
     >>> from clipadapter.features import encode_classes
@@ -56,49 +41,8 @@ class ProGrad(PromptTuner):
     array(['red', 'blue'], dtype='<U4')
     """
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        temperature: float = 1.0,
-        n_ctx: int = 16,
-        ctx_init: str | None = None,
-        class_token: str = "end",
-        csc: bool = False,
-        lr: float = 2e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        schedule: str = "cosine-epoch",
-        warmup_epochs: int = 1,
-        epochs: int | None = None,
-        batch_size: int = 32,
-        patience: int | None = None,
-        precision: str = "fp32",
-        memory: float = 2.0,
-        checkpoint: float | None = 30.0,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(
-            n_ctx,
-            ctx_init,
-            class_token,
-            csc,
-            lr,
-            momentum,
-            weight_decay,
-            schedule,
-            warmup_epochs,
-            epochs,
-            batch_size,
-            patience,
-            precision,
-            memory,
-            checkpoint,
-            seed,
-            progress,
-        )
-        self.strength = strength
-        self.temperature = temperature
+    strength: float = 1.0
+    temperature: float = 1.0
 
     def _loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and distillation (2,)."""

@@ -9,6 +9,7 @@ take 256 pictures at most, and each draws a view of each picture; `ProLip.offici
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads import Head, SupportSet, register_head
+from clipadapter.heads import SupportSet, register_head
 from clipadapter.heads.linear_adapter import apply_shift, penalty_strength, shift_config, shift_loss
-from clipadapter.heads.training import train
+from clipadapter.heads.training import TrainedHead, train
 from clipadapter.heads.warm_start import find_warm_start
 
 
@@ -29,7 +30,8 @@ from clipadapter.heads.warm_start import find_warm_start
     fidelity="verified: `ProLip.official` gives the projection, loss and logits of the authors' code. The default "
     "has a penalty relative to the logit scale and a shorter recipe.",
 )
-class ProLip(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class ProLip(TrainedHead):
     """Zero-shot with the image tower's projection W trained by cross-entropy plus ``penalty * ||W - W0||_F^2``.
 
     The first columns of X, as many as class text has, are the features; the others are what these were projected from,
@@ -45,8 +47,6 @@ class ProLip(Head):
         steps: optimizer steps; the last pass over the shots is completed.
         batch_size: shots per step; None for all.
         cycle_views: use view 1, 2 ... and 0 in turn for all pictures of a step, in place of a drawn one of each.
-        seed: of shuffling and of the choice of views.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
@@ -59,25 +59,10 @@ class ProLip(Head):
     supports_warm_start = True
     reads_unprojected = True
 
-    def __init__(
-        self,
-        penalty: float | str = "auto",
-        lr: float = 1e-3,
-        schedule: str = "cosine",
-        steps: int = 300,
-        batch_size: int | None = 256,
-        cycle_views: bool = False,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.penalty = penalty
-        self.lr = lr
-        self.schedule = schedule
-        self.steps = steps
-        self.batch_size = batch_size
-        self.cycle_views = cycle_views
-        self.seed = seed
-        self.progress = progress
+    penalty: float | str = "auto"
+    schedule: str = "cosine"
+    steps: int = 300
+    cycle_views: bool = False
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

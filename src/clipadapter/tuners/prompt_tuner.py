@@ -16,8 +16,15 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads import Head, SupportSet, TextFeatures
-from clipadapter.heads.training import EarlyStopping, TrainConfig, gather_views, hold_out_one_per_class, train
+from clipadapter.heads import SupportSet, TextFeatures
+from clipadapter.heads.training import (
+    EarlyStopping,
+    ScheduledHead,
+    TrainConfig,
+    gather_views,
+    hold_out_one_per_class,
+    train,
+)
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.towers import TextTower
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of
@@ -50,8 +57,29 @@ class Batch:
     zero_shot: Tensor
 
 
-class PromptTuner(Head):
-    """Base of the methods that learn one context for all pictures. A subclass names the parameters in its docstring."""
+@dataclass(eq=False, repr=False, kw_only=True)
+class PromptTuner(ScheduledHead):
+    """Base of the methods that learn one context for all pictures.
+
+    Args:
+        n_ctx: context vectors, if ``ctx_init`` is None.
+        ctx_init: words to start from, such as "a photo of a", with a vector for each of their tokens instead of
+            ``n_ctx``; None draws from N(0, 0.02^2).
+        class_token: where the name stands: "end", "middle" or "front".
+        csc: class-specific context: each class has vectors of its own; needs more shots, and knows no new classes.
+        lr: learning rate of SGD.
+        weight_decay: L2, on the context.
+        epochs: passes over the shots; None for 50 with one shot per class, 100 with up to 4, else 200.
+        patience: None trains all epochs on all shots; a number holds out a shot of each class that has two, stops after
+            so many epochs without a lower loss on these, and keeps the best.
+        precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
+            Those of the answer are made in fp32.
+        memory: gigabytes that the text tower may keep for its gradient; where they don't suffice for all classes, it
+            runs twice over parts of them, to the same gradient.
+        checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `fit` goes on when
+            it is called again; None keeps none.
+        seed: of the first vectors, shuffling, the choice of views and of held-out shots.
+    """
 
     needs_text = True
     supports_warm_start = True
@@ -60,43 +88,20 @@ class PromptTuner(Head):
     """(shots of the largest class, epochs), for at most so many shots."""
     max_epochs: ClassVar[int] = 200
 
-    def __init__(
-        self,
-        n_ctx: int = 16,
-        ctx_init: str | None = None,
-        class_token: str = "end",
-        csc: bool = False,
-        lr: float = 2e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        schedule: str = "cosine-epoch",
-        warmup_epochs: int = 1,
-        epochs: int | None = None,
-        batch_size: int = 32,
-        patience: int | None = None,
-        precision: str = "fp32",
-        memory: float = 2.0,
-        checkpoint: float | None = 30.0,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.n_ctx = n_ctx
-        self.ctx_init = ctx_init
-        self.class_token = class_token
-        self.csc = csc
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.patience = patience
-        self.precision = precision
-        self.memory = memory
-        self.checkpoint = checkpoint
-        self.seed = seed
-        self.progress = progress
+    n_ctx: int = 16
+    ctx_init: str | None = None
+    class_token: str = "end"
+    csc: bool = False
+    lr: float = 2e-3
+    weight_decay: float = 5e-4
+    schedule: str = "cosine-epoch"
+    warmup_epochs: int = 1
+    epochs: int | None = None
+    batch_size: int = 32
+    patience: int | None = None
+    precision: str = "fp32"
+    memory: float = 2.0
+    checkpoint: float | None = 30.0
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of a step; a scalar, or what `_backward` takes."""

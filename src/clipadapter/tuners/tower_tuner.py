@@ -23,8 +23,8 @@ from clipadapter.backends import Tower
 from clipadapter.encoders import Encoder, open_text_tower, open_tunable_copy
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads import Head, SupportSet
-from clipadapter.heads.training import TrainConfig, train
+from clipadapter.heads import SupportSet
+from clipadapter.heads.training import TrainConfig, TrainedHead, train
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 
 PRECISIONS = ("fp32", "bf16")
@@ -49,20 +49,26 @@ class Trainable:
     start_step: Callable[[], None]
 
 
-class TowerTuner(Head):
+@dataclass(eq=False, repr=False, kw_only=True)
+class TowerTuner(TrainedHead):
     """Base of the methods that change weights of the towers.
 
-    A subclass has the parameters ``precision`` ("fp32" or "bf16"), ``checkpoint`` and ``seed``, puts what is trained
-    into a second encoder in `_attach`, and merges what was
-    learned into the weights of another encoder in `_merge`.
+    A subclass puts what is trained into a second encoder in `_attach`, and merges what was learned into the weights of
+    another encoder in `_merge`.
+
+    Args:
+        batch_size: pictures per step.
+        precision: of the towers while training: "fp32" or "bf16", which is faster and takes less memory.
+        checkpoint: seconds between two checkpoints in the user's cache folder. A killed `tune` continues from the last
+            one when it is called again. None keeps none.
     """
 
     needs_text = True
     tunes_encoder = True
 
-    precision: str
-    checkpoint: float | None
-    seed: int
+    batch_size: int = 32
+    precision: str = "fp32"
+    checkpoint: float | None = 30.0
 
     @abstractmethod
     def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:

@@ -13,7 +13,7 @@ docs/decisions/0029-auto.md says how the constants were chosen.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -60,6 +60,7 @@ PARALLEL_COST_RATIO = 64
     "auto",
     fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Auto(Head):
     """Text and shots stacked by held-out shots; needs no tuning, no validation set, and no class text.
 
@@ -78,26 +79,25 @@ class Auto(Head):
     multilabel = True
     temperature_prior = (1.8, 1.5, 1.5, 1.3, 1.2)
 
-    centre_: Tensor
+    centre_: Tensor = field(init=False)
     """(d,) mean of the class means, subtracted from unit features."""
-    weight_: Tensor
+    weight_: Tensor = field(init=False)
     """(c, d) of centred features: the weighted sum of the linear experts."""
-    bias_: Tensor
+    bias_: Tensor = field(init=False)
     """(c,)."""
-    text_: Tensor | None
+    text_: Tensor | None = field(init=False)
     """(c, d) class text."""
-    trust_: float
+    trust_: float = field(init=False)
     """Weight of the zero-shot logits of unit spread, in total; 0 without text."""
-    spread_: float
+    spread_: float = field(init=False)
     """Standard deviation of the cosines to the class texts over the classes."""
-    shots_: Tensor | None
+    shots_: Tensor | None = field(init=False)
     """(n, d) centred shots that the kernel compares with, if kernel ridge regression has a weight."""
-    dual_: Tensor | None
+    dual_: Tensor | None = field(init=False)
     """(n, c) coefficients of the kernel sum."""
 
-    def __init__(self, folds: int = 4, seed: int = 0) -> None:
-        self.folds = folds
-        self.seed = seed
+    folds: int = 4
+    seed: int = 0
 
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None
