@@ -80,7 +80,7 @@ def one(model: FewShotClassifier, kind: tuple[str, str], pictures: list[Path]) -
             return {"refused": str(error)}
         predictor = Predictor(path)
         squares = np.stack([predictor.square(picture) for picture in pictures[:BATCH]])
-        return {**done.gate, "size": done.size, "rate": speed_up(model, predictor, squares)}
+        return {**done.parity, "size": done.size_bytes, "rate": speed_up(model, predictor, squares)}
 
 
 def row(encoder: str, head: str, kind: tuple[str, str], found: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from pipeline_speed import BATCH, CALIBRATION, find
 
-from clipadapter.backends import Calibration, parity
+from clipadapter.backends import Calibration, measure_parity
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import MissingExtraError
@@ -131,14 +131,14 @@ def race(contestants: list[Contestant], paths: list[Path], rounds: int, text: Te
     rows = []
     for each in contestants:
         found = features[each.name]
-        near = parity(features[bar], found, None if text is None else text.embeddings)
+        near = measure_parity(features[bar], found, None if text is None else text.embeddings)
         rows.append(
             {
                 "name": each.name,
                 "rate": len(paths) / statistics.median(seconds[each.name]),
                 "ratio": statistics.median(a / b for a, b in zip(seconds[bar], seconds[each.name], strict=True)),
-                "mean": near.mean,
-                "least": near.least,
+                "mean": near.mean_cosine,
+                "least": near.min_cosine,
                 "far": float(np.linalg.norm(found - features[bar], axis=1).max()),
                 "same": near.agreement,
                 "ready": each.ready,

@@ -155,10 +155,10 @@ def scripts(tmp_path, monkeypatch):
     """The page's scripts in the working folder, on an exported model that tells colours."""
     onnx = pytest.importorskip("onnx")
     from clipadapter.pixels import PixelSpec
-    from clipadapter.runtime import About
+    from clipadapter.runtime import ExportMetadata
     from clipadapter.uncertainty import Uncertainty
 
-    about = About(NAMES, PixelSpec(SIDE, (0.5,) * 3, (0.5,) * 3), Uncertainty())
+    about = ExportMetadata(NAMES, PixelSpec(SIDE, (0.5,) * 3, (0.5,) * 3), Uncertainty())
     onnx.save(graph(about.to_json()), tmp_path / "model.onnx")
     for name, text in SCRIPTS.items():
         (tmp_path / name).write_text(text.replace("/srv/clipadapter/model.onnx", str(tmp_path / "model.onnx")))

@@ -54,7 +54,7 @@ def runner(towers, squares):
         if key not in kept:
             tower = towers[name]
             calibration = Calibration(squares(16, tower.pixels.size, seed=1)) if precision == "int8" else None
-            kept[key] = create_backend(backend).run(tower, precision, calibration)
+            kept[key] = create_backend(backend).prepare(tower, precision, calibration)
         return kept[key]
 
     return get

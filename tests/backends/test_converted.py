@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clipadapter.backends import Calibration, backend_info, create_backend
-from clipadapter.backends._cache import build, facts
+from clipadapter.backends.tower_cache import build_in_cache, read_cache_facts
 from clipadapter.errors import StoreError
 
 CONVERTING = ["onnxruntime", "openvino"]
@@ -19,7 +19,7 @@ CONVERTING = ["onnxruntime", "openvino"]
 SLOW = """
 import os, sys, time
 from pathlib import Path
-from clipadapter.backends._cache import build
+from clipadapter.backends.tower_cache import build_in_cache
 
 def convert(folder):
     Path(sys.argv[2]).open("a").write("begun\\n")
@@ -27,7 +27,7 @@ def convert(folder):
     time.sleep(float(sys.argv[3]))
     (folder / "tower").write_text("whole")
 
-build(Path(sys.argv[1]), convert, {"by": "a test"})
+build_in_cache(Path(sys.argv[1]), convert, {"by": "a test"})
 """
 """A process that converts slowly: folder, log of conversions, seconds."""
 
@@ -62,19 +62,19 @@ def never(folder):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_second_run_takes_what_the_first_made(backend, precision, tiny, squares, no_cache, monkeypatch):
     made, calibration = create_backend(backend), Calibration(squares(4, 32))
-    assert not made.ready(tiny.fingerprint, precision, calibration)
-    first = made.run(tiny, precision, calibration)(squares(3, 32))
-    assert made.ready(tiny.fingerprint, precision, calibration)
+    assert not made.is_ready(tiny.fingerprint, precision, calibration)
+    first = made.prepare(tiny, precision, calibration)(squares(3, 32))
+    assert made.is_ready(tiny.fingerprint, precision, calibration)
     monkeypatch.setattr(type(made), "_convert", lambda *_: never(None))
     named = Calibration(None, calibration.digest)
-    np.testing.assert_array_equal(create_backend(backend).run(tiny, precision, named)(squares(3, 32)), first)
+    np.testing.assert_array_equal(create_backend(backend).prepare(tiny, precision, named)(squares(3, 32)), first)
 
 
 @pytest.mark.parametrize("backend", CONVERTING)
 def test_only_the_tower_and_its_facts_are_kept(backend, tiny, squares, no_cache):
     made, calibration = create_backend(backend), Calibration(squares(4, 32))
-    made.run(tiny, "int8", calibration)
-    place = made.place(tiny.fingerprint, "int8", calibration.digest)
+    made.prepare(tiny, "int8", calibration)
+    place = made.cache_folder(tiny.fingerprint, "int8", calibration.digest)
     known = json.loads((place / "facts.json").read_text())
     assert known["encoder"] == "tiny"
     assert known["precision"] == "int8"
@@ -87,28 +87,33 @@ def test_only_the_tower_and_its_facts_are_kept(backend, tiny, squares, no_cache)
 
 def test_places_differ_by_what_shapes_the_features():
     cls = backend_info("openvino").cls
-    places = [cls.place("a", "fp32"), cls.place("b", "fp32"), cls.place("a", "int8", "1"), cls.place("a", "int8", "2")]
+    places = [
+        cls.cache_folder("a", "fp32"),
+        cls.cache_folder("b", "fp32"),
+        cls.cache_folder("a", "int8", "1"),
+        cls.cache_folder("a", "int8", "2"),
+    ]
     assert len(set(places)) == 4
-    assert cls.place("a", "bf16") == cls.place("a", "fp32")
-    assert backend_info("onnxruntime").cls.place("a", "fp32") not in places
+    assert cls.cache_folder("a", "bf16") == cls.cache_folder("a", "fp32")
+    assert backend_info("onnxruntime").cls.cache_folder("a", "fp32") not in places
 
 
 @pytest.mark.parametrize("backend", CONVERTING)
 def test_a_damaged_tower_is_built_anew(backend, tiny, squares, no_cache):
     made = create_backend(backend)
-    wanted = made.run(tiny, "fp32")(squares(2, 32))
-    place = made.place(tiny.fingerprint, "fp32")
+    wanted = made.prepare(tiny, "fp32")(squares(2, 32))
+    place = made.cache_folder(tiny.fingerprint, "fp32")
     largest = max(place.glob("tower.*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-100])
-    assert not made.ready(tiny.fingerprint, "fp32")
-    np.testing.assert_array_equal(made.run(tiny, "fp32")(squares(2, 32)), wanted)
-    assert made.ready(tiny.fingerprint, "fp32")
+    assert not made.is_ready(tiny.fingerprint, "fp32")
+    np.testing.assert_array_equal(made.prepare(tiny, "fp32")(squares(2, 32)), wanted)
+    assert made.is_ready(tiny.fingerprint, "fp32")
 
 
 def test_facts_that_are_no_facts(tmp_path):
     for text in ("", "[]", "{}", '{"files": 3}', '{"format": 0, "files": {}}'):
         (tmp_path / "facts.json").write_text(text)
-        assert facts(tmp_path) is None
+        assert read_cache_facts(tmp_path) is None
 
 
 def test_killed_in_the_middle_it_is_built_anew(tmp_path):
@@ -118,8 +123,8 @@ def test_killed_in_the_middle_it_is_built_anew(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
     assert list(place.parent.glob(".one.*.part"))
-    assert facts(place) is None
-    build(place, lambda folder: (folder / "tower").write_text("mine") and None, {})
+    assert read_cache_facts(place) is None
+    build_in_cache(place, lambda folder: (folder / "tower").write_text("mine") and None, {})
     assert (place / "tower").read_text() == "mine"
     assert not list(place.parent.glob(".one.*.part"))
 
@@ -140,7 +145,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path):
         raise ValueError("no such layer")
 
     with pytest.raises(ValueError, match="no such layer"):
-        build(place, fail, {})
+        build_in_cache(place, fail, {})
     assert not [path for path in place.parent.iterdir() if path.is_dir()]
 
 
@@ -148,7 +153,7 @@ def test_a_folder_that_can_not_be_written(tiny, tmp_path, monkeypatch):
     (tmp_path / "clipadapter").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(StoreError, match="set XDG_CACHE_HOME to another folder"):
-        create_backend("openvino").run(tiny, "fp32")
+        create_backend("openvino").prepare(tiny, "fp32")
 
 
 def test_a_folder_without_permission(tiny, no_cache, monkeypatch):
@@ -157,15 +162,15 @@ def test_a_folder_without_permission(tiny, no_cache, monkeypatch):
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)  # rights would not hold an administrator back
     with pytest.raises(StoreError, match="check the folder's permissions"):
-        create_backend("openvino").run(tiny, "fp32")
+        create_backend("openvino").prepare(tiny, "fp32")
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "fp32"), ("openvino", "bf16")])
 def test_it_is_opened_without_torch(backend, precision, tiny, squares, no_cache, tmp_path):
     made, pictures = create_backend(backend), squares(3, 32)
-    wanted = made.run(tiny, precision)(pictures)
+    wanted = made.prepare(tiny, precision)(pictures)
     np.save(tmp_path / "pictures.npy", pictures)
-    place = made.place(tiny.fingerprint, precision)
+    place = made.cache_folder(tiny.fingerprint, precision)
     arguments = [backend, str(place), precision, str(tmp_path / "pictures.npy"), str(tmp_path / "features.npy")]
     subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], check=True, timeout=120)
     np.testing.assert_allclose(np.load(tmp_path / "features.npy"), wanted, rtol=0.01, atol=0.01)
@@ -204,7 +209,7 @@ def test_nothing_is_told_to_the_makers_of_an_backend(tmp_path):
 
 
 def test_openvino_takes_up_many_and_goes_back_to_few(tiny, squares, no_cache):
-    run, pictures = create_backend("openvino").run(tiny, "fp32"), squares(40, 32)
+    run, pictures = create_backend("openvino").prepare(tiny, "fp32"), squares(40, 32)
     few = run(pictures[:3])
     many = run(pictures)
     np.testing.assert_allclose(many[:3], few, rtol=1e-4, atol=1e-6)
@@ -215,7 +220,7 @@ def test_openvino_takes_up_many_and_goes_back_to_few(tiny, squares, no_cache):
 @pytest.mark.parametrize("backend", CONVERTING)
 def test_what_kind_of_tower_it_was_is_kept(backend, tiny, towers, no_cache):
     cls = backend_info(backend).cls
-    create_backend(backend).run(tiny, "fp32")
-    assert not cls.convolutional(cls.place(tiny.fingerprint, "fp32"))
-    create_backend(backend).run(towers["lite"], "fp32")
-    assert cls.convolutional(cls.place(towers["lite"].fingerprint, "fp32"))
+    create_backend(backend).prepare(tiny, "fp32")
+    assert not cls.is_convolutional(cls.cache_folder(tiny.fingerprint, "fp32"))
+    create_backend(backend).prepare(towers["lite"], "fp32")
+    assert cls.is_convolutional(cls.cache_folder(towers["lite"].fingerprint, "fp32"))

@@ -92,7 +92,7 @@ def test_threads_get_their_own_features(backend, precision, runner, squares):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_converting_is_quiet(backend, precision, tiny, squares, no_cache, capfd):
     handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
-    create_backend(backend).run(tiny, precision, Calibration(squares(2, 32)))
+    create_backend(backend).prepare(tiny, precision, Calibration(squares(2, 32)))
     said = capfd.readouterr()
     assert said.out == ""
     assert said.err == ""
@@ -103,9 +103,9 @@ def test_unknown_names():
     with pytest.raises(UnknownNameError, match="Did you mean 'openvino'"):
         create_backend("openvin")
     with pytest.raises(InputError, match="ONNX Runtime backend runs fp32, int8, not bf16"):
-        backend_info("onnxruntime").cls.check("bf16")
+        backend_info("onnxruntime").cls.check_available("bf16")
     with pytest.raises(InputError, match="Torch backend runs fp32, bf16, not int8"):
-        backend_info("torch").cls.check("int8")
+        backend_info("torch").cls.check_available("int8")
 
 
 @pytest.mark.parametrize("backend", CONVERTING)
@@ -117,7 +117,7 @@ def test_a_device_that_is_not_its_own(backend):
 @pytest.mark.parametrize("backend", CONVERTING)
 def test_int8_without_pictures(backend, tiny):
     with pytest.raises(InputError, match="tiny in int8 needs pictures to calibrate with"):
-        create_backend(backend).run(tiny, "int8")
+        create_backend(backend).prepare(tiny, "int8")
 
 
 @pytest.mark.parametrize(("backend", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
@@ -127,7 +127,7 @@ def test_missing_packages(backend, extra, tiny, monkeypatch):
             patch.delitem(sys.modules, name, raising=False)
             patch.setattr("importlib.util.find_spec", lambda wanted, name=name: None if wanted == name else object())
             with pytest.raises(MissingExtraError, match=rf"pip install 'clipadapter\[{extra}\]'"):
-                create_backend(backend).run(tiny, "fp32")
+                create_backend(backend).prepare(tiny, "fp32")
 
 
 def test_a_tower_too_large_for_onnx(tiny, no_cache):
@@ -135,7 +135,7 @@ def test_a_tower_too_large_for_onnx(tiny, no_cache):
         module = torch.nn.Linear(1 << 15, 1 << 14)
     large = type(tiny)("large", "1" * 32, 32, tiny.pixels, module)
     with pytest.raises(InputError, match="large has 2.0 GiB of weights"):
-        create_backend("onnxruntime").run(large, "fp32")
+        create_backend("onnxruntime").prepare(large, "fp32")
     assert not [path for path in no_cache.iterdir() if path.is_dir()]
 
 
@@ -146,4 +146,4 @@ def test_a_tower_that_onnx_can_not_say(tiny, no_cache):
 
     odd = type(tiny)("odd", "2" * 32, 32, tiny.pixels, Odd())
     with pytest.raises(InputError, match="odd can't be written as ONNX"):
-        create_backend("onnxruntime").run(odd, "fp32")
+        create_backend("onnxruntime").prepare(odd, "fp32")

@@ -35,8 +35,8 @@ def test_an_encoder_without_a_tower_is_left_as_it_is():
 
 
 def test_the_fingerprint_says_what_shapes_the_features(lite, fast, squares, monkeypatch):
-    for backend in ("_base.ConvertingBackend", "pytorch.TorchBackend"):
-        monkeypatch.setattr(f"clipadapter.backends.{backend}.run", lambda *_: None)
+    for backend in ("base.ConvertingBackend", "pytorch.TorchBackend"):
+        monkeypatch.setattr(f"clipadapter.backends.{backend}.prepare", lambda *_: None)
     two = [Calibration(squares(2, 224, seed=seed)) for seed in (0, 1)]
     made = [with_backend(lite, "openvino", "bf16"), *(with_backend(lite, "openvino", "int8", each) for each in two)]
     prints = {encoder.info.fingerprint for encoder in (lite, *made)}

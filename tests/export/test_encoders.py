@@ -11,7 +11,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
-from clipadapter.export._towers import towers_of
+from clipadapter.export.graph import export_towers
 from clipadapter.pretraining._trainee import Trainee
 from clipadapter.runtime import Predictor
 
@@ -50,14 +50,14 @@ def test_encoders_with_a_tower(name, opened, draw, tmp_path):
 def test_a_pair_is_two_towers_in_one_graph(source, simclr, draw, tmp_path):
     """Its squares are normalised otherwise for each of them."""
     encoder = create_encoder(f"pair:toy+{simclr(32)}")
-    one, two = towers_of(encoder)
+    one, two = export_towers(encoder)
     assert one.pixels.mean != two.pixels.mean
     check(encoder, "svl-adapter", draw, tmp_path, input=source)
 
 
 def test_a_pair_that_sees_pictures_in_two_ways_is_refused(simclr):
     with pytest.raises(InputError, match=r"squares of 32 .* and 64 .*but a file has one input"):
-        towers_of(create_encoder(f"pair:toy+{simclr(64)}"))
+        export_towers(create_encoder(f"pair:toy+{simclr(64)}"))
 
 
 def test_an_encoder_that_also_gives_what_it_projects(folders, draw, tmp_path):
@@ -73,7 +73,7 @@ def test_a_tower_that_pads_pictures_is_none(folders, tmp_path):
     config["preprocess_cfg"]["resize_mode"] = "longest"
     path.write_text(json.dumps(config))
     with pytest.raises(InputError, match="can't be exported.*pad pictures to a square"):
-        towers_of(create_encoder(f"open_clip:local-dir:{tmp_path / 'padded'}"))
+        export_towers(create_encoder(f"open_clip:local-dir:{tmp_path / 'padded'}"))
 
 
 def test_an_encoder_of_somebody_else_is_none_unless_it_says_so(opened):
@@ -82,4 +82,4 @@ def test_an_encoder_of_somebody_else_is_none_unless_it_says_so(opened):
             return ()
 
     with pytest.raises(InputError, match="the image tower of toy can't be exported"):
-        towers_of(Own())
+        export_towers(Own())

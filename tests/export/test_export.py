@@ -20,13 +20,13 @@ from PIL import Image
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.export import export_model
-from clipadapter.export._export import LOCK, _beside
-from clipadapter.export._gate import EXACT, NEAR, faults
-from clipadapter.export._graph import ModelGraph
-from clipadapter.export._pictures import find_pictures
+from clipadapter.export.atomic import LOCK_FILE, working_folder
+from clipadapter.export.graph import ModelGraph
+from clipadapter.export.parity import FULL_PRECISION_LIMITS, REDUCED_PRECISION_LIMITS, find_faults
+from clipadapter.export.pictures import choose_pictures
 from clipadapter.features import FeatureSet
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import About, Predictor
+from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import UncertaintyOptions
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
@@ -60,10 +60,10 @@ def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, 
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.probabilities, likely, atol=1e-5)
     np.testing.assert_allclose(
-        found.strangeness, model.uncertainty_.rejector.scores(features, logits, likely), rtol=1e-3
+        found.ood_scores, model.uncertainty_.rejector.scores(features, logits, likely), rtol=1e-3
     )
     np.testing.assert_allclose(
-        found.parts, model.uncertainty_.rejector.columns(features, logits, likely), rtol=1e-3, atol=1e-4
+        found.ood_score_parts, model.uncertainty_.rejector.columns(features, logits, likely), rtol=1e-3, atol=1e-4
     )
     assert predictor.predict(pictures) == model.predict(pictures)
     assert predictor.predict(pictures)[-1] is None
@@ -84,11 +84,11 @@ def test_any_runtime_sees_names_shapes_and_classes(fitted, write):
     }
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["class_names"]) == ["blue", "green", "red"]
-    about = About.from_json(told["clipadapter"])
+    about = ExportMetadata.from_json(told["clipadapter"])
     assert about.class_names == ("blue", "green", "red")
     assert (about.encoder["name"], about.head["name"], about.precision) == ("toy", "zero-shot", "fp32")
     assert about.provenance["shots"] == {"blue": 6, "green": 6, "red": 6}
-    assert about.gate["agreement"] == 1.0
+    assert about.parity["agreement"] == 1.0
     assert set(json.loads(told["clipadapter"])["reject"]) >= {"0.1", "0.2"}
 
 
@@ -97,7 +97,7 @@ def test_openvino_has_the_same_description(fitted, write):
     assert [path.suffix for path in done.files] == [".bin", ".xml"]
     model = openvino.Core().read_model(done.path)
     assert model.input("pixels").partial_shape.to_string() == "[?,3,32,32]"
-    about = About.from_json(str(model.get_rt_info(["clipadapter"]).astype(str)))
+    about = ExportMetadata.from_json(str(model.get_rt_info(["clipadapter"]).astype(str)))
     assert (about.input, about.class_names) == ("float", ("blue", "green", "red"))
     assert json.loads(model.get_rt_info(["class_names"]).astype(str)) == ["blue", "green", "red"]
 
@@ -109,18 +109,18 @@ def test_what_is_written_carries_its_checksum(format, fitted, write):
     ends = len(graph) - (0 if format == "onnx" else 3)
     told = graph[ends - 64 : ends].decode()
     assert hashlib.sha256(b"".join(weights) + graph[: ends - 64]).hexdigest() == told
-    assert (Predictor(done.path).sha256, Predictor(done.path).about.checksum) == (told, "sha256")
+    assert (Predictor(done.path).sha256, Predictor(done.path).metadata.checksum) == (told, "sha256")
 
 
 def test_the_file_is_sound_onnx(fitted, write):
     done = write(fitted("auto", reject=0.1))
     onnx.checker.check_model(onnx.load(done.path), full_check=True)
-    assert done.size == done.path.stat().st_size
+    assert done.size_bytes == done.path.stat().st_size
 
 
 def test_no_path_of_this_machine_is_in_the_file(fitted, folders, tmp_path):
     model = fitted("zero-shot", f"open_clip:local-dir:{folders['tiny']}")
-    about = Predictor(export_model(model, tmp_path / "m.onnx").path).about
+    about = Predictor(export_model(model, tmp_path / "m.onnx").path).metadata
     assert about.encoder["name"] == f"open_clip:local-dir:{Path(folders['tiny']).name}"
     assert str(folders["tiny"]).encode() not in (tmp_path / "m.onnx").read_bytes()
 
@@ -130,8 +130,8 @@ def test_int8_is_the_tower_s_alone(format, folders, fitted, draw, write):
     model = fitted("auto", f"open_clip:local-dir:{folders['tiny']}", reject=0.1)
     pictures, _ = draw(20, seed=4)
     done = write(model, format, precision="int8", pictures=pictures)
-    assert done.gate["cosine_least"] < 0.999999  # something was quantised
-    assert (done.gate["pictures"], done.gate["n"]) == ("given", 60)
+    assert done.parity["cosine_least"] < 0.999999  # something was quantised
+    assert (done.parity["pictures"], done.parity["n"]) == ("given", 60)
     if format == "onnx":
         nodes = onnx.load(done.path).graph.node
         behind, values = [], {"features"}
@@ -143,14 +143,14 @@ def test_int8_is_the_tower_s_alone(format, folders, fitted, draw, write):
         assert not [kind for kind in behind if "Quantize" in kind]
         assert [node for node in nodes if node.op_type == "QuantizeLinear"]
     predictor = Predictor(done.path)
-    assert predictor.about.precision == "int8"
+    assert predictor.metadata.precision == "int8"
     features = predictor.run(np.stack([predictor.square(picture) for picture in pictures[:4]])).features
     head = predictor.run(np.stack([predictor.square(picture) for picture in pictures[:4]])).logits
     np.testing.assert_allclose(head, model.head_.logits(features), rtol=1e-3, atol=1e-3)
 
 
 def test_int8_without_pictures_says_what_to_do(fitted, write, tmp_path):
-    with pytest.raises(InputError, match="give pictures such as will come by .*--pictures FOLDER"):
+    with pytest.raises(InputError, match="give pictures like those that the model will see .*--pictures FOLDER"):
         write(fitted("zero-shot"), precision="int8")
     assert not list(tmp_path.iterdir())
 
@@ -211,12 +211,12 @@ def test_names_are_any_text_and_no_path_is_told(draw, write, tmp_path):
     model = FewShotClassifier("toy", "prototype", cache=None).fit(paths, called, names)
     for format in FORMATS:
         done = write(model, format)
-        assert done.gate["pictures"] == "shots"
+        assert done.parity["pictures"] == "shots"
         assert Predictor(done.path).predict(pictures) == called
         assert not [path for path in done.files if b"secret" in path.read_bytes()]
 
 
-def test_limits_are_the_ones_that_are_told():
+def test_faults_name_the_limits():
     right = {
         "cosine_least": 1.0,
         "cosine_mean": 1.0,
@@ -226,20 +226,26 @@ def test_limits_are_the_ones_that_are_told():
         "strangeness": 0.0,
         "calibration": 0.0,
     }
-    assert faults(right, EXACT) == []
+    assert find_faults(right, FULL_PRECISION_LIMITS) == []
     for name, value, words in (
-        ("cosine_least", 0.99, "least cosine of 0.99"),
-        ("cosine_mean", float("nan"), "a mean of nan"),
+        ("cosine_least", 0.99, "smallest cosine of features is 0.99"),
+        ("cosine_mean", float("nan"), "their mean nan"),
         ("calibration", 0.002, "probabilities differ by 0.002"),
         ("logits", 0.01, "logits differ by 0.01"),
         ("logits", float("inf"), "logits differ by inf"),
         ("agreement", 0.97, "97.0% of the answers"),
-        ("rejected", 0.9, "90.0% are rejected alike"),
+        ("rejected", 0.9, "90.0% of the rejections"),
         ("strangeness", 0.1, "'none of these' differ by 0.1"),
     ):
-        (told,) = faults({**right, name: value}, EXACT)
-        assert words in told
-    assert faults({**right, "cosine_least": 0.985, "cosine_mean": 0.996, "logits": 0.3, "strangeness": 0.5}, NEAR) == []
+        (fault,) = find_faults({**right, name: value}, FULL_PRECISION_LIMITS)
+        assert words in fault
+    assert (
+        find_faults(
+            {**right, "cosine_least": 0.985, "cosine_mean": 0.996, "logits": 0.3, "strangeness": 0.5},
+            REDUCED_PRECISION_LIMITS,
+        )
+        == []
+    )
 
 
 def test_a_model_in_bf16_is_written_from_the_plain_tower(folders, draw, write):
@@ -248,9 +254,9 @@ def test_a_model_in_bf16_is_written_from_the_plain_tower(folders, draw, write):
         f"open_clip:local-dir:{folders['tiny']}", "prototype", cache=None, backend="torch", precision="bf16"
     ).fit(pictures, labels)
     done = write(model, pictures=pictures)
-    assert (done.precision, Predictor(done.path).about.encoder["precision"]) == ("fp32", "bf16")
-    assert 1e-5 < done.gate["logits"] < 0.1
-    assert done.gate["agreement"] == 1.0
+    assert (done.precision, Predictor(done.path).metadata.encoder["precision"]) == ("fp32", "bf16")
+    assert 1e-5 < done.parity["logits"] < 0.1
+    assert done.parity["agreement"] == 1.0
 
 
 def test_sets_by_folds_are_left_out_and_told(fitted, write):
@@ -273,33 +279,33 @@ def test_pictures_are_those_given_else_the_shots_else_drawn(tmp_path):
     shots = FeatureSet(
         none, (), ("a", "b"), {"sources": [str(path) for path in paths[:3]] + ["array (3, 3)", "gone.png"]}
     )
-    found = find_pictures(None, shots, pixels, "fp32")
-    assert (found.kind, sorted(found.compared)) == ("shots", paths[:3])
-    assert find_pictures(paths[5:6], shots, pixels, "int8").compared == paths[5:6]
-    found = find_pictures(tmp_path, shots, pixels, "int8")
-    assert (found.kind, len(found.compared), len(found.calibrating)) == ("given", 64, 64)
-    assert not set(found.compared) & set(found.calibrating)
-    found = find_pictures(paths[:80], shots, pixels, "int8")
-    assert found.calibrating == found.compared  # 16 others would be too few
+    found = choose_pictures(None, shots, pixels, "fp32")
+    assert (found.kind, sorted(found.comparison)) == ("shots", paths[:3])
+    assert choose_pictures(paths[5:6], shots, pixels, "int8").comparison == paths[5:6]
+    found = choose_pictures(tmp_path, shots, pixels, "int8")
+    assert (found.kind, len(found.comparison), len(found.calibration)) == ("given", 64, 64)
+    assert not set(found.comparison) & set(found.calibration)
+    found = choose_pictures(paths[:80], shots, pixels, "int8")
+    assert found.calibration == found.comparison  # 16 others would be too few
     bare = FeatureSet(none, (), ("a", "b"))
-    assert find_pictures(None, bare, pixels, "fp32").kind == "drawn"
+    assert choose_pictures(None, bare, pixels, "fp32").kind == "drawn"
     for one in (np.zeros((4, 4, 3), np.uint8), Image.new("RGB", (4, 4))):
         with pytest.raises(InputError, match="pictures must be given as a list, a folder or a table, but came as"):
-            find_pictures(one, bare, pixels, "fp32")
+            choose_pictures(one, bare, pixels, "fp32")
     with pytest.raises(DataError, match="there are no pictures to compare"):
-        find_pictures([], bare, pixels, "fp32")
+        choose_pictures([], bare, pixels, "fp32")
 
 
 def test_pictures_that_cant_be_read_are_left_out(fitted, draw, write, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"none")
     done = write(fitted("auto"), pictures=[bad, *draw(1)[0]])
-    assert (done.gate["n"], done.compared[:30]) == (3, "on 3 pictures that were given:")
+    assert (done.parity["n"], done.parity_summary[:30]) == (3, "on 3 pictures that were given:")
     with pytest.raises(DataError, match="none of the 1 pictures"):
         write(fitted("auto"), pictures=[bad])
 
 
-def test_wrong_values_are_told(fitted, tmp_path):
+def test_wrong_values_are_refused(fitted, tmp_path):
     model = fitted("auto")
     for more, words in (
         ({"format": "tflite"}, "format is onnx or openvino, not 'tflite'"),
@@ -311,15 +317,15 @@ def test_wrong_values_are_told(fitted, tmp_path):
     with pytest.raises(InputError, match="ends with .xml"):
         export_model(model, tmp_path / "model.onnx", format="openvino")
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(InputError, match="no ordinary file"):
+    with pytest.raises(InputError, match="not a regular file"):
         export_model(model, tmp_path / "folder.onnx")
     with pytest.raises(InputError, match="is not fitted"):
         export_model(FewShotClassifier("toy"), tmp_path / "model.onnx")
 
 
 def test_more_weights_than_a_file_holds_are_refused_before_the_work(fitted, write, monkeypatch):
-    monkeypatch.setattr("clipadapter.export._files.LARGEST", 1000)
-    monkeypatch.setattr("clipadapter.export._files.write_graph", None)
+    monkeypatch.setattr("clipadapter.export._files.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("clipadapter.export._files.write_onnx", None)
     with pytest.raises(InputError, match="an ONNX file holds less than 2 GiB: export it as OpenVINO"):
         write(fitted("auto"))
 
@@ -360,9 +366,9 @@ def test_what_a_killed_export_left_goes_at_the_next_one_to_that_file(tmp_path):
     for name in (".model.onnx-a1b2c3d4", ".other.onnx-a1b2c3d4"):
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "1" / "model.onnx").write_bytes(b"half")
-        (tmp_path / name / LOCK).touch()  # the lock of who is dead is free
+        (tmp_path / name / LOCK_FILE).touch()  # the lock of who is dead is free
     (tmp_path / ".model.onnx-________").mkdir()  # killed before it had a lock
-    with _beside(tmp_path / "model.onnx") as folder:
+    with working_folder(tmp_path / "model.onnx") as folder:
         assert {path.name for path in tmp_path.iterdir()} == {folder.name, ".other.onnx-a1b2c3d4"}
     assert [path.name for path in tmp_path.iterdir()] == [".other.onnx-a1b2c3d4"]
 
@@ -372,16 +378,16 @@ def test_folders_of_others_are_left_alone(tmp_path):
     for name in (".model.onnx-a_person", ".model.onnx-12345678", "model.onnx-12345678"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "kept").write_text("mine")
-    (tmp_path / ".model.onnx-a_person" / LOCK).mkdir()  # no lock of ours
+    (tmp_path / ".model.onnx-a_person" / LOCK_FILE).mkdir()  # no lock of ours
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / LOCK).touch()
+    (tmp_path / "elsewhere" / LOCK_FILE).touch()
     (tmp_path / ".model.onnx-linked__").symlink_to(tmp_path / "elsewhere")
-    with _beside(target) as first:  # another export to the same file, which is under way
+    with working_folder(target) as first:  # another export to the same file, which is under way
         (first / "kept").write_text("mine")
-        with _beside(target):
+        with working_folder(target):
             pass
         assert (first / "kept").exists()
-    assert len(list(tmp_path.glob("*/kept"))) == 3 and (tmp_path / "elsewhere" / LOCK).exists()
+    assert len(list(tmp_path.glob("*/kept"))) == 3 and (tmp_path / "elsewhere" / LOCK_FILE).exists()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -403,8 +409,8 @@ def test_a_saved_model_gives_the_same_file(fitted, write, tmp_path):
     model.save(tmp_path / "saved", support=False)
     again = FewShotClassifier.load(tmp_path / "saved", cache=None)
     done = write(again)
-    assert done.gate["pictures"] == "drawn"
-    assert Predictor(done.path).about.provenance["shots"] == {"blue": 6, "green": 6, "red": 6}
+    assert done.parity["pictures"] == "drawn"
+    assert Predictor(done.path).metadata.provenance["shots"] == {"blue": 6, "green": 6, "red": 6}
 
 
 def test_costs_go_with_it(fitted, draw, write):
@@ -481,14 +487,14 @@ def test_batches_of_one_two_and_more_are_run_however_few_pictures(fitted, draw, 
 
     monkeypatch.setattr(Predictor, "run", run)
     done = write(fitted("auto"), pictures=draw(1)[0][:1])
-    assert done.gate["n"] == 1
+    assert done.parity["n"] == 1
     assert sizes[:2] == [1, 2]
     assert sizes[2] > 2
 
 
-def test_more_costs_than_a_description_holds_are_told(fitted, write, monkeypatch, tmp_path):
-    monkeypatch.setattr("clipadapter.export._export.MAX_CHARACTERS", 1000)
-    with pytest.raises(InputError, match="costs of 3 classes are too many"):
+def test_more_costs_than_the_metadata_hold_are_refused(fitted, write, monkeypatch, tmp_path):
+    monkeypatch.setattr("clipadapter.export.exporter.MAX_METADATA_CHARACTERS", 1000)
+    with pytest.raises(InputError, match="costs of 3 classes: export the model"):
         write(fitted("auto"))
     assert not list(tmp_path.iterdir())
 

@@ -20,7 +20,7 @@ SEVERAL = [name for name in list_heads() if head_info(name).cls.multilabel]
 def test_a_head_answers_alike_for_any_number_of_pictures(head, format, fitted, encoder_for, folders, draw, tmp_path):
     model = fitted(head, encoder_for(head, folders))
     done = export_model(model, tmp_path / f"model{FORMATS[format]}", format=format)
-    assert done.gate["agreement"] == 1.0
+    assert done.parity["agreement"] == 1.0
     predictor, (pictures, _) = Predictor(done.path), draw(3, seed=2)
     squares = np.stack([predictor.square(picture) for picture in pictures])
     wanted = model.logits(pictures)

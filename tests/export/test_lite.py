@@ -91,9 +91,13 @@ def test_they_are_fifteen():
 def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
     """On pictures that did not set the ranges, as ONNX, whose int8 is the poorer of the two."""
     model = FewShotClassifier(opened("lite"), cache=None, backend="torch", precision="fp32").fit(*draw(4, size=60))
-    for name, value in (("MOST", {"int8": 20}), ("CALIBRATED", 25), ("ENOUGH", 25)):
-        monkeypatch.setattr(f"clipadapter.export._pictures.{name}", value)
+    for name, value in (
+        ("MAX_COMPARED_PICTURES", {"int8": 20}),
+        ("MAX_CALIBRATION_PICTURES", 25),
+        ("MIN_CALIBRATION_PICTURES", 25),
+    ):
+        monkeypatch.setattr(f"clipadapter.export.pictures.{name}", value)
     done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(15, seed=5, size=60)[0])
-    assert (done.gate["n"], done.gate["agreement"]) == (20, 1.0)
-    assert 0.98 < done.gate["cosine_least"] < 0.9999
-    assert done.size < 7e6
+    assert (done.parity["n"], done.parity["agreement"]) == (20, 1.0)
+    assert 0.98 < done.parity["cosine_least"] < 0.9999
+    assert done.size_bytes < 7e6

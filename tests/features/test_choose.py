@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.backends import Parity, cache_root, parity
+from clipadapter.backends import Parity, cache_root, measure_parity
 from clipadapter.backends.openvino import OpenVinoBackend
 from clipadapter.encoders import create_encoder, with_backend
 from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError
@@ -127,9 +127,9 @@ def test_cosines_and_answers_are_those_of_a_plain_loop():
         == max(range(3), key=lambda k, b=b: float(b @ text[k] / (text[k] @ text[k]) ** 0.5))
         for a, b in zip(one, two, strict=True)
     ]
-    found = parity(one, two, text)
-    assert found.least == pytest.approx(min(cosines), abs=1e-6)
-    assert found.mean == pytest.approx(sum(cosines) / 7, abs=1e-6)
+    found = measure_parity(one, two, text)
+    assert found.min_cosine == pytest.approx(min(cosines), abs=1e-6)
+    assert found.mean_cosine == pytest.approx(sum(cosines) / 7, abs=1e-6)
     assert found.agreement == pytest.approx(sum(same) / 7)
 
 
@@ -170,14 +170,14 @@ def test_wrong_wishes_are_named(lite, pictures, wish, error, words):
 
 
 def test_an_backend_that_is_not_installed_names_its_extra(lite, pictures, monkeypatch):
-    monkeypatch.setattr(OpenVinoBackend, "missing", classmethod(lambda cls: "openvino"))
+    monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[openvino\]'"):
         choose_backend(lite, pictures, backend="openvino")
     assert choose_backend(lite, pictures) is lite
 
 
 def test_without_openvino_the_note_says_what_would_be_faster(pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(OpenVinoBackend, "missing", classmethod(lambda cls: "openvino"))
+    monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     monkeypatch.setattr(choose, "pays", lambda *_: True)
     found = choose_backend(create_encoder("lite"), pictures, backend="torch")
     assert found.info.backend == "torch"

@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcon
     from clipadapter.errors import ClipAdapterError
     from clipadapter.features import FeatureStore
     from clipadapter.persistence import load_model
-    from clipadapter.runtime import About
+    from clipadapter.runtime import ExportMetadata
     from clipadapter.studio.journal import Journal
     from clipadapter.uncertainty.costs import read_costs
 
@@ -42,7 +42,7 @@ Reader = Callable[[Path], object]
 
 
 def about(path):
-    return About.from_json(path.read_bytes().decode(errors="replace"))
+    return ExportMetadata.from_json(path.read_bytes().decode(errors="replace"))
 
 
 def journal(path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.runtime import About, Predictor, _predictor
+from clipadapter.runtime import ExportMetadata, Predictor, predictor
 from clipadapter.uncertainty import DecisionOptions
 
 MEMORY_BYTES = 4 << 30
@@ -55,23 +55,23 @@ def mutated_facts(value, rng):
 
 def fault_of_file(path):
     """What is wrong with how a mutated file is met; None if it is refused as it should be."""
-    backends = dict(_predictor.BACKENDS)
+    backends = dict(predictor.BACKENDS)
 
     def opened(path, threads):
         raise AssertionError("a backend opened a file that was altered")
 
-    _predictor.BACKENDS.update(dict.fromkeys(backends, opened))
+    predictor.BACKENDS.update(dict.fromkeys(backends, opened))
     try:
         Predictor(path)
     except ClipAdapterError:
         return None
     except AssertionError:
-        _predictor.BACKENDS.update(backends)
+        predictor.BACKENDS.update(backends)
         return fault_of_lost_checksum(path)
     except Exception as error:
         return repr(error)
     finally:
-        _predictor.BACKENDS.update(backends)
+        predictor.BACKENDS.update(backends)
     return "not noticed"
 
 
@@ -89,7 +89,7 @@ def fault_of_lost_checksum(path):
 def fault_of_description(text):
     """What is wrong with how a mutated description is met; None if it is refused, or answers with numbers."""
     try:
-        about = About.from_json(text)
+        about = ExportMetadata.from_json(text)
         rejector = about.uncertainty.rejector
         columns = None if rejector is None else np.ones((2, len(rejector.parts)))
         logits = np.ones((2, len(about.class_names)))

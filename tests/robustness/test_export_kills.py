@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.export import _export, export_model
+from clipadapter.export import export_model, exporter
 from clipadapter.export._files import OnnxFile, OpenVinoFile
-from clipadapter.export._gate import Gate
+from clipadapter.export.parity import ExportParity
 from clipadapter.runtime._checksum import append_checksum, check_file
 
 KILLS = 6 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
@@ -54,10 +54,10 @@ class WrittenPair(OpenVinoFile):
         return [path.with_suffix(".bin"), path]
 
 
-def written_without_an_backend(file, told, model, found):
-    file.write(_export._texts(told))
+def written_without_a_backend(file, metadata, model, pictures):
+    file.write(exporter._metadata_entries(metadata))
     figures = {"agreement": 1.0, "cosine_least": 1.0, "logits": 0.0, "probabilities": 0.0}
-    return Gate(figures, (), "nothing")
+    return ExportParity(figures, (), "nothing")
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def model():
 def export(request, model, tmp_path, monkeypatch):
     """A function that exports into the test's folder, and the file that is opened."""
     kinds = {"onnx": WrittenOnnx, "openvino": WrittenPair}
-    monkeypatch.setattr(_export, "FORMATS", kinds)
-    monkeypatch.setattr(_export, "OpenVinoFile", WrittenPair)
-    monkeypatch.setattr(_export, "_compared", written_without_an_backend)
+    monkeypatch.setattr(exporter, "FORMATS", kinds)
+    monkeypatch.setattr(exporter, "OpenVinoFile", WrittenPair)
+    monkeypatch.setattr(exporter, "_check_file", written_without_a_backend)
     path = tmp_path / "exports" / f"model{kinds[request.param].suffix}"
     path.parent.mkdir()
     return lambda: export_model(model, path, format=request.param), path

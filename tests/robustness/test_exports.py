@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import About
+from clipadapter.runtime import ExportMetadata
 from clipadapter.runtime._checksum import append_checksum
-from clipadapter.runtime._isolated import IsolatedOpener
+from clipadapter.runtime.isolated import IsolatedOpener
 from clipadapter.serve import Models
 
 from ..runtime.conftest import NAMES, SIDE, graph
 from ..serve.colours import learned
 
 ATTACKS = int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
-ABOUT = About(NAMES, PixelSpec(SIDE, (0.0,) * 3, (1.0,) * 3), learned(), checksum="sha256")
+ABOUT = ExportMetadata(NAMES, PixelSpec(SIDE, (0.0,) * 3, (1.0,) * 3), learned(), checksum="sha256")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs limits of memory and moves over open files")
 
@@ -75,7 +75,9 @@ def test_damaged_files_over_a_served_one_change_no_answer(sound, tmp_path):
     target, rng = tmp_path / "served.xml", random.Random(0)
     for suffix in (".xml", ".bin"):
         target.with_suffix(suffix).write_bytes((sound / f"sound{suffix}").read_bytes())
-    models = Models([str(target)], backend="openvino", threads=1, isolated=IsolatedOpener("openvino", seconds=60))
+    models = Models(
+        [str(target)], backend="openvino", threads=1, isolated=IsolatedOpener("openvino", timeout_seconds=60)
+    )
     first, answers, done = models.get(), set(), threading.Event()
     squares = np.stack([np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in 255 * np.eye(3, dtype=int)])
 

@@ -11,11 +11,11 @@ import pytest
 
 from clipadapter.errors import ArtifactError
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import About, Predictor, _predictor
+from clipadapter.runtime import ExportMetadata, Predictor, predictor
 from clipadapter.runtime._checksum import append_checksum, check_file, open_model
 from clipadapter.uncertainty import Uncertainty
 
-ABOUT = About(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty(), checksum="sha256")
+ABOUT = ExportMetadata(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty(), checksum="sha256")
 RED = np.full((8, 8, 3), [255, 0, 0], np.uint8)
 
 
@@ -44,7 +44,7 @@ def no_backend(monkeypatch):
     def opened(path, threads):
         raise AssertionError(f"a backend opened {path}")
 
-    monkeypatch.setattr(_predictor, "BACKENDS", {"onnxruntime": opened, "openvino": opened})
+    monkeypatch.setattr(predictor, "BACKENDS", {"onnxruntime": opened, "openvino": opened})
 
 
 def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before(sealed_onnx):
@@ -121,7 +121,7 @@ def test_a_file_that_lost_its_checksum_is_refused(kind, request):
 
 
 def test_a_file_that_was_exported_without_a_checksum_opens_and_says_so(write, caplog):
-    path = write(About(ABOUT.class_names, ABOUT.pixels, Uncertainty()).to_json())
+    path = write(ExportMetadata(ABOUT.class_names, ABOUT.pixels, Uncertainty()).to_json())
     with caplog.at_level(logging.INFO, "clipadapter"):
         assert Predictor(path).sha256 is None
     assert "has no SHA-256" in caplog.text
@@ -133,15 +133,15 @@ def test_a_file_that_changes_while_an_backend_opens_it_is_refused(sealed_onnx, m
         path.write_bytes(path.read_bytes() + b"\0")
         return found
 
-    whole = _predictor.BACKENDS["onnxruntime"]
-    monkeypatch.setitem(_predictor.BACKENDS, "onnxruntime", opened)
+    whole = predictor.BACKENDS["onnxruntime"]
+    monkeypatch.setitem(predictor.BACKENDS, "onnxruntime", opened)
     with pytest.raises(ArtifactError, match="changed while it was opened"):
         Predictor(sealed_onnx)
 
 
 def test_a_checksum_of_another_kind_asks_for_an_update():
     with pytest.raises(ArtifactError, match="checksum by 'blake3': update clipadapter"):
-        About.from_json(ABOUT.to_json().replace('"checksum": "sha256"', '"checksum": "blake3"'))
+        ExportMetadata.from_json(ABOUT.to_json().replace('"checksum": "sha256"', '"checksum": "blake3"'))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and devices as files")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipadapter.errors import ArtifactError, ImageError, InputError, MissingExtraError
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import About, Predictor
+from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Conformal, MultiLabel, Uncertainty, learn_rejector
 
 NAMES = ("red", "green", "blue")
@@ -28,7 +28,7 @@ def rejector():
 
 def about(**changes):
     facts = {"class_names": NAMES, "pixels": PIXELS, "uncertainty": Uncertainty(rejector=rejector())}
-    return About(**{**facts, **changes})
+    return ExportMetadata(**{**facts, **changes})
 
 
 def plain(colour, side=8):
@@ -57,7 +57,7 @@ def test_probabilities_are_of_the_calibrator(write):
 
 def test_no_squares_give_outputs_of_the_same_widths(predictor):
     some, none = (predictor.run(np.zeros((n, 4, 4, 3), np.uint8)) for n in (1, 0))
-    for name in ("logits", "features", "parts", "probabilities", "strangeness"):
+    for name in ("logits", "features", "ood_score_parts", "probabilities", "ood_scores"):
         assert getattr(none, name).shape == (0, *getattr(some, name).shape[1:]), name
 
 
@@ -116,7 +116,7 @@ def test_costs_move_the_answer(predictor):
 def test_several_labels_are_named(write):
     rule = MultiLabel(np.ones(3), np.full(3, -5.0), np.full(3, 0.5))  # said from a logit of five on
     model = Predictor(write(about(uncertainty=Uncertainty(multilabel=rule)).to_json()))
-    assert model.several and model.about.task == "multilabel"
+    assert model.is_multilabel and model.metadata.task == "multilabel"
     assert model.predict([plain([255, 255, 0]), plain([0, 0, 0])]) == [("red", "green"), ()]
 
 
@@ -256,8 +256,8 @@ def test_a_strangers_graph_is_refused(write):
 
 
 @pytest.mark.parametrize("options", [{"logits": 2}, {"leave_out": ("features",)}, {"leave_out": ("probabilities",)}])
-def test_a_graph_that_does_not_fit_its_description_is_refused(write, options):
-    with pytest.raises(ArtifactError, match="description"):
+def test_a_graph_that_does_not_fit_its_metadata_is_refused(write, options):
+    with pytest.raises(ArtifactError, match="metadata"):
         Predictor(write(about().to_json(), **options))
 
 
@@ -288,7 +288,7 @@ def test_a_graph_without_one_input_is_refused(backend, count, tmp_path):
     wanted = {f"out{name}": [1, 3] for name in names} | {"features": [1, 3]}
     made = bare(nodes, dict.fromkeys(names, [1, 3]), wanted, about(uncertainty=Uncertainty()).to_json())
     onnx.save(made, tmp_path / "model.onnx")
-    with pytest.raises(ArtifactError, match="description"):
+    with pytest.raises(ArtifactError, match="metadata"):
         Predictor(tmp_path / "model.onnx", backend=backend)
 
 
@@ -322,14 +322,14 @@ def test_answers_are_never_those_of_other_pictures(write, tmp_path):
         Predictor(tmp_path / "mean.onnx").predict([RED, GREEN])
 
 
-def test_what_is_no_number_is_no_answer(write, tmp_path):
+def test_outputs_that_are_not_finite_are_refused(write, tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(write(about().to_json()))
     for constant in model.graph.initializer:
         if constant.name == "weight":
             constant.CopyFrom(onnx.numpy_helper.from_array(np.full((3, 3), np.nan, np.float32), "weight"))
     onnx.save(model, tmp_path / "nan.onnx")
-    with pytest.raises(ArtifactError, match="some that are no numbers"):
+    with pytest.raises(ArtifactError, match="values that are not finite"):
         Predictor(tmp_path / "nan.onnx").predict([RED], reject=0.1)
 
 

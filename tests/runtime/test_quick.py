@@ -100,7 +100,7 @@ def test_another_model_in_the_same_folder_is_another(saved):
 @pytest.mark.parametrize("damage", ["config", "tower", "head", "facts"])
 def test_damage_leads_to_the_whole_model(saved, damage):
     _, folder, _ = saved
-    place = quick.entry(folder)
+    place = quick.locate_entry(folder)
     tower = cache_root() / json.loads((place / "facts.json").read_text())["tower"]
     path = {
         "config": folder / "config.json",

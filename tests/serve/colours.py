@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import About, Outputs, RuntimeModel
+from clipadapter.runtime import ExportMetadata, Outputs, RuntimeModel
 from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector
 
 SIDE = 4
@@ -52,7 +52,7 @@ class Colours(RuntimeModel):
         self.batches.append(len(squares))
         features = squares.mean(axis=(1, 2)).reshape(-1, 3) / 255
         parts = 1 - features.max(axis=1, keepdims=True, initial=0)
-        return Outputs(10 * features, features, parts, strangeness=parts[:, 0])
+        return Outputs(10 * features, features, parts, ood_scores=parts[:, 0])
 
 
 def picture(colour, side=8, kind="PNG"):
@@ -113,7 +113,7 @@ def write_file(path, names=NAMES):
     import onnx
 
     facts = {"encoder": {"name": "hand", "licence": "CC0-1.0"}, "head": {"name": "axes"}}
-    onnx.save(graph(About(names, PIXELS, learned(), **facts), names), path)
+    onnx.save(graph(ExportMetadata(names, PIXELS, learned(), **facts), names), path)
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
 from clipadapter.runtime._checksum import append_checksum
-from clipadapter.runtime._isolated import IsolatedOpener
+from clipadapter.runtime.isolated import IsolatedOpener
 from clipadapter.serve import Limits, Models
 from clipadapter.serve.model_sources import read_sources
 
@@ -71,7 +71,7 @@ def test_a_damaged_file_keeps_the_old_one_and_is_told(serve, files, caplog):
 def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
     class Crashing:
         def try_file(self, path):
-            raise ArtifactError(f"{path} ended a process that opened it, by SIGSEGV")
+            raise ArtifactError(f"{path} ended the process that opened it by SIGSEGV")
 
         def stop(self):
             stopped.append(True)
@@ -84,7 +84,7 @@ def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
     look(client)
     assert label(client) == "red"
     error = client.get("/v1/models/colours").json()["error"]
-    assert "colours.onnx ended a process that opened it, by SIGSEGV" in error and str(files) not in error
+    assert "colours.onnx ended the process that opened it by SIGSEGV" in error and str(files) not in error
     models.close()
     assert stopped
 

@@ -1,28 +1,28 @@
-"""Backends: what runs an image tower, and in which precision. One file a backend; see ``list_backends()``.
+"""Backends run image towers, each in several precisions. One file per backend; see ``list_backends()``.
 
-Nothing here imports torch before a tower is converted, so that a converted tower can answer without it.
+Importing this package does not load torch: a converted tower runs without it.
 """
 
-from clipadapter.backends._base import PRECISIONS, Backend, Calibration, Runner, Tower
-from clipadapter.backends._cache import build as cache_build
-from clipadapter.backends._cache import facts as cache_facts
-from clipadapter.backends._cache import root as cache_root
-from clipadapter.backends._parity import Parity, parity
-from clipadapter.backends._registry import backend_info, create_backend, list_backends, register_backend
+from clipadapter.backends.base import PRECISIONS, Backend, Calibration, Runner, Tower
+from clipadapter.backends.parity import MIN_AGREEMENT, MIN_COSINES, Parity, measure_parity
+from clipadapter.backends.registry import backend_info, create_backend, list_backends, register_backend
+from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
 
 __all__ = [
+    "MIN_AGREEMENT",
+    "MIN_COSINES",
     "PRECISIONS",
-    "Calibration",
     "Backend",
+    "Calibration",
     "Parity",
     "Runner",
     "Tower",
-    "cache_build",
-    "cache_facts",
+    "backend_info",
+    "build_in_cache",
     "cache_root",
     "create_backend",
-    "backend_info",
     "list_backends",
-    "parity",
+    "measure_parity",
+    "read_cache_facts",
     "register_backend",
 ]

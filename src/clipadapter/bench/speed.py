@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipadapter.backends import Calibration, Parity, backend_info, list_backends, parity
+from clipadapter.backends import Calibration, Parity, backend_info, list_backends, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError
@@ -92,7 +92,7 @@ def measure_speed(
     found: list[tuple[Encoder, float]] = []
     for backend in sorted(list_backends(), reverse=True):
         cls = backend_info(backend).cls
-        if cls.missing() or encoder.device.partition(":")[0] not in cls.devices:
+        if cls.missing_package() or encoder.device.partition(":")[0] not in cls.devices:
             continue
         for precision in cls.precisions:
             tell(f"{backend} {precision}")
@@ -106,7 +106,9 @@ def measure_speed(
     for i, (made, ready) in enumerate(found):
         precision = made.info.precision
         share = rates[i] * gflop / limits[precision] if precision in limits else None
-        speeds.append(Speed(made.info.backend, precision, rates[i], share, ready, parity(features[0], features[i])))
+        speeds.append(
+            Speed(made.info.backend, precision, rates[i], share, ready, measure_parity(features[0], features[i]))
+        )
     return Machine(limits, gflop, decode, len(squares), tuple(speeds))
 
 

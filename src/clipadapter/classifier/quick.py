@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from clipadapter.backends import Calibration, backend_info, cache_build, cache_facts, create_backend
+from clipadapter.backends import Calibration, backend_info, build_in_cache, create_backend, read_cache_facts
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
@@ -55,11 +55,11 @@ def make_quick(
         Whether the model is converted. It is not if OpenVINO is not installed, the tower is large and was not converted
         before, or the head is no fixed function of the features.
     """
-    entry, backend = quick.entry(folder), backend_info(quick.BACKEND).cls
+    entry, backend = quick.locate_entry(folder), backend_info(quick.BACKEND).cls
     needs_fold_heads = uncertainty.conformal is not None and uncertainty.conformal.method == "cv+"
-    if entry is None or backend.missing() or encoder.device != "cpu" or needs_fold_heads:
+    if entry is None or backend.missing_package() or encoder.device != "cpu" or needs_fold_heads:
         return False
-    if cache_facts(entry) is not None:
+    if read_cache_facts(entry) is not None:
         return True
     try:
         tower_facts = _convert_tower(encoder)
@@ -68,10 +68,12 @@ def make_quick(
         uncertainty_facts, arrays = uncertainty.state()
 
         def build(folder: Path) -> None:
-            _convert_head(head, folder / quick.HEAD)
-            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / quick.TRUST)
+            _convert_head(head, folder / quick.HEAD_FILE)
+            save_file(
+                {key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / quick.UNCERTAINTY_FILE
+            )
 
-        cache_build(entry, build, {**tower_facts, "class_names": list(class_names), "trust": uncertainty_facts})
+        build_in_cache(entry, build, {**tower_facts, "class_names": list(class_names), "trust": uncertainty_facts})
     except (ClipAdapterError, RuntimeError):
         return False
     _remove_old_entries(entry)
@@ -85,12 +87,12 @@ def _convert_tower(encoder: Encoder) -> dict[str, Any] | None:
     if tower is None:
         return None
     calibration = Calibration(None, info.calibration) if info.calibration else None
-    if not backend.ready(tower.fingerprint, info.precision, calibration):
+    if not backend.is_ready(tower.fingerprint, info.precision, calibration):
         n_weights = sum(p.numel() for p in tower.module.parameters())
         if info.precision == "int8" or n_weights > MAX_CONVERTED_WEIGHTS:
             return None
         with_backend(plain, quick.BACKEND, info.precision)
-    place = backend.place(tower.fingerprint, info.precision, info.calibration)  # type: ignore[attr-defined]
+    place = backend.cache_folder(tower.fingerprint, info.precision, info.calibration)  # type: ignore[attr-defined]
     return {"tower": place.name, "precision": info.precision, "pixels": tower.pixels.to_dict()}
 
 
@@ -104,8 +106,8 @@ def _convert_head(head: Head, path: Path) -> None:
     x = torch.randn(2 * TRACED_ROWS, head.n_features_in_, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        backend.write(torch.jit.trace(_HeadLogits(head).eval(), x[:2], check_trace=False), x[:2], path)
-    run = backend.open(path, "fp32")
+        backend.write_graph(torch.jit.trace(_HeadLogits(head).eval(), x[:2], check_trace=False), x[:2], path)
+    run = backend.open_graph(path, "fp32")
     # Several batch sizes: tracing may have fixed the size of the batch that it saw.
     for rows in (x[:1], x[:TRACED_ROWS], x):
         expected, logits = head.logits(rows.numpy()), run(rows.numpy())

@@ -147,6 +147,6 @@ def with_backend(
         if (backend, precision) == ("torch", "fp32"):
             return plain
         raise InputError(f"the image tower of {plain.info.name} can't be converted: use backend 'torch' and fp32")
-    run = made.run(tower, precision, calibration)
+    run = made.prepare(tower, precision, calibration)
     digest = calibration.digest if calibration is not None and precision == "int8" else ""
     return BackendEncoder(plain, tower, run, backend, precision, digest)

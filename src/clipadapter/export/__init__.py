@@ -1,8 +1,8 @@
-"""A fitted model as one file that answers without this package: image tower, head, calibration and rejection.
+"""Export a fitted model as one file that predicts without this package: image tower, head, calibration and rejection.
 
-What the file says is compared with what the model says before it gets its name; see docs/export.md.
+The outputs of the file are compared with those of the model before the file gets its name; see docs/export.md.
 """
 
-from clipadapter.export._export import FORMATS, Exported, export_model
+from clipadapter.export.exporter import FORMATS, ExportResult, export_model
 
-__all__ = ["FORMATS", "Exported", "export_model"]
+__all__ = ["FORMATS", "ExportResult", "export_model"]

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from clipadapter.backends._modules import is_transformer, trace, write_graph
-from clipadapter.backends._onnx_files import LARGEST, quantise, quiet
-from clipadapter.backends._openvino_files import open_openvino, quantised
-from clipadapter.backends._silent import nothing_told, require_silent
+from clipadapter.conversion.onnx import MAX_FILE_BYTES, quantize_onnx, suppress_logs, write_onnx
+from clipadapter.conversion.openvino import import_openvino, quantize_openvino
+from clipadapter.conversion.tracing import is_transformer, trace
 from clipadapter.errors import InputError, require
-from clipadapter.export._graph import FEATURES, ModelGraph
+from clipadapter.export.graph import FEATURES, ModelGraph
 from clipadapter.files import ONNX_SUFFIX, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX
 from clipadapter.runtime._checksum import append_checksum
+from clipadapter.telemetry import require_without_telemetry, telemetry_disabled
 
 FIRST = 6
 """Convolutions at the beginning that stay in float in int8 as ONNX: with three, the worst cosine of `lite` to fp32 was
@@ -79,7 +79,7 @@ class OnnxFile(ModelFile):
     def check(cls) -> None:
         """See `ModelFile.check`."""
         require("onnx", "onnx", "Export as ONNX")
-        require_silent("onnxruntime", "onnx", "Export as ONNX")
+        require_without_telemetry("onnxruntime", "onnx", "Export as ONNX")
 
     def convert(self, rows: NDArray[Any] | None) -> None:
         """See `ModelFile.convert`."""
@@ -87,10 +87,10 @@ class OnnxFile(ModelFile):
         path, steps = self.folder / self.name, self.folder / "steps"
         steps.mkdir()  # the file may have the name of a step to it
         plain = steps / "plain.onnx" if rows is not None else path
-        with quiet():
-            write_graph(self.graph, self.graph.example, plain, self.graph.input, self.graph.outputs)
+        with suppress_logs():
+            write_onnx(self.graph, self.graph.example_input, plain, self.graph.input_name, self.graph.output_names)
             if rows is not None:
-                quantise(plain, path, self.graph.input, rows, FIRST, kept_after=FEATURES)
+                quantize_onnx(plain, path, self.graph.input_name, rows, FIRST, float_after=FEATURES)
         self._length = path.stat().st_size
 
     def write(self, texts: Mapping[str, str]) -> list[Path]:
@@ -109,8 +109,8 @@ class OnnxFile(ModelFile):
         return [path]
 
     def _check_size(self) -> None:
-        size = bytes_of(self.graph)
-        if size >= LARGEST:
+        size = self.graph.count_weight_bytes()
+        if size >= MAX_FILE_BYTES:
             raise InputError(
                 f"the model has {size / 2**30:.1f} GiB of weights, but an ONNX file holds less than 2 GiB: export it "
                 "as OpenVINO (format openvino), or take a smaller encoder"
@@ -127,21 +127,21 @@ class OpenVinoFile(ModelFile):
     @classmethod
     def check(cls) -> None:
         """See `ModelFile.check`."""
-        open_openvino()
+        import_openvino()
 
     def convert(self, rows: NDArray[Any] | None) -> None:
         """See `ModelFile.convert`."""
-        with nothing_told(), quiet():
-            ov = open_openvino()
-            example, names = self.graph.example, self.graph.outputs
-            kind = ov.Type.u8 if self.graph.source == "uint8" else ov.Type.f32
+        with telemetry_disabled(), suppress_logs():
+            ov = import_openvino()
+            example, names = self.graph.example_input, self.graph.output_names
+            kind = ov.Type.u8 if self.graph.input_kind == "uint8" else ov.Type.f32
             shape = [-1, *example.shape[1:]]
             model = ov.convert_model(trace(self.graph, example), example_input=example, input=[(shape, kind)])
-            model.input(0).get_tensor().set_names({self.graph.input})
+            model.input(0).get_tensor().set_names({self.graph.input_name})
             for output, name in zip(model.outputs, names, strict=True):
                 output.get_tensor().set_names({name})
             if rows is not None:
-                model = quantised(model, rows, is_transformer(self.graph.tower), kept_after=FEATURES)
+                model = quantize_openvino(model, rows, is_transformer(self.graph.tower), float_after=FEATURES)
         self._model = model
 
     def write(self, texts: Mapping[str, str]) -> list[Path]:
@@ -151,19 +151,12 @@ class OpenVinoFile(ModelFile):
         folder = self.folder / str(self._written)
         folder.mkdir()
         path = folder / self.name
-        with nothing_told():
+        with telemetry_disabled():
             for key, value in texts.items():
                 self._model.set_rt_info(value, [key])
             try:
-                open_openvino().save_model(self._model, path, compress_to_fp16=False)
+                import_openvino().save_model(self._model, path, compress_to_fp16=False)
             except RuntimeError as error:  # a full disk, most likely: it does not say
                 raise OSError(str(error).strip().split("\n")[-1]) from error
         append_checksum(path)
         return [path.with_suffix(OPENVINO_WEIGHTS_SUFFIX), path]
-
-
-def bytes_of(graph: ModelGraph) -> int:
-    """Of all weights, and of what the head has learned."""
-    tensors = [*graph.parameters(), *graph.buffers()]
-    own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return own + sum(array.nbytes for array in graph.head.state().values())

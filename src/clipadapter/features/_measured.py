@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipadapter.backends import PRECISIONS, Parity, cache_root, parity
+from clipadapter.backends import PRECISIONS, Parity, cache_root, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes
 from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError, InputError
@@ -52,7 +52,7 @@ class Measured:
 
     def noted(self, encoder: Encoder) -> Encoder:
         """The encoder, with what was found in its note."""
-        words = f"{self.backend} {self.precision}, {self.rate:.0f} pictures/s, {self.parity.words()}"
+        words = f"{self.backend} {self.precision}, {self.rate:.0f} pictures/s, {self.parity.summary()}"
         note = "; ".join(part for part in (encoder.info.note, words) if part)
         encoder.info = replace(encoder.info, note=note)
         return encoder
@@ -113,7 +113,8 @@ def measure(
         # The best batch, since another program may have been busy beside the others.
         rate = max(rate, len(batch) / (time.perf_counter() - start))
     features = torch.cat(rows).numpy()
-    near = parity(features if reference is None or reference.features is None else reference.features, features, text)
+    exact = features if reference is None or reference.features is None else reference.features
+    near = measure_parity(exact, features, text)
     info = encoder.info
     return Measured(info.backend, info.precision, rate, near, info.calibration, features)
 
@@ -138,7 +139,7 @@ def read_record(fingerprint: str, device: str) -> Record:
     """What is known of an encoder on this machine; empty if nothing is."""
     try:
         found = json.loads(_place(fingerprint, device).read_text(encoding="utf-8"))
-        rows = [Measured(**{**row, "parity": Parity(**row["parity"])}) for row in found["measured"]]
+        rows = [Measured(**{**row, "parity": Parity.from_record(row["parity"])}) for row in found["measured"]]
         return Record(tuple(found["sample"]), tuple(rows))
     except (OSError, ValueError, KeyError, TypeError):
         return Record()
@@ -147,7 +148,9 @@ def read_record(fingerprint: str, device: str) -> Record:
 def write_record(fingerprint: str, device: str, record: Record) -> None:
     """Keep it; a folder that can't be written costs only the next measurement."""
     rows = [
-        {k: v for k, v in asdict(replace(row, features=None)).items() if k != "features"} for row in record.measured
+        {k: v for k, v in asdict(replace(row, features=None)).items() if k != "features"}
+        | {"parity": row.parity.to_record()}
+        for row in record.measured
     ]
     place = _place(fingerprint, device)
     with suppress(InputError):

@@ -97,9 +97,9 @@ def restore_backend(
     for name in names:
         cls = backend_info(name).cls
         fits = precision in cls.precisions and encoder.device.partition(":")[0] in cls.devices
-        if fits and not cls.missing() and cls.ready(encoder.info.fingerprint, precision, calibration):
+        if fits and not cls.missing_package() and cls.is_ready(encoder.info.fingerprint, precision, calibration):
             return with_backend(encoder, name, precision, calibration)
-    backend_info(names[0]).cls.check(precision)
+    backend_info(names[0]).cls.check_available(precision)
     raise EncoderUnavailableError(
         f"{encoder.info.name} was calibrated for {precision} on pictures that are not here, nor is the converted tower"
     )
@@ -140,7 +140,7 @@ class _Search:
 
     def _hinted(self, encoder: Encoder) -> Encoder:
         """Say what is missing to be faster."""
-        if encoder.device == "cpu" and backend_info("openvino").cls.missing() and HINT not in encoder.info.note:
+        if encoder.device == "cpu" and backend_info("openvino").cls.missing_package() and HINT not in encoder.info.note:
             note = "; ".join(part for part in (encoder.info.note, HINT) if part)
             encoder.info = replace(encoder.info, note=note)
         return encoder
@@ -228,7 +228,7 @@ def _check(backend: str, precision: str) -> None:
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, but is {precision!r}")
     if "auto" not in (backend, precision):
-        backend_info(backend).cls.check(precision)
+        backend_info(backend).cls.check_available(precision)
 
 
 def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, str]]:
@@ -240,7 +240,9 @@ def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, st
         InputError: if the backend has no such precision, or can't run on the device.
         MissingExtraError: if nothing that is installed has the precision.
     """
-    names = [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing()]
+    names = (
+        [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing_package()]
+    )
     names = [name for name in names if device.partition(":")[0] in backend_info(name).cls.devices]
     if backend == "auto" and "openvino" in names and "onnxruntime" in names:
         names.remove("onnxruntime")
@@ -253,5 +255,7 @@ def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, st
         if kind in backend_info(name).cls.precisions
     ]
     if backend != "auto" or not wanted:
-        backend_info("openvino" if backend == "auto" else backend).cls.check(wanted[0][1] if wanted else precision)
+        backend_info("openvino" if backend == "auto" else backend).cls.check_available(
+            wanted[0][1] if wanted else precision
+        )
     return wanted

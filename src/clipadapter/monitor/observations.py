@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import DataError, ImageError
-from clipadapter.runtime import BATCH, Predictor
+from clipadapter.runtime import DEFAULT_BATCH_SIZE, Predictor
 from clipadapter.uncertainty import DecisionOptions
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
             indices.append(i)
         except ImageError as error:
             skipped.append((error.source, error.reason))
-        if squares and (len(squares) == BATCH or i + 1 == len(paths)):
+        if squares and (len(squares) == DEFAULT_BATCH_SIZE or i + 1 == len(paths)):
             outputs.append(model.run(np.stack(squares)))
             squares = []
     if not outputs:
         raise DataError(f"none of the {len(paths)} pictures can be read: {skipped[0][0]}: {skipped[0][1]}")
-    part_scores = [output.parts for output in outputs if output.parts is not None]
+    part_scores = [output.ood_score_parts for output in outputs if output.ood_score_parts is not None]
     features = np.concatenate([output.features for output in outputs])
     logits = np.concatenate([output.logits for output in outputs])
     return features, logits, np.concatenate(part_scores) if part_scores else None, indices, skipped

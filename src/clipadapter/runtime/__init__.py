@@ -1,10 +1,10 @@
-"""Answers without torch: a file that `clipadapter export` wrote, and a saved model's quick entry.
+"""Predict without torch: with a file that `clipadapter export` wrote, or with the quick entry of a saved model.
 
 Needs numpy, Pillow, and ONNX Runtime or OpenVINO.
 """
 
-from clipadapter.runtime._about import About
-from clipadapter.runtime._model import BATCH, Outputs, RuntimeModel
-from clipadapter.runtime._predictor import Predictor
+from clipadapter.runtime.metadata import ExportMetadata
+from clipadapter.runtime.model import DEFAULT_BATCH_SIZE, Outputs, RuntimeModel
+from clipadapter.runtime.predictor import Predictor
 
-__all__ = ["BATCH", "About", "Outputs", "Predictor", "RuntimeModel"]
+__all__ = ["DEFAULT_BATCH_SIZE", "ExportMetadata", "Outputs", "Predictor", "RuntimeModel"]

@@ -14,14 +14,14 @@ class Graph:
     """A graph that is ready to run.
 
     Args:
-        about: its description, see `About`.
+        metadata: JSON, see `ExportMetadata`.
         input: name of its input; "" if it has none, or several.
         widths: columns of each output by name; 0 for one with a number a picture.
         run: the input (n, ...) to the outputs by name; raises what the backend raises; may be called from several
             threads.
     """
 
-    about: str
+    metadata: str
     input: str
     widths: Mapping[str, int]
     run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]

@@ -8,10 +8,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from clipadapter.backends._silent import require_silent
 from clipadapter.errors import ArtifactError
-from clipadapter.runtime._about import KEY
 from clipadapter.runtime._graph import Graph
+from clipadapter.runtime.metadata import METADATA_KEY
+from clipadapter.telemetry import require_without_telemetry
 
 
 def installed() -> bool:
@@ -26,7 +26,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         ArtifactError: if it is no ONNX file, or not one of ours.
         MissingExtraError: if ONNX Runtime is not installed.
     """
-    ort = require_silent("onnxruntime", "runtime", "An exported .onnx file")
+    ort = require_without_telemetry("onnxruntime", "runtime", "An exported .onnx file")
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal errors; others are raised as well
     # Threads that wait for the next batch must leave the cores to those that read it.
@@ -35,7 +35,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
         options.intra_op_num_threads = threads
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        about = session.get_modelmeta().custom_metadata_map.get(KEY)
+        about = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     except Exception as error:  # its exceptions have no common base
         reason = str(error).split("\n")[0]
         raise ArtifactError(f"{path} can't be opened by ONNX Runtime ({reason}): copy or export it again") from error

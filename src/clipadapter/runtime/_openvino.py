@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends._silent import require_silent
 from clipadapter.errors import ArtifactError, MissingExtraError
 from clipadapter.files import OPENVINO_WEIGHTS_SUFFIX
-from clipadapter.runtime._about import INPUTS, KEY
 from clipadapter.runtime._graph import Graph
+from clipadapter.runtime.metadata import INPUT_NAMES, METADATA_KEY
+from clipadapter.telemetry import require_without_telemetry
 
 
 def installed() -> bool:
@@ -31,7 +31,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
     """
     if not installed():
         raise MissingExtraError(f"{path.name} is to be run by OpenVINO, which is not installed: pip install openvino")
-    ov = require_silent("openvino", "openvino", "What OpenVINO runs")
+    ov = require_without_telemetry("openvino", "openvino", "What OpenVINO runs")
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = str(threads)
@@ -62,7 +62,7 @@ def open_graph(path: Path, threads: int | None) -> Graph:
 
 def _about(model: Any) -> str:
     """The description: of a pair of ours, or of an ONNX file, whose metadata lie elsewhere."""
-    for place in ([KEY], ["framework", KEY]):
+    for place in ([METADATA_KEY], ["framework", METADATA_KEY]):
         if model.has_rt_info(place):
             found = model.get_rt_info(place)
             return str(found.astype(str) if hasattr(found, "astype") else found)
@@ -72,7 +72,7 @@ def _about(model: Any) -> str:
 def _source(inputs: Any) -> str:
     """The name of the only input, as ours are called."""
     names = inputs[0].get_names() if len(inputs) == 1 else set()
-    return next((name for name in INPUTS.values() if name in names), "")
+    return next((name for name in INPUT_NAMES.values() if name in names), "")
 
 
 def _width(shape: Any) -> int:

@@ -1,7 +1,8 @@
-"""Answers of a saved model without loading torch: what OpenVINO made of its tower and its head, if it did.
+"""Predict with a saved model without loading torch, if its tower and its head were converted to OpenVINO.
 
-A model's entry lies beside the converted towers, under the hash of its ``config.json``; it is made by
-`clipadapter.classifier` when a model was fitted or used, and can always be made again.
+The entry of a model lies beside the converted towers, under the hash of its ``config.json``. `clipadapter.classifier`
+writes it after a model was fitted or used, and can write it again at any time.
+See docs/decisions/0015-quick-prediction.md.
 """
 
 from __future__ import annotations
@@ -16,30 +17,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends import Runner, backend_info, cache_facts, cache_root, create_backend
+from clipadapter.backends import Runner, backend_info, cache_root, create_backend, read_cache_facts
 from clipadapter.errors import ClipAdapterError
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime._model import Outputs, RuntimeModel
+from clipadapter.runtime.model import Outputs, RuntimeModel
 from clipadapter.uncertainty import Uncertainty
 
-CONFIG, TENSORS = "config.json", "head.safetensors"
 BACKEND = "openvino"
-HEAD, TRUST = "head.xml", "trust.safetensors"
-MAX_BYTES = 64 << 20
-"""Larger files are not hashed for the sake of a quick answer."""
-FORMAT = 2
+CONFIG_FILE, TENSORS_FILE, UNCERTAINTY_FILE = "config.json", "head.safetensors", "trust.safetensors"
+"""Files of a saved model."""
+HEAD_FILE = "head.xml"
+"""The converted head, in the entry; the arrays of the uncertainty have the same file name there."""
+MAX_HASHED_BYTES = 64 << 20
+"""Models with larger files have no entry: hashing these would take longer than is saved."""
+ENTRY_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
 class QuickModel(RuntimeModel):
-    """A saved model, ready to answer; what it says is what `FewShotClassifier` would.
+    """A saved model that predicts as `FewShotClassifier` does.
 
     Args:
         class_names: in the order of the logits.
         pixels: how pictures become squares.
         tower: squares to features.
         head: features (n, d) to logits (n, c).
-        uncertainty: what held-out shots taught.
+        uncertainty: calibration, rejection, sets and decisions.
         precision: of the tower.
     """
 
@@ -56,30 +59,30 @@ class QuickModel(RuntimeModel):
         return Outputs(self.head(features), features)
 
 
-def entry(folder: Path) -> Path | None:
-    """Where a saved model's entry is, or would be; None if the model is not sound, or too large to see that quickly."""
+def locate_entry(folder: Path) -> Path | None:
+    """The folder of a saved model's entry, whether it exists or not; None if the model is damaged or too large."""
     try:
-        text = _read(folder / CONFIG)
-        listed = json.loads(text)["files"]
-        for name in (TENSORS, *({TRUST} & set(listed))):
-            if hashlib.sha256(_read(folder / name)).hexdigest() != listed[name]["sha256"]:
+        config = _read(folder / CONFIG_FILE)
+        files = json.loads(config)["files"]
+        for name in (TENSORS_FILE, *({UNCERTAINTY_FILE} & set(files))):
+            if hashlib.sha256(_read(folder / name)).hexdigest() != files[name]["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return cache_root() / f"model-{FORMAT}-{hashlib.sha256(text).hexdigest()[:32]}"
+    return cache_root() / f"model-{ENTRY_VERSION}-{hashlib.sha256(config).hexdigest()[:32]}"
 
 
 def open_quick(folder: Path) -> QuickModel | None:
-    """The saved model in a folder, if it can answer without torch; None if not, whatever the reason."""
-    place = entry(folder)
-    facts = None if place is None else cache_facts(place)
-    if place is None or facts is None or backend_info(BACKEND).cls.missing():
+    """Open the entry of a saved model; None if there is none, or it can't be opened for any reason."""
+    entry = locate_entry(folder)
+    facts = None if entry is None else read_cache_facts(entry)
+    if entry is None or facts is None or backend_info(BACKEND).cls.missing_package():
         return None
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     tower = cache_root() / Path(str(facts["tower"])).name
-    if cache_facts(tower) is None:
+    if read_cache_facts(tower) is None:
         return None
     try:
         backend: Any = create_backend(BACKEND)
@@ -87,16 +90,18 @@ def open_quick(folder: Path) -> QuickModel | None:
             tuple(facts["class_names"]),
             PixelSpec.from_dict(facts["pixels"]),
             backend.load(tower, facts["precision"]),
-            backend.open(place / HEAD, "fp32"),
-            Uncertainty.from_state(facts["trust"], dict(load_file(place / TRUST)), len(facts["class_names"])),
+            backend.open_graph(entry / HEAD_FILE, "fp32"),
+            Uncertainty.from_state(
+                facts["trust"], dict(load_file(entry / UNCERTAINTY_FILE)), len(facts["class_names"])
+            ),
             facts["precision"],
         )
     except (ClipAdapterError, SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
-        logging.getLogger(__name__).info("no quick answer from %s: %s", folder, error)
+        logging.getLogger(__name__).info("no quick prediction with %s: %s", folder, error)
         return None
 
 
 def _read(path: Path) -> bytes:
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} is large")
+    if path.stat().st_size > MAX_HASHED_BYTES:
+        raise ValueError(f"{path} is too large")
     return path.read_bytes()

@@ -203,7 +203,7 @@ class Batcher:
             outputs = self._predictor.run(np.stack([item.square for item in batch]))
             for options, rows in _group_by_options(batch):
                 group = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
-                answers = self._predictor.answers(group, **options)
+                answers = self._predictor.answer(group, **options)
                 for group_row, row in enumerate(rows):
                     self._set_result(batch[row].job, batch[row].index, Answer(group, answers, group_row))
         except Exception:
@@ -243,7 +243,7 @@ class QueueSlot:
 
         Args:
             loaders: one per picture, called in a thread of the pool.
-            options: for `RuntimeModel.answers`.
+            options: for `RuntimeModel.answer`.
             deadline: on the clock of `time.monotonic`; pictures that have not run by then are dropped.
 
         Raises:
@@ -261,7 +261,7 @@ class Job:
 
     Args:
         count: number of pictures.
-        options: for `RuntimeModel.answers`.
+        options: for `RuntimeModel.answer`.
         deadline: on the clock of `time.monotonic`.
 
     Attributes:

@@ -19,9 +19,9 @@ import numpy as np
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.parallel import count_cores
-from clipadapter.runtime import About, Predictor, RuntimeModel
+from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
 from clipadapter.runtime._checksum import check_file
-from clipadapter.runtime._isolated import IsolatedOpener
+from clipadapter.runtime.isolated import IsolatedOpener
 from clipadapter.serve.batching import Batcher, QueueSlot
 from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.logs import log_event
@@ -256,10 +256,10 @@ class Model:
         return self.predictor.pixels.size
 
     @property
-    def about(self) -> About | None:
+    def metadata(self) -> ExportMetadata | None:
         """The description in its file."""
-        about: About | None = getattr(self.predictor, "about", None)
-        return about
+        metadata: ExportMetadata | None = getattr(self.predictor, "metadata", None)
+        return metadata
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options that it does not support, before its pictures run.
@@ -268,7 +268,7 @@ class Model:
             InputError: if an option was not learned.
         """
         if options:
-            self.predictor.answers(self._no_outputs, **options)
+            self.predictor.answer(self._no_outputs, **options)
 
 
 def _without_folder(error: Exception, path: Path) -> str:

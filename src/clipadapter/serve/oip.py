@@ -209,7 +209,7 @@ class InferenceRequest:
         loaders: of the pictures.
         outputs: (name, as bytes) of each requested output; None for the default outputs.
         is_binary: whether the default outputs are sent as bytes.
-        options: for `RuntimeModel.answers`.
+        options: for `RuntimeModel.answer`.
     """
 
     id: str | None
@@ -423,9 +423,9 @@ def _output_row(result: Answer, name: str, model: Model) -> NDArray[Any]:
     if name == PROBABILITIES:  # of the decisions: a graph need not have any
         return np.asarray(result.answers.probabilities[row])
     if name == OOD_SCORES:
-        if outputs.strangeness is not None:
-            return np.asarray(outputs.strangeness[row])
-        rejector, parts = model.predictor.uncertainty.rejector, outputs.parts
+        if outputs.ood_scores is not None:
+            return np.asarray(outputs.ood_scores[row])
+        rejector, parts = model.predictor.uncertainty.rejector, outputs.ood_score_parts
         assert rejector is not None and parts is not None
         return np.asarray(rejector.total(parts[row : row + 1])[0])
     return np.asarray((outputs.logits if name == LOGITS else outputs.features)[row])
@@ -434,7 +434,7 @@ def _output_row(result: Answer, name: str, model: Model) -> NDArray[Any]:
 def _label(result: Answer, model: Model) -> str:
     """The class, "" for a rejected picture; all labels of a multi-label model."""
     prediction = result.answers.prediction(result.row, "", model.predictor.class_names, 1)
-    return LABEL_SEPARATOR.join(prediction.labels or ()) if model.predictor.several else prediction.label or ""
+    return LABEL_SEPARATOR.join(prediction.labels or ()) if model.predictor.is_multilabel else prediction.label or ""
 
 
 def float_tensor(name: str, array: NDArray[Any], is_binary: bool) -> Tensor:

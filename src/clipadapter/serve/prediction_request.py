@@ -104,7 +104,7 @@ class PredictionRequest:
         Args:
             slot: of the model's queue.
             loaders: of the pictures.
-            options: for `RuntimeModel.answers`.
+            options: for `RuntimeModel.answer`.
 
         Raises:
             RequestRefused: if the queue is full, or the results are late.

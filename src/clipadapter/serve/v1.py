@@ -60,7 +60,7 @@ class PredictionOptions(BaseModel):
     )
 
     def model_options(self) -> dict[str, float | None]:
-        """For `RuntimeModel.answers`."""
+        """For `RuntimeModel.answer`."""
         return {name: getattr(self, name) for name in ("reject", "coverage") if name in self.model_fields_set}
 
 
@@ -227,18 +227,18 @@ def _predictions(
 
 def describe_model(model: Model) -> dict[str, Any]:
     """The description of a model, as in `ModelDescription`."""
-    about, predictor = model.about, model.predictor
-    encoder = {} if about is None else about.encoder
+    metadata, predictor = model.metadata, model.predictor
+    encoder = {} if metadata is None else metadata.encoder
     return {
         "name": model.name,
         "version": model.version,
         "loaded": model.loaded_at.isoformat(timespec="seconds"),
         "error": model.error,
         "classes": list(predictor.class_names),
-        "task": "multilabel" if predictor.several else "single-label",
+        "task": "multilabel" if predictor.is_multilabel else "single-label",
         "encoder": encoder.get("name"),
         "licence": encoder.get("licence"),
-        "head": None if about is None else about.head.get("name"),
+        "head": None if metadata is None else metadata.head.get("name"),
         "precision": predictor.precision,
         "backend": getattr(predictor, "backend", None),
         "can": {

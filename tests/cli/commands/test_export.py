@@ -36,7 +36,7 @@ def test_json(model, tmp_path, run):
     assert (found["path"], found["format"], found["input"]) == (str(path), "openvino", "float")
     assert found["files"] == [str(path.with_suffix(".bin")), str(path)]
     assert (found["gate"]["agreement"], found["notes"], result.stderr) == (1.0, [], "")
-    assert Predictor(path).about.input == "float"
+    assert Predictor(path).metadata.input == "float"
 
 
 @pytest.mark.parametrize(("kind", "name"), [("onnx", "mine.onnx"), ("openvino", "mine.xml")])

@@ -138,12 +138,12 @@ def test_names_of_others_do_not_reach_the_terminal_as_commands(changed, run):
 
 def test_the_quick_answer_of_a_version_is_that_of_its_own_config(changed, run):
     # An entry holds the answers of one content: another version must not find it, and an undone one finds its own.
-    now = quick.entry(changed)
+    now = quick.locate_entry(changed)
     run("undo", changed)
-    before = quick.entry(changed)
+    before = quick.locate_entry(changed)
     run("undo", changed, "--to", 3)
     assert now is not None and before is not None and now != before
-    assert quick.entry(changed) == now
+    assert quick.locate_entry(changed) == now
 
 
 def test_predict_answers_as_the_version_of_now(squares, tmp_path, write_squares, run):

@@ -13,7 +13,7 @@ from clipadapter.errors import InputError
 from clipadapter.files import EXPORT_SUFFIXES
 
 if TYPE_CHECKING:
-    from clipadapter.export import Exported
+    from clipadapter.export import ExportResult
 
 
 @click.command(epilog="Example: clipadapter export model/ --format onnx --out model.onnx")
@@ -79,7 +79,7 @@ def command(
     done = export_model(classifier, target, format=kind, precision=precision, input=source, pictures=pictures)
     for note in done.notes:
         out.warn(note)
-    if done.gate["pictures"] == "drawn":
+    if done.parity["pictures"] == "drawn":
         out.note(
             "compared on drawn pictures: the model's shots are not on this machine. --pictures DATA takes real ones"
         )
@@ -100,22 +100,28 @@ def _target(model: Path, path: Path | None, kind: str) -> Path:
     return path
 
 
-def _text(done: Exported) -> str:
+def _text(done: ExportResult) -> str:
     files = ", ".join(map(str, done.files))
     return (
-        facts([("wrote", files), ("size", f"{done.size / 1e6:.1f} MB, {done.precision}"), ("compared", done.compared)])
+        facts(
+            [
+                ("wrote", files),
+                ("size", f"{done.size_bytes / 1e6:.1f} MB, {done.precision}"),
+                ("compared", done.parity_summary),
+            ]
+        )
         + f"\n\nuse it: clipadapter predict {done.path} photo.jpg\nwithout this package: docs/export.md has 15 lines"
     )
 
 
-def _record(done: Exported) -> dict[str, Any]:
+def _record(done: ExportResult) -> dict[str, Any]:
     return {
         "path": str(done.path),
         "files": [str(path) for path in done.files],
         "format": done.format,
         "precision": done.precision,
         "input": done.input,
-        "size": done.size,
-        "gate": dict(done.gate),
+        "size": done.size_bytes,
+        "gate": dict(done.parity),
         "notes": list(done.notes),
     }

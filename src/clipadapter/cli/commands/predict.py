@@ -131,7 +131,7 @@ def _exported(
     model: Path, inputs: Sequence[str], top: int, wanted: Wanted, towers: Towers, out: Output
 ) -> Iterator[tuple[Prediction, int]]:
     """Answers of an exported file."""
-    from clipadapter.runtime import BATCH, Predictor
+    from clipadapter.runtime import DEFAULT_BATCH_SIZE, Predictor
 
     if (towers.encoder, towers.device, towers.precision) != (None, "cpu", "auto"):
         raise InputError(
@@ -141,7 +141,7 @@ def _exported(
     predictor = Predictor(model, backend=towers.backend)
     asked = _asked(wanted, predictor.uncertainty, predictor.class_names, out)
     hidden = not out.progress or sys.stdout.isatty()
-    answers = predictor.stream(_pictures(inputs), top, min(towers.batch_size, BATCH), **asked)
+    answers = predictor.stream(_pictures(inputs), top, min(towers.batch_size, DEFAULT_BATCH_SIZE), **asked)
     with tqdm(answers, desc="pictures", unit="img", disable=hidden) as bar:
         yield from _told(bar, predictor.class_names)
 

@@ -72,8 +72,8 @@ def _text(found: Machine) -> str:
             f"{each.rate:.1f}",
             f"{each.rate / found.speeds[0].rate:.2f}",
             "" if each.share is None else f"{each.share:.0%}",
-            f"{each.parity.mean:.5f}",
-            f"{each.parity.least:.5f}",
+            f"{each.parity.mean_cosine:.5f}",
+            f"{each.parity.min_cosine:.5f}",
             f"{each.ready:.1f}",
         ]
         for each in found.speeds

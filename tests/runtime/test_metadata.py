@@ -7,7 +7,7 @@ import pytest
 
 from clipadapter.errors import ArtifactError
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import About
+from clipadapter.runtime import ExportMetadata
 from clipadapter.uncertainty import Calibrator, Conformal, DecisionOptions, Uncertainty, learn_rejector
 
 PIXELS = PixelSpec(224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "squash", "bilinear")
@@ -22,7 +22,9 @@ def trusted():
     return Uncertainty(calibrator, rejector, conformal, DecisionOptions(0.1, 0.8, 1 - np.eye(3)), "folds", 1.25)
 
 
-ABOUT = About(("a", "b", "ß/ç"), PIXELS, trusted().light(), "float", "int8", {"name": "lite"}, {"name": "auto"})
+ABOUT = ExportMetadata(
+    ("a", "b", "ß/ç"), PIXELS, trusted().light(), "float", "int8", {"name": "lite"}, {"name": "auto"}
+)
 
 
 def changed(**changes):
@@ -30,7 +32,7 @@ def changed(**changes):
 
 
 def test_everything_comes_back():
-    found = About.from_json(ABOUT.to_json())
+    found = ExportMetadata.from_json(ABOUT.to_json())
     assert found.class_names == ABOUT.class_names and found.pixels == PIXELS
     assert (found.input, found.precision, found.encoder, found.head) == (
         "float",
@@ -55,7 +57,7 @@ def test_a_light_rejector_answers_by_scores_that_come_from_elsewhere():
     features, logits = rng.standard_normal((40, 5)), rng.standard_normal((40, 3))
     wanted = full.answer(logits, features, DecisionOptions(reject=0.2))
     columns = full.rejector.columns(features, logits)
-    found = About.from_json(ABOUT.to_json()).uncertainty.answer(
+    found = ExportMetadata.from_json(ABOUT.to_json()).uncertainty.answer(
         logits, features, DecisionOptions(reject=0.2), columns=columns
     )
     np.testing.assert_allclose(found.ood_scores, wanted.ood_scores)
@@ -77,7 +79,7 @@ def test_thresholds_are_written_for_other_readers():
 
 def test_a_later_format_asks_for_an_update():
     with pytest.raises(ArtifactError, match="format 9.*update clipadapter"):
-        About.from_json(changed(format=9))
+        ExportMetadata.from_json(changed(format=9))
 
 
 def trusted_otherwise(**changes):
@@ -129,4 +131,4 @@ def spoiled(name, **changes):
 )
 def test_damage_is_refused(text):
     with pytest.raises(ArtifactError):
-        About.from_json(text)
+        ExportMetadata.from_json(text)

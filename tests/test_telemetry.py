@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from clipadapter.backends._onnx_files import quiet
-from clipadapter.backends._silent import SWITCHES, nothing_told
+from clipadapter.conversion.onnx import suppress_logs
+from clipadapter.telemetry import SWITCHES, telemetry_disabled
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def plain(monkeypatch):
 
 def test_the_environment_is_as_it_was(plain, monkeypatch):
     monkeypatch.setenv("CI", "no")
-    with pytest.raises(KeyError), nothing_told():
+    with pytest.raises(KeyError), telemetry_disabled():
         assert {name: os.environ[name] for name in SWITCHES} == SWITCHES
-        with nothing_told():
+        with telemetry_disabled():
             pass
         assert os.environ["CI"] == SWITCHES["CI"]
         raise KeyError
@@ -31,13 +31,13 @@ def test_one_thread_may_leave_before_another(plain):
     inside, left, seen = threading.Event(), threading.Event(), []
 
     def other():
-        with nothing_told():
+        with telemetry_disabled():
             inside.set()
             left.wait(5)
             seen.append({name: os.environ.get(name) for name in SWITCHES})
 
     thread = threading.Thread(target=other)
-    with nothing_told():
+    with telemetry_disabled():
         thread.start()
         assert inside.wait(5)
     left.set()
@@ -51,11 +51,11 @@ def test_threads_convert_one_after_another(plain):
 
     def other():
         inside.set()
-        with quiet():
+        with suppress_logs():
             order.append("other")
 
     before = logging.root.manager.disable
-    with quiet():
+    with suppress_logs():
         thread = threading.Thread(target=other)
         thread.start()
         assert inside.wait(5)

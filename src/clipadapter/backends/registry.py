@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipadapter.backends._base import Backend
+from clipadapter.backends.base import Backend
 from clipadapter.registry import Registry
 
 BACKENDS: Registry[Backend] = Registry("backend", "clipadapter.backends")

@@ -1,4 +1,4 @@
-"""What a backend is: it takes a tower and a precision, and gives a function from squares to features."""
+"""Base of backends: a backend turns a tower, in a precision, into a function from squares to features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends import _cache as cache
+from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 from clipadapter.parallel import is_convolutional
 from clipadapter.pixels import PixelSpec
@@ -28,7 +28,7 @@ Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Tower:
-    """An image tower as backends take it.
+    """An image tower.
 
     Args:
         name: the encoder's URI.
@@ -36,7 +36,7 @@ class Tower:
         dim: width d of the features.
         pixels: how a picture becomes its input.
         network: a ``torch.nn.Module`` in inference mode, normalised pixels (n, 3, s, s) to (n, d); or a function that
-            gives it, called when the module is first asked for: to convert a tower, not to run one that was converted.
+            returns it. The function is called to convert a tower, not to run one that was converted before.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Tower:
 
     @cached_property
     def module(self) -> Any:
-        """The network, made if need be."""
+        """The network, created at the first use."""
         import torch
 
         return self.network if isinstance(self.network, torch.nn.Module) else self.network()
@@ -55,11 +55,11 @@ class Tower:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Pictures by which the ranges of int8 values are set; the features depend on them.
+    """Pictures that set the ranges of int8 values; the features depend on them.
 
     Args:
-        squares: (m, s, s, 3), values 0 .. 255; None if only a tower that was converted with them is asked for.
-        name: digest of the squares, if these are not at hand.
+        squares: (m, s, s, 3), values 0 .. 255; None to load a tower that was converted with them before.
+        name: digest of the squares, if these are None.
     """
 
     squares: NDArray[np.uint8] | None
@@ -67,7 +67,7 @@ class Calibration:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits that name it."""
+        """16 hex digits that identify the squares."""
         if self.squares is None:
             return self.name
         return blake2b(np.ascontiguousarray(self.squares).tobytes(), digest_size=8).hexdigest()
@@ -77,24 +77,24 @@ class Backend(ABC):
     """Base of all backends.
 
     Args:
-        device: a torch device; only backends that say so can leave the CPU.
+        device: a torch device, one of ``devices``.
 
     Raises:
         InputError: if the backend can't run on the device.
     """
 
     precisions: ClassVar[tuple[str, ...]]
-    """What it can run, from exact to fast."""
+    """Precisions that it can run, from exact to fast."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Modules it needs beside the base install, the one that runs models first."""
+    """Modules that it needs besides the base install, the one that runs models first."""
     extra: ClassVar[str] = ""
-    """The extra that brings them."""
+    """The extra that installs them."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def __init__(self, device: str = "cpu") -> None:
         if device.partition(":")[0] not in self.devices:
             raise InputError(
-                f"the {self.title()} backend runs on {', '.join(self.devices)}, not on {device}: take backend 'torch'"
+                f"the {self.title()} backend runs on {', '.join(self.devices)}, not on {device}: use backend 'torch'"
             )
         self.device = device
 
@@ -104,62 +104,62 @@ class Backend(ABC):
         return cls.__name__.removesuffix("Backend")
 
     @classmethod
-    def missing(cls) -> str:
-        """What is not installed, empty if it can run."""
+    def missing_package(cls) -> str:
+        """A package that is not installed; "" if none is missing."""
         return next((name for name in cls.packages if importlib.util.find_spec(name) is None), "")
 
     @classmethod
-    def check(cls, precision: str) -> None:
+    def check_available(cls, precision: str) -> None:
         """Refuse what can't run here.
 
         Raises:
-            InputError: if it has no such precision.
+            InputError: if the backend does not have the precision.
             MissingExtraError: if a package is missing.
         """
         if precision not in cls.precisions:
             raise InputError(
-                f"the {cls.title()} backend runs {', '.join(cls.precisions)}, not {precision}: take one of these, or "
-                "leave the backend to be chosen ('auto')"
+                f"the {cls.title()} backend runs {', '.join(cls.precisions)}, not {precision}: use one of these, or "
+                "the backend 'auto'"
             )
-        if cls.missing():
+        if cls.missing_package():
             raise MissingExtraError(f"the {cls.title()} backend needs an extra: pip install 'clipadapter[{cls.extra}]'")
 
     @classmethod
-    def ready(cls, fingerprint: str, precision: str, calibration: Calibration | None = None) -> bool:
-        """Whether an encoder of this fingerprint can run at once, without being converted."""
+    def is_ready(cls, fingerprint: str, precision: str, calibration: Calibration | None = None) -> bool:
+        """Whether an encoder with this fingerprint can run without being converted first."""
         return True
 
     @abstractmethod
-    def run(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
-        """Make the tower ready.
+    def prepare(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
+        """Make a tower ready to run.
 
         Args:
-            tower: what is run.
+            tower: the tower.
             precision: one of ``precisions``.
-            calibration: pictures for int8; a tower that was converted with them before is taken from the cache.
+            calibration: pictures for int8; a tower that was converted with them before is loaded from the cache.
 
         Raises:
-            InputError: if it has no such precision, or int8 has no calibration.
+            InputError: if the backend does not have the precision, or int8 has no calibration.
             MissingExtraError: if a package is missing.
-            EncoderUnavailableError: if the calibration's pictures are not at hand, nor a tower converted with them.
+            EncoderUnavailableError: if the calibration has no pictures, and the cache no tower converted with them.
         """
 
 
 class ConvertingBackend(Backend):
-    """A backend that runs a file of its own, made once and kept in the cache folder."""
+    """A backend that converts towers to files, once, in the cache folder."""
 
-    def run(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
-        """See `Backend.run`."""
-        self.check(precision)
+    def prepare(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
+        """See `Backend.prepare`."""
+        self.check_available(precision)
         if precision == "int8" and calibration is None:
             raise InputError(f"{tower.name} in int8 needs pictures to calibrate with")
         digest = "" if calibration is None or precision != "int8" else calibration.digest
-        place = self.place(tower.fingerprint, precision, digest)
-        if cache.facts(place) is None:  # else the module is not asked for, which may load for seconds
-            self._build(tower, precision, calibration, digest, place)
-        return self.load(place, precision)
+        folder = self.cache_folder(tower.fingerprint, precision, digest)
+        if read_cache_facts(folder) is None:  # otherwise `tower.module` is not used, which may take seconds to load
+            self._build(tower, precision, calibration, digest, folder)
+        return self.load(folder, precision)
 
-    def _build(self, tower: Tower, precision: str, calibration: Calibration | None, digest: str, place: Path) -> None:
+    def _build(self, tower: Tower, precision: str, calibration: Calibration | None, digest: str, folder: Path) -> None:
         if digest and calibration is not None and calibration.squares is None:
             raise EncoderUnavailableError(
                 f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
@@ -174,37 +174,37 @@ class ConvertingBackend(Backend):
             "calibration": digest,
             "convolutional": is_convolutional(tower.module),
         }
-        cache.build(place, lambda folder: self._convert(tower, precision, calibration, folder), facts)
+        build_in_cache(folder, lambda part: self._convert(tower, precision, calibration, part), facts)
 
     @classmethod
-    def ready(cls, fingerprint: str, precision: str, calibration: Calibration | None = None) -> bool:
-        """See `Backend.ready`."""
+    def is_ready(cls, fingerprint: str, precision: str, calibration: Calibration | None = None) -> bool:
+        """See `Backend.is_ready`."""
         digest = "" if calibration is None else calibration.digest
-        return cache.facts(cls.place(fingerprint, precision, digest)) is not None
+        return read_cache_facts(cls.cache_folder(fingerprint, precision, digest)) is not None
 
     @classmethod
-    def place(cls, fingerprint: str, precision: str, calibration: str = "") -> Path:
-        """Where the converted tower is, or would be."""
+    def cache_folder(cls, fingerprint: str, precision: str, calibration: str = "") -> Path:
+        """The folder of a converted tower, whether it exists or not."""
         kind = f"int8-{calibration}" if precision == "int8" else "float"
         name = cls.title().lower().replace(" ", "")
-        return cache.root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
+        return cache_root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
 
     @staticmethod
-    def convolutional(folder: Path) -> bool:
-        """Whether the tower that was converted into a folder is known to be convolutional."""
-        return bool((cache.facts(folder) or {}).get("convolutional", False))
+    def is_convolutional(folder: Path) -> bool:
+        """Whether the converted tower in a folder is known to be convolutional."""
+        return bool((read_cache_facts(folder) or {}).get("convolutional", False))
 
     @abstractmethod
     def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:
-        """Write the converted tower into an empty folder; fp32 and bf16 share one."""
+        """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
 
     @abstractmethod
     def load(self, folder: Path, precision: str) -> Runner:
-        """Open what `_convert` wrote; needs no torch."""
+        """Open the files that `_convert` wrote, without torch."""
 
 
 def _version(module: str) -> str:
     try:
         return importlib.metadata.version(module)
-    except importlib.metadata.PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
+    except importlib.metadata.PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
         return str(importlib.import_module(module).__version__)

@@ -1,10 +1,10 @@
-"""The rejector's scores as a graph, beside what `clipadapter.uncertainty` computes in numpy."""
+"""The scores of "none of these" as a graph equal those that `clipadapter.uncertainty` computes in numpy."""
 
 import numpy as np
 import pytest
 import torch
 
-from clipadapter.export._strangeness import Distance, Strangeness
+from clipadapter.export.ood_graph import MahalanobisDistance, OodScores
 from clipadapter.uncertainty import Rejector, learn_rejector
 from clipadapter.uncertainty.ood import Part
 from clipadapter.uncertainty.ood_scores import SCORE_NEEDS, Memory, fit_class_gaussians
@@ -16,7 +16,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def drawn(k: int, seed: int = 0):
+def make_features(k: int, seed: int = 0):
     """Shots of C classes that lie close together far from zero, as features of pictures do; and what goes with them."""
     rng = np.random.default_rng(seed)
     common = rng.standard_normal(D)
@@ -31,7 +31,7 @@ def drawn(k: int, seed: int = 0):
     return X, labels, text, others, back, Q
 
 
-def answers(X, text):
+def logits_and_probabilities(X, text):
     logits = (30 * unit(X) @ text.T).astype(np.float32)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return logits, p / p.sum(axis=1, keepdims=True)
@@ -40,12 +40,12 @@ def answers(X, text):
 @pytest.mark.parametrize("k", [1, 3, 40])
 @pytest.mark.parametrize("method", ["auto", *SCORE_NEEDS])
 def test_scores_are_those_of_numpy(method, k):
-    X, labels, text, others, back, Q = drawn(k)
-    (z, p), (logits, likely) = answers(X, text), answers(Q, text)
+    X, labels, text, others, back, Q = make_features(k)
+    (z, p), (logits, likely) = logits_and_probabilities(X, text), logits_and_probabilities(Q, text)
     given = {"text": text, "scale": 30.0, "negative_labels": others, "outliers": back}
     rejector = learn_rejector(X, labels, C, logits=z, probabilities=p, method=method, **given)
     with torch.no_grad():
-        total, parts = Strangeness(rejector)(*(torch.from_numpy(a.astype(np.float32)) for a in (Q, logits, likely)))
+        total, parts = OodScores(rejector)(*(torch.from_numpy(a.astype(np.float32)) for a in (Q, logits, likely)))
     wanted = rejector.columns(Q, logits, likely)
     deviation = np.array([part.deviation for part in rejector.parts])
     assert parts.shape == wanted.shape
@@ -57,7 +57,7 @@ def test_every_score_is_tried():
     """What `trust` learns to know must be learned here too."""
     rejector = Rejector("new", (Part("new", 1.0, 0.0, 1.0),), np.zeros((3, 1)), False, (), Memory(text=np.eye(C, D)))
     with pytest.raises(AssertionError, match="'new'"):
-        Strangeness(rejector)(torch.ones(1, D), torch.ones(1, C), torch.ones(1, C))
+        OodScores(rejector)(torch.ones(1, D), torch.ones(1, C), torch.ones(1, C))
 
 
 @pytest.mark.parametrize(("k", "noise"), [(2, 0.2), (40, 0.2), (40, 1e-4)])
@@ -67,16 +67,16 @@ def test_distances_are_exact_where_float32_would_lose_them(k, noise):
     rows = unit(3 + rng.standard_normal((C, D))[labels] + noise * rng.standard_normal((len(labels), D)))
     spread = fit_class_gaussians(rows, labels, C)[0].single()
     wanted = spread.distances(rows).min(axis=1)
-    found = Distance(spread)(torch.from_numpy(rows.astype(np.float32))).numpy()
+    found = MahalanobisDistance(spread)(torch.from_numpy(rows.astype(np.float32))).numpy()
     # Roots are off by the rounding of a row, in deviations of the direction that varies least.
     blur = 2**-24 / np.sqrt(spread.floor)
     assert np.abs(np.sqrt(found) - np.sqrt(wanted)).max() < 4 * blur + 1e-5 * np.sqrt(wanted).max()
 
 
 def test_a_row_of_zeros_is_no_nan():
-    X, labels, text, others, back, _ = drawn(3)
-    z, p = answers(X, text)
+    X, labels, text, others, back, _ = make_features(3)
+    z, p = logits_and_probabilities(X, text)
     rejector = learn_rejector(X, labels, C, logits=z, text=text, negative_labels=others, outliers=back)
     zero = np.zeros((1, D), np.float32)
-    total, _ = Strangeness(rejector)(torch.from_numpy(zero), torch.zeros(1, C), torch.full((1, C), 1 / C))
+    total, _ = OodScores(rejector)(torch.from_numpy(zero), torch.zeros(1, C), torch.full((1, C), 1 / C))
     np.testing.assert_allclose(total.numpy(), rejector.scores(zero, np.zeros((1, C))), rtol=1e-4)

@@ -1,0 +1,84 @@
+"""Compare features of another backend or precision with those of the encoder in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_COSINES = {"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9995), "int8": (0.98, 0.995)}
+"""Smallest and mean cosine that each precision must reach."""
+MIN_AGREEMENT = 0.98
+"""Share of pictures that must keep their zero-shot class."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Features compared with those of the encoder in fp32.
+
+    Args:
+        min_cosine: smallest cosine.
+        mean_cosine: mean cosine.
+        agreement: share of pictures with the same zero-shot class; None without class text.
+    """
+
+    min_cosine: float
+    mean_cosine: float
+    agreement: float | None = None
+
+    def passes(self, precision: str) -> bool:
+        """Whether the features may replace those in fp32."""
+        min_cosine, mean_cosine = MIN_COSINES[precision]
+        is_close = self.min_cosine >= min_cosine and self.mean_cosine >= mean_cosine
+        return is_close and (self.agreement is None or self.agreement >= MIN_AGREEMENT)
+
+    def summary(self) -> str:
+        """For a note."""
+        same = "" if self.agreement is None else f", same zero-shot answer {self.agreement:.1%}"
+        return f"cosine to fp32 {self.mean_cosine:.5f}, smallest {self.min_cosine:.5f}{same}"
+
+    def to_record(self) -> dict[str, float | None]:
+        """As stored records hold it; `from_record` is the inverse."""
+        return {"least": self.min_cosine, "mean": self.mean_cosine, "agreement": self.agreement}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Parity:
+        """Read what `to_record` gave.
+
+        Raises:
+            KeyError: if a value is missing.
+        """
+        return cls(record["least"], record["mean"], record["agreement"])
+
+
+def measure_parity(
+    reference: NDArray[np.float32], features: NDArray[np.float32], text: NDArray[np.floating] | None = None
+) -> Parity:
+    """Compare features of the same pictures.
+
+    Args:
+        reference: (n, d) features of the encoder in fp32.
+        features: (n, d) features to check.
+        text: (c, d) class text of any length; None compares cosines only.
+
+    >>> measure_parity(np.eye(2, dtype=np.float32), 2 * np.eye(2, dtype=np.float32)).min_cosine
+    1.0
+    """
+    a, b = (_normalize(rows) for rows in (reference, features))
+    cosines = (a * b).sum(axis=1)
+    agreement = None
+    if text is not None:
+        agreement = float((_zero_shot_classes(a, text) == _zero_shot_classes(b, text)).mean())
+    return Parity(float(cosines.min()), float(cosines.mean()), agreement)
+
+
+def _normalize(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    rows = rows.astype(np.float64)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30))
+
+
+def _zero_shot_classes(rows: NDArray[np.float64], text: NDArray[np.floating]) -> NDArray[np.intp]:
+    return (rows[:, : text.shape[1]] @ _normalize(text).T).argmax(axis=1)

@@ -1,0 +1,144 @@
+"""Write torch modules as ONNX files, and quantise these to int8."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from clipadapter.errors import require
+from clipadapter.telemetry import require_without_telemetry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_FILE_BYTES = 1 << 31
+"""Limit of the format; larger models need a second file for their weights."""
+OPSET = 17
+"""The first version of ONNX with layer norm as one operator; torch 2.6 and later can write it."""
+DEFAULT_FLOAT_CONVOLUTIONS = 3
+"""Convolutions at the beginning of a network that stay in float in int8."""
+CALIBRATION_BATCH_SIZE = 8
+_CONVERSION_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def suppress_logs() -> Iterator[None]:
+    """Suppress advice to developers from converters, and the handlers that it would add to the root logger.
+
+    One thread at a time: logging is switched off for the process.
+    """
+    handler, root = logging.NullHandler(), logging.getLogger()
+    with _CONVERSION_LOCK:
+        before = logging.root.manager.disable
+        root.addHandler(handler)
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            root.removeHandler(handler)
+
+
+def write_onnx(module: nn.Module, example: Tensor, path: Path, input_name: str, output_names: Sequence[str]) -> None:
+    """Write a module of one tensor as an ONNX file for any number of rows.
+
+    Args:
+        module: in inference mode.
+        example: an input of two rows.
+        path: the file.
+        input_name: name of the input.
+        output_names: names of the outputs.
+
+    Raises:
+        RuntimeError: if the module has an operation that ONNX has not.
+    """
+    import torch
+
+    from clipadapter.conversion.tracing import unfused_attention
+
+    # Torch's newer exporter gives the same numbers, but takes four times as long and needs a further package. This one
+    # prints the whole graph when it fails.
+    with unfused_attention(), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[input_name],
+            output_names=list(output_names),
+            dynamic_axes={name: {0: "n"} for name in (input_name, *output_names)},
+        )
+
+
+def quantize_onnx(
+    source: Path,
+    target: Path,
+    input_name: str,
+    rows: NDArray[Any],
+    float_convolutions: int = DEFAULT_FLOAT_CONVOLUTIONS,
+    float_after: str | None = None,
+) -> None:
+    """Quantise statically, with the value ranges of pictures. Dynamic ranges would let the batch change the features.
+
+    Args:
+        source: the file in float; it is removed.
+        target: the file to write.
+        input_name: name of its input.
+        rows: (m, ...) pictures as the graph takes them.
+        float_convolutions: number of convolutions at the beginning that stay in float.
+        float_after: name of a value; everything after it stays in float.
+    """
+    quantization = require_without_telemetry("onnxruntime.quantization", "onnx", "int8 as ONNX")
+    prepared = source.with_name("ready.onnx")
+    # Inference of symbolic shapes needs a further package and fails on attention.
+    quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    batches = iter(
+        [{input_name: rows[i : i + CALIBRATION_BATCH_SIZE]} for i in range(0, len(rows), CALIBRATION_BATCH_SIZE)]
+    )
+
+    class Batches(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(batches, None)
+
+    quantization.quantize_static(
+        str(prepared),
+        str(target),
+        Batches(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        # Norms, softmax and sums lose much precision in int8 and cost little time.
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        nodes_to_exclude=_float_nodes(prepared, float_convolutions, float_after),
+        extra_options={"MatMulConstBOnly": True},
+    )
+    prepared.unlink()
+    source.unlink()
+
+
+def _float_nodes(path: Path, float_convolutions: int, float_after: str | None) -> list[str]:
+    """Names of the nodes that stay in float: the first convolutions, grouped ones, and all after a value.
+
+    A grouped convolution has few channels per filter, so int8 errors do not average out and little time is saved.
+    """
+    onnx = require("onnx", "onnx", "int8 as ONNX")
+    nodes = onnx.load(path).graph.node
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    grouped = [node for node in convolutions if any(each.name == "group" and each.i > 1 for each in node.attribute)]
+    after, values = [], {float_after}
+    for node in nodes:  # in topological order
+        if values.intersection(node.input):
+            after.append(node)
+            values.update(node.output)
+    return [node.name for node in (*convolutions[:float_convolutions], *grouped, *after)]

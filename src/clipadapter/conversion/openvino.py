@@ -1,0 +1,77 @@
+"""Import OpenVINO, and quantise its models to int8. Call both inside `telemetry_disabled`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from typing import Any
+
+from numpy.typing import NDArray
+
+from clipadapter.errors import require
+from clipadapter.telemetry import require_without_telemetry
+
+FLOAT_CONVOLUTIONS = 3
+"""Convolutions at the beginning of a network that stay in float in int8."""
+
+
+def import_openvino() -> Any:
+    """The package, imported with telemetry off.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    return require_without_telemetry("openvino", "openvino", "OpenVINO")
+
+
+def quantize_openvino(model: Any, rows: NDArray[Any], is_transformer: bool, float_after: str | None = None) -> Any:
+    """Quantise a model of OpenVINO.
+
+    Args:
+        model: in float.
+        rows: (m, ...) pictures as the model takes them, for the value ranges.
+        is_transformer: whether its image tower has attention.
+        float_after: name of an output; everything after it stays in float.
+    """
+    nncf = require("nncf", "openvino", "int8 of OpenVINO")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    dataset = nncf.Dataset([rows[i : i + 1] for i in range(len(rows))])
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars would mix with results
+        return nncf.quantize(
+            model,
+            dataset,
+            subset_size=len(rows),
+            model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+            ignored_scope=_float_scope(model, is_transformer, float_after, nncf),
+        )
+
+
+def _float_scope(model: Any, is_transformer: bool, float_after: str | None, nncf: Any) -> Any:
+    """What stays in float: the first convolutions, grouped ones, and all after an output.
+
+    Errors of the first layers reach all later layers. A grouped convolution has few channels per filter, so that int8
+    errors do not average out and little time is saved.
+    """
+    names = [] if float_after is None else _names_after(model, float_after)
+    if not is_transformer:
+        kinds = {"Convolution", "GroupConvolution"}
+        convolutions = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in kinds]
+        names += convolutions[:FLOAT_CONVOLUTIONS]
+    if is_transformer and not names:
+        return None
+    types = [] if is_transformer else ["GroupConvolution"]
+    return nncf.IgnoredScope(names=names, types=types, validate=False)
+
+
+def _names_after(model: Any, output: str) -> list[str]:
+    """Names of all nodes that are computed from an output."""
+    pending = [model.output(output).get_node().input_value(0)]
+    names: dict[str, None] = {}
+    while pending:
+        for target in pending.pop().get_target_inputs():
+            node = target.get_node()
+            if node.get_friendly_name() not in names:
+                names[node.get_friendly_name()] = None
+                pending += node.outputs()
+    return list(names)

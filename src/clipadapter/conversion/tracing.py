@@ -1,0 +1,68 @@
+"""Image towers that take squares of whole numbers, and torch modules as graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clipadapter.pixels import PixelSpec
+
+
+class SquareTower(nn.Module):
+    """Squares (n, s, s, 3), values 0 .. 255, to features: normalisation, then the tower.
+
+    Args:
+        module: the tower, which takes normalised pixels (n, 3, s, s).
+        pixels: their mean and standard deviation.
+        dtype: number type that the tower works in.
+    """
+
+    def __init__(self, module: nn.Module, pixels: PixelSpec, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
+        # (x / 255 - mean) / std = x scale + shift
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, squares: Tensor) -> Tensor:
+        """(n, s, s, 3) to (n, d) float32."""
+        # The permuted view is channels-last in memory, the fastest layout for convolutions.
+        pixels = squares.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        features: Tensor = self.module(pixels.to(self.dtype)).float()
+        return features
+
+
+def example_squares(pixels: PixelSpec) -> Tensor:
+    """Two squares to trace with."""
+    return torch.zeros(2, pixels.size, pixels.size, 3, dtype=torch.uint8)
+
+
+def trace(module: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
+    """Trace a module of one tensor to a graph for any number of rows; the example has two."""
+    with unfused_attention(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on constants in the trace; the converted graph is compared with the module
+        graph: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)
+    return graph
+
+
+def is_transformer(network: nn.Module) -> bool:
+    """Whether the network has attention, which int8 quantisation treats in another way."""
+    return any("attention" in type(module).__name__.lower() for module in network.modules())
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Compute attention step by step: the fused kernel of torch has no counterpart in ONNX and OpenVINO."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

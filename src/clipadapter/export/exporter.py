@@ -1,0 +1,291 @@
+"""Export a fitted classifier: convert it, add metadata, compare it with the model, and only then give it its name."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data.images import ImageSource
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
+from clipadapter.export._files import ModelFile, OnnxFile, OpenVinoFile
+from clipadapter.export.atomic import move_into_place, working_folder
+from clipadapter.export.graph import ModelGraph, export_towers
+from clipadapter.export.parity import ExportParity, check_parity
+from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
+from clipadapter.files import OPENVINO_WEIGHTS_SUFFIX, without_paths
+from clipadapter.heads import Head, head_info, list_heads
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime import ExportMetadata, Predictor
+from clipadapter.runtime._checksum import ALGORITHM
+from clipadapter.runtime.metadata import INPUT_NAMES, MAX_METADATA_CHARACTERS, METADATA_KEY
+
+FORMATS: Mapping[str, type[ModelFile]] = {"onnx": OnnxFile, "openvino": OpenVinoFile}
+PRECISIONS = ("fp32", "int8")
+VERSIONED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "onnx", "onnxruntime", "openvino", "nncf")
+"""Packages whose versions are in the metadata of a file."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Result of `export_model`.
+
+    Args:
+        path: the file to open.
+        files: all files, ``path`` among them.
+        format: "onnx" or "openvino".
+        precision: "fp32" or "int8".
+        input: "uint8" or "float".
+        size_bytes: of all files.
+        parity: figures of the comparison with the model, see `clipadapter.export.parity.compare_outputs`.
+        parity_summary: the same as a line for people, with the pictures that were compared.
+        notes: what the model can do and the file can't.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    format: str
+    precision: str
+    input: str
+    size_bytes: int
+    parity: Mapping[str, Any]
+    parity_summary: str
+    notes: tuple[str, ...] = ()
+
+
+def export_model(
+    model: FewShotClassifier,
+    path: str | Path,
+    *,
+    format: str = "onnx",  # noqa: A002 - what people call it
+    precision: str = "fp32",
+    input: str = "uint8",  # noqa: A002 - the graph's
+    pictures: str | Path | Sequence[ImageSource] | None = None,
+) -> ExportResult:
+    """Write image tower, head, calibration and rejection of a fitted model as one graph.
+
+    The file is run on pictures first, in batches of one, two and more, and is only written if its outputs are those of
+    the model. A model that was fitted on bf16 or int8 features is written from the tower in full precision.
+
+    Args:
+        model: fitted.
+        path: ends in ``.onnx``, or in ``.xml`` for OpenVINO, which adds a ``.bin`` with the weights. Existing files are
+            replaced.
+        format: "onnx" or "openvino".
+        precision: "fp32", or "int8" for the image tower.
+        input: "uint8" takes squares (n, s, s, 3), values 0 .. 255; "float" takes normalised pixels (n, 3, s, s).
+        pictures: a folder, a table, or a list, to compare outputs on and to calibrate int8 with. By default the model's
+            own shots, or synthetic pictures if the shots are not on this machine.
+
+    Raises:
+        ArtifactError: if the outputs differ from those of the model, or the file can't be written.
+        InputError: if the encoder or the head can't be exported, a value is wrong, or int8 has no pictures.
+        MissingExtraError: if a package is missing.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+    >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = export_model(model, f"{folder}/model.onnx", pictures=[red, blue])
+    ...     Predictor(result.path).predict([blue])
+    ['blue']
+    """
+    kind = _check_options(format, precision, input)
+    target = _check_target(Path(path), kind)
+    if not hasattr(model, "head_"):
+        raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
+    kind.check()
+    graph = ModelGraph(export_towers(model.encoder_), model.head_, model.uncertainty_, input)
+    chosen = choose_pictures(pictures, model.support_, graph.pixels, precision)
+    with working_folder(target) as folder:
+        file = kind(graph, folder, target.name)
+        _convert(file, model, _calibration_rows(chosen, graph.pixels, input) if precision == "int8" else None)
+        metadata = describe_model(model, graph.pixels, precision, input)
+        parity = _check_file(file, metadata, model, chosen)
+        written = file.write(_metadata_entries(replace(metadata, parity=parity.figures)))
+        size_bytes = sum(part.stat().st_size for part in written)
+        files = move_into_place(written, target)
+    notes = tuple(_missing_abilities(model))
+    return ExportResult(
+        Path(path), files, format, precision, input, size_bytes, parity.figures, parity.summary(), notes
+    )
+
+
+def describe_model(model: FewShotClassifier, pixels: PixelSpec, precision: str, input_kind: str) -> ExportMetadata:
+    """Metadata of a file, without the figures of the comparison. They contain no path of this machine.
+
+    Args:
+        model: fitted.
+        pixels: how a picture becomes a square.
+        precision: of the file.
+        input_kind: "uint8" or "float".
+    """
+    info = model.encoder_.info
+    encoder = {
+        "name": without_paths(info.name),
+        "fingerprint": info.fingerprint,
+        "licence": info.licence,
+        "logit_scale": info.logit_scale,
+        "precision": info.precision,
+    }
+    head = {"name": _head_name(model.head_), "params": _json_values(model.head_.get_params(deep=False))}
+    return ExportMetadata(
+        model.class_names_,
+        pixels,
+        model.uncertainty_.light(),
+        input_kind,
+        precision,
+        encoder,
+        head,
+        _provenance(model),
+        checksum=ALGORITHM,
+    )
+
+
+def _check_options(format: str, precision: str, input_kind: str) -> type[ModelFile]:  # noqa: A002
+    for name, value, known in (
+        ("format", format, FORMATS),
+        ("precision", precision, PRECISIONS),
+        ("input", input_kind, INPUT_NAMES),
+    ):
+        if value not in known:
+            raise InputError(f"{name} is {' or '.join(known)}, not {value!r}")
+    return FORMATS[format]
+
+
+def _check_target(path: Path, kind: type[ModelFile]) -> Path:
+    """The file to write; a link is followed."""
+    is_pair = kind is OpenVinoFile
+    if (path.suffix if is_pair else path.suffix.lower()) != kind.suffix:  # OpenVINO writes no .XML
+        raise InputError(f"{path} does not end with {kind.suffix}: give a name that ends with {kind.suffix}")
+    try:
+        target = path.resolve()
+        for file in (target, target.with_suffix(OPENVINO_WEIGHTS_SUFFIX)) if is_pair else (target,):
+            if file.exists() and not file.is_file():
+                raise InputError(f"{file} is not a regular file: give another name")
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null character
+        raise InputError(f"{path} can't be the name of a file ({error}): give another name") from error
+    return target
+
+
+def _calibration_rows(pictures: ExportPictures, pixels: PixelSpec, input_kind: str) -> NDArray[Any]:
+    """The pictures that int8 is calibrated with, as the graph takes them."""
+    squares = load_squares(pictures.calibration, pixels)
+    return squares if input_kind == "uint8" else pixels.normalize(squares)
+
+
+def _convert(file: ModelFile, model: FewShotClassifier, rows: NDArray[Any] | None) -> None:
+    head, encoder = type(model.head_).__name__, model.encoder_.info.name
+    try:
+        file.convert(rows)
+    except (ClipAdapterError, OSError):
+        raise
+    except Exception as error:  # the exceptions of converters have no common base
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{encoder} with {head} can't be written as {file.suffix} ({reason}): try the other format, or another head"
+        ) from error
+
+
+def _check_file(
+    file: ModelFile, metadata: ExportMetadata, model: FewShotClassifier, pictures: ExportPictures
+) -> ExportParity:
+    """Write the file with preliminary metadata, open it, and compare it with the model.
+
+    Raises:
+        ArtifactError: if its outputs differ by more than the limits.
+    """
+    path = file.write(_metadata_entries(metadata))[-1]
+    parity = check_parity(model, Predictor(path, backend=file.runtime), pictures)
+    if not parity.faults:
+        return parity
+    if metadata.precision == "int8":
+        advice = (
+            "Use fp32, the other format, or other pictures to calibrate with (pictures=..., or --pictures): at least "
+            "64 like those that the model will see"
+        )
+    elif model.encoder_.info.precision != "fp32":
+        advice = f"The model was fitted in {model.encoder_.info.precision}: fit it again in fp32 (precision='fp32')"
+    else:
+        advice = "Try the other format. If that fails too, this is a bug: please report it with these figures"
+    raise ArtifactError(
+        f"the outputs of the file differ from those of the model, so it was not written: {'; '.join(parity.faults)} "
+        f"(on {parity.pictures}). {advice}"
+    )
+
+
+def _metadata_entries(metadata: ExportMetadata) -> dict[str, str]:
+    """The metadata as texts by key. Class names have their own key too, where other programs look for them.
+
+    Raises:
+        InputError: if the metadata are too long to be read again.
+    """
+    text = metadata.to_json()
+    if len(text) > MAX_METADATA_CHARACTERS:
+        raise InputError(
+            f"the metadata of a file can't hold the costs of {len(metadata.class_names)} classes: export the model "
+            "without costs, and give them with the pictures (costs=..., or --cost)"
+        )
+    return {METADATA_KEY: text, "class_names": json.dumps(list(metadata.class_names))}
+
+
+def _missing_abilities(model: FewShotClassifier) -> Iterator[str]:
+    """What the model can do and the file can't."""
+    conformal = model.uncertainty_.conformal
+    if conformal is not None and conformal.method == "cv+":
+        yield (
+            "the file gives no sets of classes: sets by CV+ need the heads of all folds. Fit with sets='cross' "
+            "(UncertaintyOptions, or --sets cross) to have them"
+        )
+
+
+def _head_name(head: Head) -> str:
+    """The registered name of a head, or that of its class."""
+    cls = type(head)
+    return next((name for name in list_heads() if head_info(name).cls is cls), cls.__name__)
+
+
+def _provenance(model: FewShotClassifier) -> dict[str, Any]:
+    support, provenance = model.support_, model.support_.provenance
+    shots = support.counts if len(support) else dict(provenance.get("shots", {}))
+    skipped = provenance.get("skipped", 0)
+    return {
+        "shots": shots,
+        "skipped": skipped if isinstance(skipped, int) else len(skipped),
+        "views": provenance.get("views", 1),
+        "versions": dict(_installed_versions()),
+        "python": platform.python_version(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _installed_versions() -> Iterator[tuple[str, str]]:
+    for name in VERSIONED_PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
+
+
+def _json_values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters, those that JSON can't hold by their repr."""
+    values: dict[str, Any] = {}
+    for name, value in params.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            values[name] = repr(value)
+        else:
+            values[name] = value
+    return values

@@ -1,0 +1,214 @@
+"""Compare an exported file with its model on pictures, with the backend that the file is opened with by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.backends import MIN_AGREEMENT, MIN_COSINES, measure_parity
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data.images import ImageSource
+from clipadapter.errors import ArtifactError, DataError
+from clipadapter.export.pictures import KINDS, ExportPictures
+from clipadapter.features import extract
+from clipadapter.runtime import Outputs, Predictor
+from clipadapter.uncertainty import Uncertainty
+
+Array = NDArray[Any]
+FIRST_BATCH_SIZES = (1, 2)
+BATCH_SIZE = 32
+"""Size of the batches after the first two."""
+MIN_ROWS = sum(FIRST_BATCH_SIZES) + 3
+DEFAULT_REJECTION_RATE = 0.05
+"""Rate at which rejections are compared if the model has none set."""
+
+
+@dataclass(frozen=True)
+class ParityLimits:
+    """The largest differences between file and model that are accepted.
+
+    Args:
+        min_cosine: smallest cosine of features.
+        mean_cosine: mean cosine of features.
+        logits: largest difference of a logit, in standard deviations of all logits; None if it does not matter.
+        agreement: smallest share of equal predictions.
+        rejected: smallest share of equal rejections.
+        ood_scores: largest difference of the score of "none of these", in standard deviations of the shots' scores; or
+            None.
+        calibration: largest difference between a probability and that of the model's calibrator for the file's logits.
+    """
+
+    min_cosine: float
+    mean_cosine: float
+    logits: float | None
+    agreement: float
+    rejected: float
+    ood_scores: float | None
+    calibration: float = 1e-3
+
+
+FULL_PRECISION_LIMITS = ParityLimits(0.99999, 0.99999, 1e-3, 0.98, 0.98, 0.05)
+"""Where model and file are both in fp32: only a picture at a boundary between two classes may change its class."""
+REDUCED_PRECISION_LIMITS = ParityLimits(*MIN_COSINES["int8"], None, MIN_AGREEMENT, 0.95, None)
+"""Where one of them is not: the limits of backends for features, and the same predictions."""
+
+
+@dataclass(frozen=True)
+class ExportParity:
+    """Result of a comparison.
+
+    Args:
+        figures: numbers by name, see `compare_outputs`.
+        faults: differences above the limits, in words; empty if the file is accepted.
+        pictures: what was compared, in words.
+    """
+
+    figures: Mapping[str, Any]
+    faults: tuple[str, ...]
+    pictures: str
+
+    def summary(self) -> str:
+        """One line for people."""
+        figures = self.figures
+        parts = [
+            f"on {self.pictures}: same answers {figures['agreement']:.1%}",
+            f"smallest cosine of features {figures['cosine_least']:.6f}",
+            f"logits differ by {figures['logits']:.1e} of their spread",
+            f"probabilities by {figures['probabilities']:.1e}",
+        ]
+        if "rejected" in figures:
+            parts.append(f"same rejections {figures['rejected']:.1%}")
+        return ", ".join(parts)
+
+
+def check_parity(model: FewShotClassifier, predictor: Predictor, pictures: ExportPictures) -> ExportParity:
+    """Compare a file with the model that it was exported from.
+
+    Args:
+        model: predicts with its own encoder, in its own precision.
+        predictor: the open file.
+        pictures: the pictures to compare on.
+
+    Raises:
+        DataError: if none of the pictures can be read.
+    """
+    extracted = extract(model.encoder_, pictures.comparison, batch_size=model.batch_size)
+    if not extracted.rows:
+        raise DataError(
+            f"none of the {len(pictures.comparison)} pictures to compare the file on can be read: give others "
+            "(pictures=..., or --pictures DATA)"
+        )
+    features = extracted.features[:, 0]
+    n = len(features)
+    rows = np.arange(max(n, MIN_ROWS)) % n  # few pictures are repeated, so that batches of all sizes are tried
+    outputs = _run_in_batches(predictor, [pictures.comparison[extracted.rows[i]] for i in rows])
+    figures = {
+        **compare_outputs(model.uncertainty_, features[rows], model.head_.logits(features)[rows], outputs),
+        "n": n,
+    }
+    is_exact = (model.encoder_.info.precision, predictor.precision) == ("fp32", "fp32")
+    faults = find_faults(figures, FULL_PRECISION_LIMITS if is_exact else REDUCED_PRECISION_LIMITS)
+    return ExportParity({"pictures": pictures.kind, **figures}, tuple(faults), f"{n} {KINDS[pictures.kind]}")
+
+
+def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, outputs: Outputs) -> dict[str, Any]:
+    """Figures of a comparison; their names are keys in the metadata of files.
+
+    Args:
+        uncertainty: of the model.
+        features: (n, d) of the model.
+        logits: (n, c) of the model.
+        outputs: those of the file for the same pictures.
+
+    Returns:
+        ``n``; ``cosine_least`` and ``cosine_mean`` of features; ``logits``, the largest difference in standard
+        deviations of all logits; ``probabilities``, the largest difference; ``calibration``, the largest difference
+        between the file's probabilities and those that ``uncertainty`` computes from the file's logits; ``agreement``,
+        the share of equal predictions, or of pairs of picture and class if there may be several labels. With a rejector
+        also ``strangeness``, the largest difference of the score of "none of these" in standard deviations of the
+        shots' scores, and ``rejected``, the share of equal rejections at ``rate``.
+    """
+    parity = measure_parity(np.asarray(features, np.float32), np.asarray(outputs.features, np.float32))
+    probabilities = uncertainty.probabilities(logits)
+    assert outputs.probabilities is not None
+    figures = {
+        "n": len(features),
+        "cosine_least": parity.min_cosine,
+        "cosine_mean": parity.mean_cosine,
+        "logits": _max_difference(logits, outputs.logits) / max(float(np.std(logits)), 1e-12),
+        "probabilities": _max_difference(probabilities, outputs.probabilities),
+        "calibration": _max_difference(uncertainty.probabilities(outputs.logits), outputs.probabilities),
+        "agreement": float((_predict(uncertainty, logits) == _predict(uncertainty, outputs.logits)).mean()),
+    }
+    rejector = uncertainty.rejector
+    if rejector is not None and outputs.ood_scores is not None and outputs.ood_score_parts is not None:
+        rate = uncertainty.decisions.reject or DEFAULT_REJECTION_RATE
+        threshold = rejector.threshold(rate).value
+        model_scores = rejector.scores(features, logits, probabilities)
+        spread = float(np.std(rejector.total(rejector.held_out)))
+        # Both are compared: other programs read the total, `Predictor` the parts.
+        file_scores = np.stack([outputs.ood_scores, rejector.total(outputs.ood_score_parts)])
+        figures |= {
+            "strangeness": _max_difference(model_scores, file_scores) / (spread if spread > 1e-6 else 1.0),
+            "rejected": float(((model_scores > threshold) == (file_scores > threshold)).all(axis=0).mean()),
+            "rate": rate,
+        }
+    return {name: value if isinstance(value, int) else round(float(value), 9) for name, value in figures.items()}
+
+
+def find_faults(figures: Mapping[str, Any], limits: ParityLimits) -> list[str]:
+    """Differences above the limits, in words."""
+    faults = []
+    # "not x >= limit" also finds values that are not numbers.
+    if not (figures["cosine_least"] >= limits.min_cosine and figures["cosine_mean"] >= limits.mean_cosine):
+        faults.append(
+            f"the smallest cosine of features is {figures['cosine_least']:.5f} and their mean "
+            f"{figures['cosine_mean']:.5f}, where {limits.min_cosine} and {limits.mean_cosine} are needed"
+        )
+    if limits.logits is not None and not figures["logits"] <= limits.logits:
+        faults.append(f"logits differ by {figures['logits']:.2g} of their spread, more than {limits.logits:g}")
+    if not figures["calibration"] <= limits.calibration:
+        faults.append(f"probabilities differ by {figures['calibration']:.2g} from those of its logits")
+    if limits.ood_scores is not None and not figures.get("strangeness", 0.0) <= limits.ood_scores:
+        faults.append(
+            f"scores of 'none of these' differ by {figures['strangeness']:.2g}, more than {limits.ood_scores}"
+        )
+    if figures["agreement"] < limits.agreement:
+        faults.append(f"{figures['agreement']:.1%} of the answers are the same, less than {limits.agreement:.0%}")
+    if figures.get("rejected", 1.0) < limits.rejected:
+        faults.append(f"{figures['rejected']:.1%} of the rejections are the same, less than {limits.rejected:.0%}")
+    return faults
+
+
+def _run_in_batches(predictor: Predictor, sources: Sequence[ImageSource]) -> Outputs:
+    """Outputs of a file for pictures, in batches of one, two and more: a graph may work for one size only."""
+    squares = np.stack([predictor.square(source) for source in sources])
+    n_first = sum(FIRST_BATCH_SIZES)
+    ends = [*np.cumsum(FIRST_BATCH_SIZES).tolist(), *range(n_first + BATCH_SIZE, len(squares) + BATCH_SIZE, BATCH_SIZE)]
+    batches = np.split(squares, [end for end in ends if end < len(squares)])
+    try:
+        outputs = [predictor.run(batch) for batch in batches]
+    except Exception as error:  # those of runtimes have no common base
+        reason = str(error.__cause__ or error).strip().split("\n")[-1]
+        raise ArtifactError(
+            f"the file could not be run on batches of {', '.join(map(str, map(len, batches)))}, so it was not written "
+            f"({reason}): the head or the image tower is not a graph for any number of pictures. See docs/export.md"
+        ) from error
+    return Outputs.concatenate(outputs)
+
+
+def _predict(uncertainty: Uncertainty, logits: Array) -> Array:
+    """The best class (n,) of each picture, or which classes it has (n, c)."""
+    if uncertainty.multilabel is not None:
+        return uncertainty.multilabel.decide(logits)
+    return uncertainty.calibrator.probabilities(logits).argmax(axis=1)
+
+
+def _max_difference(a: Array, b: Array) -> float:
+    """The largest difference; infinite where a value is not finite."""
+    difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))

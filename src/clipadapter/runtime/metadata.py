@@ -1,0 +1,184 @@
+"""The metadata of an exported file: JSON under the key ``clipadapter``."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime._checksum import ALGORITHM
+from clipadapter.uncertainty import Uncertainty
+
+METADATA_KEY = "clipadapter"
+FORMAT_VERSION = 1
+INPUT_NAMES = {"uint8": "squares", "float": "pixels"}
+"""Names of the input of a graph, by its kind."""
+REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Rates of rejection whose thresholds are written out, for readers without this package."""
+MAX_METADATA_CHARACTERS = 64 << 20
+ARRAY_DTYPES = ("<f8", "<f4", "<i8", "<i4", "|b1")
+DAMAGE_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ClipAdapterError)
+"""What reading altered metadata may raise."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExportMetadata:
+    """Metadata of an exported file.
+
+    Args:
+        class_names: in the order of the logits.
+        pixels: how a picture becomes the square that the graph takes.
+        uncertainty: as `Uncertainty.light` returns it; the graph has the other arrays.
+        input: "uint8" for squares (n, s, s, 3), values 0 .. 255; "float" for normalised pixels (n, 3, s, s).
+        precision: of the image tower, "fp32" or "int8".
+        encoder: its name, fingerprint, licence and logit scale.
+        head: its name and parameters.
+        provenance: shots, versions, time.
+        parity: figures of the comparison with the model; their key in the file is ``gate``.
+        checksum: "sha256" if the file ends with its SHA-256; "" if it was exported without one.
+
+    >>> pixels = PixelSpec(8, (0.5,) * 3, (0.5,) * 3)
+    >>> ExportMetadata.from_json(ExportMetadata(("cat", "dog"), pixels, Uncertainty()).to_json()).class_names
+    ('cat', 'dog')
+    """
+
+    class_names: tuple[str, ...]
+    pixels: PixelSpec
+    uncertainty: Uncertainty
+    input: str = "uint8"
+    precision: str = "fp32"
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    checksum: str = ""
+
+    @property
+    def task(self) -> str:
+        """Either "single-label", or "multilabel" where a picture may have several labels."""
+        return "single-label" if self.uncertainty.multilabel is None else "multilabel"
+
+    def to_json(self) -> str:
+        """Serialise; `from_json` is the inverse.
+
+        ``reject`` is for readers without this package: it maps rates, the share of pictures of the classes that is
+        rejected, to thresholds of the output ``strangeness``.
+        """
+        state, arrays = self.uncertainty.state()
+        rejector = self.uncertainty.rejector
+        thresholds = {str(rate): rejector.threshold(rate).value for rate in REJECTION_RATES} if rejector else {}
+        multilabel = self.uncertainty.multilabel
+        return json.dumps(
+            {
+                "format": FORMAT_VERSION,
+                "class_names": list(self.class_names),
+                "task": self.task,
+                "pixels": self.pixels.to_dict(),
+                "input": self.input,
+                "precision": self.precision,
+                "reject": {rate: value for rate, value in thresholds.items() if math.isfinite(value)},
+                "thresholds": None if multilabel is None else multilabel.thresholds.tolist(),
+                "encoder": dict(self.encoder),
+                "head": dict(self.head),
+                "provenance": dict(self.provenance),
+                "gate": dict(self.parity),
+                "checksum": self.checksum,
+                "trust": state,
+                "trust_arrays": {name: _pack(array) for name, array in arrays.items()},
+            },
+            allow_nan=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ExportMetadata:
+        """Parse and check.
+
+        Raises:
+            ArtifactError: if the text is damaged, not of this package, or of a later format.
+        """
+        if len(text) > MAX_METADATA_CHARACTERS:
+            raise ArtifactError(
+                f"the metadata of the file have {len(text) >> 20} million characters: 'clipadapter export' writes fewer"
+            )
+        try:
+            raw = json.loads(text)
+            _check_format(raw["format"])
+            names = tuple(_check_names(raw["class_names"]))
+            arrays = {name: _unpack(name, value) for name, value in raw["trust_arrays"].items()}
+            uncertainty = Uncertainty.from_state(raw["trust"], arrays, len(names), light=True)
+            if uncertainty.conformal is not None and uncertainty.conformal.method == "cv+":
+                raise ValueError("sets by cv+ need the heads of all folds")
+            pixels, input_kind, precision = _parse_pixels(raw["pixels"]), raw["input"], raw["precision"]
+            encoder, head, provenance, parity = (dict(raw[key]) for key in ("encoder", "head", "provenance", "gate"))
+            checksum = raw.get("checksum", "")
+        except ArtifactError:
+            raise
+        except DAMAGE_ERRORS as error:
+            raise ArtifactError(f"the metadata of the file are damaged ({error!r}): export the model again") from error
+        # A tuple: a value that can't be hashed must not raise another error.
+        if input_kind not in tuple(INPUT_NAMES) or precision not in ("fp32", "int8"):
+            raise ArtifactError(f"the file has input {input_kind!r} and precision {precision!r}: update clipadapter")
+        if checksum not in ("", ALGORITHM):
+            raise ArtifactError(f"the file has a checksum by {checksum!r}: update clipadapter")
+        return cls(names, pixels, uncertainty, input_kind, precision, encoder, head, provenance, parity, checksum)
+
+
+def _check_format(number: Any) -> None:
+    if type(number) is not int or number < 1:
+        raise ValueError(f"its format is {number!r}")
+    if number > FORMAT_VERSION:
+        raise ArtifactError(
+            f"the file has format {number}, this version reads up to {FORMAT_VERSION}: update clipadapter"
+        )
+
+
+def _check_names(value: Any) -> list[str]:
+    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(name, str) for name in value):
+        raise ValueError("class names must be at least two texts")
+    if len(set(value)) < len(value):
+        raise ValueError("two classes have the same name")
+    return value
+
+
+def _parse_pixels(facts: Any) -> PixelSpec:
+    pixels = PixelSpec.from_dict(facts)
+    numbers = (*pixels.mean, *pixels.std)
+    if type(pixels.size) is not int or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        raise ValueError(f"its pixels are {pixels}")
+    return pixels
+
+
+def _pack(array: NDArray[Any]) -> dict[str, Any]:
+    values = np.ascontiguousarray(array)
+    values = values.astype(values.dtype.newbyteorder("<")) if values.dtype.byteorder == ">" else values
+    if values.dtype.str not in ARRAY_DTYPES:
+        raise TypeError(f"an array of {values.dtype} can't be written")
+    data = base64.b64encode(values.tobytes()).decode("ascii")
+    return {"dtype": values.dtype.str, "shape": list(values.shape), "data": data}
+
+
+def _unpack(name: str, value: Mapping[str, Any]) -> NDArray[Any]:
+    dtype, shape = value["dtype"], value["shape"]
+    if dtype not in ARRAY_DTYPES or not all(isinstance(side, int) and side >= 0 for side in shape):
+        raise ArtifactError(f"the file's array {name!r} is of {dtype} {shape}: export the model again")
+    try:
+        data = base64.b64decode(value["data"], validate=True)
+    except (binascii.Error, TypeError) as error:
+        raise ArtifactError(f"the file's array {name!r} is damaged: export the model again") from error
+    if len(data) != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise ArtifactError(
+            f"the file's array {name!r} has {len(data)} bytes, which is not {shape} of {dtype}: export the model again"
+        )
+    array = np.frombuffer(data, dtype).reshape(shape)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ArtifactError(f"the file's array {name!r} has values that are not finite: export the model again")
+    return array

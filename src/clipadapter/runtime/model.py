@@ -1,0 +1,219 @@
+"""Base of models that predict without torch: pictures in, predictions out."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.data.images import MAX_PIXELS, MAX_SECONDS, ImageSource, read_image, source_name
+from clipadapter.errors import ImageError, InputError
+from clipadapter.pixels import PixelSpec, min_jpeg_side
+from clipadapter.prediction import Prediction, unreadable
+from clipadapter.uncertainty import Answers, Uncertainty
+
+DEFAULT_BATCH_SIZE = 8
+"""In larger batches ONNX Runtime takes half as long again per picture."""
+PREFETCHED_BATCHES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Outputs of a graph for n pictures.
+
+    Args:
+        logits: (n, c).
+        features: (n, d) raw, as from the encoder.
+        ood_score_parts: (n, p) scores of "none of these", one per part of the rejector; None without a rejector, or if
+            the rejector computes them itself.
+        probabilities: (n, c) as the graph computes them, in float32; None if it does not.
+        ood_scores: (n,) weighted sum of the parts as the graph computes it; None if it does not.
+    """
+
+    logits: NDArray[Any]
+    features: NDArray[Any]
+    ood_score_parts: NDArray[Any] | None = None
+    probabilities: NDArray[Any] | None = None
+    ood_scores: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.logits)
+
+    def rows(self, index: slice) -> Outputs:
+        """Outputs of some of the pictures."""
+        arrays = (getattr(self, field.name) for field in fields(self))
+        return Outputs(*(None if array is None else array[index] for array in arrays))  # type: ignore[arg-type]
+
+    @classmethod
+    def concatenate(cls, outputs: Sequence[Outputs]) -> Outputs:
+        """Outputs of all pictures of several batches."""
+        batches = {field.name: [getattr(each, field.name) for each in outputs] for field in fields(cls)}
+        return cls(**{name: None if rows[0] is None else np.concatenate(rows) for name, rows in batches.items()})  # type: ignore[arg-type]
+
+
+class RuntimeModel(ABC):
+    """A fitted model that predicts without torch.
+
+    Args:
+        class_names: in the order of the logits.
+        pixels: how pictures become squares.
+        uncertainty: calibration, rejection, sets and decisions.
+        precision: of the image tower.
+    """
+
+    class_names: tuple[str, ...]
+    pixels: PixelSpec
+    uncertainty: Uncertainty
+    precision: str
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a picture may have several labels."""
+        return self.uncertainty.multilabel is not None
+
+    @abstractmethod
+    def run(self, squares: NDArray[np.uint8]) -> Outputs:
+        """Squares (n, s, s, 3), values 0 .. 255, to outputs; may be called from several threads."""
+
+    def square(
+        self,
+        image: ImageSource,
+        data: bytes | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_seconds: float = MAX_SECONDS,
+    ) -> NDArray[np.uint8]:
+        """Preprocess a picture to the square (s, s, 3) that `run` takes; may be called from several threads.
+
+        Args:
+            image: a path, PIL picture or array.
+            data: the bytes of the file, if they were read already: then the path is only a name.
+            max_pixels: larger pictures are refused before they are decoded.
+            max_seconds: processor time for a file of a slow format, such as JPEG 2000.
+
+        Raises:
+            ImageError: if it can't be read.
+        """
+        min_side = min_jpeg_side(self.precision, self.pixels.size)
+        return self.pixels.to_square(read_image(image, max_pixels, data, min_side, max_seconds))
+
+    def answer(self, outputs: Outputs, **decisions: Any) -> Answers:
+        """Probabilities, decisions and sets of classes.
+
+        Args:
+            outputs: of `run`.
+            decisions: ``reject``, ``coverage`` or ``costs``; without one, as the model was fitted.
+
+        Raises:
+            InputError: if a decision needs what was not learned from the shots.
+        """
+        options = self.uncertainty.decisions.changed(decisions)
+        return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=outputs.ood_score_parts)
+
+    def classify(self, images: Sequence[ImageSource], top: int = 5, **decisions: Any) -> list[Prediction]:
+        """One prediction per picture, in their order; see `FewShotClassifier.classify`."""
+        return list(self.stream(images, top, **decisions))
+
+    def predict(self, images: Sequence[ImageSource], **decisions: Any) -> list[Any]:
+        """The class of each picture; None if it is rejected; a tuple of classes where it may have several.
+
+        Raises:
+            ImageError: if a picture can't be read.
+        """
+        labels: list[Any] = []
+        for prediction in self.stream(images, 1, **decisions):
+            if prediction.error is not None:
+                raise ImageError(prediction.source, prediction.error)
+            labels.append(prediction.labels if self.is_multilabel else prediction.label)
+        return labels
+
+    def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[np.float64]:
+        """Calibrated probabilities (m, c).
+
+        Raises:
+            ImageError: if a picture can't be read.
+        """
+        probabilities = [np.zeros((0, len(self.class_names)))]
+        for pictures, outputs in self._batches(images, DEFAULT_BATCH_SIZE):
+            for picture in pictures:
+                if picture.error is not None:
+                    raise ImageError(picture.name, picture.error)
+            probabilities.append(self.uncertainty.probabilities(outputs.logits))
+        return np.concatenate(probabilities)
+
+    def stream(
+        self, images: Iterable[ImageSource], top: int = 5, batch_size: int = DEFAULT_BATCH_SIZE, **decisions: Any
+    ) -> Iterator[Prediction]:
+        """Predictions in the order of the pictures, of which a few batches are in memory at a time.
+
+        Threads read the next pictures while the graph runs on one batch. A picture that can't be read gives a
+        prediction with an error, and changes no other.
+
+        Args:
+            images: any number.
+            top: number of classes to name.
+            batch_size: number of pictures per run of the graph.
+            decisions: as for `answer`.
+
+        Raises:
+            InputError: if a decision needs what was not learned from the shots, the batch size is below 1, or one
+                picture came instead of a list.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
+        for pictures, outputs in self._batches(images, batch_size):
+            answers, row = self.answer(outputs, **decisions), 0
+            for picture in pictures:
+                if picture.error is None:
+                    yield answers.prediction(row, picture.name, self.class_names, top)
+                    row += 1
+                else:
+                    yield unreadable(picture.name, picture.error)
+
+    def _batches(
+        self, images: Iterable[ImageSource], batch_size: int
+    ) -> Iterator[tuple[list[_LoadedPicture], Outputs]]:
+        """Pictures, and the outputs for those that can be read."""
+        if isinstance(images, str | np.ndarray) or not isinstance(images, Iterable):
+            raise InputError(f"pictures must be given as a list, but came as {type(images).__name__}")
+        remaining = iter(images)
+        with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
+            pending: deque[list[Future[_LoadedPicture]]] = deque()
+            while True:
+                while len(pending) < PREFETCHED_BATCHES and (batch := list(islice(remaining, batch_size))):
+                    pending.append([pool.submit(self._load, image) for image in batch])
+                if not pending:
+                    return
+                pictures = [future.result() for future in pending.popleft()]
+                squares = [picture.square for picture in pictures if picture.square is not None]
+                yield pictures, self.run(np.stack(squares)) if squares else self._empty_outputs()
+
+    def _load(self, image: ImageSource) -> _LoadedPicture:
+        try:
+            return _LoadedPicture(source_name(image), self.square(image))
+        except ImageError as error:
+            return _LoadedPicture(error.source, error=error.reason)
+
+    def _empty_outputs(self) -> Outputs:
+        """Outputs for no picture."""
+        rejector, c = self.uncertainty.rejector, len(self.class_names)
+        parts = None if rejector is None else np.zeros((0, len(rejector.parts)))
+        width = None if rejector is None else rejector.memory.width
+        return Outputs(np.zeros((0, c)), np.zeros((0, width or 1)), parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadedPicture:
+    """The square of a picture, or why it can't be read."""
+
+    name: str
+    square: NDArray[np.uint8] | None = None
+    error: str | None = None

@@ -1,0 +1,162 @@
+"""Predict with an exported file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.files import ONNX_SUFFIX, OPENVINO_SUFFIX
+from clipadapter.runtime import _onnxruntime, _openvino
+from clipadapter.runtime._checksum import Stamp, check_file, stamp_of
+from clipadapter.runtime._graph import Graph
+from clipadapter.runtime.metadata import INPUT_NAMES, ExportMetadata
+from clipadapter.runtime.model import Outputs, RuntimeModel
+
+BACKENDS = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
+BACKENDS_BY_SUFFIX = {ONNX_SUFFIX: ("onnxruntime", "openvino"), OPENVINO_SUFFIX: ("openvino",)}
+"""Backends that run a file, the default first."""
+REQUIRED_OUTPUTS = ("logits", "features", "probabilities")
+OUTPUTS = (*REQUIRED_OUTPUTS, "strangeness", "strangeness_parts")
+"""Outputs that are read; a file may have others."""
+
+
+class Predictor(RuntimeModel):
+    """A model that ``clipadapter export`` wrote. Neither torch nor open_clip is loaded.
+
+    Args:
+        path: an ``.onnx`` file, or the ``.xml`` of an OpenVINO pair.
+        backend: "onnxruntime" or "openvino"; "auto" takes ONNX Runtime for ``.onnx``, or OpenVINO where only that is
+            installed.
+        threads: number of threads that run the graph; all cores by default.
+
+    Raises:
+        ArtifactError: if the file is missing, altered, of a later format, or was not written by ``clipadapter export``.
+        MissingExtraError: if the backend is not installed.
+        InputError: if the backend can't run such a file.
+
+    Attributes:
+        sha256: checksum of the file, which was compared with its bytes before a backend opened it; None if the file was
+            exported without one.
+        metadata: of the file.
+
+    ::
+
+        predictor = Predictor("model.onnx")
+        predictor.predict(["photo.jpg"])
+        predictor.classify(["photo.jpg"], reject=0.05)[0].label  # None if it is none of the classes
+    """
+
+    def __init__(self, path: str | Path, *, backend: str = "auto", threads: int | None = None) -> None:
+        self.path = Path(path)
+        chosen = _choose_backend(self.path, backend)
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be 1 or more, but is {threads}")
+        stamp = stamp_of(self.path)
+        self.sha256 = check_file(self.path)
+        self._graph: Graph = BACKENDS[chosen](self.path, threads)
+        self.backend = chosen
+        self.metadata = ExportMetadata.from_json(self._graph.metadata)
+        self._check_unchanged(stamp)
+        self.class_names, self.pixels = self.metadata.class_names, self.metadata.pixels
+        self.uncertainty, self.precision = self.metadata.uncertainty, self.metadata.precision
+        self._check_shapes()
+
+    def run(self, squares: NDArray[np.uint8]) -> Outputs:
+        """Squares (n, s, s, 3), values 0 .. 255, to outputs; may be called from several threads.
+
+        Raises:
+            InputError: if they are of another shape or type.
+            ArtifactError: if the graph can't be run, or its outputs don't fit the squares.
+        """
+        side = self.pixels.size
+        if squares.ndim != 4 or squares.shape[1:] != (side, side, 3) or squares.dtype != np.uint8:
+            raise InputError(
+                f"this model takes squares (n, {side}, {side}, 3) of uint8, but got {squares.shape} of {squares.dtype}"
+            )
+        if not len(squares):
+            return self._empty_outputs()
+        rows = squares if self.metadata.input == "uint8" else self.pixels.normalize(squares)
+        try:
+            outputs = self._graph.run(np.ascontiguousarray(rows))
+        except Exception as error:  # the exceptions of backends have no common base
+            reason = str(error).strip().split("\n")[0]
+            raise ArtifactError(
+                f"{self.path} can't be run on {len(rows)} pictures ({reason}): give fewer at a time, or export it again"
+            ) from error
+        for name, values in outputs.items():
+            # Too few rows could be those of other pictures.
+            if name in OUTPUTS and (len(np.atleast_1d(values)) != len(rows) or not np.isfinite(values).all()):
+                raise ArtifactError(
+                    f"{self.path} gives {name} {values.shape} for {len(rows)} pictures, or values that are not finite: "
+                    "copy or export it again"
+                )
+        return _as_outputs(outputs)
+
+    def _empty_outputs(self) -> Outputs:
+        """Outputs for no picture, of the same widths."""
+        widths = self._graph.widths.items()
+        return _as_outputs({name: np.zeros((0, width) if width else 0, np.float32) for name, width in widths})
+
+    def _check_unchanged(self, stamp: Stamp) -> None:
+        """Refuse a file that changed after its checksum was compared, or whose checksum is gone."""
+        if stamp_of(self.path) != stamp:
+            raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
+        if self.sha256 is None and self.metadata.checksum:
+            raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")
+        if self.sha256 is None:
+            logging.getLogger(__name__).info(
+                "%s has no SHA-256, so damage can't be noticed: export the model again", self.path
+            )
+
+    def _check_shapes(self) -> None:
+        """Refuse a graph whose outputs do not fit the metadata."""
+        widths, rejector = self._graph.widths, self.uncertainty.rejector
+        expected: dict[str, Any] = {"logits": len(self.class_names), "probabilities": len(self.class_names)}
+        if rejector is not None:
+            expected["strangeness_parts"] = len(rejector.parts)
+        for name, width in expected.items():
+            if widths.get(name) != width:
+                raise ArtifactError(
+                    f"{self.path} has {widths.get(name)} {name} per picture where its metadata say {width}: export the "
+                    "model again"
+                )
+        if "features" not in widths or self._graph.input != INPUT_NAMES[self.metadata.input]:
+            raise ArtifactError(f"{self.path} does not fit its metadata: export the model again")
+
+
+def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
+    logits, features, probabilities = (arrays[name] for name in REQUIRED_OUTPUTS)
+    return Outputs(logits, features, arrays.get("strangeness_parts"), probabilities, arrays.get("strangeness"))
+
+
+def _choose_backend(path: Path, backend: str) -> str:
+    """Name of the backend that opens a file.
+
+    Raises:
+        InputError: if the backend is unknown, or can't run such a file.
+        ArtifactError: if there is no such file.
+    """
+    backends = BACKENDS_BY_SUFFIX.get(path.suffix.lower())
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"backend must be auto, {' or '.join(BACKENDS)}, but is {backend!r}")
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be opened: {error.strerror}") from error
+    if backends is None:
+        hint = "'clipadapter export' makes such a file of a saved model" if is_folder else "give one of these"
+        raise ArtifactError(f"{path} is not an exported model: those end in {' or '.join(BACKENDS_BY_SUFFIX)}; {hint}")
+    if not is_file:
+        raise ArtifactError(f"there is no file {path}")
+    if backend == "auto":
+        use_second = len(backends) > 1 and not _onnxruntime.installed() and _openvino.installed()
+        return backends[1] if use_second else backends[0]
+    if backend not in backends:
+        raise InputError(f"{path.name} is run by {' or '.join(backends)}, not by {backend}: use backend 'auto'")
+    return backend
