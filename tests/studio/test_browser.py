@@ -184,12 +184,12 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     person.until(lambda: person.driver.execute_script(wanted) == "red")  # the next name is written over it
     person.see(".cs-next", "Drop a few pictures into each class")
 
-    # By the names alone.
+    # By the class names alone.
     person.see("#cs-try input[type=file]").send_keys(squares(tmp_path, "green", 1, 900)[0])
     assert person.see(".cs-top li").text.startswith("green")
     person.see(".cs-prediction", "uses the class names alone")
 
-    # Pictures; one that is none, one that is in another class.
+    # Pictures, with a file that is no picture, and a picture of another class.
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     for name in COLOURS:
         person.drop(name, squares(tmp_path, name, 4))
@@ -200,7 +200,12 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     sending = "return [...document.querySelectorAll('.cs-sending')].some((e) => e.textContent.startsWith('Sending'))"
     person.until(lambda: not person.driver.execute_script(sending))  # also where nothing was added
     person.see(".cs-accuracy", "of held-out pictures are predicted correctly")
-    person.see(".cs-prediction", "leads")  # what was asked by the names alone is asked again
+    person.see(".cs-prediction", "leads")  # the tried picture is predicted again
+
+    # A small picture is shown in its proportions.
+    person.see('[data-drop="red"] .cs-thumb').click()
+    assert len(set(person.see(".cs-open-picture img").size.values())) == 1
+    person.see(".cs-open-picture button", "Close").click()
 
     # Why, and a correction.
     person.see('#cs-try button[aria-label="Remove Image"]').click()
@@ -216,7 +221,7 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     person.see(".cs-note", "Undone: adding 1 picture to 'red'.")
     assert len(server.files("red")) == 4
 
-    # What it asks for, labelled by number keys.
+    # Selected pictures, labelled by number keys.
     person.drop("", squares(tmp_path, "red", 5, 50) + squares(tmp_path, "green", 5, 50))
     person.see(".cs-current")
     person.leave()
