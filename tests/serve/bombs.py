@@ -1,4 +1,4 @@
-"""Bodies that a parser would make far more of than they are, or take long for; for tests and for tests/robustness."""
+"""Bodies that cost a parser far more memory or time than their size; for these tests and for tests/robustness."""
 
 from dataclasses import dataclass
 

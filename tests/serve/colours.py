@@ -1,4 +1,4 @@
-"""A model of three colours: as a file made by hand, and as one that answers when it is told to."""
+"""A model of three colours: as an exported file, and as an object whose runs a test can hold up."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ def several():
 
 
 class Colours(RuntimeModel):
-    """Features are the mean of each channel, logits ten times these; waits for `go` while it runs, if told to."""
+    """Features are the mean of each channel, logits ten times these; a run waits for `go`."""
 
     def __init__(self, uncertainty=None):
         self.class_names, self.pixels, self.uncertainty, self.precision = (
@@ -47,7 +47,7 @@ class Colours(RuntimeModel):
     def run(self, squares):
         self.running.set()
         if len(squares) and not self.go.wait(30):
-            raise RuntimeError("nobody said go")
+            raise RuntimeError("go was never set")
         self.running.clear()
         self.batches.append(len(squares))
         features = squares.mean(axis=(1, 2)).reshape(-1, 3) / 255
@@ -109,7 +109,7 @@ def graph(about, names=NAMES):
 
 
 def write_file(path, names=NAMES):
-    """An exported file of the colours, made by hand."""
+    """An exported file of the colours, without `clipadapter.export`."""
     import onnx
 
     facts = {"encoder": {"name": "hand", "licence": "CC0-1.0"}, "head": {"name": "axes"}}

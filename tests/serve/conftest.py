@@ -1,4 +1,4 @@
-"""Apps to ask."""
+"""Apps and their clients."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -23,7 +23,7 @@ def colours():
 
 
 class Unchecked:
-    """Opens no file in a process of its own."""
+    """Opens no file in a child process."""
 
     def try_file(self, path):
         pass
@@ -34,7 +34,7 @@ class Unchecked:
 
 @pytest.fixture
 def serve(files, colours):
-    """A function that gives a client of an app; its model is `colours` unless it is told to open the file."""
+    """A function that gives a client of an app; its model is `colours`; with ``model=None`` it opens the file."""
     clients = []
 
     def start(limits=None, token=None, model=colours, specs=None, **options):

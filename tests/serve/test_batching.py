@@ -11,7 +11,7 @@ from clipadapter.serve import Limits
 from .colours import BLUE, GREY, RED, base64_of, refused
 
 
-def until(true, seconds=10):
+def wait_until(true, seconds=10):
     """Wait for something that another thread does."""
     end = time.monotonic() + seconds
     while not true():
@@ -20,7 +20,7 @@ def until(true, seconds=10):
 
 
 @pytest.fixture
-def later():
+def post_later():
     """A function that asks in another thread, and gives the future answer."""
     with ThreadPoolExecutor(32) as pool:
 
@@ -35,94 +35,98 @@ def batcher(client):
     return client.app.state.server.models.get().batcher
 
 
-def label(future):
+def label_of(future):
     return future.result(20).json()["predictions"][0]["label"]
 
 
-def test_what_comes_while_a_batch_runs_shares_the_next(serve, colours, later):
+def test_pictures_that_arrive_while_a_batch_runs_share_the_next_batch(serve, colours, post_later):
     client, before = serve(), len(colours.batches)
     colours.go.clear()
-    first = later(client, RED)
-    until(colours.running.is_set)
-    rest = [later(client, one) for one in (RED, BLUE) * 3]
-    until(lambda: len(batcher(client)._queue) == 6)
+    first = post_later(client, RED)
+    wait_until(colours.running.is_set)
+    rest = [post_later(client, one) for one in (RED, BLUE) * 3]
+    wait_until(lambda: len(batcher(client)._queue) == 6)
     colours.go.set()
-    assert [label(one) for one in [first, *rest]] == ["red", *["red", "blue"] * 3]
+    assert [label_of(one) for one in [first, *rest]] == ["red", *["red", "blue"] * 3]
     assert [size for size in colours.batches[before:] if size] == [1, 6]
 
 
-def test_batches_have_an_end(serve, colours, later):
+def test_batches_have_a_maximum_size(serve, colours, post_later):
     client, before = serve(Limits(max_batch=4)), len(colours.batches)
-    found = later(client, *[RED, BLUE] * 5).result(20).json()["predictions"]
+    found = post_later(client, *[RED, BLUE] * 5).result(20).json()["predictions"]
     assert [one["label"] for one in found] == ["red", "blue"] * 5
     assert max(colours.batches[before:]) <= 4 and sum(colours.batches[before:]) == 10
 
 
-def test_on_an_idle_server_nothing_waits(serve, later):
+def test_on_an_idle_server_nothing_waits(serve, post_later):
     client = serve(Limits(max_wait=20.0))
     began = time.monotonic()
-    assert label(later(client, RED)) == "red"
+    assert label_of(post_later(client, RED)) == "red"
     assert time.monotonic() - began < 5
 
 
-def test_requests_of_one_batch_are_answered_as_each_asked(serve, colours, later):
+def test_requests_of_one_batch_keep_their_own_options(serve, colours, post_later):
     client = serve()
     colours.go.clear()
-    first = later(client, RED)
-    until(colours.running.is_set)
-    plain, strict, sets = later(client, GREY), later(client, GREY, reject=0.1), later(client, RED, coverage=0.8)
-    until(lambda: len(batcher(client)._queue) == 3)
+    first = post_later(client, RED)
+    wait_until(colours.running.is_set)
+    plain, strict, sets = (
+        post_later(client, GREY),
+        post_later(client, GREY, reject=0.1),
+        post_later(client, RED, coverage=0.8),
+    )
+    wait_until(lambda: len(batcher(client)._queue) == 3)
     colours.go.set()
-    assert label(first) == "red" and label(plain) == "red" and label(strict) is None
+    assert label_of(first) == "red" and label_of(plain) == "red" and label_of(strict) is None
     assert sets.result().json()["predictions"][0]["labels"] == ["red"]
     assert plain.result().json()["predictions"][0]["labels"] is None
 
 
-def test_a_full_queue_refuses_and_recovers(serve, colours, later):
+def test_a_full_queue_refuses_and_recovers(serve, colours, post_later):
     client = serve(Limits(queue=4, max_pictures=4))
     colours.go.clear()
-    waiting = [later(client, RED) for _ in range(3)]
-    until(lambda: batcher(client).pending == 3)
+    waiting = [post_later(client, RED) for _ in range(3)]
+    wait_until(lambda: batcher(client).pending == 3)
     refusal = client.post("/v1/predict", json={"images": [base64_of(RED)] * 2})
     assert refused(refusal, 503, "pictures wait already") and int(refusal.headers["retry-after"]) >= 1
-    waiting.append(later(client, RED))  # one fits
-    until(lambda: batcher(client).pending == 4)
+    waiting.append(post_later(client, RED))  # one fits
+    wait_until(lambda: batcher(client).pending == 4)
     assert refused(client.get("/v1/models/nix"), 404)  # other requests are answered
     assert client.post("/v1/predict", content=b"not looked at").status_code == 503
     colours.go.set()
-    assert [label(one) for one in waiting] == ["red"] * 4
-    until(lambda: batcher(client).pending == 0)
+    assert [label_of(one) for one in waiting] == ["red"] * 4
+    wait_until(lambda: batcher(client).pending == 0)
     assert client.post("/v1/predict", json={"images": [base64_of(RED)] * 4}).status_code == 200
     assert 'clipadapter_refused_total{reason="queue"} 2.0' in client.get("/metrics").text
 
 
-def test_who_would_wait_too_long_is_told_at_once(serve, colours, later):
+def test_a_request_that_would_wait_too_long_is_refused_at_once(serve, colours, post_later):
     client = serve(Limits(deadline=2.0, max_batch=2))
     colours.go.clear()
     batcher(client)._pictures_per_second = 0.5  # pictures a second
-    waiting = [later(client, RED) for _ in range(2)]
-    until(lambda: batcher(client).pending == 2)
+    waiting = [post_later(client, RED) for _ in range(2)]
+    wait_until(lambda: batcher(client).pending == 2)
     refusal = client.post("/v1/predict", json={"images": [base64_of(RED)]})
     assert refused(refusal, 503, "takes 4.0 seconds") and refusal.headers["retry-after"] == "4"
     colours.go.set()
-    assert [label(one) for one in waiting] == ["red"] * 2
+    assert [label_of(one) for one in waiting] == ["red"] * 2
 
 
-def test_what_is_late_is_dropped_before_it_runs(serve, colours, later):
+def test_late_pictures_are_dropped_before_they_run(serve, colours, post_later):
     client, before = serve(Limits(deadline=0.2)), len(colours.batches)
     colours.go.clear()
-    running = later(client, RED)
-    until(colours.running.is_set)
-    late = later(client, *[BLUE] * 3)
+    running = post_later(client, RED)
+    wait_until(colours.running.is_set)
+    late = post_later(client, *[BLUE] * 3)
     assert refused(late.result(20), 504, "no answer within 0.2 seconds")
     assert refused(running.result(20), 504)
     colours.go.set()
-    until(lambda: batcher(client).pending == 0)
+    wait_until(lambda: batcher(client).pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]
     assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
 
 
-def test_what_is_late_is_not_even_unpacked(serve, colours, later):
+def test_late_pictures_are_not_even_loaded(serve, colours, post_later):
     client, made, go = serve(Limits(deadline=0.2)), [], threading.Event()
 
     def square(*args, **kwargs):
@@ -131,28 +135,28 @@ def test_what_is_late_is_not_even_unpacked(serve, colours, later):
         return type(colours).square(colours, *args, **kwargs)
 
     colours.square = square
-    assert refused(later(client, *[RED] * 60).result(20), 504)
+    assert refused(post_later(client, *[RED] * 60).result(20), 504)
     begun = len(made)
     go.set()
-    until(lambda: batcher(client).pending == 0)
+    wait_until(lambda: batcher(client).pending == 0)
     assert len(made) == begun < 60
 
 
-def test_a_client_may_wait_less_than_the_server(serve, colours, later):
+def test_a_client_may_wait_less_than_the_server(serve, colours, post_later):
     client = serve()
     colours.go.clear()
     began = time.monotonic()
-    assert refused(later(client, RED, params={"timeout": "0.1"}).result(20), 504, "0.1 seconds")
+    assert refused(post_later(client, RED, params={"timeout": "0.1"}).result(20), 504, "0.1 seconds")
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "x", "nan", "1e9"])
-def test_strange_timeouts_are_refused(serve, timeout):
+def test_invalid_timeouts_are_refused(serve, timeout):
     response = serve().post("/v1/predict", json={"images": [base64_of(RED)]}, params={"timeout": timeout})
     assert refused(response, 422, "timeout")
 
 
-def test_an_backend_that_fails_costs_its_batch_only(serve, colours):
+def test_a_backend_failure_affects_its_batch_only(serve, colours):
     client, good = serve(raise_server_exceptions=False), type(colours).run
     colours.run = lambda squares: 1 / 0
     assert refused(client.post("/v1/predict", json={"images": [base64_of(RED)]}), 500, "its log says how")
@@ -161,7 +165,7 @@ def test_an_backend_that_fails_costs_its_batch_only(serve, colours):
     assert batcher(client).pending == 0
 
 
-def test_pictures_of_a_client_that_left_do_not_run(colours, files):
+def test_pictures_of_a_disconnected_client_do_not_run(colours, files):
     import asyncio
 
     from clipadapter.serve import Models, create_app
@@ -191,12 +195,12 @@ def test_pictures_of_a_client_that_left_do_not_run(colours, files):
     colours.go.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(asyncio.run, leave())
-        until(colours.running.is_set)
+        wait_until(colours.running.is_set)
         second = pool.submit(asyncio.run, leave())
-        until(lambda: models.get().batcher.pending == 2)
+        wait_until(lambda: models.get().batcher.pending == 2)
         gone.set()
         assert second.result(20) == first.result(20) == []
         colours.go.set()
-        until(lambda: models.get().batcher.pending == 0)
+        wait_until(lambda: models.get().batcher.pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]  # the first ran already
     models.close()

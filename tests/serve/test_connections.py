@@ -1,4 +1,4 @@
-"""What a connection may do before and after the app is asked."""
+"""Limits of a connection before and after the app is called."""
 
 import asyncio
 import socket
@@ -7,15 +7,12 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from clipadapter.errors import InputError
-from clipadapter.serve import Limits, Models, connections, create_app, server
+from clipadapter.serve import Limits, connections
 from clipadapter.serve.connections import MAX_HEAD_BYTES, LimitedProtocol
 
-from .colours import Colours
-
-PATIENCE = 30
+TIMEOUT_SECONDS = 30
 """Seconds after which a test gives up."""
-ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -60,9 +57,9 @@ class Server:
     def run(self, work):
         """What a coroutine gives that has this for an argument."""
 
-        async def whole():
+        async def run_and_close():
             try:
-                return await asyncio.wait_for(work(self), PATIENCE)
+                return await asyncio.wait_for(work(self), TIMEOUT_SECONDS)
             finally:
                 for writer in self.writers:
                     writer.close()
@@ -70,7 +67,7 @@ class Server:
                     connection.transport.abort()
                 await asyncio.sleep(0)
 
-        return asyncio.run(whole())
+        return asyncio.run(run_and_close())
 
 
 async def until_closed(reader):
@@ -84,7 +81,7 @@ async def until_closed(reader):
     return bytes(data)
 
 
-async def send_for_ever(writer, piece):
+async def send_repeatedly(writer, piece):
     try:
         while True:
             writer.write(piece)
@@ -94,13 +91,13 @@ async def send_for_ever(writer, piece):
         pass
 
 
-def both(piece, first=b""):
+def send_until_closed(piece, first=b""):
     """Sends until the other side closes; gives what it said."""
 
     async def work(server):
         reader, writer = await server.connect()
         writer.write(first)
-        sending = asyncio.ensure_future(send_for_ever(writer, piece))
+        sending = asyncio.ensure_future(send_repeatedly(writer, piece))
         try:
             return await until_closed(reader)
         finally:
@@ -109,7 +106,7 @@ def both(piece, first=b""):
     return work
 
 
-def test_a_connection_that_says_nothing_is_closed():
+def test_a_silent_connection_is_closed():
     async def silent(server):
         reader, _ = await server.connect()
         return await until_closed(reader)
@@ -117,14 +114,14 @@ def test_a_connection_that_says_nothing_is_closed():
     assert Server(head_timeout=0.05).run(silent) == b""
 
 
-def test_a_head_that_never_ends_is_closed_however_often_something_comes():
-    assert Server(head_timeout=0.1).run(both(b"X", b"GET / HTTP/1.1\r\nHost: x\r\nX: ")) == b""
+def test_a_connection_whose_head_never_ends_is_closed():
+    assert Server(head_timeout=0.1).run(send_until_closed(b"X", b"GET / HTTP/1.1\r\nHost: x\r\nX: ")) == b""
 
 
-def test_the_second_head_of_a_connection_must_come_in_time_too():
+def test_the_second_head_of_a_connection_must_arrive_in_time_too():
     async def work(server):
         reader, writer = await server.connect()
-        writer.write(ASK)
+        writer.write(GET_REQUEST)
         first = await reader.readuntil(b"\r\n\r\n0")
         writer.write(b"GET / HT")
         return first, await until_closed(reader)
@@ -133,11 +130,11 @@ def test_the_second_head_of_a_connection_must_come_in_time_too():
     assert first.startswith(b"HTTP/1.1 200") and rest == b""
 
 
-def test_a_connection_is_kept_longer_than_a_head_may_take():
+def test_an_idle_connection_outlasts_the_head_timeout():
     async def work(server):
         reader, writer = await server.connect()
         for _ in range(2):
-            writer.write(ASK)
+            writer.write(GET_REQUEST)
             await reader.readuntil(b"\r\n\r\n0")
             assert server.last._head_timer is None
         return "kept"
@@ -155,7 +152,7 @@ def test_a_long_head_is_refused(size):
     assert Server().run(work).startswith(b"HTTP/1.1 400")
 
 
-def test_tiny_chunks_are_refused_and_usual_ones_are_not():
+def test_tiny_chunks_are_refused_and_larger_ones_are_not():
     async def work(server, chunk, count):
         reader, writer = await server.connect()
         writer.write(CHUNKED + b"%x\r\n%s\r\n" % (len(chunk), chunk) * count + b"0\r\n\r\n")
@@ -168,12 +165,12 @@ def test_tiny_chunks_are_refused_and_usual_ones_are_not():
     assert Server().run(lambda one: work(one, b"a" * 300, 1500)).startswith(b"HTTP/1.1 200")
 
 
-def test_a_refused_body_that_goes_on_ends_the_connection(monkeypatch):
+def test_a_refused_body_that_does_not_end_closes_the_connection(monkeypatch):
     monkeypatch.setattr(connections, "LINGER_SECONDS", 0.05)
-    assert Server(refuse).run(both(b"1\r\na\r\n" * 10, CHUNKED)).startswith(b"HTTP/1.1 413")
+    assert Server(refuse).run(send_until_closed(b"1\r\na\r\n" * 10, CHUNKED)).startswith(b"HTTP/1.1 413")
 
 
-def test_a_refused_body_that_ends_keeps_the_connection(monkeypatch):
+def test_a_refused_body_that_ends_leaves_the_connection_open(monkeypatch):
     async def work(server):
         reader, writer = await server.connect()
         for _ in range(2):
@@ -184,10 +181,10 @@ def test_a_refused_body_that_ends_keeps_the_connection(monkeypatch):
     assert Server(refuse).run(work)
 
 
-def test_requests_that_come_at_once_are_all_answered():
+def test_pipelined_requests_are_all_answered():
     async def work(server):
         reader, writer = await server.connect()
-        writer.write(ASK * 3)
+        writer.write(GET_REQUEST * 3)
         return [await reader.readuntil(b"\r\n\r\n0") for _ in range(3)]
 
     assert all(one.startswith(b"HTTP/1.1 200") for one in Server().run(work))
@@ -200,50 +197,7 @@ def test_for_a_new_connection_the_longest_idle_is_closed():
         busy.write(CHUNKED)
         newer, writer = await server.connect()
         await until_closed(oldest)
-        writer.write(ASK)
+        writer.write(GET_REQUEST)
         return await newer.readuntil(b"\r\n\r\n0")
 
     assert Server(max_connections=2).run(work).startswith(b"HTTP/1.1 200")
-
-
-@pytest.fixture
-def configured(monkeypatch, files):
-    """The configuration that `run` gives uvicorn, and the app."""
-    seen = []
-    monkeypatch.setattr(server.Server, "run", lambda self, sockets: seen.append(self.config))
-
-    def start(host="127.0.0.1", **options):
-        models = Models([str(files / "colours.onnx")], opener=lambda path: Colours())
-        app = create_app(models)
-        server.run(app, host, 0, **options)
-        models.close()
-        return seen[-1], app.state.server
-
-    return start
-
-
-def test_the_parser_is_chosen_by_name(configured):
-    """Uvicorn takes httptools where it is installed, which has no limit on headers."""
-    config, _ = configured()
-    made = config.http(config, ServerState(), {}, _loop=asyncio.new_event_loop())
-    made.loop.close()
-    assert isinstance(made, LimitedProtocol) and made.conn._max_incomplete_event_size == MAX_HEAD_BYTES
-
-
-@pytest.mark.parametrize(
-    ("host", "allowed", "hosts"),
-    [
-        ("127.0.0.1", (), frozenset()),
-        ("::1", (), frozenset()),
-        ("127.0.0.1", ("Pets.example.org:8000",), frozenset({"pets.example.org"})),
-        ("127.0.0.1", ("*",), None),
-        ("0.0.0.0", (), None),
-        ("0.0.0.0", ("a.org", "b.org"), frozenset({"a.org", "b.org"})),
-    ],
-)
-def test_hosts_are_looked_at_where_only_this_machine_connects(configured, host, allowed, hosts):
-    try:
-        _, state = configured(host, allowed_hosts=allowed)
-    except InputError:
-        pytest.skip(f"{host} can't be had here")
-    assert state.allowed_hosts == hosts

@@ -1,4 +1,4 @@
-"""What docs/serving.md shows is run, and what it lists is all there is."""
+"""The commands of docs/serving.md are run; its lists of metrics and limits are complete."""
 
 import json
 import re
@@ -18,7 +18,7 @@ LINES = [line for block in re.findall(r"<!-- run -->\n```sh\n(.*?)```", PAGE, re
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_the_lines_of_the_page_are_answered(files, tmp_path):
+def test_the_commands_of_the_page_are_answered(files, tmp_path):
     (files / "colours.onnx").rename(files / "model.onnx")
     (tmp_path / "photo.jpg").write_bytes(RED)
     (tmp_path / "street.jpg").write_bytes(GREY)
@@ -48,8 +48,8 @@ def test_metrics_of_the_page_are_those_of_the_server(serve):
     assert {re.sub("_total$", "", name) for name in named} == {name for name in there if not name.endswith("_created")}
 
 
-def test_limits_of_the_page_are_the_commands():
-    for name, told in re.findall(r"^\| `--([a-z-]+)` \|.*\| ([\d.]+)[^|]*\|$", PAGE, re.MULTILINE):
+def test_limits_of_the_page_are_those_of_the_command():
+    for name, default in re.findall(r"^\| `--([a-z-]+)` \|.*\| ([\d.]+)[^|]*\|$", PAGE, re.MULTILINE):
         option = next(one for one in command.params if f"--{name}" in one.opts)
         scale = {"max-bytes": 1 << 20, "max-pixels": 10**6}.get(name, 1)
-        assert option.default == float(told) * scale, name
+        assert option.default == float(default) * scale, name

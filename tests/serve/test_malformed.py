@@ -1,4 +1,4 @@
-"""Nothing that is sent brings the server down; benchmarks/serve_load.py sends more of it to a real one."""
+"""Malformed requests; benchmarks/serve_load.py sends more of them to a real server."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ def malformed(count):
     return module.requests("colours", SIDE, count)
 
 
-def test_wrong_requests_are_refused_and_never_a_fault(serve):
+def test_malformed_requests_are_refused_without_a_server_error(serve):
     client = serve(model=None)
     statuses = Counter()
     for wrong in malformed(500):

@@ -1,4 +1,4 @@
-"""What every request passes."""
+"""Token, Host, ids, errors, log and metrics of every request."""
 
 import json
 import logging
@@ -10,10 +10,10 @@ from clipadapter.serve.logs import JsonFormatter
 
 from .colours import RED, base64_of, refused
 
-ASK = {"images": [base64_of(RED)]}
+REQUEST = {"images": [base64_of(RED)]}
 
 
-def test_a_token_is_asked_for(serve):
+def test_requests_without_the_token_are_refused(serve):
     client = serve(token="secret-1")
     guarded = ["/v1/models", "/v1/models/colours", "/v2", "/v2/models/colours", "/v2/models/colours/ready", "/metrics"]
     for path in [*guarded, "/nothing", "/docs/", "/v2/health/live/x"]:
@@ -22,9 +22,9 @@ def test_a_token_is_asked_for(serve):
         assert response.headers["www-authenticate"] == "Bearer"
     for given in ("Bearer secret-2", "Bearer ", "secret-1", "Basic secret-1", "Bearer secret-1x", "Bearer ä"):
         headers = {"authorization": given.encode("latin-1")}
-        assert refused(client.post("/v1/predict", json=ASK, headers=headers), 401), given
+        assert refused(client.post("/v1/predict", json=REQUEST, headers=headers), 401), given
     for given in ("Bearer secret-1", "bearer secret-1"):
-        assert client.post("/v1/predict", json=ASK, headers={"authorization": given}).status_code == 200
+        assert client.post("/v1/predict", json=REQUEST, headers={"authorization": given}).status_code == 200
         for path in guarded:
             assert client.get(path, headers={"authorization": given}).status_code == 200
     for path in ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/"):
@@ -59,7 +59,7 @@ def test_a_page_of_another_name_that_leads_here_is_not_answered(serve, host, pat
     assert client.get(path, headers={"host": host}).status_code == 200
 
 
-def test_while_it_leaves_each_answer_ends_its_connection(serve):
+def test_while_the_server_stops_each_answer_closes_its_connection(serve):
     client = serve()
     assert "connection" not in client.get("/v2").headers
     client.app.state.server.is_stopping = True
@@ -75,7 +75,7 @@ def test_errors_have_one_shape(serve):
     assert refused(client.delete("/v2/models/colours"), 405)
 
 
-def test_other_origins_are_told_nothing(serve):
+def test_other_origins_get_no_cors_headers(serve):
     client = serve()
     for response in (
         client.get("/v1/models", headers={"origin": "http://elsewhere"}),
@@ -84,7 +84,7 @@ def test_other_origins_are_told_nothing(serve):
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-def test_requests_have_names(serve):
+def test_requests_have_ids(serve):
     client = serve()
     assert client.get("/v2", headers={"x-request-id": "abc-1.Z_"}).headers["x-request-id"] == "abc-1.Z_"
     given = []
@@ -100,12 +100,12 @@ def lines(caplog):
     ]
 
 
-def test_the_log_says_what_happened_and_nothing_of_pictures(serve, caplog):
+def test_the_log_has_no_content_of_requests(serve, caplog):
     client = serve()
     with caplog.at_level(logging.INFO, "clipadapter.serve"):
         files = [("images", ("my-secret-name.png", RED)), ("images", ("x.png", b"private"))]
         client.post("/v1/predict?timeout=3", files=files, headers={"x-request-id": "r1"})
-        client.post("/v1/models/other-secret/predict", json=ASK)
+        client.post("/v1/models/other-secret/predict", json=REQUEST)
         client.get("/secret-address?secret=1")
         client.get("/v2/health/live")
     first, second, third = lines(caplog)
@@ -128,17 +128,17 @@ def test_the_log_says_what_happened_and_nothing_of_pictures(serve, caplog):
     assert not re.search("secret|private|x.png", json.dumps([first, second, third]))
 
 
-def test_a_fault_of_ours_is_logged_and_not_told(serve, caplog, colours):
+def test_a_server_error_is_logged_and_not_sent_to_the_client(serve, caplog, colours):
     client = serve(raise_server_exceptions=False)
     colours.run = lambda squares: 1 / 0
-    assert refused(client.post("/v1/predict", json=ASK), 500)
+    assert refused(client.post("/v1/predict", json=REQUEST), 500)
     assert any(
         "ZeroDivisionError" in line.get("traceback", "")
         for line in map(json.loads, map(JsonFormatter().format, caplog.records))
     )
 
 
-def test_what_happens_is_counted(serve):
+def test_requests_and_pictures_are_counted(serve):
     client = serve()
     client.post("/v1/predict", json={"images": [base64_of(RED), "bad"]})
     client.post("/v1/predict", json={})
@@ -158,7 +158,7 @@ def test_what_happens_is_counted(serve):
     assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
-def test_the_page_needs_no_other_host(serve):
+def test_the_documentation_page_needs_no_other_host(serve):
     client = serve()
     page = client.get("/docs").text
     named = re.findall(r"(?:src|href|url)\s*[=:]\s*[\"']([^\"']+)", page)

@@ -1,4 +1,4 @@
-"""Models by name, exchanged while they answer."""
+"""Models by name, replaced while they are served."""
 
 import os
 import shutil
@@ -14,61 +14,61 @@ from clipadapter.serve import Limits, Models
 from clipadapter.serve.model_sources import read_sources
 
 from .colours import RED, Colours, base64_of, refused, write_file
-from .test_batching import until
+from .test_batching import wait_until
 
 OTHER = ("cherry", "leaf", "sky")
-ASK = {"images": [base64_of(RED)]}
+REQUEST = {"images": [base64_of(RED)]}
 
 
-def look(client, times=2):
+def refresh(client, times=2):
     for _ in range(times):
         client.app.state.server.models.refresh()
 
 
 def label(client, name="colours"):
-    return client.post(f"/v1/models/{name}/predict", json=ASK).json()["predictions"][0]["label"]
+    return client.post(f"/v1/models/{name}/predict", json=REQUEST).json()["predictions"][0]["label"]
 
 
-def test_a_changed_file_takes_over(serve, files):
+def test_a_changed_file_replaces_its_model(serve, files):
     client = serve(model=None)
     before = client.get("/v1/models/colours").json()
     write_file(files / "colours.onnx", OTHER)
-    look(client)
+    refresh(client)
     after = client.get("/v1/models/colours").json()
     assert label(client) == "cherry" and after["classes"] == list(OTHER) and after["version"] != before["version"]
     assert 'clipadapter_model_loads_total{model="colours",outcome="loaded"} 2.0' in client.get("/metrics").text
 
 
-def test_a_file_that_is_still_being_written_is_left(serve, files):
+def test_a_file_that_is_still_being_written_is_not_loaded(serve, files):
     client = serve(model=None)
     write_file(files / "colours.onnx", OTHER)
-    look(client, 1)
+    refresh(client, 1)
     assert label(client) == "red"
     os.utime(files / "colours.onnx", ns=(1, 1))  # and again
-    look(client, 1)
+    refresh(client, 1)
     assert label(client) == "red"
-    look(client, 1)
+    refresh(client, 1)
     assert label(client) == "cherry"
 
 
-def test_a_damaged_file_keeps_the_old_one_and_is_told(serve, files, caplog):
+def test_with_a_damaged_file_the_old_model_is_served_and_the_error_reported(serve, files, caplog):
     client, path = serve(model=None), files / "colours.onnx"
     good, loaded = path.read_bytes(), client.app.state.server.models.get()
     path.write_bytes(good[:200])
     with caplog.at_level("ERROR"):
-        look(client)
+        refresh(client)
     assert label(client) == "red"
     error = client.get("/v1/models/colours").json()["error"]
     assert "could not be loaded" in error and "colours.onnx" in error and str(files) not in error
     assert 'outcome="failed"} 1.0' in client.get("/metrics").text
     assert "model could not be loaded" in caplog.text
-    path.write_bytes(good)  # the same as is loaded: nothing to do but to forget the error
-    look(client)
+    path.write_bytes(good)  # the same as the loaded file: only the error is cleared
+    refresh(client)
     assert client.get("/v1/models/colours").json()["error"] is None
     assert client.app.state.server.models.get() is loaded
 
 
-def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
+def test_a_changed_file_is_first_opened_in_a_child_process(serve, files):
     class Crashing:
         def try_file(self, path):
             raise ArtifactError(f"{path} ended the process that opened it by SIGSEGV")
@@ -79,9 +79,9 @@ def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
     stopped, models = [], None
     client = serve(model=None, isolated=Crashing())
     models = client.app.state.server.models
-    models._open = None  # it is not opened here
+    models._open = None  # must not be called: the child process refuses the file
     write_file(files / "colours.onnx", OTHER)
-    look(client)
+    refresh(client)
     assert label(client) == "red"
     error = client.get("/v1/models/colours").json()["error"]
     assert "colours.onnx ended the process that opened it by SIGSEGV" in error and str(files) not in error
@@ -90,104 +90,115 @@ def test_a_changed_file_is_opened_in_a_process_of_its_own_first(serve, files):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_damaged_file_is_told_and_a_sound_one_taken_by_the_child(backend, serve, files):
+def test_the_child_process_refuses_a_damaged_file_and_accepts_a_sound_one(backend, serve, files):
     pytest.importorskip(backend)
     client = serve(model=None, isolated=IsolatedOpener(backend))
     good = (files / "colours.onnx").read_bytes()
     (files / "colours.onnx").write_bytes(good[: len(good) // 2])
-    look(client)
+    refresh(client)
     assert label(client) == "red" and "colours.onnx" in client.get("/v1/models/colours").json()["error"]
     write_file(files / "colours.onnx", OTHER)
-    look(client)
+    refresh(client)
     assert label(client) == "cherry" and client.get("/v1/models/colours").json()["error"] is None
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices as files")
-def test_a_device_is_not_read_for_ever(serve, files):
+def test_a_device_is_not_read(serve, files):
     client = serve(model=None)
     (files / "colours.onnx").unlink()
     (files / "colours.onnx").symlink_to("/dev/zero")
-    look(client)
+    refresh(client)
     assert label(client) == "red" and "not a regular file" in client.get("/v1/models/colours").json()["error"]
     with pytest.raises(ArtifactError, match="neither a regular file nor a folder"):
         Models([str(files / "colours.onnx")])
 
 
-def test_an_export_in_the_cache_that_was_altered_is_made_again(tmp_path, monkeypatch):
+@pytest.fixture
+def record_exports(tmp_path, monkeypatch):
+    """A function that lets exports of saved models be written by another one; gives the list of their paths."""
     import clipadapter.classifier
     import clipadapter.export
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(clipadapter.classifier.FewShotClassifier, "load", staticmethod(lambda folder: folder))
-    made = []
 
-    def export_model(model, path):
-        made.append(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        append_checksum(write_file(path))
+    def record(write):
+        paths = []
 
-    monkeypatch.setattr(clipadapter.export, "export_model", export_model)
+        def export_model(model, path):
+            paths.append(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+
+        monkeypatch.setattr(clipadapter.export, "export_model", export_model)
+        return paths
+
+    return record
+
+
+def test_an_altered_export_in_the_cache_is_replaced(tmp_path, record_exports):
+    exported_paths = record_exports(lambda path: append_checksum(write_file(path)))
     for altered in (False, True, False):
         if altered:
-            data = bytearray(made[0].read_bytes())
+            data = bytearray(exported_paths[0].read_bytes())
             data[200] ^= 1
-            made[0].write_bytes(data)
+            exported_paths[0].write_bytes(data)
         models = Models([str(saved(tmp_path))])
         models.close()
-    assert len(made) == 2
+    assert len(exported_paths) == 2
 
 
-def test_a_file_that_does_not_run_is_not_taken(serve, files):
+def test_a_file_that_does_not_run_is_refused(serve, files):
     client, models = serve(), None
     models = client.app.state.server.models
     broken = Colours()
     broken.run = lambda squares: 1 / 0
     models._open = lambda path: broken
     write_file(files / "colours.onnx", OTHER)
-    look(client)
+    refresh(client)
     assert label(client) == "red" and "does not run" in client.get("/v1/models/colours").json()["error"]
 
 
-def test_a_file_that_goes_leaves_the_model(serve, files):
+def test_the_model_of_a_removed_file_is_still_served(serve, files):
     client = serve(model=None)
     (files / "colours.onnx").rename(files / "away")
-    look(client)
+    refresh(client)
     assert label(client) == "red" and "gone" in client.get("/v1/models/colours").json()["error"]
     write_file(files / "colours.onnx", OTHER)
-    look(client)
+    refresh(client)
     assert label(client) == "cherry"
 
 
-def test_a_folder_serves_what_is_in_it(serve, files):
+def test_all_files_of_a_folder_are_served(serve, files):
     client = serve(model=None, specs=[str(files)])
     write_file(files / "other.onnx", OTHER)
-    shutil.copy(files / "other.onnx", files / "no name.onnx")  # can't be in an address, and costs nobody else
+    shutil.copy(files / "other.onnx", files / "no name.onnx")  # not a valid name; it affects no other model
     (files / "broken.onnx").write_bytes(b"nothing")
-    look(client)
+    refresh(client)
     assert label(client, "other") == "cherry" and label(client) == "red"
     assert [one["name"] for one in client.get("/v1/models").json()["models"]] == ["colours", "other"]
     (files / "colours.onnx").unlink()
-    look(client)
-    assert refused(client.post("/v1/models/colours/predict", json=ASK), 404, "served are: other")
+    refresh(client)
+    assert refused(client.post("/v1/models/colours/predict", json=REQUEST), 404, "served are: other")
     assert 'queue_pictures{model="colours"}' not in client.get("/metrics").text
-    files.rename(files.with_name("away"))  # a folder that can't be seen takes nothing with it
-    look(client)
+    files.rename(files.with_name("away"))  # a folder that is gone removes no model
+    refresh(client)
     assert label(client, "other") == "cherry"
 
 
-def test_the_old_one_finishes_what_it_began(serve, files):
+def test_the_old_model_finishes_its_requests(serve, files):
     old, new = Colours(), Colours()
     new.class_names = OTHER
     client = serve(model=old)
     models = client.app.state.server.models
     old.go.clear()
     with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(client.post, "/v1/predict", json=ASK)
-        until(lambda: models.get().batcher.pending == 1)
+        begun = pool.submit(client.post, "/v1/predict", json=REQUEST)
+        wait_until(lambda: models.get().batcher.pending == 1)
         first = models.get()
         models._open = lambda path: new
         write_file(files / "colours.onnx", OTHER)
-        look(client)
+        refresh(client)
         assert label(client) == "cherry"
         old.go.set()
         assert begun.result(20).json()["predictions"][0]["label"] == "red"
@@ -195,10 +206,10 @@ def test_the_old_one_finishes_what_it_began(serve, files):
     assert not first.batcher._thread.is_alive()
 
 
-def test_files_are_looked_at_by_themselves(serve, files):
+def test_files_are_checked_regularly(serve, files):
     client = serve(model=None, refresh_seconds=0.01)
     write_file(files / "colours.onnx", OTHER)
-    until(lambda: client.get("/v1/models/colours").json()["classes"] == list(OTHER))
+    wait_until(lambda: client.get("/v1/models/colours").json()["classes"] == list(OTHER))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +225,7 @@ def test_files_are_looked_at_by_themselves(serve, files):
         (["bad.onnx"], ArtifactError, "can't be opened"),
     ],
 )
-def test_what_can_not_be_served_is_refused_at_the_start(files, tmp_path, monkeypatch, texts, error, words):
+def test_unservable_specifications_are_refused_at_the_start(files, tmp_path, monkeypatch, texts, error, words):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(files, tmp_path / "copy")
     (tmp_path / "empty").mkdir()
@@ -224,7 +235,7 @@ def test_what_can_not_be_served_is_refused_at_the_start(files, tmp_path, monkeyp
         Models(texts)
 
 
-def test_names_come_from_files_folders_or_the_person(files, tmp_path):
+def test_model_names_come_from_files_folders_or_the_specification(files, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "config.json").write_text("{}")
     (tmp_path / "a=b.onnx").write_bytes(b"x")
@@ -241,30 +252,18 @@ def saved(tmp_path, text='{"a": 1}'):
     return folder
 
 
-def test_a_saved_model_is_exported_once(tmp_path, monkeypatch):
-    import clipadapter.classifier
-    import clipadapter.export
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(clipadapter.classifier.FewShotClassifier, "load", staticmethod(lambda folder: folder))
-    made = []
-
-    def export_model(model, path):
-        made.append(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path)
-
-    monkeypatch.setattr(clipadapter.export, "export_model", export_model)
+def test_a_saved_model_is_exported_once(tmp_path, record_exports):
+    exported_paths = record_exports(write_file)
     for _ in range(2):
         models = Models([str(saved(tmp_path))])
         assert models.names == ["pets"] and models.get("pets").predictor.class_names == ("red", "green", "blue")
         models.close()
-    assert len(made) == 1 and made[0].is_relative_to(tmp_path / "cache")
+    assert len(exported_paths) == 1 and exported_paths[0].is_relative_to(tmp_path / "cache")
     models = Models([str(saved(tmp_path))])
-    saved(tmp_path, '{"a": 2}')  # fitted anew
+    saved(tmp_path, '{"a": 2}')  # fitted again
     models.refresh()
     models.refresh()
-    assert len(set(made)) == 2
+    assert len(set(exported_paths)) == 2
     models.close()
 
 
@@ -273,7 +272,7 @@ def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch)
 
     monkeypatch.setitem(sys.modules, "clipadapter.export", None)
     monkeypatch.setitem(sys.modules, "clipadapter.classifier", None)
-    with pytest.raises(ModuleNotFoundError):  # a part of ours that is missing is a fault, and no excuse
+    with pytest.raises(ModuleNotFoundError):  # a missing module of this package is a bug, not a missing extra
         Models([str(saved(tmp_path))])
     error = ModuleNotFoundError("No module named 'torch'", name="torch")
 
@@ -288,8 +287,8 @@ def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch)
         Models([str(saved(tmp_path))])
 
 
-def test_a_place_is_never_lost_to_an_exchange(serve, files):
-    """A model that was closed between its look-up and its door sends on to the one after it."""
+def test_a_request_survives_the_replacement_of_its_model(serve, files):
+    """A model that is closed between `get` and `take_slot` is replaced by the next one."""
     client = serve(Limits(deadline=5))
     models = client.app.state.server.models
     old, new = models.get(), None
@@ -306,4 +305,4 @@ def test_a_place_is_never_lost_to_an_exchange(serve, files):
         return new
 
     models.get = open_new
-    assert client.post("/v1/predict", json=ASK).status_code == 200
+    assert client.post("/v1/predict", json=REQUEST).status_code == 200

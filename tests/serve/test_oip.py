@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, as its text says; sources in the module."""
+"""The Open Inference Protocol, by its specification; the module names the sources."""
 
 import json
 import struct
@@ -38,7 +38,7 @@ def outputs(response):
     return {one["name"]: one for one in response.json()["outputs"]}
 
 
-def test_the_server_tells_what_it_is(serve):
+def test_server_metadata(serve):
     client = serve()
     facts = {"name": "clipadapter", "version": __version__, "extensions": ["binary_tensor_data"]}
     assert client.get("/v2").json() == client.get("/v2/").json() == facts
@@ -49,7 +49,7 @@ def test_the_server_tells_what_it_is(serve):
     assert client.get("/v2/health/live").status_code == 200
 
 
-def test_a_model_tells_its_tensors(serve):
+def test_model_metadata_has_inputs_and_outputs(serve):
     client = serve()
     found = client.get("/v2/models/colours").json()
     assert found["inputs"] == [
@@ -70,7 +70,7 @@ def test_a_model_tells_its_tensors(serve):
     assert refused(client.post("/v2/models/colours/versions/1/infer", json=images(RED)), 404)
 
 
-def test_strangeness_is_named_only_if_there_is_one(serve):
+def test_strangeness_is_an_output_only_if_the_model_can_reject(serve):
     client = serve(model=Colours(several()))
     assert "strangeness" not in [one["name"] for one in client.get("/v2/models/colours").json()["outputs"]]
     assert "strangeness" not in outputs(client.post(URL, json=images(RED)))
@@ -78,7 +78,7 @@ def test_strangeness_is_named_only_if_there_is_one(serve):
 
 
 @pytest.mark.parametrize("data", [SQUARE.ravel().tolist(), SQUARE.tolist()], ids=["flat", "nested"])
-def test_squares_are_answered(serve, data):
+def test_squares_are_predicted(serve, data):
     answer = serve().post(URL, json={"id": "42", **squares(data)})
     body, found = answer.json(), outputs(answer)
     assert body["id"] == "42" and body["model_name"] == "colours" and len(body["model_version"]) == 12
@@ -90,7 +90,7 @@ def test_squares_are_answered(serve, data):
     assert found["labels"] == {"name": "labels", "datatype": "BYTES", "shape": [2], "data": ["red", "blue"]}
 
 
-def test_pictures_are_answered_as_their_squares(serve):
+def test_pictures_give_the_same_outputs_as_their_squares(serve):
     client = serve(model=None)
     by_picture = outputs(client.post(URL, json=images(RED, BLUE)))
     assert by_picture == outputs(client.post(URL, json=squares(SQUARE.ravel().tolist())))
@@ -100,14 +100,14 @@ def test_pictures_are_answered_as_their_squares(serve):
     assert by_picture == outputs(client.post(URL, **binary(asked, tail)))
 
 
-def test_squares_may_come_as_bytes(serve):
+def test_squares_may_be_sent_as_bytes(serve):
     client, data = serve(), SQUARE.tobytes()
     asked = squares(None, parameters={"binary_data_size": len(data)})
     del asked["inputs"][0]["data"]
     assert outputs(client.post(URL, **binary(asked, data))) == outputs(client.post(URL, json=squares(SQUARE.tolist())))
 
 
-def test_answers_may_come_as_bytes(serve):
+def test_outputs_may_be_sent_as_bytes(serve):
     client = serve()
     asked = {
         **images(RED, BLUE),
@@ -126,12 +126,12 @@ def test_answers_may_come_as_bytes(serve):
     assert features["data"] == [1, 0, 0, 0, 0, 1]
 
 
-def test_only_what_is_asked_for_is_sent(serve):
+def test_only_requested_outputs_are_sent(serve):
     found = outputs(serve().post(URL, json={**images(RED), "outputs": [{"name": "features"}]}))
     assert list(found) == ["features"] and found["features"]["shape"] == [1, 3]
 
 
-def test_labels_say_none_of_these_and_several(serve):
+def test_labels_of_rejected_and_multilabel_pictures(serve):
     asked = {**images(GREY, RED), "parameters": {"reject": 0.1}, "outputs": [{"name": "labels"}]}
     assert outputs(serve().post(URL, json=asked))["labels"]["data"] == ["", "red"]
     client = serve(model=Colours(several()))
@@ -139,7 +139,7 @@ def test_labels_say_none_of_these_and_several(serve):
     assert sorted(found[0].split("|")) == ["green", "red"] and found[1] == ""
 
 
-def test_a_picture_that_can_not_be_read_costs_the_request(serve):
+def test_an_unreadable_picture_fails_the_request(serve):
     client = serve()
     assert refused(client.post(URL, json=images(RED, b"nothing")), 422, "picture 1 can't be read: not an image")
     asked = images(RED)
@@ -206,7 +206,7 @@ FLAT = SQUARE.ravel().tolist()
         ({**images(RED), "outputs": [{"name": "logits"}] * 2}, "requested twice"),
     ],
 )
-def test_a_wrong_request_says_what_is_wrong(serve, asked, words):
+def test_the_error_of_an_invalid_request_names_the_mistake(serve, asked, words):
     response = serve().post(URL, json=asked)
     assert refused(response, 413 if words == "at most" else 400, words)
 
@@ -226,7 +226,7 @@ def test_a_wrong_request_says_what_is_wrong(serve, asked, words):
         (images(RED), b"", "5", "no JSON"),
     ],
 )
-def test_wrong_bytes_say_what_is_wrong(serve, asked, tail, length, words):
+def test_the_error_of_invalid_bytes_names_the_mistake(serve, asked, tail, length, words):
     request = binary(asked, tail)
     if length is not None:
         request["headers"]["inference-header-content-length"] = length
@@ -236,7 +236,7 @@ def test_wrong_bytes_say_what_is_wrong(serve, asked, tail, length, words):
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff", b'{"inputs": NaN}', b"[" * 100_000, b'{"a":' * 50_000, b'"\\ud800"']
 )
-def test_what_is_no_json_is_refused(serve, body):
+def test_invalid_json_is_refused(serve, body):
     assert refused(serve().post(URL, content=body), 400)
 
 
@@ -245,5 +245,5 @@ def test_too_many_squares_are_refused(serve):
     assert refused(client.post(URL, json=squares(FLAT)), 413, "1 pictures at most")
 
 
-def test_long_bodies_are_read_in_a_thread(serve):
+def test_long_bodies_are_parsed_in_a_thread(serve):
     assert len(outputs(serve().post(URL, json={**images(RED), "parameters": {"filler": "x" * 100_000}}))) == 4

@@ -1,4 +1,4 @@
-"""The command as a process of its own: signals, overload, a file exchanged under it, and no torch."""
+"""The command as a separate process: signals, overload, a replaced file, and no torch."""
 
 import _socket
 import http.client
@@ -34,7 +34,7 @@ class Running:
     """A server in another process; its log is read as it comes."""
 
     def __init__(self, *args, **environment):
-        # Tests in the background of a shell are told to ignore Ctrl-C, and the process would inherit that.
+        # Tests in the background of a shell ignore Ctrl-C, and the process would inherit that.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, "-c", CODE, "serve", *map(str, args), "--port", "0"],
@@ -106,7 +106,7 @@ def running():
         one.process.stdout.close()
 
 
-def test_an_exported_file_is_served_without_torch_and_exchanged(running, files):
+def test_an_exported_file_is_served_and_replaced_without_torch(running, files):
     server = running(files / "colours.onnx")
     status, answer, _ = server.predict(RED, BLUE)
     assert status == 200 and [one["label"] for one in answer["predictions"]] == ["red", "blue"]
@@ -119,7 +119,7 @@ def test_an_exported_file_is_served_without_torch_and_exchanged(running, files):
     assert all(isinstance(json.loads(line), dict) for line in server.log), server.log
 
 
-def test_sigterm_lets_what_was_begun_be_answered(running, files):
+def test_requests_that_have_begun_are_answered_after_sigterm(running, files):
     server = running(files / "colours.onnx", "--deadline", 120)
     body = json.dumps({"images": [base64_of(picture((255, 0, 0), 500))] * 30}).encode()
     connection = server.connection()
@@ -140,7 +140,7 @@ def test_sigterm_lets_what_was_begun_be_answered(running, files):
     assert json.loads(server.log[-1])["event"] == "stopped"
 
 
-def test_a_connection_that_is_kept_loses_no_request_at_sigterm(running, files):
+def test_an_idle_connection_loses_no_request_at_sigterm(running, files):
     server = running(files / "colours.onnx")
     connection = server.connection()
     connection.request("GET", "/v2")
@@ -154,7 +154,7 @@ def test_a_connection_that_is_kept_loses_no_request_at_sigterm(running, files):
     assert server.process.wait(30) == 0
 
 
-def test_a_name_that_leads_here_is_refused_unless_it_is_allowed(running, files):
+def test_requests_for_other_hosts_are_refused_unless_allowed(running, files):
     server = running(files / "colours.onnx", "--allow-host", "pets.example.org")
     assert server.ask("GET", "/v2", host="pets.example.org")[0] == 200
     assert server.ask("GET", "/v2", host="evil.example.org")[0] == 421
@@ -162,7 +162,7 @@ def test_a_name_that_leads_here_is_refused_unless_it_is_allowed(running, files):
     assert server.end() == 0
 
 
-def test_in_the_grace_it_answers_but_is_not_ready(running, files):
+def test_in_the_grace_the_server_answers_but_is_not_ready(running, files):
     server = running(files / "colours.onnx", "--grace", "20")
     assert server.ask("GET", "/v2/health/ready")[0] == 200
     server.process.send_signal(signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_in_the_grace_it_answers_but_is_not_ready(running, files):
     assert server.process.wait(120) == 0
 
 
-def test_answers_do_not_wait_for_the_network(running, files):
+def test_answers_are_sent_without_delay(running, files):
     """Head and body of an answer are two packets: the second must not wait for the first to be confirmed, 40 ms."""
     server = running(files / "colours.onnx")
     connection, times = server.connection(), []
@@ -186,20 +186,20 @@ def test_answers_do_not_wait_for_the_network(running, files):
     assert min(times[5:]) < 0.03
 
 
-def test_it_says_on_stdout_where_it_listens(running, files):
+def test_the_address_is_written_to_stdout(running, files):
     server = running(files / "colours.onnx", "--json")
     server.end()
     found = json.loads(server.process.stdout.read())
     assert found == {"url": f"http://127.0.0.1:{server.port}", "models": ["colours"]}
 
 
-def test_ctrl_c_ends_it_cleanly(running, files):
+def test_ctrl_c_ends_the_server_cleanly(running, files):
     server = running(files / "colours.onnx")
     assert server.end(signal.SIGINT) == 0
     assert "Traceback" not in "".join(server.log)
 
 
-def test_overload_is_refused_and_passes(running, files):
+def test_overload_is_refused_and_the_server_recovers(running, files):
     server = running(files / "colours.onnx", "--queue", "4", "--max-pictures", "4")
     large = picture((255, 0, 0), 1500)
     with ThreadPoolExecutor(16) as pool:

@@ -27,7 +27,7 @@ def shots(tmp_path):
     return paths, labels
 
 
-def test_a_saved_model_answers_as_the_classifier(shots, tmp_path):
+def test_a_saved_model_predicts_as_the_classifier(shots, tmp_path):
     paths, labels = shots
     model = FewShotClassifier(encoder="toy", uncertainty=UncertaintyOptions(reject=0.1)).fit(paths, labels)
     model.save(tmp_path / "saved")

@@ -1,4 +1,4 @@
-"""Costly pictures at the server: refused at once, or decoded where nobody else waits."""
+"""Costly pictures: refused at once, or decoded where no other picture waits."""
 
 import io
 import threading
@@ -27,13 +27,13 @@ def ask(client, *pictures):
     return client.post("/v1/predict", json={"images": [base64_of(data) for data in pictures]}).json()["predictions"]
 
 
-def test_a_scan_bomb_costs_its_own_answer_only(serve):
+def test_a_scan_bomb_affects_its_own_answer_only(serve):
     bad, good = ask(serve(), scan_bomb(), RED)
     assert "too costly to decode" in bad["error"] and "limit 1000" in bad["error"]
     assert good["label"] == "red"
 
 
-def test_a_picture_of_a_slow_format_is_answered(serve):
+def test_a_picture_of_a_slow_format_is_predicted(serve):
     assert [one["label"] for one in ask(serve(), jpeg2000((255, 0, 0)), RED)] == ["red", "red"]
 
 

@@ -1,4 +1,4 @@
-"""Pictures in, names out."""
+"""Pictures in, class names out."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from .colours import BLUE, GREY, RED, Colours, base64_of, picture, refused, seve
 FILES = [("images", ("a.png", RED)), ("images", ("b.png", BLUE))]
 
 
-def in_json(*pictures, **asked):
+def json_body(*pictures, **asked):
     return {"images": [base64_of(data) for data in pictures], **asked}
 
 
@@ -26,7 +26,7 @@ def test_files_are_answered_in_their_order(serve):
 
 
 @pytest.mark.parametrize("asked", [{}, {"top": 2}, {"reject": 0.1}, {"reject": 0.1, "coverage": 0.8, "top": 1}])
-def test_answers_are_those_of_the_command(serve, files, tmp_path, asked):
+def test_predictions_are_those_of_the_command(serve, files, tmp_path, asked):
     client, paths = serve(model=None), []
     for name, data in (("red.png", RED), ("grey.png", GREY), ("bad.png", b"no picture")):
         (tmp_path / name).write_bytes(data)
@@ -37,7 +37,7 @@ def test_answers_are_those_of_the_command(serve, files, tmp_path, asked):
     form = client.post(
         "/v1/predict", files=[("images", (path.name, path.read_bytes())) for path in paths], data=asked
     ).json()
-    plain = client.post("/v1/predict", json=in_json(RED, GREY, b"no picture", **asked)).json()
+    plain = client.post("/v1/predict", json=json_body(RED, GREY, b"no picture", **asked)).json()
     for place, line in enumerate(wanted):
         assert form["predictions"][place] == {**line, "source": paths[place].name}
         assert plain["predictions"][place] == {**line, "source": f"image {place}"}
@@ -48,20 +48,20 @@ def test_a_data_url_is_base64_too(serve):
     assert answer.json()["predictions"][0]["label"] == "red"
 
 
-def test_almost_base64_is_none(serve):
+def test_invalid_base64_is_an_unreadable_picture(serve):
     texts = ["*" + base64_of(RED), base64_of(RED)[:-1], base64_of(RED) + "\n", "data:,abcd"]
     found = serve().post("/v1/predict", json={"images": texts}).json()["predictions"]
     assert all("no base64" in one["error"] for one in found)
 
 
-def test_a_bad_picture_costs_only_its_own_answer(serve):
+def test_an_unreadable_picture_affects_only_its_own_answer(serve):
     files = [("images", ("a.png", RED)), ("x", ("b.png", RED[:45])), ("y", ("c.png", b"")), ("z", ("d.png", BLUE))]
     found = serve().post("/v1/predict", files=files).json()["predictions"]
     assert [one["label"] for one in found] == ["red", None, None, "blue"]
     assert [one["error"] for one in found] == [None, "file is truncated", "file is empty", None]
 
 
-def test_all_pictures_may_be_bad(serve):
+def test_all_pictures_may_be_unreadable(serve):
     found = serve().post("/v1/predict", json={"images": ["", "?"]})
     assert found.status_code == 200 and all(one["error"] for one in found.json()["predictions"])
 
@@ -82,26 +82,26 @@ def test_no_path_or_address_is_opened(serve, tmp_path, monkeypatch):
     assert [one["label"] for one in found] == [None] * 7
 
 
-def test_what_the_model_rejects_by_itself_can_be_switched_off(serve):
+def test_the_rejection_of_the_model_can_be_switched_off(serve):
     model = Colours()
     model.uncertainty = type(model.uncertainty)(
         rejector=model.uncertainty.rejector, decisions=model.uncertainty.decisions.changed({"reject": 0.1})
     )
     client = serve(model=model)
-    assert client.post("/v1/predict", json=in_json(GREY)).json()["predictions"][0]["label"] is None
-    found = client.post("/v1/predict", json=in_json(GREY, reject=None)).json()["predictions"][0]
+    assert client.post("/v1/predict", json=json_body(GREY)).json()["predictions"][0]["label"] is None
+    found = client.post("/v1/predict", json=json_body(GREY, reject=None)).json()["predictions"][0]
     assert found["label"] is not None and found["reason"] is None
 
 
-def test_several_labels_are_named(serve):
-    found = serve(model=Colours(several())).post("/v1/predict", json=in_json(picture((255, 255, 0)), picture(0)))
+def test_multilabel_predictions_have_all_labels(serve):
+    found = serve(model=Colours(several())).post("/v1/predict", json=json_body(picture((255, 255, 0)), picture(0)))
     assert [sorted(one["labels"]) for one in found.json()["predictions"]] == [["green", "red"], []]
 
 
-def test_what_was_not_learned_is_refused_before_the_work(serve):
+def test_options_that_were_not_learned_are_refused_before_pictures_run(serve):
     model = Colours(several())
     client, before = serve(model=model), len(model.batches)
-    assert refused(client.post("/v1/predict", json=in_json(RED, reject=0.1)), 422, "class by class")
+    assert refused(client.post("/v1/predict", json=json_body(RED, reject=0.1)), 422, "class by class")
     assert [size for size in model.batches[before:] if size] == []
 
 
@@ -125,14 +125,14 @@ def test_what_was_not_learned_is_refused_before_the_work(serve):
         (7, "the body: "),
     ],
 )
-def test_wrong_json_says_which_value(serve, body, words):
+def test_the_error_of_invalid_json_names_the_value(serve, body, words):
     assert refused(serve().post("/v1/predict", json=body), 422, words)
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b'{"images": ["a"], "reject": NaN}', b'{"images": ["\\ud800"]}', b"\xff", b"[" * 256]
 )
-def test_what_is_no_json_is_refused(serve, body):
+def test_invalid_json_is_refused(serve, body):
     assert refused(serve().post("/v1/predict", content=body, headers={"content-type": "application/json"}), 422)
 
 
@@ -145,16 +145,16 @@ def test_what_is_no_json_is_refused(serve, body):
         ({"size": "3"}, "size: "),
     ],
 )
-def test_wrong_fields_say_which(serve, fields, words):
+def test_the_error_of_an_invalid_field_names_it(serve, fields, words):
     assert refused(serve().post("/v1/predict", files=FILES, data=fields), 422, words)
 
 
-def test_a_file_name_instead_of_a_file_says_how(serve):
+def test_the_error_for_a_file_name_shows_how_to_send_a_file(serve):
     answer = serve().post("/v1/predict", files=[("images", (None, "photo.jpg"))])
     assert refused(answer, 422, "images came as the text 'photo.jpg'", "-F images=@photo.jpg")
 
 
-def test_a_form_without_a_file_says_how(serve):
+def test_the_error_for_a_form_without_a_file_shows_how_to_send_one(serve):
     body = b'--x\r\nContent-Disposition: form-data; name="top"\r\n\r\n3\r\n--x--\r\n'
     headers = {"content-type": "multipart/form-data; boundary=x"}
     assert refused(serve().post("/v1/predict", content=body, headers=headers), 422, "-F images=@photo.jpg")
@@ -181,7 +181,7 @@ def test_a_broken_form_is_refused(serve, body, kind, words):
     assert refused(serve().post("/v1/predict", content=body, headers=headers), 400, words)
 
 
-def test_fields_have_an_end(serve):
+def test_fields_have_limits(serve):
     client = serve()
     assert refused(client.post("/v1/predict", files=FILES, data={"top": "3" * 2000}), 413, "file name")
     many = {f"f{i}": "1" for i in range(30)}
@@ -196,18 +196,18 @@ def test_bodies_of_other_types_are_refused(serve, kind):
 def test_too_many_pictures_are_refused(serve):
     client = serve(Limits(max_pictures=2))
     assert refused(client.post("/v1/predict", files=FILES + FILES[:1]), 413, "2 pictures at most")
-    assert refused(client.post("/v1/predict", json=in_json(RED, RED, RED)), 413, "3 came")
+    assert refused(client.post("/v1/predict", json=json_body(RED, RED, RED)), 413, "3 came")
     assert client.post("/v1/predict", files=FILES).status_code == 200
 
 
-def test_large_pictures_are_refused_before_they_are_unpacked(serve):
+def test_large_pictures_are_refused_before_they_are_decoded(serve):
     client, files = serve(Limits(max_pixels=99)), [("images", ("a", picture(0, n))) for n in (10, 9)]
-    for asked in ({"json": in_json(picture(0, 10), picture(0, 9))}, {"files": files}):
+    for asked in ({"json": json_body(picture(0, 10), picture(0, 9))}, {"files": files}):
         large, small = client.post("/v1/predict", **asked).json()["predictions"]
         assert "pixels" in large["error"] and small["error"] is None
 
 
-def test_of_several_models_one_is_named(serve, files):
+def test_with_several_models_a_request_must_name_one(serve, files):
     (files / "other.onnx").write_bytes((files / "colours.onnx").read_bytes())
     client = serve(model=None, specs=[str(files), f"third={files / 'other.onnx'}"])
     assert refused(client.post("/v1/predict", files=FILES), 400, "colours, other, third")
@@ -215,7 +215,7 @@ def test_of_several_models_one_is_named(serve, files):
     assert refused(client.post("/v1/models/nix/predict", files=FILES), 404, "served are: colours, other, third")
 
 
-def test_a_model_tells_what_it_is(serve):
+def test_the_description_of_a_model(serve):
     client = serve(model=None)
     found = client.get("/v1/models/colours").json()
     assert client.get("/v1/models").json() == {"models": [found]}
@@ -224,7 +224,7 @@ def test_a_model_tells_what_it_is(serve):
     assert found["ask"]["pictures"] == "/v1/models/colours/predict"
 
 
-def test_probabilities_are_of_the_logits(serve):
-    found = serve().post("/v1/predict", json=in_json(RED)).json()["predictions"][0]
+def test_probabilities_are_the_softmax_of_the_logits(serve):
+    found = serve().post("/v1/predict", json=json_body(RED)).json()["predictions"][0]
     wanted = np.exp([10.0, 0.0, 0.0]) / np.exp([10.0, 0.0, 0.0]).sum()
     np.testing.assert_allclose([one["score"] for one in found["top"]], wanted, rtol=1e-6)

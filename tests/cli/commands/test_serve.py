@@ -1,11 +1,14 @@
-"""What ``clipadapter serve`` refuses before it serves; tests/serve/test_process.py has the rest."""
+"""What ``clipadapter serve`` refuses before it starts; tests/serve/test_process.py has the other tests."""
 
+import dataclasses
 import logging
 import subprocess
 import sys
 
 import pytest
 
+from clipadapter.cli.commands.serve import command
+from clipadapter.serve import Limits
 from clipadapter.serve.logs import LOGGERS
 
 
@@ -42,6 +45,13 @@ def test_a_token_file_that_is_not_there_is_named(run, tmp_path):
 def test_a_request_can_not_bring_more_than_the_queue_holds(run, tmp_path):
     result = run("serve", tmp_path, "--queue", "8")
     assert result.exit_code == 1 and "the queue holds 8" in result.stderr
+
+
+def test_defaults_are_those_of_the_limits():
+    defaults = {option.name: option.default for option in command.params}
+    defaults["max_wait"] = defaults["max_wait_ms"] / 1000
+    for limit in dataclasses.fields(Limits):
+        assert defaults[limit.name] == limit.default, limit.name
 
 
 def test_a_missing_extra_is_named(tmp_path):

@@ -19,7 +19,9 @@ COUNT = click.IntRange(1)
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
-def _limit(name: str, number: click.ParamType[Any], default: float, text: str, metavar: str | None = None) -> Decorator:
+def _limit(
+    name: str, number: click.IntRange | click.FloatRange, default: float, text: str, metavar: str | None = None
+) -> Decorator:
     """The option of a limit; its default is that of `clipadapter.serve.Limits`, which ``--help`` does not import."""
     return click.option(name, type=number, default=default, metavar=metavar, show_default=True, help=text)
 
