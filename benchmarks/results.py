@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipadapter.bench.report import fidelity_mark
+from clipadapter.bench.summary import fidelity_mark
 from clipadapter.heads import fidelity_of
 
 PREFACE = """# Results

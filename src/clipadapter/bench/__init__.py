@@ -7,23 +7,29 @@ from clipadapter.bench.continual.learning import StreamTask, stream
 from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.bench.continual.summary import stream_table
 from clipadapter.bench.costs import Estimate, estimate
-from clipadapter.bench.evaluation import CrossValidation, ModelEvaluation, cross_validate_model, evaluate_model
+from clipadapter.bench.evaluation import (
+    CrossValidation,
+    ModelEvaluation,
+    MultiLabelModelEvaluation,
+    cross_validate_model,
+    evaluate_model,
+    evaluate_multilabel_model,
+)
 from clipadapter.bench.fitting import few_shot
 from clipadapter.bench.launch import run_suite
 from clipadapter.bench.methods import BASELINES, default_heads, method_version
-from clipadapter.bench.multilabel import MultiLabelModelEvaluation, evaluate_multilabel_model
 from clipadapter.bench.plan import Plan, planned_suites
 from clipadapter.bench.plots import confusion_matrix, learning_curve
 from clipadapter.bench.protocols import create_protocol, list_protocols, register_protocol
 from clipadapter.bench.protocols.cross_validation import cross_validate
 from clipadapter.bench.records import RecordFolder
-from clipadapter.bench.report import summarise, table
-from clipadapter.bench.reports import compare_heads, compare_studies, write_report
+from clipadapter.bench.report import compare_heads, compare_studies, write_report
 from clipadapter.bench.run import Run, append_runs, read_runs
 from clipadapter.bench.score import Score, score
 from clipadapter.bench.sources import FEATURES, Source, halves, open_source, train_and_test
 from clipadapter.bench.study import Study, load_study
 from clipadapter.bench.suite import Suite, list_suites, load_suite
+from clipadapter.bench.summary import summarise, table
 
 __all__ = [
     "MultiLabelModelEvaluation",

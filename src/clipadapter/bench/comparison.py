@@ -14,10 +14,10 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fitting import failed, measured, perform, run_all
 from clipadapter.bench.plots import learning_curve
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
-from clipadapter.bench.report import table
 from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.score import check_labels
 from clipadapter.bench.sources import dataset_features
+from clipadapter.bench.summary import table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError

@@ -1,4 +1,4 @@
-"""Runs a suite: features once, then every fit without a record, on a launcher; stopped at any time, it goes on."""
+"""Runs a suite: features once, then every fit without a record, on a launcher. A stopped call can be repeated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS, save_bundle
 from clipadapter.bench.launchers import Job, Launcher
 from clipadapter.bench.methods import package_digest
-from clipadapter.bench.oracle import oracle_runs
 from clipadapter.bench.plan import Entry, FitSpec, Plan, Rows, value_of
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.records import RecordFolder
@@ -146,7 +145,7 @@ def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out:
 
 def _figures(works: Sequence[_PlannedFit], folder: Path) -> list[Path]:
     """Pictures of the features of each bundle."""
-    from clipadapter.bench.figures import draw_moved
+    from clipadapter.bench.projection import draw_moved
 
     bundles: dict[str, list[_PlannedFit]] = {}
     for one in works:
@@ -193,3 +192,32 @@ def _runs(one: _PlannedFit, result: list[str] | None, error: str | None) -> list
 
     runs = planned_runs(load_bundle(one.task.bundle), one.task)
     return [run.model_copy(update={"error": f"LauncherError: {error}"}) for run in runs]
+
+
+def oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, Run]) -> list[tuple[Entry, Run]]:
+    """For each parameter that a suite varies, and each draw, the run of the value that was best on the test part.
+
+    Args:
+        suite: the study.
+        entries: what it asked for.
+        runs: records by key; what is missing or failed is left out.
+
+    Returns:
+        Copies of these records, with ``flags.oracle`` and a label that says so, and their entries.
+    """
+    names = {one.head: one.parameter for one in suite.vary}
+    groups: dict[tuple[object, ...], list[tuple[Entry, Run]]] = {}
+    for entry in entries:
+        run = runs.get(entry.key)
+        if entry.value is None or run is None or run.metrics is None:
+            continue
+        place = (entry.data, entry.encoder, entry.prompts, entry.test, run.method, run.shots, run.seed)
+        groups.setdefault(place, []).append((entry, run))
+    found = []
+    for group in groups.values():
+        entry, run = max(group, key=lambda pair: pair[1].metrics.accuracy if pair[1].metrics else 0.0)
+        label = f"{names[run.method]} chosen on the test part"
+        flags = run.flags.model_copy(update={"oracle": True})
+        copy = run.model_copy(update={"head": label, "flags": flags})
+        found.append((entry.model_copy(update={"key": copy.key, "label": label, "value": None}), copy))
+    return found

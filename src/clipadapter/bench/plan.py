@@ -9,8 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from clipadapter.bench.bundle import epochs_of
-from clipadapter.bench.continual.records import Stream
-from clipadapter.bench.record_parts import Part
+from clipadapter.bench.run import Part, Stream
 from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError

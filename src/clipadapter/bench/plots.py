@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.report import Metric, Summary, summarise
 from clipadapter.bench.run import Run
+from clipadapter.bench.summary import Metric, Summary, summarise
 from clipadapter.files import write_atomically
 from clipadapter.metrics import METRICS, Evaluation
 

@@ -15,8 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from clipadapter.bench.bundle import views_for_head
+from clipadapter.bench.bundle_files import load_bundle
+from clipadapter.bench.methods import seeded
+from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.plots import COLOURS, MARKERS, _figure, _save, _short, _title
 from clipadapter.bench.score import check_labels
+from clipadapter.bench.suite import make_head
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
@@ -24,6 +29,7 @@ from clipadapter.heads import Head, TextFeatures
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 Method = Literal["tsne", "pca"]
 NAMES = {"tsne": "t-SNE", "pca": "PCA"}
@@ -256,3 +262,37 @@ def _legend(figure: Figure, shown: Sequence[str], others: int) -> None:
         # Set afterwards: a legend leaves out what begins with an underscore, and reads dollars as formulas.
         text.set_text(_short(name))
         text.set_parse_math(False)
+
+
+MOST = 2000
+"""Test pictures drawn at most, evenly taken: t-SNE of more takes minutes, and nobody sees them."""
+
+
+def draw_moved(specs: Sequence[FitSpec], data: str, folder: Path) -> list[Path]:
+    """Draw the features of the test part before and after each head that adapts them, at the most shots, first seed.
+
+    Args:
+        specs: fits on one bundle.
+        data: name of the data set, for titles and files.
+        folder: for the PNG files.
+
+    Returns:
+        The files; heads that leave features as they are have none.
+    """
+    most = max(spec.shots for spec in specs)
+    files = []
+    for spec in (spec for spec in specs if spec.shots == most and spec.seed == specs[0].seed):
+        bundle = load_bundle(spec.bundle)
+        part = bundle.test(bundle.names[0], spec.rows).features
+        part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MOST)).astype(int)))
+        head = seeded(make_head(spec.variant), spec.seed)
+        own = views_for_head(head, bundle.shots(spec.rows))
+        head.fit(own.X, own.y, text=bundle.text)
+        try:
+            after = adapted_features(head, part.plain)
+        except InputError:  # a head that does not move features
+            continue
+        title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {most} shots a class"
+        path = folder / f"{data}-{spec.variant.title}.png".replace("/", "-")
+        files.append(draw_projection(part.plain, after, part.y, part.class_names, path, title, seed=spec.seed))
+    return files

@@ -13,17 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+from typing_extensions import Self
 
-from clipadapter.bench.continual.records import ContinualResult, Stream
-from clipadapter.bench.record_parts import DataPart as DataPart
-from clipadapter.bench.record_parts import EncoderPart as EncoderPart
-from clipadapter.bench.record_parts import Flags as Flags
-from clipadapter.bench.record_parts import Machine as Machine
-from clipadapter.bench.record_parts import Metrics as Metrics
-from clipadapter.bench.record_parts import Part
-from clipadapter.bench.record_parts import Seconds as Seconds
+from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.errors import DataError, InputError
+from clipadapter.metrics import check_metrics, metrics_shown
 
 FORMAT = 3
 KEY_FIELDS = {
@@ -44,6 +39,177 @@ KEY_FIELDS = {
 """The fields that decide the figures. Two runs that agree in them are the same run."""
 MEASUREMENT_VERSION = 1
 """Version of ``bench.score`` and of the metrics. Raise it if the same logits give another figure."""
+
+
+class Part(BaseModel):
+    """Base: frozen, and no field that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderPart(Part):
+    """The encoder that made the features."""
+
+    name: str
+    fingerprint: str
+
+
+class DataPart(Part):
+    """The data.
+
+    Args:
+        support: name of the data set that the shots were drawn from.
+        test: name of the test part; the same if the rows that were not drawn are it.
+        protocol: ``"given"`` if the test part stands apart, ``"rest"`` if it is the rows that were not drawn,
+            ``"shift"`` if its pictures come from elsewhere but show classes of the support, ``"new"`` if it has other
+            classes, which the head knows by their text alone, ``"stream"`` for the test parts of tasks that come one
+            after the other, ``"folds"`` if it is all rows, each measured by a fit to other folds.
+        digest: hash of features and labels of both.
+    """
+
+    support: str
+    test: str
+    protocol: str
+    digest: str
+
+
+class Flags(Part):
+    """What must be told beside a figure.
+
+    Args:
+        validation: labelled pictures beyond the shots that the head was given: ``"none"``.
+        transductive: whether the head looks at the test pictures as a whole.
+        oracle: whether something was chosen on the test part.
+    """
+
+    validation: str = "none"
+    transductive: bool = False
+    oracle: bool = False
+
+
+class Metrics(RootModel[dict[str, float]]):
+    """Metrics on the test part by their name in `clipadapter.metrics.METRICS`.
+
+    Records of earlier versions may lack metrics that are optional.
+
+    >>> Metrics(accuracy=0.5, macro_f1=0.4, log_loss=0.7)["macro_f1"]
+    0.4
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_metrics(self.root, metrics_shown("record", "single-label"))
+        return self
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures whose most probable class is the true one."""
+        return self.root["accuracy"]
+
+    def __getitem__(self, name: str) -> float:
+        return self.root[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.root
+
+
+class Seconds(Part):
+    """How long it took."""
+
+    fit: float
+    predict: float
+
+
+class Machine(Part):
+    """Where it ran; peak memory is the process's up to then, None where the system doesn't tell."""
+
+    cpus: int
+    platform: str
+    peak_memory_mb: int | None = None
+
+
+class Task(Part):
+    """One task of a stream.
+
+    Args:
+        name: what tables call it.
+        part: name of the test part that has its test pictures.
+        classes: its classes; a class may be in several tasks.
+        shots: how many shots it brings, of all its classes together.
+    """
+
+    name: str
+    part: str
+    classes: list[str] = Field(min_length=1)
+    shots: int = Field(ge=0)
+
+
+class Stream(Part):
+    """How tasks come, and how a head learns them.
+
+    Args:
+        task_known: whether an answer is among the classes of the picture's own task, as if someone said which it is
+            (MTIL); else it is among the classes of all tasks (X-TAIL).
+        joint: whether the head is fitted anew to the shots of all tasks so far; else it goes on from what it learned,
+            and sees the shots of the new task alone.
+        tasks: the tasks in the order in which they are learned.
+    """
+
+    task_known: bool
+    joint: bool
+    tasks: list[Task] = Field(min_length=1)
+
+    def rows_of(self, rows: Sequence[int]) -> list[list[int]]:
+        """The rows of each task, of all drawn rows in the order of the tasks.
+
+        >>> tasks = [Task(name=name, part="test", classes=[name], shots=n) for name, n in (("a", 1), ("b", 2))]
+        >>> Stream(task_known=False, joint=False, tasks=tasks).rows_of([7, 8, 9])
+        [[7], [8, 9]]
+        """
+        found, start = [], 0
+        for task in self.tasks:
+            found.append(list(rows[start : start + task.shots]))
+            start += task.shots
+        return found
+
+
+class Step(Part):
+    """What came of learning one task.
+
+    Args:
+        seconds: of this fit.
+        size: how many numbers are kept to answer and to go on: those of the head, and for one that is fitted anew each
+            time the features of all shots so far.
+        metrics: figures on every task, learned or not, in the order of the tasks.
+    """
+
+    seconds: float
+    size: int
+    metrics: list[Metrics]
+
+
+class ContinualResult(Part):
+    """What came of a stream of T tasks.
+
+    Args:
+        zero_shot: accuracy of the class text alone on each task; None if a class has no text.
+        steps: T, one after each task.
+    """
+
+    zero_shot: list[float] | None = None
+    steps: list[Step]
+
+    @property
+    def accuracy(self) -> list[list[float]]:
+        """(T, T): row t, column i is the accuracy on task i after task t."""
+        return [[one.accuracy for one in step.metrics] for step in self.steps]
+
+    @property
+    def metrics(self) -> ContinualMetrics:
+        """Transfer, Average, Last, forgetting and forward transfer."""
+        return continual_metrics(self.accuracy, self.zero_shot)
 
 
 class Run(Part):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from clipadapter.bench.plan import Entry, load_plan
 from clipadapter.bench.records import RecordFolder
-from clipadapter.bench.report import Cell, Metric
 from clipadapter.bench.run import Run
 from clipadapter.bench.suite import Suite
+from clipadapter.bench.summary import Cell, Metric
 
 Draw = tuple[str, str, str, int, int, tuple[int, ...]]
 """Data, encoder, test part, shots, seed, drawn rows: what two heads that can be compared pair by pair share."""

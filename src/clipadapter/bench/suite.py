@@ -14,7 +14,7 @@ from typing_extensions import Self
 from clipadapter.bench.continual.orders import Rules
 from clipadapter.bench.methods import default_heads
 from clipadapter.bench.protocols import create_protocol, list_protocols
-from clipadapter.bench.record_parts import Part
+from clipadapter.bench.run import Part
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.parsing import parse_toml, read_text

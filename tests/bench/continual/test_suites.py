@@ -24,14 +24,13 @@ from clipadapter.bench import (
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.continual.joining import DataSetFeatures, join_data_sets
 from clipadapter.bench.continual.orders import ORDERS, Order, Rules, count_tasks, tasks_in_order
-from clipadapter.bench.continual.records import Stream, Task
 from clipadapter.bench.continual.sources import build_joined, tasks_of_stream
 from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.published import published_streams
-from clipadapter.bench.record_parts import EncoderPart
-from clipadapter.bench.reports.stream_published import beside
+from clipadapter.bench.report.published import beside
+from clipadapter.bench.run import EncoderPart, Stream, Task
 from clipadapter.bench.suite import ALL, Prompts, list_suites, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots

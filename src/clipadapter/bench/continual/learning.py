@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head
 from clipadapter.bench.continual.joining import joined
-from clipadapter.bench.continual.records import ContinualResult, Step, Stream, Task
 from clipadapter.bench.fitting import failed, numbers_kept, read_known, shared_facts
 from clipadapter.bench.methods import seeded
-from clipadapter.bench.run import DataPart, Metrics, Run, Seconds, append_runs
+from clipadapter.bench.run import ContinualResult, DataPart, Metrics, Run, Seconds, Step, Stream, Task, append_runs
 from clipadapter.bench.score import score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from clipadapter.bench.record_parts import Part
+from clipadapter.bench.run import Part
 from clipadapter.errors import InputError
 
 

@@ -12,9 +12,9 @@ from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.continual.joining import DataSetFeatures, JoinedDataSets, join_data_sets
 from clipadapter.bench.continual.learning import mode_of, planned_stream
 from clipadapter.bench.continual.orders import Order, tasks_in_order
-from clipadapter.bench.continual.records import Stream, Task
 from clipadapter.bench.methods import seeded
 from clipadapter.bench.plan import FitSpec, draws_of
+from clipadapter.bench.run import Stream, Task
 from clipadapter.bench.sources import (
     FEATURES,
     Source,

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.continual.learning import WITHOUT_SHOTS
-from clipadapter.bench.continual.records import ContinualResult
-from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes, number_text
-from clipadapter.bench.run import Run
+from clipadapter.bench.run import ContinualResult, Run
+from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes, number_text
 from clipadapter.errors import InputError
 
 FIGURES = {

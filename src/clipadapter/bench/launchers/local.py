@@ -14,8 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from clipadapter.bench.launchers._base import ATTEMPTS, Job, Launcher, Outcome
-from clipadapter.bench.launchers._registry import register_launcher
+from clipadapter.bench.launchers.base import ATTEMPTS, Job, Launcher, Outcome, register_launcher
 from clipadapter.bench.worker import set_threads
 from clipadapter.parallel import count_cores
 

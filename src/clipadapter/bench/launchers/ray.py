@@ -16,8 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipadapter.bench.bundle_files import ARRAYS, FACTS
-from clipadapter.bench.launchers._base import ATTEMPTS, Job, Launcher, Outcome
-from clipadapter.bench.launchers._registry import register_launcher
+from clipadapter.bench.launchers.base import ATTEMPTS, Job, Launcher, Outcome, register_launcher
 from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.worker import set_threads
 from clipadapter.cache import default_cache_dir

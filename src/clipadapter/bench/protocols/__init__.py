@@ -1,8 +1,21 @@
-"""Protocols: how data sets become fits and test parts. One file each; a new file is found by itself.
+"""Protocols: how data sets become fits and test parts. One file for each protocol; the registry finds a new file.
 
-A protocol is a class derived from `base.Protocol`, with ``@register_protocol("<name>")``.
+A protocol is a class derived from `base.Protocol`, with ``@register_protocol("<name>")``. The registry is here and not
+in `base`, so that suites can check the name of their protocol without an import of `base`, which imports suites.
 """
 
-from clipadapter.bench.protocols._registry import create_protocol, list_protocols, register_protocol
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipadapter.registry import Registry
+
+if TYPE_CHECKING:
+    from clipadapter.bench.protocols.base import Protocol
+
+PROTOCOLS: Registry[Protocol] = Registry("protocol", "clipadapter.bench.protocols")
+register_protocol = PROTOCOLS.register
+list_protocols = PROTOCOLS.list
+create_protocol = PROTOCOLS.create
 
 __all__ = ["create_protocol", "list_protocols", "register_protocol"]

@@ -93,7 +93,7 @@ def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str,
     """Figures of the streams that were run: for machines, and a table for each."""
     from clipadapter.bench import load_study, stream_table
     from clipadapter.bench.continual.summary import FIGURES, HeadRuns
-    from clipadapter.bench.reports.tables import shots_text
+    from clipadapter.bench.report.tables import shots_text
     from clipadapter.bench.study import Setting
 
     study = load_study(folder, suite.name)

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from clipadapter.bench.protocols import create_protocol, list_protocols
-from clipadapter.bench.report import Cell, Metric, fidelity_mark, fidelity_notes, number_text
-from clipadapter.bench.reports.tables import Row, Table
+from clipadapter.bench.report.tables import Row, Table
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
+from clipadapter.bench.summary import Cell, Metric, fidelity_mark, fidelity_notes, number_text
 
 TRANSDUCTIVE, ORACLE = "*", "†"
 DEFAULTS = (

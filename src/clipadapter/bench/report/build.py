@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from clipadapter.bench import study_plots as plots
-from clipadapter.bench.reports.document import Document, Grid, Picture, Section
-from clipadapter.bench.reports.efficiency import efficiency
-from clipadapter.bench.reports.grids import cost_grid, difference_grid, measured_grid
-from clipadapter.bench.reports.means import mean_tables
-from clipadapter.bench.reports.side_by_side import side_by_side
-from clipadapter.bench.reports.streams import stream_sections
-from clipadapter.bench.reports.tables import HARMONIC, Table, reference_row, shots_text
-from clipadapter.bench.reports.tabulate import tables
-from clipadapter.bench.reports.words import head_text
+from clipadapter.bench.report import plots
+from clipadapter.bench.report.document import Document, Grid, Picture, Section
+from clipadapter.bench.report.grids import cost_grid, difference_grid, measured_grid
+from clipadapter.bench.report.plots import efficiency
+from clipadapter.bench.report.published import side_by_side
+from clipadapter.bench.report.streams import stream_sections
+from clipadapter.bench.report.tables import HARMONIC, Table, mean_tables, reference_row, shots_text, tables
+from clipadapter.bench.report.texts import head_text
 from clipadapter.bench.study import Study
 from clipadapter.errors import InputError
 from clipadapter.metrics import metrics_shown

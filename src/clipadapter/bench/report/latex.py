@@ -2,7 +2,7 @@ r"""A report's tables as LaTeX, to be put into a paper with ``\input``."""
 
 from __future__ import annotations
 
-from clipadapter.bench.reports.document import Document, Grid
+from clipadapter.bench.report.document import Document, Grid
 
 SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clipadapter.bench.reports.comparison import compare_heads, compare_studies
+from clipadapter.bench.report.comparison import compare_heads, compare_studies
 from clipadapter.bench.study import Study
 from clipadapter.files import write_atomically
 
@@ -27,11 +27,11 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
         InputError: if no record is there yet, or the folder can't be written.
     """
     from clipadapter.bench.plots import _save
-    from clipadapter.bench.reports.build import build
-    from clipadapter.bench.reports.html import html
-    from clipadapter.bench.reports.latex import latex
-    from clipadapter.bench.reports.markdown import markdown
-    from clipadapter.bench.reports.table_csv import stream_csv, table_csv
+    from clipadapter.bench.report.build import build
+    from clipadapter.bench.report.html import html
+    from clipadapter.bench.report.latex import latex
+    from clipadapter.bench.report.markdown import markdown
+    from clipadapter.bench.report.record_csv import stream_csv, table_csv
 
     document = build(study, published)
     place, name = Path(folder) / "reports", study.suite.name

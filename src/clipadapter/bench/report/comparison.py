@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clipadapter.bench.report import fidelity_notes, markdown_table
-from clipadapter.bench.reports.grids import INTERVAL
-from clipadapter.bench.reports.words import cell_text, difference_text, marks
+from clipadapter.bench.report.grids import INTERVAL
+from clipadapter.bench.report.texts import cell_text, difference_text, marks
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
+from clipadapter.bench.summary import fidelity_notes, markdown_table
 from clipadapter.registry import unknown
 
 HEADER = ("head", "data", "encoder", "test", "shots")

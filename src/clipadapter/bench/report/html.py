@@ -7,8 +7,8 @@ import base64
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clipadapter import __version__
-from clipadapter.bench.reports.document import Document, Grid, Picture
-from clipadapter.bench.study_plots import svg
+from clipadapter.bench.report.document import Document, Grid, Picture
+from clipadapter.bench.report.plots import svg
 
 LONG = 40
 """Longer cells get a wide column."""
@@ -17,7 +17,7 @@ LONG = 40
 def html(document: Document) -> str:
     """The page; all text is escaped."""
     environment = Environment(
-        loader=PackageLoader("clipadapter.bench.reports"),
+        loader=PackageLoader("clipadapter.bench.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,10 +1,12 @@
-"""What a launcher is."""
+"""The base of all launchers, and their registry."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+
+from clipadapter.registry import Registry
 
 ATTEMPTS = 3
 """How often a task is given out whose worker dies."""
@@ -58,3 +60,9 @@ class Launcher(ABC):
             function: importable by its name; text in, texts out.
             jobs: what to do.
         """
+
+
+LAUNCHERS: Registry[Launcher] = Registry("launcher", "clipadapter.bench.launchers")
+register_launcher = LAUNCHERS.register
+list_launchers = LAUNCHERS.list
+create_launcher = LAUNCHERS.create

@@ -1,4 +1,4 @@
-"""Measured figures beside published ones, in a section of its own: measured tables have measured figures only."""
+"""Published figures beside measured ones, in a section or table of their own: measured tables have no others."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from clipadapter.bench.published import ELEVEN, Published, published, sources
-from clipadapter.bench.report import Cell
-from clipadapter.bench.reports.document import Grid, Section
-from clipadapter.bench.reports.means import harmonic, mean_tables
-from clipadapter.bench.reports.tables import HARMONIC, Row, Table, shots_text
-from clipadapter.bench.reports.tabulate import tables
-from clipadapter.bench.reports.words import cell_text, head_text, points
-from clipadapter.bench.run import Run
+from clipadapter.bench.continual.summary import HeadRuns, figure_text
+from clipadapter.bench.published import ELEVEN, Published, PublishedStream, published, published_streams, sources
+from clipadapter.bench.report.document import Grid, Section
+from clipadapter.bench.report.tables import HARMONIC, Row, Table, harmonic, mean_tables, shots_text, tables
+from clipadapter.bench.report.texts import cell_text, head_text, points
+from clipadapter.bench.run import Run, Stream
 from clipadapter.bench.study import Study
+from clipadapter.bench.summary import Cell
 from clipadapter.data.sets import list_sets, set_info
 
 TITLE = "Measured and published"
@@ -25,7 +24,7 @@ MEANS = {
     "mean11_new": "mean of eleven sets, new",
     "mean11_harmonic": "mean of eleven sets, harmonic",
 }
-NONE = (
+NO_PUBLISHED_FIGURE = (
     "No published figure that comes with the package is of the same method, data set, backbone and shots as a measured "
     "one. Only the papers' data sets with all of their classes, and the weights that the papers used, are compared."
 )
@@ -53,7 +52,7 @@ def side_by_side(study: Study) -> Section:
     pairs = [(ours, theirs) for ours in measured for theirs in _matches(ours)]
     rows = list(dict.fromkeys(_row(ours, theirs) for ours, theirs in pairs))
     if not rows:
-        return Section(TITLE, (), (NONE,))
+        return Section(TITLE, (), (NO_PUBLISHED_FIGURE,))
     known = sources()
     tags = sorted({theirs.source for _, theirs in pairs}, key=lambda tag: (len(tag), tag))
     told = [f"{tag}: {known[tag].title}, {known[tag].where}." for tag in tags]
@@ -158,3 +157,55 @@ def _row(ours: Measured, theirs: Published) -> tuple[str, ...]:
         theirs.protocol or "not told",
         "verified" if theirs.verified else "unverified",
     )
+
+
+NO_PUBLISHED_STREAM = (
+    "No published figure that comes with the package is of this stream: the same data sets with all of their classes, "
+    "in the same order, with the same weights, and the task told or not told as here."
+)
+SHOWN = ("transfer", "average", "last")
+
+
+def beside(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
+    """Measured figures of a stream, and published ones of the same below them; None if there are none.
+
+    Args:
+        title: of the stream.
+        shots: shots a class that were measured.
+        heads: heads with figures.
+    """
+    runs = [run for one in heads for run in one.runs]
+    found = [one for one in published_streams() if all(_is_same(run.stream, run.encoder.name, one) for run in runs)]
+    if not found:
+        return None
+    known = sources()
+    rows = [
+        (one.label, shots_text(shots), *(figure_text(one.cell(figure), figure) for figure in SHOWN), "measured")
+        for one in heads
+    ]
+    rows += [
+        (one.method, "takes none" if one.method == "zero-shot" else one.protocol, *_figures(one), one.source)
+        for one in found
+    ]
+    told = [f"{tag}: {known[tag].title}, {known[tag].where}." for tag in sorted({one.source for one in found})]
+    return Grid(
+        f"Beside published figures: {title}",
+        ("method", "learned from", "Transfer", "Average", "Last", "source"),
+        tuple(rows),
+        notes=("In %. Published methods learned from other pictures, and train more than a head: no target.", *told),
+        words=frozenset({0, 1, 5}),
+    )
+
+
+def _figures(one: PublishedStream) -> tuple[str, ...]:
+    return tuple(f"{getattr(one, figure):.1f}" for figure in SHOWN)
+
+
+def _is_same(stream: Stream | None, encoder: str, theirs: PublishedStream) -> bool:
+    """Whether a measured stream is the published one: a folder of one's own may have the same name."""
+    if stream is None or stream.task_known != theirs.task_known or backbone_of(encoder) != theirs.backbone:
+        return False
+    if tuple(task.name for task in stream.tasks) != theirs.data:
+        return False
+    named = [task for task in stream.tasks if task.name in list_sets()]
+    return all(len(task.classes) == set_info(task.name).cls.n_classes for task in named)

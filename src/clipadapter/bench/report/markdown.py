@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clipadapter.bench.report import markdown_table
-from clipadapter.bench.reports.document import Document, Grid, Picture
+from clipadapter.bench.report.document import Document, Grid, Picture
+from clipadapter.bench.summary import markdown_table
 
 
 def markdown(document: Document, names: Mapping[int, str]) -> str:

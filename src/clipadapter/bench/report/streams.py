@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from clipadapter.bench.continual.records import Stream
 from clipadapter.bench.continual.summary import FIGURES, MEANINGS, HeadRuns, best_of, figure_text
-from clipadapter.bench.report import Cell, fidelity_mark, fidelity_notes
-from clipadapter.bench.reports import stream_plots
-from clipadapter.bench.reports.document import Grid, Picture, Section
-from clipadapter.bench.reports.stream_published import NONE, beside
-from clipadapter.bench.reports.tables import shots_text
-from clipadapter.bench.reports.words import failures, how_made
-from clipadapter.bench.run import Run
+from clipadapter.bench.report import plots
+from clipadapter.bench.report.document import Grid, Picture, Section
+from clipadapter.bench.report.published import NO_PUBLISHED_STREAM, beside
+from clipadapter.bench.report.tables import shots_text
+from clipadapter.bench.report.texts import failures, how_made
+from clipadapter.bench.run import Run, Stream
 from clipadapter.bench.study import Setting, Study, distinct
+from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes
 from clipadapter.metrics import mean_sd
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], runs: Sequ
     blocks.append(Picture("matrix", f"Accuracy on each task after each: {title}", _matrices(told, tasks, title)))
     if len(tasks) > 1:
         name = f"Tasks learned so far: {title}"
-        blocks.append(Picture("learned", name, stream_plots.so_far(told, name)))
+        blocks.append(Picture("learned", name, plots.so_far(told, name)))
     blocks += [
         _by_task(told, tasks, f"{name}: {title}", figure, known[:1], minor)
         for figure, name, minor in (
@@ -85,11 +84,13 @@ def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], runs: Sequ
             told, tasks, f"Seconds to learn each task: {title}", "seconds", lambda value: f"{value:.3g}", known[:1]
         ),
     ]
-    return Section(title, tuple(blocks), (*_story(runs), *([NONE] if published and same is None else [])))
+    return Section(
+        title, tuple(blocks), (*_story(runs), *([NO_PUBLISHED_STREAM] if published and same is None else []))
+    )
 
 
 def _matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
-    return stream_plots.matrices(heads, tasks, f"Accuracy on each task after each: {title}")
+    return plots.matrices(heads, tasks, f"Accuracy on each task after each: {title}")
 
 
 def _task_names(runs: Sequence[Run]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables, made from records only."""
+"""The mean of runs by head and number of shots, as a table in plain text or Markdown."""
 
 from __future__ import annotations
 

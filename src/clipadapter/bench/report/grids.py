@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipadapter.bench.report import number_text
-from clipadapter.bench.reports.document import Grid
-from clipadapter.bench.reports.tables import Row, Table, difference, shots_text
-from clipadapter.bench.reports.words import (
+from clipadapter.bench.report.document import Grid
+from clipadapter.bench.report.tables import Row, Table, difference, shots_text
+from clipadapter.bench.report.texts import (
     cell_text,
     difference_text,
     failures,
@@ -17,6 +16,7 @@ from clipadapter.bench.reports.words import (
     validation_text,
 )
 from clipadapter.bench.run import Run
+from clipadapter.bench.summary import number_text
 from clipadapter.metrics import METRICS, mean_sd
 
 INTERVAL = (

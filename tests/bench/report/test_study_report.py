@@ -6,13 +6,11 @@ import pytest
 from PIL import Image
 
 from clipadapter.bench.plan import Entry
-from clipadapter.bench.reports import compare_heads, compare_studies, write_report
-from clipadapter.bench.reports.build import build
-from clipadapter.bench.reports.document import Grid
-from clipadapter.bench.reports.means import mean_tables
-from clipadapter.bench.reports.table_csv import table_csv
-from clipadapter.bench.reports.tables import HARMONIC, Row
-from clipadapter.bench.reports.tabulate import tables
+from clipadapter.bench.report import compare_heads, compare_studies, write_report
+from clipadapter.bench.report.build import build
+from clipadapter.bench.report.document import Grid
+from clipadapter.bench.report.record_csv import table_csv
+from clipadapter.bench.report.tables import HARMONIC, Row, mean_tables, tables
 from clipadapter.bench.run import DataPart, EncoderPart, Flags, Metrics
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
