@@ -70,7 +70,7 @@ def main():
     for shots in suite.shots:
         runs = [
             run.model_copy(update={"head": place.label})
-            for place, own in study.rows.items()
+            for place, own in study.runs_by_setting.items()
             for run in own
             if place.shots == shots
         ]

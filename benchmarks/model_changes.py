@@ -32,7 +32,7 @@ Shots = tuple[list[str], list[str]]
 Change = Callable[[FewShotClassifier], object]
 
 
-def heads_for() -> list[str]:
+def create_heads() -> list[str]:
     """All heads that `FewShotClassifier` can change and that features suffice for."""
     known = {name: head_info(name).cls for name in list_heads()}
     left_out = ("needs_tower", "tunes_encoder", "transductive")
@@ -117,7 +117,7 @@ def main() -> None:
     print(f"{len(train.class_names)} classes x {args.shots} shots, {args.draws} draws, {args.threads} threads\n")
     print(f"| head | change | {' | '.join(COLUMNS)} |")
     print("|---|---|" + "---:|" * len(COLUMNS))
-    for name in args.heads or heads_for():
+    for name in args.heads or create_heads():
         for change, lines in measure(name, args, train).items():
             whole, took, a, b, loss_a, loss_b, same = np.mean(lines, axis=0)
             times = f"{whole:.2f} | {took:.2f} | {whole / took:.1f}"

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from clipadapter import FewShotClassifier
-from clipadapter.bench.sources import features_source, open_source
+from clipadapter.bench.sources import load_feature_bundle, open_source
 from clipadapter.data import draw_shots
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
 
@@ -52,7 +52,7 @@ class Part:
 
 
 def load(spec: str, encoder: str) -> Data:
-    bundle = features_source(spec)
+    bundle = load_feature_bundle(spec)
     if bundle is not None:
         support, text = bundle.support, bundle.text
         place = {name: i for i, name in enumerate(text.labels)}
@@ -141,7 +141,7 @@ def measure(name: str, data: Data, args) -> dict[str, list[list[float]]]:
     return found
 
 
-def heads_for() -> list[str]:
+def create_heads() -> list[str]:
     """Warm heads, but for those that train through a tower."""
     known = [head_info(name).cls for name in list_heads()]
     return [
@@ -172,7 +172,7 @@ def main() -> None:
         "|---|---|" + "---:|" * len(COLUMNS),
     ]
     print("\n".join(lines), flush=True)
-    for name in args.heads or heads_for():
+    for name in args.heads or create_heads():
         for change, runs in measure(name, data, args).items():
             on, a, b, full, warm, same = np.mean(runs, axis=0)
             seconds, right = f"{a:.2f} | {b:.2f} | {a / b:.1f}", f"{full:.1f} | {warm:.1f} | {warm - full:+.1f}"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from clipadapter.bench.bundle import REST, Bundle, TestPart
+from clipadapter.bench.bundle import UNDRAWN_ROWS, Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
-from clipadapter.bench.fitting import perform, planned
+from clipadapter.bench.fitting import FitInputs, plan_fit, run_fit
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
@@ -58,7 +58,7 @@ def test_a_bundle_comes_back_as_it_was(whole, tmp_path):
         np.testing.assert_array_equal(again.tests[name].features.X, whole.tests[name].features.X)
         assert again.tests[name].features.y == whole.tests[name].features.y
         assert (again.data(name, [0]), again.text_digest(name)) == (whole.data(name, [0]), whole.text_digest(name))
-    runs = [planned(bundle, "x", ZeroShot(), 1, 1, [0, 4, 8]) for bundle in (whole, again)]
+    runs = [plan_fit(bundle, FitInputs("x", ZeroShot(), 1, 1, [0, 4, 8])) for bundle in (whole, again)]
     assert [run.key for run in runs[0]] == [run.key for run in runs[1]]
 
 
@@ -101,8 +101,8 @@ def test_a_damaged_folder_is_told(whole, tmp_path, harm, error):
 
 def test_a_shifted_part_is_answered_among_its_own_classes(whole):
     # Of three classes the probe knows, the drawings show two: cow is not to be said.
-    runs = planned(whole, "probe", LinearProbe(), 4, 1, list(range(12)))
-    shifted = next(run for run in perform(whole, LinearProbe(), runs) if run.data.protocol == "shift")
+    runs = plan_fit(whole, FitInputs("probe", LinearProbe(), 4, 1, list(range(12))))
+    shifted = next(run for run in run_fit(whole, LinearProbe(), runs) if run.data.protocol == "shift")
     part = whole.tests["drawn"].features
     logits = LinearProbe().fit(whole.support.X, whole.support.y, text=whole.text).logits(part.X)
     two = np.array(["cat", "dog"])[logits[:, [0, 2]].argmax(axis=1)]
@@ -111,7 +111,7 @@ def test_a_shifted_part_is_answered_among_its_own_classes(whole):
 
 
 def test_new_classes_are_known_by_their_text(whole):
-    runs = perform(whole, ZeroShot(), planned(whole, "z", ZeroShot(), 1, 1, [0, 4, 8]))
+    runs = run_fit(whole, ZeroShot(), plan_fit(whole, FitInputs("z", ZeroShot(), 1, 1, [0, 4, 8])))
     new = next(run for run in runs if run.data.protocol == "new")
     part = whole.tests["birds"].features
     unit = np.asarray(part.X) / np.linalg.norm(part.X, axis=1, keepdims=True)
@@ -121,7 +121,7 @@ def test_new_classes_are_known_by_their_text(whole):
 
 
 def test_a_head_bound_to_its_classes_fails_on_new_ones_alone(whole):
-    runs = perform(whole, LinearProbe(), planned(whole, "p", LinearProbe(), 1, 1, [0, 4, 8]))
+    runs = run_fit(whole, LinearProbe(), plan_fit(whole, FitInputs("p", LinearProbe(), 1, 1, [0, 4, 8])))
     assert [run.error is None for run in runs] == [True, True, False]
     assert "knows only the classes" in runs[2].error
 
@@ -139,8 +139,8 @@ def test_an_adapter_takes_what_it_learned_to_new_classes(whole):
 
 def test_without_test_parts_the_rest_is_the_test_part():
     bundle = Bundle(features(), text())
-    assert bundle.names == (REST,)
-    (run,) = planned(bundle, "z", ZeroShot(), 1, 1, [0, 4, 8])
+    assert bundle.names == (UNDRAWN_ROWS,)
+    (run,) = plan_fit(bundle, FitInputs("z", ZeroShot(), 1, 1, [0, 4, 8]))
     assert (run.n_test, run.data.protocol) == (9, "rest")
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter.bench import compare, halves, train_and_test
-from clipadapter.bench.comparison import shared_rows
+from clipadapter.bench import compare, split_in_halves, split_train_test
+from clipadapter.bench.comparison import find_shared_rows
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample, load_dataset
 from clipadapter.errors import DataError, InputError
@@ -61,7 +61,7 @@ def test_a_test_class_without_shots_is_told_before_the_work(colour_folder, model
 def test_halves_share_no_picture_and_are_of_one_size_in_every_class():
     counts = {"cat": 5, "dog": 4}
     samples = tuple(Sample(Path(f"{name}/{i}"), name, "all") for name, n in counts.items() for i in range(n))
-    first, second = halves(Dataset("pets", Path(), samples, tuple(counts)))
+    first, second = split_in_halves(Dataset("pets", Path(), samples, tuple(counts)))
     assert [first.labels.count(name) for name in counts] == [3, 2]
     assert [second.labels.count(name) for name in counts] == [2, 2]
     assert {*first.paths, *second.paths} == {sample.path for sample in samples}
@@ -69,7 +69,7 @@ def test_halves_share_no_picture_and_are_of_one_size_in_every_class():
 
 def test_an_undivided_data_set_is_told(colour_folder):
     with pytest.raises(DataError, match="'train' is not divided into train and test; it has: all"):
-        train_and_test(load_dataset(colour_folder("train", 1)))
+        split_train_test(load_dataset(colour_folder("train", 1)))
 
 
 def test_the_same_picture_is_found_by_its_feature():
@@ -77,9 +77,9 @@ def test_the_same_picture_is_found_by_its_feature():
     shots, others = rng.random((5, 16)), rng.random((4, 16))
     almost = shots[2] * (1 + 1e-6 * rng.normal(size=16))  # another batch, another rounding
     test = FeatureSet(np.stack([others[0], shots[4], others[1], almost, shots[0] + 0.01]), "ababa", "ab")
-    assert shared_rows(FeatureSet(shots, "aabba", "ab"), test) == [1, 3]
+    assert find_shared_rows(FeatureSet(shots, "aabba", "ab"), test) == [1, 3]
 
 
 def test_without_shots_nothing_is_shared():
     test = FeatureSet([[1.0, 0.0]], ("a",), ("a", "b"))
-    assert shared_rows(test.take([]), test) == []
+    assert find_shared_rows(test.take([]), test) == []

@@ -18,10 +18,11 @@ from clipadapter.bench import (
     write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.costs import estimate, fit_seconds
-from clipadapter.bench.launchers import Launcher, Outcome, create_launcher
-from clipadapter.bench.plan import Plan, load_plan, planned_suites
+from clipadapter.bench.costs import estimate, estimate_fit_seconds
+from clipadapter.bench.launchers import JobResult, Launcher, create_launcher
+from clipadapter.bench.plan import Plan, list_planned_suites, load_plan
 from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.protocols.base import ProtocolInputs
 from clipadapter.bench.run import Run
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.classifier import FewShotClassifier
@@ -38,7 +39,7 @@ SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds 
 
 def build_bundle(suite, sources, model, prompts):
     """The features of a suite, as its protocol makes them."""
-    return create_protocol(suite.protocol).build(suite, sources, model, prompts)
+    return create_protocol(suite.protocol).build(ProtocolInputs(suite, sources, model, prompts))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
     go(source, tmp_path / "out", SUITE.replace("[1, 2]\nseeds", "[4]\nseeds"))
     plan = load_plan(tmp_path / "out", "own")
     assert len(plan.entries) == 12
-    assert planned_suites(tmp_path / "out") == ["own"]
+    assert list_planned_suites(tmp_path / "out") == ["own"]
     with pytest.raises(DataError, match="no runs of suite 'few'; it has: own"):
         load_plan(tmp_path / "out", "few")
 
@@ -135,7 +136,7 @@ def test_a_worker_with_other_libraries_is_told(source, tmp_path):
             for job in jobs:
                 runs = [Run.model_validate_json(text) for text in function(job.task)]
                 runs = [run.model_copy(update={"versions": {"torch": "1.0"}}) for run in runs]
-                yield Outcome(job, [run.model_dump_json() for run in runs])
+                yield JobResult(job, [run.model_dump_json() for run in runs])
 
     with pytest.raises(InputError, match="other library versions.*'torch': '1.0'"):
         run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", Elsewhere())
@@ -357,9 +358,9 @@ def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
 
 
 def test_fit_seconds_pass_through_the_two_measured_sizes():
-    assert fit_seconds("auto", 1600, 100, 512) == pytest.approx(1.71)
-    assert fit_seconds("auto", 16_000, 1000, 1024) == pytest.approx(46.25)
-    assert fit_seconds("a head of yours", 1600, 100, 512) == pytest.approx(2.0)
+    assert estimate_fit_seconds("auto", 1600, 100, 512) == pytest.approx(1.71)
+    assert estimate_fit_seconds("auto", 16_000, 1000, 1024) == pytest.approx(46.25)
+    assert estimate_fit_seconds("a head of yours", 1600, 100, 512) == pytest.approx(2.0)
 
 
 def test_a_suite_about_features_draws_them(source, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 
 from clipadapter.bench import FEATURES, RecordFolder, run_suite, save_bundle
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.bundle_files import ARRAYS, FACTS
+from clipadapter.bench.bundle_files import ARRAYS_FILE, FACTS_FILE
 from clipadapter.bench.launchers import Job, create_launcher, list_launchers
-from clipadapter.bench.launchers.ray import bundle_of, unpacked
+from clipadapter.bench.launchers.ray import get_bundle_folder, unpack_bundle
 from clipadapter.bench.suite import parse_suite
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
 from clipadapter.features import FeatureSet
@@ -85,10 +85,10 @@ def test_workers_are_as_many_as_memory_lets(monkeypatch):
     monkeypatch.setattr(module, "count_cores", lambda: 8)
     monkeypatch.setattr(module, "free_memory", lambda: 5 << 30)
     # 80 % of 5 GiB, 1 GiB for the features and 700 MiB beside them: two fit.
-    assert create_launcher("local", memory=1 << 30).fitting(20) == 2
-    assert create_launcher("local", memory=1 << 40).fitting(20) == 1
-    assert create_launcher("local", workers=3, memory=1 << 40).fitting(20) == 3
-    assert create_launcher("local", workers=3).fitting(2) == 2
+    assert create_launcher("local", memory=1 << 30).count_workers(20) == 2
+    assert create_launcher("local", memory=1 << 40).count_workers(20) == 1
+    assert create_launcher("local", workers=3, memory=1 << 40).count_workers(20) == 3
+    assert create_launcher("local", workers=3).count_workers(2) == 2
 
 
 def check_deaths(launcher, folder):
@@ -205,14 +205,14 @@ def test_a_bundle_travels_whole_or_not_at_all(tmp_path, monkeypatch):
         raise ConnectionError("the node died")
 
     with pytest.raises(ConnectionError):
-        unpacked("abc", lambda: list(cut()))
+        unpack_bundle("abc", lambda: list(cut()))
     with pytest.raises(ValueError):
-        unpacked("abc", lambda: [b"facts"])
+        unpack_bundle("abc", lambda: [b"facts"])
     assert list((tmp_path / "clipadapter" / "bundles").iterdir()) == []
-    folder = unpacked("abc", lambda: [b"facts", b"arrays"])
-    assert ((folder / FACTS).read_bytes(), (folder / ARRAYS).read_bytes()) == (b"facts", b"arrays")
-    assert unpacked("abc", cut) == folder  # what is there is not asked for again
-    assert bundle_of("no task") is None
+    folder = unpack_bundle("abc", lambda: [b"facts", b"arrays"])
+    assert ((folder / FACTS_FILE).read_bytes(), (folder / ARRAYS_FILE).read_bytes()) == (b"facts", b"arrays")
+    assert unpack_bundle("abc", cut) == folder  # what is there is not asked for again
+    assert get_bundle_folder("no task") is None
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +245,8 @@ class TestRay:
 
         there = tmp_path / "name"
         there.mkdir()
-        (there / FACTS).write_text("facts")
-        (there / ARRAYS).write_text("arrays")
+        (there / FACTS_FILE).write_text("facts")
+        (there / ARRAYS_FILE).write_text("arrays")
         task = FitSpec(bundle=str(there), variant=Variant(head="knn"), shots=1, seed=1, rows=[]).model_dump_json()
         parcel = _parcel(module, task, {})
         perform = module.remote(_perform)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from scipy.special import log_softmax
 
-from clipadapter.bench import confusion_matrix, learning_curve
+from clipadapter.bench import draw_confusion_matrix, draw_learning_curve
 from clipadapter.bench.plots import worst_classes
 from clipadapter.errors import InputError
 from clipadapter.metrics import evaluate
@@ -21,20 +21,22 @@ def result(names, n=300):
 
 def test_a_learning_curve_is_a_picture_of_sane_size(make_run, tmp_path):
     runs = [make_run(f"head {i}", n, seed) for i in range(12) for n in (1, 4) for seed in (1, 2)]
-    path = learning_curve([*runs, make_run("failed", error="E: no")], tmp_path / "new" / "curve.png", "a $5 title")
+    path = draw_learning_curve([*runs, make_run("failed", error="E: no")], tmp_path / "new" / "curve.png", "a $5 title")
     with Image.open(path) as image:
         assert image.format == "PNG" and 800 < image.width < 2000 and 500 < image.height < 2000
 
 
 @pytest.mark.parametrize("c", [2, 101])
 def test_a_confusion_matrix_stays_readable(tmp_path, c):
-    path = confusion_matrix(result([f"class number {i}" for i in range(c)]), tmp_path / "confusion.png", "title")
+    path = draw_confusion_matrix(result([f"class number {i}" for i in range(c)]), tmp_path / "confusion.png", "title")
     with Image.open(path) as image:
         assert image.format == "PNG" and 500 < image.width < 2500 and 400 < image.height < 2500
 
 
 def test_any_class_name_can_be_drawn(tmp_path):
-    confusion_matrix(result(["$x$ and $y", "猫", "a very long name " * 5, "a_b^c{}"]), tmp_path / "c.png", "50 % of $x")
+    draw_confusion_matrix(
+        result(["$x$ and $y", "猫", "a very long name " * 5, "a_b^c{}"]), tmp_path / "c.png", "50 % of $x"
+    )
 
 
 def test_the_worst_classes_are_those_in_most_mistakes():
@@ -46,7 +48,7 @@ def test_the_worst_classes_are_those_in_most_mistakes():
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't write"):
-        confusion_matrix(result(["a", "b"]), tmp_path / "file" / "c.png")
+        draw_confusion_matrix(result(["a", "b"]), tmp_path / "file" / "c.png")
 
 
 def test_pyplot_is_not_touched(tmp_path):
@@ -58,11 +60,11 @@ from clipadapter.bench.projection import draw_projection
 from clipadapter.metrics import evaluate
 X = np.random.default_rng(0).normal(size=(8, 4))
 draw_projection(X, X, list("aabbaabb"), "ab", {str(tmp_path / "p.png")!r}, method="pca")
-plots.confusion_matrix(evaluate("ab", np.log([[0.9, 0.1], [0.6, 0.4]]), "ab"), {str(tmp_path / "c.png")!r})
+plots.draw_confusion_matrix(evaluate("ab", np.log([[0.9, 0.1], [0.6, 0.4]]), "ab"), {str(tmp_path / "c.png")!r})
 sys.exit("matplotlib.pyplot" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
 def test_a_plot_can_be_made_if_every_run_failed(make_run, tmp_path):
-    assert learning_curve([make_run(error="E: no")], tmp_path / "curve.png").is_file()
+    assert draw_learning_curve([make_run(error="E: no")], tmp_path / "curve.png").is_file()

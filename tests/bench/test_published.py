@@ -3,7 +3,14 @@ from importlib.resources import files
 
 import pytest
 
-from clipadapter.bench.published import ELEVEN, MEANS, SHIFTED, costs, published, sources
+from clipadapter.bench.published import (
+    ELEVEN_DATA_SETS,
+    MEAN_NAMES,
+    SHIFTED_DATA_SETS,
+    find_published,
+    published_costs,
+    published_sources,
+)
 from clipadapter.errors import UnknownNameError
 from clipadapter.heads import list_heads
 
@@ -18,7 +25,7 @@ ELSEWHERE = {
 def only(method, dataset, backbone, shots, source, variant=""):
     (found,) = [
         figure
-        for figure in published(method, dataset, backbone, shots)
+        for figure in find_published(method, dataset, backbone, shots)
         if (figure.source, figure.variant) == (source, variant)
     ]
     return found
@@ -55,22 +62,22 @@ def test_figures_copied_by_hand(key, accuracy):
 
 
 def test_no_figure_stands_twice():
-    keys = Counter((f.source, f.method, f.variant, f.dataset, f.backbone, f.shots) for f in published())
+    keys = Counter((f.source, f.method, f.variant, f.dataset, f.backbone, f.shots) for f in find_published())
     assert [key for key, count in keys.items() if count > 1] == []
 
 
 def test_names_are_known():
-    figures = published()
-    assert {f.dataset for f in figures} == {*ELEVEN, *SHIFTED, *MEANS}
+    figures = find_published()
+    assert {f.dataset for f in figures} == {*ELEVEN_DATA_SETS, *SHIFTED_DATA_SETS, *MEAN_NAMES}
     assert {f.backbone for f in figures} == {"RN50", "RN101", "ViT-B/32", "ViT-B/16", "SigLIP2 ViT-B/16"}
     assert {f.method for f in figures} - set(list_heads()) <= ELSEWHERE
-    assert {f.source for f in figures} == set(sources())
+    assert {f.source for f in figures} == set(published_sources())
     assert {f.shots for f in figures} == {0, 1, 2, 4, 8, 16}
 
 
 def test_only_methods_without_shots_have_none():
-    assert {f.method for f in published(shots=0)} == {"zero-shot", "calip"}
-    assert {f.shots for f in published("zero-shot")} == {0}
+    assert {f.method for f in find_published(shots=0)} == {"zero-shot", "calip"}
+    assert {f.shots for f in find_published("zero-shot")} == {0}
 
 
 @pytest.mark.parametrize(
@@ -80,13 +87,13 @@ def test_only_methods_without_shots_have_none():
 )
 def test_the_mean_over_eleven_sets_is_that_of_its_rows(method, source):
     for n in (0,) if method == "zero-shot" else (1, 2, 4, 8, 16):
-        rows = [only(method, dataset, "RN50", n, source).accuracy for dataset in ELEVEN]
+        rows = [only(method, dataset, "RN50", n, source).accuracy for dataset in ELEVEN_DATA_SETS]
         assert only(method, "mean11", "RN50", n, source).accuracy == pytest.approx(sum(rows) / 11, abs=0.02)
 
 
 def test_the_mean_of_base_and_new_is_harmonic():
     """2 b n / (b + n) of the two means, or the mean over sets of theirs, which can't be above it: it is concave."""
-    for found in published(dataset="mean11_base"):
+    for found in find_published(dataset="mean11_base"):
         key = (found.backbone, found.shots, found.source, found.variant)
         new, both = (only(found.method, f"mean11_{part}", *key).accuracy for part in ("new", "harmonic"))
         most = 2 * found.accuracy * new / (found.accuracy + new)
@@ -95,10 +102,10 @@ def test_the_mean_of_base_and_new_is_harmonic():
 
 def test_what_is_doubtful_is_marked():
     assert not only("clip-adapter", "mean11", "RN50", 16, "S6", "fixed ratio and learning rate").verified
-    assert {f.verified for f in published("rehark")} == {False}
-    assert {f.verified for f in published("cocoop", "mean11")} == {False}  # its backbone is inferred
+    assert {f.verified for f in find_published("rehark")} == {False}
+    assert {f.verified for f in find_published("cocoop", "mean11")} == {False}  # its backbone is inferred
     assert only("clip-adapter", "dtd", "RN50", 2, "S1").verified
-    assert {tag for tag, source in sources().items() if source.secondary} == {"S2", "S8", "S14"}
+    assert {tag for tag, source in published_sources().items() if source.secondary} == {"S2", "S8", "S14"}
 
 
 def test_a_range_is_a_middle_and_a_margin():
@@ -108,37 +115,37 @@ def test_a_range_is_a_middle_and_a_margin():
 
 
 def test_filters_narrow_what_comes():
-    assert len(published("ape")) == 12 * 5  # eleven sets and their mean
-    assert {f.method for f in published(dataset="dtd", backbone="SigLIP2 ViT-B/16")} == {
+    assert len(find_published("ape")) == 12 * 5  # eleven sets and their mean
+    assert {f.method for f in find_published(dataset="dtd", backbone="SigLIP2 ViT-B/16")} == {
         "linear-probe",
         "lp++",
         "prolip",
     }
-    assert published("calip", shots=16) == []
+    assert find_published("calip", shots=16) == []
 
 
 def test_a_name_that_no_figure_has_is_told():
     with pytest.raises(UnknownNameError, match="Did you mean 'tip-adapter'"):
-        published("tip-adaptor")
+        find_published("tip-adaptor")
     with pytest.raises(UnknownNameError, match="no data set with published figures is called 'euro'"):
-        published(dataset="euro")
+        find_published(dataset="euro")
     with pytest.raises(UnknownNameError, match="no backbone with published figures is called 'RN5'"):
-        published(backbone="RN5")
+        find_published(backbone="RN5")
 
 
 def test_costs():
-    found = {cost.method: cost for cost in costs()}
+    found = {cost.method: cost for cost in published_costs()}
     assert set(found) == {"zero-shot", "linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"}
     coop, adapter, probe = found["coop"], found["clip-adapter"], found["linear-probe"]
     assert (coop.epochs, coop.train_minutes, coop.ms_per_image, coop.gpu_mib) == (200, 14 * 60 + 40, 299.64, 7193)
     assert (adapter.epochs, adapter.train_minutes, adapter.ms_per_image, adapter.gpu_mib) == (200, 50, 10.59, 2227)
     assert (probe.epochs, probe.train_minutes, probe.gpu_mib) == (None, 13, None)
-    assert {(cost.dataset, cost.backbone, cost.shots, cost.source) for cost in costs()} == {
+    assert {(cost.dataset, cost.backbone, cost.shots, cost.source) for cost in published_costs()} == {
         ("imagenet", "RN50", 16, "S2")
     }
 
 
 def test_every_file_is_of_one_source():
     names = [item.name for item in files("clipadapter.bench.published").iterdir() if item.name.endswith(".toml")]
-    assert len(names) == len(sources())
-    assert {f"s{int(tag[1:]):02}" for tag in sources()} == {name.split("_")[0] for name in names}
+    assert len(names) == len(published_sources())
+    assert {f"s{int(tag[1:]):02}" for tag in published_sources()} == {name.split("_")[0] for name in names}

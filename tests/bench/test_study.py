@@ -2,7 +2,7 @@ import pytest
 
 from clipadapter.bench.plan import Entry, Plan
 from clipadapter.bench.records import RecordFolder
-from clipadapter.bench.study import Setting, Study, distinct, load_study
+from clipadapter.bench.study import Setting, Study, distinct_values, load_study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError
 
@@ -36,7 +36,7 @@ def study(runs):
 
 def test_a_cell_has_the_runs_over_the_seeds(study):
     # 0.5 and 0.7: mean 0.6, sample sd 0.1414; macro F1 is half of it, log-loss one minus it in these records.
-    assert [run.seed for run in study.at(setting("clip-adapter", 1))] == [1, 2]
+    assert [run.seed for run in study.runs_at(setting("clip-adapter", 1))] == [1, 2]
     cell = study.cell(setting("clip-adapter", 1))
     assert cell.mean == pytest.approx(0.6) and cell.sd == pytest.approx(0.1414, abs=1e-4)
     assert study.cell(setting("clip-adapter", 1), "macro_f1").mean == pytest.approx(0.3)
@@ -53,7 +53,7 @@ def test_what_is_not_run_yet_is_found_in_its_cell(runs):
     entries = tuple(entry(run) for run in runs)
     study = Study(SUITE, entries, {run.key: run for run in runs if (run.head, run.shots) != ("zero-shot", 4)})
     assert len(study.missing) == 2 and len(study.runs) == 6
-    assert study.missing_at == {setting("zero-shot", 4): 2}
+    assert study.missing_by_setting == {setting("zero-shot", 4): 2}
     assert study.cell(setting("zero-shot", 4)).missing == 2
     assert setting("zero-shot", 4) in study.settings
 
@@ -61,7 +61,7 @@ def test_what_is_not_run_yet_is_found_in_its_cell(runs):
 def test_a_missing_run_of_an_earlier_plan_is_told_but_put_nowhere(runs, make_run):
     before = make_run("zero-shot", shots=2, seed=1)
     study = Study(SUITE, tuple(entry(run) for run in [*runs, before]), {run.key: run for run in runs})
-    assert len(study.missing) == 1 and study.missing_at == {}
+    assert len(study.missing) == 1 and study.missing_by_setting == {}
 
 
 def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):
@@ -75,7 +75,7 @@ def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):
 def test_labels_of_the_plan_count_and_not_those_of_the_record(make_run):
     run = make_run("clip-adapter")
     study = Study(SUITE, (entry(run, label="alpha=0.2", value=0.2),), {run.key: run})
-    assert study.labels == ["alpha=0.2"] and study.values == {"alpha=0.2": 0.2}
+    assert study.labels == ["alpha=0.2"] and study.varied_values == {"alpha=0.2": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_reference_is_clip_adapter_as_it_comes_if_it_is_there(make_run, head
 def test_two_heads_share_a_draw_if_the_rows_are_the_same(make_run):
     runs = [make_run("a", rows=[0, 1]), make_run("b", rows=[0, 1]), make_run("c", rows=[0, 2])]
     study = Study(SUITE, tuple(entry(run) for run in runs), {run.key: run for run in runs})
-    a, b, c = (study.draws(setting(label, 1)) for label in "abc")
+    a, b, c = (study.accuracy_by_draw(setting(label, 1)) for label in "abc")
     assert a.keys() == b.keys() and not a.keys() & c.keys()
 
 
@@ -123,4 +123,4 @@ def test_a_damaged_record_is_named(runs, tmp_path):
 
 def test_numbers_rise_and_names_keep_their_order():
     settings = [setting("b", 4), setting("a", 1)]
-    assert distinct(settings, "shots") == [1, 4] and distinct(settings, "label") == ["b", "a"]
+    assert distinct_values(settings, "shots") == [1, 4] and distinct_values(settings, "label") == ["b", "a"]

@@ -1,7 +1,7 @@
 import pytest
 
 from clipadapter.bench import default_heads
-from clipadapter.bench.plan import value_of
+from clipadapter.bench.plan import get_varied_value
 from clipadapter.bench.suite import Suite, Variant, list_suites, load_suite, make_head, parse_suite
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
@@ -116,7 +116,7 @@ def test_a_head_that_cannot_be_made_is_told(variant, error):
 
 def test_the_value_that_varies():
     suite = load_suite("residual-ratio")
-    values = [value_of(suite, variant) for variant in suite.all_variants()]
+    values = [get_varied_value(suite, variant) for variant in suite.all_variants()]
     assert values == [None, 0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 

@@ -2,26 +2,26 @@ import sys
 
 import pytest
 
-from clipadapter.bench.trackers import create_tracker, figures, settings
+from clipadapter.bench.trackers import create_tracker, get_metrics, get_settings
 from clipadapter.errors import MissingExtraError, UnknownNameError
 
 
 def test_the_figures_of_a_run_are_its_metrics_and_times(make_run):
-    assert figures(make_run(accuracy=0.5)) == {
+    assert get_metrics(make_run(accuracy=0.5)) == {
         "accuracy": 0.5,
         "macro_f1": 0.25,
         "log_loss": 0.5,
         "fit_seconds": 0.25,
         "predict_seconds": 0.01,
     }
-    assert figures(make_run(error="no memory")) == {}
+    assert get_metrics(make_run(error="no memory")) == {}
 
 
 def test_the_settings_of_a_run_are_what_it_is_known_by(make_run):
     run = make_run(head="knn", shots=4, seed=2)
     expected = {"head": "knn", "data": "pets", "test": "pets", "encoder": "toy", "shots": 4, "seed": 2, "error": ""}
-    assert settings(run) == {**expected, "key": run.key}
-    assert settings(make_run(error="no memory"))["error"] == "no memory"
+    assert get_settings(run) == {**expected, "key": run.key}
+    assert get_settings(make_run(error="no memory"))["error"] == "no memory"
 
 
 def test_an_unknown_tracker_gets_a_hint(tmp_path):

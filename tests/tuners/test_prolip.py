@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.bench.bundle import Bundle, columns_for_head
+from clipadapter.bench.bundle import Bundle, select_columns
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
@@ -171,7 +171,7 @@ def test_pictures_of_zeros_are_no_trap(case):
 def test_in_comparisons_a_head_gets_the_columns_that_it_can_read(encoder, head, width):
     features = FeatureSet(np.ones((4, 5)), ("cat", "dog") * 2, ("cat", "dog"), {"encoder": encoder})
     bundle = Bundle(features, TextFeatures(["cat", "dog"], np.eye(2, 3)))
-    assert columns_for_head(head, bundle.support, bundle.text).X.shape == (4, width)
+    assert select_columns(head, bundle.support, bundle.text).X.shape == (4, width)
 
 
 @pytest.fixture

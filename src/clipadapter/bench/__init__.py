@@ -18,15 +18,15 @@ from clipadapter.bench.evaluation import (
 from clipadapter.bench.fitting import few_shot
 from clipadapter.bench.launch import run_suite
 from clipadapter.bench.methods import BASELINES, default_heads, method_version
-from clipadapter.bench.plan import Plan, planned_suites
-from clipadapter.bench.plots import confusion_matrix, learning_curve
+from clipadapter.bench.plan import Plan, list_planned_suites
+from clipadapter.bench.plots import draw_confusion_matrix, draw_learning_curve
 from clipadapter.bench.protocols import create_protocol, list_protocols, register_protocol
 from clipadapter.bench.protocols.cross_validation import cross_validate
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.report import compare_heads, compare_studies, write_report
 from clipadapter.bench.run import Run, append_runs, read_runs
 from clipadapter.bench.score import Score, score
-from clipadapter.bench.sources import FEATURES, Source, halves, open_source, train_and_test
+from clipadapter.bench.sources import FEATURES, Source, open_source, split_in_halves, split_train_test
 from clipadapter.bench.study import Study, load_study
 from clipadapter.bench.suite import Suite, list_suites, load_suite
 from clipadapter.bench.summary import summarise, table
@@ -54,7 +54,7 @@ __all__ = [
     "compare",
     "compare_heads",
     "compare_studies",
-    "confusion_matrix",
+    "draw_confusion_matrix",
     "continual_metrics",
     "create_protocol",
     "cross_validate",
@@ -64,8 +64,8 @@ __all__ = [
     "evaluate_model",
     "evaluate_multilabel_model",
     "few_shot",
-    "halves",
-    "learning_curve",
+    "split_in_halves",
+    "draw_learning_curve",
     "list_protocols",
     "list_suites",
     "load_bundle",
@@ -73,7 +73,7 @@ __all__ = [
     "load_suite",
     "method_version",
     "open_source",
-    "planned_suites",
+    "list_planned_suites",
     "read_runs",
     "register_protocol",
     "run_suite",
@@ -83,6 +83,6 @@ __all__ = [
     "stream_table",
     "summarise",
     "table",
-    "train_and_test",
+    "split_train_test",
     "write_report",
 ]

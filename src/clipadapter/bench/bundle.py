@@ -18,8 +18,8 @@ from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.split_types import EvaluationFeatures
 
-Kind = Literal["given", "shift", "new"]
-REST = "rest"
+TestKind = Literal["given", "shift", "new"]
+UNDRAWN_ROWS = "rest"
 """Name of the test part that is made of the rows which were not drawn."""
 
 
@@ -37,7 +37,7 @@ class TestPart:
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
     features: FeatureSet
-    kind: Kind = "given"
+    kind: TestKind = "given"
     text: TextFeatures | None = None
 
     def __post_init__(self) -> None:
@@ -93,14 +93,16 @@ class Bundle:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the test parts; `REST` if there are none."""
-        return tuple(self.tests) or (REST,)
+        """Names of the test parts; `UNDRAWN_ROWS` if there are none."""
+        return tuple(self.tests) or (UNDRAWN_ROWS,)
 
     @cached_property
     def encoder(self) -> EncoderPart:
         """The encoder that made the features."""
-        given = self.support.provenance
-        return EncoderPart(name=str(given.get("encoder", "unknown")), fingerprint=str(given.get("fingerprint", "")))
+        provenance = self.support.provenance
+        return EncoderPart(
+            name=str(provenance.get("encoder", "unknown")), fingerprint=str(provenance.get("fingerprint", ""))
+        )
 
     @property
     def templates(self) -> list[str]:
@@ -110,7 +112,7 @@ class Bundle:
     def text_digest(self, name: str) -> str:
         """Hash of the class text that a test part is answered with."""
         parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
-        return digest(*(piece for text in parts if text is not None for piece in _pieces(text)))
+        return digest(*(part for text in parts if text is not None for part in _pieces(text)))
 
     def data(self, name: str, rows: Sequence[int]) -> DataPart:
         """What a record says of the data of some shots and a test part; its digest is of these, and of no other rows.
@@ -121,17 +123,17 @@ class Bundle:
         """
         own = str(self.support.provenance.get("data", "unnamed"))
         if name not in self.tests:
-            return DataPart(support=own, test=own, protocol="rest", digest=self._digests[REST])
+            return DataPart(support=own, test=own, protocol="rest", digest=self._digests[UNDRAWN_ROWS])
         part = self.tests[name]
         title = str(part.features.provenance.get("data", "unnamed"))
-        return DataPart(support=own, test=title, protocol=part.kind, digest=self.digest_of(rows, [name]))
+        return DataPart(support=own, test=title, protocol=part.kind, digest=self.hash_data(rows, [name]))
 
-    def digest_of(self, rows: Sequence[int], names: Sequence[str]) -> str:
+    def hash_data(self, rows: Sequence[int], names: Sequence[str]) -> str:
         """Hash of the shots of drawn rows and of some test parts, in this order."""
         key = tuple(rows), tuple(names)
         if key not in self._of_draws:
-            found = digest(*_bytes(self.shots(rows)), *(self._digests[name].encode() for name in names))
-            self._of_draws[key] = found  # every head is fitted to the same draws
+            data_hash = digest(*_bytes(self.shots(rows)), *(self._digests[name].encode() for name in names))
+            self._of_draws[key] = data_hash  # every head is fitted to the same draws
         return self._of_draws[key]
 
     @cached_property
@@ -140,7 +142,7 @@ class Bundle:
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        own = {} if self.tests else {REST: digest(*_bytes(self.support))}
+        own = {} if self.tests else {UNDRAWN_ROWS: digest(*_bytes(self.support))}
         return {**own, **{name: digest(*_bytes(part.features)) for name, part in self.tests.items()}}
 
     def shots(self, rows: Sequence[int]) -> FeatureSet:
@@ -163,9 +165,9 @@ class Bundle:
     def _position(self) -> dict[int, int]:
         return {} if self.rows is None else {int(row): i for i, row in enumerate(self.rows)}
 
-    def n_test(self, name: str, drawn: int) -> int:
+    def n_test(self, name: str, n_drawn: int) -> int:
         """How many test pictures a part has."""
-        return len(self.tests[name].features) if name in self.tests else len(self.support) - drawn
+        return len(self.tests[name].features) if name in self.tests else len(self.support) - n_drawn
 
     def n_classes(self, name: str) -> int:
         """Among how many classes a part is answered."""
@@ -182,13 +184,13 @@ class Bundle:
         """
         if name in self.tests:
             return self.tests[name]
-        taken = set(drawn)
-        rest = self.support.take([row for row in range(len(self.support)) if row not in taken])
-        check_labels(rest.y, self.text.labels)
-        return TestPart(rest)
+        drawn_rows = set(drawn)
+        undrawn = self.support.take([row for row in range(len(self.support)) if row not in drawn_rows])
+        check_labels(undrawn.y, self.text.labels)
+        return TestPart(undrawn)
 
 
-def columns_for_head(head: Head, features: FeatureSet, text: TextFeatures) -> FeatureSet:
+def select_columns(head: Head, features: FeatureSet, text: TextFeatures) -> FeatureSet:
     """What a head gets of the features: all columns if it is made for them, else those that go with the text."""
     unprojected = str(features.provenance.get("encoder")).startswith("unprojected:")
     if head.reads_unprojected if unprojected else head.two_encoders:
@@ -196,12 +198,12 @@ def columns_for_head(head: Head, features: FeatureSet, text: TextFeatures) -> Fe
     return replace(features, X=features.X[..., : text.embeddings.shape[1]])
 
 
-def epochs_of(head: Head, labels: Sequence[str]) -> int:
+def count_epochs(head: Head, labels: Sequence[str]) -> int:
     """How many passes a head will make over shots with these labels; 0 for one that makes none."""
     return head.planned_epochs(torch.from_numpy(np.unique(labels, return_inverse=True)[1])) or 0
 
 
-def views_for_head(head: Head, shots: FeatureSet) -> FeatureSet:
+def select_views(head: Head, shots: FeatureSet) -> FeatureSet:
     """Of features with a view for each epoch those that a head takes: the plain one, and one for each of its epochs.
 
     A head without epochs sees plain pictures alone, and not a hundred views that were made for others.
@@ -211,7 +213,7 @@ def views_for_head(head: Head, shots: FeatureSet) -> FeatureSet:
     """
     if shots.provenance.get("views") != PER_EPOCH:
         return shots
-    count = 1 + epochs_of(head, shots.y)
+    count = 1 + count_epochs(head, shots.y)
     if count > shots.X.shape[1]:
         raise InputError(
             f"these features have {shots.X.shape[1]} views of each picture, but {type(head).__name__} makes "

@@ -17,15 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from clipadapter.bench.bundle import Bundle, Kind, TestPart
+from clipadapter.bench.bundle import Bundle, TestKind, TestPart
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import remove_abandoned
 from clipadapter.heads import TextFeatures
 
-FACTS, ARRAYS = "bundle.json", "arrays.safetensors"
-MOST_BYTES = 256 << 20
-KEPT = ("encoder", "fingerprint", "data", "templates", "views", "crop")
+FACTS_FILE, ARRAYS_FILE = "bundle.json", "arrays.safetensors"
+MAX_FACTS_BYTES = 256 << 20
+STORED_PROVENANCE = ("encoder", "fingerprint", "data", "templates", "views", "crop")
 """What is kept of the provenance of features."""
 
 
@@ -53,7 +53,7 @@ class TestFacts(SetFacts):
 
     __test__ = False
 
-    kind: Kind = "given"
+    kind: TestKind = "given"
     text: TextFacts | None = None
 
 
@@ -82,7 +82,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
         InputError: if it can't be written.
     """
     folder = Path(folder)
-    if (folder / FACTS).is_file():
+    if (folder / FACTS_FILE).is_file():
         return folder
     arrays: dict[str, NDArray[Any]] = {}
     facts = BundleFacts(
@@ -105,12 +105,12 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
         remove_abandoned(folder.parent, f".{folder.name}-*")
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
-            save_file(arrays, fresh / ARRAYS)
-            (fresh / FACTS).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            save_file(arrays, fresh / ARRAYS_FILE)
+            (fresh / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
             fresh.replace(folder)
         except (OSError, SafetensorError):
             shutil.rmtree(fresh, ignore_errors=True)
-            if not (folder / FACTS).is_file():  # another process may have been faster
+            if not (folder / FACTS_FILE).is_file():  # another process may have been faster
                 raise
     except (OSError, SafetensorError) as error:  # the latter's text has what the system said
         why = getattr(error, "strerror", None) or error
@@ -125,10 +125,10 @@ def load_bundle(folder: str | Path) -> Bundle:
         DataError: if the folder holds none, or its parts don't go together; says what.
     """
     folder = Path(folder)
-    facts = _facts(folder / FACTS)
+    facts = _facts(folder / FACTS_FILE)
     try:
-        with safe_open(folder / ARRAYS, framework="numpy") as file:
-            arrays = _Arrays(file, folder / ARRAYS)
+        with safe_open(folder / ARRAYS_FILE, framework="numpy") as file:
+            arrays = _Arrays(file, folder / ARRAYS_FILE)
             return Bundle(
                 arrays.features("support", facts.support),
                 arrays.text("text", facts.text),
@@ -148,12 +148,12 @@ def load_bundle(folder: str | Path) -> Bundle:
 
 def _facts(path: Path) -> BundleFacts:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DataError(f"{path} has more than {MOST_BYTES >> 20} MB: it describes no set of features")
+        if path.stat().st_size > MAX_FACTS_BYTES:
+            raise DataError(f"{path} has more than {MAX_FACTS_BYTES >> 20} MB: it describes no set of features")
         return BundleFacts.model_validate(json.loads(path.read_bytes()))
     except OSError as error:
         raise DataError(
-            f"can't read {path}: {error.strerror or error}; expected a folder with {FACTS} and {ARRAYS}"
+            f"can't read {path}: {error.strerror or error}; expected a folder with {FACTS_FILE} and {ARRAYS_FILE}"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -166,9 +166,9 @@ def _set(features: FeatureSet, name: str, arrays: dict[str, NDArray[Any]]) -> di
     position = {label: i for i, label in enumerate(features.class_names)}
     arrays[name] = np.ascontiguousarray(features.X).view(np.ndarray)
     arrays[f"{name}.labels"] = np.array([position[label] for label in features.y], dtype=np.int64)
-    kept = {key: features.provenance[key] for key in KEPT if key in features.provenance}
-    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
-    return {"class_names": list(features.class_names), "provenance": kept}
+    provenance = {key: features.provenance[key] for key in STORED_PROVENANCE if key in features.provenance}
+    provenance = {key: list(value) if isinstance(value, tuple) else value for key, value in provenance.items()}
+    return {"class_names": list(features.class_names), "provenance": provenance}
 
 
 def _text(text: TextFeatures, name: str, arrays: dict[str, NDArray[Any]]) -> TextFacts:

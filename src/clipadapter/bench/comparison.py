@@ -11,12 +11,12 @@ from pathlib import Path
 from sklearn.base import clone
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fitting import failed, measured, perform, run_all
-from clipadapter.bench.plots import learning_curve
+from clipadapter.bench.fitting import record_failure, record_score, run_fit, run_fits
+from clipadapter.bench.plots import draw_learning_curve
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
 from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.score import check_labels
-from clipadapter.bench.sources import dataset_features
+from clipadapter.bench.sources import extract_dataset
 from clipadapter.bench.summary import table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
@@ -27,7 +27,7 @@ from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.metrics import metrics_shown
 
-SAME = 1e-4
+SAME_IMAGE_DISTANCE = 1e-4
 """Unit features closer than this are of one picture: another batch changes a feature by 1e-5 at most."""
 
 
@@ -78,7 +78,7 @@ class Comparison:
         tables = [table(self.runs, name, markdown=True) for name in metrics_shown("comparison", "single-label")]
         text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
         page = write_atomically(folder / "table.md", text)
-        return [page, learning_curve(self.runs, folder / "accuracy.png", title)]
+        return [page, draw_learning_curve(self.runs, folder / "accuracy.png", title)]
 
 
 def compare(
@@ -117,17 +117,17 @@ def compare(
     check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(names)
-    support = dataset_features(model, train, names)
-    tested = dataset_features(model, test, names).mark_for_evaluation()
+    support = extract_dataset(model, train, names)
+    tested = extract_dataset(model, test, names).mark_for_evaluation()
     before = _count(records)
     bundle = Bundle(support, text, {"test": TestPart(tested)})
 
     def make(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         if head.tunes_encoder:
-            return perform_tuned(model, train, test, bundle, head, runs)
-        return perform(bundle, head, runs)
+            return run_tuned(model, train, test, bundle, head, runs)
+        return run_fit(bundle, head, runs)
 
-    runs = run_all(bundle, heads, shots, seeds, make, records=records, progress=progress)
+    runs = run_fits(bundle, heads, shots, seeds, make, records=records, progress=progress)
     fresh = len(runs) if records is None else _count(records) - before
     return Comparison(runs, fresh, support, tested, text, _warnings(support, tested, max(shots)))
 
@@ -151,17 +151,17 @@ def _compare_by_folds(
     count_folds(dataset.labels, folds)  # before the pictures are encoded
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(dataset.class_names)
-    features = dataset_features(model, dataset, dataset.class_names)
+    features = extract_dataset(model, dataset, dataset.class_names)
     before = _count(records)
     runs = cross_validate(heads, features, text, shots, seeds, folds=folds, records=records, progress=progress)
     fresh = len(runs) if records is None else _count(records) - before
     return Comparison(runs, fresh, features, features, text, [], count_folds(features.y, folds))
 
 
-def perform_tuned(
+def run_tuned(
     model: FewShotClassifier, train: Dataset, test: Dataset, bundle: Bundle, head: Head, runs: Sequence[Run]
 ) -> list[Run]:
-    """Tune on the drawn pictures, and measure by the tuned encoder; as `fitting.perform` does on features.
+    """Tune on the drawn pictures, and measure by the tuned encoder; as `fitting.run_fit` does on features.
 
     Nothing is kept in the feature store: no other run has this encoder.
 
@@ -194,13 +194,13 @@ def perform_tuned(
             tuned.fit(paths, labels, names)
             seconds = time.perf_counter() - start
             part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
-            done.append(measured(run, (tuned.head_, seconds), part, part.features))
+            done.append(record_score(run, (tuned.head_, seconds), part, part.features))
         except Exception as error:  # it must not cost the others their run
-            done.append(failed(run, error))
+            done.append(record_failure(run, error))
     return done
 
 
-def shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
+def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
     """Test rows that are the same picture as a row of the support, by their features."""
     import torch
 
@@ -209,7 +209,7 @@ def shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
     for start in range(0, len(test) if len(support) else 0, 1024):
         part = unit(torch.from_numpy(test.plain[start : start + 1024]).double())
         distance = (2 - 2 * (part @ shots.T).max(dim=1).values).clamp_min(0).sqrt()
-        rows += [start + int(i) for i in torch.nonzero(distance < SAME).flatten()]
+        rows += [start + int(i) for i in torch.nonzero(distance < SAME_IMAGE_DISTANCE).flatten()]
     return rows
 
 
@@ -220,7 +220,7 @@ def _count(records: Path | None) -> int:
 def _warnings(support: FeatureSet, test: FeatureSet, most: int) -> list[str]:
     counts = Counter(support.y)
     small = [name for name in support.class_names if counts[name] < most]
-    shared = shared_rows(support, test)
+    shared = find_shared_rows(support, test)
     found = []
     if small:
         found.append(

@@ -10,11 +10,11 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from clipadapter.bench.continual.learning import mode_of
+from clipadapter.bench.continual.learning import choose_mode
 from clipadapter.bench.continual.orders import count_tasks
-from clipadapter.bench.plan import views_of
+from clipadapter.bench.plan import plan_views
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import FEATURES, features_source, open_source
+from clipadapter.bench.sources import FEATURES, load_feature_bundle, open_source
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data.sets import create_set, data_root, list_sets
 from clipadapter.errors import ClipAdapterError
@@ -24,13 +24,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SMALL, LARGE = 1600 * 100 * 512, 16_000 * 1000 * 1024
+SMALL_FIT_SIZE, LARGE_FIT_SIZE = 1600 * 100 * 512, 16_000 * 1000 * 1024
 """Shots x classes x width of the two sizes that fits were timed at."""
-UNKNOWN = (2.0, 60.0)
+UNTIMED_HEAD_SECONDS = (2.0, 60.0)
 """For a head that was never timed."""
-RATE = 25.0
+ENCODED_IMAGES_PER_SECOND = 25.0
 """Pictures a second that a small encoder sees on two cores; a GPU sees hundreds to thousands."""
-RUN = 0.1
+OVERHEAD_SECONDS_PER_RUN = 0.1
 """Seconds of a run beside its fit: measuring, writing."""
 
 
@@ -39,7 +39,7 @@ def _measured() -> dict[str, list[float]]:
     return tomllib.loads((files("clipadapter.bench") / "costs.toml").read_text(encoding="utf-8"))
 
 
-def fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
+def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
     """Seconds that one fit takes on two cores, on the line between the two sizes that were timed.
 
     Args:
@@ -48,16 +48,16 @@ def fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
         classes: c.
         width: d.
 
-    >>> 30 < fit_seconds("auto", 16_000, 1000, 1024) < 90
+    >>> 30 < estimate_fit_seconds("auto", 16_000, 1000, 1024) < 90
     True
     """
-    small, large = _measured().get(head, UNKNOWN)
-    power = math.log(large / small) / math.log(LARGE / SMALL)
-    return float(small * (max(shots * classes * width, 1) / SMALL) ** power)
+    small, large = _measured().get(head, UNTIMED_HEAD_SECONDS)
+    power = math.log(large / small) / math.log(LARGE_FIT_SIZE / SMALL_FIT_SIZE)
+    return float(small * (max(shots * classes * width, 1) / SMALL_FIT_SIZE) ** power)
 
 
 @dataclass(frozen=True)
-class Size:
+class DataSetSize:
     """How large a data set is.
 
     Args:
@@ -79,18 +79,20 @@ class Size:
     missing: str = ""
 
 
-def size_of(spec: str, root: Path | None = None) -> Size:
+def find_size(spec: str, root: Path | None = None) -> DataSetSize:
     """Size of a data set; of a named one that is not on disk what its papers say.
 
     Raises:
         DataError: if there is no such data set.
     """
     if spec.startswith(FEATURES):
-        bundle = features_source(spec)
+        bundle = load_feature_bundle(spec)
         assert bundle is not None
         tests = sum(len(part.features) for part in bundle.tests.values())
         divided = bool(bundle.tests)
-        return Size(spec, len(bundle.text.labels), len(bundle.support), tests or len(bundle.support), divided, True)
+        return DataSetSize(
+            spec, len(bundle.text.labels), len(bundle.support), tests or len(bundle.support), divided, True
+        )
     try:
         source = open_source(spec, root)
     except ClipAdapterError as error:
@@ -98,10 +100,12 @@ def size_of(spec: str, root: Path | None = None) -> Size:
             raise
         known = create_set(spec)
         counts = known.counts
-        return Size(spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), True, False, str(error))
+        return DataSetSize(
+            spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), True, False, str(error)
+        )
     tests = len(source.train.samples) if source.test is None else len(source.test.samples)
     train, divided = len(source.train.samples), source.test is not None
-    return Size(spec, len(source.train.class_names), train, tests, divided, True)
+    return DataSetSize(spec, len(source.train.class_names), train, tests, divided, True)
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,10 @@ class Estimate:
         fits: how many; streams of tasks, if they are what is fitted.
         pictures: how many pictures the encoders are shown, views included, if none is in the store.
         fit_seconds: of all fits, one after the other on two cores.
-        encode_seconds: of the pictures, at `RATE`.
+        encode_seconds: of the pictures, at `ENCODED_IMAGES_PER_SECOND`.
     """
 
-    sizes: list[Size]
+    sizes: list[DataSetSize]
     fits: int
     pictures: int
     fit_seconds: float
@@ -149,37 +153,39 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
                 # An epoch takes one view, however many there are.
                 rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)
                 fits += repeats
-                seconds += repeats * (fit_seconds(variant.head, rows, size.classes, width) + RUN)
-    drawn = len(suite.seeds) * sum(suite.shots)
-    shown = [size for size in sizes if not size.spec.startswith(FEATURES)]
+                seconds += repeats * (
+                    estimate_fit_seconds(variant.head, rows, size.classes, width) + OVERHEAD_SECONDS_PER_RUN
+                )
+    shots_per_class = len(suite.seeds) * sum(suite.shots)
+    pictured = [size for size in sizes if not size.spec.startswith(FEATURES)]
     shots = 0
-    for size in (size for size in fitted if size in shown):
+    for size in (size for size in fitted if size in pictured):
         # Of a set that is not divided all pictures are counted once as test pictures, and have all views.
         views = _views(suite, size)
-        shots += min(size.train, drawn * size.classes) * views if size.divided else size.train * (views - 1)
-    pictures = encoders * (sum(size.test for size in shown) + shots)
-    return Estimate(sizes, fits, pictures, seconds, pictures / RATE)
+        shots += min(size.train, shots_per_class * size.classes) * views if size.divided else size.train * (views - 1)
+    pictures = encoders * (sum(size.test for size in pictured) + shots)
+    return Estimate(sizes, fits, pictures, seconds, pictures / ENCODED_IMAGES_PER_SECOND)
 
 
-def _views(suite: Suite, size: Size) -> int:
+def _views(suite: Suite, size: DataSetSize) -> int:
     """Views of each picture that shots are drawn from."""
     names = [str(i) for i in range(size.classes)]
-    return views_of(suite, (shots * names for shots in suite.shots)).count
+    return plan_views(suite, (shots * names for shots in suite.shots)).count
 
 
-def _size(suite: Suite, spec: str, root: Path | None) -> Size:
+def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
     """Size of a data set; of one that a stream names, but nobody has described, nothing is known before it is there."""
     try:
-        return size_of(spec, root)
+        return find_size(spec, root)
     except ClipAdapterError:
         if not suite.is_stream or spec not in suite.data:
             raise
-        place = data_root(root) / spec
-        how = f"put its pictures into {place / 'train' / 'CLASS'} and {place / 'test' / 'CLASS'}"
-        return Size(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {place}; {how}")
+        folder = data_root(root) / spec
+        hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
+        return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
 
 
-def _streams(suite: Suite, sizes: Sequence[Size], encoders: int, width: int) -> tuple[int, float]:
+def _streams(suite: Suite, sizes: Sequence[DataSetSize], encoders: int, width: int) -> tuple[int, float]:
     """How many streams, and seconds of all their fits: joint ones grow with the tasks before."""
     tasks = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in sizes)
     classes = sum(size.classes for size in sizes)
@@ -189,9 +195,11 @@ def _streams(suite: Suite, sizes: Sequence[Size], encoders: int, width: int) -> 
         views = suite.views if isinstance(suite.views, int) else 1
         rows = sum(min(shots * size.classes, size.train) for size in sizes) * views
         for variant in suite.all_variants():
-            joint = mode_of(variant.title, make_head(variant), variant.mode) == "joint"
-            share = [(t + 1) / tasks if joint else 1 / tasks for t in range(tasks)]
-            own = sum(fit_seconds(variant.head, round(rows * part), classes, width) for part in share)
+            joint = choose_mode(variant.title, make_head(variant), variant.mode) == "joint"
+            fractions = [(t + 1) / tasks if joint else 1 / tasks for t in range(tasks)]
+            stream_seconds = sum(
+                estimate_fit_seconds(variant.head, round(rows * fraction), classes, width) for fraction in fractions
+            )
             streams += repeats
-            seconds += repeats * (own + RUN * tasks)
+            seconds += repeats * (stream_seconds + OVERHEAD_SECONDS_PER_RUN * tasks)
     return streams, seconds

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,33 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head, views_for_head
-from clipadapter.bench.methods import method_version, package_digest, registered_name, seeded
-from clipadapter.bench.run import Flags, Run, Seconds, append_runs, library_versions, read_runs, this_machine
+from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
+from clipadapter.bench.methods import clone_with_seed, method_version, package_digest, registered_name
+from clipadapter.bench.run import Flags, Run, Seconds, append_runs, describe_machine, library_versions, read_runs
 from clipadapter.bench.score import Score, score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures
+
+
+@dataclass(frozen=True, eq=False)
+class FitInputs:
+    """A head, and the rows that it is fitted to.
+
+    Args:
+        label: what tables call the head.
+        head: unfitted.
+        shots: shots per class.
+        seed: of the draw.
+        rows: the drawn rows of the support; of a stream in the order of its tasks.
+    """
+
+    label: str
+    head: Head
+    shots: int
+    seed: int
+    rows: Sequence[int]
 
 
 def few_shot(
@@ -66,22 +86,22 @@ def few_shot(
     (2, 1.0)
     """
     bundle = Bundle(support, text, {} if test is None else {"test": TestPart(test)})
-    return run_all(bundle, heads, shots, seeds, perform, records=records, progress=progress)
+    return run_fits(bundle, heads, shots, seeds, run_fit, records=records, progress=progress)
 
 
-def run_all(
+def run_fits(
     bundle: Bundle,
     heads: Mapping[str, Head],
     shots: Sequence[int],
     seeds: Sequence[int],
     make: Callable[[Bundle, Head, Sequence[Run]], list[Run]],
     *,
-    plan: Callable[[Bundle, str, Head, int, int, Sequence[int]], list[Run]] | None = None,
+    plan: Callable[[Bundle, FitInputs], list[Run]] | None = None,
     draw: Callable[[Sequence[str], int, int], list[int]] = draw_shots,
     records: str | Path | None = None,
     progress: bool = False,
 ) -> list[Run]:
-    """`few_shot` of a bundle with one test part, for which each fit is made by a function such as `perform`.
+    """`few_shot` of a bundle with one test part, for which each fit is made by a function such as `run_fit`.
 
     Args:
         bundle: features and class text.
@@ -89,7 +109,7 @@ def run_all(
         shots: as for `few_shot`.
         seeds: as for `few_shot`.
         make: makes the planned record of a fit.
-        plan: plans it; `planned` if not given.
+        plan: plans it; `plan_fit` if not given.
         draw: draws rows from labels, shots per class and a seed.
         records: as for `few_shot`.
         progress: as for `few_shot`.
@@ -98,24 +118,24 @@ def run_all(
         raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
     if min(shots) < 1:
         raise InputError(f"shots must be 1 or more, but are {', '.join(map(str, shots))}")
-    known = {run.key: run for run in read_known(records) if run.error is None}
+    known = {run.key: run for run in read_existing_runs(records) if run.error is None}
     runs = []
     total = len(heads) * len(shots) * len(seeds)
     with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
-        for name, head, n, seed, rows in _draws(heads, bundle.support, shots, seeds, draw):
-            bar.set_postfix_str(f"{name}, {n} shots")
-            (run,) = (plan or planned)(bundle, name, head, n, seed, rows)
-            done = known.get(run.key)
-            if done is None:
-                (done,) = make(bundle, head, [run])
+        for inputs in _draws(heads, bundle.support, shots, seeds, draw):
+            bar.set_postfix_str(f"{inputs.label}, {inputs.shots} shots")
+            (run,) = (plan or plan_fit)(bundle, inputs)
+            run_done = known.get(run.key)
+            if run_done is None:
+                (run_done,) = make(bundle, inputs.head, [run])
                 if records is not None:
-                    append_runs(records, [done])
-            runs.append(done.model_copy(update={"head": name}))
+                    append_runs(records, [run_done])
+            runs.append(run_done.model_copy(update={"head": inputs.label}))
             bar.update()
     return runs
 
 
-def read_known(records: str | Path | None) -> list[Run]:
+def read_existing_runs(records: str | Path | None) -> list[Run]:
     """The runs of a JSONL file; none if there is no such file yet."""
     return read_runs(records) if records is not None and Path(records).is_file() else []
 
@@ -126,71 +146,54 @@ def _draws(
     shots: Sequence[int],
     seeds: Sequence[int],
     draw: Callable[[Sequence[str], int, int], list[int]],
-) -> Iterator[tuple[str, Head, int, int, list[int]]]:
-    """(name, unfitted clone, shots, seed, rows) of each fit; the rows are drawn once for all heads."""
+) -> Iterator[FitInputs]:
+    """The inputs of each fit; the rows are drawn once for all heads."""
     for n in shots:
         for seed in seeds:
             rows = draw(support.y, n, seed)
             for name, head in heads.items():
-                yield name, seeded(head, seed), n, seed, rows
+                yield FitInputs(name, clone_with_seed(head, seed), n, seed, rows)
 
 
-def planned(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int]) -> list[Run]:
-    """The records of one fit before it is made, one for each test part.
-
-    Args:
-        bundle: features and class text.
-        label: what tables call the head.
-        head: unfitted.
-        shots: shots a class.
-        seed: of the draw.
-        rows: the drawn rows of the support.
-    """
-    shared = shared_facts(bundle, label, head, shots, seed, rows)
+def plan_fit(bundle: Bundle, inputs: FitInputs) -> list[Run]:
+    """The records of one fit before it is made, one for each test part."""
+    fields = common_fields(bundle, inputs)
     return [
         Run(
-            **shared,
-            data=bundle.data(name, rows),
+            **fields,
+            data=bundle.data(name, inputs.rows),
             text=bundle.text_digest(name),
             n_classes=bundle.n_classes(name),
-            n_test=bundle.n_test(name, len(rows)),
+            n_test=bundle.n_test(name, len(inputs.rows)),
         )
         for name in bundle.names
     ]
 
 
-def shared_facts(bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int]) -> dict[str, Any]:
-    """What the records of one fit have in common, whatever it is measured on.
-
-    Args:
-        bundle: as for `planned`.
-        label: as for `planned`.
-        head: as for `planned`.
-        shots: as for `planned`.
-        seed: as for `planned`.
-        rows: as for `planned`.
-    """
+def common_fields(bundle: Bundle, inputs: FitInputs) -> dict[str, Any]:
+    """The fields that the records of one fit have in common, whatever the head is measured on."""
+    head = inputs.head
     params = head.get_params(deep=False)
     plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
     return {
-        "head": label,
+        "head": inputs.label,
         "method": registered_name(head),
         "method_version": method_version(type(head)),
         "params": plain,
         "encoder": bundle.encoder,
         "templates": bundle.templates,
-        "shots": shots,
-        "seed": seed,
-        "rows": list(rows),
+        "shots": inputs.shots,
+        "seed": inputs.seed,
+        "rows": list(inputs.rows),
         "flags": Flags(transductive=head.transductive),
         "code": package_digest(),
         "versions": library_versions(),
-        "machine": this_machine(),
+        "machine": describe_machine(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
     """Fit a head once and measure it on the test parts of the planned runs, in the order of the bundle's parts.
 
     A head that fails gives records that say why. A transductive head is fitted anew for each test part.
@@ -198,59 +201,59 @@ def perform(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
     Args:
         bundle: features and class text.
         head: unfitted.
-        runs: planned runs of one fit; see `planned`.
+        runs: planned runs of one fit; see `plan_fit`.
 
     Raises:
         InputError: if no row is left to test on.
     """
     names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
-    own = views_for_head(head, columns_for_head(head, bundle.shots(runs[0].rows), bundle.text))
+    shots = select_views(head, select_columns(head, bundle.shots(runs[0].rows), bundle.text))
     fitted: tuple[Head, float] | None = None
-    done = []
+    finished = []
     for run in runs:
         part = bundle.test(names[run.data], run.rows)
         try:
-            seen = columns_for_head(head, part.features, part.text or bundle.text)
+            test_features = select_columns(head, part.features, part.text or bundle.text)
             if fitted is None or head.transductive:
                 start = time.perf_counter()
-                made = clone(head).fit(
-                    own.X, own.y, text=bundle.text, unlabelled=seen.plain if head.transductive else None
+                fitted_head = clone(head).fit(
+                    shots.X, shots.y, text=bundle.text, unlabelled=test_features.plain if head.transductive else None
                 )
-                fitted = made, time.perf_counter() - start
-            done.append(measured(run, fitted, part, seen))
+                fitted = fitted_head, time.perf_counter() - start
+            finished.append(record_score(run, fitted, part, test_features))
         except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
-            done.append(failed(run, error))
-    return done
+            finished.append(record_failure(run, error))
+    return finished
 
 
-def measured(run: Run, fitted: tuple[Head, float], part: TestPart, seen: FeatureSet) -> Run:
+def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features: FeatureSet) -> Run:
     """The record of a planned run whose head was fitted.
 
     Args:
         run: planned.
         fitted: the head, and how many seconds its fit took.
         part: the test part.
-        seen: what the head gets of its features.
+        features: what the head gets of its features.
     """
     head, seconds = fitted
-    found: Score = score(head if part.text is None else head.for_classes(part.text), seen, among=_among(part))
+    result: Score = score(head if part.text is None else head.for_classes(part.text), features, among=_among(part))
     return run.model_copy(
         update={
-            "seconds": Seconds(fit=seconds, predict=found.seconds),
-            "metrics": found.metrics,
+            "seconds": Seconds(fit=seconds, predict=result.seconds),
+            "metrics": result.metrics,
             "learned": _learned(head),
-            "size": numbers_kept(head),
-            "machine": this_machine(),
+            "size": count_stored_numbers(head),
+            "machine": describe_machine(),
         }
     )
 
 
-def numbers_kept(head: Head) -> int:
+def count_stored_numbers(head: Head) -> int:
     """How many numbers a fitted head keeps."""
     return sum(int(value.size) for value in head.state().values())
 
 
-def failed(run: Run, error: BaseException) -> Run:
+def record_failure(run: Run, error: BaseException) -> Run:
     """The record of a planned run that gave no figure, with the reason."""
     return run.model_copy(update={"error": f"{type(error).__name__}: {error}"})
 
@@ -262,5 +265,5 @@ def _among(part: TestPart) -> Sequence[str] | None:
 
 def _learned(head: Head) -> dict[str, float]:
     """Numbers among what was learned."""
-    found = {key: value for key, value in vars(head).items() if key.endswith("_") and key != "n_features_in_"}
-    return {key: float(v) for key, v in found.items() if isinstance(v, int | float) and np.isfinite(v)}
+    attributes = {key: value for key, value in vars(head).items() if key.endswith("_") and key != "n_features_in_"}
+    return {key: float(v) for key, v in attributes.items() if isinstance(v, int | float) and np.isfinite(v)}

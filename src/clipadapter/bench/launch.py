@@ -11,26 +11,25 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.bundle_files import ARRAYS, save_bundle
+from clipadapter.bench.bundle_files import ARRAYS_FILE, save_bundle
 from clipadapter.bench.launchers import Job, Launcher
 from clipadapter.bench.methods import package_digest
-from clipadapter.bench.plan import Entry, FitSpec, Plan, Rows, value_of
+from clipadapter.bench.plan import Entry, FitSpec, Plan, PlannedFit, Rows, get_varied_value
 from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.protocols.base import BundleOfFits, SuiteInputs
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.run import Run, digest, library_versions
 from clipadapter.bench.sources import Source
-from clipadapter.bench.suite import Prompts, Suite
-from clipadapter.bench.worker import planned_runs, work
+from clipadapter.bench.suite import Suite
+from clipadapter.bench.worker import plan_runs, run_task
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 
-Tracker = Callable[[Run], None]
-Facts = tuple[str, str, Prompts]
-"""(data, encoder, prompts) as the person named them."""
+RunTracker = Callable[[Run], None]
 
 
 @dataclass
-class Outcome:
+class SuiteResult:
     """What `run_suite` did.
 
     Args:
@@ -53,12 +52,15 @@ class Outcome:
 
 
 @dataclass
-class _PlannedFit:
-    """A job's task, and the records that it will give."""
+class _FitWithEntries:
+    """A fit, and the entries of the plan for the records that it will give."""
 
-    task: FitSpec
-    keys: list[str]
-    entries: list[Entry] = field(default_factory=list)
+    spec: FitSpec
+    entries: list[Entry]
+
+    @property
+    def keys(self) -> list[str]:
+        return [entry.key for entry in self.entries]
 
 
 def run_suite(
@@ -69,10 +71,10 @@ def run_suite(
     launcher: Launcher,
     *,
     rows: Rows | None = None,
-    trackers: Sequence[Tracker] = (),
+    trackers: Sequence[RunTracker] = (),
     oracle: bool = False,
     progress: bool = False,
-) -> Outcome:
+) -> SuiteResult:
     """Make every run of a suite that has no record yet.
 
     Args:
@@ -92,32 +94,32 @@ def run_suite(
     """
     records = RecordFolder(out)
     records.migrate()
-    works: list[_PlannedFit] = []
-    for bundle, fits, facts in create_protocol(suite.protocol).bundles(suite, sources, encoders, rows):
-        folder = save_bundle(bundle, out / "features" / _name(bundle))
-        works += [_work_of(suite, task, given, facts) for task, given in fits(str(folder.absolute()))]
+    fits: list[_FitWithEntries] = []
+    for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders, rows)):
+        folder = save_bundle(group.bundle, out / "features" / _name(group.bundle))
+        fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
         # What a worker reads, and a fit's copies of it.
-        launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS).stat().st_size)
-    plan = Plan(suite=suite, entries=[entry for one in works for entry in one.entries]).merged(out)
+        launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS_FILE).stat().st_size)
+    plan = Plan(suite=suite, entries=[entry for planned in fits for entry in planned.entries]).merged(out)
     plan.save(out)
-    records.complete_log()
-    done = {run.key for run in records.read() if run.error is None}
-    open_ = [one for one in works if not set(one.keys) <= done]
-    there = sum(len(one.keys) for one in works) - sum(len(one.keys) for one in open_)
-    outcome = Outcome(plan, there=there, keys=frozenset(key for one in works for key in one.keys))
+    records.append_missing_to_log()
+    finished = {run.key for run in records.read() if run.error is None}
+    missing = [planned for planned in fits if not set(planned.keys) <= finished]
+    n_existing = sum(len(planned.keys) for planned in fits) - sum(len(planned.keys) for planned in missing)
+    outcome = SuiteResult(plan, there=n_existing, keys=frozenset(key for planned in fits for key in planned.keys))
     start = time.perf_counter()
-    jobs = [Job(i, one.task.model_dump_json()) for i, one in enumerate(open_)]
+    jobs = [Job(i, planned.spec.model_dump_json()) for i, planned in enumerate(missing)]
     with (
-        closing(launcher.run(work, jobs)) as results,
+        closing(launcher.run(run_task, jobs)) as results,
         tqdm(total=len(jobs), desc="fits", unit="fit", disable=not progress) as bar,
     ):
         for result in results:
-            runs = _runs(open_[result.job.number], result.result, result.error)
+            runs = _runs(missing[result.job.number], result.result, result.error)
             try:
                 records.write(runs)
             except InputError as error:
-                kept = f"{outcome.made} runs were made and are kept"
-                raise InputError(f"{error}. {kept}: the same call goes on from there, once there is space") from error
+                hint = f"{outcome.made} runs were made and are kept"
+                raise InputError(f"{error}. {hint}: the same call goes on from there, once there is space") from error
             for run in runs:
                 outcome.made += 1
                 outcome.failed += run.error is not None
@@ -127,33 +129,33 @@ def run_suite(
             bar.update()
     outcome.seconds = time.perf_counter() - start
     if oracle:
-        outcome.plan = _with_oracle(suite, [entry for one in works for entry in one.entries], records, out)
+        outcome.plan = _with_oracle(suite, [entry for planned in fits for entry in planned.entries], records, out)
     if suite.figure == "projection":
-        outcome.figures = _figures(works, out / "figures" / suite.name)
+        outcome.figures = _figures(fits, out / "figures" / suite.name)
     return outcome
 
 
 def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out: Path) -> Plan:
     """The plan with what choosing on the test part gives; these records too are made once."""
-    found = oracle_runs(suite, entries, {run.key: run for run in records.read()})
-    there = records.keys()
-    records.write(run for _, run in found if run.key not in there)
-    plan = Plan(suite=suite, entries=[*entries, *(entry for entry, _ in found)]).merged(out)
+    oracle = make_oracle_runs(suite, entries, {run.key: run for run in records.read()})
+    existing = records.keys()
+    records.write(run for _, run in oracle if run.key not in existing)
+    plan = Plan(suite=suite, entries=[*entries, *(entry for entry, _ in oracle)]).merged(out)
     plan.save(out)
     return plan
 
 
-def _figures(works: Sequence[_PlannedFit], folder: Path) -> list[Path]:
+def _figures(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
     """Pictures of the features of each bundle."""
-    from clipadapter.bench.projection import draw_moved
+    from clipadapter.bench.projection import draw_adapted_features
 
-    bundles: dict[str, list[_PlannedFit]] = {}
-    for one in works:
-        bundles.setdefault(one.task.bundle, []).append(one)
+    bundles: dict[str, list[_FitWithEntries]] = {}
+    for fit in fits:
+        bundles.setdefault(fit.spec.bundle, []).append(fit)
     return [
         path
-        for own in bundles.values()
-        for path in draw_moved([one.task for one in own], own[0].entries[0].data, folder)
+        for bundle_fits in bundles.values()
+        for path in draw_adapted_features([fit.spec for fit in bundle_fits], bundle_fits[0].entries[0].data, folder)
     ]
 
 
@@ -168,21 +170,29 @@ def _name(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _work_of(suite: Suite, task: FitSpec, given: Sequence[tuple[str, str]], facts: Facts) -> _PlannedFit:
-    data, encoder, prompts = facts
-    shared = {"label": task.variant.title, "prompts": prompts.label, "data": data, "encoder": encoder}
-    value = value_of(suite, task.variant)
-    return _PlannedFit(
-        task, [key for key, _ in given], [Entry(key=key, test=test, value=value, **shared) for key, test in given]
-    )
+def _with_entries(suite: Suite, group: BundleOfFits, fit: PlannedFit) -> _FitWithEntries:
+    title, value = fit.spec.variant.title, get_varied_value(suite, fit.spec.variant)
+    entries = [
+        Entry(
+            key=key,
+            label=title,
+            prompts=group.prompts.label,
+            data=group.data,
+            encoder=group.encoder,
+            test=test,
+            value=value,
+        )
+        for key, test in fit.records
+    ]
+    return _FitWithEntries(fit.spec, entries)
 
 
-def _runs(one: _PlannedFit, result: list[str] | None, error: str | None) -> list[Run]:
+def _runs(fit: _FitWithEntries, result: list[str] | None, error: str | None) -> list[Run]:
     """Records from what a worker gave; from one that died, records that say so."""
     if result is not None:
         runs = [Run.model_validate_json(text) for text in result]
         same_code = all((run.versions, run.code) == (library_versions(), package_digest()) for run in runs)
-        if not same_code or [run.key for run in runs] != one.keys:
+        if not same_code or [run.key for run in runs] != fit.keys:
             raise InputError(
                 "a worker has other library versions, or other code, than this process: "
                 f"there {runs[0].versions}, code {runs[0].code[:12]}; install the same on every node"
@@ -190,11 +200,11 @@ def _runs(one: _PlannedFit, result: list[str] | None, error: str | None) -> list
         return runs
     from clipadapter.bench.bundle_files import load_bundle
 
-    runs = planned_runs(load_bundle(one.task.bundle), one.task)
+    runs = plan_runs(load_bundle(fit.spec.bundle), fit.spec)
     return [run.model_copy(update={"error": f"LauncherError: {error}"}) for run in runs]
 
 
-def oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, Run]) -> list[tuple[Entry, Run]]:
+def make_oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, Run]) -> list[tuple[Entry, Run]]:
     """For each parameter that a suite varies, and each draw, the run of the value that was best on the test part.
 
     Args:
@@ -205,19 +215,19 @@ def oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, Run])
     Returns:
         Copies of these records, with ``flags.oracle`` and a label that says so, and their entries.
     """
-    names = {one.head: one.parameter for one in suite.vary}
+    names = {vary.head: vary.parameter for vary in suite.vary}
     groups: dict[tuple[object, ...], list[tuple[Entry, Run]]] = {}
     for entry in entries:
         run = runs.get(entry.key)
         if entry.value is None or run is None or run.metrics is None:
             continue
-        place = (entry.data, entry.encoder, entry.prompts, entry.test, run.method, run.shots, run.seed)
-        groups.setdefault(place, []).append((entry, run))
-    found = []
+        group_key = (entry.data, entry.encoder, entry.prompts, entry.test, run.method, run.shots, run.seed)
+        groups.setdefault(group_key, []).append((entry, run))
+    chosen = []
     for group in groups.values():
         entry, run = max(group, key=lambda pair: pair[1].metrics.accuracy if pair[1].metrics else 0.0)
         label = f"{names[run.method]} chosen on the test part"
         flags = run.flags.model_copy(update={"oracle": True})
         copy = run.model_copy(update={"head": label, "flags": flags})
-        found.append((entry.model_copy(update={"key": copy.key, "label": label, "value": None}), copy))
-    return found
+        chosen.append((entry.model_copy(update={"key": copy.key, "label": label, "value": None}), copy))
+    return chosen

@@ -28,7 +28,7 @@ def registered_name(head: Head) -> str:
     return next((name for name in list_heads() if head_info(name).cls is type(head)), type(head).__name__)
 
 
-def seeded(head: Head, seed: int) -> Head:
+def clone_with_seed(head: Head, seed: int) -> Head:
     """An unfitted clone of a head; its parameter ``seed`` is set to the seed of the draw, if it has one."""
     copy = clone(head)
     if "seed" in copy.get_params(deep=False):

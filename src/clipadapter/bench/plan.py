@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from clipadapter.bench.bundle import epochs_of
+from clipadapter.bench.bundle import count_epochs
 from clipadapter.bench.run import Part, Stream
 from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.data import draw_shots
@@ -42,6 +43,19 @@ class FitSpec(Part):
     seed: int
     rows: list[int]
     stream: Stream | None = None
+
+
+@dataclass(frozen=True)
+class PlannedFit:
+    """A fit, and the records that it will give.
+
+    Args:
+        spec: the fit.
+        records: (key, name of the test part) of each record.
+    """
+
+    spec: FitSpec
+    records: list[tuple[str, str]]
 
 
 class Entry(Part):
@@ -92,11 +106,11 @@ class Plan(Part):
 
         What was asked for with other views of the pictures is left out: it is another study.
         """
-        before = load_plan(folder, self.suite.name, missing_ok=True)
+        earlier = load_plan(folder, self.suite.name, missing_ok=True)
         known = {entry.key for entry in self.entries}
-        if before is None or (before.suite.views, before.suite.crop) != (self.suite.views, self.suite.crop):
+        if earlier is None or (earlier.suite.views, earlier.suite.crop) != (self.suite.views, self.suite.crop):
             return self
-        return Plan(suite=self.suite, entries=[*self.entries, *(e for e in before.entries if e.key not in known)])
+        return Plan(suite=self.suite, entries=[*self.entries, *(e for e in earlier.entries if e.key not in known)])
 
 
 def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
@@ -111,18 +125,18 @@ def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
     except FileNotFoundError as error:
         if missing_ok:
             return None
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
-        raise DataError(f"'{folder}' has no runs of suite '{name}'; it has: {there}") from error
+        existing = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise DataError(f"'{folder}' has no runs of suite '{name}'; it has: {existing}") from error
     except (OSError, ValidationError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}; delete it and run the suite again") from error
 
 
-def planned_suites(folder: Path) -> list[str]:
+def list_planned_suites(folder: Path) -> list[str]:
     """Names of the suites that were run in a folder, sorted."""
     return sorted(path.stem for path in (folder / "plans").glob("*.json"))
 
 
-def draws_of(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:
+def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:
     """The rows that the suite draws, by (shots, seed).
 
     Args:
@@ -132,7 +146,7 @@ def draws_of(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[
     return {(n, seed): draw_shots(labels, n, seed) for n in suite.shots for seed in suite.seeds}
 
 
-def views_of(suite: Suite, draws: Iterable[Sequence[str]]) -> ViewSpec:
+def plan_views(suite: Suite, draws: Iterable[Sequence[str]]) -> ViewSpec:
     """The views that a suite makes of each picture; a view for each epoch where the most epochs are made.
 
     Args:
@@ -142,14 +156,14 @@ def views_of(suite: Suite, draws: Iterable[Sequence[str]]) -> ViewSpec:
     if isinstance(suite.views, int):
         return ViewSpec.from_crop(suite.crop, count=suite.views)
     heads = [make_head(variant) for variant in suite.all_variants()]
-    epochs = max(epochs_of(head, labels) for labels in draws for head in heads)
+    epochs = max(count_epochs(head, labels) for labels in draws for head in heads)
     return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
 
 
-def value_of(suite: Suite, variant: Variant) -> float | str | None:
+def get_varied_value(suite: Suite, variant: Variant) -> float | str | None:
     """The value of the parameter that the suite varies, if the variant has one."""
-    names = {one.parameter for one in suite.vary}
-    found = [value for key, value in variant.params.items() if key in names]
-    if not found:
+    names = {vary.parameter for vary in suite.vary}
+    values = [value for key, value in variant.params.items() if key in names]
+    if not values:
         return None
-    return found[0] if isinstance(found[0], str) else float(found[0])
+    return values[0] if isinstance(values[0], str) else float(values[0])

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.bench.bundle import views_for_head
+from clipadapter.bench.bundle import select_views
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.methods import seeded
+from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import FitSpec
-from clipadapter.bench.plots import COLOURS, MARKERS, _figure, _save, _short, _title
 from clipadapter.bench.score import check_labels
 from clipadapter.bench.suite import make_head
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.rendering.plots import COLOURS, MARKERS, create_figure, save_png, set_title, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 Method = Literal["tsne", "pca"]
-NAMES = {"tsne": "t-SNE", "pca": "PCA"}
-FEWEST = 5
+METHOD_TITLES = {"tsne": "t-SNE", "pca": "PCA"}
+MIN_ROWS = 5
 """Rows below which there is nothing to project."""
 PALETTE = (*COLOURS, "#7A4B2A", "#6A3D9A", "#999933")
 """One colour a class, as many as can be told apart."""
 GREY = "#cccccc"
-NEIGHBOURS = 10
-SAME = 1e-6
+N_NEIGHBOURS = 10
+SAME_FEATURE_DISTANCE = 1e-6
 """Unit features closer than this, in single precision, are one."""
 
 Array = NDArray[Any]
@@ -77,7 +77,7 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
     features, others = answers(np.eye(width)), _unit_rows(np.random.default_rng(0).normal(size=(3, width)))
     if not np.allclose(answers(others), features @ others.T, atol=1e-4):
         raise InputError(f"{name} does more than compare a feature with class text: it has no adapted features")
-    if np.allclose(features, _unit_rows(X), atol=SAME):
+    if np.allclose(features, _unit_rows(X), atol=SAME_FEATURE_DISTANCE):
         raise InputError(f"{name} leaves features as they are; try one that adapts them, such as clip-adapter or rla")
     return features
 
@@ -105,12 +105,12 @@ def project(
     >>> points.shape
     (6, 2)
     """
-    if method not in NAMES:
-        raise InputError(f"the method must be one of {', '.join(NAMES)}, but is {method!r}")
+    if method not in METHOD_TITLES:
+        raise InputError(f"the method must be one of {', '.join(METHOD_TITLES)}, but is {method!r}")
     rows = _unit_rows(features)
-    if len(rows) < FEWEST or rows.shape[1] < 2:
-        raise InputError(f"a projection needs {FEWEST} rows and 2 columns or more, but the features are {rows.shape}")
-    if np.ptp(rows, axis=0).max() < SAME:
+    if len(rows) < MIN_ROWS or rows.shape[1] < 2:
+        raise InputError(f"a projection needs {MIN_ROWS} rows and 2 columns or more, but the features are {rows.shape}")
+    if np.ptp(rows, axis=0).max() < SAME_FEATURE_DISTANCE:
         raise InputError("all rows of the features are the same: there is nothing to project")
     if method == "pca":
         from sklearn.decomposition import PCA
@@ -151,7 +151,7 @@ def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float
         raise InputError(
             f"{c} class{'es' * (c != 1)} among {len(rows)} pictures: give two classes or more, some with several"
         )
-    k = min(NEIGHBOURS, len(rows) - 1)
+    k = min(N_NEIGHBOURS, len(rows) - 1)
     nearest = NearestNeighbors(n_neighbors=k, metric="cosine").fit(rows).kneighbors(return_distance=False)  # (n, k)
     purity = (truth[nearest] == truth[:, None]).mean()
     return float(silhouette_score(rows, truth, metric="cosine")), float(purity)
@@ -193,18 +193,20 @@ def draw_projection(
             f"{len(np.asarray(after))} after: all must be of the same pictures"
         )
     figures = [separation(features, labels) for features in (before, after)]
-    left = project(before, method, seed)
-    panels = {"before": left, "after": _turned(project(after, method, seed, left), left)}
-    shown = _most_frequent(labels, class_names)
-    figure = _figure(10.5, 4.9)
-    for axes, (name, points), found in zip(figure.subplots(1, 2), panels.items(), figures, strict=True):
-        _scatter(axes, points, np.asarray(labels), shown)
+    before_points = project(before, method, seed)
+    panels = {"before": before_points, "after": _turned(project(after, method, seed, before_points), before_points)}
+    coloured = _most_frequent(labels, class_names)
+    figure = create_figure(10.5, 4.9)
+    for axes, (name, points), separations in zip(figure.subplots(1, 2), panels.items(), figures, strict=True):
+        _scatter(axes, points, np.asarray(labels), coloured)
         axes.set_title(
-            f"{name}: silhouette {found[0]:.3f}, {NEIGHBOURS}-NN purity {100 * found[1]:.1f} %", loc="left", fontsize=10
+            f"{name}: silhouette {separations[0]:.3f}, {N_NEIGHBOURS}-NN purity {100 * separations[1]:.1f} %",
+            loc="left",
+            fontsize=10,
         )
-    _legend(figure, shown, len(set(labels)) - len(shown))
-    _title(figure, title or f"{len(labels)} pictures, {NAMES[method]}")
-    return _save(figure, path)
+    _legend(figure, coloured, len(set(labels)) - len(coloured))
+    set_title(figure, title or f"{len(labels)} pictures, {METHOD_TITLES[method]}")
+    return save_png(figure, path)
 
 
 def _unit_rows(features: ArrayLike) -> Array:
@@ -227,18 +229,18 @@ def _turned(points: Array, target: Array) -> Array:
 
 def _most_frequent(labels: Sequence[str], class_names: Sequence[str]) -> list[str]:
     counts = Counter(labels)
-    most = sorted((name for name in class_names if counts[name]), key=lambda name: -counts[name])[: len(PALETTE)]
-    return [name for name in class_names if name in most]
+    frequent = sorted((name for name in class_names if counts[name]), key=lambda name: -counts[name])[: len(PALETTE)]
+    return [name for name in class_names if name in frequent]
 
 
-def _scatter(axes: Axes, points: Array, labels: Array, shown: Sequence[str]) -> None:
-    rest, (x, y) = ~np.isin(labels, shown), points.T
+def _scatter(axes: Axes, points: Array, labels: Array, coloured: Sequence[str]) -> None:
+    is_other, (x, y) = ~np.isin(labels, coloured), points.T
     size = 16 if len(points) < 2500 else 6
-    if rest.any():
-        axes.scatter(x[rest], y[rest], s=size / 2, color=GREY, linewidths=0)
-    for i, name in enumerate(shown):
-        own = labels == name
-        axes.scatter(x[own], y[own], s=size, alpha=0.75, linewidths=0, color=PALETTE[i], marker=_marker(i))
+    if is_other.any():
+        axes.scatter(x[is_other], y[is_other], s=size / 2, color=GREY, linewidths=0)
+    for i, name in enumerate(coloured):
+        is_class = labels == name
+        axes.scatter(x[is_class], y[is_class], s=size, alpha=0.75, linewidths=0, color=PALETTE[i], marker=_marker(i))
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
@@ -249,26 +251,26 @@ def _marker(i: int) -> str:
     return MARKERS[i % len(MARKERS)]
 
 
-def _legend(figure: Figure, shown: Sequence[str], others: int) -> None:
+def _legend(figure: Figure, coloured: Sequence[str], others: int) -> None:
     from matplotlib.lines import Line2D
 
-    names = list(shown)
-    handles = [Line2D([], [], linestyle="", color=PALETTE[i], marker=_marker(i)) for i in range(len(shown))]
+    names = list(coloured)
+    handles = [Line2D([], [], linestyle="", color=PALETTE[i], marker=_marker(i)) for i in range(len(coloured))]
     if others:
         names.append(f"{others} others")
         handles.append(Line2D([], [], linestyle="", color=GREY, marker="o"))
     legend = figure.legend(handles, list(map(str, range(len(names)))), loc="outside right upper", frameon=False)
     for text, name in zip(legend.get_texts(), names, strict=True):
         # Set afterwards: a legend leaves out what begins with an underscore, and reads dollars as formulas.
-        text.set_text(_short(name))
+        text.set_text(truncate(name))
         text.set_parse_math(False)
 
 
-MOST = 2000
+MAX_DRAWN_IMAGES = 2000
 """Test pictures drawn at most, evenly taken: t-SNE of more takes minutes, and nobody sees them."""
 
 
-def draw_moved(specs: Sequence[FitSpec], data: str, folder: Path) -> list[Path]:
+def draw_adapted_features(specs: Sequence[FitSpec], data: str, folder: Path) -> list[Path]:
     """Draw the features of the test part before and after each head that adapts them, at the most shots, first seed.
 
     Args:
@@ -279,20 +281,20 @@ def draw_moved(specs: Sequence[FitSpec], data: str, folder: Path) -> list[Path]:
     Returns:
         The files; heads that leave features as they are have none.
     """
-    most = max(spec.shots for spec in specs)
+    max_shots = max(spec.shots for spec in specs)
     files = []
-    for spec in (spec for spec in specs if spec.shots == most and spec.seed == specs[0].seed):
+    for spec in (spec for spec in specs if spec.shots == max_shots and spec.seed == specs[0].seed):
         bundle = load_bundle(spec.bundle)
         part = bundle.test(bundle.names[0], spec.rows).features
-        part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MOST)).astype(int)))
-        head = seeded(make_head(spec.variant), spec.seed)
-        own = views_for_head(head, bundle.shots(spec.rows))
-        head.fit(own.X, own.y, text=bundle.text)
+        part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MAX_DRAWN_IMAGES)).astype(int)))
+        head = clone_with_seed(make_head(spec.variant), spec.seed)
+        shots = select_views(head, bundle.shots(spec.rows))
+        head.fit(shots.X, shots.y, text=bundle.text)
         try:
             after = adapted_features(head, part.plain)
         except InputError:  # a head that does not move features
             continue
-        title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {most} shots a class"
+        title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {max_shots} shots a class"
         path = folder / f"{data}-{spec.variant.title}.png".replace("/", "-")
         files.append(draw_projection(part.plain, after, part.y, part.class_names, path, title, seed=spec.seed))
     return files

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from clipadapter.bench.plan import load_plan, planned_suites
+from clipadapter.bench.plan import list_planned_suites, load_plan
 from clipadapter.bench.run import Run, append_runs, parse_run, read_runs
 from clipadapter.errors import DataError
 from clipadapter.files import remove_abandoned, write_atomically
 
-MOST_BYTES = 16 << 20
+MAX_RECORD_BYTES = 16 << 20
 """No record is longer: a longer file is none."""
 
 
-OLDER = b'{"format":2,'
+FORMAT_2_PREFIX = b'{"format":2,'
 """How a record of format 2 begins."""
 
 
@@ -49,7 +49,7 @@ class RecordFolder:
             write_atomically(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
         append_runs(self.log, runs)
 
-    def complete_log(self) -> None:
+    def append_missing_to_log(self) -> None:
         """Add the runs to ``runs.jsonl`` that it lacks, since whoever wrote them was killed in between.
 
         What others left that were killed while they wrote is removed after a day.
@@ -89,7 +89,7 @@ class RecordFolder:
         keys = (
             present | {old: run.key for old, run in migrated.items()} | {run.key: run.key for run in migrated.values()}
         )
-        for name in planned_suites(self.folder):
+        for name in list_planned_suites(self.folder):
             plan = load_plan(self.folder, name)
             assert plan is not None  # only missing_ok gives None
             plan.with_keys(keys).save(self.folder)
@@ -117,8 +117,8 @@ class RecordFolder:
         """
         path = self.runs / f"{key}.json"
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise DataError(f"{path} is no run: it has more than {MOST_BYTES >> 20} MB; delete it")
+            if path.stat().st_size > MAX_RECORD_BYTES:
+                raise DataError(f"{path} is no run: it has more than {MAX_RECORD_BYTES >> 20} MB; delete it")
             run = parse_run(str(path), path.read_bytes())
         except OSError as error:
             raise DataError(f"can't read {path}: {error.strerror or error}") from error
@@ -130,7 +130,7 @@ class RecordFolder:
 def _is_older(path: Path) -> bool:
     """Whether a file holds a record of an older format."""
     with path.open("rb") as file:
-        return file.read(len(OLDER)) == OLDER
+        return file.read(len(FORMAT_2_PREFIX)) == FORMAT_2_PREFIX
 
 
 def _digest(line: bytes) -> bytes:

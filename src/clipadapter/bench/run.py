@@ -161,11 +161,11 @@ class Stream(Part):
     joint: bool
     tasks: list[Task] = Field(min_length=1)
 
-    def rows_of(self, rows: Sequence[int]) -> list[list[int]]:
+    def split_rows(self, rows: Sequence[int]) -> list[list[int]]:
         """The rows of each task, of all drawn rows in the order of the tasks.
 
         >>> tasks = [Task(name=name, part="test", classes=[name], shots=n) for name, n in (("a", 1), ("b", 2))]
-        >>> Stream(task_known=False, joint=False, tasks=tasks).rows_of([7, 8, 9])
+        >>> Stream(task_known=False, joint=False, tasks=tasks).split_rows([7, 8, 9])
         [[7], [8, 9]]
         """
         found, start = [], 0
@@ -332,16 +332,16 @@ def parse_run(where: str, line: bytes) -> Run:
         DataError: if it is no record, or one of another format.
     """
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no run: {error}; delete it") from error
-    number = found.get("format") if isinstance(found, dict) else None
+    number = record.get("format") if isinstance(record, dict) else None
     if number == 2:
-        found = _from_format_2(found)
+        record = _from_format_2(record)
     elif isinstance(number, int) and number != FORMAT:
         raise DataError(f"{where} has format {number}, this version reads {FORMAT}; move it away to start anew")
     try:
-        return Run.model_validate(found)
+        return Run.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -379,7 +379,7 @@ def library_versions() -> dict[str, str]:
     return {**{name: version(name) for name in names}, "python": platform.python_version()}
 
 
-def this_machine() -> Machine:
+def describe_machine() -> Machine:
     """Facts of this machine and process."""
     return Machine(
         cpus=os.cpu_count() or 1, platform=f"{platform.system()} {platform.machine()}", peak_memory_mb=_peak_memory()

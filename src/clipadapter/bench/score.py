@@ -76,21 +76,21 @@ def score(
     if not np.isfinite(logits).all():
         raise InputError(f"{type(head).__name__} gives logits that are not finite")
     if among is not None:
-        kept = [i for i, name in enumerate(classes) if name in set(among)]
-        classes, logits = [classes[i] for i in kept], logits[:, kept]
+        columns = [i for i, name in enumerate(classes) if name in set(among)]
+        classes, logits = [classes[i] for i in columns], logits[:, columns]
         check_labels(test.y, classes)
     logs = (calibrator or Calibrator()).log_probabilities(logits)
     return Score(evaluate(test.y, logs, classes), logits, seconds)
 
 
-def pool(scores: Sequence[Score]) -> Score:
+def pool_scores(scores: Sequence[Score]) -> Score:
     """One score of several test parts, such as folds; each picture counts the same.
 
     Raises:
         InputError: if the parts were answered among different classes.
     """
-    classes = [one.name for one in scores[0].evaluation.classes]
-    if any([one.name for one in part.evaluation.classes] != classes for part in scores):
+    classes = [item.name for item in scores[0].evaluation.classes]
+    if any([item.name for item in part.evaluation.classes] != classes for part in scores):
         raise InputError("scores of different classes have no common figure")
     logits = np.concatenate([part.logits for part in scores])
     labels = [classes[i] for part in scores for i in part.labels]
@@ -98,35 +98,35 @@ def pool(scores: Sequence[Score]) -> Score:
     return Score(evaluate(labels, log_probabilities, classes), logits, sum(part.seconds for part in scores))
 
 
-def decision_metrics(model: FewShotClassifier, test: FeatureSet, found: Score) -> dict[str, float]:
+def measure_decisions(model: FewShotClassifier, test: FeatureSet, result: Score) -> dict[str, float]:
     """What becomes of a test part by what a model says by default: none of these, sets, unequal costs.
 
     Args:
         model: fitted, one label a picture.
         test: plain features are used.
-        found: its score.
+        result: its score.
 
     Returns:
         Shares and means by name; empty if nothing is asked for.
     """
-    asked = model.uncertainty_.decisions
-    if asked.reject is None and asked.coverage is None and asked.costs is None:
+    options = model.uncertainty_.decisions
+    if options.reject is None and options.coverage is None and options.costs is None:
         return {}
     folds = [head.logits(test.plain) for head in model.fold_heads_]
-    said = model.uncertainty_.answer(found.logits, test.plain, None, folds)
-    rows = np.arange(len(found.labels))
-    told: dict[str, float] = {}
-    if asked.reject is not None:
-        told |= {"reject": asked.reject, "rejected": float(said.rejected.mean())}
-    if asked.coverage is not None and said.sets is not None:
-        told |= {"coverage": asked.coverage, "covered": float(said.sets[rows, found.labels].mean())}
-        told |= {"set_size": float(said.sets.sum(axis=1).mean())}
-    if asked.costs is not None:
-        likeliest = found.probabilities.argmax(axis=1)
-        told |= {"cost": float(asked.costs[found.labels, said.best].mean())}
-        told |= {"cost_of_likeliest": float(asked.costs[found.labels, likeliest].mean())}
-        told |= {"accuracy_by_cost": float((said.best == found.labels).mean())}
-    return told
+    answers = model.uncertainty_.answer(result.logits, test.plain, None, folds)
+    rows = np.arange(len(result.labels))
+    shares: dict[str, float] = {}
+    if options.reject is not None:
+        shares |= {"reject": options.reject, "rejected": float(answers.rejected.mean())}
+    if options.coverage is not None and answers.sets is not None:
+        shares |= {"coverage": options.coverage, "covered": float(answers.sets[rows, result.labels].mean())}
+        shares |= {"set_size": float(answers.sets.sum(axis=1).mean())}
+    if options.costs is not None:
+        likeliest = result.probabilities.argmax(axis=1)
+        shares |= {"cost": float(options.costs[result.labels, answers.best].mean())}
+        shares |= {"cost_of_likeliest": float(options.costs[result.labels, likeliest].mean())}
+        shares |= {"accuracy_by_cost": float((answers.best == result.labels).mean())}
+    return shares
 
 
 def score_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
@@ -142,9 +142,9 @@ def score_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEv
     if not len(test) or test.targets is None:
         raise InputError("there are no test pictures with several labels")
     logits = model.head_.logits(test.plain)
-    found = model.uncertainty_.answer(logits, test.plain)
-    assert found.sets is not None
-    return evaluate_multilabel(test.targets, found.probabilities, found.sets, model.class_names_)
+    answers = model.uncertainty_.answer(logits, test.plain)
+    assert answers.sets is not None
+    return evaluate_multilabel(test.targets, answers.probabilities, answers.sets, model.class_names_)
 
 
 def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
@@ -160,11 +160,11 @@ def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
     """
     if not len(labels):
         raise InputError("there are no test pictures")
-    strange = sorted(set(labels) - set(classes))
-    if strange:
-        what = "a label that is no class" if len(strange) == 1 else f"{len(strange)} labels that are no classes"
+    unknown = sorted(set(labels) - set(classes))
+    if unknown:
+        what = "a label that is no class" if len(unknown) == 1 else f"{len(unknown)} labels that are no classes"
         raise InputError(
-            f"the test pictures have {what} of the model: {_some(strange)}; known: {_some(classes)}. "
+            f"the test pictures have {what} of the model: {_some(unknown)}; known: {_some(classes)}. "
             "Leave these pictures out, or rename them, or fit with shots of them"
         )
 

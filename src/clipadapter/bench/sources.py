@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.plan import Rows, draws_of, views_of
+from clipadapter.bench.plan import Rows, draw_all_shots, plan_views
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
@@ -44,8 +44,13 @@ class Source:
 
     @property
     def name(self) -> str:
-        """How it is called in tables."""
+        """What tables call it."""
         return self.train.name
+
+    @property
+    def any_test(self) -> Dataset:
+        """The test part; all pictures if the data set is not divided."""
+        return self.train if self.test is None else self.test
 
 
 def open_source(spec: str, root: Path | None = None) -> Source:
@@ -77,7 +82,7 @@ def _templates(spec: str) -> str:
     return set_info(spec).cls.templates if spec in list_sets() and not Path(spec).exists() else "default"
 
 
-def require_test_dataset(suite: Suite, source: Source) -> Dataset:
+def require_test_part(suite: Suite, source: Source) -> Dataset:
     """The test part of a data set, for a protocol that needs one.
 
     Raises:
@@ -89,27 +94,29 @@ def require_test_dataset(suite: Suite, source: Source) -> Dataset:
     return source.test
 
 
-def drawn_features(
+def extract_drawn_shots(
     suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], rows: Rows | None
 ) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
     """Features of the rows that some draw takes, which rows these are, and the draws without unreadable pictures."""
     labels = dataset.labels
     if rows is not None:
         _check_rows(labels, rows)
-    draws = draws_of(suite, labels) if rows is None else rows
-    union = sorted({row for own in draws.values() for row in own})
-    part = replace(dataset, samples=tuple(dataset.samples[row] for row in union))
-    place = {row: i for i, row in enumerate(union)}
-    found = training_features(suite, model, part, names, [[place[row] for row in own] for own in draws.values()])
-    positions = np.array([union[i] for i in found.provenance["rows"]], np.int64)
-    there = set(positions.tolist())
-    return found, positions, {key: [row for row in own if row in there] for key, own in draws.items()}
+    draws = draw_all_shots(suite, labels) if rows is None else rows
+    drawn_rows = sorted({row for draw in draws.values() for row in draw})
+    part = replace(dataset, samples=tuple(dataset.samples[row] for row in drawn_rows))
+    part_rows = {row: i for i, row in enumerate(drawn_rows)}
+    features = extract_training_views(
+        suite, model, part, names, [[part_rows[row] for row in draw] for draw in draws.values()]
+    )
+    positions = np.array([drawn_rows[i] for i in features.provenance["rows"]], np.int64)
+    readable = set(positions.tolist())
+    return features, positions, {key: [row for row in draw if row in readable] for key, draw in draws.items()}
 
 
-def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
+def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
     """The same encoder with the templates of a prompt style, ready for the suite's heads."""
     templates = source.templates if prompts.templates == "own" else prompts.templates
-    own = FewShotClassifier(
+    prompted = FewShotClassifier(
         model.encoder_,
         templates=templates if isinstance(templates, str) else list(get_templates(templates)),
         descriptions=model.descriptions if prompts.descriptions else None,
@@ -122,11 +129,11 @@ def with_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sourc
     )
     if prompts.descriptions and model.descriptions is None:
         raise InputError("this suite compares descriptions: give them with --descriptions FILE")
-    own.prepare_encoder(*(make_head(variant) for variant in suite.all_variants()))
-    return own
+    prompted.prepare_encoder(*(make_head(variant) for variant in suite.all_variants()))
+    return prompted
 
 
-def dataset_features(
+def extract_dataset(
     model: FewShotClassifier, dataset: Dataset, names: Sequence[str], views: ViewSpec = PLAIN_VIEW
 ) -> FeatureSet:
     """Features of a data set: of the plain pictures, or of several views of each. Their provenance names the data set.
@@ -139,7 +146,7 @@ def dataset_features(
     return replace(features, provenance={**features.provenance, **named})
 
 
-def training_features(
+def extract_training_views(
     suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], draws: Iterable[Sequence[int]]
 ) -> FeatureSet:
     """Features of pictures that shots are drawn from, in the views of a suite.
@@ -154,16 +161,16 @@ def training_features(
     Raises:
         InputError: if views for each epoch take too much memory.
     """
-    spec = views_of(suite, ([dataset.labels[row] for row in rows] for rows in draws))
+    spec = plan_views(suite, ([dataset.labels[row] for row in rows] for rows in draws))
     if suite.views != PER_EPOCH:
-        return dataset_features(model, dataset, names, spec)
+        return extract_dataset(model, dataset, names, spec)
     ViewCost(len(dataset.samples), spec.count, model.encoder_.info.dim).check()
     # In three dimensions in any case, so that a suite whose heads all make no epochs is no special case.
-    found = dataset_features(model, dataset, names, replace(spec, count=max(spec.count, 2)))
-    return replace(found, provenance={**found.provenance, "views": PER_EPOCH})
+    features = extract_dataset(model, dataset, names, replace(spec, count=max(spec.count, 2)))
+    return replace(features, provenance={**features.provenance, "views": PER_EPOCH})
 
 
-def features_source(spec: str, suite: Suite | None = None) -> Bundle | None:
+def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle | None:
     """The bundle of ``features:FOLDER``; None if the spec is no such thing.
 
     Args:
@@ -191,12 +198,17 @@ def features_source(spec: str, suite: Suite | None = None) -> Bundle | None:
 
 def _check_rows(labels: Sequence[str], rows: Rows) -> None:
     """Refuse given rows that the data do not have."""
-    for (shots, seed), own in rows.items():
-        if not own or min(own) < 0 or max(own) >= len(labels) or len(set(own)) != len(own):
+    for (shots, seed), draw_rows in rows.items():
+        if (
+            not draw_rows
+            or min(draw_rows) < 0
+            or max(draw_rows) >= len(labels)
+            or len(set(draw_rows)) != len(draw_rows)
+        ):
             raise InputError(f"the rows given for {shots} shots, seed {seed} must be different, 0 to {len(labels) - 1}")
 
 
-def train_and_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
+def split_train_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """The parts train and test of a data set that is divided.
 
     Raises:
@@ -210,19 +222,19 @@ def train_and_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
     return dataset.split("train"), dataset.split("test")
 
 
-def halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
+def split_in_halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """Two halves of a data set: in every class the first, third, fifth ... picture, and the others.
 
     >>> from clipadapter.data import Sample
     >>> samples = tuple(Sample(Path(f"{label}/{i}.jpg"), label, "all") for label in ("cat", "dog") for i in range(3))
-    >>> first, second = halves(Dataset("pets", Path("."), samples, ("cat", "dog")))
+    >>> first, second = split_in_halves(Dataset("pets", Path("."), samples, ("cat", "dog")))
     >>> [str(path) for path in second.paths]
     ['cat/1.jpg', 'dog/1.jpg']
     """
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     parts: tuple[list[int], list[int]] = ([], [])
     for row, label in enumerate(dataset.labels):
-        parts[seen[label] % 2].append(row)
-        seen[label] += 1
+        parts[counts[label] % 2].append(row)
+        counts[label] += 1
     first, second = (replace(dataset, samples=tuple(dataset.samples[row] for row in rows)) for rows in parts)
     return first, second

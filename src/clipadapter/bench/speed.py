@@ -17,13 +17,13 @@ from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError
 
-SIDE = 2048
+MATRIX_SIDE = 2048
 """Of the matrices that say what the processor can do."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Speed:
+class BackendSpeed:
     """One backend and precision.
 
     Args:
@@ -44,7 +44,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Machine:
+class SpeedReport:
     """What was found.
 
     Args:
@@ -59,7 +59,7 @@ class Machine:
     gflop: float
     decode: float
     pictures: int
-    speeds: tuple[Speed, ...]
+    speeds: tuple[BackendSpeed, ...]
 
 
 def measure_speed(
@@ -68,8 +68,8 @@ def measure_speed(
     *,
     batch_size: int = 32,
     rounds: int = 5,
-    tell: Callable[[str], None] = lambda name: None,
-) -> Machine:
+    on_step: Callable[[str], None] = lambda name: None,
+) -> SpeedReport:
     """Time every backend and precision that runs here, all in turn in each round, so that none has the better minute.
 
     Args:
@@ -77,7 +77,7 @@ def measure_speed(
         pictures: by which features are compared and int8 is calibrated; as many as two batches are good.
         batch_size: pictures at a time.
         rounds: how often each is timed.
-        tell: called with the name of what comes next.
+        on_step: called with the name of what comes next.
 
     Raises:
         InputError: if the encoder can't be converted, or no picture can be read.
@@ -85,59 +85,66 @@ def measure_speed(
     tower = encoder.tower()
     if tower is None:
         raise InputError(f"the image tower of {encoder.info.name} can't be run by other backends: nothing to compare")
-    tell("matrix products")
+    on_step("matrix products")
     limits = {name: _limit(dtype, encoder.device) for name, dtype in DTYPES.items()}
-    tell("reading pictures")
+    on_step("reading pictures")
     squares, decode = _squares(encoder, pictures)
-    found: list[tuple[Encoder, float]] = []
+    encoders: list[tuple[Encoder, float]] = []
     for backend in sorted(list_backends(), reverse=True):
         cls = backend_info(backend).cls
         if cls.missing_package() or encoder.device.partition(":")[0] not in cls.devices:
             continue
         for precision in cls.precisions:
-            tell(f"{backend} {precision}")
+            on_step(f"{backend} {precision}")
             start = time.perf_counter()
-            made = with_backend(encoder, backend, precision, Calibration(squares) if precision == "int8" else None)
-            made.encode_pixels(torch.from_numpy(squares[:1]))
-            found.append((made, time.perf_counter() - start))
-    rates, features = _timed([made for made, _ in found], squares, batch_size, rounds, tell)
+            converted = with_backend(encoder, backend, precision, Calibration(squares) if precision == "int8" else None)
+            converted.encode_pixels(torch.from_numpy(squares[:1]))
+            encoders.append((converted, time.perf_counter() - start))
+    rates, features = _timed([converted for converted, _ in encoders], squares, batch_size, rounds, on_step)
     gflop = _gflop(encoder)
     speeds = []
-    for i, (made, ready) in enumerate(found):
-        precision = made.info.precision
-        share = rates[i] * gflop / limits[precision] if precision in limits else None
+    for i, (converted, seconds_to_ready) in enumerate(encoders):
+        precision = converted.info.precision
+        fraction = rates[i] * gflop / limits[precision] if precision in limits else None
         speeds.append(
-            Speed(made.info.backend, precision, rates[i], share, ready, measure_parity(features[0], features[i]))
+            BackendSpeed(
+                converted.info.backend,
+                precision,
+                rates[i],
+                fraction,
+                seconds_to_ready,
+                measure_parity(features[0], features[i]),
+            )
         )
-    return Machine(limits, gflop, decode, len(squares), tuple(speeds))
+    return SpeedReport(limits, gflop, decode, len(squares), tuple(speeds))
 
 
 def _limit(dtype: torch.dtype, device: str) -> float:
     """GFLOP/s of a large matrix product: the best of five."""
-    a = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
+    a = torch.ones(MATRIX_SIDE, MATRIX_SIDE, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
         float((a @ a)[0, 0])  # the value makes a GPU finish
         best = min(best, time.perf_counter() - start)
-    return 2 * SIDE**3 / best / 1e9
+    return 2 * MATRIX_SIDE**3 / best / 1e9
 
 
 def _squares(encoder: Encoder, pictures: Sequence[ImageSource]) -> tuple[NDArray[np.uint8], float]:
     tower = encoder.tower()
     assert tower is not None
-    made, times = [], []
+    squares, times = [], []
     for source in pictures:
         start = time.perf_counter()
         try:
             image = read_image(source, data=image_bytes(source) if isinstance(source, str) else None)
         except ImageError:
             continue
-        made.append(tower.pixels.to_square(image))
+        squares.append(tower.pixels.to_square(image))
         times.append(time.perf_counter() - start)
-    if not made:
+    if not squares:
         raise InputError(f"none of the {len(pictures)} pictures can be read")
-    return np.stack(made), 1000 * statistics.median(times)
+    return np.stack(squares), 1000 * statistics.median(times)
 
 
 def _timed(
@@ -145,14 +152,14 @@ def _timed(
     squares: NDArray[np.uint8],
     batch_size: int,
     rounds: int,
-    tell: Callable[[str], None],
+    on_step: Callable[[str], None],
 ) -> tuple[list[float], list[NDArray[np.float32]]]:
     """Median pictures a second of each, and its features of the squares."""
     batches = torch.from_numpy(squares).split(batch_size)
     seconds: list[list[float]] = [[] for _ in encoders]
     features: list[NDArray[np.float32]] = []
     for turn in range(rounds + 1):  # the first warms up
-        tell(f"round {turn} of {rounds}" if turn else "warming up")
+        on_step(f"round {turn} of {rounds}" if turn else "warming up")
         for i, encoder in enumerate(encoders):
             start = time.perf_counter()
             rows = [encoder.encode_pixels(batch) for batch in batches]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from clipadapter.errors import InputError
 
 Key = TypeVar("Key", bound=Hashable)
-FEWEST = 3
+MIN_PAIRS = 3
 """Pairs in a group below which resampling them says nothing: two have three different means."""
-ROUNDING = 1e-12
+TIE_TOLERANCE = 1e-12
 """A mean below this is a tie: equal and opposite differences leave some bits over."""
 
 
@@ -95,10 +95,10 @@ def paired_difference(
         )
     mean = float(np.mean([values.mean() for values in groups]))
     interval, above_zero = None, None
-    if min(map(len, groups)) >= FEWEST:
+    if min(map(len, groups)) >= MIN_PAIRS:
         means = _resample(groups, resamples, seed)
         low, high = np.quantile(means, [0.025, 0.975])
-        interval, above_zero = (float(low), float(high)), float((means > ROUNDING).mean())
+        interval, above_zero = (float(low), float(high)), float((means > TIE_TOLERANCE).mean())
     return Difference(mean, interval, above_zero, pairs, len(groups), len(a) + len(b) - 2 * pairs)
 
 

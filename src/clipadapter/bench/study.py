@@ -58,15 +58,15 @@ class Study:
     def _seeds(self) -> dict[Setting, dict[int, Run]]:
         # A plan keeps what earlier calls asked for, behind what the last one did: a run of older code must not count
         # as one more seed beside that of the code of today.
-        found: dict[Setting, dict[int, Run]] = defaultdict(dict)
+        runs_by_seed: dict[Setting, dict[int, Run]] = defaultdict(dict)
         for entry in self.entries:
             run = self.records.get(entry.key)
             if run is not None:
-                found[setting_of(entry, run.shots)].setdefault(run.seed, run)
-        return dict(found)
+                runs_by_seed[get_setting(entry, run.shots)].setdefault(run.seed, run)
+        return dict(runs_by_seed)
 
     @cached_property
-    def rows(self) -> dict[Setting, list[Run]]:
+    def runs_by_setting(self) -> dict[Setting, list[Run]]:
         """The runs of each setting by rising seed, failed ones too; settings in the order of the plan."""
         return {setting: [runs[seed] for seed in sorted(runs)] for setting, runs in self._seeds.items()}
 
@@ -78,7 +78,7 @@ class Study:
     @property
     def superseded(self) -> int:
         """How many records stand behind a later one of the same setting and seed, as after a change of the code."""
-        return len(self.runs) - sum(map(len, self.rows.values()))
+        return len(self.runs) - sum(map(len, self.runs_by_setting.values()))
 
     @cached_property
     def missing(self) -> list[Entry]:
@@ -88,18 +88,20 @@ class Study:
     @property
     def failed(self) -> list[tuple[Setting, Run]]:
         """What failed."""
-        return [(setting, run) for setting, runs in self.rows.items() for run in runs if run.error is not None]
+        return [
+            (setting, run) for setting, runs in self.runs_by_setting.items() for run in runs if run.error is not None
+        ]
 
     def failures(self) -> list[str]:
         """A sentence for each head and reason why it failed, with how often it did."""
-        found = Counter((setting.label, setting.data, run.error) for setting, run in self.failed)
+        counts = Counter((setting.label, setting.data, run.error) for setting, run in self.failed)
         return [
             f"{label} on {data} failed{f' {n} times' if n > 1 else ''}: {error}"
-            for (label, data, error), n in found.items()
+            for (label, data, error), n in counts.items()
         ]
 
     @cached_property
-    def missing_at(self) -> dict[Setting, int]:
+    def missing_by_setting(self) -> dict[Setting, int]:
         """How many runs each setting lacks, where that can be told.
 
         The plan names records by their key. Which shots a missing one has follows if as many are missing as the
@@ -107,13 +109,13 @@ class Study:
         """
         lacking: dict[Setting, int] = defaultdict(int)
         for entry in self.missing:
-            lacking[setting_of(entry, 0)] += 1
-        found: dict[Setting, int] = {}
+            lacking[get_setting(entry, 0)] += 1
+        missing_counts: dict[Setting, int] = {}
         for setting, number in lacking.items():
             gaps = {n: self._gaps(setting._replace(shots=n)) for n in self.suite.shots}
             if sum(gaps.values()) == number:
-                found |= {setting._replace(shots=n): gap for n, gap in gaps.items() if gap}
-        return found
+                missing_counts |= {setting._replace(shots=n): gap for n, gap in gaps.items() if gap}
+        return missing_counts
 
     def _gaps(self, setting: Setting) -> int:
         return len(set(self.suite.seeds) - self._seeds.get(setting, {}).keys())
@@ -121,10 +123,10 @@ class Study:
     @cached_property
     def settings(self) -> list[Setting]:
         """All settings, in the order of the plan; those without any run last."""
-        return list(dict.fromkeys([*self.rows, *self.missing_at]))
+        return list(dict.fromkeys([*self.runs_by_setting, *self.missing_by_setting]))
 
     @cached_property
-    def values(self) -> dict[str, float | str]:
+    def varied_values(self) -> dict[str, float | str]:
         """The value of the parameter that varies, by label."""
         return {entry.label: entry.value for entry in self.entries if entry.value is not None}
 
@@ -141,47 +143,48 @@ class Study:
         """
         if REFERENCE in self.labels:
             return REFERENCE
-        methods = {setting.label: runs[0].method for setting, runs in self.rows.items()}
-        steady = [label for label in self.labels if label not in self.values]
+        methods = {setting.label: runs[0].method for setting, runs in self.runs_by_setting.items()}
+        steady = [label for label in self.labels if label not in self.varied_values]
         return next((label for label in steady if methods.get(label) == REFERENCE), self.labels[0])
 
-    def at(self, setting: Setting) -> list[Run]:
+    def runs_at(self, setting: Setting) -> list[Run]:
         """The runs of a setting by rising seed, failed ones too."""
-        return self.rows.get(setting, [])
+        return self.runs_by_setting.get(setting, [])
 
     def cell(self, setting: Setting, metric: Metric = "accuracy") -> Cell:
         """A figure over the seeds, with how many failed and how many are not run yet."""
-        runs = self.at(setting)
+        runs = self.runs_at(setting)
         values = tuple(run.metrics[metric] for run in runs if run.metrics is not None and metric in run.metrics)
-        return Cell(values, sum(run.error is not None for run in runs), self.missing_at.get(setting, 0))
+        return Cell(values, sum(run.error is not None for run in runs), self.missing_by_setting.get(setting, 0))
 
     def by_seed(self, setting: Setting, metric: Metric = "accuracy") -> dict[int, float]:
         """A figure by seed, without those that failed."""
-        runs = (run for run in self.at(setting) if run.metrics is not None and metric in run.metrics)
+        runs = (run for run in self.runs_at(setting) if run.metrics is not None and metric in run.metrics)
         return {run.seed: run.metrics[metric] for run in runs if run.metrics is not None}
 
-    def draws(self, setting: Setting) -> dict[Draw, float]:
+    def accuracy_by_draw(self, setting: Setting) -> dict[Draw, float]:
         """Accuracy by draw: two heads have the same draw if the shots were the same rows."""
         return {
             (setting.data, setting.encoder, setting.test, run.shots, run.seed, tuple(run.rows)): run.metrics.accuracy
-            for run in self.at(setting)
+            for run in self.runs_at(setting)
             if run.metrics is not None
         }
 
 
-def setting_of(entry: Entry, shots: int) -> Setting:
+def get_setting(entry: Entry, shots: int) -> Setting:
     """The setting of an entry at some shots."""
     return Setting(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, shots)
 
 
-def distinct(settings: Sequence[Setting], field: str) -> list[str | int]:
+def distinct_values(settings: Sequence[Setting], field: str) -> list[str | int]:
     """The values of one field in order; numbers rising.
 
-    >>> distinct([Setting("pets", "toy", "", "test", "a", 4), Setting("pets", "toy", "", "test", "a", 1)], "shots")
+    >>> settings = [Setting("pets", "toy", "", "test", "a", shots) for shots in (4, 1)]
+    >>> distinct_values(settings, "shots")
     [1, 4]
     """
-    found = list(dict.fromkeys(getattr(setting, field) for setting in settings))
-    return sorted(found) if field == "shots" else found
+    values = list(dict.fromkeys(getattr(setting, field) for setting in settings))
+    return sorted(values) if field == "shots" else values
 
 
 def load_study(folder: str | Path, suite_name: str) -> Study:
@@ -197,9 +200,11 @@ def load_study(folder: str | Path, suite_name: str) -> Study:
     folder = Path(folder)
     plan = load_plan(folder, suite_name)
     assert plan is not None  # only missing_ok gives None
-    store = RecordFolder(folder)
-    there = store.keys()
-    stored = {key: store.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in there}
+    record_folder = RecordFolder(folder)
+    existing = record_folder.keys()
+    stored = {
+        key: record_folder.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in existing
+    }
     # Records of an older format have another key than their file. Of two that get one key the later plan's stays.
     keys = {entry.key: entry.key for entry in plan.entries} | {key: run.key for key, run in stored.items()}
     records: dict[str, Run] = {}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from clipadapter.bench.continual.orders import Rules
+from clipadapter.bench.continual.orders import StreamRules
 from clipadapter.bench.methods import default_heads
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import Part
@@ -75,8 +75,8 @@ class Variant(Part):
         """The label, or one made of what differs."""
         parts = [self.preset or "", self.recipe or ""]
         parts += [f"{key}={value}" for key, value in self.params.items()] + [self.mode or ""]
-        said = ", ".join(part for part in parts if part)
-        return self.label or (f"{self.head} ({said})" if said else self.head)
+        details = ", ".join(part for part in parts if part)
+        return self.label or (f"{self.head} ({details})" if details else self.head)
 
 
 class Vary(Part):
@@ -151,7 +151,7 @@ class Suite(Part):
     crop: Literal["tip", "coop"] = "tip"
     data: list[str] = Field(default_factory=list)
     encoders: list[str] = Field(default_factory=list)
-    stream: Rules = Field(default_factory=Rules)
+    stream: StreamRules = Field(default_factory=StreamRules)
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
@@ -164,7 +164,7 @@ class Suite(Part):
         protocol = create_protocol(self.protocol)
         if ALL in self.shots and not protocol.accepts_all_shots:
             raise ValueError(f'the shots "all" do not go with protocol = "{self.protocol}"')
-        if not self.is_stream and (self.stream != Rules() or any(one.mode for one in self.variants)):
+        if not self.is_stream and (self.stream != StreamRules() or any(one.mode for one in self.variants)):
             raise ValueError('stream and mode go with protocol = "stream" only')
         protocol.check_suite(self)
         return self
@@ -177,15 +177,17 @@ class Suite(Part):
     def all_variants(self) -> list[Variant]:
         """Every head of the study with its parameters, each title once."""
         protocol = create_protocol(self.protocol)
-        every = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
-        names = [name for given in self.heads for name in (every if given == "all" else [given])]
-        found = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
-        found += [
-            Variant(head=one.head, params={**one.params, one.parameter: value}, label=f"{one.parameter}={value}")
-            for one in self.vary
-            for value in one.values
+        all_names = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
+        names = [
+            name for name_in_suite in self.heads for name in (all_names if name_in_suite == "all" else [name_in_suite])
         ]
-        for variant in found:
+        variants = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
+        variants += [
+            Variant(head=vary.head, params={**vary.params, vary.parameter: value}, label=f"{vary.parameter}={value}")
+            for vary in self.vary
+            for value in vary.values
+        ]
+        for variant in variants:
             if variant.head not in list_heads():
                 raise unknown("head", variant.head, list_heads())
             cls = head_info(variant.head).cls
@@ -195,11 +197,11 @@ class Suite(Part):
                     "use 'clipadapter compare'"
                 )
             protocol.check_head(variant.head, cls)
-        titles = [variant.title for variant in found]
-        twice = sorted({title for title in titles if titles.count(title) > 1})
-        if twice:
-            raise DataError(f"suite '{self.name}' has more than one head called {', '.join(twice)}: give labels")
-        return found
+        titles = [variant.title for variant in variants]
+        repeated = sorted({title for title in titles if titles.count(title) > 1})
+        if repeated:
+            raise DataError(f"suite '{self.name}' has more than one head called {', '.join(repeated)}: give labels")
+        return variants
 
 
 def make_head(variant: Variant) -> Head:
@@ -255,9 +257,9 @@ def parse_suite(name: str, text: str) -> Suite:
     Raises:
         DataError: if it is no TOML, or no suite; says where.
     """
-    found = parse_toml(text, f"suite '{name}'")
+    fields = parse_toml(text, f"suite '{name}'")
     try:
-        return Suite(**{"name": name, **found})
+        return Suite(**{"name": name, **fields})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

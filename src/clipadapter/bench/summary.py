@@ -65,13 +65,13 @@ class Summary:
 
     def best(self, shots: int) -> set[str]:
         """The heads that look best in one column: their printed mean is that of the best."""
-        found = {head: self.cells[head, shots] for head in self.heads}
-        shown = {head: number_text(cell.mean, self.metric) for head, cell in found.items() if cell.values}
-        if not shown:
+        cells = {head: self.cells[head, shots] for head in self.heads}
+        printed = {head: format_metric(cell.mean, self.metric) for head, cell in cells.items() if cell.values}
+        if not printed:
             return set()
         extreme = max if METRICS[self.metric].higher_is_better else min
-        top = extreme(shown.values(), key=float)
-        return {head for head, text in shown.items() if text == top}
+        best_value = extreme(printed.values(), key=float)
+        return {head for head, text in printed.items() if text == best_value}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: one row a head and number of shots."""
@@ -105,12 +105,14 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
     shots = tuple(sorted({run.shots for run in runs}))
     cells, seconds = {}, {}
     for head in heads:
-        own = sorted((run for run in runs if _title(run) == head), key=lambda run: run.seed)
+        head_runs = sorted((run for run in runs if _title(run) == head), key=lambda run: run.seed)
         for n in shots:
-            here = [run for run in own if run.shots == n]
-            values = tuple(run.metrics[metric] for run in here if run.metrics is not None and metric in run.metrics)
-            cells[head, n] = Cell(values, sum(run.error is not None for run in here))
-        times = [run.seconds.fit for run in own if run.seconds is not None and run.shots == shots[-1]]
+            shot_runs = [run for run in head_runs if run.shots == n]
+            values = tuple(
+                run.metrics[metric] for run in shot_runs if run.metrics is not None and metric in run.metrics
+            )
+            cells[head, n] = Cell(values, sum(run.error is not None for run in shot_runs))
+        times = [run.seconds.fit for run in head_runs if run.seconds is not None and run.shots == shots[-1]]
         seconds[head] = mean_sd(times)[0] if times else None
     methods = {_title(run): run.method for run in runs}
     return Summary(metric, heads, shots, cells, seconds, methods)
@@ -174,13 +176,15 @@ def fidelity_notes(methods: Iterable[str]) -> list[str]:
     ['‡ prototype: Only in part as published. Class means are as published, ... is ours.']
     """
     stated = {method: fidelity_of(method) for method in methods}
-    return [f"{NOT_AS_PUBLISHED} {name}: {found}" for name, found in stated.items() if not found.is_as_published]
+    return [
+        f"{NOT_AS_PUBLISHED} {name}: {fidelity}" for name, fidelity in stated.items() if not fidelity.is_as_published
+    ]
 
 
-def number_text(value: float, metric: Metric) -> str:
+def format_metric(value: float, metric: Metric) -> str:
     """A metric as tables show it: log-loss in nats, the others in %.
 
-    >>> number_text(0.5, "accuracy"), number_text(0.5, "log_loss")
+    >>> format_metric(0.5, "accuracy"), format_metric(0.5, "log_loss")
     ('50.0', '0.500')
     """
     return METRICS[metric].format(value)
@@ -189,11 +193,11 @@ def number_text(value: float, metric: Metric) -> str:
 def _cell(cell: Cell, metric: Metric, best: bool, markdown: bool) -> str:
     if not cell.values:
         return "failed" if cell.failed else "-"
-    mean, seeds = number_text(cell.mean, metric), len(cell.values)
+    mean, seeds = format_metric(cell.mean, metric), len(cell.values)
     mark = ("**" if markdown else "*") if best else ""
     number = f"{mark}{mean}{mark}" if markdown else f"{mark}{mean}"
     count = f" ({seeds} of {seeds + cell.failed})" if cell.failed else ""
-    return f"{number} ± {number_text(cell.sd, metric)}{count}"
+    return f"{number} ± {format_metric(cell.sd, metric)}{count}"
 
 
 def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -207,7 +211,7 @@ def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[int] = (0,)) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Collection[int] = (0,)) -> str:
     r"""A Markdown table, columns of words to the left and those of numbers to the right.
 
     >>> print(markdown_table(["head", "1 shot"], [["a|b", "50.0"]]))
@@ -215,7 +219,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: 
     | --- | ---: |
     | a\|b | 50.0 |
     """
-    rule = ["---" if i in words else "---:" for i in range(len(header))]
+    rule = ["---" if i in text_columns else "---:" for i in range(len(header))]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, rule, *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

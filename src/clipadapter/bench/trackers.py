@@ -29,7 +29,7 @@ def create_tracker(name: str, folder: Path) -> Tracker:
     return makers[name](folder)
 
 
-def figures(run: Run) -> dict[str, float]:
+def get_metrics(run: Run) -> dict[str, float]:
     """The numbers of a run; none if it failed."""
     if run.metrics is None or run.seconds is None:
         return {}
@@ -37,7 +37,7 @@ def figures(run: Run) -> dict[str, float]:
     return {**run.metrics.model_dump(), **times}
 
 
-def settings(run: Run) -> dict[str, str | int]:
+def get_settings(run: Run) -> dict[str, str | int]:
     """What a run is known by."""
     return {
         "head": run.head,
@@ -57,7 +57,7 @@ def _tensorboard(folder: Path) -> Tracker:
 
     def track(run: Run) -> None:
         with SummaryWriter(str(folder / "tensorboard" / f"{run.data.support}-{run.head}-{run.seed}")) as writer:
-            for name, value in figures(run).items():
+            for name, value in get_metrics(run).items():
                 writer.add_scalar(name, value, run.shots)
 
     return track
@@ -68,8 +68,8 @@ def _mlflow(folder: Path) -> Tracker:
 
     def track(run: Run) -> None:
         with mlflow.start_run(run_name=f"{run.data.support} {run.head} {run.shots} shots"):
-            mlflow.log_params(settings(run))
-            mlflow.log_metrics(figures(run))
+            mlflow.log_params(get_settings(run))
+            mlflow.log_metrics(get_metrics(run))
 
     return track
 
@@ -78,8 +78,8 @@ def _wandb(folder: Path) -> Tracker:
     wandb = require("wandb", "wandb", "The tracker wandb")
 
     def track(run: Run) -> None:
-        one = wandb.init(project="clipadapter", dir=str(folder), config=settings(run), reinit=True)
-        one.log(figures(run))
+        one = wandb.init(project="clipadapter", dir=str(folder), config=get_settings(run), reinit=True)
+        one.log(get_metrics(run))
         one.finish()
 
     return track

@@ -8,8 +8,8 @@ from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.fitting import failed
-from clipadapter.bench.methods import seeded
+from clipadapter.bench.fitting import record_failure
+from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
@@ -19,7 +19,7 @@ from clipadapter.errors import InputError
 from clipadapter.heads import Head
 from clipadapter.towers import TextTower
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @lru_cache(maxsize=2)
@@ -47,7 +47,7 @@ def _tower(name: str, fingerprint: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def work(task: str) -> list[str]:
+def run_task(task: str) -> list[str]:
     """Fit and measure; plain JSON in and out, so that any launcher can carry it.
 
     Args:
@@ -61,24 +61,24 @@ def work(task: str) -> list[str]:
     bundle = _with_towers(spec.bundle) if head.needs_tower else _bundle(spec.bundle)
     runs = protocol.plan_runs(spec, bundle, head)
     try:
-        done = protocol.perform(spec, bundle, head, runs)
+        finished = protocol.perform(spec, bundle, head, runs)
     except Exception as error:  # what no head is to blame for, such as no row left to test on, is a record too
-        done = [failed(run, error) for run in runs]
-    return [run.model_dump_json() for run in done]
+        finished = [record_failure(run, error) for run in runs]
+    return [run.model_dump_json() for run in finished]
 
 
-def planned_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
+def plan_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
     """The records that a fit will give, before it is made."""
     return create_protocol(spec.protocol).plan_runs(spec, bundle, _head(spec))
 
 
 def _head(spec: FitSpec) -> Head:
-    return seeded(make_head(spec.variant), spec.seed)
+    return clone_with_seed(make_head(spec.variant), spec.seed)
 
 
 def set_threads(number: int) -> None:
     """Let this process compute on so many threads; before torch is imported if possible."""
-    for name in THREADS:
+    for name in THREAD_VARIABLES:
         os.environ[name] = str(number)
     import torch
 

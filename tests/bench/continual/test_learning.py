@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipadapter.bench import StreamTask, continual_metrics, read_runs, stream, stream_table
-from clipadapter.bench.continual.learning import check_learner, mode_of
+from clipadapter.bench.continual.learning import check_learner, choose_mode
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info
@@ -247,15 +247,15 @@ def test_a_head_learns_as_it_can():
         def __init__(self, stream=False):
             self.stream = stream
 
-    assert mode_of("knn", Knn(), None) == "joint"
-    assert mode_of("means", Means(), None) == "stream"
-    assert mode_of("means", Means(), "joint") == "joint"
-    assert mode_of("choosy", Choosy(), None) == "joint"
-    assert mode_of("choosy", Choosy(stream=True), None) == "stream"
+    assert choose_mode("knn", Knn(), None) == "joint"
+    assert choose_mode("means", Means(), None) == "stream"
+    assert choose_mode("means", Means(), "joint") == "joint"
+    assert choose_mode("choosy", Choosy(), None) == "joint"
+    assert choose_mode("choosy", Choosy(stream=True), None) == "stream"
     with pytest.raises(InputError, match='knn can\'t go on.*mode = "joint"'):
-        mode_of("knn", Knn(), "stream")
+        choose_mode("knn", Knn(), "stream")
     with pytest.raises(InputError, match="choosy can't go on.*stream = true"):
-        mode_of("choosy", Choosy(), "stream")
+        choose_mode("choosy", Choosy(), "stream")
     with pytest.raises(InputError, match="clip-lora tunes the encoder"):
         check_learner("clip-lora", head_info("clip-lora").cls)
 

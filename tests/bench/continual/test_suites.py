@@ -23,13 +23,13 @@ from clipadapter.bench import (
 )
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.continual.joining import DataSetFeatures, join_data_sets
-from clipadapter.bench.continual.orders import ORDERS, Order, Rules, count_tasks, tasks_in_order
-from clipadapter.bench.continual.sources import build_joined, tasks_of_stream
+from clipadapter.bench.continual.orders import ORDERS, Order, StreamRules, count_tasks, order_tasks
+from clipadapter.bench.continual.sources import build_joined_data_sets, plan_tasks
 from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launchers import create_launcher
-from clipadapter.bench.published import published_streams
-from clipadapter.bench.report.published import beside
+from clipadapter.bench.published import find_published_streams
+from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import EncoderPart, Stream, Task
 from clipadapter.bench.suite import ALL, Prompts, list_suites, parse_suite
 from clipadapter.classifier import FewShotClassifier
@@ -85,7 +85,7 @@ def go(sources, out, text=SUITE, **more):
 
 def test_a_data_set_is_divided_as_evenly_as_can_be():
     names = [f"{i:03}" for i in range(101)]
-    found = tasks_in_order({"c": names}, Rules(classes_per_task=20), ORDERS["given"], 1)
+    found = order_tasks({"c": names}, StreamRules(classes_per_task=20), ORDERS["given"], 1)
     assert [len(classes) for _, _, classes in found] == [20, 20, 20, 20, 21]
     assert [name for name, _, _ in found] == [f"c {i}/5" for i in range(1, 6)]
     assert sum((classes for _, _, classes in found), []) == names
@@ -94,10 +94,10 @@ def test_a_data_set_is_divided_as_evenly_as_can_be():
 
 def test_orders_say_what_the_seed_changes():
     sets = {"a": list("pqrstuvw"), "b": ["x", "y"], "c": ["z", "0"]}
-    rules = Rules(classes_per_task=2)
+    rules = StreamRules(classes_per_task=2)
 
     def order(kind, seed):
-        return tasks_in_order(sets, rules, ORDERS[kind], seed)
+        return order_tasks(sets, rules, ORDERS[kind], seed)
 
     assert order("given", 1) == order("given", 2)
     assert [name for name, _, _ in order("classes", 1)] == ["a 1/4", "a 2/4", "a 3/4", "a 4/4", "b", "c"]
@@ -110,16 +110,18 @@ def test_orders_say_what_the_seed_changes():
 
 def test_a_named_order_puts_those_that_are_there_in_line():
     mine = Order(name="mine", data=["c", "b", "a"])
-    assert [name for name, _, _ in tasks_in_order({"a": ["p"], "c": ["q"]}, Rules(), mine, 1)] == ["c", "a"]
+    assert [name for name, _, _ in order_tasks({"a": ["p"], "c": ["q"]}, StreamRules(), mine, 1)] == ["c", "a"]
     with pytest.raises(InputError, match="the order 'mine' does not say when d comes; it has: c, b, a.*--order given"):
-        tasks_in_order({"d": ["p"]}, Rules(), mine, 1)
+        order_tasks({"d": ["p"]}, StreamRules(), mine, 1)
 
 
 def test_order_two_is_the_published_permutation_of_order_one():
     first, second = load_suite("mtil").stream.orders
     assert [first.data[i] for i in (9, 6, 7, 8, 5, 10, 0, 1, 3, 4, 2)] == second.data
     assert load_suite("x-tail").data == [name for name in first.data if name != "cifar100"]
-    assert [tuple(one.data) for one in (first, second)] == list(dict.fromkeys(one.data for one in published_streams()))
+    assert [tuple(one.data) for one in (first, second)] == list(
+        dict.fromkeys(one.data for one in find_published_streams())
+    )
 
 
 # One of several
@@ -161,8 +163,8 @@ def test_data_sets_need_names_of_their_own():
 
 def test_shots_are_those_that_each_data_set_gives_alone(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_joined(suite, sets, None, Prompts(label=""))
-    rows, tasks = tasks_of_stream(suite, union, ORDERS["given"], 2, 1)
+    union = build_joined_data_sets(suite, sets, None, Prompts(label=""))
+    rows, tasks = plan_tasks(suite, union, ORDERS["given"], 2, 1)
     assert [(one.name, one.classes, one.shots) for one in tasks] == [
         ("zoo 1/3", ["ant", "bee"], 4),
         ("zoo 2/3", ["cat", "dog"], 4),
@@ -179,7 +181,9 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
     whole = features(("ant", "bee"), 5, 1)
     save_bundle(Bundle(whole, words(("ant", "bee"))), tmp_path / "all")
-    union = build_joined(parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label=""))
+    union = build_joined_data_sets(
+        parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label="")
+    )
     np.testing.assert_array_equal(union.bundle.support.X, whole.X[[0, 2, 4, 5, 7, 9]])
     np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), whole.X[[1, 3, 6, 8]])
 
@@ -268,8 +272,8 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
     next((tmp_path / "first" / "train" / "red").iterdir()).write_bytes(b"no picture")
     toy, suite = FewShotClassifier("toy", cache=None), parse_suite("own", SUITE)
     source = open_source(str(tmp_path / "first"))
-    union = build_joined(suite, [source], toy, Prompts(label=""))
-    assert tasks_of_stream(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
+    union = build_joined_data_sets(suite, [source], toy, Prompts(label=""))
+    assert plan_tasks(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
     for path in (tmp_path / "first" / "test").rglob("*.png"):
         if path.parent.name == "red":
             Image.new("RGB", (4, 4)).save(path.with_name("x.bmp"))
@@ -279,10 +283,10 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
 
 def test_a_task_without_shots_is_told(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    union = build_joined(suite, sets[:1], None, Prompts(label=""))
+    union = build_joined_data_sets(suite, sets[:1], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
     with pytest.raises(DataError, match="the task 'zoo 1/3' has no picture to learn from: ant, bee"):
-        tasks_of_stream(suite, union, ORDERS["given"], 2, 1)
+        plan_tasks(suite, union, ORDERS["given"], 2, 1)
 
 
 # Suites
@@ -357,7 +361,7 @@ def test_a_report_says_what_happens_and_what_came_of_it(report):
     assert "Nobody says which task a test picture belongs to: a head chooses among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published figure that comes with the package is of this stream" in page
-    knn = HeadRuns("knn", next(runs for place, runs in study.rows.items() if place.label == "knn"))
+    knn = HeadRuns("knn", next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn"))
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
         assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
@@ -379,7 +383,7 @@ def test_the_csv_has_each_cell(report):
     files, study = report
     rows = list(csv.DictReader(next(path for path in files if path.suffix == ".csv").read_text().splitlines()))
     assert len(rows) == 2 * 2 * 4 * 4
-    run = next(runs[0] for place, runs in study.rows.items() if place.label == "knn")
+    run = next(runs[0] for place, runs in study.runs_by_setting.items() if place.label == "knn")
     cell = next(r for r in rows if (r["key"], r["after"], r["task"]) == (run.key, "2", "4"))
     assert float(cell["accuracy"]) == run.continual.accuracy[1][3]
     assert (cell["after_task"], cell["task_name"], cell["learned"]) == ("zoo 2/3", "farm", "False")
@@ -423,7 +427,7 @@ def test_published_figures_stand_beside_the_same_stream_only(sets, tmp_path):
     def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
         plan = Stream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": EncoderPart(name=encoder, fingerprint="f")})
-        return beside("t", 16, [HeadRuns("mine", [same])])
+        return make_published_grid("t", 16, [HeadRuns("mine", [same])])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]

@@ -7,10 +7,10 @@ from PIL import Image
 
 from clipadapter.bench.plan import Entry
 from clipadapter.bench.report import compare_heads, compare_studies, write_report
-from clipadapter.bench.report.build import build
+from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.document import Grid
-from clipadapter.bench.report.record_csv import table_csv
-from clipadapter.bench.report.tables import HARMONIC, Row, mean_tables, tables
+from clipadapter.bench.report.record_csv import format_record_csv
+from clipadapter.bench.report.tables import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.run import DataPart, EncoderPart, Flags, Metrics
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
@@ -44,7 +44,7 @@ def joined(given, runs, missing=(), label=None, value=None, prompts=""):
 def grids(study, published=False):
     return {
         block.title: block
-        for section in build(study, published).sections
+        for section in build_report(study, published).sections
         for block in section.blocks
         if isinstance(block, Grid)
     }
@@ -126,7 +126,7 @@ def test_heads_on_other_rows_are_not_compared(make_run):
 def test_what_failed_and_what_is_missing_is_told(make_run):
     runs = [make_run("a", seed=1, accuracy=0.5), make_run("a", seed=2, error="E: why"), make_run("b", error="E: no")]
     missing = [make_run("b", seed=2), *(make_run("c", seed=seed) for seed in (1, 2))]
-    document = build(joined(suite(shots=[1]), runs, missing))
+    document = build_report(joined(suite(shots=[1]), runs, missing))
     assert "3 of 6 planned records are there." in document.summary
     assert "3 are not run yet (c, pets, toy: 2; b, pets, toy: 1)." in document.summary
     (grid,) = [b for b in document.sections[0].blocks if isinstance(b, Grid) and b.title == "Accuracy: pets"]
@@ -136,7 +136,7 @@ def test_what_failed_and_what_is_missing_is_told(make_run):
 
 def test_nothing_to_report_is_an_error(make_run):
     with pytest.raises(InputError, match="suite 'mine' has none of its 1 records yet"):
-        build(joined(suite(), [], [make_run()]))
+        build_report(joined(suite(), [], [make_run()]))
 
 
 def test_heads_that_see_more_are_marked_and_never_the_best(make_run):
@@ -179,10 +179,10 @@ def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):
         for seed, value in enumerate(pair, 1)
     ]
     runs.append(make_run("b", 1, 1, accuracy=0.9, data=part("pets")))
-    (mean,) = mean_tables(tables(joined(suite(), runs)))
+    (mean,) = make_mean_tables(make_tables(joined(suite(), runs)))
     # Seed 1: (0.5 + 0.3) / 2; seed 2: (0.7 + 0.3) / 2.
-    assert mean.figures[Row("a", ""), 1].by_seed == pytest.approx({1: 0.4, 2: 0.5})
-    assert mean.figures[Row("b", ""), 1].remark == "1 of 2 sets"
+    assert mean.measurements[Row("a", ""), 1].by_seed == pytest.approx({1: 0.4, 2: 0.5})
+    assert mean.measurements[Row("b", ""), 1].remark == "1 of 2 sets"
 
 
 def test_the_harmonic_mean_is_made_seed_by_seed(make_run):
@@ -192,10 +192,10 @@ def test_the_harmonic_mean_is_made_seed_by_seed(make_run):
         for name, (pair, kind) in values.items()
         for seed, value in enumerate(pair, 1)
     ]
-    (table,) = tables(joined(suite(protocol="base-to-new", shots=[1]), runs))
+    (table,) = make_tables(joined(suite(protocol="base-to-new", shots=[1]), runs))
     # 2 * 0.8 * 0.4 / 1.2 = 0.5333; 0.5 and 0.5 give 0.5: the mean of these, not that of the means (0.65 and 0.45).
     assert table.columns == ("test", "new", HARMONIC)
-    assert table.figures[Row("a", ""), HARMONIC].by_seed == pytest.approx({1: 0.53333, 2: 0.5}, abs=1e-4)
+    assert table.measurements[Row("a", ""), HARMONIC].by_seed == pytest.approx({1: 0.53333, 2: 0.5}, abs=1e-4)
 
 
 def test_shifted_parts_have_a_column_each_and_a_mean(make_run):
@@ -240,7 +240,7 @@ def test_a_study_shows_every_metric_that_its_records_have(study, make_run):
     assert titles <= grids(found).keys()
     shown = {row[0]: row[1] for row in grids(found)["Balanced accuracy: pets"].rows}
     assert shown == {"zero-shot": "-", "clip-adapter": "-", "tip-adapter": "25.0"}
-    lines = list(csv.DictReader(table_csv(found).splitlines()))
+    lines = list(csv.DictReader(format_record_csv(found).splitlines()))
     assert {line["label"]: line["balanced_accuracy"] for line in lines} == {
         **{run.head: "" for run in study.runs},
         "tip-adapter": "0.25",
@@ -249,7 +249,7 @@ def test_a_study_shows_every_metric_that_its_records_have(study, make_run):
 
 def test_a_name_that_is_a_formula_is_text_in_the_csv(make_run):
     named = joined(suite(), [make_run("=1+1", error="-x")])
-    (line,) = csv.DictReader(table_csv(named).splitlines())
+    (line,) = csv.DictReader(format_record_csv(named).splitlines())
     assert (line["label"], line["error"]) == ("'=1+1", "'-x")
 
 
@@ -389,7 +389,7 @@ def test_published_figures_stand_apart_from_the_measured_ones(make_run):
     ids=lambda changes: next(iter(changes)),
 )
 def test_only_the_same_cell_is_compared_with_a_published_one(make_run, changes):
-    section = build(joined(suite(), [published_run(make_run, **changes)]), published=True).sections[-1]
+    section = build_report(joined(suite(), [published_run(make_run, **changes)]), published=True).sections[-1]
     assert section.blocks == () and section.text[0].startswith("No published figure")
 
 

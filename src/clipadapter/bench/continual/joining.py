@@ -60,7 +60,7 @@ def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["sh
 
     Args:
         data_sets: the data sets; rows of the whole are counted through in this order.
-        same_names: see `orders.Rules`.
+        same_names: see `orders.StreamRules`.
 
     Raises:
         InputError: if two data sets have one name, or their features come from different encoders.
@@ -69,16 +69,17 @@ def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["sh
     if len(set(names)) < len(names):
         raise InputError(f"data sets of a stream need different names, but are called {', '.join(names)}")
     _check_goes_together([data_set.support for data_set in data_sets])
-    twice = Counter(label for data_set in data_sets for label in data_set.text.labels)
+    label_counts = Counter(label for data_set in data_sets for label in data_set.text.labels)
     data_sets = [
-        _renamed(data_set, {label for label, n in twice.items() if n > 1}, same_names) for data_set in data_sets
+        _renamed(data_set, {label for label, count in label_counts.items() if count > 1}, same_names)
+        for data_set in data_sets
     ]
     text = _text_of_all([data_set.text for data_set in data_sets])
     starts = np.cumsum([0, *(data_set.n_rows for data_set in data_sets)])
     bundle = Bundle(
-        joined([data_set.support for data_set in data_sets], text.labels),
+        join_features([data_set.support for data_set in data_sets], text.labels),
         text,
-        {data_set.name: TestPart(joined([data_set.test], text.labels)) for data_set in data_sets},
+        {data_set.name: TestPart(join_features([data_set.test], text.labels)) for data_set in data_sets},
         np.concatenate([data_set.rows + start for data_set, start in zip(data_sets, starts, strict=False)]),
     )
     draws = {
@@ -88,7 +89,7 @@ def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["sh
     return JoinedDataSets(bundle, {data_set.name: data_set.text.labels for data_set in data_sets}, draws)
 
 
-def joined(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
+def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
     """Rows of several sets below each other.
 
     Raises:
@@ -96,14 +97,14 @@ def joined(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet
     """
     _check_goes_together(sets)
     first = sets[0]
-    given = dict(first.provenance)
-    every = [template for features in sets for template in features.provenance.get("templates", ())]
-    if every:
-        given["templates"] = tuple(dict.fromkeys(every))
+    provenance = dict(first.provenance)
+    templates = [template for features in sets for template in features.provenance.get("templates", ())]
+    if templates:
+        provenance["templates"] = tuple(dict.fromkeys(templates))
     if len(sets) > 1:
-        given["data"] = " + ".join(str(features.provenance.get("data", "unnamed")) for features in sets)
+        provenance["data"] = " + ".join(str(features.provenance.get("data", "unnamed")) for features in sets)
     y = tuple(label for features in sets for label in features.y)
-    return FeatureSet(np.concatenate([features.X for features in sets]), y, tuple(class_names), given)
+    return FeatureSet(np.concatenate([features.X for features in sets]), y, tuple(class_names), provenance)
 
 
 def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
@@ -111,24 +112,26 @@ def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
     for other in sets[1:]:
         if other.X.shape[1:] != first.X.shape[1:]:
             raise InputError(f"features of one stream must have one shape, but are {first.X.shape}, {other.X.shape}")
-        made_by = [features.provenance.get("fingerprint") for features in (first, other)]
-        if made_by[0] != made_by[1]:
+        fingerprints = [features.provenance.get("fingerprint") for features in (first, other)]
+        if fingerprints[0] != fingerprints[1]:
             raise InputError("the data sets of a stream need features of one encoder, but have those of several")
         crops = [str(features.provenance.get("crop", "tip")) for features in (first, other)]
         if first.X.ndim == 3 and crops[0] != crops[1]:
             raise InputError(f"the data sets of a stream need views of one crop scale, but have {' and '.join(crops)}")
 
 
-def _renamed(data_set: DataSetFeatures, twice: set[str], same_names: str) -> DataSetFeatures:
+def _renamed(data_set: DataSetFeatures, shared_labels: set[str], same_names: str) -> DataSetFeatures:
     """The data set with its name behind those labels that others have too."""
-    if same_names == "share" or not twice & set(data_set.text.labels):
+    if same_names == "share" or not shared_labels & set(data_set.text.labels):
         return data_set
-    new = {label: f"{label} ({data_set.name})" if label in twice else label for label in data_set.text.labels}
+    new_labels = {
+        label: f"{label} ({data_set.name})" if label in shared_labels else label for label in data_set.text.labels
+    }
     text = data_set.text
-    labels = tuple(new[label] for label in text.labels)
+    labels = tuple(new_labels[label] for label in text.labels)
     sets = [
-        replace(one, y=tuple(new[label] for label in one.y), class_names=labels)
-        for one in (data_set.support, data_set.test)
+        replace(features, y=tuple(new_labels[label] for label in features.y), class_names=labels)
+        for features in (data_set.support, data_set.test)
     ]
     renamed = TextFeatures(labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower)
     return replace(data_set, support=sets[0], test=sets[1], text=renamed)
@@ -136,16 +139,20 @@ def _renamed(data_set: DataSetFeatures, twice: set[str], same_names: str) -> Dat
 
 def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:
     """Text of the classes of all; a class that several have gets the mean of its unit vectors."""
-    found: dict[str, list[NDArray[np.float32]]] = {}
+    rows_by_label: dict[str, list[NDArray[np.float32]]] = {}
     for text in texts:
         for label, row in zip(text.labels, text.embeddings, strict=True):
             if label not in text.absent:
-                found.setdefault(label, []).append(row)
+                rows_by_label.setdefault(label, []).append(row)
             else:
-                found.setdefault(label, [])
+                rows_by_label.setdefault(label, [])
     width = texts[0].embeddings.shape[1]
-    rows = np.array(
-        [np.mean(own, axis=0) if own else np.full(width, np.nan) for own in found.values()], texts[0].embeddings.dtype
+    embeddings = np.array(
+        [
+            np.mean(label_rows, axis=0) if label_rows else np.full(width, np.nan)
+            for label_rows in rows_by_label.values()
+        ],
+        texts[0].embeddings.dtype,
     )
     first = texts[0]
-    return TextFeatures(list(found), rows, first.logit_scale, first.logit_bias, first.tower)
+    return TextFeatures(list(rows_by_label), embeddings, first.logit_scale, first.logit_bias, first.tower)

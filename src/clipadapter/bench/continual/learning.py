@@ -21,10 +21,10 @@ import numpy as np
 from sklearn.base import clone
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head
-from clipadapter.bench.continual.joining import joined
-from clipadapter.bench.fitting import failed, numbers_kept, read_known, shared_facts
-from clipadapter.bench.methods import seeded
+from clipadapter.bench.bundle import Bundle, TestPart, select_columns
+from clipadapter.bench.continual.joining import join_features
+from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, read_existing_runs, record_failure
+from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.run import ContinualResult, DataPart, Metrics, Run, Seconds, Step, Stream, Task, append_runs
 from clipadapter.bench.score import score
 from clipadapter.data import draw_shots
@@ -33,7 +33,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, IncrementalHead, TextFeatures, create_head
 
 Mode = Literal["stream", "joint"]
-WITHOUT_SHOTS = "zero-shot"
+HEAD_WITHOUT_SHOTS = "zero-shot"
 """Learns nothing, so that it needs no features of shots to go on."""
 
 
@@ -107,21 +107,21 @@ def stream(
         raise InputError(f"tasks must have different names, but are {', '.join(names)}")
     for name, head in heads.items():
         check_learner(name, type(head))
-    modes = {name: mode_of(name, head, "joint" if name in joint else None) for name, head in heads.items()}
-    tests = {task.name: TestPart(joined([task.test], text.labels)) for task in tasks}
-    bundle = Bundle(joined([task.support for task in tasks], text.labels), text, tests)
-    known = {run.key: run for run in read_known(records) if run.error is None}
+    modes = {name: choose_mode(name, head, "joint" if name in joint else None) for name, head in heads.items()}
+    tests = {task.name: TestPart(join_features([task.test], text.labels)) for task in tasks}
+    bundle = Bundle(join_features([task.support for task in tasks], text.labels), text, tests)
+    known = {run.key: run for run in read_existing_runs(records) if run.error is None}
     runs = []
     with tqdm(total=len(seeds) * len(heads), desc="streams", unit="stream", disable=not progress) as bar:
         for seed in seeds:
             rows, planned_tasks = _drawn(tasks, text, shots, seed)
             for name, head in heads.items():
                 plan = Stream(task_known=task_known, joint=modes[name] == "joint", tasks=planned_tasks)
-                own = seeded(head, seed)
-                run = planned_stream(bundle, name, own, shots or _most(tasks), seed, rows, plan)
+                own = clone_with_seed(head, seed)
+                run = plan_stream(bundle, FitInputs(name, own, shots or _most(tasks), seed, rows), plan)
                 done = known.get(run.key)
                 if done is None:
-                    done = perform_stream(bundle, own, run)
+                    done = run_stream(bundle, own, run)
                     if records is not None:
                         append_runs(records, [done])
                 runs.append(done.model_copy(update={"head": name}))
@@ -140,16 +140,16 @@ def _drawn(
     rows: list[int] = []
     planned_tasks, start = [], 0
     for task in tasks:
-        own = range(len(task.support)) if shots is None else draw_shots(task.support.y, shots, seed)
-        rows += [start + row for row in own]
+        task_rows = range(len(task.support)) if shots is None else draw_shots(task.support.y, shots, seed)
+        rows += [start + row for row in task_rows]
         start += len(task.support)
-        there = {*task.support.y, *task.test.y}
-        classes = [name for name in text.labels if name in there]
-        planned_tasks.append(Task(name=task.name, part=task.name, classes=classes, shots=len(own)))
+        task_labels = {*task.support.y, *task.test.y}
+        classes = [name for name in text.labels if name in task_labels]
+        planned_tasks.append(Task(name=task.name, part=task.name, classes=classes, shots=len(task_rows)))
     return rows, planned_tasks
 
 
-def mode_of(name: str, head: Head, asked: Mode | None) -> Mode:
+def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
     """How a head learns a stream: as asked, else as it can.
 
     A head may have a parameter ``stream``, which says whether it keeps what it goes on from.
@@ -157,20 +157,20 @@ def mode_of(name: str, head: Head, asked: Mode | None) -> Mode:
     Args:
         name: what messages call it.
         head: unfitted.
-        asked: by the suite.
+        requested: by the suite.
 
     Raises:
         InputError: if it is asked to go on but can't.
     """
-    able = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
-    if asked == "stream" and not able:
-        how = (
+    can_continue = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
+    if requested == "stream" and not can_continue:
+        hint = (
             "set its parameter stream = true"
             if isinstance(head, IncrementalHead)
             else 'leave mode out, or say mode = "joint"'
         )
-        raise InputError(f"{name} can't go on from what it learned: {how}")
-    return asked or ("stream" if able else "joint")
+        raise InputError(f"{name} can't go on from what it learned: {hint}")
+    return requested or ("stream" if can_continue else "joint")
 
 
 def check_learner(name: str, cls: type[Head]) -> None:
@@ -184,18 +184,12 @@ def check_learner(name: str, cls: type[Head]) -> None:
         raise InputError(f"{name} {why}: it has no place in a stream of tasks; leave it out")
 
 
-def planned_stream(
-    bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int], plan: Stream
-) -> Run:
+def plan_stream(bundle: Bundle, inputs: FitInputs, plan: Stream) -> Run:
     """The record of a stream before it is made.
 
     Args:
         bundle: features and class text.
-        label: what tables call the head.
-        head: unfitted.
-        shots: shots a class.
-        seed: of the draw.
-        rows: the drawn rows of the support, in the order of the tasks.
+        inputs: the head, and the drawn rows in the order of the tasks.
         plan: the tasks.
     """
     parts = list(dict.fromkeys(task.part for task in plan.tasks))
@@ -203,10 +197,10 @@ def planned_stream(
         support=str(bundle.support.provenance.get("data", "unnamed")),
         test=" + ".join(parts),
         protocol="stream",
-        digest=bundle.digest_of(rows, parts),
+        digest=bundle.hash_data(inputs.rows, parts),
     )
     return Run(
-        **shared_facts(bundle, label, head, shots, seed, rows),
+        **common_fields(bundle, inputs),
         data=data,
         text=bundle.text_digest(parts[0]),
         n_classes=len(bundle.text.labels),
@@ -215,7 +209,7 @@ def planned_stream(
     )
 
 
-def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
+def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     """Learn the tasks of a planned run one after the other, and measure all of them after each.
 
     A head that fails gives a record that says why, and after which task.
@@ -223,17 +217,17 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     Args:
         bundle: features and class text.
         head: unfitted.
-        run: see `planned_stream`.
+        run: see `plan_stream`.
     """
     plan = run.stream
     assert plan is not None
     steps: list[Step] = []
-    predicting = 0.0
+    predict_seconds = 0.0
     try:
-        tests = [columns_for_head(head, _tested(bundle, task), bundle.text) for task in plan.tasks]
-        shots = [columns_for_head(head, bundle.shots(rows), bundle.text) for rows in plan.rows_of(run.rows)]
+        tests = [select_columns(head, _tested(bundle, task), bundle.text) for task in plan.tasks]
+        shots = [select_columns(head, bundle.shots(rows), bundle.text) for rows in plan.split_rows(run.rows)]
         among = [task.classes if plan.task_known else None for task in plan.tasks]
-        before = _zero_shot(bundle, shots[0], tests, among)
+        zero_shot = _zero_shot(bundle, shots[0], tests, among)
         learner = clone(head)
         for t, task in enumerate(plan.tasks):
             if not task.shots:
@@ -241,22 +235,26 @@ def perform_stream(bundle: Bundle, head: Head, run: Run) -> Run:
             start = time.perf_counter()
             learner = _learn(learner, shots[: t + 1], bundle.text, plan.joint)
             seconds = time.perf_counter() - start
-            found = [score(learner, part, among=own) for part, own in zip(tests, among, strict=True)]
-            predicting += sum(one.seconds for one in found)
-            features = sum(own.X.size for own in shots[: t + 1]) if plan.joint and run.method != WITHOUT_SHOTS else 0
-            kept = numbers_kept(learner) + features
-            steps.append(Step(seconds=seconds, size=kept, metrics=[one.metrics for one in found]))
+            scores = [score(learner, part, among=classes) for part, classes in zip(tests, among, strict=True)]
+            predict_seconds += sum(task_score.seconds for task_score in scores)
+            features = (
+                sum(classes.X.size for classes in shots[: t + 1])
+                if plan.joint and run.method != HEAD_WITHOUT_SHOTS
+                else 0
+            )
+            n_stored = count_stored_numbers(learner) + features
+            steps.append(Step(seconds=seconds, size=n_stored, metrics=[task_score.metrics for task_score in scores]))
     except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
-        done = failed(run, error)
-        where = f" (after {len(steps)} of {len(plan.tasks)} tasks)"
-        return done.model_copy(update={"error": f"{done.error}{where}"})
+        failed_run = record_failure(run, error)
+        progress = f" (after {len(steps)} of {len(plan.tasks)} tasks)"
+        return failed_run.model_copy(update={"error": f"{failed_run.error}{progress}"})
     last = steps[-1]
     return run.model_copy(
         update={
-            "seconds": Seconds(fit=sum(step.seconds for step in steps), predict=predicting),
+            "seconds": Seconds(fit=sum(step.seconds for step in steps), predict=predict_seconds),
             "metrics": Metrics({name: _mean(last, name) for name in last.metrics[0].root}),
             "size": last.size,
-            "continual": ContinualResult(zero_shot=before, steps=steps),
+            "continual": ContinualResult(zero_shot=zero_shot, steps=steps),
         }
     )
 
@@ -291,5 +289,5 @@ def _zero_shot(
         return None
     width = bundle.text.embeddings.shape[1]
     head = create_head("zero-shot").fit(shots.X[..., :width], shots.y, text=bundle.text)
-    narrow = [columns_for_head(head, part, bundle.text) for part in tests]
+    narrow = [select_columns(head, part, bundle.text) for part in tests]
     return [score(head, part, among=own).metrics.accuracy for part, own in zip(narrow, among, strict=True)]

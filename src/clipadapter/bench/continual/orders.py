@@ -35,7 +35,7 @@ ORDERS = {
 """Orders that suit any data sets."""
 
 
-class Rules(Part):
+class StreamRules(Part):
     """How data sets become a stream of tasks, and what is asked in the end.
 
     Args:
@@ -68,8 +68,8 @@ def count_tasks(classes: int, classes_per_task: int) -> int:
     return max(1, round(classes / classes_per_task)) if classes_per_task else 1
 
 
-def tasks_in_order(
-    sets: Mapping[str, Sequence[str]], rules: Rules, order: Order, seed: int
+def order_tasks(
+    sets: Mapping[str, Sequence[str]], rules: StreamRules, order: Order, seed: int
 ) -> list[tuple[str, str, list[str]]]:
     """The tasks of a stream: (name, data set, classes).
 
@@ -82,36 +82,36 @@ def tasks_in_order(
     Raises:
         InputError: if the order does not say where a data set comes.
 
-    >>> rules = Rules(classes_per_task=2)
+    >>> rules = StreamRules(classes_per_task=2)
     >>> sets = {"pets": ["ant", "cat", "cow", "dog"], "cars": ["bus", "van"]}
-    >>> for task in tasks_in_order(sets, rules, ORDERS["given"], seed=1):
+    >>> for task in order_tasks(sets, rules, ORDERS["given"], seed=1):
     ...     print(task)
     ('pets 1/2', 'pets', ['ant', 'cat'])
     ('pets 2/2', 'pets', ['cow', 'dog'])
     ('cars', 'cars', ['bus', 'van'])
     """
-    drawn = random.Random(seed)
-    found = []
+    rng = random.Random(seed)
+    tasks = []
     for name in _in_order(list(sets), order):
         classes = list(sets[name])
         n = count_tasks(len(classes), rules.classes_per_task)
         if n > 1 and order.shuffle != "none":
-            drawn.shuffle(classes)
+            rng.shuffle(classes)
         for i in range(n):
-            own = classes[i * len(classes) // n : (i + 1) * len(classes) // n]
-            found.append((name if n == 1 else f"{name} {i + 1}/{n}", name, own))
+            task_classes = classes[i * len(classes) // n : (i + 1) * len(classes) // n]
+            tasks.append((name if n == 1 else f"{name} {i + 1}/{n}", name, task_classes))
     if order.shuffle == "all":
-        drawn.shuffle(found)
-    return found
+        rng.shuffle(tasks)
+    return tasks
 
 
 def _in_order(names: Sequence[str], order: Order) -> list[str]:
     if not order.data:
         return list(names)
-    lost = [name for name in names if name not in order.data]
-    if lost:
+    unordered = [name for name in names if name not in order.data]
+    if unordered:
         raise InputError(
-            f"the order '{order.name}' does not say when {', '.join(lost)} comes; it has: {', '.join(order.data)}. "
-            "With --order given the data sets come as you name them"
+            f"the order '{order.name}' does not say when {', '.join(unordered)} comes; it has: "
+            f"{', '.join(order.data)}. With --order given the data sets come as you name them"
         )
     return [name for name in order.data if name in names]

@@ -10,19 +10,20 @@ import numpy as np
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.continual.joining import DataSetFeatures, JoinedDataSets, join_data_sets
-from clipadapter.bench.continual.learning import mode_of, planned_stream
-from clipadapter.bench.continual.orders import Order, tasks_in_order
-from clipadapter.bench.methods import seeded
-from clipadapter.bench.plan import FitSpec, draws_of
+from clipadapter.bench.continual.learning import choose_mode, plan_stream
+from clipadapter.bench.continual.orders import Order, order_tasks
+from clipadapter.bench.fitting import FitInputs
+from clipadapter.bench.methods import clone_with_seed
+from clipadapter.bench.plan import FitSpec, PlannedFit, draw_all_shots
 from clipadapter.bench.run import Stream, Task
 from clipadapter.bench.sources import (
     FEATURES,
     Source,
-    dataset_features,
-    drawn_features,
-    features_source,
-    halves,
-    with_prompts,
+    apply_prompts,
+    extract_dataset,
+    extract_drawn_shots,
+    load_feature_bundle,
+    split_in_halves,
 )
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
@@ -30,7 +31,7 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 
 
-def build_joined(
+def build_joined_data_sets(
     suite: Suite, sources: Sequence[Source | str], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
     """The features of a stream: of all test pictures, and of those training pictures that some draw takes.
@@ -55,18 +56,18 @@ def build_joined(
             assert model is not None
             data_sets.append(_from_pictures(suite, source, model, prompts))
     names = [data_set.name for data_set in data_sets]
-    told = [source if isinstance(source, str) else source.spec for source in sources]
+    specs = [source if isinstance(source, str) else source.spec for source in sources]
     data_sets = [
         replace(data_set, name=spec) if names.count(data_set.name) > 1 else data_set
-        for data_set, spec in zip(data_sets, told, strict=True)
+        for data_set, spec in zip(data_sets, specs, strict=True)
     ]
     return join_data_sets(data_sets, suite.stream.same_names)
 
 
-def name_of(sources: Sequence[Source | str]) -> str:
+def stream_name(sources: Sequence[Source | str]) -> str:
     """What tables call the data sets of a stream.
 
-    >>> name_of(["features:sets/pets", "features:sets/cars"])
+    >>> stream_name(["features:sets/pets", "features:sets/cars"])
     'pets + cars'
     """
     return " + ".join(_name(source) for source in sources)
@@ -77,40 +78,40 @@ def _name(source: Source | str) -> str:
 
 
 def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> DataSetFeatures:
-    model = with_prompts(suite, model, prompts, source)
-    train, test = (source.train, source.test) if source.test is not None else halves(source.train)
+    model = apply_prompts(suite, model, prompts, source)
+    train, test = (source.train, source.test) if source.test is not None else split_in_halves(source.train)
     names = train.class_names
-    support, rows, draws = drawn_features(suite, model, train, names, None)
-    tested = dataset_features(model, test, names)
+    support, rows, draws = extract_drawn_shots(suite, model, train, names, None)
+    tested = extract_dataset(model, test, names)
     return DataSetFeatures(source.name, support, tested, model.encode_classes(names), rows, len(train.samples), draws)
 
 
 def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
-    bundle = features_source(spec, suite)
+    bundle = load_feature_bundle(spec, suite)
     if bundle is None:
         raise InputError(f"'{spec}' is no set of features; give {FEATURES}FOLDER")
     name, support = _name(spec), bundle.support
-    given = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
-    if given is None:
-        odd = _every_second(support)
-        support, given = (support.take(np.flatnonzero(odd == half)) for half in (False, True))
+    test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
+    if test is None:
+        is_odd = _every_second(support)
+        support, test = (support.take(np.flatnonzero(is_odd == half)) for half in (False, True))
     rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
-    places = {i: int(row) for i, row in enumerate(rows)}
-    draws = {key: [places[i] for i in own] for key, own in draws_of(suite, support.y).items()}
-    return DataSetFeatures(name, support, given, bundle.text, rows, int(rows.max()) + 1, draws)
+    set_rows = {i: int(row) for i, row in enumerate(rows)}
+    draws = {key: [set_rows[i] for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
+    return DataSetFeatures(name, support, test, bundle.text, rows, int(rows.max()) + 1, draws)
 
 
 def _every_second(features: FeatureSet) -> np.ndarray:
     """(n,) whether a row is the second, fourth ... of its class."""
-    seen: dict[str, int] = {}
-    found = []
+    counts: dict[str, int] = {}
+    is_second = []
     for label in features.y:
-        found.append(seen.get(label, 0) % 2 == 1)
-        seen[label] = seen.get(label, 0) + 1
-    return np.array(found, bool)
+        is_second.append(counts.get(label, 0) % 2 == 1)
+        counts[label] = counts.get(label, 0) + 1
+    return np.array(is_second, bool)
 
 
-def stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterator[tuple[FitSpec, list[tuple[str, str]]]]:
+def plan_stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterator[PlannedFit]:
     """Every stream of a suite on some features, with the key of the record that it will give and the order's name.
 
     Args:
@@ -122,9 +123,9 @@ def stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterator[tu
     for n in suite.shots:
         for order in suite.stream.orders:
             for seed in suite.seeds:
-                rows, planned_tasks = tasks_of_stream(suite, union, order, n, seed)
+                rows, planned_tasks = plan_tasks(suite, union, order, n, seed)
                 for variant, head in heads:
-                    joint = mode_of(variant.title, head, variant.mode) == "joint"
+                    joint = choose_mode(variant.title, head, variant.mode) == "joint"
                     plan = Stream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
                     spec = FitSpec(
                         bundle=folder,
@@ -135,11 +136,12 @@ def stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterator[tu
                         rows=rows,
                         stream=plan,
                     )
-                    run = planned_stream(union.bundle, variant.title, seeded(head, seed), n, seed, rows, plan)
-                    yield spec, [(run.key, suite.stream.title(order))]
+                    inputs = FitInputs(variant.title, clone_with_seed(head, seed), n, seed, rows)
+                    run = plan_stream(union.bundle, inputs, plan)
+                    yield PlannedFit(spec, [(run.key, suite.stream.title(order))])
 
 
-def tasks_of_stream(
+def plan_tasks(
     suite: Suite, union: JoinedDataSets, order: Order, shots: int, seed: int
 ) -> tuple[list[int], list[Task]]:
     """The tasks of one stream, and the drawn rows in their order.
@@ -151,14 +153,14 @@ def tasks_of_stream(
     rows: list[int] = []
     planned_tasks = []
     labels = {name: _labels(union.bundle, union.draws[name][shots, seed]) for name in union.classes}
-    for name, part, classes in tasks_in_order(union.classes, suite.stream, order, seed):
-        own = [row for row, label in labels[part] if label in set(classes)]
-        tested = set(union.bundle.tests[part].features.y) & set(classes)
-        if not own or not tested:
-            what = "to learn from" if not own else "to test on"
+    for name, part, classes in order_tasks(union.classes, suite.stream, order, seed):
+        task_rows = [row for row, label in labels[part] if label in set(classes)]
+        test_classes = set(union.bundle.tests[part].features.y) & set(classes)
+        if not task_rows or not test_classes:
+            what = "to learn from" if not task_rows else "to test on"
             raise DataError(f"the task '{name}' has no picture {what}: {', '.join(classes[:5])}")
-        rows += own
-        planned_tasks.append(Task(name=name, part=part, classes=classes, shots=len(own)))
+        rows += task_rows
+        planned_tasks.append(Task(name=name, part=part, classes=classes, shots=len(task_rows)))
     return rows, planned_tasks
 
 
@@ -166,28 +168,28 @@ def _labels(bundle: Bundle, rows: Sequence[int]) -> list[tuple[int, str]]:
     return list(zip(rows, bundle.shots(rows).y, strict=True))
 
 
-def missing_text(suite_name: str, missing: Sequence[str], there: Sequence[str]) -> str:
+def missing_data_message(suite_name: str, missing: Sequence[str], available: Sequence[str]) -> str:
     """What to do if data sets of a stream are not on disk.
 
     Args:
         suite_name: of the suite.
         missing: their names.
-        there: names of those that are there.
+        available: names of those that are there.
 
-    >>> print(missing_text("x-tail", ["dtd", "mnist"], ["food101"]))
+    >>> print(missing_data_message("x-tail", ["dtd", "mnist"], ["food101"]))
     2 of the 3 data sets of this stream are not on disk: dtd, mnist.
     What to put where: clipadapter bench run x-tail --dry-run.
     A stream of those that are there: clipadapter bench run x-tail --data food101
     """
-    rest = (
-        f"A stream of those that are there: clipadapter bench run {suite_name} {_options(there)}"
-        if there
+    alternative = (
+        f"A stream of those that are there: clipadapter bench run {suite_name} {_options(available)}"
+        if available
         else "Folders of pictures of your own do as well: "
         f"clipadapter bench run {suite_name} {_options(['FIRST', 'SECOND'])} --order given"
     )
     return (
-        f"{len(missing)} of the {len(missing) + len(there)} data sets of this stream are not on disk: "
-        f"{', '.join(missing)}. What to put where: clipadapter bench run {suite_name} --dry-run. {rest}"
+        f"{len(missing)} of the {len(missing) + len(available)} data sets of this stream are not on disk: "
+        f"{', '.join(missing)}. What to put where: clipadapter bench run {suite_name} --dry-run. {alternative}"
     )
 
 

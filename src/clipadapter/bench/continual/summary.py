@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.continual.learning import WITHOUT_SHOTS
+from clipadapter.bench.continual.learning import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import ContinualResult, Run
-from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes, number_text
+from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes, format_metric
 from clipadapter.errors import InputError
 
-FIGURES = {
+CONTINUAL_METRICS = {
     "transfer": "Transfer",
     "average": "Average",
     "last": "Last",
@@ -22,8 +22,8 @@ FIGURES = {
     "forward_transfer": "forward transfer",
 }
 """Figures of a stream and their names in tables."""
-LESS_IS_MORE = "forgetting"
-MEANINGS = (
+LOWER_IS_BETTER = "forgetting"
+METRIC_DEFINITIONS = (
     "Transfer: accuracy on a task before it was learned, a mean over all earlier moments.",
     "Average: accuracy on a task over the whole stream, before and after it was learned.",
     "Last: accuracy on a task after the last one was learned.",
@@ -31,7 +31,7 @@ MEANINGS = (
     "Forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
 )
 """What the figures are, each then a mean over the tasks that have it."""
-JOINT_MEANS = "Joint: fitted anew to the shots of all tasks so far, whose features must all be kept."
+JOINT_DEFINITION = "Joint: fitted anew to the shots of all tasks so far, whose features must all be kept."
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +56,12 @@ class HeadRuns:
     @property
     def learns(self) -> str:
         """How, in a word or three: "task by task", "joint", or "nothing"."""
-        found = [run.stream for run in self.runs if run.stream is not None]
-        if not found:
+        streams = [run.stream for run in self.runs if run.stream is not None]
+        if not streams:
             return "-"
-        if self.runs[0].method == WITHOUT_SHOTS:
+        if self.runs[0].method == HEAD_WITHOUT_SHOTS:
             return "nothing"
-        return "joint" if found[0].joint else "task by task"
+        return "joint" if streams[0].joint else "task by task"
 
     @property
     def failed(self) -> int:
@@ -69,15 +69,15 @@ class HeadRuns:
         return sum(run.error is not None for run in self.runs)
 
     def cell(self, figure: str) -> Cell:
-        """One of `FIGURES` over the seeds."""
-        found = [getattr(result.metrics, figure) for result in self.results]
-        return Cell(tuple(value for value in found if value is not None), self.failed, self.missing)
+        """One of `CONTINUAL_METRICS` over the seeds."""
+        values = [getattr(result.metrics, figure) for result in self.results]
+        return Cell(tuple(value for value in values if value is not None), self.failed, self.missing)
 
     def by_task(self, figure: str) -> list[Cell]:
         """A figure of each task over the seeds, in the order of learning; empty cells where a task has none.
 
         Args:
-            figure: one of `FIGURES`, or "learned": just after the task was learned.
+            figure: one of `CONTINUAL_METRICS`, or "learned": just after the task was learned.
         """
         rows = [_by_task(result, figure) for result in self.results]
         return [
@@ -105,45 +105,47 @@ class HeadRuns:
 def _by_task(result: ContinualResult, figure: str) -> list[float | None]:
     if figure == "learned":
         return [row[t] for t, row in enumerate(result.accuracy)]
-    found = list(getattr(result.metrics, f"{figure}_per_task") or ())
-    short: list[float | None] = [None] * (len(result.steps) - len(found))
-    return [*found, *short] if figure == "forgetting" else [*short, *found]
+    values = list(getattr(result.metrics, f"{figure}_per_task") or ())
+    padding: list[float | None] = [None] * (len(result.steps) - len(values))
+    return [*values, *padding] if figure == "forgetting" else [*padding, *values]
 
 
 def group_by_head(runs: Sequence[Run]) -> list[HeadRuns]:
     """The heads of some records of streams, in the order of the records."""
     labels = list(dict.fromkeys(run.head for run in runs))
-    own = {label: sorted((run for run in runs if run.head == label), key=lambda run: run.seed) for label in labels}
-    return [HeadRuns(label, own[label]) for label in labels]
-
-
-def best_of(heads: Sequence[HeadRuns], figure: str) -> set[int]:
-    """Positions of those whose printed mean is best; joint ones keep all shots, and are left out beside others."""
-    shown = {
-        i: float(number_text(one.cell(figure).mean, "accuracy"))
-        for i, one in enumerate(heads)
-        if one.cell(figure).values and one.learns == "task by task"
+    runs_by_label = {
+        label: sorted((run for run in runs if run.head == label), key=lambda run: run.seed) for label in labels
     }
-    if not shown:
+    return [HeadRuns(label, runs_by_label[label]) for label in labels]
+
+
+def best_heads(heads: Sequence[HeadRuns], figure: str) -> set[int]:
+    """Positions of those whose printed mean is best; joint ones keep all shots, and are left out beside others."""
+    printed = {
+        i: float(format_metric(head.cell(figure).mean, "accuracy"))
+        for i, head in enumerate(heads)
+        if head.cell(figure).values and head.learns == "task by task"
+    }
+    if not printed:
         return set()
-    top = (min if figure == LESS_IS_MORE else max)(shown.values())
-    return {i for i, value in shown.items() if value == top}
+    best_value = (min if figure == LOWER_IS_BETTER else max)(printed.values())
+    return {i for i, value in printed.items() if value == best_value}
 
 
-def figure_text(cell: Cell, figure: str) -> str:
+def format_figure(cell: Cell, figure: str) -> str:
     """A figure as tables print it: in %, differences with their sign.
 
-    >>> figure_text(Cell((0.5, 0.7)), "last"), figure_text(Cell((0.012,)), "forward_transfer")
+    >>> format_figure(Cell((0.5, 0.7)), "last"), format_figure(Cell((0.012,)), "forward_transfer")
     ('60.0 ± 14.1', '+1.2')
     """
     if not cell.values:
         return "failed" if cell.failed else "not run yet" if cell.missing else "-"
     sign = "+" if figure == "forward_transfer" else ""
     mean = f"{round(100 * cell.mean, 1) + 0.0:{sign}.1f}"
-    have = len(cell.values)
-    spread = f" ± {number_text(cell.sd, 'accuracy')}" if have > 1 else ""
-    planned = have + cell.failed + cell.missing
-    return mean + spread + (f" ({have} of {planned})" if planned > have else "")
+    n_done = len(cell.values)
+    spread = f" ± {format_metric(cell.sd, 'accuracy')}" if n_done > 1 else ""
+    planned = n_done + cell.failed + cell.missing
+    return mean + spread + (f" ({n_done} of {planned})" if planned > n_done else "")
 
 
 def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
@@ -156,30 +158,40 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     Raises:
         InputError: if there are no records, or none is of a stream.
     """
-    found = [run for run in runs if run.stream is not None]
-    if not found:
+    stream_runs = [run for run in runs if run.stream is not None]
+    if not stream_runs:
         raise InputError("there are no records of streams to make a table of")
-    heads = group_by_head(found)
-    best = {figure: best_of(heads, figure) for figure in FIGURES}
+    heads = group_by_head(stream_runs)
+    best = {figure: best_heads(heads, figure) for figure in CONTINUAL_METRICS}
     rows = [
         [
-            f"{one.label} {fidelity_mark({run.method for run in one.runs})}".rstrip(),
-            one.learns,
-            *(("*" if i in best[figure] else "") + figure_text(one.cell(figure), figure) for figure in FIGURES),
+            f"{head.label} {fidelity_mark({run.method for run in head.runs})}".rstrip(),
+            head.learns,
+            *(
+                ("*" if i in best[figure] else "") + format_figure(head.cell(figure), figure)
+                for figure in CONTINUAL_METRICS
+            ),
         ]
-        for i, one in enumerate(heads)
+        for i, head in enumerate(heads)
     ]
-    lines = [["head", "learns", *FIGURES.values()], *rows]
+    lines = [["head", "learns", *CONTINUAL_METRICS.values()], *rows]
     widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
     grid = [
         "  ".join(
-            cell.ljust(w) if j < 2 else cell.rjust(w) for j, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if j < 2 else cell.rjust(width)
+            for j, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
-    seeds = len({run.seed for run in found})
+    seeds = len({run.seed for run in stream_runs})
     spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-    told = [f"in %, {spread}; *: best of the heads that learn task by task", *MEANINGS, JOINT_MEANS] if notes else []
-    told += fidelity_notes(run.method for run in found) if notes else []
-    errors = dict.fromkeys(f"{run.head} failed: {run.error}" for run in found if run.error is not None)
-    return "\n".join([*(line.rstrip() for line in grid), *([""] if told or errors else []), *told, *errors])
+    notes_below = (
+        [f"in %, {spread}; *: best of the heads that learn task by task", *METRIC_DEFINITIONS, JOINT_DEFINITION]
+        if notes
+        else []
+    )
+    notes_below += fidelity_notes(run.method for run in stream_runs) if notes else []
+    errors = dict.fromkeys(f"{run.head} failed: {run.error}" for run in stream_runs if run.error is not None)
+    return "\n".join(
+        [*(line.rstrip() for line in grid), *([""] if notes_below or errors else []), *notes_below, *errors]
+    )

@@ -2,11 +2,11 @@
 
 from clipadapter.bench.launchers.base import (
     Job,
+    JobResult,
     Launcher,
-    Outcome,
     create_launcher,
     list_launchers,
     register_launcher,
 )
 
-__all__ = ["Launcher", "Job", "Outcome", "create_launcher", "list_launchers", "register_launcher"]
+__all__ = ["Launcher", "Job", "JobResult", "create_launcher", "list_launchers", "register_launcher"]

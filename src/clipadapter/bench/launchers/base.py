@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clipadapter.registry import Registry
 
-ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 """How often a task is given out whose worker dies."""
 
 
@@ -26,7 +26,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """What came of a job.
 
     Args:
@@ -53,7 +53,7 @@ class Launcher(ABC):
         self.memory = memory
 
     @abstractmethod
-    def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+    def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """Outcomes as they come; closing the iterator stops the work.
 
         Args:

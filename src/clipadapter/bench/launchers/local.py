@@ -14,13 +14,13 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from clipadapter.bench.launchers.base import ATTEMPTS, Job, Launcher, Outcome, register_launcher
+from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launcher, register_launcher
 from clipadapter.bench.worker import set_threads
 from clipadapter.parallel import count_cores
 
-PROCESS = 700 << 20
+PROCESS_BYTES = 700 << 20
 """Bytes that Python, torch and a fit of usual size take, beside the features."""
-SHARE = 0.8
+MEMORY_FRACTION = 0.8
 """Of the free memory."""
 
 
@@ -29,24 +29,24 @@ class Local(Launcher):
     """Processes on this machine; one worker is this process itself.
 
     >>> list(Local(workers=1).run(lambda text: [text.upper()], [Job(0, "a")]))
-    [Outcome(job=Job(number=0, task='a'), result=['A'], error=None)]
+    [JobResult(job=Job(number=0, task='a'), result=['A'], error=None)]
     """
 
-    def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+    def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """As `Launcher.run`."""
-        workers = self.fitting(len(jobs))
+        workers = self.count_workers(len(jobs))
         if workers > 1:
             yield from _pool(function, jobs, workers, max(1, count_cores() // workers))
             return
         for job in jobs:
-            yield Outcome(job, function(job.task))
+            yield JobResult(job, function(job.task))
 
-    def fitting(self, jobs: int) -> int:
+    def count_workers(self, jobs: int) -> int:
         """How many workers there will be: what was asked for, but no more than jobs, cores and memory allow."""
-        wanted = min(self.workers or count_cores(), max(jobs, 1))
+        count = min(self.workers or count_cores(), max(jobs, 1))
         if self.workers is not None:
-            return wanted
-        return max(1, min(wanted, int(SHARE * free_memory() // (PROCESS + self.memory))))
+            return count
+        return max(1, min(count, int(MEMORY_FRACTION * free_memory() // (PROCESS_BYTES + self.memory))))
 
 
 def free_memory() -> int:
@@ -62,72 +62,72 @@ def free_memory() -> int:
 
 def _pool(
     function: Callable[[str], list[str]], jobs: Sequence[Job], workers: int, threads: int
-) -> Generator[Outcome, None, None]:
+) -> Generator[JobResult, None, None]:
     """Processes that are started anew when one of them died; a job whose worker died is given out again."""
-    left, tries = deque(jobs), Counter[int]()
+    queue, tries = deque(jobs), Counter[int]()
 
-    def room() -> bool:
+    def can_submit() -> bool:
         """Whether the next job may be given out; no more are than are worked on, so that a death is held against few.
 
         The last attempt is made alone: one that dies always must not take others with it three times.
         """
-        if any(tries[job.number] == ATTEMPTS - 1 for job in (left[0], *given.values())):
-            return not given
-        return len(given) < workers
+        if any(tries[job.number] == MAX_ATTEMPTS - 1 for job in (queue[0], *running.values())):
+            return not running
+        return len(running) < workers
 
-    while left:
+    while queue:
         context = multiprocessing.get_context("spawn")
-        held, life = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads, held))
-        given: dict[Future[list[str]], Job] = {}
-        ended: list[Outcome] = []
+        worker_end, parent_end = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=(threads, worker_end))
+        running: dict[Future[list[str]], Job] = {}
+        results: list[JobResult] = []
         try:
-            while left or given or ended:
+            while queue or running or results:
                 # Before what ended is told: to write it down takes a while, in which the workers go on.
-                while left and room():
-                    job = left.popleft()
-                    given[pool.submit(function, job.task)] = job
-                while ended:
-                    yield ended.pop()
-                if given:
-                    future = next(iter(wait(given, return_when=FIRST_COMPLETED).done))
-                    job = given.pop(future)
-                    ended.append(Outcome(job, future.result()))
+                while queue and can_submit():
+                    job = queue.popleft()
+                    running[pool.submit(function, job.task)] = job
+                while results:
+                    yield results.pop()
+                if running:
+                    future = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                    job = running.pop(future)
+                    results.append(JobResult(job, future.result()))
         except BrokenProcessPool:
-            yield from [*ended, *_lost([job, *given.values()], left, tries)]
+            yield from [*results, *_requeue([job, *running.values()], queue, tries)]
         finally:
-            if left or given:
-                life.close()  # workers leave at once, in the middle of a fit too
+            if queue or running:
+                parent_end.close()  # workers leave at once, in the middle of a fit too
             pool.shutdown(cancel_futures=True)
-            life.close()
-            held.close()
+            parent_end.close()
+            worker_end.close()
 
 
-def _lost(jobs: Sequence[Job], left: deque[Job], tries: Counter[int]) -> list[Outcome]:
+def _requeue(jobs: Sequence[Job], queue: deque[Job], tries: Counter[int]) -> list[JobResult]:
     """Put jobs whose worker died back into the queue; those that were tried often enough have come to their end."""
-    ended = []
+    failures = []
     for job in jobs:
         tries[job.number] += 1
-        if tries[job.number] < ATTEMPTS:
-            left.append(job)
+        if tries[job.number] < MAX_ATTEMPTS:
+            queue.append(job)
         else:
-            ended.append(Outcome(job, None, f"its process died {ATTEMPTS} times, as when memory runs out"))
-    return ended
+            failures.append(JobResult(job, None, f"its process died {MAX_ATTEMPTS} times, as when memory runs out"))
+    return failures
 
 
-def _start(threads: int, held: Connection) -> None:
+def _init_worker(threads: int, worker_end: Connection) -> None:
     """In a worker: Ctrl-C is the parent's to handle, and without a parent there is nothing to do.
 
     Args:
         threads: how many to compute on.
-        held: a pipe whose other end the parent alone has: it ends when the parent closes it, or dies. An event would
-            do as well, but one that a killed process waits for can never be set again.
+        worker_end: a pipe whose other end only the parent has. It ends when the parent closes it, or dies. An event
+            is no alternative: one that a killed process waits for can never be set again.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         try:
-            held.recv_bytes()
+            worker_end.recv_bytes()
         except (EOFError, OSError):
             os._exit(1)
 

@@ -15,17 +15,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clipadapter.bench.bundle_files import ARRAYS, FACTS
-from clipadapter.bench.launchers.base import ATTEMPTS, Job, Launcher, Outcome, register_launcher
+from clipadapter.bench.bundle_files import ARRAYS_FILE, FACTS_FILE
+from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launcher, register_launcher
 from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.worker import set_threads
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, require
 from clipadapter.features.cluster import connect_ray
 
-AHEAD = 2
+QUEUED_TASKS_PER_CORE = 2
 """Tasks given out for each core of the cluster, so that no core waits and an autoscaler sees what is wanted."""
-THREADS = 1
+THREADS_PER_FIT = 1
 """Cores of a fit: many fits side by side use a cluster better than a few that spread out."""
 
 
@@ -37,7 +37,7 @@ class Ray(Launcher):
     folder, below ``bundles``.
     """
 
-    def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+    def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """As `Launcher.run`.
 
         Raises:
@@ -53,38 +53,38 @@ class Ray(Launcher):
 
 def _tasks(
     ray: Any, launcher: Launcher, function: Callable[[str], list[str]], jobs: Sequence[Job], travel: bool
-) -> Generator[Outcome, None, None]:
+) -> Generator[JobResult, None, None]:
     """Give tasks out, a few ahead of the cores, and take what comes; a job whose worker or node died goes out again."""
     # Ray's own retries are off: it retries without end what is killed for want of memory.
-    perform = ray.remote(num_cpus=THREADS, max_retries=0, memory=launcher.memory or None)(_perform)
-    left, tries = deque(jobs), Counter[int]()
-    given: dict[Any, Job] = {}
-    parcels: dict[str, list[Any]] = {}
+    perform = ray.remote(num_cpus=THREADS_PER_FIT, max_retries=0, memory=launcher.memory or None)(_perform)
+    queue, tries = deque(jobs), Counter[int]()
+    running: dict[Any, Job] = {}
+    stored: dict[str, list[Any]] = {}
     try:
-        while left or given:
-            most = launcher.workers or max(1, AHEAD * int(ray.cluster_resources().get("CPU", 1)))
-            while left and len(given) < most:
-                job = left.popleft()
-                parcel = _parcel(ray, job.task, parcels) if travel else []
-                given[perform.remote(function, job.task, parcel)] = job
-            for done in ray.wait(list(given), num_returns=1)[0]:
-                job = given.pop(done)
+        while queue or running:
+            max_running = launcher.workers or max(1, QUEUED_TASKS_PER_CORE * int(ray.cluster_resources().get("CPU", 1)))
+            while queue and len(running) < max_running:
+                job = queue.popleft()
+                parcel = _parcel(ray, job.task, stored) if travel else []
+                running[perform.remote(function, job.task, parcel)] = job
+            for reference in ray.wait(list(running), num_returns=1)[0]:
+                job = running.pop(reference)
                 try:
-                    result = ray.get(done)
+                    result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     raise _cause(error) from error
                 except ray.exceptions.RayError as error:
                     tries[job.number] += 1
-                    if tries[job.number] < ATTEMPTS:
-                        left.append(job)
+                    if tries[job.number] < MAX_ATTEMPTS:
+                        queue.append(job)
                         continue
                     first = str(error).strip().split("\n")[0]
-                    yield Outcome(job, None, f"its process or node died {ATTEMPTS} times, the last time: {first}")
+                    yield JobResult(job, None, f"its process or node died {MAX_ATTEMPTS} times, the last time: {first}")
                     continue
-                yield Outcome(job, result)
+                yield JobResult(job, result)
     finally:
-        for running in given if ray.is_initialized() else ():  # else Ray begins anew, only to cancel
-            ray.cancel(running, force=True)
+        for unfinished in running if ray.is_initialized() else ():  # else Ray begins anew, only to cancel
+            ray.cancel(unfinished, force=True)
 
 
 def _cause(error: Any) -> BaseException:
@@ -97,7 +97,7 @@ def _cause(error: Any) -> BaseException:
     return cause
 
 
-def bundle_of(task: str) -> Path | None:
+def get_bundle_folder(task: str) -> Path | None:
     """The bundle's folder that a task names; None if the task is none of the bench's."""
     try:
         return Path(FitSpec.model_validate_json(task).bundle)
@@ -110,26 +110,26 @@ def _parcel(ray: Any, task: str, parcels: dict[str, list[Any]]) -> list[Any]:
 
     They travel in a list, so that Ray does not unpack them where nobody asks for them.
     """
-    folder = bundle_of(task)
+    folder = get_bundle_folder(task)
     if folder is None:
         return []
     if str(folder) not in parcels:
-        parcels[str(folder)] = [ray.put((folder / name).read_bytes()) for name in (FACTS, ARRAYS)]
+        parcels[str(folder)] = [ray.put((folder / name).read_bytes()) for name in (FACTS_FILE, ARRAYS_FILE)]
     return parcels[str(folder)]
 
 
 def _perform(function: Callable[[str], list[str]], task: str, parcel: list[Any]) -> list[str]:
     """In a worker of Ray: make sure that the features are there, then call the function."""
-    set_threads(THREADS)
-    folder = bundle_of(task)
-    if folder is not None and parcel and not (folder / FACTS).is_file():
+    set_threads(THREADS_PER_FIT)
+    folder = get_bundle_folder(task)
+    if folder is not None and parcel and not (folder / FACTS_FILE).is_file():
         ray = require("ray", "ray", "The launcher ray")
-        here = unpacked(folder.name, lambda: ray.get(parcel))
-        task = FitSpec.model_validate_json(task).model_copy(update={"bundle": str(here)}).model_dump_json()
+        unpacked = unpack_bundle(folder.name, lambda: ray.get(parcel))
+        task = FitSpec.model_validate_json(task).model_copy(update={"bundle": str(unpacked)}).model_dump_json()
     return function(task)
 
 
-def unpacked(name: str, fetch: Callable[[], Sequence[bytes]]) -> Path:
+def unpack_bundle(name: str, fetch: Callable[[], Sequence[bytes]]) -> Path:
     """A bundle in this node's cache, whole or not at all; several workers may unpack one at once.
 
     Args:
@@ -137,16 +137,16 @@ def unpacked(name: str, fetch: Callable[[], Sequence[bytes]]) -> Path:
         fetch: gives the bytes of its two files; called if they are not there yet.
     """
     folder = default_cache_dir() / "bundles" / Path(name).name
-    if (folder / FACTS).is_file():
+    if (folder / FACTS_FILE).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        for file, data in zip((FACTS, ARRAYS), fetch(), strict=True):
+        for file, data in zip((FACTS_FILE, ARRAYS_FILE), fetch(), strict=True):
             (fresh / file).write_bytes(data)
         fresh.replace(folder)
     except OSError:
-        if not (folder / FACTS).is_file():  # another worker may have been faster
+        if not (folder / FACTS_FILE).is_file():  # another worker may have been faster
             raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -3,26 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.fitting import perform, planned
-from clipadapter.bench.methods import seeded
-from clipadapter.bench.plan import FitSpec, Rows, draws_of
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.fitting import FitInputs, plan_fit, run_fit
+from clipadapter.bench.methods import clone_with_seed
+from clipadapter.bench.plan import FitSpec, PlannedFit, Rows, draw_all_shots
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import Source, features_source
+from clipadapter.bench.sources import (
+    Source,
+    apply_prompts,
+    extract_dataset,
+    extract_drawn_shots,
+    load_feature_bundle,
+    require_test_part,
+)
 from clipadapter.bench.suite import Prompts, Suite, Variant, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
 
-Fit = tuple[FitSpec, list[tuple[str, str]]]
-"""A fit, and of each record that it gives the key and the name of its test part."""
-BundleOfFits = tuple[Bundle, Callable[[str], Iterator[Fit]], tuple[str, str, Prompts]]
-"""Features; the fits on them, given the folder they are stored in; the data set, encoder and prompts as named by the
-user."""
+
+@dataclass(frozen=True, eq=False)
+class SuiteInputs:
+    """What a suite is run on.
+
+    Args:
+        suite: the study.
+        sources: data sets; a text is ``features:FOLDER``.
+        encoders: by the name that tables show; they make features and class text.
+        rows: rows of the first data set to use in place of a draw, by (shots, seed).
+    """
+
+    suite: Suite
+    sources: Sequence[Source | str]
+    encoders: Mapping[str, FewShotClassifier]
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ProtocolInputs:
+    """What one bundle is built from.
+
+    Args:
+        suite: the study.
+        sources: one data set; several for a protocol that combines them.
+        model: makes features and class text.
+        prompts: how the class text is made.
+        rows: rows of the first data set to use in place of a draw, by (shots, seed).
+    """
+
+    suite: Suite
+    sources: Sequence[Source]
+    model: FewShotClassifier
+    prompts: Prompts
+    rows: Rows | None = None
+
+    def model_for(self, source: Source) -> FewShotClassifier:
+        """The model with the prompts for a data set."""
+        return apply_prompts(self.suite, self.model, self.prompts, source)
+
+
+@dataclass(frozen=True, eq=False)
+class BundleOfFits:
+    """Features, and the fits on them.
+
+    Args:
+        bundle: features and class text.
+        plan: gives the fits, from the folder that the features are stored in.
+        data: the data set as the user named it.
+        encoder: the encoder as the user named it.
+        prompts: how the class text was made.
+    """
+
+    bundle: Bundle
+    plan: Callable[[str], Iterator[PlannedFit]]
+    data: str
+    encoder: str
+    prompts: Prompts
+
+
+GIVEN_TEXT = "given: the test part stands apart from what the shots are drawn from"
+NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
 
 
 class Protocol:
@@ -67,59 +132,38 @@ class Protocol:
         """How many times each head is fitted for one draw of shots, for estimates of the cost."""
         return 1
 
-    def bundles(
-        self,
-        suite: Suite,
-        sources: Sequence[Source | str],
-        encoders: Mapping[str, FewShotClassifier],
-        rows: Rows | None,
-    ) -> Iterator[BundleOfFits]:
-        """Compute the features of a suite, and say which fits are made on them.
+    def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
+        """Compute the features of a suite, and plan the fits on them.
 
-        Args:
-            suite: the study.
-            sources: data sets; a text is ``features:FOLDER``.
-            encoders: by the name that tables show; they make features and class text.
-            rows: rows of the first data set to use in place of a draw, by (shots, seed).
+        Raises:
+            InputError: if the protocol needs other data sets.
+            DataError: if data can't be read.
         """
-        for spec in (source for source in sources if isinstance(source, str)):
-            bundle = features_source(spec, suite)
+        suite, rows = inputs.suite, inputs.rows
+        for spec in (source for source in inputs.sources if isinstance(source, str)):
+            bundle = load_feature_bundle(spec, suite)
             if bundle is None or not self.accepts_features or len(suite.prompts) > 1:
                 raise InputError(
                     f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, "
                     "for its text or classes"
                 )
-            name = Path(spec.partition(":")[2]).name
             bundle = self.from_features(bundle)
-            yield bundle, partial(self.fits, suite, bundle, rows), (name, bundle.encoder.name, suite.prompts[0])
-        pictures = [source for source in sources if not isinstance(source, str)]
+            data, prompts = Path(spec.partition(":")[2]).name, suite.prompts[0]
+            yield BundleOfFits(bundle, partial(self.fits, suite, bundle, rows), data, bundle.encoder.name, prompts)
+        pictures = [source for source in inputs.sources if not isinstance(source, str)]
         groups = [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]
         for group in groups:
-            for name, model in encoders.items():
+            for name, model in inputs.encoders.items():
                 for prompts in suite.prompts:
-                    bundle, drawn = self.build(suite, group, model, prompts, rows)
-                    yield bundle, partial(self.fits, suite, bundle, drawn), (group[0].name, name, prompts)
+                    bundle, drawn = self.build(ProtocolInputs(suite, group, model, prompts, rows))
+                    yield BundleOfFits(bundle, partial(self.fits, suite, bundle, drawn), group[0].name, name, prompts)
 
     def from_features(self, bundle: Bundle) -> Bundle:
         """The features that the protocol uses of a stored bundle."""
         return bundle
 
-    def build(
-        self,
-        suite: Suite,
-        sources: Sequence[Source],
-        model: FewShotClassifier,
-        prompts: Prompts,
-        rows: Rows | None = None,
-    ) -> tuple[Bundle, Rows | None]:
+    def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
         """Compute the features: of all test pictures, and of those training pictures that a draw takes.
-
-        Args:
-            suite: the study.
-            sources: one data set; several for a protocol that combines them.
-            model: makes features and class text.
-            prompts: how the class text is made.
-            rows: rows of the first data set to use in place of a draw, by (shots, seed).
 
         Returns:
             The features, and the drawn rows; None for the latter if they are drawn from the bundle's support.
@@ -130,7 +174,7 @@ class Protocol:
         """
         raise NotImplementedError
 
-    def fits(self, suite: Suite, bundle: Bundle, rows: Rows | None, folder: str) -> Iterator[Fit]:
+    def fits(self, suite: Suite, bundle: Bundle, rows: Rows | None, folder: str) -> Iterator[PlannedFit]:
         """Every fit of a suite on some features.
 
         Args:
@@ -139,7 +183,7 @@ class Protocol:
             rows: the drawn rows of the data set by (shots, seed); None to draw from the support.
             folder: where the features are stored.
         """
-        heads = heads_for(suite, bundle)
+        heads = create_heads(suite, bundle)
         draws = self.draws(suite, bundle) if rows is None else rows
         for n in suite.shots:
             for seed in suite.seeds:
@@ -154,15 +198,13 @@ class Protocol:
                         seed=seed,
                         rows=drawn,
                     )
-                    runs = self.plan_runs(spec, bundle, seeded(head, seed))
-                    yield (
-                        spec,
-                        [(run.key, name) for run, name in zip(runs, self.test_names(suite, bundle), strict=True)],
-                    )
+                    runs = self.plan_runs(spec, bundle, clone_with_seed(head, seed))
+                    names = self.test_names(suite, bundle)
+                    yield PlannedFit(spec, [(run.key, name) for run, name in zip(runs, names, strict=True)])
 
     def draws(self, suite: Suite, bundle: Bundle) -> Rows:
         """The rows that a suite draws from the support of a bundle, by (shots, seed)."""
-        return draws_of(suite, bundle.support.y)
+        return draw_all_shots(suite, bundle.support.y)
 
     def test_names(self, suite: Suite, bundle: Bundle) -> Sequence[str]:
         """Names of the test parts that a fit is measured on; a record for each."""
@@ -170,14 +212,50 @@ class Protocol:
 
     def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
         """The records of a fit before it is made, one for each test part."""
-        return planned(bundle, spec.variant.title, head, spec.shots, spec.seed, spec.rows)
+        return plan_fit(bundle, fit_inputs(spec, head))
 
     def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """Fit a head and measure it: the planned records with their figures."""
-        return perform(bundle, head, runs)
+        return run_fit(bundle, head, runs)
 
 
-def heads_for(suite: Suite, bundle: Bundle) -> list[tuple[Variant, Head]]:
+class TransferProtocol(Protocol):
+    """Shots from the first data set; a test part from its test pictures, and one from each of the other data sets."""
+
+    combines_data_sets = True
+
+    def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
+        """As `Protocol.build`."""
+        first, *others = inputs.sources
+        test, names = require_test_part(inputs.suite, first), first.train.class_names
+        model = inputs.model_for(first)
+        support, positions, drawn = extract_drawn_shots(inputs.suite, model, first.train, names, inputs.rows)
+        tests = {"test": TestPart(extract_dataset(model, test, names))}
+        # The model with the prompts of the first data set has the settings of the suite.
+        prepared = replace(inputs, model=model)
+        for other in others:
+            tests[other.spec] = self.build_transfer_part(prepared, other)
+        return Bundle(support, model.encode_classes(names), tests, positions), drawn
+
+    def build_transfer_part(self, inputs: ProtocolInputs, source: Source) -> TestPart:
+        """The test part of a data set that gives no shots.
+
+        Args:
+            inputs: of the suite; the model is that of the first data set.
+            source: the data set.
+
+        Raises:
+            DataError: if its classes do not go with those of the shots.
+        """
+        raise NotImplementedError
+
+
+def fit_inputs(spec: FitSpec, head: Head) -> FitInputs:
+    """What a fit is planned from: the draw of a specification, and its unfitted head."""
+    return FitInputs(spec.variant.title, head, spec.shots, spec.seed, spec.rows)
+
+
+def create_heads(suite: Suite, bundle: Bundle) -> list[tuple[Variant, Head]]:
     """The variants of a suite for the data set of a bundle, each with its unfitted head."""
     data = str(bundle.support.provenance.get("data", ""))
     variants = [variant.for_data(data) for variant in suite.all_variants()]

@@ -16,16 +16,15 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 
-from clipadapter.bench.bundle import Bundle, TestPart, columns_for_head, views_for_head
-from clipadapter.bench.fitting import failed, numbers_kept, run_all, shared_facts
+from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
+from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, record_failure, run_fits
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import Protocol
-from clipadapter.bench.run import DataPart, Run, Seconds, this_machine
-from clipadapter.bench.score import Score, pool, score
-from clipadapter.bench.sources import Source, training_features, with_prompts
-from clipadapter.bench.suite import ALL, Prompts, Suite
-from clipadapter.classifier import FewShotClassifier
+from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
+from clipadapter.bench.run import DataPart, Run, Seconds, describe_machine
+from clipadapter.bench.score import Score, pool_scores, score
+from clipadapter.bench.sources import extract_training_views
+from clipadapter.bench.suite import ALL, Suite
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -59,22 +58,14 @@ class CrossValidation(Protocol):
         """As `Protocol.from_features`: a test part that stands apart is left out."""
         return Bundle(bundle.support, bundle.text)
 
-    def build(
-        self,
-        suite: Suite,
-        sources: Sequence[Source],
-        model: FewShotClassifier,
-        prompts: Prompts,
-        rows: Rows | None = None,
-    ) -> tuple[Bundle, Rows | None]:
+    def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
         """As `Protocol.build`; of a data set with a test part, the training part is cut into folds."""
-        if rows is not None:
+        if inputs.rows is not None:
             raise InputError("rows in place of a draw do not go with cross-validation, which draws for each fold")
-        (source,) = sources
-        names = source.train.class_names
-        model = with_prompts(suite, model, prompts, source)
-        every = range(len(source.train.samples))
-        return Bundle(training_features(suite, model, source.train, names, [every]), model.encode_classes(names)), None
+        (source,) = inputs.sources
+        train, model = source.train, inputs.model_for(source)
+        support = extract_training_views(inputs.suite, model, train, train.class_names, [range(len(train.samples))])
+        return Bundle(support, model.encode_classes(train.class_names)), None
 
     def draws(self, suite: Suite, bundle: Bundle) -> Rows:
         """As `Protocol.draws`; the shots of all folds one after the other."""
@@ -88,11 +79,11 @@ class CrossValidation(Protocol):
     def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
         """As `Protocol.plan_runs`."""
         folds = spec.options.get("folds", DEFAULT_FOLDS)
-        return planned_folds(bundle, spec.variant.title, head, spec.shots, spec.seed, spec.rows, folds)
+        return plan_folds(bundle, fit_inputs(spec, head), folds)
 
     def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """As `Protocol.perform`."""
-        return perform_folds(bundle, head, runs, spec.options.get("folds", DEFAULT_FOLDS))
+        return run_folds(bundle, head, runs, spec.options.get("folds", DEFAULT_FOLDS))
 
 
 def cross_validate(
@@ -135,13 +126,13 @@ def cross_validate(
     >>> run.data.test, run.n_test, run.metrics.accuracy
     ('2 folds', 4, 1.0)
     """
-    return run_all(
+    return run_fits(
         Bundle(support, text),
         heads,
         shots,
         seeds,
-        lambda bundle, head, runs: perform_folds(bundle, head, runs, folds),
-        plan=lambda own, name, head, n, seed, rows: planned_folds(own, name, head, n, seed, rows, folds),
+        lambda bundle, head, runs: run_folds(bundle, head, runs, folds),
+        plan=lambda bundle, inputs: plan_folds(bundle, inputs, folds),
         draw=lambda labels, n, seed: _rows(labels, folds, n, seed),
         records=records,
         progress=progress,
@@ -169,13 +160,13 @@ def count_folds(labels: Sequence[str], folds: int) -> int:
     return min(folds, *counts.values())
 
 
-def folds_of(labels: Sequence[str], folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
+def split_folds(labels: Sequence[str], folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
     """(rows of the other folds, rows of the fold) of each stratified fold."""
     cut = StratifiedKFold(count_folds(labels, folds), shuffle=True, random_state=seed)
     return [(others.tolist(), fold.tolist()) for others, fold in cut.split(np.zeros(len(labels)), list(labels))]
 
 
-def fold_scores(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = ALL) -> tuple[Score, float, int]:
+def score_folds(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = ALL) -> tuple[Score, float, int]:
     """Cross-validate one head.
 
     Args:
@@ -189,29 +180,27 @@ def fold_scores(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = 
         The score over all pictures, seconds of all fits, and how many numbers the largest fitted head keeps.
     """
     scores, seconds, size = [], 0.0, 0
-    for others, fold in folds_of(bundle.support.y, folds, seed):
+    for others, fold in split_folds(bundle.support.y, folds, seed):
         train = bundle.support.take(_drawn(bundle.support.y, others, shots, seed))
-        own = views_for_head(head, columns_for_head(head, train, bundle.text))
-        test = columns_for_head(head, TestPart(bundle.support.take(fold)).features, bundle.text)
+        train_features = select_views(head, select_columns(head, train, bundle.text))
+        test = select_columns(head, TestPart(bundle.support.take(fold)).features, bundle.text)
         start = time.perf_counter()
         unlabelled = test.plain if head.transductive else None
-        fitted = clone(head).fit(own.X, own.y, text=bundle.text, unlabelled=unlabelled)
+        fitted = clone(head).fit(train_features.X, train_features.y, text=bundle.text, unlabelled=unlabelled)
         seconds += time.perf_counter() - start
-        size = max(size, numbers_kept(fitted))
+        size = max(size, count_stored_numbers(fitted))
         scores.append(score(fitted, test))
-    return pool(scores), seconds, size
+    return pool_scores(scores), seconds, size
 
 
-def planned_folds(
-    bundle: Bundle, label: str, head: Head, shots: int, seed: int, rows: Sequence[int], folds: int
-) -> list[Run]:
+def plan_folds(bundle: Bundle, inputs: FitInputs, folds: int) -> list[Run]:
     """The record of one cross-validation before it is made; see `fitting.planned`."""
     name = str(bundle.support.provenance.get("data", "unnamed"))
     test = f"{count_folds(bundle.support.y, folds)} folds"
-    digest = bundle.digest_of(range(len(bundle.support)), ())
+    digest = bundle.hash_data(range(len(bundle.support)), ())
     return [
         Run(
-            **shared_facts(bundle, label, head, shots, seed, rows),
+            **common_fields(bundle, inputs),
             data=DataPart(support=name, test=test, protocol=KIND, digest=digest),
             text=bundle.text_digest(test),
             n_classes=len(bundle.text.labels),
@@ -220,23 +209,23 @@ def planned_folds(
     ]
 
 
-def perform_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> list[Run]:
+def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> list[Run]:
     """Cross-validate a head: the planned record with its figures. A head that fails gives a record that says why."""
-    done = []
+    finished = []
     for run in runs:
         try:
-            pooled, seconds, size = fold_scores(head, bundle, folds, run.seed, run.shots)
+            pooled, seconds, size = score_folds(head, bundle, folds, run.seed, run.shots)
         except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
-            done.append(failed(run, error))
+            finished.append(record_failure(run, error))
             continue
         figures = {
             "seconds": Seconds(fit=seconds, predict=pooled.seconds),
             "metrics": pooled.metrics,
             "size": size,
-            "machine": this_machine(),
+            "machine": describe_machine(),
         }
-        done.append(run.model_copy(update=figures))
-    return done
+        finished.append(run.model_copy(update=figures))
+    return finished
 
 
 def _drawn(labels: Sequence[str], rows: Sequence[int], shots: int, seed: int) -> list[int]:
@@ -246,4 +235,4 @@ def _drawn(labels: Sequence[str], rows: Sequence[int], shots: int, seed: int) ->
 
 def _rows(labels: Sequence[str], folds: int, shots: int, seed: int) -> list[int]:
     """The shots of all folds one after the other; a picture is a shot of several folds."""
-    return [row for others, _ in folds_of(labels, folds, seed) for row in _drawn(labels, others, shots, seed)]
+    return [row for others, _ in split_folds(labels, folds, seed) for row in _drawn(labels, others, shots, seed)]

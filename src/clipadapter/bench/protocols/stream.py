@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.continual.learning import check_learner, perform_stream, planned_stream
-from clipadapter.bench.continual.sources import build_joined, name_of, stream_fits
-from clipadapter.bench.plan import FitSpec, Rows
+from clipadapter.bench.continual.learning import check_learner, plan_stream, run_stream
+from clipadapter.bench.continual.sources import build_joined_data_sets, plan_stream_fits, stream_name
+from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import BundleOfFits, Protocol
+from clipadapter.bench.protocols.base import BundleOfFits, Protocol, SuiteInputs, fit_inputs
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite
-from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH
 from clipadapter.heads import Head
@@ -40,33 +38,28 @@ class StreamOfTasks(Protocol):
         """As `Protocol.check_head`."""
         check_learner(name, cls)
 
-    def bundles(
-        self,
-        suite: Suite,
-        sources: Sequence[Source | str],
-        encoders: Mapping[str, FewShotClassifier],
-        rows: Rows | None,
-    ) -> Iterator[BundleOfFits]:
+    def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
         """As `Protocol.bundles`; all data sets make one stream."""
-        if rows is not None:
+        suite, sources = inputs.suite, inputs.sources
+        if inputs.rows is not None:
             raise InputError(
                 "rows in place of a draw are of one data set, but a stream draws from each: leave --rows out"
             )
-        pictures = any(not isinstance(source, str) for source in sources)
-        if not pictures and len(suite.prompts) > 1:
+        has_pictures = any(not isinstance(source, str) for source in sources)
+        if not has_pictures and len(suite.prompts) > 1:
             raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
-        for name, model in encoders.items() if pictures else [("", None)]:
+        for name, model in inputs.encoders.items() if has_pictures else [("", None)]:
             for prompts in suite.prompts:
-                union = build_joined(suite, sources, model, prompts)
-                named = (name_of(sources), name or union.bundle.encoder.name, prompts)
-                yield union.bundle, partial(stream_fits, suite, union), named
+                union = build_joined_data_sets(suite, sources, model, prompts)
+                encoder = name or union.bundle.encoder.name
+                plan = partial(plan_stream_fits, suite, union)
+                yield BundleOfFits(union.bundle, plan, stream_name(sources), encoder, prompts)
 
     def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
         """As `Protocol.plan_runs`; a stream is one record."""
         assert spec.stream is not None
-        title = spec.variant.title
-        return [planned_stream(bundle, title, head, spec.shots, spec.seed, spec.rows, spec.stream)]
+        return [plan_stream(bundle, fit_inputs(spec, head), spec.stream)]
 
     def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         """As `Protocol.perform`."""
-        return [perform_stream(bundle, head, runs[0])]
+        return [run_stream(bundle, head, runs[0])]

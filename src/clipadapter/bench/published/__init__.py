@@ -2,7 +2,7 @@
 
 A table of a file has in its head what all its figures share: either the method, and then its rows are data sets, or the
 data set, and then its rows are methods; the columns are numbers of shots. A published figure is no target: most were
-tuned with labels beyond the shots, which `Published.protocol` says, and shots were drawn otherwise.
+tuned with labels beyond the shots, which `PublishedAccuracy.protocol` says, and shots were drawn otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ELEVEN = (
+ELEVEN_DATA_SETS = (
     "imagenet",
     "caltech101",
     "oxford_pets",
@@ -36,8 +36,8 @@ ELEVEN = (
     "ucf101",
 )
 """The data sets that the field's tables are of."""
-SHIFTED = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-MEANS = ("mean11", "mean11_base", "mean11_new", "mean11_harmonic")
+SHIFTED_DATA_SETS = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+MEAN_NAMES = ("mean11", "mean11_base", "mean11_new", "mean11_harmonic")
 """Means over the eleven: of all classes; of the half with shots; of the other half; and the two's harmonic mean."""
 Percent = Annotated[float, Field(gt=0, lt=100)]
 
@@ -46,7 +46,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Source(_Part):
+class PublishedSource(_Part):
     """Where figures come from.
 
     Args:
@@ -62,18 +62,18 @@ class Source(_Part):
     secondary: bool = False
 
 
-class Published(_Part):
+class PublishedAccuracy(_Part):
     """One published accuracy.
 
     Args:
         method: name of the head where there is one here, else the method's own in the same spelling.
         variant: which form of the method, if the source has several.
-        dataset: one of `ELEVEN`, `SHIFTED` or `MEANS`.
+        dataset: one of `ELEVEN_DATA_SETS`, `SHIFTED_DATA_SETS` or `MEAN_NAMES`.
         backbone: the encoder, such as "RN50" or "ViT-B/16".
         shots: shots a class; 0 for a method that takes none.
         accuracy: in %; the middle, if the source gives a range.
         margin: half the width of that range, else 0.
-        source: tag of the source; see `sources`.
+        source: tag of the source; see `published_sources`.
         protocol: what must be told beside the figure, as far as it is known.
         verified: False if the backbone, the shots or the source is inferred, or sources contradict each other.
     """
@@ -90,11 +90,11 @@ class Published(_Part):
     verified: bool
 
 
-class Cost(_Part):
+class PublishedCost(_Part):
     """What a method costs; None where the source doesn't tell.
 
     Args:
-        method: as in `Published`.
+        method: as in `PublishedAccuracy`.
         dataset: trained on it.
         backbone: the encoder.
         shots: shots a class.
@@ -117,10 +117,10 @@ class Cost(_Part):
 
 
 class PublishedStream(_Part):
-    """Published figures of one method on a stream of tasks.
+    """PublishedAccuracy figures of one method on a stream of tasks.
 
     Args:
-        method: as in `Published`.
+        method: as in `PublishedAccuracy`.
         data: the data sets, each a task, in the order in which they were learned.
         task_known: whether answers were among the classes of the picture's own task.
         backbone: the encoder.
@@ -172,19 +172,19 @@ class _Table(_Part):
     def _fits(self) -> Self:
         if (self.method is None) == (self.dataset is None):
             raise ValueError("a table is of one method or of one data set")
-        known = {*ELEVEN, *SHIFTED, *MEANS}
-        strange = {self.dataset} - known if self.dataset else self.accuracy.keys() - known
-        if strange:
-            raise ValueError(f"no such data set: {strange}")
+        known = {*ELEVEN_DATA_SETS, *SHIFTED_DATA_SETS, *MEAN_NAMES}
+        unknown_data_sets = {self.dataset} - known if self.dataset else self.accuracy.keys() - known
+        if unknown_data_sets:
+            raise ValueError(f"no such data set: {unknown_data_sets}")
         rows = {**self.accuracy, **({} if self.margin is None else {"margin": self.margin})}
         wrong = [row for row, values in rows.items() if len(values) != len(self.shots)]
         if wrong:
             raise ValueError(f"rows of another length than shots: {wrong}")
         return self
 
-    def figures(self, source: str) -> list[Published]:
+    def figures(self, source: str) -> list[PublishedAccuracy]:
         return [
-            Published(
+            PublishedAccuracy(
                 method=self.method or row,
                 variant=self.variant,
                 dataset=self.dataset or row,
@@ -214,13 +214,16 @@ class _CostTable(_Part):
     shots: int
     methods: dict[str, _CostOf]
 
-    def costs(self, source: str) -> list[Cost]:
+    def costs(self, source: str) -> list[PublishedCost]:
         shared = self.model_dump(exclude={"methods"})
-        return [Cost(method=name, source=source, **shared, **own.model_dump()) for name, own in self.methods.items()]
+        return [
+            PublishedCost(method=name, source=source, **shared, **own.model_dump())
+            for name, own in self.methods.items()
+        ]
 
 
 class _File(_Part):
-    source: Source
+    source: PublishedSource
     table: list[_Table]
     cost: _CostTable | None = None
     stream: list[_StreamTable] = Field(default_factory=list)
@@ -228,19 +231,19 @@ class _File(_Part):
 
 @cache
 def _files() -> tuple[_File, ...]:
-    found = sorted((item for item in files(__name__).iterdir() if item.name.endswith(".toml")), key=lambda i: i.name)
-    return tuple(_File.model_validate(tomllib.loads(item.read_text(encoding="utf-8"))) for item in found)
+    items = sorted((item for item in files(__name__).iterdir() if item.name.endswith(".toml")), key=lambda i: i.name)
+    return tuple(_File.model_validate(tomllib.loads(item.read_text(encoding="utf-8"))) for item in items)
 
 
 @cache
-def _figures() -> tuple[Published, ...]:
+def _figures() -> tuple[PublishedAccuracy, ...]:
     return tuple(figure for file in _files() for table in file.table for figure in table.figures(file.source.tag))
 
 
-def published(
+def find_published(
     method: str | None = None, dataset: str | None = None, backbone: str | None = None, shots: int | None = None
-) -> list[Published]:
-    """Published accuracies, all or those of one method, data set, backbone or number of shots.
+) -> list[PublishedAccuracy]:
+    """PublishedAccuracy accuracies, all or those of one method, data set, backbone or number of shots.
 
     Several sources may speak of the same: each has its own figure.
 
@@ -253,7 +256,7 @@ def published(
     Raises:
         UnknownNameError: if no figure at all is of this method, data set or backbone.
 
-    >>> for found in published("clip-adapter", "imagenet", "ViT-B/16"):
+    >>> for found in find_published("clip-adapter", "imagenet", "ViT-B/16"):
     ...     print(found.shots, found.accuracy, found.source, found.protocol)
     16 71.13 S2 tuned on the test part where a method has parameters to search
     """
@@ -262,33 +265,35 @@ def published(
         known = sorted({getattr(figure, kind) for figure in figures})
         if name is not None and name not in known:
             raise unknown(f"{'data set' if kind == 'dataset' else kind} with published figures", name, known)
-    wanted = {"method": method, "dataset": dataset, "backbone": backbone, "shots": shots}
-    given = {field: value for field, value in wanted.items() if value is not None}
-    return [figure for figure in figures if all(getattr(figure, field) == value for field, value in given.items())]
+    filters = {"method": method, "dataset": dataset, "backbone": backbone, "shots": shots}
+    set_filters = {field: value for field, value in filters.items() if value is not None}
+    return [
+        figure for figure in figures if all(getattr(figure, field) == value for field, value in set_filters.items())
+    ]
 
 
-def costs() -> list[Cost]:
-    """Published costs of training and of classifying a picture.
+def published_costs() -> list[PublishedCost]:
+    """PublishedAccuracy costs of training and of classifying a picture.
 
-    >>> {cost.method: cost.ms_per_image for cost in costs()}["clip-adapter"]
+    >>> {cost.method: cost.ms_per_image for cost in published_costs()}["clip-adapter"]
     10.59
     """
     return [cost for file in _files() if file.cost for cost in file.cost.costs(file.source.tag)]
 
 
-def published_streams() -> list[PublishedStream]:
-    """Published figures of streams of tasks.
+def find_published_streams() -> list[PublishedStream]:
+    """PublishedAccuracy figures of streams of tasks.
 
-    >>> [found.last for found in published_streams() if found.method == "zscl"]
+    >>> [found.last for found in find_published_streams() if found.method == "zscl"]
     [83.6, 83.4]
     """
     return [figure for file in _files() for table in file.stream for figure in table.streams(file.source.tag)]
 
 
-def sources() -> dict[str, Source]:
+def published_sources() -> dict[str, PublishedSource]:
     """The sources by their tags.
 
-    >>> sources()["S5"].title
+    >>> published_sources()["S5"].title
     "GDA (ICLR 2024), the authors' released logs"
     """
     return {file.source.tag: file.source for file in _files()}

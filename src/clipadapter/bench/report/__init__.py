@@ -26,25 +26,25 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
     Raises:
         InputError: if no record is there yet, or the folder can't be written.
     """
-    from clipadapter.bench.plots import _save
-    from clipadapter.bench.report.build import build
-    from clipadapter.bench.report.html import html
-    from clipadapter.bench.report.latex import latex
-    from clipadapter.bench.report.markdown import markdown
-    from clipadapter.bench.report.record_csv import stream_csv, table_csv
+    from clipadapter.bench.report.build import build_report
+    from clipadapter.bench.report.html import render_html
+    from clipadapter.bench.report.latex import render_latex
+    from clipadapter.bench.report.markdown import render_markdown
+    from clipadapter.bench.report.record_csv import format_record_csv, format_stream_csv
+    from clipadapter.rendering.plots import save_png
 
-    document = build(study, published)
+    document = build_report(study, published)
     place, name = Path(folder) / "reports", study.suite.name
-    names = document.picture_names()
+    names = document.plot_names()
     texts = {
-        "md": markdown(document, names),
-        "csv": stream_csv(study) if study.suite.is_stream else table_csv(study),
-        "tex": latex(document),
-        "html": html(document),
+        "md": render_markdown(document, names),
+        "csv": format_stream_csv(study) if study.suite.is_stream else format_record_csv(study),
+        "tex": render_latex(document),
+        "html": render_html(document),
     }
     written = [write_atomically(place / f"{name}.{ending}", text) for ending, text in texts.items()]
     for section in document.sections:
-        written += [_save(picture.drawing, place / f"{names[id(picture)]}.png") for picture in section.pictures]
+        written += [save_png(plot.figure, place / f"{names[id(plot)]}.png") for plot in section.plots]
     for old in place.iterdir():
         if re.fullmatch(rf"{re.escape(name)}-\d+-[a-z]+\.png", old.name) and old not in written:
             old.unlink()

@@ -6,22 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clipadapter.bench.report import plots
-from clipadapter.bench.report.document import Document, Grid, Picture, Section
+from clipadapter.bench.report.document import Document, Grid, Plot, Section
 from clipadapter.bench.report.grids import cost_grid, difference_grid, measured_grid
-from clipadapter.bench.report.plots import efficiency
-from clipadapter.bench.report.published import side_by_side
+from clipadapter.bench.report.plots import draw_efficiency
+from clipadapter.bench.report.published import make_published_section
 from clipadapter.bench.report.streams import stream_sections
-from clipadapter.bench.report.tables import HARMONIC, Table, mean_tables, reference_row, shots_text, tables
-from clipadapter.bench.report.texts import head_text
+from clipadapter.bench.report.tables import HARMONIC, Table, format_shots, make_mean_tables, make_tables, reference_row
+from clipadapter.bench.report.texts import format_head
 from clipadapter.bench.study import Study
 from clipadapter.errors import InputError
 from clipadapter.metrics import metrics_shown
 
-MOST_DOTS = 7
+MAX_DOT_COLUMNS = 7
 """More columns than that can't be told apart by their colours."""
 
 
-def build(study: Study, published: bool = False) -> Document:
+def build_report(study: Study, published: bool = False) -> Document:
     """The report of a study.
 
     Args:
@@ -43,21 +43,21 @@ def build(study: Study, published: bool = False) -> Document:
         for name in metrics_shown("record", "single-label")
         if name == "accuracy" or any(run.metrics is not None and name in run.metrics for run in study.runs)
     ]
-    found = {name: tables(study, name) for name in recorded}
+    tables_by_metric = {name: make_tables(study, name) for name in recorded}
     sections = []
-    means = [mean_tables(found[metric]) for metric in found]
+    means = [make_mean_tables(tables_by_metric[metric]) for metric in tables_by_metric]
     if means[0]:
-        sections.append(_heat_section(study, found["accuracy"]))
-        sections += [_section(study, list(same)) for same in zip(*means, strict=True)]
-    sections += [_section(study, list(same)) for same in zip(*found.values(), strict=True)]
+        sections.append(_heat_section(study, tables_by_metric["accuracy"]))
+        sections += [_section(study, list(group)) for group in zip(*means, strict=True)]
+    sections += [_section(study, list(group)) for group in zip(*tables_by_metric.values(), strict=True)]
     if published:
-        sections.append(side_by_side(study))
+        sections.append(make_published_section(study))
     return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
 
 
 def _section(study: Study, metrics: Sequence[Table]) -> Section:
     accuracy = metrics[0]
-    blocks: list[Grid | Picture] = [*_pictures(study, accuracy)]
+    blocks: list[Grid | Plot] = [*_pictures(study, accuracy)]
     costs_first = study.suite.figure == "efficiency"
     cost = cost_grid(accuracy, minor=not costs_first)
     blocks += [cost] if costs_first else []
@@ -75,27 +75,27 @@ def _column_texts(table: Table) -> tuple[str, ...]:
     return ()
 
 
-def _pictures(study: Study, table: Table) -> list[Picture]:
-    names = {row: head_text(row, table.runs[row]) for row in table.rows}
+def _pictures(study: Study, table: Table) -> list[Plot]:
+    names = {row: format_head(row, table.runs[row]) for row in table.rows}
     figure = study.suite.figure
     if figure == "efficiency":
-        return [Picture("efficiency", f"Accuracy over seconds to fit: {table.title}", efficiency(table, names))]
-    if figure == "axis" and study.values and table.axis == "shots":
+        return [Plot("efficiency", f"Accuracy over seconds to fit: {table.title}", draw_efficiency(table, names))]
+    if figure == "axis" and study.varied_values and table.axis == "shots":
         return [
-            Picture("axis", f"Accuracy over {parameter}: {table.title}", drawing)
-            for parameter, drawing in plots.axis_figures(table, names, study.values)
+            Plot("axis", f"Accuracy over {parameter}: {table.title}", drawing)
+            for parameter, drawing in plots.draw_parameter_axes(table, names, study.varied_values)
         ]
     if figure == "curves" and table.axis == "shots" and len(table.columns) > 1:
         front = reference_row(study, table)
-        return [Picture("curves", f"Accuracy by shots: {table.title}", plots.curves(table, names, front))]
-    drawn = []
-    if len(table.columns) <= MOST_DOTS:
-        drawn.append(Picture("bars", f"Accuracy by head: {table.title}", plots.bars(table, names)))
+        return [Plot("curves", f"Accuracy by shots: {table.title}", plots.draw_curves(table, names, front))]
+    figures = []
+    if len(table.columns) <= MAX_DOT_COLUMNS:
+        figures.append(Plot("bars", f"Accuracy by head: {table.title}", plots.draw_dots(table, names)))
     if table.axis == "test" and len(table.columns) > 3:
-        drawn.append(
+        figures.append(
             _heat_map(study, [(_part_name(table, c), table, c) for c in table.columns], f"by test part: {table.title}")
         )
-    return drawn
+    return figures
 
 
 def _part_name(table: Table, column: str | int) -> str:
@@ -103,19 +103,19 @@ def _part_name(table: Table, column: str | int) -> str:
     return f"{column} ({table.fixed['data']})" if column == "test" and "data" in table.fixed else str(column)
 
 
-def _heat_section(study: Study, found: Sequence[Table]) -> Section:
-    spots = [(table.title, table, table.columns[-1]) for table in found]
-    table, column = found[0], found[0].columns[-1]
-    what = shots_text(column) if isinstance(column, int) else f"{shots_text(int(table.fixed['shots']))}, {column}"
+def _heat_section(study: Study, tables: Sequence[Table]) -> Section:
+    spots = [(table.title, table, table.columns[-1]) for table in tables]
+    table, column = tables[0], tables[0].columns[-1]
+    what = format_shots(column) if isinstance(column, int) else f"{format_shots(int(table.fixed['shots']))}, {column}"
     return Section("All data sets", (_heat_map(study, spots, f"by data set, at {what}"),))
 
 
-def _heat_map(study: Study, spots: Sequence[tuple[str, Table, str | int]], what: str) -> Picture:
+def _heat_map(study: Study, spots: Sequence[tuple[str, Table, str | int]], what: str) -> Plot:
     rows = list(dict.fromkeys(row for _, table, _ in spots for row in table.rows))
-    names = {row: head_text(row, [run for _, table, _ in spots for run in table.runs.get(row, ())]) for row in rows}
+    names = {row: format_head(row, [run for _, table, _ in spots for run in table.runs.get(row, ())]) for row in rows}
     reference = reference_row(study, spots[0][1])
     title = f"Accuracy in % {what}"
-    return Picture("heat", title, plots.heat_map(spots, rows, names, reference, title))
+    return Plot("heat", title, plots.draw_heat_map(spots, rows, names, reference, title))
 
 
 def _summary(study: Study) -> tuple[str, ...]:
@@ -123,10 +123,10 @@ def _summary(study: Study) -> tuple[str, ...]:
     planned, missing, failed = len(study.entries), study.missing, study.failed
     texts = [f"{planned - len(missing)} of {planned} planned records are there."]
     if missing:
-        lacking = Counter(f"{entry.label}, {entry.data}, {entry.encoder}" for entry in missing)
-        shown = "; ".join(f"{name}: {n}" for name, n in lacking.most_common(10))
-        more = f"; and {len(lacking) - 10} more heads" if len(lacking) > 10 else ""
-        texts.append(f"{len(missing)} are not run yet ({shown}{more}).")
+        missing_counts = Counter(f"{entry.label}, {entry.data}, {entry.encoder}" for entry in missing)
+        listed = "; ".join(f"{name}: {n}" for name, n in missing_counts.most_common(10))
+        others = f"; and {len(missing_counts) - 10} more heads" if len(missing_counts) > 10 else ""
+        texts.append(f"{len(missing)} are not run yet ({listed}{others}).")
     if failed:
         texts.append(f"{len(failed)} failed; why stands below the tables of accuracy.")
     if study.superseded:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from clipadapter.bench.report.grids import INTERVAL
-from clipadapter.bench.report.texts import cell_text, difference_text, marks
+from clipadapter.bench.report.texts import format_cell, format_difference, head_marks
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
@@ -31,8 +31,8 @@ def compare_studies(a: Study, b: Study) -> str:
     title = f"# Suite {names[0]}, first and second folder"
     if names[0] != names[1]:
         title = f"# Suite {names[0]} (first) and suite {names[1]} (second)"
-    shared = [setting for setting in a.rows if setting in b.rows]
-    only = [len(study.rows.keys() - other.rows.keys()) for study, other in ((a, b), (b, a))]
+    shared = [setting for setting in a.runs_by_setting if setting in b.runs_by_setting]
+    only = [len(study.runs_by_setting.keys() - other.runs_by_setting.keys()) for study, other in ((a, b), (b, a))]
     if not shared:
         return (
             f"{title}\n\nNo head on the same data, encoder, test part and shots is in both: the first has {only[0]} "
@@ -59,54 +59,73 @@ def compare_heads(study: Study, first: str, second: str) -> str:
         if label not in study.labels:
             raise unknown("head of the suite", label, study.labels)
     pairs = [
-        (p, p._replace(label=second)) for p in study.rows if p.label == first and p._replace(label=second) in study.rows
+        (p, p._replace(label=second))
+        for p in study.runs_by_setting
+        if p.label == first and p._replace(label=second) in study.runs_by_setting
     ]
     if not pairs:
         return f"# {first} and {second}\n\nThe two have no run on the same data, encoder, test part and shots.\n"
-    rows = [_row("", one, (study, one), (study, other))[1:] for one, other in pairs]
+    rows = [_row("", setting, (study, setting), (study, second_setting))[1:] for setting, second_setting in pairs]
     header = (*HEADER[1:], first, second, f"{second} - {first}")
-    marked = {
-        label: marks(r for p, runs in study.rows.items() if p.label == label for r in runs) for label in (first, second)
+    marks_by_label = {
+        label: head_marks(r for p, runs in study.runs_by_setting.items() if p.label == label for r in runs)
+        for label in (first, second)
     }
     parts = [f"# {first} and {second}", markdown_table(header, rows, range(3)), f"Accuracy in %. {DRAWN_BY} {INTERVAL}"]
-    parts += [f"{label} {_mark_text(found)}." for label, found in marked.items() if found]
-    parts += fidelity_notes(run.method for p, runs in study.rows.items() if p.label in (first, second) for run in runs)
+    parts += [
+        f"{label} {_mark_text(head_marks_text)}."
+        for label, head_marks_text in marks_by_label.items()
+        if head_marks_text
+    ]
+    parts += fidelity_notes(
+        run.method for p, runs in study.runs_by_setting.items() if p.label in (first, second) for run in runs
+    )
     return "\n\n".join(parts) + "\n"
 
 
-def _mark_text(found: str) -> str:
+def _mark_text(head_marks: str) -> str:
     texts = {"*": "is transductive: it sees the test pictures as a whole", "†": "was given labels beyond the shots"}
-    return ", and ".join(texts[mark] for mark in found)
+    return ", and ".join(texts[mark] for mark in head_marks)
 
 
 def _row(head: str, setting: Setting, first: tuple[Study, Setting], second: tuple[Study, Setting]) -> list[str]:
-    cells = [cell_text(study.cell(own), "accuracy") for study, own in (first, second)]
-    a, b = (study.draws(own) for study, own in (first, second))
-    found = paired_difference(b, a) if a.keys() & b.keys() else None
-    shown = f"{head} · {setting.prompts}" if setting.prompts else head
-    return [shown, setting.data, setting.encoder, setting.test, str(setting.shots), *cells, difference_text(found)]
+    cells = [format_cell(study.cell(own_setting), "accuracy") for study, own_setting in (first, second)]
+    a, b = (study.accuracy_by_draw(own_setting) for study, own_setting in (first, second))
+    difference = paired_difference(b, a) if a.keys() & b.keys() else None
+    name = f"{head} · {setting.prompts}" if setting.prompts else head
+    return [
+        name,
+        setting.data,
+        setting.encoder,
+        setting.test,
+        str(setting.shots),
+        *cells,
+        format_difference(difference),
+    ]
 
 
 def _counts(only: Sequence[int]) -> str:
-    told = [
-        f"{n} cells are in the {which} folder only" for n, which in zip(only, ("first", "second"), strict=True) if n
+    sentences = [
+        f"{n} cells are in the {name} folder only" for n, name in zip(only, ("first", "second"), strict=True) if n
     ]
-    return f"{' and '.join(told)}." if told else ""
+    return f"{' and '.join(sentences)}." if sentences else ""
 
 
 def _settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:
     """The settings that differ in the shared cells, each change once, with how many pairs of runs it is of."""
-    found: Counter[str] = Counter()
+    changes: Counter[str] = Counter()
     pairs = 0
     for setting in shared:
-        theirs = {run.seed: run for run in b.at(setting)}
-        for run in a.at(setting):
-            if run.seed in theirs:
+        runs_of_b = {run.seed: run for run in b.runs_at(setting)}
+        for run in a.runs_at(setting):
+            if run.seed in runs_of_b:
                 pairs += 1
-                found.update(_changes(setting.label, run, theirs[run.seed]))
-    if not found:
+                changes.update(_changes(setting.label, run, runs_of_b[run.seed]))
+    if not changes:
         return ["All settings are the same: encoder, code, versions, templates, class text, data, parameters."]
-    lines = "\n".join(f"- {change}" + ("" if n == pairs else f" ({n} of {pairs} runs)") for change, n in found.items())
+    lines = "\n".join(
+        f"- {change}" + ("" if n == pairs else f" ({n} of {pairs} runs)") for change, n in changes.items()
+    )
     return ["Settings that differ, first to second:", lines]
 
 

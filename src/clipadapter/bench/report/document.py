@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
+    from matplotlib.figure import Figure as Figure
 else:
-    Drawing = Any
+    Figure = Any
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Grid:
         notes: sentences about this table.
         common: sentences on how it was measured, which other tables of the section share.
         minor: whether a page may fold it up.
-        words: columns of words; the others are numbers.
+        text_columns: columns of words; the others are numbers.
     """
 
     title: str
@@ -34,22 +34,22 @@ class Grid:
     notes: tuple[str, ...] = ()
     common: tuple[str, ...] = ()
     minor: bool = False
-    words: frozenset[int] = frozenset({0})
+    text_columns: frozenset[int] = frozenset({0})
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A plot.
 
     Args:
         kind: what it shows, as in a file's name.
         title: what it shows, in words.
-        drawing: matplotlib's figure.
+        figure: matplotlib's figure.
     """
 
     kind: str
     title: str
-    drawing: Drawing
+    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Section:
     """A heading and what stands below it."""
 
     title: str
-    blocks: tuple[Grid | Picture, ...]
+    blocks: tuple[Grid | Plot, ...]
     text: tuple[str, ...] = ()
 
     @property
-    def pictures(self) -> list[Picture]:
+    def plots(self) -> list[Plot]:
         """Its plots."""
-        return [block for block in self.blocks if isinstance(block, Picture)]
+        return [block for block in self.blocks if isinstance(block, Plot)]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Document:
     summary: tuple[str, ...]
     sections: Sequence[Section]
 
-    def picture_names(self) -> dict[int, str]:
+    def plot_names(self) -> dict[int, str]:
         """File names of the pictures without their ending, by the picture's id; they are numbered."""
-        pictures = [picture for section in self.sections for picture in section.pictures]
+        pictures = [picture for section in self.sections for picture in section.plots]
         return {id(picture): f"{self.name}-{i}-{picture.kind}" for i, picture in enumerate(pictures, 1)}

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipadapter.bench.report.document import Grid
-from clipadapter.bench.report.tables import Row, Table, difference, shots_text
+from clipadapter.bench.report.tables import Row, Table, compare_rows, format_shots
 from clipadapter.bench.report.texts import (
-    cell_text,
-    difference_text,
-    failures,
-    head_text,
-    how_measured,
-    marks,
-    validation_text,
+    failure_messages,
+    format_cell,
+    format_difference,
+    format_head,
+    format_validation,
+    head_marks,
+    measurement_notes,
 )
 from clipadapter.bench.run import Run
-from clipadapter.bench.summary import number_text
+from clipadapter.bench.summary import format_metric
 from clipadapter.metrics import METRICS, mean_sd
 
 INTERVAL = (
@@ -31,9 +31,9 @@ def measured_grid(table: Table) -> Grid:
     best = {(i, j) for j, column in enumerate(table.columns, 1) for i in _best(table, column)}
     rows = [
         (
-            head_text(row, table.runs[row]),
+            format_head(row, table.runs[row]),
             *(_figure_text(table, row, column) for column in table.columns),
-            validation_text(table.runs[row]),
+            format_validation(table.runs[row]),
         )
         for row in table.rows
     ]
@@ -43,39 +43,39 @@ def measured_grid(table: Table) -> Grid:
     notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without * or †."]
     if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
         notes.append("(2 of 3): so many of the planned runs are there; the others failed or are not run yet.")
-    notes += failures({head_text(row, table.runs[row]): table.runs[row] for row in table.rows})
+    notes += failure_messages({format_head(row, table.runs[row]): table.runs[row] for row in table.rows})
     return Grid(
         f"{metric.title[0].upper()}{metric.title[1:]}: {table.title}",
         ("head", *_headers(table), "validation"),
         tuple(rows),
         frozenset(best),
         tuple(notes),
-        how_measured(table),
+        measurement_notes(table),
         minor=table.metric != "accuracy",
-        words=frozenset({0, len(table.columns) + 1}),
+        text_columns=frozenset({0, len(table.columns) + 1}),
     )
 
 
 def _headers(table: Table) -> list[str]:
-    return [shots_text(column) if isinstance(column, int) else column for column in table.columns]
+    return [format_shots(column) if isinstance(column, int) else column for column in table.columns]
 
 
 def _figure_text(table: Table, row: Row, column: str | int) -> str:
-    figure = table.figures[row, column]
-    return figure.remark or cell_text(figure.cell, table.metric)
+    figure = table.measurements[row, column]
+    return figure.remark or format_cell(figure.cell, table.metric)
 
 
 def _best(table: Table, column: str | int) -> list[int]:
     """Positions of the unmarked heads whose printed mean is the best of a column."""
-    shown = {}
+    printed = {}
     for i, row in enumerate(table.rows):
         cell = table.cell(row, column)
-        if cell.values and not marks(table.runs[row]):
-            shown[i] = float(number_text(cell.mean, table.metric))
-    if not shown:
+        if cell.values and not head_marks(table.runs[row]):
+            printed[i] = float(format_metric(cell.mean, table.metric))
+    if not printed:
         return []
-    top = (max if METRICS[table.metric].higher_is_better else min)(shown.values())
-    return [i for i, value in shown.items() if value == top]
+    best_value = (max if METRICS[table.metric].higher_is_better else min)(printed.values())
+    return [i for i, value in printed.items() if value == best_value]
 
 
 def difference_grid(table: Table, reference: Row) -> Grid:
@@ -89,42 +89,42 @@ def difference_grid(table: Table, reference: Row) -> Grid:
     for row in table.rows:
         if row != reference:
             texts = [_difference_text(table, row, reference, own) for _, own in columns]
-            rows.append((head_text(row, table.runs[row]), *texts))
-    name = head_text(reference, table.runs[reference])
+            rows.append((format_head(row, table.runs[row]), *texts))
+    name = format_head(reference, table.runs[reference])
     header = ("head", *(title for title, _ in columns))
     return Grid(
-        f"Difference to {name}: {table.title}", header, tuple(rows), notes=(INTERVAL,), common=how_measured(table)
+        f"Difference to {name}: {table.title}", header, tuple(rows), notes=(INTERVAL,), common=measurement_notes(table)
     )
 
 
 def _difference_text(table: Table, row: Row, reference: Row, columns: Sequence[str | int]) -> str:
-    figures = [table.figures[one, column] for one in (row, reference) for column in columns]
+    figures = [table.measurements[one, column] for one in (row, reference) for column in columns]
     if any(figure.remark for figure in figures) or not all(figure.draws for figure in figures):
         return "-"
-    return difference_text(difference(table, row, reference, columns))
+    return format_difference(compare_rows(table, row, reference, columns))
 
 
 def cost_grid(table: Table, minor: bool = True) -> Grid:
     """What each head costs at the most shots; see `Grid` for ``minor``."""
     rows = []
     for row in table.rows:
-        runs = at_most_shots(table.runs[row])
+        runs = select_most_shots(table.runs[row])
         accuracy = [run.metrics.accuracy for run in runs if run.metrics is not None]
         rows.append(
             (
-                head_text(row, table.runs[row]),
+                format_head(row, table.runs[row]),
                 _spread([100 * value for value in accuracy], ".1f"),
                 _spread([run.seconds.fit for run in runs if run.seconds], ".3g"),
                 _spread([1000 * run.seconds.predict / run.n_test for run in runs if run.seconds], ".3g"),
                 *(_most([run.size for run in runs], ","), _most([run.machine.peak_memory_mb for run in runs], ",")),
-                validation_text(runs),
+                format_validation(runs),
             )
         )
-    found = at_most_shots(table.all_runs)
-    machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in found)
+    costed = select_most_shots(table.all_runs)
+    machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in costed)
     header = ("head", "accuracy in %", "fit in s", "predict in ms a picture", "numbers kept", "peak memory in MB")
     return Grid(
-        f"Cost at {shots_text(found[0].shots)}: {table.title}",
+        f"Cost at {format_shots(costed[0].shots)}: {table.title}",
         (*header, "validation"),
         tuple(rows),
         notes=(
@@ -132,16 +132,16 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
             "then, so heads that ran earlier in it count as well. Numbers kept: what a fitted head predicts with.",
             f"Machine: {'; '.join(machines)}.",
         ),
-        common=how_measured(table),
+        common=measurement_notes(table),
         minor=minor,
-        words=frozenset({0, len(header)}),
+        text_columns=frozenset({0, len(header)}),
     )
 
 
-def at_most_shots(runs: Sequence[Run]) -> list[Run]:
+def select_most_shots(runs: Sequence[Run]) -> list[Run]:
     """Those of the runs with the most shots."""
-    most = max((run.shots for run in runs), default=0)
-    return [run for run in runs if run.shots == most]
+    max_shots = max((run.shots for run in runs), default=0)
+    return [run for run in runs if run.shots == max_shots]
 
 
 def _spread(values: Sequence[float], form: str) -> str:

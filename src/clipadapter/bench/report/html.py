@@ -7,14 +7,14 @@ import base64
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clipadapter import __version__
-from clipadapter.bench.report.document import Document, Grid, Picture
-from clipadapter.bench.report.plots import svg
+from clipadapter.bench.report.document import Document, Grid, Plot
+from clipadapter.rendering.plots import render_svg
 
-LONG = 40
+WIDE_CELL_CHARACTERS = 40
 """Longer cells get a wide column."""
 
 
-def html(document: Document) -> str:
+def render_html(document: Document) -> str:
     """The page; all text is escaped."""
     environment = Environment(
         loader=PackageLoader("clipadapter.bench.report"),
@@ -23,15 +23,15 @@ def html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["picture"] = lambda block: isinstance(block, Picture)
+    environment.tests["plot"] = lambda block: isinstance(block, Plot)
     environment.filters["address"] = _address
     environment.filters["numbered"] = _numbered
     return environment.get_template("report.html").render(document=document, version=__version__)
 
 
-def _address(picture: Picture) -> str:
-    """A picture as an address that holds it. As an image, its ids can't meet those of another."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg(picture.drawing)).decode()}"
+def _address(plot: Plot) -> str:
+    """A plot as an address that holds it. As an image, its ids can't meet those of another."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(render_svg(plot.figure)).decode()}"
 
 
 def _numbered(grid: Grid) -> list[list[tuple[str, str]]]:
@@ -40,5 +40,5 @@ def _numbered(grid: Grid) -> list[list[tuple[str, str]]]:
 
 
 def _classes(grid: Grid, i: int, j: int, cell: str) -> str:
-    said = {"best": (i, j) in grid.best, "word": j in grid.words, "long": len(cell) > LONG}
-    return " ".join(name for name, holds in said.items() if holds)
+    conditions = {"best": (i, j) in grid.best, "word": j in grid.text_columns, "long": len(cell) > WIDE_CELL_CHARACTERS}
+    return " ".join(name for name, applies in conditions.items() if applies)

@@ -32,11 +32,11 @@ SPECIAL = {
 }
 
 
-LONG = 40
+WIDE_CELL_CHARACTERS = 40
 """Longer words than that are broken into lines."""
 
 
-def latex(document: Document) -> str:
+def render_latex(document: Document) -> str:
     """The tables, each with its notes as a caption; pictures are left to the paper."""
     parts = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(document.title.split())}"]
     parts += [_table(block) for section in document.sections for block in section.blocks if isinstance(block, Grid)]
@@ -46,11 +46,14 @@ def latex(document: Document) -> str:
 def _table(grid: Grid) -> str:
     columns = "".join(_column(grid, j) for j in range(len(grid.header)))
     rows = [
-        [rf"\textbf{{{escape(cell)}}}" if (i, j) in grid.best else escape(cell) for j, cell in enumerate(row)]
+        [
+            rf"\textbf{{{escape_latex(cell)}}}" if (i, j) in grid.best else escape_latex(cell)
+            for j, cell in enumerate(row)
+        ]
         for i, row in enumerate(grid.rows)
     ]
     lines = [" & ".join(row) + r" \\" for row in rows]
-    caption = " ".join([f"{escape(grid.title)}.", *map(escape, (*grid.notes, *grid.common))])
+    caption = " ".join([f"{escape_latex(grid.title)}.", *map(escape_latex, (*grid.notes, *grid.common))])
     return "\n".join(
         [
             r"\begin{table}",
@@ -59,7 +62,7 @@ def _table(grid: Grid) -> str:
             rf"\caption{{{caption}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(map(escape, grid.header)) + r" \\",
+            " & ".join(map(escape_latex, grid.header)) + r" \\",
             r"\midrule",
             *lines,
             r"\bottomrule",
@@ -70,15 +73,15 @@ def _table(grid: Grid) -> str:
 
 
 def _column(grid: Grid, j: int) -> str:
-    if j not in grid.words:
+    if j not in grid.text_columns:
         return "r"
-    return "p{5cm}" if max((len(row[j]) for row in grid.rows), default=0) > LONG else "l"
+    return "p{5cm}" if max((len(row[j]) for row in grid.rows), default=0) > WIDE_CELL_CHARACTERS else "l"
 
 
-def escape(text: str) -> str:
+def escape_latex(text: str) -> str:
     r"""Text that LaTeX sets as it stands.
 
-    >>> escape("50 % of a_b ± 1")
+    >>> escape_latex("50 % of a_b ± 1")
     '50 \\% of a\\_b $\\pm$ 1'
     """
     return "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Published figures beside measured ones, in a section or table of their own: measured tables have no others."""
+"""Published figures beside measured ones, in a section or table that says so: measured tables have no others."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from clipadapter.bench.continual.summary import HeadRuns, figure_text
-from clipadapter.bench.published import ELEVEN, Published, PublishedStream, published, published_streams, sources
+from clipadapter.bench.continual.summary import HeadRuns, format_figure
+from clipadapter.bench.published import (
+    ELEVEN_DATA_SETS,
+    PublishedAccuracy,
+    PublishedStream,
+    find_published,
+    find_published_streams,
+    published_sources,
+)
 from clipadapter.bench.report.document import Grid, Section
-from clipadapter.bench.report.tables import HARMONIC, Row, Table, harmonic, mean_tables, shots_text, tables
-from clipadapter.bench.report.texts import cell_text, head_text, points
+from clipadapter.bench.report.tables import (
+    HARMONIC,
+    Row,
+    Table,
+    format_shots,
+    harmonic_mean,
+    make_mean_tables,
+    make_tables,
+)
+from clipadapter.bench.report.texts import format_cell, format_head, format_points
 from clipadapter.bench.run import Run, Stream
 from clipadapter.bench.study import Study
 from clipadapter.bench.summary import Cell
 from clipadapter.data.sets import list_sets, set_info
 
 TITLE = "Measured and published"
-WORDS = frozenset({0, 1, 2, 3, 7, 8, 9, 10})
-MEANS = {
+TEXT_COLUMNS = frozenset({0, 1, 2, 3, 7, 8, 9, 10})
+MEAN_TITLES = {
     "mean11": "mean of eleven sets",
     "mean11_base": "mean of eleven sets, base",
     "mean11_new": "mean of eleven sets, new",
@@ -28,7 +43,7 @@ NO_PUBLISHED_FIGURE = (
     "No published figure that comes with the package is of the same method, data set, backbone and shots as a measured "
     "one. Only the papers' data sets with all of their classes, and the weights that the papers used, are compared."
 )
-EXACT = "zero-shot"
+HEAD_WITHOUT_SHOTS = "zero-shot"
 """Takes no shots: published with none, measured with any."""
 
 
@@ -43,7 +58,7 @@ class Measured:
     runs: Sequence[Run]
 
 
-def side_by_side(study: Study) -> Section:
+def make_published_section(study: Study) -> Section:
     """The published figures of what a study has measured."""
     measured = list(_measured(study))
     order = list(dict.fromkeys(ours.dataset for ours in measured))
@@ -53,9 +68,9 @@ def side_by_side(study: Study) -> Section:
     rows = list(dict.fromkeys(_row(ours, theirs) for ours, theirs in pairs))
     if not rows:
         return Section(TITLE, (), (NO_PUBLISHED_FIGURE,))
-    known = sources()
+    known_sources = published_sources()
     tags = sorted({theirs.source for _, theirs in pairs}, key=lambda tag: (len(tag), tag))
-    told = [f"{tag}: {known[tag].title}, {known[tag].where}." for tag in tags]
+    source_notes = [f"{tag}: {known_sources[tag].title}, {known_sources[tag].where}." for tag in tags]
     header = (
         *("head", "data set", "backbone", "shots", "measured", "published", "measured - published", "source"),
         *("published variant", "protocol of the source", "checked"),
@@ -64,18 +79,20 @@ def side_by_side(study: Study) -> Section:
         "Accuracy in %. Published figures rest on other draws of shots, and mostly on other protocols: many were tuned "
         "with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
-        *told,
+        *source_notes,
     )
-    return Section(TITLE, (Grid("Accuracy beside published figures", header, tuple(rows), notes=notes, words=WORDS),))
+    return Section(
+        TITLE, (Grid("Accuracy beside published figures", header, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),)
+    )
 
 
 def _measured(study: Study) -> Iterator[Measured]:
-    for setting, runs in study.rows.items():
+    for setting, runs in study.runs_by_setting.items():
         protocol = runs[0].data.protocol
         dataset = setting.test if protocol == "shift" else setting.data
         if protocol in ("given", "shift") and _is_whole(dataset, runs[0], shifted=protocol == "shift"):
             yield Measured(dataset, Row(setting.label, setting.prompts), setting.shots, study.cell(setting), runs)
-    for table in mean_tables(tables(study)):
+    for table in make_mean_tables(make_tables(study)):
         yield from _means(table)
 
 
@@ -90,38 +107,39 @@ def _is_whole(dataset: str, run: Run, shifted: bool = False) -> bool:
 
 def _means(table: Table) -> Iterator[Measured]:
     """Means over the papers' eleven sets."""
-    if {run.data.support for run in table.all_runs} != set(ELEVEN):
+    if {run.data.support for run in table.all_runs} != set(ELEVEN_DATA_SETS):
         return
-    kinds = {column: {run.data.protocol for run in runs} for column, runs in table.columns_run.items()}
+    kinds = {column: {run.data.protocol for run in runs} for column, runs in table.runs_by_column.items()}
     for row in table.rows:
         runs = table.runs[row]
         for column in table.columns:
-            figure = table.figures[row, column]
+            figure = table.measurements[row, column]
             if not figure.by_seed:
                 continue
             if isinstance(column, int):
                 if all(_is_whole(run.data.support, run) for run in runs):
                     yield Measured("mean11", row, column, figure.cell, runs)
             elif column == HARMONIC:
-                base, new = (table.figures[row, part].by_seed for part in table.columns[:2])
+                base, new = (table.measurements[row, part].by_seed for part in table.columns[:2])
                 # The papers' harmonic mean is that of the two means.
-                values = tuple(harmonic(base[seed], new[seed]) for seed in sorted(base.keys() & new.keys()))
+                values = tuple(harmonic_mean(base[seed], new[seed]) for seed in sorted(base.keys() & new.keys()))
                 yield Measured("mean11_harmonic", row, int(table.fixed["shots"]), Cell(values), runs)
             elif HARMONIC in table.columns:
                 name = "mean11_new" if kinds[column] == {"new"} else "mean11_base"
                 yield Measured(name, row, int(table.fixed["shots"]), figure.cell, runs)
 
 
-def _matches(ours: Measured) -> list[Published]:
+def _matches(ours: Measured) -> list[PublishedAccuracy]:
     if not ours.cell.values:
         return []
     method = ours.runs[0].method
     backbone = backbone_of(ours.runs[0].encoder.name)
-    shots = {0, ours.shots} if method == EXACT else {ours.shots}
+    shots = {0, ours.shots} if method == HEAD_WITHOUT_SHOTS else {ours.shots}
     return [
-        one
-        for one in published()
-        if (one.method, one.dataset, one.backbone) == (method, ours.dataset, backbone) and one.shots in shots
+        figure
+        for figure in find_published()
+        if (figure.method, figure.dataset, figure.backbone) == (method, ours.dataset, backbone)
+        and figure.shots in shots
     ]
 
 
@@ -133,25 +151,25 @@ def backbone_of(encoder: str) -> str | None:
     >>> backbone_of("transformers:openai/clip-vit-base-patch32"), backbone_of("open_clip:RN50/yfcc15m")
     ('ViT-B/32', None)
     """
-    if found := re.fullmatch(r"open_clip:(RN\d+|ViT-[BL]-\d\d)(?:-quickgelu)?/openai", encoder):
-        return re.sub(r"^(ViT-[BL])-", r"\1/", found[1])
-    if found := re.fullmatch(r"transformers:openai/clip-vit-(base|large)-patch(\d\d)", encoder):
-        return f"ViT-{'B' if found[1] == 'base' else 'L'}/{found[2]}"
+    if match := re.fullmatch(r"open_clip:(RN\d+|ViT-[BL]-\d\d)(?:-quickgelu)?/openai", encoder):
+        return re.sub(r"^(ViT-[BL])-", r"\1/", match[1])
+    if match := re.fullmatch(r"transformers:openai/clip-vit-(base|large)-patch(\d\d)", encoder):
+        return f"ViT-{'B' if match[1] == 'base' else 'L'}/{match[2]}"
     if re.fullmatch(r"open_clip:ViT-B-16-SigLIP2/webli", encoder):
         return "SigLIP2 ViT-B/16"
     return None
 
 
-def _row(ours: Measured, theirs: Published) -> tuple[str, ...]:
+def _row(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
     margin = f" ± {theirs.margin:.2f}" if theirs.margin else ""
     return (
-        head_text(ours.head, ours.runs),
-        MEANS.get(ours.dataset, ours.dataset),
+        format_head(ours.head, ours.runs),
+        MEAN_TITLES.get(ours.dataset, ours.dataset),
         theirs.backbone,
-        shots_text(ours.shots) if theirs.shots else "takes none",
-        cell_text(ours.cell, "accuracy"),
+        format_shots(ours.shots) if theirs.shots else "takes none",
+        format_cell(ours.cell, "accuracy"),
         f"{theirs.accuracy:.2f}{margin}",
-        points(ours.cell.mean - theirs.accuracy / 100),
+        format_points(ours.cell.mean - theirs.accuracy / 100),
         theirs.source,
         theirs.variant or "-",
         theirs.protocol or "not told",
@@ -166,7 +184,7 @@ NO_PUBLISHED_STREAM = (
 SHOWN = ("transfer", "average", "last")
 
 
-def beside(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
+def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
     """Measured figures of a stream, and published ones of the same below them; None if there are none.
 
     Args:
@@ -174,31 +192,39 @@ def beside(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
         shots: shots a class that were measured.
         heads: heads with figures.
     """
-    runs = [run for one in heads for run in one.runs]
-    found = [one for one in published_streams() if all(_is_same(run.stream, run.encoder.name, one) for run in runs)]
-    if not found:
+    runs = [run for head in heads for run in head.runs]
+    streams = [
+        head for head in find_published_streams() if all(_is_same(run.stream, run.encoder.name, head) for run in runs)
+    ]
+    if not streams:
         return None
-    known = sources()
+    known_sources = published_sources()
     rows = [
-        (one.label, shots_text(shots), *(figure_text(one.cell(figure), figure) for figure in SHOWN), "measured")
-        for one in heads
+        (head.label, format_shots(shots), *(format_figure(head.cell(figure), figure) for figure in SHOWN), "measured")
+        for head in heads
     ]
     rows += [
-        (one.method, "takes none" if one.method == "zero-shot" else one.protocol, *_figures(one), one.source)
-        for one in found
+        (head.method, "takes none" if head.method == "zero-shot" else head.protocol, *_figures(head), head.source)
+        for head in streams
     ]
-    told = [f"{tag}: {known[tag].title}, {known[tag].where}." for tag in sorted({one.source for one in found})]
+    source_notes = [
+        f"{tag}: {known_sources[tag].title}, {known_sources[tag].where}."
+        for tag in sorted({head.source for head in streams})
+    ]
     return Grid(
         f"Beside published figures: {title}",
         ("method", "learned from", "Transfer", "Average", "Last", "source"),
         tuple(rows),
-        notes=("In %. Published methods learned from other pictures, and train more than a head: no target.", *told),
-        words=frozenset({0, 1, 5}),
+        notes=(
+            "In %. Published methods learned from other pictures, and train more than a head: no target.",
+            *source_notes,
+        ),
+        text_columns=frozenset({0, 1, 5}),
     )
 
 
-def _figures(one: PublishedStream) -> tuple[str, ...]:
-    return tuple(f"{getattr(one, figure):.1f}" for figure in SHOWN)
+def _figures(stream: PublishedStream) -> tuple[str, ...]:
+    return tuple(f"{getattr(stream, figure):.1f}" for figure in SHOWN)
 
 
 def _is_same(stream: Stream | None, encoder: str, theirs: PublishedStream) -> bool:

@@ -37,12 +37,12 @@ STREAM_HEADER = (
 )
 
 
-def stream_csv(study: Study) -> str:
+def format_stream_csv(study: Study) -> str:
     """A line for each task after each task; tasks are counted from 1. A stream that failed has one, which says why."""
     return csv_text([STREAM_HEADER, *_stream_rows(study)])
 
 
-def table_csv(study: Study) -> str:
+def format_record_csv(study: Study) -> str:
     """A line for each record in the order of the plan; one that failed has no figures but says why.
 
     Only records are there: what is not run yet has no line.
@@ -51,10 +51,10 @@ def table_csv(study: Study) -> str:
 
 
 def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
-    for setting, runs in study.rows.items():
+    for setting, runs in study.runs_by_setting.items():
         for run in runs:
             learns = HeadRuns(setting.label, [run]).learns
-            where = (
+            fields = (
                 setting.label,
                 learns,
                 setting.data,
@@ -65,28 +65,28 @@ def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
                 run.seed,
             )
             if run.stream is None or run.continual is None:
-                empty = [""] * (len(STREAM_HEADER) - len(where) - 2)
-                yield (*where, *empty, " ".join((run.error or "").split()), run.key)
+                empty = [""] * (len(STREAM_HEADER) - len(fields) - 2)
+                yield (*fields, *empty, " ".join((run.error or "").split()), run.key)
                 continue
             names = [task.name for task in run.stream.tasks]
-            first: Sequence[float | str] = run.continual.zero_shot or [""] * len(names)
+            zero_shot: Sequence[float | str] = run.continual.zero_shot or [""] * len(names)
             for t, step in enumerate(run.continual.steps, 1):
-                for i, found in enumerate(step.metrics, 1):
-                    figures = (*_values(found), first[i - 1], step.seconds, step.size)
-                    yield (*where, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key)
+                for i, metrics in enumerate(step.metrics, 1):
+                    figures = (*_values(metrics), zero_shot[i - 1], step.seconds, step.size)
+                    yield (*fields, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key)
 
 
 def _rows(study: Study) -> Iterator[tuple[object, ...]]:
-    for setting, runs in study.rows.items():
+    for setting, runs in study.runs_by_setting.items():
         for run in runs:
             metrics, seconds = run.metrics, run.seconds
             figures = _values(metrics)
-            took = (seconds.fit, seconds.predict) if seconds else ("", "")
+            times = (seconds.fit, seconds.predict) if seconds else ("", "")
             flags = (run.flags.transductive, run.flags.validation, run.flags.oracle)
             error = "" if run.error is None else " ".join(run.error.split())
-            where = (setting.label, setting.data, setting.encoder, setting.prompts, setting.test, setting.shots)
+            fields = (setting.label, setting.data, setting.encoder, setting.prompts, setting.test, setting.shots)
             size = "" if run.size is None else run.size
-            yield (*where, run.seed, *figures, *took, size, *flags, error, run.key)
+            yield (*fields, run.seed, *figures, *times, size, *flags, error, run.key)
 
 
 def _values(metrics: Metrics | None) -> list[object]:

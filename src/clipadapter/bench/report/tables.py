@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference, paired_difference
-from clipadapter.bench.study import Draw, Setting, Study, distinct
+from clipadapter.bench.study import Draw, Setting, Study, distinct_values
 from clipadapter.bench.suite import ALL
 from clipadapter.bench.summary import Cell, Metric
 
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One head in one column.
 
     Args:
@@ -59,10 +59,10 @@ class Table:
         axis: what the columns are.
         rows: heads.
         columns: shots, test parts or encoders.
-        figures: by row and column.
+        measurements: by row and column.
         runs: the records, by row.
         metric: which figure.
-        columns_run: the records, by column.
+        runs_by_column: the records, by column.
     """
 
     title: str
@@ -70,9 +70,9 @@ class Table:
     axis: Axis
     rows: tuple[Row, ...]
     columns: tuple[str | int, ...]
-    figures: Mapping[tuple[Row, str | int], Figure]
+    measurements: Mapping[tuple[Row, str | int], Measurement]
     runs: Mapping[Row, Sequence[Run]]
-    columns_run: Mapping[str | int, Sequence[Run]]
+    runs_by_column: Mapping[str | int, Sequence[Run]]
     metric: Metric = "accuracy"
 
     @property
@@ -82,13 +82,13 @@ class Table:
 
     def cell(self, row: Row, column: str | int) -> Cell:
         """The figure of a head in a column."""
-        return self.figures[row, column].cell
+        return self.measurements[row, column].cell
 
 
-def shots_text(n: int) -> str:
+def format_shots(n: int) -> str:
     """Such as "1 shot".
 
-    >>> shots_text(1), shots_text(16)
+    >>> format_shots(1), format_shots(16)
     ('1 shot', '16 shots')
     """
     if n == ALL:
@@ -101,47 +101,47 @@ def reference_row(study: Study, table: Table) -> Row:
     return next((row for row in table.rows if row.label == study.reference), table.rows[0])
 
 
-def difference(table: Table, row: Row, reference: Row, columns: Sequence[str | int]) -> Difference | None:
+def compare_rows(table: Table, row: Row, reference: Row, columns: Sequence[str | int]) -> Difference | None:
     """How far a head is above the reference on the draws of some columns; None if they share none.
 
     Draws are resampled within a data set, an encoder, a test part and a number of shots.
     """
-    ours = {draw: value for column in columns for draw, value in table.figures[row, column].draws.items()}
-    theirs = {draw: value for column in columns for draw, value in table.figures[reference, column].draws.items()}
+    ours = {draw: value for column in columns for draw, value in table.measurements[row, column].draws.items()}
+    theirs = {draw: value for column in columns for draw, value in table.measurements[reference, column].draws.items()}
     if not ours.keys() & theirs.keys():
         return None
     return paired_difference(ours, theirs, group=lambda draw: draw[:4])
 
 
-def tables(study: Study, metric: Metric = "accuracy") -> list[Table]:
+def make_tables(study: Study, metric: Metric = "accuracy") -> list[Table]:
     """The tables of a study: their columns are test parts where these are the point, else shots.
 
     With one number of shots and several encoders, the columns are encoders.
     """
     axis = _axis(study)
     outer = [name for name in ("data", "encoder", "test", "shots") if name != axis]
-    found = []
-    for values in product(*(distinct(study.settings, name) for name in outer)):
+    tables = []
+    for values in product(*(distinct_values(study.settings, name) for name in outer)):
         fixed = dict(zip(outer, values, strict=True))
         settings = [setting for setting in study.settings if all(getattr(setting, k) == v for k, v in fixed.items())]
-        if any(study.at(setting) for setting in settings):
-            found.append(_table(settings, _heading(study, fixed), fixed, axis, study, metric))
-    return [with_transfer_mean(with_harmonic(table)) for table in found]
+        if any(study.runs_at(setting) for setting in settings):
+            tables.append(_table(settings, _heading(study, fixed), fixed, axis, study, metric))
+    return [add_transfer_mean(add_harmonic_mean(table)) for table in tables]
 
 
 def _axis(study: Study) -> Axis:
     if create_protocol(study.suite.protocol).report_columns == "test":
         return "test"
-    one = len(distinct(study.settings, "shots")) == 1
-    return "encoder" if one and len(distinct(study.settings, "encoder")) > 1 else "shots"
+    one = len(distinct_values(study.settings, "shots")) == 1
+    return "encoder" if one and len(distinct_values(study.settings, "encoder")) > 1 else "shots"
 
 
 def _heading(study: Study, fixed: Mapping[str, str | int]) -> str:
     parts = [str(fixed["data"])]
-    several = {name for name in fixed if len(distinct(study.settings, name)) > 1}
-    parts += [str(fixed[name]) for name in ("encoder", "test") if name in several]
+    varying = {name for name in fixed if len(distinct_values(study.settings, name)) > 1}
+    parts += [str(fixed[name]) for name in ("encoder", "test") if name in varying]
     if "shots" in fixed:
-        parts.append(shots_text(int(fixed["shots"])))
+        parts.append(format_shots(int(fixed["shots"])))
     return ", ".join(parts)
 
 
@@ -150,39 +150,39 @@ def _table(
 ) -> Table:
     rows = tuple(
         Row(str(label), str(prompts))
-        for label in distinct(settings, "label")
-        for prompts in distinct([setting for setting in settings if setting.label == label], "prompts")
+        for label in distinct_values(settings, "label")
+        for prompts in distinct_values([setting for setting in settings if setting.label == label], "prompts")
     )
-    columns = tuple(distinct(settings, axis))
+    columns = tuple(distinct_values(settings, axis))
     by_setting = {(Row(setting.label, setting.prompts), getattr(setting, axis)): setting for setting in settings}
-    figures = {}
+    measurements = {}
     for spot in product(rows, columns):
         setting = by_setting.get(spot)
-        figures[spot] = Figure() if setting is None else _figure(study, setting, metric)
-    in_row = {row: [r for p in settings if Row(p.label, p.prompts) == row for r in study.at(p)] for row in rows}
-    in_column = {c: [r for p in settings if getattr(p, axis) == c for r in study.at(p)] for c in columns}
-    return Table(title, fixed, axis, rows, columns, figures, in_row, in_column, metric)
+        measurements[spot] = Measurement() if setting is None else _figure(study, setting, metric)
+    in_row = {row: [r for p in settings if Row(p.label, p.prompts) == row for r in study.runs_at(p)] for row in rows}
+    in_column = {c: [r for p in settings if getattr(p, axis) == c for r in study.runs_at(p)] for c in columns}
+    return Table(title, fixed, axis, rows, columns, measurements, in_row, in_column, metric)
 
 
-def _figure(study: Study, setting: Setting, metric: Metric) -> Figure:
+def _figure(study: Study, setting: Setting, metric: Metric) -> Measurement:
     cell = study.cell(setting, metric)
-    return Figure(study.by_seed(setting, metric), study.draws(setting), cell.failed, cell.missing)
+    return Measurement(study.by_seed(setting, metric), study.accuracy_by_draw(setting), cell.failed, cell.missing)
 
 
-def with_harmonic(table: Table) -> Table:
+def add_harmonic_mean(table: Table) -> Table:
     """With the harmonic mean of base and new classes as a last column, seed by seed.
 
     The table is given back as it is if it has not one column of each.
     """
-    kinds = {column: {run.data.protocol for run in runs} for column, runs in table.columns_run.items()}
-    new = [column for column, found in kinds.items() if found == {"new"}]
-    base = [column for column, found in kinds.items() if "new" not in found]
+    kinds = {column: {run.data.protocol for run in runs} for column, runs in table.runs_by_column.items()}
+    new = [column for column, column_kinds in kinds.items() if column_kinds == {"new"}]
+    base = [column for column, column_kinds in kinds.items() if "new" not in column_kinds]
     if len(new) != 1 or len(base) != 1:
         return table
-    return _with_column(table, HARMONIC, [base[0], new[0]], lambda values: harmonic(*values))
+    return _with_column(table, HARMONIC, [base[0], new[0]], lambda values: harmonic_mean(*values))
 
 
-def with_transfer_mean(table: Table) -> Table:
+def add_transfer_mean(table: Table) -> Table:
     """With the mean over the test parts that are not those of the shots as a last column, seed by seed.
 
     The table is given back as it is if there are not two of them.
@@ -190,14 +190,16 @@ def with_transfer_mean(table: Table) -> Table:
     if HARMONIC in table.columns:
         return table
     others = [
-        column for column, runs in table.columns_run.items() if {run.data.protocol for run in runs} & {"shift", "new"}
+        column
+        for column, runs in table.runs_by_column.items()
+        if {run.data.protocol for run in runs} & {"shift", "new"}
     ]
     if len(others) < 2:
         return table
     return _with_column(table, f"mean of the {len(others)} others", others, lambda values: sum(values) / len(values))
 
 
-def harmonic(a: float, b: float) -> float:
+def harmonic_mean(a: float, b: float) -> float:
     """2ab / (a + b); 0 if both are."""
     return 2 * a * b / (a + b) if a + b else 0.0
 
@@ -205,27 +207,27 @@ def harmonic(a: float, b: float) -> float:
 def _with_column(
     table: Table, title: str, columns: Sequence[str | int], combine: Callable[[Sequence[float]], float]
 ) -> Table:
-    figures = dict(table.figures)
+    measurements = dict(table.measurements)
     for row in table.rows:
-        parts = [table.figures[row, column] for column in columns]
+        parts = [table.measurements[row, column] for column in columns]
         draws = {
             # The first part's name stands for all: draws of one table are of the same rows in every part.
             draws[0]: combine([part.draws[draw] for part, draw in zip(parts, draws, strict=True)])
             for draws in _same_draws(parts)
         }
         by_seed = {seed: combine([part.by_seed[seed] for part in parts]) for seed in _common(parts)}
-        figures[row, title] = Figure(
+        measurements[row, title] = Measurement(
             by_seed, draws, max(p.failed for p in parts), max(p.missing for p in parts), _first_remark(parts)
         )
-    runs = {**table.columns_run, title: [run for column in columns for run in table.columns_run[column]]}
-    return replace(table, columns=(*table.columns, title), figures=figures, columns_run=runs)
+    runs = {**table.runs_by_column, title: [run for column in columns for run in table.runs_by_column[column]]}
+    return replace(table, columns=(*table.columns, title), measurements=measurements, runs_by_column=runs)
 
 
-def _common(parts: Sequence[Figure]) -> list[int]:
+def _common(parts: Sequence[Measurement]) -> list[int]:
     return sorted(set.intersection(*(set(part.by_seed) for part in parts)))
 
 
-def _same_draws(parts: Sequence[Figure]) -> Iterator[list[Draw]]:
+def _same_draws(parts: Sequence[Measurement]) -> Iterator[list[Draw]]:
     """Draws of the first part with those of the others that differ from it in the test part alone."""
     known = [{_without_test(draw): draw for draw in part.draws} for part in parts]
     for same in known[0]:
@@ -237,22 +239,24 @@ def _without_test(draw: Draw) -> tuple[object, ...]:
     return (*draw[:2], *draw[3:])
 
 
-def _first_remark(parts: Iterable[Figure]) -> str:
+def _first_remark(parts: Iterable[Measurement]) -> str:
     return next((part.remark for part in parts if part.remark), "")
 
 
-def mean_tables(found: Sequence[Table]) -> list[Table]:
+def make_mean_tables(tables: Sequence[Table]) -> list[Table]:
     """The means over data sets; none if there is one data set only."""
-    names = {table.fixed["data"] for table in found}
+    names = {table.fixed["data"] for table in tables}
     if len(names) < 2:
         return []
     # The rows that were not drawn have another name than a part that stands apart, but are the test part as well.
-    one_each = len(found) == len({_kind(table, "data", "test") + (table.fixed["data"],) for table in found})
+    one_each = len(tables) == len({_kind(table, "data", "test") + (table.fixed["data"],) for table in tables})
     groups: dict[tuple[str | int, ...], list[Table]] = {}
-    for table in found:
+    for table in tables:
         groups.setdefault(_kind(table, *(("data", "test") if one_each else ("data",))), []).append(table)
     return [
-        mean_table(group, ", ".join([f"Mean over {len(group)} data sets", *_differing(group, list(groups.values()))]))
+        make_mean_table(
+            group, ", ".join([f"Mean over {len(group)} data sets", *_differing(group, list(groups.values()))])
+        )
         for group in groups.values()
         if len(group) > 1
     ]
@@ -264,46 +268,48 @@ def _kind(table: Table, *without: str) -> tuple[str | int, ...]:
 
 def _differing(group: Sequence[Table], groups: Sequence[Sequence[Table]]) -> list[str]:
     names = [name for name in group[0].fixed if name != "data"]
-    several = [name for name in names if len({other[0].fixed[name] for other in groups}) > 1]
+    varying = [name for name in names if len({other[0].fixed[name] for other in groups}) > 1]
     return [
-        shots_text(int(value)) if name == "shots" else str(value)
-        for name in several
+        format_shots(int(value)) if name == "shots" else str(value)
+        for name in varying
         for value in [group[0].fixed[name]]
     ]
 
 
-def mean_table(found: Sequence[Table], title: str) -> Table:
+def make_mean_table(tables: Sequence[Table], title: str) -> Table:
     """The mean over data sets, seed by seed; a head that has not every data set gets no figure.
 
     Args:
-        found: tables of one kind, one a data set.
+        tables: tables of one kind, one a data set.
         title: of the new one.
     """
-    rows = tuple(dict.fromkeys(row for table in found for row in table.rows))
-    columns = tuple(dict.fromkeys(column for table in found for column in table.columns))
-    if found[0].axis == "shots":
+    rows = tuple(dict.fromkeys(row for table in tables for row in table.rows))
+    columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    if tables[0].axis == "shots":
         columns = tuple(sorted(columns, key=int))
-    figures = {(row, column): _mean_figure(row, column, found) for row, column in product(rows, columns)}
-    runs = {row: [run for table in found for run in table.runs.get(row, ())] for row in rows}
-    by_column = {column: [run for table in found for run in table.columns_run.get(column, ())] for column in columns}
+    measurements = {(row, column): _mean_figure(row, column, tables) for row, column in product(rows, columns)}
+    runs = {row: [run for table in tables for run in table.runs.get(row, ())] for row in rows}
+    by_column = {
+        column: [run for table in tables for run in table.runs_by_column.get(column, ())] for column in columns
+    }
     return replace(
-        found[0],
+        tables[0],
         title=title,
-        fixed={name: value for name, value in found[0].fixed.items() if name != "data"},
+        fixed={name: value for name, value in tables[0].fixed.items() if name != "data"},
         rows=rows,
         columns=columns,
-        figures=figures,
+        measurements=measurements,
         runs=runs,
-        columns_run=by_column,
+        runs_by_column=by_column,
     )
 
 
-def _mean_figure(row: Row, column: str | int, found: Sequence[Table]) -> Figure:
-    parts = [table.figures.get((row, column), Figure()) for table in found]
-    whole = [part for part in parts if part.by_seed]
-    if len(whole) < len(parts):
-        return Figure(remark=f"{len(whole)} of {len(parts)} sets" if whole else "-")
+def _mean_figure(row: Row, column: str | int, tables: Sequence[Table]) -> Measurement:
+    parts = [table.measurements.get((row, column), Measurement()) for table in tables]
+    measured = [part for part in parts if part.by_seed]
+    if len(measured) < len(parts):
+        return Measurement(remark=f"{len(measured)} of {len(parts)} sets" if measured else "-")
     seeds = _common(parts)
     by_seed = {seed: sum(part.by_seed[seed] for part in parts) / len(parts) for seed in seeds}
     draws = {draw: value for part in parts for draw, value in part.draws.items()}
-    return Figure(by_seed, draws, max(p.failed for p in parts), max(p.missing for p in parts))
+    return Measurement(by_seed, draws, max(p.failed for p in parts), max(p.missing for p in parts))

@@ -9,7 +9,7 @@ from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.report.tables import Row, Table
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
-from clipadapter.bench.summary import Cell, Metric, fidelity_mark, fidelity_notes, number_text
+from clipadapter.bench.summary import Cell, Metric, fidelity_mark, fidelity_notes, format_metric
 
 TRANSDUCTIVE, ORACLE = "*", "†"
 DEFAULTS = (
@@ -18,53 +18,54 @@ DEFAULTS = (
 )
 
 
-def cell_text(cell: Cell, metric: Metric) -> str:
+def format_cell(cell: Cell, metric: Metric) -> str:
     """Mean ± sd, and of how many runs if not all are there.
 
-    >>> cell_text(Cell((0.5, 0.7)), "accuracy"), cell_text(Cell((0.5, 0.7), failed=1), "accuracy")
+    >>> format_cell(Cell((0.5, 0.7)), "accuracy"), format_cell(Cell((0.5, 0.7), failed=1), "accuracy")
     ('60.0 ± 14.1', '60.0 ± 14.1 (2 of 3)')
-    >>> cell_text(Cell((0.5,)), "accuracy"), cell_text(Cell((), missing=3), "accuracy")
+    >>> format_cell(Cell((0.5,)), "accuracy"), format_cell(Cell((), missing=3), "accuracy")
     ('50.0', 'not run yet')
     """
-    have = len(cell.values)
-    if not have:
+    n_done = len(cell.values)
+    if not n_done:
         return "failed" if cell.failed else "not run yet" if cell.missing else "-"
-    spread = f" ± {number_text(cell.sd, metric)}" if have > 1 else ""
-    planned = have + cell.failed + cell.missing
-    return number_text(cell.mean, metric) + spread + (f" ({have} of {planned})" if planned > have else "")
+    spread = f" ± {format_metric(cell.sd, metric)}" if n_done > 1 else ""
+    planned = n_done + cell.failed + cell.missing
+    return format_metric(cell.mean, metric) + spread + (f" ({n_done} of {planned})" if planned > n_done else "")
 
 
-def difference_text(found: Difference | None) -> str:
+def format_difference(difference: Difference | None) -> str:
     """A difference in points with its interval.
 
-    >>> difference_text(Difference(0.012, (0.003, 0.021), 0.99, 5, 1, 0))
+    >>> format_difference(Difference(0.012, (0.003, 0.021), 0.99, 5, 1, 0))
     '+1.2 [+0.3, +2.1]'
-    >>> difference_text(Difference(-0.012, None, None, 2, 1, 0)), difference_text(None)
+    >>> format_difference(Difference(-0.012, None, None, 2, 1, 0)), format_difference(None)
     ('-1.2 (2 draws)', 'no common draw')
     """
-    if found is None:
+    if difference is None:
         return "no common draw"
-    if found.interval is None:
-        return f"{points(found.mean)} ({found.pairs} draw{'s' if found.pairs > 1 else ''})"
-    return f"{points(found.mean)} [{points(found.interval[0])}, {points(found.interval[1])}]"
+    if difference.interval is None:
+        return f"{format_points(difference.mean)} ({difference.pairs} draw{'s' if difference.pairs > 1 else ''})"
+    low, high = map(format_points, difference.interval)
+    return f"{format_points(difference.mean)} [{low}, {high}]"
 
 
-def points(share: float) -> str:
+def format_points(difference: float) -> str:
     """A difference of shares in points of a per cent, without a negative zero.
 
-    >>> points(0.0123), points(-0.0001)
+    >>> format_points(0.0123), format_points(-0.0001)
     ('+1.2', '+0.0')
     """
-    return f"{round(100 * share, 1) + 0.0:+.1f}"
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def head_text(row: Row, runs: Sequence[Run]) -> str:
+def format_head(row: Row, runs: Sequence[Run]) -> str:
     """A head's name with the text it was given and its marks."""
     name = f"{row.label} · {row.prompts}" if row.prompts else row.label
-    return f"{name} {marks(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
+    return f"{name} {head_marks(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
 
 
-def marks(runs: Iterable[Run]) -> str:
+def head_marks(runs: Iterable[Run]) -> str:
     """The marks of a head: it sees the test pictures as a whole; something was chosen with labels beyond the shots."""
     runs = list(runs)
     transductive = any(run.flags.transductive for run in runs)
@@ -72,17 +73,17 @@ def marks(runs: Iterable[Run]) -> str:
     return (TRANSDUCTIVE if transductive else "") + (ORACLE if beyond else "")
 
 
-def validation_text(runs: Iterable[Run]) -> str:
+def format_validation(runs: Iterable[Run]) -> str:
     """Which labels beyond the shots a head was given."""
-    found = {(run.flags.validation, run.flags.oracle) for run in runs}
-    texts = sorted({validation + (" + oracle" if oracle else "") for validation, oracle in found})
+    flags = {(run.flags.validation, run.flags.oracle) for run in runs}
+    texts = sorted({validation + (" + oracle" if oracle else "") for validation, oracle in flags})
     return ", ".join(text.removeprefix("none + ") for text in texts) or "-"
 
 
-def how_measured(table: Table) -> tuple[str, ...]:
+def measurement_notes(table: Table) -> tuple[str, ...]:
     """What all figures of a table rest on."""
     runs = table.all_runs
-    kinds = kind_texts(run.data.protocol for run in runs)
+    kinds = describe_test_kinds(run.data.protocol for run in runs)
     return (
         _seeds_text(runs),
         f"Test pictures: {_sizes(table)}.",
@@ -92,28 +93,28 @@ def how_measured(table: Table) -> tuple[str, ...]:
         _marks_text(table),
         DEFAULTS,
         *fidelity_notes(run.method for run in runs),
-        f"Libraries: {versions_text(runs)}.",
+        f"Libraries: {format_versions(runs)}.",
     )
 
 
-def kind_texts(found: Iterable[str]) -> list[str]:
+def describe_test_kinds(kinds: Iterable[str]) -> list[str]:
     """A text on each kind of test part that records name in `DataPart.protocol`."""
     texts: dict[str, str] = {}
     # Few-shot first, so that a stand-apart test part is said before others.
     for name in sorted(list_protocols(), key=lambda name: (name != "few-shot", name)):
         texts = {**texts, **create_protocol(name).test_kinds}
-    kinds = set(found)
-    return [text for kind, text in texts.items() if kind in kinds]
+    known_kinds = set(kinds)
+    return [text for kind, text in texts.items() if kind in known_kinds]
 
 
-def how_made(runs: Sequence[Run]) -> tuple[str, ...]:
+def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """What the figures of streams rest on."""
     templates = dict.fromkeys(template for run in runs for template in run.templates)
     return (
         _seeds_text(runs),
         _encoder_text(runs),
         f"Templates: {_some([f'“{template}”' for template in templates], 3) or 'not known'}.",
-        f"Libraries: {versions_text(runs)}.",
+        f"Libraries: {format_versions(runs)}.",
     )
 
 
@@ -130,7 +131,7 @@ def _encoder_text(runs: Sequence[Run]) -> str:
 def _sizes(table: Table) -> str:
     counts = {}
     for column in table.columns:
-        counts[str(column)] = _size(table.columns_run[column])
+        counts[str(column)] = _size(table.runs_by_column[column])
     if len(set(counts.values())) == 1 or table.axis != "test":
         return _size(table.all_runs)
     return "; ".join(f"{column} {text}" for column, text in counts.items() if text and _is_part(table, column))
@@ -147,32 +148,38 @@ def _size(runs: Sequence[Run]) -> str:
 
 
 def _range(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    values = sorted(set(numbers))
+    return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _encoders(runs: Sequence[Run]) -> str:
-    found = dict.fromkeys((run.encoder.name, run.encoder.fingerprint[:12]) for run in runs)
-    return "; ".join(f"{name} (fingerprint {fingerprint or 'unknown'})" for name, fingerprint in found)
+    encoders = dict.fromkeys((run.encoder.name, run.encoder.fingerprint[:12]) for run in runs)
+    return "; ".join(f"{name} (fingerprint {fingerprint or 'unknown'})" for name, fingerprint in encoders)
 
 
 def _templates(table: Table) -> str:
-    found: dict[str, dict[str, None]] = {}
+    texts_by_prompts: dict[str, dict[str, None]] = {}
     for row, runs in table.runs.items():
         for run in runs:
-            found.setdefault(row.prompts, {})[_some([f"“{t}”" for t in run.templates], 2) or "not known"] = None
-    return "; ".join((f"{prompts}: " if prompts else "") + " or ".join(texts) for prompts, texts in found.items())
+            texts_by_prompts.setdefault(row.prompts, {})[_some([f"“{t}”" for t in run.templates], 2) or "not known"] = (
+                None
+            )
+    return "; ".join(
+        (f"{prompts}: " if prompts else "") + " or ".join(texts) for prompts, texts in texts_by_prompts.items()
+    )
 
 
 def _marks_text(table: Table) -> str:
-    found = "".join(marks(runs) for runs in table.runs.values())
+    used_marks = "".join(head_marks(runs) for runs in table.runs.values())
     texts = [f"{TRANSDUCTIVE} transductive: the head sees the test pictures as a whole, without labels"]
     texts += [f"{ORACLE} something was chosen with labels beyond the shots: see the column validation"]
-    said = [text for text in texts if text[0] in found]
-    return f"{'; '.join(said)}." if said else "No head is transductive, none was given labels beyond the shots."
+    sentences = [text for text in texts if text[0] in used_marks]
+    return (
+        f"{'; '.join(sentences)}." if sentences else "No head is transductive, none was given labels beyond the shots."
+    )
 
 
-def versions_text(runs: Iterable[Run]) -> str:
+def format_versions(runs: Iterable[Run]) -> str:
     """Versions of the libraries and hashes of the code, those of most runs first."""
     counts = Counter((tuple(run.versions.items()), run.code[:12]) for run in runs)
     return "; or ".join(
@@ -182,16 +189,16 @@ def versions_text(runs: Iterable[Run]) -> str:
 
 
 def _some(texts: Iterable[str], limit: int) -> str:
-    found = list(texts)
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    return ", ".join(found[:limit]) + more
+    items = list(texts)
+    rest_text = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest_text
 
 
-def failures(failed: Mapping[str, Sequence[Run]]) -> list[str]:
+def failure_messages(runs_by_head: Mapping[str, Sequence[Run]]) -> list[str]:
     """Why heads failed, one sentence a head and reason."""
-    found: Counter[tuple[str, str]] = Counter()
-    for name, runs in failed.items():
-        found.update((name, run.error) for run in runs if run.error is not None)
+    counts: Counter[tuple[str, str]] = Counter()
+    for name, runs in runs_by_head.items():
+        counts.update((name, run.error) for run in runs if run.error is not None)
     return [
-        f"{name} failed{f' {n} times' if n > 1 else ''}: {error.rstrip('.')}." for (name, error), n in found.items()
+        f"{name} failed{f' {n} times' if n > 1 else ''}: {error.rstrip('.')}." for (name, error), n in counts.items()
     ]

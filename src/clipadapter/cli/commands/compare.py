@@ -86,12 +86,12 @@ def command(
 
 
 def _parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
-    from clipadapter.bench import train_and_test
+    from clipadapter.bench import split_train_test
     from clipadapter.data import load_dataset
 
     if test_from is None:
         dataset = load_dataset(shots_from)
-        return train_and_test(dataset) if {"train", "test"} <= set(dataset.splits) else (dataset, None)
+        return split_train_test(dataset) if {"train", "test"} <= set(dataset.splits) else (dataset, None)
     return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
 
 

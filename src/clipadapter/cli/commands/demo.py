@@ -73,13 +73,15 @@ def command(
 
 def _parts(data: Path | None) -> tuple[Dataset, Dataset, str]:
     """What shots are drawn from, what is tested on, and how the two were told apart."""
-    from clipadapter.bench import halves, train_and_test
+    from clipadapter.bench import split_in_halves, split_train_test
     from clipadapter.data import load_dataset, textiles
 
     dataset = textiles() if data is None else load_dataset(data)
     if {"train", "test"} <= set(dataset.splits):
-        return *train_and_test(dataset), "The shots come from train, the test pictures from test"
-    return *halves(dataset), "The shots come from every other picture of a class, the test pictures are those between"
+        return *split_train_test(dataset), "The shots come from train, the test pictures from test"
+    return *split_in_halves(
+        dataset
+    ), "The shots come from every other picture of a class, the test pictures are those between"
 
 
 def _story(train: Dataset, test: Dataset, rule: str, shots: list[int], seeds: int) -> str:

@@ -56,9 +56,9 @@ def list_(out: Output) -> None:
 @output_options
 def status(suite: str | None, folder: Path, out: Output) -> None:
     """Tell how far the suites of a folder are."""
-    from clipadapter.bench import load_study, planned_suites
+    from clipadapter.bench import list_planned_suites, load_study
 
-    names = [suite] if suite else planned_suites(folder)
+    names = [suite] if suite else list_planned_suites(folder)
     studies = [load_study(folder, name) for name in names]
     counts = [_counts(study) for study in studies]
     rows = [[one["suite"], one["asked"], one["done"], one["failed"], one["open"]] for one in counts]

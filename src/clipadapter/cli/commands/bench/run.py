@@ -25,7 +25,7 @@ from clipadapter.parsing import read_json
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
-    from clipadapter.bench.launch import Outcome
+    from clipadapter.bench.launch import SuiteResult
     from clipadapter.classifier import FewShotClassifier
 
 EXAMPLE = "Example: clipadapter bench run residual-ratio --data pictures/ --encoder lite --seeds 3"
@@ -219,7 +219,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < MANY * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _found_data(found: Outcome, folder: Path) -> dict[str, object]:
+def _found_data(found: SuiteResult, folder: Path) -> dict[str, object]:
     return {
         "suite": found.plan.suite.name,
         "made": found.made,
@@ -231,7 +231,7 @@ def _found_data(found: Outcome, folder: Path) -> dict[str, object]:
     }
 
 
-def _found_text(found: Outcome, suite: Suite, folder: Path) -> str:
+def _found_text(found: SuiteResult, suite: Suite, folder: Path) -> str:
     rate = f", {found.made / found.seconds:.1f} a second" if found.made and found.seconds else ""
     what = "streams" if suite.is_stream else "runs"
     text = f"{found.made} {what} made in {_time(found.seconds)}{rate}; {found.there} were there already"

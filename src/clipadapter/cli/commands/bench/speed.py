@@ -16,7 +16,7 @@ from clipadapter.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from clipadapter.bench.speed import Machine
+    from clipadapter.bench.speed import SpeedReport
 
 
 @click.command(epilog="Example: clipadapter bench speed pictures/ --encoder lite")
@@ -44,7 +44,7 @@ def speed(
     sources = _sources(pictures, count)
     opened = Towers(encoder, device).open(out)
     with tqdm(bar_format="{desc}", disable=not out.progress, leave=False) as bar:
-        found = measure_speed(opened, sources, batch_size=batch_size, rounds=rounds, tell=bar.set_description_str)
+        found = measure_speed(opened, sources, batch_size=batch_size, rounds=rounds, on_step=bar.set_description_str)
     out.result(_record(found, opened.info.name), _text(found))
 
 
@@ -64,7 +64,7 @@ def _sources(folder: Path | None, count: int) -> Sequence[Path | NDArray[Any]]:
     return [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
 
 
-def _text(found: Machine) -> str:
+def _text(found: SpeedReport) -> str:
     rows = [
         [
             each.backend,
@@ -91,7 +91,7 @@ def _text(found: Machine) -> str:
     return f"{about}\n\n{table(head, rows)}"
 
 
-def _record(found: Machine, encoder: str) -> dict[str, Any]:
+def _record(found: SpeedReport, encoder: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"encoder": encoder, **asdict(found)}

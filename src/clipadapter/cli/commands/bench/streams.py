@@ -12,7 +12,7 @@ from clipadapter.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
-    from clipadapter.bench.launch import Outcome
+    from clipadapter.bench.launch import SuiteResult
 
 
 def shots_or_all(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> list[int] | None:
@@ -68,11 +68,11 @@ def check_there(suite_name: str, cost: Estimate) -> None:
     Raises:
         DataError: if so; says what to do.
     """
-    from clipadapter.bench.continual.sources import missing_text
+    from clipadapter.bench.continual.sources import missing_data_message
 
     missing = [size.spec for size in cost.sizes if not size.ready]
     if missing:
-        raise DataError(missing_text(suite_name, missing, [size.spec for size in cost.sizes if size.ready]))
+        raise DataError(missing_data_message(suite_name, missing, [size.spec for size in cost.sizes if size.ready]))
 
 
 def stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
@@ -89,16 +89,16 @@ def stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
     ]
 
 
-def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str, Any], str]:
+def stream_result(suite: Suite, found: SuiteResult, folder: Path) -> tuple[dict[str, Any], str]:
     """Figures of the streams that were run: for machines, and a table for each."""
     from clipadapter.bench import load_study, stream_table
-    from clipadapter.bench.continual.summary import FIGURES, HeadRuns
-    from clipadapter.bench.report.tables import shots_text
+    from clipadapter.bench.continual.summary import CONTINUAL_METRICS, HeadRuns
+    from clipadapter.bench.report.tables import format_shots
     from clipadapter.bench.study import Setting
 
     study = load_study(folder, suite.name)
     groups: dict[Setting, list[HeadRuns]] = {}
-    for setting, runs in study.rows.items():
+    for setting, runs in study.runs_by_setting.items():
         own = [run for run in runs if run.key in found.keys]
         if own:
             groups.setdefault(setting._replace(label=""), []).append(HeadRuns(setting.label, own))
@@ -106,13 +106,13 @@ def stream_result(suite: Suite, found: Outcome, folder: Path) -> tuple[dict[str,
     for i, (where, heads) in enumerate(groups.items(), 1):
         runs = [run.model_copy(update={"head": one.label}) for one in heads for run in one.runs]
         texts.append(
-            f"{where.data}, {shots_text(where.shots)}, tasks {where.test}\n{stream_table(runs, i == len(groups))}\n"
+            f"{where.data}, {format_shots(where.shots)}, tasks {where.test}\n{stream_table(runs, i == len(groups))}\n"
         )
         data += [
             {
                 **{"data": where.data, "order": where.test, "shots": where.shots, "head": one.label},
                 "learns": one.learns,
-                **{name: one.cell(name).mean if one.cell(name).values else None for name in FIGURES},
+                **{name: one.cell(name).mean if one.cell(name).values else None for name in CONTINUAL_METRICS},
             }
             for one in heads
         ]
