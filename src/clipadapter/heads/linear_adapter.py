@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,71 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import cosine_cross_entropy
-from clipadapter.heads.training import TrainConfig, gather_views
-from clipadapter.heads.warm_start import WarmStart
+from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
+from clipadapter.heads.warm_start import WarmStart, find_warm_start
 
 WARM_START_LR_SHARE = 0.3
 """Share of the learning rate for a warm start: the penalty holds the map near its optimum, and Adam's first steps are
 as long as the rate allows."""
+ADAM_EPS = 1e-4
+"""Epsilon of Adam in the released code."""
 CLIP_SCALE = 100.0
 """Logit scale of the encoders that the paper's penalty was made for."""
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class LinearAdapterHead(TrainedHead):
+    """Base of the heads that train a change of a linear map: cross-entropy plus ``penalty`` times its squared norm.
+
+    Args:
+        penalty: strength of the pull to where the map was; "1/n" for one over the number of shots per class, as in the
+            paper; "auto" for the same times (logit scale / 100) squared, which with CLIP is one.
+        lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code.
+        schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
+        steps: optimizer steps; the last pass over the shots is completed.
+        batch_size: shots per step; None for all.
+        cycle_views: use view 1, 2 ... and 0 in turn for all pictures of a step, in place of a drawn one of each.
+    """
+
+    needs_text = True
+    supports_warm_start = True
+
+    penalty: float | str = "auto"
+    schedule: str = "cosine"
+    steps: int = 300
+    batch_size: int | None = 256  # type: ignore[assignment] # other heads have no use for None
+    cycle_views: bool = False
+
+    def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
+        """Rows and columns of the matrix that is trained."""
+        d = shots.views.shape[2]
+        return d, d
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None
+        self.penalty_ = penalty_strength(self.penalty, shots)
+        n, n_views = shots.views.shape[:2]
+        # The change is trained, not the map: the penalty is its square, and it stays exact where it is small.
+        shift = torch.zeros(self._shift_shape(shots), dtype=shots.text.dtype, requires_grad=True)
+        before = find_warm_start(self, shots, shift_=shift)
+        if before is not None:
+            shift = before.shrink("shift_", shift.detach()).requires_grad_()
+        loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
+        config = self._train_config(n, before)
+        self.loss_ = train([shift], loss, n, n_views, config, row_cost=shift.numel() + shots.text.numel())
+        self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
+
+    def _train_config(self, n: int, before: WarmStart | None) -> TrainConfig:
+        """Adam with the released code's epsilon, for as many passes over n shots as make ``steps``."""
+        rows = n if self.batch_size is None else self.batch_size
+        config = TrainConfig.from_estimator(self, optimizer="adam", batch_size=rows, min_epochs=1, eps=ADAM_EPS)
+        return config if before is None else before.shorten(config, n, WARM_START_LR_SHARE)
+
+    def _for_text(self, text: Tensor, scale: float) -> None:
+        self.weight_, self.scale_ = text, scale
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return self.scale_ * unit(apply_shift(X, self.shift_.to(X.dtype))) @ self.weight_.T.to(X.dtype)
 
 
 def apply_shift(X: Tensor, shift: Tensor) -> Tensor:
@@ -105,18 +163,3 @@ def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
     if isinstance(penalty, str) or not penalty >= 0:
         raise InputError(f"penalty must be 'auto', '1/n' or a number from 0, but is {penalty!r}")
     return float(penalty)
-
-
-def shift_config(estimator: object, n: int, batch_size: int | None, before: WarmStart | None = None) -> TrainConfig:
-    """Adam with the released code's epsilon of 1e-4, for as many passes over n shots as make ``steps``.
-
-    Args:
-        estimator: has ``lr``, ``schedule``, ``steps``, ``seed`` and ``progress``. The last pass over the shots is
-            completed.
-        n: shots.
-        batch_size: shots per step; None for all.
-        before: an earlier fit that this one continues.
-    """
-    rows = n if batch_size is None else batch_size
-    config = TrainConfig.from_estimator(estimator, optimizer="adam", batch_size=rows, min_epochs=1, eps=1e-4)
-    return config if before is None else before.shorten(config, n, WARM_START_LR_SHARE)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
@@ -163,16 +164,11 @@ class LinearProbe(Head):
         targets = some_classes(targets, X.shape[1], self.seed)
         splits = iterative_stratification(targets, self.folds, self.seed)
         regressions = [OneVsRest(X[train], targets[train]) for train, _ in splits]
-        losses: list[float] = []
-        for C in GRID:
-            losses.append(0.0)
-            for regression, (_, held) in zip(regressions, splits, strict=True):
-                regression.solve(C, SEARCH_TOL, self.max_iter)  # starts from the solution for the previous C
-                weight, bias = regression.coefficients(targets.shape[1])
-                losses[-1] += float(binary_losses(X[held] @ weight.T + bias, targets[held]).sum())
-            if losses[-1] > min(losses):
-                break
-        return GRID[losses.index(min(losses))]
+
+        def held_out_loss(rows: Tensor, logits: Tensor) -> Tensor:
+            return binary_losses(logits, targets[rows]).sum()
+
+        return self._search_C(X, regressions, [held_out for _, held_out in splits], targets.shape[1], held_out_loss)
 
     def _fit_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> None:
         from sklearn.linear_model import LogisticRegression
@@ -203,14 +199,29 @@ class LinearProbe(Head):
         if not most_labels_repeat(labels):
             return ONE_SHOT_C
         regressions = [SoftmaxRegression(X[train], labels[train]) for train, _ in splits]
+
+        def held_out_loss(rows: Tensor, logits: Tensor) -> Tensor:
+            return cross_entropy(logits, labels[rows], reduction="sum")
+
+        n_classes = int(labels.max()) + 1
+        return self._search_C(X, regressions, [held_out for _, held_out in splits], n_classes, held_out_loss)
+
+    def _search_C(
+        self,
+        X: Tensor,
+        regressions: Sequence[SoftmaxRegression],
+        held_out: Sequence[Tensor],
+        n_classes: int,
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> float:
+        """The C of the grid with the least loss of the held-out rows; `loss` gets their numbers and their logits."""
         losses: list[float] = []
         for C in GRID:
             losses.append(0.0)
-            for regression, (_, held) in zip(regressions, splits, strict=True):
+            for regression, rows in zip(regressions, held_out, strict=True):
                 regression.solve(C, SEARCH_TOL, self.max_iter)  # starts from the solution for the previous C
-                weight, bias = regression.coefficients(int(labels.max()) + 1)
-                logits = X[held] @ weight.T + bias
-                losses[-1] += float(torch.nn.functional.cross_entropy(logits, labels[held], reduction="sum"))
+                weight, bias = regression.coefficients(n_classes)
+                losses[-1] += float(loss(rows, X[rows] @ weight.T + bias))
             if losses[-1] > min(losses):
                 break  # the loss has one minimum, and the largest C take longest
         return GRID[losses.index(min(losses))]
