@@ -1,4 +1,4 @@
-"""The default: CLIP if its weights can be had, else the embedded encoder."""
+"""The default encoder: CLIP if its weights are available, else the embedded encoder."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class AutoEncoder(Encoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open the better of the two that can be had; ``info.note`` says which and why.
+        """Open the better one of the two that is available; ``info.note`` says which one and why.
 
         Raises:
-            EncoderUnavailableError: if neither can be had.
+            EncoderUnavailableError: if neither is available.
         """
         if variant:
             raise InputError(f"auto has no variants: say 'auto', not 'auto:{variant}'")
         if cached_file(REPO, FILES):
-            return _noted(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")
+            return _add_note(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")
         reason = "the weights of CLIP are not on this machine and the hub does not answer"
         if hub_answers(REPO, FILES[0]):
             try:
-                return _noted(OpenClipEncoder.open(MODEL, device), "the hub answers")
+                return _add_note(OpenClipEncoder.open(MODEL, device), "the hub answers")
             except EncoderUnavailableError as error:
                 reason = str(error)
         try:
-            return _noted(LiteEncoder.open("", device), f"{reason}; lite is {LITE_NOTE}")
+            return _add_note(LiteEncoder.open("", device), f"{reason}; lite is {LITE_NOTE}")
         except (MissingExtraError, EncoderUnavailableError) as error:
             raise EncoderUnavailableError(
                 f"no encoder can be had: {reason}, and lite is not there either ({error}). "
@@ -52,6 +52,6 @@ class AutoEncoder(Encoder):
         return [EncoderListing("auto", None, "unknown", f"open_clip:{MODEL} if it can be had, else lite")]
 
 
-def _noted(encoder: Encoder, reason: str) -> Encoder:
+def _add_note(encoder: Encoder, reason: str) -> Encoder:
     encoder.info = replace(encoder.info, note=f"auto took {encoder.info.name}: {reason}")
     return encoder

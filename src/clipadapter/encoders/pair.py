@@ -1,4 +1,4 @@
-"""Two encoders side by side, for heads that use a second look at the picture."""
+"""Two encoders as one, for heads that use the picture features of a second encoder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NOTE = "features of two encoders side by side, text of the first; for heads such
 
 @register_encoder("pair")
 class PairEncoder(Encoder):
-    """Picture features of two encoders side by side, the first one's left; text features of the first alone.
+    """Picture features of two encoders side by side, those of the first one on the left; text features of the first one.
 
-    Each half is what its encoder gives by itself, to the last bit: a picture is decoded once and prepared for both.
+    Each half equals the features of its encoder, to the last bit: a picture is decoded once and prepared for both.
 
     Args:
-        first: gives text features, logit scale and bias, too.
-        second: any; its text tower is not asked.
+        first: also gives text features, logit scale and bias.
+        second: any encoder; its text tower is not used.
 
     >>> from clipadapter.encoders.toy import ToyEncoder
     >>> info = PairEncoder(ToyEncoder(), ToyEncoder()).info
@@ -56,9 +56,9 @@ class PairEncoder(Encoder):
         """Open ``FIRST+SECOND``, two URIs.
 
         Raises:
-            InputError: if it is not two.
+            InputError: if the variant is not two URIs.
         """
-        first, second = _halves(variant)
+        first, second = _split_uris(variant)
         return cls(create_encoder(first, device), create_encoder(second, device))
 
     @classmethod
@@ -68,22 +68,23 @@ class PairEncoder(Encoder):
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
-        """(l,): both encoders' pixels in a row."""
-        return (sum(self._sizes()),)
+        """(l,): the flattened pixels of both encoders, one after the other."""
+        return (sum(self._pixel_counts()),)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """The input of both encoders in a row (l,)."""
-        return torch.cat([each.preprocess(image).flatten() for each in (self.first, self.second)])
+        """The flattened input of both encoders, (l,)."""
+        return torch.cat([encoder.preprocess(image).flatten() for encoder in (self.first, self.second)])
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, l) to (n, d1 + d2)."""
         if pixels.ndim != 2 or tuple(pixels.shape[1:]) != self.pixel_shape:
             raise InputError(f"this encoder takes pixels (n, {self.pixel_shape[0]}), but got {tuple(pixels.shape)}")
-        halves = zip((self.first, self.second), pixels.split(self._sizes(), dim=1), strict=True)
-        return torch.cat([each.encode_pixels(half.unflatten(1, each.pixel_shape)) for each, half in halves], dim=1)
+        halves = zip((self.first, self.second), pixels.split(self._pixel_counts(), dim=1), strict=True)
+        features = [encoder.encode_pixels(half.unflatten(1, encoder.pixel_shape)) for encoder, half in halves]
+        return torch.cat(features, dim=1)
 
     def towers(self) -> tuple[Tower, ...]:
-        """Those of both."""
+        """Those of both encoders."""
         first, second = self.first.towers(), self.second.towers()
         return (*first, *second) if first and second else ()
 
@@ -95,12 +96,12 @@ class PairEncoder(Encoder):
         """Texts to (k, d1), by the first encoder."""
         return self.first.encode_text(texts, batch_size)
 
-    def _sizes(self) -> list[int]:
-        return [math.prod(each.pixel_shape) for each in (self.first, self.second)]
+    def _pixel_counts(self) -> list[int]:
+        return [math.prod(encoder.pixel_shape) for encoder in (self.first, self.second)]
 
 
-def _halves(variant: str) -> tuple[str, str]:
-    """The two URIs: a plus sign may also stand in a path, so the first one that a known scheme follows counts."""
+def _split_uris(variant: str) -> tuple[str, str]:
+    """The two URIs. A path may contain a plus sign, so the split is at the first one that a known scheme follows."""
     parts = variant.split("+")
     for i in range(1, len(parts)):
         first, second = "+".join(parts[:i]), "+".join(parts[i:])

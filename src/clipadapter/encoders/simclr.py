@@ -1,4 +1,4 @@
-"""An image tower that `clipadapter.pretraining` trained on a person's own pictures; it knows no text."""
+"""An image tower that `clipadapter.pretraining` trained on the user's own pictures; it has no text tower."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class SimClrEncoder(Encoder):
     The picture feature is the network's last pooled map: 512 values, none negative.
 
     Args:
-        folder: where the encoder is.
+        folder: folder of the encoder.
         device: a torch device.
 
     Raises:
-        EncoderUnavailableError: if there is no sound encoder.
+        EncoderUnavailableError: if the folder holds no intact encoder.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
@@ -59,7 +59,7 @@ class SimClrEncoder(Encoder):
 
         Raises:
             InputError: if no folder is named.
-            EncoderUnavailableError: if there is no sound encoder in it.
+            EncoderUnavailableError: if the folder holds no intact encoder.
         """
         if not variant:
             raise InputError(
@@ -73,7 +73,7 @@ class SimClrEncoder(Encoder):
         return [EncoderListing("simclr:FOLDER", WIDTH, "unknown", NOTE)]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Short side to the size it was trained at, the middle of it, ImageNet's mean and deviation."""
+        """Scale the short side to the size of the training, crop the centre, normalize by ImageNet's mean and deviation."""
         return to_tensor(self._pixels.to_square(image), MEAN, STD)
 
     def tower(self) -> Tower:
@@ -95,10 +95,10 @@ class SimClrEncoder(Encoder):
             return torch.nn.Sequential(*layers)(self.preprocess(image)[None].to(self.device))[0].permute(1, 2, 0).cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Never.
+        """Not supported.
 
         Raises:
-            InputError: always: it has no text tower.
+            InputError: always, since the encoder has no text tower.
         """
         name = self.info.name
         raise InputError(f"{name} has no text tower: use it beside an encoder that has one, such as pair:lite+{name}")

@@ -1,4 +1,4 @@
-"""The network of the simclr encoder and its file, one safetensors file whose header says how it was made."""
+"""The network of the simclr encoder and its file format: safetensors, with a header that says how it was trained."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FILE = "encoder.safetensors"
 FORMAT = 1
 WIDTH = 512
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, as torchvision's weights want them."""
+"""Of ImageNet, as torchvision's weights expect them."""
 
 
 def empty_tower() -> Module:
-    """A ResNet-18 without its classifier, (n, 3, s, s) to (n, 512), whose values must still be loaded.
+    """A ResNet-18 without its classifier, (n, 3, s, s) to (n, 512). Its values must be loaded afterwards.
 
-    Nothing is drawn from a random stream.
+    Nothing is drawn from a random generator.
     """
     from torchvision.models import resnet18
 
@@ -39,31 +39,31 @@ def empty_tower() -> Module:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and what is known of them as one file, whole or not at all.
+    """Write tensors and facts about them as one file, atomically.
 
     Raises:
-        InputError: if it can't be written.
+        InputError: if the file can't be written.
     """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save_tensors(flat, {"facts": json.dumps({"format": FORMAT, **facts})}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, facts and SHA-256 of such a file.
+    """Tensors, facts and SHA-256 of a file that `write_tensors` wrote.
 
     Raises:
-        ValueError: if it can't be read, or a later version wrote it; the text says why.
+        ValueError: if it can't be read, or a later version wrote it; the message says why.
     """
     try:
         data = path.read_bytes()
         tensors = load_tensors(data)
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])
-        number = facts.pop("format")
+        format_number = facts.pop("format")
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} can't be read: {error}") from error
-    if number != FORMAT:
-        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}: update clipadapter")
+    if format_number != FORMAT:
+        raise ValueError(f"{path} has format {format_number}, this version reads {FORMAT}: update clipadapter")
     return tensors, facts, hashlib.sha256(data).hexdigest()
 
 
@@ -71,7 +71,7 @@ def load_tower(folder: Path) -> tuple[Module, int, str]:
     """The trained tower in a folder, the side of its input in pixels, and the SHA-256 of its file.
 
     Raises:
-        EncoderUnavailableError: if there is none, or it is damaged.
+        EncoderUnavailableError: if there is no tower, or it is damaged.
     """
     path = folder / FILE
     if not path.is_file():

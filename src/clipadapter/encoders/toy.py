@@ -1,4 +1,4 @@
-"""A toy for tests: no weights, no learning, but colour words meet pictures of their colour."""
+"""A toy encoder for tests: it has no learned weights, but colour words match pictures of their colour."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from clipadapter.errors import InputError
 from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection, TextTower, WordTower
 
-SIZE = 32
+IMAGE_SIZE = 32
 WIDTH = 32
 GRID = 8
-PIXELS = PixelSpec(SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PIXELS = PixelSpec(IMAGE_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 NOTE = "tests only: knows colours and nothing else"
 COLOURS = {
     "red": (255, 0, 0),
@@ -39,7 +39,7 @@ COLOURS = {
 class ToyEncoder(Encoder):
     """Random projection of the picture shrunk to 8 x 8; a colour word has the feature of a square of its colour.
 
-    Other words have small random vectors that depend on nothing but the word; a text is the sum of its words.
+    Other words have short random vectors that depend only on the word. The feature of a text is the sum of its words.
 
     Args:
         device: a torch device.
@@ -53,12 +53,12 @@ class ToyEncoder(Encoder):
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        stream = torch.Generator().manual_seed(0)
-        self._projection = torch.randn(3 * GRID * GRID, WIDTH, generator=stream).div(3 * GRID * GRID).to(device)
+        generator = torch.Generator().manual_seed(0)
+        self._projection = torch.randn(3 * GRID * GRID, WIDTH, generator=generator).div(3 * GRID * GRID).to(device)
         fingerprint = hashlib.blake2b(b"toy 2", digest_size=16).hexdigest()
-        squares = [Image.new("RGB", (SIZE, SIZE), colour) for colour in COLOURS.values()]
+        squares = [Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), colour) for colour in COLOURS.values()]
         self._tower = WordTower(dict(zip(COLOURS, self.encode_images(squares), strict=True)), WIDTH)
-        self.info = EncoderInfo("toy", WIDTH, SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
+        self.info = EncoderInfo("toy", WIDTH, IMAGE_SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> ToyEncoder:
@@ -73,43 +73,43 @@ class ToyEncoder(Encoder):
         return [EncoderListing("toy", WIDTH, "Apache-2.0", NOTE)]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Short side to 32, the middle of it, values to -1 .. 1."""
+        """Scale the short side to 32, crop the centre, scale values to -1 .. 1."""
         return to_tensor(PIXELS.to_square(image), PIXELS.mean, PIXELS.std)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 32, 32) to (n, 32)."""
-        check_pixels(pixels, SIZE)
+        check_pixels(pixels, IMAGE_SIZE)
         with torch.inference_mode():
-            small = torch.nn.functional.adaptive_avg_pool2d(pixels.to(self.device), GRID).flatten(1)
-            # Row by row: a matrix product may round a row otherwise in a batch of another size.
-            rows = [row @ self._projection for row in small]
+            pooled = torch.nn.functional.adaptive_avg_pool2d(pixels.to(self.device), GRID).flatten(1)
+            # Row by row: the rounding of a matrix product may depend on the size of the batch.
+            rows = [row @ self._projection for row in pooled]
             return torch.stack(rows).cpu() if rows else torch.empty(0, WIDTH)
 
     def towers(self) -> tuple[Tower, ...]:
-        """The same projection as a graph, which may round a row otherwise in a batch of another size.
+        """The same projection as a graph, whose rounding may depend on the size of the batch.
 
-        No `tower`: there is nothing to be faster at.
+        There is no `tower`: no backend would be faster.
         """
-        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(GRID), torch.nn.Flatten(), _Product(self._projection))
+        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(GRID), torch.nn.Flatten(), _MatrixProduct(self._projection))
         return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network.eval()),)
 
     def text_tower(self) -> TextTower:
-        """The words' vectors."""
+        """The word vectors."""
         return self._tower
 
     def projection(self) -> Projection:
-        """The identity: features are taken for what comes before it."""
+        """The identity: features count as the input of the projection."""
         return Projection(torch.eye(WIDTH))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, 32)."""
-        different, places = unique_texts(texts)
-        tokens = [torch.tensor(each) for each in self._tower.tokenize(different)]
-        lengths = torch.tensor([len(each) for each in tokens])
-        return self._tower.encode(self._tower.embed(pad_sequence(tokens, batch_first=True)), lengths)[places]
+        different, index = unique_texts(texts)
+        tokens = [torch.tensor(ids) for ids in self._tower.tokenize(different)]
+        lengths = torch.tensor([len(ids) for ids in tokens])
+        return self._tower.encode(self._tower.embed(pad_sequence(tokens, batch_first=True)), lengths)[index]
 
 
-class _Product(torch.nn.Module):
+class _MatrixProduct(torch.nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight: Tensor
