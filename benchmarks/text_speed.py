@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipadapter.data import get_templates
 from clipadapter.encoders.lite import MAX_TOKENS, MiniLm
-from clipadapter.encoders.open_clip_text import PlainTextTower
+from clipadapter.encoders.open_clip_text import UnpaddedTextTower
 from clipadapter.imagenet import imagenet_names
 
 BATCH = 256
@@ -38,7 +38,7 @@ def clip(model_name: str, texts: list[str]) -> tuple[Callable[[], Tensor], Calla
         torch.manual_seed(0)
         model = open_clip.create_model(model_name).eval()
     tokenizer = open_clip.get_tokenizer(model_name)
-    tower = PlainTextTower(model, "cpu")
+    tower = UnpaddedTextTower(model, "cpu")
 
     def padded() -> Tensor:
         return torch.cat([model.encode_text(some) for some in tokenizer(texts).split(BATCH)])

@@ -1,4 +1,4 @@
-"""What is done to pixels before a tower sees them; the scaling itself is in `tests/encoders/test_images.py`."""
+"""What is done to pixels before a tower sees them; the scaling itself is in `tests/encoders/test_inputs.py`."""
 
 import pytest
 

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 
 from clipadapter.encoders import auto, create_encoder, hub
-from clipadapter.encoders.open_clip import _files
+from clipadapter.encoders.open_clip import _weights_files
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 
 
@@ -17,7 +17,7 @@ def no_weights(monkeypatch):
 
 
 def test_its_files_are_those_of_open_clip():
-    assert _files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.REPO, auto.FILES)
+    assert _weights_files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.REPO, auto.FILES)
 
 
 def test_without_weights_and_hub_it_is_lite(no_weights, monkeypatch):
@@ -76,7 +76,7 @@ def test_offline_mode_is_no_answer(monkeypatch):
 
 def test_a_network_that_hangs_is_not_waited_for(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(hub, "_ask", lambda repo, name, timeout: release.wait(30))
+    monkeypatch.setattr(hub, "_request", lambda repo, name, timeout: release.wait(30))
     start = time.monotonic()
     assert not hub.hub_answers("owner/repo", "file", timeout=0.05)
     assert time.monotonic() - start < 5

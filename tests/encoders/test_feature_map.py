@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from clipadapter.encoders import create_encoder, with_backend, with_unprojected
-from clipadapter.encoders.open_clip import find_patches
+from clipadapter.encoders.open_clip import encode_patches
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.pretraining._trainee import Trainee
 
@@ -96,7 +96,7 @@ def test_a_network_of_timm_that_takes_the_mean_has_patches_whose_mean_is_the_fea
         visual = TimmModel("resnet18", 16, image_size=64, pool="", proj="linear").eval()
         pixels = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        patches = find_patches(visual, pixels)
+        patches = encode_patches(visual, pixels)
         assert patches.shape == (2, 2, 16)
         torch.testing.assert_close(patches.mean(dim=(0, 1)), visual(pixels)[0], atol=1e-4, rtol=1e-4)
 
@@ -107,7 +107,7 @@ def test_towers_that_are_not_known_have_no_patches(opened, picture):
     assert opened("pair:toy+lite").patch_features(image) is None
     assert with_unprojected(opened("tiny")).patch_features(image) is None
     visual = TimmModel("vit_tiny_patch16_224", 16, pool="token", proj="linear").eval()
-    assert find_patches(visual, torch.zeros(1, 3, 224, 224)) is None
+    assert encode_patches(visual, torch.zeros(1, 3, 224, 224)) is None
 
 
 def test_an_backend_leaves_patches_to_the_encoder(opened, picture):

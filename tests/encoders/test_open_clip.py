@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from clipadapter.encoders import create_encoder
 from clipadapter.encoders import open_clip as open_clip_module
-from clipadapter.encoders.open_clip import OpenClipEncoder, find_tag, licence, weights_on_disk
+from clipadapter.encoders.open_clip import OpenClipEncoder, find_pretrained, is_downloaded, weights_licence
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
 FAMILIES = ["RN50", "ViT-B-32", "SigLIP"]
@@ -117,7 +117,7 @@ def test_fingerprint_knows_the_weights(change, opened, write_model, folders, tmp
 def test_fingerprint_knows_the_tokenizer(opened):
     encoder = opened("tiny")
     prints = {
-        open_clip_module.fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
+        open_clip_module.compute_fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
         for tokenizer in (lambda texts: torch.zeros(1), lambda texts: torch.ones(1), encoder._tokenizer)
     }
     assert len(prints) == 3
@@ -129,10 +129,10 @@ def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, narrow_clip, 
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert not weights_on_disk("ViT-B-32", "laion2b_s34b_b79k")
+    assert not is_downloaded("ViT-B-32", "laion2b_s34b_b79k")
     name = "open_clip_model.safetensors"
     (repo / "snapshots" / "abc" / name).symlink_to(folders["ViT-B-32"] / name)
-    assert weights_on_disk("ViT-B-32", "laion2b_s34b_b79k")
+    assert is_downloaded("ViT-B-32", "laion2b_s34b_b79k")
 
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
     info = create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k").info
@@ -146,7 +146,7 @@ def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, narrow_clip, 
 
 def test_a_tag_brings_its_own_preprocessing(monkeypatch):
     monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: "weights.safetensors")
-    source = find_tag("ViT-B-16-SigLIP2-256", "webli")
+    source = find_pretrained("ViT-B-16-SigLIP2-256", "webli")
     assert source.licence == "Apache-2.0"
     assert source.preprocess["resize_mode"] == "squash"
     assert source.preprocess["mean"] == (0.5, 0.5, 0.5)
@@ -212,7 +212,7 @@ def test_listing_names_only_what_can_be_opened():
     ],
 )
 def test_licence_is_the_makers_or_unknown(tag, repo, wanted):
-    assert licence(tag, repo) == wanted
+    assert weights_licence(tag, repo) == wanted
 
 
 class Evil:

@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders.inputs import TOKENS, batches
-from clipadapter.encoders.open_clip_text import PlainTextTower, find_causal
+from clipadapter.encoders.inputs import MAX_BATCH_TOKENS, length_batches
+from clipadapter.encoders.open_clip_text import UnpaddedTextTower, find_causal_tower
 from clipadapter.errors import InputError
 
 CONTEXT = 77
@@ -40,7 +40,7 @@ def make(text, kind=open_clip.CLIP, **more):
 
 def encode(model, texts, batch_size=256):
     """Features, and how many tokens each call of the transformer saw."""
-    tower = PlainTextTower(model, "cpu")
+    tower = UnpaddedTextTower(model, "cpu")
     seen = []
     parts = getattr(model, "text", model)
     hook = parts.transformer.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[:2])))
@@ -80,19 +80,19 @@ def test_coca_is_left_to_the_model():
     text = {"embed_cls": True, "output_tokens": True, "context_length": 76}
     model = make(text, open_clip.CoCa, multimodal_cfg={"width": 32, "heads": 2, "layers": 1, "context_length": 76})
     tokens = open_clip.tokenize(TEXTS[:3], context_length=76)
-    assert find_causal(model) is None
+    assert find_causal_tower(model) is None
     with torch.inference_mode():
         wanted = model.encode_text(tokens, normalize=False)
-        torch.testing.assert_close(PlainTextTower(model, "cpu")(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(UnpaddedTextTower(model, "cpu")(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_class_token_is_left_to_the_model():
-    assert find_causal(make({"embed_cls": True}, open_clip.CustomTextCLIP)) is None
+    assert find_causal_tower(make({"embed_cls": True}, open_clip.CustomTextCLIP)) is None
 
 
 def test_siglip_is_left_to_the_model(opened):
-    assert find_causal(opened("SigLIP")._model) is None
-    assert find_causal(opened("tiny")._model) is not None
+    assert find_causal_tower(opened("SigLIP")._model) is None
+    assert find_causal_tower(opened("tiny")._model) is not None
 
 
 def test_a_derived_model_is_left_to_itself():
@@ -106,12 +106,12 @@ def test_a_derived_model_is_left_to_itself():
 
 def test_a_tower_that_gives_something_else_is_left_to_the_model():
     model = make({})
-    cut = find_causal(model)
-    tower = PlainTextTower(model, "cpu")
+    cut = find_causal_tower(model)
+    tower = UnpaddedTextTower(model, "cpu")
     model.attn_mask.zero_()  # not causal any more, which nobody noticed
     tokens = open_clip.tokenize(TEXTS[:3])
     with torch.inference_mode():
-        short = cut(tokens[:, :20], cut.ends(tokens))
+        short = cut(tokens[:, :20], cut.end_positions(tokens))
         wanted = own(model, TEXTS[:3])
         assert ((short - wanted).norm(dim=1) > 1e-2 * wanted.norm(dim=1)).all()
         for _ in range(2):
@@ -120,7 +120,7 @@ def test_a_tower_that_gives_something_else_is_left_to_the_model():
 
 def test_the_comparison_is_made_once_and_with_a_text_that_was_cut():
     model = make({})
-    tower, calls = PlainTextTower(model, "cpu"), []
+    tower, calls = UnpaddedTextTower(model, "cpu"), []
     plain = model.encode_text
     model.encode_text = lambda tokens, normalize: calls.append(tuple(tokens.shape)) or plain(tokens, normalize)
     with torch.inference_mode():
@@ -145,18 +145,18 @@ def test_the_encoder_cuts_and_keeps_the_order(opened):
 
 def test_batches_hold_neighbours_and_few_tokens():
     lengths = torch.randint(3, 78, (300,), generator=torch.Generator().manual_seed(0)).tolist()
-    found = list(batches(lengths, 40))
+    found = list(length_batches(lengths, 40))
     assert sorted(place for batch in found for place in batch) == list(range(300))
     ordered = [lengths[place] for batch in found for place in batch]
     assert ordered == sorted(lengths)
-    assert all(len(batch) <= 40 and len(batch) * max(lengths[i] for i in batch) <= TOKENS for batch in found)
+    assert all(len(batch) <= 40 and len(batch) * max(lengths[i] for i in batch) <= MAX_BATCH_TOKENS for batch in found)
 
 
 def test_a_text_longer_than_a_batch_is_alone():
-    assert list(batches([TOKENS + 1, 5, TOKENS + 1], 9)) == [[1], [0], [2]]
+    assert list(length_batches([MAX_BATCH_TOKENS + 1, 5, MAX_BATCH_TOKENS + 1], 9)) == [[1], [0], [2]]
 
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_batch_of_no_texts_is_refused(size):
     with pytest.raises(InputError, match=f"batch_size must be 1 or more, but is {size}"):
-        list(batches([1, 2], size))
+        list(length_batches([1, 2], size))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders.pair import PairEncoder, _halves
+from clipadapter.encoders.pair import PairEncoder, _split_uris
 from clipadapter.errors import FingerprintError, InputError, UnknownNameError
 
 
@@ -46,7 +46,7 @@ def test_fingerprint_knows_both_and_their_order(opened):
     ],
 )
 def test_a_plus_sign_in_a_path_does_not_part(rest, halves):
-    assert _halves(rest) == halves
+    assert _split_uris(rest) == halves
 
 
 @pytest.mark.parametrize("rest", ["", "toy", "toy+", "+toy", "toy+lit"])

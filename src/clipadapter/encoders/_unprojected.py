@@ -1,4 +1,8 @@
-"""An encoder that also gives what its picture features are projected from, for heads that train the projection."""
+"""An encoder that also gives the inputs of its projection, for heads that train the projection.
+
+The name of the module begins with an underscore because the package imports it. No module imports another one that
+registers an encoder.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,20 @@ from clipadapter.backends import Tower
 from clipadapter.encoders.backend import BackendEncoder, with_backend
 from clipadapter.encoders.base import Encoder, EncoderListing
 from clipadapter.encoders.inputs import check_pixels
-from clipadapter.encoders.projection import with_projection
-from clipadapter.encoders.registry import create_encoder, encoder_info, list_encoders, register_encoder
+from clipadapter.encoders.projection import replace_projection
+from clipadapter.encoders.registry import create_encoder, register_encoder, schemes_with
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection, TextTower
 
 NOTE = "features of an encoder, and behind each what it is projected from; for heads such as prolip"
 
 
-# Not in a module called `unprojected`: the package would then hold that module in place of the function.
 @register_encoder("unprojected")
 class UnprojectedEncoder(Encoder):
-    """Picture features (d) and, behind them, what comes before the encoder's projection (p); its text features.
+    """Picture features (d), followed by the input of the encoder's projection (p); text features of the encoder.
 
-    The image tower is the encoder's with a wider last step, the projection and the identity side by side. So backends
-    run it as any other.
+    The image tower is that of the encoder with a wider last step: the projection and the identity side by side. So
+    every backend can run it.
 
     Args:
         projected: an encoder whose image tower ends in a projection; see `Encoder.projection`.
@@ -40,11 +43,10 @@ class UnprojectedEncoder(Encoder):
     def __init__(self, projected: Encoder) -> None:
         projection, tower, info = projected.projection(), projected.tower(), projected.info
         if projection is None or tower is None:
-            able = [name for name in list_encoders() if encoder_info(name).cls.projection is not Encoder.projection]
             raise InputError(
                 f"the image tower of {info.name} ends in no linear projection that can be taken apart; those of "
-                f"{', '.join(able)} do, but for SigLIP and a few other models of open_clip. Use the head 'rla', which "
-                "needs none"
+                f"{schemes_with('projection')} do, but for SigLIP and a few other models of open_clip. Use the head "
+                "'rla', which needs none"
             )
         self.projected, self.device = projected, projected.device
         p, d = projection.weight.shape
@@ -56,7 +58,7 @@ class UnprojectedEncoder(Encoder):
             text_dim=d,
             fingerprint=hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(),
         )
-        module = with_projection(tower.module, _beside_identity(projection))
+        module = replace_projection(tower.module, _append_identity(projection))
         self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, tower.pixels, module)
 
     @classmethod
@@ -64,7 +66,7 @@ class UnprojectedEncoder(Encoder):
         """Open ``ENCODER``, a URI.
 
         Raises:
-            InputError: if there is none, or it has no projection.
+            InputError: if the variant is empty, or the encoder has no projection.
         """
         if not variant:
             raise InputError("'unprojected:' names no encoder: say unprojected:ENCODER, such as unprojected:auto")
@@ -89,7 +91,7 @@ class UnprojectedEncoder(Encoder):
         return features
 
     def tower(self) -> Tower:
-        """The encoder's, with the wider last step."""
+        """The tower of the encoder with the wider last step."""
         return self._tower
 
     def text_tower(self) -> TextTower | None:
@@ -102,15 +104,15 @@ class UnprojectedEncoder(Encoder):
 
 
 def with_unprojected(encoder: Encoder) -> Encoder:
-    """The same encoder, its picture features followed by what they are projected from.
+    """The same encoder, with picture features that are followed by the input of its projection.
 
     Args:
-        encoder: an encoder whose image tower ends in a projection. If that is the identity, as with ``lite``, it is
-            given back as it is. One that a backend runs is run by that backend again, but in int8, for which the
-            pictures that it was calibrated with would be needed: then by torch in fp32.
+        encoder: an encoder whose image tower ends in a projection. If that is the identity, as with ``lite``, the
+            encoder is returned unchanged. An encoder that a backend runs keeps its backend and precision, except int8:
+            that would need the pictures it was calibrated with, so torch runs it in fp32.
 
     Returns:
-        An encoder of features (d + p); `EncoderInfo.text_dim` says d.
+        An encoder of features (d + p); `EncoderInfo.text_dim` is d.
 
     Raises:
         InputError: if its image tower ends in no projection, as that of SigLIP.
@@ -124,12 +126,12 @@ def with_unprojected(encoder: Encoder) -> Encoder:
             return encoder
         return plain if info.precision == "int8" else with_backend(plain, info.backend, info.precision)
     projection = encoder.projection()
-    done = isinstance(encoder, UnprojectedEncoder) or (projection is not None and _is_identity(projection))
-    return encoder if done else UnprojectedEncoder(encoder)
+    has_unprojected = isinstance(encoder, UnprojectedEncoder) or (projection is not None and _is_identity(projection))
+    return encoder if has_unprojected else UnprojectedEncoder(encoder)
 
 
-def _beside_identity(projection: Projection) -> Projection:
-    """(p, d) to (p, d + p): what it gives is followed by what it was given."""
+def _append_identity(projection: Projection) -> Projection:
+    """(p, d) to (p, d + p): the output is followed by the input."""
     weight, bias = projection.weight, projection.bias
     wide = torch.cat([weight, torch.eye(len(weight))], dim=1)
     return Projection(wide, None if bias is None else torch.cat([bias, torch.zeros(len(weight))]))

@@ -1,4 +1,4 @@
-"""An encoder whose image tower another backend runs, or in another precision; texts stay with the encoder itself."""
+"""An encoder whose image tower runs in another backend or precision; the encoder itself encodes texts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class BackendEncoder(Encoder):
     Args:
         plain: the encoder itself.
         tower: its image tower.
-        run: the tower made ready.
-        backend: what runs it.
-        precision: in which it runs.
-        calibration: digest of the pictures for int8.
+        run: runs the tower in the backend.
+        backend: name of the backend.
+        precision: precision of the tower.
+        calibration: digest of the pictures that int8 was calibrated with.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BackendEncoder(Encoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Never: it has no scheme of its own.
+        """Not supported: the class has no scheme.
 
         Raises:
             InputError: always.
@@ -54,7 +54,7 @@ class BackendEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """Nothing: every encoder is listed by itself."""
+        """Nothing: the encoders list themselves."""
         return []
 
     @property
@@ -63,7 +63,7 @@ class BackendEncoder(Encoder):
         return (self.pixels.size, self.pixels.size, 3)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """The square that the tower sees, as (s, s, 3) uint8: mean and deviation are the backend's part."""
+        """The square that the tower sees, as (s, s, 3) uint8: the backend normalizes it."""
         return torch.from_numpy(np.array(self.pixels.to_square(image)))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class BackendEncoder(Encoder):
 def precision_fingerprint(fingerprint: str, backend: str, precision: str, calibration: str = "") -> str:
     """Fingerprint of an encoder in another precision.
 
-    Features in full precision are the same whatever backend made them, so that these share one; nearly so in bf16. What
-    int8 gives hangs on the backend and on the pictures it was calibrated with.
+    All backends give the same features in full precision, and nearly the same in bf16, so they share a fingerprint.
+    Features in int8 depend on the backend and on the pictures it was calibrated with.
     """
     if precision == "fp32":
         return fingerprint
@@ -120,14 +120,14 @@ def precision_fingerprint(fingerprint: str, backend: str, precision: str, calibr
 def with_backend(
     encoder: Encoder, backend: str = "torch", precision: str = "fp32", calibration: Calibration | None = None
 ) -> Encoder:
-    """The same encoder, its image tower run by another backend or in another precision.
+    """The same encoder, with an image tower that runs in another backend or precision.
 
     Args:
-        encoder: any; one that can't be converted is given back as it is for torch and fp32.
+        encoder: any; if it can't be converted, torch and fp32 return it unchanged.
         backend: see ``clipadapter.backends.list_backends()``.
-        precision: "fp32" gives the same features to rounding; "bf16" and "int8" near ones, which have another
+        precision: "fp32" gives the same features up to rounding; "bf16" and "int8" give similar ones with another
             fingerprint.
-        calibration: pictures that int8 sets its ranges by.
+        calibration: pictures that set the ranges of int8.
 
     Raises:
         UnknownNameError: if no backend has the name.
@@ -141,12 +141,12 @@ def with_backend(
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}")
     plain = encoder.plain if isinstance(encoder, BackendEncoder) else encoder
-    made = create_backend(backend, device=plain.device)
+    runtime = create_backend(backend, device=plain.device)
     tower = plain.tower()
     if tower is None:
         if (backend, precision) == ("torch", "fp32"):
             return plain
         raise InputError(f"the image tower of {plain.info.name} can't be converted: use backend 'torch' and fp32")
-    run = made.prepare(tower, precision, calibration)
+    run = runtime.prepare(tower, precision, calibration)
     digest = calibration.digest if calibration is not None and precision == "int8" else ""
     return BackendEncoder(plain, tower, run, backend, precision, digest)

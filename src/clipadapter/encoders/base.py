@@ -1,4 +1,4 @@
-"""What an encoder is: two frozen towers and the facts that must never be guessed."""
+"""The base class of encoders: two frozen towers, and the facts about them that must never be guessed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ class EncoderInfo:
     """Facts about an encoder.
 
     Args:
-        name: its URI; opening this again gives the same encoder.
-        dim: width d of picture features, and of text features but for ``text_dim``.
+        name: its URI; opening the URI again gives the same encoder.
+        dim: width d of picture features, and of text features unless ``text_dim`` is given.
         image_size: side of the square input in pixels.
-        logit_scale: ``exp(logit_scale)`` of the model, what cosines are multiplied by.
+        logit_scale: ``exp(logit_scale)`` of the model; cosines are multiplied by it.
         logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
         licence: licence of the weights, or "unknown".
         fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
-        note: what a person should know, such as why ``auto`` took this encoder; may be empty.
-        text_dim: width of text features if it is another: the first columns of picture features then go with them.
-        backend: what runs the image tower.
-        precision: in which it runs: "fp32", "bf16" or "int8"; part of the fingerprint.
+        note: what a user should know, such as why ``auto`` took this encoder; may be empty.
+        text_dim: width of text features if it differs from ``dim``: they are compared with the first columns of picture
+            features.
+        backend: name of the backend that runs the image tower.
+        precision: precision of the image tower: "fp32", "bf16" or "int8"; part of the fingerprint.
         calibration: digest of the pictures that int8 was calibrated with, else empty; part of the fingerprint.
     """
 
@@ -55,7 +56,7 @@ class EncoderListing:
         name: URI.
         dim: feature width, or None if not known before opening.
         licence: licence of the weights, or "unknown".
-        note: what it is for.
+        note: purpose of the encoder.
     """
 
     name: str
@@ -67,8 +68,8 @@ class EncoderListing:
 class Encoder(ABC):
     """Two frozen towers: pictures and texts to raw float32 features, of one width unless ``info`` says otherwise.
 
-    The encoder owns resizing, interpolation, mean and deviation, tokenizer, padding, lower-casing. A subclass
-    gives ``info``, ``device``, `open`, `preprocess`, `encode_pixels` and `encode_text`.
+    The encoder owns resizing, interpolation, mean and deviation, tokenizer, padding and lower-casing. A subclass
+    defines ``info``, ``device``, `open`, `listing`, `preprocess`, `encode_pixels` and `encode_text`.
     """
 
     info: EncoderInfo
@@ -76,13 +77,18 @@ class Encoder(ABC):
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
-        """Shape of what `preprocess` gives: (3, s, s), unless the encoder packs the input of several towers."""
+        """Shape of the result of `preprocess`: (3, s, s), unless the encoder packs the input of several towers."""
         return (3, self.info.image_size, self.info.image_size)
 
     @classmethod
     @abstractmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open by what follows the scheme in the URI (empty if nothing does)."""
+        """Open an encoder.
+
+        Args:
+            variant: what follows the scheme in the URI; may be empty.
+            device: a torch device.
+        """
 
     @classmethod
     @abstractmethod
@@ -93,10 +99,10 @@ class Encoder(ABC):
     def preprocess(self, image: Image.Image) -> Tensor:
         """An RGB picture of any size to the tower's input (3, s, s) float32, on CPU; see `pixel_shape`.
 
-        An encoder that a backend runs gives plain values (s, s, 3) uint8 instead.
+        An encoder that a backend runs returns plain values (s, s, 3) uint8 instead.
 
-        Safe to call from threads. A picture that is already (s, s) is neither resized nor cropped: augmented
-        views rely on it.
+        Safe to call from threads. A picture of size (s, s) is neither resized nor cropped: augmented views rely on
+        that.
         """
 
     @abstractmethod
@@ -112,36 +118,36 @@ class Encoder(ABC):
         """
 
     def tower(self) -> Tower | None:
-        """The image tower as backends take it; None, the default, if only the encoder itself can run it."""
+        """The image tower for backends; None, the default, if only the encoder itself can run it."""
         return None
 
     def towers(self) -> tuple[Tower, ...]:
-        """The image towers whose features lie side by side; empty if only the encoder itself can run them."""
+        """The image towers whose features are concatenated; empty if only the encoder itself can run them."""
         tower = self.tower()
         return () if tower is None else (tower,)
 
     def text_tower(self) -> TextTower | None:
-        """The text tower, open to token embeddings; None, the default, if prompts can't be learned with it."""
+        """The text tower, which takes token embeddings; None, the default, if prompts can't be learned with it."""
         return None
 
     def projection(self) -> Projection | None:
         """The last, linear step of the image tower, in float32 on the CPU; None, the default, if it has none.
 
-        The identity says that features can be taken for what comes before it. `clipadapter.encoders.with_unprojected`
-        gives both sides of any other, by `tower`.
+        The identity means that features are also the input of the projection. For any other projection
+        `clipadapter.encoders.with_unprojected` gives its input and output, by way of `tower`.
         """
         return None
 
     def tunable_copy(self) -> Encoder | None:
-        """A second encoder on the same weights, for methods that change them; None, the default, if they can't be.
+        """A second encoder on the same weights, for methods that change weights; None, the default, if they can't.
 
-        What is put in the place of a module or weight of ``tower().module`` or ``text_tower().network()`` of the
-        second one changes that one alone. Who does so gives it a fingerprint of its own.
+        To replace a module or weight of ``tower().module`` or ``text_tower().network()`` of the copy leaves the
+        original unchanged. Whoever changes the copy gives it another fingerprint.
         """
         return None
 
     def patch_features(self, image: Image.Image) -> Tensor | None:
-        """What the image tower says of each part of a picture.
+        """Features of the parts of a picture.
 
         Args:
             image: RGB, of any size.

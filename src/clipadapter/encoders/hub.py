@@ -1,15 +1,14 @@
-"""Is something on the hub, or already on this machine: asked without ever waiting long."""
+"""Is a file on the Hugging Face Hub, or in its cache on this machine? Both checks end within seconds."""
 
 from __future__ import annotations
 
 import threading
 
-TIMEOUT = 3.0
-"""Seconds that the hub has to answer."""
+TIMEOUT_SECONDS = 3.0
 
 
 def cached_file(repo: str, names: list[str]) -> str | None:
-    """Path of the first of these files that the hub's cache on this machine has; asks no network.
+    """Path of the first of these files in the hub's cache on this machine; makes no request.
 
     Args:
         repo: such as ``laion/CLIP-ViT-B-32-laion2B-s34B-b79K``.
@@ -18,36 +17,36 @@ def cached_file(repo: str, names: list[str]) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
     for name in names:
-        found = try_to_load_from_cache(repo, name)
-        if isinstance(found, str):
-            return found
+        path = try_to_load_from_cache(repo, name)
+        if isinstance(path, str):
+            return path
     return None
 
 
-def hub_answers(repo: str, name: str, timeout: float = TIMEOUT) -> bool:
-    """Whether the hub knows the repository of a file now.
+def hub_answers(repo: str, name: str, timeout: float = TIMEOUT_SECONDS) -> bool:
+    """Whether the hub can be reached and knows the repository.
 
     Args:
         repo: such as ``laion/CLIP-ViT-B-32-laion2B-s34B-b79K``.
-        name: a file that is asked for; it need not exist.
-        timeout: seconds to wait at most.
+        name: the file to request; it need not exist.
+        timeout: maximum seconds to wait.
     """
     answer: list[bool] = []
-    # A thread, since looking up a name can hang far longer than any timeout of the request itself.
-    thread = threading.Thread(target=lambda: answer.append(_ask(repo, name, timeout)), daemon=True)
+    # In a thread, since a DNS lookup can take far longer than the timeout of the request.
+    thread = threading.Thread(target=lambda: answer.append(_request(repo, name, timeout)), daemon=True)
     thread.start()
     thread.join(timeout)
     return answer == [True]
 
 
-def _ask(repo: str, name: str, timeout: float) -> bool:
+def _request(repo: str, name: str, timeout: float) -> bool:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        # A log-in page in between answers too, but knows no commit.
+        # The log-in page of a network answers too, but without a commit.
         return get_hf_file_metadata(hf_hub_url(repo, name), timeout=timeout).commit_hash is not None
     except EntryNotFoundError:
         return True
-    except Exception:  # which class a dead network raises depends on the version of the hub's client
+    except Exception:  # the class depends on the version of huggingface_hub
         return False

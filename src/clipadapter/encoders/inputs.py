@@ -1,4 +1,4 @@
-"""What encoders do with their input before a tower sees it: checks, pixels to tensors, batches of texts."""
+"""What encoders do with their input before a tower gets it: checks, pixels to tensors, batches of texts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,38 @@ from torch import Tensor
 
 from clipadapter.errors import InputError
 
+MAX_BATCH_TOKENS = 512
+"""Tokens in a batch of texts, padding included. On a CPU 256 to 2,048 are equally fast; more do not fit its cache."""
+
+Tokenize = Callable[[Sequence[str]], list[list[int]]]
+
 
 def check_pixels(pixels: Tensor, size: int) -> None:
-    """Refuse what is not a batch (n, 3, size, size).
+    """Check that pixels are a batch (n, 3, size, size).
 
     Raises:
-        InputError: if the shape is another one.
+        InputError: if they have another shape.
     """
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
         raise InputError(f"this encoder takes pixels (n, 3, {size}, {size}), but got {tuple(pixels.shape)}")
 
 
+def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """An RGB picture (h, w, 3), values 0 .. 255, to (3, h, w) float32, ``(value / 255 - mean) / std`` in each channel.
+
+    >>> to_tensor(np.full((2, 2, 3), 255), mean=(0.5,) * 3, std=(0.5,) * 3)[:, 0, 0]
+    tensor([1., 1., 1.])
+    """
+    values = np.asarray(image, dtype=np.float32) / 255
+    normalized = (values - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
+    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Each different text once, in order of first appearance, and where each given text is among them.
+    """The different texts in order of first appearance, and the index among them of each text.
 
     Raises:
-        InputError: if there are no texts, or something is not a text.
+        InputError: if there are no texts, or an item is not a string.
 
     >>> unique_texts(["cat", "dog", "cat"])
     (['cat', 'dog'], [0, 1, 0])
@@ -39,62 +55,47 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
             raise InputError(f"texts must be of type str, but one is a {type(text).__name__}: {text!r}")
     if not len(texts):
         raise InputError("there are no texts to encode: give one or more")
-    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return list(places), [places[text] for text in texts]
+    index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return list(index), [index[text] for text in texts]
 
 
-def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """An RGB picture (h, w, 3), values 0 .. 255, to (3, h, w) float32, ``(value / 255 - mean) / std`` in each channel.
-
-    >>> to_tensor(np.full((2, 2, 3), 255), mean=(0.5,) * 3, std=(0.5,) * 3)[:, 0, 0]
-    tensor([1., 1., 1.])
-    """
-    values = np.asarray(image, dtype=np.float32) / 255
-    scaled = (values - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
-
-
-TOKENS = 512
-"""Most tokens in a batch, padding included. On a CPU 256 to 2,048 are about alike; more no longer fit its cache."""
-
-
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Which texts go through a tower together, shortest first.
+def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of texts of similar length, shortest first: padding costs as much as words do.
 
     Args:
-        lengths: tokens of each text.
-        size: most texts in a batch. It has fewer where they would have more than ``TOKENS`` tokens.
+        lengths: number of tokens of each text.
+        batch_size: maximum number of texts in a batch. A batch has fewer where they would have more than
+            ``MAX_BATCH_TOKENS`` tokens.
 
     Yields:
-        Places in ``lengths``; each place comes once.
+        Indices of ``lengths``; each index comes once.
 
     Raises:
-        InputError: if ``size`` is less than one.
+        InputError: if ``batch_size`` is less than one.
 
-    >>> list(batches([9, 7, 400, 9, 300], size=2))
+    >>> list(length_batches([9, 7, 400, 9, 300], batch_size=2))
     [[1, 0], [3], [4], [2]]
     """
-    if size < 1:
-        raise InputError(f"batch_size must be 1 or more, but is {size}: it is how many texts are encoded at once")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, but is {batch_size}: it is how many texts are encoded at once")
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if len(batch) == size or (batch and (len(batch) + 1) * lengths[place] > TOKENS):
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if len(batch) == batch_size or (batch and (len(batch) + 1) * lengths[i] > MAX_BATCH_TOKENS):
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(i)
     if batch:
         yield batch
 
 
-Tokenize = Callable[[Sequence[str]], list[list[int]]]
-
-
 def count_special_tokens(tokenize: Tokenize) -> tuple[int, int]:
-    """How many tokens begin and end every text, from what a tokenizer makes of no word and of one.
+    """How many special tokens a tokenizer puts at the beginning and at the end of every text.
+
+    It compares the tokens of an empty text with those of one word.
 
     >>> count_special_tokens(lambda texts: [[101, *map(ord, text), 102] for text in texts])
     (1, 1)
     """
-    none, one = tokenize(["", "cat"])
-    begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(none, one, strict=False)))
-    return begin, len(none) - begin
+    empty, word = tokenize(["", "cat"])
+    at_beginning = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(empty, word, strict=False)))
+    return at_beginning, len(empty) - at_beginning

@@ -1,4 +1,8 @@
-"""The attention layers of a network, and a network that shares the weights of another one."""
+"""The attention layers of a network, and copies of a network that share its weights.
+
+A copy has modules of its own that hold the tensors of the original, so it needs memory only for the weights that are
+replaced in it; the original never changes.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-M = TypeVar("M", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def copy_sharing_weights(module: M) -> M:
-    """New modules that hold the same tensors: what is put in the place of one is not seen by the other.
+def copy_sharing_weights(module: ModuleT) -> ModuleT:
+    """A copy of a module that holds the same tensors; replacing a part of the copy leaves the original unchanged.
 
     >>> first = nn.Linear(2, 2)
     >>> second = copy_sharing_weights(first)
@@ -26,14 +30,14 @@ def copy_sharing_weights(module: M) -> M:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One of the matrices of a transformer's layer: some rows of a weight.
+    """One matrix of a transformer layer: some rows of a weight.
 
     Args:
-        parent: the module that has the one which multiplies.
-        child: its name there.
-        owner: the module that has the weight.
-        weight: its name there.
-        rows: which rows of it.
+        parent: parent of the module that multiplies by the matrix.
+        child: name of that module in its parent.
+        owner: module that has the weight.
+        weight: name of the weight in its owner.
+        rows: rows of the weight.
     """
 
     parent: nn.Module
@@ -45,46 +49,46 @@ class Matrix:
     @property
     def module(self) -> nn.Module:
         """The module that multiplies: a linear layer, or a whole ``nn.MultiheadAttention``."""
-        found = getattr(self.parent, self.child)
-        assert isinstance(found, nn.Module)
-        return found
+        module = getattr(self.parent, self.child)
+        assert isinstance(module, nn.Module)
+        return module
 
     @property
     def full_weight(self) -> Tensor:
-        """The whole weight."""
-        found = getattr(self.owner, self.weight)
-        assert isinstance(found, Tensor)
-        return found
+        """The whole weight, with the rows of other matrices."""
+        weight = getattr(self.owner, self.weight)
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def values(self) -> Tensor:
-        """(out, in): its own rows."""
+        """(out, in): the rows of this matrix."""
         return self.full_weight[self.rows]
 
 
 AttentionLayer = Mapping[str, Matrix]
-"""A self-attention layer: matrices "q", "k", "v" make queries, keys and values of a token, "o" its output.
+"""A self-attention layer: the matrices "q", "k" and "v" give queries, keys and values of a token, "o" the output.
 
-In the MLP after it, "u" makes a token wider, "d" as narrow as before.
+"u" and "d" are the up and down projections of the MLP after it.
 """
 
 
-MLPS = (
+MLP_LAYERS = (
     (("mlp", "c_fc"), ("mlp", "c_proj")),
     (("mlp", "fc1"), ("mlp", "fc2")),
     (("intermediate", "dense"), ("output", "dense")),
 )
-"""Where "u" and "d" stand in a block of open_clip, timm and BERT."""
+"""Paths of "u" and "d" in a block of open_clip, timm and BERT."""
 
 
 def attention_layers(network: nn.Module, mlp: bool = False) -> list[AttentionLayer]:
     """The self-attention layers of a network, from the input to the output.
 
-    Known are those of CLIP's transformers in open_clip, of timm's, and of BERT; a pooling layer is none.
+    Transformers of open_clip, timm and BERT are supported. Pooling layers are not included.
 
     Args:
         network: a tower or a part of one.
-        mlp: also give the matrices of the MLP after each, where it is known: two linear layers, one after the other.
+        mlp: include the matrices of the MLP after each layer, if it consists of two linear layers.
 
     >>> from open_clip.transformer import Transformer
     >>> [sorted(layer) for layer in attention_layers(Transformer(width=8, layers=2, heads=2))]
@@ -92,13 +96,13 @@ def attention_layers(network: nn.Module, mlp: bool = False) -> list[AttentionLay
     >>> [sorted(layer) for layer in attention_layers(Transformer(width=8, layers=1, heads=2), mlp=True)]
     [['d', 'k', 'o', 'q', 'u', 'v']]
     """
-    after: dict[int, AttentionLayer] = {}
+    mlp_of_module: dict[int, AttentionLayer] = {}
     for block in network.modules() if mlp else ():
-        if found := _mlp(block):
-            inner = (getattr(block, name, None) for name in ("attn", "attention"))
-            after |= {id(each): found for each in (block, *inner)}
+        if mlp_matrices := _mlp(block):
+            attention_modules = (getattr(block, name, None) for name in ("attn", "attention"))
+            mlp_of_module |= {id(module): mlp_matrices for module in (block, *attention_modules)}
     return [
-        {**layer, **after.get(id(module), {})}
+        {**layer, **mlp_of_module.get(id(module), {})}
         for module in network.modules()
         for layer in (*_clip(module), *_timm(module), *_bert(module))
     ]
@@ -110,8 +114,8 @@ def _clip(block: nn.Module) -> Iterator[AttentionLayer]:
     if not isinstance(attention, nn.MultiheadAttention) or not hasattr(block, "ln_1") or hasattr(block, "ln_1_kv"):
         return
     w = attention.embed_dim
-    parts = {letter: Matrix(block, "attn", attention, "in_proj_weight", _part(i, w)) for i, letter in enumerate("qkv")}
-    yield {**parts, "o": Matrix(block, "attn", attention.out_proj, "weight", slice(0, w))}
+    qkv = {letter: Matrix(block, "attn", attention, "in_proj_weight", _rows(i, w)) for i, letter in enumerate("qkv")}
+    yield {**qkv, "o": Matrix(block, "attn", attention.out_proj, "weight", slice(0, w))}
 
 
 def _timm(attention: nn.Module) -> Iterator[AttentionLayer]:
@@ -120,41 +124,41 @@ def _timm(attention: nn.Module) -> Iterator[AttentionLayer]:
     if not isinstance(packed, nn.Linear) or not isinstance(out, nn.Linear):
         return
     size = packed.out_features // 3
-    parts = {letter: Matrix(attention, "qkv", packed, "weight", _part(i, size)) for i, letter in enumerate("qkv")}
-    yield {**parts, "o": Matrix(attention, "proj", out, "weight", slice(0, out.out_features))}
+    qkv = {letter: Matrix(attention, "qkv", packed, "weight", _rows(i, size)) for i, letter in enumerate("qkv")}
+    yield {**qkv, "o": Matrix(attention, "proj", out, "weight", slice(0, out.out_features))}
 
 
 def _bert(attention: nn.Module) -> Iterator[AttentionLayer]:
-    """A linear layer each; the one for the output stands beside the module that has the others."""
+    """One linear layer for each matrix; the output layer is in a sibling of the module that has the others."""
     inner, outer = getattr(attention, "self", None), getattr(attention, "output", None)
     out = getattr(outer, "dense", None)
     names = {"q": "query", "k": "key", "v": "value"}
     if not isinstance(inner, nn.Module) or not isinstance(outer, nn.Module) or not isinstance(out, nn.Linear):
         return
-    found = {letter: getattr(inner, name, None) for letter, name in names.items()}
-    parts = {
+    linears = {letter: getattr(inner, name, None) for letter, name in names.items()}
+    qkv = {
         letter: Matrix(inner, names[letter], linear, "weight", slice(0, linear.out_features))
-        for letter, linear in found.items()
+        for letter, linear in linears.items()
         if isinstance(linear, nn.Linear)
     }
-    if len(parts) == len(names):
-        yield {**parts, "o": Matrix(outer, "dense", out, "weight", slice(0, out.out_features))}
+    if len(qkv) == len(names):
+        yield {**qkv, "o": Matrix(outer, "dense", out, "weight", slice(0, out.out_features))}
 
 
 def _mlp(block: nn.Module) -> AttentionLayer:
-    """The MLP of a block, if it has one that is known."""
-    for names in MLPS:
-        places = [(getattr(block, parent, None), child) for parent, child in names]
-        linears = [getattr(parent, child, None) for parent, child in places]
-        found = {
+    """The matrices of the MLP of a block; empty if it has none that is supported."""
+    for names in MLP_LAYERS:
+        parents = [(getattr(block, parent, None), child) for parent, child in names]
+        linears = [getattr(parent, child, None) for parent, child in parents]
+        matrices = {
             letter: Matrix(parent, child, linear, "weight", slice(0, linear.out_features))
-            for letter, (parent, child), linear in zip("ud", places, linears, strict=True)
+            for letter, (parent, child), linear in zip("ud", parents, linears, strict=True)
             if isinstance(parent, nn.Module) and isinstance(linear, nn.Linear)
         }
-        if len(found) == len(names):
-            return found
+        if len(matrices) == len(names):
+            return matrices
     return {}
 
 
-def _part(i: int, size: int) -> slice:
+def _rows(i: int, size: int) -> slice:
     return slice(i * size, (i + 1) * size)

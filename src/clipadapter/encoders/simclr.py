@@ -73,7 +73,7 @@ class SimClrEncoder(Encoder):
         return [EncoderListing("simclr:FOLDER", WIDTH, "unknown", NOTE)]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Scale the short side to the size of the training, crop the centre, normalize by ImageNet's mean and deviation."""
+        """Scale the short side to the size of the training, crop the centre, normalize as for ImageNet."""
         return to_tensor(self._pixels.to_square(image), MEAN, STD)
 
     def tower(self) -> Tower:

@@ -90,7 +90,9 @@ class ToyEncoder(Encoder):
 
         There is no `tower`: no backend would be faster.
         """
-        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(GRID), torch.nn.Flatten(), _MatrixProduct(self._projection))
+        network = torch.nn.Sequential(
+            torch.nn.AdaptiveAvgPool2d(GRID), torch.nn.Flatten(), _MatrixProduct(self._projection)
+        )
         return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network.eval()),)
 
     def text_tower(self) -> TextTower:
