@@ -161,10 +161,10 @@ def test_measuring_takes_the_pictures_that_an_interrupted_run_has_not_reached(tm
 
 
 def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):
-    from clipadapter.features import _pipeline
+    from clipadapter.features import extraction
 
     ahead, most = [0], [0]
-    prepare, encode = _pipeline._prepare, _pipeline._encode
+    prepare, encode = extraction._prepare, extraction._encode
 
     def counted(job, position):
         ahead[0] += 1
@@ -175,9 +175,9 @@ def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):
         ahead[0] -= len(batch)
         return encode(job, batch)
 
-    monkeypatch.setattr(_pipeline, "_prepare", counted)
-    monkeypatch.setattr(_pipeline, "_encode", done)
-    monkeypatch.setattr(_pipeline, "MAX_WAITING_BYTES", 1)
+    monkeypatch.setattr(extraction, "_prepare", counted)
+    monkeypatch.setattr(extraction, "_encode", done)
+    monkeypatch.setattr(extraction, "MAX_WAITING_BYTES", 1)
     images, labels = pictures(30)
     model().extract_features(images, labels, ["red", "green", "blue"])
     assert most[0] <= 2 + 7  # two that wait, and those of one batch of 32 with 6 views each

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from clipadapter.encoders import create_encoder, with_backend, with_unprojected
 from clipadapter.encoders.open_clip import encode_patches
 from clipadapter.encoders.simclr_network import write_tensors
-from clipadapter.pretraining._trainee import Trainee
+from clipadapter.pretraining.simclr import Trainee
 
 
 def normalised(encoder, image):

@@ -6,7 +6,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import EncoderUnavailableError, InputError
-from clipadapter.pretraining._trainee import Trainee
+from clipadapter.pretraining.simclr import Trainee
 from clipadapter.testing import ENCODER_CHECKS
 
 FOR_TEXT = ("text", "different_inputs", "no_gradients", "global_randomness", "same_again")

@@ -12,7 +12,7 @@ from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
 from clipadapter.export.graph import export_towers
-from clipadapter.pretraining._trainee import Trainee
+from clipadapter.pretraining.simclr import Trainee
 from clipadapter.runtime import Predictor
 
 

@@ -92,7 +92,7 @@ def test_views_are_the_same_whatever_stands_beside_them(toy, picture_folder):
 def test_a_picture_is_read_and_decoded_once_for_all_views(toy, picture_folder, store, monkeypatch):
     read, decoded = [], []
     monkeypatch.setattr(
-        "clipadapter.features._pipeline.image_bytes",
+        "clipadapter.features.extraction.image_bytes",
         lambda source: read.append(source) or image_bytes(source),
     )
 
@@ -101,7 +101,7 @@ def test_a_picture_is_read_and_decoded_once_for_all_views(toy, picture_folder, s
         decoded.append(source)
         return read_image(source, data=data)
 
-    monkeypatch.setattr("clipadapter.features._pipeline.read_image", decode)
+    monkeypatch.setattr("clipadapter.features.extraction.read_image", decode)
     paths = picture_folder(3)
     extract(toy, paths, store=store, views=ViewSpec(count=5))
     assert sorted(read) == sorted(decoded) == paths

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipadapter.data import read_image
 from clipadapter.features import FeatureStore, ViewSpec, embed, extract
-from clipadapter.features._pipeline import read_image as decode
+from clipadapter.features.extraction import read_image as decode
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def sizes(monkeypatch):
         seen.append(image.size)
         return image
 
-    monkeypatch.setattr("clipadapter.features._pipeline.read_image", watched)
+    monkeypatch.setattr("clipadapter.features.extraction.read_image", watched)
     return seen
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
-from clipadapter.features._parts import find_parts, place
+from clipadapter.features.collection import find_parts, place
 from clipadapter.features.ray_extract import Job, ShardMaker, extract_with_ray
 from clipadapter.features.shards import ShardPlan, import_shards, read_feature_shards, shard_name, write_plan
 

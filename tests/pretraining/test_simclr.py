@@ -13,9 +13,8 @@ from clipadapter import pretraining
 from clipadapter.encoders import create_encoder
 from clipadapter.encoders.simclr_network import empty_tower
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, InputError
-from clipadapter.pretraining import _gallery, nt_xent, simclr, train_simclr
-from clipadapter.pretraining._augment import augmented, stream
-from clipadapter.pretraining._trainee import Trainee, read_weights
+from clipadapter.pretraining import nt_xent, simclr, train_simclr
+from clipadapter.pretraining.simclr import Trainee, augmented, read_weights, stream
 
 TINY = {"epochs": 3, "batch_size": 4, "size": 16}
 
@@ -105,7 +104,7 @@ def test_what_is_finished_is_not_trained_again(whole, pictures, monkeypatch):
 
 
 def test_pictures_that_do_not_fit_into_memory_give_the_same(whole, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(_gallery, "KEEP", 5000)
+    monkeypatch.setattr(simclr, "KEEP", 5000)
     assert train_simclr(pictures, tmp_path / "encoder", **TINY).loss == whole[1].loss
 
 

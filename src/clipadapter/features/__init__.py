@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipadapter.features.choose import choose_backend, restore_backend
+    from clipadapter.features.autotune import choose_backend, restore_backend
     from clipadapter.features.export import FeatureRow, extract_rows, write_parquet
     from clipadapter.features.extraction import EmbedResult, Extraction, embed, extract, parse_shard
     from clipadapter.features.feature_set import FeatureSet
@@ -28,14 +28,14 @@ _HOME = {
     "ViewCost": "views",
     "ViewSpec": "views",
     "augment": "views",
-    "choose_backend": "choose",
+    "choose_backend": "autotune",
     "embed": "extraction",
     "encode_classes": "text",
     "extract": "extraction",
     "feature_key": "store",
     "extract_rows": "export",
     "parse_shard": "extraction",
-    "restore_backend": "choose",
+    "restore_backend": "autotune",
     "write_parquet": "export",
 }
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, InputError, require
-from clipadapter.features._parts import Part, find_parts, place
 from clipadapter.features.cluster import connect_ray
+from clipadapter.features.collection import Part, find_parts, place
 from clipadapter.features.shards import ShardPlan, encode_pictures, shard_name, write_plan, write_shard
 
 ATTEMPTS = 3

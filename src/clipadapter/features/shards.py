@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.features._parts import Part, Picture, place
+from clipadapter.features.collection import Part, Picture, place
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 

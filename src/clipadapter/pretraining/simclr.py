@@ -8,10 +8,13 @@ Differs from it: from scratch unless weights are given; equal files count once.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import os
+import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,23 +22,31 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import load as load_tensors
 from torch import Tensor
+from torch.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 from torch.nn.functional import cross_entropy
+from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from clipadapter.data.images import ImageSource
-from clipadapter.encoders.simclr_network import FILE, read_tensors, write_tensors
-from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.data.images import ImageSource, image_bytes, read_image
+from clipadapter.encoders.simclr_network import FILE, MEAN, STD, WIDTH, empty_tower, read_tensors, write_tensors
+from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, ImageError, InputError
 from clipadapter.functional import unit
-from clipadapter.pretraining._augment import augmented, stream
-from clipadapter.pretraining._gallery import Gallery
-from clipadapter.pretraining._trainee import Trainee, read_weights
 
 CHECKPOINT = "checkpoint.safetensors"
+
+
 TEMPERATURE = 0.5
+
+
 LR = 0.03
 """For 256 pictures a step; in proportion for others."""
+
+
 MOST_WORKERS = 8
 
 
@@ -266,3 +277,279 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
         write_tensors(path, tensors, facts)
     except InputError as error:
         raise ArtifactError(str(error)) from error
+
+
+PROJECTED = 128
+
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Trainee:
+    """A tower, the projector that is thrown away in the end, and SGD's momentum.
+
+    Args:
+        seed: of the initial values.
+        device: a torch device.
+        weights: values of the tower to start from, or None.
+        lr: highest learning rate.
+    """
+
+    def __init__(self, seed: int, device: str, weights: Mapping[str, Tensor] | None, lr: float) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        tower = empty_tower()
+        with torch.device("meta"):
+            projector = Sequential(Linear(WIDTH, WIDTH), ReLU(), Linear(WIDTH, PROJECTED))
+        for network in (tower, projector):
+            network.to_empty(device="cpu")
+            _initialise(network, generator)
+        if weights is not None:
+            tower.load_state_dict(weights)
+        self.tower, self.projector = tower.to(device), projector.to(device)
+        self._device, self._lr = device, lr
+        self._network = Sequential(self.tower, self.projector).train()
+        self._optimizer = torch.optim.SGD(
+            self._network.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        self.epoch = 0
+        self.loss = math.nan
+
+    def step(self, first: Tensor, second: Tensor, loss: Loss, share: float) -> float:
+        """One step of the optimizer.
+
+        Args:
+            first: (b, 3, s, s) one view of each picture.
+            second: (b, 3, s, s) the other.
+            loss: of the projections (b, 128) of both.
+            share: of the highest learning rate.
+
+        Returns:
+            The loss.
+        """
+        self._optimizer.param_groups[0]["lr"] = self._lr * share
+        self._optimizer.zero_grad()
+        projected = self._network(torch.cat([first, second]).to(self._device))
+        value = loss(*projected.chunk(2))
+        value.backward()
+        self._optimizer.step()
+        return float(value.detach())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is needed to go on."""
+        found: dict[str, Tensor] = dict(self._network.state_dict())
+        for name, parameter in self._network.named_parameters():
+            found[f"momentum.{name}"] = self._optimizer.state[parameter]["momentum_buffer"]
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from these.
+
+        Raises:
+            ArtifactError: if they are not those of a trainee.
+        """
+        momentum = {name: value for name, value in tensors.items() if name.startswith("momentum.")}
+        try:
+            self._network.load_state_dict({name: tensors[name] for name in tensors.keys() - momentum.keys()})
+            for name, parameter in self._network.named_parameters():
+                buffer = torch.empty_like(parameter).copy_(momentum[f"momentum.{name}"])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        except (RuntimeError, KeyError) as error:
+            raise ArtifactError(
+                f"the checkpoint does not hold this network: {error}; delete it to train anew"
+            ) from error
+
+
+def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Values of a ResNet-18 in torchvision's names, without the classifier, and the SHA-256 of their file.
+
+    Args:
+        weights: "imagenet" or a path; a safetensors file, or a state dict as torchvision publishes it.
+
+    Raises:
+        EncoderUnavailableError: if there is no such file, or it holds something else.
+    """
+    path = _published() if str(weights) == "imagenet" else Path(weights).expanduser()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        hint = "" if str(weights) != "imagenet" else ": fetch it there, or leave the weights out to train from scratch"
+        raise EncoderUnavailableError(f"there are no weights in {path} ({error.strerror}){hint}") from error
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_tensors(data)
+        else:
+            tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        kept = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+        empty_tower().load_state_dict(kept, assign=True)
+    except Exception as error:  # what a file that holds something else makes torch raise is not documented
+        raise EncoderUnavailableError(f"{path} holds no weights of a ResNet-18: {error}") from error
+    return kept, hashlib.sha256(data).hexdigest()
+
+
+def _published() -> Path:
+    """Where torchvision keeps its ImageNet weights once they were downloaded."""
+    from torchvision.models import ResNet18_Weights
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+
+
+@torch.no_grad()
+def _initialise(network: Module, generator: torch.Generator) -> None:
+    """As torchvision and torch do, from a stream of its own."""
+    for module in network.modules():
+        if isinstance(module, Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            for values in (module.weight, module.bias):
+                values.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, BatchNorm2d):
+            module.reset_parameters()
+
+
+KEEP = 1 << 30
+"""Bytes of shrunk pictures kept in memory; the others are read anew each time."""
+
+
+class Gallery:
+    """The different pictures among the sources that can be read.
+
+    Args:
+        sources: paths, PIL images or arrays.
+        short: pictures are shrunk until their short side has so many pixels.
+        pool: threads that read.
+        progress: show a bar on stderr.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource], short: int, pool: ThreadPoolExecutor, progress: bool) -> None:
+        self._short = short
+        self._kept: dict[str, Tensor] = {}
+        self._source: dict[str, ImageSource] = {}
+        self.skipped: list[tuple[str, str]] = []
+        room = KEEP
+        found = pool.map(self._try, sources)
+        bar = tqdm(found, total=len(sources), desc="reading", unit="img", file=sys.stderr, disable=not progress)
+        for source, answer in zip(sources, bar, strict=True):
+            if isinstance(answer, ImageError):
+                self.skipped.append((answer.source, answer.reason))
+                continue
+            digest, image = answer
+            if digest not in self._source and image.numel() <= room:
+                self._kept[digest] = image
+                room -= image.numel()
+            self._source.setdefault(digest, source)
+        self.digests = sorted(self._source)
+        """Names of the pictures: hashes of their bytes, so that nothing depends on paths or order."""
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def image(self, digest: str) -> Tensor:
+        """A picture (3, h, w) uint8; safe to call from threads.
+
+        Raises:
+            ImageError: if it can be read no more.
+        """
+        kept = self._kept.get(digest)
+        return self._read(self._source[digest], None) if kept is None else kept
+
+    def _try(self, source: ImageSource) -> tuple[str, Tensor] | ImageError:
+        try:
+            data = image_bytes(source)
+            read = self._read(source, data if not isinstance(source, Image.Image | np.ndarray) else None)
+        except ImageError as error:
+            return error
+        return blake2b(data, digest_size=16).hexdigest(), read
+
+    def _read(self, source: ImageSource, data: bytes | None) -> Tensor:
+        image = read_image(source, data=data)
+        ratio = self._short / min(image.size)
+        if ratio < 1:
+            width, height = (max(1, round(ratio * side)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+SMALLEST = 0.08
+
+
+RATIO = (3 / 4, 4 / 3)
+
+
+JITTER, HUE = 0.8, 0.2
+
+
+P_JITTER, P_GREY, P_BLUR, P_FLIP = 0.8, 0.2, 0.5, 0.5
+
+
+SIGMA = (0.1, 2.0)
+
+
+def stream(*facts: object) -> random.Random:
+    """A random stream that depends on nothing but these facts.
+
+    >>> stream(0, "a").random() == stream(0, "a").random() != stream(1, "a").random()
+    True
+    """
+    digest = blake2b(repr(facts).encode(), digest_size=16).digest()
+    return random.Random(int.from_bytes(digest, "big"))
+
+
+def augmented(image: Tensor, size: int, rng: random.Random) -> Tensor:
+    """One view of a picture (Chen et al. 2020, appendix A): crop, flip, colours, grey, blur.
+
+    Args:
+        image: (3, h, w) uint8.
+        size: side of the view.
+        rng: what it is drawn from.
+
+    Returns:
+        (3, size, size) float32, less mean, by deviation.
+
+    >>> augmented(torch.zeros(3, 20, 30, dtype=torch.uint8), 16, stream(0)).shape
+    torch.Size([3, 16, 16])
+    """
+    view: Tensor = F.resized_crop(image, *_box(rng, *image.shape[1:]), size=[size, size], antialias=True)
+    view = view.float() / 255
+    if rng.random() < P_FLIP:
+        view = F.horizontal_flip(view)
+    if rng.random() < P_JITTER:
+        view = _jittered(view, rng)
+    if rng.random() < P_GREY:
+        view = F.rgb_to_grayscale(view, num_output_channels=3)
+    if rng.random() < P_BLUR:
+        kernel = 2 * (size // 20) + 1  # a tenth of the side, and odd
+        view = F.gaussian_blur(view, [kernel, kernel], [_uniform(rng, *SIGMA)])
+    view = F.normalize(view, list(MEAN), list(STD))
+    return view.to(torch.float32)
+
+
+def _box(rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a crop."""
+    area = height * width * _uniform(rng, SMALLEST, 1.0)
+    aspect = math.exp(_uniform(rng, math.log(RATIO[0]), math.log(RATIO[1])))
+    w = min(width, max(1, round(math.sqrt(area * aspect))))
+    h = min(height, max(1, round(math.sqrt(area / aspect))))
+    return int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w
+
+
+def _jittered(view: Tensor, rng: random.Random) -> Tensor:
+    """Brightness, contrast, saturation and hue, each changed by chance, in an order of chance."""
+    changes = [
+        (F.adjust_brightness, _uniform(rng, 1 - JITTER, 1 + JITTER)),
+        (F.adjust_contrast, _uniform(rng, 1 - JITTER, 1 + JITTER)),
+        (F.adjust_saturation, _uniform(rng, 1 - JITTER, 1 + JITTER)),
+        (F.adjust_hue, _uniform(rng, -HUE, HUE)),
+    ]
+    # Only `random()` is promised to give the same numbers in every Python version: no shuffle.
+    for _, i in sorted((rng.random(), i) for i in range(len(changes))):
+        change, by = changes[i]
+        view = change(view, by)
+    return view
+
+
+def _uniform(rng: random.Random, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()

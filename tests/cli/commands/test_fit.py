@@ -7,7 +7,7 @@ import click
 import pytest
 
 from clipadapter import FewShotClassifier, draw_shots
-from clipadapter.features import _pipeline
+from clipadapter.features import extraction
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 FEW_STEPS = ("--set", "steps=20")
@@ -158,7 +158,7 @@ def test_views_for_each_epoch_are_counted_on_stderr_before_the_first_is_computed
 
 def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squares, fit, monkeypatch):
     args = ("--views", "per-epoch", "--crop", "coop", "--set", "epochs=40", "--json", "--quiet")
-    encode, calls = _pipeline._encode, []
+    encode, calls = extraction._encode, []
 
     def interrupted(job, batch):
         calls.append(len(batch))
@@ -167,7 +167,7 @@ def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squar
         return encode(job, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_pipeline, "_encode", interrupted)
+        patched.setattr(extraction, "_encode", interrupted)
         assert fit(squares, *args, head="clip-adapter").exit_code != 0
     result = fit(squares, *args, head="clip-adapter")
     assert result.stderr == ""
@@ -226,7 +226,7 @@ def test_views(squares, fit):
 )
 def test_wrong_input_is_told_before_a_picture_is_read(args, words, squares, tmp_path, monkeypatch, fit):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clipadapter.features._pipeline.read_image", None)
+    monkeypatch.setattr("clipadapter.features.extraction.read_image", None)
     (tmp_path / "file").touch()
     before = sorted(os.listdir(tmp_path))
     result = fit(squares, *args)
@@ -251,7 +251,7 @@ def test_data_that_can_teach_nothing(tmp_path, write_squares, fit):
 
 
 @pytest.mark.parametrize(
-    "where", ["clipadapter.features._pipeline.read_image", "clipadapter.persistence.format.os.fsync"]
+    "where", ["clipadapter.features.extraction.read_image", "clipadapter.persistence.format.os.fsync"]
 )
 def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatch, fit):
     def interrupt(*args, **kwargs):

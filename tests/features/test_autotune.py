@@ -11,8 +11,8 @@ from clipadapter.backends import Parity, cache_root, measure_parity
 from clipadapter.backends.openvino import OpenVinoBackend
 from clipadapter.encoders import create_encoder, with_backend
 from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError
-from clipadapter.features import FeatureStore, ViewSpec, choose, choose_backend, embed
-from clipadapter.features._measured import Measured, Record, best, source_key
+from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, embed
+from clipadapter.features.autotune import Measured, Record, best, source_key
 
 NEAR, FAR = Parity(0.9999, 0.9999, 1.0), Parity(0.9, 0.99, 1.0)
 EXACT = Parity(1.0, 1.0, 1.0)
@@ -51,7 +51,7 @@ def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cach
         asked.append(len(squares))
         return Measured("torch", "fp32", 100.0, EXACT)
 
-    monkeypatch.setattr(choose, "measure", measured)
+    monkeypatch.setattr(autotune, "measure", measured)
     # Two seconds and three times 64 pictures, at 100 pictures a second.
     assert choose_backend(lite, [pictures[i % 12] for i in range(391)]) is lite
     assert asked == [8]
@@ -60,7 +60,7 @@ def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cach
 
 
 def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
-    monkeypatch.setattr(choose, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "pays", lambda *_: True)
     asked = []
     text = FewShotClassifier(lite).encode_classes
 
@@ -73,22 +73,22 @@ def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
     if first is not lite:  # a machine may be fastest with torch
         assert f"{first.info.backend} {first.info.precision}" in first.info.note
         assert "cosine to fp32" in first.info.note and "zero-shot" in first.info.note
-    monkeypatch.setattr(choose, "measure", None)  # anything measured again would fail
+    monkeypatch.setattr(autotune, "measure", None)  # anything measured again would fail
     again = choose_backend(lite, pictures[:9], text=class_text)
     assert (again.info.backend, again.info.precision) == (first.info.backend, first.info.precision)
 
 
 def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(choose, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "pays", lambda *_: True)
     choose_backend(lite, pictures[:4])
-    monkeypatch.setattr(choose, "measure", None)
+    monkeypatch.setattr(autotune, "measure", None)
     with pytest.raises(TypeError):
         choose_backend(lite, pictures[4:])
 
 
 def test_features_that_are_there_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(choose, "pays", lambda *_: True)
-    monkeypatch.setattr(choose, "measure", None)
+    monkeypatch.setattr(autotune, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "measure", None)
     with FeatureStore(":memory:") as store:
         embed(lite, pictures, store, views=ViewSpec())
         assert choose_backend(lite, pictures, store=store) is lite
@@ -142,7 +142,7 @@ def test_a_sample_hardly_changes_when_pictures_are_added():
 
 
 def test_what_is_asked_for_is_taken_at_once(lite, pictures, monkeypatch):
-    monkeypatch.setattr(choose, "measure", None)
+    monkeypatch.setattr(autotune, "measure", None)
     found = choose_backend(lite, pictures, backend="openvino", precision="bf16").info
     assert (found.backend, found.precision) == ("openvino", "bf16")
     assert choose_backend(lite, pictures, precision="bf16").info.precision == "bf16"
@@ -178,7 +178,7 @@ def test_an_backend_that_is_not_installed_names_its_extra(lite, pictures, monkey
 
 def test_without_openvino_the_note_says_what_would_be_faster(pictures, own_cache, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
-    monkeypatch.setattr(choose, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "pays", lambda *_: True)
     found = choose_backend(create_encoder("lite"), pictures, backend="torch")
     assert found.info.backend == "torch"
     assert "pip install 'clipadapter[openvino]'" in found.info.note
