@@ -119,10 +119,10 @@ def _traits(cls: Any) -> dict[str, bool]:
 
 def encoders() -> str:
     """One line an encoder that can be named without a path, from the registry."""
-    from clipadapter.cli.commands.encoders import FOR_TESTS
+    from clipadapter.cli.commands.encoders import TEST_SCHEME
     from clipadapter.encoders import encoder_info, list_encoders
 
-    listed = [line for name in list_encoders() if name != FOR_TESTS for line in encoder_info(name).cls.listing()]
+    listed = [line for name in list_encoders() if name != TEST_SCHEME for line in encoder_info(name).cls.listing()]
     rows = [[f"`{line.name}`", str(line.dim or ""), line.licence, line.note] for line in listed]
     return f"""# Encoders
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clipadapter.bench import load_suite
 from clipadapter.cli.app import app
 from clipadapter.cli.commands.bench.run import read_rows
-from clipadapter.cli.fit_options import _scalar
+from clipadapter.cli.fit_options import parse_value
 from clipadapter.data import load_dataset, read_class_names, read_descriptions
 from clipadapter.data.split_file import read_split
 from clipadapter.errors import DataError
@@ -173,9 +173,9 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
 
 
 def test_values_on_the_command_line_are_numbers_words_or_text():
-    assert [_scalar(text) for text in ("1", "0.5", "true", "null", "x", "[1]")] == [1, 0.5, True, None, "x", "[1]"]
-    assert _scalar("Infinity") == math.inf and np.isnan(_scalar("NaN"))
-    assert [_scalar(text) for text in (DEEP, DIGITS, HALF)] == [DEEP, DIGITS, HALF]
+    assert [parse_value(text) for text in ("1", "0.5", "true", "null", "x", "[1]")] == [1, 0.5, True, None, "x", "[1]"]
+    assert parse_value("Infinity") == math.inf and np.isnan(parse_value("NaN"))
+    assert [parse_value(text) for text in (DEEP, DIGITS, HALF)] == [DEEP, DIGITS, HALF]
 
 
 @pytest.mark.parametrize("text", [DEEP, DIGITS, f"{{{HALF}: {HALF}}}", "\0", ""])

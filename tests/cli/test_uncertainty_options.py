@@ -23,8 +23,8 @@ def trusted(tmp_path_factory, noisy_squares, run):
 
 def test_what_the_model_says_by_default_is_measured(trusted, noisy_squares, tmp_path, run):
     result = run("eval", trusted, noisy_squares, "--out", tmp_path / "r", "--no-curve")
-    assert "% would be called none of these (asked: 20.0 %)" in result.stdout
-    assert "% have their class in the set (asked: 80.0 %)" in result.stdout
+    assert "% are called none of these (requested: 20.0 %)" in result.stdout
+    assert "% have their class in the set (requested: 80.0 %)" in result.stdout
     assert "mean cost " in result.stdout
     told = json.loads((tmp_path / "r" / "metrics.json").read_text())["asked"]
     assert told["cost"] <= told["cost_of_likeliest"]
@@ -36,7 +36,9 @@ def test_rates_that_the_shots_cant_set_are_told_at_predict_too(trusted, noisy_sq
     assert "99 % coverage needs 99 held-out shots" in result.stderr
 
 
-@pytest.mark.parametrize(("text", "words"), [("5", "5 % is 0.05"), ("abc", "no number"), ("1000", "no share")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("5", "5 % is 0.05"), ("abc", "not a number"), ("1000", "not between 0 and 1")]
+)
 def test_a_percentage_is_refused_with_what_it_would_be(text, words, trusted, noisy_squares, run):
     result = run("predict", trusted, colour(noisy_squares), "--reject", text)
     assert result.exit_code == 2
@@ -72,7 +74,7 @@ def test_what_is_read_is_not_written_over(trusted, noisy_squares, tmp_path, run)
     before = photo.read_bytes()
     result = run("explain", trusted, photo, "--out", photo)
     assert result.exit_code == 1
-    assert "is what is read" in result.stderr
+    assert "is an input" in result.stderr
     assert photo.read_bytes() == before
     result = run("explain", trusted, photo, "--out", tmp_path / "why.pdf")
     assert "ends with .png" in result.stderr

@@ -1,16 +1,19 @@
-"""What the commands that change a model share: who did it, the pictures that are meant, and what is told."""
+"""What the commands that change a model share: the author, the pictures, and the report of the change."""
 
 from __future__ import annotations
 
+import functools
 import getpass
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.options import Towers
+from clipadapter.cli.encoder_options import ModelEncoderOptions
+from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import ArtifactError, DataError
 from clipadapter.files import is_exported
@@ -18,87 +21,122 @@ from clipadapter.files import is_exported
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
-by_option = click.option("--by", metavar="NAME", help="Who does it, for the history; the login name if not given.")
+author_option = click.option(
+    "--by", "author", metavar="NAME", help="Author of the change, for the history; by default the login name."
+)
 
 
-def login(by: str | None) -> str:
-    """Who makes a change."""
-    if by is not None:
-        return by
+@dataclass(frozen=True)
+class ModelEdit:
+    """One change of a model in a folder.
+
+    Args:
+        author: for the history; None for the login name.
+        encoder: how the encoder of the model runs.
+        out: where the change is reported.
+        strict: fail at a picture that can't be read.
+    """
+
+    author: str | None
+    encoder: ModelEncoderOptions
+    out: Output
+    strict: bool = False
+
+    def apply(self, folder: Path, change: Callable[[FewShotClassifier, str], Any]) -> None:
+        """Load a model, change it, save it as its next version, and report the change.
+
+        Args:
+            folder: of the model.
+            change: called with the model and the name of the author.
+
+        Raises:
+            ArtifactError: if there is no valid model, or somebody else changed it meanwhile.
+        """
+        if is_exported(folder) and folder.is_file():
+            raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
+        started = time.monotonic()
+        model = self.encoder.load(folder, strict=self.strict, progress=self.out.progress)
+        version, has_shots = model.history_.version, bool(len(model.support_))
+        change(model, find_author(self.author))
+        self.out.skipped(model.skipped_)
+        if model.history_.version == version:
+            data = {"model": str(folder), "version": version, "changed": False}
+            self.out.result(data, f"{folder}: nothing changed")
+            return
+        model.save(folder, support=has_shots)
+        model.make_quick(folder)
+        _report_change(model, folder, time.monotonic() - started, self.out)
+
+
+def edit_options(function: Command) -> Command:
+    """Add the options of all commands that learn from new pictures. The command gets them as ``edit``.
+
+    These are ``--by``, ``--strict``, those of the encoder, ``--json`` and ``--quiet``. Put it right above the function.
+    """
+
+    @author_option
+    @strict_option
+    @option_group("encoder", ModelEncoderOptions)
+    @output_options
+    @functools.wraps(function)
+    def wrapped(author: str | None, strict: bool, encoder: ModelEncoderOptions, out: Output, **values: Any) -> None:
+        function(edit=ModelEdit(author, encoder, out, strict), **values)
+
+    return wrapped
+
+
+def find_author(name: str | None) -> str:
+    """Return the name, or the login name if it is None."""
+    if name is not None:
+        return name
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # nobody is logged in, as in a container
         return ""
 
 
-def pictures(inputs: Sequence[Path]) -> list[Path]:
-    """All pictures of files and folders.
+def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
+    """Collect the pictures of files and folders.
 
     Raises:
-        DataError: if there is no such file, or a folder has no picture.
+        DataError: if a file does not exist, or a folder has no picture.
     """
     from clipadapter.data import list_images
 
-    found: list[Path] = []
+    pictures: list[Path] = []
     for path in inputs:
         if not path.exists():
-            raise DataError(f"{path} is not there: give pictures, or folders with pictures")
-        own = list_images(path) if path.is_dir() else [path]
-        if not own:
-            raise DataError(f"{path} has no picture anywhere below it")
-        found += own
-    return found
+            raise DataError(f"{path} does not exist: give pictures, or folders with pictures")
+        new = list_images(path) if path.is_dir() else [path]
+        if not new:
+            raise DataError(f"{path} has no pictures: give pictures, or folders with pictures")
+        pictures += new
+    return pictures
 
 
-def change(folder: Path, towers: Towers, strict: bool, out: Output, act: Callable[[FewShotClassifier], Any]) -> None:
-    """Load a model, change it, save it as its next version, and tell.
-
-    Args:
-        folder: of the model.
-        towers: how its encoder runs.
-        strict: fail at a picture that can't be read.
-        out: where to tell.
-        act: what is done.
-
-    Raises:
-        ArtifactError: if there is no sound model, or someone else changed it meanwhile.
-    """
-    if is_exported(folder) and folder.is_file():
-        raise ArtifactError(f"{folder} is an exported file, which can't learn: give the folder of its model")
-    started = time.monotonic()
-    model = towers.load(folder, strict=strict, progress=out.progress)
-    before, kept = model.history_.version, bool(len(model.support_))
-    act(model)
-    out.skipped(model.skipped_)
-    if model.history_.version == before:
-        out.result({"model": str(folder), "version": before, "changed": False}, f"{folder}: nothing changed")
-        return
-    model.save(folder, support=kept)
-    model.make_quick(folder)
-    _tell(model, folder, time.monotonic() - started, out)
-
-
-def _tell(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
-    last = model.history_.changes[-1]
-    told = dict(last.facts)
+def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
+    change = model.history_.changes[-1]
+    details = dict(change.facts)
     shots = model.support_.counts
-    least, most = min(shots.values()), max(shots.values())
     lines: list[tuple[str, object]] = [
-        ("model", f"{folder}, version {last.version}"),
-        ("change", _words(last.action, told)),
+        ("model", f"{folder}, version {change.version}"),
+        ("change", _describe_change(change.action, details)),
         ("classes", len(model.class_names_)),
-        ("shots", f"{least} a class" if least == most else f"{least} to {most} a class, {len(model.support_)} in all"),
+        ("shots", describe_shots(shots, len(model.support_))),
         ("seconds", f"{seconds:.1f}"),
         ("undo", f"clipadapter undo {folder}"),
     ]
     if not len(model.support_):
-        lines[3] = ("shots", "not kept: what it says of strange pictures and sets was of other classes, and is gone")
+        lines[3] = (
+            "shots",
+            "not stored: rejection and prediction sets were learned for other classes, and are removed",
+        )
     data = {
         "model": str(folder),
-        "version": last.version,
+        "version": change.version,
         "changed": True,
-        "action": last.action,
-        **told,
+        "action": change.action,
+        **details,
         "classes": list(model.class_names_),
         "shots": shots,
         "seconds": round(seconds, 2),
@@ -106,15 +144,28 @@ def _tell(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -
     out.result(data, facts(lines))
 
 
-def _words(action: str, told: dict[str, Any]) -> str:
-    """What was changed, in a few words."""
-    parts = [f"{told['pictures']} new pictures"] if told.get("pictures") else []
-    parts += [f"{told['relabelled']} shots relabelled"] if told.get("relabelled") else []
-    parts += [f"{told['known']} known already"] if told.get("known") else []
-    what = ", ".join(parts)
+def describe_shots(shots: dict[str, int], total: int) -> str:
+    """Describe the numbers of shots.
+
+    Args:
+        shots: number by class.
+        total: number of pictures, each counted once.
+
+    >>> describe_shots({"cat": 4, "dog": 4}, 8), describe_shots({"cat": 4, "dog": 5}, 9)
+    ('4 per class', '4 to 5 per class, 9 in total')
+    """
+    smallest, largest = min(shots.values()), max(shots.values())
+    return f"{smallest} per class" if smallest == largest else f"{smallest} to {largest} per class, {total} in total"
+
+
+def _describe_change(action: str, details: dict[str, Any]) -> str:
+    parts = [f"{details['pictures']} new pictures"] if details.get("pictures") else []
+    parts += [f"{details['relabelled']} shots relabelled"] if details.get("relabelled") else []
+    parts += [f"{details['known']} already known"] if details.get("known") else []
+    counts = ", ".join(parts)
     if action == "rename-class":
-        return f"{action} '{told['class']}' to '{told['to']}'"
+        return f"{action} '{details['class']}' to '{details['to']}'"
     if action == "remove-class":
-        shots = f" and its {told['pictures']} shots" if told["pictures"] else ""
-        return f"{action} '{told['class']}'{shots}"
-    return f"{action} '{told['class']}': {what}" if "class" in told else f"{action}: {what}"
+        shots = f" and its {details['pictures']} shots" if details["pictures"] else ""
+        return f"{action} '{details['class']}'{shots}"
+    return f"{action} '{details['class']}': {counts}" if "class" in details else f"{action}: {counts}"

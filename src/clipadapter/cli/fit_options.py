@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.options import FILE, bundle
+from clipadapter.cli.option_types import COUNT, FILE
+from clipadapter.cli.options import field_option, option
 from clipadapter.errors import DataError, InputError
 from clipadapter.parsing import parse_json
 from clipadapter.registry import unknown
@@ -21,73 +22,70 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """What the text tower reads.
+class PromptOptions:
+    """The texts that the text tower encodes."""
 
-    Args:
-        templates: names of sets, or texts.
-        descriptions: JSON file with sentences by class, or None.
-        class_names: JSON file with readable class names by folder, or None.
-    """
+    templates: Sequence[str] = option(
+        "--templates",
+        default=("default",),
+        multiple=True,
+        metavar="NAME|TEXT",
+        help="Template set such as imagenet7, or a template such as 'a sketch of a {}.'. May be repeated.",
+    )
+    descriptions: Path | None = option(
+        "--descriptions",
+        type=FILE,
+        help='JSON file with sentences in place of the templates: {"class": ["...", ...], ...}.',
+    )
+    class_names: Path | None = option(
+        "--class-names", type=FILE, help='JSON file with readable class names: {"folder": "name", ...}.'
+    )
 
-    templates: Sequence[str] = ("default",)
-    descriptions: Path | None = None
-    class_names: Path | None = None
+    def rename_classes(self, dataset: Dataset) -> Dataset:
+        """Return the data set with readable class names."""
+        return rename_classes(dataset, self.class_names)
 
-    def rename(self, dataset: Dataset) -> Dataset:
-        """The data set under its readable class names."""
-        from clipadapter.data import read_class_names
-
-        return dataset.rename(read_class_names(self.class_names)) if self.class_names else dataset
-
-    def read_descriptions(self, class_names: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
-        """The descriptions, checked together with the templates.
+    def classifier_parameters(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return the parameters of `FewShotClassifier` about prompts, checked.
 
         Raises:
             InputError: if a template or a class in the descriptions is wrong.
         """
         from clipadapter.data import class_prompts, read_descriptions
 
-        found = read_descriptions(self.descriptions) if self.descriptions else None
-        class_prompts(class_names, self.templates, found)
-        return found
+        descriptions = read_descriptions(self.descriptions) if self.descriptions else None
+        class_prompts(class_names, self.templates, descriptions)
+        return {"templates": self.templates, "descriptions": descriptions}
 
 
-class_names_option = click.option(
-    "--class-names", type=FILE, help='JSON file with readable names: {"folder": "name", ...}.'
-)
-prompt_options = bundle(
-    "prompts",
-    Prompts,
-    click.option(
-        "--templates",
-        multiple=True,
-        default=["default"],
-        metavar="NAME|TEXT",
-        help="Template set such as imagenet7, or a text such as 'a sketch of a {}.'; may be given many times.",
-    ),
-    click.option("--descriptions", type=FILE, help='JSON file with sentences instead: {"class": ["...", ...], ...}.'),
-    class_names_option,
-)
-"""``--templates``, ``--descriptions``, ``--class-names``; as ``prompts``."""
+class_names_option = field_option(PromptOptions, "class_names")
+
+
+def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:
+    """Return the data set with the class names of a JSON file, or unchanged if there is none."""
+    from clipadapter.data import read_class_names
+
+    return dataset.rename(read_class_names(class_names)) if class_names else dataset
 
 
 @dataclass(frozen=True)
-class Views:
-    """Views of each shot.
+class ViewOptions:
+    """Views of each picture: how many, and how large a part of the picture a random crop shows."""
 
-    Args:
-        views: how many, the plain picture included; or "per-epoch".
-        crop: name of the crop scale of a family of papers, or None.
-        view_scale: smallest and largest share of the picture that an augmented view shows, or None.
-    """
-
-    views: int | str = 1
-    crop: str | None = None
-    view_scale: tuple[float, float] | None = None
+    views: int | str = option(
+        "--views", default=1, type=COUNT, metavar="N", help="Views per picture: the plain one and N - 1 random crops."
+    )
+    crop: str | None = option(
+        "--crop",
+        type=click.Choice(["tip", "coop"]),
+        help="Area of the random crops: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
+    )
+    view_scale: tuple[float, float] | None = option(
+        "--view-scale", type=float, nargs=2, metavar="LO HI", help="Any other area of the crops, such as 0.3 1."
+    )
 
     def spec(self, seed: int) -> ViewSpec:
-        """A number of views, as the extraction takes it.
+        """Return a fixed number of views, as the extraction takes it.
 
         Raises:
             InputError: if both a name and a scale are given, or the scale is out of range.
@@ -98,11 +96,40 @@ class Views:
         if self.view_scale is None:
             return ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
         if self.crop is not None:
-            raise InputError("--crop and --view-scale both set the crop scale: give one of them")
+            raise InputError("--crop and --view-scale both set the area of the crops: give one of them")
         return ViewSpec(count=count, scale=self.view_scale, seed=seed)
 
+
+class ViewCount(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number of views, or "per-epoch"."""
+
+    name = "views"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number or the text; anything else is an error of usage."""
+        if str(value) == "per-epoch":
+            return "per-epoch"
+        try:
+            return int(COUNT.convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a number of 1 or more nor per-epoch", param, ctx)
+
+
+@dataclass(frozen=True)
+class TrainingViewOptions(ViewOptions):
+    """The same for the shots of a fit, where each epoch may train on its own view."""
+
+    views: int | str = option(
+        "--views",
+        default=1,
+        type=ViewCount(),
+        metavar="N|per-epoch",
+        help="Views per picture: the plain one and N - 1 random crops; each training step uses one of them. "
+        "per-epoch: a new crop in each epoch, as in the papers; the cost is printed before the fit starts.",
+    )
+
     def training_spec(self, seed: int) -> ViewSpec | PerEpochViews:
-        """The same, or a view for each epoch of training.
+        """Return a fixed number of views, or one view per epoch.
 
         Raises:
             InputError: as `spec`.
@@ -113,80 +140,48 @@ class Views:
         return PerEpochViews(spec) if self.views == PER_EPOCH else spec
 
 
-class ViewCount(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A number of views from 1, or "per-epoch"."""
-
-    name = "views"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """The number, or the word; an error of usage for anything else."""
-        if str(value) == "per-epoch":
-            return "per-epoch"
-        try:
-            return int(click.IntRange(1).convert(value, param, ctx))
-        except click.BadParameter:
-            self.fail(f"{value!r} is neither a number from 1 nor per-epoch", param, ctx)
-
-
-_crop_options = (
-    click.option(
-        "--crop",
-        type=click.Choice(["tip", "coop"]),
-        help="Crop scale of the views: tip (default) for 0.5 to 1 of the picture, coop for 0.08 to 1.",
-    ),
-    click.option("--view-scale", type=float, nargs=2, metavar="LO HI", help="Any other crop scale, such as 0.3 1."),
-)
-view_options = bundle(
-    "views",
-    Views,
-    click.option(
-        "--views",
-        type=click.IntRange(1),
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="Views of each picture: the plain one and random crops.",
-    ),
-    *_crop_options,
-)
-"""``--views``, ``--crop``, ``--view-scale``; as ``views``."""
-training_view_options = bundle(
-    "views",
-    Views,
-    click.option(
-        "--views",
-        type=ViewCount(),
-        metavar="N|per-epoch",
-        default=1,
-        show_default=True,
-        help="Views of each picture: the plain one and random crops, one drawn in each step. per-epoch: a new crop for "
-        "each epoch of the head, as the papers train; the cost is printed before it starts.",
-    ),
-    *_crop_options,
-)
-"""The same, where ``--views`` may be ``per-epoch``."""
-
-
 @dataclass(frozen=True)
-class HeadChoice:
-    """A head by name, and its parameters.
+class HeadOptions:
+    """A head by name, and its parameters."""
 
-    Args:
-        head: registered name.
-        settings: ``key=value`` texts.
-        grids: ``key=value,value,...`` texts.
-        preset: name of published parameters, or None.
-        recipe: "official" or "paper", or None.
-    """
+    name: str = option("--head", default="auto", metavar="NAME", help="Head to fit; 'clipadapter heads' lists them.")
+    settings: Sequence[str] = option(
+        "--set",
+        default=(),
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Parameter of the head, such as alpha=0.2. May be repeated.",
+    )
+    grids: Sequence[str] = option(
+        "--grid",
+        default=(),
+        multiple=True,
+        metavar="KEY=V1,V2,...",
+        help="Values to try; held-out shots select the best. May be repeated.",
+    )
+    recipe: str | None = option(
+        "--recipe",
+        type=click.Choice(["official", "paper"]),
+        help="Parameters of the authors' code (official) or of the paper. 'clipadapter heads NAME' lists the recipes "
+        "of a head.",
+    )
+    preset: str | None = option(
+        "--preset",
+        metavar="NAME",
+        help="Published parameters for one data set, such as dtd. 'clipadapter heads NAME' says how they were chosen.",
+    )
 
-    head: str = "auto"
-    settings: Sequence[str] = field(default_factory=tuple)
-    grids: Sequence[str] = field(default_factory=tuple)
-    preset: str | None = None
-    recipe: str | None = None
+    def classifier_parameters(self) -> dict[str, Any]:
+        """Return the parameters of `FewShotClassifier` about the head, checked.
 
-    def params(self) -> dict[str, Any]:
-        """The parameters: those of the preset or recipe, and over them the settings, each a JSON scalar or else text.
+        Raises:
+            InputError: as `parameters` and `grid`.
+            UnknownNameError: as `parameters` and `grid`.
+        """
+        return {"head": self.name, "head_params": self.parameters(), "grid": self.grid()}
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of the head: those of the preset or recipe, overridden by the settings.
 
         Raises:
             InputError: if a setting is not ``key=value``, or both a preset and a recipe are given.
@@ -194,95 +189,61 @@ class HeadChoice:
         """
         from clipadapter.heads import head_info
 
-        cls = head_info(self.head).cls
+        cls = head_info(self.name).cls
         if self.preset is not None and self.preset not in cls.presets:
-            raise unknown(f"preset of {self.head}", self.preset, sorted(cls.presets))
+            raise unknown(f"preset of {self.name}", self.preset, sorted(cls.presets))
         if self.recipe is not None and self.recipe not in cls.recipes():
-            raise unknown(f"recipe of {self.head}", self.recipe, list(cls.recipes()))
+            raise unknown(f"recipe of {self.name}", self.recipe, list(cls.recipes()))
         if self.preset is not None and self.recipe is not None:
             raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
         params = dict(cls.presets[self.preset]) if self.preset is not None else {}
         if self.recipe is not None:
             defaults = cls().get_params(deep=False)
-            made = cls.from_recipe(self.recipe).get_params(deep=False)
-            params = {key: value for key, value in made.items() if value != defaults[key]}
-        for key, text in self._pairs(self.settings, "--set takes key=value, such as seed=1"):
-            params[key] = _scalar(text)
+            of_recipe = cls.from_recipe(self.recipe).get_params(deep=False)
+            params = {key: value for key, value in of_recipe.items() if value != defaults[key]}
+        for key, text in self._split_pairs(self.settings, "--set takes key=value, such as seed=1"):
+            params[key] = parse_value(text)
         return params
 
     def grid(self) -> dict[str, list[Any]]:
-        """Values to try, by parameter.
+        """Return the values to try, by parameter.
 
         Raises:
             InputError: if a grid is not ``key=value,value,...``.
             UnknownNameError: if the head has no such parameter.
         """
-        pairs = self._pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
-        return {key: [_scalar(value) for value in text.split(",")] for key, text in pairs}
+        pairs = self._split_pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
+        return {key: [parse_value(value) for value in text.split(",")] for key, text in pairs}
 
-    def _pairs(self, texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
+    def _split_pairs(self, texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
         from clipadapter.heads import head_info
 
-        entry, pairs = head_info(self.head), []
-        for given in texts:
-            key, equals, text = given.partition("=")
+        entry, pairs = head_info(self.name), []
+        for pair in texts:
+            key, equals, text = pair.partition("=")
             if not equals:
-                raise InputError(f"{rule}, but got '{given}'")
+                raise InputError(f"{rule}, but got '{pair}'")
             entry.check_parameter(key)
             pairs.append((key, text))
         return pairs
 
-    def make(self) -> Head:
-        """A new head.
+    def create(self) -> Head:
+        """Create the head.
 
         Raises:
-            UnknownNameError: as `params`.
+            UnknownNameError: as `parameters`.
         """
         from clipadapter.heads import create_head
 
-        return create_head(self.head, **self.params())
+        return create_head(self.name, **self.parameters())
 
 
-head_options = bundle(
-    "head",
-    HeadChoice,
-    click.option(
-        "--head",
-        metavar="NAME",
-        default="auto",
-        show_default=True,
-        help="What is fitted; see 'clipadapter heads'.",
-    ),
-    click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Parameter of the head, such as alpha=0.2; may be given many times.",
-    ),
-    click.option(
-        "--grid",
-        "grids",
-        multiple=True,
-        metavar="KEY=V1,V2,...",
-        help="Values to try; the best on held-out shots is taken. May be given many times.",
-    ),
-    click.option(
-        "--recipe",
-        type=click.Choice(["official", "paper"]),
-        help="Parameters of the authors' code (official) or of the paper, for heads that have them; 'clipadapter heads "
-        "NAME' says which.",
-    ),
-    click.option(
-        "--preset",
-        metavar="NAME",
-        help="Published parameters for a data set, such as dtd; 'clipadapter heads NAME' says how they were found.",
-    ),
-)
-"""``--head``, ``--set``, ``--grid``, ``--recipe`` and ``--preset``; as ``head``."""
+def parse_value(text: str) -> Any:
+    """Parse the value of a parameter: a JSON scalar, else the text itself.
 
-
-def _scalar(text: str) -> Any:
+    >>> [parse_value(text) for text in ("0.2", "true", "cosine", "[1]")]
+    [0.2, True, 'cosine', '[1]']
+    """
     if text in ("NaN", "Infinity", "-Infinity"):
         return float(text)
     try:

@@ -1,19 +1,78 @@
-"""A command that has commands of its own, such as ``clipadapter data list``."""
+"""The classes of commands: where a command is listed in the help, and groups that suggest a name after a typo."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
 import click
 
+from clipadapter.cli.output import Output
 from clipadapter.registry import unknown
 
 
-class Verbs(click.Group):
-    """As click's, but an unknown name says what comes close."""
+class Section(Enum):
+    """Sections of ``clipadapter --help``, in their order."""
+
+    START = "Start"
+    UPDATE = "Update and monitor a model"
+    INSPECT = "Compare and inspect"
+    SHARE = "Export, serve and share"
+    OTHER = "Benchmarks and others"
+
+
+class Command(click.Command):
+    """A command that says where it is listed and what it needs.
+
+    Args:
+        args: as of ``click.Command``.
+        section: of the help.
+        position: in the section; equal ones are sorted by name.
+        extra: extra of the package that the command needs.
+        attributes: as of ``click.Command``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        section: Section = Section.OTHER,
+        position: int = 100,
+        extra: str = "lite",
+        **attributes: Any,
+    ) -> None:
+        super().__init__(*args, **attributes)
+        self.section = section
+        self.position = position
+        self.extra = extra
+
+
+def cli_command(
+    example: str, section: Section = Section.OTHER, position: int = 100, *, extra: str = "lite"
+) -> Callable[[Callable[..., None]], Command]:
+    """Return the decorator that makes a function a command.
+
+    Args:
+        example: command line that is shown at the end of the help.
+        section: as of `Command`.
+        position: as of `Command`.
+        extra: as of `Command`.
+    """
+    return click.command(cls=Command, epilog=f"Example: {example}", section=section, position=position, extra=extra)
+
+
+class SuggestingGroup(click.Group):
+    """A group that suggests the closest name if there is no such command."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first word."""
-        if args[0] not in self.commands and not args[0].startswith("-"):
-            ctx.fail(str(unknown("command", args[0], sorted(self.commands))))
+        """Find the command of the first argument."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(str(unknown("command", args[0], known)))
         return super().resolve_command(ctx, args)
+
+    def share_output_options(self, ctx: click.Context, out: Output) -> None:
+        """Make ``--json`` and ``--quiet`` before the subcommand the defaults of the subcommand."""
+        ctx.default_map = dict.fromkeys(self.commands, {"as_json": out.as_json, "quiet": out.quiet})

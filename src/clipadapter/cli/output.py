@@ -1,4 +1,4 @@
-"""What a command writes: results to stdout, as text or JSON; notes, warnings and errors to stderr."""
+"""The output of a command: results on stdout, as text or JSON; notes, warnings and errors on stderr."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import IO, Any
 
 import click
 
-SHOWN = 10
-"""How many of many alike lines are written for a person; JSON has all."""
+MAX_LISTED = 10
+"""How many similar lines are printed for a person; JSON has all of them."""
 
 
 class Failure(click.ClickException):
-    """A run that failed: one line ``error: ...`` on stderr and exit code 1."""
+    """A failed run: one line ``error: ...`` on stderr and exit code 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the line."""
@@ -31,8 +31,8 @@ class Output:
     """Where a command writes.
 
     Args:
-        as_json: stdout carries JSON only.
-        quiet: stderr carries errors only.
+        as_json: write only JSON to stdout.
+        quiet: write only errors to stderr.
     """
 
     as_json: bool = False
@@ -40,7 +40,7 @@ class Output:
 
     @property
     def progress(self) -> bool:
-        """Whether bars are shown."""
+        """Whether progress bars are shown."""
         return not self.quiet and sys.stderr.isatty()
 
     def result(self, data: Any, text: str) -> None:
@@ -52,24 +52,24 @@ class Output:
         click.echo(json.dumps(data) if self.as_json else text)
 
     def note(self, text: str) -> None:
-        """Tell something that is good to know."""
+        """Write information to stderr."""
         if not self.quiet and text:
             click.echo(text, err=True)
 
     def warn(self, text: str) -> None:
-        """Tell something that should not be so."""
+        """Write a warning to stderr."""
         self.note(f"warning: {text}")
 
     def skipped(self, pictures: Sequence[tuple[str, str]]) -> None:
-        """Warn of pictures, each with its reason, that were left out."""
-        for name, reason in pictures[:SHOWN]:
+        """Warn of pictures that were left out, each with the reason."""
+        for name, reason in pictures[:MAX_LISTED]:
             self.warn(f"skipped {name}: {reason}")
-        if len(pictures) > SHOWN:
-            self.warn(f"skipped {len(pictures) - SHOWN} more")
+        if len(pictures) > MAX_LISTED:
+            self.warn(f"skipped {len(pictures) - MAX_LISTED} more")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns of equal width, two spaces apart; numbers to the right.
+    """Format rows as aligned columns. Columns of numbers are right-aligned.
 
     >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
     class  all
@@ -78,18 +78,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    is_number = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if end else cell.ljust(width)
-            for cell, width, end in zip(line, widths, right, strict=True)
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, is_number, strict=True)
         ).rstrip()
         for line in lines
     )
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
-    """Names and values below each other.
+    """Format names and values, one pair per line.
 
     >>> print(facts([("head", "zero-shot"), ("classes", 3)]))
     head     zero-shot
@@ -100,13 +100,13 @@ def facts(pairs: Sequence[tuple[str, object]]) -> str:
 
 
 @contextmanager
-def hushed(bars: bool) -> Iterator[None]:
-    """Keep what other libraries log, warn of and draw off the terminal.
+def silence_libraries(show_bars: bool) -> Iterator[None]:
+    """Keep log lines, warnings and progress bars of other libraries off the terminal.
 
     Args:
-        bars: let the hub's client show the progress of a download.
+        show_bars: let the client of the Hugging Face hub show the progress of a download.
     """
-    if not bars:
+    if not show_bars:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read once, when the client is imported
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

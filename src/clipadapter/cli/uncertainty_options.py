@@ -1,4 +1,7 @@
-"""Options that say what a model may answer beside the best class: none of these, a set of classes, unequal costs."""
+"""Options of decisions beside the best class: none of these, a set of classes, unequal costs.
+
+The classes are called arguments, since `clipadapter.uncertainty` has the options that they are turned into.
+"""
 
 from __future__ import annotations
 
@@ -9,90 +12,100 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.options import FILE, FOLDER, bundle
+from clipadapter.cli.inputs import list_pictures
+from clipadapter.cli.option_types import FILE, FOLDER, FRACTION
+from clipadapter.cli.options import option
+from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
 if TYPE_CHECKING:
     from clipadapter.uncertainty import MultiLabel, Uncertainty, UncertaintyOptions
 
-
-class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A number between 0 and 1."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; a percentage is refused with what it would be."""
-        try:
-            found = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is no number: give a share such as 0.05", param, ctx)
-        if not 0 < found < 1:
-            hint = f": {found:g} % is {found / 100:g}" if 1 <= found < 100 else ""
-            self.fail(f"{value} is no share between 0 and 1{hint}", param, ctx)
-        return found
-
-
-SHARE = Share()
+CALIBRATIONS = click.Choice(["auto", "temperature", "vector", "none"])
+SPLITS = click.Choice(["cross", "cv+", "split"])
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked for beside the best class.
+class DecisionArguments:
+    """The decisions of one call. What is not given is left to the model."""
 
-    Args:
-        reject: share of pictures of the classes that may be called none of these; None if it was not said.
-        coverage: share of pictures whose class must be in the set; None if it was not said.
-        cost: table of costs, or None.
-        minimise: a mistake in words, or None.
-    """
+    reject: float | None = option(
+        "--reject",
+        type=FRACTION,
+        metavar="RATE",
+        help='Answer "none of these" for pictures unlike the classes. RATE is about the fraction of pictures of the '
+        "classes that are rejected too.",
+    )
+    coverage: float | None = option(
+        "--coverage",
+        type=FRACTION,
+        metavar="RATE",
+        help="Name a set of classes that contains the right one at this rate.",
+    )
+    cost: Path | None = option(
+        "--cost", type=FILE, help="CSV file with the cost of each mistake: rows are true classes, columns answers."
+    )
+    minimise: str | None = option(
+        "--minimise",
+        metavar="MISTAKE",
+        help="The mistake to avoid: 'false NAME' or 'missed NAME'; '=N' at the end makes it N times as bad.",
+    )
 
-    reject: float | None = None
-    coverage: float | None = None
-    cost: Path | None = None
-    minimise: str | None = None
-
-    def asked(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """As `FewShotClassifier.classify` takes it; what was not said is left to the model.
+    def decisions(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return the decisions as `FewShotClassifier.classify` takes them.
 
         Raises:
-            InputError: if both costs and a mistake are given, or they don't go with the classes.
+            InputError: if both costs and a mistake are given, or they do not fit the classes.
         """
         from clipadapter.uncertainty import costs_for, read_costs
 
         if self.cost is not None and self.minimise is not None:
-            raise InputError("--cost and --minimise say the same thing in two ways: give one of them")
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("reject", "coverage")}
+            raise InputError("--cost and --minimise both set the costs of mistakes: give one of them")
+        decisions: dict[str, Any] = {"reject": self.reject, "coverage": self.coverage}
         if self.cost is not None:
-            found["costs"] = read_costs(self.cost, class_names)
+            decisions["costs"] = read_costs(self.cost, class_names)
         if self.minimise is not None:
-            found["costs"] = costs_for(self.minimise, class_names)
-        return {name: value for name, value in found.items() if value is not None}
+            decisions["costs"] = costs_for(self.minimise, class_names)
+        return {name: value for name, value in decisions.items() if value is not None}
+
+    def check(self, uncertainty: Uncertainty, class_names: Sequence[str], out: Output) -> dict[str, Any]:
+        """Return the decisions, and warn of rates that the shots can't guarantee.
+
+        Raises:
+            InputError: as `decisions`.
+        """
+        decisions = self.decisions(class_names)
+        for text in rate_warnings(uncertainty, self.reject, self.coverage):
+            out.warn(text)
+        return decisions
 
 
 @dataclass(frozen=True)
-class Learned(Wanted):
-    """The same, and how it is learned.
+class UncertaintyArguments(DecisionArguments):
+    """The default decisions of a model, and how it learns them."""
 
-    Args:
-        calibration: how probabilities are calibrated.
-        sets: how shots are held out for the sets.
-        by_class: promise the coverage for each class.
-        outliers: folder with pictures of none of the classes, or None.
-        negative_labels: compare with ImageNet's class names.
-    """
-
-    calibration: str = "auto"
-    sets: str = "cross"
-    by_class: bool = False
-    outliers: Path | None = None
-    negative_labels: bool = False
+    calibration: str = option(
+        "--calibration", default="auto", type=CALIBRATIONS, help="How held-out shots turn logits into probabilities."
+    )
+    sets: str = option(
+        "--sets",
+        default="cross",
+        type=SPLITS,
+        help="How shots are held out for --coverage. cv+ stores one head per fold; split holds out half of the shots.",
+    )
+    by_class: bool = option("--by-class", default=False, is_flag=True, help="Promise the coverage for each class.")
+    outliers: Path | None = option(
+        "--outliers", type=FOLDER, help="Folder of pictures of none of the classes, as expected in use."
+    )
+    negative_labels: bool = option(
+        "--negative-labels", default=False, is_flag=True, help="Detect outliers by the class names of ImageNet too."
+    )
 
     def options(self, class_names: Sequence[str]) -> UncertaintyOptions:
-        """As `FewShotClassifier` takes it.
+        """Return the options as `FewShotClassifier` takes them.
 
         Raises:
-            InputError: as `asked`.
+            InputError: as `decisions`.
         """
         from clipadapter.uncertainty import UncertaintyOptions
 
@@ -101,128 +114,94 @@ class Learned(Wanted):
             sets=self.sets,
             by_class=self.by_class,
             negative_labels=self.negative_labels,
-            **self.asked(class_names),
+            **self.decisions(class_names),
         )
 
-    def pictures(self) -> list[Path] | None:
-        """Paths of the outlier pictures.
+    def outlier_pictures(self) -> list[Path] | None:
+        """List the outlier pictures.
 
         Raises:
-            DataError: if there are none in the folder.
+            DataError: if the folder has none.
         """
-        from clipadapter.data import list_images
-        from clipadapter.errors import DataError
-
-        if self.outliers is None:
-            return None
-        if not self.outliers.is_dir():
-            raise DataError(f"there is no folder '{self.outliers}': give one with pictures of other things")
-        found = list_images(self.outliers)
-        if not found:
-            raise DataError(f"there are no pictures in '{self.outliers}': give a folder of pictures of other things")
-        return list(found)
+        return None if self.outliers is None else list_pictures(self.outliers)
 
 
-def doubts(uncertainty: Uncertainty, reject: float | None, coverage: float | None) -> list[str]:
-    """What a person should know of the rates that are asked for.
+def rate_warnings(uncertainty: Uncertainty, reject: float | None, coverage: float | None) -> list[str]:
+    """Return warnings about rates that the held-out shots can't guarantee.
 
     Args:
         uncertainty: of a fitted model.
-        reject: share that may be called none of these, or None.
-        coverage: share whose class is to be in the set, or None.
+        reject: rate of "none of these", or None.
+        coverage: rate of the sets of classes, or None.
     """
-    found = []
+    warnings = []
     if reject is not None and uncertainty.rejector is not None:
         threshold = uncertainty.rejector.threshold(reject)
         if not threshold.is_attainable:
-            found.append(
-                f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %, the smallest is "
-                f"{100 * threshold.min_rate:.2g} %: beyond, a normal tail is assumed"
+            warnings.append(
+                f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %: the smallest rate is "
+                f"{100 * threshold.min_rate:.2g} %. Beyond that, a normal tail is assumed"
             )
         if threshold.bound:
-            found.append("with one shot a class fewer pictures than asked will be called none of these")
+            warnings.append("with one shot per class, fewer pictures than this rate will be called none of these")
     if coverage is not None and uncertainty.conformal is not None:
-        few = uncertainty.conformal.too_few(coverage)
-        found += [few] if few else []
-    return found
+        too_few = uncertainty.conformal.too_few(coverage)
+        warnings += [too_few] if too_few else []
+    return warnings
 
 
-def told(uncertainty: Uncertainty, calibration: str) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
-    """What was learned of how far a model can be trusted: for machines, for people, and what they should know.
+@dataclass(frozen=True)
+class UncertaintyReport:
+    """What a fitted model learned about its uncertainty.
 
     Args:
-        uncertainty: of a fitted model.
-        calibration: as it was asked for.
+        data: for machines.
+        lines: names and texts for people.
+        warnings: what people should know.
+    """
+
+    data: dict[str, Any]
+    lines: list[tuple[str, str]]
+    warnings: list[str]
+
+
+def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> UncertaintyReport:
+    """Describe calibration, rejection and prediction sets of a fitted model.
+
+    Args:
+        uncertainty: of the model.
+        calibration: as given by the user.
     """
     if uncertainty.multilabel is not None:
-        return _thresholds(uncertainty.multilabel)
-    calibrator, asked = uncertainty.calibrator, uncertainty.decisions
-    how = "temperature" if calibrator.weight is None else "vector scaling, temperature"
-    seen = (
+        return _report_thresholds(uncertainty.multilabel)
+    calibrator, decisions = uncertainty.calibrator, uncertainty.decisions
+    method = "temperature" if calibrator.weight is None else "vector scaling, temperature"
+    source = (
         f"{calibrator.n} held-out shots ({uncertainty.held_out_by})"
         if calibrator.n
-        else "no held-out shots, only what is usual"
+        else "no held-out shots, only the prior of the head"
     )
-    plain, fitted = "none: the softmax of the logits", f"{how} {calibrator.temperature:.3g}, from {seen}"
-    words = [("calibration", plain if calibration == "none" else fitted)]
-    facts: dict[str, Any] = {
+    fitted = f"{method} {calibrator.temperature:.3g}, from {source}"
+    lines = [("calibration", "none: the softmax of the logits" if calibration == "none" else fitted)]
+    data: dict[str, Any] = {
         "temperature": calibrator.temperature,
         "held_out": calibrator.n,
         "how": uncertainty.held_out_by,
     }
-    if asked.reject is not None and uncertainty.rejector is not None:
-        found = uncertainty.rejector.threshold(asked.reject)
-        value = found.value if found.shots > 2 else None
-        facts["reject"] = {"rate": asked.reject, "threshold": value, "enough": found.is_attainable}
-        words.append(("none of these", f"about {100 * asked.reject:g} % of pictures of the classes"))
-    if asked.coverage is not None and uncertainty.conformal is not None:
-        promise = uncertainty.conformal.words(asked.coverage)
-        facts["coverage"] = {"rate": asked.coverage, "promise": promise}
-        words.append(("sets", uncertainty.conformal.too_few(asked.coverage) or promise.split(". ")[0]))
-    return facts, words, doubts(uncertainty, asked.reject, asked.coverage)
+    if decisions.reject is not None and uncertainty.rejector is not None:
+        threshold = uncertainty.rejector.threshold(decisions.reject)
+        value = threshold.value if threshold.shots > 2 else None
+        data["reject"] = {"rate": decisions.reject, "threshold": value, "enough": threshold.is_attainable}
+        lines.append(("none of these", f"about {100 * decisions.reject:g} % of pictures of the classes"))
+    if decisions.coverage is not None and uncertainty.conformal is not None:
+        promise = uncertainty.conformal.words(decisions.coverage)
+        data["coverage"] = {"rate": decisions.coverage, "promise": promise}
+        lines.append(("sets", uncertainty.conformal.too_few(decisions.coverage) or promise.split(". ")[0]))
+    return UncertaintyReport(data, lines, rate_warnings(uncertainty, decisions.reject, decisions.coverage))
 
 
-def _thresholds(rule: MultiLabel) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
-    seen = f"from {rule.n} held-out pictures" if rule.n else "the usual one, since no shot could be held out"
-    words = f"{rule.thresholds.min():.2f} to {rule.thresholds.max():.2f}, {seen}"
-    return {"held_out": rule.n, "thresholds": rule.thresholds.tolist()}, [("thresholds", words)], []
-
-
-_WANTED = (
-    click.option(
-        "--reject", type=SHARE, metavar="RATE", help='Say "none of these"; of pictures that are one, about so often.'
-    ),
-    click.option(
-        "--coverage", type=SHARE, metavar="RATE", help="Name a set of classes that has the right one so often."
-    ),
-    click.option(
-        "--cost", type=FILE, help="CSV with the cost of each mistake: rows are true classes, columns answers."
-    ),
-    click.option(
-        "--minimise", metavar="MISTAKE", help="The mistake to avoid: 'false NAME' or 'missed NAME', =N times as bad."
-    ),
-)
-wanted_options = bundle("wanted", Wanted, *_WANTED)
-"""``--reject``, ``--coverage``, ``--cost``, ``--minimise``; as ``wanted``."""
-
-_LEARNED = (
-    click.option(
-        "--calibration",
-        type=click.Choice(["auto", "temperature", "vector", "none"]),
-        default="auto",
-        show_default=True,
-        help="How logits become probabilities, on shots that were held out.",
-    ),
-    click.option(
-        "--sets",
-        type=click.Choice(["cross", "cv+", "split"]),
-        default="cross",
-        show_default=True,
-        help="How shots are held out for --coverage; cv+ keeps several heads, split learns from half of the shots.",
-    ),
-    click.option("--by-class", is_flag=True, help="Promise the coverage for each class by itself."),
-    click.option("--outliers", type=FOLDER, help="Folder of pictures of none of the classes, as expected in use."),
-    click.option("--negative-labels", is_flag=True, help="Detect outliers by the class names of ImageNet too."),
-)
-learned_options = bundle("learned", Learned, *_WANTED, *_LEARNED)
-"""The same, with how they are learned; as ``learned``. What is asked for is the model's default."""
+def _report_thresholds(rule: MultiLabel) -> UncertaintyReport:
+    source = f"from {rule.n} held-out pictures" if rule.n else "the default, since no shot could be held out"
+    text = f"{rule.thresholds.min():.2f} to {rule.thresholds.max():.2f}, {source}"
+    data = {"held_out": rule.n, "thresholds": rule.thresholds.tolist()}
+    return UncertaintyReport(data, [("thresholds", text)], [])

@@ -45,8 +45,8 @@ def test_run_status_and_report(bench, run, tmp_path):
     }
     assert len(RecordFolder(tmp_path / "out").read()) == 12
     again = bench()
-    assert "0 runs made" in again.stdout
-    assert "12 were there already" in again.stdout
+    assert "0 runs finished" in again.stdout
+    assert "12 were in the records" in again.stdout
     status = run("bench", "status", "--out", tmp_path / "out", "--json")
     assert json.loads(status.stdout) == [{"suite": "own", "asked": 12, "done": 12, "failed": 0, "open": 0}]
     report = run("bench", "report", "own", "--out", tmp_path / "out", "--json")
@@ -87,7 +87,7 @@ def test_what_views_for_each_epoch_cost_is_said_before_they_are_computed(bench, 
     result = bench("--json")
     assert json.loads(result.stdout)["failed"] == 0
     pictures = json.loads(bench("--dry-run", "--json").stdout)["pictures"]
-    assert f"views: {pictures} to encode, if none was before; about" in result.stderr
+    assert f"views: {pictures} to encode, if no feature is stored; about" in result.stderr
     assert pictures == 3 * (1 + 4) + 6  # a shot of each of 3 classes in all views, and the test part
 
 
@@ -110,9 +110,9 @@ def test_rows_in_place_of_draws(bench, tmp_path):
     ("args", "error"),
     [
         (("run", "botleneck"), "Did you mean 'bottleneck'"),
-        (("run", "bottleneck"), "no data set was named"),
+        (("run", "bottleneck"), "there is no data set"),
         (("run", "bottleneck", "--data", "nowhere"), "nowhere"),
-        (("run", "bottleneck", "--data", "{data}", "--heads", "knn"), "no head called knn; it has: clip-adapter"),
+        (("run", "bottleneck", "--data", "{data}", "--heads", "knn"), "no head called knn; its heads: clip-adapter"),
         (
             ("run", "bottleneck", "--data", "{data}", "-e", "toy", "--launcher", "slurm"),
             "no launcher is called 'slurm'",
@@ -132,7 +132,7 @@ def test_mistakes_are_told(run, noisy_squares, tmp_path, monkeypatch, args, erro
 
 
 def test_an_empty_folder_has_a_status(run, tmp_path):
-    assert "nothing was run" in run("bench", "status", "--out", tmp_path).stdout
+    assert "has no runs yet" in run("bench", "status", "--out", tmp_path).stdout
 
 
 @pytest.mark.slow

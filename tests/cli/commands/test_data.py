@@ -74,7 +74,7 @@ def test_a_typo_is_told_before_anything_is_done(root, run):
 def test_prepare_says_what_to_put_where_and_fails(root, run):
     result = run("data", "prepare", "ucf101", "dtd", "--root", root)
     assert result.exit_code == 1
-    assert f"  put there: {root / 'ucf101' / 'UCF-101-midframes'}" in result.stdout.splitlines()
+    assert f"  missing: {root / 'ucf101' / 'UCF-101-midframes'}" in result.stdout.splitlines()
     assert "DATASETS.md#ucf101" in result.stdout
     assert "  3 classes found, but the papers have 47" in result.stdout.splitlines()
     assert result.stderr.splitlines()[-1] == "error: not ready: ucf101, dtd"

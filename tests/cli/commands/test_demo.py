@@ -15,13 +15,13 @@ def test_the_whole_job_on_a_persons_own_folder(noisy_squares, tmp_path, run):
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines()[-3:] == [
         "18 pictures of 3 classes: blue (6), green (6), red (6).",
-        "The encoder turns each picture into numbers once; then four methods learn from 1 to 2 pictures a class, "
-        "drawn 2 times.",
-        "The shots come from train, the test pictures from test, 6 in all.",
+        "The encoder computes the features of each picture once; then four heads are fitted to 1 to 2 pictures "
+        "per class, drawn 2 times.",
+        "The shots come from train, the test pictures from test, 6 in total.",
     ]
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["zero-shot", "linear-probe", "clip-adapter"]
-    assert "it says 'blue' with probability" in result.stdout
+    assert "0.png: 'blue' with probability" in result.stdout
     assert lines[-2:] == [
         "  clipadapter fit YOUR_FOLDER --encoder toy --out my-model",
         f"  clipadapter predict {tmp_path / 'out' / 'model'} SOME_PICTURE.jpg",
@@ -38,7 +38,7 @@ def test_an_undivided_folder_is_halved(noisy_squares, tmp_path, run):
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["n_test"] == 6 and found["warnings"] == []
-    assert "The shots come from every other picture of a class" in result.stderr
+    assert "Every other picture of a class is a test picture" in result.stderr
 
 
 def test_without_the_package_of_pictures_the_install_line_is_told(tmp_path, monkeypatch, run):

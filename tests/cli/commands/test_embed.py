@@ -80,10 +80,10 @@ def test_what_is_skipped_has_a_reason(tmp_path, write_squares, run):
         (["--shard", "half"], "a shard is written i/n"),
         (["--to", "no/such/folder/x.parquet"], "there is no folder"),
         (["--views", "2", "--view-scale", "0.9", "0.1"], "scale"),
-        (["--views", "2", "--view-scale", "0.1", "1", "--crop", "tip"], "both set the crop scale: give one of them"),
+        (["--views", "2", "--view-scale", "0.1", "1", "--crop", "tip"], "both set the area of the crops"),
         (["--split", "dev"], "has no split 'dev'"),
         (["--cache", "README.md/features"], "README.md/features"),
-        (["--device", "warp"], "the device 'warp' can't be used here"),
+        (["--device", "warp"], "the device 'warp' can't be used on this machine"),
     ],
 )
 def test_wrong_input(args, words, squares, tmp_path, monkeypatch, run):

@@ -124,7 +124,7 @@ def test_readable_names_may_be_given_for_the_folders(probe, test_copy, tmp_path,
 def test_a_place_that_cannot_be_written_is_told_before_the_work(probe, noisy_squares, tmp_path, run):
     (tmp_path / "file").touch()
     result = run("eval", probe, noisy_squares, "--out", tmp_path / "file" / "report")
-    assert result.exit_code == 1 and "is no folder that you may write to" in result.stderr
+    assert result.exit_code == 1 and "is not a folder that you may write to" in result.stderr
 
 
 def test_no_model_is_told(noisy_squares, tmp_path, run):
@@ -132,7 +132,7 @@ def test_no_model_is_told(noisy_squares, tmp_path, run):
     assert result.exit_code == 1 and "there is no folder" in result.stderr
     (tmp_path / "model.onnx").touch()
     result = run("eval", tmp_path / "model.onnx", noisy_squares)
-    assert result.exit_code == 1 and "is an exported file, which 'clipadapter predict'" in result.stderr
+    assert result.exit_code == 1 and "is an exported file, which only 'clipadapter predict'" in result.stderr
 
 
 def test_record_writes_the_figures_into_the_model(probe, noisy_squares, tmp_path, run):
@@ -144,5 +144,5 @@ def test_record_writes_the_figures_into_the_model(probe, noisy_squares, tmp_path
     assert "| this model (`linear-probe`) | 100.0 |" in (model / "README.md").read_text()
     (model / "README.md").write_text("# Mine")
     again = run("eval", model, noisy_squares, "--out", tmp_path / "r", "--no-curve", "--record")
-    assert again.exit_code == 0 and "was written by a person and is left as it is" in again.stderr
+    assert again.exit_code == 0 and "was written by a person and is not changed" in again.stderr
     assert "evaluation" not in json.loads((probe / "config.json").read_text())["provenance"]

@@ -20,7 +20,7 @@ def test_a_file_is_written_and_what_it_was_compared_on_is_said(written):
     assert lines[0] == f"wrote     {path}"
     assert lines[1].endswith(" MB, fp32")
     assert lines[2].startswith("compared  on 12 of the model's shots: same answers 100.0%")
-    assert lines[4] == f"use it: clipadapter predict {path} photo.jpg"
+    assert lines[4] == f"to use it: clipadapter predict {path} photo.jpg"
     assert result.stderr == "converting toy with the head zero-shot, then comparing\n"
 
 
@@ -58,7 +58,7 @@ def test_shots_that_are_gone_are_told(write_squares, tmp_path, run):
     for path in shots.rglob("*.png"):
         path.unlink()
     result = run("export", tmp_path / "model", "--out", tmp_path / "m.onnx")
-    assert "compared on drawn pictures: the model's shots are not on this machine" in result.stderr
+    assert "compared on random pictures, since the shots of the model are not on this machine" in result.stderr
     result = run("export", tmp_path / "model", "--out", tmp_path / "m.onnx", "--precision", "int8")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "--pictures FOLDER" in result.stderr
@@ -78,7 +78,7 @@ def test_wrong_places_are_told(squares, model, tmp_path, run):
         (["--out", tmp_path / "model.pt"], "give a name that ends with .onnx"),
         (
             ["--format", "openvino", "--out", tmp_path / "m.onnx"],
-            "no .xml file by its name: say --format onnx",
+            "does not end with .xml: give --format onnx",
         ),
         (["--out", tmp_path / "m.onnx", "--pictures", tmp_path / "gone"], "no folder or file"),
     ):

@@ -30,7 +30,7 @@ def test_says_what_was_learned(squares, tmp_path, fit):
     found = dict(lines)
     assert found["model"] == str(tmp_path / "model")
     assert found["classes"] == "3"
-    assert found["pictures"] == "4 a class"
+    assert found["pictures"] == "4 per class"
     assert found["head"] == "clip-adapter"
     assert found["encoder"].startswith("toy")
     assert FewShotClassifier.load(tmp_path / "model").class_names_ == ("blue", "green", "red")
@@ -75,7 +75,7 @@ def test_a_class_with_one_picture_at_sixteen_shots_gives_it(squares, tmp_path, f
     result = fit(data, *FEW_STEPS, "--shots", 16, head="clip-adapter")
     assert result.exit_code == 0
     assert "warning: fewer than 16 pictures in blue (4), green (4), red (1)" in result.stderr
-    assert "1 to 4 a class, 9 in all" in result.stdout
+    assert "1 to 4 per class, 9 in total" in result.stdout
 
 
 def test_a_class_without_readable_picture_stays(squares, tmp_path, fit, run):
@@ -85,7 +85,7 @@ def test_a_class_without_readable_picture_stays(squares, tmp_path, fit, run):
         path.write_bytes(b"")
     result = fit(data)
     assert result.exit_code == 0
-    assert "the class 'red' has no picture that can be read" in result.stderr
+    assert "the class 'red' has no readable picture" in result.stderr
     assert result.stderr.count("file is empty") == 4
     named = run("predict", tmp_path / "model", squares / "red" / "0.png")
     assert named.stdout.split()[0] == "red"
@@ -195,7 +195,7 @@ def test_another_text_is_no_number_of_views(squares, fit):
     for given in ("0", "epoch"):
         result = fit(squares, "--views", given)
         assert result.exit_code == 2
-        assert f"'{given}' is neither a number from 1 nor per-epoch" in result.stderr
+        assert f"'{given}' is neither a number of 1 or more nor per-epoch" in result.stderr
 
 
 def test_views(squares, fit):
@@ -214,10 +214,10 @@ def test_views(squares, fit):
         (["--grid", "alpha"], "--grid takes key=value,value,..."),
         (["--grid", "alpa=1,2", "--head", "tip-adapter"], "Did you mean 'alpha'?"),
         (["--preset", "dtt", "--head", "tip-adapter"], "no preset of tip-adapter is called 'dtt'. Did you mean 'dtd'?"),
-        (["--head", "zlap"], "give the pictures that it will be asked for, --unlabelled FOLDER"),
+        (["--head", "zlap"], "give the pictures to classify with --unlabelled FOLDER"),
         (["--unlabelled", "."], "leave --unlabelled out"),
         (["--split", "dev"], "has no split 'dev'"),
-        (["--device", "warp"], "the device 'warp' can't be used here"),
+        (["--device", "warp"], "the device 'warp' can't be used on this machine"),
         (["--class-names", "nothing.json"], "nothing.json can't be opened"),
         (["--out", "file/model"], "can't write file/model"),
         (["--out", "file"], "file is a file; give a folder"),

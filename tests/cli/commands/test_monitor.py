@@ -42,7 +42,8 @@ def test_nothing_found_is_exit_code_0(place, run):
     lines = result.stdout.splitlines()
     assert lines[0] == f"30 pictures of {place / 'same'}, compared with 24 shots of the model"
     assert lines[2].startswith("no drift was found (p = ")
-    assert result.stderr == "the reference is the shots, which are few and chosen: --reference FOLDER is better\n"
+    note = "the reference is the shots, which are few and no random sample: --reference FOLDER is better\n"
+    assert result.stderr == note
 
 
 def test_drift_is_exit_code_3_and_a_sentence(place, run):
@@ -59,7 +60,7 @@ def test_what_is_usual_can_be_said(place, run):
     assert run("monitor", place / "model", place / "reds", "--skip", "shares").exit_code == 0
     for wrong in ("red", "red=much", "=0.5", "red=80"):
         result = run("monitor", place / "model", place / "reds", "--usual", wrong)
-        assert result.exit_code == 1 and "is no usual share" in result.stderr
+        assert result.exit_code == 1 and "is not a share of a class" in result.stderr
 
 
 def test_json_plot_and_history(place, tmp_path, run):
@@ -100,7 +101,7 @@ def test_what_cannot_be_looked_at_is_exit_code_1(place, tmp_path, run):
     result = run("monitor", tmp_path / "one", place / "same")
     assert result.exit_code == 1 and "or a file that 'clipadapter export' wrote" in result.stderr
     result = run("monitor", place / "model", place / "same", "--plot", tmp_path / "drift.pdf")
-    assert result.exit_code == 1 and "would be no .png file" in result.stderr
+    assert result.exit_code == 1 and "does not end with .png" in result.stderr
     assert run("monitor", place / "model").exit_code == 2
 
 

@@ -54,7 +54,11 @@ def test_standard_input_gives_paths(squares, model, run):
 def test_chunks_give_the_same_answers_in_order(squares, model, run):
     whole = run("predict", model, squares, "--json", "--no-cache")
     parts = run("predict", model, squares, "--json", "--no-cache", "--batch-size", 1)
-    assert records(whole) == records(parts)
+    answers = [[(one["source"], one["label"]) for one in records(result)] for result in (whole, parts)]
+    assert answers[0] == answers[1]
+    # Products of matrices of other sizes may round differently.
+    probabilities = [[one["probability"] for one in records(result)] for result in (whole, parts)]
+    assert probabilities[0] == pytest.approx(probabilities[1], rel=1e-6)
 
 
 def test_a_bad_picture_costs_its_own_answer_only(squares, model, tmp_path, run):
@@ -91,7 +95,7 @@ def test_nothing_readable_is_a_failure(model, tmp_path, run):
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: none of the 1 pictures can be read" in result.stderr
     (tmp_path / "empty").mkdir()
-    assert "error: there are no pictures" in run("predict", model, tmp_path / "empty").stderr
+    assert "error: the input has no pictures" in run("predict", model, tmp_path / "empty").stderr
 
 
 def test_strict_fails_at_the_first(squares, model, tmp_path, run):

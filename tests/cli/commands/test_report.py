@@ -58,6 +58,6 @@ def test_pictures_that_cannot_be_read_are_told(probe, noisy_squares, tmp_path, r
 def test_what_cannot_be_done_is_told_before_the_work(probe, noisy_squares, tmp_path, run):
     (tmp_path / "file").touch()
     result = run("report", probe, noisy_squares, "--out", tmp_path / "file" / "page.html")
-    assert result.exit_code == 1 and "is no folder that you may write to" in result.stderr
+    assert result.exit_code == 1 and "is not a folder that you may write to" in result.stderr
     result = run("report", probe, noisy_squares, "--outliers", tmp_path / "nothing")
     assert result.exit_code == 1 and "there is no folder" in result.stderr

@@ -6,40 +6,28 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.edit import by_option, change, login, pictures
-from clipadapter.cli.options import FOLDER, Towers, model_options, output_options, strict_option
-from clipadapter.cli.output import Output
+from clipadapter.cli.edit import ModelEdit, collect_pictures, edit_options
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import FOLDER
 
 
-@click.command(epilog="Example: clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
+@cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/", Section.UPDATE, 1)
 @click.argument("model", type=FOLDER)
 @click.argument("name")
-@click.argument("inputs", metavar="PICTURES...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)
 @click.option(
     "--text",
     "sentences",
     multiple=True,
     metavar="SENTENCE",
-    help="What the class looks like, in place of the templates; may be given many times.",
+    help="Description of the class in place of the templates. May be repeated.",
 )
-@by_option
-@strict_option
-@model_options
-@output_options
-def command(
-    model: Path,
-    name: str,
-    inputs: tuple[Path, ...],
-    sentences: tuple[str, ...],
-    by: str | None,
-    strict: bool,
-    towers: Towers,
-    out: Output,
-) -> None:
-    """Teach a model one more class, from pictures or folders of pictures.
+@edit_options
+def command(model: Path, name: str, inputs: tuple[Path, ...], sentences: tuple[str, ...], edit: ModelEdit) -> None:
+    """Add a class to a model, from pictures or folders of pictures.
 
-    The pictures it has learned from are not needed: the model keeps their features. The class comes last in the
-    order. The folder then holds the next version; 'undo' takes it back.
+    The pictures that the model was fitted to are not needed, since the model stores their features. The new class is
+    the last one. The folder then has a new version of the model; 'clipadapter undo' goes back.
     """
-    found = pictures(inputs)
-    change(model, towers, strict, out, lambda m: m.add_class(name, found, descriptions=sentences or None, by=login(by)))
+    pictures = collect_pictures(inputs)
+    edit.apply(model, lambda m, author: m.add_class(name, pictures, descriptions=sentences or None, by=author))

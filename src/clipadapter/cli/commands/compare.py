@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.comparing import as_json, check_out, folds_option, seeds_option, shots_option, tell
-from clipadapter.cli.fit_options import Prompts, prompt_options
-from clipadapter.cli.options import FOLDER, Towers, encoder_options, open_dataset, output_options
+from clipadapter.cli.encoder_options import EncoderOptions, note_backend
+from clipadapter.cli.fit_options import PromptOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import check_output_folder, open_dataset
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import folds_option, option_group, output_options, seeds_option, shots_option
 from clipadapter.cli.output import Output
 
 if TYPE_CHECKING:
+    from clipadapter.bench import Comparison
     from clipadapter.data import Dataset
     from clipadapter.heads import Head
 
 
-@click.command(epilog="Example: clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16")
+@cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16", Section.INSPECT, 1)
 @click.argument("shots_from", metavar="SHOTS", type=FOLDER)
 @click.argument("test_from", metavar="[TEST]", type=FOLDER, required=False)
-@click.option("--heads", metavar="NAME,...", help="Heads to compare; all without it. See 'clipadapter heads'.")
+@click.option("--heads", metavar="NAME,...", help="Heads to compare, see 'clipadapter heads'; by default all.")
 @shots_option
 @seeds_option
 @folds_option
 @click.option(
-    "--out",
-    "folder",
-    type=FOLDER,
-    default=Path("clipadapter-compare"),
-    show_default=True,
-    help="Folder for runs.jsonl, table.md and accuracy.png.",
+    "--out", "folder", type=FOLDER, default="clipadapter-compare", help="Folder for runs.jsonl, table.md, accuracy.png."
 )
-@encoder_options
-@prompt_options
+@option_group("encoder_options", EncoderOptions)
+@option_group("prompts", PromptOptions)
 @output_options
 def command(
     shots_from: Path,
@@ -43,49 +43,38 @@ def command(
     seeds: int,
     folds: int,
     folder: Path,
-    towers: Towers,
-    prompts: Prompts,
+    encoder_options: EncoderOptions,
+    prompts: PromptOptions,
     out: Output,
 ) -> None:
     """Compare heads: each is fitted to the same shots drawn from SHOTS and measured on TEST.
 
     Without TEST, the parts train and test of SHOTS are used. If SHOTS has no such parts, heads are compared by
-    cross-validation: SHOTS is cut into folds, and each picture is answered by heads fitted to shots of the other
-    folds. zero-shot and linear-probe always take part. Every run
-    is appended to runs.jsonl as soon as it is done; one that stands there is not made again.
+    cross-validation: SHOTS is cut into folds, and each picture is classified by heads fitted to shots of the other
+    folds. zero-shot and linear-probe always take part. Every run is appended to runs.jsonl as soon as it is done; a
+    run that is in this file is not repeated.
     """
     from clipadapter.bench import compare, table
-    from clipadapter.classifier import FewShotClassifier
 
-    train, test = _parts(shots_from, test_from)
-    train, test = prompts.rename(train), None if test is None else prompts.rename(test)
-    chosen = _heads(heads)
-    descriptions = prompts.read_descriptions(train.class_names)
-    check_out(folder)
-    encoder = towers.open(out)
-    model = FewShotClassifier(
-        encoder,
-        templates=prompts.templates,
-        descriptions=descriptions,
-        backend=towers.backend,
-        precision=towers.precision,
-        cache=towers.store,
-        batch_size=towers.batch_size,
-        progress=out.progress,
-    )
+    train, test = _open_parts(shots_from, test_from)
+    train, test = prompts.rename_classes(train), None if test is None else prompts.rename_classes(test)
+    selected = _create_heads(heads)
+    prompt_parameters = prompts.classifier_parameters(train.class_names)
+    check_output_folder(folder)
+    model = encoder_options.create_classifier(out, **prompt_parameters)
+    opened = model.encoder_
     records = folder / "runs.jsonl"
-    numbers = range(1, seeds + 1)
-    result = compare(model, train, test, chosen, shots, numbers, folds=folds, records=records, progress=out.progress)
-    towers.tell(encoder, model.encoder_, out)
-    tell(result, out)
+    draws = range(1, seeds + 1)
+    result = compare(model, train, test, selected, shots, draws, folds=folds, records=records, progress=out.progress)
+    note_backend(opened, model.encoder_, out)
+    note_comparison(result, out)
     title = f"{'/'.join(shots_from.absolute().parts[-2:])} with {model.encoder_.info.name}"
     files = [records, *result.write(folder, title)]
-    out.result(
-        as_json(result, files), f"{result.protocol_text}{table(result.runs)}\nwrote {', '.join(map(str, files))}"
-    )
+    text = f"{result.protocol_text}{table(result.runs)}\nwrote {', '.join(map(str, files))}"
+    out.result(comparison_record(result, files), text)
 
 
-def _parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
+def _open_parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
     from clipadapter.bench import split_train_test
     from clipadapter.data import load_dataset
 
@@ -95,11 +84,38 @@ def _parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset |
     return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
 
 
-def _heads(names: str | None) -> dict[str, Head]:
+def _create_heads(names: str | None) -> dict[str, Head]:
     from clipadapter.bench import BASELINES, default_heads
     from clipadapter.heads import create_head
 
     if names is None:
         return default_heads()
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    return {name: create_head(name) for name in dict.fromkeys([*BASELINES, *wanted])}
+    selected = [name.strip() for name in names.split(",") if name.strip()]
+    return {name: create_head(name) for name in dict.fromkeys([*BASELINES, *selected])}
+
+
+def note_comparison(result: Comparison, out: Output) -> None:
+    """Report pictures that were left out, and runs that failed or were in the records."""
+    out.skipped(result.skipped)
+    for sentence in result.warnings:
+        out.warn(sentence)
+    if result.fresh < len(result.runs):
+        out.note(f"{len(result.runs) - result.fresh} of {len(result.runs)} runs were taken from the records")
+    for text in dict.fromkeys(f"{run.head} failed: {run.error}" for run in result.runs if run.error is not None):
+        out.warn(text)
+
+
+def comparison_record(result: Comparison, files: Sequence[Path]) -> dict[str, Any]:
+    """Return a comparison as JSON."""
+    from clipadapter.bench import summarise
+
+    return {
+        **summarise(result.runs).to_dict(),
+        "encoder": result.runs[0].encoder.name,
+        **({} if result.folds is None else {"protocol": "cross-validation", "folds": result.folds}),
+        "n_test": len(result.test),
+        "classes": list(result.text.labels),
+        "skipped": [{"source": name, "reason": reason} for name, reason in result.skipped],
+        "warnings": result.warnings,
+        "files": [str(path) for path in files],
+    }

@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.edit import by_option, change, login, pictures
-from clipadapter.cli.options import FOLDER, Towers, model_options, output_options, strict_option
-from clipadapter.cli.output import Output
+from clipadapter.cli.edit import ModelEdit, collect_pictures, edit_options
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import FOLDER
 from clipadapter.errors import InputError
 
+if TYPE_CHECKING:
+    from clipadapter.classifier import FewShotClassifier
 
-@click.command(epilog="Example: clipadapter correct model/ photo.jpg --label lynx")
+
+@cli_command("clipadapter correct model/ photo.jpg --label lynx", Section.UPDATE, 3)
 @click.argument("model", type=FOLDER)
-@click.argument("inputs", metavar="PICTURES...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)
 @click.option(
     "--label",
     "labels",
     multiple=True,
     required=True,
     metavar="NAME",
-    help="What they show; many times where pictures may have several labels.",
+    help="Right class of the pictures. May be repeated if pictures may have several labels.",
 )
-@by_option
-@strict_option
-@model_options
-@output_options
-def command(
-    model: Path,
-    inputs: tuple[Path, ...],
-    labels: tuple[str, ...],
-    by: str | None,
-    strict: bool,
-    towers: Towers,
-    out: Output,
-) -> None:
-    """Say what pictures really show, and have a model learn it.
+@edit_options
+def command(model: Path, inputs: tuple[Path, ...], labels: tuple[str, ...], edit: ModelEdit) -> None:
+    """Correct the labels of pictures, and refit the model.
 
-    A picture that it has learned from gets the new label, wherever the file lies now; another one is learned from
-    besides.
+    A picture among the shots of the model gets the new label, even if its file was moved. Any other picture becomes a
+    new shot.
     """
-    from clipadapter.classifier import FewShotClassifier
+    pictures = collect_pictures(inputs)
 
-    found = pictures(inputs)
-
-    def act(classifier: FewShotClassifier) -> None:
-        several = classifier.support_.targets is not None
-        if len(labels) > 1 and not several:
+    def relabel(classifier: FewShotClassifier, author: str) -> None:
+        is_multilabel = classifier.support_.targets is not None
+        if len(labels) > 1 and not is_multilabel:
             raise InputError(f"a picture has one class in this model, but got {' and '.join(labels)}")
-        classifier.correct(found, [labels if several else labels[0]] * len(found), by=login(by))
+        classifier.correct(pictures, [labels if is_multilabel else labels[0]] * len(pictures), by=author)
 
-    change(model, towers, strict, out, act)
+    edit.apply(model, relabel)

@@ -6,29 +6,23 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.fit_options import Prompts, prompt_options
-from clipadapter.cli.options import (
-    FILE,
-    FOLDER,
-    Towers,
-    check_page,
-    encoder_options,
-    open_dataset,
-    output_options,
-    seed_option,
-    split_option,
-)
-from clipadapter.cli.output import SHOWN, Failure, Output
+from clipadapter.cli.encoder_options import EncoderOptions, note_backend
+from clipadapter.cli.fit_options import PromptOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import check_output_file, open_dataset
+from clipadapter.cli.option_types import FILE, FOLDER
+from clipadapter.cli.options import option_group, output_options, seed_option, split_option
+from clipadapter.cli.output import MAX_LISTED, Failure, Output
 
 
-@click.command(epilog="Example: clipadapter doctor photos/ --html doctor.html")
+@cli_command("clipadapter doctor photos/ --html doctor.html", Section.INSPECT, 4, extra="lite,doctor")
 @click.argument("data", type=FOLDER)
 @split_option
-@click.option("--html", "page", type=FILE, help="Page with the pictures to write; it asks for nothing else.")
+@click.option("--html", "page", type=FILE, help="HTML page to write, with the pictures in it.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a finding is severe.")
 @seed_option
-@encoder_options
-@prompt_options
+@option_group("encoder_options", EncoderOptions)
+@option_group("prompts", PromptOptions)
 @output_options
 def command(
     data: Path,
@@ -36,37 +30,27 @@ def command(
     page: Path | None,
     strict: bool,
     seed: int,
-    towers: Towers,
-    prompts: Prompts,
+    encoder_options: EncoderOptions,
+    prompts: PromptOptions,
     out: Output,
 ) -> None:
-    """Look for what is wrong with the labelled pictures in DATA; nothing is changed.
+    """Find problems in the labelled pictures in DATA. Nothing is changed.
 
-    Finds copies within and across classes and parts, labels that are likely wrong, classes that are taken for each
-    other or called by names that the encoder does not understand, small classes, and pictures that are dark, blurred,
-    tiny or long. Worst first: severe, warning, note.
+    Finds copies within and across classes and parts, labels that are likely wrong, classes that are confused with each
+    other, class names that the encoder does not understand, small classes, and pictures that are dark, blurred, tiny or
+    long. Findings are sorted: severe, warning, note.
     """
-    from clipadapter.classifier import FewShotClassifier
     from clipadapter.doctor import diagnose
 
-    check_page(page, data)
-    dataset = prompts.rename(open_dataset(data, split))
-    descriptions = prompts.read_descriptions(dataset.class_names)
-    encoder = towers.open(out)
-    model = FewShotClassifier(
-        encoder,
-        templates=prompts.templates,
-        descriptions=descriptions,
-        backend=towers.backend,
-        precision=towers.precision,
-        cache=towers.store,
-        batch_size=towers.batch_size,
-        progress=out.progress,
-    )
-    found = diagnose(dataset, model, seed=seed, progress=out.progress)
-    towers.tell(encoder, model.encoder_, out)
-    files = [found.to_html(page)] if page else []
+    check_output_file(page, data)
+    dataset = prompts.rename_classes(open_dataset(data, split))
+    prompt_parameters = prompts.classifier_parameters(dataset.class_names)
+    model = encoder_options.create_classifier(out, **prompt_parameters)
+    opened = model.encoder_
+    diagnosis = diagnose(dataset, model, seed=seed, progress=out.progress)
+    note_backend(opened, model.encoder_, out)
+    files = [diagnosis.to_html(page)] if page else []
     wrote = f"\n\nwrote {files[0]}" if files else ""
-    out.result({**found.to_dict(), "files": [str(file) for file in files]}, found.text(SHOWN) + wrote)
-    if strict and found.severe:
-        raise Failure(f"{found.severe} of {len(found.findings)} findings are severe")
+    out.result({**diagnosis.to_dict(), "files": [str(file) for file in files]}, diagnosis.text(MAX_LISTED) + wrote)
+    if strict and diagnosis.severe:
+        raise Failure(f"{diagnosis.severe} of {len(diagnosis.findings)} findings are severe")

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.fit_options import Views, view_options
-from clipadapter.cli.options import (
-    FILE,
-    FOLDER,
-    Towers,
-    embed_options,
-    output_options,
-    seed_option,
-    split_option,
-    strict_option,
-)
+from clipadapter.cli.encoder_options import EncoderOptions, note_backend
+from clipadapter.cli.fit_options import ViewOptions
+from clipadapter.cli.groups import cli_command
+from clipadapter.cli.inputs import read_samples
+from clipadapter.cli.option_types import FILE, FOLDER
+from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, require
 
-if TYPE_CHECKING:
-    from clipadapter.data import Sample
+ALL_BUT_NO_CACHE = ("uri", "device", "backend", "precision", "batch_size", "cache")
 
 
-@click.command(epilog="Example: clipadapter embed pictures/ --encoder lite --shard 1/4")
+@cli_command("clipadapter embed pictures/ --encoder lite --shard 1/4")
 @click.argument("data", type=FOLDER)
-@embed_options
-@view_options
+@option_group("encoder_options", EncoderOptions, only=ALL_BUT_NO_CACHE)
+@option_group("views", ViewOptions)
 @seed_option
 @split_option
-@click.option("--shard", metavar="I/N", help="Every N-th picture, beginning with the I-th, so that N machines share.")
-@click.option("--to", type=FILE, help="Write the plain features to this Parquet file too.")
+@click.option(
+    "--shard", metavar="I/N", help="Only every N-th picture, starting at the I-th, to share work between N machines."
+)
+@click.option("--to", type=FILE, help="Parquet file for the features of the plain pictures.")
 @strict_option
 @output_options
 def command(
     data: Path,
-    towers: Towers,
-    views: Views,
+    encoder_options: EncoderOptions,
+    views: ViewOptions,
     seed: int,
     split: str | None,
     shard: str | None,
@@ -47,30 +41,35 @@ def command(
     strict: bool,
     out: Output,
 ) -> None:
-    """Compute the features of all pictures in DATA and keep them.
+    """Compute and store the features of all pictures in DATA.
 
-    What is kept is never computed again: an embed that was cut short goes on where it was, and several may fill
-    one cache file at once. The pictures need no classes.
+    Stored features are never computed again: an interrupted run continues when it is started again, and several
+    processes may write to one feature store. The pictures need no classes.
     """
     from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, parse_shard, write_parquet
 
-    i, n = parse_shard(shard or "1/1")
+    shard_number, n_shards = parse_shard(shard or "1/1")
     spec = views.spec(seed)
-    samples = _samples(data, split)[i - 1 :: n]
+    samples = read_samples(data, split)[shard_number - 1 :: n_shards]
     if to is not None:
         _check_table(to)
-    with FeatureStore(towers.cache) as store:
-        plain, paths = towers.open(out), [sample.path for sample in samples]
+    with FeatureStore(encoder_options.cache) as store:
+        opened, paths = encoder_options.open(out), [sample.path for sample in samples]
         encoder = choose_backend(
-            plain, paths, backend=towers.backend, precision=towers.precision, store=store, progress=out.progress
+            opened,
+            paths,
+            backend=encoder_options.backend,
+            precision=encoder_options.precision,
+            store=store,
+            progress=out.progress,
         )
-        towers.tell(plain, encoder, out)
+        note_backend(opened, encoder, out)
         done = embed(
             encoder,
             paths,
             store,
             views=spec,
-            batch_size=towers.batch_size,
+            batch_size=encoder_options.batch_size,
             progress=out.progress,
             strict=strict,
         )
@@ -92,26 +91,15 @@ def command(
             "cache": str(store.path),
             "table": None if to is None else str(to),
         }
-    out.result(result, facts([(key, _short(value)) for key, value in result.items() if value is not None]))
-
-
-def _samples(data: Path, split: str | None) -> Sequence[Sample]:
-    """Pictures of a data set, which may have one class or none."""
-    from clipadapter.data import load_dataset
-    from clipadapter.data.load import read_listing
-
-    dataset = read_listing(data).dataset
-    if not dataset.samples:
-        dataset = load_dataset(data)  # says why there is nothing
-    return (dataset.split(split) if split else dataset).samples
+    out.result(result, facts([(key, _count_or_value(value)) for key, value in result.items() if value is not None]))
 
 
 def _check_table(path: Path) -> None:
-    """Refuse before the work what `write_parquet` would refuse after it."""
+    """Refuse, before the work, what `write_parquet` would refuse after it."""
     require("pyarrow.parquet", "parquet", "The Parquet export")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
 
 
-def _short(value: object) -> object:
+def _count_or_value(value: object) -> object:
     return len(value) if isinstance(value, list) else value

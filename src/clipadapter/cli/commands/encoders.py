@@ -8,31 +8,33 @@ from dataclasses import asdict
 
 import click
 
+from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import UnknownNameError
 
-FOR_TESTS = "toy"
+TEST_SCHEME = "toy"
+"""The encoder of the tests, which is only listed by its name."""
 
 
-@click.command(epilog="Example: clipadapter encoders 'open_clip:ViT-B*'")
+@cli_command("clipadapter encoders 'open_clip:ViT-B*'", Section.INSPECT, 3)
 @click.argument("pattern", default="*")
 @output_options
 def command(pattern: str, out: Output) -> None:
     """List the encoders, or those whose URI matches PATTERN: width, licence of the weights, note.
 
-    Nothing is loaded.
+    No encoder is loaded.
 
-    open_clip:local-dir:PATH is a folder with weights in open_clip's layout.
+    open_clip:local-dir:PATH is a folder with weights in the layout of open_clip.
     """
     from clipadapter.encoders import encoder_info, list_encoders
 
-    schemes = [name for name in list_encoders() if name != FOR_TESTS or pattern == FOR_TESTS]
-    listed = [listing for scheme in schemes for listing in encoder_info(scheme).cls.listing()]
-    found = [listing for listing in listed if fnmatch.fnmatchcase(listing.name, pattern)]
-    if not found:
-        close = difflib.get_close_matches(pattern, [listing.name for listing in listed], n=1)
+    schemes = [name for name in list_encoders() if name != TEST_SCHEME or pattern == TEST_SCHEME]
+    listings = [listing for scheme in schemes for listing in encoder_info(scheme).cls.listing()]
+    matching = [listing for listing in listings if fnmatch.fnmatchcase(listing.name, pattern)]
+    if not matching:
+        close = difflib.get_close_matches(pattern, [listing.name for listing in listings], n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise UnknownNameError(f"no encoder matches '{pattern}'.{hint} 'clipadapter encoders' lists all")
-    rows = [[one.name, one.dim or "-", one.licence, one.note] for one in found]
-    out.result([asdict(one) for one in found], table(["encoder", "width", "licence", "note"], rows))
+    rows = [[listing.name, listing.dim or "-", listing.licence, listing.note] for listing in matching]
+    out.result([asdict(listing) for listing in matching], table(["encoder", "width", "licence", "note"], rows))

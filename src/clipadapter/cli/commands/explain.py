@@ -7,53 +7,58 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.options import FILE, FOLDER, Towers, check_page, model_options, output_options
+from clipadapter.cli.encoder_options import ModelEncoderOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import check_output_file
+from clipadapter.cli.option_types import FILE, FOLDER
+from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, table
 
 if TYPE_CHECKING:
     from clipadapter.explain import Explanation
 
 
-@click.command(epilog="Example: clipadapter explain model/ photo.jpg --out why.png")
+@cli_command("clipadapter explain model/ photo.jpg --out why.png", Section.INSPECT, 5)
 @click.argument("model", type=FOLDER)
 @click.argument("photo", type=click.Path(path_type=Path))
-@click.option("--out", "path", metavar="FILE.png", type=FILE, help="Draw it; without it there is text only.")
-@click.option("--class", "class_name", metavar="NAME", help="The class to explain; the best one without it.")
+@click.option("--out", "path", metavar="FILE.png", type=FILE, help="Picture to draw; without it there is only text.")
+@click.option("--class", "class_name", metavar="NAME", help="Class to explain; by default the predicted one.")
 @click.option(
-    "--neighbours",
-    type=click.IntRange(0),
-    metavar="K",
-    default=5,
-    show_default=True,
-    help="How many of the nearest shots to name.",
+    "--neighbours", type=click.IntRange(0), metavar="K", default=5, help="How many of the nearest shots to list."
 )
-@model_options
+@option_group("encoder", ModelEncoderOptions)
 @output_options
 def command(
-    model: Path, photo: Path, path: Path | None, class_name: str | None, neighbours: int, towers: Towers, out: Output
+    model: Path,
+    photo: Path,
+    path: Path | None,
+    class_name: str | None,
+    neighbours: int,
+    encoder: ModelEncoderOptions,
+    out: Output,
 ) -> None:
-    """Say why MODEL says what it says of PHOTO.
+    """Explain the prediction of MODEL for PHOTO.
 
-    Tells by how much the class leads the next one, what class text and what the shots give of that, and which
-    shots are most like the picture, by cosine. With --out it draws them, and where in the picture the class is
-    seen. --class asks for another class: what it lacks.
+    Prints by how much the predicted class leads the next one, how much of that comes from the class text and how much
+    from the shots, and which shots are most similar to the picture, by cosine. --out draws these shots, and a map of
+    where in the picture the class is seen. --class explains another class: why it was not predicted.
     """
     from clipadapter.explain import explain
 
-    check_page(path, photo, suffix=".png")
-    found = explain(towers.load(model), photo, class_name=class_name, neighbours=neighbours)
-    for note in found.notes:
+    check_output_file(path, photo, suffix=".png")
+    explanation = explain(encoder.load(model), photo, class_name=class_name, neighbours=neighbours)
+    for note in explanation.notes:
         out.note(note)
-    data, text = found.to_dict(), _text(found)
+    data, text = explanation.to_dict(), _text(explanation)
     if path is not None:
-        data["files"] = [str(found.to_png(path))]
+        data["files"] = [str(explanation.to_png(path))]
         text = f"{text}\n\nwrote {path}"
     out.result(data, text)
 
 
-def _text(found: Explanation) -> str:
-    lines = [found.source, *found.sentences()]
-    if found.nearest:
-        rows = [(f"{one.similarity:.3f}", one.label, one.source) for one in found.nearest]
+def _text(explanation: Explanation) -> str:
+    lines = [explanation.source, *explanation.sentences()]
+    if explanation.nearest:
+        rows = [(f"{shot.similarity:.3f}", shot.label, shot.source) for shot in explanation.nearest]
         lines += ["", table(["cosine", "class", "nearest shot"], rows)]
     return "\n".join(lines)

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.options import FOLDER, output_options
+from clipadapter.cli.encoder_options import ModelEncoderOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import path_beside
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import InputError
 from clipadapter.files import EXPORT_SUFFIXES
@@ -15,41 +19,41 @@ from clipadapter.files import EXPORT_SUFFIXES
 if TYPE_CHECKING:
     from clipadapter.export import ExportResult
 
+FORMATS = click.Choice(list(EXPORT_SUFFIXES))
+PRECISIONS = click.Choice(["fp32", "int8"])
+INPUTS = click.Choice(["uint8", "float"])
 
-@click.command(epilog="Example: clipadapter export model/ --format onnx --out model.onnx")
+
+@cli_command("clipadapter export model/ --format onnx --out model.onnx", Section.SHARE, 1, extra="lite,onnx")
 @click.argument("model", type=FOLDER)
-@click.option(
-    "--format", "kind", type=click.Choice(list(EXPORT_SUFFIXES)), default="onnx", show_default=True, help="Of the file."
-)
+@click.option("--format", "kind", type=FORMATS, default="onnx", help="Format of the file.")
 @click.option(
     "--out",
     "path",
     metavar="FILE",
     type=FOLDER,
-    help="File to write: .onnx, or .xml, which has its weights beside it in .bin; MODEL.onnx beside MODEL without it.",
+    help="File to write: .onnx, or .xml with its weights in a .bin file beside it; by default MODEL.onnx beside MODEL.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8"]),
+    type=PRECISIONS,
     default="fp32",
-    show_default=True,
-    help="Of the image tower; int8 is about a third as large.",
+    help="Precision of the image tower; int8 is about a third as large.",
 )
 @click.option(
     "--input",
     "source",
-    type=click.Choice(["uint8", "float"]),
+    type=INPUTS,
     default="uint8",
-    show_default=True,
-    help="Plain squares of 0 to 255, or pixels that are normalised already.",
+    help="Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
 )
 @click.option(
     "--pictures",
     metavar="DATA",
     type=FOLDER,
-    help="Folder or table of pictures to compare on, and to calibrate int8 with; the model's shots without it.",
+    help="Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
 )
-@click.option("--encoder", metavar="URI", help="Where the model's encoder is now, if its weights were moved.")
+@option_group("encoder", ModelEncoderOptions, only=("uri",))
 @output_options
 def command(
     model: Path,
@@ -58,45 +62,44 @@ def command(
     precision: str,
     source: str,
     pictures: Path | None,
-    encoder: str | None,
+    encoder: ModelEncoderOptions,
     out: Output,
 ) -> None:
-    """Write MODEL as one file that answers without this package, and without torch.
+    """Export MODEL as one file that runs without this package and without torch.
 
-    The file holds the image tower, the head, calibrated probabilities and the scores of "none of these" as one
-    graph, and class names and preprocessing as metadata. It is run on pictures first: one that does not answer as
-    MODEL does is not written. All heads can be exported but cocoop, whose prompts hang on the picture; of encoders all
-    but those that pad pictures to a square, and pairs that see pictures in two ways.
+    The file contains the image tower, the head, calibrated probabilities and the scores of "none of these" as one
+    graph, and class names and preprocessing as metadata. The graph is compared with MODEL on pictures first. If they
+    differ, no file is written. The head cocoop can't be exported, since its prompts depend on the picture; nor can
+    encoders that pad pictures to a square, or pairs of encoders with different preprocessing.
     """
-    from clipadapter.classifier import FewShotClassifier
     from clipadapter.export import export_model
     from clipadapter.persistence import read_config
 
-    config = read_config(model)  # a wrong folder is told before anything is loaded
+    config = read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, kind)
-    classifier = FewShotClassifier.load(model, encoder=encoder, cache=None)
+    classifier = encoder.load(model, cache=None)
     out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")
     done = export_model(classifier, target, format=kind, precision=precision, input=source, pictures=pictures)
     for note in done.notes:
         out.warn(note)
     if done.parity["pictures"] == "drawn":
         out.note(
-            "compared on drawn pictures: the model's shots are not on this machine. --pictures DATA takes real ones"
+            "compared on random pictures, since the shots of the model are not on this machine: give --pictures DATA"
         )
     out.result(_record(done), _text(done))
 
 
 def _target(model: Path, path: Path | None, kind: str) -> Path:
-    """Where to write."""
+    """Return the file to write; refuse a name that does not fit the format."""
+    suffix = EXPORT_SUFFIXES[kind]
     if path is None:
-        named = model if model.name not in ("", "..") else model.resolve()
-        return named.with_name(named.name + EXPORT_SUFFIXES[kind])
+        return path_beside(model, suffix)
     if path.is_dir():
-        raise InputError(f"{path} is a folder: give a file, such as {path / ('model' + EXPORT_SUFFIXES[kind])}")
-    if path.suffix.lower() != EXPORT_SUFFIXES[kind]:
-        other = next((name for name, suffix in EXPORT_SUFFIXES.items() if path.suffix == suffix), None)
-        advice = f"say --format {other}" if other else f"give a name that ends with {EXPORT_SUFFIXES[kind]}"
-        raise InputError(f"{path} would be no {EXPORT_SUFFIXES[kind]} file by its name: {advice}")
+        raise InputError(f"{path} is a folder: give a file, such as {path / f'model{suffix}'}")
+    if path.suffix.lower() != suffix:
+        other = next((name for name, ending in EXPORT_SUFFIXES.items() if path.suffix == ending), None)
+        advice = f"give --format {other}" if other else f"give a name that ends with {suffix}"
+        raise InputError(f"{path} does not end with {suffix}: {advice}")
     return path
 
 
@@ -110,7 +113,7 @@ def _text(done: ExportResult) -> str:
                 ("compared", done.parity_summary),
             ]
         )
-        + f"\n\nuse it: clipadapter predict {done.path} photo.jpg\nwithout this package: docs/export.md has 15 lines"
+        + f"\n\nto use it: clipadapter predict {done.path} photo.jpg\nwithout this package: see docs/export.md"
     )
 
 

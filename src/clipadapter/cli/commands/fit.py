@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,117 +10,97 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.fit_options import HeadChoice, Prompts, Views, head_options, prompt_options, training_view_options
-from clipadapter.cli.options import (
-    FOLDER,
-    Towers,
-    encoder_options,
-    open_dataset,
-    output_options,
-    seed_option,
-    split_option,
-    strict_option,
-)
+from clipadapter.cli.edit import describe_shots
+from clipadapter.cli.encoder_options import EncoderOptions, note_backend
+from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import find_unwritable_parent, open_dataset
+from clipadapter.cli.option_types import COUNT, FOLDER
+from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
-from clipadapter.cli.uncertainty_options import Learned, learned_options, told
+from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
 from clipadapter.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
 
+MAX_NAMED_CLASSES = 5
 
-@click.command(epilog="Example: clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2")
+
+@cli_command("clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2", Section.START, 2)
 @click.argument("data", type=FOLDER)
-@click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the model; a model in it is replaced.")
-@encoder_options
-@head_options
 @click.option(
-    "--shots", type=click.IntRange(1), metavar="K", help="Draw this many pictures a class; all are taken without it."
+    "--out", "folder", type=FOLDER, required=True, help="Folder for the model; a model that is in it is replaced."
 )
+@option_group("encoder_options", EncoderOptions)
+@option_group("head", HeadOptions)
+@click.option("--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used.")
 @seed_option
 @split_option
-@training_view_options
-@prompt_options
-@click.option(
-    "--unlabelled", type=FOLDER, help="Pictures that will be asked for, without labels; for transductive heads."
-)
-@learned_options
-@click.option("--no-support", is_flag=True, help="Leave the shots' features out of the model.")
+@option_group("views", TrainingViewOptions)
+@option_group("prompts", PromptOptions)
+@click.option("--unlabelled", type=FOLDER, help="Pictures to classify later, without labels; for transductive heads.")
+@option_group("uncertainty", UncertaintyArguments)
+@click.option("--no-support", is_flag=True, help="Do not store the features of the shots in the model.")
 @strict_option
 @output_options
 def command(
     data: Path,
     folder: Path,
-    towers: Towers,
-    head: HeadChoice,
+    encoder_options: EncoderOptions,
+    head: HeadOptions,
     shots: int | None,
     seed: int,
     split: str | None,
-    views: Views,
-    prompts: Prompts,
+    views: TrainingViewOptions,
+    prompts: PromptOptions,
     unlabelled: Path | None,
-    learned: Learned,
+    uncertainty: UncertaintyArguments,
     no_support: bool,
     strict: bool,
     out: Output,
 ) -> None:
     """Fit a classifier to the pictures in DATA and save it.
 
-    Without --split the part "train" is taken if there is one, else everything. A class with fewer pictures than
-    --shots gives all it has.
+    Without --split the part "train" is taken if there is one, else everything. If a class has fewer pictures than
+    --shots, all of them are used.
     """
-    from clipadapter.classifier import FewShotClassifier
     from clipadapter.features import PER_EPOCH
 
     started = time.monotonic()
-    dataset = prompts.rename(open_dataset(data, split, default="train"))
+    dataset = prompts.rename_classes(open_dataset(data, split, default="train"))
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
-    rows = _rows(dataset, shots, seed, out)
-    descriptions = prompts.read_descriptions(dataset.class_names)
-    params, grid, spec = head.params(), head.grid(), views.training_spec(seed)
-    others, outliers = _unlabelled(head, unlabelled), learned.pictures()
-    uncertainty = learned.options(dataset.class_names)
+    rows = _draw_rows(dataset, shots, seed, out)
+    prompt_parameters, spec = prompts.classifier_parameters(dataset.class_names), views.training_spec(seed)
+    head_parameters = head.classifier_parameters()
+    unlabelled_pictures, outliers = _list_unlabelled(head, unlabelled), uncertainty.outlier_pictures()
+    uncertainty_options = uncertainty.options(dataset.class_names)
     _check_folder(folder)
-    encoder = towers.open(out)
-    model = FewShotClassifier(
-        encoder,
-        head.head,
-        head_params=params,
-        grid=grid,
-        uncertainty=uncertainty,
-        templates=prompts.templates,
-        descriptions=descriptions,
-        views=spec,
-        seed=seed,
-        backend=towers.backend,
-        precision=towers.precision,
-        cache=towers.store,
-        batch_size=towers.batch_size,
-        progress=out.progress,
-        strict=strict,
-    )
+    parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
+    model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
+    opened = model.encoder_
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
     if views.views == PER_EPOCH:
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
-    model.fit(paths, shot_labels, dataset.class_names, others, outliers)
-    towers.tell(encoder, model.encoder_, out)
+    model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
+    note_backend(opened, model.encoder_, out)
     model.save(folder, support=not no_support)
     model.make_quick(folder)
-    _report(model, head, learned, folder, time.monotonic() - started, out)
+    _report(model, head, uncertainty.calibration, folder, time.monotonic() - started, out)
 
 
-def _rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
-    """The pictures to learn from; tells of classes that have too few."""
+def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
+    """Draw the shots, and warn of classes that have too few pictures."""
     from clipadapter.data import draw_multilabel_shots, draw_shots
 
     if shots is None:
         return range(len(dataset.samples))
     counts = Counter(name for names in dataset.label_sets for name in names)
-    few = [f"{name} ({count})" for name, count in counts.items() if count < shots]
-    if few:
-        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
-        out.warn(f"fewer than {shots} pictures in {', '.join(few[:5])}{more}: all of them are taken")
+    small = [f"{name} ({count})" for name, count in counts.items() if count < shots]
+    if small:
+        more = f" and {len(small) - MAX_NAMED_CLASSES} more" if len(small) > MAX_NAMED_CLASSES else ""
+        out.warn(f"fewer than {shots} pictures in {', '.join(small[:MAX_NAMED_CLASSES])}{more}: all of them are used")
     if dataset.multilabel:
         return draw_multilabel_shots(dataset.label_sets, shots, seed)
     return draw_shots(dataset.labels, shots, seed)
@@ -134,31 +113,29 @@ def _report_cost(
     class_names: Sequence[str],
     out: Output,
 ) -> None:
-    """Say what views for each epoch cost before the first is computed, and the time once two pictures were timed."""
+    """Note the cost of per-epoch views before the first is computed, then the time as measured on two pictures."""
     cost = model.view_cost(paths, labels, class_names)
     cost.check()
     out.note(f"views: {cost}")
-    timed = model.view_cost(paths, labels, class_names, measure=True)
-    if timed.time:
-        out.note(f"views: about {timed.time} if none of them is cached")
+    measured = model.view_cost(paths, labels, class_names, measure=True)
+    if measured.time:
+        out.note(f"views: about {measured.time} if none of them is cached")
 
 
-def _unlabelled(head: HeadChoice, folder: Path | None) -> list[Path] | None:
-    """Pictures without labels; refuses before the work a head that needs them, or takes none."""
+def _list_unlabelled(head: HeadOptions, folder: Path | None) -> list[Path] | None:
+    """List the unlabelled pictures. Refuses, before the work, a head that lacks them or does not use them."""
     from clipadapter.data import load_dataset
 
-    needed = head.make().transductive
-    if needed and folder is None:
-        raise InputError(
-            f"{head.head} is transductive: give the pictures that it will be asked for, --unlabelled FOLDER"
-        )
-    if folder is not None and not needed:
-        raise InputError(f"{head.head} learns from labelled pictures only: leave --unlabelled out")
+    is_transductive = head.create().transductive
+    if is_transductive and folder is None:
+        raise InputError(f"{head.name} is transductive: give the pictures to classify with --unlabelled FOLDER")
+    if folder is not None and not is_transductive:
+        raise InputError(f"{head.name} learns from labelled pictures only: leave --unlabelled out")
     return None if folder is None else load_dataset(folder).paths
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse before the work a folder that saving would refuse after it."""
+    """Refuse, before the work, a folder that saving would refuse after it."""
     from clipadapter.persistence import History, check_target_folder
 
     try:
@@ -167,70 +144,74 @@ def _check_folder(folder: Path) -> None:
         raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
     if (folder / "config.json").is_file():
         History.load(folder).check()
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ArtifactError(f"can't write {folder}: {place} is no folder that you may write to")
+    if blocked := find_unwritable_parent(folder):
+        raise ArtifactError(f"can't write {folder}: {blocked} is not a folder that you may write to")
 
 
 def _report(
-    model: FewShotClassifier, head: HeadChoice, learned: Learned, folder: Path, seconds: float, out: Output
+    model: FewShotClassifier, head: HeadOptions, calibration: str, folder: Path, seconds: float, out: Output
 ) -> None:
-    facts_of, support, info = model.support_.provenance, model.support_, model.encoder_.info
+    provenance, support, info = model.support_.provenance, model.support_, model.encoder_.info
     shots = support.counts
-    skipped = facts_of["skipped"]
+    skipped = provenance["skipped"]
     out.skipped(skipped)
     for name in (name for name, count in shots.items() if not count):
-        out.warn(f"the class '{name}' has no picture that can be read: only its text stands for it")
-    trusted, words, warnings = told(model.uncertainty_, learned.calibration)
-    for text in warnings:
+        out.warn(f"the class '{name}' has no readable picture: the model knows only its text")
+    uncertainty = report_uncertainty(model.uncertainty_, calibration)
+    for text in uncertainty.warnings:
         out.warn(text)
-    least, most = min(shots.values()), max(shots.values())
     result: dict[str, Any] = {
         "model": str(folder),
         "classes": list(shots),
         "shots": shots,
-        "head": {"name": head.head, "params": model.head_.get_params(deep=False)},
-        "selection": _selection(model),
+        "head": {"name": head.name, "params": model.head_.get_params(deep=False)},
+        "selection": _selection_record(model),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
-        "uncertainty": trusted,
-        "views": facts_of["views"],
-        "crop": facts_of.get("crop"),
-        "computed": facts_of["computed"],
+        "uncertainty": uncertainty.data,
+        "views": provenance["views"],
+        "crop": provenance.get("crop"),
+        "computed": provenance["computed"],
         "skipped": [{"source": name, "reason": reason} for name, reason in skipped],
         "seconds": round(seconds, 2),
     }
     lines = [
         ("model", folder),
         ("classes", len(shots)),
-        ("pictures", f"{least} a class" if least == most else f"{least} to {most} a class, {len(support)} in all"),
+        ("pictures", describe_shots(shots, len(support))),
         ("skipped", len(skipped)),
-        ("head", head.head + _chosen(model)),
-        *words,
+        ("head", head.name + _describe_selection(model)),
+        *uncertainty.lines,
         ("encoder", f"{info.name} (width {info.dim}, licence {info.licence})"),
         ("seconds", f"{seconds:.1f}"),
     ]
     out.result(result, facts(lines))
 
 
-def _selection(model: FewShotClassifier) -> dict[str, Any] | None:
-    """How the values of a grid did on held-out shots, for machines."""
-    found = model.selection_
-    if found is None:
+def _selection_record(model: FewShotClassifier) -> dict[str, Any] | None:
+    """Return the losses of the values of a grid on held-out shots, as JSON."""
+    selection = model.selection_
+    if selection is None:
         return None
     keys = ("name", "loss", "behind", "error", "accuracy", "seconds")
-    candidates = [{key: getattr(one, key) for key in keys} for one in found.candidates]
-    return {"how": found.strategy, "held_out": found.n_held_out, "seconds": found.seconds, "candidates": candidates}
+    candidates = [{key: getattr(candidate, key) for key in keys} for candidate in selection.candidates]
+    return {
+        "how": selection.strategy,
+        "held_out": selection.n_held_out,
+        "seconds": selection.seconds,
+        "candidates": candidates,
+    }
 
 
-def _chosen(model: FewShotClassifier) -> str:
-    """The same for people."""
-    found = model.selection_
-    if found is None:
+def _describe_selection(model: FewShotClassifier) -> str:
+    """Describe the same for people."""
+    selection = model.selection_
+    if selection is None:
         return ""
-    best = found.candidates[0]
-    next_best = f"; next {found.candidates[1].name}" if len(found.candidates) > 1 else ""
-    behind = f" (log-loss {found.candidates[1].behind:+.3f} ± {found.candidates[1].error:.3f})" if next_best else ""
+    best, *others = selection.candidates
+    runner_up = ""
+    if others:
+        runner_up = f"; next {others[0].name} (log-loss {others[0].behind:+.3f} ± {others[0].error:.3f})"
     return (
-        f", {best.name}: best of {len(found.candidates)} on {found.n_held_out} held-out shots by {found.strategy}, "
-        f"{found.seconds:.1f} s{next_best}{behind}"
+        f", {best.name}: best of {len(selection.candidates)} on {selection.n_held_out} held-out shots by "
+        f"{selection.strategy}, {selection.seconds:.1f} s{runner_up}"
     )

@@ -9,26 +9,27 @@ from typing import Any
 
 import click
 
+from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.registry import unknown
 
 
-@click.command(epilog="Example: clipadapter heads 'clip-*'")
+@cli_command("clipadapter heads 'clip-*'", Section.INSPECT, 2)
 @click.argument("pattern", default="*")
 @output_options
 def command(pattern: str, out: Output) -> None:
     """List the heads, or those whose name matches PATTERN.
 
-    If only one does, its description and its parameters, for --set of other commands, are shown too. Fidelity says how
-    close a head is to the publication that it is named after.
+    If only one name matches, its description and its parameters (for --set of other commands) are shown. The fidelity
+    says how close a head is to the publication that it is named after.
     """
     from clipadapter.heads import fidelity_of, head_info, list_heads
 
     names = list_heads(pattern)
     if not names:
         raise unknown("head", pattern, list_heads())
-    found = [
+    entries = [
         {
             "name": name,
             "summary": entry.summary,
@@ -43,32 +44,33 @@ def command(pattern: str, out: Output) -> None:
         }
         for name, entry in ((name, head_info(name)) for name in names)
     ]
-    rows = [[_marked(head), head["fidelity"]["kind"], head["summary"]] for head in found]
-    text = f"{table(['head', 'fidelity', 'what it is'], rows)}\n\n{_kinds({row[1] for row in rows})}"
-    if any(head["transductive"] for head in found):
-        text += "\n\n* transductive: sees the pictures to classify when it is fitted"
-    if len(found) == 1:
-        text = _described(names[0], found[0]["params"])
-    out.result(found, text)
+    rows = [[_name_with_mark(head), head["fidelity"]["kind"], head["summary"]] for head in entries]
+    kinds = _describe_kinds({row[1] for row in rows})
+    text = f"{table(['head', 'fidelity', 'summary'], rows)}\n\n{kinds}"
+    if any(head["transductive"] for head in entries):
+        text += "\n\n* transductive: uses the pictures to classify when it is fitted"
+    if len(entries) == 1:
+        text = _describe_head(names[0], entries[0]["params"])
+    out.result(entries, text)
 
 
-def _marked(head: Mapping[str, Any]) -> str:
+def _name_with_mark(head: Mapping[str, Any]) -> str:
     return f"{head['name']}{' *' if head['transductive'] else ''}"
 
 
-def _kinds(kinds: Collection[str]) -> str:
+def _describe_kinds(kinds: Collection[str]) -> str:
     from clipadapter.heads.registry import FIDELITY_KINDS
 
     return "\n".join(f"{kind}: {meaning}" for kind, meaning in FIDELITY_KINDS.items() if kind in kinds)
 
 
-def _described(name: str, params: Mapping[str, Any]) -> str:
-    """The docstring without its example, the fidelity, the defaults, the recipes and the presets."""
+def _describe_head(name: str, params: Mapping[str, Any]) -> str:
+    """Return the docstring without its example, the fidelity, the defaults, the recipes and the presets."""
     from clipadapter.heads import fidelity_of, head_info
 
     cls, fidelity = head_info(name).cls, fidelity_of(name)
-    words = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0].partition(">>>")[0].strip()
+    description = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0].partition(">>>")[0].strip()
     defaults = f"\n\nDefaults:\n{facts(list(params.items()))}" if params else ""
     recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes())}" if cls.recipes() else ""
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
-    return f"{name}: {words}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{recipes}{presets}"
+    return f"{name}: {description}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{recipes}{presets}"

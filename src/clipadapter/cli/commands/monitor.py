@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.options import FILE, FOLDER, Towers, check_page, model_options, output_options, seed_option
+from clipadapter.cli.encoder_options import ModelEncoderOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import check_output_file, list_pictures
+from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION
+from clipadapter.cli.options import option_group, output_options, seed_option
 from clipadapter.cli.output import Output, table
-from clipadapter.cli.uncertainty_options import SHARE
-from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.errors import ArtifactError, InputError
 from clipadapter.files import is_exported, why_no_model
 
 if TYPE_CHECKING:
@@ -24,40 +27,38 @@ MAX_LISTED_CLASSES = 10
 """Classes in the table; JSON has all."""
 
 
-@click.command(epilog="Example: clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...")
+@cli_command("clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...", Section.UPDATE, 8)
 @click.argument("model", type=FOLDER)
 @click.argument("stream", type=FOLDER)
+@click.option("--reference", type=FOLDER, help="Pictures of the usual situation; by default the shots of the model.")
 @click.option(
-    "--reference", type=FOLDER, help="Folder with pictures of the usual situation; the model's shots without it."
-)
-@click.option(
-    "--usual", multiple=True, metavar="CLASS=SHARE", help="How frequent a class usually is; as in the shots without it."
+    "--usual", multiple=True, metavar="CLASS=SHARE", help="Usual frequency of a class; by default as in the shots."
 )
 @click.option(
     "--by",
     type=click.Choice(["time", "name"]),
     default="time",
-    show_default=True,
     help="Order of the stream: by the time a photo was taken or its file was written, or by name.",
 )
-@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N pictures of the stream.")
+@click.option("--last", type=COUNT, metavar="N", help="Only the last N pictures of the stream.")
+@click.option("--window", type=COUNT, metavar="N", help="Pictures per window; by default a twelfth of the stream.")
 @click.option(
-    "--window", type=click.IntRange(1), metavar="N", help="Pictures per window; a twelfth of the stream without it."
+    "--reject", type=FRACTION, metavar="RATE", help='Rate of "none of these"; by default as the model, or 0.05.'
 )
-@click.option("--reject", type=SHARE, metavar="RATE", help='Rate of "none of these"; the model\'s, or 0.05.')
 @click.option(
     "--alpha",
-    type=SHARE,
+    type=FRACTION,
     metavar="RATE",
     default=0.01,
-    show_default=True,
-    help="Probability of a false alarm, of all checks.",
+    help="Probability of a false alarm over all checks.",
 )
-@click.option("--skip", type=click.Choice(["looks", "shares", "none"]), multiple=True, help="Do not run a check.")
+@click.option(
+    "--skip", type=click.Choice(["looks", "shares", "none"]), multiple=True, help="Check to leave out. May be repeated."
+)
 @click.option("--plot", type=FILE, help="PNG file to write: the stream over time.")
 @click.option("--history", type=FILE, help="File to which each run adds a line of JSON.")
 @seed_option
-@model_options
+@option_group("encoder", ModelEncoderOptions)
 @output_options
 def command(
     model: Path,
@@ -73,12 +74,12 @@ def command(
     plot: Path | None,
     history: Path | None,
     seed: int,
-    towers: Towers,
+    encoder: ModelEncoderOptions,
     out: Output,
 ) -> None:
-    """Test whether the pictures in STREAM still have the distribution that MODEL was made for.
+    """Detect drift: test whether the pictures in STREAM have the distribution that MODEL was made for.
 
-    MODEL is the folder that fit wrote, or a file that export wrote (then --reference is needed). Three checks are run:
+    MODEL is a folder written by fit, or a file written by export (then --reference is needed). Three checks are run:
     whether the pictures look as usual, whatever their classes; whether each class is as frequent as usual; and whether
     more pictures are none of the classes than usual.
 
@@ -88,16 +89,16 @@ def command(
     from clipadapter.monitor import detect_drift, sort_pictures
 
     for path, suffix in ((plot, ".png"), (history, "")):
-        check_page(path, suffix=suffix)
+        check_output_file(path, suffix=suffix)
     reference_priors = _parse_shares(usual)
-    opened = _open(model, towers, out)
-    paths, times = sort_pictures(_list_pictures(stream), by)  # type: ignore[arg-type]
+    opened = _open_model(model, encoder, out)
+    paths, times = sort_pictures(list_pictures(stream), by)  # type: ignore[arg-type]
     if last is not None:
         paths, times = paths[-last:], None if times is None else times[-last:]
     report = detect_drift(
         opened,
         paths,
-        reference=None if reference is None else _list_pictures(reference),
+        reference=None if reference is None else list_pictures(reference),
         reference_priors=reference_priors,
         times=times,
         reject=reject,
@@ -108,7 +109,7 @@ def command(
     )
     out.skipped(report.skipped)
     if report.reference == "shots" and not usual and "shares" not in skip:
-        out.note("the reference is the shots, which are few and chosen: --reference FOLDER is better")
+        out.note("the reference is the shots, which are few and no random sample: --reference FOLDER is better")
     result = report.to_dict()
     files = [str(report.to_png(plot))] if plot is not None else []
     if history is not None:
@@ -119,31 +120,13 @@ def command(
         click.get_current_context().exit(DRIFT_EXIT_CODE)
 
 
-def _open(model: Path, towers: Towers, out: Output) -> Any:
-    """The model in a folder, or in an exported file."""
+def _open_model(model: Path, encoder: ModelEncoderOptions, out: Output) -> Any:
+    """Open the model in a folder, or an exported file."""
     if not is_exported(model) or model.is_dir():
         if why := why_no_model(model):
             raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
-        return towers.load(model, progress=out.progress)
-    from clipadapter.runtime import Predictor
-
-    if (towers.encoder, towers.device, towers.precision) != (None, "cpu", "auto"):
-        raise InputError(
-            f"{model.name} holds its encoder as it was exported, for the CPU: leave out --encoder, --device and "
-            "--precision, or give the model's folder"
-        )
-    return Predictor(model, backend=towers.backend)
-
-
-def _list_pictures(folder: Path) -> list[Path]:
-    from clipadapter.data import list_images
-
-    if not folder.is_dir():
-        raise DataError(f"there is no folder '{folder}': give one with pictures")
-    paths = list_images(folder)
-    if not paths:
-        raise DataError(f"there are no pictures in '{folder}'")
-    return paths
+        return encoder.load(model, progress=out.progress)
+    return encoder.open_exported(model)
 
 
 def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:
@@ -154,9 +137,9 @@ def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:
         try:
             shares[name] = float(share)
         except ValueError:
-            raise InputError(f"{text!r} is no usual share: say it as CLASS=SHARE, such as ok=0.9") from None
+            raise InputError(f"{text!r} is not a share of a class: give CLASS=SHARE, such as ok=0.9") from None
         if not name or not 0 <= shares[name] <= 1:
-            raise InputError(f"{text!r} is no usual share: it must be between 0 and 1, such as ok=0.9")
+            raise InputError(f"{text!r} is not a share of a class: give a number from 0 to 1, such as ok=0.9")
     return shares
 
 

@@ -6,28 +6,30 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.comparing import check_out
-from clipadapter.cli.options import FOLDER, output_options
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import check_output_folder
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
 
 
-@click.command(epilog="Example: clipadapter pull org/name --out model/")
+@cli_command("clipadapter pull org/name --out model/", Section.SHARE, 4)
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the model.")
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit; main if not given.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit; by default main.")
 @output_options
 def command(name: str, folder: Path, revision: str | None, out: Output) -> None:
-    """Fetch a model from the Hugging Face hub into a folder of its own, checked.
+    """Download a model from the Hugging Face hub into a folder, and check it.
 
-    Nothing but the files of a model is fetched, and nothing is unpickled. The encoder's weights are not part of it.
+    Only the files of a model are downloaded, and nothing is unpickled. The weights of the encoder are not included.
     """
     from clipadapter.persistence import pull, read_config
 
-    check_out(folder)
+    check_output_folder(folder)
     pull(name, folder, revision=revision)
     config = read_config(folder)
-    told = {"model": str(folder), "head": config.head.name, "encoder": config.encoder.name}
+    summary = {"model": str(folder), "head": config.head.name, "encoder": config.encoder.name}
     out.result(
-        {**told, "classes": config.class_names},
-        facts([*told.items(), ("classes", len(config.class_names))]),
+        {**summary, "classes": config.class_names},
+        facts([*summary.items(), ("classes", len(config.class_names))]),
     )

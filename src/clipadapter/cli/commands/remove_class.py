@@ -6,20 +6,24 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.edit import by_option, change, login
-from clipadapter.cli.options import FOLDER, Towers, model_options, output_options
+from clipadapter.cli.edit import ModelEdit, author_option
+from clipadapter.cli.encoder_options import ModelEncoderOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output
 
 
-@click.command(epilog="Example: clipadapter remove-class model/ fox")
+@cli_command("clipadapter remove-class model/ fox", Section.UPDATE, 5)
 @click.argument("model", type=FOLDER)
 @click.argument("name")
-@by_option
-@model_options
+@author_option
+@option_group("encoder", ModelEncoderOptions)
 @output_options
-def command(model: Path, name: str, by: str | None, towers: Towers, out: Output) -> None:
-    """Have a model forget a class and its shots.
+def command(model: Path, name: str, author: str | None, encoder: ModelEncoderOptions, out: Output) -> None:
+    """Remove a class and its shots from a model.
 
-    Where pictures may have several labels, they stay as shots of their other classes.
+    Where pictures may have several labels, they remain shots of their other classes.
     """
-    change(model, towers, False, out, lambda m: m.remove_class(name, by=login(by)))
+    edit = ModelEdit(author, encoder, out)
+    edit.apply(model, lambda m, author: m.remove_class(name, by=author))

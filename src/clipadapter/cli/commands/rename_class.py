@@ -6,21 +6,25 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.edit import by_option, change, login
-from clipadapter.cli.options import FOLDER, Towers, model_options, output_options
+from clipadapter.cli.edit import ModelEdit, author_option
+from clipadapter.cli.encoder_options import ModelEncoderOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output
 
 
-@click.command(epilog="Example: clipadapter rename-class model/ lynx 'Eurasian lynx'")
+@cli_command("clipadapter rename-class model/ lynx 'Eurasian lynx'", Section.UPDATE, 4)
 @click.argument("model", type=FOLDER)
 @click.argument("name")
 @click.argument("new")
-@by_option
-@model_options
+@author_option
+@option_group("encoder", ModelEncoderOptions)
 @output_options
-def command(model: Path, name: str, new: str, by: str | None, towers: Towers, out: Output) -> None:
-    """Call a class NAME of a model NEW.
+def command(model: Path, name: str, new: str, author: str | None, encoder: ModelEncoderOptions, out: Output) -> None:
+    """Rename a class of a model from NAME to NEW.
 
-    The text of the class changes with its name, as if it had been fitted so; sentences that were written for it stay.
+    The model is refitted with prompts of the new name. Sentences that were written for the class stay as they are.
     """
-    change(model, towers, False, out, lambda m: m.rename_class(name, new, by=login(by)))
+    edit = ModelEdit(author, encoder, out)
+    edit.apply(model, lambda m, author: m.rename_class(name, new, by=author))

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.options import FOLDER, output_options
-from clipadapter.cli.output import SHOWN, Failure, Output, table
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import output_options
+from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
 
 if TYPE_CHECKING:
     from clipadapter.data import ScanReport
 
 
-@click.command(epilog="Example: clipadapter scan shots/")
+@cli_command("clipadapter scan shots/", Section.START, 1)
 @click.argument("data", type=FOLDER)
 @click.option("--strict", is_flag=True, help="Exit with 1 if a picture can't be read.")
 @output_options
 def command(data: Path, strict: bool, out: Output) -> None:
-    """Say what is in DATA: classes, counts, unreadable files, duplicates.
+    """List the contents of DATA: classes, counts, unreadable files, duplicates.
 
-    Every picture is read to its end; nothing is computed or written.
+    Every picture is read completely. Nothing is written.
     """
     from clipadapter.data import scan
 
@@ -47,10 +49,10 @@ def _lines(report: ScanReport) -> Iterator[str]:
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
-    """A title and the first lines, if there are any."""
-    found = list(lines)
-    if found:
-        yield f"\n{title}: {len(found)}"
-        yield from (f"  {line}" for line in found[:SHOWN])
-    if len(found) > SHOWN:
-        yield f"  and {len(found) - SHOWN} more; --json has all"
+    """Yield a title and the first lines, if there are any."""
+    section = list(lines)
+    if section:
+        yield f"\n{title}: {len(section)}"
+        yield from (f"  {line}" for line in section[:MAX_LISTED])
+    if len(section) > MAX_LISTED:
+        yield f"  and {len(section) - MAX_LISTED} more; --json has all"

@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from clipadapter.cli.options import FILE, Command, Decorator
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import COUNT, FILE
+from clipadapter.cli.options import Command, Decorator
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
-COUNT = click.IntRange(1)
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
@@ -48,7 +49,7 @@ def limit_options(command: Command) -> Command:
     return command
 
 
-@click.command(epilog="Example: clipadapter serve pets.onnx other=model/ --port 8080")
+@cli_command("clipadapter serve pets.onnx other=model/ --port 8080", Section.SHARE, 2)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")

@@ -7,27 +7,30 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.options import FOLDER, check_device, output_options, seed_option, split_option
+from clipadapter.cli.encoder_options import check_device, device_option
+from clipadapter.cli.groups import cli_command
+from clipadapter.cli.inputs import read_samples
+from clipadapter.cli.option_types import COUNT, FOLDER
+from clipadapter.cli.options import output_options, seed_option, split_option
 from clipadapter.cli.output import Output, facts
 
 
-@click.command(epilog="Example: clipadapter simclr pictures/ --out encoder/ --epochs 100")
+@cli_command("clipadapter simclr pictures/ --out encoder/ --epochs 100")
 @click.argument("pictures", type=FOLDER)
 @click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the encoder.")
-@click.option("--epochs", type=click.IntRange(1), default=200, show_default=True, help="Passes over the pictures.")
+@click.option("--epochs", type=COUNT, default=200, help="Number of passes over the pictures.")
 @click.option(
     "--batch-size",
     type=click.IntRange(2),
     metavar="N",
     default=256,
-    show_default=True,
-    help="Pictures a step; 256 of them take about 3 GB of memory.",
+    help="Pictures per step; 256 of them take about 3 GB of memory.",
 )
-@click.option("--size", type=click.IntRange(8), default=112, show_default=True, help="Side of a view in pixels.")
-@click.option("--weights", metavar="FILE|imagenet", help="ResNet-18 weights to start from; random without it.")
+@click.option("--size", type=click.IntRange(8), default=112, help="Side of a view in pixels.")
+@click.option("--weights", metavar="FILE|imagenet", help="ResNet-18 weights to start from; by default random.")
 @seed_option
 @split_option
-@click.option("--device", default="cpu", show_default=True, help="Torch device, such as cuda.")
+@device_option
 @output_options
 def command(
     pictures: Path,
@@ -43,21 +46,15 @@ def command(
 ) -> None:
     """Train an image encoder on the PICTURES, which need no classes.
 
-    A training that was cut short goes on where it was when the same line is given again. The encoder knows no
-    text: use it beside one that does, as in fit --encoder pair:lite+simclr:FOLDER --head svl-adapter.
+    An interrupted training continues when the same command is given again. The encoder has no text tower: combine it
+    with one that has, as in fit --encoder pair:lite+simclr:FOLDER --head svl-adapter.
     """
-    from clipadapter.data import load_dataset
-    from clipadapter.data.load import read_listing
     from clipadapter.pretraining import train_simclr
 
     started = time.monotonic()
     check_device(device)
-    dataset = read_listing(pictures).dataset
-    if not dataset.samples:
-        dataset = load_dataset(pictures)  # says why there is nothing
-    samples = (dataset.split(split) if split else dataset).samples
     done = train_simclr(
-        [sample.path for sample in samples],
+        [sample.path for sample in read_samples(pictures, split)],
         folder,
         epochs=epochs,
         batch_size=batch_size,

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.options import FOLDER, Towers, encoder_options, output_options
+from clipadapter.cli.encoder_options import EncoderOptions
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError, require
 
@@ -21,23 +24,23 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 USER = "studio"
 
 
-@click.command(epilog="Example: clipadapter studio my-pictures/ --encoder lite")
-@click.argument("project", type=FOLDER, default=Path("clipadapter-studio"))
-@encoder_options
-@click.option("--head", metavar="NAME", default="auto", show_default=True, help="What is fitted; a quick one.")
-@click.option("--unlabelled", type=FOLDER, help="Folder of pictures to label; it stays as it is.")
-@click.option("--host", default=LOOPBACK[0], show_default=True, help="Address to listen on; others reach 0.0.0.0.")
-@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="By default the first free one from 7860 on.")
+@cli_command("clipadapter studio my-pictures/ --encoder lite", Section.START, 5, extra="lite,studio")
+@click.argument("project", type=FOLDER, default="clipadapter-studio")
+@option_group("encoder_options", EncoderOptions)
+@click.option("--head", metavar="NAME", default="auto", help="Head to fit; it must be quick.")
+@click.option("--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed.")
+@click.option("--host", default=LOOPBACK[0], help="Address to listen on; 0.0.0.0 is open to other machines.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="By default the first free port from 7860.")
 @click.option(
     "--password",
     envvar="CLIPADAPTER_STUDIO_PASSWORD",
-    help=f"Asked for at the page, with the name '{USER}'; or set CLIPADAPTER_STUDIO_PASSWORD.",
+    help=f"Password of the page, for the user '{USER}'; or set CLIPADAPTER_STUDIO_PASSWORD.",
 )
-@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 @output_options
 def command(
     project: Path,
-    towers: Towers,
+    encoder_options: EncoderOptions,
     head: str,
     unlabelled: Path | None,
     host: str,
@@ -46,47 +49,46 @@ def command(
     browser: bool,
     out: Output,
 ) -> None:
-    """Teach a classifier in the browser: name classes, drop pictures, try, correct, take the model away.
+    """Fit a classifier in the browser: name classes, add pictures, predict, correct, download the model.
 
-    PROJECT is a folder with one folder of pictures a class, as everywhere; by default clipadapter-studio where you are.
-    It is made if there is none, and all that is labelled is written there at once. What the studio keeps for itself
-    lies in PROJECT/.studio. Ctrl-C ends it; nothing is lost.
+    PROJECT is a folder with one folder of pictures per class; by default clipadapter-studio in the current folder. It
+    is created if it does not exist, and every label is written there at once. The studio stores its own files in
+    PROJECT/.studio. Ctrl-C ends it; nothing is lost.
     """
     if host not in LOOPBACK and not password:
         out.warn(f"everybody who can reach {host} can see and change the pictures: give --password")
-    page = _build(project, towers, head, unlabelled, out)
+    page = _build_page(project, encoder_options, head, unlabelled, out)
     try:
         url = _serve(page, host, port, password, browser)
-        text = f"{url}\nThe pictures lie in {project}. Ctrl-C ends the studio."
+        text = f"{url}\nThe pictures are in {project}. Ctrl-C ends the studio."
         out.result({"url": url, "project": str(project)}, text)
         while True:
-            threading.Event().wait(1)  # without a time to wait, Windows would not hear Ctrl-C
+            threading.Event().wait(1)  # without a timeout, Windows would not handle Ctrl-C
     except KeyboardInterrupt:
-        out.note("ended; everything is on disk")
+        out.note("ended; everything is saved")
     finally:
         page.close(verbose=False)
         page.session.close()
 
 
-def _build(project: Path, towers: Towers, head: str, unlabelled: Path | None, out: Output) -> Page:
-    """The page, with what is sent to it kept within the project."""
+def _build_page(
+    project: Path, encoder_options: EncoderOptions, head: str, unlabelled: Path | None, out: Output
+) -> Page:
+    """Build the page. Uploaded files stay inside the project."""
     from clipadapter.studio import build_page
 
     uploads = project.absolute() / ".studio" / "uploads"
-    # Read when Gradio is imported, or a part of a page is made.
+    # Gradio reads these when it is imported, or when a part of a page is created.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    require("gradio", "studio", "The studio")  # before an encoder is fetched and opened for nothing
+    require("gradio", "studio", "The studio")  # before an encoder is downloaded and opened in vain
     page = build_page(
         project,
         unlabelled=unlabelled,
-        encoder=towers.open(out),
+        encoder=encoder_options.open(out),
         head=head,
-        device=towers.device,
-        backend=towers.backend,
-        precision=towers.precision,
-        batch_size=towers.batch_size,
-        cache=towers.store,
+        device=encoder_options.device,
+        **encoder_options.run_parameters,
     )
     shutil.rmtree(uploads, ignore_errors=True)
     uploads.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def _build(project: Path, towers: Towers, head: str, unlabelled: Path | None, ou
 
 
 def _serve(page: Page, host: str, port: int | None, password: str | None, browser: bool) -> str:
-    """Serve the page; its address.
+    """Serve the page, and return its address.
 
     Raises:
         InputError: if the address can't be listened on.

@@ -6,39 +6,47 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.commands.history import plain, what
-from clipadapter.cli.edit import by_option, login
-from clipadapter.cli.options import FOLDER, output_options
+from clipadapter.cli.commands.history import describe_change, to_printable
+from clipadapter.cli.edit import author_option, find_author
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.option_types import COUNT, FOLDER
+from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
 
+MAX_NAMED_CLASSES = 5
 
-@click.command(epilog="Example: clipadapter undo model/")
+
+@cli_command("clipadapter undo model/", Section.UPDATE, 7)
 @click.argument("model", type=FOLDER)
-@click.option("--to", type=click.IntRange(1), metavar="VERSION", help="Go to this version, also one that was undone.")
-@by_option
+@click.option("--to", type=COUNT, metavar="VERSION", help="Go to this version, which may be one that was undone.")
+@author_option
 @output_options
-def command(model: Path, to: int | None, by: str | None, out: Output) -> None:
-    """Take back the last change of MODEL; again to take back the one before it.
+def command(model: Path, to: int | None, author: str | None, out: Output) -> None:
+    """Undo the last change of MODEL. Run it again to undo the change before.
 
-    Nothing is lost: it is a new version, and --to goes to any that 'clipadapter history' lists as kept. No picture
-    and no encoder is needed.
+    Nothing is lost: the result is a new version, and --to goes to any version that 'clipadapter history' can go back
+    to. No picture and no encoder is needed.
     """
     from clipadapter.persistence import History
 
     before = History.load(model)
-    history, content = before.undo(to, login(by))
-    from clipadapter.persistence import save_model  # needs torch, which a mistake need not wait for
+    history, content = before.undo(to, find_author(author))
+    from clipadapter.persistence import save_model  # imports torch, so only after the checks
 
     save_model(model, content, history=history)
     undone = before.changes[before.changes[-1].content - 1]
     now, names = history.changes[-1], list(content.text.labels)
+    more = " ..." if len(names) > MAX_NAMED_CLASSES else ""
+    same_as = history.changes[now.content - 1]
     lines = [
         ("model", f"{model}, version {now.version}"),
-        ("undone", f"version {undone.version}, {what(undone)}") if to is None else ("went", f"to version {to}"),
-        ("is now", f"what it was in version {now.content}, {what(history.changes[now.content - 1])}"),
-        ("classes", f"{len(names)}: {', '.join(map(plain, names[:5]))}{' ...' if len(names) > 5 else ''}"),
+        ("undone", f"version {undone.version}, {describe_change(undone)}")
+        if to is None
+        else ("went", f"to version {to}"),
+        ("same as", f"version {now.content}, {describe_change(same_as)}"),
+        ("classes", f"{len(names)}: {', '.join(map(to_printable, names[:MAX_NAMED_CLASSES]))}{more}"),
         ("pictures", now.pictures),
-        ("back", f"clipadapter undo {model} --to {before.version}"),
+        ("go back", f"clipadapter undo {model} --to {before.version}"),
     ]
     data = {
         "model": str(model),

@@ -5,24 +5,23 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import click
-
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
 
 PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxruntime", "openvino")
 
 
-@click.command(epilog="Example: clipadapter version --json")
+@cli_command("clipadapter version --json")
 @output_options
 def command(out: Output) -> None:
-    """Show the versions of what matters, and the cache folder."""
+    """Show the versions of the main packages, and the cache folder."""
     from clipadapter.cache import default_cache_dir
 
-    found = {name: _version(name) for name in PACKAGES}
-    found = {"clipadapter": found.pop("clipadapter"), "python": platform.python_version(), **found}
-    found["cache"] = str(default_cache_dir())
-    out.result(found, facts(list(found.items())))
+    versions = {name: _version(name) for name in PACKAGES}
+    versions = {"clipadapter": versions.pop("clipadapter"), "python": platform.python_version(), **versions}
+    versions["cache"] = str(default_cache_dir())
+    out.result(versions, facts(list(versions.items())))
 
 
 def _version(name: str) -> str:

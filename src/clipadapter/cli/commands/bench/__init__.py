@@ -1,4 +1,4 @@
-"""``clipadapter bench``: the papers' studies by name."""
+"""``clipadapter bench``: the studies of the papers by name."""
 
 from __future__ import annotations
 
@@ -7,31 +7,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.commands.bench.run import OUT, run
+from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
-from clipadapter.cli.groups import Verbs
-from clipadapter.cli.options import FOLDER, output_options
+from clipadapter.cli.groups import SuggestingGroup
+from clipadapter.cli.inputs import check_output_folder
+from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
 
 if TYPE_CHECKING:
     from clipadapter.bench import Study
 
-folder_option = click.option(
-    "--out", "folder", type=FOLDER, default=OUT, show_default=True, help="Folder of the records."
-)
 
-
-@click.group(cls=Verbs, epilog="Example: clipadapter bench list")
+@click.group(cls=SuggestingGroup, epilog="Example: clipadapter bench list")
 @output_options
 @click.pass_context
 def command(ctx: click.Context, out: Output) -> None:
     """Run the studies of the papers: few-shot curves, ablations, shift, cost.
 
-    A study is a suite: a short TOML file. Those that come along have names; your own are paths. Every run is a record
-    of its own; what has one is not made again, so that a study may be stopped at any time.
+    A study is described by a suite: a short TOML file. The suites of this package have names; your own are paths. Every
+    run is stored as one record and is not repeated, so that a study can be stopped and continued at any time.
     """
-    names = ("list", "run", "status", "report", "compare", "speed")
-    ctx.default_map = dict.fromkeys(names, {"as_json": out.as_json, "quiet": out.quiet})
+    command.share_output_options(ctx, out)
 
 
 command.add_command(run)
@@ -41,7 +38,7 @@ command.add_command(speed)
 @command.command("list")
 @output_options
 def list_(out: Output) -> None:
-    """List the suites that come along."""
+    """List the suites of this package."""
     from clipadapter.bench import list_suites, load_suite
 
     suites = [load_suite(name) for name in list_suites()]
@@ -55,37 +52,42 @@ def list_(out: Output) -> None:
 @folder_option
 @output_options
 def status(suite: str | None, folder: Path, out: Output) -> None:
-    """Tell how far the suites of a folder are."""
+    """Show the progress of the suites in a folder."""
     from clipadapter.bench import list_planned_suites, load_study
 
     names = [suite] if suite else list_planned_suites(folder)
     studies = [load_study(folder, name) for name in names]
     counts = [_counts(study) for study in studies]
-    rows = [[one["suite"], one["asked"], one["done"], one["failed"], one["open"]] for one in counts]
+    rows = [[row["suite"], row["asked"], row["done"], row["failed"], row["open"]] for row in counts]
     failures = [f"{study.suite.name}: {text}" for study in studies for text in study.failures()]
-    text = table(["suite", "asked for", "done", "failed", "open"], rows) if rows else f"nothing was run in {folder} yet"
+    text = table(["suite", "planned", "done", "failed", "open"], rows) if rows else f"{folder} has no runs yet"
     out.result(counts, "\n".join([text, *failures]))
 
 
 def _counts(study: Study) -> dict[str, int | str]:
     failed = sum(run.error is not None for run in study.runs)
-    asked = len(study.entries)
+    planned = len(study.entries)
     done = len(study.runs) - failed
-    return {"suite": study.suite.name, "asked": asked, "done": done, "failed": failed, "open": asked - done - failed}
+    return {
+        "suite": study.suite.name,
+        "asked": planned,
+        "done": done,
+        "failed": failed,
+        "open": planned - done - failed,
+    }
 
 
 @command.command()
 @click.argument("suite")
 @folder_option
-@click.option("--published", is_flag=True, help="Set published figures of the same cells beside the measured ones.")
+@click.option("--published", is_flag=True, help="Add the published figures beside the measured ones.")
 @output_options
 def report(suite: str, folder: Path, published: bool, out: Output) -> None:
     """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
     from clipadapter.bench import load_study, write_report
-    from clipadapter.cli.comparing import check_out
 
     study = load_study(folder, suite)
-    files = write_report(study, check_out(folder), published=published)
+    files = write_report(study, check_output_folder(folder), published=published)
     out.result(
         {"suite": suite, "files": [str(path) for path in files]},
         facts([(path.suffix[1:], path) for path in files]),
@@ -95,10 +97,10 @@ def report(suite: str, folder: Path, published: bool, out: Output) -> None:
 @command.command()
 @click.argument("first", type=FOLDER)
 @click.argument("second", type=FOLDER)
-@click.option("--suite", required=True, help="The suite that both have.")
+@click.option("--suite", required=True, help="Suite that both folders have.")
 @output_options
 def compare(first: Path, second: Path, suite: str, out: Output) -> None:
-    """Compare two folders of records, cell by cell, with intervals over the same draws."""
+    """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
     from clipadapter.bench import compare_studies, load_study
 
     text = compare_studies(load_study(first, suite), load_study(second, suite))

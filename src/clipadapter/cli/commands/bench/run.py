@@ -5,20 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.commands.bench.streams import (
-    amount,
-    check_there,
-    shots_or_all,
-    stream_facts,
-    stream_result,
-    streams_changed,
-)
-from clipadapter.cli.comparing import check_out
-from clipadapter.cli.options import FILE, FOLDER, output_options
+from clipadapter.cli.encoder_options import device_option
+from clipadapter.cli.inputs import check_output_folder
+from clipadapter.cli.option_types import COUNT, FILE, FOLDER, parse_counts
+from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, InputError
 from clipadapter.parsing import read_json
@@ -29,29 +23,54 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
 EXAMPLE = "Example: clipadapter bench run residual-ratio --data pictures/ --encoder lite --seeds 3"
-OUT = Path("clipadapter-bench")
-MANY = 60
+
+folder_option = click.option("--out", "folder", type=FOLDER, default="clipadapter-bench", help="Folder of the records.")
+
+
+def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> list[int] | None:
+    """Return the numbers of a text such as ``4,16,all``, sorted. The callback of an option.
+
+    >>> parse_shots(None, None, "16,4"), len(parse_shots(None, None, "16,all"))
+    ([4, 16], 2)
+    """
+    if not value:
+        return None
+    from clipadapter.bench.suite import ALL
+
+    texts = [text.strip() for text in value.split(",")]
+    numbers = [text for text in texts if text != "all"]
+    counts = parse_counts(ctx, param, ",".join(numbers)) if numbers else []
+    return [*counts, *([ALL] if "all" in texts else [])]
 
 
 @click.command(epilog=EXAMPLE)
 @click.argument("suite")
-@click.option("--data", "-d", multiple=True, metavar="NAME|PATH", help="Data set; may be given many times.")
-@click.option("--encoder", "-e", multiple=True, metavar="URI", help="Encoder; may be given many times.")
-@click.option("--heads", metavar="NAME,...", help="Only these of the suite's heads.")
-@click.option("--shots", metavar="N,...", callback=shots_or_all, help="Other shots; of streams also all.")
-@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 1 to N, in place of the suite's.")
-@click.option("--order", help="Of the tasks of a stream: given, classes (drawn) or seed (all drawn).")
-@click.option("--per-task", type=click.IntRange(0), metavar="N", help="About so many classes in a task of a stream.")
-@click.option("--out", "folder", type=FOLDER, default=OUT, show_default=True, help="Folder of the records.")
-@click.option("--root", type=FOLDER, help="Folder of the named data sets; see 'clipadapter data list'.")
+@click.option("--data", "-d", multiple=True, metavar="NAME|PATH", help="Data set. May be repeated.")
+@click.option("--encoder", "-e", multiple=True, metavar="URI", help="Encoder. May be repeated.")
+@click.option("--heads", metavar="NAME,...", help="Only these heads of the suite.")
+@click.option(
+    "--shots",
+    metavar="N,...",
+    callback=parse_shots,
+    help="Numbers of shots in place of the suite's; for streams also all.",
+)
+@click.option("--seeds", type=COUNT, metavar="N", help="Seeds 1 to N in place of the suite's.")
+@click.option("--order", help="Order of the tasks of a stream: given, classes (classes drawn) or seed (all drawn).")
+@click.option(
+    "--per-task", type=click.IntRange(0), metavar="N", help="Approximate number of classes per task of a stream."
+)
+@folder_option
+@click.option("--root", type=FOLDER, help="Folder of the named data sets, see 'clipadapter data list'.")
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
-@click.option("--rows", type=FILE, help='JSON file with rows in place of draws: {"SHOTS-SEED": [0, 7, ...], ...}.')
-@click.option("--launcher", default="local", show_default=True, help="Where fits are made: local or ray.")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Fits at once; as many as fit without it.")
-@click.option("--track", multiple=True, metavar="NAME", help="Also tell tensorboard, mlflow or wandb.")
-@click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="Of the encoder.")
-@click.option("--oracle", is_flag=True, help="Also tell what choosing the varied parameter on the test part gives.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done, and what it would cost.")
+@click.option("--rows", type=FILE, help='JSON file with the rows of the shots: {"SHOTS-SEED": [0, 7, ...], ...}.')
+@click.option("--launcher", default="local", help="Where fits run: local or ray.")
+@click.option("--workers", type=COUNT, metavar="N", help="Parallel fits; by default as many as possible.")
+@click.option("--track", multiple=True, metavar="NAME", help="Also report to tensorboard, mlflow or wandb.")
+@device_option
+@click.option(
+    "--oracle", is_flag=True, help="Also measure the result of selecting the varied parameter on the test part."
+)
+@click.option("--dry-run", is_flag=True, help="Only print what would be done, and its cost.")
 @output_options
 def run(
     suite: str,
@@ -76,8 +95,8 @@ def run(
 ) -> None:
     """Run SUITE: a name of 'bench list', or a TOML file.
 
-    Features are computed once and kept. A run that has a record in --out is not made again; one that failed is tried
-    again. Ctrl-C loses the fits that are being made, no others.
+    Features are computed once and stored. A run that has a record in --out is not repeated, unless it failed. Ctrl-C
+    loses only the fits that are running.
 
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
@@ -86,25 +105,27 @@ def run(
     from clipadapter.bench.trackers import create_tracker
     from clipadapter.features import PER_EPOCH
 
-    study = streams_changed(_changed(load_suite(suite), heads, shots, seeds), order, per_task)
+    study = _change_streams(_change_suite(load_suite(suite), heads, shots, seeds), order, per_task)
     specs = data or tuple(study.data)
     if not specs:
-        raise InputError("no data set was named: give --data NAME or --data FOLDER; 'clipadapter data list' has names")
-    towers = encoder or tuple(study.encoders) or ("auto",)
-    cost = estimate(study, specs, len(towers), root=root)
+        raise InputError(
+            "there is no data set: give --data NAME or --data FOLDER. 'clipadapter data list' lists the names"
+        )
+    encoders = encoder or tuple(study.encoders) or ("auto",)
+    cost = estimate(study, specs, len(encoders), root=root)
     if dry_run:
-        out.result(_cost_data(study, specs, towers, cost), _cost_text(study, towers, cost))
+        out.result(_cost_data(study, specs, encoders, cost), _cost_text(study, encoders, cost))
         return
     if study.is_stream:
-        check_there(suite, cost)
+        _check_data_sets(suite, cost)
     if study.views == PER_EPOCH:
-        out.note(f"views: {_pictures(cost)}; {_encoding_time(cost)}")
-    check_out(folder)
+        out.note(f"views: {_pictures_text(cost)}; {_encoding_time(cost)}")
+    check_output_folder(folder)
     trackers = [create_tracker(name, folder) for name in track]
     sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
-    pictures = any(not isinstance(source, str) for source in sources)
-    models = _models(towers, device, descriptions, out) if pictures else {}
-    found = run_suite(
+    has_pictures = any(not isinstance(source, str) for source in sources)
+    models = _create_models(encoders, device, descriptions, out) if has_pictures else {}
+    outcome = run_suite(
         study,
         sources,
         models,
@@ -115,21 +136,21 @@ def run(
         oracle=oracle,
         progress=out.progress,
     )
-    result = stream_result(study, found, folder) if study.is_stream else ({}, "")
-    out.result({**_found_data(found, folder), **result[0]}, result[1] + _found_text(found, study, folder))
+    stream_data, stream_text = _stream_result(study, outcome, folder) if study.is_stream else ({}, "")
+    out.result({**_outcome_data(outcome, folder), **stream_data}, stream_text + _outcome_text(outcome, study, folder))
 
 
-def _changed(suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None) -> Suite:
-    """The suite with what the command line changes."""
+def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None) -> Suite:
+    """Return the suite with the changes of the command line."""
     changes: dict[str, object] = {}
     if heads is not None:
-        wanted = {name.strip() for name in heads.split(",") if name.strip()}
-        changes["heads"] = [v.head for v in suite.all_variants() if v.title == v.head and v.head in wanted]
-        changes["variants"] = [v for v in suite.variants if {v.head, v.title} & wanted]
-        changes["vary"] = [one for one in suite.vary if one.head in wanted]
+        selected = {name.strip() for name in heads.split(",") if name.strip()}
+        changes["heads"] = [v.head for v in suite.all_variants() if v.title == v.head and v.head in selected]
+        changes["variants"] = [v for v in suite.variants if {v.head, v.title} & selected]
+        changes["vary"] = [grid for grid in suite.vary if grid.head in selected]
         if not any(changes.values()):
             known = ", ".join(sorted({variant.head for variant in suite.all_variants()}))
-            raise InputError(f"suite '{suite.name}' has no head called {heads}; it has: {known}")
+            raise InputError(f"suite '{suite.name}' has no head called {heads}; its heads: {known}")
     if shots is not None:
         changes["shots"] = shots
     if seeds is not None:
@@ -137,44 +158,46 @@ def _changed(suite: Suite, heads: str | None, shots: list[int] | None, seeds: in
     return suite.model_copy(update=changes)
 
 
-def _models(towers: Sequence[str], device: str, descriptions: Path | None, out: Output) -> dict[str, FewShotClassifier]:
+def _create_models(
+    encoders: Sequence[str], device: str, descriptions: Path | None, out: Output
+) -> dict[str, FewShotClassifier]:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import read_descriptions
 
-    found = read_descriptions(descriptions) if descriptions else None
-    # Full precision: what a study finds must not hang on the machine it was run on.
+    sentences = read_descriptions(descriptions) if descriptions else None
+    # Full precision, since the results of a study must not depend on the machine.
     return {
-        name: FewShotClassifier(name, descriptions=found, device=device, precision="fp32", progress=out.progress)
-        for name in towers
+        name: FewShotClassifier(name, descriptions=sentences, device=device, precision="fp32", progress=out.progress)
+        for name in encoders
     }
 
 
 def read_rows(path: Path) -> dict[tuple[int, int], list[int]]:
-    """Rows by (shots, seed) from a JSON file.
+    """Read rows by (shots, seed) from a JSON file.
 
     Raises:
-        DataError: if it is no such file.
+        DataError: if the file has another format.
     """
     expected = 'expected {"SHOTS-SEED": [row, ...], ...} such as {"16-1": [0, 7]}'
-    found = read_json(path, expected)
-    if not isinstance(found, dict) or not found:
+    content = read_json(path, expected)
+    if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: {expected}")
-    for key, rows in found.items():
+    for key, rows in content.items():
         if not re.fullmatch("[0-9]{1,9}-[0-9]{1,9}", key):
             raise DataError(f"{path}: {expected}, but a key is {key[:80]!r}")
         if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < 1 << 63 for row in rows):
-            raise DataError(f"{path}: {expected}, but those of {key!r} are no list of whole numbers from 0")
-    return {(int(key.partition("-")[0]), int(key.partition("-")[2])): rows for key, rows in found.items()}
+            raise DataError(f"{path}: {expected}, but the rows of {key!r} are not a list of integers of 0 or more")
+    return {(int(key.partition("-")[0]), int(key.partition("-")[2])): rows for key, rows in content.items()}
 
 
-def _cost_data(suite: Suite, specs: Sequence[str], towers: Sequence[str], cost: Estimate) -> dict[str, object]:
+def _cost_data(suite: Suite, specs: Sequence[str], encoders: Sequence[str], cost: Estimate) -> dict[str, object]:
     return {
         "suite": suite.name,
         "heads": [variant.title for variant in suite.all_variants()],
         "shots": suite.shots,
         "seeds": suite.seeds,
         "data": [vars(size) for size in cost.sizes],
-        "encoders": list(towers),
+        "encoders": list(encoders),
         "fits": cost.fits,
         "pictures": cost.pictures,
         "fit_seconds": round(cost.fit_seconds, 1),
@@ -182,30 +205,30 @@ def _cost_data(suite: Suite, specs: Sequence[str], towers: Sequence[str], cost: 
     }
 
 
-def _cost_text(suite: Suite, towers: Sequence[str], cost: Estimate) -> str:
+def _cost_text(suite: Suite, encoders: Sequence[str], cost: Estimate) -> str:
     titles = [variant.title for variant in suite.all_variants()]
     lines = [
         ("suite", f"{suite.name}: {suite.title}"),
         ("heads", f"{len(titles)}: {', '.join(titles)}"),
-        *stream_facts(suite, cost),
-        ("shots", ", ".join(map(amount, suite.shots))),
+        *_stream_facts(suite, cost),
+        ("shots", ", ".join(map(_format_shots, suite.shots))),
         ("seeds", ", ".join(map(str, suite.seeds))),
-        ("encoders", ", ".join(towers)),
+        ("encoders", ", ".join(encoders)),
         ("streams" if suite.is_stream else "fits", cost.fits),
-        ("pictures", _pictures(cost)),
+        ("pictures", _pictures_text(cost)),
         ("fitting", f"about {_time(cost.fit_seconds)} on two cores"),
         ("encoding", _encoding_time(cost)),
     ]
     for size in cost.sizes:
-        there = "ready" if size.ready else "NOT ON DISK"
-        known = f"{size.classes} classes, {size.train:,} + {size.test:,} pictures" if size.classes else "size not known"
-        lines.append(("data", f"{size.spec}: {known}, {there}"))
+        state = "ready" if size.ready else "NOT ON DISK"
+        known = f"{size.classes} classes, {size.train:,} + {size.test:,} pictures" if size.classes else "unknown size"
+        lines.append(("data", f"{size.spec}: {known}, {state}"))
     missing = [size.missing for size in cost.sizes if not size.ready]
     return "\n".join([facts(lines), *(["", *dict.fromkeys(missing)] if missing else [])])
 
 
-def _pictures(cost: Estimate) -> str:
-    return f"{cost.pictures:,} to encode, if none was before"
+def _pictures_text(cost: Estimate) -> str:
+    return f"{cost.pictures:,} to encode, if no feature is stored"
 
 
 def _encoding_time(cost: Estimate) -> str:
@@ -213,29 +236,119 @@ def _encoding_time(cost: Estimate) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Such as 40 s, 12 min, 3.5 h."""
-    if seconds < MANY:
+    """Format a time, such as 40 s, 12 min, 3.5 h."""
+    if seconds < 60:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < MANY * 60 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def _found_data(found: SuiteResult, folder: Path) -> dict[str, object]:
+def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
     return {
-        "suite": found.plan.suite.name,
-        "made": found.made,
-        "there": found.there,
-        "failed": found.failed,
-        "seconds": round(found.seconds, 3),
+        "suite": outcome.plan.suite.name,
+        "made": outcome.made,
+        "there": outcome.there,
+        "failed": outcome.failed,
+        "seconds": round(outcome.seconds, 3),
         "folder": str(folder),
-        "figures": [str(path) for path in found.figures],
+        "figures": [str(path) for path in outcome.figures],
     }
 
 
-def _found_text(found: SuiteResult, suite: Suite, folder: Path) -> str:
-    rate = f", {found.made / found.seconds:.1f} a second" if found.made and found.seconds else ""
-    what = "streams" if suite.is_stream else "runs"
-    text = f"{found.made} {what} made in {_time(found.seconds)}{rate}; {found.there} were there already"
-    if found.failed:
-        text += f"\n{found.failed} failed: see 'clipadapter bench status {suite.name} --out {folder}'"
-    text += "".join(f"\nwrote {path}" for path in found.figures)
-    return f"{text}\nnow: clipadapter bench report {suite.name} --out {folder}"
+def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
+    rate = f", {outcome.made / outcome.seconds:.1f} a second" if outcome.made and outcome.seconds else ""
+    noun = "streams" if suite.is_stream else "runs"
+    text = f"{outcome.made} {noun} finished in {_time(outcome.seconds)}{rate}; {outcome.there} were in the records"
+    if outcome.failed:
+        text += f"\n{outcome.failed} failed: see 'clipadapter bench status {suite.name} --out {folder}'"
+    text += "".join(f"\nwrote {path}" for path in outcome.figures)
+    return f"{text}\nnext: clipadapter bench report {suite.name} --out {folder}"
+
+
+# ---- Streams of tasks ----
+
+
+def _format_shots(shots: int) -> str:
+    """Format a number of shots, or "all"."""
+    from clipadapter.bench.suite import ALL
+
+    return "all" if shots == ALL else str(shots)
+
+
+def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Suite:
+    """Return the suite with the changes of the command line to its streams.
+
+    Raises:
+        InputError: if it has no streams, or there is no such order.
+    """
+    from clipadapter.bench.continual.orders import ORDERS
+    from clipadapter.bench.suite import ALL
+    from clipadapter.registry import unknown
+
+    if not suite.is_stream:
+        options = [name for name, value in (("--order", order), ("--per-task", per_task)) if value is not None]
+        options += ["--shots all"] if ALL in suite.shots else []
+        if options:
+            raise InputError(f"suite '{suite.name}' has no stream of tasks: leave {' and '.join(options)} out")
+        return suite
+    changes: dict[str, Any] = {} if per_task is None else {"classes_per_task": per_task}
+    if order is not None:
+        if order not in ORDERS:
+            raise unknown("order", order, list(ORDERS))
+        changes["orders"] = [ORDERS[order]]
+    return suite.model_copy(update={"stream": suite.stream.model_copy(update=changes)})
+
+
+def _check_data_sets(suite_name: str, cost: Estimate) -> None:
+    """Refuse a stream, before any work, if one of its data sets is not on disk.
+
+    Raises:
+        DataError: if so.
+    """
+    from clipadapter.bench.continual.sources import missing_data_message
+
+    missing = [size.spec for size in cost.sizes if not size.ready]
+    if missing:
+        raise DataError(missing_data_message(suite_name, missing, [size.spec for size in cost.sizes if size.ready]))
+
+
+def _stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
+    """Describe the tasks of a suite; empty if it has no stream."""
+    from clipadapter.bench.continual.orders import count_tasks
+
+    if not suite.is_stream:
+        return []
+    counts = [count_tasks(size.classes, suite.stream.classes_per_task) for size in cost.sizes]
+    task_of_picture = "the task of a test picture is " + ("known" if suite.stream.task_known else "not known")
+    return [
+        ("tasks", f"{sum(counts)}, learned one after the other; all are measured after each; {task_of_picture}"),
+        ("order", ", ".join(suite.stream.title(order) for order in suite.stream.orders)),
+    ]
+
+
+def _stream_result(suite: Suite, outcome: SuiteResult, folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the figures of the streams that were run, as JSON and as one table per stream."""
+    from clipadapter.bench import load_study, stream_table
+    from clipadapter.bench.continual.summary import CONTINUAL_METRICS, HeadRuns
+    from clipadapter.bench.report.tables import format_shots
+    from clipadapter.bench.study import Setting
+
+    study = load_study(folder, suite.name)
+    groups: dict[Setting, list[HeadRuns]] = {}
+    for setting, runs in study.runs_by_setting.items():
+        new_runs = [run for run in runs if run.key in outcome.keys]
+        if new_runs:
+            groups.setdefault(setting._replace(label=""), []).append(HeadRuns(setting.label, new_runs))
+    data, texts = [], []
+    for i, (setting, heads) in enumerate(groups.items(), 1):
+        runs = [run.model_copy(update={"head": head.label}) for head in heads for run in head.runs]
+        title = f"{setting.data}, {format_shots(setting.shots)}, tasks {setting.test}"
+        texts.append(f"{title}\n{stream_table(runs, i == len(groups))}\n")
+        data += [
+            {
+                **{"data": setting.data, "order": setting.test, "shots": setting.shots, "head": head.label},
+                "learns": head.learns,
+                **{name: head.cell(name).mean if head.cell(name).values else None for name in CONTINUAL_METRICS},
+            }
+            for head in heads
+        ]
+    return {"streams": data}, "".join(f"{text}\n" for text in texts)

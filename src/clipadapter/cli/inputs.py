@@ -1,0 +1,112 @@
+"""Reading the data that commands are given, and checking paths before the work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipadapter.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from clipadapter.data import Dataset, Sample
+
+
+def open_dataset(source: Path, split: str | None, default: str | None = None) -> Dataset:
+    """Open labelled pictures: one part of a data set, or all of it.
+
+    Args:
+        source: folder or table.
+        split: the part that the user named, or None.
+        default: the part that is taken if the user named none; all pictures if the data set has no such part.
+
+    Raises:
+        DataError: if there are no pictures, one class, no labels, or no such part.
+    """
+    from clipadapter.data import load_dataset
+
+    dataset = load_dataset(source)
+    name = split or (default if default in dataset.splits else None)
+    part = dataset.split(name) if name else dataset
+    part.label_sets  # noqa: B018 - raises for pictures without a label
+    return part
+
+
+def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
+    """Read the pictures of a folder or table, which needs no classes.
+
+    Raises:
+        DataError: if there are no pictures, or no such part.
+    """
+    from clipadapter.data import load_dataset
+    from clipadapter.data.load import read_listing
+
+    dataset = read_listing(source).dataset
+    if not dataset.samples:
+        dataset = load_dataset(source)  # raises, with the reason
+    return (dataset.split(split) if split else dataset).samples
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """List all pictures below a folder.
+
+    Raises:
+        DataError: if there is no such folder, or it has no pictures.
+    """
+    from clipadapter.data import list_images
+
+    if not folder.is_dir():
+        raise DataError(f"there is no folder '{folder}': give a folder with pictures")
+    pictures = list(list_images(folder))
+    if not pictures:
+        raise DataError(f"there are no pictures in '{folder}': give a folder with pictures")
+    return pictures
+
+
+def path_beside(folder: Path, ending: str) -> Path:
+    """Return the path with another ending beside a folder.
+
+    >>> path_beside(Path("models/pets"), "-eval").as_posix()
+    'models/pets-eval'
+    """
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}{ending}")
+
+
+def check_output_file(path: Path | None, *inputs: Path, suffix: str = "") -> None:
+    """Refuse, before the work, a file that must not be written.
+
+    Args:
+        path: to write; None for none.
+        inputs: files that are read.
+        suffix: required suffix.
+
+    Raises:
+        InputError: if it is one of the inputs, not a regular file, or has another suffix.
+    """
+    if path is None:
+        return
+    if suffix and path.suffix.lower() != suffix:
+        raise InputError(f"{path} does not end with {suffix}: give a file name that ends with {suffix}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file: give another name")
+    if any(path.resolve() == other.resolve() for other in inputs):
+        raise InputError(f"{path} is an input: give another name for the output")
+
+
+def check_output_folder(folder: Path) -> Path:
+    """Return the folder. Refuse, before the work, one that can't be written.
+
+    Raises:
+        InputError: if so.
+    """
+    if blocked := find_unwritable_parent(folder):
+        raise InputError(f"can't write {folder}: {blocked} is not a folder that you may write to; give another --out")
+    return folder
+
+
+def find_unwritable_parent(folder: Path) -> Path | None:
+    """Return the folder, or its closest existing parent, if nothing can be written there; else None."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return None if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK) else existing
