@@ -84,7 +84,7 @@ def measure(found, truth, how, args):
             method=how,
             folds=fold if how == "cv+" else None,
         )
-        record = {"score": score, "few": model.too_few(args.coverage) is not None}
+        record = {"score": score, "few": model.explain_shortage(args.coverage) is not None}
         for name, empty in (("", False), ("raw_", True)):
             sets = model.sets(queries, args.coverage, empty=empty)
             record[f"{name}coverage"] = float(sets[np.arange(len(truth)), truth].mean())

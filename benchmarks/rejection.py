@@ -101,7 +101,7 @@ def draw(X, y, text, shots, seed, args):
     seen = out_of_fold(head, X[rows], y[rows], own, strategies=("own", "folds"))
     if seen is not None:  # with one shot a class nothing can be held out
         usual, held = head.prior_temperature(shots), seen.first_per_shot
-        calibrator = learn_calibrator(seen.logits, seen.labels, usual=usual, n=len(held.rows))
+        calibrator = learn_calibrator(seen.logits, seen.labels, prior_temperature=usual, n=len(held.rows))
         p = calibrator.probabilities(held.logits)
         given |= {"logits": held.logits, "rows": held.rows, "probabilities": p}
     return rows, labels, own, head, given, calibrator, new

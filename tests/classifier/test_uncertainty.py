@@ -237,7 +237,7 @@ def test_the_default_decision_of_a_loaded_model_can_be_changed(tmp_path):
 
 
 def test_costs_of_other_classes_are_refused():
-    with pytest.raises(InputError, match="costs are of 2 classes, but the model has 3"):
+    with pytest.raises(InputError, match="costs have 2 classes, but the model has 3"):
         fitted().predict(GREYS, costs=1 - np.eye(2))
 
 

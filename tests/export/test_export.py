@@ -63,7 +63,7 @@ def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, 
         found.ood_scores, model.uncertainty_.rejector.scores(features, logits, likely), rtol=1e-3
     )
     np.testing.assert_allclose(
-        found.ood_score_parts, model.uncertainty_.rejector.columns(features, logits, likely), rtol=1e-3, atol=1e-4
+        found.ood_score_parts, model.uncertainty_.rejector.part_scores(features, logits, likely), rtol=1e-3, atol=1e-4
     )
     assert predictor.predict(pictures) == model.predict(pictures)
     assert predictor.predict(pictures)[-1] is None

@@ -7,7 +7,7 @@ import torch
 from clipadapter.export.ood_graph import MahalanobisDistance, OodScores
 from clipadapter.uncertainty import Rejector, learn_rejector
 from clipadapter.uncertainty.ood import Part
-from clipadapter.uncertainty.ood_scores import SCORE_NEEDS, Memory, fit_class_gaussians
+from clipadapter.uncertainty.ood_scores import SCORE_NEEDS, MemoryBank, fit_class_gaussians
 
 D, C = 48, 4
 
@@ -46,7 +46,7 @@ def test_scores_are_those_of_numpy(method, k):
     rejector = learn_rejector(X, labels, C, logits=z, probabilities=p, method=method, **given)
     with torch.no_grad():
         total, parts = OodScores(rejector)(*(torch.from_numpy(a.astype(np.float32)) for a in (Q, logits, likely)))
-    wanted = rejector.columns(Q, logits, likely)
+    wanted = rejector.part_scores(Q, logits, likely)
     deviation = np.array([part.deviation for part in rejector.parts])
     assert parts.shape == wanted.shape
     assert (np.abs(parts.numpy() - wanted) <= 1e-3 * deviation + 1e-5 * np.abs(wanted)).all()
@@ -55,7 +55,9 @@ def test_scores_are_those_of_numpy(method, k):
 
 def test_every_score_is_tried():
     """What `trust` learns to know must be learned here too."""
-    rejector = Rejector("new", (Part("new", 1.0, 0.0, 1.0),), np.zeros((3, 1)), False, (), Memory(text=np.eye(C, D)))
+    rejector = Rejector(
+        "new", (Part("new", 1.0, 0.0, 1.0),), np.zeros((3, 1)), False, (), MemoryBank(text=np.eye(C, D))
+    )
     with pytest.raises(AssertionError, match="'new'"):
         OodScores(rejector)(torch.ones(1, D), torch.ones(1, C), torch.ones(1, C))
 

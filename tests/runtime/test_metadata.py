@@ -23,7 +23,7 @@ def trusted():
 
 
 ABOUT = ExportMetadata(
-    ("a", "b", "ß/ç"), PIXELS, trusted().light(), "float", "int8", {"name": "lite"}, {"name": "auto"}
+    ("a", "b", "ß/ç"), PIXELS, trusted().without_arrays(), "float", "int8", {"name": "lite"}, {"name": "auto"}
 )
 
 
@@ -56,7 +56,7 @@ def test_a_light_rejector_answers_by_scores_that_come_from_elsewhere():
     full, rng = trusted(), np.random.default_rng(1)
     features, logits = rng.standard_normal((40, 5)), rng.standard_normal((40, 3))
     wanted = full.answer(logits, features, DecisionOptions(reject=0.2))
-    columns = full.rejector.columns(features, logits)
+    columns = full.rejector.part_scores(features, logits)
     found = ExportMetadata.from_json(ABOUT.to_json()).uncertainty.answer(
         logits, features, DecisionOptions(reject=0.2), columns=columns
     )
@@ -68,7 +68,7 @@ def test_sets_by_cv_plus_are_left_out():
     conformal = Conformal(
         np.sort(np.random.default_rng(0).random(6)), np.arange(6) % 3, np.arange(6) % 2, 3, method="cv+"
     )
-    light = Uncertainty(conformal=conformal, decisions=DecisionOptions(coverage=0.8)).light()
+    light = Uncertainty(conformal=conformal, decisions=DecisionOptions(coverage=0.8)).without_arrays()
     assert light.conformal is None and light.decisions.coverage is None
 
 

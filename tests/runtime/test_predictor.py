@@ -23,7 +23,7 @@ PIXELS = PixelSpec(4, (0.0,) * 3, (1.0,) * 3)
 def rejector():
     """Rejects what has no strong colour: its one part is one minus the cosine to the nearest class text."""
     rows = np.repeat(np.eye(3), 8, axis=0) + 0.02 * np.arange(24)[:, None]
-    return learn_rejector(rows, np.repeat(np.arange(3), 8), 3, text=np.eye(3), method="text").light()
+    return learn_rejector(rows, np.repeat(np.arange(3), 8), 3, text=np.eye(3), method="text").without_arrays()
 
 
 def about(**changes):
@@ -103,7 +103,7 @@ def test_sets_are_made_from_held_out_scores(write):
 
 
 def test_sets_that_were_not_learned_are_refused(predictor):
-    with pytest.raises(InputError, match="can't say which classes"):
+    with pytest.raises(InputError, match="can't make prediction sets"):
         predictor.classify([RED], coverage=0.9)
 
 

@@ -85,7 +85,7 @@ def test_no_path_or_address_is_opened(serve, tmp_path, monkeypatch):
 def test_the_rejection_of_the_model_can_be_switched_off(serve):
     model = Colours()
     model.uncertainty = type(model.uncertainty)(
-        rejector=model.uncertainty.rejector, decisions=model.uncertainty.decisions.changed({"reject": 0.1})
+        rejector=model.uncertainty.rejector, decisions=model.uncertainty.decisions.with_changes({"reject": 0.1})
     )
     client = serve(model=model)
     assert client.post("/v1/predict", json=json_body(GREY)).json()["predictions"][0]["label"] is None

@@ -32,7 +32,7 @@ def test_calibrated_probabilities_err_less_than_the_softmax():
 
 def test_without_much_to_see_the_temperature_is_near_the_usual_one():
     z, y = answers(1)
-    assert learn_calibrator(z, y, usual=7.0).temperature == pytest.approx(7.0, rel=0.5)
+    assert learn_calibrator(z, y, prior_temperature=7.0).temperature == pytest.approx(7.0, rel=0.5)
 
 
 def test_the_posterior_is_that_of_plain_loops():
@@ -59,8 +59,8 @@ def test_right_answers_alone_give_no_certainty():
 
 def test_logits_of_another_unit_give_the_same_probabilities():
     z, y = answers(60)
-    p = learn_calibrator(z, y, usual=1.0).probabilities(z)
-    scaled = learn_calibrator(1000 * z, y, usual=1000.0).probabilities(1000 * z)
+    p = learn_calibrator(z, y, prior_temperature=1.0).probabilities(z)
+    scaled = learn_calibrator(1000 * z, y, prior_temperature=1000.0).probabilities(1000 * z)
     np.testing.assert_allclose(scaled, p, atol=1e-6)
 
 
@@ -120,8 +120,8 @@ def test_a_calibration_of_other_classes_is_refused():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda z, y: learn_calibrator(z, y[:-1]), "don't go together"),
-        (lambda z, y: learn_calibrator(z, y + 9), "don't go together"),
+        (lambda z, y: learn_calibrator(z, y[:-1]), "don't match"),
+        (lambda z, y: learn_calibrator(z, y + 9), "don't match"),
         (lambda z, y: learn_calibrator(z * np.nan, y), "finite"),
         (lambda z, y: learn_calibrator(z, y, method="isotonic"), "temperature, vector"),
     ],

@@ -1,6 +1,7 @@
 import json
 import math
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -109,15 +110,15 @@ def test_split_covers_what_it_promises():
     assert 0.8 - 3 * error < np.mean(hits) < 0.85 + 3 * error
 
 
-def test_the_spread_in_words_is_that_of_many_draws():
+def test_the_described_deviation_is_that_of_many_draws():
     hits = []
     for seed in range(600):
         rng = np.random.default_rng(seed)
         threshold = np.sort(rng.random(49))[44]  # rank 50 x 0.9
         hits.append(threshold)  # coverage of scores that are uniform
     p, y = draw(49, 3)
-    text = learn_conformal(p, y, method="split").words(0.9)
-    said = float(text.split("differs from it by ")[1].split(" points")[0])
+    text = learn_conformal(p, y, method="split").describe_guarantee(0.9)
+    said = float(text.split("varies by ")[1].split(" points")[0])
     assert said == pytest.approx(100 * np.std(hits), rel=0.1)
 
 
@@ -220,15 +221,15 @@ def test_too_few_is_arithmetic(coverage, needed, how):
             continue  # no fold, so no fit to ask
         strange = np.array([[1 - 2e-9, 1e-9, 1e-9]])
         everything = model.sets(strange[None] if how == "cv+" else strange, coverage).all()
-        assert (model.too_few(coverage) is not None) == (r < needed) == everything
+        assert (model.explain_shortage(coverage) is not None) == (r < needed) == everything
 
 
-def test_too_few_says_what_to_do():
+def test_a_shortage_of_shots_says_what_to_do():
     p, y = draw(5, 3)
-    text = learn_conformal(p, y).too_few(0.9)
+    text = learn_conformal(p, y).explain_shortage(0.9)
     assert text == (
-        "90 % coverage needs 9 held-out shots, there are 5: every set has all classes. Give more shots, or ask for at "
-        "most 0.833"
+        "90 % coverage needs 9 held-out shots, there are 5: every set has all classes. Give more shots, or set a "
+        "coverage of at most 0.833"
     )
 
 
@@ -237,23 +238,24 @@ def test_classes_with_too_few_shots_are_in_every_set():
     p[:, 0], p[:, 1] = 0.9 - 0.8 * y, 0.1 + 0.8 * y
     model = learn_conformal(p, y, by_class=True)
     np.testing.assert_array_equal(model.sets([[0.999, 0.001], [0.001, 0.999]]), [[True, True], [False, True]])
-    text = model.too_few(0.9)
+    text = model.explain_shortage(0.9)
     assert "needs 9 held-out shots of each; 1 of 2 classes have fewer (the fewest: 4)" in text
-    assert "or ask for at most 0.8, or" in text
-    assert learn_conformal(p, y).too_few(0.9) is None
-    assert text in model.words(0.9)
+    assert "or set a coverage of at most 0.8, or" in text
+    assert learn_conformal(p, y).explain_shortage(0.9) is None
+    assert text in model.describe_guarantee(0.9)
 
 
-def test_words_promise_what_is_proven():
+def test_the_described_guarantee_is_what_is_proven():
     p, y = draw(100, 3)
-    split, cross = (learn_conformal(p, y, method=how).words(0.9) for how in ("split", "cross"))
-    plus = learn_conformal(p, y, method="cv+", folds=np.arange(100) % 4).words(0.9)
+    split, cross = (learn_conformal(p, y, method=how).describe_guarantee(0.9) for how in ("split", "cross"))
+    plus = learn_conformal(p, y, method="cv+", folds=np.arange(100) % 4).describe_guarantee(0.9)
     assert split.startswith("At least 90 % of pictures have their class in the set")
     assert "No theorem" in cross
     assert "proven is a little less than 80 %" in plus
     few = learn_conformal(p[:5], y[:5])
-    assert few.words(0.9) == f"{few.too_few(0.9)}."  # all classes are always in: nothing else is to be said
-    assert "each class's pictures" in learn_conformal(p, y, by_class=True).words(0.9)
+    # All classes are in every set, so no guarantee is described.
+    assert few.describe_guarantee(0.9) == f"{few.explain_shortage(0.9)}."
+    assert "each class's pictures" in learn_conformal(p, y, by_class=True).describe_guarantee(0.9)
 
 
 @pytest.mark.parametrize("how", ["split", "cross", "cv+"])
@@ -268,7 +270,7 @@ def test_state_goes_to_json_and_back(how, by_class):
     q = np.stack([draw(9, 3, seed)[0] for seed in (1, 2, 3)])
     q = q if how == "cv+" else q[0]
     np.testing.assert_array_equal(back.sets(q), model.sets(q))
-    assert back.words() == model.words()
+    assert back.describe_guarantee() == model.describe_guarantee()
 
 
 @pytest.mark.parametrize(
@@ -305,14 +307,14 @@ def test_state_that_lacks_a_part_says_which():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"score": "margin"}, "no conformal score 'margin'; there are: lac"),
-        ({"method": "guess"}, "kind 'guess'"),
+        ({"score": "margin"}, "no conformal score 'margin'; the scores are: lac"),
+        ({"method": "guess"}, "no conformal method 'guess'"),
         ({"method": "cv+"}, "needs the fold"),
-        ({"folds": [0, 1]}, "others take none"),
-        ({"method": "cv+", "folds": [0]}, "one number a held-out shot"),
+        ({"folds": [0, 1]}, "other methods take no folds"),
+        ({"method": "cv+", "folds": [0]}, "one number per held-out shot"),
         ({"labels": [0, 2]}, "from 0 to 1, got 0 to 2"),
-        ({"labels": [0]}, "don't go together"),
-        ({"probabilities": [[3.0, -1.0], [0.5, 0.5]]}, "give no logits"),
+        ({"labels": [0]}, "don't match"),
+        ({"probabilities": [[3.0, -1.0], [0.5, 0.5]]}, "logits are not accepted"),
         ({"probabilities": [[np.nan, 1.0], [0.5, 0.5]]}, "finite"),
     ],
 )
@@ -323,11 +325,12 @@ def test_wrong_shots_are_named(change, words):
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 1.5, -0.1, float("nan")])
-def test_rates_that_are_none_are_refused(coverage):
+def test_a_coverage_out_of_range_is_refused(coverage):
     model = learn_conformal([[0.9, 0.1]], [0])
-    for ask in (model.too_few, model.words, model.thresholds, lambda c: model.sets([[0.5, 0.5]], c)):
+    sets = partial(model.sets, [[0.5, 0.5]])
+    for function in (model.explain_shortage, model.describe_guarantee, model.thresholds, sets):
         with pytest.raises(InputError, match=r"such as 0\.9"):
-            ask(coverage)
+            function(coverage)
 
 
 def test_pictures_of_other_shapes_are_refused():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipadapter.errors import DataError, InputError, UnknownNameError
-from clipadapter.uncertainty.costs import checked_costs, costs_for, decide, expected_cost, read_costs
+from clipadapter.uncertainty.costs import check_costs, decide, expected_cost, parse_costs, read_costs
 
 NAMES = ["defect", "nominal"]
 
@@ -45,7 +45,7 @@ def test_the_rule_costs_least_over_many_pictures():
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(3), 4000)
     truth = np.array([rng.choice(3, p=row) for row in p])
-    costs = costs_for("missed b=20, false c=5", ["a", "b", "c"])
+    costs = parse_costs("missed b=20, false c=5", ["a", "b", "c"])
     cheapest = costs[truth, decide(p, costs)].mean()
     assert cheapest < costs[truth, p.argmax(axis=1)].mean()
     assert cheapest < min(costs[truth, k].mean() for k in range(3))
@@ -53,26 +53,26 @@ def test_the_rule_costs_least_over_many_pictures():
 
 def test_false_and_missed_by_hand():
     names = ["a", "b", "c"]
-    np.testing.assert_array_equal(costs_for("false b", names), [[0, 10, 1], [1, 0, 1], [1, 10, 0]])
-    np.testing.assert_array_equal(costs_for("missed b", names, weight=4), [[0, 1, 1], [4, 0, 4], [1, 1, 0]])
-    both = costs_for("missed a=20, false c=7.5", names)
+    np.testing.assert_array_equal(parse_costs("false b", names), [[0, 10, 1], [1, 0, 1], [1, 10, 0]])
+    np.testing.assert_array_equal(parse_costs("missed b", names, weight=4), [[0, 1, 1], [4, 0, 4], [1, 1, 0]])
+    both = parse_costs("missed a=20, false c=7.5", names)
     np.testing.assert_array_equal(both, [[0, 20, 20], [1, 0, 7.5], [1, 1, 0]])
-    np.testing.assert_array_equal(both, costs_for("false c=7.5,missed a=20", names))
+    np.testing.assert_array_equal(both, parse_costs("false c=7.5,missed a=20", names))
 
 
 def test_names_of_classes_may_hold_anything():
     names = ["great white shark, man-eater", "x=1", "Apple pie", "false c"]
-    assert costs_for("false great white shark, man-eater=5", names)[1].tolist() == [5, 0, 1, 1]
-    assert costs_for("missed x=1", names)[1].tolist() == [10, 0, 10, 10]
-    assert costs_for("missed x=1 = 3", names)[1].tolist() == [3, 0, 3, 3]
-    assert costs_for("Missed apple pie", names)[2].tolist() == [10, 10, 0, 10]
-    assert costs_for("missed false c", names)[3].tolist() == [10, 10, 10, 0]
+    assert parse_costs("false great white shark, man-eater=5", names)[1].tolist() == [5, 0, 1, 1]
+    assert parse_costs("missed x=1", names)[1].tolist() == [10, 0, 10, 10]
+    assert parse_costs("missed x=1 = 3", names)[1].tolist() == [3, 0, 3, 3]
+    assert parse_costs("Missed apple pie", names)[2].tolist() == [10, 10, 0, 10]
+    assert parse_costs("missed false c", names)[3].tolist() == [10, 10, 10, 0]
 
 
 def test_names_alike_but_for_capitals_must_be_exact():
-    assert costs_for("false A", ["a", "A"])[0, 1] == 10
+    assert parse_costs("false A", ["a", "A"])[0, 1] == 10
     with pytest.raises(UnknownNameError):
-        costs_for("false ab", ["Ab", "AB"])
+        parse_costs("false ab", ["Ab", "AB"])
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_names_alike_but_for_capitals_must_be_exact():
 )
 def test_words_that_say_no_cost_are_refused(text, words):
     with pytest.raises(InputError, match=words):
-        costs_for(text, NAMES)
+        parse_costs(text, NAMES)
 
 
 def write(tmp_path, text, encoding="utf-8"):
@@ -118,15 +118,15 @@ def test_names_with_commas_are_quoted(tmp_path):
         ("x,defect,nominal\ndefect,0,1\n", "first column lacks classes: 'nominal'"),
         (
             "x,defect,nominal,crack\ndefect,0,1,1\nnominal,1,0,1\n",
-            "first line names classes that the model has not: 'cra",
+            "first line names classes that the model does not have: 'cra",
         ),
-        ("x,defect,nominal,nominal\ndefect,0,1,1\nnominal,1,0,1\n", "first line names classes twice: 'nominal'"),
+        ("x,defect,nominal,nominal\ndefect,0,1,1\nnominal,1,0,1\n", "first line repeats classes: 'nominal'"),
         ("x,defect,nominal\ndefect,0\nnominal,1,0\n", "row of 'defect' has 1 costs for 2 classes"),
         ("x,defect,nominal\ndefect,0,-1\nnominal,1,0\n", "true 'defect', answer 'nominal': .* at least 0, got '-1'"),
         ("x,defect,nominal\ndefect,0,\nnominal,1,0\n", "got nothing"),
         ("x,defect,nominal\ndefect,0,much\nnominal,1,0\n", "got 'much'"),
         ("x,defect,nominal\ndefect,0,nan\nnominal,1,0\n", "got 'nan'"),
-        ("x,defect,nominal\ndefect,5,1\nnominal,1,0\n", "for pictures of 'defect' the right answer costs 5"),
+        ("x,defect,nominal\ndefect,5,1\nnominal,1,0\n", "for pictures of 'defect' the correct prediction costs 5"),
         ('x,"defect\n', "no CSV file"),
         ("x;defect;nominal\ndefect;0;1\nnominal;1;0\n", "separated by commas"),
     ],
@@ -146,6 +146,6 @@ def test_a_file_that_is_none_says_so(tmp_path):
 def test_arrays_that_are_no_costs_are_refused():
     for wrong in (np.ones((2, 3)), np.zeros((0, 0)), 1.0, [[0, -1], [1, 0]], [[0, np.inf], [1, 0]], [[2, 1], [1, 0]]):
         with pytest.raises(InputError):
-            checked_costs(wrong)
+            check_costs(wrong)
     with pytest.raises(InputError, match=r"\(m, 2\)"):
-        decide([[0.2, 0.3, 0.5]], costs_for("false defect", NAMES))
+        decide([[0.2, 0.3, 0.5]], parse_costs("false defect", NAMES))

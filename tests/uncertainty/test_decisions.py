@@ -61,14 +61,14 @@ def test_what_is_asked_for_now_goes_before_the_default():
     one = uncertainty(reject=0.1, coverage=0.9)
     strange = np.array([[-1.0, -1.0, -1.0]])
     assert one.answer(strange, strange).rejected.all()
-    none = one.answer(strange, strange, one.decisions.changed({"reject": None, "coverage": None}))
+    none = one.answer(strange, strange, one.decisions.with_changes({"reject": None, "coverage": None}))
     assert not none.rejected.any()
     assert none.sets is None
 
 
 def test_an_unknown_wish_is_refused_with_what_comes_close():
     with pytest.raises(UnknownNameError, match="Did you mean 'reject'"):
-        DecisionOptions().changed({"rejekt": 0.1})
+        DecisionOptions().with_changes({"rejekt": 0.1})
 
 
 @pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}])
@@ -96,7 +96,8 @@ def test_what_is_saved_answers_alike():
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"), [({"reject": 2.0}, "no share"), ({"coverage": "all"}, "no share"), ({}, "3 classes")]
+    ("facts", "words"),
+    [({"reject": 2.0}, "not between 0 and 1"), ({"coverage": "all"}, "not between 0 and 1"), ({}, "3 classes")],
 )
 def test_damaged_parts_are_refused(facts, words):
     state, arrays = uncertainty(reject=0.1, coverage=0.8, costs=1 - np.eye(3)).state()

@@ -107,9 +107,9 @@ def test_state_comes_back():
     ("change", "classes", "words"),
     [
         ({}, 3, "do not fit 3 classes"),
-        ({"slope": np.array([1.0, -1.0])}, 2, "a value can't be"),
-        ({"thresholds": np.array([0.5, 1.5])}, 2, "a value can't be"),
-        ({"bias": np.array([0.0, np.nan])}, 2, "a value can't be"),
+        ({"slope": np.array([1.0, -1.0])}, 2, "a value is out of range"),
+        ({"thresholds": np.array([0.5, 1.5])}, 2, "a value is out of range"),
+        ({"bias": np.array([0.0, np.nan])}, 2, "a value is out of range"),
         ({"bias": np.array(["a", "b"])}, 2, "damaged"),
     ],
 )
@@ -124,8 +124,8 @@ def test_damaged_state_is_refused(change, classes, words):
 @pytest.mark.parametrize(
     ("logits", "targets", "precision", "words"),
     [
-        (np.zeros((3, 2)), np.zeros((2, 2)), None, "don't go together"),
-        (np.zeros((0, 2)), np.zeros((0, 2)), None, "don't go together"),
+        (np.zeros((3, 2)), np.zeros((2, 2)), None, "don't match"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), None, "don't match"),
         (np.full((3, 2), np.nan), np.zeros((3, 2)), None, "finite"),
         (np.zeros((3, 2)), np.full((3, 2), 2), None, "zeros and ones"),
         (np.zeros((3, 2)), np.zeros((3, 2)), 1.0, "between 0 and 1, but is 1.0"),
@@ -137,7 +137,7 @@ def test_wrong_input_is_named(logits, targets, precision, words):
 
 
 def test_without_held_out_shots_logits_are_taken_at_their_word():
-    rule = MultiLabel.usual(2)
+    rule = MultiLabel.default(2)
     logits = np.log([[0.24 / 0.76, 0.26 / 0.74]])
     np.testing.assert_allclose(rule.probabilities(logits), [[0.24, 0.26]])
     assert rule.decide(logits).tolist() == [[False, True]]

@@ -422,7 +422,7 @@ def test_distances_need_a_shot_of_every_class():
         ({"text": np.ones((5, 3))}, r"class text must have shape \(5, 12\), but have \(5, 3\)"),
         ({"names": ["a"]}, r"negative labels must have shape \(1, 12\)"),
         ({"outliers": np.full((2, D), np.nan)}, r"outlier \(background\) features are not all finite"),
-        ({"rows": np.arange(3)}, r"held-out answers \(20, 5\) of rows \(3,\)"),
+        ({"rows": np.arange(3)}, r"held-out predictions \(20, 5\) of rows \(3,\)"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_named(change, words):

@@ -692,7 +692,9 @@ class FewShotClassifier(ModelHubMixin):
         self._check_fitted()
         fold_logits = [_finite_logits(head, features) for head in self.fold_heads_]
         logits = _finite_logits(self.head_, features)
-        return self.uncertainty_.answer(logits, features, self.uncertainty_.decisions.changed(decision), fold_logits)
+        return self.uncertainty_.answer(
+            logits, features, self.uncertainty_.decisions.with_changes(decision), fold_logits
+        )
 
     def _add_shots(
         self,

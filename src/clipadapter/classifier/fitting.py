@@ -33,7 +33,7 @@ from clipadapter.uncertainty import (
     select_negative_labels,
 )
 from clipadapter.uncertainty.calibration import Method
-from clipadapter.uncertainty.costs import checked_costs
+from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
 
 FIT_KEY = "fit"
@@ -165,7 +165,7 @@ def fit_with_uncertainty(
         InputError: if there are too few shots for the options, or the head can't be fitted twice.
     """
     if options.costs is not None:
-        checked_costs(options.costs, text.labels)  # before the long work
+        check_costs(options.costs, text.labels)  # before the long work
     if support.targets is None and options.sets == "split":
         head, held_out = _fit_on_half(head, support, text, seed)
         return _learn_single_label(head, held_out, support, text, options, negatives)
@@ -222,7 +222,7 @@ def learn_multilabel_thresholds(
     counts = targets.sum(axis=0)
     # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
     if not 2 * np.sum(counts > 1) >= np.sum(counts > 0) > 0:
-        return MultiLabel.usual(targets.shape[1])
+        return MultiLabel.default(targets.shape[1])
     held_out = out_of_fold(clone(head), X, targets, text, folds=folds, seed=seed)
     if held_out is None:
         raise InputError(f"{type(head).__name__} can't be judged on held-out shots")
@@ -253,7 +253,7 @@ def _learn_single_label(
     options: UncertaintyOptions,
     negatives: Negatives,
 ) -> FitResult:
-    costs = None if options.costs is None else checked_costs(options.costs, text.labels)
+    costs = None if options.costs is None else check_costs(options.costs, text.labels)
     decision = DecisionOptions(options.reject, options.coverage, costs)
     calibrator = _fit_calibrator(head, support, held_out, options)
     rejector = _fit_rejector(head, support, text, held_out, calibrator, negatives)
@@ -320,7 +320,7 @@ def _fit_calibrator(
         return Calibrator(prior)
     method: Method = "vector" if options.calibration == "vector" else "temperature"
     n_shots = len(np.unique(held_out.rows))  # a shot has one row of logits for each repetition of the folds
-    return learn_calibrator(held_out.logits, held_out.labels, method=method, usual=prior, n=n_shots)
+    return learn_calibrator(held_out.logits, held_out.labels, method=method, prior_temperature=prior, n=n_shots)
 
 
 def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:

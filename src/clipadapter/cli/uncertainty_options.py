@@ -57,7 +57,7 @@ class DecisionArguments:
         Raises:
             InputError: if both costs and a mistake are given, or they do not fit the classes.
         """
-        from clipadapter.uncertainty import costs_for, read_costs
+        from clipadapter.uncertainty import parse_costs, read_costs
 
         if self.cost is not None and self.minimise is not None:
             raise InputError("--cost and --minimise both set the costs of mistakes: give one of them")
@@ -65,7 +65,7 @@ class DecisionArguments:
         if self.cost is not None:
             decisions["costs"] = read_costs(self.cost, class_names)
         if self.minimise is not None:
-            decisions["costs"] = costs_for(self.minimise, class_names)
+            decisions["costs"] = parse_costs(self.minimise, class_names)
         return {name: value for name, value in decisions.items() if value is not None}
 
     def check(self, uncertainty: Uncertainty, class_names: Sequence[str], out: Output) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def rate_warnings(uncertainty: Uncertainty, reject: float | None, coverage: floa
         if threshold.bound:
             warnings.append("with one shot per class, fewer pictures than this rate will be called none of these")
     if coverage is not None and uncertainty.conformal is not None:
-        too_few = uncertainty.conformal.too_few(coverage)
+        too_few = uncertainty.conformal.explain_shortage(coverage)
         warnings += [too_few] if too_few else []
     return warnings
 
@@ -194,9 +194,9 @@ def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> Uncertaint
         data["reject"] = {"rate": decisions.reject, "threshold": value, "enough": threshold.is_attainable}
         lines.append(("none of these", f"about {100 * decisions.reject:g} % of pictures of the classes"))
     if decisions.coverage is not None and uncertainty.conformal is not None:
-        promise = uncertainty.conformal.words(decisions.coverage)
+        promise = uncertainty.conformal.describe_guarantee(decisions.coverage)
         data["coverage"] = {"rate": decisions.coverage, "promise": promise}
-        lines.append(("sets", uncertainty.conformal.too_few(decisions.coverage) or promise.split(". ")[0]))
+        lines.append(("sets", uncertainty.conformal.explain_shortage(decisions.coverage) or promise.split(". ")[0]))
     return UncertaintyReport(data, lines, rate_warnings(uncertainty, decisions.reject, decisions.coverage))
 
 

@@ -141,7 +141,7 @@ def describe_model(model: FewShotClassifier, pixels: PixelSpec, precision: str, 
     return ExportMetadata(
         model.class_names_,
         pixels,
-        model.uncertainty_.light(),
+        model.uncertainty_.without_arrays(),
         input_kind,
         precision,
         encoder,

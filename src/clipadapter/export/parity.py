@@ -149,9 +149,9 @@ def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, ou
         rate = uncertainty.decisions.reject or DEFAULT_REJECTION_RATE
         threshold = rejector.threshold(rate).value
         model_scores = rejector.scores(features, logits, probabilities)
-        spread = float(np.std(rejector.total(rejector.held_out)))
+        spread = float(np.std(rejector.weighted_sum(rejector.held_out)))
         # Both are compared: other programs read the total, `Predictor` the parts.
-        file_scores = np.stack([outputs.ood_scores, rejector.total(outputs.ood_score_parts)])
+        file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
         figures |= {
             "strangeness": _max_difference(model_scores, file_scores) / (spread if spread > 1e-6 else 1.0),
             "rejected": float(((model_scores > threshold) == (file_scores > threshold)).all(axis=0).mean()),

@@ -37,7 +37,7 @@ class ExportMetadata:
     Args:
         class_names: in the order of the logits.
         pixels: how a picture becomes the square that the graph takes.
-        uncertainty: as `Uncertainty.light` returns it; the graph has the other arrays.
+        uncertainty: as `Uncertainty.without_arrays` returns it; the graph has the other arrays.
         input: "uint8" for squares (n, s, s, 3), values 0 .. 255; "float" for normalised pixels (n, 3, s, s).
         precision: of the image tower, "fp32" or "int8".
         encoder: its name, fingerprint, licence and logit scale.
@@ -114,7 +114,7 @@ class ExportMetadata:
             _check_format(raw["format"])
             names = tuple(_check_names(raw["class_names"]))
             arrays = {name: _unpack(name, value) for name, value in raw["trust_arrays"].items()}
-            uncertainty = Uncertainty.from_state(raw["trust"], arrays, len(names), light=True)
+            uncertainty = Uncertainty.from_state(raw["trust"], arrays, len(names), arrays_removed=True)
             if uncertainty.conformal is not None and uncertainty.conformal.method == "cv+":
                 raise ValueError("sets by cv+ need the heads of all folds")
             pixels, input_kind, precision = _parse_pixels(raw["pixels"]), raw["input"], raw["precision"]

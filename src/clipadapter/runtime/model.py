@@ -115,7 +115,7 @@ class RuntimeModel(ABC):
         Raises:
             InputError: if a decision needs what was not learned from the shots.
         """
-        options = self.uncertainty.decisions.changed(decisions)
+        options = self.uncertainty.decisions.with_changes(decisions)
         return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=outputs.ood_score_parts)
 
     def classify(self, images: Sequence[ImageSource], top: int = 5, **decisions: Any) -> list[Prediction]:

@@ -427,7 +427,7 @@ def _output_row(result: Answer, name: str, model: Model) -> NDArray[Any]:
             return np.asarray(outputs.ood_scores[row])
         rejector, parts = model.predictor.uncertainty.rejector, outputs.ood_score_parts
         assert rejector is not None and parts is not None
-        return np.asarray(rejector.total(parts[row : row + 1])[0])
+        return np.asarray(rejector.weighted_sum(parts[row : row + 1])[0])
     return np.asarray((outputs.logits if name == LOGITS else outputs.features)[row])
 
 

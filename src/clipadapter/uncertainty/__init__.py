@@ -1,12 +1,12 @@
-"""Predictions one can act on: calibrated probabilities, "none of these", sets of classes, unequal costs.
+"""Calibrated probabilities, rejection ("none of these"), prediction sets and unequal costs.
 
-Everything here is numpy alone, so that a model can be asked without torch. It is learned from logits of shots by fits
-that did not see them, see `clipadapter.heads.out_of_fold`.
+Only numpy is used, so that an exported model can predict without torch. Everything is learned from out-of-fold logits
+of the shots, see `clipadapter.heads.out_of_fold`.
 """
 
 from clipadapter.uncertainty.calibration import Calibrator, learn_calibrator
 from clipadapter.uncertainty.conformal import Conformal, learn_conformal
-from clipadapter.uncertainty.costs import costs_for, decide, expected_cost, read_costs
+from clipadapter.uncertainty.costs import decide, expected_cost, parse_costs, read_costs
 from clipadapter.uncertainty.decisions import Answers, DecisionOptions, Uncertainty, UncertaintyOptions
 from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
 from clipadapter.uncertainty.negative_labels import select_negative_labels
@@ -14,20 +14,20 @@ from clipadapter.uncertainty.ood import Rejector, learn_rejector
 
 __all__ = [
     "Answers",
-    "DecisionOptions",
     "Calibrator",
     "Conformal",
+    "DecisionOptions",
     "MultiLabel",
     "Rejector",
     "Uncertainty",
     "UncertaintyOptions",
-    "costs_for",
     "decide",
     "expected_cost",
-    "select_negative_labels",
     "learn_calibrator",
     "learn_conformal",
     "learn_multilabel",
     "learn_rejector",
+    "parse_costs",
     "read_costs",
+    "select_negative_labels",
 ]

@@ -1,12 +1,13 @@
 """Calibrated probabilities: temperature and vector scaling (Guo et al. 2017), for few held-out shots.
 
 Papers: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 4.2 (temperature and vector scaling); Platt
-1999, section 2.2 (labels that are softened by as much as their number leaves open).
+1999, section 2.2 (labels smoothed by an amount that depends on their number).
 
-Dozens of held-out shots, not thousands, are what there is. Often all of them are right, and the likelihood then wants a
-temperature of zero. So the n labels together count as wrong by a quarter of one more, the class that comes nearest
-being the other; and the temperature is drawn to what is usual for the head at so many shots. The quarter and the spread
-around what is usual are the best of those tried for 21 heads on development sets (docs/decisions/0016-calibration.md).
+There are dozens of held-out shots, not thousands. Often all of them are classified correctly, and the maximum
+likelihood temperature is then zero. So labels are smoothed: the n labels together count as a quarter of a label wrong,
+in favour of the next most probable class. And the temperature has a log-normal prior around the one that the head
+usually needs at this number of shots. The quarter and the width of the prior are the best of those tried for 21 heads
+on development sets (docs/decisions/0016-calibration.md).
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ Array = NDArray[np.float64]
 Method = Literal["temperature", "vector"]
 METHODS = ("temperature", "vector")
 MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS = -4.0, 6.0, 41
-"""Least and largest logarithm of a temperature beside what is usual, and how many are tried at first."""
+"""Range of the logarithm of the temperature divided by the prior one, and the number of grid points in it."""
 LABEL_DOUBT = 0.25
-"""The labels together count as wrong by this share of one more label."""
+"""All labels together count as wrong by this part of one label."""
 LOG_TEMPERATURE_DEVIATION = 0.4
-"""How far, as standard deviation of the logarithm, the temperature of one data set lies from what is usual."""
+"""Standard deviation of the prior of the log-temperature, over data sets."""
 WEIGHT_DEVIATION, BIAS_DEVIATION = 0.2, 0.5
-"""The same of vector scaling: of each class's factor around one, and of its bias."""
+"""Standard deviations of the priors of vector scaling: of the factors around 1 and of the biases around 0."""
 MAX_LOGITS = 2_000_000
-"""Of more held-out logits than this, a random part of the rows is used."""
+"""If there are more held-out logits, a random subset of the rows is used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Calibrator:
         temperature: 1 leaves the logits as they are.
         weight: (c,) factor of each class, or None.
         bias: (c,) added to each class, or None.
-        n: held-out shots that it was fitted to; 0 if it is only what is usual.
+        n: number of held-out shots that it was fitted to; 0 if it is the prior alone.
 
     >>> Calibrator(temperature=2.0).probabilities(np.array([[np.log(9.0), 0.0]])).round(3)
     array([[0.75, 0.25]])
@@ -72,10 +73,10 @@ class Calibrator:
 
     @classmethod
     def from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], classes: int) -> Calibrator:
-        """What `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            ArtifactError: if it is not of so many classes, or a value can't be.
+            ArtifactError: if it has another number of classes, or a value is invalid.
         """
         try:
             temperature, n = float(facts["temperature"]), int(facts["n"])
@@ -93,22 +94,22 @@ def learn_calibrator(
     labels: NDArray[Any],
     *,
     method: Method = "temperature",
-    usual: float = 1.0,
+    prior_temperature: float = 1.0,
     n: int | None = None,
     seed: int = 0,
 ) -> Calibrator:
     """Learn a calibrator of the full fit from out-of-fold logits of the shots.
 
     Args:
-        logits: (r, c), as large as those of the full fit.
+        logits: (r, c), on the scale of the full fit's logits.
         labels: (r,) class positions.
-        method: "temperature", one number; or "vector", a factor and a bias a class besides, drawn to one and zero.
-        usual: temperature that is usual for such a head at so many shots.
-        n: how many different shots the rows are of; all if not given.
-        seed: of the part of the rows that is taken if there are very many.
+        method: "temperature", one number; or "vector", a factor and a bias per class in addition, with priors.
+        prior_temperature: mean of the prior of the temperature, for this head and number of shots.
+        n: number of different shots among the rows; None: each row is another shot.
+        seed: of the subset of the rows that is used if there are very many.
 
     Raises:
-        InputError: if shapes don't go together, a value is not finite, or the method is unknown.
+        InputError: if shapes don't match, a value is not finite, or the method is unknown.
 
     >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]] * 500)
     >>> labels = np.array([0, 0, 1, 1] * 500)
@@ -117,21 +118,21 @@ def learn_calibrator(
     """
     z, y = np.asarray(logits, np.float64), np.asarray(labels)
     if z.ndim != 2 or y.shape != (len(z),) or not len(z) or y.min() < 0 or y.max() >= z.shape[1]:
-        raise InputError(f"held-out logits {z.shape} and labels {y.shape} don't go together")
+        raise InputError(f"held-out logits {z.shape} and labels {y.shape} don't match")
     if not np.isfinite(z).all():
         raise InputError("held-out logits must be finite")
     if method not in METHODS:
-        raise InputError(f"calibration is one of {', '.join(METHODS)}, not {method!r}")
+        raise InputError(f"calibration must be one of {', '.join(METHODS)}, not {method!r}")
     count = len(z) if n is None else n
     rows = max(1, MAX_LOGITS // z.shape[1])
     if len(z) > rows:
-        kept = np.random.default_rng(seed).choice(len(z), rows, replace=False)
-        z, y = z[kept], y[kept]
+        subset = np.random.default_rng(seed).choice(len(z), rows, replace=False)
+        z, y = z[subset], y[subset]
     targets = _soft_targets(z, y, count)
-    found = _fit_temperature(z / usual, targets, count) * usual
-    calibrator = Calibrator(found, n=count)
+    temperature = _fit_temperature(z / prior_temperature, targets, count) * prior_temperature
+    calibrator = Calibrator(temperature, n=count)
     if method == "vector":
-        weight, bias = _fit_vector(z / found, targets, count)
+        weight, bias = _fit_vector(z / temperature, targets, count)
         calibrator = replace(calibrator, weight=weight, bias=bias)
     return calibrator
 
@@ -144,24 +145,24 @@ def _soft_targets(z: Array, y: NDArray[Any], n: int) -> tuple[NDArray[Any], NDAr
 
 
 def _loss(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]) -> float:
-    label, other, share = targets
+    label, other, doubt = targets
     logs, rows = _log_softmax(z), np.arange(len(z))
-    return -float(((1 - share) * logs[rows, label] + share * logs[rows, other]).mean())
+    return -float(((1 - doubt) * logs[rows, label] + doubt * logs[rows, other]).mean())
 
 
 def _fit_temperature(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int) -> float:
     """Maximum a posteriori temperature: the likelihood of n labels, with a log-normal prior around one."""
 
-    def minus_log_posterior(at: float) -> float:
-        return n * _loss(z / np.exp(at), targets) + at**2 / (2 * LOG_TEMPERATURE_DEVIATION**2)
+    def minus_log_posterior(log_temperature: float) -> float:
+        return n * _loss(z / np.exp(log_temperature), targets) + log_temperature**2 / (2 * LOG_TEMPERATURE_DEVIATION**2)
 
-    places = np.linspace(MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS)
-    best = int(np.argmin([minus_log_posterior(at) for at in places]))
-    low, high = places[max(best - 1, 0)], places[min(best + 1, GRID_STEPS - 1)]
+    grid = np.linspace(MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS)
+    best = int(np.argmin([minus_log_posterior(value) for value in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID_STEPS - 1)]
     golden = (np.sqrt(5) - 1) / 2
     while high - low > 1e-3:
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, right) if minus_log_posterior(left) < minus_log_posterior(right) else (left, high)
+        lower, upper = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, upper) if minus_log_posterior(lower) < minus_log_posterior(upper) else (lower, high)
     return float(np.exp((low + high) / 2))
 
 
@@ -169,22 +170,27 @@ def _fit_vector(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: 
     """Factor and bias of each class, with normal priors around one and zero."""
     from scipy.optimize import minimize
 
-    label, other, share = targets
+    label, other, doubt = targets
     m, c = z.shape
-    wanted = np.zeros((m, c))
-    wanted[np.arange(m), label] += 1 - share
-    wanted[np.arange(m), other] += share
+    soft_targets = np.zeros((m, c))
+    soft_targets[np.arange(m), label] += 1 - doubt
+    soft_targets[np.arange(m), other] += doubt
 
-    def loss_and_gradient(both: Array) -> tuple[float, Array]:
-        weight, bias = both[:c], both[c:]
+    def loss_and_gradient(parameters: Array) -> tuple[float, Array]:
+        weight, bias = parameters[:c], parameters[c:]
         logs = _log_softmax(z * weight + bias)
-        slope = (np.exp(logs) - wanted) * n / m
-        far = (weight - 1) / WEIGHT_DEVIATION**2, bias / BIAS_DEVIATION**2
-        loss = -float((wanted * logs).sum()) * n / m + float(((weight - 1) * far[0] + bias * far[1]).sum()) / 2
-        return loss, np.concatenate([(slope * z).sum(axis=0) + far[0], slope.sum(axis=0) + far[1]])
+        gradient = (np.exp(logs) - soft_targets) * n / m
+        prior_gradient = (weight - 1) / WEIGHT_DEVIATION**2, bias / BIAS_DEVIATION**2
+        loss = (
+            -float((soft_targets * logs).sum()) * n / m
+            + float(((weight - 1) * prior_gradient[0] + bias * prior_gradient[1]).sum()) / 2
+        )
+        return loss, np.concatenate(
+            [(gradient * z).sum(axis=0) + prior_gradient[0], gradient.sum(axis=0) + prior_gradient[1]]
+        )
 
-    found = minimize(loss_and_gradient, np.repeat([1.0, 0.0], c), jac=True, method="L-BFGS-B")
-    return found.x[:c], found.x[c:]
+    result = minimize(loss_and_gradient, np.repeat([1.0, 0.0], c), jac=True, method="L-BFGS-B")
+    return result.x[:c], result.x[c:]
 
 
 def _log_softmax(z: Array) -> Array:

@@ -3,8 +3,8 @@
 Nonconformity scores of held-out shots give a threshold; a set has every class whose score is not above it.
 
 Split and class-conditional (Mondrian): Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005,
-chapters 4.2 and 4.5. CV+: Barber, Candès, Ramdas, Tibshirani, Annals of Statistics 2021, https://arxiv.org/abs/1905.02928,
-for classes as in https://arxiv.org/abs/2006.02544.
+chapters 4.2 and 4.5. CV+: Barber, Candès, Ramdas, Tibshirani, Annals of Statistics 2021,
+https://arxiv.org/abs/1905.02928, for classes as in https://arxiv.org/abs/2006.02544.
 
 Scores. LAC: Sadinle, Lei, Wasserman, JASA 2019, https://arxiv.org/abs/1609.00451. APS: Romano, Sesia, Candès, NeurIPS
 2020, https://arxiv.org/abs/2006.02544. RAPS: Angelopoulos, Bates, Jordan, Malik, ICLR 2021,
@@ -43,9 +43,9 @@ class Conformal:
         folds: (r,) the fold that it was held out in; zeros unless ``method`` is "cv+".
         n_classes: c.
         score: see `nonconformity`.
-        by_class: whether each class has a threshold of its own (Mondrian).
-        method: "split": the fit that answers did not see these shots. "cross": several fits each left out a part, and a
-            fit to all shots answers. "cv+": those several fits answer together.
+        by_class: whether each class has its own threshold (Mondrian).
+        method: "split": the final fit did not see these shots. "cross": each of several fits left out a part, and a fit
+            to all shots predicts. "cv+": those several fits predict together.
     """
 
     scores: Array
@@ -64,15 +64,15 @@ class Conformal:
         Args:
             probabilities: (m, c); for "cv+" (k, m, c), of the fits without fold 0, 1, ..., k - 1.
             coverage: share of pictures, above 0 and below 1, whose set must have the true class.
-            empty: let sets be empty. Where the best class is right more often than ``coverage`` asks for, only
-                empty sets bring coverage down to that rate; without them the best class is always in its set.
-            best: (m,) positions of the classes that are answered, if they are not the most probable ones.
+            empty: allow empty sets. If the best class is correct more often than ``coverage``, only empty sets bring
+                the coverage down to that rate. Without them the best class is always in its set.
+            best: (m,) positions of the predicted classes, if they are not the most probable ones.
 
         Returns:
-            (m, c); all classes where shots are too few for the rate, see `too_few`.
+            (m, c); all classes where shots are too few for the rate, see `explain_shortage`.
 
         Raises:
-            InputError: if the rate, the shape or a probability is none.
+            InputError: if the coverage, the shape or a probability is invalid.
         """
         rate = _check_coverage(coverage)
         p = check_probabilities(probabilities)
@@ -88,8 +88,8 @@ class Conformal:
     def thresholds(self, coverage: float = 0.9) -> Array:
         """The largest nonconformity score (c,) that a class in a set may have; infinite where shots are too few.
 
-        It is the score of rank (r + 1) x coverage. For "split" this is rounded up, as the theorem asks for; "cross"
-        has no theorem and errs to the large side already, so that between two shots it is interpolated.
+        It is the score of rank (r + 1) x coverage. For "split" the rank is rounded up, as the theorem requires.
+        "cross" has no theorem and its sets are rather too large, so the score between two shots is interpolated.
 
         Raises:
             InputError: if the rate is not between 0 and 1.
@@ -97,8 +97,8 @@ class Conformal:
         rate = _check_coverage(coverage)
         if not self.by_class:
             return np.full(self.n_classes, _quantile(self.scores, rate, self.method == "cross"))
-        own = [self.scores[self.labels == k] for k in range(self.n_classes)]
-        return np.array([_quantile(scores, rate, self.method == "cross") for scores in own])
+        scores_by_class = [self.scores[self.labels == k] for k in range(self.n_classes)]
+        return np.array([_quantile(scores, rate, self.method == "cross") for scores in scores_by_class])
 
     def _cv_plus(self, p: Array, rate: float) -> Array:
         """A class is left out if (1 - alpha)(r + 1) shots have lower scores, each by the fit that did not see it."""
@@ -106,20 +106,20 @@ class Conformal:
             raise InputError(f"cv+ has {int(self.folds.max(initial=-1)) + 1} fits, but {p.shape[0]} gave probabilities")
         n_below, r = np.zeros(p.shape[1:], np.int64), np.full(self.n_classes, len(self.scores))
         for fold, nonconformities in enumerate(nonconformity(p, self.score)):
-            mine = self.folds == fold
+            in_fold = self.folds == fold
             if not self.by_class:
-                n_below += np.searchsorted(self.scores[mine], nonconformities, side="left")
+                n_below += np.searchsorted(self.scores[in_fold], nonconformities, side="left")
                 continue
             for k in range(self.n_classes):
                 n_below[:, k] += np.searchsorted(
-                    self.scores[mine & (self.labels == k)], nonconformities[:, k], side="left"
+                    self.scores[in_fold & (self.labels == k)], nonconformities[:, k], side="left"
                 )
         if self.by_class:
             r = np.bincount(self.labels, minlength=self.n_classes)
         return np.asarray(n_below < np.round(rate * (r + 1), RANK_DECIMALS))
 
-    def too_few(self, coverage: float = 0.9) -> str | None:
-        """Why all or some classes are in every set, and what to do; None if there are enough shots.
+    def explain_shortage(self, coverage: float = 0.9) -> str | None:
+        """Why all or some classes are in every set, with advice; None if there are enough shots.
 
         With r held-out shots no coverage above r / (r + 1) can be guaranteed: a new picture has a higher score than
         all of them once in r + 1 times. So 90 % needs 9 shots, and 9 of each class if each has its own threshold.
@@ -138,45 +138,45 @@ class Conformal:
                 f"every set has all classes. Give more shots{_attainable_coverage(r)}"
             )
         counts = np.bincount(self.labels, minlength=self.n_classes)
-        few = int((counts < needed).sum())
-        if not few:
+        n_short_classes = int((counts < needed).sum())
+        if not n_short_classes:
             return None
         return (
-            f"{100 * rate:.4g} % coverage of every class needs {needed} held-out shots of each; {few} of "
+            f"{100 * rate:.4g} % coverage of every class needs {needed} held-out shots of each; {n_short_classes} of "
             f"{self.n_classes} classes have fewer (the fewest: {counts.min()}) and are in every set. Give more shots"
-            f"{_attainable_coverage(int(counts.min()))}, or ask for coverage over all classes together"
+            f"{_attainable_coverage(int(counts.min()))}, or use a coverage over all classes together"
         )
 
-    def words(self, coverage: float = 0.9) -> str:
+    def describe_guarantee(self, coverage: float = 0.9) -> str:
         """The exact guarantee, as a sentence.
 
         Raises:
             InputError: if the rate is not between 0 and 1.
         """
         rate, r = _check_coverage(coverage), len(self.scores)
-        few = self.too_few(rate)
-        if few and not self.by_class:
-            return few + "."
-        whose = "of each class's pictures" if self.by_class else "of pictures"
-        ask = f"{100 * rate:.4g} % {whose} have their class in the set"
+        shortage = self.explain_shortage(rate)
+        if shortage and not self.by_class:
+            return shortage + "."
+        scope = "of each class's pictures" if self.by_class else "of pictures"
+        claim = f"{100 * rate:.4g} % {scope} have their class in the set"
         if self.method == "split":
-            sentences = [f"At least {ask}, on average over draws of the shots that were held out"]
+            sentences = [f"At least {claim}, on average over draws of the shots that were held out"]
         elif self.method == "cv+":
-            sentences = [f"About {ask}; proven is a little less than {100 * max(0.0, 2 * rate - 1):.4g} %"]
+            sentences = [f"About {claim}; proven is a little less than {100 * max(0.0, 2 * rate - 1):.4g} %"]
         else:
             sentences = [
-                f"About {ask}. No theorem says so: what judged the held-out shots had learned from fewer shots than "
-                "what answers, so that coverage tends to be higher"
+                f"About {claim}. No theorem says so: the held-out shots were scored by fits to fewer shots than the "
+                "final fit, so that coverage tends to be higher"
             ]
         if self.by_class:
             sentences.append("That holds if new pictures are like the shots")
         else:
-            sentences.append("That holds if new pictures are like the shots and their classes as frequent")
+            sentences.append("That holds if new pictures are like the shots, with the same class frequencies")
             sentences.append(
-                f"With {r} held-out shots one fit differs from it by {_coverage_deviation(r, rate):.1f} points or so"
+                f"With {r} held-out shots coverage varies by {_coverage_deviation(r, rate):.1f} points between fits"
             )
-        sentences.append("Where the best class alone is right more often, coverage is that share: no set is empty")
-        return ". ".join([*sentences, few] if few else sentences) + "."
+        sentences.append("If the best class alone is correct more often, coverage is that share: no set is empty")
+        return ". ".join([*sentences, shortage] if shortage else sentences) + "."
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON, and arrays by name."""
@@ -185,24 +185,26 @@ class Conformal:
 
     @classmethod
     def from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> Conformal:
-        """What `state` gave, checked.
+        """Restore what `state` returned, and check it.
 
         Raises:
-            ArtifactError: if a fact or an array is missing or can't be what `state` gave.
+            ArtifactError: if a fact or an array is missing or invalid.
         """
         try:
-            chosen = facts["score"], facts["by_class"], facts["how"], facts["n_classes"]
+            options = facts["score"], facts["by_class"], facts["how"], facts["n_classes"]
             scores, labels, folds = (np.asarray(arrays[name]) for name in ("scores", "labels", "folds"))
         except KeyError as error:
             raise ArtifactError(f"the saved conformal sets have no {error.args[0]!r}: fit again") from error
-        score, by_class, method, c = chosen
-        right = score in SCORES and method in CONFORMAL_METHODS and type(by_class) is bool and type(c) is int and c > 0
-        right = right and scores.ndim == 1 and labels.shape == folds.shape == scores.shape
-        right = right and scores.dtype.kind == "f" and labels.dtype.kind == folds.dtype.kind == "i"
-        if not right or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
+        score, by_class, method, c = options
+        is_valid = (
+            score in SCORES and method in CONFORMAL_METHODS and type(by_class) is bool and type(c) is int and c > 0
+        )
+        is_valid = is_valid and scores.ndim == 1 and labels.shape == folds.shape == scores.shape
+        is_valid = is_valid and scores.dtype.kind == "f" and labels.dtype.kind == folds.dtype.kind == "i"
+        if not is_valid or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
             raise ArtifactError("the saved conformal sets are damaged: copy the model again, or fit again")
         if len(scores) and not (0 <= labels.min() <= labels.max() < c and 0 <= folds.min() <= folds.max() < len(folds)):
-            raise ArtifactError("the saved conformal sets name classes or folds that there are not: fit again")
+            raise ArtifactError("the saved conformal sets refer to classes or folds that do not exist: fit again")
         return cls(scores.astype(np.float64), labels, folds, c, score, by_class, method)
 
 
@@ -226,7 +228,7 @@ def learn_conformal(
         folds: (r,) number of the fold that each shot was held out in; for "cv+" only.
 
     Raises:
-        InputError: if shapes don't go together, or "cv+" comes without folds.
+        InputError: if shapes don't match, or "cv+" has no folds.
 
     >>> held_out = learn_conformal([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1], method="split")
     >>> held_out.scores
@@ -236,32 +238,30 @@ def learn_conformal(
            [ True,  True]])
     """
     if method not in CONFORMAL_METHODS:
-        raise InputError(
-            f"there are no conformal sets of the kind {method!r}; there are: {', '.join(CONFORMAL_METHODS)}"
-        )
+        raise InputError(f"there is no conformal method {method!r}; the methods are: {', '.join(CONFORMAL_METHODS)}")
     p, y = check_probabilities(probabilities), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1] or (len(y) and y.dtype.kind not in "iu"):
-        raise InputError(f"probabilities (r, c) and class positions (r,) don't go together: {p.shape} and {y.shape}")
+        raise InputError(f"probabilities (r, c) and class positions (r,) don't match: {p.shape} and {y.shape}")
     if len(y) and not 0 <= y.min() <= y.max() < p.shape[1]:
         raise InputError(f"class positions must be from 0 to {p.shape[1] - 1}, got {y.min()} to {y.max()}")
     if (method == "cv+") != (folds is not None):
-        raise InputError("'cv+' needs the fold that each shot was held out in, and the others take none")
+        raise InputError("'cv+' needs the fold in which each shot was held out; other methods take no folds")
     fold = np.zeros(len(y), np.int64) if folds is None else np.asarray(folds)
     if fold.shape != y.shape:
-        raise InputError(f"folds must be one number a held-out shot, {len(y)}, got {fold.shape}")
+        raise InputError(f"folds must be one number per held-out shot, {len(y)}, got {fold.shape}")
     nonconformities = nonconformity(p, score)[np.arange(len(y)), y.astype(np.int64)]
     order = np.argsort(nonconformities, kind="stable")
-    kept = nonconformities[order], y[order].astype(np.int64), fold[order].astype(np.int64)
-    return Conformal(*kept, p.shape[1], score, by_class, method)
+    ordered = nonconformities[order], y[order].astype(np.int64), fold[order].astype(np.int64)
+    return Conformal(*ordered, p.shape[1], score, by_class, method)
 
 
 def nonconformity(probabilities: ArrayLike, score: str = "lac") -> Array:
     """Nonconformity score of every class for each picture; higher means that the class fits less.
 
-    "lac" is 1 - p. "aps" is the mass of all classes that are more probable, and half of the class's own: the paper
-    draws that share at random, we take its mean, so that the same picture always gets the same answer (any fixed score
-    keeps the promise). "raps" adds 0.01 for each rank after the first, so that long tails of small probabilities stay
-    out.
+    "lac" is 1 - p. "aps" is the sum of the probabilities of all more probable classes, and half of the class's own. The
+    paper draws that part at random; its mean is used here, so that a picture always gets the same set (any fixed score
+    keeps the guarantee). "raps" adds 0.01 for each rank after the first, which leaves out long tails of small
+    probabilities.
 
     Args:
         probabilities: (..., c), rows sum to one.
@@ -271,7 +271,7 @@ def nonconformity(probabilities: ArrayLike, score: str = "lac") -> Array:
         (..., c) float64.
 
     Raises:
-        InputError: if there is no such score, or a probability is none.
+        InputError: if there is no such score, or a probability is invalid.
 
     >>> nonconformity([[0.5, 0.25, 0.25]])
     array([[0.5 , 0.75, 0.75]])
@@ -279,7 +279,7 @@ def nonconformity(probabilities: ArrayLike, score: str = "lac") -> Array:
     array([[0.25 , 0.625, 0.875]])
     """
     if score not in SCORES:
-        raise InputError(f"there is no conformal score {score!r}; there are: {', '.join(SCORES)}")
+        raise InputError(f"there is no conformal score {score!r}; the scores are: {', '.join(SCORES)}")
     p = check_probabilities(probabilities)
     if score == "lac":
         return 1 - p
@@ -295,40 +295,40 @@ def nonconformity(probabilities: ArrayLike, score: str = "lac") -> Array:
 
 
 def check_probabilities(probabilities: ArrayLike) -> Array:
-    """Probabilities (..., c) as float64.
+    """Check probabilities (..., c), and return them as float64.
 
     Raises:
-        InputError: if a row is no distribution.
+        InputError: if a row is not a distribution.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim < 2 or not p.shape[-1]:
-        raise InputError(f"probabilities must be rows of one number a class, got shape {p.shape}")
+        raise InputError(f"probabilities must be rows with one number per class, got shape {p.shape}")
     if not (np.isfinite(p).all() and (p >= 0).all() and (np.abs(p.sum(axis=-1) - 1) < 1e-3).all()):
-        raise InputError("probabilities must be finite, at least 0 and sum to one in each row: give no logits")
+        raise InputError("probabilities must be finite, at least 0 and sum to one in each row; logits are not accepted")
     return p
 
 
-def _quantile(scores: Array, rate: float, between: bool) -> float:
-    """The score of rank (r + 1) x rate of ascending ones, between two of them or the next one."""
+def _quantile(scores: Array, rate: float, interpolate: bool) -> float:
+    """The score of rank (r + 1) x rate among ascending scores: interpolated, or the next higher one."""
     rank = round((len(scores) + 1) * rate, RANK_DECIMALS)
     if rank > len(scores):
         return math.inf
     above = float(scores[math.ceil(rank) - 1])
-    if not between or rank < 1:
+    if not interpolate or rank < 1:
         return above
-    below, share = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
-    return below + share * (above - below)
+    below, fraction = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
+    return below + fraction * (above - below)
 
 
 def _attainable_coverage(r: int) -> str:
-    """The rate that r shots are enough for, r / (r + 1) rounded down, in the words of an advice; nothing for none."""
-    return f", or ask for at most {math.floor(1000 * r / (r + 1)) / 1000:g}" if r else ""
+    """Advice with the highest coverage that r shots can guarantee, r / (r + 1) rounded down; "" for no shots."""
+    return f", or set a coverage of at most {math.floor(1000 * r / (r + 1)) / 1000:g}" if r else ""
 
 
 def _coverage_deviation(r: int, rate: float) -> float:
-    """Standard deviation in points of one fit's coverage, which is Beta(rank, r + 1 - rank) (Vovk, ACML 2012)."""
-    share = min(math.ceil(round((r + 1) * rate, RANK_DECIMALS)), r) / (r + 1)
-    return 100 * math.sqrt(share * (1 - share) / (r + 2))
+    """Standard deviation of the coverage of one fit in points; it is Beta(rank, r + 1 - rank) (Vovk, ACML 2012)."""
+    mean = min(math.ceil(round((r + 1) * rate, RANK_DECIMALS)), r) / (r + 1)
+    return 100 * math.sqrt(mean * (1 - mean) / (r + 2))
 
 
 def _check_coverage(coverage: float) -> float:

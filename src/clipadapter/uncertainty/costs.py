@@ -1,8 +1,8 @@
-"""Errors that cost unequally: the answer with the least expected cost instead of the most probable class.
+"""Cost-sensitive decisions: predict the class with the least expected cost, not the most probable class.
 
-The rule is Bayes' (Elkan, "The foundations of cost-sensitive learning", IJCAI 2001): it is as good as the probabilities
-are calibrated. With two classes it moves the threshold: a class is answered from the probability
-``cost of its false alarm / (cost of its false alarm + cost of missing it)`` on.
+This is the Bayes decision (Elkan, "The foundations of cost-sensitive learning", IJCAI 2001). It is as good as the
+calibration of the probabilities. With two classes it is a threshold: a class is predicted if its probability is at
+least ``cost of its false alarm / (cost of its false alarm + cost of missing it)``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from clipadapter.registry import unknown
 
 Array = NDArray[Any]
 
-PARTS = re.compile(r",\s*(?=(?:false|missed)\s)", re.IGNORECASE)
-"""What divides the parts of `costs_for`: names of classes may have commas themselves."""
+PART_SEPARATOR = re.compile(r",\s*(?=(?:false|missed)\s)", re.IGNORECASE)
+"""Separator of the parts in `parse_costs`. Class names can contain commas too."""
 
 
 def read_costs(path: str | Path, class_names: Sequence[str]) -> Array:
-    """What each error costs, from a CSV file.
+    """Read the cost of each error from a CSV file.
 
-    The first line has the answered classes, the first column the true ones, in any order; the corner may say anything::
+    The first line has the predicted classes, the first column the true ones, in any order. The corner is ignored::
 
         true,defect,nominal
         defect,0,10
@@ -39,16 +39,16 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> Array:
 
     Args:
         path: of the file, UTF-8.
-        class_names: c of the model, in order.
+        class_names: the c classes of the model, in order.
 
     Returns:
-        (c, c) float64: row the true class, column the answer.
+        (c, c) float64: rows are true classes, columns are predicted classes.
 
     Raises:
         DataError: if the file can't be read, a class is missing, unknown or named twice, a cost is not a number of at
-            least 0, or an error is cheaper than the right answer.
+            least 0, or an error is cheaper than the correct prediction.
     """
-    rows = _rows(Path(path))
+    rows = _read_rows(Path(path))
     header, body = [name.strip() for name in rows[0][1:]], rows[1:]
     _check_names(path, "first line", header, class_names)
     _check_names(path, "first column", [row[0].strip() for row in body], class_names)
@@ -59,70 +59,70 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> Array:
         if len(row) != len(rows[0]):
             raise DataError(f"{path}: the row of {true!r} has {len(row) - 1} costs for {len(header)} classes")
         for answer, text in zip(header, row[1:], strict=True):
-            costs[position[true], position[answer]] = _cost(path, true, answer, text)
+            costs[position[true], position[answer]] = _parse_cost(path, true, answer, text)
     try:
-        return checked_costs(costs, class_names)
+        return check_costs(costs, class_names)
     except InputError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def costs_for(text: str, class_names: Sequence[str], weight: float = 10.0) -> Array:
-    """What each error costs, from words: some cost ``weight``, all others 1, right answers nothing.
+def parse_costs(text: str, class_names: Sequence[str], weight: float = 10.0) -> Array:
+    """Read the cost of each error from a text: named errors cost ``weight``, others 1, correct predictions nothing.
 
-    "false NAME" are answers of this class though it is another; "missed NAME" are other answers though it is this
-    class. Several are divided by commas, and each may say its own weight: ``"missed crack=50, false nominal"``. An
-    error that two of them name costs the more of both.
+    "false NAME" are predictions of this class for pictures of others. "missed NAME" are predictions of others for
+    pictures of this class. Commas separate the parts, and a part can have its own weight: ``"missed crack=50, false
+    nominal"``. An error that two parts name has the higher of both costs.
 
     Args:
-        text: which errors are dear.
-        class_names: c of the model, in order.
-        weight: cost of errors whose weight is not said.
+        text: the expensive errors.
+        class_names: the c classes of the model, in order.
+        weight: cost of named errors without their own weight.
 
     Returns:
-        (c, c) float64: row the true class, column the answer.
+        (c, c) float64: rows are true classes, columns are predicted classes.
 
     Raises:
         InputError: if a part is not of this form or its weight is below 1.
         UnknownNameError: if there is no such class.
 
-    >>> costs_for("false nominal", ["defect", "nominal"])
+    >>> parse_costs("false nominal", ["defect", "nominal"])
     array([[ 0., 10.],
            [ 1.,  0.]])
     """
     costs = 1 - np.eye(len(class_names))
-    for part in PARTS.split(text):
-        kind, k, cost = _part(part, class_names, weight)
-        line = costs[:, k] if kind == "false" else costs[k]
-        np.maximum(line, cost, out=line, where=np.arange(len(line)) != k)
+    for part in PART_SEPARATOR.split(text):
+        kind, position, cost = _parse_part(part, class_names, weight)
+        cells = costs[:, position] if kind == "false" else costs[position]
+        np.maximum(cells, cost, out=cells, where=np.arange(len(cells)) != position)
     return costs
 
 
 def expected_cost(probabilities: ArrayLike, costs: ArrayLike) -> Array:
-    """What each answer costs on average: (m, c) calibrated probabilities and (c, c) costs to (m, c).
+    """Expected cost (m, c) of predicting each class, from calibrated probabilities (m, c) and costs (c, c).
 
     Raises:
-        InputError: if the shapes don't go together or a cost can't be one.
+        InputError: if the shapes don't match or a cost is invalid.
 
     >>> expected_cost([[0.25, 0.75]], [[0, 10], [1, 0]])
     array([[0.75, 2.5 ]])
     """
-    p, matrix = np.asarray(probabilities, dtype=np.float64), checked_costs(costs)
+    p, matrix = np.asarray(probabilities, dtype=np.float64), check_costs(costs)
     if p.ndim != 2 or p.shape[1] != len(matrix):
         raise InputError(f"probabilities must be (m, {len(matrix)}) for costs of {len(matrix)} classes, got {p.shape}")
     return np.asarray(p @ matrix)
 
 
 def decide(probabilities: ArrayLike, costs: ArrayLike) -> Array:
-    """Positions (m,) of the answers with the least expected cost; of equal ones the most probable.
+    """Positions (m,) of the classes with the least expected cost; among equal ones the most probable.
 
     Args:
         probabilities: (m, c), calibrated.
-        costs: (c, c), row the true class, column the answer.
+        costs: (c, c), rows are true classes, columns are predicted classes.
 
     Raises:
         InputError: as `expected_cost`.
 
-    >>> decide([[0.25, 0.75], [0.05, 0.95]], costs_for("false nominal", ["defect", "nominal"])).tolist()
+    >>> decide([[0.25, 0.75], [0.05, 0.95]], parse_costs("false nominal", ["defect", "nominal"])).tolist()
     [0, 1]
     """
     expected = expected_cost(probabilities, costs)
@@ -130,36 +130,37 @@ def decide(probabilities: ArrayLike, costs: ArrayLike) -> Array:
     return np.asarray(np.where(cheapest, np.asarray(probabilities, dtype=np.float64), -1).argmax(axis=1))
 
 
-def checked_costs(costs: ArrayLike, class_names: Sequence[str] | None = None) -> Array:
-    """Costs as (c, c) float64.
+def check_costs(costs: ArrayLike, class_names: Sequence[str] | None = None) -> Array:
+    """Check costs, and return them as (c, c) float64.
 
     Args:
-        costs: row the true class, column the answer.
-        class_names: c of the model, for the words of an error.
+        costs: rows are true classes, columns are predicted classes.
+        class_names: the c classes of the model, for error messages.
 
     Raises:
-        InputError: if they are not square, negative, not finite, or an error is cheaper than the right answer.
+        InputError: if they are not square, negative, not finite, or an error is cheaper than the correct prediction.
     """
     matrix = np.asarray(costs, dtype=np.float64)
     c = matrix.shape[0] if matrix.ndim and class_names is None else len(class_names or ())
     if matrix.shape != (c, c) or not c:
-        raise InputError(f"costs must be a square, a row and a column a class ({c}), got {matrix.shape}")
+        raise InputError(f"costs must be a square matrix, one row and column per class ({c}), got {matrix.shape}")
     if not np.isfinite(matrix).all():
         raise InputError("costs must be finite numbers")
     if (matrix < 0).any():
-        raise InputError("costs must be at least 0: for gains, give what is lost against the best answer")
+        raise InputError("costs must be at least 0: for gains, give the loss against the best prediction")
     names = [str(i) for i in range(c)] if class_names is None else class_names
     for k in range(c):
-        cheap = int(matrix[k].argmin())
-        if matrix[k, k] > matrix[k, cheap]:
+        cheapest = int(matrix[k].argmin())
+        if matrix[k, k] > matrix[k, cheapest]:
             raise InputError(
-                f"for pictures of {names[k]!r} the right answer costs {matrix[k, k]:g}, but {names[cheap]!r} only "
-                f"{matrix[k, cheap]:g}: rows are true classes, columns answers, and the right answer is the cheapest"
+                f"for pictures of {names[k]!r} the correct prediction costs {matrix[k, k]:g}, but "
+                f"{names[cheapest]!r} only {matrix[k, cheapest]:g}: rows are true classes, "
+                "columns are predictions, and the correct one must be the cheapest"
             )
     return matrix
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _read_rows(path: Path) -> list[list[str]]:
     try:
         lines = io.StringIO(read_text(path), newline="")
         rows = [row for row in csv.reader(lines, strict=True) if any(field.strip() for field in row)]
@@ -171,58 +172,60 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _check_names(path: str | Path, where: str, names: Sequence[str], class_names: Sequence[str]) -> None:
-    """All classes of the model, each once."""
-    for problem, found in (
-        ("names classes that the model has not", [name for name in names if name not in class_names]),
-        ("names classes twice", sorted({name for name in names if names.count(name) > 1})),
+    """Check that names are all classes of the model, each once."""
+    for problem, names_in_error in (
+        ("names classes that the model does not have", [name for name in names if name not in class_names]),
+        ("repeats classes", sorted({name for name in names if names.count(name) > 1})),
         ("lacks classes", [name for name in class_names if name not in names]),
     ):
-        if found:
-            more = ", ..." if len(found) > 3 else ""
+        if names_in_error:
+            ellipsis = ", ..." if len(names_in_error) > 3 else ""
             raise DataError(
-                f"{path}: the {where} {problem}: {', '.join(map(repr, found[:3]))}{more}. It must name each of the "
-                f"model's {len(class_names)} classes once, separated by commas"
+                f"{path}: the {where} {problem}: {', '.join(map(repr, names_in_error[:3]))}{ellipsis}. It must "
+                f"name each of the model's {len(class_names)} classes once, separated by commas"
             )
 
 
-def _cost(path: str | Path, true: str, answer: str, text: str) -> float:
+def _parse_cost(path: str | Path, true: str, answer: str, text: str) -> float:
     try:
         cost = float(text)
     except ValueError:
         cost = math.nan
     if not math.isfinite(cost) or cost < 0:
-        came = repr(text.strip()) if text.strip() else "nothing"
-        raise DataError(f"{path}: true {true!r}, answer {answer!r}: a cost is a number of at least 0, got {came}")
+        actual = repr(text.strip()) if text.strip() else "nothing"
+        raise DataError(
+            f"{path}: true {true!r}, answer {answer!r}: a cost must be a number of at least 0, got {actual}"
+        )
     return cost
 
 
-def _part(text: str, class_names: Sequence[str], weight: float) -> tuple[str, int, float]:
+def _parse_part(text: str, class_names: Sequence[str], weight: float) -> tuple[str, int, float]:
     """Whether "false" or "missed", the class's position, and the cost."""
     kind, _, name = text.strip().partition(" ")
     kind, name = kind.lower(), name.strip()
     if kind not in ("false", "missed") or not name:
         raise InputError(f"{text.strip()!r} is neither 'false CLASS' nor 'missed CLASS', such as 'missed defect=20'")
-    k = _position(name, class_names)
-    if k is None and "=" in name:
-        name, _, said = name.rpartition("=")
-        k, weight = _position(name.strip(), class_names), _weight(said, text)
-    if k is None:
+    position = _find_class(name, class_names)
+    if position is None and "=" in name:
+        name, _, weight_text = name.rpartition("=")
+        position, weight = _find_class(name.strip(), class_names), _parse_weight(weight_text, text)
+    if position is None:
         raise unknown("class", name.strip(), list(class_names))
     if not (weight >= 1 and math.isfinite(weight)):
-        raise InputError(f"the weight in {text.strip()!r} must be at least 1, what other errors cost; got {weight:g}")
-    return kind, k, weight
+        raise InputError(f"the weight in {text.strip()!r} must be at least 1, the cost of other errors; got {weight:g}")
+    return kind, position, weight
 
 
-def _weight(text: str, where: str) -> float:
+def _parse_weight(text: str, where: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise InputError(f"the weight in {where.strip()!r} must be a number, got {text.strip()!r}") from None
 
 
-def _position(name: str, class_names: Sequence[str]) -> int | None:
-    """Of a class by its name, or by its name in capitals or small letters if that is one class only."""
+def _find_class(name: str, class_names: Sequence[str]) -> int | None:
+    """Position of a class by its name. The case of letters is ignored if only one class matches then."""
     if name in class_names:
         return list(class_names).index(name)
-    alike = [i for i, other in enumerate(class_names) if other.casefold() == name.casefold()]
-    return alike[0] if len(alike) == 1 else None
+    matches = [i for i, other in enumerate(class_names) if other.casefold() == name.casefold()]
+    return matches[0] if len(matches) == 1 else None

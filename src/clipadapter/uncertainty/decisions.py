@@ -14,7 +14,7 @@ from clipadapter.prediction import Prediction
 from clipadapter.registry import unknown
 from clipadapter.uncertainty.calibration import METHODS, Calibrator
 from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, Conformal
-from clipadapter.uncertainty.costs import checked_costs, decide
+from clipadapter.uncertainty.costs import check_costs, decide
 from clipadapter.uncertainty.multilabel import MultiLabel
 from clipadapter.uncertainty.ood import Rejector
 
@@ -36,17 +36,19 @@ class UncertaintyOptions:
     Args:
         calibration: "temperature"; "vector", a factor and a bias per class besides; "none"; or "auto": a temperature,
             unless shots can only be held out by training through an encoder.
-        reject: share of pictures of the classes that may be called "none of these", such as 0.05; None never says so.
-        coverage: share of pictures whose true class must be in the prediction set, such as 0.9; None gives no sets.
-        costs: (c, c), rows are true classes, columns are predicted classes; the least expected cost decides.
+        reject: share of pictures of the classes that may be rejected as "none of these", such as 0.05; None: no
+            rejection.
+        coverage: share of pictures whose true class must be in the prediction set, such as 0.9; None: no sets.
+        costs: (c, c), rows are true classes, columns are predicted classes; the class with the least expected cost is
+            predicted.
         sets: how shots are held out for the sets: "cross", "cv+" which keeps the folds' heads, or "split" which fits
-            on half of the shots only; see `Conformal.words` for what each promises.
+            on half of the shots only; see `Conformal.describe_guarantee`.
         by_class: guarantee the coverage for each class separately.
         score: nonconformity score of the sets: "lac", "aps" or "raps".
         negative_labels: compare pictures with the 1,000 class names of ImageNet too, to detect "none of these".
 
     Raises:
-        InputError: if a value is none of these, or a rate is no share.
+        InputError: if an option is unknown, or a rate is not between 0 and 1.
 
     >>> UncertaintyOptions(reject=0.05).reject
     0.05
@@ -64,28 +66,28 @@ class UncertaintyOptions:
     def __post_init__(self) -> None:
         for name, known in (("calibration", CALIBRATION), ("sets", CONFORMAL_METHODS), ("score", SCORES)):
             if getattr(self, name) not in known:
-                raise InputError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         for name in ("reject", "coverage"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
-                raise InputError(f"{name} is a share between 0 and 1, such as 0.05 or 0.9, but is {value!r}")
+                raise InputError(f"{name} must be between 0 and 1, such as 0.05 or 0.9, but is {value!r}")
 
 
 @dataclass(frozen=True, eq=False)
 class DecisionOptions:
-    """Which decisions are made beside the best class.
+    """The decisions that are made in addition to the best class.
 
     Args:
-        reject: share of pictures of the classes that may be called "none of these"; None never says so.
-        coverage: share of pictures whose class must be in the set; None gives no sets.
-        costs: (c, c) cost of answering the column's class for a picture of the row's; None counts every error the same.
+        reject: share of pictures of the classes that may be rejected as "none of these"; None: no rejection.
+        coverage: share of pictures whose class must be in the prediction set; None: no sets.
+        costs: (c, c) cost of predicting the column's class for a picture of the row's; None: all errors cost the same.
     """
 
     reject: float | None = None
     coverage: float | None = None
     costs: Array | None = None
 
-    def changed(self, changes: Mapping[str, Any]) -> DecisionOptions:
+    def with_changes(self, changes: Mapping[str, Any]) -> DecisionOptions:
         """The same options with some of them replaced.
 
         Args:
@@ -98,7 +100,7 @@ class DecisionOptions:
             if name not in ("reject", "coverage", "costs"):
                 raise unknown("option of decisions", name, ["reject", "coverage", "costs"])
         if changes.get("costs") is not None:
-            changes = {**changes, "costs": checked_costs(changes["costs"])}
+            changes = {**changes, "costs": check_costs(changes["costs"])}
         return replace(self, **changes)
 
 
@@ -111,7 +113,7 @@ class Answers:
         best: (m,) positions of the predicted classes.
         ood_scores: (m,) out-of-distribution scores, higher is farther from the classes; None without `reject`.
         rejected: (m,) whether a picture is none of the classes.
-        reasons: (m,) why it is rejected; None where it is not.
+        reasons: (m,) why a picture is rejected; None if it is not.
         sets: (m, c) prediction sets, or the predicted labels of a multi-label model; None without `coverage`.
         multilabel: whether the model is multi-label.
     """
@@ -171,38 +173,40 @@ class Uncertainty:
         Args:
             logits: (m, c) of the head.
             features: (m, d) of the encoder; used for rejection only.
-            decisions: in place of the default ones.
+            decisions: instead of the default ones.
             folds: logits (m, c) of each fold's head, if prediction sets are made by CV+.
-            columns: (m, p) scores of the rejector's parts, if they were computed elsewhere, as by an exported graph.
+            columns: (m, p) scores of the rejector's parts, if an exported graph computed them.
 
         Raises:
-            InputError: if a decision needs what could not be learned, or a rate is out of range.
+            InputError: if a decision needs a part that could not be learned, or a rate is out of range.
         """
         options = self.decisions if decisions is None else decisions
-        z = np.asarray(logits)
+        logit_rows = np.asarray(logits)
         if self.multilabel is not None:
-            return _answer_multilabel(self.multilabel, z, options)
-        p = self.calibrator.probabilities(z)
-        if options.costs is not None and len(options.costs) != p.shape[1]:
-            raise InputError(f"costs are of {len(options.costs)} classes, but the model has {p.shape[1]}")
-        best = p.argmax(axis=1) if options.costs is None else decide(p, options.costs)
-        ood_scores, rejected, reasons = self._reject(features, z, p, options.reject, columns)
-        return Answers(p, best, ood_scores, rejected, reasons, self._sets(p, best, options.coverage, folds))
+            return _answer_multilabel(self.multilabel, logit_rows, options)
+        probabilities = self.calibrator.probabilities(logit_rows)
+        if options.costs is not None and len(options.costs) != probabilities.shape[1]:
+            raise InputError(f"costs have {len(options.costs)} classes, but the model has {probabilities.shape[1]}")
+        best = probabilities.argmax(axis=1) if options.costs is None else decide(probabilities, options.costs)
+        ood_scores, rejected, reasons = self._reject(features, logit_rows, probabilities, options.reject, columns)
+        return Answers(
+            probabilities, best, ood_scores, rejected, reasons, self._sets(probabilities, best, options.coverage, folds)
+        )
 
     def with_defaults(self, options: UncertaintyOptions) -> Uncertainty:
-        """The same with the default decisions of other options; what was learned stays."""
-        costs = None if options.costs is None else checked_costs(options.costs)
+        """A copy with the default decisions of other options."""
+        costs = None if options.costs is None else check_costs(options.costs)
         return replace(self, decisions=DecisionOptions(options.reject, options.coverage, costs))
 
-    def light(self) -> Uncertainty:
-        """Without the arrays that an exported graph has: the graph computes logits and the scores of the rejector.
+    def without_arrays(self) -> Uncertainty:
+        """A copy for an exported graph, which computes logits and the rejector's scores itself, without their arrays.
 
-        Prediction sets by CV+ need the heads of the folds, and are left out.
+        CV+ prediction sets need the heads of the folds, and are left out.
         """
-        rejector = None if self.rejector is None else self.rejector.light()
-        folds = self.conformal is not None and self.conformal.method == "cv+"
-        decisions = replace(self.decisions, coverage=None) if folds else self.decisions
-        return replace(self, rejector=rejector, conformal=None if folds else self.conformal, decisions=decisions)
+        rejector = None if self.rejector is None else self.rejector.without_arrays()
+        is_cv_plus = self.conformal is not None and self.conformal.method == "cv+"
+        decisions = replace(self.decisions, coverage=None) if is_cv_plus else self.decisions
+        return replace(self, rejector=rejector, conformal=None if is_cv_plus else self.conformal, decisions=decisions)
 
     def probabilities(self, logits: ArrayLike) -> Array:
         """Calibrated probabilities (m, c); rows of a multi-label model need not sum to one."""
@@ -215,25 +219,27 @@ class Uncertainty:
         if rate is None:
             return None, np.zeros(len(p), bool), (None,) * len(p)
         if self.rejector is None:
-            raise InputError(f"this model can't tell pictures of none of its classes: {NO_HELD_OUT_SHOTS}")
+            raise InputError(f"this model can't reject pictures of none of its classes: {NO_HELD_OUT_SHOTS}")
         rows = np.asarray(features)
-        parts = self.rejector.columns(rows, z, p) if columns is None else np.asarray(columns)
-        scores = self.rejector.total(parts)
+        parts = self.rejector.part_scores(rows, z, p) if columns is None else np.asarray(columns)
+        scores = self.rejector.weighted_sum(parts)
         rejected = scores > self.rejector.threshold(rate).value
-        reasons = iter(self.rejector.reasons_by(parts[rejected], rows[rejected]))
+        reasons = iter(self.rejector.reasons_from_scores(parts[rejected], rows[rejected]))
         return scores, rejected, tuple(next(reasons) if is_rejected else None for is_rejected in rejected)
 
     def _sets(self, p: Array, best: Array, coverage: float | None, folds: Sequence[ArrayLike] | None) -> Array | None:
         if coverage is None:
             return None
         if self.conformal is None:
-            raise InputError(f"this model can't say which classes a picture may be: {NO_HELD_OUT_SHOTS}")
+            raise InputError(f"this model can't make prediction sets: {NO_HELD_OUT_SHOTS}")
         if self.conformal.method != "cv+":
             return self.conformal.sets(p, coverage, best=best)
         if folds is None:
-            raise InputError("sets by CV+ need the answers of all folds: ask the classifier, not its head")
-        every = np.stack([self.calibrator.probabilities(np.asarray(z) * self.logit_scale_ratio) for z in folds])
-        return self.conformal.sets(every, coverage, best=best)
+            raise InputError("CV+ prediction sets need the logits of all folds: use the classifier, not its head")
+        fold_probabilities = np.stack(
+            [self.calibrator.probabilities(np.asarray(z) * self.logit_scale_ratio) for z in folds]
+        )
+        return self.conformal.sets(fold_probabilities, coverage, best=best)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON, and arrays by name: the keys of saved models."""
@@ -242,13 +248,13 @@ class Uncertainty:
         arrays: dict[str, Array] = {} if self.decisions.costs is None else {"costs": self.decisions.costs}
         for key, attribute in SAVED_PARTS.items():
             part = getattr(self, attribute)
-            facts[key], own = (None, {}) if part is None else part.state()
-            arrays.update({f"{key}.{name}": value for name, value in own.items()})
+            facts[key], own_arrays = (None, {}) if part is None else part.state()
+            arrays.update({f"{key}.{name}": value for name, value in own_arrays.items()})
         return facts, arrays
 
     @classmethod
     def from_state(
-        cls, facts: Mapping[str, Any], arrays: Mapping[str, Array], classes: int, light: bool = False
+        cls, facts: Mapping[str, Any], arrays: Mapping[str, Array], classes: int, arrays_removed: bool = False
     ) -> Uncertainty:
         """Restore what `state` returned, and check it.
 
@@ -256,47 +262,47 @@ class Uncertainty:
             facts: the first part of `state`.
             arrays: the second part.
             classes: c.
-            light: whether the state is of a `light` one.
+            arrays_removed: whether the state is of an `Uncertainty` after `without_arrays`.
 
         Raises:
-            ArtifactError: if a part is damaged, or is not of so many classes.
+            ArtifactError: if a part is damaged, or has another number of classes.
         """
         parts: dict[str, Any] = {}
         for name in SAVED_PARTS:
-            own = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
-            parts[name] = facts.get(name), own
+            own_arrays = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
+            parts[name] = facts.get(name), own_arrays
         try:
-            costs = None if "costs" not in arrays else checked_costs(arrays["costs"])
+            costs = None if "costs" not in arrays else check_costs(arrays["costs"])
             decisions = DecisionOptions(_read_rate(facts, "reject"), _read_rate(facts, "coverage"), costs)
         except InputError as error:
-            raise ArtifactError(f"what the model is asked for by default is damaged: {error}") from error
+            raise ArtifactError(f"the model's default decisions are damaged: {error}") from error
         if costs is not None and len(costs) != classes:
-            raise ArtifactError(f"the model has costs of {len(costs)} classes, but it has {classes}")
+            raise ArtifactError(f"the model's costs have {len(costs)} classes, but the model has {classes}")
         calibrator = Calibrator.from_state(parts["calibrator"][0] or {}, parts["calibrator"][1], classes)
-        known, own = parts["rejector"]
-        rejector = None if known is None else Rejector.from_state(known, own, light)
+        rejector_facts, own_arrays = parts["rejector"]
+        rejector = None if rejector_facts is None else Rejector.from_state(rejector_facts, own_arrays, arrays_removed)
         if rejector is not None and rejector.memory.classes not in (None, classes):
-            raise ArtifactError(f"the model's rejector is of {rejector.memory.classes} classes, but it has {classes}")
+            raise ArtifactError(f"the rejector has {rejector.memory.classes} classes, but the model has {classes}")
         conformal = None if parts["conformal"][0] is None else Conformal.from_state(*parts["conformal"])
         if conformal is not None and conformal.n_classes != classes:
-            raise ArtifactError(f"the model's sets are of {conformal.n_classes} classes, but it has {classes}")
-        rule, own = parts["several"]
-        multilabel = None if rule is None else MultiLabel.from_state(rule, own, classes)
+            raise ArtifactError(f"the prediction sets have {conformal.n_classes} classes, but the model has {classes}")
+        multilabel_facts, own_arrays = parts["several"]
+        multilabel = None if multilabel_facts is None else MultiLabel.from_state(multilabel_facts, own_arrays, classes)
         logit_scale_ratio = facts.get("louder", 1.0)
         if not isinstance(logit_scale_ratio, int | float) or not 0 < logit_scale_ratio < np.inf:
-            raise ArtifactError(f"the model's factor for folds is {logit_scale_ratio!r}: fit it again")
+            raise ArtifactError(f"the logit scale ratio is {logit_scale_ratio!r}, not a positive number: fit again")
         held_out_by = str(facts.get("how", ""))
         return cls(calibrator, rejector, conformal, decisions, held_out_by, float(logit_scale_ratio), multilabel)
 
 
-def _answer_multilabel(rule: MultiLabel, z: Array, options: DecisionOptions) -> Answers:
+def _answer_multilabel(multilabel: MultiLabel, z: Array, options: DecisionOptions) -> Answers:
     """All classes that reach their thresholds."""
     if any(value is not None for value in (options.reject, options.coverage, options.costs)):
         raise InputError(
-            "pictures with several labels are answered class by class: a rate of rejection, a coverage or costs can't "
-            "be asked for. A picture without any class has no label"
+            "multi-label models decide about each class separately: rejection, coverage and costs are not available. A "
+            "picture of none of the classes has no label"
         )
-    p, predicted = rule.probabilities(z), rule.decide(z)
+    p, predicted = multilabel.probabilities(z), multilabel.decide(z)
     best = np.where(predicted, p, p - 1).argmax(axis=1)  # predicted labels come before all others
     rejected = np.asarray(~predicted.any(axis=1))
     reasons = tuple(BELOW_THRESHOLDS if is_rejected else None for is_rejected in rejected)
@@ -308,5 +314,5 @@ def _read_rate(facts: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0 < value < 1:
-        raise ArtifactError(f"the model's {name} is {value!r}, which is no share")
+        raise ArtifactError(f"the model's {name} is {value!r}, which is not between 0 and 1")
     return float(value)

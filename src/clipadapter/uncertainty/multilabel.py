@@ -1,12 +1,12 @@
 """Multi-label calibration: a sigmoid per class, and the threshold above which a class is predicted.
 
 Papers: Platt 1999, section 2.2, slope and bias of a sigmoid; Lipton et al., ECML 2014,
-https://arxiv.org/abs/1402.1892: the threshold that makes F1 largest is half of the F1 that it reaches, and one that is
-searched class by class on few positives is a chance find.
+https://arxiv.org/abs/1402.1892: the threshold with the largest F1 is half of that F1, and a threshold that is searched
+per class on few positives overfits.
 
-So nothing is searched on the labels of a class. Slope and bias of each class are drawn to those of all classes, by as
-much as its shots leave open; thresholds follow from the probabilities, and are drawn to a common one likewise. That
-drawing is ours.
+So no threshold is searched on the labels of a class. Slope and bias of each class are shrunk towards those of all
+classes, the more the fewer shots it has. Thresholds are computed from the probabilities and shrunk towards a common one
+in the same way. The shrinkage is not from the papers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from numpy.typing import ArrayLike, NDArray
 from clipadapter.errors import ArtifactError, InputError
 
 Array = NDArray[np.float64]
-SLOPE, BIAS = 0.2, 0.7
-"""How far the logarithm of a class's slope, and its bias, lie from those of all: deviations of normal priors."""
-SHARED_SLOPE, SHARED_BIAS = 1.0, 3.0
-"""The same of what all classes share, around a slope of one and no bias."""
+LOG_SLOPE_DEVIATION, BIAS_DEVIATION = 0.2, 0.7
+"""Standard deviations of the normal priors of a class's log-slope and bias, around those of all classes."""
+SHARED_LOG_SLOPE_DEVIATION, SHARED_BIAS_DEVIATION = 1.0, 3.0
+"""Standard deviations of the priors of the shared log-slope and bias, around a slope of 1 and a bias of 0."""
 SHRINKAGE_SHOTS = 16
-"""Held-out shots of a class at which its own threshold weighs as much as the common one."""
-USUAL = 0.25
-"""Threshold where nothing can be held out: the best one at one shot a class on mosaics of Caltech-101's training
-pictures under `lite`, and about what is learned there at two."""
-NAMES = ("slope", "bias", "thresholds")
+"""Number of held-out shots of a class at which its own threshold has the same weight as the common one."""
+DEFAULT_THRESHOLD = 0.25
+"""Threshold if no shot can be held out: the best one at one shot per class, on mosaics of Caltech-101's training
+pictures with the encoder `lite`. At two shots per class about the same threshold is learned there."""
+ARRAY_NAMES = ("slope", "bias", "thresholds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,8 @@ class MultiLabel:
     Args:
         slope: (c,) positive.
         bias: (c,).
-        thresholds: (c,) probabilities from which a class is predicted.
-        n: held-out shots that it was learned from.
+        thresholds: (c,) smallest probabilities at which a class is predicted.
+        n: number of held-out shots that it was learned from.
 
     >>> rule = MultiLabel(np.array([1.0, 1.0]), np.array([0.0, -1.0]), np.array([0.5, 0.2]))
     >>> rule.probabilities([[0.0, 0.0]]).round(2), rule.decide([[0.0, 0.0]])
@@ -54,9 +54,9 @@ class MultiLabel:
     n: int = 0
 
     @classmethod
-    def usual(cls, classes: int) -> MultiLabel:
-        """What there is without held-out shots: the head's own probabilities, and a threshold of 0.25."""
-        return cls(np.ones(classes), np.zeros(classes), np.full(classes, USUAL))
+    def default(cls, classes: int) -> MultiLabel:
+        """The rule without held-out shots: sigmoids of the logits, and a threshold of 0.25."""
+        return cls(np.ones(classes), np.zeros(classes), np.full(classes, DEFAULT_THRESHOLD))
 
     def probabilities(self, logits: ArrayLike) -> Array:
         """Logits (m, c) to the probability of each class (m, c); rows need not sum to one."""
@@ -68,25 +68,25 @@ class MultiLabel:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON, and arrays by name."""
-        return {"n": self.n}, {name: getattr(self, name) for name in NAMES}
+        return {"n": self.n}, {name: getattr(self, name) for name in ARRAY_NAMES}
 
     @classmethod
     def from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], classes: int) -> MultiLabel:
-        """What `state` gave, checked.
+        """Restore what `state` returned, and check it.
 
         Raises:
-            ArtifactError: if it is not of so many classes, or a value can't be.
+            ArtifactError: if it has another number of classes, or a value is invalid.
         """
         try:
             n = int(facts["n"])
-            slope, bias, thresholds = (np.asarray(arrays[name], np.float64) for name in NAMES)
+            slope, bias, thresholds = (np.asarray(arrays[name], np.float64) for name in ARRAY_NAMES)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the model's thresholds are damaged: {error}") from error
         if any(array.shape != (classes,) for array in (slope, bias, thresholds)):
             raise ArtifactError(f"the model's thresholds do not fit {classes} classes")
-        between = ((thresholds >= 0) & (thresholds <= 1)).all()
-        if n < 0 or not (np.isfinite(slope).all() and (slope > 0).all() and np.isfinite(bias).all() and between):
-            raise ArtifactError("the model's thresholds are damaged: a value can't be")
+        in_range = ((thresholds >= 0) & (thresholds <= 1)).all()
+        if n < 0 or not (np.isfinite(slope).all() and (slope > 0).all() and np.isfinite(bias).all() and in_range):
+            raise ArtifactError("the model's thresholds are damaged: a value is out of range")
         return cls(slope, bias, thresholds, n)
 
 
@@ -96,11 +96,11 @@ def learn_multilabel(logits: ArrayLike, targets: ArrayLike, *, precision: float 
     Args:
         logits: (r, c).
         targets: (r, c) zeros and ones.
-        precision: share of right ones wished among the pictures that a class is said of: the threshold is then the
-            least one that reaches it, 1 where none does. If not given, thresholds make F1 largest.
+        precision: required share of correct predictions of each class. The threshold is the lowest one that reaches
+            it, or 1 if none does. None: thresholds maximise F1.
 
     Raises:
-        InputError: if shapes don't go together, a value is not finite, or the precision is not between 0 and 1.
+        InputError: if shapes don't match, a value is not finite, or the precision is not between 0 and 1.
 
     >>> rng = np.random.default_rng(0)
     >>> targets = rng.random((400, 2)) < 0.2
@@ -110,60 +110,68 @@ def learn_multilabel(logits: ArrayLike, targets: ArrayLike, *, precision: float 
     """
     x, y = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
     if x.ndim != 2 or x.shape != y.shape or not x.size:
-        raise InputError(f"held-out logits {x.shape} and labels {y.shape} don't go together")
+        raise InputError(f"held-out logits {x.shape} and labels {y.shape} don't match")
     if not np.isfinite(x).all() or not np.isin(y, (0, 1)).all():
         raise InputError("held-out logits must be finite, and labels zeros and ones")
     if precision is not None and not 0 < precision < 1:
         raise InputError(f"precision must be between 0 and 1, but is {precision}")
     slope, bias = _fit_sigmoids(x, y)
     probabilities = _sigmoid(x * slope + bias)
-    best = [_best_threshold(column, precision) for column in probabilities.T]
-    return MultiLabel(slope, bias, _shrink_thresholds(np.array(best), y.sum(axis=0)), len(x))
+    thresholds = [_best_threshold(column, precision) for column in probabilities.T]
+    return MultiLabel(slope, bias, _shrink_thresholds(np.array(thresholds), y.sum(axis=0)), len(x))
 
 
 def _fit_sigmoids(x: Array, y: Array) -> tuple[Array, Array]:
-    """Slope and bias (c,) of each class, likeliest under priors around what all classes share."""
+    """Maximum a posteriori slope and bias (c,) of each class, with priors around shared values."""
     from scipy.optimize import minimize
 
-    c, unit = x.shape[1], float(x.std()) or 1.0
-    deviations = np.concatenate([[SHARED_SLOPE, SHARED_BIAS], np.full(c, SLOPE), np.full(c, BIAS)])
+    c, spread = x.shape[1], float(x.std()) or 1.0
+    deviations = np.concatenate(
+        [
+            [SHARED_LOG_SLOPE_DEVIATION, SHARED_BIAS_DEVIATION],
+            np.full(c, LOG_SLOPE_DEVIATION),
+            np.full(c, BIAS_DEVIATION),
+        ]
+    )
 
-    def unpacked(point: Array) -> tuple[Array, Array]:
+    def unpack(point: Array) -> tuple[Array, Array]:
         values = point * deviations
         return np.exp(values[0] + values[2 : 2 + c]), values[1] + values[2 + c :]
 
     def loss(point: Array) -> tuple[float, Array]:
-        slope, bias = unpacked(point)
+        slope, bias = unpack(point)
         scores = x * slope + bias
         residual = _sigmoid(scores) - y
-        of_slope, of_bias = (residual * x).sum(axis=0) * slope, residual.sum(axis=0)
-        gradient = np.concatenate([[of_slope.sum(), of_bias.sum()], of_slope, of_bias]) * deviations
+        slope_gradient, bias_gradient = (residual * x).sum(axis=0) * slope, residual.sum(axis=0)
+        gradient = (
+            np.concatenate([[slope_gradient.sum(), bias_gradient.sum()], slope_gradient, bias_gradient]) * deviations
+        )
         value = float((np.logaddexp(0.0, scores) - y * scores).sum()) + float(point @ point) / 2
         return value, gradient + point
 
-    # Logits far from unit spread are met half way, so that the first step is no leap.
+    # A start near the scale of the logits keeps the first step of L-BFGS small.
     start = np.zeros(2 + 2 * c)
-    start[0] = -np.log(max(unit / 3, 1.0)) / SHARED_SLOPE
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-    return unpacked(found)
+    start[0] = -np.log(max(spread / 3, 1.0)) / SHARED_LOG_SLOPE_DEVIATION
+    solution = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    return unpack(solution)
 
 
 def _best_threshold(probabilities: Array, precision: float | None) -> float:
-    """Of one class, by what its probabilities say of themselves."""
+    """The threshold of one class, with expected counts computed from the calibrated probabilities themselves."""
     p = np.sort(probabilities)[::-1]
-    right, said = np.cumsum(p), np.arange(1, len(p) + 1)
+    expected_correct, n_predicted = np.cumsum(p), np.arange(1, len(p) + 1)
     if precision is None:
-        # Of pictures that are said down to each one: 2 TP / (positives + said), all in expectation.
-        return float((2 * right / (right[-1] + said)).max()) / 2
-    reached = np.flatnonzero(right / said >= precision)
-    return float(p[reached[-1]]) if len(reached) else 1.0
+        # F1 if the class is predicted down to each picture: 2 TP / (positives + predicted), in expectation.
+        return float((2 * expected_correct / (expected_correct[-1] + n_predicted)).max()) / 2
+    reaching = np.flatnonzero(expected_correct / n_predicted >= precision)
+    return float(p[reaching[-1]]) if len(reaching) else 1.0
 
 
 def _shrink_thresholds(thresholds: Array, counts: Array) -> Array:
-    """Thresholds (c,) nearer to their mean, each class weighted by its shots, the fewer shots a class has."""
+    """Shrink thresholds (c,) towards their mean, weighted by shots: the more, the fewer shots a class has."""
     common = float(np.average(thresholds, weights=counts)) if counts.any() else float(thresholds.mean())
-    own = counts / (counts + SHRINKAGE_SHOTS)
-    return own * thresholds + (1 - own) * common
+    own_weight = counts / (counts + SHRINKAGE_SHOTS)
+    return own_weight * thresholds + (1 - own_weight) * common
 
 
 def _sigmoid(x: Array) -> Array:

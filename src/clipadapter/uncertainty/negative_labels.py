@@ -21,9 +21,9 @@ def select_negative_labels(
 ) -> NDArray[np.int64]:
     """Select the names of a list that mean something else than every class.
 
-    Left out is a name that shares a word with a class name, and one whose text is too near to a class text: nearer than
-    half of the names are to their nearest other name, and nearer than nine in ten classes are to theirs. These are
-    different things, so what is nearer still is likely a synonym, or a kind of that class.
+    A name is left out if it shares a word with a class name, or if its text is too close to a class text: closer than
+    half of the names are to their nearest other name, and closer than nine in ten classes are to theirs. Those are
+    different things, so a name that is closer is probably a synonym or a kind of that class.
 
     Args:
         class_names: c names.
@@ -42,32 +42,36 @@ def select_negative_labels(
     >>> select_negative_labels(["cat", "dog"], np.array([[1, 0, 0], [0.5, 0.5, 0]]), names, text)
     array([2, 3])
     """
-    own, other = unit_rows(class_text), unit_rows(text)
-    if len(own) != len(class_names) or len(other) != len(names) or own.shape[1:] != other.shape[1:]:
+    class_rows, name_rows = unit_rows(class_text), unit_rows(text)
+    if (
+        len(class_rows) != len(class_names)
+        or len(name_rows) != len(names)
+        or class_rows.shape[1:] != name_rows.shape[1:]
+    ):
         raise InputError(
-            f"{len(class_names)} classes with text {own.shape} and {len(names)} negative labels with text "
-            f"{other.shape}: give a row for each name, all of one width"
+            f"{len(class_names)} classes with text {class_rows.shape} and {len(names)} negative labels with text "
+            f"{name_rows.shape}: give a row for each name, all of one width"
         )
     if not len(names):
         return np.zeros(0, dtype=np.int64)
-    bound = max(np.quantile(_to_nearest(other), 0.5), np.quantile(_to_nearest(own), 0.9))
-    words = set().union(*(_words(name) for name in class_names))
-    shared = np.array([bool(_words(name) & words) for name in names])
-    return np.flatnonzero(~shared & ((other @ own.T).max(axis=1) <= bound))
+    max_cosine = max(np.quantile(_nearest_cosines(name_rows), 0.5), np.quantile(_nearest_cosines(class_rows), 0.9))
+    class_words = set().union(*(_split_words(name) for name in class_names))
+    shares_word = np.array([bool(_split_words(name) & class_words) for name in names])
+    return np.flatnonzero(~shares_word & ((name_rows @ class_rows.T).max(axis=1) <= max_cosine))
 
 
-def _to_nearest(rows: Array) -> Array:
-    """The cosine of each row to the nearest other one; -1 if there is no other."""
+def _nearest_cosines(rows: Array) -> Array:
+    """The cosine of each row to the nearest other row; -1 if there is no other."""
     cosines = rows @ rows.T
     np.fill_diagonal(cosines, -1.0)
     return np.asarray(cosines.max(axis=1))
 
 
-def _words(name: str) -> set[str]:
-    """Lower-case words of a name in the singular, without the small ones.
+def _split_words(name: str) -> set[str]:
+    """Lower-case words of a name in the singular, without stop words.
 
-    >>> sorted(_words("Cups_of the Glass"))
+    >>> sorted(_split_words("Cups_of the Glass"))
     ['cup', 'glass']
     """
-    found = set(re.findall(r"[^\W_]+", name.lower())) - _STOP_WORDS
-    return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found}
+    words = set(re.findall(r"[^\W_]+", name.lower())) - _STOP_WORDS
+    return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words}

@@ -31,7 +31,7 @@ from clipadapter.uncertainty.ood_scores import (
     NEEDS_OTHER_SHOTS,
     SCORE_NEEDS,
     ClassGaussians,
-    Memory,
+    MemoryBank,
     compare_with_shots,
     leave_one_out_outlier_scores,
     score_held_out_shots,
@@ -67,7 +67,7 @@ class Threshold:
 
     Args:
         value: pictures with a higher score are rejected.
-        rate: share of pictures of the classes that was asked to be rejected.
+        rate: share of pictures of the classes to reject.
         min_rate: smallest rate that so many held-out shots can set, 1 / (r + 1).
         is_attainable: whether ``rate`` is not below it; if it is, a normal tail is assumed.
         bound: one shot per class, so that the rate is an upper bound only.
@@ -92,7 +92,7 @@ class Rejector:
         held_out: (r, p) the parts' scores of held-out shots.
         bound: whether no class had two shots.
         names: the negative labels.
-        memory: what pictures are compared with.
+        memory: the features that pictures are compared with.
     """
 
     method: str
@@ -100,7 +100,7 @@ class Rejector:
     held_out: Array
     bound: bool
     names: tuple[str, ...]
-    memory: Memory
+    memory: MemoryBank
 
     def scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
         """Out-of-distribution scores (m,): a weighted sum of standardised scores, 0 for the mean held-out shot.
@@ -113,30 +113,30 @@ class Rejector:
         Raises:
             InputError: if a shape does not fit.
         """
-        return self.total(self.columns(features, logits, probabilities))
+        return self.weighted_sum(self.part_scores(features, logits, probabilities))
 
-    def total(self, columns: ArrayLike) -> Array:
+    def weighted_sum(self, columns: ArrayLike) -> Array:
         """Out-of-distribution scores (m,), from the scores (m, p) of the parts.
 
         Raises:
-            InputError: if there is not a column for each part.
+            InputError: if the number of columns is not that of the parts.
         """
-        found = np.asarray(columns, dtype=np.float64)
-        if found.ndim != 2 or found.shape[1] != len(self.parts):
-            raise InputError(f"scores {found.shape}: give a column for each of the {len(self.parts)} parts")
-        return np.asarray(self._weighted(found).sum(axis=1))
+        scores = np.asarray(columns, dtype=np.float64)
+        if scores.ndim != 2 or scores.shape[1] != len(self.parts):
+            raise InputError(f"scores {scores.shape}: give a column for each of the {len(self.parts)} parts")
+        return np.asarray(self._weighted(scores).sum(axis=1))
 
     def threshold(self, rate: float = 0.05) -> Threshold:
         """The score above which pictures are rejected, so that a share ``rate`` of pictures of the classes is.
 
         The ceil((r + 1)(1 - rate))-th lowest held-out score (the quantile of split conformal prediction: Vovk et al.
         2005): a new picture of a class, exchangeable with the held-out shots, is above it with probability at most
-        ``rate``. The held-out scores are by fits to fewer shots, so that this holds but nearly: where 5 % was asked,
-        5 to 6 % were rejected from two shots a class on (Caltech-101, 81 classes, 5 draws).
+        ``rate``. The held-out scores come from fits to fewer shots, so this holds only approximately: with a rate of
+        5 %, 5 to 6 % were rejected from two shots per class on (Caltech-101, 81 classes, 5 draws).
 
-        Where there are too few held-out shots for the rate, no score of theirs is high enough: then it is the highest
-        of them, or the bound that a normal tail puts on one more score (Student's t), whichever is higher; with fewer
-        than three, nothing is rejected.
+        With too few held-out shots for the rate, none of their scores is high enough. The threshold is then the highest
+        of them, or the prediction bound of a normal distribution (Student's t), whichever is higher. With fewer than
+        three held-out shots nothing is rejected.
 
         Args:
             rate: between 0 and 1.
@@ -145,8 +145,8 @@ class Rejector:
             InputError: if the rate is out of range.
         """
         if not 0 < rate < 1:
-            raise InputError(f"the share to be rejected is between 0 and 1, but is {rate}")
-        ordered = np.sort(self.total(self.held_out))
+            raise InputError(f"the rate of rejection must be between 0 and 1, but is {rate}")
+        ordered = np.sort(self.weighted_sum(self.held_out))
         r = len(ordered)
         position = math.ceil((r + 1) * (1 - rate) - 1e-9)
         value = float(ordered[position - 1]) if position <= r else _normal_tail_bound(ordered, rate)
@@ -154,18 +154,18 @@ class Rejector:
 
     def reasons(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> list[str]:
         """Why each of m pictures is far from the classes, in a few words: the part that adds most to its score."""
-        return self.reasons_by(self.columns(features, logits, probabilities), features)
+        return self.reasons_from_scores(self.part_scores(features, logits, probabilities), features)
 
-    def reasons_by(self, columns: ArrayLike, features: ArrayLike) -> list[str]:
-        """The same from the parts' scores (m, p); features (m, d) serve to name a negative label."""
-        found = np.asarray(columns, dtype=np.float64)
-        most = self._weighted(found).argmax(axis=1)
+    def reasons_from_scores(self, columns: ArrayLike, features: ArrayLike) -> list[str]:
+        """The reasons from the parts' scores (m, p). Features (m, d) are needed to name a negative label."""
+        scores = np.asarray(columns, dtype=np.float64)
+        largest_part = self._weighted(scores).argmax(axis=1)
         rows = unit_rows(np.asarray(features))
-        return [self._describe(int(p), found[i, p], rows[i]) for i, p in enumerate(most)]
+        return [self._describe(int(p), scores[i, p], rows[i]) for i, p in enumerate(largest_part)]
 
-    def light(self) -> Rejector:
-        """The same without what pictures are compared with: for where the parts' scores come from elsewhere."""
-        return replace(self, names=(), memory=Memory(scale=self.memory.scale))
+    def without_arrays(self) -> Rejector:
+        """A copy without the memory bank, for an exported graph that computes the parts' scores itself."""
+        return replace(self, names=(), memory=MemoryBank(scale=self.memory.scale))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON and arrays: all that `from_state` needs."""
@@ -180,34 +180,34 @@ class Rejector:
         return facts, {"held_out": self.held_out, **_memory_arrays(self.memory)}
 
     @classmethod
-    def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], light: bool = False) -> Rejector:
+    def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], arrays_removed: bool = False) -> Rejector:
         """Restore what `state` returned, and check it.
 
         Args:
             facts: as from `state`.
             arrays: likewise.
-            light: it was `light`, and may lack what pictures are compared with.
+            arrays_removed: whether `without_arrays` was applied before, so that the memory bank may be empty.
 
         Raises:
             ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
         """
-        parts, names, memory = _read_state(facts, arrays, light)
-        made = tuple(Part(**part) for part in parts)
-        return cls(str(facts["method"]), made, arrays["held_out"], bool(facts["bound"]), names, memory)
+        parts, names, memory = _read_state(facts, arrays, arrays_removed)
+        restored_parts = tuple(Part(**part) for part in parts)
+        return cls(str(facts["method"]), restored_parts, arrays["held_out"], bool(facts["bound"]), names, memory)
 
-    def columns(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
+    def part_scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
         """The score (m, p) of each part; arguments as of `scores`."""
-        rows, answers = np.asarray(features), np.asarray(logits, dtype=np.float64)
+        rows, logit_rows = np.asarray(features), np.asarray(logits, dtype=np.float64)
         width = self.memory.width
-        if rows.ndim != 2 or answers.ndim != 2 or len(rows) != len(answers) or width not in (rows.shape[1], None):
+        if rows.ndim != 2 or logit_rows.ndim != 2 or len(rows) != len(logit_rows) or width not in (rows.shape[1], None):
             raise InputError(
-                f"features {rows.shape} and logits {answers.shape}: give a row of each for every picture, features "
+                f"features {rows.shape} and logits {logit_rows.shape}: give one row of each per picture, features "
                 f"of width {width}"
             )
-        likely = None if probabilities is None else np.asarray(probabilities, dtype=np.float64)
-        lengths = unit_rows(rows)
-        found = [self.memory.column(part.name, lengths, answers, likely) for part in self.parts]
-        return np.stack(found, axis=1) if len(rows) else np.zeros((0, len(self.parts)))
+        probability_rows = None if probabilities is None else np.asarray(probabilities, dtype=np.float64)
+        directions = unit_rows(rows)
+        scores = [self.memory.column(part.name, directions, logit_rows, probability_rows) for part in self.parts]
+        return np.stack(scores, axis=1) if len(rows) else np.zeros((0, len(self.parts)))
 
     def _weighted(self, columns: Array) -> Array:
         centre, deviation = (np.array([getattr(p, key) for p in self.parts]) for key in ("centre", "deviation"))
@@ -216,24 +216,24 @@ class Rejector:
     def _describe(self, p: int, value: float, row: Array) -> str:
         """Why one picture (d,) is far from the classes by part ``p``, whose score of it is ``value``."""
         name, memory = self.parts[p].name, self.memory
-        below = int(100 * (self.held_out[:, p] < value).mean())
-        share = "all of the shots are" if below == 100 else f"{below} % of the shots are"
+        percent_below = int(100 * (self.held_out[:, p] < value).mean())
+        comparison = "all of the shots are" if percent_below == 100 else f"{percent_below} % of the shots are"
         if name == "distractors" and memory.negative_labels is not None and memory.text is not None:
-            other = memory.negative_labels @ row
-            if other.max() > (memory.text @ row).max() and self.names:
-                return f"nearer to '{self.names[int(other.argmax())]}' than to any class name"
-            return f"nearer to names of other things than {share}"
+            negative_cosines = memory.negative_labels @ row
+            if negative_cosines.max() > (memory.text @ row).max() and self.names:
+                return f"nearer to '{self.names[int(negative_cosines.argmax())]}' than to any class name"
+            return f"nearer to names of other things than {comparison}"
         if name == "background":
             return (
                 "nearer to background pictures than to any class"
                 if value > 0
-                else f"nearer to background pictures than {share}"
+                else f"nearer to background pictures than {comparison}"
             )
         if name in ("mahalanobis", "knn"):
-            return f"farther from every class than {share}" + (" from other classes" if self.bound else "")
+            return f"farther from every class than {comparison}" + (" from other classes" if self.bound else "")
         if name in ("text", "mcm"):
-            return f"less like any class name than {share}"
-        return f"less like any class than {share}"
+            return f"less like any class name than {comparison}"
+        return f"less like any class than {comparison}"
 
 
 def _normal_tail_bound(ordered: Array, rate: float) -> float:
@@ -280,7 +280,7 @@ def learn_rejector(
         logits: (r, c) out-of-fold logits of shots; None if there are none.
         rows: (r,) which shots these are.
         probabilities: (r, c) from the held-out logits by the calibrator; only "msp" needs them.
-        text: (c, d) unit class text, rows of zeros for classes without; None if there is none.
+        text: (c, d) unit class text, rows of zeros for classes without text; None if there is none.
         scale: the encoder's logit scale.
         negative_labels: (k, d) text features of negative labels, see `select_negative_labels`.
         names: the k negative labels, for the reasons.
@@ -304,30 +304,30 @@ def learn_rejector(
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or y.min() < 0 or y.max() >= c:
         raise InputError(f"features {X.shape} and labels {y.shape}: give at least one shot, labels from 0 to {c - 1}")
     arrays = {
-        "text": _matrix(text, "class text", X.shape[1], c),
-        "negative_labels": _matrix(negative_labels, "negative labels", X.shape[1], len(names) or None),
-        "outliers": _subsample(_matrix(outliers, "outlier (background) features", X.shape[1], None), seed),
+        "text": _check_matrix(text, "class text", X.shape[1], c),
+        "negative_labels": _check_matrix(negative_labels, "negative labels", X.shape[1], len(names) or None),
+        "outliers": _subsample(_check_matrix(outliers, "outlier (background) features", X.shape[1], None), seed),
     }
-    answers, likely = (_scatter_rows(part, rows, len(X), c) for part in (logits, probabilities))
+    logit_rows, probability_rows = (_scatter_rows(part, rows, len(X), c) for part in (logits, probabilities))
     needs_distances = method in ("auto", "mahalanobis", "background")
-    memory, held_out = compare_with_shots(X, y, c, answers, likely, needs_distances, scale=float(scale), **arrays)
+    memory, held_out = compare_with_shots(
+        X, y, c, logit_rows, probability_rows, needs_distances, scale=float(scale), **arrays
+    )
     one_shot = bool(np.bincount(y, minlength=c).max() < 2)
     score_names = (
         [method]
         if method != "auto"
-        else _select_scores(memory, answers is not None and not one_shot, not one_shot or c > 1)
+        else _select_scores(memory, logit_rows is not None and not one_shot, not one_shot or c > 1)
     )
     columns = [score_held_out_shots(name, memory, held_out) for name in score_names]
     known, other = (np.stack([column[i] for column in columns], axis=1) for i in (0, 1))
-    # Without a second shot a distance can only be to other classes: too far, so that too few are rejected.
+    # The only shot of a class can be compared with other classes only. Its distance is too large: fewer are rejected.
     bound = one_shot and not NEEDS_OTHER_SHOTS.isdisjoint(score_names)
     known = np.where(np.isnan(known), other, known) if bound else known
-    kept = np.isfinite(known).all(axis=1)
-    if not kept.any():
-        raise TooFewShotsError(
-            "nothing is known of pictures that were not learned from: give two shots of some class, or class text"
-        )
-    known, other = known[kept], other[kept]
+    complete = np.isfinite(known).all(axis=1)
+    if not complete.any():
+        raise TooFewShotsError("no shot can be scored out of fold: give two shots of some class, or class text")
+    known, other = known[complete], other[complete]
     centre, deviation = known.mean(axis=0), known.std(axis=0)
     deviation = np.where(deviation > 1e-12 * (1 + np.abs(centre)), deviation, 1.0)
     weights = (
@@ -335,16 +335,16 @@ def learn_rejector(
         if bound or len(score_names) == 1
         else _separation_weights(score_names, known, other, memory)
     )
-    parts = tuple(Part(*map(_plain, each)) for each in zip(score_names, weights, centre, deviation, strict=True))
+    parts = tuple(Part(*map(_to_float, each)) for each in zip(score_names, weights, centre, deviation, strict=True))
     stored_names = tuple(map(str, names)) if "distractors" in score_names else ()
     return Rejector(method, parts, known, bound, stored_names, memory.restrict(score_names))
 
 
-def _plain(value: Any) -> Any:
+def _to_float(value: Any) -> Any:
     return value if isinstance(value, str) else float(value)
 
 
-def _select_scores(memory: Memory, logits: bool, distances: bool) -> list[str]:
+def _select_scores(memory: MemoryBank, logits: bool, distances: bool) -> list[str]:
     """Names of the scores that "auto" sums, given whether held-out logits and distances to shots exist."""
     distances = distances and memory.gaussians is not None
     by_text = "text" if memory.negative_labels is None else "distractors"
@@ -356,12 +356,12 @@ def _select_scores(memory: Memory, logits: bool, distances: bool) -> list[str]:
     }
     if not any(is_available.values()):
         raise TooFewShotsError(
-            "nothing tells what is strange: give class text, or two shots of some class and one of each"
+            "no out-of-distribution score is available: give class text, or two shots of some class and one of each"
         )
     return [name for name, available in is_available.items() if available]
 
 
-def _separation_weights(score_names: list[str], known: Array, other: Array, memory: Memory) -> Array:
+def _separation_weights(score_names: list[str], known: Array, other: Array, memory: MemoryBank) -> Array:
     """How many standard deviations simulated outliers lie above the shots, by score; equal weights if none does."""
     weights: list[float] = []
     for i, name in enumerate(score_names):
@@ -377,16 +377,16 @@ def _separation_weights(score_names: list[str], known: Array, other: Array, memo
     return np.array(weights) if sum(weights) > 0 else np.ones(len(score_names))
 
 
-def _matrix(value: ArrayLike | None, what: str, width: int, count: int | None) -> Array | None:
+def _check_matrix(value: ArrayLike | None, what: str, width: int, count: int | None) -> Array | None:
     if value is None:
         return None
-    found = np.asarray(value, dtype=np.float64)
-    if found.ndim != 2 or found.shape[1] != width or len(found) != (len(found) if count is None else count):
+    matrix = np.asarray(value, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[1] != width or len(matrix) != (len(matrix) if count is None else count):
         expected = f"({count or 'any number'}, {width})"
-        raise InputError(f"{what} must have shape {expected}, but have {found.shape}: are they by the same encoder?")
-    if not np.isfinite(found).all():
+        raise InputError(f"{what} must have shape {expected}, but have {matrix.shape}: are they by the same encoder?")
+    if not np.isfinite(matrix).all():
         raise InputError(f"{what} are not all finite")
-    return unit_rows(found) if len(found) else None
+    return unit_rows(matrix) if len(matrix) else None
 
 
 def _subsample(outliers: Array | None, seed: int) -> Array | None:
@@ -396,83 +396,96 @@ def _subsample(outliers: Array | None, seed: int) -> Array | None:
 
 
 def _scatter_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
-    """What is known of some shots (r, c) as (n, c), NaN for the others."""
+    """Values of some shots (r, c) as (n, c), NaN for the others."""
     if values is None:
         return None
-    found, where = np.asarray(values, dtype=np.float64), np.asarray(np.arange(n) if rows is None else rows)
-    if found.shape != (len(where), c) or (len(where) and not 0 <= where.min() <= where.max() < n):
-        raise InputError(f"held-out answers {found.shape} of rows {where.shape}: give ({len(where)}, {c}) of {n} shots")
+    values_array, row_numbers = np.asarray(values, dtype=np.float64), np.asarray(np.arange(n) if rows is None else rows)
+    if values_array.shape != (len(row_numbers), c) or (
+        len(row_numbers) and not 0 <= row_numbers.min() <= row_numbers.max() < n
+    ):
+        expected = f"({len(row_numbers)}, {c}) of {n} shots"
+        raise InputError(f"held-out predictions {values_array.shape} of rows {row_numbers.shape}: give {expected}")
     full = np.full((n, c), np.nan)
-    full[where] = found
+    full[row_numbers] = values_array
     return full
 
 
 SAVED_ARRAYS = {"text": "text", "distractors": "negative_labels", "background": "outliers", "shots": "shots"}
-"""Attributes of `Memory` by their keys in saved models, which are older than the names of the attributes."""
+"""Attributes of `MemoryBank` by their keys in saved models, which are older than the names of the attributes."""
 _FACTS = {"method", "parts", "bound", "names", "scale", "floor"}
 _PART = {"name", "weight", "centre", "deviation"}
 
 
-def _memory_arrays(memory: Memory) -> dict[str, Array]:
+def _memory_arrays(memory: MemoryBank) -> dict[str, Array]:
     """The arrays of a memory by their keys in saved models."""
-    found = {key: getattr(memory, name) for key, name in SAVED_ARRAYS.items() if getattr(memory, name) is not None}
+    arrays = {key: getattr(memory, name) for key, name in SAVED_ARRAYS.items() if getattr(memory, name) is not None}
     if memory.gaussians is not None:
-        found |= {"means": memory.gaussians.means, "basis": memory.gaussians.basis}
-    return found
+        arrays |= {"means": memory.gaussians.means, "basis": memory.gaussians.basis}
+    return arrays
 
 
 def _read_state(
-    facts: Mapping[str, Any], arrays: Mapping[str, Array], light: bool = False
-) -> tuple[list[dict[str, Any]], tuple[str, ...], Memory]:
-    """Parts, negative labels, and memory, which may be empty if it is ``light``.
+    facts: Mapping[str, Any], arrays: Mapping[str, Array], arrays_removed: bool = False
+) -> tuple[list[dict[str, Any]], tuple[str, ...], MemoryBank]:
+    """Parts, negative labels, and memory bank. The bank may be empty if ``arrays_removed``.
 
     Raises:
         ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
     """
-    _check(isinstance(facts, Mapping) and set(facts) == _FACTS, f"it must say {', '.join(sorted(_FACTS))}")
-    _check(facts["method"] in ("auto", *SCORE_NEEDS), f"its method is {facts['method']!r}")
+    _require_valid(
+        isinstance(facts, Mapping) and set(facts) == _FACTS, f"it must have the fields {', '.join(sorted(_FACTS))}"
+    )
+    _require_valid(facts["method"] in ("auto", *SCORE_NEEDS), f"its method is {facts['method']!r}")
     parts = facts["parts"]
-    _check(isinstance(parts, list) and len(parts) > 0, "its parts must be a list")
+    _require_valid(isinstance(parts, list) and len(parts) > 0, "its parts must be a list")
     for part in parts:
-        _check(isinstance(part, dict) and set(part) == _PART and part["name"] in SCORE_NEEDS, f"it has a part {part!r}")
+        _require_valid(
+            isinstance(part, dict) and set(part) == _PART and part["name"] in SCORE_NEEDS, f"it has a part {part!r}"
+        )
         numbers = [part["weight"], part["centre"], part["deviation"]]
-        _check(all(_is_number(x) for x in numbers) and part["weight"] >= 0 < part["deviation"], f"{part!r} is no part")
-    _check(_is_number(facts["scale"]) and facts["scale"] > 0, f"its scale is {facts['scale']!r}")
-    _check(isinstance(facts["bound"], bool), f"its bound is {facts['bound']!r}")
+        _require_valid(
+            all(_is_number(x) for x in numbers) and part["weight"] >= 0 < part["deviation"], f"{part!r} is no part"
+        )
+    _require_valid(_is_number(facts["scale"]) and facts["scale"] > 0, f"its scale is {facts['scale']!r}")
+    _require_valid(isinstance(facts["bound"], bool), f"its bound is {facts['bound']!r}")
     names = facts["names"]
-    _check(isinstance(names, list) and all(isinstance(name, str) for name in names), "its names must be texts")
-    memory = _memory(arrays, facts)
-    _check(arrays["held_out"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
+    _require_valid(
+        isinstance(names, list) and all(isinstance(name, str) for name in names), "its names must be strings"
+    )
+    memory = _read_memory_bank(arrays, facts)
+    _require_valid(arrays["held_out"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
     # An array of another model would give wrong scores, not an error.
     for part in parts:
-        _check(light or _has_arrays(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
+        _require_valid(arrays_removed or _has_arrays(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
     k = 0 if memory.negative_labels is None else len(memory.negative_labels)
-    _check(len(names) in (0, k), f"it has {len(names)} names of {k} negative labels")
+    _require_valid(len(names) in (0, k), f"it has {len(names)} names of {k} negative labels")
     return parts, tuple(names), memory
 
 
-def _memory(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> Memory:
+def _read_memory_bank(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> MemoryBank:
     known = {"held_out", "means", "basis", *SAVED_ARRAYS}
-    _check("held_out" in arrays and set(arrays) <= known, f"its arrays are {sorted(arrays)}")
+    _require_valid("held_out" in arrays and set(arrays) <= known, f"its arrays are {sorted(arrays)}")
     widths = set()
     for name, array in arrays.items():
-        shaped = isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind == "f"
-        _check(shaped and (len(array) > 0 or name == "basis"), f"{name!r} must be a matrix of numbers")
-        _check(bool(np.isfinite(array).all()), f"{name!r} is not finite")
+        is_matrix = isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind == "f"
+        _require_valid(is_matrix and (len(array) > 0 or name == "basis"), f"{name!r} must be a matrix of numbers")
+        _require_valid(bool(np.isfinite(array).all()), f"{name!r} is not finite")
         widths |= {array.shape[1]} if name != "held_out" else set()
-    _check(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
-    given: dict[str, Any] = {SAVED_ARRAYS[name]: arrays[name] for name in SAVED_ARRAYS if name in arrays}
+    _require_valid(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
+    stored: dict[str, Any] = {SAVED_ARRAYS[name]: arrays[name] for name in SAVED_ARRAYS if name in arrays}
     if "means" not in arrays:
-        return Memory(scale=float(facts["scale"]), **given)
+        return MemoryBank(scale=float(facts["scale"]), **stored)
     floor = facts["floor"]
-    _check("basis" in arrays and _is_number(floor) and floor > 0, f"its floor is {floor!r}")
+    _require_valid("basis" in arrays and _is_number(floor) and floor > 0, f"its floor is {floor!r}")
     classes = {len(arrays[name]) for name in ("means", "text") if name in arrays}
-    _check(len(classes) == 1, f"its means and class text are of {sorted(classes)} classes")
-    return Memory(ClassGaussians(arrays["means"], arrays["basis"], float(floor)), scale=float(facts["scale"]), **given)
+    _require_valid(len(classes) == 1, f"its means and class text are of {sorted(classes)} classes")
+    return MemoryBank(
+        ClassGaussians(arrays["means"], arrays["basis"], float(floor)), scale=float(facts["scale"]), **stored
+    )
 
 
-def _has_arrays(memory: Memory, name: str) -> bool:
-    need = {
+def _has_arrays(memory: MemoryBank, name: str) -> bool:
+    required = {
         "mahalanobis": (memory.gaussians,),
         "background": (memory.gaussians, memory.outliers),
         "knn": (memory.shots,),
@@ -480,13 +493,13 @@ def _has_arrays(memory: Memory, name: str) -> bool:
         "text": (memory.text,),
         "mcm": (memory.text,),
     }
-    return all(each is not None for each in need.get(name, ()))
+    return all(each is not None for each in required.get(name, ()))
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check(right: bool, text: str) -> None:
-    if not right:
+def _require_valid(condition: bool, text: str) -> None:
+    if not condition:
         raise ArtifactError(f"the saved rejector can't be used: {text}. Fit and save the model again")

@@ -32,14 +32,14 @@ def unit_rows(features: Array) -> NDArray[np.float64]:
 
 
 def log_sum_exp(x: Array) -> Scores:
-    """Ln of the sum of exp over each row; -inf counts nothing.
+    """Logarithm of the sum of exp over each row; -inf adds nothing.
 
     >>> log_sum_exp(np.array([[0.0, -np.inf], [1000.0, 1000.0]]))
     array([   0.        , 1000.69314718])
     """
     top = x.max(axis=1)
     finite = np.where(np.isneginf(top), 0.0, top)
-    with np.errstate(divide="ignore"):  # of a row of nothing but -inf
+    with np.errstate(divide="ignore"):  # of a row of -inf only
         return np.asarray(finite + np.log(np.exp(x - finite[:, None]).sum(axis=1)))
 
 
@@ -73,7 +73,7 @@ def energy(logits: Array, temperature: float = 1.0) -> Scores:
 def mcm(cosines: Array, temperature: float = 1.0) -> Scores:
     """Maximum concept matching: one minus the highest softmax of the cosines to the class text.
 
-    Ming et al. 2022, eq. 1, https://arxiv.org/abs/2211.13445, where a temperature of 1 is advised.
+    Ming et al. 2022, eq. 1, https://arxiv.org/abs/2211.13445, which recommends a temperature of 1.
 
     >>> mcm(np.array([[0.2, 0.2]]))
     array([0.5])
@@ -111,7 +111,7 @@ def negative_label_score(cosines: Array, others: Array, scale: float) -> Scores:
 def nearest(cosines: Array) -> Scores:
     """One minus the cosine to the nearest shot (deep nearest neighbours, Sun et al. 2022, with k = 1).
 
-    https://arxiv.org/abs/2204.06507. There k grows with the training set; with few shots a class it is one.
+    https://arxiv.org/abs/2204.06507. There k grows with the training set; with few shots per class it is one.
 
     >>> nearest(np.array([[0.25, 0.5]]))
     array([0.5])
@@ -239,19 +239,21 @@ def fit_class_gaussians(rows: Array, labels: Array, c: int) -> tuple[ClassGaussi
     np.add.at(means, labels, rows)
     means /= counts[:, None]
     contrasts = _contrasts(rows, labels)
-    gaussians, share = _shrink_covariance(means, contrasts)
-    k, every = counts[labels].astype(np.float64), np.arange(len(rows))
-    others = np.maximum(k - 1, 1)
+    gaussians, sample_share = _shrink_covariance(means, contrasts)
+    class_counts, row_numbers = counts[labels].astype(np.float64), np.arange(len(rows))
+    n_others = np.maximum(class_counts - 1, 1)
     distances, squares, cross = gaussians._compare(gaussians._project(rows))
     # The mean of the other shots is k / (k - 1) times as far from a shot as the mean of all.
-    ratio = k / others
-    own = ratio**2 * distances[every, labels]
-    step = share * others / (k * max(len(contrasts), 1))
-    correction = 1 / (1 - step * own)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
+    ratio = class_counts / n_others
+    own_distances = ratio**2 * distances[row_numbers, labels]
+    step = sample_share * n_others / (class_counts * max(len(contrasts), 1))
+    correction = 1 / (1 - step * own_distances)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
     centres = gaussians._products(gaussians._centres, gaussians._centres)
-    inner = ratio[:, None] * ((squares - cross[every, labels])[:, None] - cross + centres[labels])  # (n, c)
+    inner = ratio[:, None] * ((squares - cross[row_numbers, labels])[:, None] - cross + centres[labels])  # (n, c)
     distances += (step * correction)[:, None] * inner**2
-    distances[every, labels] = np.where(k > 1, own * correction * (k**2 - 1) / k**2, np.nan)
+    distances[row_numbers, labels] = np.where(
+        class_counts > 1, own_distances * correction * (class_counts**2 - 1) / class_counts**2, np.nan
+    )
     return gaussians, distances
 
 
@@ -261,11 +263,11 @@ def _contrasts(rows: Array, labels: Array) -> Array:
     order = np.lexsort((rows[:, 0], labels))
     counts = np.bincount(labels)
     first = np.cumsum(counts) - counts
-    found = [np.zeros((0, rows.shape[1]))]
+    contrasts = [np.zeros((0, rows.shape[1]))]
     for k in np.unique(counts[counts > 1]):
-        alike = rows[order[first[counts == k][:, None] + np.arange(k)]]  # (classes of k shots, k, d)
-        found.append((_helmert(int(k)) @ alike).reshape(-1, rows.shape[1]))
-    return np.concatenate(found)
+        class_rows = rows[order[first[counts == k][:, None] + np.arange(k)]]  # (classes of k shots, k, d)
+        contrasts.append((_helmert(int(k)) @ class_rows).reshape(-1, rows.shape[1]))
+    return np.concatenate(contrasts)
 
 
 def _helmert(k: int) -> Array:
@@ -280,18 +282,18 @@ def _helmert(k: int) -> Array:
 
 
 def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, float]:
-    """The Gaussians, and the share 1 - a of the sample covariance in theirs (Ledoit and Wolf 2004)."""
+    """The Gaussians, and the weight 1 - a of the sample covariance in theirs (Ledoit and Wolf 2004)."""
     r, d = contrasts.shape
     gram = contrasts @ contrasts.T if r <= d else contrasts.T @ contrasts
     trace = float(np.trace(gram))
-    nothing = np.zeros((0, d))
+    empty_basis = np.zeros((0, d))
     if not r or not trace > 1e-12 * r:  # identical shots give no estimate of the variance
-        return ClassGaussians(means, nothing, 1.0), 0.0
+        return ClassGaussians(means, empty_basis, 1.0), 0.0
     mean, square = trace / (r * d), float((gram**2).sum()) / r**2
     between = square - d * mean**2
     noise = ((np.einsum("rd,rd->r", contrasts, contrasts) ** 2).mean() - square) / r
     a = float(np.clip(noise / between, MIN_SHRINKAGE, 1.0)) if between > 0 else 1.0
-    basis = _basis(contrasts, gram, trace, r * a * mean / (1 - a)) if a < 1 else nothing
+    basis = _basis(contrasts, gram, trace, r * a * mean / (1 - a)) if a < 1 else empty_basis
     return ClassGaussians(means, basis, a * mean), 1 - a
 
 
@@ -329,8 +331,8 @@ NEEDS_OTHER_SHOTS = {"mahalanobis", "knn", "background"}
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
-    """What the scores compare a picture with; None is what is not available.
+class MemoryBank:
+    """The features that scores compare a picture with. A field is None if it is not available.
 
     Args:
         gaussians: class means and covariance.
@@ -350,26 +352,26 @@ class Memory:
 
     @property
     def width(self) -> int | None:
-        """d, or None if pictures are compared with nothing."""
+        """d, or None if the bank is empty."""
         means = None if self.gaussians is None else self.gaussians.means
         arrays = (means, self.text, self.negative_labels, self.outliers, self.shots)
         return next((int(each.shape[1]) for each in arrays if each is not None), None)
 
     @property
     def classes(self) -> int | None:
-        """c, or None if pictures are compared with nothing that has a row a class."""
+        """c, or None if the bank has neither class means nor class text."""
         means = None if self.gaussians is None else self.gaussians.means
         return next((len(each) for each in (means, self.text) if each is not None), None)
 
-    def restrict(self, names: Sequence[str]) -> Memory:
-        """Only what some scores need, as float32.
+    def restrict(self, names: Sequence[str]) -> MemoryBank:
+        """A copy with only what some scores need, as float32.
 
         Args:
             names: of the scores.
         """
         by_text = {"text", "mcm", "distractors"} & set(names)
         needs_gaussians = self.gaussians is not None and {"mahalanobis", "background"} & set(names)
-        return Memory(
+        return MemoryBank(
             gaussians=self.gaussians.single() if self.gaussians and needs_gaussians else None,
             text=_as_float32(self.text) if by_text else None,
             negative_labels=_as_float32(self.negative_labels) if "distractors" in names else None,
@@ -427,7 +429,7 @@ class HeldOutShots:
     distances: Array
 
 
-def score_held_out_shots(name: str, memory: Memory, held_out: HeldOutShots) -> tuple[Array, Array]:
+def score_held_out_shots(name: str, memory: MemoryBank, held_out: HeldOutShots) -> tuple[Array, Array]:
     """One score of the shots, out of fold, and the same as if the shot's own class did not exist.
 
     The second simulates out-of-distribution pictures.
@@ -462,10 +464,10 @@ def score_held_out_shots(name: str, memory: Memory, held_out: HeldOutShots) -> t
     return memory._by_text(name, rows, cosines), memory._by_text(name, rows, without_own(cosines, labels))
 
 
-def leave_one_out_outlier_scores(memory: Memory) -> Array:
+def leave_one_out_outlier_scores(memory: MemoryBank) -> Array:
     """Leave-one-out outlier scores of the outliers themselves (b,).
 
-    >>> memory = Memory(ClassGaussians(np.eye(2)[:1], np.zeros((0, 2)), 1.0), outliers=np.eye(2)[[1, 1]])
+    >>> memory = MemoryBank(ClassGaussians(np.eye(2)[:1], np.zeros((0, 2)), 1.0), outliers=np.eye(2)[[1, 1]])
     >>> leave_one_out_outlier_scores(memory)
     array([1., 1.])
     """
@@ -484,21 +486,21 @@ def compare_with_shots(
     probabilities: Array | None,
     needs_distances: bool,
     **arrays: Any,
-) -> tuple[Memory, HeldOutShots]:
-    """What scores compare with, and the held-out shots; Gaussians are fitted only if ``needs_distances``.
+) -> tuple[MemoryBank, HeldOutShots]:
+    """Make the memory bank and the held-out shots. Gaussians are fitted only if ``needs_distances``.
 
-    A class without a shot has no mean: then there are no distances.
+    If a class has no shot it has no mean, and there are no distances.
     """
     rows = unit_rows(features)
     if not needs_distances or (np.bincount(labels, minlength=c) == 0).any():
-        return Memory(shots=rows, **arrays), HeldOutShots(
+        return MemoryBank(shots=rows, **arrays), HeldOutShots(
             rows, labels, logits, probabilities, np.full((len(rows), c), np.nan)
         )
     gaussians, distances = fit_class_gaussians(rows, labels, c)
-    return Memory(gaussians, shots=rows, **arrays), HeldOutShots(rows, labels, logits, probabilities, distances)
+    return MemoryBank(gaussians, shots=rows, **arrays), HeldOutShots(rows, labels, logits, probabilities, distances)
 
 
-def _cosines_to_means(memory: Memory, held_out: HeldOutShots) -> Array:
+def _cosines_to_means(memory: MemoryBank, held_out: HeldOutShots) -> Array:
     """Cosines of the shots to class means (n, c); the mean of a shot's own class is computed without it."""
     means, labels = _require(memory.gaussians, "background").means, held_out.labels
     cosines = held_out.rows @ unit_rows(means).T
@@ -515,5 +517,5 @@ def _as_float32(value: Array | None) -> Array | None:
 
 def _require(value: Any, name: str) -> Any:
     if value is None:
-        raise InputError(f"the score {name!r} needs {SCORE_NEEDS[name]}, which were not given")
+        raise InputError(f"the score {name!r} needs {SCORE_NEEDS[name]}, which is missing")
     return value
