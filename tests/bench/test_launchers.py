@@ -24,7 +24,7 @@ sys.path.append(HERE)  # worker processes inherit it
 import launcher_jobs  # noqa: E402
 
 CONNECT = socket.socket.connect
-"""Taken before the tests' seal: Ray talks to itself through sockets."""
+"""Taken before the tests' seal: Ray and a server of forks are reached through sockets."""
 SUITE = 'title = "t"\nheads = ["zero-shot", "prototype", "tip-adapter"]\nshots = [1, 2]\nseeds = [1, 2]'
 
 
@@ -59,7 +59,18 @@ def alive(pid):
 
 @pytest.fixture
 def local():
+    """Two workers that are spawned, as in use. Each one imports torch, which takes seconds."""
     return create_launcher("local", workers=2)
+
+
+@pytest.fixture
+def forked(local, monkeypatch):
+    """The same launcher, with workers that are forked from a server that has imported all that they need."""
+    multiprocessing.set_forkserver_preload([type(local).__module__, "launcher_jobs"])
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(socket.socket, "connect", CONNECT)  # the server is reached through a socket file
+    return local
 
 
 def test_launchers_are_listed_and_a_typo_gets_a_hint():
@@ -117,27 +128,27 @@ def check_close(launcher, folder, busy):
 
 
 @pytest.mark.slow
-def test_killed_workers_lose_nothing(local, tmp_path):
-    check_deaths(local, tmp_path)
+def test_killed_workers_lose_nothing(forked, tmp_path):
+    check_deaths(forked, tmp_path)
 
 
 @pytest.mark.slow
-def test_workers_go_on_while_an_outcome_is_looked_at_until_it_is_closed(local, tmp_path):
-    check_close(local, tmp_path, 2)
+def test_workers_go_on_while_an_outcome_is_looked_at_until_it_is_closed(forked, tmp_path):
+    check_close(forked, tmp_path, 2)
     assert until(lambda: not multiprocessing.active_children(), 60)
 
 
 @pytest.mark.slow
-def test_an_exception_reaches_the_caller_and_ends_the_workers(local):
+def test_an_exception_reaches_the_caller_and_ends_the_workers(forked):
     with pytest.raises(LookupError, match="no a"):
-        run(local, launcher_jobs.fail, ["a", "a"])
+        run(forked, launcher_jobs.fail, ["a", "a"])
     assert until(lambda: not multiprocessing.active_children(), 60)
 
 
 @pytest.mark.slow
-def test_a_study_does_not_wait_for_its_workers_to_unload(local):
+def test_a_study_does_not_wait_for_its_workers_to_unload(forked):
     start = time.monotonic()
-    run(local, launcher_jobs.slow_to_leave, ["a", "b", "c"])
+    run(forked, launcher_jobs.slow_to_leave, ["a", "b", "c"])
     assert time.monotonic() - start < 240
     assert not multiprocessing.active_children()
 
