@@ -206,10 +206,10 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
     r, y = rows.double().numpy(), labels.numpy()
     d = r.shape[1]
     left, right = np.triu_indices(d, 1)  # each pair of channels once
-    more = (
+    n_padding = (
         -len(left) % PAIRS_PER_BLOCK
     )  # so that they can be cut into parts: a runtime may add up a long row number by number
-    left, right = (np.concatenate([side, np.zeros(more, np.int64)]) for side in (left, right))
+    left, right = (np.concatenate([side, np.zeros(n_padding, np.int64)]) for side in (left, right))
     if n_classes * len(left) > MAX_GRAPH_VALUES:
         size = n_classes * len(left) / 2**28
         raise InputError(
@@ -225,7 +225,7 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
         matrix -= matrix.mean(axis=0)
         matrix -= matrix.mean(axis=1, keepdims=True)
         prototypes[k], length[k] = matrix[left, right], np.linalg.norm(matrix)
-    prototypes[:, len(left) - more :] = 0
+    prototypes[:, len(left) - n_padding :] = 0
     weight = 2 * prototypes / np.maximum(length, 1e-300)[:, None]
     parts = torch.from_numpy(weight.astype(np.float32).reshape(n_classes, -1, PAIRS_PER_BLOCK)).permute(
         1, 2, 0
@@ -243,7 +243,7 @@ def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: in
     pairs = pairs.unflatten(1, (-1, PAIRS_PER_BLOCK)).transpose(0, 1)  # (p, m, PAIRS_PER_BLOCK)
     product = (pairs @ parts.to(x.dtype)).sum(dim=0) + mean * of_one
     squares = pairs.square().sum(dim=2).sum(dim=0)[:, None]
-    own = 2 * squares + (d - 2 * more) * mean.square() - 2 * d * (sums - mean).square().sum(dim=1, keepdim=True)
+    own = 2 * squares + (d - 2 * n_padding) * mean.square() - 2 * d * (sums - mean).square().sum(dim=1, keepdim=True)
     return product / own.clamp_min(0).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
 
 

@@ -115,11 +115,11 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         assert shots.text is not None
         self.bias_ = None
         n, n_views, d = shots.views.shape
-        kept = self.kept_.to(shots.views.dtype)[:, None].expand(-1, n_views, -1)
+        replayed = self.kept_.to(shots.views.dtype)[:, None].expand(-1, n_views, -1)
         all_shots = replace(
-            shots, views=torch.cat([shots.views, kept]), labels=torch.cat([shots.labels, self.kept_labels_])
+            shots, views=torch.cat([shots.views, replayed]), labels=torch.cat([shots.labels, self.kept_labels_])
         )
-        replay_rows = torch.arange(n, n + len(kept)).repeat(self._count_repeats(shots.labels))
+        replay_rows = torch.arange(n, n + len(replayed)).repeat(self._count_repeats(shots.labels))
         splits = self._splits(shots) if self.alpha == "auto" else []
         if self.losses_.any():  # each further task adds one fold's: less would not pay, more is not needed
             splits = splits[:1]

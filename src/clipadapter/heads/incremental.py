@@ -107,10 +107,10 @@ class IncrementalHead(Head):
         check_feature_names(self, X)
         self._check_same_use_of_text(text)
         if text is None:
-            wanted = _add_new_classes(previous_classes, y, classes)
+            class_names = _add_new_classes(previous_classes, y, classes)
         else:
-            wanted = text_classes(text, previous_classes.dtype)
-        shots, all_classes = self._check_shots(X, y, text, classes=wanted)
+            class_names = text_classes(text, previous_classes.dtype)
+        shots, all_classes = self._check_shots(X, y, text, classes=class_names)
         self._check_width(shots)
         origin = class_origins(previous_classes, all_classes)
         missing = sorted(set(map(str, previous_classes)) - set(map(str, all_classes)))
@@ -240,11 +240,11 @@ class ExactIncrementalHead(IncrementalHead):
         check_is_fitted(self)
         self._check_same_use_of_text(text)
         places = torch.as_tensor(list(origin), dtype=torch.int64)
-        kept = places[places >= 0]
-        if len(classes) != len(places) or len(kept.unique()) != len(kept) or len(classes) < 2:
+        known = places[places >= 0]
+        if len(classes) != len(places) or len(known.unique()) != len(known) or len(classes) < 2:
             raise InputError("each class has one origin, no two the same, and there must be two classes or more")
         removed_counts = self.counts_.clone()
-        removed_counts[kept] = 0
+        removed_counts[known] = 0
         if removed_counts.any():
             raise InputError(f"the class '{self.classes_[int(removed_counts.argmax())]}' has shots: unlearn them first")
         if text is not None and tuple(text.labels) != tuple(map(str, classes)):

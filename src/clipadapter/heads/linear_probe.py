@@ -193,8 +193,8 @@ class LinearProbe(Head):
         return unit(X) if self.input_norm else X
 
     def _choose_C(self, X: Tensor, labels: Tensor) -> float:
-        kept = subsample(labels, X.shape[1], self.seed)
-        X, labels = X[kept], labels[kept].unique(return_inverse=True)[1]
+        rows = subsample(labels, X.shape[1], self.seed)
+        X, labels = X[rows], labels[rows].unique(return_inverse=True)[1]
         splits = stratified_folds(labels, self.folds, self.seed)
         if not most_labels_repeat(labels):
             return ONE_SHOT_C

@@ -117,9 +117,9 @@ class LpPlusPlus(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        seen = torch.nonzero(shots.counts).flatten()
+        present = torch.nonzero(shots.counts).flatten()
         X = unit(shots.X)
-        problem = _Problem(X, X @ shots.text[seen].T, shots.onehot[:, seen])
+        problem = _Problem(X, X @ shots.text[present].T, shots.onehot[:, present])
         start = problem.initial_weight(), self._initial_bias(problem), problem.initial_alpha()
         # With the gradients' sum since the start, as released, a fit can't go on from where another one ended.
         before = (
@@ -128,14 +128,14 @@ class LpPlusPlus(Head):
             else find_warm_start(self, shots, WARM_START_SHARE, weight_=start[0], bias_=start[1], alpha_=start[2])
         )
         if before is not None:
-            start = _warm_start(replace(before, origin=before.origin[seen]), start)
-        with limit_threads(len(X) * len(seen) * X.shape[1]):
+            start = _warm_start(replace(before, origin=before.origin[present]), start)
+        with limit_threads(len(X) * len(present) * X.shape[1]):
             weight, bias, alpha = self._train(problem, start, 1.0 if before is None else STEPS_SHARE)
         c = shots.n_classes
         # A class without a shot has what the others have on average: only its text sets it apart.
-        visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, seen, weight)
-        self.bias_ = bias.mean().repeat(c).index_copy(0, seen, bias)
-        self.alpha_ = alpha.mean().repeat(c).index_copy(0, seen, alpha)
+        visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, present, weight)
+        self.bias_ = bias.mean().repeat(c).index_copy(0, present, bias)
+        self.alpha_ = alpha.mean().repeat(c).index_copy(0, present, alpha)
         self.weight_, self.text_ = visual + self.alpha_[:, None] * shots.text, shots.text
 
     def _text_logits(self, X: Tensor) -> Tensor | None:

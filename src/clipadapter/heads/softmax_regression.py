@@ -192,10 +192,10 @@ def subsample(labels: Tensor, d: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     # n falls with c, hence the root; below 32 classes shots are left out instead.
     classes = max(min(32, c), int(c * math.sqrt(MAX_PASS_COST / (n * c * d))))
-    drawn = labels.unique()[torch.randperm(c, generator=generator)[:classes]]
+    drawn_classes = labels.unique()[torch.randperm(c, generator=generator)[:classes]]
     shots = max(3, MAX_PASS_COST // (d * classes**2))
-    kept = []
-    for label in drawn:
+    chosen = []
+    for label in drawn_classes:
         rows = torch.nonzero(labels == label).flatten()
-        kept.append(rows[torch.randperm(len(rows), generator=generator)[:shots]])
-    return torch.cat(kept).sort().values
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:shots]])
+    return torch.cat(chosen).sort().values

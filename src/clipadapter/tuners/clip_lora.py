@@ -60,13 +60,13 @@ class ClipLora(LayerTuner):
     lr: float = 2e-4
     weight_decay: float = 1e-2
 
-    def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
+    def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         self._check()
-        drop = SeededDropout(self.dropout, generator, twin.device)
+        drop = SeededDropout(self.dropout, generator, tunable.device)
         arrays: dict[str, Tensor] = {}
-        layers_of = self._tower_layers(twin)
+        layers_of = self._tower_layers(tunable)
         for tower, layers in layers_of.items():
-            update = initial_update(layers, self.matrices, self.rank, self.alpha, generator, twin.device)
+            update = initial_update(layers, self.matrices, self.rank, self.alpha, generator, tunable.device)
             arrays[f"{tower}_a_"], arrays[f"{tower}_b_"] = update.a.requires_grad_(), update.b.requires_grad_()
             update.attach(layers, drop)
         return Trainable(arrays, layers_of.keys(), drop.start_step)
@@ -116,8 +116,8 @@ class SeededDropout:
         """The values that are kept are scaled up, so that the mean stays."""
         if not self.rate:
             return x
-        kept = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self._generator)
-        return x * kept.div_(1 - self.rate)
+        mask = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self._generator)
+        return x * mask.div_(1 - self.rate)
 
 
 @dataclass(frozen=True, eq=False)

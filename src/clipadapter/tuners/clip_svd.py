@@ -64,12 +64,14 @@ class ClipSvd(LayerTuner):
     layers: str = "ends"
     lr: float = 2e-3
 
-    def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
+    def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         self._check()
         arrays: dict[str, Tensor] = {}
-        layers_of = self._tower_layers(twin)
+        layers_of = self._tower_layers(tunable)
         for tower, layers in layers_of.items():
-            values = SingularValues(torch.zeros(count_singular_values(layers), device=twin.device, requires_grad=True))
+            values = SingularValues(
+                torch.zeros(count_singular_values(layers), device=tunable.device, requires_grad=True)
+            )
             arrays[f"{tower}_s_"] = values.change
             values.attach(layers)
         return Trainable(arrays, layers_of.keys(), lambda: None)
@@ -157,29 +159,33 @@ class FactoredRows:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) to (..., out)."""
         own = self.factors
-        return linear(linear(x, own.vt) * (own.s + own.average_equal(self.values.change[self.part])), own.u, bias)
+        return linear(
+            linear(x, own.vt) * (own.s + own.average_equal(self.values.change[self.part])),
+            own.u,
+            bias,
+        )
 
 
 class FactoredLinear(nn.Module):
     """A linear layer of which some matrices are factors.
 
     Args:
-        weight: (out, in), for the outputs of no piece.
+        weight: (out, in), for the outputs of other rows.
         bias: (out,), or None.
-        pieces: of different rows.
+        factored: matrices of different rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, pieces: Sequence[FactoredRows]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, factored: Sequence[FactoredRows]) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
-        self.pieces = sorted(pieces, key=lambda each: each.rows.start)
+        self.factored = sorted(factored, key=lambda each: each.rows.start)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         outputs, stop = [], 0
-        for piece in self.pieces:
-            outputs += [self._plain(x, slice(stop, piece.rows.start)), piece(x, self._bias(piece.rows))]
-            stop = piece.rows.stop
+        for matrix in self.factored:
+            outputs += [self._plain(x, slice(stop, matrix.rows.start)), matrix(x, self._bias(matrix.rows))]
+            stop = matrix.rows.stop
         outputs.append(self._plain(x, slice(stop, len(self.weight))))
         outputs = [output for output in outputs if output.shape[-1]]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
@@ -211,12 +217,12 @@ class SingularValues:
         weights = [place.values for layer in layers for place in layer.values()]
         factors = iter(parallel_map([partial(_decompose_like, weight) for weight in weights], work=MIN_SVD_WORK))
         for layer, own in zip(layers, slices, strict=True):
-            pieces = {letter: FactoredRows(layer[letter].rows, next(factors), self, own[letter]) for letter in layer}
+            factored = {letter: FactoredRows(layer[letter].rows, next(factors), self, own[letter]) for letter in layer}
 
             def make(
-                weight: Tensor, bias: Tensor | None, letters: str, all_: dict[str, FactoredRows] = pieces
+                weight: Tensor, bias: Tensor | None, letters: str, by_letter: dict[str, FactoredRows] = factored
             ) -> nn.Module:
-                return FactoredLinear(weight, bias, [all_[letter] for letter in letters])
+                return FactoredLinear(weight, bias, [by_letter[letter] for letter in letters])
 
             replace_linear(layer, "".join(layer), make)
 

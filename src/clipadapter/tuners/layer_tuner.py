@@ -57,13 +57,13 @@ class LayerTuner(TowerTuner):
             self, optimizer="adamw", steps=steps, min_epochs=1, min_lr=1e-6, view_per_epoch=False
         )
 
-    def _merge(self, twin: Encoder) -> str:
+    def _merge(self, tunable: Encoder) -> str:
         self._check()
-        layers_of = self._tower_layers(twin)
+        layers_of = self._tower_layers(tunable)
         for tower, layers in layers_of.items():
             if not self._merge_tower(tower, layers):
                 raise InputError(
-                    f"what {self.method_name} has learned does not fit the {tower} tower of {twin.info.name}: "
+                    f"what {self.method_name} has learned does not fit the {tower} tower of {tunable.info.name}: "
                     "give the encoder that was tuned"
                 )
         return f"{self.method_name}: " + ", ".join(
@@ -73,10 +73,10 @@ class LayerTuner(TowerTuner):
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return self.matrices, self.layers
 
-    def _tower_layers(self, twin: Encoder) -> dict[str, list[AttentionLayer]]:
+    def _tower_layers(self, tunable: Encoder) -> dict[str, list[AttentionLayer]]:
         """The layers that are changed, by tower; of their matrices those that are changed and that they have."""
         selected = {}
-        for tower, network in tower_networks(twin).items():
+        for tower, network in tower_networks(tunable).items():
             if self.towers in ("both", tower):
                 every = attention_layers(network, mlp=bool(set(self.trainable_matrices) - set("qkvo")))
                 cut = [{letter: layer[letter] for letter in self.matrices if letter in layer} for layer in every]
@@ -85,7 +85,7 @@ class LayerTuner(TowerTuner):
         if not selected:
             which, hint = ("neither tower", "") if self.towers == "both" else (f"no {self.towers} tower", ", or 'both'")
             raise InputError(
-                f"{which} of {twin.info.name} has attention layers that {self.method_name} knows: "
+                f"{which} of {tunable.info.name} has attention layers that {self.method_name} knows: "
                 f"take another encoder{hint}"
             )
         return selected
@@ -115,13 +115,13 @@ def select_layers(layers: Sequence[AttentionLayer], which: str) -> list[Attentio
     """
     n = len(layers)
     half, third = n // 2, max(n // 3, 1)
-    kept = {
+    chosen = {
         "all": range(n),
         "bottom": range(max(half, 1)),
         "top": range(half, n),
         "ends": {*range(third), *range(n - third, n)},
     }[which]
-    return [layer for i, layer in enumerate(layers) if i in kept]
+    return [layer for i, layer in enumerate(layers) if i in chosen]
 
 
 class SplitAttention(nn.Module):
@@ -160,18 +160,18 @@ def replace_linear(layer: AttentionLayer, letters: str, make: MakeModule) -> Non
         make: makes a module; the one of the output projection of ``nn.MultiheadAttention`` may get no letters.
     """
 
-    def made(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    def replacement(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
         return make(weight, bias, "".join(letter for letter in letters if layer[letter].owner is owner))
 
     for letter in letters:
         place = layer[letter]
         module = place.module
         if isinstance(module, nn.MultiheadAttention):
-            inner = made(module, module.in_proj_weight, module.in_proj_bias)
-            outer = made(module.out_proj, module.out_proj.weight, module.out_proj.bias)
+            inner = replacement(module, module.in_proj_weight, module.in_proj_bias)
+            outer = replacement(module.out_proj, module.out_proj.weight, module.out_proj.bias)
             setattr(place.parent, place.child, SplitAttention(module, inner, outer))
         elif isinstance(module, nn.Linear):
-            setattr(place.parent, place.child, made(module, module.weight, module.bias))
+            setattr(place.parent, place.child, replacement(module, module.weight, module.bias))
 
 
 def add_to_weight(place: Matrix, change: Tensor) -> None:

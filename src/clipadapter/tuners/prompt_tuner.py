@@ -162,13 +162,13 @@ class PromptTuner(ScheduledHead):
         """Prompts of the classes, and the context to begin with."""
         self._check()
         tower = _require(shots.tower)()
-        words = None if self.ctx_init is None else context_from_words(tower, self.ctx_init)
-        n_ctx = self.n_ctx if words is None else len(words)
+        start = None if self.ctx_init is None else context_from_words(tower, self.ctx_init)
+        n_ctx = self.n_ctx if start is None else len(start)
         prompts = Prompts(tower, shots.names, n_ctx, self.class_token, self.memory * GIGABYTE, self.precision)
-        if words is None:
+        if start is None:
             context = random_context(prompts, tower.width, self.seed, self.csc).to(tower.device)
         else:
-            context = words.repeat(len(prompts), 1, 1) if self.csc else words
+            context = start.repeat(len(prompts), 1, 1) if self.csc else start
         prompts.fall_back_to_fp32(context)
         return prompts, context
 
@@ -226,7 +226,7 @@ class PromptTuner(ScheduledHead):
     def _train_config(self, shots: int) -> TrainConfig:
         epochs = self.epochs
         if epochs is None:
-            epochs = next((number for most, number in self.epochs_by_shots if shots <= most), self.max_epochs)
+            epochs = next((number for max_shots, number in self.epochs_by_shots if shots <= max_shots), self.max_epochs)
         return TrainConfig.from_estimator(self, optimizer="sgd", epochs=epochs, view_per_epoch=False)
 
     def _check(self) -> None:

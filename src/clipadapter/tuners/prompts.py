@@ -70,22 +70,22 @@ class Prompts:
 
     def _row(self, name: str) -> tuple[list[int], list[int]]:
         """Tokens of one prompt, any token standing for the context; and the places of the context."""
-        words = clean_name(name)
-        whole, alone = self.tower.tokenize([f"{words}.", words])
-        begin, end = self.tower.special_token_counts
-        body = whole[begin : len(whole) - end]
+        text = clean_name(name)
+        sentence, name_tokens = self.tower.tokenize([f"{text}.", text])
+        n_prefix, n_suffix = self.tower.special_token_counts
+        body = sentence[n_prefix : len(sentence) - n_suffix]
         # As in CoOp: the name's tokens are counted by themselves, since the full stop may join its last token.
-        count = min(len(alone) - begin - end, len(body))
+        count = min(len(name_tokens) - n_prefix - n_suffix, len(body))
         before, after = self._before, self.n_ctx - self._before
-        row = whole[:begin] + whole[:1] * before + body[:count] + whole[:1] * after
-        row += body[count:] + whole[len(whole) - end :]
+        row = sentence[:n_prefix] + sentence[:1] * before + body[:count] + sentence[:1] * after
+        row += body[count:] + sentence[len(sentence) - n_suffix :]
         if len(row) > self.tower.context_length:
             raise InputError(
                 f"the prompt of class {name!r} has {len(row)} tokens or more with {self.n_ctx} context vectors, but "
                 f"the text tower takes {self.tower.context_length}: shorten the name, or learn fewer vectors"
             )
-        behind = begin + before + count
-        return row, [*range(begin, begin + before), *range(behind, behind + after)]
+        after_name = n_prefix + before + count
+        return row, [*range(n_prefix, n_prefix + before), *range(after_name, after_name + after)]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -168,7 +168,7 @@ class Prompts:
     def _measure_bytes(self, shared: bool) -> int:
         longest = self.lengths.argmax()[None]
         context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
-        kept = []
+        saved_bytes = []
         with torch.enable_grad():
             beginning = self._encode_prefix(context) if shared else None
             for k in (1, 2):  # the difference leaves out the weights and the beginning, which are kept anyway
@@ -180,8 +180,8 @@ class Prompts:
 
                 with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                     self._encode(context, longest.expand(k), beginning)
-                kept.append(sum(storages.values()))
-        return max(1, kept[1] - kept[0])
+                saved_bytes.append(sum(storages.values()))
+        return max(1, saved_bytes[1] - saved_bytes[0])
 
 
 def random_context(prompts: Prompts, width: int, seed: int, class_specific: bool) -> Tensor:
@@ -190,7 +190,7 @@ def random_context(prompts: Prompts, width: int, seed: int, class_specific: bool
     return 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def context_from_words(tower: TextTower, words: str) -> Tensor:
+def context_from_words(tower: TextTower, text: str) -> Tensor:
     """The embeddings (M, w) of the tokens of some words.
 
     Raises:
@@ -200,10 +200,10 @@ def context_from_words(tower: TextTower, words: str) -> Tensor:
     >>> context_from_words(WordTower({"a": torch.ones(2)}, dim=2), "a photo of a").shape
     torch.Size([4, 2])
     """
-    begin, end = tower.special_token_counts
-    (tokens,) = tower.tokenize([words])
-    inner = tokens[begin : len(tokens) - end]
+    n_prefix, n_suffix = tower.special_token_counts
+    (tokens,) = tower.tokenize([text])
+    inner = tokens[n_prefix : len(tokens) - n_suffix]
     if not inner:
-        raise InputError(f"ctx_init must be words, but {words!r} has no token; say None for random vectors")
+        raise InputError(f"ctx_init must be words, but {text!r} has no token; say None for random vectors")
     with torch.no_grad():
         return tower.embed(torch.tensor(inner)).detach().clone()

@@ -71,7 +71,7 @@ class TowerTuner(TrainedHead):
     checkpoint: float | None = 30.0
 
     @abstractmethod
-    def _attach(self, twin: Encoder, generator: torch.Generator) -> Trainable:
+    def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         """Put parameters into the twin's towers. All random numbers, here and in training, come from the generator."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class TowerTuner(TrainedHead):
         """How the parameters are trained."""
 
     @abstractmethod
-    def _merge(self, twin: Encoder) -> str:
+    def _merge(self, tunable: Encoder) -> str:
         """Add the learned arrays to the twin's weights; returns the method's name and what was changed, as text.
 
         Raises:
@@ -114,7 +114,7 @@ class TowerTuner(TrainedHead):
         """
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r}")
-        twin = open_tunable_copy(encoder)
+        tunable = open_tunable_copy(encoder)
         names = {name: i for i, name in enumerate(prompts)}
         unknown_labels = sorted(set(labels) - set(names))
         if unknown_labels or len(labels) != len(squares) or not len(labels):
@@ -123,16 +123,16 @@ class TowerTuner(TrainedHead):
                 + (f", among them {', '.join(unknown_labels[:3])}" if unknown_labels else "")
             )
         generator = torch.Generator().manual_seed(self.seed)
-        trainable = self._attach(twin, generator)
-        image_features = ImageFeatures(twin, squares, frozen="image" not in trainable.towers)
-        class_embeddings = ClassEmbeddings(twin, prompts, frozen="text" not in trainable.towers)
-        truth = torch.tensor([names[label] for label in labels], device=twin.device)
+        trainable = self._attach(tunable, generator)
+        image_features = ImageFeatures(tunable, squares, frozen="image" not in trainable.towers)
+        class_embeddings = ClassEmbeddings(tunable, prompts, frozen="text" not in trainable.towers)
+        truth = torch.tensor([names[label] for label in labels], device=tunable.device)
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             trainable.start_step()
-            with torch.autocast(twin.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(tunable.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"):
                 features, weight = image_features(rows, views).float(), class_embeddings().float()
-            logits = twin.info.logit_scale * unit(features) @ weight.T
+            logits = tunable.info.logit_scale * unit(features) @ weight.T
             return cross_entropy(logits, truth[rows.to(truth.device)])
 
         config = self._train_config(round(len(labels) / len(set(labels))))
@@ -144,7 +144,7 @@ class TowerTuner(TrainedHead):
             config,
             checkpoint=Checkpoint(self._digest(encoder, squares, labels, prompts), self.checkpoint),
             generator=generator,
-            row_cost=count_weights(twin, trainable.towers),
+            row_cost=count_weights(tunable, trainable.towers),
         )
         for name, array in trainable.arrays.items():
             setattr(self, name, array.detach().cpu())
@@ -162,17 +162,17 @@ class TowerTuner(TrainedHead):
             InputError: before `tune`, or if what was learned does not fit the encoder.
         """
         arrays = self._arrays()
-        twin = open_tunable_copy(encoder)
-        changed = self._merge(twin)
+        tunable = open_tunable_copy(encoder)
+        changed = self._merge(tunable)
         total = blake2b(
-            repr((twin.info.fingerprint, type(self).__name__, *self._fingerprint_facts())).encode(), digest_size=16
+            repr((tunable.info.fingerprint, type(self).__name__, *self._fingerprint_facts())).encode(), digest_size=16
         )
         for name in sorted(arrays):
             total.update(name.encode())
             total.update(np.ascontiguousarray(arrays[name].numpy()).data)
-        note = "; ".join(part for part in (twin.info.note, f"tuned by {changed}") if part)
-        twin.info = replace(twin.info, fingerprint=total.hexdigest(), note=note)
-        return twin
+        note = "; ".join(part for part in (tunable.info.note, f"tuned by {changed}") if part)
+        tunable.info = replace(tunable.info, fingerprint=total.hexdigest(), note=note)
+        return tunable
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "weight_")
