@@ -82,7 +82,7 @@ def damage(folder, **changes):
         (lambda f: (f / "bundle.json").write_text("{"), "not JSON"),
         (lambda f: damage(f, format=7), "format"),
         (lambda f: damage(f, surprise=1), "surprise"),
-        (lambda f: (f / "arrays.safetensors").write_bytes(b"x" * 50), "no whole set of features"),
+        (lambda f: (f / "arrays.safetensors").write_bytes(b"x" * 50), "no complete set of features"),
         (lambda f: save_file({"support": np.ones((2, 2))}, f / "arrays.safetensors"), "no array 'support.labels'"),
         (
             lambda f: save_file(
@@ -149,7 +149,7 @@ def test_what_does_not_go_together():
         Bundle(features(), text(("cat", "dog")))
     with pytest.raises(InputError, match="width 8 but class text has width 5"):
         Bundle(features(), text(d=5))
-    with pytest.raises(InputError, match="has no text of its own"):
+    with pytest.raises(InputError, match="must have its own class text"):
         TestPart(features(), "new")
 
 

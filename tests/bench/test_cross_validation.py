@@ -105,7 +105,7 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
     right = predictions(features, text, ALL, 3, 2) == np.array(features.y)
     assert run.metrics.accuracy == pytest.approx(right.mean())
     page = write_report(study, tmp_path / "out")[0].read_text()
-    assert "folds: cross-validation; each picture is answered by a head fitted to shots of other folds" in page
+    assert "folds: cross-validation; each picture is predicted by a head fitted to shots of other folds" in page
 
 
 @pytest.mark.parametrize(

@@ -417,7 +417,7 @@ def test_a_full_disk_is_told_with_what_is_kept(source, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("clipadapter.bench.records.write_atomically", write)
         with pytest.raises(
-            InputError, match=r"No space left .*\. 3 runs were made and are kept: the same call goes on"
+            InputError, match=r"No space left .*\. 3 runs were made and are kept: free some space and repeat"
         ):
             go(source, tmp_path / "out")
     again = go(source, tmp_path / "out")

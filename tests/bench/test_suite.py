@@ -93,7 +93,7 @@ def test_views_are_a_number_or_per_epoch(views):
 
 
 def test_a_stream_has_no_views_for_each_epoch():
-    with pytest.raises(DataError, match="is for shots that come at once: give a stream a number of views"):
+    with pytest.raises(DataError, match="does not work for a stream of tasks: give a number of views"):
         parse_suite("own", 'title = "t"\nprotocol = "stream"\nheads = ["rail"]\nviews = "per-epoch"')
 
 

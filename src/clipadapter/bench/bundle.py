@@ -1,4 +1,4 @@
-"""What the runs of one comparison share: features to draw shots from, test parts, class text."""
+"""Features of one comparison: those that shots are drawn from, those of the test parts, and class text."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from clipadapter.split_types import EvaluationFeatures
 
 TestKind = Literal["given", "shift", "new"]
 UNDRAWN_ROWS = "rest"
-"""Name of the test part that is made of the rows which were not drawn."""
+"""Name of the test part that consists of the rows that were not drawn."""
 
 
 @dataclass(frozen=True, eq=False)
 class TestPart:
-    """Pictures that heads are measured on.
+    """A test part: pictures that heads are measured on.
 
     Args:
         features: marked for evaluation by the constructor.
-        kind: ``"given"``; ``"shift"`` for pictures from elsewhere, of some or all classes of the shots, among which
-            alone a head then chooses; ``"new"`` for other classes.
-        text: class text of other classes; None if they are those of the shots.
+        kind: ``"given"``; ``"shift"`` for pictures of another data set with some or all classes of the shots, among
+            which a head then predicts; ``"new"`` for other classes.
+        text: class text of other classes; None if the classes are those of the shots.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -45,7 +45,7 @@ class TestPart:
             object.__setattr__(self, "features", self.features.mark_for_evaluation())
         if (self.kind == "new") != (self.text is not None):
             raise InputError(
-                f"a test part of kind {self.kind!r} has {'no' if self.text is None else 'a'} text of its own"
+                f"a test part of kind {self.kind!r} must have {'its' if self.text is None else 'no'} own class text"
             )
 
 
@@ -56,12 +56,12 @@ class Bundle:
     Args:
         support: what the shots are drawn from.
         text: class text of all its classes.
-        tests: test parts by name; none makes the rows that were not drawn the test part.
-        rows: (n,) what row of the data set each row of the support is; None if the support is all of it. Of a large
-            data set only the rows that some draw takes need features.
+        tests: test parts by name; if there are none, the rows that were not drawn are the test part.
+        rows: (n,) for each row of the support, its row in the data set; None if the support is the whole data set. A
+            large data set needs features only of the rows that a draw takes.
 
     Raises:
-        InputError: if labels or widths do not go together.
+        InputError: if labels or widths do not match.
     """
 
     support: FeatureSet
@@ -74,7 +74,7 @@ class Bundle:
         if missing:
             raise InputError(f"these labels have no class text: {', '.join(missing[:5])}")
         if self.rows is not None and (len(self.rows) != len(self.support) or not self.tests):
-            raise InputError("rows must be as many as the support's, and go with test parts that stand apart")
+            raise InputError("rows must be as many as those of the support, and need separate test parts")
         for part in self.tests.values():
             check_labels(part.features.y, (part.text or self.text).labels)
         self._check_width("shots", self.support, self.text)
@@ -106,16 +106,16 @@ class Bundle:
 
     @property
     def templates(self) -> list[str]:
-        """What the class names were put into."""
+        """The templates of the class text."""
         return [str(template) for template in self.support.provenance.get("templates", ())]
 
     def text_digest(self, name: str) -> str:
-        """Hash of the class text that a test part is answered with."""
+        """Hash of the class text that is used on a test part."""
         parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
         return digest(*(part for text in parts if text is not None for part in _pieces(text)))
 
     def data(self, name: str, rows: Sequence[int]) -> DataPart:
-        """What a record says of the data of some shots and a test part; its digest is of these, and of no other rows.
+        """The part of a record about its data; the digest covers the shots and the test part, and no other rows.
 
         Args:
             name: of the test part.
@@ -129,11 +129,11 @@ class Bundle:
         return DataPart(support=own, test=title, protocol=part.kind, digest=self.hash_data(rows, [name]))
 
     def hash_data(self, rows: Sequence[int], names: Sequence[str]) -> str:
-        """Hash of the shots of drawn rows and of some test parts, in this order."""
+        """Hash of the drawn shots and of some test parts, in this order."""
         key = tuple(rows), tuple(names)
         if key not in self._of_draws:
             data_hash = digest(*_bytes(self.shots(rows)), *(self._digests[name].encode() for name in names))
-            self._of_draws[key] = data_hash  # every head is fitted to the same draws
+            self._of_draws[key] = data_hash  # stored, since every head is fitted to the same draws
         return self._of_draws[key]
 
     @cached_property
@@ -152,25 +152,25 @@ class Bundle:
             rows: rows of the data set.
 
         Raises:
-            InputError: if the features of one are not there.
+            InputError: if there are no features of a row.
         """
         if self.rows is None:
             return self.support.take(rows)
         try:
             return self.support.take([self._position[row] for row in rows])
         except KeyError as error:
-            raise InputError(f"row {error} of the data set was not drawn when these features were made") from None
+            raise InputError(f"row {error} of the data set was not drawn when these features were computed") from None
 
     @cached_property
     def _position(self) -> dict[int, int]:
         return {} if self.rows is None else {int(row): i for i, row in enumerate(self.rows)}
 
     def n_test(self, name: str, n_drawn: int) -> int:
-        """How many test pictures a part has."""
+        """Number of pictures of a test part."""
         return len(self.tests[name].features) if name in self.tests else len(self.support) - n_drawn
 
     def n_classes(self, name: str) -> int:
-        """Among how many classes a part is answered."""
+        """Number of classes that a head predicts among on a test part."""
         part = self.tests.get(name)
         if part is not None and part.kind == "shift":
             return len(set(part.features.class_names) & set(self.text.labels))
@@ -180,7 +180,7 @@ class Bundle:
         """A test part.
 
         Raises:
-            InputError: if every row was drawn, so that none is left to test on.
+            InputError: if every row was drawn, so that no test picture is left.
         """
         if name in self.tests:
             return self.tests[name]
@@ -191,7 +191,7 @@ class Bundle:
 
 
 def select_columns(head: Head, features: FeatureSet, text: TextFeatures) -> FeatureSet:
-    """What a head gets of the features: all columns if it is made for them, else those that go with the text."""
+    """The columns of the features that a head reads: all if it is made for them, else as many as the class text has."""
     unprojected = str(features.provenance.get("encoder")).startswith("unprojected:")
     if head.reads_unprojected if unprojected else head.two_encoders:
         return features
@@ -199,14 +199,14 @@ def select_columns(head: Head, features: FeatureSet, text: TextFeatures) -> Feat
 
 
 def count_epochs(head: Head, labels: Sequence[str]) -> int:
-    """How many passes a head will make over shots with these labels; 0 for one that makes none."""
+    """Number of epochs of a head on shots with these labels; 0 for a head without epochs."""
     return head.planned_epochs(torch.from_numpy(np.unique(labels, return_inverse=True)[1])) or 0
 
 
 def select_views(head: Head, shots: FeatureSet) -> FeatureSet:
-    """Of features with a view for each epoch those that a head takes: the plain one, and one for each of its epochs.
+    """The views that a head takes: the plain one, and one for each of its epochs.
 
-    A head without epochs sees plain pictures alone, and not a hundred views that were made for others.
+    A head without epochs gets only plain pictures. Features without a view for each epoch are returned as they are.
 
     Raises:
         InputError: if there are fewer views than the head needs.
@@ -223,7 +223,7 @@ def select_views(head: Head, shots: FeatureSet) -> FeatureSet:
 
 
 def _bytes(features: FeatureSet) -> list[bytes | Sequence[str]]:
-    # Heads use as many views otherwise, where each epoch has one.
+    # With a view for each epoch, heads use the same array in another way.
     kind = [PER_EPOCH.encode()] if features.provenance.get("views") == PER_EPOCH else []
     return [np.ascontiguousarray(features.X).tobytes(), features.y, *kind]
 

@@ -1,6 +1,6 @@
-"""A bundle as a folder and back: ``bundle.json`` and ``arrays.safetensors``.
+"""A bundle as a folder: ``bundle.json`` and ``arrays.safetensors``.
 
-Worker processes read it, and so does ``features:FOLDER`` as a data set: features that were made elsewhere.
+Worker processes read it. So does ``features:FOLDER`` as a data set, for features that were computed elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clipadapter.heads import TextFeatures
 FACTS_FILE, ARRAYS_FILE = "bundle.json", "arrays.safetensors"
 MAX_FACTS_BYTES = 256 << 20
 STORED_PROVENANCE = ("encoder", "fingerprint", "data", "templates", "views", "crop")
-"""What is kept of the provenance of features."""
+"""Fields of the provenance of features that are stored."""
 
 
 class _Part(BaseModel):
@@ -34,7 +34,7 @@ class _Part(BaseModel):
 
 
 class TextFacts(_Part):
-    """Class names in order; the vectors are an array."""
+    """Class text without the vectors, which are an array."""
 
     labels: list[str] = Field(min_length=1)
     logit_scale: float = Field(gt=0)
@@ -42,7 +42,7 @@ class TextFacts(_Part):
 
 
 class SetFacts(_Part):
-    """Labels as positions among the class names are an array, and so are the features."""
+    """Features without the vectors and the labels, which are arrays; labels are positions among the class names."""
 
     class_names: list[str] = Field(min_length=1)
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -64,7 +64,7 @@ class BundleFacts(_Part):
         format: number of this layout.
         support: what shots are drawn from; arrays ``support`` (n, d) or (n, v, d) and ``support.labels`` (n,).
         text: class text; array ``text`` (c, d).
-        rows: whether the array ``support.rows`` (n,) says which rows of the data set these are.
+        rows: whether there is the array ``support.rows`` (n,): the rows in the data set.
         tests: by name; arrays ``test.NAME`` (m, d), ``test.NAME.labels`` and, for other classes, ``test.NAME.text``.
     """
 
@@ -76,7 +76,7 @@ class BundleFacts(_Part):
 
 
 def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
-    """Write a bundle; the folder is there whole, or not at all. One that is there already is left as it is.
+    """Write a bundle, completely or not at all. An existing one is not changed.
 
     Raises:
         InputError: if it can't be written.
@@ -110,11 +110,11 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
             fresh.replace(folder)
         except (OSError, SafetensorError):
             shutil.rmtree(fresh, ignore_errors=True)
-            if not (folder / FACTS_FILE).is_file():  # another process may have been faster
+            if not (folder / FACTS_FILE).is_file():  # another process may have written it first
                 raise
-    except (OSError, SafetensorError) as error:  # the latter's text has what the system said
+    except (OSError, SafetensorError) as error:  # the text of SafetensorError has the system's message
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"can't write {folder}: {why}; give a place with space that you may write to") from error
+        raise InputError(f"can't write {folder}: {why}; give a folder with space that you may write to") from error
     return folder
 
 
@@ -122,7 +122,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     """Read a bundle.
 
     Raises:
-        DataError: if the folder holds none, or its parts don't go together; says what.
+        DataError: if the folder has no bundle, or its parts don't match; says what.
     """
     folder = Path(folder)
     facts = _facts(folder / FACTS_FILE)
@@ -143,7 +143,7 @@ def load_bundle(folder: str | Path) -> Bundle:
                 arrays.get("support.rows").astype(np.int64) if facts.rows else None,
             )
     except (OSError, SafetensorError, InputError) as error:
-        raise DataError(f"{folder} is no whole set of features: {error}") from error
+        raise DataError(f"{folder} is no complete set of features: {error}") from error
 
 
 def _facts(path: Path) -> BundleFacts:
@@ -177,7 +177,7 @@ def _text(text: TextFeatures, name: str, arrays: dict[str, NDArray[Any]]) -> Tex
 
 
 class _Arrays:
-    """Arrays of an open file, each checked before it is used."""
+    """Arrays of an open file. Each is checked before it is used."""
 
     def __init__(self, file: Any, path: Path) -> None:
         self.file, self.path = file, path

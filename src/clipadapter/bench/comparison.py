@@ -1,4 +1,4 @@
-"""A comparison of heads on pictures: features once, the same drawn shots for every head, a table and a plot."""
+"""Compares heads on pictures: features are computed once, and every head gets the same drawn shots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from clipadapter.heads import Head, TextFeatures
 from clipadapter.metrics import metrics_shown
 
 SAME_IMAGE_DISTANCE = 1e-4
-"""Unit features closer than this are of one picture: another batch changes a feature by 1e-5 at most."""
+"""Unit features closer than this are of the same picture: another batch changes a feature by 1e-5 at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Comparison:
 
     Args:
         runs: the records.
-        fresh: how many of them were made now; the others stood in the file of records.
+        fresh: how many of them were made by this call; the others were in the file of records.
         support: features that the shots were drawn from.
         test: features of the test part.
         text: class text.
@@ -61,11 +61,11 @@ class Comparison:
 
     @property
     def protocol_text(self) -> str:
-        """What the figures are of, in a paragraph of its own; empty if there is a test part."""
+        """A paragraph on the protocol; empty if there is a test part."""
         if self.folds is None:
             return ""
         return (
-            f"Cross-validation over {self.folds} folds: there is no test part, so each picture is answered by a head "
+            f"Cross-validation over {self.folds} folds: there is no test part, so each picture is predicted by a head "
             "that was fitted to shots of the other folds.\n\n"
         )
 
@@ -93,14 +93,14 @@ def compare(
     records: Path | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare heads on pictures; one that tunes the encoder tunes it on each draw, from plain pictures.
+    """Compare heads on pictures. A head that tunes the encoder tunes it on each draw, from plain pictures.
 
     Args:
-        model: makes the features and the class text; it is not fitted.
-        train: what the shots are drawn from; its classes are the classes.
+        model: computes the features and the class text; it is not fitted.
+        train: pictures that the shots are drawn from; its classes are the classes.
         test: the test part; None for stratified cross-validation of ``train``, see `cross_validate`.
-        heads: by the name that tables show.
-        shots: shots a class.
+        heads: by their name in tables.
+        shots: shots per class.
         seeds: of the draws.
         folds: number of folds, if there is no test part.
         records: JSONL file; see `clipadapter.bench.few_shot`.
@@ -161,15 +161,15 @@ def _compare_by_folds(
 def run_tuned(
     model: FewShotClassifier, train: Dataset, test: Dataset, bundle: Bundle, head: Head, runs: Sequence[Run]
 ) -> list[Run]:
-    """Tune on the drawn pictures, and measure by the tuned encoder; as `fitting.run_fit` does on features.
+    """Tune the encoder on the drawn pictures, and measure with the tuned encoder; `fitting.run_fit` works on features.
 
-    Nothing is kept in the feature store: no other run has this encoder.
+    The feature store is not used: no other run has this encoder.
 
     Args:
         model: has the encoder to tune, and the templates.
-        train: what the shots are drawn from.
+        train: pictures that the shots are drawn from.
         test: the test part.
-        bundle: features of both by the encoder as it is; their rows are the pictures that can be read.
+        bundle: features of both by the encoder before tuning; their rows are the pictures that can be read.
         head: unfitted.
         runs: the planned run.
     """
@@ -195,13 +195,13 @@ def run_tuned(
             seconds = time.perf_counter() - start
             part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
             done.append(record_score(run, (tuned.head_, seconds), part, part.features))
-        except Exception as error:  # it must not cost the others their run
+        except Exception as error:  # the other heads must still run
             done.append(record_failure(run, error))
     return done
 
 
 def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
-    """Test rows that are the same picture as a row of the support, by their features."""
+    """Find the test rows that are the same picture as a row of the support, by their features."""
     import torch
 
     shots = unit(torch.from_numpy(support.plain).double())

@@ -1,4 +1,4 @@
-"""What a suite will cost, before anything is computed."""
+"""Estimates of the cost of a suite, before anything is computed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ else:
     import tomli as tomllib
 
 SMALL_FIT_SIZE, LARGE_FIT_SIZE = 1600 * 100 * 512, 16_000 * 1000 * 1024
-"""Shots x classes x width of the two sizes that fits were timed at."""
+"""Shots x classes x width of the two sizes at which fits were timed."""
 UNTIMED_HEAD_SECONDS = (2.0, 60.0)
-"""For a head that was never timed."""
+"""Seconds at the two sizes for a head that was not timed."""
 ENCODED_IMAGES_PER_SECOND = 25.0
-"""Pictures a second that a small encoder sees on two cores; a GPU sees hundreds to thousands."""
+"""Pictures per second of a small encoder on two cores; a GPU encodes hundreds to thousands."""
 OVERHEAD_SECONDS_PER_RUN = 0.1
-"""Seconds of a run beside its fit: measuring, writing."""
+"""Seconds of a run besides its fit: measuring and writing."""
 
 
 @cache
@@ -40,13 +40,13 @@ def _measured() -> dict[str, list[float]]:
 
 
 def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
-    """Seconds that one fit takes on two cores, on the line between the two sizes that were timed.
+    """Seconds of one fit on two cores, by a power law through the two timed sizes.
 
     Args:
         head: registered name.
-        shots: in all, not a class.
-        classes: c.
-        width: d.
+        shots: of all classes together.
+        classes: number of classes.
+        width: of the features.
 
     >>> 30 < estimate_fit_seconds("auto", 16_000, 1000, 1024) < 90
     True
@@ -58,16 +58,16 @@ def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> flo
 
 @dataclass(frozen=True)
 class DataSetSize:
-    """How large a data set is.
+    """The size of a data set.
 
     Args:
-        spec: as the person named it.
+        spec: as the user named it.
         classes: number of classes.
         train: pictures to draw shots from.
-        test: test pictures; if the set is not divided, as many as there are.
-        divided: whether they stand apart: then only the training pictures that are drawn are encoded.
+        test: test pictures; all pictures if the set is not divided.
+        divided: whether test pictures are separate. Then only the drawn training pictures are encoded.
         ready: whether it is on disk.
-        missing: what is missing, else empty.
+        missing: which files are missing; else empty.
     """
 
     spec: str
@@ -80,7 +80,7 @@ class DataSetSize:
 
 
 def find_size(spec: str, root: Path | None = None) -> DataSetSize:
-    """Size of a data set; of a named one that is not on disk what its papers say.
+    """The size of a data set; for a named one that is not on disk, the size that its papers state.
 
     Raises:
         DataError: if there is no such data set.
@@ -110,12 +110,12 @@ def find_size(spec: str, root: Path | None = None) -> DataSetSize:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a suite will cost.
+    """The cost of a suite.
 
     Args:
         sizes: of the data sets.
-        fits: how many; streams of tasks, if they are what is fitted.
-        pictures: how many pictures the encoders are shown, views included, if none is in the store.
+        fits: number of fits; of streams of tasks for a suite of streams.
+        pictures: number of pictures to encode, views included, if none is in the feature store.
         fit_seconds: of all fits, one after the other on two cores.
         encode_seconds: of the pictures, at `ENCODED_IMAGES_PER_SECOND`.
     """
@@ -128,17 +128,17 @@ class Estimate:
 
 
 def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512, root: Path | None = None) -> Estimate:
-    """What a suite will cost on some data sets.
+    """Estimate the cost of a suite on some data sets.
 
     Args:
         suite: the study.
-        data: data sets as the person named them.
-        encoders: how many.
+        data: data sets as the user named them.
+        encoders: number of encoders.
         width: of their features.
         root: folder of the named data sets.
 
     Raises:
-        DataError: if a data set is not known.
+        DataError: if a data set is unknown.
     """
     sizes = [_size(suite, spec, root) for spec in data]
     protocol = create_protocol(suite.protocol)
@@ -160,7 +160,7 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
     pictured = [size for size in sizes if not size.spec.startswith(FEATURES)]
     shots = 0
     for size in (size for size in fitted if size in pictured):
-        # Of a set that is not divided all pictures are counted once as test pictures, and have all views.
+        # All pictures of an undivided set were counted once as test pictures, and all have views.
         views = _views(suite, size)
         shots += min(size.train, shots_per_class * size.classes) * views if size.divided else size.train * (views - 1)
     pictures = encoders * (sum(size.test for size in pictured) + shots)
@@ -174,7 +174,7 @@ def _views(suite: Suite, size: DataSetSize) -> int:
 
 
 def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
-    """Size of a data set; of one that a stream names, but nobody has described, nothing is known before it is there."""
+    """Size of a data set; 0 for one that a stream names, that is not on disk, and that has no description."""
     try:
         return find_size(spec, root)
     except ClipAdapterError:
@@ -186,7 +186,7 @@ def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
 
 
 def _streams(suite: Suite, sizes: Sequence[DataSetSize], encoders: int, width: int) -> tuple[int, float]:
-    """How many streams, and seconds of all their fits: joint ones grow with the tasks before."""
+    """The number of streams, and seconds of all their fits; joint fits grow with the number of tasks."""
     tasks = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in sizes)
     classes = sum(size.classes for size in sizes)
     repeats = len(suite.seeds) * len(suite.stream.orders) * encoders * len(suite.prompts)

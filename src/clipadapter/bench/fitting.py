@@ -1,6 +1,6 @@
-"""The few-shot protocol: the same drawn shots for every head, and a test part that is opened after `fit` only.
+"""The few-shot protocol: every head gets the same drawn shots, and the test part is opened only after `fit`.
 
-Shots are drawn as in the papers (``data.draw_shots``); a head sees no other labelled picture.
+Shots are drawn as in the papers (``data.draw_shots``). A head sees no other labelled picture.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FitInputs:
     """A head, and the rows that it is fitted to.
 
     Args:
-        label: what tables call the head.
+        label: the head's name in tables.
         head: unfitted.
         shots: shots per class.
         seed: of the draw.
@@ -57,25 +57,25 @@ def few_shot(
 ) -> list[Run]:
     """Fit and measure every head on the same shots.
 
-    For each number of shots and each seed, rows are drawn once; a clone of each head is fitted to them, and only
-    then measured. A head that has a parameter ``seed`` gets the seed of the draw. A head that fails costs its own
-    run only: the record says why.
+    For each number of shots and each seed, rows are drawn once. A clone of each head is fitted to them, and then
+    measured. A head that has a parameter ``seed`` gets the seed of the draw. If a head fails, its record has the
+    reason, and the others still run.
 
     Args:
-        heads: by the name that tables show; they stay unfitted.
-        support: what the shots are drawn from.
-        test: the test part; None makes it, for each draw, the rows that were not drawn.
+        heads: by their name in tables; they stay unfitted.
+        support: features that the shots are drawn from.
+        test: the test part; None for the rows that were not drawn, which differ by draw.
         text: class text of all classes.
-        shots: shots a class; a class with fewer rows gives all it has.
+        shots: shots per class; a class with fewer rows gives all of them.
         seeds: of the draws.
-        records: JSONL file; a run that stands in it is taken from there, a new one is appended as soon as it is done.
+        records: JSONL file. Its runs are not made again; a new run is appended as soon as it is finished.
         progress: show a bar on stderr.
 
     Returns:
         A record for each number of shots, seed and head, in this order.
 
     Raises:
-        InputError: if there is nothing to run, labels or widths do not go together, or no row is left to test on.
+        InputError: if there is nothing to run, labels or widths do not match, or no row is left to test on.
         DataError: if the file of records is damaged.
 
     >>> from clipadapter.heads.zero_shot import ZeroShot
@@ -101,15 +101,15 @@ def run_fits(
     records: str | Path | None = None,
     progress: bool = False,
 ) -> list[Run]:
-    """`few_shot` of a bundle with one test part, for which each fit is made by a function such as `run_fit`.
+    """`few_shot` on a bundle with one test part, with functions that plan and make each fit.
 
     Args:
         bundle: features and class text.
         heads: as for `few_shot`.
         shots: as for `few_shot`.
         seeds: as for `few_shot`.
-        make: makes the planned record of a fit.
-        plan: plans it; `plan_fit` if not given.
+        make: makes the planned record of a fit, such as `run_fit`.
+        plan: plans it; `plan_fit` if None.
         draw: draws rows from labels, shots per class and a seed.
         records: as for `few_shot`.
         progress: as for `few_shot`.
@@ -136,7 +136,7 @@ def run_fits(
 
 
 def read_existing_runs(records: str | Path | None) -> list[Run]:
-    """The runs of a JSONL file; none if there is no such file yet."""
+    """The runs of a JSONL file; none if the file does not exist."""
     return read_runs(records) if records is not None and Path(records).is_file() else []
 
 
@@ -156,7 +156,7 @@ def _draws(
 
 
 def plan_fit(bundle: Bundle, inputs: FitInputs) -> list[Run]:
-    """The records of one fit before it is made, one for each test part."""
+    """The records of a fit before it is made, one for each test part."""
     fields = common_fields(bundle, inputs)
     return [
         Run(
@@ -194,9 +194,9 @@ def common_fields(bundle: Bundle, inputs: FitInputs) -> dict[str, Any]:
 
 
 def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
-    """Fit a head once and measure it on the test parts of the planned runs, in the order of the bundle's parts.
+    """Fit a head once, and measure it on the test parts of the planned runs, in the order of the bundle.
 
-    A head that fails gives records that say why. A transductive head is fitted anew for each test part.
+    If a head fails, the records have the reason. A transductive head is fitted again for each test part.
 
     Args:
         bundle: features and class text.
@@ -221,7 +221,7 @@ def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
                 )
                 fitted = fitted_head, time.perf_counter() - start
             finished.append(record_score(run, fitted, part, test_features))
-        except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
+        except Exception as error:  # of any head, also of plug-ins: the other heads must still run
             finished.append(record_failure(run, error))
     return finished
 
@@ -231,9 +231,9 @@ def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features:
 
     Args:
         run: planned.
-        fitted: the head, and how many seconds its fit took.
+        fitted: the head, and the seconds of its fit.
         part: the test part.
-        features: what the head gets of its features.
+        features: the columns of its features that the head reads.
     """
     head, seconds = fitted
     result: Score = score(head if part.text is None else head.for_classes(part.text), features, among=_among(part))
@@ -249,21 +249,21 @@ def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features:
 
 
 def count_stored_numbers(head: Head) -> int:
-    """How many numbers a fitted head keeps."""
+    """Count the numbers in the state of a fitted head."""
     return sum(int(value.size) for value in head.state().values())
 
 
 def record_failure(run: Run, error: BaseException) -> Run:
-    """The record of a planned run that gave no figure, with the reason."""
+    """The record of a planned run that failed, with the reason."""
     return run.model_copy(update={"error": f"{type(error).__name__}: {error}"})
 
 
 def _among(part: TestPart) -> Sequence[str] | None:
-    """The classes that a shifted test part has: a head chooses among these alone."""
+    """The classes of a shifted test part, among which a head predicts; None for all classes."""
     return part.features.class_names if part.kind == "shift" else None
 
 
 def _learned(head: Head) -> dict[str, float]:
-    """Numbers among what was learned."""
+    """Attributes of a fitted head that are numbers."""
     attributes = {key: value for key, value in vars(head).items() if key.endswith("_") and key != "n_features_in_"}
     return {key: float(v) for key, v in attributes.items() if isinstance(v, int | float) and np.isfinite(v)}

@@ -33,13 +33,13 @@ class SuiteResult:
     """What `run_suite` did.
 
     Args:
-        plan: all that was asked for.
-        made: runs that were made now.
-        there: runs that had a record already.
-        failed: runs among those made that failed.
-        seconds: how long the fits took, from the first to the last.
-        figures: pictures of features, if the suite is about them.
-        keys: of the records that were asked for now; the plan also has those of earlier calls.
+        plan: all planned records.
+        made: number of runs that were made by this call.
+        there: number of runs that had a record before.
+        failed: how many of the runs made failed.
+        seconds: from the first fit to the last.
+        figures: plots of features, if the suite asks for them.
+        keys: of the records of this call; the plan also has those of earlier calls.
     """
 
     plan: Plan
@@ -79,17 +79,17 @@ def run_suite(
 
     Args:
         suite: the study.
-        sources: data sets; a text is ``features:FOLDER``, whose encoder made them already.
-        encoders: by the name that tables show; makes features and class text.
+        sources: data sets; a text is ``features:FOLDER``, for which no encoder is needed.
+        encoders: by their name in tables; they compute features and class text.
         out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
-        launcher: where fits are made.
-        rows: rows of the first data set to take in place of a draw, by (shots, seed).
+        launcher: runs the fits.
+        rows: rows of the first data set to use in place of a draw, by (shots, seed).
         trackers: called with each run that was made.
-        oracle: also record what choosing the parameter that varies on the test part would have given, marked so.
+        oracle: also record the result of choosing the varied parameter on the test part; these records are marked.
         progress: show bars on stderr.
 
     Raises:
-        InputError: if a data set does not go with the protocol, or the folder can't be written.
+        InputError: if a data set does not suit the protocol, or the folder can't be written.
         DataError: if data can't be read.
     """
     records = RecordFolder(out)
@@ -98,7 +98,7 @@ def run_suite(
     for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders, rows)):
         folder = save_bundle(group.bundle, out / "features" / _name(group.bundle))
         fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
-        # What a worker reads, and a fit's copies of it.
+        # What a worker reads, and the copies of a fit.
         launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS_FILE).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for planned in fits for entry in planned.entries]).merged(out)
     plan.save(out)
@@ -119,7 +119,7 @@ def run_suite(
                 records.write(runs)
             except InputError as error:
                 hint = f"{outcome.made} runs were made and are kept"
-                raise InputError(f"{error}. {hint}: the same call goes on from there, once there is space") from error
+                raise InputError(f"{error}. {hint}: free some space and repeat the call") from error
             for run in runs:
                 outcome.made += 1
                 outcome.failed += run.error is not None
@@ -136,7 +136,7 @@ def run_suite(
 
 
 def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out: Path) -> Plan:
-    """The plan with what choosing on the test part gives; these records too are made once."""
+    """The plan with the records of choosing on the test part; these records are written once, too."""
     oracle = make_oracle_runs(suite, entries, {run.key: run for run in records.read()})
     existing = records.keys()
     records.write(run for _, run in oracle if run.key not in existing)
@@ -146,7 +146,7 @@ def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out:
 
 
 def _figures(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
-    """Pictures of the features of each bundle."""
+    """Plots of the features of each bundle."""
     from clipadapter.bench.projection import draw_adapted_features
 
     bundles: dict[str, list[_FitWithEntries]] = {}
@@ -160,7 +160,7 @@ def _figures(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
 
 
 def _name(bundle: Bundle) -> str:
-    """A folder's name that stands for all that is in the bundle."""
+    """The name of a folder: a hash of everything in the bundle."""
     every = range(len(bundle.support)) if bundle.rows is None else [int(row) for row in bundle.rows]
     parts = [
         data.digest + bundle.text_digest(name) + data.protocol
@@ -188,7 +188,7 @@ def _with_entries(suite: Suite, group: BundleOfFits, fit: PlannedFit) -> _FitWit
 
 
 def _runs(fit: _FitWithEntries, result: list[str] | None, error: str | None) -> list[Run]:
-    """Records from what a worker gave; from one that died, records that say so."""
+    """The records of a worker; if it died, records with that reason."""
     if result is not None:
         runs = [Run.model_validate_json(text) for text in result]
         same_code = all((run.versions, run.code) == (library_versions(), package_digest()) for run in runs)
@@ -205,15 +205,17 @@ def _runs(fit: _FitWithEntries, result: list[str] | None, error: str | None) -> 
 
 
 def make_oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, Run]) -> list[tuple[Entry, Run]]:
-    """For each parameter that a suite varies, and each draw, the run of the value that was best on the test part.
+    """For each varied parameter of a suite and each draw, the run with the value that was best on the test part.
+
+    This selection on test data inflates accuracy. Tables mark these records.
 
     Args:
         suite: the study.
-        entries: what it asked for.
-        runs: records by key; what is missing or failed is left out.
+        entries: its planned records.
+        runs: records by key; missing and failed ones are left out.
 
     Returns:
-        Copies of these records, with ``flags.oracle`` and a label that says so, and their entries.
+        Copies of these records with ``flags.oracle`` and a label that names the selection, and their entries.
     """
     names = {vary.head: vary.parameter for vary in suite.vary}
     groups: dict[tuple[object, ...], list[tuple[Entry, Run]]] = {}

@@ -17,14 +17,14 @@ BASELINES = ("zero-shot", "linear-probe")
 
 
 def default_heads() -> dict[str, Head]:
-    """A new one of every registered head, the baselines first, without those with ``@register_head(compare=False)``."""
+    """An unfitted head of each method, baselines first, without those with ``@register_head(compare=False)``."""
     names = [name for name in list_heads() if head_info(name).facts.get("compare", True)]
     first = [name for name in BASELINES if name in names]
     return {name: create_head(name) for name in [*first, *(name for name in names if name not in first)]}
 
 
 def registered_name(head: Head) -> str:
-    """The name that the head is registered by; its class's name if it is not registered."""
+    """The registered name of a head; the name of its class if it is not registered."""
     return next((name for name in list_heads() if head_info(name).cls is type(head)), type(head).__name__)
 
 

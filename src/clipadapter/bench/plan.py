@@ -1,4 +1,4 @@
-"""The plan of a suite: which records it asks for; and what a worker process gets of a fit."""
+"""The plan of a suite: its records and their fits, before they are made."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class FitSpec(Part):
 
     Args:
         bundle: folder of the features.
-        protocol: name of the protocol, which makes it.
+        protocol: name of the protocol that makes the fit.
         options: of the protocol.
         variant: the head.
-        shots: shots a class.
+        shots: shots per class.
         seed: of the draw.
         rows: the drawn rows.
-        stream: the tasks that come one after the other, if they do.
+        stream: the tasks, if the head learns a stream; else None.
     """
 
     bundle: str
@@ -59,16 +59,16 @@ class PlannedFit:
 
 
 class Entry(Part):
-    """One record that a suite asks for.
+    """One planned record of a suite.
 
     Args:
         key: of the record.
-        label: what the suite calls the head.
-        prompts: what it calls the way the text was made; empty if there is one.
-        data: the data set that gives the shots, as it was given.
-        encoder: the encoder, as it was given.
-        test: name of the test part; of a stream the order of its tasks.
-        value: the value of the parameter that varies, if one does.
+        label: the suite's name for the head.
+        prompts: the suite's name for the prompts; empty if there is one kind.
+        data: the data set that gives the shots, as the user named it.
+        encoder: the encoder, as the user named it.
+        test: name of the test part; for a stream the order of its tasks.
+        value: the value of the varied parameter, if there is one.
     """
 
     key: str
@@ -81,7 +81,7 @@ class Entry(Part):
 
 
 class Plan(Part):
-    """All that a suite asked for, as ``plans/SUITE.json``."""
+    """All planned records of a suite, as ``plans/SUITE.json``."""
 
     suite: Suite
     entries: list[Entry]
@@ -96,15 +96,15 @@ class Plan(Part):
         return Plan(suite=self.suite, entries=list(dict.fromkeys(entries)))
 
     def save(self, folder: Path) -> Path:
-        """Write it below the folder of records."""
+        """Write the plan to the folder of records."""
         path = folder / "plans" / f"{self.suite.name}.json"
         write_atomically(path, self.model_dump_json(indent=1) + "\n")
         return path
 
     def merged(self, folder: Path) -> Plan:
-        """With what an earlier call asked for besides: other data, other encoders, other shots.
+        """The plan with the entries of earlier calls: other data, other encoders, other shots.
 
-        What was asked for with other views of the pictures is left out: it is another study.
+        Entries with other views of the pictures are left out: they belong to another study.
         """
         earlier = load_plan(folder, self.suite.name, missing_ok=True)
         known = {entry.key for entry in self.entries}
@@ -114,7 +114,7 @@ class Plan(Part):
 
 
 def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
-    """A plan that was saved.
+    """Read a plan.
 
     Raises:
         DataError: if it can't be read.
@@ -137,7 +137,7 @@ def list_planned_suites(folder: Path) -> list[str]:
 
 
 def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:
-    """The rows that the suite draws, by (shots, seed).
+    """Draw the rows of a suite, by (shots, seed).
 
     Args:
         suite: its shots and seeds.
@@ -147,10 +147,10 @@ def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int],
 
 
 def plan_views(suite: Suite, draws: Iterable[Sequence[str]]) -> ViewSpec:
-    """The views that a suite makes of each picture; a view for each epoch where the most epochs are made.
+    """The views of each picture for a suite; with "per-epoch" as many as the head with the most epochs needs.
 
     Args:
-        suite: its variants say how many epochs they make.
+        suite: its variants determine the number of epochs.
         draws: labels of the shots of each draw.
     """
     if isinstance(suite.views, int):
@@ -161,7 +161,7 @@ def plan_views(suite: Suite, draws: Iterable[Sequence[str]]) -> ViewSpec:
 
 
 def get_varied_value(suite: Suite, variant: Variant) -> float | str | None:
-    """The value of the parameter that the suite varies, if the variant has one."""
+    """The value of the varied parameter, if the variant has one."""
     names = {vary.parameter for vary in suite.vary}
     values = [value for key, value in variant.params.items() if key in names]
     if not values:

@@ -1,4 +1,4 @@
-"""Learning curves and confusion matrices as PNG files; matplotlib's global state is left alone."""
+"""Learning curves and confusion matrices as PNG files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", metric: Metric = "accuracy") -> Path:
-    """Draw the figure over the number of shots, one line a head, with a bar of one standard deviation either way.
+    """Draw a metric over the number of shots: one line per head, with error bars of one standard deviation.
 
     Args:
         runs: records of one comparison.
         path: PNG file to write.
         title: above the plot.
-        metric: which figure.
+        metric: name of the metric.
 
     Raises:
         InputError: if there are no records, or the file can't be written.
@@ -39,7 +39,7 @@ def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", 
     axes.set_xticks(summary.shots, [str(n) for n in summary.shots])
     axes.set_xlim(summary.shots[0] / 1.25, summary.shots[-1] * 1.25)
     axes.minorticks_off()
-    axes.set_xlabel("shots a class")
+    axes.set_xlabel("shots per class")
     axes.set_ylabel(METRICS[metric].title_with_unit)
     style_axes(axes)
     seeds = len({run.seed for run in runs})
@@ -50,13 +50,13 @@ def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", 
 
 
 def draw_confusion_matrix(evaluation: Evaluation, path: str | Path, title: str = "", limit: int = 25) -> Path:
-    """Draw which classes are taken for which; of many classes those with most mistakes, and a column for the rest.
+    """Draw which classes are predicted as which. Of many classes only those with most mistakes are drawn.
 
     Args:
         evaluation: of the predictions.
         path: PNG file to write.
         title: above the plot.
-        limit: how many classes are drawn at most.
+        limit: maximum number of drawn classes.
 
     Raises:
         InputError: if the file can't be written.
@@ -89,7 +89,7 @@ def draw_confusion_matrix(evaluation: Evaluation, path: str | Path, title: str =
 
 
 def worst_classes(confusion: NDArray[np.int64], limit: int) -> list[int]:
-    """Positions of the classes that take part in the most mistakes, in class order; all if they are not too many.
+    """Positions of the classes with the most mistakes, as true or predicted class, in class order.
 
     >>> worst_classes(np.array([[5, 0, 0], [0, 3, 2], [0, 1, 4]]), limit=2)
     [1, 2]
@@ -105,7 +105,7 @@ def _line(axes: Axes, summary: Summary, head: str, i: int) -> None:
     if not points:
         return
     factor = METRICS[summary.metric].scale
-    # Heads stand a little beside each other, so that their bars can be told apart.
+    # Heads are shifted slightly, so that their error bars can be distinguished.
     shift = 2 ** (0.05 * (i - (len(summary.heads) - 1) / 2) / max(1, len(summary.heads) / 5))
     axes.errorbar(
         [n * shift for n, _ in points],

@@ -1,4 +1,4 @@
-"""Records as a folder: one JSON file a run, written whole or not at all, by as many processes as there are."""
+"""Records as a folder: one JSON file per run, written atomically, by any number of processes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from clipadapter.errors import DataError
 from clipadapter.files import remove_abandoned, write_atomically
 
 MAX_RECORD_BYTES = 16 << 20
-"""No record is longer: a longer file is none."""
+"""A longer file is no record."""
 
 
 FORMAT_2_PREFIX = b'{"format":2,'
-"""How a record of format 2 begins."""
+"""First bytes of a record of format 2."""
 
 
 class RecordFolder:
-    """Runs by their key, in ``FOLDER/runs/KEY.json``; ``FOLDER/runs.jsonl`` has them in the order they were done.
+    """Runs by their key, in ``FOLDER/runs/KEY.json``. ``FOLDER/runs.jsonl`` has them in the order of their fits.
 
     Args:
-        folder: made when the first record is written.
+        folder: created when the first record is written.
 
     >>> RecordFolder("no-such-folder").keys()
     set()
@@ -35,11 +35,11 @@ class RecordFolder:
         self.log = self.folder / "runs.jsonl"
 
     def keys(self) -> set[str]:
-        """Keys of the runs that are there, failed ones too."""
+        """Keys of the stored runs, failed ones too."""
         return {path.stem for path in self.runs.glob("*.json")}
 
     def write(self, runs: Iterable[Run]) -> None:
-        """Add runs; one that is there already is replaced, as a failed one that was tried again.
+        """Add runs. A run with the same key is replaced, such as one that failed before.
 
         Raises:
             InputError: if the folder can't be written.
@@ -50,9 +50,9 @@ class RecordFolder:
         append_runs(self.log, runs)
 
     def append_missing_to_log(self) -> None:
-        """Add the runs to ``runs.jsonl`` that it lacks, since whoever wrote them was killed in between.
+        """Add the runs to ``runs.jsonl`` that it lacks: a process may be killed between the two writes.
 
-        What others left that were killed while they wrote is removed after a day.
+        Temporary files of killed processes are removed after a day.
 
         Raises:
             DataError: if a file is no record; says which.
@@ -62,17 +62,16 @@ class RecordFolder:
         logged = set()
         if self.log.is_file():
             with self.log.open("rb") as file:
-                logged = {_digest(line) for line in file if line.endswith(b"\n")}  # a torn one gives way
+                logged = {_digest(line) for line in file if line.endswith(b"\n")}  # without a line that was cut short
         missing = [path.stem for path in self.runs.glob("*.json") if _digest(path.read_bytes()) not in logged]
         if missing:
             append_runs(self.log, sorted(map(self.get, missing), key=lambda run: (run.created, run.key)))
 
     def migrate(self) -> None:
-        """Write records of an older format in the present one, under their present keys; plans and the log, too.
+        """Write records of an older format in the current format, under their current keys; plans and the log, too.
 
-        A folder without such records is left as it is. If two older records get one key, the one that was made later
-        is kept. A planned record that was not made yet is left out of the plan: the next call of the suite plans it
-        again.
+        A folder without such records is not changed. If two older records get the same key, the later one is kept. A
+        planned record that does not exist yet is left out of the plan: the next call of the suite plans it again.
 
         Raises:
             DataError: if a file is no record or no plan; says which.
@@ -95,12 +94,12 @@ class RecordFolder:
             plan.with_keys(keys).save(self.folder)
         if self.log.is_file():
             write_atomically(self.log, "".join(f"{run.model_dump_json()}\n" for run in read_runs(self.log)))
-        # Last, so that a call that was interrupted starts again from the older records.
+        # Last, so that the next call after an interruption starts from the older records.
         for path in older:
             path.unlink()
 
     def read(self) -> list[Run]:
-        """All runs, those done first first.
+        """All runs, oldest first.
 
         Raises:
             DataError: if a file is no record; says which.
@@ -110,10 +109,10 @@ class RecordFolder:
         )
 
     def get(self, key: str) -> Run:
-        """One run; the key of a run that is stored in an older format is not that of its file.
+        """One run. The key of a run that is stored in an older format differs from the name of its file.
 
         Raises:
-            DataError: if it is not there, or the file is no record, or one of another key.
+            DataError: if the file does not exist, is no record, or holds a record with another key.
         """
         path = self.runs / f"{key}.json"
         try:

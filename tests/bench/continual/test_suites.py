@@ -111,7 +111,7 @@ def test_orders_say_what_the_seed_changes():
 def test_a_named_order_puts_those_that_are_there_in_line():
     mine = Order(name="mine", data=["c", "b", "a"])
     assert [name for name, _, _ in order_tasks({"a": ["p"], "c": ["q"]}, StreamRules(), mine, 1)] == ["c", "a"]
-    with pytest.raises(InputError, match="the order 'mine' does not say when d comes; it has: c, b, a.*--order given"):
+    with pytest.raises(InputError, match="the order 'mine' lacks d; it has: c, b, a.*--order given"):
         order_tasks({"d": ["p"]}, StreamRules(), mine, 1)
 
 

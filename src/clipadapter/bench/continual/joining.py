@@ -1,4 +1,4 @@
-"""Several data sets as one: features below each other, and one class text over the names of all."""
+"""Joins the data sets of a stream: their features in one matrix, and one class text over all class names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class DataSetFeatures:
     """A data set of a stream.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         support: features that shots are drawn from.
         test: test part.
         text: text of its classes.
-        rows: (n,) what row of the data set each row of the support is.
-        n_rows: how many rows the data set has.
+        rows: (n,) for each row of the support, its row in the data set.
+        n_rows: number of rows of the data set.
         draws: drawn rows of the data set by (shots, seed).
     """
 
@@ -46,8 +46,8 @@ class JoinedDataSets:
 
     Args:
         bundle: a test part for each data set.
-        classes: labels of each data set, as the bundle calls them.
-        draws: drawn rows of each data set, as the bundle counts them, by (shots, seed).
+        classes: labels of each data set, as in the bundle.
+        draws: drawn rows of each data set by (shots, seed), as rows of the joined data set.
     """
 
     bundle: Bundle
@@ -56,14 +56,14 @@ class JoinedDataSets:
 
 
 def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:
-    """Make one of several data sets.
+    """Join several data sets.
 
     Args:
-        data_sets: the data sets; rows of the whole are counted through in this order.
+        data_sets: the data sets; rows of the joined data set are numbered in this order.
         same_names: see `orders.StreamRules`.
 
     Raises:
-        InputError: if two data sets have one name, or their features come from different encoders.
+        InputError: if two data sets have the same name, or their features come from different encoders.
     """
     names = [data_set.name for data_set in data_sets]
     if len(set(names)) < len(names):
@@ -90,7 +90,7 @@ def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["sh
 
 
 def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
-    """Rows of several sets below each other.
+    """Concatenate the rows of several sets.
 
     Raises:
         InputError: if they come from different encoders, or differ in width, views or crop scale.
@@ -121,7 +121,7 @@ def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
 
 
 def _renamed(data_set: DataSetFeatures, shared_labels: set[str], same_names: str) -> DataSetFeatures:
-    """The data set with its name behind those labels that others have too."""
+    """The data set; its name follows those of its labels that other data sets have, too."""
     if same_names == "share" or not shared_labels & set(data_set.text.labels):
         return data_set
     new_labels = {
@@ -138,7 +138,7 @@ def _renamed(data_set: DataSetFeatures, shared_labels: set[str], same_names: str
 
 
 def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:
-    """Text of the classes of all; a class that several have gets the mean of its unit vectors."""
+    """Text of all classes; a class of several data sets gets the mean of its unit vectors."""
     rows_by_label: dict[str, list[NDArray[np.float32]]] = {}
     for text in texts:
         for label, row in zip(text.labels, text.embeddings, strict=True):

@@ -1,12 +1,12 @@
-"""Streams: tasks come one after the other, and after each of them all are measured.
+"""Streams: heads learn tasks one after the other, and all tasks are measured after each.
 
-MTIL (ZSCL, https://arxiv.org/abs/2303.06628) says of a test picture which task it is of, X-TAIL (RAIL,
-https://arxiv.org/abs/2406.18868) does not: then an answer is among the classes of all tasks. Class text of all tasks is
-there from the start in both, as it is for a model that reads class names.
+In MTIL (ZSCL, https://arxiv.org/abs/2303.06628) the task of a test picture is known. In X-TAIL (RAIL,
+https://arxiv.org/abs/2406.18868) it is not, so a head predicts among the classes of all tasks. Both give the class text
+of all tasks from the start.
 
-A head that can (`heads.IncrementalHead`) goes on from what it learned and gets the shots of the new task alone. Every
-other one is fitted anew to all shots so far, which needs the features of all of them: "joint". Test parts are opened by
-`score` after each fit; what was measured goes back to no head.
+A `heads.IncrementalHead` continues from its state and gets only the shots of the new task. Every other head is fitted
+again to the shots of all tasks so far, which needs their features: "joint". `score` opens the test parts after each
+fit; no head gets what was measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from clipadapter.heads import Head, IncrementalHead, TextFeatures, create_head
 
 Mode = Literal["stream", "joint"]
 HEAD_WITHOUT_SHOTS = "zero-shot"
-"""Learns nothing, so that it needs no features of shots to go on."""
+"""It learns nothing, so it needs no stored features of shots."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,9 @@ class StreamTask:
     """A task of `stream`.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         support: features that its shots are drawn from.
-        test: features that it is measured on.
+        test: features of its test pictures.
     """
 
     name: str
@@ -64,28 +64,27 @@ def stream(
     records: str | Path | None = None,
     progress: bool = False,
 ) -> list[Run]:
-    """Let heads learn tasks one after the other, on features that are there, and measure all tasks after each.
+    """Let heads learn tasks one after the other, from given features, and measure all tasks after each.
 
     Args:
-        heads: by the name that tables show; they stay unfitted. A head that has a parameter ``seed`` gets the seed.
+        heads: by their name in tables; they stay unfitted. A head that has a parameter ``seed`` gets the seed.
         tasks: in the order in which they are learned. A class may be in several.
         text: of the classes of all tasks.
-        task_known: answers are among the classes of the picture's own task; else among all classes.
-        joint: names of heads that are fitted anew to all shots so far though they could go on; those that can't are
-            in any case.
-        shots: shots a class; None takes all rows.
+        task_known: heads predict among the classes of the picture's task; else among all classes.
+        joint: names of incremental heads that are fitted again to all shots so far; other heads always are.
+        shots: shots per class; None takes all rows.
         seeds: of the draws.
-        records: JSONL file; a run that stands in it is taken from there, a new one is appended as soon as it is done.
+        records: JSONL file. Its runs are not made again; a new run is appended as soon as it is finished.
         progress: show a bar on stderr.
 
     Returns:
         A record for each seed and head, in this order. ``run.continual.accuracy`` is the matrix (row t: after task t),
-        ``run.continual.metrics`` has Transfer, Average, Last, forgetting and forward transfer. The
-        record of a head that failed says why in ``run.error``, and has no ``run.continual``.
+        ``run.continual.metrics`` has Transfer, Average, Last, forgetting and forward transfer. The record of a head
+        that failed has the reason in ``run.error``, and no ``run.continual``.
 
     Raises:
-        InputError: if there is nothing to run, two tasks have one name, labels or widths do not go together, or a head
-            has no place in a stream.
+        InputError: if there is nothing to run, two tasks have the same name, labels or widths do not match, or a head
+            can't learn a stream.
         DataError: if the file of records is damaged.
 
     >>> from clipadapter.heads.zero_shot import ZeroShot
@@ -150,17 +149,17 @@ def _drawn(
 
 
 def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
-    """How a head learns a stream: as asked, else as it can.
+    """How a head learns a stream: as requested, else incrementally if it can.
 
-    A head may have a parameter ``stream``, which says whether it keeps what it goes on from.
+    A head may have a parameter ``stream``, which says whether it keeps the state for further tasks.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
         head: unfitted.
-        requested: by the suite.
+        requested: the mode that the suite names.
 
     Raises:
-        InputError: if it is asked to go on but can't.
+        InputError: if "stream" is requested and the head can't continue.
     """
     can_continue = isinstance(head, IncrementalHead) and head.get_params(deep=False).get("stream", True)
     if requested == "stream" and not can_continue:
@@ -169,23 +168,23 @@ def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
             if isinstance(head, IncrementalHead)
             else 'leave mode out, or say mode = "joint"'
         )
-        raise InputError(f"{name} can't go on from what it learned: {hint}")
+        raise InputError(f"{name} can't continue from what it learned: {hint}")
     return requested or ("stream" if can_continue else "joint")
 
 
 def check_learner(name: str, cls: type[Head]) -> None:
-    """Refuse a head that has no place in a stream.
+    """Refuse a head that can't learn a stream.
 
     Raises:
-        InputError: if it sees the test pictures as a whole, or tunes the encoder.
+        InputError: if it is transductive, or tunes the encoder.
     """
     if cls.transductive or cls.tunes_encoder:
         why = "looks at the test pictures as a whole" if cls.transductive else "tunes the encoder"
-        raise InputError(f"{name} {why}: it has no place in a stream of tasks; leave it out")
+        raise InputError(f"{name} {why}, which no stream of tasks allows: leave it out")
 
 
 def plan_stream(bundle: Bundle, inputs: FitInputs, plan: Stream) -> Run:
-    """The record of a stream before it is made.
+    """The record of a stream before its fits.
 
     Args:
         bundle: features and class text.
@@ -212,7 +211,7 @@ def plan_stream(bundle: Bundle, inputs: FitInputs, plan: Stream) -> Run:
 def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     """Learn the tasks of a planned run one after the other, and measure all of them after each.
 
-    A head that fails gives a record that says why, and after which task.
+    If a head fails, the record has the reason, and after how many tasks it failed.
 
     Args:
         bundle: features and class text.
@@ -244,7 +243,7 @@ def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
             )
             n_stored = count_stored_numbers(learner) + features
             steps.append(Step(seconds=seconds, size=n_stored, metrics=[task_score.metrics for task_score in scores]))
-    except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
+    except Exception as error:  # of any head, also of plug-ins: the other heads must still run
         failed_run = record_failure(run, error)
         progress = f" (after {len(steps)} of {len(plan.tasks)} tasks)"
         return failed_run.model_copy(update={"error": f"{failed_run.error}{progress}"})
@@ -264,7 +263,7 @@ def _mean(step: Step, name: str) -> float:
 
 
 def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint: bool) -> Head:
-    """The head after the last of these tasks."""
+    """The head, fitted to the last of these tasks."""
     if joint:
         X = np.concatenate([own.X for own in shots])
         return clone(learner).fit(X, [label for own in shots for label in own.y], text=text)
@@ -284,7 +283,7 @@ def _tested(bundle: Bundle, task: Task) -> FeatureSet:
 def _zero_shot(
     bundle: Bundle, shots: FeatureSet, tests: Sequence[FeatureSet], among: Sequence[Sequence[str] | None]
 ) -> list[float] | None:
-    """What class text alone knows of each task."""
+    """Zero-shot accuracy on each task; None if a class has no text."""
     if bundle.text.absent:
         return None
     width = bundle.text.embeddings.shape[1]

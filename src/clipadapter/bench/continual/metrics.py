@@ -1,9 +1,9 @@
-"""Figures of continual learning: how well tasks are known before, while and after they are learned one by one.
+"""Metrics of continual learning: accuracy on tasks before, while and after they are learned one by one.
 
 Transfer, Average and Last as Zheng et al. define them (ZSCL, ICCV 2023, https://arxiv.org/abs/2303.06628), forgetting
 after Chaudhry et al. (ECCV 2018, https://arxiv.org/abs/1801.10112), forward transfer after Lopez-Paz and Ranzato (GEM,
-NeurIPS 2017, https://arxiv.org/abs/1706.08840): their model begins at random weights, one that reads class text at
-zero-shot.
+NeurIPS 2017, https://arxiv.org/abs/1706.08840). Their model starts from random weights; a model that reads class text
+starts from zero-shot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipadapter.errors import InputError
 
 @dataclass(frozen=True)
 class ContinualMetrics:
-    """Figures of T tasks, in the unit of the accuracies that they come from.
+    """Metrics of T tasks, in the unit of the accuracies.
 
     Args:
         transfer_per_task: T - 1 values for tasks 1 to T - 1: mean accuracy on the task before it is learned. Task 0
@@ -29,8 +29,8 @@ class ContinualMetrics:
         forgetting_per_task: T - 1 values for tasks 0 to T - 2: best accuracy on the task since it was learned, the end
             left out, minus that at the end; negative if later tasks helped. The last task has none.
         forward_transfer_per_task: T - 1 values for tasks 1 to T - 1: accuracy on the task just before it is learned,
-            minus that before anything was learned; negative if earlier tasks harmed what was known of it. Task 0 has
-            none. None if it is not known what was known at first.
+            minus that before anything was learned; negative if earlier tasks harmed it. Task 0 has none. None if the
+            accuracy before the first task is unknown.
     """
 
     transfer_per_task: tuple[float, ...]
@@ -61,18 +61,18 @@ class ContinualMetrics:
 
     @property
     def forward_transfer(self) -> float | None:
-        """Mean over the tasks that have it; None for a single task, or if it is not known."""
+        """Mean over the tasks that have it; None for a single task, or if it is unknown."""
         return _mean(self.forward_transfer_per_task or ())
 
 
 def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> ContinualMetrics:
     """Transfer, Average, Last, forgetting and forward transfer.
 
-    Cells count by their place. RAIL's released code takes an accuracy of exactly 0 for a missing cell instead, so its
-    Transfer differs where a task is got wholly wrong.
+    Cells are counted by their position. RAIL's released code treats an accuracy of exactly 0 as a missing cell, so its
+    Transfer differs if every prediction for a task is wrong.
 
     Args:
-        accuracy: (T, T), row t, column i: accuracy on task i after task t was learned. Tasks stand in the order in
+        accuracy: (T, T), row t, column i: accuracy on task i after task t was learned. Tasks are in the order in
             which they are learned.
         before: (T,) accuracy on each task before anything was learned, such as that of zero-shot; without it there is
             no forward transfer.
@@ -126,9 +126,9 @@ def _row(before: ArrayLike, n: int) -> NDArray[np.float64]:
     try:
         first = np.asarray(before, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the accuracies before the first task are no numbers: {error}; give one a task") from error
+        raise InputError(f"the accuracies before the first task are no numbers: {error}; give one per task") from error
     if first.shape != (n,) or not np.isfinite(first).all():
-        raise InputError(f"the accuracies before the first task must be {n} finite numbers, one a task")
+        raise InputError(f"the accuracies before the first task must be {n} finite numbers, one per task")
     return first
 
 

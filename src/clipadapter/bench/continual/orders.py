@@ -1,4 +1,4 @@
-"""Which tasks a stream has, and in which order they come."""
+"""The tasks of a stream, and their order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Order(Part):
     """An order of tasks.
 
     Args:
-        name: what tables call it.
-        data: data sets in their order; the order in which they were given, if it names none.
-        shuffle: "none"; "classes": which classes of a data set come first is drawn by the seed, the order of the data
-            sets stays; "all": tasks come in an order that is drawn by the seed as well.
+        name: its name in tables.
+        data: data sets in their order; empty for the order in which the user named them.
+        shuffle: "none"; "classes": the seed shuffles the classes within each data set, and the order of the data sets
+            stays; "all": the seed shuffles the tasks, too.
     """
 
     name: str
@@ -32,21 +32,21 @@ ORDERS = {
     "classes": Order(name="classes by seed", shuffle="classes"),
     "seed": Order(name="by seed", shuffle="all"),
 }
-"""Orders that suit any data sets."""
+"""Orders for any data sets."""
 
 
 class StreamRules(Part):
-    """How data sets become a stream of tasks, and what is asked in the end.
+    """How data sets become a stream of tasks, and among which classes heads predict.
 
     Args:
-        task_known: answers are among the classes of the picture's own task (MTIL); else among those of all tasks
+        task_known: heads predict among the classes of the picture's task (MTIL); else among those of all tasks
             (X-TAIL).
-        classes_per_task: a data set is divided into tasks of about so many classes, as even as can be; 0 makes each
-            data set one task.
-        orders: of the tasks; a stream for each.
-        same_names: what becomes of a name that classes of several data sets have. "share": they are one class, learned
-            from the shots of all, its text the mean of theirs; "apart": each stays a class of its own, called
-            "NAME (DATA SET)".
+        classes_per_task: about how many classes a task has; each data set is divided as evenly as possible. 0 makes
+            each data set one task.
+        orders: of the tasks; there is a stream for each.
+        same_names: how classes of several data sets with the same name are treated. "share": they are one class,
+            learned from the shots of all, and its text is the mean of theirs; "apart": each is a separate class,
+            called "NAME (DATA SET)".
     """
 
     task_known: bool = False
@@ -55,12 +55,12 @@ class StreamRules(Part):
     same_names: Literal["share", "apart"] = "share"
 
     def title(self, order: Order) -> str:
-        """What tables call the stream of an order."""
+        """The name of a stream in tables. Plans store it, so it must not change."""
         return order.name + (f", about {self.classes_per_task} classes a task" if self.classes_per_task else "")
 
 
 def count_tasks(classes: int, classes_per_task: int) -> int:
-    """Into how many tasks a data set is divided.
+    """The number of tasks that a data set is divided into.
 
     >>> count_tasks(101, 20), count_tasks(3, 20), count_tasks(101, 0)
     (5, 1, 1)
@@ -74,13 +74,13 @@ def order_tasks(
     """The tasks of a stream: (name, data set, classes).
 
     Args:
-        sets: classes by data set, in the order in which they were given.
+        sets: classes by data set, in the order in which the user named them.
         rules: how they are divided.
-        order: how they come.
-        seed: of orders that are drawn.
+        order: of the tasks.
+        seed: of the shuffles.
 
     Raises:
-        InputError: if the order does not say where a data set comes.
+        InputError: if the order lacks a data set.
 
     >>> rules = StreamRules(classes_per_task=2)
     >>> sets = {"pets": ["ant", "cat", "cow", "dog"], "cars": ["bus", "van"]}
@@ -111,7 +111,7 @@ def _in_order(names: Sequence[str], order: Order) -> list[str]:
     unordered = [name for name in names if name not in order.data]
     if unordered:
         raise InputError(
-            f"the order '{order.name}' does not say when {', '.join(unordered)} comes; it has: "
-            f"{', '.join(order.data)}. With --order given the data sets come as you name them"
+            f"the order '{order.name}' lacks {', '.join(unordered)}; it has: {', '.join(order.data)}. "
+            "With --order given the data sets come in the order in which you name them"
         )
     return [name for name in order.data if name in names]

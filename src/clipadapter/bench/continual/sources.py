@@ -1,4 +1,4 @@
-"""From the data sets that a person names to the features of a stream, and to its fits."""
+"""From the data sets that a user names to the features of a stream, and to its fits."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from clipadapter.features import FeatureSet
 def build_joined_data_sets(
     suite: Suite, sources: Sequence[Source | str], model: FewShotClassifier | None, prompts: Prompts
 ) -> JoinedDataSets:
-    """The features of a stream: of all test pictures, and of those training pictures that some draw takes.
+    """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
 
-    Of a data set that is not divided every second picture of a class is a test picture.
+    If a data set is not divided, every second picture of a class is a test picture.
 
     Args:
         suite: of protocol "stream".
         sources: data sets; a text is ``features:FOLDER``.
         model: makes features and class text; None if all are features.
-        prompts: how.
+        prompts: how the class text is made.
 
     Raises:
-        InputError: if data sets have one name, or their features come from different encoders.
+        InputError: if data sets have the same name, or their features come from different encoders.
         DataError: if no picture can be read.
     """
     data_sets = []
@@ -65,7 +65,7 @@ def build_joined_data_sets(
 
 
 def stream_name(sources: Sequence[Source | str]) -> str:
-    """What tables call the data sets of a stream.
+    """The name of the data sets of a stream in tables.
 
     >>> stream_name(["features:sets/pets", "features:sets/cars"])
     'pets + cars'
@@ -102,7 +102,7 @@ def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
 
 
 def _every_second(features: FeatureSet) -> np.ndarray:
-    """(n,) whether a row is the second, fourth ... of its class."""
+    """(n,) whether a row is the second, fourth, sixth ... of its class."""
     counts: dict[str, int] = {}
     is_second = []
     for label in features.y:
@@ -112,12 +112,12 @@ def _every_second(features: FeatureSet) -> np.ndarray:
 
 
 def plan_stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterator[PlannedFit]:
-    """Every stream of a suite on some features, with the key of the record that it will give and the order's name.
+    """Every stream of a suite on some features, with the key of its record and the name of its order.
 
     Args:
         suite: of protocol "stream".
         union: the features.
-        folder: where they are stored.
+        folder: in which they are stored.
     """
     heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
     for n in suite.shots:
@@ -147,7 +147,7 @@ def plan_tasks(
     """The tasks of one stream, and the drawn rows in their order.
 
     Raises:
-        InputError: if the order does not say where a data set comes.
+        InputError: if the order lacks a data set.
         DataError: if a task has no shot or no test picture.
     """
     rows: list[int] = []
@@ -169,27 +169,27 @@ def _labels(bundle: Bundle, rows: Sequence[int]) -> list[tuple[int, str]]:
 
 
 def missing_data_message(suite_name: str, missing: Sequence[str], available: Sequence[str]) -> str:
-    """What to do if data sets of a stream are not on disk.
+    """The message on data sets of a stream that are not on disk.
 
     Args:
         suite_name: of the suite.
         missing: their names.
-        available: names of those that are there.
+        available: names of the other data sets.
 
     >>> print(missing_data_message("x-tail", ["dtd", "mnist"], ["food101"]))
     2 of the 3 data sets of this stream are not on disk: dtd, mnist.
-    What to put where: clipadapter bench run x-tail --dry-run.
-    A stream of those that are there: clipadapter bench run x-tail --data food101
+    See where to put them: clipadapter bench run x-tail --dry-run.
+    A stream of the others: clipadapter bench run x-tail --data food101
     """
     alternative = (
-        f"A stream of those that are there: clipadapter bench run {suite_name} {_options(available)}"
+        f"A stream of the others: clipadapter bench run {suite_name} {_options(available)}"
         if available
-        else "Folders of pictures of your own do as well: "
+        else "A stream of your own folders of pictures: "
         f"clipadapter bench run {suite_name} {_options(['FIRST', 'SECOND'])} --order given"
     )
     return (
         f"{len(missing)} of the {len(missing) + len(available)} data sets of this stream are not on disk: "
-        f"{', '.join(missing)}. What to put where: clipadapter bench run {suite_name} --dry-run. {alternative}"
+        f"{', '.join(missing)}. See where to put them: clipadapter bench run {suite_name} --dry-run. {alternative}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of streams over their seeds: no record is opened here, and no report written."""
+"""Metrics of streams over their seeds, and their table in plain text."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CONTINUAL_METRICS = {
     "forgetting": "forgetting",
     "forward_transfer": "forward transfer",
 }
-"""Figures of a stream and their names in tables."""
+"""Metrics of a stream and their titles in tables."""
 LOWER_IS_BETTER = "forgetting"
 METRIC_DEFINITIONS = (
-    "Transfer: accuracy on a task before it was learned, a mean over all earlier moments.",
+    "Transfer: accuracy on a task before it was learned, averaged over all earlier steps.",
     "Average: accuracy on a task over the whole stream, before and after it was learned.",
     "Last: accuracy on a task after the last one was learned.",
     "Forgetting: best accuracy on a task since it was learned, minus that at the end.",
     "Forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
 )
-"""What the figures are, each then a mean over the tasks that have it."""
-JOINT_DEFINITION = "Joint: fitted anew to the shots of all tasks so far, whose features must all be kept."
+"""Definitions of the metrics; each is then averaged over the tasks that have it."""
+JOINT_DEFINITION = "Joint: fitted again to the shots of all tasks so far, whose features must all be stored."
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +39,9 @@ class HeadRuns:
     """A head in a stream, over the seeds.
 
     Args:
-        label: what tables call it.
+        label: its name in tables.
         runs: by rising seed, failed ones too.
-        missing: how many are planned, but not run yet.
+        missing: how many planned runs do not exist yet.
     """
 
     label: str
@@ -50,12 +50,12 @@ class HeadRuns:
 
     @cached_property
     def results(self) -> list[ContinualResult]:
-        """Those of the runs that did not fail."""
+        """Results of the runs that did not fail."""
         return [run.continual for run in self.runs if run.continual is not None]
 
     @property
     def learns(self) -> str:
-        """How, in a word or three: "task by task", "joint", or "nothing"."""
+        """How the head learns: "task by task", "joint", or "nothing"."""
         streams = [run.stream for run in self.runs if run.stream is not None]
         if not streams:
             return "-"
@@ -87,7 +87,7 @@ class HeadRuns:
 
     @property
     def matrix(self) -> NDArray[np.float64]:
-        """(T, T) mean accuracy over the seeds: row t, column i is that on the i-th task after t tasks more than one."""
+        """(T, T) mean accuracy over the seeds: row t, column i is the accuracy on task i after task t, from 0."""
         return np.mean([result.accuracy for result in self.results], axis=0)
 
     def after_each(self, field: str) -> list[Cell]:
@@ -120,7 +120,7 @@ def group_by_head(runs: Sequence[Run]) -> list[HeadRuns]:
 
 
 def best_heads(heads: Sequence[HeadRuns], figure: str) -> set[int]:
-    """Positions of those whose printed mean is best; joint ones keep all shots, and are left out beside others."""
+    """Positions of the heads whose printed mean is best. Joint heads are left out: they keep all shots."""
     printed = {
         i: float(format_metric(head.cell(figure).mean, "accuracy"))
         for i, head in enumerate(heads)
@@ -152,8 +152,8 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     """Transfer, Average, Last, forgetting and forward transfer of each head, as plain text.
 
     Args:
-        runs: records of one stream, as `stream` gives them: several heads, several seeds.
-        notes: say below what the figures are.
+        runs: records of one stream, as `stream` returns them: several heads, several seeds.
+        notes: whether definitions of the metrics follow the table.
 
     Raises:
         InputError: if there are no records, or none is of a stream.

@@ -1,4 +1,4 @@
-"""Where fits are made: on this machine, or on a cluster. A launcher carries tasks; it knows nothing of heads."""
+"""Launchers run fits on this machine or on a cluster. They pass texts, and do not depend on heads."""
 
 from clipadapter.bench.launchers.base import (
     Job,

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from clipadapter.registry import Registry
 
 MAX_ATTEMPTS = 3
-"""How often a task is given out whose worker dies."""
+"""How often a job is tried whose worker dies."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One task and what it is known by.
+    """One task of a launcher.
 
     Args:
-        number: its place in the plan.
-        task: what the function gets: JSON.
+        number: its position in the plan.
+        task: the argument of the function, as JSON.
     """
 
     number: int
@@ -27,12 +27,12 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a job.
+    """The result of a job.
 
     Args:
-        job: it.
+        job: the job.
         result: what the function returned; None if every worker that tried it died.
-        error: why there is no result.
+        error: the reason if there is no result.
     """
 
     job: Job
@@ -41,10 +41,10 @@ class JobResult:
 
 
 class Launcher(ABC):
-    """Runs one function on many tasks, in any order, and outlives a worker's death.
+    """Runs one function on many tasks, in any order. It survives the death of a worker.
 
     Args:
-        workers: how many at once; None for as many as fit.
+        workers: number of workers; None for as many as cores and memory allow.
         memory: bytes that one worker needs.
     """
 
@@ -54,11 +54,11 @@ class Launcher(ABC):
 
     @abstractmethod
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
-        """Outcomes as they come; closing the iterator stops the work.
+        """Yield results as they are finished; closing the iterator stops the work.
 
         Args:
-            function: importable by its name; text in, texts out.
-            jobs: what to do.
+            function: importable by its name; it takes a text and returns texts.
+            jobs: the jobs.
         """
 
 

@@ -1,4 +1,4 @@
-"""Fits in processes on this machine, as many as its memory and cores allow."""
+"""Runs fits in processes on this machine, as many as memory and cores allow."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from clipadapter.bench.worker import set_threads
 from clipadapter.parallel import count_cores
 
 PROCESS_BYTES = 700 << 20
-"""Bytes that Python, torch and a fit of usual size take, beside the features."""
+"""Bytes of Python, torch and a fit of usual size, besides the features."""
 MEMORY_FRACTION = 0.8
-"""Of the free memory."""
+"""How much of the free memory is used."""
 
 
 @register_launcher("local")
 class Local(Launcher):
-    """Processes on this machine; one worker is this process itself.
+    """Runs fits in processes on this machine. A single worker is this process.
 
     >>> list(Local(workers=1).run(lambda text: [text.upper()], [Job(0, "a")]))
     [JobResult(job=Job(number=0, task='a'), result=['A'], error=None)]
@@ -42,7 +42,7 @@ class Local(Launcher):
             yield JobResult(job, function(job.task))
 
     def count_workers(self, jobs: int) -> int:
-        """How many workers there will be: what was asked for, but no more than jobs, cores and memory allow."""
+        """The number of workers: as requested, or as many as jobs, cores and memory allow."""
         count = min(self.workers or count_cores(), max(jobs, 1))
         if self.workers is not None:
             return count
@@ -50,7 +50,7 @@ class Local(Launcher):
 
 
 def free_memory() -> int:
-    """Bytes of memory that are free; a guess of 4 GB where the system does not tell."""
+    """Bytes of free memory; 4 GB if the system does not report it."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -63,13 +63,14 @@ def free_memory() -> int:
 def _pool(
     function: Callable[[str], list[str]], jobs: Sequence[Job], workers: int, threads: int
 ) -> Generator[JobResult, None, None]:
-    """Processes that are started anew when one of them died; a job whose worker died is given out again."""
+    """Run jobs in a pool of processes. The pool is started again if a worker dies, and its jobs are tried again."""
     queue, tries = deque(jobs), Counter[int]()
 
     def can_submit() -> bool:
-        """Whether the next job may be given out; no more are than are worked on, so that a death is held against few.
+        """Whether the next job may be submitted.
 
-        The last attempt is made alone: one that dies always must not take others with it three times.
+        At most one job per worker is submitted: if a worker dies, each submitted job counts a failed attempt. The last
+        attempt of a job is made alone, so that a job whose worker always dies does not fail others three times.
         """
         if any(tries[job.number] == MAX_ATTEMPTS - 1 for job in (queue[0], *running.values())):
             return not running
@@ -83,7 +84,7 @@ def _pool(
         results: list[JobResult] = []
         try:
             while queue or running or results:
-                # Before what ended is told: to write it down takes a while, in which the workers go on.
+                # Before results are yielded: the caller writes them, and the workers continue meanwhile.
                 while queue and can_submit():
                     job = queue.popleft()
                     running[pool.submit(function, job.task)] = job
@@ -97,14 +98,14 @@ def _pool(
             yield from [*results, *_requeue([job, *running.values()], queue, tries)]
         finally:
             if queue or running:
-                parent_end.close()  # workers leave at once, in the middle of a fit too
+                parent_end.close()  # workers exit at once, also during a fit
             pool.shutdown(cancel_futures=True)
             parent_end.close()
             worker_end.close()
 
 
 def _requeue(jobs: Sequence[Job], queue: deque[Job], tries: Counter[int]) -> list[JobResult]:
-    """Put jobs whose worker died back into the queue; those that were tried often enough have come to their end."""
+    """Put jobs whose worker died back into the queue; return the failure of those that were tried often enough."""
     failures = []
     for job in jobs:
         tries[job.number] += 1
@@ -116,10 +117,10 @@ def _requeue(jobs: Sequence[Job], queue: deque[Job], tries: Counter[int]) -> lis
 
 
 def _init_worker(threads: int, worker_end: Connection) -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and without a parent there is nothing to do.
+    """Prepare a worker process: only the parent handles Ctrl-C, and a worker without a parent exits.
 
     Args:
-        threads: how many to compute on.
+        threads: number of threads to compute with.
         worker_end: a pipe whose other end only the parent has. It ends when the parent closes it, or dies. An event
             is no alternative: one that a killed process waits for can never be set again.
     """
@@ -132,6 +133,6 @@ def _init_worker(threads: int, worker_end: Connection) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    # After all else that is done at the end: to unload torch would take a second more, for nothing.
+    # Last of all finalizers: unloading torch would take another second.
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
     set_threads(threads)

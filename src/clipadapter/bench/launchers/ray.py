@@ -1,7 +1,7 @@
-"""Fits on a Ray cluster, or on a Ray of this machine alone.
+"""Runs fits on a Ray cluster, or on Ray on this machine.
 
-Features reach nodes that do not share the file system through Ray's object store: once a bundle, asked for by the nodes
-that lack it.
+Nodes that do not share the file system get features through Ray's object store. Each bundle is stored once, and nodes
+without it fetch it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from clipadapter.errors import InputError, require
 from clipadapter.features.cluster import connect_ray
 
 QUEUED_TASKS_PER_CORE = 2
-"""Tasks given out for each core of the cluster, so that no core waits and an autoscaler sees what is wanted."""
+"""Tasks submitted per core of the cluster, so that no core waits and an autoscaler sees the demand."""
 THREADS_PER_FIT = 1
-"""Cores of a fit: many fits side by side use a cluster better than a few that spread out."""
+"""Cores per fit: many parallel fits use a cluster better than a few fits with many threads."""
 
 
 @register_launcher("ray")
 class Ray(Launcher):
-    """Tasks of Ray, one core each: on the cluster that RAY_ADDRESS names, else on this machine.
+    """Runs fits as tasks of Ray, one core each: on the cluster that RAY_ADDRESS names, else on this machine.
 
-    Every node needs this package in the same version. What a node lacks of the features goes to its user's cache
-    folder, below ``bundles``.
+    Every node needs this package in the same version. Features that a node lacks are stored in the cache folder of its
+    user, below ``bundles``.
     """
 
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
@@ -54,8 +54,8 @@ class Ray(Launcher):
 def _tasks(
     ray: Any, launcher: Launcher, function: Callable[[str], list[str]], jobs: Sequence[Job], travel: bool
 ) -> Generator[JobResult, None, None]:
-    """Give tasks out, a few ahead of the cores, and take what comes; a job whose worker or node died goes out again."""
-    # Ray's own retries are off: it retries without end what is killed for want of memory.
+    """Submit more tasks than there are cores, and yield results. A job whose worker died is submitted again."""
+    # Ray's own retries are off: it never stops to retry tasks that are killed because memory ran out.
     perform = ray.remote(num_cpus=THREADS_PER_FIT, max_retries=0, memory=launcher.memory or None)(_perform)
     queue, tries = deque(jobs), Counter[int]()
     running: dict[Any, Job] = {}
@@ -83,12 +83,12 @@ def _tasks(
                     continue
                 yield JobResult(job, result)
     finally:
-        for unfinished in running if ray.is_initialized() else ():  # else Ray begins anew, only to cancel
+        for unfinished in running if ray.is_initialized() else ():  # else Ray would start again, only to cancel
             ray.cancel(unfinished, force=True)
 
 
 def _cause(error: Any) -> BaseException:
-    """What went wrong in the task itself."""
+    """The exception of the task itself."""
     cause: BaseException = error.cause
     if isinstance(cause, ModuleNotFoundError):
         return InputError(
@@ -98,7 +98,7 @@ def _cause(error: Any) -> BaseException:
 
 
 def get_bundle_folder(task: str) -> Path | None:
-    """The bundle's folder that a task names; None if the task is none of the bench's."""
+    """The folder of the bundle that a task names; None for a task that is no `FitSpec`."""
     try:
         return Path(FitSpec.model_validate_json(task).bundle)
     except ValidationError:
@@ -106,9 +106,9 @@ def get_bundle_folder(task: str) -> Path | None:
 
 
 def _parcel(ray: Any, task: str, parcels: dict[str, list[Any]]) -> list[Any]:
-    """References to a bundle's two files in the object store, put there when it is met first.
+    """References to the two files of a bundle in the object store, where the first call stores them.
 
-    They travel in a list, so that Ray does not unpack them where nobody asks for them.
+    They are passed in a list, so that Ray does not fetch the files on nodes that have them.
     """
     folder = get_bundle_folder(task)
     if folder is None:
@@ -119,7 +119,7 @@ def _parcel(ray: Any, task: str, parcels: dict[str, list[Any]]) -> list[Any]:
 
 
 def _perform(function: Callable[[str], list[str]], task: str, parcel: list[Any]) -> list[str]:
-    """In a worker of Ray: make sure that the features are there, then call the function."""
+    """In a worker of Ray: fetch the features if the node lacks them, then call the function."""
     set_threads(THREADS_PER_FIT)
     folder = get_bundle_folder(task)
     if folder is not None and parcel and not (folder / FACTS_FILE).is_file():
@@ -130,11 +130,11 @@ def _perform(function: Callable[[str], list[str]], task: str, parcel: list[Any])
 
 
 def unpack_bundle(name: str, fetch: Callable[[], Sequence[bytes]]) -> Path:
-    """A bundle in this node's cache, whole or not at all; several workers may unpack one at once.
+    """Write a bundle to the cache of this node, completely or not at all. Several workers may do so at the same time.
 
     Args:
-        name: of the bundle's folder, which stands for all that is in it.
-        fetch: gives the bytes of its two files; called if they are not there yet.
+        name: of the bundle's folder, a hash of its contents.
+        fetch: returns the bytes of its two files; called if they are not in the cache.
     """
     folder = default_cache_dir() / "bundles" / Path(name).name
     if (folder / FACTS_FILE).is_file():
@@ -146,7 +146,7 @@ def unpack_bundle(name: str, fetch: Callable[[], Sequence[bytes]]) -> Path:
             (fresh / file).write_bytes(data)
         fresh.replace(folder)
     except OSError:
-        if not (folder / FACTS_FILE).is_file():  # another worker may have been faster
+        if not (folder / FACTS_FILE).is_file():  # another worker may have written it first
             raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

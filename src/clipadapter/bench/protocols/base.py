@@ -91,23 +91,23 @@ NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their t
 
 
 class Protocol:
-    """How the data sets of a suite become fits and test parts. A member overrides what it does otherwise."""
+    """How the data sets of a suite become fits and test parts. A protocol overrides what differs from few-shot."""
 
     test_kinds: ClassVar[Mapping[str, str]] = {}
-    """What reports say of each value of `DataPart.protocol` that the protocol gives."""
+    """Explanations in reports, by the values of `DataPart.protocol` that the protocol gives."""
     report_columns: ClassVar[Literal["shots", "test"]] = "test"
     """Whether the columns of report tables are numbers of shots or test parts."""
     combines_data_sets: ClassVar[bool] = False
     """Whether the first data set gives the shots, and all others are test parts."""
     accepts_features: ClassVar[bool] = False
-    """Whether ``features:FOLDER`` will do as a data set: the protocol needs no other text and no other classes."""
+    """Whether ``features:FOLDER`` can be a data set: the protocol needs no other class text and no other classes."""
     accepts_all_shots: ClassVar[bool] = False
     """Whether ``shots = "all"`` is possible: a test part remains if every picture is a shot."""
     options: ClassVar[Mapping[str, int]] = {}
     """Options that ``[options]`` of a suite may set, with their defaults."""
 
     def check_suite(self, suite: Suite) -> None:
-        """Refuse a suite with settings that do not go with the protocol.
+        """Refuse a suite with settings that do not suit the protocol.
 
         Raises:
             ValueError: if so.
@@ -129,7 +129,7 @@ class Protocol:
         """
 
     def fits_per_draw(self, suite: Suite) -> int:
-        """How many times each head is fitted for one draw of shots, for estimates of the cost."""
+        """Number of fits of each head for one draw of shots, for estimates of the cost."""
         return 1
 
     def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
@@ -170,7 +170,7 @@ class Protocol:
 
         Raises:
             InputError: if the protocol needs other data sets, or there are no such rows.
-            DataError: if labels do not go together, or no picture can be read.
+            DataError: if labels do not match, or no picture can be read.
         """
         raise NotImplementedError
 
@@ -207,7 +207,7 @@ class Protocol:
         return draw_all_shots(suite, bundle.support.y)
 
     def test_names(self, suite: Suite, bundle: Bundle) -> Sequence[str]:
-        """Names of the test parts that a fit is measured on; a record for each."""
+        """Names of the test parts that a fit is measured on; there is a record for each."""
         return bundle.names
 
     def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
@@ -215,7 +215,7 @@ class Protocol:
         return plan_fit(bundle, fit_inputs(spec, head))
 
     def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
-        """Fit a head and measure it: the planned records with their figures."""
+        """Fit a head and measure it. Returns the planned records with their metrics."""
         return run_fit(bundle, head, runs)
 
 
@@ -245,7 +245,7 @@ class TransferProtocol(Protocol):
             source: the data set.
 
         Raises:
-            DataError: if its classes do not go with those of the shots.
+            DataError: if its classes do not match those of the shots.
         """
         raise NotImplementedError
 

@@ -1,8 +1,8 @@
 """Cross-validation: k stratified folds of the pictures of one data set that has no test part.
 
-Every picture is answered once, by a head that was fitted to shots of the other folds. The figures are of all these
-answers together, as scikit-learn's ``cross_val_predict`` gives them, so that each picture counts the same however the
-folds are cut. One draw of shots gives one record.
+Every picture is predicted once, by a head that was fitted to shots of the other folds. Metrics are computed from all
+these predictions together, as with scikit-learn's ``cross_val_predict``. So each picture counts the same, however the
+folds are made. One draw of shots gives one record.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ KIND = "folds"
 
 @register_protocol("cross-validation")
 class CrossValidation(Protocol):
-    """Stratified folds of one data set: each picture is answered by a head fitted to shots of the other folds."""
+    """Stratified folds of one data set: each picture is predicted by a head fitted to shots of the other folds."""
 
-    test_kinds = {KIND: "folds: cross-validation; each picture is answered by a head fitted to shots of other folds"}
+    test_kinds = {KIND: "folds: cross-validation; each picture is predicted by a head fitted to shots of other folds"}
     report_columns = "shots"
     accepts_features = True
     accepts_all_shots = True
@@ -55,7 +55,7 @@ class CrossValidation(Protocol):
         return suite.options.get("folds", DEFAULT_FOLDS)
 
     def from_features(self, bundle: Bundle) -> Bundle:
-        """As `Protocol.from_features`: a test part that stands apart is left out."""
+        """As `Protocol.from_features`: separate test parts are left out."""
         return Bundle(bundle.support, bundle.text)
 
     def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
@@ -100,10 +100,10 @@ def cross_validate(
     """Fit and measure heads by stratified cross-validation, for pictures without a test part.
 
     For each seed the pictures are cut into folds. For each fold, shots are drawn from the other folds, each head is
-    fitted to them, and answers for the fold.
+    fitted to them, and predicts the fold.
 
     Args:
-        heads: by the name that tables show; they stay unfitted.
+        heads: by their name in tables; they stay unfitted.
         support: all pictures.
         text: class text of all classes.
         shots: shots per class; a class with fewer pictures in the other folds gives all of them.
@@ -113,10 +113,10 @@ def cross_validate(
         progress: show a bar on stderr.
 
     Returns:
-        A record for each number of shots, seed and head, in this order, with figures over all pictures.
+        A record for each number of shots, seed and head, in this order, with metrics over all pictures.
 
     Raises:
-        InputError: if there is nothing to run, a class has a single picture, or labels or widths do not go together.
+        InputError: if there is nothing to run, a class has a single picture, or labels or widths do not match.
         DataError: if the file of records is damaged.
 
     >>> from clipadapter.heads.zero_shot import ZeroShot
@@ -140,10 +140,10 @@ def cross_validate(
 
 
 def count_folds(labels: Sequence[str], folds: int) -> int:
-    """The number of folds: as asked for, but no more than the smallest class has pictures.
+    """The number of folds: as requested, but at most the number of pictures of the smallest class.
 
     Raises:
-        InputError: if a class has a single picture, or fewer than two folds are asked for.
+        InputError: if a class has a single picture, or fewer than two folds are requested.
 
     >>> count_folds(["cat"] * 3 + ["dog"] * 9, 5)
     3
@@ -177,7 +177,7 @@ def score_folds(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = 
         shots: shots per class.
 
     Returns:
-        The score over all pictures, seconds of all fits, and how many numbers the largest fitted head keeps.
+        The score over all pictures, seconds of all fits, and the numbers in the state of the largest fitted head.
     """
     scores, seconds, size = [], 0.0, 0
     for others, fold in split_folds(bundle.support.y, folds, seed):
@@ -210,12 +210,12 @@ def plan_folds(bundle: Bundle, inputs: FitInputs, folds: int) -> list[Run]:
 
 
 def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> list[Run]:
-    """Cross-validate a head: the planned record with its figures. A head that fails gives a record that says why."""
+    """Cross-validate a head. Returns the planned record with its metrics, or with the reason why the head failed."""
     finished = []
     for run in runs:
         try:
             pooled, seconds, size = score_folds(head, bundle, folds, run.seed, run.shots)
-        except Exception as error:  # any head, a plug-in's too: one that fails must not cost the others their run
+        except Exception as error:  # of any head, also of plug-ins: the other heads must still run
             finished.append(record_failure(run, error))
             continue
         figures = {

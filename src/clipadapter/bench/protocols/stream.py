@@ -1,4 +1,4 @@
-"""Continual learning: the data sets, or parts of their classes, are tasks that come one after the other."""
+"""Continual learning: the data sets, or parts of their classes, are tasks that are learned one after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipadapter.heads import Head
 
 @register_protocol("stream")
 class StreamOfTasks(Protocol):
-    """The data sets, or parts of their classes, are tasks that come one after the other."""
+    """The data sets, or parts of their classes, are tasks that are learned one after the other."""
 
     accepts_all_shots = True
 
@@ -28,7 +28,7 @@ class StreamOfTasks(Protocol):
         """As `Protocol.check_suite`."""
         super().check_suite(suite)
         if suite.views == PER_EPOCH:
-            raise ValueError('views = "per-epoch" is for shots that come at once: give a stream a number of views')
+            raise ValueError('views = "per-epoch" does not work for a stream of tasks: give a number of views')
 
     def accepts_head(self, cls: type[Head]) -> bool:
         """As `Protocol.accepts_head`."""
