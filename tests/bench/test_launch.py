@@ -198,7 +198,7 @@ def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
     assert (second.made, second.there) == (2, 0)
     assert not {entry.key for entry in first.plan.entries} & {entry.key for entry in second.plan.entries}
     assert load_bundle(save_bundle(coop, tmp_path / "coop")).support.provenance["crop"] == "coop"
-    with pytest.raises(InputError, match="asks for views with crop 'tip', but those of .* have crop 'coop'"):
+    with pytest.raises(InputError, match="needs views with crop 'tip', but those of .* have crop 'coop'"):
         go(f"{FEATURES}{tmp_path / 'coop'}", tmp_path / "other", f"{SUITE}\nviews = 3")
 
 
@@ -249,7 +249,7 @@ def test_views_for_each_epoch_are_another_study_than_as_many_views(pictures, toy
 
 
 def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, toy, source, tmp_path):
-    with pytest.raises(InputError, match="asks for a view for each epoch, but .* was not made so: give the pictures"):
+    with pytest.raises(InputError, match="needs a view for each epoch, but .* has no such views: give the pictures"):
         go(source, tmp_path / "out", PER_EPOCH)
     bundle, _ = build_bundle(parse_suite("own", PER_EPOCH), [open_source(str(pictures))], toy, Prompts(label=""))
     ready = f"{FEATURES}{save_bundle(replace(bundle, rows=None), tmp_path / 'ready')}"
@@ -366,7 +366,7 @@ def test_fit_seconds_pass_through_the_two_measured_sizes():
 def test_a_suite_about_features_draws_them(source, tmp_path):
     text = 'title = "t"\nfigure = "projection"\nheads = ["zero-shot", "clip-adapter"]\nshots = [2]\nseeds = [1]'
     found = go(source, tmp_path / "out", text)
-    # Zero-shot leaves features as they are: there is nothing to draw.
+    # Zero-shot does not adapt features: there is nothing to draw.
     assert [path.name for path in found.figures] == ["f-clip-adapter.png"]
     assert found.figures[0].read_bytes().startswith(b"\x89PNG")
 

@@ -43,8 +43,8 @@ def test_the_adapted_features_of_rla_are_mapped_linearly():
 @pytest.mark.parametrize(
     ("name", "params", "words"),
     [
-        ("zero-shot", {}, "ZeroShot leaves features as they are"),
-        ("clip-adapter", {"alpha": 0.0, "steps": 1}, "ClipAdapter leaves features as they are"),
+        ("zero-shot", {}, "ZeroShot does not adapt features"),
+        ("clip-adapter", {"alpha": 0.0, "steps": 1}, "ClipAdapter does not adapt features"),
         ("linear-probe", {}, "LinearProbe knows only the classes"),
     ],
 )

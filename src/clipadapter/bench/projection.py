@@ -1,7 +1,7 @@
-"""The paper's figure: pictures as points in the plane, by their features before and after adapting.
+"""The paper's figure: features of pictures before and after an adapter, projected to two dimensions.
 
-A projection to two dimensions shows much that is not there and hides much that is. So each panel says two figures that
-are taken from the features themselves, not from the plane.
+A projection to two dimensions shows structure that does not exist, and hides structure that does. So each panel states
+two metrics of the features themselves, not of the projection.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 Method = Literal["tsne", "pca"]
 METHOD_TITLES = {"tsne": "t-SNE", "pca": "PCA"}
 MIN_ROWS = 5
-"""Rows below which there is nothing to project."""
+"""Fewer rows are not projected."""
 PALETTE = (*COLOURS, "#7A4B2A", "#6A3D9A", "#999933")
-"""One colour a class, as many as can be told apart."""
+"""One colour per class, as many as can be distinguished."""
 GREY = "#cccccc"
 N_NEIGHBOURS = 10
 SAME_FEATURE_DISTANCE = 1e-6
-"""Unit features closer than this, in single precision, are one."""
+"""Unit features closer than this, in single precision, are the same."""
 
 Array = NDArray[Any]
 
 
 def adapted_features(head: Head, X: ArrayLike) -> Array:
-    """The picture features that a fitted head compares with class text, where it changes them first.
+    """The adapted picture features that a fitted head compares with class text.
 
     Args:
-        head: fitted, one that answers for other classes by their text, such as "clip-adapter" or "rla".
+        head: fitted, of a method that predicts other classes by their text, such as "clip-adapter" or "rla".
         X: (m, d) raw features.
 
     Returns:
         (m, d).
 
     Raises:
-        InputError: if the head is none of these, or leaves features as they are.
+        InputError: if the head is none of these, or does not adapt features.
         sklearn.exceptions.NotFittedError: before `fit`.
 
     >>> from clipadapter.heads import create_head
@@ -73,26 +73,26 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
         return head.for_classes(text).logits(X)
 
     width = np.shape(X)[-1]
-    # Text along each axis reads the feature off, if the head does nothing but compare: then other text agrees.
+    # Text along each axis returns the feature if the head only compares features with text. Random text verifies that.
     features, others = answers(np.eye(width)), _unit_rows(np.random.default_rng(0).normal(size=(3, width)))
     if not np.allclose(answers(others), features @ others.T, atol=1e-4):
         raise InputError(f"{name} does more than compare a feature with class text: it has no adapted features")
     if np.allclose(features, _unit_rows(X), atol=SAME_FEATURE_DISTANCE):
-        raise InputError(f"{name} leaves features as they are; try one that adapts them, such as clip-adapter or rla")
+        raise InputError(f"{name} does not adapt features: use a head that does, such as clip-adapter or rla")
     return features
 
 
 def project(
     features: ArrayLike, method: Method = "tsne", seed: int = 0, start: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Points in the plane; rows count by their direction, as in CLIP.
+    """Project features to two dimensions. Only the direction of a row counts, as in CLIP.
 
     Args:
         features: (n, d), any length.
-        method: "tsne" keeps neighbours together, and distances between groups mean nothing (some 10,000 rows take
-            minutes); "pca" is the plane of the largest spread.
+        method: "tsne" keeps neighbours together, but distances between groups have no meaning (10,000 rows take
+            minutes); "pca" is the plane of the largest variance.
         seed: of t-SNE.
-        start: (n, 2) points that t-SNE begins with, so that two pictures lie alike; None for those of PCA.
+        start: (n, 2) initial points of t-SNE, so that two projections are alike; None for those of PCA.
 
     Returns:
         (n, 2).
@@ -119,16 +119,16 @@ def project(
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    # At the spread of a start by PCA, 1e-4, a hundred points turn over before they settle.
+    # With the spread of an initialisation by PCA, 1e-4, a hundred points turn over before they converge.
     init = "pca" if start is None else (start / start[:, 0].std()).astype(np.float32)
     return np.asarray(TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(rows), np.float64)
 
 
 def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float]:
-    """How far classes stand apart: (silhouette, purity), both by the cosine of the whole features.
+    """How well classes are separated: (silhouette, purity), both by the cosine of the unprojected features.
 
     Silhouette, from -1 to 1, says how much nearer a picture is to its own class than to the next one. Purity, from 0
-    to 1, is the share of a picture's 10 nearest others that are of its class.
+    to 1, is the fraction of a picture's 10 nearest neighbours that have its class.
 
     Args:
         features: (n, d), any length.
@@ -167,10 +167,10 @@ def draw_projection(
     method: Method = "tsne",
     seed: int = 0,
 ) -> Path:
-    """Draw features before and after adapting side by side, coloured by class.
+    """Draw features before and after an adapter side by side, coloured by class.
 
-    Give pictures that the head was not fitted to: shots stand apart after any adapter. The right panel begins from the
-    left one in t-SNE, and is turned and mirrored as a whole to lie like it.
+    Use pictures that the head was not fitted to: any adapter separates its shots. With t-SNE the right panel starts
+    from the points of the left one. It is rotated and mirrored to match it.
 
     Args:
         before: (n, d) features.
@@ -220,7 +220,7 @@ def _unit_rows(features: ArrayLike) -> Array:
 
 
 def _turned(points: Array, target: Array) -> Array:
-    """The points rotated and mirrored so that they lie like the target's; neither method gives a direction."""
+    """The points, rotated and mirrored to match the target; the methods do not determine an orientation."""
     from scipy.linalg import orthogonal_procrustes
 
     centred = points - points.mean(axis=0)
@@ -261,17 +261,17 @@ def _legend(figure: Figure, coloured: Sequence[str], others: int) -> None:
         handles.append(Line2D([], [], linestyle="", color=GREY, marker="o"))
     legend = figure.legend(handles, list(map(str, range(len(names)))), loc="outside right upper", frameon=False)
     for text, name in zip(legend.get_texts(), names, strict=True):
-        # Set afterwards: a legend leaves out what begins with an underscore, and reads dollars as formulas.
+        # Set afterwards: a legend omits labels that begin with an underscore, and reads dollars as formulas.
         text.set_text(truncate(name))
         text.set_parse_math(False)
 
 
 MAX_DRAWN_IMAGES = 2000
-"""Test pictures drawn at most, evenly taken: t-SNE of more takes minutes, and nobody sees them."""
+"""Test pictures in a plot, at even distances: t-SNE of more takes minutes, and they could not be distinguished."""
 
 
 def draw_adapted_features(specs: Sequence[FitSpec], data: str, folder: Path) -> list[Path]:
-    """Draw the features of the test part before and after each head that adapts them, at the most shots, first seed.
+    """Draw features of the test part before and after each head that adapts them, for the most shots and first seed.
 
     Args:
         specs: fits on one bundle.
@@ -279,7 +279,7 @@ def draw_adapted_features(specs: Sequence[FitSpec], data: str, folder: Path) -> 
         folder: for the PNG files.
 
     Returns:
-        The files; heads that leave features as they are have none.
+        The files; there is none for heads that do not adapt features.
     """
     max_shots = max(spec.shots for spec in specs)
     files = []
@@ -292,9 +292,9 @@ def draw_adapted_features(specs: Sequence[FitSpec], data: str, folder: Path) -> 
         head.fit(shots.X, shots.y, text=bundle.text)
         try:
             after = adapted_features(head, part.plain)
-        except InputError:  # a head that does not move features
+        except InputError:  # a head that does not adapt features
             continue
-        title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {max_shots} shots a class"
+        title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {max_shots} shots per class"
         path = folder / f"{data}-{spec.variant.title}.png".replace("/", "-")
         files.append(draw_projection(part.plain, after, part.y, part.class_names, path, title, seed=spec.seed))
     return files

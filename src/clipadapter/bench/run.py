@@ -1,4 +1,4 @@
-"""A run: one JSON record of what was fitted on which shots, and what came out. Tables and plots are made from these."""
+"""A run: one JSON record of a fit, its shots and its metrics. All tables and plots are made from records."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ KEY_FIELDS = {
     "flags",
     "versions",
 }
-"""The fields that decide the figures. Two runs that agree in them are the same run."""
+"""The fields that determine the metrics. Two runs with the same values are the same run."""
 MEASUREMENT_VERSION = 1
-"""Version of ``bench.score`` and of the metrics. Raise it if the same logits give another figure."""
+"""Version of ``bench.score`` and of the metrics. Raise it if the same logits give other metrics."""
 
 
 class Part(BaseModel):
-    """Base: frozen, and no field that it does not know."""
+    """Base of all parts: frozen, and without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EncoderPart(Part):
-    """The encoder that made the features."""
+    """The encoder of the features."""
 
     name: str
     fingerprint: str
@@ -59,11 +59,11 @@ class DataPart(Part):
 
     Args:
         support: name of the data set that the shots were drawn from.
-        test: name of the test part; the same if the rows that were not drawn are it.
-        protocol: ``"given"`` if the test part stands apart, ``"rest"`` if it is the rows that were not drawn,
-            ``"shift"`` if its pictures come from elsewhere but show classes of the support, ``"new"`` if it has other
-            classes, which the head knows by their text alone, ``"stream"`` for the test parts of tasks that come one
-            after the other, ``"folds"`` if it is all rows, each measured by a fit to other folds.
+        test: name of the test part; the same as ``support`` if the rows that were not drawn are the test part.
+        protocol: ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn,
+            ``"shift"`` if its pictures are of another data set with classes of the support, ``"new"`` if it has other
+            classes, of which the head has only the text, ``"stream"`` for the test parts of a stream of tasks,
+            ``"folds"`` if it is all rows, each predicted by a fit to other folds.
         digest: hash of features and labels of both.
     """
 
@@ -74,12 +74,12 @@ class DataPart(Part):
 
 
 class Flags(Part):
-    """What must be told beside a figure.
+    """What qualifies a figure.
 
     Args:
         validation: labelled pictures beyond the shots that the head was given: ``"none"``.
-        transductive: whether the head looks at the test pictures as a whole.
-        oracle: whether something was chosen on the test part.
+        transductive: whether the head uses the unlabelled test pictures.
+        oracle: whether a parameter was chosen on the test part.
     """
 
     validation: str = "none"
@@ -116,14 +116,14 @@ class Metrics(RootModel[dict[str, float]]):
 
 
 class Seconds(Part):
-    """How long it took."""
+    """Duration of the fit and of the prediction."""
 
     fit: float
     predict: float
 
 
 class Machine(Part):
-    """Where it ran; peak memory is the process's up to then, None where the system doesn't tell."""
+    """The machine; peak memory is that of the process so far, None if the system does not report it."""
 
     cpus: int
     platform: str
@@ -134,10 +134,10 @@ class Task(Part):
     """One task of a stream.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         part: name of the test part that has its test pictures.
         classes: its classes; a class may be in several tasks.
-        shots: how many shots it brings, of all its classes together.
+        shots: number of its shots, of all its classes together.
     """
 
     name: str
@@ -147,13 +147,13 @@ class Task(Part):
 
 
 class Stream(Part):
-    """How tasks come, and how a head learns them.
+    """A stream of tasks, and how a head learns it.
 
     Args:
-        task_known: whether an answer is among the classes of the picture's own task, as if someone said which it is
-            (MTIL); else it is among the classes of all tasks (X-TAIL).
-        joint: whether the head is fitted anew to the shots of all tasks so far; else it goes on from what it learned,
-            and sees the shots of the new task alone.
+        task_known: whether the head predicts among the classes of the picture's task, which is given (MTIL); else it
+            predicts among the classes of all tasks (X-TAIL).
+        joint: whether the head is fitted again to the shots of all tasks so far; else it continues from its state, and
+            gets only the shots of the new task.
         tasks: the tasks in the order in which they are learned.
     """
 
@@ -162,7 +162,7 @@ class Stream(Part):
     tasks: list[Task] = Field(min_length=1)
 
     def split_rows(self, rows: Sequence[int]) -> list[list[int]]:
-        """The rows of each task, of all drawn rows in the order of the tasks.
+        """Split the drawn rows, which are in the order of the tasks, by task.
 
         >>> tasks = [Task(name=name, part="test", classes=[name], shots=n) for name, n in (("a", 1), ("b", 2))]
         >>> Stream(task_known=False, joint=False, tasks=tasks).split_rows([7, 8, 9])
@@ -176,13 +176,13 @@ class Stream(Part):
 
 
 class Step(Part):
-    """What came of learning one task.
+    """The result of learning one task.
 
     Args:
         seconds: of this fit.
-        size: how many numbers are kept to answer and to go on: those of the head, and for one that is fitted anew each
-            time the features of all shots so far.
-        metrics: figures on every task, learned or not, in the order of the tasks.
+        size: how many numbers are stored to predict and to learn the next task: the state of the head, and for a joint
+            head the features of all shots so far.
+        metrics: metrics on every task, learned or not, in the order of the tasks.
     """
 
     seconds: float
@@ -191,7 +191,7 @@ class Step(Part):
 
 
 class ContinualResult(Part):
-    """What came of a stream of T tasks.
+    """The result of a stream of T tasks.
 
     Args:
         zero_shot: accuracy of the class text alone on each task; None if a class has no text.
@@ -217,33 +217,33 @@ class Run(Part):
 
     Args:
         format: number of this layout.
-        head: what tables call it.
-        method: the name that the head is registered by.
+        head: the head's name in tables.
+        method: registered name of the head.
         method_version: its version; see `methods.method_version`.
         measurement_version: see `MEASUREMENT_VERSION`.
         params: parameters of the head.
-        encoder: which encoder.
-        data: which data.
-        templates: what the class names were put into, if the features tell.
+        encoder: the encoder.
+        data: the data.
+        templates: templates of the class text, if the features have them.
         text: hash of the class text.
-        shots: shots a class that were asked for; a smaller class gives all it has.
-        seed: of the draw, and of the head if it takes one.
+        shots: requested shots per class; a smaller class gives all its rows.
+        seed: of the draw, and of the head if it has a parameter ``seed``.
         rows: the drawn rows of the support data.
-        flags: what must be told beside the figures.
+        flags: what qualifies the figures.
         code: hash of the source of this package. The key does not depend on it.
         versions: of the libraries.
         n_classes: number of classes.
         n_test: number of test pictures.
-        size: how many numbers the fitted head keeps; None if it failed.
-        seconds: how long it took; None if it failed.
-        metrics: what came out; None if it failed.
+        size: how many numbers the state of the fitted head has; None if it failed.
+        seconds: of the fit and of the prediction; None if it failed.
+        metrics: on the test part; None if it failed.
         learned: numbers that the head chose or learned, such as ``alpha_``.
-        error: why it failed, else None.
-        machine: where it ran.
+        error: the reason if it failed, else None.
+        machine: the machine.
         created: when, in UTC.
-        stream: the tasks, where they came one after the other; else None. The figures above are then means over the
-            tasks, as they are known at the end, and the seconds are of all fits together.
-        continual: what came out after each task; None if it failed, or there is no stream.
+        stream: the stream of tasks; None for other protocols. With a stream, the metrics are means over the tasks after
+            the last one, and the seconds are of all fits together.
+        continual: results after each task; None if it failed, or there is no stream.
     """
 
     format: int = FORMAT
@@ -276,11 +276,11 @@ class Run(Part):
 
     @property
     def key(self) -> str:
-        """Hash of the fields that decide the figures: of `KEY_FIELDS`, and of the tasks of a stream.
+        """Hash of the fields that determine the metrics: of `KEY_FIELDS`, and of the tasks of a stream.
 
-        It names the method, its version and its parameters, the data and the libraries. It does not depend on the
-        source code or on the release of this package: a study goes on after an upgrade, and fits again only what a
-        method's author gave another version.
+        It covers the method, its version and its parameters, the data and the libraries. It does not depend on the
+        source code or on the release of this package: a study continues after an upgrade, and repeats only the fits of
+        methods with a new version.
         """
         fields = {*KEY_FIELDS, *(["stream"] if self.stream is not None else [])}
         facts = self.model_dump(mode="json", include=fields)
@@ -289,9 +289,9 @@ class Run(Part):
 
 
 def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
-    """Append runs to a JSONL file, one line each; what stands in it is never changed.
+    """Append runs to a JSONL file, one line each. Existing lines are not changed.
 
-    A last line that was cut short, as by a full disk, is no record and gives way.
+    An incomplete last line, as after a full disk, is no record and is removed.
 
     Raises:
         InputError: if the file can't be written.
@@ -305,11 +305,11 @@ def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror or error}; give a place you may write to") from error
+        raise InputError(f"can't write {path}: {error.strerror or error}; give a folder you may write to") from error
 
 
 def read_runs(path: str | Path) -> list[Run]:
-    """The runs of a JSONL file, in order; a last line that was cut short is left out.
+    """Read the runs of a JSONL file, in order; an incomplete last line is left out.
 
     Raises:
         DataError: if the file can't be read, or a line is no run; says which.
@@ -322,10 +322,10 @@ def read_runs(path: str | Path) -> list[Run]:
 
 
 def parse_run(where: str, line: bytes) -> Run:
-    """A record from its JSON.
+    """Parse a record.
 
     Args:
-        where: what messages call the place, such as "runs.jsonl, line 3".
+        where: its place for messages, such as "runs.jsonl, line 3".
         line: the JSON.
 
     Raises:
@@ -349,9 +349,9 @@ def parse_run(where: str, line: bytes) -> Run:
 
 
 def _from_format_2(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of format 2, whose key had a hash of the source code in place of the versions, as one of format 3.
+    """Convert a record of format 2 to format 3. Keys of format 2 had a hash of the source code in place of versions.
 
-    All such records are of version 1. No method gave other figures while format 2 was written.
+    All such records get version 1: no method gave other figures while format 2 was written.
     """
     other = {key: value for key, value in record.items() if key not in ("stream", "course")}
     stream = record.get("stream")
@@ -374,13 +374,13 @@ def _drop_torn_line(file: Any) -> None:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that figures depend on, and of Python."""
+    """Versions of Python and of the libraries that metrics depend on."""
     names = ("clipadapter", "torch", "scikit-learn", "numpy")
     return {**{name: version(name) for name in names}, "python": platform.python_version()}
 
 
 def describe_machine() -> Machine:
-    """Facts of this machine and process."""
+    """Describe this machine and process."""
     return Machine(
         cpus=os.cpu_count() or 1, platform=f"{platform.system()} {platform.machine()}", peak_memory_mb=_peak_memory()
     )

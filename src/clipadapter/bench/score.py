@@ -1,4 +1,4 @@
-"""The one function that opens the test part."""
+"""Scores of fitted heads on test parts. No other module opens a test part."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from clipadapter.uncertainty import Calibrator
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What a fitted head makes of a test part.
+    """The score of a fitted head on a test part.
 
     Args:
         evaluation: metrics, metrics by class, confusions, and the predictions that they are computed from.
         logits: (m, c), columns in the order of the evaluation's classes.
-        seconds: how long predicting took.
+        seconds: of the prediction.
     """
 
     evaluation: Evaluation
@@ -62,8 +62,8 @@ def score(
     Args:
         head: fitted.
         test: plain features are used.
-        calibrator: turns logits into probabilities; their softmax if not given.
-        among: the classes that the head may choose from; all if not given.
+        calibrator: turns logits into probabilities; None for their softmax.
+        among: the classes that the head predicts among; None for all.
 
     Raises:
         InputError: if there are no test pictures, a label is no class of the head, or a logit is not finite.
@@ -87,11 +87,11 @@ def pool_scores(scores: Sequence[Score]) -> Score:
     """One score of several test parts, such as folds; each picture counts the same.
 
     Raises:
-        InputError: if the parts were answered among different classes.
+        InputError: if the parts have different classes.
     """
     classes = [item.name for item in scores[0].evaluation.classes]
     if any([item.name for item in part.evaluation.classes] != classes for part in scores):
-        raise InputError("scores of different classes have no common figure")
+        raise InputError("scores of different classes can't be pooled")
     logits = np.concatenate([part.logits for part in scores])
     labels = [classes[i] for part in scores for i in part.labels]
     log_probabilities = np.concatenate([part.evaluation.predictions.log_probabilities for part in scores])
@@ -99,15 +99,15 @@ def pool_scores(scores: Sequence[Score]) -> Score:
 
 
 def measure_decisions(model: FewShotClassifier, test: FeatureSet, result: Score) -> dict[str, float]:
-    """What becomes of a test part by what a model says by default: none of these, sets, unequal costs.
+    """Metrics of a model's decisions on a test part: rejection as "none of these", sets of classes, unequal costs.
 
     Args:
-        model: fitted, one label a picture.
+        model: fitted, with one label per picture.
         test: plain features are used.
         result: its score.
 
     Returns:
-        Shares and means by name; empty if nothing is asked for.
+        Rates and means by name; empty if the model has no such options.
     """
     options = model.uncertainty_.decisions
     if options.reject is None and options.coverage is None and options.costs is None:
@@ -130,10 +130,10 @@ def measure_decisions(model: FewShotClassifier, test: FeatureSet, result: Score)
 
 
 def score_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
-    """Measure a classifier of pictures with several labels.
+    """Measure a multi-label classifier.
 
     Args:
-        model: fitted to such pictures.
+        model: fitted to pictures with several labels.
         test: with ``targets``; plain features are used.
 
     Raises:
@@ -148,7 +148,7 @@ def score_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEv
 
 
 def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse a test part that is empty, or has a label that is no class.
+    """Refuse a test part that is empty, or has a label that is no class of the model.
 
     Raises:
         InputError: if so.

@@ -1,4 +1,4 @@
-"""From what a person names (data sets, an encoder, prompts) to the features that a suite's fits share."""
+"""From what a user names (data sets, an encoder, prompts) to the features that the fits of a suite share."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PLAIN = re.compile(r"[\w-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the person named it.
+    """A data set as the user named it.
 
     Args:
         spec: the name, folder or table.
-        train: what shots are drawn from.
+        train: pictures that shots are drawn from.
         test: the test part; None if the data set is not divided.
-        templates: name of the template set that its papers use.
+        templates: name of the template set of its papers.
     """
 
     spec: str
@@ -44,7 +44,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return self.train.name
 
     @property
@@ -54,15 +54,15 @@ class Source:
 
 
 def open_source(spec: str, root: Path | None = None) -> Source:
-    """Find a data set; no picture is opened.
+    """Open a data set without reading its pictures.
 
     Args:
-        spec: a name that ``clipadapter data list`` shows, ``textiles``, ``hf:NAME``, a folder, or a table; else
-            the name of a folder beside the named data sets.
+        spec: a name of ``clipadapter data list``, ``textiles``, ``hf:NAME``, a folder, or a table; else the name of a
+            folder in the folder of the named data sets.
         root: folder of the named data sets.
 
     Raises:
-        DataError: if there is no such data set, or files are missing; says what to do.
+        DataError: if there is no such data set, or files are missing; the message says what to do.
     """
     beside = data_root(root) / spec
     if not Path(spec).exists() and spec not in list_sets() and PLAIN.fullmatch(spec) and beside.is_dir():
@@ -97,7 +97,7 @@ def require_test_part(suite: Suite, source: Source) -> Dataset:
 def extract_drawn_shots(
     suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], rows: Rows | None
 ) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
-    """Features of the rows that some draw takes, which rows these are, and the draws without unreadable pictures."""
+    """Features of the rows that some draw takes, these rows, and the draws without unreadable pictures."""
     labels = dataset.labels
     if rows is not None:
         _check_rows(labels, rows)
@@ -114,7 +114,7 @@ def extract_drawn_shots(
 
 
 def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:
-    """The same encoder with the templates of a prompt style, ready for the suite's heads."""
+    """The same encoder with the prompts of a suite, prepared for the heads of the suite."""
     templates = source.templates if prompts.templates == "own" else prompts.templates
     prompted = FewShotClassifier(
         model.encoder_,
@@ -152,8 +152,8 @@ def extract_training_views(
     """Features of pictures that shots are drawn from, in the views of a suite.
 
     Args:
-        suite: says which views.
-        model: makes the features.
+        suite: its views.
+        model: computes the features.
         dataset: the pictures.
         names: all classes in order.
         draws: rows of each draw.
@@ -165,21 +165,21 @@ def extract_training_views(
     if suite.views != PER_EPOCH:
         return extract_dataset(model, dataset, names, spec)
     ViewCost(len(dataset.samples), spec.count, model.encoder_.info.dim).check()
-    # In three dimensions in any case, so that a suite whose heads all make no epochs is no special case.
+    # Always three-dimensional, so that a suite whose heads have no epochs is no special case.
     features = extract_dataset(model, dataset, names, replace(spec, count=max(spec.count, 2)))
     return replace(features, provenance={**features.provenance, "views": PER_EPOCH})
 
 
 def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle | None:
-    """The bundle of ``features:FOLDER``; None if the spec is no such thing.
+    """Load the bundle of ``features:FOLDER``; None if the data set has another form.
 
     Args:
-        spec: the data set as the person named it.
-        suite: for which it is read, if that is known.
+        spec: the data set as the user named it.
+        suite: for which it is read; None if that is unknown.
 
     Raises:
-        DataError: if the folder holds none.
-        InputError: if the suite asks for views, and those of the folder have another crop scale.
+        DataError: if the folder has no bundle.
+        InputError: if the suite needs views, and those of the folder have another crop scale.
     """
     if not spec.startswith(FEATURES):
         return None
@@ -187,17 +187,17 @@ def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle | None:
     crop = bundle.support.provenance.get("crop")
     if suite is not None and suite.views == PER_EPOCH and bundle.support.provenance.get("views") != PER_EPOCH:
         raise InputError(
-            f"suite '{suite.name}' asks for a view for each epoch, but '{spec}' was not made so: give the pictures"
+            f"suite '{suite.name}' needs a view for each epoch, but '{spec}' has no such views: give the pictures"
         )
     if suite is not None and suite.views != 1 and crop not in (None, suite.crop):
         raise InputError(
-            f"suite '{suite.name}' asks for views with crop '{suite.crop}', but those of '{spec}' have crop '{crop}'"
+            f"suite '{suite.name}' needs views with crop '{suite.crop}', but those of '{spec}' have crop '{crop}'"
         )
     return bundle
 
 
 def _check_rows(labels: Sequence[str], rows: Rows) -> None:
-    """Refuse given rows that the data do not have."""
+    """Refuse rows that the data set does not have."""
     for (shots, seed), draw_rows in rows.items():
         if (
             not draw_rows
@@ -209,10 +209,10 @@ def _check_rows(labels: Sequence[str], rows: Rows) -> None:
 
 
 def split_train_test(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """The parts train and test of a data set that is divided.
+    """The training and test part of a divided data set.
 
     Raises:
-        DataError: if it is not.
+        DataError: if it is not divided.
     """
     if "train" not in dataset.splits or "test" not in dataset.splits:
         raise DataError(

@@ -1,4 +1,4 @@
-"""How fast this machine encodes pictures, beside what its processor could do at best."""
+"""Measures how fast this machine encodes pictures, and compares that with the limit of its processor."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError
 
 MATRIX_SIDE = 2048
-"""Of the matrices that say what the processor can do."""
+"""Side of the matrices whose product measures the limit of the processor."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class BackendSpeed:
-    """One backend and precision.
+    """The speed of one backend and precision.
 
     Args:
         backend: registered name.
         precision: in which it ran.
-        rate: pictures a second, from squares in memory; the median of the rounds.
-        share: of the processor's limit in this precision, or None where that was not measured.
-        ready: seconds until it could run the first time.
-        parity: of its features to the plain encoder's.
+        rate: pictures per second, from squares in memory; the median of the rounds.
+        share: fraction of the processor's limit in this precision; None if the limit was not measured.
+        ready: seconds until its first run is finished.
+        parity: of its features to those of the plain encoder.
     """
 
     backend: str
@@ -45,14 +45,14 @@ class BackendSpeed:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """What was found.
+    """The speeds of all backends, and what they are compared with.
 
     Args:
         limits: GFLOP/s of a matrix product by precision.
-        gflop: of one picture in the plain tower; a product and a sum are two.
+        gflop: of one picture in the plain tower; a multiplication and an addition count as two.
         decode: milliseconds to read one picture and make it a square, in one thread.
-        pictures: how many were used.
-        speeds: one entry a backend and precision.
+        pictures: number of pictures that were used.
+        speeds: one entry per backend and precision.
     """
 
     limits: dict[str, float]
@@ -70,14 +70,16 @@ def measure_speed(
     rounds: int = 5,
     on_step: Callable[[str], None] = lambda name: None,
 ) -> SpeedReport:
-    """Time every backend and precision that runs here, all in turn in each round, so that none has the better minute.
+    """Time every backend and precision that runs on this machine.
+
+    Each round times all of them in turn, so that changes of the machine's speed affect all alike.
 
     Args:
-        encoder: whose tower.
-        pictures: by which features are compared and int8 is calibrated; as many as two batches are good.
-        batch_size: pictures at a time.
+        encoder: whose tower is timed.
+        pictures: for the comparison of features and the calibration of int8; two batches are enough.
+        batch_size: pictures per batch.
         rounds: how often each is timed.
-        on_step: called with the name of what comes next.
+        on_step: called with the name of each step before it starts.
 
     Raises:
         InputError: if the encoder can't be converted, or no picture can be read.
@@ -154,7 +156,7 @@ def _timed(
     rounds: int,
     on_step: Callable[[str], None],
 ) -> tuple[list[float], list[NDArray[np.float32]]]:
-    """Median pictures a second of each, and its features of the squares."""
+    """Median pictures per second of each encoder, and its features of the squares."""
     batches = torch.from_numpy(squares).split(batch_size)
     seconds: list[list[float]] = [[] for _ in encoders]
     features: list[NDArray[np.float32]] = []

@@ -1,7 +1,7 @@
-"""Whether one method is better than another: a paired bootstrap over the draws of shots that both were measured on.
+"""Paired bootstrap over the draws of shots that two methods were both measured on.
 
-Two methods that were fitted to the same shots share the luck of the draw. Their differences vary far less than their
-accuracies do, so methods are compared draw by draw and never by two means with two deviations.
+The accuracies of two methods that were fitted to the same shots depend on the draw in the same way. Their differences
+vary far less than their accuracies, so methods are compared draw by draw, and not by two means and deviations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from clipadapter.errors import InputError
 
 Key = TypeVar("Key", bound=Hashable)
 MIN_PAIRS = 3
-"""Pairs in a group below which resampling them says nothing: two have three different means."""
+"""Fewer pairs in a group are not resampled: two pairs have only three different means."""
 TIE_TOLERANCE = 1e-12
-"""A mean below this is a tie: equal and opposite differences leave some bits over."""
+"""A mean below this is a tie: the sum of equal and opposite differences may differ from 0 by rounding."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Difference:
         interval: (low, high), the 95 % percentile interval of the mean; None if a group has fewer than 3 pairs.
         above_zero: share of the resamples with a mean above 0; None without an interval.
         pairs: number of draws that both methods were measured on.
-        groups: number of groups that these are of.
+        groups: number of groups of these draws.
         unpaired: number of draws that only one of the two was measured on; they are left out.
     """
 
@@ -52,19 +52,19 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """The mean of ``a - b`` over draws, and how sure it is.
+    """The mean of ``a - b`` over draws, with a bootstrap interval.
 
-    The interval covers the luck of the draw only: not that of the test pictures, nor of the choice of data sets. With
-    few pairs it is too narrow: of normal differences it holds the true mean in 76, 84, 90 and 93 of 100 cases at 3, 5,
-    10 and 20 pairs.
+    The interval covers the variance between draws only: not that of the test pictures, nor of the choice of data sets.
+    With few pairs it is too narrow: for normal differences it contains the true mean in 76, 84, 90 and 93 of 100 cases
+    with 3, 5, 10 and 20 pairs.
 
     Args:
-        a: accuracy of the first method by draw. A draw is known by whatever both have in common, such as data set,
-            shots and seed.
-        b: the same of the second.
-        group: which group a draw is of, such as its data set. Draws are resampled within each group, and each group
-            counts the same. None: all are of one.
-        resamples: how many bootstrap samples.
+        a: accuracy of the first method by draw. The key of a draw is what both have in common, such as data set, shots
+            and seed.
+        b: the same of the second method.
+        group: the group of a draw, such as its data set. Draws are resampled within each group, and each group counts
+            the same. None: there is one group.
+        resamples: number of bootstrap samples.
         seed: of the resampling.
 
     Raises:

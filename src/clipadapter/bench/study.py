@@ -1,4 +1,4 @@
-"""A study: the plan of a suite joined with the records that are there."""
+"""A study: the plan of a suite, joined with its records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipadapter.bench.suite import Suite
 from clipadapter.bench.summary import Cell, Metric
 
 Draw = tuple[str, str, str, int, int, tuple[int, ...]]
-"""Data, encoder, test part, shots, seed, drawn rows: what two heads that can be compared pair by pair share."""
+"""Data, encoder, test part, shots, seed, drawn rows: the key by which two heads are compared in pairs."""
 REFERENCE = "clip-adapter"
 
 
@@ -24,12 +24,12 @@ class Setting(NamedTuple):
     """What the runs of one cell of a table share; they differ in the seed.
 
     Args:
-        data: the data set that gives the shots, as it was given.
-        encoder: the encoder, as it was given.
-        prompts: the suite's name for the way the text was made.
+        data: the data set that gives the shots, as the user named it.
+        encoder: the encoder, as the user named it.
+        prompts: the suite's name for the prompts.
         test: name of the test part.
         label: the suite's name for the head.
-        shots: shots a class.
+        shots: shots per class.
     """
 
     data: str
@@ -42,12 +42,12 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What a suite asked for and what came of it.
+    """A suite with its planned and existing records.
 
     Args:
         suite: the study.
-        entries: the records that it asks for.
-        records: those that are there, failed ones too, by key.
+        entries: the planned records.
+        records: the existing records by key, failed ones too.
     """
 
     suite: Suite
@@ -56,8 +56,8 @@ class Study:
 
     @cached_property
     def _seeds(self) -> dict[Setting, dict[int, Run]]:
-        # A plan keeps what earlier calls asked for, behind what the last one did: a run of older code must not count
-        # as one more seed beside that of the code of today.
+        # A plan has the entries of earlier calls behind those of the last one. A run of an older version must not count
+        # as another seed beside the run of the current version.
         runs_by_seed: dict[Setting, dict[int, Run]] = defaultdict(dict)
         for entry in self.entries:
             run = self.records.get(entry.key)
@@ -72,28 +72,28 @@ class Study:
 
     @property
     def runs(self) -> list[Run]:
-        """The records that are there, in the order of the plan, failed ones too."""
+        """The existing records in the order of the plan, failed ones too."""
         return [self.records[entry.key] for entry in self.entries if entry.key in self.records]
 
     @property
     def superseded(self) -> int:
-        """How many records stand behind a later one of the same setting and seed, as after a change of the code."""
+        """Number of records that a later one of the same setting and seed replaces, as after a new method version."""
         return len(self.runs) - sum(map(len, self.runs_by_setting.values()))
 
     @cached_property
     def missing(self) -> list[Entry]:
-        """What was not run yet."""
+        """The planned records that do not exist yet."""
         return [entry for entry in self.entries if entry.key not in self.records]
 
     @property
     def failed(self) -> list[tuple[Setting, Run]]:
-        """What failed."""
+        """The failed runs with their settings."""
         return [
             (setting, run) for setting, runs in self.runs_by_setting.items() for run in runs if run.error is not None
         ]
 
     def failures(self) -> list[str]:
-        """A sentence for each head and reason why it failed, with how often it did."""
+        """A sentence for each head and reason of a failure, with how often it failed."""
         counts = Counter((setting.label, setting.data, run.error) for setting, run in self.failed)
         return [
             f"{label} on {data} failed{f' {n} times' if n > 1 else ''}: {error}"
@@ -102,10 +102,10 @@ class Study:
 
     @cached_property
     def missing_by_setting(self) -> dict[Setting, int]:
-        """How many runs each setting lacks, where that can be told.
+        """Number of missing runs of each setting, where it can be inferred.
 
-        The plan names records by their key. Which shots a missing one has follows if as many are missing as the
-        suite's shots and seeds have no record for.
+        The plan has only the keys of missing records, not their shots. The shots follow if as many records are missing
+        as there are shots and seeds of the suite without a record.
         """
         lacking: dict[Setting, int] = defaultdict(int)
         for entry in self.missing:
@@ -122,12 +122,12 @@ class Study:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """All settings, in the order of the plan; those without any run last."""
+        """All settings in the order of the plan; those without any run are last."""
         return list(dict.fromkeys([*self.runs_by_setting, *self.missing_by_setting]))
 
     @cached_property
     def varied_values(self) -> dict[str, float | str]:
-        """The value of the parameter that varies, by label."""
+        """The value of the varied parameter, by label."""
         return {entry.label: entry.value for entry in self.entries if entry.value is not None}
 
     @cached_property
@@ -137,9 +137,9 @@ class Study:
 
     @cached_property
     def reference(self) -> str:
-        """The head to compare with: CLIP-Adapter as it comes, else the first with parameters, else the first head.
+        """The head to compare with: CLIP-Adapter with defaults, else with other parameters, else the first head.
 
-        One that is there only as a value of the parameter that varies is none.
+        Heads with a varied parameter are not considered.
         """
         if REFERENCE in self.labels:
             return REFERENCE
@@ -152,13 +152,13 @@ class Study:
         return self.runs_by_setting.get(setting, [])
 
     def cell(self, setting: Setting, metric: Metric = "accuracy") -> Cell:
-        """A figure over the seeds, with how many failed and how many are not run yet."""
+        """A metric over the seeds, with the number of failed and missing runs."""
         runs = self.runs_at(setting)
         values = tuple(run.metrics[metric] for run in runs if run.metrics is not None and metric in run.metrics)
         return Cell(values, sum(run.error is not None for run in runs), self.missing_by_setting.get(setting, 0))
 
     def by_seed(self, setting: Setting, metric: Metric = "accuracy") -> dict[int, float]:
-        """A figure by seed, without those that failed."""
+        """A metric by seed, without failed runs."""
         runs = (run for run in self.runs_at(setting) if run.metrics is not None and metric in run.metrics)
         return {run.seed: run.metrics[metric] for run in runs if run.metrics is not None}
 
@@ -172,12 +172,12 @@ class Study:
 
 
 def get_setting(entry: Entry, shots: int) -> Setting:
-    """The setting of an entry at some shots."""
+    """The setting of an entry with a number of shots."""
     return Setting(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, shots)
 
 
 def distinct_values(settings: Sequence[Setting], field: str) -> list[str | int]:
-    """The values of one field in order; numbers rising.
+    """The distinct values of one field in order; shots are sorted.
 
     >>> settings = [Setting("pets", "toy", "", "test", "a", shots) for shots in (4, 1)]
     >>> distinct_values(settings, "shots")
@@ -188,14 +188,14 @@ def distinct_values(settings: Sequence[Setting], field: str) -> list[str | int]:
 
 
 def load_study(folder: str | Path, suite_name: str) -> Study:
-    """A study from the folder of records.
+    """Read a study from a folder of records.
 
     Args:
-        folder: what the suite wrote to.
+        folder: the folder of records.
         suite_name: the suite's name.
 
     Raises:
-        DataError: if the suite was not run there, or a file is damaged; says which.
+        DataError: if the folder has no such suite, or a file is damaged; says which.
     """
     folder = Path(folder)
     plan = load_plan(folder, suite_name)
@@ -205,7 +205,8 @@ def load_study(folder: str | Path, suite_name: str) -> Study:
     stored = {
         key: record_folder.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in existing
     }
-    # Records of an older format have another key than their file. Of two that get one key the later plan's stays.
+    # The key of a record in an older format differs from the name of its file. If two get the same key, the first in
+    # the plan is used.
     keys = {entry.key: entry.key for entry in plan.entries} | {key: run.key for key, run in stored.items()}
     records: dict[str, Run] = {}
     for run in stored.values():

@@ -1,4 +1,4 @@
-"""A suite: a study as a TOML file that says only what differs. Those of the papers come with the package."""
+"""A suite: a study as a TOML file that states only what differs from the defaults. The papers' suites are here."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 MAX_SUITE_BYTES = 1 << 20
 ALL = 1_000_000
-"""Shots a class that no class has, so that each gives all its pictures; "all" in a suite."""
+"""The number of shots per class for "all" in a suite: more than any class has, so that each gives all pictures."""
 OWN = "own"
-"""In place of the name of a preset: that of the data set."""
+"""In place of the name of a preset: the preset of the data set."""
 ShotCount = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" else value)]
 
 
@@ -37,13 +37,13 @@ class Variant(Part):
 
     Args:
         head: registered name.
-        label: what tables call it; made of the name and the parameters if not given.
-        preset: published parameters to begin with; "own" for those of the data set, where the head has such, and else
+        label: its name in tables; made of the name and the parameters if empty.
+        preset: published parameters to start from; "own" for those of the data set, where the head has them, and else
             those of the recipe, or the defaults.
-        recipe: begin with the recipe of the authors' code, "official", or that of the paper, "paper".
+        recipe: start from the parameters of the authors' code, "official", or of the paper, "paper".
         params: parameters that differ from the default.
-        mode: in streams of tasks "stream": the head goes on from what it learned, and gets the shots of the new task
-            alone; "joint": it is fitted anew to the shots of all tasks so far. By default what the head can.
+        mode: in streams of tasks "stream": the head continues from its state, and gets only the shots of the new task;
+            "joint": it is fitted again to the shots of all tasks so far. None: "stream" if the head can.
     """
 
     head: str
@@ -63,7 +63,7 @@ class Variant(Part):
         return {**values, "recipe": "official"} if data["official"] else values
 
     def for_data(self, name: str) -> Self:
-        """The variant on one data set: its preset in place of "own"."""
+        """The variant for one data set: with its preset in place of "own"."""
         if self.preset != OWN:
             return self
         has_preset = name in head_info(self.head).cls.presets
@@ -96,11 +96,11 @@ class Vary(Part):
 
 
 class Prompts(Part):
-    """A way to make sentences of class names.
+    """How sentences are made of class names.
 
     Args:
-        label: what tables call it.
-        templates: name of a template set, or texts; ``"own"`` for those that the data set's papers use.
+        label: their name in tables.
+        templates: name of a template set, or texts; ``"own"`` for those of the data set's papers.
         descriptions: use the sentences of the file given with ``--descriptions`` (CuPL form).
     """
 
@@ -115,16 +115,16 @@ class Suite(Part):
     Args:
         name: the file's name.
         title: one line.
-        question: what it answers.
+        question: the question that it answers.
         source: the paper's table or figure.
         protocol: name of a protocol: how the data sets become fits and test parts; see `bench.protocols`.
         options: of the protocol, such as ``folds = 10`` of "cross-validation".
-        figure: what the report draws.
+        figure: the kind of plot in the report.
         heads: registered names; ``"all"`` for every head.
         variants: heads with parameters.
         vary: heads over values of a parameter.
-        prompts: ways to make sentences; one, the data set's own, if not given.
-        shots: shots a class; in streams also "all".
+        prompts: how class text is made; by default with the data set's own templates.
+        shots: shots per class; in streams also "all".
         seeds: of the draws.
         views: views of each picture, the plain one included; "per-epoch" gives each head the plain one and a view for
             each of its epochs, and a head without epochs the plain one alone.
@@ -163,15 +163,15 @@ class Suite(Part):
             raise ValueError(str(unknown("protocol", self.protocol, list_protocols())))
         protocol = create_protocol(self.protocol)
         if ALL in self.shots and not protocol.accepts_all_shots:
-            raise ValueError(f'the shots "all" do not go with protocol = "{self.protocol}"')
+            raise ValueError(f'shots = "all" does not suit protocol = "{self.protocol}"')
         if not self.is_stream and (self.stream != StreamRules() or any(one.mode for one in self.variants)):
-            raise ValueError('stream and mode go with protocol = "stream" only')
+            raise ValueError('stream and mode are only for protocol = "stream"')
         protocol.check_suite(self)
         return self
 
     @property
     def is_stream(self) -> bool:
-        """Whether tasks come one after the other."""
+        """Whether the suite has streams of tasks."""
         return self.protocol == "stream"
 
     def all_variants(self) -> list[Variant]:
@@ -208,7 +208,7 @@ def make_head(variant: Variant) -> Head:
     """The unfitted head of a variant.
 
     Raises:
-        InputError: if it has no such parameter, preset or recipe, or both a preset and a recipe are asked for.
+        InputError: if it has no such parameter, preset or recipe, or has both a preset and a recipe.
     """
     variant = variant.for_data("")
     cls = head_info(variant.head).cls
@@ -226,7 +226,7 @@ def make_head(variant: Variant) -> Head:
 
 
 def list_suites() -> list[str]:
-    """Names of the suites that come with the package, sorted."""
+    """Names of the suites of the package, sorted."""
     return sorted(entry.name[:-5] for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
 
 
@@ -234,11 +234,11 @@ def load_suite(name: str | Path) -> Suite:
     """A suite by its name, or from a file.
 
     Args:
-        name: of one that comes with the package, or the path of a ``.toml`` file.
+        name: of a suite of the package, or the path of a ``.toml`` file.
 
     Raises:
         UnknownNameError: if there is no such suite.
-        DataError: if the file is damaged, or says something that no suite has.
+        DataError: if the file is damaged, or has an unknown field.
 
     >>> load_suite("bottleneck").vary[0].parameter
     'reduction'
@@ -255,7 +255,7 @@ def parse_suite(name: str, text: str) -> Suite:
     """A suite from TOML.
 
     Raises:
-        DataError: if it is no TOML, or no suite; says where.
+        DataError: if it is no TOML, or no suite; the message says where.
     """
     fields = parse_toml(text, f"suite '{name}'")
     try:

@@ -20,12 +20,12 @@ NOT_AS_PUBLISHED = "‡"
 
 @dataclass(frozen=True)
 class Cell:
-    """One head at one number of shots.
+    """One head with one number of shots.
 
     Args:
         values: the metric of each run that did not fail, by rising seed.
-        failed: how many failed.
-        missing: how many are planned, but not run yet.
+        failed: number of failed runs.
+        missing: number of planned runs that do not exist yet.
     """
 
     values: tuple[float, ...]
@@ -48,11 +48,11 @@ class Summary:
     """Records as a grid.
 
     Args:
-        metric: which figure.
-        heads: rows, in the order of the records; a name says what has to be told beside it.
+        metric: name of the metric.
+        heads: rows in the order of the records; a name includes what qualifies its figures.
         shots: columns, rising.
         cells: by head and shots.
-        seconds: mean seconds that each head took to fit at the most shots; None if it failed.
+        seconds: mean seconds of a fit of each head with the most shots; None if it failed.
         methods: registered name of each head.
     """
 
@@ -64,7 +64,7 @@ class Summary:
     methods: dict[str, str] = field(default_factory=dict)
 
     def best(self, shots: int) -> set[str]:
-        """The heads that look best in one column: their printed mean is that of the best."""
+        """The heads whose printed mean is the best of a column."""
         cells = {head: self.cells[head, shots] for head in self.heads}
         printed = {head: format_metric(cell.mean, self.metric) for head, cell in cells.items() if cell.values}
         if not printed:
@@ -74,7 +74,7 @@ class Summary:
         return {head for head, text in printed.items() if text == best_value}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: one row a head and number of shots."""
+        """For JSON: one row per head and number of shots."""
         rows = [
             {
                 "head": head,
@@ -119,11 +119,11 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
 
 
 def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = False) -> str:
-    """Mean ± sd by head and shots, the best of each column marked, and what has to be told below it.
+    """Mean ± sd by head and shots, with the best of each column marked, and notes below.
 
     Args:
         runs: records of one comparison.
-        metric: which figure.
+        metric: name of the metric.
         markdown: a Markdown table with the best in bold; else plain text with a star.
 
     Raises:
@@ -148,14 +148,14 @@ def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = Fal
 
 
 def _title(run: Run) -> str:
-    """A head's name with what has to be told beside it."""
+    """A head's name with what qualifies its figures."""
     marks = ["transductive"] if run.flags.transductive else []
     marks += [] if run.flags.validation == "none" else [f"validation: {run.flags.validation}"]
     return f"{run.head} ({', '.join(marks)})" if marks else run.head
 
 
 def fidelity_mark(methods: Iterable[str]) -> str:
-    """The mark if one of some heads is not the published method, else nothing.
+    """The mark if one of some heads is not the published method, else "".
 
     Args:
         methods: registered names.
@@ -167,10 +167,10 @@ def fidelity_mark(methods: Iterable[str]) -> str:
 
 
 def fidelity_notes(methods: Iterable[str]) -> list[str]:
-    """What the mark means for each of the heads that have it.
+    """What the mark means, for each head that has it.
 
     Args:
-        methods: registered names; each is said once.
+        methods: registered names; each has one note.
 
     >>> fidelity_notes(["prototype", "clap"])
     ['‡ prototype: Only in part as published. Class means are as published, ... is ours.']
@@ -182,7 +182,7 @@ def fidelity_notes(methods: Iterable[str]) -> list[str]:
 
 
 def format_metric(value: float, metric: Metric) -> str:
-    """A metric as tables show it: log-loss in nats, the others in %.
+    """A metric as in tables: log-loss in nats, the others in %.
 
     >>> format_metric(0.5, "accuracy"), format_metric(0.5, "log_loss")
     ('50.0', '0.500')
@@ -212,7 +212,7 @@ def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Collection[int] = (0,)) -> str:
-    r"""A Markdown table, columns of words to the left and those of numbers to the right.
+    r"""A Markdown table. Columns of text are aligned left, columns of numbers right.
 
     >>> print(markdown_table(["head", "1 shot"], [["a|b", "50.0"]]))
     | head | 1 shot |
@@ -237,5 +237,5 @@ def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
     ]
     notes += fidelity_notes(summary.methods.values())
     errors = dict.fromkeys(f"{_title(run)} failed: {run.error}" for run in runs if run.error is not None)
-    # Markdown joins lines that follow each other.
+    # Markdown joins consecutive lines.
     return [line for note in (*notes, *errors) for line in ((note, "") if markdown else (note,))]

@@ -1,4 +1,4 @@
-"""Runs told to what a team looks at already: TensorBoard, MLflow, Weights & Biases, beside ``runs.jsonl``."""
+"""Trackers log runs to TensorBoard, MLflow or Weights & Biases, besides ``runs.jsonl``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def create_tracker(name: str, folder: Path) -> Tracker:
 
 
 def get_metrics(run: Run) -> dict[str, float]:
-    """The numbers of a run; none if it failed."""
+    """The metrics of a run; none if it failed."""
     if run.metrics is None or run.seconds is None:
         return {}
     times = {"fit_seconds": run.seconds.fit, "predict_seconds": run.seconds.predict}
@@ -38,7 +38,7 @@ def get_metrics(run: Run) -> dict[str, float]:
 
 
 def get_settings(run: Run) -> dict[str, str | int]:
-    """What a run is known by."""
+    """The settings of a run."""
     return {
         "head": run.head,
         "data": run.data.support,

@@ -1,4 +1,4 @@
-"""What a worker process does: one fit, from features on disk to records."""
+"""The work of a worker process: one fit, from features on disk to records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _bundle(folder: str) -> Bundle:
 
 @lru_cache(maxsize=2)
 def _with_towers(folder: str) -> Bundle:
-    """The same, its class text with what opens the text tower of the encoder that made it."""
+    """The bundle, whose class text can open the text tower of its encoder."""
     bundle = _bundle(folder)
     tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint)
     tests = {
@@ -48,13 +48,13 @@ def _tower(name: str, fingerprint: str) -> TextTower:
 
 
 def run_task(task: str) -> list[str]:
-    """Fit and measure; plain JSON in and out, so that any launcher can carry it.
+    """Fit and measure. Arguments and results are JSON, so that any launcher can pass them.
 
     Args:
         task: a `FitSpec` as JSON.
 
     Returns:
-        A `Run` as JSON for each test part; what goes wrong is in the records.
+        A `Run` as JSON for each test part; failures are in the records, too.
     """
     spec = FitSpec.model_validate_json(task)
     protocol, head = create_protocol(spec.protocol), _head(spec)
@@ -62,13 +62,13 @@ def run_task(task: str) -> list[str]:
     runs = protocol.plan_runs(spec, bundle, head)
     try:
         finished = protocol.perform(spec, bundle, head, runs)
-    except Exception as error:  # what no head is to blame for, such as no row left to test on, is a record too
+    except Exception as error:  # also failures outside of the head, such as no row left to test on
         finished = [record_failure(run, error) for run in runs]
     return [run.model_dump_json() for run in finished]
 
 
 def plan_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
-    """The records that a fit will give, before it is made."""
+    """The records of a fit, before it is made."""
     return create_protocol(spec.protocol).plan_runs(spec, bundle, _head(spec))
 
 
@@ -77,7 +77,7 @@ def _head(spec: FitSpec) -> Head:
 
 
 def set_threads(number: int) -> None:
-    """Let this process compute on so many threads; before torch is imported if possible."""
+    """Set the number of threads of this process; if possible before torch is imported."""
     for name in THREAD_VARIABLES:
         os.environ[name] = str(number)
     import torch

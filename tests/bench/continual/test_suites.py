@@ -304,9 +304,9 @@ def test_stream_suites_come_with_the_package():
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ('heads = ["knn"]\n[stream]\ntask_known = true', 'go with protocol = "stream" only'),
-        ('heads = ["knn"]\nshots = ["all"]', '"all" do not go with protocol = "few-shot"'),
-        ('variants = [{ head = "knn", mode = "joint" }]', 'go with protocol = "stream" only'),
+        ('heads = ["knn"]\n[stream]\ntask_known = true', 'are only for protocol = "stream"'),
+        ('heads = ["knn"]\nshots = ["all"]', 'shots = "all" does not suit protocol = "few-shot"'),
+        ('variants = [{ head = "knn", mode = "joint" }]', 'are only for protocol = "stream"'),
         ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "stream.orders"),
     ],
 )
@@ -357,8 +357,8 @@ def report(sets, tmp_path_factory):
 def test_a_report_says_what_happens_and_what_came_of_it(report):
     files, study = report
     page = files[0].read_text()
-    assert "4 tasks come one after the other: zoo 1/3 (2 classes), then zoo 2/3 (2 classes)" in page
-    assert "Nobody says which task a test picture belongs to: a head chooses among all 7 classes." in page
+    assert "4 tasks are learned one after the other: zoo 1/3 (2 classes), then zoo 2/3 (2 classes)" in page
+    assert "The task of a test picture is unknown: a head predicts among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published figure that comes with the package is of this stream" in page
     knn = HeadRuns("knn", next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn"))
@@ -394,7 +394,7 @@ def test_where_a_task_differs_by_seed_it_is_called_by_its_number(sets, tmp_path)
     go(sets, tmp_path / "out", SUITE + f"[stream]\nclasses_per_task = 2\n{order}")
     page = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
     assert "| head | task 1 | task 2 | task 3 | task 4 |" in page
-    assert "their order hangs on the seed" in page
+    assert "their order depends on the seed" in page
 
 
 def test_a_single_task_is_a_stream_without_transfer(sets, tmp_path):

@@ -127,7 +127,7 @@ def test_what_failed_and_what_is_missing_is_told(make_run):
     runs = [make_run("a", seed=1, accuracy=0.5), make_run("a", seed=2, error="E: why"), make_run("b", error="E: no")]
     missing = [make_run("b", seed=2), *(make_run("c", seed=seed) for seed in (1, 2))]
     document = build_report(joined(suite(shots=[1]), runs, missing))
-    assert "3 of 6 planned records are there." in document.summary
+    assert "3 of 6 planned records exist." in document.summary
     assert "3 are not run yet (c, pets, toy: 2; b, pets, toy: 1)." in document.summary
     (grid,) = [b for b in document.sections[0].blocks if isinstance(b, Grid) and b.title == "Accuracy: pets"]
     assert [row[1] for row in grid.rows] == ["50.0 (1 of 2)", "failed", "not run yet"]

@@ -1,8 +1,8 @@
-"""Accuracies that others published, to stand beside one's own. The figures are in the TOML files here, one a source.
+"""Published accuracies of other authors, to compare with. The figures are in the TOML files here, one file per source.
 
-A table of a file has in its head what all its figures share: either the method, and then its rows are data sets, or the
-data set, and then its rows are methods; the columns are numbers of shots. A published figure is no target: most were
-tuned with labels beyond the shots, which `PublishedAccuracy.protocol` says, and shots were drawn otherwise.
+A table of a file first states what all its figures share: either the method, and then its rows are data sets, or the
+data set, and then its rows are methods. The columns are numbers of shots. A published figure is no target: most were
+tuned with labels beyond the shots, which `PublishedAccuracy.protocol` says, and from other draws of shots.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ELEVEN_DATA_SETS = (
     "eurosat",
     "ucf101",
 )
-"""The data sets that the field's tables are of."""
+"""The eleven data sets of the papers' tables."""
 SHIFTED_DATA_SETS = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 MEAN_NAMES = ("mean11", "mean11_base", "mean11_new", "mean11_harmonic")
 """Means over the eleven: of all classes; of the half with shots; of the other half; and the two's harmonic mean."""
@@ -47,13 +47,13 @@ class _Part(BaseModel):
 
 
 class PublishedSource(_Part):
-    """Where figures come from.
+    """The source of figures.
 
     Args:
-        tag: what a figure names it by.
-        title: what it is.
+        tag: its short name in figures.
+        title: its title.
         where: address.
-        secondary: True if others copied the figures from the paper.
+        secondary: whether it copies the figures of the original paper.
     """
 
     tag: str
@@ -66,15 +66,15 @@ class PublishedAccuracy(_Part):
     """One published accuracy.
 
     Args:
-        method: name of the head where there is one here, else the method's own in the same spelling.
-        variant: which form of the method, if the source has several.
+        method: registered name of the head, or the method's own name in the same spelling.
+        variant: the form of the method, if the source has several.
         dataset: one of `ELEVEN_DATA_SETS`, `SHIFTED_DATA_SETS` or `MEAN_NAMES`.
         backbone: the encoder, such as "RN50" or "ViT-B/16".
-        shots: shots a class; 0 for a method that takes none.
+        shots: shots per class; 0 for a method without shots.
         accuracy: in %; the middle, if the source gives a range.
         margin: half the width of that range, else 0.
         source: tag of the source; see `published_sources`.
-        protocol: what must be told beside the figure, as far as it is known.
+        protocol: how it was measured, as far as that is known.
         verified: False if the backbone, the shots or the source is inferred, or sources contradict each other.
     """
 
@@ -91,16 +91,16 @@ class PublishedAccuracy(_Part):
 
 
 class PublishedCost(_Part):
-    """What a method costs; None where the source doesn't tell.
+    """The cost of a method; None where the source does not state it.
 
     Args:
         method: as in `PublishedAccuracy`.
         dataset: trained on it.
         backbone: the encoder.
-        shots: shots a class.
+        shots: shots per class.
         epochs: passes over the shots.
-        train_minutes: to train, on the authors' machine.
-        ms_per_image: to classify a picture there, milliseconds.
+        train_minutes: minutes of training on the authors' machine.
+        ms_per_image: milliseconds to classify a picture there.
         gpu_mib: memory on the GPU.
         source: tag of the source.
     """
@@ -122,13 +122,13 @@ class PublishedStream(_Part):
     Args:
         method: as in `PublishedAccuracy`.
         data: the data sets, each a task, in the order in which they were learned.
-        task_known: whether answers were among the classes of the picture's own task.
+        task_known: whether predictions were among the classes of the picture's task.
         backbone: the encoder.
         transfer: in %; see `bench.continual.metrics`.
         average: likewise.
         last: likewise.
         source: tag of the source.
-        protocol: what must be told beside the figures.
+        protocol: how they were measured.
     """
 
     method: str
@@ -245,16 +245,16 @@ def find_published(
 ) -> list[PublishedAccuracy]:
     """PublishedAccuracy accuracies, all or those of one method, data set, backbone or number of shots.
 
-    Several sources may speak of the same: each has its own figure.
+    Several sources may state the same figure: there is one entry for each.
 
     Args:
         method: such as "clip-adapter".
         dataset: such as "eurosat"; "mean11" is the mean over the eleven sets.
         backbone: such as "RN50".
-        shots: shots a class; 0 gives the methods that take none.
+        shots: shots per class; 0 for methods without shots.
 
     Raises:
-        UnknownNameError: if no figure at all is of this method, data set or backbone.
+        UnknownNameError: if no figure has this method, data set or backbone.
 
     >>> for found in find_published("clip-adapter", "imagenet", "ViT-B/16"):
     ...     print(found.shots, found.accuracy, found.source, found.protocol)

@@ -17,14 +17,14 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
 
     Args:
         study: the records.
-        folder: the folder of records; reports go to ``reports/`` in it.
-        published: put published figures beside the measured ones, in a section of their own.
+        folder: the folder of records; reports are written to ``reports/`` in it.
+        published: whether a section compares published figures with the measured ones.
 
     Returns:
-        What was written: the four, then the plots.
+        The four files, then the plots.
 
     Raises:
-        InputError: if no record is there yet, or the folder can't be written.
+        InputError: if there is no record yet, or the folder can't be written.
     """
     from clipadapter.bench.report.build import build_report
     from clipadapter.bench.report.html import render_html

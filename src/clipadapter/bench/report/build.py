@@ -1,4 +1,4 @@
-"""The report of a study, before it is written in some form."""
+"""Builds the report of a study, which is then written in several formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipadapter.errors import InputError
 from clipadapter.metrics import metrics_shown
 
 MAX_DOT_COLUMNS = 7
-"""More columns than that can't be told apart by their colours."""
+"""The colours of more columns can't be distinguished."""
 
 
 def build_report(study: Study, published: bool = False) -> Document:
@@ -26,10 +26,10 @@ def build_report(study: Study, published: bool = False) -> Document:
 
     Args:
         study: the records.
-        published: put published figures beside the measured ones, in a section of their own.
+        published: whether a section compares published figures with the measured ones.
 
     Raises:
-        InputError: if no record is there yet.
+        InputError: if there is no record yet.
     """
     suite = study.suite
     if not study.records:
@@ -37,7 +37,7 @@ def build_report(study: Study, published: bool = False) -> Document:
     if suite.is_stream:
         sections = stream_sections(study, published)
         return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
-    # Records of earlier versions lack the metrics that were added since.
+    # Records of earlier versions lack newer metrics.
     recorded = [
         name
         for name in metrics_shown("record", "single-label")
@@ -99,7 +99,7 @@ def _pictures(study: Study, table: Table) -> list[Plot]:
 
 
 def _part_name(table: Table, column: str | int) -> str:
-    """A test part with the data set it is of, where its name doesn't say that."""
+    """The name of a test part; with its data set if the name alone does not say which."""
     return f"{column} ({table.fixed['data']})" if column == "test" and "data" in table.fixed else str(column)
 
 
@@ -119,16 +119,16 @@ def _heat_map(study: Study, spots: Sequence[tuple[str, Table, str | int]], what:
 
 
 def _summary(study: Study) -> tuple[str, ...]:
-    """How much of the plan is there, and what is not."""
+    """Sentences on how many planned records exist, and which are missing."""
     planned, missing, failed = len(study.entries), study.missing, study.failed
-    texts = [f"{planned - len(missing)} of {planned} planned records are there."]
+    texts = [f"{planned - len(missing)} of {planned} planned records exist."]
     if missing:
         missing_counts = Counter(f"{entry.label}, {entry.data}, {entry.encoder}" for entry in missing)
         listed = "; ".join(f"{name}: {n}" for name, n in missing_counts.most_common(10))
         others = f"; and {len(missing_counts) - 10} more heads" if len(missing_counts) > 10 else ""
         texts.append(f"{len(missing)} are not run yet ({listed}{others}).")
     if failed:
-        texts.append(f"{len(failed)} failed; why stands below the tables of accuracy.")
+        texts.append(f"{len(failed)} failed; the reasons are below the tables of accuracy.")
     if study.superseded:
         texts.append(
             f"{study.superseded} earlier records of the same head, draw and test part are left out: settings or code "

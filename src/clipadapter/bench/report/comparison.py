@@ -1,4 +1,4 @@
-"""Two folders of records cell by cell, or two heads of one folder."""
+"""Compares two folders of records cell by cell, or two heads of one folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DRAWN_BY = "Two runs are compared if they were fitted to the same rows."
 
 
 def compare_studies(a: Study, b: Study) -> str:
-    """What changed between two folders of records: a Markdown text.
+    """Compare two folders of records, as a Markdown text.
 
-    For each head, data set, encoder, test part and number of shots that both have: the accuracy of both, the
-    difference ``b - a`` on the same draws, and below the table the settings that are not the same.
+    For each head, data set, encoder, test part and number of shots of both there is the accuracy of both, and the
+    difference ``b - a`` on the same draws. The settings that differ are below the table.
 
     Args:
-        a: the first, as before a change.
-        b: the second.
+        a: the first folder, such as before a change.
+        b: the second folder.
     """
     names = [f"'{study.suite.name}'" for study in (a, b)]
     title = f"# Suite {names[0]}, first and second folder"
@@ -45,12 +45,12 @@ def compare_studies(a: Study, b: Study) -> str:
 
 
 def compare_heads(study: Study, first: str, second: str) -> str:
-    """Two heads of one folder on the same draws: a Markdown text.
+    """Compare two heads of one folder on the same draws, as a Markdown text.
 
     Args:
         study: the records.
         first: the suite's name for one head.
-        second: for the other.
+        second: the suite's name for the other head.
 
     Raises:
         UnknownNameError: if the suite has no such head.
@@ -84,7 +84,7 @@ def compare_heads(study: Study, first: str, second: str) -> str:
 
 
 def _mark_text(head_marks: str) -> str:
-    texts = {"*": "is transductive: it sees the test pictures as a whole", "†": "was given labels beyond the shots"}
+    texts = {"*": "is transductive: it uses the unlabelled test pictures", "†": "was given labels beyond the shots"}
     return ", and ".join(texts[mark] for mark in head_marks)
 
 
@@ -112,7 +112,7 @@ def _counts(only: Sequence[int]) -> str:
 
 
 def _settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:
-    """The settings that differ in the shared cells, each change once, with how many pairs of runs it is of."""
+    """The settings that differ in the shared cells; each change once, with the number of its pairs of runs."""
     changes: Counter[str] = Counter()
     pairs = 0
     for setting in shared:

@@ -1,4 +1,4 @@
-"""A report before it is Markdown, LaTeX or HTML: sections with tables and pictures."""
+"""A report, independent of Markdown, LaTeX and HTML: sections with tables and plots."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Grid:
         title: above it.
         header: names of the columns.
         rows: as many cells each.
-        best: (row, column) of the cells that stand out.
+        best: (row, column) of the cells in bold.
         notes: sentences about this table.
         common: sentences on how it was measured, which other tables of the section share.
-        minor: whether a page may fold it up.
-        text_columns: columns of words; the others are numbers.
+        minor: whether a page may collapse it.
+        text_columns: columns of text; the others are numbers.
     """
 
     title: str
@@ -42,8 +42,8 @@ class Plot:
     """A plot.
 
     Args:
-        kind: what it shows, as in a file's name.
-        title: what it shows, in words.
+        kind: part of the file name.
+        title: what it shows.
         figure: matplotlib's figure.
     """
 
@@ -54,7 +54,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading with tables and plots below it."""
 
     title: str
     blocks: tuple[Grid | Plot, ...]
@@ -71,9 +71,9 @@ class Document:
     """A report.
 
     Args:
-        name: of the suite; files are called so.
+        name: of the suite and of the files.
         title: of the suite.
-        question: what it answers.
+        question: the question that the suite answers.
         source: the paper's table or figure.
         summary: sentences on what was run.
         sections: the rest.
@@ -87,6 +87,6 @@ class Document:
     sections: Sequence[Section]
 
     def plot_names(self) -> dict[int, str]:
-        """File names of the pictures without their ending, by the picture's id; they are numbered."""
+        """File names of the plots without suffix, by the id of the plot; they are numbered."""
         pictures = [picture for section in self.sections for picture in section.plots]
         return {id(picture): f"{self.name}-{i}-{picture.kind}" for i, picture in enumerate(pictures, 1)}

@@ -1,4 +1,4 @@
-"""Tables of figures to tables of text."""
+"""Tables of numbers as tables of text."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from clipadapter.metrics import METRICS, mean_sd
 
 INTERVAL = (
     "Difference of accuracy in points on the same draws, with the 95 % interval of a paired bootstrap over the draws. "
-    "It covers the luck of the draw only, and is too narrow with few draws: with three it holds the true mean in about "
-    "76 of 100 cases. With fewer than three draws of some shots or data set there is none."
+    "It covers the variance between draws only, and is too narrow with few draws: with three it contains the true mean "
+    "in about 76 of 100 cases. With fewer than three draws for a number of shots or a data set there is none."
 )
 
 
 def measured_grid(table: Table) -> Grid:
-    """A figure by head and column, the best of each column marked, with which labels a head was given besides."""
+    """A metric by head and column, with the best of each column marked, and the labels beyond the shots."""
     best = {(i, j) for j, column in enumerate(table.columns, 1) for i in _best(table, column)}
     rows = [
         (
@@ -42,7 +42,7 @@ def measured_grid(table: Table) -> Grid:
     unit = metric.title_with_unit
     notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without * or †."]
     if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
-        notes.append("(2 of 3): so many of the planned runs are there; the others failed or are not run yet.")
+        notes.append("(2 of 3): two of three planned runs have figures; the others failed or are not run yet.")
     notes += failure_messages({format_head(row, table.runs[row]): table.runs[row] for row in table.rows})
     return Grid(
         f"{metric.title[0].upper()}{metric.title[1:]}: {table.title}",
@@ -79,7 +79,7 @@ def _best(table: Table, column: str | int) -> list[int]:
 
 
 def difference_grid(table: Table, reference: Row) -> Grid:
-    """How far each head is above the reference, by column; over all shots together, too."""
+    """Differences of each head to the reference, by column, and over all shots together."""
     columns: list[tuple[str, list[str | int]]] = [
         (title, [column]) for title, column in zip(_headers(table), table.columns, strict=True)
     ]
@@ -105,7 +105,7 @@ def _difference_text(table: Table, row: Row, reference: Row, columns: Sequence[s
 
 
 def cost_grid(table: Table, minor: bool = True) -> Grid:
-    """What each head costs at the most shots; see `Grid` for ``minor``."""
+    """The cost of each head with the most shots; see `Grid` for ``minor``."""
     rows = []
     for row in table.rows:
         runs = select_most_shots(table.runs[row])
@@ -122,14 +122,14 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
         )
     costed = select_most_shots(table.all_runs)
     machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in costed)
-    header = ("head", "accuracy in %", "fit in s", "predict in ms a picture", "numbers kept", "peak memory in MB")
+    header = ("head", "accuracy in %", "fit in s", "predict in ms a picture", "stored numbers", "peak memory in MB")
     return Grid(
         f"Cost at {format_shots(costed[0].shots)}: {table.title}",
         (*header, "validation"),
         tuple(rows),
         notes=(
-            "Seconds are of the head alone: features were made before. Peak memory is that of the worker process up to "
-            "then, so heads that ran earlier in it count as well. Numbers kept: what a fitted head predicts with.",
+            "Seconds are of the head alone: features were computed before. Peak memory is that of the worker process "
+            "so far, so it includes heads that ran earlier in it. Stored numbers: the state of a fitted head.",
             f"Machine: {'; '.join(machines)}.",
         ),
         common=measurement_notes(table),
@@ -139,7 +139,7 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
 
 
 def select_most_shots(runs: Sequence[Run]) -> list[Run]:
-    """Those of the runs with the most shots."""
+    """The runs with the most shots."""
     max_shots = max((run.shots for run in runs), default=0)
     return [run for run in runs if run.shots == max_shots]
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that asks for nothing else: pictures stand in it as SVG."""
+"""A report as one HTML page without other files: plots are embedded as SVG."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def render_html(document: Document) -> str:
 
 
 def _address(plot: Plot) -> str:
-    """A plot as an address that holds it. As an image, its ids can't meet those of another."""
+    """A plot as a data URL. As an image, its ids can't clash with those of another plot."""
     return f"data:image/svg+xml;base64,{base64.b64encode(render_svg(plot.figure)).decode()}"
 
 

@@ -1,4 +1,4 @@
-r"""A report's tables as LaTeX, to be put into a paper with ``\input``."""
+r"""The tables of a report as LaTeX, for ``\input`` in a paper."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ SPECIAL = {
 
 
 WIDE_CELL_CHARACTERS = 40
-"""Longer words than that are broken into lines."""
+"""Columns with longer text are broken into lines."""
 
 
 def render_latex(document: Document) -> str:
-    """The tables, each with its notes as a caption; pictures are left to the paper."""
+    """The tables, each with its notes as a caption. Plots are not included."""
     parts = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(document.title.split())}"]
     parts += [_table(block) for section in document.sections for block in section.blocks if isinstance(block, Grid)]
     return "\n\n".join(parts) + "\n"
@@ -79,7 +79,7 @@ def _column(grid: Grid, j: int) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Text that LaTeX sets as it stands.
+    r"""Escape text for LaTeX.
 
     >>> escape_latex("50 % of a_b ± 1")
     '50 \\% of a\\_b $\\pm$ 1'

@@ -13,7 +13,7 @@ def render_markdown(document: Document, names: Mapping[int, str]) -> str:
 
     Args:
         document: the report.
-        names: file names of the pictures without their ending, by the picture's id.
+        names: file names of the plots without suffix, by the id of the plot.
     """
     parts = [f"# {_escape(document.title)}"]
     parts += [_escape(document.question)] if document.question else []
@@ -40,7 +40,7 @@ def _render_grid(grid: Grid) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    r"""Text that is shown as it stands: names of classes and heads are anyone's.
+    r"""Escape text for Markdown: names of classes and heads may have any characters.
 
     >>> _escape("a_b *<b>*")
     'a\\_b \\*&lt;b&gt;\\*'

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 MAX_COLOURED_LINES = 10
-"""More lines than that can't be told apart: the others are drawn grey."""
+"""More lines can't be distinguished: the others are drawn grey."""
 ANCHORS = ("zero-shot", "linear-probe")
 MAX_LABEL_CHARACTERS = 44
 GRID_COLOUR = "#e2e2e2"
@@ -29,12 +29,12 @@ GREY, FAINT = "#666666", "#b8b8b8"
 
 
 def draw_curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
-    """Accuracy over shots, a line a head with a band of one standard deviation either way.
+    """Accuracy over shots: one line per head, with a band of one standard deviation.
 
     Args:
         table: its columns are shots.
-        names: what the legend calls the heads.
-        front: a head that is not drawn grey, however many there are.
+        names: names of the heads in the legend.
+        front: a head that is never drawn grey.
     """
     rows = [row for row in table.rows if any(table.cell(row, n).values for n in table.columns)]
     coloured = _foremost(table, rows, front)
@@ -63,14 +63,14 @@ def draw_curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
 
 
 def _line(table: Table, row: Row) -> tuple[Any, Any, Any]:
-    """Shots, mean and sd in % where a head has figures."""
+    """Shots, mean and sd in %, where a head has figures."""
     cells = [(n, table.cell(row, n)) for n in table.columns if table.cell(row, n).values]
     points = np.array([(n, 100 * cell.mean, 100 * cell.sd) for n, cell in cells], float).reshape(-1, 3)
     return points[:, 0], points[:, 1], points[:, 2]
 
 
 def _foremost(table: Table, rows: Sequence[Row], front: Row) -> list[Row]:
-    """The lines in colour: all if they are few, else the reference, the baselines, and the best on the average."""
+    """The lines in colour: all if they are few, else the reference, the baselines, and the best on average."""
     if len(rows) <= MAX_COLOURED_LINES:
         return list(rows)
     first = [row for row in rows if row == front or row.label in ANCHORS]
@@ -90,12 +90,12 @@ def _style(i: int) -> dict[str, Any]:
 def draw_parameter_axes(
     table: Table, names: Mapping[Row, str], values: Mapping[str, float | str]
 ) -> list[tuple[str, Figure]]:
-    """Accuracy over the values of a parameter, a line a number of shots; heads without a value are level lines.
+    """Accuracy over the values of a parameter: one line per number of shots. Heads without a value are level lines.
 
     Args:
         table: its columns are shots.
-        names: what the plot calls the heads.
-        values: the parameter's value by label.
+        names: names of the heads in the plot.
+        values: the value of the parameter, by label.
 
     Returns:
         A figure for each parameter, with its name.
@@ -143,7 +143,7 @@ def _axis_figure(
 
 
 def _level_lines(axes: Axes, table: Table, row: Row, style: str) -> None:
-    """A line for each number of shots in its colour; one in grey if they are all the same."""
+    """A line for each number of shots in its colour; one grey line if they are all the same."""
     heights = {i: 100 * table.cell(row, n).mean for i, n in enumerate(table.columns) if table.cell(row, n).values}
     if len(set(heights.values())) == 1:
         axes.axhline(next(iter(heights.values())), color=GREY, linestyle=style, linewidth=1.2)
@@ -153,7 +153,7 @@ def _level_lines(axes: Axes, table: Table, row: Row, style: str) -> None:
 
 
 def _axis_places(axes: Axes, values: Sequence[float | str]) -> list[float]:
-    """Where values stand on the x axis; the axis gets ticks there, and a logarithm if they grow by factors."""
+    """Positions of values on the x axis. The axis gets ticks there, and a log scale if values grow by factors."""
     if any(isinstance(value, str) for value in values):
         axes.set_xticks(range(len(values)), [str(value) for value in values], parse_math=False)
         return [float(i) for i in range(len(values))]
@@ -167,9 +167,9 @@ def _axis_places(axes: Axes, values: Sequence[float | str]) -> list[float]:
 
 
 def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
-    """Accuracy of each head in each column, as a dot with a bar of one standard deviation either way.
+    """Accuracy of each head in each column, as a dot with an error bar of one standard deviation.
 
-    Dots and not bars from zero: differences of one point would vanish in bars, and cut bars mislead.
+    Dots and not bars from zero: differences of one point would be invisible in bars, and truncated bars mislead.
     """
     rows = [row for row in table.rows if any(table.cell(row, column).values for column in table.columns)]
     figure = create_figure(9.5, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns))
@@ -217,9 +217,9 @@ def draw_heat_map(
     """Accuracy of each head on each data set; the colour is the difference to the reference.
 
     Args:
-        spots: for each column its name, and the table and column that its figures are in.
+        spots: for each column its name, and the table and column of its figures.
         rows: heads.
-        names: what the plot calls them.
+        names: names of the heads in the plot.
         reference: the head that colours are relative to.
         title: above the plot.
     """
@@ -267,11 +267,11 @@ def _shots_axis(axes: Axes, shots: Sequence[int]) -> None:
     axes.set_xticks(shots, [str(n) for n in shots])
     axes.set_xlim(shots[0] / 1.15, shots[-1] * 1.15)
     axes.minorticks_off()
-    axes.set_xlabel("shots a class")
+    axes.set_xlabel("shots per class")
 
 
 def finish_axes(axes: Axes, ylabel: str) -> None:
-    """A faint grid, and lines at the left and below only."""
+    """Label the y axis, and add a faint grid; lines are at the left and the bottom only."""
     axes.set_ylabel(ylabel)
     style_axes(axes, GRID_COLOUR)
 
@@ -283,11 +283,11 @@ def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title
 
 
 MIN_FIT_SECONDS = 1e-5
-"""Seconds below this are not told apart."""
+"""Shorter fits are drawn at this time."""
 
 
 def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
-    """Accuracy over the seconds that a fit takes, at the most shots; each head has its name beside it."""
+    """Accuracy over seconds of a fit, with the most shots; each point has the name of its head."""
     figure = create_figure(9.5, 6.4)
     axes = figure.add_subplot()
     points = []
@@ -309,7 +309,7 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
         margin = 0.06 * max(max(y) - min(y), 1.0)
         span = max(max(x) / min(x), 10.0)
         axes.set_ylim(min(y) - margin, max(y) + 3 * margin)
-        axes.set_xlim(min(x) / span**0.05, max(x) * span**0.2)  # names stand at the right
+        axes.set_xlim(min(x) / span**0.05, max(x) * span**0.2)  # space for names at the right
         _name_points(axes, [(point[0], point[1], point[3]) for point in points])
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", frameon=False, ncols=2)
     finish_axes(axes, "accuracy in %")
@@ -319,10 +319,10 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names to the right of points, moved up where they would stand on each other."""
+    """Write names to the right of points; a name that would overlap another one is moved up."""
     (low, high), (log_left, log_right) = axes.get_ylim(), np.log(axes.get_xlim())
     line_height, letter_width = 0.033 * (high - low), 0.0105 * (log_right - log_left)
-    # (y, begin, end) of what names must not stand on: each other, and the other points
+    # (y, start, end) of what names must not overlap: each other, and the other points
     occupied = [(y, float(np.log(x)) - letter_width, float(np.log(x)) + letter_width) for x, y, _ in points]
     for x, y, name in sorted(points, key=lambda one: one[1]):
         label_start = float(np.log(x)) + 1.2 * letter_width
@@ -351,13 +351,13 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
 
 
 MAX_TASKS_WITH_NUMBERS = 12
-"""With more tasks than that, numbers in cells can't be read."""
+"""With more tasks, numbers in cells can't be read."""
 
 
 def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
-    """A triangular heat map a head: accuracy on each task (columns) after each task (rows).
+    """One heat map per head: accuracy on each task (columns) after each task (rows).
 
-    Cells of the time before a task was learned are hatched, and lie above the stairs.
+    Cells before a task was learned are hatched, and above the stairs.
 
     Args:
         heads: heads with figures.
@@ -427,7 +427,7 @@ def _hatched(x: int, y: int) -> Any:
 
 
 def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:
-    """Mean accuracy on the tasks that were learned so far, after each task: a line a head, joint ones dashed.
+    """Mean accuracy on the tasks learned so far, after each task: one line per head, dashed for joint heads.
 
     Args:
         heads: heads with figures.

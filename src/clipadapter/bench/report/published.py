@@ -49,7 +49,7 @@ HEAD_WITHOUT_SHOTS = "zero-shot"
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure of ours that could have been published."""
+    """A measured accuracy that may have a published counterpart."""
 
     dataset: str
     head: Row
@@ -59,7 +59,7 @@ class Measured:
 
 
 def make_published_section(study: Study) -> Section:
-    """The published figures of what a study has measured."""
+    """The section on the published figures of what a study has measured."""
     measured = list(_measured(study))
     order = list(dict.fromkeys(ours.dataset for ours in measured))
     heads = list(dict.fromkeys(ours.head for ours in measured))
@@ -76,8 +76,8 @@ def make_published_section(study: Study) -> Section:
         *("published variant", "protocol of the source", "checked"),
     )
     notes = (
-        "Accuracy in %. Published figures rest on other draws of shots, and mostly on other protocols: many were tuned "
-        "with labels beyond the shots. So the difference is in points, without an interval, and no target.",
+        "Accuracy in %. Published figures are from other draws of shots, and mostly from other protocols: many were "
+        "tuned with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
         *source_notes,
     )
@@ -97,7 +97,7 @@ def _measured(study: Study) -> Iterator[Measured]:
 
 
 def _is_whole(dataset: str, run: Run, shifted: bool = False) -> bool:
-    """Whether a data set is that of the papers: a folder of one's own may have the same name."""
+    """Whether a data set is that of the papers: a user's folder may have the same name."""
     if dataset not in list_sets():
         return False
     known = set_info(dataset).cls
@@ -144,7 +144,7 @@ def _matches(ours: Measured) -> list[PublishedAccuracy]:
 
 
 def backbone_of(encoder: str) -> str | None:
-    """The papers' name of an encoder; None for weights that the papers don't use.
+    """The papers' name of an encoder; None for weights that the papers do not use.
 
     >>> backbone_of("open_clip:ViT-B-16/openai"), backbone_of("open_clip:RN50-quickgelu/openai")
     ('ViT-B/16', 'RN50')
@@ -172,24 +172,24 @@ def _row(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
         format_points(ours.cell.mean - theirs.accuracy / 100),
         theirs.source,
         theirs.variant or "-",
-        theirs.protocol or "not told",
+        theirs.protocol or "not stated",
         "verified" if theirs.verified else "unverified",
     )
 
 
 NO_PUBLISHED_STREAM = (
     "No published figure that comes with the package is of this stream: the same data sets with all of their classes, "
-    "in the same order, with the same weights, and the task told or not told as here."
+    "in the same order, with the same weights, and the task of a picture known or unknown as here."
 )
 SHOWN = ("transfer", "average", "last")
 
 
 def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
-    """Measured figures of a stream, and published ones of the same below them; None if there are none.
+    """A table of measured figures of a stream, and published ones below them; None if there are no published ones.
 
     Args:
         title: of the stream.
-        shots: shots a class that were measured.
+        shots: shots per class of the measured figures.
         heads: heads with figures.
     """
     runs = [run for head in heads for run in head.runs]
@@ -228,7 +228,7 @@ def _figures(stream: PublishedStream) -> tuple[str, ...]:
 
 
 def _is_same(stream: Stream | None, encoder: str, theirs: PublishedStream) -> bool:
-    """Whether a measured stream is the published one: a folder of one's own may have the same name."""
+    """Whether a measured stream is the published one: a user's folder may have the same name."""
     if stream is None or stream.task_known != theirs.task_known or backbone_of(encoder) != theirs.backbone:
         return False
     if tuple(task.name for task in stream.tasks) != theirs.data:

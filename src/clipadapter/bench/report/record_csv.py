@@ -38,14 +38,14 @@ STREAM_HEADER = (
 
 
 def format_stream_csv(study: Study) -> str:
-    """A line for each task after each task; tasks are counted from 1. A stream that failed has one, which says why."""
+    """One line for each task after each task, numbered from 1. A failed stream has one line with the reason."""
     return csv_text([STREAM_HEADER, *_stream_rows(study)])
 
 
 def format_record_csv(study: Study) -> str:
-    """A line for each record in the order of the plan; one that failed has no figures but says why.
+    """One line per record in the order of the plan; a failed record has no figures, but the reason.
 
-    Only records are there: what is not run yet has no line.
+    Missing records have no line.
     """
     return csv_text([HEADER, *_rows(study)])
 

@@ -1,4 +1,4 @@
-"""The report of streams: tasks that come one after the other."""
+"""The report on streams of tasks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LISTED_TASKS = 15
-"""More tasks than that are not listed."""
+"""More tasks are not listed."""
 JOINT = (
-    "Learns task by task: the head sees the shots of each task once, then goes on; the best of these is bold. Joint: "
-    "it is fitted anew to the shots of all tasks so far, whose features must all be kept."
+    "Learns task by task: the head gets the shots of each task once; the best of these heads is bold. Joint: it is "
+    "fitted again to the shots of all tasks so far, whose features must all be stored."
 )
 
 
@@ -38,7 +38,7 @@ def stream_sections(study: Study, published: bool) -> list[Section]:
 
     Args:
         study: the records of a suite of protocol "stream".
-        published: put published figures of the same stream below the measured ones.
+        published: whether published figures of the same stream are below the measured ones.
     """
     groups: dict[Setting, list[Setting]] = {}
     for setting in study.settings:
@@ -115,20 +115,20 @@ def _matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Fi
 
 
 def _task_names(runs: Sequence[Run]) -> list[str]:
-    """Names of the tasks in order; numbers where they come in another order with another seed."""
+    """Names of the tasks in order; numbers if the order depends on the seed."""
     orders = {tuple(task.name for task in run.stream.tasks) for run in runs if run.stream is not None}
     first = next(iter(orders))
     return list(first) if len(orders) == 1 else [f"task {t}" for t in range(1, len(first) + 1)]
 
 
 def _story(runs: Sequence[Run]) -> tuple[str, ...]:
-    """What happens in the stream, in sentences."""
+    """Sentences that describe the stream."""
     streams: list[Stream] = [run.stream for run in runs if run.stream is not None]
     first, classes = streams[0], runs[0].n_classes
     n = len(first.tasks)
     task_titles = [f"{task.name} ({len(task.classes)} classes)" for task in first.tasks]
     if len({tuple(task.name for task in stream.tasks) for stream in streams}) > 1:
-        order = "their order hangs on the seed"
+        order = "their order depends on the seed"
     else:
         order = (
             ", then ".join(task_titles)
@@ -136,14 +136,14 @@ def _story(runs: Sequence[Run]) -> tuple[str, ...]:
             else f"first {task_titles[0]}, at last {task_titles[-1]}"
         )
         if len({tuple(name for task in stream.tasks for name in task.classes) for stream in streams}) > 1:
-            order += "; which classes come when hangs on the seed"
+            order += "; the order of classes depends on the seed"
     task_note = (
-        "It is said of each test picture which task it belongs to: a head chooses among the classes of that task."
+        "The task of each test picture is known: a head predicts among the classes of that task."
         if first.task_known
-        else f"Nobody says which task a test picture belongs to: a head chooses among all {classes} classes."
+        else f"The task of a test picture is unknown: a head predicts among all {classes} classes."
     )
     return (
-        f"{n} task{'s come one after the other' if n > 1 else ''}: {order}. After each of them every task is measured, "
+        f"{n} task{'s are learned one after the other' if n > 1 else ''}: {order}. After each task all are measured, "
         f"on {runs[0].n_test} test pictures in all. {task_note} Names of all classes are known from the start.",
     )
 
@@ -157,7 +157,7 @@ def _grid(heads: Sequence[HeadRuns], title: str, common_notes: tuple[str, ...]) 
         sizes_text = f"{sizes[0].mean:,.0f} → {sizes[-1].mean:,.0f}" if sizes else "-"
         name = f"{head.label} {fidelity_mark({run.method for run in head.runs})}".rstrip()
         rows.append((name, head.learns, *cells, f"{sum(c.mean for c in seconds):.3g}" if seconds else "-", sizes_text))
-    header = ("head", "learns", *CONTINUAL_METRICS.values(), "all fits in s", "numbers kept, first → last task")
+    header = ("head", "learns", *CONTINUAL_METRICS.values(), "all fits in s", "stored numbers, first → last task")
     faithful = fidelity_notes(run.method for head in heads for run in head.runs)
     notes = (
         "In %. " + " ".join(METRIC_DEFINITIONS),
@@ -195,10 +195,10 @@ def _after_each(
         (head.label, head.learns, *(format_value(_mean(cell)) for cell in head.after_each(field))) for head in heads
     )
     note = (
-        "Numbers that must be kept to answer and to learn the next task; for joint fits the features of all shots so "
-        "far are among them."
+        "Numbers that must be stored to predict and to learn the next task; for joint fits they include the features "
+        "of all shots so far."
         if field == "size"
-        else "Of the head alone: features were made before."
+        else "Of the head alone: features were computed before."
     )
     return Grid(
         title,

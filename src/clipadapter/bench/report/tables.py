@@ -19,7 +19,7 @@ HARMONIC = "harmonic mean"
 
 
 class Row(NamedTuple):
-    """A head, with the text it was given if the suite has several."""
+    """A head, with the name of its prompts if the suite has several."""
 
     label: str
     prompts: str
@@ -30,11 +30,11 @@ class Measurement:
     """One head in one column.
 
     Args:
-        by_seed: the figure by seed.
+        by_seed: the metric by seed.
         draws: accuracy by draw.
-        failed: how many runs failed.
-        missing: how many are not run yet.
-        remark: what stands there in place of a figure.
+        failed: number of failed runs.
+        missing: number of planned runs that do not exist yet.
+        remark: text in place of a figure.
     """
 
     by_seed: Mapping[int, float] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Measurement:
 
     @property
     def cell(self) -> Cell:
-        """The figure over the seeds."""
+        """The metric over the seeds."""
         return Cell(tuple(self.by_seed[seed] for seed in sorted(self.by_seed)), self.failed, self.missing)
 
 
@@ -54,14 +54,14 @@ class Table:
     """Heads by columns.
 
     Args:
-        title: what it is about.
-        fixed: what all its runs share: data set and others of the coordinates.
-        axis: what the columns are.
+        title: above the table.
+        fixed: fields of `Setting` that all its runs share.
+        axis: the field of `Setting` that the columns are.
         rows: heads.
         columns: shots, test parts or encoders.
         measurements: by row and column.
         runs: the records, by row.
-        metric: which figure.
+        metric: name of the metric.
         runs_by_column: the records, by column.
     """
 
@@ -81,7 +81,7 @@ class Table:
         return [run for runs in self.runs.values() for run in runs]
 
     def cell(self, row: Row, column: str | int) -> Cell:
-        """The figure of a head in a column."""
+        """The metric of a head in a column."""
         return self.measurements[row, column].cell
 
 
@@ -102,7 +102,7 @@ def reference_row(study: Study, table: Table) -> Row:
 
 
 def compare_rows(table: Table, row: Row, reference: Row, columns: Sequence[str | int]) -> Difference | None:
-    """How far a head is above the reference on the draws of some columns; None if they share none.
+    """The difference of a head to the reference on the draws of some columns; None if they share no draw.
 
     Draws are resampled within a data set, an encoder, a test part and a number of shots.
     """
@@ -114,9 +114,9 @@ def compare_rows(table: Table, row: Row, reference: Row, columns: Sequence[str |
 
 
 def make_tables(study: Study, metric: Metric = "accuracy") -> list[Table]:
-    """The tables of a study: their columns are test parts where these are the point, else shots.
+    """The tables of a study. Their columns are test parts or shots, as the protocol says.
 
-    With one number of shots and several encoders, the columns are encoders.
+    With one number of shots and several encoders, the columns are encoders in place of shots.
     """
     axis = _axis(study)
     outer = [name for name in ("data", "encoder", "test", "shots") if name != axis]
@@ -170,9 +170,9 @@ def _figure(study: Study, setting: Setting, metric: Metric) -> Measurement:
 
 
 def add_harmonic_mean(table: Table) -> Table:
-    """With the harmonic mean of base and new classes as a last column, seed by seed.
+    """Add the harmonic mean of base and new classes as a last column, seed by seed.
 
-    The table is given back as it is if it has not one column of each.
+    The table is returned unchanged if it does not have one column of each.
     """
     kinds = {column: {run.data.protocol for run in runs} for column, runs in table.runs_by_column.items()}
     new = [column for column, column_kinds in kinds.items() if column_kinds == {"new"}]
@@ -183,9 +183,9 @@ def add_harmonic_mean(table: Table) -> Table:
 
 
 def add_transfer_mean(table: Table) -> Table:
-    """With the mean over the test parts that are not those of the shots as a last column, seed by seed.
+    """Add the mean over the test parts with shifted pictures or new classes as a last column, seed by seed.
 
-    The table is given back as it is if there are not two of them.
+    The table is returned unchanged if there are fewer than two of them.
     """
     if HARMONIC in table.columns:
         return table
@@ -211,7 +211,7 @@ def _with_column(
     for row in table.rows:
         parts = [table.measurements[row, column] for column in columns]
         draws = {
-            # The first part's name stands for all: draws of one table are of the same rows in every part.
+            # The name of the first part is used: draws of one table are of the same rows in every part.
             draws[0]: combine([part.draws[draw] for part, draw in zip(parts, draws, strict=True)])
             for draws in _same_draws(parts)
         }
@@ -228,7 +228,8 @@ def _common(parts: Sequence[Measurement]) -> list[int]:
 
 
 def _same_draws(parts: Sequence[Measurement]) -> Iterator[list[Draw]]:
-    """Draws of the first part with those of the others that differ from it in the test part alone."""
+    """Draws of the first part, with those of the others that differ only in the test part."""
+    """The means over data sets; none if there is one data set only."""
     known = [{_without_test(draw): draw for draw in part.draws} for part in parts]
     for same in known[0]:
         if all(same in other for other in known):
@@ -248,7 +249,7 @@ def make_mean_tables(tables: Sequence[Table]) -> list[Table]:
     names = {table.fixed["data"] for table in tables}
     if len(names) < 2:
         return []
-    # The rows that were not drawn have another name than a part that stands apart, but are the test part as well.
+    # Rows that were not drawn have another name than a separate test part, but are the test part as well.
     one_each = len(tables) == len({_kind(table, "data", "test") + (table.fixed["data"],) for table in tables})
     groups: dict[tuple[str | int, ...], list[Table]] = {}
     for table in tables:
@@ -277,11 +278,11 @@ def _differing(group: Sequence[Table], groups: Sequence[Sequence[Table]]) -> lis
 
 
 def make_mean_table(tables: Sequence[Table], title: str) -> Table:
-    """The mean over data sets, seed by seed; a head that has not every data set gets no figure.
+    """The mean over data sets, seed by seed; a head without figures for every data set gets none.
 
     Args:
-        tables: tables of one kind, one a data set.
-        title: of the new one.
+        tables: tables of one kind, one per data set.
+        title: of the new table.
     """
     rows = tuple(dict.fromkeys(row for table in tables for row in table.rows))
     columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))

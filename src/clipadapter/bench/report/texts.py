@@ -1,4 +1,4 @@
-"""What has to be told beside figures: cells, marks of heads, and how they were measured."""
+"""Texts of reports: cells, marks of heads, and notes on how figures were measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULTS = (
 
 
 def format_cell(cell: Cell, metric: Metric) -> str:
-    """Mean ± sd, and of how many runs if not all are there.
+    """Mean ± sd, and the number of runs if some are missing.
 
     >>> format_cell(Cell((0.5, 0.7)), "accuracy"), format_cell(Cell((0.5, 0.7), failed=1), "accuracy")
     ('60.0 ± 14.1', '60.0 ± 14.1 (2 of 3)')
@@ -60,13 +60,13 @@ def format_points(difference: float) -> str:
 
 
 def format_head(row: Row, runs: Sequence[Run]) -> str:
-    """A head's name with the text it was given and its marks."""
+    """A head's name with its prompts and marks."""
     name = f"{row.label} · {row.prompts}" if row.prompts else row.label
     return f"{name} {head_marks(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
 
 
 def head_marks(runs: Iterable[Run]) -> str:
-    """The marks of a head: it sees the test pictures as a whole; something was chosen with labels beyond the shots."""
+    """The marks of a head that is transductive, or whose parameters were chosen with labels beyond the shots."""
     runs = list(runs)
     transductive = any(run.flags.transductive for run in runs)
     beyond = any(run.flags.oracle or run.flags.validation != "none" for run in runs)
@@ -74,14 +74,14 @@ def head_marks(runs: Iterable[Run]) -> str:
 
 
 def format_validation(runs: Iterable[Run]) -> str:
-    """Which labels beyond the shots a head was given."""
+    """The labels beyond the shots that a head was given."""
     flags = {(run.flags.validation, run.flags.oracle) for run in runs}
     texts = sorted({validation + (" + oracle" if oracle else "") for validation, oracle in flags})
     return ", ".join(text.removeprefix("none + ") for text in texts) or "-"
 
 
 def measurement_notes(table: Table) -> tuple[str, ...]:
-    """What all figures of a table rest on."""
+    """Notes on how all figures of a table were measured."""
     runs = table.all_runs
     kinds = describe_test_kinds(run.data.protocol for run in runs)
     return (
@@ -100,7 +100,7 @@ def measurement_notes(table: Table) -> tuple[str, ...]:
 def describe_test_kinds(kinds: Iterable[str]) -> list[str]:
     """A text on each kind of test part that records name in `DataPart.protocol`."""
     texts: dict[str, str] = {}
-    # Few-shot first, so that a stand-apart test part is said before others.
+    # Few-shot first, so that a separate test part is explained before others.
     for name in sorted(list_protocols(), key=lambda name: (name != "few-shot", name)):
         texts = {**texts, **create_protocol(name).test_kinds}
     known_kinds = set(kinds)
@@ -108,7 +108,7 @@ def describe_test_kinds(kinds: Iterable[str]) -> list[str]:
 
 
 def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """What the figures of streams rest on."""
+    """Notes on how the figures of streams were measured."""
     templates = dict.fromkeys(template for run in runs for template in run.templates)
     return (
         _seeds_text(runs),
@@ -171,7 +171,7 @@ def _templates(table: Table) -> str:
 
 def _marks_text(table: Table) -> str:
     used_marks = "".join(head_marks(runs) for runs in table.runs.values())
-    texts = [f"{TRANSDUCTIVE} transductive: the head sees the test pictures as a whole, without labels"]
+    texts = [f"{TRANSDUCTIVE} transductive: the head uses the unlabelled test pictures"]
     texts += [f"{ORACLE} something was chosen with labels beyond the shots: see the column validation"]
     sentences = [text for text in texts if text[0] in used_marks]
     return (
@@ -180,7 +180,7 @@ def _marks_text(table: Table) -> str:
 
 
 def format_versions(runs: Iterable[Run]) -> str:
-    """Versions of the libraries and hashes of the code, those of most runs first."""
+    """Versions of the libraries and hashes of the code; the most frequent ones first."""
     counts = Counter((tuple(run.versions.items()), run.code[:12]) for run in runs)
     return "; or ".join(
         ", ".join([*(f"{name} {version}" for name, version in versions), f"code {code}"])
@@ -195,7 +195,7 @@ def _some(texts: Iterable[str], limit: int) -> str:
 
 
 def failure_messages(runs_by_head: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Why heads failed, one sentence a head and reason."""
+    """Why heads failed, one sentence per head and reason."""
     counts: Counter[tuple[str, str]] = Counter()
     for name, runs in runs_by_head.items():
         counts.update((name, run.error) for run in runs if run.error is not None)
