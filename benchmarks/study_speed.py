@@ -62,7 +62,7 @@ def main() -> None:
         print(f"| {name} | {sum(each):.2f} |")
     busy = sum(map(sum, took.values()))
     print(
-        f"\n{outcome.made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "
+        f"\n{outcome.n_made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "
         f"busy {busy / args.workers / seconds:.0%} ({busy:.1f} s of one worker)"
     )
 

@@ -25,11 +25,11 @@ def test_colours_are_told_apart_from_folders(colour_folder, model, tmp_path):
     train, test = load_dataset(colour_folder("train", 4)), load_dataset(colour_folder("test", 2, seed=1))
     found = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
     assert [run.metrics.accuracy for run in found.runs] == [1.0] * 8
-    assert (found.fresh, found.warnings, found.skipped) == (8, [], [])
+    assert (found.n_new, found.warnings, found.skipped) == (8, [], [])
     assert found.runs[0].encoder.name == "toy" and found.runs[0].data.support == "train"
     assert found.runs[0].templates == ["a {} square.", "a photo of a {}."]
     again = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
-    assert again.fresh == 0 and again.runs == found.runs
+    assert again.n_new == 0 and again.runs == found.runs
 
 
 def test_what_is_written_is_made_from_the_records(colour_folder, model, tmp_path):

@@ -98,8 +98,8 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
     source = FEATURES + str(save_bundle(Bundle(features, text), tmp_path / "toys"))
     suite = parse_suite("cv", SUITE + "\noptions = { folds = 3 }")
     launcher = create_launcher("local", workers=1)
-    assert run_suite(suite, [source], {}, tmp_path / "out", launcher).made == 8
-    assert run_suite(suite, [source], {}, tmp_path / "out", launcher).there == 8
+    assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_made == 8
+    assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_existing == 8
     study = load_study(tmp_path / "out", "cv")
     run = next(run for run in study.runs if (run.method, run.shots, run.seed) == ("prototype", ALL, 2))
     right = predictions(features, text, ALL, 3, 2) == np.array(features.y)

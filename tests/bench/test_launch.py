@@ -60,7 +60,7 @@ def go(source, out, text=SUITE, **more):
 
 def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
     first = go(source, tmp_path / "out")
-    assert (first.made, first.there, first.failed) == (8, 0, 0)
+    assert (first.n_made, first.n_existing, first.n_failed) == (8, 0, 0)
     runs = RecordFolder(tmp_path / "out").read()
     assert {(r.head, r.shots, r.seed) for r in runs} == {
         (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
@@ -68,7 +68,7 @@ def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
     lines = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
     assert [json.loads(line)["format"] for line in lines] == [3] * 8
     second = go(source, tmp_path / "out")
-    assert (second.made, second.there) == (0, 8)
+    assert (second.n_made, second.n_existing) == (0, 8)
     assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}
 
 
@@ -90,7 +90,7 @@ def test_what_was_lost_is_made_again_and_no_more(source, tmp_path):
     go(source, tmp_path / "out")
     lost = sorted((tmp_path / "out" / "runs").iterdir())[3]
     lost.unlink()
-    assert go(source, tmp_path / "out").made == 1
+    assert go(source, tmp_path / "out").n_made == 1
     assert lost.is_file()
 
 
@@ -98,12 +98,12 @@ def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     heads = '[{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]'
     text = f'title = "t"\nvariants = {heads}\nshots = [1]'
     found = go(source, tmp_path / "out", text)
-    assert (found.made, found.failed) == (6, 3)
+    assert (found.n_made, found.n_failed) == (6, 3)
     failed = [run for run in RecordFolder(tmp_path / "out").read() if run.error]
     assert {run.method for run in failed} == {"clip-adapter"}
     assert "branch must be one of" in failed[0].error
     again = go(source, tmp_path / "out", text)
-    assert (again.made, again.there) == (3, 3)
+    assert (again.n_made, again.n_existing) == (3, 3)
 
 
 def test_rows_may_be_given_in_place_of_a_draw(source, tmp_path):
@@ -195,7 +195,7 @@ def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
     assert (tip.support.provenance["crop"], coop.support.provenance["crop"]) == ("tip", "coop")
     np.testing.assert_array_equal(tip.support.X[:, 0], coop.support.X[:, 0])
     assert np.abs(tip.support.X[:, 1:] - coop.support.X[:, 1:]).max() > 1e-3
-    assert (second.made, second.there) == (2, 0)
+    assert (second.n_made, second.n_existing) == (2, 0)
     assert not {entry.key for entry in first.plan.entries} & {entry.key for entry in second.plan.entries}
     assert load_bundle(save_bundle(coop, tmp_path / "coop")).support.provenance["crop"] == "coop"
     with pytest.raises(InputError, match="needs views with crop 'tip', but those of .* have crop 'coop'"):
@@ -227,7 +227,7 @@ def test_with_views_for_each_epoch_a_head_sees_one_for_each_of_its_epochs(pictur
         monkeypatch.setattr(cls, "_fit", recorded)
     source = open_source(str(pictures))
     outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", create_launcher("local", workers=1))
-    assert (outcome.made, outcome.failed) == (6, 0)
+    assert (outcome.n_made, outcome.n_failed) == (6, 0)
     counts = {key: views.shape[1] for key, views in seen.items()}
     assert counts == {
         (name, epochs, shots): 1 + (epochs or 0)
@@ -243,9 +243,9 @@ def test_views_for_each_epoch_are_another_study_than_as_many_views(pictures, toy
         return run_suite(suite, [source or open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
 
     first, second = run(PER_EPOCH), run(PER_EPOCH.replace('"per-epoch"', "6"))
-    assert (second.made, second.there) == (6, 0)
+    assert (second.n_made, second.n_existing) == (6, 0)
     assert not {entry.key for entry in first.plan.entries} & {entry.key for entry in second.plan.entries}
-    assert run(PER_EPOCH).made == 0
+    assert run(PER_EPOCH).n_made == 0
 
 
 def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, toy, source, tmp_path):
@@ -253,9 +253,9 @@ def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, 
         go(source, tmp_path / "out", PER_EPOCH)
     bundle, _ = build_bundle(parse_suite("own", PER_EPOCH), [open_source(str(pictures))], toy, Prompts(label=""))
     ready = f"{FEATURES}{save_bundle(replace(bundle, rows=None), tmp_path / 'ready')}"
-    assert go(ready, tmp_path / "out", PER_EPOCH).failed == 0
+    assert go(ready, tmp_path / "out", PER_EPOCH).n_failed == 0
     more = go(ready, tmp_path / "out", PER_EPOCH.replace("epochs = 5", "epochs = 7"))
-    assert more.failed == 2
+    assert more.n_failed == 2
     errors = [run.error for run in RecordFolder(tmp_path / "out").read() if run.error]
     assert "have 6 views of each picture, but ClipAdapter makes 7 epochs" in errors[0]
 
@@ -277,9 +277,9 @@ def test_other_seeds_leave_the_records_that_are_there(pictures, toy, tmp_path):
         launcher = create_launcher("local", workers=1)
         return run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
 
-    assert again([1]).made == 4
+    assert again([1]).n_made == 4
     found = again([1, 2, 3])
-    assert (found.made, found.there) == (8, 4)
+    assert (found.n_made, found.n_existing) == (8, 4)
 
 
 def test_a_drawn_picture_that_cannot_be_read_is_left_out(pictures, toy):
@@ -401,7 +401,7 @@ def test_the_log_gets_what_a_killed_process_had_no_time_for(source, tmp_path):
     whole = log.read_bytes()
     for kept in (whole[: whole.index(b"\n") + 1], whole[:-1], whole[:-9], b""):
         log.write_bytes(kept)
-        assert go(source, tmp_path / "out").made == 0
+        assert go(source, tmp_path / "out").n_made == 0
         assert sorted(log.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
@@ -421,7 +421,7 @@ def test_a_full_disk_is_told_with_what_is_kept(source, tmp_path, monkeypatch):
         ):
             go(source, tmp_path / "out")
     again = go(source, tmp_path / "out")
-    assert (again.made, again.there) == (5, 3)
+    assert (again.n_made, again.n_existing) == (5, 3)
 
 
 def test_features_that_do_not_fit_on_the_disk_are_told_and_leave_nothing(source, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def source(tmp_path):
 def figures(source, out, launcher):
     """Metrics of each run by its key."""
     found = run_suite(parse_suite("own", SUITE), [source], {}, out, launcher)
-    assert (found.made, found.failed) == (12, 0)
+    assert (found.n_made, found.n_failed) == (12, 0)
     return {one.key: one.metrics for one in RecordFolder(out).read()}
 
 

@@ -72,7 +72,7 @@ def test_a_study_goes_on_from_its_records_and_fits_again_what_changed(tmp_path, 
     (features,) = (out / "features").iterdir()
     rows = {(run.shots, run.seed): run.rows for run in before.runs}
     outcome = run_suite(before.suite, [f"features:{features}"], {}, out, create_launcher("local", workers=1), rows=rows)
-    assert (outcome.made, outcome.there) == (4, 8)
+    assert (outcome.n_made, outcome.n_existing) == (4, 8)
     after = load_study(out, "s")
     assert {run.key: run.metrics for run in before.runs}.items() <= {run.key: run.metrics for run in after.runs}.items()
     assert {run.format for run in read_runs(out / "runs.jsonl")} == {3}

@@ -452,7 +452,7 @@ def test_it_is_compared_on_the_same_draws(model, tmp_path):
     assert np.mean(accuracy["lora"]) > 0.9 > np.mean(accuracy["zero-shot"])
     assert found.runs[1].method == "clip-lora" and "loss_" in found.runs[1].learned
     again = compare(model("zero-shot"), train, test, heads, [1, 3], [1, 2], records=records)
-    assert again.fresh == 0 and again.runs == found.runs
+    assert again.n_new == 0 and again.runs == found.runs
 
 
 # --- what is wrong is told

@@ -112,7 +112,7 @@ class Bundle:
     def text_digest(self, name: str) -> str:
         """Hash of the class text that is used on a test part."""
         parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
-        return digest(*(part for text in parts if text is not None for part in _pieces(text)))
+        return digest(*(part for text in parts if text is not None for part in _text_parts(text)))
 
     def data(self, name: str, rows: Sequence[int]) -> DataPart:
         """The part of a record about its data; the digest covers the shots and the test part, and no other rows.
@@ -228,5 +228,5 @@ def _bytes(features: FeatureSet) -> list[bytes | Sequence[str]]:
     return [np.ascontiguousarray(features.X).tobytes(), features.y, *kind]
 
 
-def _pieces(text: TextFeatures) -> list[Any]:
+def _text_parts(text: TextFeatures) -> list[Any]:
     return [text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)]]

@@ -37,7 +37,7 @@ class Comparison:
 
     Args:
         runs: the records.
-        fresh: how many of them were made by this call; the others were in the file of records.
+        n_new: how many of them were made by this call; the others were in the file of records.
         support: features that the shots were drawn from.
         test: features of the test part.
         text: class text.
@@ -46,7 +46,7 @@ class Comparison:
     """
 
     runs: list[Run]
-    fresh: int
+    n_new: int
     support: FeatureSet
     test: FeatureSet
     text: TextFeatures
@@ -119,7 +119,7 @@ def compare(
     text = model.encode_classes(names)
     support = extract_dataset(model, train, names)
     tested = extract_dataset(model, test, names).mark_for_evaluation()
-    before = _count(records)
+    before = _count_runs(records)
     bundle = Bundle(support, text, {"test": TestPart(tested)})
 
     def make(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
@@ -128,8 +128,8 @@ def compare(
         return run_fit(bundle, head, runs)
 
     runs = run_fits(bundle, heads, shots, seeds, make, records=records, progress=progress)
-    fresh = len(runs) if records is None else _count(records) - before
-    return Comparison(runs, fresh, support, tested, text, _warnings(support, tested, max(shots)))
+    n_new = len(runs) if records is None else _count_runs(records) - before
+    return Comparison(runs, n_new, support, tested, text, _warnings(support, tested, max(shots)))
 
 
 def _compare_by_folds(
@@ -152,10 +152,10 @@ def _compare_by_folds(
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(dataset.class_names)
     features = extract_dataset(model, dataset, dataset.class_names)
-    before = _count(records)
+    before = _count_runs(records)
     runs = cross_validate(heads, features, text, shots, seeds, folds=folds, records=records, progress=progress)
-    fresh = len(runs) if records is None else _count(records) - before
-    return Comparison(runs, fresh, features, features, text, [], count_folds(features.y, folds))
+    n_new = len(runs) if records is None else _count_runs(records) - before
+    return Comparison(runs, n_new, features, features, text, [], count_folds(features.y, folds))
 
 
 def run_tuned(
@@ -174,30 +174,30 @@ def run_tuned(
         runs: the planned run.
     """
     names, readable = train.class_names, bundle.support.provenance["rows"]
-    done = []
+    finished = []
     for run in runs:
-        own = clone(head)
-        if "progress" in own.get_params(deep=False):
-            own.set_params(progress=model.progress)
+        tuner = clone(head)
+        if "progress" in tuner.get_params(deep=False):
+            tuner.set_params(progress=model.progress)
         tuned = FewShotClassifier(
             model.encoder_,
-            own,
+            tuner,
             templates=model.templates,
             descriptions=model.descriptions,
             cache=None,
             batch_size=model.batch_size,
         )
-        drawn = [readable[row] for row in run.rows]
-        paths, labels = ([every[i] for i in drawn] for every in (train.paths, train.labels))
+        drawn_rows = [readable[row] for row in run.rows]
+        paths, labels = ([every[i] for i in drawn_rows] for every in (train.paths, train.labels))
         try:
             start = time.perf_counter()
             tuned.fit(paths, labels, names)
             seconds = time.perf_counter() - start
             part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
-            done.append(record_score(run, (tuned.head_, seconds), part, part.features))
+            finished.append(record_score(run, (tuned.head_, seconds), part, part.features))
         except Exception as error:  # the other heads must still run
-            done.append(record_failure(run, error))
-    return done
+            finished.append(record_failure(run, error))
+    return finished
 
 
 def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
@@ -213,20 +213,20 @@ def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
     return rows
 
 
-def _count(records: Path | None) -> int:
+def _count_runs(records: Path | None) -> int:
     return len(read_runs(records)) if records is not None and records.is_file() else 0
 
 
-def _warnings(support: FeatureSet, test: FeatureSet, most: int) -> list[str]:
+def _warnings(support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:
     counts = Counter(support.y)
-    small = [name for name in support.class_names if counts[name] < most]
+    small_classes = [name for name in support.class_names if counts[name] < max_shots]
     shared = find_shared_rows(support, test)
-    found = []
-    if small:
-        found.append(
-            f"{len(small)} of {len(support.class_names)} classes have fewer than {most} pictures to draw from and give "
-            f"all they have, such as {small[0]} ({counts[small[0]]})"
+    sentences = []
+    if small_classes:
+        sentences.append(
+            f"{len(small_classes)} of {len(support.class_names)} classes have fewer than {max_shots} pictures to draw "
+            f"from and give all they have, such as {small_classes[0]} ({counts[small_classes[0]]})"
         )
     if shared:
-        found.append(f"{len(shared)} of {len(test)} test pictures are also among those that shots are drawn from")
-    return found
+        sentences.append(f"{len(shared)} of {len(test)} test pictures are also among those that shots are drawn from")
+    return sentences

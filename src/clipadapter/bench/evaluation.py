@@ -101,7 +101,7 @@ class ModelEvaluation(EvaluationWithBaselines[Score]):
             "skipped": _skipped_records(self.skipped),
             "among_shots": self.among_shots,
             "model": self.model.evaluation.to_dict(),
-            "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
+            "baselines": {name: baseline.metrics.model_dump() for name, baseline in self.baselines.items()},
             "curve": [run.model_dump() for run in self.curve],
             **self.facts,
         }
@@ -195,7 +195,7 @@ class CrossValidation(EvaluationWithBaselines[Score]):
             "folds": self.folds,
             "n_pictures": self.n_pictures,
             "model": self.model.evaluation.to_dict(),
-            "baselines": {name: found.metrics.model_dump() for name, found in self.baselines.items()},
+            "baselines": {name: baseline.metrics.model_dump() for name, baseline in self.baselines.items()},
             **self.facts,
         }
 
@@ -267,7 +267,7 @@ class MultiLabelModelEvaluation(EvaluationWithBaselines[MultiLabelEvaluation]):
             "n_test": self.n_test,
             "skipped": _skipped_records(self.skipped),
             "model": self.model.to_dict(),
-            "baselines": {name: found.to_dict() for name, found in self.baselines.items()},
+            "baselines": {name: baseline.to_dict() for name, baseline in self.baselines.items()},
             **self.facts,
         }
 

@@ -125,12 +125,12 @@ def run_fits(
         for inputs in _draws(heads, bundle.support, shots, seeds, draw):
             bar.set_postfix_str(f"{inputs.label}, {inputs.shots} shots")
             (run,) = (plan or plan_fit)(bundle, inputs)
-            run_done = known.get(run.key)
-            if run_done is None:
-                (run_done,) = make(bundle, inputs.head, [run])
+            finished = known.get(run.key)
+            if finished is None:
+                (finished,) = make(bundle, inputs.head, [run])
                 if records is not None:
-                    append_runs(records, [run_done])
-            runs.append(run_done.model_copy(update={"head": inputs.label}))
+                    append_runs(records, [finished])
+            runs.append(finished.model_copy(update={"head": inputs.label}))
             bar.update()
     return runs
 

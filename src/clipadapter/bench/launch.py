@@ -34,18 +34,18 @@ class SuiteResult:
 
     Args:
         plan: all planned records.
-        made: number of runs that were made by this call.
-        there: number of runs that had a record before.
-        failed: how many of the runs made failed.
+        n_made: number of runs that were made by this call.
+        n_existing: number of runs that had a record before.
+        n_failed: how many of the runs made failed.
         seconds: from the first fit to the last.
         figures: plots of features, if the suite asks for them.
         keys: of the records of this call; the plan also has those of earlier calls.
     """
 
     plan: Plan
-    made: int = 0
-    there: int = 0
-    failed: int = 0
+    n_made: int = 0
+    n_existing: int = 0
+    n_failed: int = 0
     seconds: float = 0.0
     figures: list[Path] = field(default_factory=list)
     keys: frozenset[str] = frozenset()
@@ -106,7 +106,7 @@ def run_suite(
     finished = {run.key for run in records.read() if run.error is None}
     missing = [planned for planned in fits if not set(planned.keys) <= finished]
     n_existing = sum(len(planned.keys) for planned in fits) - sum(len(planned.keys) for planned in missing)
-    outcome = SuiteResult(plan, there=n_existing, keys=frozenset(key for planned in fits for key in planned.keys))
+    outcome = SuiteResult(plan, n_existing=n_existing, keys=frozenset(key for planned in fits for key in planned.keys))
     start = time.perf_counter()
     jobs = [Job(i, planned.spec.model_dump_json()) for i, planned in enumerate(missing)]
     with (
@@ -118,11 +118,11 @@ def run_suite(
             try:
                 records.write(runs)
             except InputError as error:
-                hint = f"{outcome.made} runs were made and are kept"
+                hint = f"{outcome.n_made} runs were made and are kept"
                 raise InputError(f"{error}. {hint}: free some space and repeat the call") from error
             for run in runs:
-                outcome.made += 1
-                outcome.failed += run.error is not None
+                outcome.n_made += 1
+                outcome.n_failed += run.error is not None
                 for tracker in trackers:
                     tracker(run)
             bar.set_postfix_str(f"{runs[0].head}, {runs[0].shots} shots", refresh=False)

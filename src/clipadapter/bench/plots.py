@@ -61,28 +61,28 @@ def draw_confusion_matrix(evaluation: Evaluation, path: str | Path, title: str =
     Raises:
         InputError: if the file can't be written.
     """
-    drawn_classes = worst_classes(evaluation.confusion, limit)
+    classes = worst_classes(evaluation.confusion, limit)
     counts, columns = (
-        evaluation.confusion[np.ix_(drawn_classes, drawn_classes)],
-        [evaluation.classes[i].name for i in drawn_classes],
+        evaluation.confusion[np.ix_(classes, classes)],
+        [evaluation.classes[i].name for i in classes],
     )
-    n_others = len(evaluation.classes) - len(drawn_classes)
+    n_others = len(evaluation.classes) - len(classes)
     if n_others:
-        others = evaluation.confusion[drawn_classes].sum(axis=1) - counts.sum(axis=1)
+        others = evaluation.confusion[classes].sum(axis=1) - counts.sum(axis=1)
         counts, columns = np.column_stack([counts, others]), [*columns, f"{n_others} others"]
-    totals = evaluation.confusion[drawn_classes].sum(axis=1, keepdims=True)
+    totals = evaluation.confusion[classes].sum(axis=1, keepdims=True)
     fractions = counts / np.maximum(totals, 1)
-    size = 0.34 if len(drawn_classes) > 8 else 0.75
-    figure = create_figure(3.6 + size * len(columns), 2.6 + size * len(drawn_classes))
+    size = 0.34 if len(classes) > 8 else 0.75
+    figure = create_figure(3.6 + size * len(columns), 2.6 + size * len(classes))
     axes = figure.add_subplot()
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    _name_axes(axes, columns, [f"{evaluation.classes[i].name}" for i in drawn_classes])
+    _name_axes(axes, columns, [f"{evaluation.classes[i].name}" for i in classes])
     _write_counts(axes, counts, fractions)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25, pad=0.02)
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
     heading = title + (
-        f"\nthe {len(drawn_classes)} of {len(evaluation.classes)} classes with most mistakes" if n_others else ""
+        f"\nthe {len(classes)} of {len(evaluation.classes)} classes with most mistakes" if n_others else ""
     )
     set_title(figure, heading.strip())
     return save_png(figure, path)

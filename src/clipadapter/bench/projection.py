@@ -195,7 +195,7 @@ def draw_projection(
     figures = [separation(features, labels) for features in (before, after)]
     before_points = project(before, method, seed)
     panels = {"before": before_points, "after": _turned(project(after, method, seed, before_points), before_points)}
-    coloured = _most_frequent(labels, class_names)
+    coloured = _frequent_classes(labels, class_names)
     figure = create_figure(10.5, 4.9)
     for axes, (name, points), separations in zip(figure.subplots(1, 2), panels.items(), figures, strict=True):
         _scatter(axes, points, np.asarray(labels), coloured)
@@ -227,7 +227,7 @@ def _turned(points: Array, target: Array) -> Array:
     return np.asarray(centred @ orthogonal_procrustes(centred, target - target.mean(axis=0))[0])
 
 
-def _most_frequent(labels: Sequence[str], class_names: Sequence[str]) -> list[str]:
+def _frequent_classes(labels: Sequence[str], class_names: Sequence[str]) -> list[str]:
     counts = Counter(labels)
     frequent = sorted((name for name in class_names if counts[name]), key=lambda name: -counts[name])[: len(PALETTE)]
     return [name for name in class_names if name in frequent]
@@ -266,7 +266,7 @@ def _legend(figure: Figure, coloured: Sequence[str], others: int) -> None:
         text.set_parse_math(False)
 
 
-MAX_DRAWN_IMAGES = 2000
+MAX_PLOTTED_IMAGES = 2000
 """Test pictures in a plot, at even distances: t-SNE of more takes minutes, and they could not be distinguished."""
 
 
@@ -286,7 +286,7 @@ def draw_adapted_features(specs: Sequence[FitSpec], data: str, folder: Path) -> 
     for spec in (spec for spec in specs if spec.shots == max_shots and spec.seed == specs[0].seed):
         bundle = load_bundle(spec.bundle)
         part = bundle.test(bundle.names[0], spec.rows).features
-        part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MAX_DRAWN_IMAGES)).astype(int)))
+        part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MAX_PLOTTED_IMAGES)).astype(int)))
         head = clone_with_seed(make_head(spec.variant), spec.seed)
         shots = select_views(head, bundle.shots(spec.rows))
         head.fit(shots.X, shots.y, text=bundle.text)

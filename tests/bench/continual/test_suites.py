@@ -193,7 +193,7 @@ def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
 
 def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
     found = go(sets[:1], tmp_path / "out", SUITE + "[stream]\nclasses_per_task = 3")
-    assert (found.made, found.failed) == (4, 0)
+    assert (found.n_made, found.n_failed) == (4, 0)
     bundle = load_bundle(sets[0][len(FEATURES) :])
     rows = draw_shots(bundle.support.y, 2, 1)
     tasks = []
@@ -209,14 +209,14 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
 
 def test_a_stream_that_is_there_is_not_made_again(sets, tmp_path):
     text = SUITE.replace('"knn"]', '"knn"]\nvariants = [{ head = "prototype", mode = "joint" }]')
-    assert go(sets, tmp_path / "out", text).made == 6
+    assert go(sets, tmp_path / "out", text).n_made == 6
     again = go(sets, tmp_path / "out", text)
-    assert (again.made, again.there) == (0, 6)
+    assert (again.n_made, again.n_existing) == (0, 6)
     lost = sorted((tmp_path / "out" / "runs").iterdir())[2]
     lost.unlink()
-    assert go(sets, tmp_path / "out", text).made == 1
+    assert go(sets, tmp_path / "out", text).n_made == 1
     more = go(sets, tmp_path / "out", text.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
-    assert (more.made, more.there) == (3, 6)
+    assert (more.n_made, more.n_existing) == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +231,13 @@ def test_a_stream_that_is_there_is_not_made_again(sets, tmp_path):
 def test_what_shapes_a_stream_makes_another_run(change, sets, tmp_path):
     go(sets, tmp_path / "out")
     found = go(sets, tmp_path / "out", SUITE + change)
-    assert (found.made, found.there) == (4, 0)
+    assert (found.n_made, found.n_existing) == (4, 0)
 
 
 def test_the_name_of_an_order_makes_no_other_run(sets, tmp_path):
     go(sets, tmp_path / "out")
     found = go(sets, tmp_path / "out", SUITE + '[stream]\norders = [{ name = "mine", data = ["zoo", "farm"] }]')
-    assert (found.made, found.there) == (0, 4)
+    assert (found.n_made, found.n_existing) == (0, 4)
 
 
 def test_all_pictures_may_be_learned_from(sets, tmp_path):
@@ -257,7 +257,7 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
     launcher = create_launcher("local", workers=1)
     suite = parse_suite("own", SUITE)
     found = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", launcher)
-    assert found.failed == 0
+    assert found.n_failed == 0
     run = RecordFolder(tmp_path / "out").read()[0]
     assert [(task.name, task.shots) for task in run.stream.tasks] == [("first", 6), ("second", 6)]
     assert run.n_test == 6 + 6  # of the undivided set every second of four
@@ -407,7 +407,7 @@ def test_a_single_task_is_a_stream_without_transfer(sets, tmp_path):
 
 def test_a_stream_that_failed_is_in_the_report(sets, tmp_path):
     text = SUITE.replace('"knn"]', '"knn"]\nvariants = [{ head = "clip-adapter", params = { branch = "none" } }]')
-    assert go(sets, tmp_path / "out", text).failed == 2
+    assert go(sets, tmp_path / "out", text).n_failed == 2
     files = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")
     assert "failed 2 times: InputError: branch must be one of" in files[0].read_text()
     assert "after 0 of 2 tasks" in files[1].read_text()

@@ -113,26 +113,26 @@ def stream(
     runs = []
     with tqdm(total=len(seeds) * len(heads), desc="streams", unit="stream", disable=not progress) as bar:
         for seed in seeds:
-            rows, planned_tasks = _drawn(tasks, text, shots, seed)
+            rows, planned_tasks = _draw_tasks(tasks, text, shots, seed)
             for name, head in heads.items():
                 plan = Stream(task_known=task_known, joint=modes[name] == "joint", tasks=planned_tasks)
                 own = clone_with_seed(head, seed)
-                run = plan_stream(bundle, FitInputs(name, own, shots or _most(tasks), seed, rows), plan)
-                done = known.get(run.key)
-                if done is None:
-                    done = run_stream(bundle, own, run)
+                run = plan_stream(bundle, FitInputs(name, own, shots or _max_shots(tasks), seed, rows), plan)
+                finished = known.get(run.key)
+                if finished is None:
+                    finished = run_stream(bundle, own, run)
                     if records is not None:
-                        append_runs(records, [done])
-                runs.append(done.model_copy(update={"head": name}))
+                        append_runs(records, [finished])
+                runs.append(finished.model_copy(update={"head": name}))
                 bar.update()
     return runs
 
 
-def _most(tasks: Sequence[StreamTask]) -> int:
+def _max_shots(tasks: Sequence[StreamTask]) -> int:
     return max(1, *(n for task in tasks for n in task.support.counts.values()))
 
 
-def _drawn(
+def _draw_tasks(
     tasks: Sequence[StreamTask], text: TextFeatures, shots: int | None, seed: int
 ) -> tuple[list[int], list[Task]]:
     """All drawn rows in the order of the tasks, and the tasks."""
@@ -203,7 +203,7 @@ def plan_stream(bundle: Bundle, inputs: FitInputs, plan: Stream) -> Run:
         data=data,
         text=bundle.text_digest(parts[0]),
         n_classes=len(bundle.text.labels),
-        n_test=sum(len(_tested(bundle, task)) for task in plan.tasks),
+        n_test=sum(len(_test_features(bundle, task)) for task in plan.tasks),
         stream=plan,
     )
 
@@ -223,7 +223,7 @@ def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     steps: list[Step] = []
     predict_seconds = 0.0
     try:
-        tests = [select_columns(head, _tested(bundle, task), bundle.text) for task in plan.tasks]
+        tests = [select_columns(head, _test_features(bundle, task), bundle.text) for task in plan.tasks]
         shots = [select_columns(head, bundle.shots(rows), bundle.text) for rows in plan.split_rows(run.rows)]
         among = [task.classes if plan.task_known else None for task in plan.tasks]
         zero_shot = _zero_shot(bundle, shots[0], tests, among)
@@ -274,10 +274,10 @@ def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint
     return learner.partial_fit(new.X, new.y, text=text)
 
 
-def _tested(bundle: Bundle, task: Task) -> FeatureSet:
+def _test_features(bundle: Bundle, task: Task) -> FeatureSet:
     """The test pictures of a task."""
-    part, wanted = bundle.tests[task.part].features, set(task.classes)
-    return part.take([row for row, label in enumerate(part.y) if label in wanted])
+    part, classes = bundle.tests[task.part].features, set(task.classes)
+    return part.take([row for row, label in enumerate(part.y) if label in classes])
 
 
 def _zero_shot(

@@ -86,7 +86,7 @@ class BundleOfFits:
     prompts: Prompts
 
 
-GIVEN_TEXT = "given: the test part stands apart from what the shots are drawn from"
+SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
 NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
 
 

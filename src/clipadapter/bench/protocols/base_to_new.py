@@ -9,7 +9,7 @@ from dataclasses import replace
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import GIVEN_TEXT, NEW_CLASSES_TEXT, Protocol, ProtocolInputs
+from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol, ProtocolInputs
 from clipadapter.bench.sources import extract_dataset, extract_drawn_shots, require_test_part
 from clipadapter.features import FeatureSet
 
@@ -18,7 +18,7 @@ from clipadapter.features import FeatureSet
 class BaseToNew(Protocol):
     """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
 
-    test_kinds = {"given": GIVEN_TEXT, "new": NEW_CLASSES_TEXT}
+    test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
 
     def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
         """As `Protocol.build`."""

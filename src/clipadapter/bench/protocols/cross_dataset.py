@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipadapter.bench.bundle import TestPart
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import GIVEN_TEXT, NEW_CLASSES_TEXT, ProtocolInputs, TransferProtocol
+from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, ProtocolInputs, TransferProtocol
 from clipadapter.bench.sources import Source, extract_dataset
 
 
@@ -12,7 +12,7 @@ from clipadapter.bench.sources import Source, extract_dataset
 class CrossDataset(TransferProtocol):
     """The first data set gives the shots, the others have other classes."""
 
-    test_kinds = {"given": GIVEN_TEXT, "new": NEW_CLASSES_TEXT}
+    test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
 
     def build_transfer_part(self, inputs: ProtocolInputs, source: Source) -> TestPart:
         """As `TransferProtocol.build_transfer_part`; the class text is that of the data set itself."""

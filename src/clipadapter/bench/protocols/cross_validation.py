@@ -70,7 +70,7 @@ class CrossValidation(Protocol):
     def draws(self, suite: Suite, bundle: Bundle) -> Rows:
         """As `Protocol.draws`; the shots of all folds one after the other."""
         folds, labels = suite.options.get("folds", DEFAULT_FOLDS), bundle.support.y
-        return {(n, seed): _rows(labels, folds, n, seed) for n in suite.shots for seed in suite.seeds}
+        return {(n, seed): _draw_all_folds(labels, folds, n, seed) for n in suite.shots for seed in suite.seeds}
 
     def test_names(self, suite: Suite, bundle: Bundle) -> Sequence[str]:
         """As `Protocol.test_names`."""
@@ -133,7 +133,7 @@ def cross_validate(
         seeds,
         lambda bundle, head, runs: run_folds(bundle, head, runs, folds),
         plan=lambda bundle, inputs: plan_folds(bundle, inputs, folds),
-        draw=lambda labels, n, seed: _rows(labels, folds, n, seed),
+        draw=lambda labels, n, seed: _draw_all_folds(labels, folds, n, seed),
         records=records,
         progress=progress,
     )
@@ -181,7 +181,7 @@ def score_folds(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = 
     """
     scores, seconds, size = [], 0.0, 0
     for others, fold in split_folds(bundle.support.y, folds, seed):
-        train = bundle.support.take(_drawn(bundle.support.y, others, shots, seed))
+        train = bundle.support.take(_draw_from(bundle.support.y, others, shots, seed))
         train_features = select_views(head, select_columns(head, train, bundle.text))
         test = select_columns(head, TestPart(bundle.support.take(fold)).features, bundle.text)
         start = time.perf_counter()
@@ -228,11 +228,11 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
     return finished
 
 
-def _drawn(labels: Sequence[str], rows: Sequence[int], shots: int, seed: int) -> list[int]:
+def _draw_from(labels: Sequence[str], rows: Sequence[int], shots: int, seed: int) -> list[int]:
     """Shots drawn from some rows."""
     return [rows[i] for i in draw_shots([labels[row] for row in rows], shots, seed)]
 
 
-def _rows(labels: Sequence[str], folds: int, shots: int, seed: int) -> list[int]:
+def _draw_all_folds(labels: Sequence[str], folds: int, shots: int, seed: int) -> list[int]:
     """The shots of all folds one after the other; a picture is a shot of several folds."""
-    return [row for others, _ in split_folds(labels, folds, seed) for row in _drawn(labels, others, shots, seed)]
+    return [row for others, _ in split_folds(labels, folds, seed) for row in _draw_from(labels, others, shots, seed)]

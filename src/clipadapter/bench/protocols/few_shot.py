@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows, draw_all_shots
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import GIVEN_TEXT, Protocol, ProtocolInputs
+from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, Protocol, ProtocolInputs
 from clipadapter.bench.sources import extract_dataset, extract_drawn_shots, extract_training_views
 
 
@@ -14,7 +14,7 @@ class FewShot(Protocol):
     """Shots and test part of the same classes."""
 
     test_kinds = {
-        "given": GIVEN_TEXT,
+        "given": SEPARATE_PART_TEXT,
         "rest": "rest: the test part is the rows that were not drawn, so each draw has another",
     }
     report_columns = "shots"

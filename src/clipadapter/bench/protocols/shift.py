@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipadapter.bench.bundle import TestPart
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import GIVEN_TEXT, ProtocolInputs, TransferProtocol
+from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, ProtocolInputs, TransferProtocol
 from clipadapter.bench.sources import Source, extract_dataset
 from clipadapter.errors import DataError
 
@@ -14,7 +14,7 @@ class Shift(TransferProtocol):
     """The first data set gives the shots, the others show its classes in another way."""
 
     test_kinds = {
-        "given": GIVEN_TEXT,
+        "given": SEPARATE_PART_TEXT,
         "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
     }
 

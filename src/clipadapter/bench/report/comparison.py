@@ -14,7 +14,7 @@ from clipadapter.bench.summary import fidelity_notes, markdown_table
 from clipadapter.registry import unknown
 
 HEADER = ("head", "data", "encoder", "test", "shots")
-DRAWN_BY = "Two runs are compared if they were fitted to the same rows."
+PAIRING_NOTE = "Two runs are compared if they were fitted to the same rows."
 
 
 def compare_studies(a: Study, b: Study) -> str:
@@ -40,7 +40,7 @@ def compare_studies(a: Study, b: Study) -> str:
         )
     rows = [_row(setting.label, setting, (a, setting), (b, setting)) for setting in shared]
     header = (*HEADER, "first", "second", "second - first")
-    parts = [title, markdown_table(header, rows, range(4)), f"Accuracy in %. {DRAWN_BY} {INTERVAL}", _counts(only)]
+    parts = [title, markdown_table(header, rows, range(4)), f"Accuracy in %. {PAIRING_NOTE} {INTERVAL}", _counts(only)]
     return "\n\n".join([part for part in parts if part] + _settings(a, b, shared)) + "\n"
 
 
@@ -71,7 +71,11 @@ def compare_heads(study: Study, first: str, second: str) -> str:
         label: head_marks(r for p, runs in study.runs_by_setting.items() if p.label == label for r in runs)
         for label in (first, second)
     }
-    parts = [f"# {first} and {second}", markdown_table(header, rows, range(3)), f"Accuracy in %. {DRAWN_BY} {INTERVAL}"]
+    parts = [
+        f"# {first} and {second}",
+        markdown_table(header, rows, range(3)),
+        f"Accuracy in %. {PAIRING_NOTE} {INTERVAL}",
+    ]
     parts += [
         f"{label} {_mark_text(head_marks_text)}."
         for label, head_marks_text in marks_by_label.items()

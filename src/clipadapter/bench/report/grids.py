@@ -116,7 +116,10 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
                 _spread([100 * value for value in accuracy], ".1f"),
                 _spread([run.seconds.fit for run in runs if run.seconds], ".3g"),
                 _spread([1000 * run.seconds.predict / run.n_test for run in runs if run.seconds], ".3g"),
-                *(_most([run.size for run in runs], ","), _most([run.machine.peak_memory_mb for run in runs], ",")),
+                *(
+                    _max_text([run.size for run in runs], ","),
+                    _max_text([run.machine.peak_memory_mb for run in runs], ","),
+                ),
                 format_validation(runs),
             )
         )
@@ -151,6 +154,6 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{mean:{form}}" + (f" ± {sd:{form if form != '.3g' else '.2g'}}" if len(values) > 1 else "")
 
 
-def _most(values: Sequence[int | None], form: str) -> str:
+def _max_text(values: Sequence[int | None], form: str) -> str:
     known = [value for value in values if value is not None]
     return f"{max(known):{form}}" if known else "-"

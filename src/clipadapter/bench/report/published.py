@@ -90,13 +90,13 @@ def _measured(study: Study) -> Iterator[Measured]:
     for setting, runs in study.runs_by_setting.items():
         protocol = runs[0].data.protocol
         dataset = setting.test if protocol == "shift" else setting.data
-        if protocol in ("given", "shift") and _is_whole(dataset, runs[0], shifted=protocol == "shift"):
+        if protocol in ("given", "shift") and _is_complete_set(dataset, runs[0], shifted=protocol == "shift"):
             yield Measured(dataset, Row(setting.label, setting.prompts), setting.shots, study.cell(setting), runs)
     for table in make_mean_tables(make_tables(study)):
         yield from _means(table)
 
 
-def _is_whole(dataset: str, run: Run, shifted: bool = False) -> bool:
+def _is_complete_set(dataset: str, run: Run, shifted: bool = False) -> bool:
     """Whether a data set is that of the papers: a user's folder may have the same name."""
     if dataset not in list_sets():
         return False
@@ -117,7 +117,7 @@ def _means(table: Table) -> Iterator[Measured]:
             if not figure.by_seed:
                 continue
             if isinstance(column, int):
-                if all(_is_whole(run.data.support, run) for run in runs):
+                if all(_is_complete_set(run.data.support, run) for run in runs):
                     yield Measured("mean11", row, column, figure.cell, runs)
             elif column == HARMONIC:
                 base, new = (table.measurements[row, part].by_seed for part in table.columns[:2])
@@ -181,7 +181,7 @@ NO_PUBLISHED_STREAM = (
     "No published figure that comes with the package is of this stream: the same data sets with all of their classes, "
     "in the same order, with the same weights, and the task of a picture known or unknown as here."
 )
-SHOWN = ("transfer", "average", "last")
+STREAM_METRICS = ("transfer", "average", "last")
 
 
 def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
@@ -200,7 +200,12 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
         return None
     known_sources = published_sources()
     rows = [
-        (head.label, format_shots(shots), *(format_figure(head.cell(figure), figure) for figure in SHOWN), "measured")
+        (
+            head.label,
+            format_shots(shots),
+            *(format_figure(head.cell(figure), figure) for figure in STREAM_METRICS),
+            "measured",
+        )
         for head in heads
     ]
     rows += [
@@ -224,7 +229,7 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
 
 
 def _figures(stream: PublishedStream) -> tuple[str, ...]:
-    return tuple(f"{getattr(stream, figure):.1f}" for figure in SHOWN)
+    return tuple(f"{getattr(stream, figure):.1f}" for figure in STREAM_METRICS)
 
 
 def _is_same(stream: Stream | None, encoder: str, theirs: PublishedStream) -> bool:

@@ -190,8 +190,8 @@ def format_versions(runs: Iterable[Run]) -> str:
 
 def _some(texts: Iterable[str], limit: int) -> str:
     items = list(texts)
-    rest_text = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + rest_text
+    suffix = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + suffix
 
 
 def failure_messages(runs_by_head: Mapping[str, Sequence[Run]]) -> list[str]:

@@ -99,8 +99,8 @@ def note_comparison(result: Comparison, out: Output) -> None:
     out.skipped(result.skipped)
     for sentence in result.warnings:
         out.warn(sentence)
-    if result.fresh < len(result.runs):
-        out.note(f"{len(result.runs) - result.fresh} of {len(result.runs)} runs were taken from the records")
+    if result.n_new < len(result.runs):
+        out.note(f"{len(result.runs) - result.n_new} of {len(result.runs)} runs were taken from the records")
     for text in dict.fromkeys(f"{run.head} failed: {run.error}" for run in result.runs if run.error is not None):
         out.warn(text)
 

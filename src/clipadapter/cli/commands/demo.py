@@ -103,7 +103,7 @@ def _fit_and_predict(model: FewShotClassifier, result: Comparison, test: Dataset
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import draw_shots
 
-    if result.fresh or not (folder / "config.json").is_file():
+    if result.n_new or not (folder / "config.json").is_file():
         rows = draw_shots(result.support.y, shots, seed=1)
         model.fit_features(result.support.take(rows), result.text).save(folder)
     loaded = FewShotClassifier.load(folder, encoder=model.encoder_, cache=model.cache)

@@ -245,9 +245,9 @@ def _time(seconds: float) -> str:
 def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
     return {
         "suite": outcome.plan.suite.name,
-        "made": outcome.made,
-        "there": outcome.there,
-        "failed": outcome.failed,
+        "made": outcome.n_made,
+        "there": outcome.n_existing,
+        "failed": outcome.n_failed,
         "seconds": round(outcome.seconds, 3),
         "folder": str(folder),
         "figures": [str(path) for path in outcome.figures],
@@ -255,11 +255,12 @@ def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
 
 
 def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
-    rate = f", {outcome.made / outcome.seconds:.1f} a second" if outcome.made and outcome.seconds else ""
+    rate = f", {outcome.n_made / outcome.seconds:.1f} a second" if outcome.n_made and outcome.seconds else ""
     noun = "streams" if suite.is_stream else "runs"
-    text = f"{outcome.made} {noun} finished in {_time(outcome.seconds)}{rate}; {outcome.there} were in the records"
-    if outcome.failed:
-        text += f"\n{outcome.failed} failed: see 'clipadapter bench status {suite.name} --out {folder}'"
+    text = f"{outcome.n_made} {noun} finished in {_time(outcome.seconds)}{rate}"
+    text += f"; {outcome.n_existing} were in the records"
+    if outcome.n_failed:
+        text += f"\n{outcome.n_failed} failed: see 'clipadapter bench status {suite.name} --out {folder}'"
     text += "".join(f"\nwrote {path}" for path in outcome.figures)
     return f"{text}\nnext: clipadapter bench report {suite.name} --out {folder}"
 
