@@ -36,7 +36,7 @@ def cut(image: Image.Image) -> Image.Image:
 
 
 def plant(root: Path, count: int, seed: int) -> tuple[dict[str, str], set[frozenset[str]]]:
-    """Moved pictures with the class they belong to, and pairs of pictures that are one."""
+    """Moved pictures with the class they belong to, and pairs of pictures that are finding."""
     stream = random.Random(seed)
     classes = sorted(folder.name for folder in (root / "train").iterdir())
     pictures = sorted((root / "train").rglob("*.*"))
@@ -57,13 +57,13 @@ def plant(root: Path, count: int, seed: int) -> tuple[dict[str, str], set[frozen
     return moved, pairs
 
 
-def labels_found(found: Diagnosis, moved: dict[str, str], before: set[str], *kinds: str) -> dict[str, float]:
-    names = {one.pictures[0].name for kind in kinds for one in found.of(kind)}
+def labels_found(diagnosis: Diagnosis, moved: dict[str, str], before: set[str], *kinds: str) -> dict[str, float]:
+    names = {finding.pictures[0].name for kind in kinds for finding in diagnosis.of_kind(kind)}
     right = {
-        one.pictures[0].name
+        finding.pictures[0].name
         for kind in kinds
-        for one in found.of(kind)
-        if moved.get(one.pictures[0].name) in one.classes
+        for finding in diagnosis.of_kind(kind)
+        if moved.get(finding.pictures[0].name) in finding.classes
     }
     own = names & before - set(moved)
     return {
@@ -75,8 +75,8 @@ def labels_found(found: Diagnosis, moved: dict[str, str], before: set[str], *kin
     }
 
 
-def copies_found(found: Diagnosis, pairs: set[frozenset[str]], before: set[frozenset[str]]) -> dict[str, float]:
-    groups = [frozenset(picture.name for picture in one.pictures) for one in found.of("leak")]
+def copies_found(diagnosis: Diagnosis, pairs: set[frozenset[str]], before: set[frozenset[str]]) -> dict[str, float]:
+    groups = [frozenset(picture.name for picture in finding.pictures) for finding in diagnosis.of_kind("leak")]
     hit = {pair for pair in pairs if any(pair <= group for group in groups)}
     right = sum(any(pair <= group for pair in pairs) for group in groups)
     own = sum(group in before for group in groups)
@@ -92,8 +92,8 @@ def copies_found(found: Diagnosis, pairs: set[frozenset[str]], before: set[froze
 def run(folder: Path, encoder: str, cache: Path) -> tuple[Diagnosis, float]:
     start = time.perf_counter()
     model = FewShotClassifier(encoder=encoder, precision="fp32", cache=cache)
-    found = diagnose(load_dataset(folder), model)
-    return found, round(time.perf_counter() - start, 1)
+    diagnosis = diagnose(load_dataset(folder), model)
+    return diagnosis, round(time.perf_counter() - start, 1)
 
 
 def main() -> None:
@@ -109,22 +109,22 @@ def main() -> None:
     clean, cold = run(args.root, args.encoder, cache)
     clean, warm = run(args.root, args.encoder, cache)
     clean.to_html(args.out / "clean.html")
-    doubts = {one.pictures[0].name for kind in ("wrong-label", "doubtful-label") for one in clean.of(kind)}
-    leaks = {frozenset(picture.name for picture in one.pictures) for one in clean.of("leak")}
-    rows = [{"seed": None, "pictures": clean.pictures, "cold s": cold, "warm s": warm, "counts": clean.counts}]
+    doubts = {finding.pictures[0].name for kind in ("wrong-label", "doubtful-label") for finding in clean.of_kind(kind)}
+    leaks = {frozenset(picture.name for picture in finding.pictures) for finding in clean.of_kind("leak")}
+    rows = [{"seed": None, "pictures": clean.n_pictures, "cold s": cold, "warm s": warm, "counts": clean.counts}]
     for seed in range(1, args.seeds + 1):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "planted"
             for part in ("train", "test"):
                 shutil.copytree(args.root / part, root / part)
             moved, pairs = plant(root, args.count, seed)
-            found, seconds = run(root, args.encoder, cache)
+            diagnosis, seconds = run(root, args.encoder, cache)
             row = {
                 "seed": seed,
                 "seconds": seconds,
-                "likely wrong": labels_found(found, moved, doubts, "wrong-label"),
-                "with doubts": labels_found(found, moved, doubts, "wrong-label", "doubtful-label"),
-                "copies": copies_found(found, pairs, leaks),
+                "likely wrong": labels_found(diagnosis, moved, doubts, "wrong-label"),
+                "with doubts": labels_found(diagnosis, moved, doubts, "wrong-label", "doubtful-label"),
+                "copies": copies_found(diagnosis, pairs, leaks),
             }
             rows.append(row)
     with (args.out / "doctor.jsonl").open("w", encoding="utf-8") as file:

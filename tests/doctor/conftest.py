@@ -10,12 +10,12 @@ COLOURS = ("blue", "green", "red")
 
 
 def scene(seed: int, colour: str = "grey", size: tuple[int, int] = (96, 80)) -> Image.Image:
-    """A picture of blurred patches, like no other, in shades about a colour, with some fine grain."""
+    """A picture of blurred patches in shades of a colour, with fine noise; each seed gives a different one."""
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    mixed = 0.5 * np.asarray(patches, np.float32) + 0.5 * np.array(ImageColor.getrgb(colour))
-    grain = rng.normal(0, 6, mixed.shape)
-    return Image.fromarray(np.clip(mixed + grain, 0, 255).astype(np.uint8))
+    mixture = 0.5 * np.asarray(patches, np.float32) + 0.5 * np.array(ImageColor.getrgb(colour))
+    noise = rng.normal(0, 6, mixture.shape)
+    return Image.fromarray(np.clip(mixture + noise, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session")
@@ -26,19 +26,19 @@ def draw():
 
 @pytest.fixture
 def scenes(tmp_path):
-    """A folder with train/ and test/ of scenes in three colours, six and two, no two alike."""
+    """A folder with train/ and test/ of scenes in three colours, six and two of each, without duplicates."""
     root = tmp_path / "scenes"
-    for part, count, first in (("train", 6, 0), ("test", 2, 100)):
+    for split, count, first in (("train", 6, 0), ("test", 2, 100)):
         for k, colour in enumerate(COLOURS):
-            (root / part / colour).mkdir(parents=True)
+            (root / split / colour).mkdir(parents=True)
             for i in range(count):
-                scene(first + 10 * k + i, colour).save(root / part / colour / f"{i}.png")
+                scene(first + 10 * k + i, colour).save(root / split / colour / f"{i}.png")
     return root
 
 
 @pytest.fixture
-def shown():
-    """A function that makes pictures from labels, all in one part unless told."""
+def make_pictures():
+    """A function that makes pictures from labels, in one split if no splits are given."""
 
     def make(labels, splits=None):
         splits = splits or ["all"] * len(labels)

@@ -5,8 +5,14 @@ from PIL import ImageEnhance, ImageOps
 from sklearn.neighbors import NearestNeighbors
 
 from clipadapter.doctor import duplicates
-from clipadapter.doctor.duplicates import Neighbours, Pair, neighbours, pairs, twins
-from clipadapter.doctor.image_quality import Look, look
+from clipadapter.doctor.duplicates import (
+    DuplicatePair,
+    Neighbours,
+    find_duplicate_pairs,
+    group_duplicates,
+    nearest_neighbours,
+)
+from clipadapter.doctor.image_quality import ImageMeasures, measure_image
 from clipadapter.encoders import create_encoder
 
 
@@ -14,39 +20,42 @@ def test_neighbours_are_those_of_another_library():
     X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32) + 3
     units = X / np.linalg.norm(X, axis=1, keepdims=True)
     distance, index = NearestNeighbors(n_neighbors=6, metric="cosine").fit(units - units.mean(0)).kneighbors()
-    found = neighbours(X, 6)
+    found = nearest_neighbours(X, 6)
     np.testing.assert_array_equal(found.index, index)
     np.testing.assert_allclose(found.cosine, 1 - distance, atol=1e-5)
 
 
-def test_blocks_do_not_change_the_neighbours(monkeypatch):
+def test_the_neighbours_do_not_depend_on_the_block_size(monkeypatch):
     X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    whole = neighbours(X, 5)
-    monkeypatch.setattr(duplicates, "CELLS", 120)
-    np.testing.assert_array_equal(neighbours(X, 5).index, whole.index)
+    whole = nearest_neighbours(X, 5)
+    monkeypatch.setattr(duplicates, "MAX_BLOCK_VALUES", 120)
+    np.testing.assert_array_equal(nearest_neighbours(X, 5).index, whole.index)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_pictures_have_fewer_neighbours(n):
-    assert neighbours(np.eye(4, dtype=np.float32)[:n], 12).index.shape == (n, n - 1)
+    assert nearest_neighbours(np.eye(4, dtype=np.float32)[:n], 12).index.shape == (n, n - 1)
 
 
 @pytest.fixture
-def found(tmp_path):
-    """A function that gives the pairs among pictures, each as (first, second, how)."""
+def find(tmp_path):
+    """A function that gives the pairs among pictures, each as (first, second, relation)."""
 
-    def find(images, **options):
+    def find_pairs(images, **options):
         paths = [tmp_path / f"{i}.{'jpg' if i in options else 'png'}" for i in range(len(images))]
         for i, (image, path) in enumerate(zip(images, paths, strict=True)):
             image.save(path, **({"quality": options[i]} if i in options else {}))
-        near = neighbours(create_encoder("toy").encode_images(images).numpy())
-        return [(one.first, one.second, one.how) for one in pairs([look(p, imagehash) for p in paths], near)]
+        near = nearest_neighbours(create_encoder("toy").encode_images(images).numpy())
+        return [
+            (pair.first, pair.second, pair.relation)
+            for pair in find_duplicate_pairs([measure_image(p, imagehash) for p in paths], near)
+        ]
 
-    return find
+    return find_pairs
 
 
-def test_equal_files_are_a_pair(found, draw):
-    assert found([draw(0), draw(1), draw(0), draw(2)]) == [(0, 2, "equal files")]
+def test_equal_files_are_a_pair(find, draw):
+    assert find([draw(0), draw(1), draw(0), draw(2)]) == [(0, 2, "equal files")]
 
 
 @pytest.mark.parametrize(
@@ -58,24 +67,24 @@ def test_equal_files_are_a_pair(found, draw):
     ],
     ids=["smaller", "cut", "brighter"],
 )
-def test_slightly_changed_copies_are_pairs(found, draw, change):
+def test_slightly_changed_copies_are_pairs(find, draw, change):
     others = [draw(i) for i in range(1, 12)]
-    assert found([draw(0), *others, change(draw(0))]) == [(0, 12, "nearly equal")]
+    assert find([draw(0), *others, change(draw(0))]) == [(0, 12, "nearly equal")]
 
 
-def test_what_only_the_features_or_only_the_hash_take_for_one_is_no_pair(tmp_path, draw):
+def test_a_pair_needs_similar_features_and_a_similar_hash(tmp_path, draw):
     for i in range(2):
         draw(i).save(tmp_path / f"{i}.png")
-    a, b = (look(tmp_path / f"{i}.png", imagehash) for i in range(2))
+    a, b = (measure_image(tmp_path / f"{i}.png", imagehash) for i in range(2))
 
-    def near(cosine):
+    def neighbours(cosine):
         return Neighbours(np.array([[1], [0]]), np.full((2, 1), cosine, np.float32))
 
-    assert (a.code ^ b.code).bit_count() > 22
-    assert pairs([a, b], near(0.999)) == []
+    assert (a.hash ^ b.hash).bit_count() > 22
+    assert find_duplicate_pairs([a, b], neighbours(0.999)) == []
     copy = type(a)(**{**vars(a), "digest": b"other"})
-    assert pairs([a, copy], near(0.5)) == []
-    assert [one.how for one in pairs([a, copy], near(0.9))] == ["nearly equal"]
+    assert find_duplicate_pairs([a, copy], neighbours(0.5)) == []
+    assert [pair.relation for pair in find_duplicate_pairs([a, copy], neighbours(0.9))] == ["nearly equal"]
 
 
 @pytest.mark.parametrize(
@@ -83,35 +92,38 @@ def test_what_only_the_features_or_only_the_hash_take_for_one_is_no_pair(tmp_pat
     [(10, 0.76, True), (11, 0.76, False), (16, 0.86, True), (17, 0.86, False), (22, 0.96, True), (23, 0.96, False)],
 )
 def test_the_more_bits_differ_the_nearer_features_must_be(bits, cosine, pair):
-    a = Look(b"a", 9, 9, 0.0, 255.0, 1.0, 0, (1 << 64) - 1)
-    b = Look(b"b", 9, 9, 0.0, 255.0, 1.0, (1 << bits) - 1, (1 << 64) - 1)
+    a = ImageMeasures(b"a", 9, 9, 0.0, 255.0, 1.0, 0, (1 << 64) - 1)
+    b = ImageMeasures(b"b", 9, 9, 0.0, 255.0, 1.0, (1 << bits) - 1, (1 << 64) - 1)
     near = Neighbours(np.array([[1], [0]]), np.full((2, 1), cosine, np.float32))
-    assert bool(pairs([a, b], near)) == pair
+    assert bool(find_duplicate_pairs([a, b], near)) == pair
 
 
 def test_a_mirrored_copy_is_a_pair(tmp_path, draw):
     draw(0).save(tmp_path / "0.png")
     ImageOps.mirror(draw(0)).save(tmp_path / "1.png")
     near = Neighbours(np.array([[1], [0]]), np.full((2, 1), 0.9, np.float32))
-    assert [one.how for one in pairs([look(tmp_path / f"{i}.png", imagehash) for i in range(2)], near)] == ["mirrored"]
+    assert [
+        pair.relation
+        for pair in find_duplicate_pairs([measure_image(tmp_path / f"{i}.png", imagehash) for i in range(2)], near)
+    ] == ["mirrored"]
 
 
-def test_what_hangs_together_is_one_finding(shown):
-    pictures = shown(["cat"] * 5)
-    chain = [Pair(0, 1, "equal files", 1.0), Pair(1, 3, "nearly equal", 0.9)]
-    (one,) = twins(pictures, chain)
-    assert [picture.name for picture in one.pictures] == ["0.png", "1.png", "3.png"]
-    assert (one.kind, one.score) == ("duplicate", 0.9)
+def test_connected_pairs_are_one_finding(make_pictures):
+    pictures = make_pictures(["cat"] * 5)
+    chain = [DuplicatePair(0, 1, "equal files", 1.0), DuplicatePair(1, 3, "nearly equal", 0.9)]
+    (pair,) = group_duplicates(pictures, chain)
+    assert [picture.name for picture in pair.pictures] == ["0.png", "1.png", "3.png"]
+    assert (pair.kind, pair.score) == ("duplicate", 0.9)
 
 
-def test_copies_across_labels_are_conflicts_and_across_parts_leaks(shown):
-    pictures = shown(["cat", "dog", "cat", "cat", "ant"], ["train", "train", "test", "train", "test"])
+def test_copies_with_two_labels_are_conflicts_and_in_two_splits_leaks(make_pictures):
+    pictures = make_pictures(["cat", "dog", "cat", "cat", "ant"], ["train", "train", "test", "train", "test"])
 
     def kinds(a, b):
-        return [one.kind for one in twins(pictures, [Pair(a, b, "equal files", 1.0)])]
+        return [pair.kind for pair in group_duplicates(pictures, [DuplicatePair(a, b, "equal files", 1.0)])]
 
     assert kinds(0, 1) == ["conflict"]
     assert kinds(0, 2) == ["leak"]
     assert kinds(0, 3) == ["duplicate"]
     assert kinds(0, 4) == ["conflict", "leak"]
-    assert list(twins(pictures, [])) == []
+    assert list(group_duplicates(pictures, [])) == []

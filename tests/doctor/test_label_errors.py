@@ -4,9 +4,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_predict
 
 from clipadapter.doctor import Finding
-from clipadapter.doctor.duplicates import neighbours
-from clipadapter.doctor.label_errors import spared, suspects
-from clipadapter.doctor.label_evidence import Evidence, calibrated, gather
+from clipadapter.doctor.duplicates import nearest_neighbours
+from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
+from clipadapter.doctor.label_evidence import LabelEvidence, calibrate, collect_label_evidence
 from clipadapter.errors import MissingExtraError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
@@ -24,141 +24,148 @@ def clusters():
     return X, y, TextFeatures(NAMES, centres - centres.mean(0), logit_scale=20)
 
 
-def judge(X, y, text):
+def collect(X, y, text):
     features = FeatureSet(X, tuple(NAMES[i] for i in y), NAMES)
-    return gather(features, text, neighbours(X))
+    return collect_label_evidence(features, text, nearest_neighbours(X))
 
 
 def names(found, kind="wrong-label"):
     return [one.pictures[0].name for one in found if one.kind == kind]
 
 
-def test_wrong_labels_in_clear_clusters_are_found_and_no_others(clusters, shown):
+def test_wrong_labels_in_clear_clusters_are_found_and_no_others(clusters, make_pictures):
     X, y, text = clusters
     y = y.copy()
     y[3], y[25] = 2, 0
-    found = list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text)))
+    found = list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))
     assert sorted(names(found)) == ["25.png", "3.png"]
     first = next(one for one in found if one.pictures[0].name == "3.png")
     assert first.classes == ("cat", "ant")
     assert first.score > 0.9
-    assert "labelled 'cat'" in first.words
-    assert "looks like 'ant'" in first.words
+    assert "labelled 'cat'" in first.message
+    assert "looks like 'ant'" in first.message
 
 
-def test_right_labels_give_no_finding(clusters, shown):
+def test_right_labels_give_no_findings(clusters, make_pictures):
     X, y, text = clusters
-    assert list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text))) == []
+    assert list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text))) == []
 
 
 def test_the_order_of_the_classes_does_not_matter(clusters):
     X, y, text = clusters
-    evidence = judge(X, y, text)
+    evidence = collect(X, y, text)
     turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale)
-    found = gather(FeatureSet(X, tuple(NAMES[i] for i in y), NAMES[::-1]), turned, neighbours(X))
+    found = collect_label_evidence(
+        FeatureSet(X, tuple(NAMES[i] for i in y), NAMES[::-1]), turned, nearest_neighbours(X)
+    )
     np.testing.assert_array_equal(found.labels, 3 - evidence.labels)
-    np.testing.assert_allclose(found.text, evidence.text[:, ::-1], rtol=1e-4, atol=1e-6)
-    assert (found.held.argmax(axis=1) == found.labels).all()
+    np.testing.assert_allclose(found.zero_shot, evidence.zero_shot[:, ::-1], rtol=1e-4, atol=1e-6)
+    assert (found.held_out.argmax(axis=1) == found.labels).all()
 
 
-def test_wrong_labels_are_found_without_class_text(clusters, shown):
+def test_wrong_labels_are_found_without_class_text(clusters, make_pictures):
     X, y, _ = clusters
     y = y.copy()
     y[3] = 2
-    evidence = judge(X, y, None)
-    assert evidence.text is None
-    assert names(suspects(shown([NAMES[i] for i in y]), evidence)) == ["3.png"]
+    evidence = collect(X, y, None)
+    assert evidence.zero_shot is None
+    assert names(find_label_errors(make_pictures([NAMES[i] for i in y]), evidence)) == ["3.png"]
 
 
-def test_without_class_text_columns_are_those_of_all_classes(clusters):
+def test_without_class_text_there_are_columns_for_all_classes(clusters):
     X, y, _ = clusters
-    rows = y != 1  # nobody has the second class
-    held = judge(X[rows], y[rows], None).held
+    rows = y != 1  # no picture of the second class
+    held = collect(X[rows], y[rows], None).held_out
     assert (held[:, 1] == 0).all()
     assert (held.argmax(axis=1) == y[rows]).all()
 
 
-def test_held_out_answers_are_those_of_a_discriminant_that_did_not_see_the_picture(clusters):
+def test_held_out_predictions_are_those_of_cross_validated_discriminant_analysis(clusters):
     X, y, text = clusters
     other = cross_val_predict(LinearDiscriminantAnalysis(), X, y, cv=8)
-    evidence = judge(X, y, text)
-    assert evidence.judged.all()
-    np.testing.assert_array_equal(evidence.held.argmax(axis=1), other)
+    evidence = collect(X, y, text)
+    assert evidence.is_held_out.all()
+    np.testing.assert_array_equal(evidence.held_out.argmax(axis=1), other)
 
 
 def test_votes_are_counted_among_the_five_nearest(clusters):
     X, y, text = clusters
-    near, evidence = neighbours(X), judge(X, y, text)
+    near, evidence = nearest_neighbours(X), collect(X, y, text)
     for i in (0, 17, 39):
         assert evidence.votes[i].tolist() == [sum(y[j] == k for j in near.index[i, :5]) for k in range(4)]
 
 
-def test_a_label_that_neighbours_or_text_stand_by_is_not_likely_wrong(clusters, shown):
+def test_a_label_that_neighbours_or_text_support_is_not_likely_wrong(clusters, make_pictures):
     X, y, text = clusters
     y = y.copy()
     y[3] = 2
-    pictures, evidence = shown([NAMES[i] for i in y]), judge(X, y, text)
+    pictures, evidence = make_pictures([NAMES[i] for i in y]), collect(X, y, text)
     votes = evidence.votes.copy()
     votes[3] = (4, 0, 1, 0)
-    weaker = Evidence(evidence.labels, evidence.held, votes, evidence.text, NAMES)
-    assert names(suspects(pictures, weaker)) == []
-    assert names(suspects(pictures, weaker), "doubtful-label") == ["3.png"]
+    weaker = LabelEvidence(evidence.labels, evidence.held_out, votes, evidence.zero_shot, NAMES)
+    assert names(find_label_errors(pictures, weaker)) == []
+    assert names(find_label_errors(pictures, weaker), "doubtful-label") == ["3.png"]
     votes[3] = (3, 0, 2, 0)
-    assert list(suspects(pictures, weaker)) == []
-    said = evidence.text.copy()
+    assert list(find_label_errors(pictures, weaker)) == []
+    said = evidence.zero_shot.copy()
     said[3] = (0.1, 0.1, 0.7, 0.1)
-    assert list(suspects(pictures, Evidence(evidence.labels, evidence.held, evidence.votes, said, NAMES))) == []
+    assert (
+        list(
+            find_label_errors(pictures, LabelEvidence(evidence.labels, evidence.held_out, evidence.votes, said, NAMES))
+        )
+        == []
+    )
 
 
 def test_between_classes_that_overlap_a_label_is_only_doubtful():
     found = [Finding("wrong-label", 1.0, "", (), pair) for pair in (("ant", "bee"), ("bee", "ant"), ("ant", "cat"))]
-    kinds = [one.kind for one in spared(found, [Finding("overlap", 0.5, "", (), ("ant", "bee"))])]
+    kinds = [one.kind for one in downgrade_overlapping(found, [Finding("overlap", 0.5, "", (), ("ant", "bee"))])]
     assert kinds == ["doubtful-label", "doubtful-label", "wrong-label"]
 
 
-def test_a_label_that_the_head_finds_nearly_as_likely_is_no_finding(clusters, shown):
+def test_a_label_that_the_head_finds_nearly_as_likely_is_no_finding(clusters, make_pictures):
     X, y, text = clusters
     y = y.copy()
     y[3] = 2
-    pictures, evidence = shown([NAMES[i] for i in y]), judge(X, y, text)
+    pictures, evidence = make_pictures([NAMES[i] for i in y]), collect(X, y, text)
     for own, count in ((0.1, 0), (0.08, 1)):
-        evidence.held[3] = (0.9, 0, own, 0)
-        assert len(list(suspects(pictures, evidence))) == count
+        evidence.held_out[3] = (0.9, 0, own, 0)
+        assert len(list(find_label_errors(pictures, evidence))) == count
 
 
-def test_a_classes_only_picture_is_doubted_if_text_and_a_neighbour_name_the_same_other(shown):
+def test_the_only_picture_of_a_class_is_doubtful_if_text_and_a_neighbour_agree_on_another(make_pictures):
     labels = np.array([0, 1, 1, 1])
     held = np.array([[np.nan] * 2, [0.01, 0.99], [0.01, 0.99], [0.01, 0.99]])
     text = np.array([[0.02, 0.98], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]])
-    pictures = shown(["ant", "bee", "bee", "bee"])
+    pictures = make_pictures(["ant", "bee", "bee", "bee"])
 
     def find(vote):
         votes = np.array([[0, vote], [0, 3], [0, 3], [0, 3]])
-        return list(suspects(pictures, Evidence(labels, held, votes, text, NAMES[:2])))
+        return list(find_label_errors(pictures, LabelEvidence(labels, held, votes, text, NAMES[:2])))
 
     assert names(find(1), "doubtful-label") == ["0.png"]
     assert find(0) == []
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (2, 1), (1, 0), (3, 0)])
-def test_nothing_breaks_on_a_handful_of_pictures(counts, shown):
+def test_a_few_pictures_are_checked_without_an_error(counts, make_pictures):
     y = np.repeat(np.arange(2), counts)
     X = np.random.default_rng(0).normal(size=(len(y), 6)).astype(np.float32)
     text = TextFeatures(NAMES, np.random.default_rng(1).normal(size=(4, 6)))
-    list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text)))
-    list(suspects(shown([NAMES[i] for i in y]), judge(X, y, None)))
+    list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))
+    list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, None)))
 
 
-def test_calibration_finds_the_factor_by_which_logits_were_blown_up():
+def test_calibration_finds_the_factor_of_the_logits():
     rng = np.random.default_rng(0)
     true = rng.normal(0, 1, (4000, 3))
     p = np.exp(true) / np.exp(true).sum(1, keepdims=True)
     labels = np.array([rng.choice(3, p=row) for row in p])
-    np.testing.assert_allclose(calibrated(true * 10, labels), p, atol=0.05)
+    np.testing.assert_allclose(calibrate(true * 10, labels), p, atol=0.05)
 
 
-def test_a_missing_library_names_the_extra(monkeypatch, clusters, shown):
+def test_a_missing_library_names_the_extra(monkeypatch, clusters, make_pictures):
     X, y, text = clusters
     monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
     with pytest.raises(MissingExtraError, match=r"clipadapter\[doctor\]"):
-        list(suspects(shown([NAMES[i] for i in y]), judge(X, y, text)))
+        list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))

@@ -7,21 +7,30 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from clipadapter.doctor import KINDS, SEVERITIES, Diagnosis, Finding, Picture, findings_css, findings_html, illustrated
-from clipadapter.doctor.findings import ranked
+from clipadapter.doctor import (
+    KINDS,
+    SEVERITIES,
+    Diagnosis,
+    Finding,
+    Picture,
+    illustrate_findings,
+    read_findings_css,
+    render_findings,
+)
+from clipadapter.doctor.findings import rank_findings
 from clipadapter.errors import InputError
 
 
 @pytest.fixture
 def diagnosis(tmp_path, draw):
-    """Five findings of one picture each of two kinds, with a name that is HTML, and one file that is gone."""
+    """Six findings of two kinds; names contain HTML, and one file is missing."""
     findings = [Finding("few-shots", 0.5, "'<b>cat</b>' has 2 pictures", (), ("<b>cat</b>",))]
     for i in range(5):
         path = tmp_path / f"{i}.png"
         if i:
             draw(i, size=(300, 200)).save(path)
         findings.append(Finding("wrong-label", i / 10, f"finding {i}", (Picture(path, f"<i>{i}.png", "ant", "train"),)))
-    return Diagnosis("pets", tmp_path, "toy", 9, 2, ("train", "test"), 8, ranked(findings))
+    return Diagnosis("pets", tmp_path, "toy", 9, 2, ("train", "test"), 8, rank_findings(findings))
 
 
 class Page(HTMLParser):
@@ -39,10 +48,10 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_worst_come_first():
+def test_the_worst_findings_come_first():
     kinds = ["blurry", "few-shots", "leak", "wrong-label", "conflict"]
-    found = ranked([Finding(kind, 0.5, "") for kind in kinds] + [Finding("leak", 0.9, "")])
-    assert [(one.kind, one.score) for one in found] == [
+    ranked = rank_findings([Finding(kind, 0.5, "") for kind in kinds] + [Finding("leak", 0.9, "")])
+    assert [(finding.kind, finding.score) for finding in ranked] == [
         ("conflict", 0.5),
         ("leak", 0.9),
         ("leak", 0.5),
@@ -57,31 +66,31 @@ def test_kinds_are_listed_worst_first():
     assert order == sorted(order)
 
 
-def test_text_groups_cuts_and_says_what_to_do(diagnosis):
-    lines = diagnosis.text(most=2).splitlines()
-    assert lines[0] == "9 pictures in 2 classes (train, test), seen by toy"
+def test_the_text_has_the_first_findings_of_each_kind_and_advice(diagnosis):
+    lines = diagnosis.to_text(max_per_kind=2).splitlines()
+    assert lines[0] == "9 pictures in 2 classes (train, test), encoder toy"
     assert lines[1:6] == ["", "warning: labels that are likely wrong: 5", "  finding 4", "  finding 3", "  and 3 more"]
-    assert lines[6].startswith("  -> Look at each")
+    assert lines[6].startswith("  -> Check each")
 
 
-def test_json_has_everything(diagnosis):
+def test_json_has_all_findings(diagnosis):
     data = json.loads(json.dumps(diagnosis.to_dict()))
     assert data["counts"] == {"wrong-label": 5, "few-shots": 1}
     assert data["findings"][0]["pictures"] == [{"path": "<i>4.png", "label": "ant", "split": "train"}]
     assert data["findings"][0]["severity"] == "warning"
 
 
-def test_the_page_asks_for_nothing_and_holds_its_pictures(diagnosis, tmp_path):
+def test_the_page_loads_no_file_and_contains_its_thumbnails(diagnosis, tmp_path):
     text = diagnosis.to_html(tmp_path / "new" / "doctor.html").read_text(encoding="utf-8")
     page = Page(text)
-    sources = [each["src"] for each in page.all("img")]
+    sources = [image["src"] for image in page.all("img")]
     assert len(sources) == 4
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not re.findall(r"https?://|@import|url\(", text)
     assert not page.all("script") and not page.all("link")
     size = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))).size
     assert size == (96, 64)
-    assert "unreadable" in text  # the picture that is gone
+    assert "unreadable" in text  # the missing file
 
 
 def test_the_page_escapes_names(diagnosis, tmp_path):
@@ -90,43 +99,43 @@ def test_the_page_escapes_names(diagnosis, tmp_path):
     assert page.all("img")[0]["alt"] == "<i>4.png"
 
 
-def test_links_of_the_page_lead_somewhere_and_pictures_have_names(diagnosis, tmp_path):
+def test_links_of_the_page_have_targets_and_pictures_have_names(diagnosis, tmp_path):
     page = Page(diagnosis.to_html(tmp_path / "doctor.html").read_text(encoding="utf-8"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {each["href"][1:] for each in page.all("a")} <= set(ids)
-    assert all(each["alt"] for each in page.all("img"))
+    assert {link["href"][1:] for link in page.all("a")} <= set(ids)
+    assert all(image["alt"] for image in page.all("img"))
     assert page.all("html")[0]["lang"] == "en"
 
 
-def test_thumbnails_are_bounded(diagnosis):
-    groups = illustrated(diagnosis, per_kind=2, side=40)
-    assert [(group.name, group.count, len(group.exhibits)) for group in groups] == [
+def test_the_number_of_thumbnails_is_limited(diagnosis):
+    groups = illustrate_findings(diagnosis, per_kind=2, side=40)
+    assert [(group.name, group.count, len(group.shown)) for group in groups] == [
         ("wrong-label", 5, 2),
         ("few-shots", 1, 1),
     ]
     many = Finding(
         "duplicate", 1.0, "many", tuple(Picture(diagnosis.root / "1.png", str(i), "a", "all") for i in range(30))
     )
-    one = illustrated(Diagnosis("pets", diagnosis.root, "toy", 9, 2, ("all",), 8, (many,)))
-    assert len(one[0].exhibits[0].thumbnails) == 8
-    assert "and 22 more pictures" in findings_html(one)
+    groups = illustrate_findings(Diagnosis("pets", diagnosis.root, "toy", 9, 2, ("all",), 8, (many,)))
+    assert len(groups[0].shown[0].thumbnails) == 8
+    assert "and 22 more pictures" in render_findings(groups)
 
 
-def test_the_sections_stand_alone(diagnosis):
-    part = findings_html(illustrated(diagnosis))
-    assert part.count("<section") == part.count("</section>") == 2
-    used = set(re.findall(r"doctor-[a-z]+", part))
-    assert {name for name in used if f".{name}" not in findings_css()} == set()
+def test_the_style_sheet_has_all_classes_of_the_sections(diagnosis):
+    html = render_findings(illustrate_findings(diagnosis))
+    assert html.count("<section") == html.count("</section>") == 2
+    used = set(re.findall(r"doctor-[a-z]+", html))
+    assert {name for name in used if f".{name}" not in read_findings_css()} == set()
 
 
-def test_no_finding_is_said(tmp_path):
-    clean = Diagnosis("pets", tmp_path, "toy", 9, 2, ("all",), 9, ())
-    assert clean.text() == "9 pictures in 2 classes, seen by toy\nnothing found"
-    assert "Nothing was found." in clean.to_html(tmp_path / "doctor.html").read_text(encoding="utf-8")
+def test_a_diagnosis_without_findings_says_so(tmp_path):
+    diagnosis = Diagnosis("pets", tmp_path, "toy", 9, 2, ("all",), 9, ())
+    assert diagnosis.to_text() == "9 pictures in 2 classes, encoder toy\nno findings"
+    assert "There are no findings." in diagnosis.to_html(tmp_path / "doctor.html").read_text(encoding="utf-8")
 
 
-def test_a_page_that_cant_be_written_is_an_error_in_words(diagnosis, tmp_path):
+def test_a_page_that_cannot_be_written_is_an_error(diagnosis, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't write .* a place you may write to"):
         diagnosis.to_html(tmp_path / "file" / "doctor.html")

@@ -1,4 +1,4 @@
-"""Why a classifier said what it said: every figure again, by hand."""
+"""Explanations of predictions: every value is computed again by hand."""
 
 import json
 import math
@@ -40,95 +40,97 @@ def cosine(a, b):
 
 def test_the_prediction_is_that_of_classify(model):
     image = square("red", 9)
-    found = explain(model, image, top=2)
-    (wanted,) = model.classify([image], 2)
-    assert found.prediction == wanted
-    assert found.label == wanted.label == "red"
+    explanation = explain(model, image, top=2)
+    (expected,) = model.classify([image], 2)
+    assert explanation.prediction == expected
+    assert explanation.label == expected.label == "red"
 
 
 def test_margin_is_between_the_best_and_the_next(model):
-    found, logits = explain(model, square("red", 9)), model.logits([square("red", 9)])[0]
+    explanation, logits = explain(model, square("red", 9)), model.logits([square("red", 9)])[0]
     best, second = np.sort(logits)[::-1][:2]
-    assert found.margin == pytest.approx(best - second, rel=1e-4)
-    assert found.against == NAMES[int(np.argsort(logits)[-2])]
+    assert explanation.margin == pytest.approx(best - second, rel=1e-4)
+    assert explanation.against == NAMES[int(np.argsort(logits)[-2])]
 
 
-def test_parts_add_up_and_texts_is_zero_shots(model):
+def test_the_parts_add_up_and_that_of_text_is_zero_shot(model):
     image = square("green", 9)
-    found = explain(model, image)
-    assert found.text + found.shots == pytest.approx(found.margin, abs=1e-9)
+    explanation = explain(model, image)
+    assert explanation.text_margin + explanation.shots_margin == pytest.approx(explanation.margin, abs=1e-9)
     x = model.encoder_.encode_images([image])[0].numpy()
     rows = dict(zip(model.text_.labels, model.text_.embeddings, strict=True))
-    of_text = [model.text_.logit_scale * cosine(x, rows[name]) for name in (found.label, found.against)]
-    assert found.text == pytest.approx(of_text[0] - of_text[1], rel=1e-3)
+    text_logits = [model.text_.logit_scale * cosine(x, rows[name]) for name in (explanation.label, explanation.against)]
+    assert explanation.text_margin == pytest.approx(text_logits[0] - text_logits[1], rel=1e-3)
 
 
-def test_of_zero_shot_all_is_text():
-    found = explain(fitted("zero-shot"), square("red", 9))
-    assert found.shots == pytest.approx(0, abs=1e-4)
-    assert (found.text_says, found.shots_say) == ("red", None)
+def test_the_margin_of_zero_shot_is_that_of_text():
+    explanation = explain(fitted("zero-shot"), square("red", 9))
+    assert explanation.shots_margin == pytest.approx(0, abs=1e-4)
+    assert (explanation.text_label, explanation.shots_label) == ("red", None)
 
 
-def test_of_a_linear_probe_nothing_is_text():
-    found = explain(fitted("linear-probe"), square("red", 9))
-    assert (found.text, found.text_says, found.shots_say) == (0.0, None, "red")
+def test_the_margin_of_a_linear_probe_is_that_of_the_shots():
+    explanation = explain(fitted("linear-probe"), square("red", 9))
+    assert (explanation.text_margin, explanation.text_label, explanation.shots_label) == (0.0, None, "red")
 
 
-def test_a_head_that_mixes_both_otherwise_gets_no_invented_share():
-    found = explain(fitted("cross-modal"), square("red", 9))
-    assert (found.text, found.shots, found.text_says, found.shots_say) == (None, None, None, None)
-    assert any("does not add up" in note for note in found.notes)
+def test_a_head_whose_logits_are_not_a_sum_has_no_parts():
+    explanation = explain(fitted("cross-modal"), square("red", 9))
+    parts = (explanation.text_margin, explanation.shots_margin, explanation.text_label, explanation.shots_label)
+    assert parts == (None, None, None, None)
+    assert any("are not the sum of both" in note for note in explanation.notes)
 
 
 def test_text_and_shots_may_disagree():
-    """The pictures of each class have the colour of the next one: the shots say so, the text names the colour."""
+    """The pictures of each class have the colour of the next one, so that shots and text predict different classes."""
     images = [square(name, seed) for name in NAMES for seed in range(3)]
     labels = [name for name in ("green", "red", "blue") for _ in range(3)]
     model = FewShotClassifier("toy", "tip-adapter", head_params={"alpha": 200.0}, cache=None).fit(images, labels)
-    found = explain(model, square("red", 9))
-    assert (found.label, found.text_says, found.shots_say) == ("blue", "red", "blue")
-    assert found.text < 0 < found.margin < found.shots
-    assert "Class text alone would say 'red', the shots alone 'blue'." in found.sentences()
+    explanation = explain(model, square("red", 9))
+    assert (explanation.label, explanation.text_label, explanation.shots_label) == ("blue", "red", "blue")
+    assert explanation.text_margin < 0 < explanation.margin < explanation.shots_margin
+    assert "Class text alone would predict 'red', the shots alone 'blue'." in explanation.sentences()
 
 
-def test_nearest_shots_by_cosine_in_a_plain_loop(model):
+def test_nearest_shots_are_those_of_a_plain_loop(model):
     image = square("blue", 9)
     x = model.encoder_.encode_images([image])[0].numpy()
-    found = explain(model, image, neighbours=4).nearest
-    every = sorted(((cosine(x, row), label) for row, label in zip(model.support_.plain, model.support_.y, strict=True)))
-    assert [one.label for one in found] == [label for _, label in every[::-1][:4]]
-    np.testing.assert_allclose([one.similarity for one in found], [value for value, _ in every[::-1][:4]], rtol=1e-5)
+    nearest = explain(model, image, neighbours=4).nearest
+    shots = zip(model.support_.plain, model.support_.y, strict=True)
+    expected = sorted((cosine(x, row), label) for row, label in shots)[::-1][:4]
+    assert [shot.label for shot in nearest] == [label for _, label in expected]
+    np.testing.assert_allclose([shot.similarity for shot in nearest], [value for value, _ in expected], rtol=1e-5)
 
 
-def test_a_shot_is_called_by_its_number_or_its_file(model):
+def test_a_shot_is_named_by_its_path_or_its_number(model):
     shot = square("green", 1)  # the second green one
     other = fitted()
     provenance = other.support_.provenance
     (unnamed,) = explain(other, shot, neighbours=1).nearest
-    assert (unnamed.source, unnamed.known) == ("shot 2 of green", False)
+    assert (unnamed.source, unnamed.is_path) == ("shot 2 of green", False)
     sources = [f"shots/{i}.png" for i in range(9)]
     other.support_ = replace(other.support_, provenance={**provenance, "sources": sources})
     (named,) = explain(other, shot, neighbours=1).nearest
-    assert (named.source, named.known) == ("shots/4.png", True)
+    assert (named.source, named.is_path) == ("shots/4.png", True)
     assert named.similarity == pytest.approx(1)
 
 
-def test_another_class_shows_what_it_lacks(model):
-    found = explain(model, square("red", 9), class_name="blue")
-    assert (found.label, found.against) == ("blue", "red")
-    assert found.margin < 0
-    assert found.prediction.label == "red"
-    assert f"'blue' is behind 'red' by {-found.margin:.2f} logits." in found.sentences()
+def test_the_margin_of_another_class_is_negative(model):
+    explanation = explain(model, square("red", 9), class_name="blue")
+    assert (explanation.label, explanation.against) == ("blue", "red")
+    assert explanation.margin < 0
+    assert explanation.prediction.label == "red"
+    assert f"'blue' is behind 'red' by {-explanation.margin:.2f} logits." in explanation.sentences()
 
 
-def test_a_model_without_its_shots_names_none(tmp_path, model):
+def test_a_model_without_its_shots_has_no_nearest_shots(tmp_path, model):
     model.save(tmp_path / "model", support=False)
-    found = explain(FewShotClassifier.load(tmp_path / "model", cache=None), square("red", 9))
-    assert found.nearest == ()
-    assert any("--no-support" in note for note in found.notes)
+    explanation = explain(FewShotClassifier.load(tmp_path / "model", cache=None), square("red", 9))
+    assert explanation.nearest == ()
+    assert any("--no-support" in note for note in explanation.notes)
 
 
-def test_a_saved_model_says_the_same(tmp_path, model):
+def test_a_saved_model_gives_the_same_explanation(tmp_path, model):
     model.save(tmp_path / "model")
     first = explain(model, square("red", 9)).to_dict()
     second = explain(FewShotClassifier.load(tmp_path / "model", cache=None), square("red", 9)).to_dict()
@@ -137,7 +139,7 @@ def test_a_saved_model_says_the_same(tmp_path, model):
         assert first[name] == second[name]
 
 
-def test_wrong_questions_are_refused(tmp_path, model):
+def test_wrong_arguments_are_errors(tmp_path, model):
     with pytest.raises(UnknownNameError, match="Did you mean 'green'"):
         explain(model, square("red"), class_name="gren")
     with pytest.raises(InputError, match="neighbours"):
@@ -148,27 +150,27 @@ def test_wrong_questions_are_refused(tmp_path, model):
         explain(FewShotClassifier("toy", cache=None), square("red"))
 
 
-def test_it_is_json(model):
-    found = json.loads(json.dumps(explain(model, square("red", 9)).to_dict()))
-    assert found["prediction"]["label"] == found["explained"] == "red"
-    assert [set(one) for one in found["nearest_shots"]] == [{"similarity", "label", "source"}] * 5
+def test_the_explanation_is_json(model):
+    explanation = json.loads(json.dumps(explain(model, square("red", 9)).to_dict()))
+    assert explanation["prediction"]["label"] == explanation["explained"] == "red"
+    assert [set(shot) for shot in explanation["nearest_shots"]] == [{"similarity", "label", "source"}] * 5
 
 
-def test_an_encoder_without_patches_has_no_map_and_says_so(model):
-    found = explain(model, square("red", 9))
-    assert (found.heat, found.heat_range) == (None, None)
-    assert any("toy has no features of parts" in note for note in found.notes)
+def test_an_encoder_without_patch_features_has_no_heat_map(model):
+    explanation = explain(model, square("red", 9))
+    assert (explanation.heat_map, explanation.heat_range) == (None, None)
+    assert any("toy has no features of parts" in note for note in explanation.notes)
 
 
-def test_two_encoders_have_no_map_and_say_so():
-    found = explain(fitted(encoder="pair:toy+toy", head="svl-adapter"), square("red", 9))
-    assert found.heat is None
-    assert any("side by side" in note for note in found.notes)
+def test_a_pair_of_encoders_has_no_heat_map():
+    explanation = explain(fitted(encoder="pair:toy+toy", head="svl-adapter"), square("red", 9))
+    assert explanation.heat_map is None
+    assert any("those of two encoders" in note for note in explanation.notes)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, write_model):
-    """A transformer of random weights that sees four patches."""
+    """A transformer with random weights and four patches."""
     config = {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
@@ -179,63 +181,65 @@ def tiny(tmp_path_factory, write_model):
     return create_encoder(f"open_clip:local-dir:{folder}")
 
 
-def test_the_map_is_the_heads_answer_for_each_patch(tiny):
-    """Every value in a plain loop: logit of the class less the mean of the others', stretched to 0..1."""
+def test_the_heat_map_has_the_heads_contrast_for_each_patch(tiny):
+    """Every value in a plain loop: logit of the class less the mean of the others, scaled to 0..1."""
     encoder, image = tiny, square("red", 9)
     model = fitted(encoder=encoder, head="prototype")
-    found = explain(model, image, class_name="green")
+    explanation = explain(model, image, class_name="green")
     patches = encoder.patch_features(image)
     values = np.empty((2, 2))
     for r in range(2):
         for c in range(2):
             logits = model.head_.logits(patches[r, c].numpy()[None])[0].tolist()
             values[r, c] = logits[1] - (logits[0] + logits[2]) / 2
-    np.testing.assert_allclose(found.heat_range, (values.min(), values.max()), rtol=1e-4)
-    wanted = (values - values.min()) / (values.max() - values.min())
-    np.testing.assert_allclose(found.heat, wanted, atol=1e-4)
-    assert (found.heat.min(), found.heat.max()) == (0.0, pytest.approx(1.0))
+    np.testing.assert_allclose(explanation.heat_range, (values.min(), values.max()), rtol=1e-4)
+    expected = (values - values.min()) / (values.max() - values.min())
+    np.testing.assert_allclose(explanation.heat_map, expected, atol=1e-4)
+    assert (explanation.heat_map.min(), explanation.heat_map.max()) == (0.0, pytest.approx(1.0))
 
 
-def test_the_square_is_what_the_encoder_sees(tiny):
+def test_the_square_is_the_input_of_the_encoder(tiny):
     image = square("red", 9)
-    found = explain(fitted(encoder=tiny, head="prototype"), image)
+    explanation = explain(fitted(encoder=tiny, head="prototype"), image)
     width, height = image.size
-    assert found.picture.shape == (height, width, 3)
-    np.testing.assert_array_equal(found.square, tiny.tower().pixels.to_square(image))
+    assert explanation.picture.shape == (height, width, 3)
+    np.testing.assert_array_equal(explanation.square, tiny.tower().pixels.to_square(image))
 
 
-def test_with_several_labels_the_margin_is_the_classs_own_logit(model):
-    several = fitted()
-    targets = np.eye(3, dtype=int)[[NAMES.index(label) for label in several.support_.y]]
-    several.head_ = create_head("tip-adapter").fit(several.support_.plain, targets, text=several.text_)
-    found = explain(several, square("red", 9), class_name="blue")
-    assert (found.label, found.against, found.text) == ("blue", None, None)
-    assert found.margin == pytest.approx(float(several.logits([square("red", 9)])[0, 0]), rel=1e-4)
-    assert found.sentences()[1].startswith("The logit of 'blue' is -")
+def test_the_margin_of_a_multilabel_model_is_the_logit_of_the_class(model):
+    multilabel = fitted()
+    targets = np.eye(3, dtype=int)[[NAMES.index(label) for label in multilabel.support_.y]]
+    multilabel.head_ = create_head("tip-adapter").fit(multilabel.support_.plain, targets, text=multilabel.text_)
+    explanation = explain(multilabel, square("red", 9), class_name="blue")
+    assert (explanation.label, explanation.against, explanation.text_margin) == ("blue", None, None)
+    assert explanation.margin == pytest.approx(float(multilabel.logits([square("red", 9)])[0, 0]), rel=1e-4)
+    assert explanation.sentences()[1].startswith("The logit of 'blue' is -")
 
 
-def test_a_head_that_asks_the_text_tower_each_time_has_no_map(tiny):
+def test_a_head_that_runs_the_text_tower_to_predict_has_no_heat_map(tiny):
     slow = fitted(encoder=tiny, head="prototype")
     slow.head_.needs_tower_to_predict = True
-    found = explain(slow, square("red", 9))
-    assert found.heat is None
-    assert any("once for each part" in note for note in found.notes)
+    explanation = explain(slow, square("red", 9))
+    assert explanation.heat_map is None
+    assert any("once for each part" in note for note in explanation.notes)
 
 
-def test_a_picture_that_is_none_of_the_classes_is_told_with_the_nearest(model):
+def test_a_rejected_picture_is_explained_by_the_nearest_class(model):
     image = square("red", 9)
-    (said,) = model.classify([image])
-    rejected = replace(said, label=None, reason="like no shot")
-    found = replace(explain(model, image), prediction=rejected)
-    assert found.sentences()[0].startswith("It is called none of the classes: like no shot. Nearest: 'red' (")
-    assert found.to_dict()["prediction"]["reason"] == "like no shot"
+    (prediction,) = model.classify([image])
+    rejected = replace(prediction, label=None, reason="like no shot")
+    explanation = replace(explain(model, image), prediction=rejected)
+    assert explanation.sentences()[0].startswith(
+        "It is rejected as none of the classes: like no shot. The nearest class: 'red' ("
+    )
+    assert explanation.to_dict()["prediction"]["reason"] == "like no shot"
 
 
-def test_what_is_explained_is_what_the_picture_is_called(monkeypatch, model):
-    """With unequal costs that need not be the class of the highest logit."""
+def test_the_predicted_class_is_explained(monkeypatch, model):
+    """With unequal costs the predicted class may not have the largest logit."""
     image = square("red", 9)
-    (said,) = model.classify([image], 3)
-    cheapest = replace(said, label="blue", nearest="blue")
+    (prediction,) = model.classify([image], 3)
+    cheapest = replace(prediction, label="blue", nearest="blue")
     monkeypatch.setattr(model, "classify", lambda images, top: [cheapest], raising=False)
-    found = explain(model, image)
-    assert (found.label, found.against) == ("blue", "red")
+    explanation = explain(model, image)
+    assert (explanation.label, explanation.against) == ("blue", "red")

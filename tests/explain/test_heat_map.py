@@ -1,4 +1,4 @@
-"""The map points at the thing: a coloured pattern in one corner of a plain picture, by the lite encoder."""
+"""The maximum of the heat map is where the object is: a pattern in one corner of a picture, with the lite encoder."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from clipadapter.heads.prototype import Prototype
 
 
 def checks(rng, side=224):
-    """Black and white squares, a little shifted."""
+    """Black and white squares, shifted at random."""
     cells = (np.indices((side, side)) + rng.integers(0, 16, (2, 1, 1))) // 16
     return np.repeat((cells.sum(axis=0) % 2 * 255)[..., None], 3, axis=2).astype(np.uint8)
 
@@ -34,23 +34,23 @@ def model():
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
-def test_the_hottest_place_lies_in_the_corner_of_the_thing(model, corner):
+def test_the_maximum_is_in_the_corner_of_the_object(model, corner):
     rng = np.random.default_rng(1)
     pixels = waves(rng)
     top, left = (112 * part for part in corner)
     pixels[top : top + 112, left : left + 112] = checks(rng, 112)
     for name, inside in (("checks", True), ("waves", False)):
-        heat = explain(model, Image.fromarray(pixels), class_name=name).heat
+        heat = explain(model, Image.fromarray(pixels), class_name=name).heat_map
         row, column = np.unravel_index(heat.argmax(), heat.shape)
         assert ((row >= 3.5) == corner[0] and (column >= 3.5) == corner[1]) == inside
 
 
-def test_columns_are_those_of_a_wide_picture_cut_to_its_middle(model):
-    """The thing stands at the left edge of the square that is seen, 112 pixels into the picture."""
+def test_the_map_covers_the_central_square_of_a_wide_picture(model):
+    """The object is at the left edge of the square, 112 pixels into the picture."""
     rng = np.random.default_rng(2)
-    pixels = np.concatenate([waves(rng), waves(rng)], axis=1)  # 224 x 448: 112 to 336 is seen
+    pixels = np.concatenate([waves(rng), waves(rng)], axis=1)  # 224 x 448: the square is 112 to 336
     pixels[:112, 112:224] = checks(rng, 112)
-    found = explain(model, Image.fromarray(pixels), class_name="checks")
-    row, column = np.unravel_index(found.heat.argmax(), found.heat.shape)
+    explanation = explain(model, Image.fromarray(pixels), class_name="checks")
+    row, column = np.unravel_index(explanation.heat_map.argmax(), explanation.heat_map.shape)
     assert row <= 3 and column <= 3
-    np.testing.assert_array_equal(found.square, pixels[:, 112:336])
+    np.testing.assert_array_equal(explanation.square, pixels[:, 112:336])

@@ -9,7 +9,7 @@ from clipadapter.data import Dataset, Sample
 from clipadapter.report import make_report
 
 NAMES = ('</script><b>blau"', "grün & 'gelb'", "red\u2028<!--")
-"""Class names that would break a page that trusts them."""
+"""Class names that break a page without escaping."""
 COLOURS = ("blue", "green", "red")
 
 
@@ -33,28 +33,28 @@ def shots(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def test_part(tmp_path_factory):
-    """Five test pictures of each class; two that are red are labelled as the first class, with a name that is HTML."""
+    """Five test pictures of each class. Two red ones have the label of the first class, and HTML as name."""
     root = tmp_path_factory.mktemp("test")
     samples = []
     for k, colour in enumerate(COLOURS):
         for i in range(5):
-            strange = k == 0 and i < 2
-            name = f"<i>ü\"'{i}.png" if strange else f"{colour}-{i}.png"
-            path = paint(root / name, "red" if strange else colour, 100 + 10 * k + i)
+            is_mislabelled = k == 0 and i < 2
+            name = f"<i>ü\"'{i}.png" if is_mislabelled else f"{colour}-{i}.png"
+            path = paint(root / name, "red" if is_mislabelled else colour, 100 + 10 * k + i)
             samples.append(Sample(path, NAMES[k], "test"))
     return Dataset("<u>colours</u>", root, tuple(samples), NAMES)
 
 
 @pytest.fixture(scope="session")
-def strange(tmp_path_factory):
+def outliers(tmp_path_factory):
     """Three pictures of none of the classes."""
-    root = tmp_path_factory.mktemp("strange")
+    root = tmp_path_factory.mktemp("outliers")
     return [paint(root / f"{i}.png", colour, i) for i, colour in enumerate(("white", "black", "yellow"))]
 
 
 @pytest.fixture(scope="session")
 def fit():
-    """A function that fits a classifier on toy features to some of the shots."""
+    """A function that fits a classifier with the toy encoder to some of the shots."""
 
     def make(shots, head="linear-probe"):
         paths, labels = zip(*shots, strict=True)
@@ -65,11 +65,11 @@ def fit():
 
 @pytest.fixture(scope="session")
 def model(fit, shots):
-    """A linear probe of the shots; not to be changed."""
+    """A linear probe of the shots; tests must not change it."""
     return fit(shots)
 
 
 @pytest.fixture(scope="session")
-def report(model, test_part, strange):
-    """A report with everything in it."""
-    return make_report(model, test_part, background=strange, seeds=(1,))
+def report(model, test_part, outliers):
+    """A report with all sections."""
+    return make_report(model, test_part, outliers=outliers, seeds=(1,))

@@ -1,4 +1,4 @@
-"""The page in a browser: one session of headless Chromium for all of it."""
+"""The page in a browser: one session of headless Chromium for all tests."""
 
 import time
 
@@ -59,21 +59,23 @@ def test_everything_is_drawn(page):
     assert len(page.find_elements("css selector", "figure.chart svg")) == 3
     assert len(page.find_elements("css selector", "#map-plot .point")) == 27
     assert len(page.find_elements("css selector", "#class-table tbody tr")) == 3
-    images = page.find_elements("css selector", "img:not([loading])")  # the doctor's wait until they are looked at
+    images = page.find_elements(
+        "css selector", "img:not([loading])"
+    )  # those of the doctor are loaded when they are scrolled to
     assert images and all(image.get_property("naturalWidth") for image in images)
     assert not page.find_elements("css selector", "#class-table b, h1 u")
 
 
 def test_a_click_on_a_cell_shows_its_pictures(page):
     find(page, '.cell[data-cell="1,1"]').click()
-    assert find(page, "#cell-title").text == "grün & 'gelb', rightly called so: 5 pictures"
+    assert find(page, "#cell-title").text == "grün & 'gelb', classified correctly: 5 pictures"
     assert shown(page, "#cell-pictures") == {f"green-{i}.png" for i in range(5)}
     find(page, '.cell[data-cell="0,2"]').click()
     assert find(page, "#cell-title").text.endswith("2 pictures")
     assert shown(page, "#cell-pictures") == {"<i>ü\"'0.png", "<i>ü\"'1.png"}
 
 
-def test_the_matrix_and_the_dialog_go_by_keyboard(page):
+def test_the_matrix_and_the_dialog_can_be_used_by_keyboard(page):
     from selenium.webdriver import Keys
 
     page.execute_script("document.querySelector('.cell[tabindex=\"0\"]').focus()")
@@ -83,7 +85,7 @@ def test_the_matrix_and_the_dialog_go_by_keyboard(page):
     press(page, Keys.ARROW_DOWN)
     assert focused(page, "data-cell") == "2,2"
     press(page, Keys.ENTER)
-    assert find(page, "#cell-title").text.endswith("rightly called so: 5 pictures")
+    assert find(page, "#cell-title").text.endswith("classified correctly: 5 pictures")
     press(page, Keys.TAB)
     assert focused(page, "data-picture") is not None
     press(page, Keys.SPACE)
@@ -91,10 +93,10 @@ def test_the_matrix_and_the_dialog_go_by_keyboard(page):
     assert len(page.find_elements("css selector", "#dialog .gallery img")) == 3  # the nearest shots
     press(page, Keys.ESCAPE)
     assert not find(page, "#dialog").get_attribute("open")
-    assert focused(page, "data-picture") is not None  # back where it came from
+    assert focused(page, "data-picture") is not None  # the focus returns to the picture
 
 
-def test_a_class_opens_its_pictures_and_there_is_a_way_back(page):
+def test_a_class_opens_its_pictures_and_has_a_back_button(page):
     find(page, '[data-gallery="0"]').click()
     assert find(page, "#dialog-title").text == '</script><b>blau": 5 pictures'
     find(page, "#dialog .gallery .picture").click()
@@ -152,18 +154,18 @@ def test_dark_and_light_follow_the_system_and_the_button(page):
     find(page, "#theme").click()
     assert background() == dark
     page.refresh()
-    assert background() == dark  # it is remembered
+    assert background() == dark  # it is stored
     find(page, "#theme").click()
     assert background() == light
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_hangs_over(page, width):
+def test_the_page_does_not_scroll_sideways(page, width):
     resize(page, width)
     page.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     end = time.monotonic() + 60
     while time.monotonic() < end and page.execute_script(over) > 0:
-        time.sleep(0.05)  # charts are drawn anew when the width changes
+        time.sleep(0.05)  # charts are drawn again if the width changes
     assert page.execute_script(over) == 0
     assert page.execute_script("return document.documentElement.clientWidth") in range(width - 20, width + 1)

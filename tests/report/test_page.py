@@ -49,7 +49,7 @@ def parsed(html):
     return Page(html)
 
 
-def test_the_page_asks_for_nothing(html, parsed):
+def test_the_page_loads_no_file(html, parsed):
     for _, attributes in parsed.tags:
         for name in ("src", "href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
@@ -65,23 +65,23 @@ def test_names_are_text_and_never_markup(parsed, test_part):
     assert "<i>ü\"'0.png" in parsed.data["test"]["name"][0]
 
 
-def test_columns_are_as_long_as_there_are_pictures(parsed):
+def test_columns_have_an_entry_per_picture(parsed):
     columns = parsed.data["test"]
     assert {name: len(column) for name, column in columns.items()} == dict.fromkeys(columns, 15)
     assert parsed.data["map"]["rows"] == list(range(27))
     assert all(len(view["xy"]) == 54 for view in parsed.data["map"]["views"])
 
 
-def test_a_small_picture_is_stored_once(parsed):
+def test_thumbnails_are_stored_once(parsed):
     data = parsed.data
     used = data["test"]["thumb"] + data["shots"]["thumb"]
     assert sorted(used) == list(range(27)) and len(data["thumbs"]) == 27
-    assert "shown by their names only" not in parsed.text
+    assert "shown by name only" not in parsed.text
 
 
-def test_figures_stand_beside_the_baselines(parsed, report):
-    assert "<u>colours</u>: 86.7 % of 15 pictures right" in parsed.text
-    assert list(report.figures) == ["this model", "zero-shot", "linear-probe"]
+def test_metrics_are_compared_with_the_baselines(parsed, report):
+    assert "<u>colours</u>: 86.7 % of 15 pictures classified correctly" in parsed.text
+    assert list(report.system_metrics) == ["this model", "zero-shot", "linear-probe"]
     assert "0.0 points" in parsed.text  # the model is a linear probe
 
 
@@ -97,98 +97,101 @@ def test_confusions_curve_and_risk_are_in_the_data(parsed, report):
     assert sum(n for *_, n in parsed.data["reliability"][0]["bins"]) == 15
 
 
-def test_the_doctor_looks_at_shots_and_test_pictures_together(model, test_part, shots, parsed):
+def test_the_doctor_checks_shots_and_test_pictures_together(model, test_part, shots, parsed):
     path, label = shots[0]
     leaking = replace(test_part, samples=(*test_part.samples, Sample(path, label, "test")))
-    found = make_report(model, leaking, curve=False)
-    leaks = [{picture.path for picture in one.pictures} for one in found.findings.diagnosis.of("leak")]
-    assert {path} in leaks and found.evaluation.among_shots == 1
-    told = Page(found.to_html())
-    assert "One picture in two parts" in told.text and "One of the test pictures is among the shots" in told.text
+    new_report = make_report(model, leaking, curve=False)
+    leaks = [{picture.path for picture in leak.pictures} for leak in new_report.doctor.diagnosis.of_kind("leak")]
+    assert {path} in leaks and new_report.evaluation.among_shots == 1
+    html_page = Page(new_report.to_html())
+    assert (
+        "One picture in two splits" in html_page.text
+        and "One of the test pictures is among the shots" in html_page.text
+    )
     assert model.prompts_ is not None and "27 pictures in 3 classes (train, test)" in parsed.text
 
 
-def test_the_model_stays_as_it_is(model, test_part):
+def test_the_model_is_not_changed(model, test_part):
     before = model.prompts_
     make_report(model, test_part, curve=False)
     assert model.prompts_ is before and model.descriptions is None
 
 
-def test_a_large_set_shows_mistakes_first(report, monkeypatch):
-    monkeypatch.setattr(page, "thumbnails", lambda paths, budget: ["AAAA"] * 5 + [""] * (len(paths) - 5))
-    told = Page(report.to_html())
-    shown = [i for i, at in enumerate(told.data["test"]["thumb"]) if at >= 0]
-    assert set(report.rows.mistakes) <= set(shown)
-    assert "of 15 test pictures and" in told.text and "are shown by their names only" in told.text
+def test_thumbnails_of_a_large_set_are_those_of_mistakes_first(report, monkeypatch):
+    monkeypatch.setattr(page, "encode_thumbnails", lambda paths, *args: ["AAAA"] * 5 + [""] * (len(paths) - 5))
+    html_page = Page(report.to_html())
+    shown = [i for i, at in enumerate(html_page.data["test"]["thumb"]) if at >= 0]
+    assert set(report.pictures.mistakes) <= set(shown)
+    assert "of 15 test pictures and" in html_page.text and "are shown by name only" in html_page.text
 
 
-def test_shots_whose_files_are_gone_are_named(model, test_part, tmp_path):
+def test_shots_without_files_are_shown_by_name(model, test_part, tmp_path):
     moved = with_sources(model, [str(tmp_path / f"gone-{i}.png") for i in range(12)])
-    found = make_report(moved, test_part, curve=False)
-    told = Page(found.to_html())
-    assert found.findings.gone == 12 and "few-shots" not in found.findings.counts
-    assert told.data["shots"]["thumb"] == [-1] * 12 and "gone-3.png" in told.data["shots"]["name"][3]
+    new_report = make_report(moved, test_part, curve=False)
+    html_page = Page(new_report.to_html())
+    assert new_report.doctor.n_missing_shots == 12 and "few-shots" not in new_report.doctor.counts
+    assert html_page.data["shots"]["thumb"] == [-1] * 12 and "gone-3.png" in html_page.data["shots"]["name"][3]
 
 
-def test_shots_are_not_called_few_because_their_files_are_gone(model, shots, test_part, tmp_path):
+def test_missing_files_of_shots_do_not_count_as_few_shots(model, shots, test_part, tmp_path):
     sources = [str(path) for path, _ in shots[:2]] + [str(tmp_path / f"gone-{i}.png") for i in range(10)]
-    found = make_report(with_sources(model, sources), test_part, curve=False).findings
-    assert found.gone == 10 and found.diagnosis.splits == ("train", "test")
-    assert not {"no-shots", "few-shots", "imbalance"} & set(found.counts)
+    results = make_report(with_sources(model, sources), test_part, curve=False).doctor
+    assert results.n_missing_shots == 10 and results.diagnosis.splits == ("train", "test")
+    assert not {"no-shots", "few-shots", "imbalance"} & set(results.counts)
 
 
 def with_sources(model, sources):
-    """The same model that says its shots came from elsewhere."""
+    """The same model with other paths of its shots."""
     other = copy(model)
     other.support_ = replace(model.support_, provenance={**model.support_.provenance, "sources": sources})
     return other
 
 
-def test_a_head_that_tunes_the_encoder_stands_alone(model, test_part):
+def test_a_head_that_tunes_the_encoder_has_no_baselines(model, test_part):
     tuned = copy(model)
     tuned.head_ = copy(model.head_)
     tuned.head_.tunes_encoder = True
-    found = make_report(tuned, test_part, doctor=False)
-    assert list(found.figures) == ["this model"]
-    assert "The head tunes the encoder" in Page(found.to_html()).text
+    new_report = make_report(tuned, test_part, doctor=False)
+    assert list(new_report.system_metrics) == ["this model"]
+    assert "The head tunes the encoder" in Page(new_report.to_html()).text
 
 
-def test_a_model_with_costs_tells_what_they_come_to(shots, test_part):
+def test_costs_of_mistakes_are_measured(shots, test_part):
     costs = np.array([[0, 1, 5], [1, 0, 1], [1, 1, 0]])
     paths, labels = zip(*shots, strict=True)
     fitted = FewShotClassifier(
         "toy", "linear-probe", cache=None, uncertainty=UncertaintyOptions(costs=costs, sets="cv+")
     )
-    found = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
-    best, truth = found.sure.answers.best, found.rows.labels
-    assert found.sure.cost == pytest.approx(sum(costs[a, b] for a, b in zip(truth, best, strict=True)) / 15)
-    assert found.sure.likeliest == pytest.approx(10 / 15)  # two mistakes of 5
-    assert "if it named the likeliest class" in Page(found.to_html()).text
+    new_report = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
+    best, truth = new_report.uncertainty.answers.best, new_report.pictures.labels
+    assert new_report.uncertainty.cost == pytest.approx(sum(costs[a, b] for a, b in zip(truth, best, strict=True)) / 15)
+    assert new_report.uncertainty.cost_of_likeliest == pytest.approx(10 / 15)  # two mistakes of 5
+    assert "if the likeliest class is predicted" in Page(new_report.to_html()).text
 
 
-def test_without_shots_there_is_a_page(fit, shots, test_part, tmp_path):
+def test_a_model_without_shots_has_a_page(fit, shots, test_part, tmp_path):
     fitted = fit(shots, "zero-shot")
     fitted.save(tmp_path / "model", support=False)
     loaded = type(fitted).load(tmp_path / "model", cache=None)
-    found = make_report(loaded, test_part)
-    told = Page(found.to_html())
-    assert list(found.figures) == ["this model", "zero-shot"]
-    assert "saved without its shots" in told.text and told.data["curve"] is None
-    assert told.data["test"]["near"] == [[]] * 15
+    new_report = make_report(loaded, test_part)
+    html_page = Page(new_report.to_html())
+    assert list(new_report.system_metrics) == ["this model", "zero-shot"]
+    assert "saved without its shots" in html_page.text and html_page.data["curve"] is None
+    assert html_page.data["test"]["near"] == [[]] * 15
 
 
-def test_one_shot_a_class_gives_a_page(fit, shots, test_part):
-    found = make_report(fit(shots[::4], "tip-adapter"), test_part)
-    assert Page(found.to_html()).data["curve"] is None
+def test_a_model_with_one_shot_per_class_has_a_page(fit, shots, test_part):
+    new_report = make_report(fit(shots[::4], "tip-adapter"), test_part)
+    assert Page(new_report.to_html()).data["curve"] is None
 
 
-def test_several_labels_are_refused(model, test_part):
+def test_multilabel_sets_are_refused(model, test_part):
     samples = tuple(Sample(one.path, None, "test", (one.label,)) for one in test_part.samples)
-    with pytest.raises(InputError, match="one label a picture, but 'many' has several"):
+    with pytest.raises(InputError, match="one label per picture, but 'many' has several"):
         make_report(model, Dataset("many", test_part.root, samples, test_part.class_names))
 
 
-def test_the_page_is_written_whole_or_not_at_all(report, tmp_path):
+def test_the_page_is_written_completely_or_not_at_all(report, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't write"):
         report.write(tmp_path / "file" / "report.html")

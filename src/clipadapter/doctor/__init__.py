@@ -1,20 +1,26 @@
-"""What is wrong with a set of labelled pictures, before or after a fit: found, shown, never changed."""
+"""Faults in a set of labelled pictures, before or after a fit: found and shown, never changed."""
 
 from clipadapter.doctor.diagnosis import diagnose
 from clipadapter.doctor.findings import KINDS, SEVERITIES, Diagnosis, Finding, Kind, Picture
-from clipadapter.doctor.page import Exhibit, Group, findings_css, findings_html, illustrated
+from clipadapter.doctor.page import (
+    FindingGroup,
+    IllustratedFinding,
+    illustrate_findings,
+    read_findings_css,
+    render_findings,
+)
 
 __all__ = [
     "KINDS",
     "SEVERITIES",
     "Diagnosis",
-    "Exhibit",
     "Finding",
-    "Group",
+    "FindingGroup",
+    "IllustratedFinding",
     "Kind",
     "Picture",
     "diagnose",
-    "findings_css",
-    "findings_html",
-    "illustrated",
+    "illustrate_findings",
+    "read_findings_css",
+    "render_findings",
 ]

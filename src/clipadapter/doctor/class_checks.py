@@ -1,4 +1,4 @@
-"""Classes that are small, taken for each other, or called by names that the encoder does not understand."""
+"""Checks of classes: their size, confusions between them, and names that the encoder does not understand."""
 
 from __future__ import annotations
 
@@ -9,113 +9,122 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from clipadapter.doctor.findings import Finding, Picture
-from clipadapter.doctor.label_evidence import Evidence
+from clipadapter.doctor.label_evidence import LabelEvidence
 from clipadapter.heads import TextFeatures
 
-FEW = 4
-"""Shots below which a class is small: held-out checks then rest on two or three pictures."""
-UNEQUAL = 5
-SURE = 0.05
-"""Largest probability of what was seen by chance."""
-OVERLAP = 0.1
-"""Share of two classes' pictures that are taken for the other, above which they overlap."""
-LEAST = 3
-"""Confusions that make an overlap at least."""
-SAME_TEXT = 0.995
-"""Cosine of two class texts that say the same; two different words for one thing stay below it."""
+MIN_SHOTS = 4
+"""Shots below which a class is small: held-out checks then have two or three pictures only."""
+MAX_SIZE_RATIO = 5
+"""Ratio of the sizes of two classes from which they are imbalanced."""
+MAX_P_VALUE = 0.05
+MAX_CONFUSION_RATE = 0.1
+"""Share of two classes' pictures that are predicted as the other, above which they overlap."""
+MIN_CONFUSIONS = 3
+"""Confusions that an overlap must have."""
+SAME_TEXT_COSINE = 0.995
+"""Cosine from which two class texts are the same; two different words for one object stay below it."""
+MAX_SHOWN_PICTURES = 4
+MAX_SHOWN_CONFUSIONS = 8
 
 
-def sizes(pictures: Sequence[Picture], names: Sequence[str], splits: Sequence[str]) -> Iterator[Finding]:
-    """Findings on the number of pictures a class, in the first part, which is what shots are drawn from."""
-    part = splits[0]
-    counts = Counter(picture.label for picture in pictures if picture.split == part)
+def check_class_sizes(pictures: Sequence[Picture], names: Sequence[str], splits: Sequence[str]) -> Iterator[Finding]:
+    """Findings on the number of pictures per class, in the first split, which shots are drawn from."""
+    split = splits[0]
+    counts = Counter(picture.label for picture in pictures if picture.split == split)
+    where = "" if split == "all" else f" in {split}"
     for name in names:
         count = counts[name]
-        own = tuple(picture for picture in pictures if picture.label == name)[:4]
-        where = "" if part == "all" else f" in {part}"
+        examples = tuple(picture for picture in pictures if picture.label == name)[:MAX_SHOWN_PICTURES]
         if not count:
-            yield Finding("no-shots", 1.0, f"'{name}' has no picture{where}", own, (name,))
-        elif count < FEW:
-            words = f"'{name}' has {count} picture{'s' if count > 1 else ''}{where}"
-            yield Finding("few-shots", 1 - count / FEW, words, own, (name,))
-    there = [name for name in names if counts[name]]
-    small, large = min(there, key=counts.__getitem__), max(there, key=counts.__getitem__)
-    if counts[large] >= UNEQUAL * counts[small]:
-        words = f"'{small}' has {counts[small]} pictures, '{large}' has {counts[large]}"
-        yield Finding("imbalance", 1 - counts[small] / counts[large], words, (), (small, large))
+            yield Finding("no-shots", 1.0, f"'{name}' has no picture{where}", examples, (name,))
+        elif count < MIN_SHOTS:
+            message = f"'{name}' has {count} picture{'s' if count > 1 else ''}{where}"
+            yield Finding("few-shots", 1 - count / MIN_SHOTS, message, examples, (name,))
+    not_empty = [name for name in names if counts[name]]
+    small, large = min(not_empty, key=counts.__getitem__), max(not_empty, key=counts.__getitem__)
+    if counts[large] >= MAX_SIZE_RATIO * counts[small]:
+        message = f"'{small}' has {counts[small]} pictures, '{large}' has {counts[large]}"
+        yield Finding("imbalance", 1 - counts[small] / counts[large], message, (), (small, large))
 
 
-def overlaps(pictures: Sequence[Picture], evidence: Evidence, likely: set[Picture]) -> Iterator[Finding]:
-    """Pairs of classes whose held-out pictures are taken for the other more often than a tenth, beyond chance.
+def find_class_overlaps(
+    pictures: Sequence[Picture], evidence: LabelEvidence, wrong_labels: set[Picture]
+) -> Iterator[Finding]:
+    """Pairs of classes with significantly more than a tenth of their held-out pictures predicted as the other.
 
     Args:
         pictures: n.
-        evidence: on each.
-        likely: pictures whose label is likely wrong: these are not confusions of their classes.
+        evidence: for each.
+        wrong_labels: pictures whose label is likely wrong. They are not confusions of their classes.
     """
     from scipy.stats import binomtest
 
-    rows = np.array([i for i in np.flatnonzero(evidence.judged).tolist() if pictures[i] not in likely], np.int64)
+    checked = np.flatnonzero(evidence.is_held_out).tolist()
+    rows = np.array([i for i in checked if pictures[i] not in wrong_labels], np.int64)
     c = len(evidence.names)
-    wrong = np.zeros((c, c), np.int64)
-    said = evidence.held[rows].argmax(axis=1) if len(rows) else rows
-    np.add.at(wrong, (evidence.labels[rows], said), 1)
-    counts = wrong.sum(axis=1)
-    np.fill_diagonal(wrong, 0)
-    for a, b in zip(*np.nonzero(np.triu(wrong + wrong.T) >= LEAST), strict=True):
-        times, of = int(wrong[a, b] + wrong[b, a]), int(counts[a] + counts[b])
-        if binomtest(times, of, OVERLAP, alternative="greater").pvalue > SURE:
+    labels = evidence.labels[rows]
+    predictions = evidence.held_out[rows].argmax(axis=1) if len(rows) else rows
+    confusion = np.zeros((c, c), np.int64)
+    np.add.at(confusion, (labels, predictions), 1)
+    class_sizes = confusion.sum(axis=1)
+    np.fill_diagonal(confusion, 0)
+    for a, b in zip(*np.nonzero(np.triu(confusion + confusion.T) >= MIN_CONFUSIONS), strict=True):
+        n_confused, n_pictures = int(confusion[a, b] + confusion[b, a]), int(class_sizes[a] + class_sizes[b])
+        if binomtest(n_confused, n_pictures, MAX_CONFUSION_RATE, alternative="greater").pvalue > MAX_P_VALUE:
             continue
-        one, other = evidence.names[a], evidence.names[b]
-        words = f"'{one}' and '{other}': {times} of {of} held-out pictures are taken for the other class"
-        both = evidence.labels[rows]
-        mixed = rows[((both == a) & (said == b)) | ((both == b) & (said == a))]
-        yield Finding("overlap", times / of, words, tuple(pictures[i] for i in mixed[:8]), (one, other))
+        first, second = evidence.names[a], evidence.names[b]
+        message = (
+            f"'{first}' and '{second}': {n_confused} of {n_pictures} held-out pictures are predicted as the other class"
+        )
+        is_confused = ((labels == a) & (predictions == b)) | ((labels == b) & (predictions == a))
+        examples = tuple(pictures[i] for i in rows[is_confused][:MAX_SHOWN_CONFUSIONS])
+        yield Finding("overlap", n_confused / n_pictures, message, examples, (first, second))
 
 
-def same_texts(text: TextFeatures) -> Iterator[Finding]:
-    """Pairs of classes whose text is the same to the encoder, or whose names differ in writing only."""
-    unit = np.asarray(text.embeddings, np.float64)
-    similar = unit @ unit.T
-    plain = [_plain(label) for label in text.labels]
-    known = [bool(row.any()) for row in unit]
-    for a in range(len(plain)):
-        for b in range(a + 1, len(plain)):
-            cosine = float(similar[a, b])
-            if (known[a] and known[b] and cosine >= SAME_TEXT) or plain[a] == plain[b]:
-                words = f"'{text.labels[a]}' and '{text.labels[b]}': cosine of their texts {cosine:.3f}"
-                yield Finding("same-text", min(max(cosine, 0.0), 1.0), words, (), (text.labels[a], text.labels[b]))
+def find_same_texts(text: TextFeatures) -> Iterator[Finding]:
+    """Pairs of classes with the same text embedding, or with names that differ in spelling only."""
+    embeddings = np.asarray(text.embeddings, np.float64)
+    cosines = embeddings @ embeddings.T
+    spellings = [_normalise_name(label) for label in text.labels]
+    has_text = [bool(row.any()) for row in embeddings]
+    for a in range(len(spellings)):
+        for b in range(a + 1, len(spellings)):
+            cosine = float(cosines[a, b])
+            if (has_text[a] and has_text[b] and cosine >= SAME_TEXT_COSINE) or spellings[a] == spellings[b]:
+                classes = (text.labels[a], text.labels[b])
+                message = f"'{classes[0]}' and '{classes[1]}': cosine of their texts {cosine:.3f}"
+                yield Finding("same-text", min(max(cosine, 0.0), 1.0), message, (), classes)
 
 
-def _plain(name: str) -> str:
-    """A name without what is only writing: case, signs, the s of a plural."""
+def _normalise_name(name: str) -> str:
+    """A name in lower case, without punctuation and the s of a plural."""
     return re.sub(r"s$", "", re.sub(r"[\W_]+", "", name.lower()))
 
 
-def names_not_understood(pictures: Sequence[Picture], evidence: Evidence) -> Iterator[Finding]:
-    """Classes whose own pictures zero-shot misses while what was learned from the others finds them.
+def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
+    """Classes whose pictures zero-shot does not recognise, while a head fitted to other pictures does.
 
-    A class is named if zero-shot finds at most half as many as the held-out head, by a sign test on the pictures that
-    only one of them finds.
+    A finding needs two things: zero-shot is right for at most half as many pictures as the held-out head, and a sign
+    test on the pictures where only one of them is right is significant.
     """
     from scipy.stats import binomtest
 
-    if evidence.text is None:
+    if evidence.zero_shot is None:
         return
-    judged, said, learned = evidence.judged, evidence.text.argmax(axis=1), evidence.held.argmax(axis=1)
+    zero_shot, held_out = evidence.zero_shot.argmax(axis=1), evidence.held_out.argmax(axis=1)
     for k, name in enumerate(evidence.names):
-        rows = np.flatnonzero(judged & (evidence.labels == k))
-        by_text, by_shots = said[rows] == k, learned[rows] == k
-        gained, lost = int((by_shots & ~by_text).sum()), int((by_text & ~by_shots).sum())
-        if 2 * by_text.sum() > by_shots.sum() or not gained:
+        rows = np.flatnonzero(evidence.is_held_out & (evidence.labels == k))
+        by_text, by_shots = zero_shot[rows] == k, held_out[rows] == k
+        n_gained, n_lost = int((by_shots & ~by_text).sum()), int((by_text & ~by_shots).sum())
+        if 2 * by_text.sum() > by_shots.sum() or not n_gained:
             continue
-        if binomtest(gained, gained + lost, alternative="greater").pvalue > SURE:
+        if binomtest(n_gained, n_gained + n_lost, alternative="greater").pvalue > MAX_P_VALUE:
             continue
-        instead, times = Counter(evidence.names[j] for j in said[rows] if j != k).most_common(1)[0]
-        words = (
-            f"'{name}': its text finds {by_text.sum()} of its {len(rows)} pictures, what was learned from shots "
-            f"{by_shots.sum()}; most are called '{instead}' ({times})"
+        other, count = Counter(evidence.names[j] for j in zero_shot[rows] if j != k).most_common(1)[0]
+        message = (
+            f"'{name}': by its text {by_text.sum()} of its {len(rows)} pictures are recognised, by shots "
+            f"{by_shots.sum()}; most are predicted as '{other}' ({count})"
         )
         score = (by_shots.sum() - by_text.sum()) / len(rows)
-        missed = rows[said[rows] != k][:4]
-        yield Finding("name", float(score), words, tuple(pictures[i] for i in missed), (name, instead))
+        missed = rows[zero_shot[rows] != k][:MAX_SHOWN_PICTURES]
+        yield Finding("name", float(score), message, tuple(pictures[i] for i in missed), (name, other))

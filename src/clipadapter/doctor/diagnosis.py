@@ -1,4 +1,4 @@
-"""From a data set to what is wrong with it."""
+"""The checks of a data set."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ from collections.abc import Sequence
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
-from clipadapter.doctor._quality import quality
-from clipadapter.doctor.class_checks import names_not_understood, overlaps, same_texts, sizes
-from clipadapter.doctor.duplicates import neighbours, pairs, twins
-from clipadapter.doctor.findings import Diagnosis, Finding, Picture, ranked
-from clipadapter.doctor.image_quality import looks
-from clipadapter.doctor.label_errors import spared, suspects
-from clipadapter.doctor.label_evidence import gather
+from clipadapter.doctor.class_checks import (
+    check_class_sizes,
+    find_class_overlaps,
+    find_same_texts,
+    find_unknown_names,
+)
+from clipadapter.doctor.duplicates import find_duplicate_pairs, group_duplicates, nearest_neighbours
+from clipadapter.doctor.findings import Diagnosis, Finding, Picture, rank_findings
+from clipadapter.doctor.image_quality import check_image_quality, measure_images
+from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
+from clipadapter.doctor.label_evidence import collect_label_evidence
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, require
 from clipadapter.heads import TextFeatures
 
 
 def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progress: bool = False) -> Diagnosis:
-    """Look for what is wrong with labelled pictures; nothing is changed, moved or deleted.
+    """Find faults in labelled pictures; nothing is changed, moved or deleted.
 
-    Pictures are compared by the classifier's features, which come from its store, and by what they look like. Labels of
-    all parts are judged by heads that were fitted without the picture; no figure of a model comes from that.
+    Pictures are compared by the classifier's features, which its store keeps, and by their pixels. Labels of all splits
+    are checked by heads that were fitted without the picture. These heads are not used to measure a model.
 
     Args:
-        dataset: all its parts are looked at, the first one's sizes.
-        model: makes features and class text; it need not be fitted, and stays as it is.
+        dataset: all its splits are checked; class sizes are those of the first split.
+        model: extracts features and encodes class text. It need not be fitted, and is not changed.
         seed: of the folds.
         progress: show bars on stderr.
 
@@ -38,44 +42,56 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     >>> import tempfile, pathlib
     >>> from clipadapter.data import load_dataset
     >>> root = pathlib.Path(tempfile.mkdtemp())
-    >>> for part in ("train", "test"):
+    >>> for split in ("train", "test"):
     ...     for colour in ("red", "blue"):
-    ...         (root / part / colour).mkdir(parents=True)
-    ...         Image.new("RGB", (40, 40), colour).save(root / part / colour / "1.png")
-    >>> found = diagnose(load_dataset(root), FewShotClassifier(encoder="toy", cache=None))
-    >>> [(finding.kind, finding.words) for finding in found.findings][0]
+    ...         (root / split / colour).mkdir(parents=True)
+    ...         Image.new("RGB", (40, 40), colour).save(root / split / colour / "1.png")
+    >>> diagnosis = diagnose(load_dataset(root), FewShotClassifier(encoder="toy", cache=None))
+    >>> diagnosis.findings[0].kind, diagnosis.findings[0].message
     ('leak', 'train/blue/1.png = test/blue/1.png (equal files)')
     """
-    for module, what in (("imagehash", "looking for near duplicates"), ("cleanlab.filter", "looking for wrong labels")):
-        require(module, "doctor", what)
-    labels = dataset.labels
-    features = model.extract_features(dataset.paths, labels, dataset.class_names, views=1)
-    everything = [Picture.of(sample, dataset.root) for sample in dataset.samples]
+    for module, purpose in (
+        ("imagehash", "the search for near duplicates"),
+        ("cleanlab.filter", "the search for wrong labels"),
+    ):
+        require(module, "doctor", purpose)
+    features = model.extract_features(dataset.paths, dataset.labels, dataset.class_names, views=1)
+    all_pictures = [Picture.from_sample(sample, dataset.root) for sample in dataset.samples]
     rows: list[int] = list(features.provenance["rows"])
-    findings = _unreadable(everything, rows, features.provenance["skipped"])
-    seen = looks([everything[row].path for row in rows], progress)
-    kept = [i for i, look in enumerate(seen) if look is not None]  # a file may have gone since
+    findings = _unreadable_files(all_pictures, rows, features.provenance["skipped"])
+    measures_or_none = measure_images([all_pictures[row].path for row in rows], progress)
+    # A file may be deleted after its features were extracted.
+    kept = [i for i, measures in enumerate(measures_or_none) if measures is not None]
     features = features.take(kept)
-    there = [look for look in seen if look is not None]
-    pictures = [everything[rows[i]] for i in kept]
-    text = _class_text(model, dataset.class_names)
-    near = neighbours(features.plain)
-    evidence = gather(features, text, near, seed)
-    findings += twins(pictures, pairs(there, near))
-    suspected = list(suspects(pictures, evidence))
-    likely = {finding.pictures[0] for finding in suspected if finding.kind == "wrong-label"}
-    mixed = list(overlaps(pictures, evidence, likely))
-    findings += [*spared(suspected, mixed), *mixed, *names_not_understood(pictures, evidence)]
-    findings += sizes(pictures, dataset.class_names, dataset.splits)
-    findings += same_texts(text) if text is not None else ()
+    measures = [image for image in measures_or_none if image is not None]
+    pictures = [all_pictures[rows[i]] for i in kept]
+    text = _encode_class_text(model, dataset.class_names)
+    neighbours = nearest_neighbours(features.plain)
+    evidence = collect_label_evidence(features, text, neighbours, seed)
+    findings += group_duplicates(pictures, find_duplicate_pairs(measures, neighbours))
+    label_errors = list(find_label_errors(pictures, evidence))
+    wrong_labels = {finding.pictures[0] for finding in label_errors if finding.kind == "wrong-label"}
+    overlaps = list(find_class_overlaps(pictures, evidence, wrong_labels))
+    findings += [*downgrade_overlapping(label_errors, overlaps), *overlaps, *find_unknown_names(pictures, evidence)]
+    findings += check_class_sizes(pictures, dataset.class_names, dataset.splits)
+    findings += find_same_texts(text) if text is not None else ()
     info = model.encoder_.info
-    findings += quality(pictures, there, info.image_size, _squashes(model.encoder_))
-    judged = int(evidence.judged.sum())
-    counts = (len(dataset.samples), len(dataset.class_names))
-    return Diagnosis(dataset.name, dataset.root, info.name, *counts, dataset.splits, judged, ranked(findings))
+    findings += check_image_quality(pictures, measures, info.image_size, _squashes(model.encoder_))
+    return Diagnosis(
+        dataset.name,
+        dataset.root,
+        info.name,
+        len(dataset.samples),
+        len(dataset.class_names),
+        dataset.splits,
+        int(evidence.is_held_out.sum()),
+        rank_findings(findings),
+    )
 
 
-def _unreadable(pictures: Sequence[Picture], rows: Sequence[int], skipped: Sequence[tuple[str, str]]) -> list[Finding]:
+def _unreadable_files(
+    pictures: Sequence[Picture], rows: Sequence[int], skipped: Sequence[tuple[str, str]]
+) -> list[Finding]:
     missing = sorted(set(range(len(pictures))) - set(rows))
     return [
         Finding("unreadable", 1.0, f"{pictures[row].name}: {reason}", (pictures[row],))
@@ -83,8 +99,8 @@ def _unreadable(pictures: Sequence[Picture], rows: Sequence[int], skipped: Seque
     ]
 
 
-def _class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures | None:
-    """Class text; None of an encoder that can't read."""
+def _encode_class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures | None:
+    """Class text; None if the encoder has no text tower."""
     try:
         return model.encode_classes(names)
     except InputError:
@@ -94,6 +110,6 @@ def _class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures 
 
 
 def _squashes(encoder: Encoder) -> bool:
-    """Whether the encoder squeezes long pictures instead of cutting them."""
+    """Whether the encoder squeezes long pictures instead of cropping them."""
     tower = encoder.tower()
     return tower is not None and tower.pixels.resize == "squash"

@@ -1,4 +1,4 @@
-"""One picture that lies in several places: equal bytes, or alike by features and by perceptual hash."""
+"""Duplicates: pictures with equal files, or similar both by features and by perceptual hash."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 
 from clipadapter.data.dataset import format_list
 from clipadapter.doctor.findings import Finding, Picture
-from clipadapter.doctor.image_quality import Look
+from clipadapter.doctor.image_quality import ImageMeasures
 
-NEIGHBOURS = 12
-"""How many of a picture's nearest are looked at: bounds memory where hundreds are alike, such as frames of a film."""
-CELLS = 1 << 23
-"""Cosines that are held at a time."""
-RULES = ((0.75, 10), (0.85, 16), (0.95, 22))
-"""(cosine of centred features at least, bits of 64 that differ at most); any of them makes a pair."""
-MIRROR = (0.85, 8)
+MAX_NEIGHBOURS = 12
+"""Nearest pictures that are compared; limits memory if hundreds are similar, such as frames of a video."""
+MAX_BLOCK_VALUES = 1 << 23
+"""Cosines that are in memory at a time."""
+NEAR_DUPLICATE_RULES = ((0.75, 10), (0.85, 16), (0.95, 22))
+"""(minimum cosine of centred features, maximum number of different bits of 64); each of them makes a pair."""
+MIRRORED_RULE = (0.85, 8)
 """The same for a mirrored picture."""
+MAX_LISTED_NAMES = 4
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest pictures of each.
+    """The nearest pictures of each picture.
 
     Args:
         index: (n, k) positions, nearest first.
@@ -37,33 +38,33 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two pictures that are one.
+class DuplicatePair:
+    """Two copies of one picture.
 
     Args:
         first: position.
         second: position, greater.
-        how: "equal files", "nearly equal" or "mirrored".
+        relation: "equal files", "nearly equal" or "mirrored".
         cosine: of their centred features.
     """
 
     first: int
     second: int
-    how: str
+    relation: str
     cosine: float
 
 
-def neighbours(X: NDArray[np.float32], k: int = NEIGHBOURS) -> Neighbours:
-    """The k nearest of each picture by cosine of features about their mean, block by block.
+def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neighbours:
+    """The k nearest pictures of each by the cosine of centred features.
 
-    Encoders differ in how alike all pictures are to them (CLIP's cosines hardly fall below a half); about the mean,
-    strangers are near 0 for each.
+    The features are centred because encoders differ in the similarity of unrelated pictures. (Few cosines of CLIP are
+    below a half.) Cosines of centred features of unrelated pictures are near 0 for every encoder.
 
     Args:
         X: (n, d) raw features.
-        k: at most n - 1 are given.
+        k: n - 1 if it is larger.
 
-    >>> neighbours(np.array([[1, 0], [0.9, 0.1], [-1, 0], [-1, 0.1]], np.float32), 1).index.ravel()
+    >>> nearest_neighbours(np.array([[1, 0], [0.9, 0.1], [-1, 0], [-1, 0.1]], np.float32), 1).index.ravel()
     array([1, 0, 3, 2])
     """
     units = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
@@ -72,92 +73,92 @@ def neighbours(X: NDArray[np.float32], k: int = NEIGHBOURS) -> Neighbours:
     n = len(X)
     k = min(k, n - 1)
     index, cosine = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
-    block = max(1, CELLS // n)
+    block = max(1, MAX_BLOCK_VALUES // n)
     for start in range(0, n if k else 0, block):
         rows = np.arange(start, min(start + block, n))
-        similar = units[rows] @ units.T  # (b, n)
-        similar[np.arange(len(rows)), rows] = -2
-        best = np.argpartition(similar, n - k, axis=1)[:, n - k :]
-        near = np.take_along_axis(similar, best, axis=1)
-        order = np.argsort(-near, axis=1, kind="stable")
-        index[rows], cosine[rows] = np.take_along_axis(best, order, axis=1), np.take_along_axis(near, order, axis=1)
+        similarity = units[rows] @ units.T  # (b, n)
+        similarity[np.arange(len(rows)), rows] = -2
+        best = np.argpartition(similarity, n - k, axis=1)[:, n - k :]
+        values = np.take_along_axis(similarity, best, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        index[rows], cosine[rows] = np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, axis=1)
     return Neighbours(index, cosine)
 
 
-def pairs(looks: Sequence[Look], near: Neighbours) -> list[Pair]:
-    """All pairs that are one picture; of files that are equal, each with the next.
+def find_duplicate_pairs(measures: Sequence[ImageMeasures], neighbours: Neighbours) -> list[DuplicatePair]:
+    """All pairs of duplicates; of several equal files, each with the next.
 
     Args:
-        looks: of n pictures.
-        near: the same pictures.
+        measures: of n pictures.
+        neighbours: of the same pictures.
     """
-    seen: dict[bytes, list[int]] = {}
-    for i, look in enumerate(looks):
-        seen.setdefault(look.digest, []).append(i)
-    found = [Pair(a, b, "equal files", 1.0) for rows in seen.values() for a, b in pairwise(rows)]
-    floor = min(cosine for cosine, _ in (*RULES, MIRROR))
-    done: set[tuple[int, int]] = set()
-    for i, place in zip(*np.nonzero(near.cosine >= floor), strict=True):
-        a, b = sorted((int(i), int(near.index[i, place])))
-        if (a, b) in done or looks[a].digest == looks[b].digest:
+    by_digest: dict[bytes, list[int]] = {}
+    for i, image in enumerate(measures):
+        by_digest.setdefault(image.digest, []).append(i)
+    pairs = [DuplicatePair(a, b, "equal files", 1.0) for rows in by_digest.values() for a, b in pairwise(rows)]
+    min_cosine = min(cosine for cosine, _ in (*NEAR_DUPLICATE_RULES, MIRRORED_RULE))
+    compared: set[tuple[int, int]] = set()
+    for i, rank in zip(*np.nonzero(neighbours.cosine >= min_cosine), strict=True):
+        a, b = sorted((int(i), int(neighbours.index[i, rank])))
+        if (a, b) in compared or measures[a].digest == measures[b].digest:
             continue
-        done.add((a, b))
-        cosine = float(near.cosine[i, place])
-        how = _alike(looks[a], looks[b], cosine)
-        if how:
-            found.append(Pair(a, b, how, min(cosine, 1.0)))
-    return found
+        compared.add((a, b))
+        cosine = float(neighbours.cosine[i, rank])
+        if relation := _relation(measures[a], measures[b], cosine):
+            pairs.append(DuplicatePair(a, b, relation, min(cosine, 1.0)))
+    return pairs
 
 
-def _alike(a: Look, b: Look, cosine: float) -> str | None:
-    differ = (a.code ^ b.code).bit_count()
-    if any(cosine >= least and differ <= most for least, most in RULES):
+def _relation(a: ImageMeasures, b: ImageMeasures, cosine: float) -> str | None:
+    different_bits = (a.hash ^ b.hash).bit_count()
+    if any(cosine >= min_cosine and different_bits <= max_bits for min_cosine, max_bits in NEAR_DUPLICATE_RULES):
         return "nearly equal"
-    if cosine >= MIRROR[0] and (a.code ^ b.mirrored).bit_count() <= MIRROR[1]:
+    min_cosine, max_bits = MIRRORED_RULE
+    if cosine >= min_cosine and (a.hash ^ b.mirrored_hash).bit_count() <= max_bits:
         return "mirrored"
     return None
 
 
-def twins(pictures: Sequence[Picture], found: Sequence[Pair]) -> Iterator[Finding]:
-    """A finding for each group of pictures that are one: severe if they differ in label or part.
+def group_duplicates(pictures: Sequence[Picture], pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
+    """A finding for each group of duplicates. It is severe if they differ in label or split.
 
     Args:
         pictures: n.
-        found: pairs of their positions.
+        pairs: of their positions.
     """
-    for members, own in _groups(len(pictures), found):
+    for members, group_pairs in _connected_components(len(pictures), pairs):
         group = tuple(pictures[i] for i in members)
-        several_labels = len({picture.label for picture in group}) > 1
-        several_parts = len({picture.split for picture in group}) > 1
-        weakest = min(own, key=lambda pair: pair.cosine)
-        how = weakest.how if weakest.how == "equal files" else f"{weakest.how}, cosine {weakest.cosine:.3f}"
-        words = f"{' = '.join(picture.name for picture in group[:4])}"
-        if len(group) > 4:
-            words = f"{len(group)} pictures: {format_list((picture.name for picture in group), 4)}"
+        weakest = min(group_pairs, key=lambda pair: pair.cosine)
+        is_equal = weakest.relation == "equal files"
+        relation = weakest.relation if is_equal else f"{weakest.relation}, cosine {weakest.cosine:.3f}"
+        names = " = ".join(picture.name for picture in group)
+        if len(group) > MAX_LISTED_NAMES:
+            names = f"{len(group)} pictures: {format_list((picture.name for picture in group), MAX_LISTED_NAMES)}"
         labels = tuple(sorted({picture.label for picture in group if picture.label is not None}))
-        if several_labels:
-            yield Finding("conflict", weakest.cosine, f"{words} ({how})", group, labels)
-        if several_parts:
-            yield Finding("leak", weakest.cosine, f"{words} ({how})", group, labels)
-        if not several_labels and not several_parts:
-            yield Finding("duplicate", weakest.cosine, f"{words} ({how})", group, labels)
+        kinds = []
+        if len({picture.label for picture in group}) > 1:
+            kinds.append("conflict")
+        if len({picture.split for picture in group}) > 1:
+            kinds.append("leak")
+        for kind in kinds or ["duplicate"]:
+            yield Finding(kind, weakest.cosine, f"{names} ({relation})", group, labels)
 
 
-def _groups(n: int, found: Sequence[Pair]) -> Iterator[tuple[list[int], list[Pair]]]:
-    """Positions that hang together, rising, and the pairs that tie them."""
+def _connected_components(n: int, pairs: Sequence[DuplicatePair]) -> Iterator[tuple[list[int], list[DuplicatePair]]]:
+    """Positions that are connected by pairs, in increasing order, and these pairs."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    if not found:
+    if not pairs:
         return
-    ends = np.array([(pair.first, pair.second) for pair in found])
-    graph = coo_matrix((np.ones(len(found)), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    edges = np.array([(pair.first, pair.second) for pair in pairs])
+    graph = coo_matrix((np.ones(len(pairs)), (edges[:, 0], edges[:, 1])), shape=(n, n))
     _, component = connected_components(graph, directed=False)
     members: dict[int, list[int]] = {}
-    for i in sorted(set(ends.ravel().tolist())):
+    for i in sorted(set(edges.ravel().tolist())):
         members.setdefault(int(component[i]), []).append(i)
-    ties: dict[int, list[Pair]] = {}
-    for pair in found:
-        ties.setdefault(int(component[pair.first]), []).append(pair)
-    for name, rows in members.items():
-        yield rows, ties[name]
+    component_pairs: dict[int, list[DuplicatePair]] = {}
+    for pair in pairs:
+        component_pairs.setdefault(int(component[pair.first]), []).append(pair)
+    for key, rows in members.items():
+        yield rows, component_pairs[key]

@@ -1,4 +1,4 @@
-"""What the doctor says: findings, each with its pictures, how bad it is, and what to do."""
+"""Findings of the doctor: each has its pictures, a severity and advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from clipadapter.data import Sample
 
 SEVERITIES = ("severe", "warning", "note")
-"""Worst first: figures are wrong because of it; a model is likely worse for it; worth a look."""
+"""Worst first: it makes measurements wrong; it likely makes a model worse; worth a check."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Kind:
 
     Args:
         severity: one of `SEVERITIES`.
-        title: what it is, as a heading.
+        title: heading.
         advice: what to do.
     """
 
@@ -31,75 +31,73 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "conflict": Kind(
-        "severe", "One picture under two labels", "Keep the file whose label is right and move the others away."
+        "severe", "One picture with two labels", "Keep the file whose label is right and remove the others."
     ),
     "leak": Kind(
         "severe",
-        "One picture in two parts",
-        "Take it out of one part, out of train if that can spare it: what is measured on pictures that were learned "
-        "from is too good.",
+        "One picture in two splits",
+        "Remove it from one split, from train if that has enough others: accuracy on pictures that the model was "
+        "fitted to is too high.",
     ),
-    "no-shots": Kind("severe", "Classes without a picture to learn from", "Add pictures, or take the class out."),
+    "no-shots": Kind("severe", "Classes without a picture to fit", "Add pictures, or remove the class."),
     "wrong-label": Kind(
         "warning",
         "Labels that are likely wrong",
-        "Look at each; move the file to the class that it shows, or leave it if the label is right.",
+        "Check each: move the file to the class that it shows, or keep it if the label is right.",
     ),
-    "unreadable": Kind(
-        "warning", "Files that can't be read", "Get the file anew, convert it to JPEG, or take it away."
-    ),
+    "unreadable": Kind("warning", "Files that can't be read", "Get the file again, convert it to JPEG, or remove it."),
     "overlap": Kind(
         "warning",
-        "Classes that are taken for each other",
-        "Merge them if the difference does not matter; else add shots that show it, and say it in --descriptions.",
+        "Classes that overlap",
+        "Merge them if the difference does not matter. Else add shots that show it, and describe it in --descriptions.",
     ),
     "same-text": Kind(
         "warning",
-        "Classes whose texts say the same",
-        "Say what tells them apart: readable names with --class-names, or sentences with --descriptions.",
+        "Classes with the same text",
+        "Describe the difference: readable names with --class-names, or sentences with --descriptions.",
     ),
     "name": Kind(
         "warning",
         "Names that the encoder does not understand",
-        "Give a plain name with --class-names or sentences with --descriptions, or a head that needs no text.",
+        "Use a plain name with --class-names, sentences with --descriptions, or a head that needs no text.",
     ),
     "few-shots": Kind("warning", "Classes with very few pictures", "Add pictures of other objects, places and days."),
     "doubtful-label": Kind(
         "note",
-        "Labels to look at",
-        "Less sure than those that are likely wrong: the class may just be hard, or the picture show two things.",
+        "Doubtful labels",
+        "Less certain than labels that are likely wrong: the class may be hard, or the picture shows two objects.",
     ),
     "duplicate": Kind(
         "note",
-        "One picture several times",
-        "Keep one: copies count as more shots than they are, and make held-out figures too good.",
+        "Copies of one picture",
+        "Keep one: copies count as more shots than they are, and make held-out accuracy too high.",
     ),
     "imbalance": Kind(
-        "note", "Classes of very unequal size", "Add pictures of the small ones; accuracy will speak of the large ones."
+        "note", "Classes of very unequal size", "Add pictures of the small ones: the large ones dominate accuracy."
     ),
-    "dark": Kind("note", "Very dark pictures", "Take them anew, or leave them out if nobody could name them."),
-    "bright": Kind("note", "Pictures that are nearly white", "Take them anew, or leave them out."),
-    "flat": Kind("note", "Pictures that show hardly anything", "Take them anew, or leave them out."),
-    "blurry": Kind("note", "Blurred pictures", "Take them anew, unless pictures in use will be as blurred."),
-    "tiny": Kind("note", "Pictures smaller than the encoder's square", "Use the originals, not previews."),
+    "dark": Kind("note", "Very dark pictures", "Take them again, or remove them if a person can't recognise them."),
+    "bright": Kind("note", "Pictures that are nearly white", "Take them again, or remove them."),
+    "flat": Kind("note", "Pictures with almost no contrast", "Take them again, or remove them."),
+    "blurry": Kind("note", "Blurred pictures", "Take them again, unless pictures in use will be as blurred."),
+    "tiny": Kind("note", "Pictures smaller than the encoder's input", "Use the originals, not previews."),
     "cut": Kind(
         "note",
         "Long pictures",
-        "Cut them to what matters: the encoder sees a square, and what hangs over is lost or squeezed.",
+        "Crop them to the object: the input of the encoder is a square, and the rest is cut off or squeezed.",
     ),
 }
-"""Every kind by its name, worst first."""
+"""All kinds by name, worst first."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a finding is about.
+    """A picture of a finding.
 
     Args:
-        path: where it lies.
-        name: relative to the data set's root, as it can be printed.
+        path: of the file.
+        name: its path relative to the data set's root, as printable text.
         label: its class name.
-        split: its part.
+        split: its split.
     """
 
     path: Path
@@ -108,12 +106,12 @@ class Picture:
     split: str
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: ``path`` is relative to the root."""
+        """The picture as JSON values: ``path`` is relative to the root."""
         return {"path": self.name, "label": self.label, "split": self.split}
 
     @classmethod
-    def of(cls, sample: Sample, root: Path) -> Picture:
-        """A sample of a data set that lies under ``root``."""
+    def from_sample(cls, sample: Sample, root: Path) -> Picture:
+        """The picture of a sample in a data set with this root."""
         path = sample.path
         inside = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
         name = inside.encode(errors="backslashreplace").decode()
@@ -122,14 +120,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or may be.
+    """One fault, certain or possible.
 
     Args:
         kind: one of `KINDS`.
-        score: 0 to 1, how sure or how bad within its kind; findings of a kind are sorted by it.
-        words: what was found, a phrase.
-        pictures: what it is about; may be empty.
-        classes: the classes it is about; may be empty.
+        score: 0 to 1, how certain or how bad it is within its kind; findings of a kind are sorted by it.
+        message: a phrase.
+        pictures: the pictures with the fault; may be empty.
+        classes: the classes with the fault; may be empty.
 
     >>> Finding("few-shots", 0.5, "'cat' has 2 pictures in train", classes=("cat",)).severity
     'warning'
@@ -137,7 +135,7 @@ class Finding:
 
     kind: str
     score: float
-    words: str
+    message: str
     pictures: tuple[Picture, ...] = ()
     classes: tuple[str, ...] = ()
 
@@ -147,12 +145,12 @@ class Finding:
         return KINDS[self.kind].severity
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """The finding as JSON values."""
         return {
             "kind": self.kind,
             "severity": self.severity,
             "score": round(self.score, 4),
-            "words": self.words,
+            "words": self.message,
             "pictures": [picture.to_dict() for picture in self.pictures],
             "classes": list(self.classes),
             "do": KINDS[self.kind].advice,
@@ -161,70 +159,70 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """The result of `diagnose`.
 
     Args:
-        name: the data set's.
-        root: folder that the pictures belong to.
+        name: of the data set.
+        root: folder of the data set.
         encoder: name of the encoder whose features were compared.
-        pictures: how many there are.
-        classes: how many.
-        splits: parts that hold pictures.
-        judged: how many labels were checked by what was learned from other pictures.
+        n_pictures: how many pictures the data set has.
+        n_classes: how many classes.
+        splits: that have pictures.
+        n_checked_labels: how many labels were compared with the prediction of a held-out head.
         findings: worst first: by severity, kind, score.
     """
 
     name: str
     root: Path
     encoder: str
-    pictures: int
-    classes: int
+    n_pictures: int
+    n_classes: int
     splits: tuple[str, ...]
-    judged: int
+    n_checked_labels: int
     findings: tuple[Finding, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many findings of each kind that occurs, worst first."""
-        there = Counter(finding.kind for finding in self.findings)
-        return {kind: there[kind] for kind in KINDS if there[kind]}
+        """How many findings there are of each kind, without kinds that have none, worst first."""
+        counts = Counter(finding.kind for finding in self.findings)
+        return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
-    def of(self, kind: str) -> list[Finding]:
+    def of_kind(self, kind: str) -> list[Finding]:
         """The findings of one kind, worst first."""
         return [finding for finding in self.findings if finding.kind == kind]
 
     @property
-    def severe(self) -> int:
+    def n_severe(self) -> int:
         """How many findings are severe."""
         return sum(finding.severity == "severe" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it."""
+        """The diagnosis as JSON values."""
         return {
             "name": self.name,
             "encoder": self.encoder,
-            "pictures": self.pictures,
-            "classes": self.classes,
+            "pictures": self.n_pictures,
+            "classes": self.n_classes,
             "splits": list(self.splits),
-            "judged": self.judged,
+            "judged": self.n_checked_labels,
             "counts": self.counts,
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
-    def text(self, most: int = 10) -> str:
-        """For a terminal: kinds worst first, the first findings of each, and what to do.
+    def to_text(self, max_per_kind: int = 10) -> str:
+        """The diagnosis as text for a terminal: the kinds, worst first, with their first findings and what to do.
 
         Args:
-            most: lines a kind.
+            max_per_kind: findings of a kind at most.
         """
-        return "\n".join(self._lines(most))
+        return "\n".join(self._lines(max_per_kind))
 
     def to_html(self, path: str | Path, *, per_kind: int = 60) -> Path:
-        """Write one HTML page that asks for nothing else, with small pictures in it.
+        """Write an HTML page with thumbnails. It loads no other file.
 
         Args:
-            path: of the file; its folder is made.
-            per_kind: findings of a kind that are shown at most.
+            path: of the file; its folder is created.
+            per_kind: findings of a kind at most.
 
         Raises:
             InputError: if it can't be written.
@@ -235,25 +233,24 @@ class Diagnosis:
 
     @property
     def summary(self) -> str:
-        """One sentence on what was looked at."""
-        parts = f" ({', '.join(self.splits)})" if self.splits != ("all",) else ""
-        return f"{self.pictures} pictures in {self.classes} classes{parts}, seen by {self.encoder}"
+        """The data set in one phrase."""
+        splits = f" ({', '.join(self.splits)})" if self.splits != ("all",) else ""
+        return f"{self.n_pictures} pictures in {self.n_classes} classes{splits}, encoder {self.encoder}"
 
-    def _lines(self, most: int) -> Iterator[str]:
+    def _lines(self, max_per_kind: int) -> Iterator[str]:
         yield self.summary
         if not self.findings:
-            yield "nothing found"
+            yield "no findings"
         for kind, count in self.counts.items():
-            about = KINDS[kind]
-            yield f"\n{about.severity}: {about.title.lower()}: {count}"
-            yield from (f"  {finding.words}" for finding in self.of(kind)[:most])
-            if count > most:
-                yield f"  and {count - most} more"
-            yield f"  -> {about.advice}"
+            description = KINDS[kind]
+            yield f"\n{description.severity}: {description.title.lower()}: {count}"
+            yield from (f"  {finding.message}" for finding in self.of_kind(kind)[:max_per_kind])
+            if count > max_per_kind:
+                yield f"  and {count - max_per_kind} more"
+            yield f"  -> {description.advice}"
 
 
-def ranked(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Worst first: by severity, then kind, then score; equal ones in the order they came."""
-    order = {kind: place for place, kind in enumerate(KINDS)}
-    key = {kind: (SEVERITIES.index(about.severity), order[kind]) for kind, about in KINDS.items()}
-    return tuple(sorted(findings, key=lambda one: (*key[one.kind], -one.score)))
+def rank_findings(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Findings, worst first: by severity, then kind, then score; equal ones keep their order."""
+    rank = {name: (SEVERITIES.index(kind.severity), i) for i, (name, kind) in enumerate(KINDS.items())}
+    return tuple(sorted(findings, key=lambda finding: (*rank[finding.kind], -finding.score)))

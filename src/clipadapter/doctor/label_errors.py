@@ -1,9 +1,9 @@
 """Labels that are likely wrong.
 
 Confident learning (Northcutt, Jiang and Chuang, JAIR 2021, https://arxiv.org/abs/1911.00068), by cleanlab, on held-out
-probabilities. Where classes are hard to tell apart it finds mostly these, so a label is called likely wrong only if the
-nearest pictures and the class text don't stand by it either; what the held-out head alone is sure of is a note, and so
-is what lies between two classes that are taken for each other anyway.
+probabilities. Most of its results are pictures of classes that are hard to distinguish. So a label is called likely
+wrong only if the nearest pictures and the class text do not support it either. It is called doubtful if only the
+held-out head disagrees with it, or if its two classes overlap.
 """
 
 from __future__ import annotations
@@ -15,79 +15,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.doctor.findings import Finding, Picture
-from clipadapter.doctor.label_evidence import Evidence
+from clipadapter.doctor.label_evidence import LabelEvidence
 from clipadapter.errors import require
 
-ODDS = 10.0
-"""How much likelier another class must be than the given one for a doubt."""
-AMONG = 0.05
-"""Class text stands by a label that is among this share of the classes that it finds best."""
+MIN_ODDS = 10.0
+"""Ratio of the probabilities of another class and of the given one from which a label is doubtful."""
+MAX_SUPPORTING_VOTES = 1
+"""A label that more of the nearest pictures have is not doubtful."""
+TOP_TEXT_SHARE = 0.05
+"""Class text supports a label that is among this share of the classes with the largest zero-shot probability."""
 
 
-def suspects(pictures: Sequence[Picture], evidence: Evidence) -> Iterator[Finding]:
+def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
     """Findings on labels.
 
     Args:
         pictures: n.
-        evidence: on each.
+        evidence: for each.
 
     Raises:
         MissingExtraError: if cleanlab is not installed.
     """
     rows = np.arange(len(pictures))
-    opinion = _opinion(evidence)
-    proposed = opinion.argmax(axis=1)
-    own, other = opinion[rows, evidence.labels], opinion[rows, proposed]
-    kept = evidence.votes[rows, evidence.labels]
-    alone = ~_by_text(evidence)
-    doubt = (proposed != evidence.labels) & (other > ODDS * own) & (kept <= 1) & alone
-    # Of a class's only picture there is nothing held out: its neighbours must say the same as the class text.
-    doubt &= evidence.judged | (evidence.votes[rows, proposed] > 0)
-    likely = doubt & _confident(evidence) & (kept == 0)
-    for i in np.flatnonzero(doubt).tolist():
-        label, name = (evidence.names[j] for j in (evidence.labels[i], proposed[i]))
-        words = f"{pictures[i].name}: labelled '{label}' ({own[i]:.0%}), looks like '{name}' ({other[i]:.0%})"
-        score = (1 + other[i] - own[i]) / 2
-        yield Finding("wrong-label" if likely[i] else "doubtful-label", score, words, (pictures[i],), (label, name))
+    probabilities = _predicted_probabilities(evidence)
+    predicted = probabilities.argmax(axis=1)
+    p_label, p_predicted = probabilities[rows, evidence.labels], probabilities[rows, predicted]
+    votes = evidence.votes[rows, evidence.labels]
+    is_doubtful = (predicted != evidence.labels) & (p_predicted > MIN_ODDS * p_label)
+    is_doubtful &= (votes <= MAX_SUPPORTING_VOTES) & ~_is_supported_by_text(evidence)
+    # The only picture of a class has no held-out prediction: one of its neighbours must agree with the class text.
+    is_doubtful &= evidence.is_held_out | (evidence.votes[rows, predicted] > 0)
+    is_wrong = is_doubtful & _is_wrong_by_confident_learning(evidence) & (votes == 0)
+    for i in np.flatnonzero(is_doubtful).tolist():
+        label, other = (evidence.names[j] for j in (evidence.labels[i], predicted[i]))
+        message = (
+            f"{pictures[i].name}: labelled '{label}' ({p_label[i]:.0%}), looks like '{other}' ({p_predicted[i]:.0%})"
+        )
+        score = (1 + p_predicted[i] - p_label[i]) / 2
+        kind = "wrong-label" if is_wrong[i] else "doubtful-label"
+        yield Finding(kind, score, message, (pictures[i],), (label, other))
 
 
-def spared(found: Iterable[Finding], overlaps: Iterable[Finding]) -> list[Finding]:
-    """Findings on labels as they stand beside classes that overlap: between these, one label is no more than doubtful.
+def downgrade_overlapping(findings: Iterable[Finding], overlaps: Iterable[Finding]) -> list[Finding]:
+    """Findings on labels, where labels between two classes that overlap are called doubtful, not wrong.
 
     Args:
-        found: of `suspects`.
+        findings: of `find_label_errors`.
         overlaps: findings on pairs of classes.
     """
-    mixed = {frozenset(one.classes) for one in overlaps}
-    return [replace(one, kind="doubtful-label") if frozenset(one.classes) in mixed else one for one in found]
+    pairs = {frozenset(overlap.classes) for overlap in overlaps}
+    return [
+        replace(finding, kind="doubtful-label") if frozenset(finding.classes) in pairs else finding
+        for finding in findings
+    ]
 
 
-def _opinion(evidence: Evidence) -> NDArray[np.float64]:
-    """(n, c) held-out probabilities; zero-shot's, or none for any class, where there are none."""
-    judged = evidence.judged[:, None]
-    return np.where(judged, evidence.held, 0.0 if evidence.text is None else evidence.text)
+def _predicted_probabilities(evidence: LabelEvidence) -> NDArray[np.float64]:
+    """(n, c) held-out probabilities; if there are none for a picture, those of zero-shot, or zeros."""
+    fallback = 0.0 if evidence.zero_shot is None else evidence.zero_shot
+    return np.where(evidence.is_held_out[:, None], evidence.held_out, fallback)
 
 
-def _by_text(evidence: Evidence) -> NDArray[np.bool_]:
-    """(n,) whether the class text finds the given class among the best."""
-    if evidence.text is None:
+def _is_supported_by_text(evidence: LabelEvidence) -> NDArray[np.bool_]:
+    """(n,) whether the label is among the classes with the largest zero-shot probabilities."""
+    if evidence.zero_shot is None:
         return np.zeros(len(evidence.labels), bool)
-    given = evidence.text[np.arange(len(evidence.labels)), evidence.labels]
-    better = (evidence.text > given[:, None]).sum(axis=1)
-    found: NDArray[np.bool_] = better < max(1.0, AMONG * len(evidence.names))
-    return found
+    p_label = evidence.zero_shot[np.arange(len(evidence.labels)), evidence.labels]
+    rank = (evidence.zero_shot > p_label[:, None]).sum(axis=1)
+    is_supported: NDArray[np.bool_] = rank < max(1.0, TOP_TEXT_SHARE * len(evidence.names))
+    return is_supported
 
 
-def _confident(evidence: Evidence) -> NDArray[np.bool_]:
-    """(n,) what confident learning takes for wrong: pruned by the estimated noise, or the least normalized margins."""
-    found = np.zeros(len(evidence.labels), bool)
-    rows = np.flatnonzero(evidence.judged)
-    cleanlab = require("cleanlab.filter", "doctor", "looking for wrong labels")
+def _is_wrong_by_confident_learning(evidence: LabelEvidence) -> NDArray[np.bool_]:
+    """(n,) whether cleanlab calls the label wrong: by the estimated noise rate, or by the normalised margin."""
+    is_wrong = np.zeros(len(evidence.labels), bool)
+    rows = np.flatnonzero(evidence.is_held_out)
+    cleanlab = require("cleanlab.filter", "doctor", "the search for wrong labels")
     classes, labels = np.unique(evidence.labels[rows], return_inverse=True)
     if len(classes) < 2:
-        return found
-    probabilities = evidence.held[np.ix_(rows, classes)] + 1e-9
+        return is_wrong
+    probabilities = evidence.held_out[np.ix_(rows, classes)] + 1e-9
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     for rule in ("prune_by_noise_rate", "low_normalized_margin"):
-        found[rows] |= cleanlab.find_label_issues(labels, probabilities, filter_by=rule, n_jobs=1)
-    return found
+        is_wrong[rows] |= cleanlab.find_label_issues(labels, probabilities, filter_by=rule, n_jobs=1)
+    return is_wrong

@@ -1,38 +1,31 @@
-"""Findings as HTML that asks for nothing else: small pictures stand in it."""
+"""Findings as HTML with thumbnails. The page loads no other file."""
 
 from __future__ import annotations
 
-import base64
-import io
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
-from clipadapter.data.images import read_image
 from clipadapter.doctor.findings import KINDS, Diagnosis, Finding, Kind, Picture
-from clipadapter.errors import ImageError
 from clipadapter.files import write_atomically
+from clipadapter.rendering.html import create_environment, read_asset
+from clipadapter.rendering.thumbnails import encode_thumbnails, thumbnail_url
 
-SIDE = 96
-"""Long side of a small picture in pixels."""
-EACH = 8
-"""Pictures of a finding that are shown at most."""
+THUMBNAIL_SIDE = 96
+THUMBNAIL_QUALITY = 80
+MAX_PICTURES_PER_FINDING = 8
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """A finding with what there is to see of it.
+class IllustratedFinding:
+    """A finding with thumbnails.
 
     Args:
         finding: which.
-        thumbnails: of its first pictures, each with an address that holds it as a small JPEG
-            (``data:image/jpeg;...``); empty where the picture can't be read.
+        thumbnails: its first pictures, each with a URL that contains a small JPEG file (``data:image/jpeg;...``); the
+            URL is empty if the picture can't be read.
     """
 
     finding: Finding
@@ -40,54 +33,64 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
-class Group:
+class FindingGroup:
     """Findings of one kind, worst first.
 
     Args:
         name: of the kind.
-        kind: what it is and what to do.
-        count: how many there are.
-        exhibits: the first of them.
+        kind: its severity, title and advice.
+        count: how many findings there are.
+        shown: the first of them.
     """
 
     name: str
     kind: Kind
     count: int
-    exhibits: tuple[Exhibit, ...]
+    shown: tuple[IllustratedFinding, ...]
 
 
-def illustrated(diagnosis: Diagnosis, *, per_kind: int = 60, side: int = SIDE) -> tuple[Group, ...]:
-    """The findings with small pictures, for a page.
+def illustrate_findings(
+    diagnosis: Diagnosis, *, per_kind: int = 60, side: int = THUMBNAIL_SIDE
+) -> tuple[FindingGroup, ...]:
+    """Findings with thumbnails, in groups.
 
     Args:
-        diagnosis: what was found; its pictures are read again from where they lie, each once.
+        diagnosis: its pictures are read again from their files, each once.
         per_kind: findings of a kind at most.
-        side: long side of a small picture in pixels.
+        side: longest side of a thumbnail in pixels.
     """
-    shown = {kind: diagnosis.of(kind)[:per_kind] for kind in diagnosis.counts}
-    wanted = {picture for findings in shown.values() for one in findings for picture in one.pictures[:EACH]}
-    small = _thumbnails(wanted, side)
+    shown = {kind: diagnosis.of_kind(kind)[:per_kind] for kind in diagnosis.counts}
+    pictures = list({picture for findings in shown.values() for finding in findings for picture in _first(finding)})
+    thumbnails = encode_thumbnails([picture.path for picture in pictures], side, THUMBNAIL_QUALITY)
+    urls = {picture: thumbnail_url(thumbnail) for picture, thumbnail in zip(pictures, thumbnails, strict=True)}
     groups = []
     for kind, findings in shown.items():
-        exhibits = tuple(Exhibit(one, tuple((each, small[each]) for each in one.pictures[:EACH])) for one in findings)
-        groups.append(Group(kind, KINDS[kind], diagnosis.counts[kind], exhibits))
+        illustrated = tuple(
+            IllustratedFinding(finding, tuple((picture, urls[picture]) for picture in _first(finding)))
+            for finding in findings
+        )
+        groups.append(FindingGroup(kind, KINDS[kind], diagnosis.counts[kind], illustrated))
     return tuple(groups)
 
 
-def findings_html(groups: Iterable[Group], level: int = 2) -> Markup:
-    """A section a kind, with the anchor ``#kind``; all text is escaped. See `findings_css`.
+def _first(finding: Finding) -> tuple[Picture, ...]:
+    return finding.pictures[:MAX_PICTURES_PER_FINDING]
+
+
+def render_findings(groups: Iterable[FindingGroup], level: int = 2) -> Markup:
+    """A section per kind, with the anchor ``#kind``; all text is escaped. See `read_findings_css`.
 
     Args:
-        groups: see `illustrated`.
+        groups: of `illustrate_findings`.
         level: of the headings, 2 for h2.
     """
-    page = _environment().get_template("findings.html")
-    return Markup(page.render(groups=list(groups), level=level))  # noqa: S704 - escaped
+    template = create_environment("clipadapter.doctor").get_template("findings.html")
+    return Markup(template.render(groups=list(groups), level=level))  # noqa: S704 - escaped
 
 
-def findings_css() -> Markup:
-    """CSS of `findings_html`, light and dark; all its classes begin with ``doctor``."""
-    return Markup(_environment().get_template("findings.css").render())  # noqa: S704 - no data in it
+def read_findings_css() -> Markup:
+    """The style sheet of `render_findings`, light and dark; the names of all its classes begin with ``doctor``."""
+    return read_asset(create_environment("clipadapter.doctor"), "findings.css")
 
 
 def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
@@ -96,35 +99,6 @@ def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
     Raises:
         InputError: if it can't be written.
     """
-    groups = illustrated(diagnosis, per_kind=per_kind)
-    page = _environment().get_template("doctor.html")
-    text = page.render(diagnosis=diagnosis, groups=groups, findings=findings_html(groups), css=findings_css())
-    return write_atomically(path, text)
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("clipadapter.doctor"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _thumbnails(pictures: Iterable[Picture], side: int) -> dict[Picture, str]:
-    wanted = list(pictures)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(wanted, pool.map(lambda picture: _thumbnail(picture.path, side), wanted), strict=True))
-
-
-def _thumbnail(path: Path, side: int) -> str:
-    """The address of a small JPEG that holds the picture; empty if it can't be read."""
-    try:
-        image = read_image(path, shrink_to=2 * side)
-    except ImageError:
-        return ""
-    image.thumbnail((side, side), Image.Resampling.BILINEAR)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    groups = illustrate_findings(diagnosis, per_kind=per_kind)
+    template = create_environment("clipadapter.doctor").get_template("doctor.html")
+    return write_atomically(path, template.render(diagnosis=diagnosis, groups=groups, findings=render_findings(groups)))

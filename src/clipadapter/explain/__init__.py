@@ -1,6 +1,5 @@
-"""Why a classifier said what it said of one picture: the shots like it, text against shots, and where it looked."""
+"""Explanations of a prediction: the nearest shots, the parts of text and shots, and a heat map."""
 
-from clipadapter.explain._explain import explain
-from clipadapter.explain.explanation import Explanation, Neighbour
+from clipadapter.explain.explanation import Explanation, Neighbour, explain
 
 __all__ = ["Explanation", "Neighbour", "explain"]

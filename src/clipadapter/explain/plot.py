@@ -1,10 +1,8 @@
-"""An explanation as a PNG file; matplotlib's global state is left alone."""
+"""Plot of an explanation."""
 
 from __future__ import annotations
 
 import textwrap
-import warnings
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,96 +10,87 @@ import numpy as np
 
 from clipadapter.data.images import read_image
 from clipadapter.errors import ImageError
-from clipadapter.files import write_atomically
+from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_png, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from clipadapter.explain.explanation import Explanation, Neighbour
 
-DPI = 150
-WIDTH = 10.5
-FOR, AGAINST = "#0072B2", "#D55E00"
-"""Okabe and Ito's blue and vermilion, which colour-blind people can tell apart."""
-SHOWN = 5
+WIDTH_INCHES = 10.5
+POSITIVE_COLOUR, NEGATIVE_COLOUR = BLUE, VERMILION
+MAX_SHOTS = 5
 """Nearest shots that are drawn; `Explanation.to_dict` has all."""
-SMALL = 192
+SHOT_SIDE = 192
 """Longest side of a drawn shot in pixels."""
+MISSING_GREY = 225
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+"""Luminance of red, green and blue (ITU-R BT.601)."""
 
 
-def draw(found: Explanation, path: str | Path) -> Path:
-    """Write the file, whole or not at all; see `Explanation.to_png`."""
-    # Not pyplot: it keeps every figure, and would choose a backend for the whole process.
-    from matplotlib.figure import Figure
-
-    shots = found.nearest[:SHOWN]
-    figure = Figure(figsize=(WIDTH, 3.9 + (2.3 if shots else 0)), dpi=DPI, layout="constrained")
-    parts = figure.subfigures(2 if shots else 1, 1, height_ratios=[1.75, 1] if shots else None, squeeze=False)[:, 0]
-    _upper(parts[0], found)
+def plot_explanation(explanation: Explanation, path: str | Path) -> Path:
+    """Write the plot as a PNG file; see `Explanation.to_png`."""
+    shots = explanation.nearest[:MAX_SHOTS]
+    figure = create_figure(WIDTH_INCHES, 3.9 + (2.3 if shots else 0))
+    height_ratios = [1.75, 1] if shots else None
+    rows = figure.subfigures(2 if shots else 1, 1, height_ratios=height_ratios, squeeze=False)[:, 0]
+    panels = rows[0].subplots(1, 3, width_ratios=[1, 1.12, 1])
+    _show_image(panels[0], explanation.picture, "the picture")
+    _plot_heat_map(panels[1], explanation)
+    _plot_margin(panels[2], explanation)
     if shots:
-        _lower(parts[1], shots)
-    figure.suptitle(_title(found), x=0.01, ha="left", fontsize=12, parse_math=False)
-    return _save(figure, path)
+        _plot_shots(rows[1], shots)
+    title = f"{Path(explanation.source).name}: {explanation.sentences()[0]}"
+    figure.suptitle("\n".join(textwrap.wrap(title, 110)), x=0.01, ha="left", fontsize=12, parse_math=False)
+    return save_png(figure, path)
 
 
-def _title(found: Explanation) -> str:
-    name = Path(found.source).name
-    return "\n".join(textwrap.wrap(f"{name}: {found.sentences()[0]}", 110))
-
-
-def _upper(figure: Any, found: Explanation) -> None:
-    panels = figure.subplots(1, 3, width_ratios=[1, 1.12, 1])
-    _show(panels[0], found.picture, "the picture")
-    _heat(panels[1], found)
-    _bars(panels[2], found)
-
-
-def _show(axes: Axes, pixels: Any, title: str) -> None:
+def _show_image(axes: Axes, pixels: Any, title: str) -> None:
     axes.imshow(pixels)
     axes.set_anchor("N")
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_axis_off()
 
 
-def _heat(axes: Axes, found: Explanation) -> None:
-    if found.heat is None or found.square is None or found.heat_range is None:
+def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
+    if explanation.heat_map is None or explanation.square is None or explanation.heat_range is None:
         axes.set_axis_off()
-        why = next((note for note in found.notes if "heat map" in note), "no heat map")
-        _words(axes, why)
+        _show_text(axes, next((note for note in explanation.notes if "heat map" in note), "no heat map"))
         return
-    side = len(found.square)
-    grey = found.square.astype(np.float64) @ [0.299, 0.587, 0.114]
+    side = len(explanation.square)
+    grey = explanation.square.astype(np.float64) @ GREY_WEIGHTS
     axes.set_anchor("N")
-    # Grey and pale beneath, so that all colour is the map's.
+    # The picture is drawn in pale grey, so that all colour is that of the map.
     axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
-    low, high = found.heat_range
-    # The grid covers the square whatever its number of cells: the outer edges of the cells are those of the picture.
+    low, high = explanation.heat_range
+    # The grid covers the square for any number of cells: the outer edges of the cells are those of the picture.
     image = axes.imshow(
-        low + found.heat * (high - low),
+        low + explanation.heat_map * (high - low),
         cmap="viridis",
         alpha=0.6,
         extent=(-0.5, side - 0.5, side - 0.5, -0.5),
         interpolation="bicubic",
     )
-    axes.set_title(f"where it sees '{_short(found.label, 24)}'", fontsize=10, parse_math=False)
+    axes.set_title(f"heat map of '{truncate(explanation.label, 24)}'", fontsize=10, parse_math=False)
     axes.set_axis_off()
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
-    bar.set_label("logit less the mean of the others'", fontsize=8)
+    bar.set_label("logit less the mean of the others", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if bar.solids is not None:
         bar.solids.set_alpha(1)
 
 
-def _bars(axes: Axes, found: Explanation) -> None:
-    if found.text is None or found.shots is None:
+def _plot_margin(axes: Axes, explanation: Explanation) -> None:
+    sentences = explanation.sentences()
+    if explanation.text_margin is None or explanation.shots_margin is None:
         axes.set_axis_off()
-        _words(axes, "\n\n".join(found.sentences()[1:] + [note for note in found.notes if "heat map" not in note]))
+        notes = [note for note in explanation.notes if "heat map" not in note]
+        _show_text(axes, "\n\n".join(sentences[1:] + notes))
         return
-    values = [found.text, found.shots, found.margin]
-    names = ["class text", "shots", "together"]
-    axes.bar(names, values, color=[FOR if value >= 0 else AGAINST for value in values], width=0.6)
+    values = [explanation.text_margin, explanation.shots_margin, explanation.margin]
+    colours = [POSITIVE_COLOUR if value >= 0 else NEGATIVE_COLOUR for value in values]
+    axes.bar(["class text", "shots", "sum"], values, color=colours, width=0.6)
     axes.axhline(0, color="black", linewidth=0.8)
     reach = max(*np.abs(values), 1e-9)
     for i, value in enumerate(values):
@@ -120,49 +109,37 @@ def _bars(axes: Axes, found: Explanation) -> None:
     axes.tick_params(labelsize=9)
     axes.set_box_aspect(1)
     axes.set_anchor("N")
-    title = f"how far '{_short(found.label, 14)}' leads '{_short(str(found.against), 14)}'"
+    title = f"lead of '{truncate(explanation.label, 14)}' over '{truncate(str(explanation.against), 14)}'"
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_ylabel("difference of logits", fontsize=8)
-    axes.set_xlabel("\n".join(textwrap.wrap(" ".join(found.sentences()[3:]), 44)), fontsize=8, parse_math=False)
+    axes.set_xlabel("\n".join(textwrap.wrap(" ".join(sentences[3:]), 44)), fontsize=8, parse_math=False)
 
 
-def _lower(figure: Any, shots: tuple[Neighbour, ...]) -> None:
-    figure.suptitle("the shots most like it, by cosine", fontsize=10, x=0.01, ha="left")
-    for axes, shot in zip(figure.subplots(1, SHOWN), [*shots, *[None] * (SHOWN - len(shots))], strict=True):
+def _plot_shots(figure: Any, shots: tuple[Neighbour, ...]) -> None:
+    figure.suptitle("the most similar shots, by cosine", fontsize=10, x=0.01, ha="left")
+    for axes, shot in zip(figure.subplots(1, MAX_SHOTS), [*shots, *[None] * (MAX_SHOTS - len(shots))], strict=True):
         if shot is None:
             axes.set_axis_off()
             continue
-        place = Path(shot.source).name if shot.known else shot.source
-        _show(axes, _picture_of(shot), f"{shot.similarity:.3f}  {_short(shot.label, 18)}\n{_short(place, 24)}")
+        name = Path(shot.source).name if shot.is_path else shot.source
+        title = f"{shot.similarity:.3f}  {truncate(shot.label, 18)}\n{truncate(name, 24)}"
+        _show_image(axes, read_shot(shot), title)
         axes.title.set_fontsize(9)
 
 
-def _picture_of(shot: Neighbour) -> Any:
-    """The shot's pixels; plain grey if its file is not there any more, or was never named."""
-    if shot.known:
+def read_shot(shot: Neighbour) -> Any:
+    """The pixels of a shot; a grey area if its file is missing, or its path is not known."""
+    if shot.is_path:
         try:
             picture = read_image(shot.source)
         except ImageError:
             pass
         else:
-            picture.thumbnail((SMALL, SMALL))
+            picture.thumbnail((SHOT_SIDE, SHOT_SIDE))
             return np.asarray(picture)
-    return np.full((SMALL * 3 // 4, SMALL, 3), 225, np.uint8)
+    return np.full((SHOT_SIDE * 3 // 4, SHOT_SIDE, 3), MISSING_GREY, np.uint8)
 
 
-def _words(axes: Axes, text: str) -> None:
+def _show_text(axes: Axes, text: str) -> None:
     lines = "\n".join("\n".join(textwrap.wrap(line, 34)) for line in text.split("\n"))
     axes.text(0.5, 0.5, lines, ha="center", va="center", fontsize=9, transform=axes.transAxes, parse_math=False)
-
-
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    data = BytesIO()
-    with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes: no reason to have no picture.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(data, format="png", facecolor="white")
-    return write_atomically(path, data.getvalue())

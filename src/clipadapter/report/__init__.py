@@ -1,4 +1,4 @@
-"""One page about a fitted model: what it gets right and wrong, how sure one can be of that, and why."""
+"""An HTML page about a fitted model: its accuracy, its mistakes, and how certain both are."""
 
 from clipadapter.report.report import Report, make_report
 

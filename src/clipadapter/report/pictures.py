@@ -1,4 +1,4 @@
-"""Test pictures and shots one by one, and which shots are like which picture."""
+"""Test pictures and shots one by one, and which shots are most similar to which picture."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from clipadapter.features import FeatureSet
 from clipadapter.uncertainty import Answers
 
 Array = NDArray[Any]
-NEAREST = 3
-"""Shots that stand beside a picture."""
-CHUNK = 1024
+NEAREST_SHOTS = 3
+"""Shots that are shown with each picture."""
+CHUNK_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Item:
-    """A picture.
+class ReportPicture:
+    """One picture.
 
     Args:
-        path: where it lies; None if that is not known.
-        name: its file and the folder above it, as can be printed.
+        path: of the file; None if that is not known.
+        name: its file and the folder above it, as printable text.
         label: position of its class.
     """
 
@@ -37,7 +37,7 @@ class Item:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class PictureTable:
     """Pictures one by one.
 
     Args:
@@ -45,77 +45,80 @@ class Rows:
         shots: n shots of the model.
         class_names: of all classes, in order.
         probabilities: (m, c), calibrated.
-        answer: (m,) position of the likeliest class.
-        nearest: (m, k) the shots most like each picture, the nearest first.
-        cosine: (m, k) their likeness.
+        predictions: (m,) position of the likeliest class.
+        nearest: (m, k) the shots most similar to each picture, the nearest first.
+        cosine: (m, k) their similarity.
     """
 
-    test: tuple[Item, ...]
-    shots: tuple[Item, ...]
+    test: tuple[ReportPicture, ...]
+    shots: tuple[ReportPicture, ...]
     class_names: tuple[str, ...]
     probabilities: Array
-    answer: Array
+    predictions: Array
     nearest: Array
     cosine: Array
 
     @property
     def labels(self) -> Array:
         """(m,) positions of the true classes."""
-        return np.array([one.label for one in self.test])
+        return np.array([picture.label for picture in self.test])
 
     @property
     def mistakes(self) -> list[int]:
-        """Test pictures whose likeliest class is wrong, those first that the model was surest of."""
-        wrong = np.flatnonzero(self.answer != self.labels)
-        sure = self.probabilities[wrong, self.answer[wrong]]
-        return [int(i) for i in wrong[np.argsort(-sure, kind="stable")]]
+        """Test pictures whose likeliest class is wrong, in decreasing order of its probability."""
+        wrong = np.flatnonzero(self.predictions != self.labels)
+        confidence = self.probabilities[wrong, self.predictions[wrong]]
+        return [int(i) for i in wrong[np.argsort(-confidence, kind="stable")]]
 
 
-def rows_of(dataset: Dataset, found: ModelEvaluation, support: FeatureSet, answers: Answers) -> Rows:
+def collect_pictures(
+    dataset: Dataset, evaluation: ModelEvaluation, support: FeatureSet, answers: Answers
+) -> PictureTable:
     """The pictures of an evaluation.
 
     Args:
-        dataset: the test pictures, those that can't be read too.
-        found: figures; its features say which pictures could be read.
+        dataset: the test pictures, also those that can't be read.
+        evaluation: its features have the rows of the pictures that were read.
         support: the shots, may be empty.
         answers: of the test pictures.
     """
     names = support.class_names
     position = {name: i for i, name in enumerate(names)}
-    kept = [dataset.samples[i].path for i in found.test.provenance["rows"]]
-    test = [_item(path, int(k)) for path, k in zip(kept, found.model.labels, strict=True)]
+    paths = [dataset.samples[i].path for i in evaluation.test.provenance["rows"]]
+    test = [_picture(path, int(k)) for path, k in zip(paths, evaluation.model.labels, strict=True)]
     sources = support.provenance.get("sources") or ()
-    known: Sequence[Any] = sources if len(sources) == len(support) else [""] * len(support)
+    sources_or_empty: Sequence[Any] = sources if len(sources) == len(support) else [""] * len(support)
     shots = []
-    for i, (source, label) in enumerate(zip(known, support.y, strict=True)):
-        # A picture that came as pixels has a name, too, but none that finds it.
+    for i, (source, label) in enumerate(zip(sources_or_empty, support.y, strict=True)):
+        # A picture that was given as pixels has a name too, but no file of that name.
         path = Path(source) if source and (Path(source).suffix or Path(source).is_file()) else None
-        unnamed = f"shot {support.y[: i + 1].count(label)} of {label}"
-        shots.append(_item(path, position[label]) if path else Item(None, unnamed, position[label]))
+        number = support.y[: i + 1].count(label)
+        unnamed = ReportPicture(None, f"shot {number} of {label}", position[label])
+        shots.append(_picture(path, position[label]) if path else unnamed)
     p = answers.probabilities
-    nearest, cosine = _nearest(np.asarray(found.test.plain), support.plain)
-    return Rows(tuple(test), tuple(shots), tuple(names), p, p.argmax(axis=1), nearest, cosine)
+    nearest, cosine = _nearest_shots(np.asarray(evaluation.test.plain), support.plain)
+    return PictureTable(tuple(test), tuple(shots), tuple(names), p, p.argmax(axis=1), nearest, cosine)
 
 
-def _item(path: Path, label: int) -> Item:
-    # Not the whole path: a page is handed on, and whose folder it was is nobody's business.
+def _picture(path: Path, label: int) -> ReportPicture:
+    # Not the whole path: the page may be given to others, and must not name the folders of this machine.
     name = "/".join(path.parts[-2:])
-    return Item(path, name.encode(errors="backslashreplace").decode(), label)
+    return ReportPicture(path, name.encode(errors="backslashreplace").decode(), label)
 
 
-def _nearest(test: Array, shots: Array) -> tuple[Array, Array]:
-    """(m, k) rows of the shots with the largest cosine, and these; k is at most their number."""
-    k = min(NEAREST, len(shots))
+def _nearest_shots(test: Array, shots: Array) -> tuple[Array, Array]:
+    """(m, k) rows of the shots with the largest cosine, and these cosines; k is at most the number of shots."""
+    k = min(NEAREST_SHOTS, len(shots))
     rows, values = np.zeros((len(test), k), np.int64), np.zeros((len(test), k))
-    unit = _unit(shots).T
-    for start in range(0, len(test) if k else 0, CHUNK):
-        cosines = _unit(test[start : start + CHUNK]) @ unit
+    units = _unit_rows(shots).T
+    for start in range(0, len(test) if k else 0, CHUNK_ROWS):
+        cosines = _unit_rows(test[start : start + CHUNK_ROWS]) @ units
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        rows[start : start + CHUNK] = order
-        values[start : start + CHUNK] = np.take_along_axis(cosines, order, axis=1)
+        rows[start : start + CHUNK_ROWS] = order
+        values[start : start + CHUNK_ROWS] = np.take_along_axis(cosines, order, axis=1)
     return rows, values
 
 
-def _unit(X: Array) -> Array:
+def _unit_rows(X: Array) -> Array:
     wide = X.astype(np.float64)
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny))

@@ -1,9 +1,11 @@
-"""A fitted model and a test part to a `Report`."""
+"""The report on a fitted model: measurements, single pictures, and findings of the doctor."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +13,83 @@ from numpy.typing import NDArray
 
 from clipadapter.bench import ModelEvaluation, evaluate_model
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import Dataset
-from clipadapter.errors import InputError
+from clipadapter.data import Dataset, Sample
+from clipadapter.doctor import Diagnosis, diagnose
+from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_atomically
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
-from clipadapter.report._findings import Findings, look
-from clipadapter.report.page import render
-from clipadapter.report.pictures import Rows, rows_of
-from clipadapter.report.projection import Map, draw_map
-from clipadapter.report.uncertainty import Sure, ask
+from clipadapter.report.page import THIS_MODEL, render_report
+from clipadapter.report.pictures import PictureTable, collect_pictures
+from clipadapter.report.projection import Projection, project_features
+from clipadapter.report.uncertainty import UncertaintyResults, measure_uncertainty
+
+SHOT_COUNT_KINDS = ("no-shots", "few-shots", "imbalance")
+"""Kinds of findings that count the shots. They are wrong if files of shots are missing."""
+
+
+@dataclass(frozen=True, eq=False)
+class DoctorResults:
+    """Findings of the doctor, or why it was not run.
+
+    Args:
+        diagnosis: of the shots with existing files (split train) and the test pictures (split test).
+        why_not_run: why there is no diagnosis.
+        n_missing_shots: shots without an existing file.
+    """
+
+    diagnosis: Diagnosis | None = None
+    why_not_run: str = ""
+    n_missing_shots: int = 0
+
+    @property
+    def counts(self) -> dict[str, int] | None:
+        """How many findings there are of each kind; None if the doctor was not run."""
+        return None if self.diagnosis is None else self.diagnosis.counts
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What there is to say of a model.
+    """Measurements of a model on test pictures.
 
     Args:
-        evaluation: its figures and those of its baselines.
-        figures: the same with intervals, by name, the model first.
-        sure: "none of these" and sets of classes, asked for and found.
-        rows: the test pictures and the shots one by one.
-        map: features in the plane.
-        findings: of the doctor, or why there are none.
+        evaluation: of the model and of its baselines.
+        system_metrics: metrics with intervals of the model and of its baselines, by name; the model comes first.
+        uncertainty: rejection and prediction sets, as requested and as measured.
+        pictures: the test pictures and the shots one by one.
+        projection: features in the plane.
+        doctor: findings, or why there are none.
         logits: (m, c) of the test pictures.
         model: the fitted model.
     """
 
     evaluation: ModelEvaluation
-    figures: dict[str, MetricsWithIntervals]
-    sure: Sure
-    rows: Rows
-    map: Map
-    findings: Findings
+    system_metrics: dict[str, MetricsWithIntervals]
+    uncertainty: UncertaintyResults
+    pictures: PictureTable
+    projection: Projection
+    doctor: DoctorResults
     logits: NDArray[Any]
     model: FewShotClassifier
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, for JSON; nothing of single pictures."""
+        """The measurements as JSON values, without single pictures."""
         return {
             **self.evaluation.to_dict(),
-            "figures": {name: found.to_dict() for name, found in self.figures.items()},
-            "trust": self.sure.to_dict(),
-            "findings": self.findings.counts,
+            "figures": {name: metrics.to_dict() for name, metrics in self.system_metrics.items()},
+            "trust": self.uncertainty.to_dict(),
+            "findings": self.doctor.counts,
         }
 
     def to_html(self) -> str:
-        """The page: it asks for nothing else, and can be opened from a file."""
-        return render(self)
+        """The report as an HTML page that loads no other file."""
+        return render_report(self)
 
     def write(self, path: str | Path) -> Path:
-        """Write the page, whole or not at all.
+        """Write the page, completely or not at all.
 
         Args:
-            path: of the file; its folder is made.
+            path: of the file; its folder is created.
 
         Raises:
             InputError: if it can't be written.
@@ -76,7 +101,7 @@ def make_report(
     model: FewShotClassifier,
     dataset: Dataset,
     *,
-    background: Sequence[Path] = (),
+    outliers: Sequence[Path] = (),
     reject: float | None = None,
     coverage: float | None = None,
     curve: bool = True,
@@ -85,18 +110,18 @@ def make_report(
     seed: int = 0,
     progress: bool = False,
 ) -> Report:
-    """Measure a fitted model and gather what explains the figures.
+    """Measure a fitted model, and collect the pictures that explain its mistakes.
 
     Args:
-        model: fitted, one label a picture.
+        model: fitted, one label per picture.
         dataset: labelled test pictures.
-        background: pictures of none of the classes.
-        reject: share of test pictures that may be called none of the classes; the model's if not given, else 5 %.
-        coverage: share of test pictures whose class is to be in the set; likewise, else 90 %.
-        curve: fit on fewer of the model's shots too.
+        outliers: pictures of none of the classes.
+        reject: share of test pictures that may be called none of the classes; that of the model, else 5 %.
+        coverage: share of test pictures whose class is in the prediction set; that of the model, else 90 %.
+        curve: also fit on fewer of the model's shots.
         seeds: of these draws.
-        doctor: look for what is wrong with shots and test pictures.
-        seed: of the bootstrap, the map and the doctor's folds.
+        doctor: find faults in shots and test pictures.
+        seed: of the bootstrap, the projection and the doctor's folds.
         progress: show bars on stderr.
 
     Raises:
@@ -112,48 +137,87 @@ def make_report(
     ...     Image.new("RGB", (8, 8), colour).save(root / colour / "1.png")
     >>> data = load_dataset(root)
     >>> model = FewShotClassifier(encoder="toy", cache=None).fit(data.paths, data.labels)
-    >>> found = make_report(model, data, doctor=False)
-    >>> found.figures["this model"].metrics["accuracy"].value, len(found.rows.test)
+    >>> report = make_report(model, data, doctor=False)
+    >>> report.system_metrics["this model"].metrics["accuracy"].value, len(report.pictures.test)
     (1.0, 2)
     """
-    _check_single(model, dataset)
-    found = evaluate_model(model, dataset, curve=curve, seeds=seeds, progress=progress)
-    strange = _plain(model, background) if background else None
-    systems = {"this model": found.model, **found.baselines}
-    told = bootstrap_metrics({name: score.evaluation.predictions for name, score in systems.items()}, seed=seed)
-    logits = found.model.logits
-    sure = ask(
+    _check_single_label(model, dataset)
+    evaluation = evaluate_model(model, dataset, curve=curve, seeds=seeds, progress=progress)
+    outlier_features = _extract_outliers(model, outliers) if outliers else None
+    systems = {THIS_MODEL: evaluation.model, **evaluation.baselines}
+    predictions = {name: score.evaluation.predictions for name, score in systems.items()}
+    logits = evaluation.model.logits
+    uncertainty = measure_uncertainty(
         model,
-        found.test.plain,
+        evaluation.test.plain,
         logits,
-        found.model.labels,
+        evaluation.model.labels,
         reject=reject,
         coverage=coverage,
-        background=None if strange is None else strange.plain,
+        outliers=None if outlier_features is None else outlier_features.plain,
     )
-    rows = rows_of(dataset, found, model.support_, sure.answers)
+    pictures = collect_pictures(dataset, evaluation, model.support_, uncertainty.answers)
     return Report(
-        evaluation=found,
-        figures=told,
-        sure=sure,
-        rows=rows,
-        map=draw_map(found.test.plain, model.support_.plain, seed),
-        findings=look(model, rows, seed, progress) if doctor else Findings(why="not asked for (--no-doctor)"),
+        evaluation=evaluation,
+        system_metrics=bootstrap_metrics(predictions, seed=seed),
+        uncertainty=uncertainty,
+        pictures=pictures,
+        projection=project_features(evaluation.test.plain, model.support_.plain, seed),
+        doctor=run_doctor(model, pictures, seed, progress)
+        if doctor
+        else DoctorResults(why_not_run="it was switched off (--no-doctor)"),
         logits=logits,
         model=model,
     )
 
 
-def _check_single(model: FewShotClassifier, dataset: Dataset) -> None:
+def _check_single_label(model: FewShotClassifier, dataset: Dataset) -> None:
     head = getattr(model, "head_", None)
     if head is None:
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
-    for what, several in (("the model", head.task_ == "multilabel"), (f"'{dataset.name}'", dataset.multilabel)):
-        if several:
-            raise InputError(f"the report is for one label a picture, but {what} has several: use clipadapter eval")
+    for subject, is_multilabel in (
+        ("the model", head.task_ == "multilabel"),
+        (f"'{dataset.name}'", dataset.multilabel),
+    ):
+        if is_multilabel:
+            raise InputError(f"the report needs one label per picture, but {subject} has several: use clipadapter eval")
 
 
-def _plain(model: FewShotClassifier, paths: Sequence[Path]) -> FeatureSet:
-    """Features of pictures without a class."""
-    name = "none of these"
-    return model.extract_features(paths, [name] * len(paths), [name], views=1)
+def _extract_outliers(model: FewShotClassifier, paths: Sequence[Path]) -> FeatureSet:
+    placeholder = "none of these"  # feature sets have labels, and these pictures have none
+    return model.extract_features(paths, [placeholder] * len(paths), [placeholder], views=1)
+
+
+def run_doctor(
+    model: FewShotClassifier, pictures: PictureTable, seed: int = 0, progress: bool = False
+) -> DoctorResults:
+    """Find faults in shots and test pictures together, so that a picture in both is found.
+
+    Args:
+        model: fitted; it is not changed.
+        pictures: with the paths of shots and test pictures.
+        seed: of the doctor's folds.
+        progress: show bars on stderr.
+    """
+    names = pictures.class_names
+    samples = tuple(
+        Sample(picture.path.absolute(), names[picture.label], split)
+        for split, part in (("train", pictures.shots), ("test", pictures.test))
+        for picture in part
+        if picture.path is not None and picture.path.is_file()
+    )
+    n_shots = sum(sample.split == "train" for sample in samples)
+    if not samples:
+        return DoctorResults(why_not_run="the files of the pictures do not exist any more")
+    root = Path(os.path.commonpath([sample.path.parent for sample in samples]))
+    # A copy, since class text is encoded again from the prompts of the model, which would set its attributes.
+    model = copy(model)
+    model.descriptions = model.prompts_
+    try:
+        diagnosis = diagnose(Dataset("shots and test", root, samples, names), model, seed=seed, progress=progress)
+    except ClipAdapterError as error:  # a missing extra, or deleted files: the report is made without a diagnosis
+        return DoctorResults(why_not_run=str(error))
+    if n_shots < len(pictures.shots) or not n_shots:
+        findings = tuple(finding for finding in diagnosis.findings if finding.kind not in SHOT_COUNT_KINDS)
+        diagnosis = replace(diagnosis, findings=findings)
+    return DoctorResults(diagnosis, n_missing_shots=len(pictures.shots) - n_shots)

@@ -1,4 +1,4 @@
-"""What a model says beside the best class, on test pictures and on pictures of none of its classes."""
+"""Rejection, prediction sets and costs of a model, on test pictures and on pictures of none of its classes."""
 
 from __future__ import annotations
 
@@ -13,66 +13,64 @@ from clipadapter.metrics.detection import auroc, fpr_at
 from clipadapter.uncertainty import Answers, DecisionOptions
 
 Array = NDArray[Any]
-REJECT, COVERAGE = 0.05, 0.9
-"""What is asked for where neither the caller nor the model says anything."""
+DEFAULT_REJECT_RATE, DEFAULT_COVERAGE = 0.05, 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Sure:
-    """What was asked for and what came of it.
+class UncertaintyResults:
+    """Rates that were requested, and rates that were measured.
 
     Args:
-        answers: of the test pictures.
-        reject: share of the test pictures that may be called none of the classes; None if that was not learned.
-        coverage: share of test pictures whose class is to be in the set; None if that was not learned.
+        answers: for the test pictures.
+        reject: requested share of the test pictures that are rejected; None if the model can't reject.
+        coverage: requested share of test pictures whose class is in the prediction set; None if the model has no sets.
         labels: (m,) positions of the true classes.
-        background: answers of pictures of none of the classes, or None.
-        cost: mean cost of an answer, where the model has costs of mistakes.
-        likeliest: mean cost if it named the likeliest class instead.
+        outliers: answers for pictures of none of the classes, or None.
+        cost: mean cost of the predictions, if the model has costs of mistakes.
+        cost_of_likeliest: mean cost if the likeliest class were predicted instead.
     """
 
     answers: Answers
     reject: float | None
     coverage: float | None
     labels: Array
-    background: Answers | None = None
+    outliers: Answers | None = None
     cost: float | None = None
-    likeliest: float | None = None
+    cost_of_likeliest: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: asked and found, by name."""
-        found: dict[str, Any] = {}
+        """Requested and measured rates as JSON values."""
+        data: dict[str, Any] = {}
         if self.reject is not None:
-            found["reject"] = {"asked": self.reject, "found": float(self.answers.rejected.mean())}
+            data["reject"] = {"asked": self.reject, "found": float(self.answers.rejected.mean())}
         sets = self.answers.sets
         if sets is not None:
-            inside = float(sets[np.arange(len(sets)), self.labels].mean())
             sizes = sets.sum(axis=1)
-            found["sets"] = {
+            data["sets"] = {
                 "asked": self.coverage,
-                "found": inside,
+                "found": float(sets[np.arange(len(sets)), self.labels].mean()),
                 "mean_size": float(sizes.mean()),
                 "single": float((sizes == 1).mean()),
             }
-        if self.background is not None:
-            known, strange = strangeness(self.answers), strangeness(self.background)
-            found["background"] = {
-                "pictures": len(strange),
-                "auroc": auroc(known, strange),
-                "fpr95": fpr_at(known, strange),
-                "rejected": float(self.background.rejected.mean()) if self.reject is not None else None,
+        if self.outliers is not None:
+            scores, outlier_scores = rejection_scores(self.answers), rejection_scores(self.outliers)
+            data["background"] = {
+                "pictures": len(outlier_scores),
+                "auroc": auroc(scores, outlier_scores),
+                "fpr95": fpr_at(scores, outlier_scores),
+                "rejected": float(self.outliers.rejected.mean()) if self.reject is not None else None,
             }
         if self.cost is not None:
-            found["cost"] = {"mean": self.cost, "of_the_likeliest": self.likeliest}
-        return found
+            data["cost"] = {"mean": self.cost, "of_the_likeliest": self.cost_of_likeliest}
+        return data
 
 
-def strangeness(answers: Answers) -> Array:
-    """Score of "none of these"; where none was learned, what is missing from the probability of the best class."""
+def rejection_scores(answers: Answers) -> Array:
+    """Score of "none of these"; one minus the largest probability if the model has no such score."""
     return 1 - answers.probabilities.max(axis=1) if answers.ood_scores is None else answers.ood_scores
 
 
-def ask(
+def measure_uncertainty(
     model: FewShotClassifier,
     features: Array,
     logits: Array,
@@ -80,31 +78,31 @@ def ask(
     *,
     reject: float | None = None,
     coverage: float | None = None,
-    background: Array | None = None,
-) -> Sure:
-    """Ask a model for "none of these" and for sets, as far as its shots could teach them.
+    outliers: Array | None = None,
+) -> UncertaintyResults:
+    """Predict with rejection and prediction sets, as far as the model has learned them from its shots.
 
     Args:
         model: fitted.
         features: (m, d) of the test pictures.
-        logits: (m, c) that the head gives them.
+        logits: (m, c) of the head for them.
         labels: (m,) positions of their true classes.
-        reject: rate; the model's own if not given, else 5 %.
-        coverage: likewise; else 90 %.
-        background: (b, d) features of pictures of none of the classes.
+        reject: rate; that of the model if not given, else 5 %.
+        coverage: rate; that of the model if not given, else 90 %.
+        outliers: (b, d) features of pictures of none of the classes.
     """
-    uncertainty, own = model.uncertainty_, model.uncertainty_.decisions
-    rate = None if uncertainty.rejector is None else reject or own.reject or REJECT
-    cover = None if uncertainty.conformal is None else coverage or own.coverage or COVERAGE
-    asked = DecisionOptions(rate, cover, own.costs)
+    uncertainty, defaults = model.uncertainty_, model.uncertainty_.decisions
+    reject_rate = None if uncertainty.rejector is None else reject or defaults.reject or DEFAULT_REJECT_RATE
+    set_coverage = None if uncertainty.conformal is None else coverage or defaults.coverage or DEFAULT_COVERAGE
+    decisions = DecisionOptions(reject_rate, set_coverage, defaults.costs)
 
-    def answers(X: Array, z: Array) -> Answers:
-        return uncertainty.answer(z, X, asked, [head.logits(X) for head in model.fold_heads_])
+    def predict(X: Array, logits: Array) -> Answers:
+        return uncertainty.answer(logits, X, decisions, [head.logits(X) for head in model.fold_heads_])
 
-    told = answers(features, logits)
-    cost = likeliest = None
-    if own.costs is not None:
-        cost = float(own.costs[labels, told.best].mean())
-        likeliest = float(own.costs[labels, told.probabilities.argmax(axis=1)].mean())
-    strange = None if background is None else answers(background, model.head_.logits(background))
-    return Sure(told, rate, cover, labels, strange, cost, likeliest)
+    answers = predict(features, logits)
+    cost = cost_of_likeliest = None
+    if defaults.costs is not None:
+        cost = float(defaults.costs[labels, answers.best].mean())
+        cost_of_likeliest = float(defaults.costs[labels, answers.probabilities.argmax(axis=1)].mean())
+    outlier_answers = None if outliers is None else predict(outliers, model.head_.logits(outliers))
+    return UncertaintyResults(answers, reject_rate, set_coverage, labels, outlier_answers, cost, cost_of_likeliest)

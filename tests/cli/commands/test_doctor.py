@@ -24,10 +24,10 @@ def test_findings_worst_first_with_advice(leaky, run):
     result = run("doctor", leaky, "--encoder", "toy")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == "13 pictures in 2 classes (train, test), seen by toy"
-    assert lines[2] == "severe: one picture in two parts: 1"
+    assert lines[0] == "13 pictures in 2 classes (train, test), encoder toy"
+    assert lines[2] == "severe: one picture in two splits: 1"
     assert lines[3] == "  train/red/0.png = test/red/same.png (equal files)"
-    assert lines[4].startswith("  -> Take it out of one part")
+    assert lines[4].startswith("  -> Remove it from one split")
 
 
 def test_json_is_the_diagnosis(leaky, run):
@@ -41,10 +41,10 @@ def test_html_is_written_and_named(leaky, tmp_path, run):
     page = tmp_path / "out" / "doctor.html"
     result = run("doctor", leaky, "--encoder", "toy", "--html", page)
     assert result.stdout.splitlines()[-1] == f"wrote {page}"
-    assert "One picture in two parts" in page.read_text(encoding="utf-8")
+    assert "One picture in two splits" in page.read_text(encoding="utf-8")
 
 
-def test_strict_fails_on_what_is_severe_only(leaky, run):
+def test_strict_fails_on_severe_findings_only(leaky, run):
     result = run("doctor", leaky, "--encoder", "toy", "--strict")
     assert result.exit_code == 1
     assert "train/red/0.png = test/red/same.png" in result.stdout
@@ -53,7 +53,7 @@ def test_strict_fails_on_what_is_severe_only(leaky, run):
     assert run("doctor", leaky, "--encoder", "toy", "--strict").exit_code == 0
 
 
-def test_one_part_has_no_leaks(leaky, run):
+def test_one_split_has_no_leaks(leaky, run):
     found = json.loads(run("doctor", leaky, "--encoder", "toy", "--split", "train", "--json").stdout)
     assert (found["pictures"], found["splits"]) == (8, ["train"])
     assert "leak" not in found["counts"]

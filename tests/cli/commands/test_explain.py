@@ -10,7 +10,7 @@ def test_it_says_who_leads_and_which_shots_are_near(squares, model, run):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == str(path)
-    assert lines[1].startswith("It is called 'red'")
+    assert lines[1].startswith("It is classified as 'red'")
     assert lines[2].startswith("'red' leads '")
     assert lines[3].startswith("Of that, class text gives +")
     assert "nearest shot" in result.stdout

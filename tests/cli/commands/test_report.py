@@ -23,7 +23,7 @@ def test_the_page_lies_beside_the_model(probe, noisy_squares, run):
     assert lines[3].startswith("this model    100.0 (61.0 to 100.0)")
     page = probe.parent / "model-report.html"
     assert lines[-1] == f"wrote {page}"
-    assert "Nothing was looked for: not asked for (--no-doctor)." in page.read_text(encoding="utf-8")
+    assert "The doctor was not run: it was switched off (--no-doctor)." in page.read_text(encoding="utf-8")
     assert result.stderr == ""
 
 
@@ -52,7 +52,7 @@ def test_pictures_that_cannot_be_read_are_told(probe, noisy_squares, tmp_path, r
     result = run("report", probe, data, "--out", tmp_path / "r.html", "--no-curve", "--no-doctor")
     assert result.exit_code == 0
     assert "0.png: file is empty" in result.stderr
-    assert "1 picture that can" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "1 unreadable picture is not counted" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_done_is_told_before_the_work(probe, noisy_squares, tmp_path, run):

@@ -36,9 +36,9 @@ def command(
 ) -> None:
     """Find problems in the labelled pictures in DATA. Nothing is changed.
 
-    Finds copies within and across classes and parts, labels that are likely wrong, classes that are confused with each
-    other, class names that the encoder does not understand, small classes, and pictures that are dark, blurred, tiny or
-    long. Findings are sorted: severe, warning, note.
+    Finds copies within and between classes and splits, labels that are likely wrong, classes that are confused with
+    each other, class names that the encoder does not understand, small classes, and pictures that are dark, blurred,
+    tiny or long. Findings are sorted: severe, warning, note.
     """
     from clipadapter.doctor import diagnose
 
@@ -51,6 +51,6 @@ def command(
     note_backend(opened, model.encoder_, out)
     files = [diagnosis.to_html(page)] if page else []
     wrote = f"\n\nwrote {files[0]}" if files else ""
-    out.result({**diagnosis.to_dict(), "files": [str(file) for file in files]}, diagnosis.text(MAX_LISTED) + wrote)
-    if strict and diagnosis.severe:
-        raise Failure(f"{diagnosis.severe} of {len(diagnosis.findings)} findings are severe")
+    out.result({**diagnosis.to_dict(), "files": [str(file) for file in files]}, diagnosis.to_text(MAX_LISTED) + wrote)
+    if strict and diagnosis.n_severe:
+        raise Failure(f"{diagnosis.n_severe} of {len(diagnosis.findings)} findings are severe")

@@ -62,11 +62,11 @@ def command(
 ) -> None:
     """Write one HTML page about MODEL, measured on the labelled pictures in DATA.
 
-    The page has figures beside zero-shot and a linear probe with 95 % intervals, the learning curve, the classes, the
-    confusions, calibration, accuracy by rejection rate, the worst mistakes with the shots that explain them, a map of
-    the features, the findings of the doctor, and the provenance of all of it. It loads nothing from other files.
+    The page has metrics with 95 % intervals, compared with zero-shot and a linear probe, the learning curve, the
+    classes, the confusions, calibration, accuracy by rejection rate, the worst mistakes with the shots that explain
+    them, a map of the features, the findings of the doctor, and provenance. It loads no other file.
 
-    Without --split the part "test" is taken if there is one, else everything.
+    Without --split the split "test" is used if there is one, else all pictures.
     """
     from clipadapter.report import make_report
 
@@ -78,7 +78,7 @@ def command(
     result = make_report(
         encoder.load(model, progress=out.progress),
         dataset,
-        background=outlier_pictures,
+        outliers=outlier_pictures,
         reject=reject,
         coverage=coverage,
         curve=curve,
@@ -97,12 +97,12 @@ def _warn_about(result: Report, out: Output) -> None:
     if result.evaluation.among_shots:
         out.warn(
             f"{result.evaluation.among_shots} of {result.evaluation.n_test} test pictures are among the shots that the "
-            "model was fitted with: the figures are better than they would be on new pictures"
+            "model was fitted to: the accuracy is higher than on new pictures"
         )
-    if not result.rows.shots:
+    if not result.pictures.shots:
         out.warn("the model was saved without its shots (--no-support): no linear probe, curve or nearest shots")
-    if result.findings.why and "--no-doctor" not in result.findings.why:
-        out.note(f"the doctor was not run: {result.findings.why}")
+    if result.doctor.why_not_run and "--no-doctor" not in result.doctor.why_not_run:
+        out.note(f"the doctor was not run: {result.doctor.why_not_run}")
 
 
 def _text(result: Report) -> str:
@@ -111,13 +111,13 @@ def _text(result: Report) -> str:
     others = metrics_shown("terminal", "single-label")
     del others["accuracy"]
     rows = []
-    for name, figures in result.figures.items():
-        accuracy = figures.metrics["accuracy"]
+    for name, system in result.system_metrics.items():
+        accuracy = system.metrics["accuracy"]
         low, high = accuracy.low or 0.0, accuracy.high or 0.0
-        lead = "" if figures.accuracy_lead is None else f"{100 * figures.accuracy_lead.value:+.1f}"
+        lead = "" if system.accuracy_lead is None else f"{100 * system.accuracy_lead.value:+.1f}"
         interval = f"{100 * accuracy.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
         rows.append(
-            (name, interval, lead, *(metric.round(figures.metrics[key].value) for key, metric in others.items()))
+            (name, interval, lead, *(metric.round(system.metrics[key].value) for key, metric in others.items()))
         )
     head = ["", "accuracy % (95 %)", "model is ahead by", *(metric.heading for metric in others.values())]
     return f"{result.evaluation.n_test} pictures of {result.evaluation.data}\n\n{table(head, rows)}"

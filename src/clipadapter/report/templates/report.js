@@ -8,7 +8,7 @@
   const percent = (share, digits = 0) => (100 * share).toFixed(digits) + " %";
   const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 
-  // Text always becomes a text node: names are a person's, and never HTML.
+  // Text always becomes a text node: names come from users, and are never HTML.
   function make(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) {
@@ -38,10 +38,10 @@
     else slot.src = address(kind, +i);
   }
   function tile(i) {
-    const said = wrong(i)
+    const caption = wrong(i)
       ? make("span", { class: "is bad" }, D.classes[D.test.answer[i]])
       : make("span", { class: "is soft" }, percent(D.test.p[i]));
-    return make("li", {}, make("button", { type: "button", class: "picture", "data-picture": i }, image("test", i), said));
+    return make("li", {}, make("button", { type: "button", class: "picture", "data-picture": i }, image("test", i), caption));
   }
   function fill(list, rows) {
     const first = rows.slice(0, 120);
@@ -49,7 +49,7 @@
     if (rows.length > first.length) list.append(make("li", { class: "soft" }, `and ${rows.length - first.length} more`));
   }
 
-  // ---- the dialog, with a way back ----
+  // ---- the dialog, with a back button ----
   const dialog = byId("dialog"), body = byId("dialog-body");
   let trail = [];
   function show(page) {
@@ -77,16 +77,16 @@
     return make("dl", { class: "facts" }, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   }
   const picture = (i) => () => {
-    const T = D.test, said = [["is", D.classes[T.label[i]]]];
-    said.push(["was called", `${D.classes[T.answer[i]]} (${percent(T.p[i], 1)})`]);
-    if (wrong(i)) said.push(["its class got", percent(T.q[i], 1)]);
-    if (T.set) said.push(["may be", T.set[i].map((k) => D.classes[k]).join(", ") || "none"]);
-    if (T.none[i]) said.push(["none of these", T.none[i]]);
-    const parts = [make("div", { class: "big" }, image("test", i), facts(said))];
+    const T = D.test, entries = [["class", D.classes[T.label[i]]]];
+    entries.push(["prediction", `${D.classes[T.answer[i]]} (${percent(T.p[i], 1)})`]);
+    if (wrong(i)) entries.push(["probability of its class", percent(T.q[i], 1)]);
+    if (T.set) entries.push(["prediction set", T.set[i].map((k) => D.classes[k]).join(", ") || "none"]);
+    if (T.none[i]) entries.push(["rejected", T.none[i]]);
+    const parts = [make("div", { class: "big" }, image("test", i), facts(entries))];
     if (T.near[i].length) {
       const shots = T.near[i].map((j, k) => make("li", {}, image("shots", j),
         make("span", {}, D.classes[D.shots.label[j]]), make("span", { class: "soft" }, T.cosine[i][k].toFixed(3))));
-      parts.push(make("h3", {}, "The shots most like it, by cosine"), make("ul", { class: "gallery" }, ...shots));
+      parts.push(make("h3", {}, "The most similar shots, by cosine"), make("ul", { class: "gallery" }, ...shots));
     }
     return { title: T.name[i], parts };
   };
@@ -97,7 +97,7 @@
 
   const inCell = (i, j) => every.filter((r) => D.test.label[r] === i && D.test.answer[r] === j)
     .sort((a, b) => D.test.p[b] - D.test.p[a]);
-  const cellTitle = (i, j) => i === j ? `${D.classes[i]}, rightly called so` : `${D.classes[i]} called ${D.classes[j]}`;
+  const cellTitle = (i, j) => i === j ? `${D.classes[i]}, classified correctly` : `${D.classes[i]} predicted as ${D.classes[j]}`;
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-picture], [data-gallery], button[data-cell]");
     if (!button) return;
@@ -111,7 +111,7 @@
     }
   });
 
-  // One stop of the tab key for many things; arrows go on from there. `next` says where to.
+  // Roving tabindex: one element can be reached by the tab key, arrow keys move from there. `next` gives the target.
   function rove(root, selector, next) {
     const go = (to) => {
       for (const one of all(`${selector}[tabindex="0"]`, root)) one.setAttribute("tabindex", -1);
@@ -182,7 +182,7 @@
       plot.append(draw("text", { x: left - 6, y: top + middle + 4, "text-anchor": "end" }, name));
       plot.append(draw("text", { transform: `translate(${left + middle + 3},${top - 6}) rotate(-45)` }, name));
     });
-    else plot.append(draw("text", { x: left, y: 16 }, "answer →"), draw("text", { transform: `translate(16,${top}) rotate(-90)`, "text-anchor": "end" }, "← true class"));
+    else plot.append(draw("text", { x: left, y: 16 }, "predicted class →"), draw("text", { transform: `translate(16,${top}) rotate(-90)`, "text-anchor": "end" }, "← true class"));
     for (const [i, j, n] of cells.slice().sort((a, b) => place.get(a[0]) - place.get(b[0]) || place.get(a[1]) - place.get(b[1]))) {
       if (!place.has(i) || !place.has(j)) continue;
       const x = left + place.get(j) * size, y = top + place.get(i) * size, share = n / totals[i];
@@ -212,7 +212,7 @@
       let best = null, least = Infinity;
       for (const cell of all(".cell", plot)) {
         const to = at(cell), ahead = sign * (to[along] - from[along]);
-        // The same row or column first; the nearest of the others, if that has no more cells.
+        // The next cell of the same row or column; if there is none, the nearest of the others.
         const far = ahead + 1000 * Math.abs(to[1 - along] - from[1 - along]);
         if (ahead > 0 && far < least) { best = cell; least = far; }
       }
@@ -293,17 +293,17 @@
   const path = (points, k) => draw("polyline", {
     points: points.map((point) => point.join(",")).join(" "), fill: "none", "stroke-width": 2, "stroke-linejoin": "round", style: `stroke:${colour(k)}`,
   });
-  const draws = {
+  const charts = {
     curve(host) {
       const C = D.curve, at = Math.log2, values = C.series.flatMap((s) => s.points.flatMap(([, mean, sd]) => [mean - sd, mean + sd]));
       const low = Math.max(0, Math.min(...values) - 0.02), high = Math.min(1, Math.max(...values) + 0.02);
       const ends = [at(C.shots[0]) - 0.2, at(C.shots[C.shots.length - 1]) + 0.2];
       const { plot, x, y } = axes(host, {
         x: ends, y: [low, high], xticks: C.shots.map(at), yticks: ticks(low, high), xname: (value) => Math.round(2 ** value),
-        xlabel: "shots a class", ylabel: "accuracy in %, mean ± sd of draws", label: "Accuracy by number of shots; the table below has the figures",
+        xlabel: "shots per class", ylabel: "accuracy in %, mean ± sd of draws", label: "Accuracy by number of shots; the table below has the numbers",
       });
       C.series.forEach((series, k) => {
-        // Systems stand a little beside each other, so that their bars can be told apart.
+        // Systems are shifted, so that their bars do not overlap.
         const points = series.points.map(([n, mean, sd]) => [x(at(n)) + 5 * (k - (C.series.length - 1) / 2), y(mean), y(Math.max(low, mean - sd)), y(Math.min(high, mean + sd)), n, mean, sd]);
         plot.append(path(points.map(([a, b]) => [a, b]), k));
         for (const [a, b, c, d, n, mean, sd] of points) {
@@ -315,7 +315,7 @@
     },
     reliability(host) {
       const { plot, x, y } = axes(host, {
-        x: [0, 1], y: [0, 1], xticks: ticks(0, 1), yticks: ticks(0, 1), square: true, xlabel: "confidence in %", ylabel: "right in %",
+        x: [0, 1], y: [0, 1], xticks: ticks(0, 1), yticks: ticks(0, 1), square: true, xlabel: "confidence in %", ylabel: "accuracy in %",
         label: "Reliability diagram: " + D.reliability.map((s) => `${s.name}, error ${percent(s.error, 1)}`).join("; "),
       });
       plot.append(draw("line", { class: "grid", "stroke-dasharray": "4 4", "stroke-width": 1.5, x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
@@ -326,7 +326,7 @@
         plot.append(line);
         for (const [p, right, n] of series.bins) {
           plot.append(hint(draw("circle", { cx: x(p), cy: y(right), r: 3 + 8 * Math.sqrt(n / most), style: `fill:${colour(k)}`, "fill-opacity": k ? 0.45 : 0.85 }),
-            `${series.name}: ${count(n, "picture")} at ${percent(p)} on average, ${percent(right)} right`));
+            `${series.name}: ${count(n, "picture")} at ${percent(p)} on average, accuracy ${percent(right)}`));
         }
       });
       return [key(D.reliability.map((s) => s.name)), plot];
@@ -334,8 +334,8 @@
     risk(host) {
       const high = Math.max(0.01, ...D.risk.flatMap((s) => s.points.map((point) => point[1]))) * 1.05;
       const { plot, x, y } = axes(host, {
-        x: [0, 1], y: [0, high], xticks: ticks(0, 1), yticks: ticks(0, high), xlabel: "pictures answered in %, the surest first", ylabel: "wrong answers in %",
-        label: "Share of wrong answers by share of pictures answered",
+        x: [0, 1], y: [0, high], xticks: ticks(0, 1), yticks: ticks(0, high), xlabel: "predicted pictures in %, highest confidence first", ylabel: "wrong predictions in %",
+        label: "Share of wrong predictions by share of predicted pictures",
       });
       D.risk.map((series, k) => [series, k]).reverse().forEach(([series, k]) => plot.append(hint(path(series.points.map(([c, r]) => [x(c), y(r)]), k), series.name)));
       return [key(D.risk.map((s) => s.name)), plot];
@@ -346,7 +346,7 @@
     new ResizeObserver(() => {
       if (host.clientWidth === width) return;
       width = host.clientWidth;
-      host.replaceChildren(...draws[host.dataset.chart](host));
+      host.replaceChildren(...charts[host.dataset.chart](host));
     }).observe(host);
   }
 
@@ -360,7 +360,7 @@
     const test = row < every.length, i = test ? row : row - every.length;
     const label = test ? D.test.label[i] : D.shots.label[i], size = 1000;
     const x = 20 + xy[2 * at] * (size - 40), y = 20 + (1 - xy[2 * at + 1]) * (size - 40);
-    const words = test ? `${D.classes[label]}${wrong(i) ? `, called ${D.classes[D.test.answer[i]]}` : ""}: ${D.test.name[i]}` : `shot of ${D.classes[label]}: ${D.shots.name[i]}`;
+    const words = test ? `${D.classes[label]}${wrong(i) ? `, predicted as ${D.classes[D.test.answer[i]]}` : ""}: ${D.test.name[i]}` : `shot of ${D.classes[label]}: ${D.shots.name[i]}`;
     const shape = test ? draw("circle", { cx: x, cy: y, r: 7.5 }) : draw("rect", { x: x - 5.5, y: y - 5.5, width: 11, height: 11, "fill-opacity": 0.5 });
     shape.style.fill = shade(label);
     if (test && wrong(i)) { shape.style.stroke = "var(--bad)"; shape.setAttribute("stroke-width", 3.5); }
@@ -378,7 +378,7 @@
   }
   function drawMap(view) {
     const shapes = D.map.rows.map((row, at) => point(row, view.xy, at));
-    // SupportSet lie below, mistakes on top; and classes one after another for the arrow keys.
+    // Shots are drawn first and mistakes last; within these, classes are in order for the arrow keys.
     const rank = (one) => one.about.test ? 1 + one.about.wrong : 0;
     shapes.sort((a, b) => rank(a) - rank(b) || a.about.label - b.about.label);
     const plot = draw("svg", { viewBox: "0 0 1000 1000", role: "group", "aria-label": `Map of the features, ${view.name}` }, ...shapes);
@@ -420,16 +420,16 @@
     for (const id of ["map-wrong", "map-shots"]) byId(id)?.addEventListener("change", fade);
   }
 
-  // A link to a finding opens what it lies in.
+  // A link to a finding opens the section around it.
   for (const link of all('.toc a')) link.addEventListener("click", () => { byId("findings").open = true; });
 
   // ---- dark and light ----
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
-  const remembered = (() => { try { return localStorage.getItem("clipadapter-theme"); } catch { return null; } })();
-  if (remembered === "dark" || remembered === "light") root.dataset.theme = remembered;
+  const storedTheme = (() => { try { return localStorage.getItem("clipadapter-theme"); } catch { return null; } })();
+  if (storedTheme === "dark" || storedTheme === "light") root.dataset.theme = storedTheme;
   byId("theme").addEventListener("click", () => {
     const now = root.dataset.theme || (dark.matches ? "dark" : "light");
     root.dataset.theme = now === "dark" ? "light" : "dark";
-    try { localStorage.setItem("clipadapter-theme", root.dataset.theme); } catch { /* a page from a file may have no memory */ }
+    try { localStorage.setItem("clipadapter-theme", root.dataset.theme); } catch { /* a page that was opened from a file may have no storage */ }
   });
 })();

@@ -1,0 +1,30 @@
+"""Jinja environments for HTML pages that load no other file."""
+
+from __future__ import annotations
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def create_environment(package: str) -> Environment:
+    """An environment for the templates of a package, and those that all pages share (``base.css``).
+
+    All values are escaped, and a name that is not defined is an error.
+
+    Args:
+        package: its folder ``templates`` has the templates.
+    """
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("clipadapter.rendering")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def read_asset(environment: Environment, name: str) -> Markup:
+    """A style sheet or script of the package, to be inserted into a page unescaped."""
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, name)
+    return Markup(source)  # noqa: S704 - no data in it

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+from clipadapter.report.projection import project_features
+from clipadapter.report.uncertainty import measure_uncertainty, rejection_scores
+
+
+def test_nearest_shots_are_those_of_scikit_learn(report, model):
+    brute = NearestNeighbors(n_neighbors=3, metric="cosine").fit(model.support_.plain)
+    distance, rows = brute.kneighbors(np.asarray(report.evaluation.test.plain))
+    assert report.pictures.cosine == pytest.approx(1 - distance, abs=1e-5)
+    assert (report.pictures.nearest == rows).mean() > 0.9  # except for ties
+
+
+def test_mistakes_with_the_highest_confidence_come_first(report):
+    pictures = report.pictures
+    assert {pictures.test[i].name.split("/")[1] for i in pictures.mistakes} == {"<i>ü\"'0.png", "<i>ü\"'1.png"}
+    confidences = [pictures.probabilities[i].max() for i in pictures.mistakes]
+    assert confidences == sorted(confidences, reverse=True)
+
+
+def test_names_do_not_contain_the_folder(report, tmp_path_factory):
+    assert str(tmp_path_factory.getbasetemp()) not in report.to_html()
+
+
+def test_sets_and_rejections_are_counted(report):
+    data, answers, labels = report.uncertainty.to_dict(), report.uncertainty.answers, report.pictures.labels
+    inside = [bool(answers.sets[i, labels[i]]) for i in range(15)]
+    assert data["sets"]["found"] == pytest.approx(sum(inside) / 15)
+    assert data["sets"]["mean_size"] == pytest.approx(sum(int(k) for k in answers.sets.sum(axis=1)) / 15)
+    assert data["reject"] == {"asked": 0.05, "found": pytest.approx(np.mean(answers.rejected))}
+
+
+def test_outliers_are_measured_by_auroc(report):
+    uncertainty = report.uncertainty
+    scores = [*rejection_scores(uncertainty.answers), *rejection_scores(uncertainty.outliers)]
+    truth = [0] * 15 + [1] * 3
+    assert uncertainty.to_dict()["background"]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+
+
+def test_rates_can_be_given(model, report):
+    X = report.evaluation.test.plain
+    results = measure_uncertainty(model, X, report.logits, report.pictures.labels, reject=0.2, coverage=0.7)
+    assert (results.reject, results.coverage) == (0.2, 0.7)
+
+
+def test_pca_is_that_of_scikit_learn_except_for_scale():
+    X = np.random.default_rng(0).normal(size=(30, 8))
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    expected, points = PCA(2).fit_transform(unit), project_features(X[:20], X[20:]).views["PCA"]
+    for axis in range(2):
+        assert abs(np.corrcoef(expected[:, axis], points[:, axis])[0, 1]) == pytest.approx(1)
+    assert points.min() >= 0 and points.max() <= 1
+
+
+def test_the_projection_is_deterministic_and_separates_groups():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(20, 6)) * 0.05 + centre for centre in np.eye(6)[:3]])
+    first, second = (project_features(X[:30], X[30:]).views["t-SNE"] for _ in range(2))
+    assert np.array_equal(first, second)
+    group = np.arange(60) // 20
+    _, near = NearestNeighbors(n_neighbors=4).fit(first).kneighbors(first)
+    assert (group[near] == group[:, None]).all()
+
+
+def test_many_points_are_sampled_in_proportion(monkeypatch):
+    monkeypatch.setattr("clipadapter.report.projection.MAX_POINTS", 20)
+    X = np.random.default_rng(0).normal(size=(80, 4))
+    projection = project_features(X[:60], X[60:])
+    assert (projection.rows < 60).sum() == 15 and len(set(projection.rows)) == 20
+
+
+@pytest.mark.parametrize(("m", "width", "views"), [(3, 4, ["PCA"]), (3, 1, []), (12, 2, ["t-SNE", "PCA"])])
+def test_few_points_and_narrow_features_have_fewer_views(m, width, views):
+    X = np.random.default_rng(0).normal(size=(m, width))
+    assert list(project_features(X, X[:0]).views) == views
