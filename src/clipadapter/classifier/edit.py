@@ -244,16 +244,16 @@ def apply_edit(model: Model, edit: Edit) -> Model:
         InputError: if the head can't be updated, or fewer than two classes or no shot would be left.
     """
     if len(edit.text.labels) < 2:
-        raise InputError("a classifier needs two classes or more: add one before this one is removed")
+        raise InputError("a classifier needs two classes or more: add a class before you remove this one")
     edited = replace(model, text=edit.text, prompts=edit.prompts)
     if not len(model.support):
         return _edit_without_support(edited, model, edit)
     if model.head.transductive or model.head.tunes_encoder:
         what = "learned from pictures without labels" if model.head.transductive else "tuned the encoder on pictures"
-        raise InputError(f"{type(model.head).__name__} {what}, which are not kept: fit anew with all pictures")
+        raise InputError(f"{type(model.head).__name__} {what}, which are not stored: fit again with all pictures")
     support = edit_support(model.support, edit)
     if not len(support):
-        raise InputError("no shot would be left: a model needs some")
+        raise InputError("no shot would be left, but a model needs at least one")
     result = _refit(model, edit, support)
     return replace(
         edited, head=result.head, support=support, uncertainty=result.uncertainty, fold_heads=result.fold_heads
@@ -325,8 +325,8 @@ def _update_in_closed_form(model: Model, edit: Edit) -> Head | None:
     relabelled = {i: next(iter(label_names(label))) for i, label in edit.new_labels.items()}
     has_added = edit.added is not None and len(edit.added) > 0
     # `partial_fit` adds new classes itself, in the order of the text.
-    is_fit_enough = text is not None and (relabelled or has_added)
-    if not is_fit_enough or edit.removes_class(model.text) or edit.renames_class(model.text):
+    is_partial_fit_enough = text is not None and (relabelled or has_added)
+    if not is_partial_fit_enough or edit.removes_class(model.text) or edit.renames_class(model.text):
         updated.remap_classes(edit.text.labels, edit.old_positions, text)
     if relabelled:
         updated.partial_fit(support.X[list(relabelled)], list(relabelled.values()), text=text)

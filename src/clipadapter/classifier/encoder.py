@@ -45,7 +45,7 @@ def check_tuner_inputs(grid: Mapping[str, Sequence[Any]] | None, unlabelled: Seq
     """Refuse, before the work begins, arguments that a head which tunes the encoder does not take.
 
     Raises:
-        InputError: if there is a grid, each value of which would need an encoder of its own, or unlabelled pictures.
+        InputError: if there is a grid, each value of which would need its own encoder, or unlabelled pictures.
     """
     if grid:
         raise InputError("a grid is chosen on features, but this head tunes the encoder: set head_params instead")
@@ -159,26 +159,26 @@ def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
     ):
         raise FingerprintError(
             f"the model was fitted with {saved.name} of fingerprint {saved.fingerprint[:12]}, but "
-            f"{opened.name} here has {opened.fingerprint[:12]}: its weights or preprocessing differ, so "
+            f"{opened.name} on this machine has {opened.fingerprint[:12]}: its weights or preprocessing differ, so "
             "predictions would be wrong. Give the encoder it was fitted with (encoder=..., or --encoder), or fit again"
         )
 
 
 def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, precision: str) -> Encoder:
     """Run a plain encoder in the precision that a model was fitted with; see `open_saved_encoders`."""
-    wanted = saved.precision if precision == "auto" else precision
-    calibration = Calibration(None, saved.calibration) if wanted == "int8" and saved.calibration else None
+    target = saved.precision if precision == "auto" else precision
+    calibration = Calibration(None, saved.calibration) if target == "int8" and saved.calibration else None
     if encoder.tower() is None:
         return encoder
     if backend != "auto":
-        return with_backend(encoder, backend, wanted, calibration)
+        return with_backend(encoder, backend, target, calibration)
     try:
-        return restore_backend(encoder, wanted, saved.backend, calibration)
+        return restore_backend(encoder, target, saved.backend, calibration)
     except (EncoderUnavailableError, MissingExtraError) as error:
         if precision != "auto":
             raise
-        # fp32 answers almost as the saved precision does: better than no answer, and the note says so.
-        note = f"the model was fitted on {wanted} features, these are fp32, near but not equal: {error}"
+        # fp32 gives almost the same predictions as the saved precision, which is better than none. The note says so.
+        note = f"the model was fitted on {target} features, these are fp32: close but not equal: {error}"
         encoder.info = replace(encoder.info, note="; ".join(part for part in (encoder.info.note, note) if part))
         return encoder
 

@@ -94,7 +94,9 @@ def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, pr
     """
     if isinstance(head, Head):
         if params:
-            raise InputError("head_params go with a head's name; set them on the head that was given instead")
+            raise InputError(
+                "head_params need the name of a head, but head is an object: set the parameters on it instead"
+            )
         return head
     params = dict(params or {})
     created = create_head(head, **params)
@@ -225,7 +227,7 @@ def learn_multilabel_thresholds(
         return MultiLabel.default(targets.shape[1])
     held_out = out_of_fold(clone(head), X, targets, text, folds=folds, seed=seed)
     if held_out is None:
-        raise InputError(f"{type(head).__name__} can't be judged on held-out shots")
+        raise InputError(f"{type(head).__name__} can't be evaluated on held-out shots")
     return learn_multilabel(held_out.logits, held_out.labels, precision=precision)
 
 
@@ -259,7 +261,7 @@ def _learn_single_label(
     rejector = _fit_rejector(head, support, text, held_out, calibrator, negatives)
     for name, needed in (("reject", rejector), ("coverage", held_out)):
         if getattr(options, name) is not None and needed is None:
-            raise InputError(f"{name} can't be asked for here: {NO_HELD_OUT_SHOTS}")
+            raise InputError(f"{name} is not available: {NO_HELD_OUT_SHOTS}")
     if held_out is None:
         return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
     conformal = _fit_conformal(held_out, calibrator, options)
@@ -275,7 +277,7 @@ def _is_cheap_to_refit(head: Head) -> bool:
 def _predict_out_of_fold(
     head: Head, support: FeatureSet, text: TextFeatures, options: UncertaintyOptions, seed: int
 ) -> OutOfFold | None:
-    """Out-of-fold logits of the shots; None if they cost much and no option asks for them."""
+    """Out-of-fold logits of the shots; None if they cost much and no option needs them."""
     is_required = options.calibration in ("temperature", "vector") or options.sets == "cv+"
     if head.tunes_encoder or not (_is_cheap_to_refit(head) or is_required):
         return None
@@ -301,7 +303,7 @@ def _fit_on_half(head: Head, support: FeatureSet, text: TextFeatures, seed: int)
         held += rows[: len(rows) // 2].tolist()
         train += rows[len(rows) // 2 :].tolist()
     if not held:
-        raise InputError("with one shot a class none can be held out for the sets: give two or more of each class")
+        raise InputError("with one shot per class, none can be held out for the sets: give two or more of each class")
     fitted = head.fit(support.X[train], labels[train], text=text)
     position = {name: i for i, name in enumerate(text.labels)}
     rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
@@ -412,7 +414,7 @@ def fit_settings(model: Model) -> FitSettings:
         options = UncertaintyOptions(**decision, **learned)
         return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"what the model says of its fit is damaged ({error!r}): fit it again") from error
+        raise InputError(f"the fit settings of the model are damaged ({error!r}): fit it again") from error
 
 
 def infer_templates(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def _convert_head(head: Head, path: Path) -> None:
     for rows in (x[:1], x[:TRACED_ROWS], x):
         expected, logits = head.logits(rows.numpy()), run(rows.numpy())
         if np.abs(expected - logits).max() > LOGIT_TOLERANCE * max(1.0, float(np.abs(expected).max())):
-            raise RuntimeError("the converted head answers otherwise")
+            raise RuntimeError("the converted head gives other logits")
 
 
 def _remove_old_entries(newest: Path) -> None:

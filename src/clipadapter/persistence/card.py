@@ -279,7 +279,7 @@ def _describe_worst_classes(classes: list[ClassScores]) -> str:
 def _describe_uncertainty(facts: Mapping[str, Any]) -> str:
     """What the probabilities mean, and which decisions the model can make."""
     if facts.get("several"):
-        return "A picture may have any number of these classes: each class has a threshold of its own."
+        return "A picture may have any number of these classes: each class has its own threshold."
     n = (facts.get("calibrator") or {}).get("n", 0)
     calibrated = f"are calibrated on {n} held-out shots" if n else "could not be calibrated: no shot was held out"
     rejection = "can say" if facts.get("rejector") else "can't say"

@@ -48,7 +48,7 @@ HISTORY_FOLDER = "history"
 STAGING_FOLDER = ".clipadapter-save"
 """Subfolder with the files of a save in progress."""
 FIRST_FORMAT_WITH_CHECKSUM = 3
-"""First format whose ``config.json`` has a checksum of its own content."""
+"""First format whose ``config.json`` has a checksum of its content."""
 CHECKSUM_KEY = "checksum"
 """Key of the checksum: SHA-256 of all other content of ``config.json``."""
 MAX_CONFIG_BYTES = 64 << 20
@@ -153,7 +153,7 @@ def check_target_folder(folder: str | Path) -> Path:
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; give a folder for the model")
-    # Many things have a config.json, and what is there is replaced. A first save that was killed leaves STAGING alone.
+    # Many programs write a config.json, and a save replaces files. A first save that was killed leaves only STAGING.
     names = {path.name for path in target.iterdir()} - {STAGING_FOLDER} if target.is_dir() else set()
     has_arrays = any((target / place / HEAD_FILE).is_file() for place in (".", STAGING_FOLDER))
     if names and not (has_arrays and (target / CONFIG_FILE).is_file()):

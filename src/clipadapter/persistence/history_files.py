@@ -43,7 +43,7 @@ LOG_FILE = "log.json"
 LOG_FORMAT = 1
 MAX_LOG_BYTES = 256 << 20
 MAX_SNAPSHOTS = 20
-"""Snapshots that are kept besides the first one: those that the model had last."""
+"""Snapshots that are stored besides the first one: the latest ones."""
 TIME_PATTERN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 Log = tuple["Change", ...]
@@ -276,7 +276,7 @@ def read_log(folder: Path) -> Log | None:
     path = find_file(folder, HISTORY_FOLDER, LOG_FILE)
     if not is_regular_file(path):
         return None
-    todo = f"move the folder {folder / HISTORY_FOLDER} away to go on without what it tells"
+    todo = f"move the folder {folder / HISTORY_FOLDER} away to continue without the history"
     data = read_at_most(path, MAX_LOG_BYTES, f"it is no history; {todo}")
     try:
         raw = json.loads(data)
@@ -364,7 +364,7 @@ def stage_snapshots(staging: Staging, changes: Sequence[Change], find: Callable[
     """
     history, staged_history = staging.target / HISTORY_FOLDER, staging.path / HISTORY_FOLDER
     staged_history.mkdir(exist_ok=True)
-    kept_files = {LOG_FILE}
+    retained_files = {LOG_FILE}
     for number in retained_snapshots(changes):
         snapshot = None if number == changes[-1].content else find(number)
         if snapshot is None:
@@ -375,9 +375,9 @@ def stage_snapshots(staging: Staging, changes: Sequence[Change], find: Callable[
         name = f"{number:04}.json"
         if not has_content(history / name, snapshot.raw):
             write_and_sync(staged_history / name, snapshot.raw)
-        kept_files |= {name, *(f"{sha256}.safetensors" for sha256 in hashes)}
+        retained_files |= {name, *(f"{sha256}.safetensors" for sha256 in hashes)}
     staging.removed = [
-        name for name in list_history_files(history) if name not in kept_files and _may_be_ours(name, changes)
+        name for name in list_history_files(history) if name not in retained_files and _may_be_ours(name, changes)
     ]
 
 

@@ -30,7 +30,6 @@ from clipadapter.persistence.history_files import Snapshot
 from clipadapter.persistence.model import load_model
 from clipadapter.persistence.save import SaveOptions, write_snapshot
 
-"""Suffixes of the files that `clipadapter.export` writes."""
 DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
 
@@ -221,7 +220,7 @@ def _as_library_errors(repo_id: str, action: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise InputError(f"'{repo_id}' is neither a folder nor a name on the hub such as org/name ({error})") from error
     except errors.GatedRepoError as error:
-        raise ArtifactError(f"{repo_id} is gated: ask for access on its page, then 'hf auth login'") from error
+        raise ArtifactError(f"{repo_id} is gated: request access on its page, then 'hf auth login'") from error
     except errors.RepositoryNotFoundError as error:
         raise ArtifactError(
             f"there is no folder {repo_id}, and the hub shows no repository of that name: check it; if it is private, "
@@ -240,5 +239,5 @@ def _as_library_errors(repo_id: str, action: str) -> Iterator[None]:
         message = " ".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
         message = f"{message}. Is this machine online, and the hub (HF_ENDPOINT) up?"
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            message = f"it wants a token that may {action} {repo_id}: 'hf auth login', or set HF_TOKEN"
+            message = f"it requires a token that may {action} {repo_id}: 'hf auth login', or set HF_TOKEN"
         raise ArtifactError(f"can't {action} {repo_id} on the hub: {message}") from error

@@ -220,7 +220,7 @@ def _stage_model_files(staging: Staging, snapshot: Snapshot, card: bytes | str |
             write_and_sync(staging.path / name, blob)
         else:
             link_or_copy(same, staging.path / name)
-    made = card if isinstance(card, bytes) else make_card(card, snapshot.config)
-    if made is not None:
-        write_and_sync(staging.path / CARD_FILE, made if isinstance(made, bytes) else made.encode())
+    text = card if isinstance(card, bytes) else make_card(card, snapshot.config)
+    if text is not None:
+        write_and_sync(staging.path / CARD_FILE, text if isinstance(text, bytes) else text.encode())
     write_and_sync(staging.path / CONFIG_FILE, snapshot.raw)

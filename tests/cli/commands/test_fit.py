@@ -180,7 +180,7 @@ def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squar
 @pytest.mark.parametrize(
     ("head", "args", "words"),
     [
-        ("zero-shot", ["per-epoch"], "ZeroShot has no epochs that could each take a view of their own: give a number"),
+        ("zero-shot", ["per-epoch"], "ZeroShot has no epochs, so there is no view per epoch: give a number"),
         ("clip-adapter", ["per-epoch", "--set", "epochs=10000000"], "features of 10000001 views of 12 pictures take"),
     ],
 )
