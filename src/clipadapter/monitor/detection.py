@@ -18,6 +18,7 @@ from clipadapter.monitor.observations import AnyModel, Observations, observe, re
 from clipadapter.monitor.ood_rate import OodRate, fisher_p_value, wilson_interval
 from clipadapter.monitor.priors import Array, estimate_priors, prior_intervals
 from clipadapter.monitor.reference import Reference, reference_from_pictures, reference_from_shots
+from clipadapter.runtime import Predictor
 
 MIN_PICTURES = 20
 """Pictures that a stream, a reference and a window must have."""
@@ -134,7 +135,7 @@ def detect_drift(
 def _check_options(
     model: AnyModel, reject: float | None, alpha: float, window: int | None, skip: Collection[str], seed: int
 ) -> DetectionOptions:
-    uncertainty = uncertainty_of(model) if hasattr(model, "uncertainty_") or hasattr(model, "about") else None
+    uncertainty = uncertainty_of(model) if isinstance(model, Predictor) or hasattr(model, "uncertainty_") else None
     if uncertainty is None:
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
     if uncertainty.multilabel is not None:
