@@ -3,7 +3,15 @@
 from clipadapter.heads.base import Head
 from clipadapter.heads.incremental import ExactIncrementalHead, IncrementalHead
 from clipadapter.heads.out_of_fold import OutOfFold, mean_shots_per_class, out_of_fold
-from clipadapter.heads.registry import Fidelity, create_head, fidelity_of, head_info, list_heads, register_head
+from clipadapter.heads.registry import (
+    Fidelity,
+    create_head,
+    default_parameters,
+    fidelity_of,
+    head_info,
+    list_heads,
+    register_head,
+)
 from clipadapter.heads.select import Candidate, Selection, select
 from clipadapter.heads.support import SupportSet
 from clipadapter.heads.text import TextFeatures
@@ -22,6 +30,7 @@ __all__ = [
     "TextFeatures",
     "TrainedHead",
     "create_head",
+    "default_parameters",
     "fidelity_of",
     "head_info",
     "list_heads",

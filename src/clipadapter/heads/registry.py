@@ -108,6 +108,21 @@ def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> 
     return decorate
 
 
+def default_parameters(name: str) -> dict[str, Any]:
+    """The parameters of a head with their defaults, in the order of its docstring: its own before inherited ones.
+
+    >>> default_parameters("tip-adapter-f")["alpha"], [*default_parameters("rla")][0]
+    (1.0, 'steps')
+
+    Raises:
+        UnknownNameError: if no head has this name.
+    """
+    cls = HEADS.info(name).cls
+    defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+    described = [key for key in _describe_arguments(inspect.cleandoc(cls.__doc__ or "")) if key in defaults]
+    return {key: defaults[key] for key in dict.fromkeys((*described, *defaults))}
+
+
 def _complete_arguments(cls: type[Head]) -> str:
     """The docstring of a class, with the descriptions of its inherited parameters at the end of "Args:"."""
     text = inspect.cleandoc(cls.__doc__ or "")

@@ -24,7 +24,7 @@ def command(pattern: str, out: Output) -> None:
     If only one name matches, its description and its parameters (for --set of other commands) are shown. The fidelity
     says how close a head is to the publication that it is named after.
     """
-    from clipadapter.heads import fidelity_of, head_info, list_heads
+    from clipadapter.heads import default_parameters, fidelity_of, head_info, list_heads
 
     names = list_heads(pattern)
     if not names:
@@ -38,7 +38,7 @@ def command(pattern: str, out: Output) -> None:
             "recipes": list(entry.cls.recipes()),
             "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
             "preset_note": entry.cls.preset_note if entry.cls.presets else None,
-            "params": {key: part.default for key, part in inspect.signature(entry.cls).parameters.items()},
+            "params": default_parameters(name),
             **entry.facts,
             "fidelity": asdict(fidelity_of(name)),
         }
