@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import clipadapter
 
@@ -101,7 +102,10 @@ sys.meta_path.insert(0, Blocked())
 
 def test_what_needs_training_says_what_to_install(tmp_path):
     code = BLOCKED + "from clipadapter.cli.app import main\nmain()"
-    command = [sys.executable, "-c", code, "fit", str(tmp_path), "--out", str(tmp_path / "model")]
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name / "1.png")
+    command = [sys.executable, "-c", code, "fit", str(tmp_path / "pictures"), "--out", str(tmp_path / "model")]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 1 and found.stdout == ""
     assert found.stderr == (
