@@ -25,7 +25,7 @@ FLOORS = [
         "towers",
     },
     {"conversion", "parsing"},
-    {"backends", "uncertainty"},
+    {"backends", "formats", "uncertainty"},
     {"data", "encoders", "heads"},
     {"features", "pretraining", "rendering", "runtime", "tuners"},
     {"persistence"},

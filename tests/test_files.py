@@ -4,7 +4,7 @@ import io
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.files import EXPORT_SUFFIXES, csv_text, is_exported, write_atomically
+from clipadapter.files import csv_text, write_atomically
 
 
 def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
@@ -38,12 +38,6 @@ def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
 def test_a_file_that_can_be_made_again_is_not_synced(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", None)
     assert write_atomically(tmp_path / "a", b"new", sync=False).read_bytes() == b"new"
-
-
-@pytest.mark.parametrize("suffix", EXPORT_SUFFIXES.values())
-def test_an_exported_file_is_known_by_its_suffix(tmp_path, suffix):
-    assert is_exported(tmp_path / f"model{suffix}") and is_exported(tmp_path / f"MODEL{suffix.upper()}")
-    assert not is_exported(tmp_path / "model.bin") and not is_exported(tmp_path / suffix.removeprefix("."))
 
 
 def test_a_folder_in_the_way_is_an_error_and_nothing_is_left(tmp_path):

@@ -11,19 +11,13 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from clipadapter.errors import InputError
 
-ONNX_SUFFIX = ".onnx"
-OPENVINO_SUFFIX = ".xml"
-OPENVINO_WEIGHTS_SUFFIX = ".bin"
-"""Suffix of the weights, a second file with the same stem."""
-EXPORT_SUFFIXES: Mapping[str, str] = {"onnx": ONNX_SUFFIX, "openvino": OPENVINO_SUFFIX}
-"""Suffix of an exported model by format: what `clipadapter.export` writes and `clipadapter.runtime` opens."""
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
     + (".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
@@ -36,38 +30,6 @@ ABANDONED_SECONDS = 24 * 3600
 """Age from which a temporary file counts as abandoned."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
 """First characters of a cell that spreadsheets may run as a formula. Some languages use the full-width forms."""
-
-
-def is_exported(path: Path) -> bool:
-    """Whether a path has the suffix of an exported model.
-
-    >>> is_exported(Path("model.ONNX")), is_exported(Path("model.bin"))
-    (True, False)
-    """
-    return path.suffix.lower() in EXPORT_SUFFIXES.values()
-
-
-def why_no_model(path: str | Path) -> str:
-    """The reason why a path is not the folder of a saved model, with advice; "" if it seems to be one.
-
-    >>> why_no_model("nowhere")
-    "there is no folder nowhere: give the one that 'clipadapter fit' wrote"
-    """
-    folder = Path(path)
-    try:
-        exists, is_folder, has_config = folder.exists(), folder.is_dir(), (folder / "config.json").is_file()
-    except (OSError, ValueError) as error:
-        return f"{path} can't be read ({error}): give the folder that 'clipadapter fit' wrote"
-    if is_folder:
-        return "" if has_config else f"{path} holds no model: it has no config.json. 'clipadapter fit' makes one"
-    if not exists:
-        return f"there is no folder {path}: give the one that 'clipadapter fit' wrote"
-    if is_exported(folder):
-        return (
-            f"{path} is an exported file, which only 'clipadapter predict' and 'serve' take: give the folder that "
-            "'clipadapter fit' wrote"
-        )
-    return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
 
 
 def printable(path: str | Path) -> str:

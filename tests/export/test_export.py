@@ -25,11 +25,12 @@ from clipadapter.export.graph import ModelGraph
 from clipadapter.export.parity import FULL_PRECISION_LIMITS, REDUCED_PRECISION_LIMITS, find_faults
 from clipadapter.export.pictures import choose_pictures
 from clipadapter.features import FeatureSet
+from clipadapter.formats import get_format
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import UncertaintyOptions
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+FORMATS = {name: get_format(name).suffix for name in ("onnx", "openvino")}
 
 
 def session_of(path):
@@ -324,8 +325,8 @@ def test_wrong_values_are_refused(fitted, tmp_path):
 
 
 def test_more_weights_than_a_file_holds_are_refused_before_the_work(fitted, write, monkeypatch):
-    monkeypatch.setattr("clipadapter.export._files.MAX_FILE_BYTES", 1000)
-    monkeypatch.setattr("clipadapter.export._files.write_onnx", None)
+    monkeypatch.setattr("clipadapter.formats.onnx.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("clipadapter.formats.onnx.write_onnx", None)
     with pytest.raises(InputError, match="an ONNX file holds less than 2 GiB: export it as OpenVINO"):
         write(fitted("auto"))
 

@@ -6,12 +6,13 @@ import pytest
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
+from clipadapter.formats import get_format
 from clipadapter.heads import head_info, list_heads
 from clipadapter.runtime import Predictor
 
 NOT = {"cocoop": "no fixed function of features"}
 """Heads that can't be exported, and what they say."""
-FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+FORMATS = {name: get_format(name).suffix for name in ("onnx", "openvino")}
 SEVERAL = [name for name in list_heads() if head_info(name).cls.multilabel]
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.runtime import ExportMetadata, Predictor, predictor
+from clipadapter.formats import ExportFormat
+from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import DecisionOptions
 
 MEMORY_BYTES = 4 << 30
@@ -55,23 +56,23 @@ def mutated_facts(value, rng):
 
 def fault_of_file(path):
     """What is wrong with how a mutated file is met; None if it is refused as it should be."""
-    backends = dict(predictor.BACKENDS)
+    original = ExportFormat.open_graph
 
-    def opened(path, threads):
+    def open_graph(self, path, backend, threads=None):
         raise AssertionError("a backend opened a file that was altered")
 
-    predictor.BACKENDS.update(dict.fromkeys(backends, opened))
+    ExportFormat.open_graph = open_graph
     try:
         Predictor(path)
     except ClipAdapterError:
         return None
     except AssertionError:
-        predictor.BACKENDS.update(backends)
+        ExportFormat.open_graph = original
         return fault_of_lost_checksum(path)
     except Exception as error:
         return repr(error)
     finally:
-        predictor.BACKENDS.update(backends)
+        ExportFormat.open_graph = original
     return "not noticed"
 
 

@@ -5,19 +5,21 @@ since their threads do not survive a fork. `CLIPADAPTER_ATTACKS` times 6 kills a
 for each operation.
 """
 
+import itertools
 import os
 import random
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.export import export_model, exporter
-from clipadapter.export._files import OnnxFile, OpenVinoFile
 from clipadapter.export.parity import ExportParity
-from clipadapter.runtime._checksum import append_checksum, check_file
+from clipadapter.formats import companion_files, get_format, list_formats
+from clipadapter.formats.checksum import check_file
 
 KILLS = 6 * int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "shutil.move"}
@@ -26,36 +28,23 @@ KILLED = 9
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-class WrittenOnnx(OnnxFile):
-    """An ONNX file whose graph is made elsewhere."""
+def convert_without_library(graph, path, rows):
+    """Writes a few bytes in place of a graph and its companions, other ones each time."""
+    numbers = itertools.count(1)
 
-    def convert(self, rows):
-        self._length = (self.folder / self.name).write_bytes(b"")
-
-
-class WrittenPair(OpenVinoFile):
-    """A pair whose graph and weights are a few bytes, other ones each time."""
-
-    @classmethod
-    def check(cls):
-        pass
-
-    def convert(self, rows):
-        pass
-
-    def write(self, texts):
-        self._written += 1
-        folder = self.folder / str(self._written)
+    def write(entries):
+        folder = path.parent / str(next(numbers))
         folder.mkdir()
-        path = folder / self.name
-        path.with_suffix(".bin").write_bytes(os.urandom(1000))
-        path.write_text(f"<net>{os.urandom(8).hex()}</net>", encoding="utf-8")
-        append_checksum(path)
-        return [path.with_suffix(".bin"), path]
+        files = [*companion_files(folder / path.name), folder / path.name]
+        for file in files:
+            file.write_bytes(os.urandom(1000))
+        return files
+
+    return write
 
 
-def written_without_a_backend(file, metadata, model, pictures):
-    file.write(exporter._metadata_entries(metadata))
+def check_without_backend(export_format, write, metadata, model, pictures):
+    exporter._write(write, metadata)
     figures = {"agreement": 1.0, "cosine_least": 1.0, "logits": 0.0, "probabilities": 0.0}
     return ExportParity(figures, (), "nothing")
 
@@ -66,14 +55,13 @@ def model():
     return FewShotClassifier("toy", "prototype", cache=None).fit(pictures, ["red", "blue"])
 
 
-@pytest.fixture(params=["onnx", "openvino"])
+@pytest.fixture(params=list_formats())
 def export(request, model, tmp_path, monkeypatch):
     """A function that exports into the test's folder, and the file that is opened."""
-    kinds = {"onnx": WrittenOnnx, "openvino": WrittenPair}
-    monkeypatch.setattr(exporter, "FORMATS", kinds)
-    monkeypatch.setattr(exporter, "OpenVinoFile", WrittenPair)
-    monkeypatch.setattr(exporter, "_check_file", written_without_a_backend)
-    path = tmp_path / "exports" / f"model{kinds[request.param].suffix}"
+    stand_in = replace(get_format(request.param), convert=convert_without_library, modules=())
+    monkeypatch.setattr(exporter, "get_format", lambda name: stand_in if name == request.param else get_format(name))
+    monkeypatch.setattr(exporter, "_check_file", check_without_backend)
+    path = tmp_path / "exports" / f"model{stand_in.suffix}"
     path.parent.mkdir()
     return lambda: export_model(model, path, format=request.param), path
 
@@ -114,7 +102,7 @@ def run_until(kill_before, act, folder):
 
 
 def files_at(target):
-    return [target, target.with_suffix(".bin")] if target.suffix == ".xml" else [target]
+    return [target, *companion_files(target)]
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["over an older file", "into an empty folder"])
@@ -137,7 +125,7 @@ def test_a_kill_before_any_file_operation_leaves_a_whole_export_or_none(exists, 
         assert run_until(point, act, folder) is None
         if target.exists():
             assert check_file(target) is not None, point  # raises if graph and weights are not of one export
-        elif target.suffix == ".onnx":
+        elif not companion_files(target):
             assert not exists, point
         act()
         assert check_file(target) is not None

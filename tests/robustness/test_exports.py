@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipadapter.formats.checksum import append_checksum
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata
-from clipadapter.runtime._checksum import append_checksum
 from clipadapter.runtime.isolated import IsolatedOpener
 from clipadapter.serve import Models
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
-from clipadapter.runtime._checksum import append_checksum
+from clipadapter.formats.checksum import append_checksum
 from clipadapter.runtime.isolated import IsolatedOpener
 from clipadapter.serve import Limits, Models
 from clipadapter.serve.model_sources import read_sources

@@ -16,7 +16,7 @@ from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import ArtifactError, DataError
-from clipadapter.files import is_exported
+from clipadapter.formats import is_exported
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

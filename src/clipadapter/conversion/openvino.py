@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import require
 from clipadapter.telemetry import require_without_telemetry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FLOAT_CONVOLUTIONS = 3
 """Convolutions at the beginning of a network that stay in float in int8."""

@@ -3,6 +3,6 @@
 The outputs of the file are compared with those of the model before the file gets its name; see docs/export.md.
 """
 
-from clipadapter.export.exporter import FORMATS, ExportResult, export_model
+from clipadapter.export.exporter import ExportResult, export_model
 
-__all__ = ["FORMATS", "ExportResult", "export_model"]
+__all__ = ["ExportResult", "export_model"]

@@ -16,22 +16,29 @@ from numpy.typing import NDArray
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.export._files import ModelFile, OnnxFile, OpenVinoFile
 from clipadapter.export.atomic import move_into_place, working_folder
 from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.export.parity import ExportParity, check_parity
 from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
-from clipadapter.files import OPENVINO_WEIGHTS_SUFFIX, without_paths
+from clipadapter.files import without_paths
+from clipadapter.formats import (
+    DEFAULT_FORMAT,
+    INPUT_NAMES,
+    METADATA_KEY,
+    PRECISIONS,
+    ExportFormat,
+    get_format,
+    list_formats,
+)
+from clipadapter.formats.base import WriteFile
+from clipadapter.formats.checksum import ALGORITHM, append_checksum
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
-from clipadapter.runtime._checksum import ALGORITHM
-from clipadapter.runtime.metadata import INPUT_NAMES, MAX_METADATA_CHARACTERS, METADATA_KEY
+from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
 
-FORMATS: Mapping[str, type[ModelFile]] = {"onnx": OnnxFile, "openvino": OpenVinoFile}
-PRECISIONS = ("fp32", "int8")
-VERSIONED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "onnx", "onnxruntime", "openvino", "nncf")
-"""Packages whose versions are in the metadata of a file."""
+VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
+"""Packages whose versions are in the metadata of a file, besides those of the formats."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class ExportResult:
     Args:
         path: the file to open.
         files: all files, ``path`` among them.
-        format: "onnx" or "openvino".
+        format: name of the format.
         precision: "fp32" or "int8".
         input: "uint8" or "float".
         size_bytes: of all files.
@@ -65,7 +72,7 @@ def export_model(
     model: FewShotClassifier,
     path: str | Path,
     *,
-    format: str = "onnx",  # noqa: A002 - what people call it
+    format: str = DEFAULT_FORMAT,  # noqa: A002 - what people call it
     precision: str = "fp32",
     input: str = "uint8",  # noqa: A002 - the graph's
     pictures: str | Path | Sequence[ImageSource] | None = None,
@@ -77,9 +84,9 @@ def export_model(
 
     Args:
         model: fitted.
-        path: ends in ``.onnx``, or in ``.xml`` for OpenVINO, which adds a ``.bin`` with the weights. Existing files are
-            replaced.
-        format: "onnx" or "openvino".
+        path: ends with the suffix of the format: ``.onnx``, or ``.xml`` for OpenVINO, which adds a ``.bin`` with the
+            weights. Existing files are replaced.
+        format: one of `clipadapter.formats.list_formats`.
         precision: "fp32", or "int8" for the image tower.
         input: "uint8" takes squares (n, s, s, 3), values 0 .. 255; "float" takes normalised pixels (n, 3, s, s).
         pictures: a folder, a table, or a list, to compare outputs on and to calibrate int8 with. By default the model's
@@ -99,19 +106,19 @@ def export_model(
     ...     Predictor(result.path).predict([blue])
     ['blue']
     """
-    kind = _check_options(format, precision, input)
-    target = _check_target(Path(path), kind)
+    export_format = _check_options(format, precision, input)
+    target = _check_target(Path(path), export_format)
     if not hasattr(model, "head_"):
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
-    kind.check()
+    export_format.check_convertible(precision)
     graph = ModelGraph(export_towers(model.encoder_), model.head_, model.uncertainty_, input)
     chosen = choose_pictures(pictures, model.support_, graph.pixels, precision)
     with working_folder(target) as folder:
-        file = kind(graph, folder, target.name)
-        _convert(file, model, _calibration_rows(chosen, graph.pixels, input) if precision == "int8" else None)
+        rows = _calibration_rows(chosen, graph.pixels, input) if precision == "int8" else None
+        write = _convert(export_format, graph, folder / target.name, model, rows)
         metadata = describe_model(model, graph.pixels, precision, input)
-        parity = _check_file(file, metadata, model, chosen)
-        written = file.write(_metadata_entries(replace(metadata, parity=parity.figures)))
+        parity = _check_file(export_format, write, metadata, model, chosen)
+        written = _write(write, replace(metadata, parity=parity.figures))
         size_bytes = sum(part.stat().st_size for part in written)
         files = move_into_place(written, target)
     notes = tuple(_missing_abilities(model))
@@ -151,25 +158,23 @@ def describe_model(model: FewShotClassifier, pixels: PixelSpec, precision: str, 
     )
 
 
-def _check_options(format: str, precision: str, input_kind: str) -> type[ModelFile]:  # noqa: A002
-    for name, value, known in (
-        ("format", format, FORMATS),
-        ("precision", precision, PRECISIONS),
-        ("input", input_kind, INPUT_NAMES),
-    ):
+def _check_options(format: str, precision: str, input_kind: str) -> ExportFormat:  # noqa: A002
+    export_format = get_format(format)
+    for name, value, known in (("precision", precision, PRECISIONS), ("input", input_kind, INPUT_NAMES)):
         if value not in known:
             raise InputError(f"{name} is {' or '.join(known)}, not {value!r}")
-    return FORMATS[format]
+    return export_format
 
 
-def _check_target(path: Path, kind: type[ModelFile]) -> Path:
+def _check_target(path: Path, export_format: ExportFormat) -> Path:
     """The file to write; a link is followed."""
-    is_pair = kind is OpenVinoFile
-    if (path.suffix if is_pair else path.suffix.lower()) != kind.suffix:  # OpenVINO writes no .XML
-        raise InputError(f"{path} does not end with {kind.suffix}: give a name that ends with {kind.suffix}")
+    suffix, companions = export_format.suffix, export_format.companion_suffixes
+    # Formats with two files make the name of the second from the suffix, in lower case only.
+    if (path.suffix if companions else path.suffix.lower()) != suffix:
+        raise InputError(f"{path} does not end with {suffix}: give a name that ends with {suffix}")
     try:
         target = path.resolve()
-        for file in (target, target.with_suffix(OPENVINO_WEIGHTS_SUFFIX)) if is_pair else (target,):
+        for file in (target, *export_format.companions(target)):
             if file.exists() and not file.is_file():
                 raise InputError(f"{file} is not a regular file: give another name")
     except InputError:
@@ -185,40 +190,54 @@ def _calibration_rows(pictures: ExportPictures, pixels: PixelSpec, input_kind: s
     return squares if input_kind == "uint8" else pixels.normalize(squares)
 
 
-def _convert(file: ModelFile, model: FewShotClassifier, rows: NDArray[Any] | None) -> None:
+def _convert(
+    export_format: ExportFormat, graph: ModelGraph, path: Path, model: FewShotClassifier, rows: NDArray[Any] | None
+) -> WriteFile:
     head, encoder = type(model.head_).__name__, model.encoder_.info.name
     try:
-        file.convert(rows)
+        return export_format.convert(graph, path, rows)
     except (ClipAdapterError, OSError):
         raise
     except Exception as error:  # the exceptions of converters have no common base
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"{encoder} with {head} can't be written as {file.suffix} ({reason}): try the other format, or another head"
+            f"{encoder} with {head} can't be written as {export_format.title} ({reason}): try another format, or "
+            "another head"
         ) from error
 
 
+def _write(write: WriteFile, metadata: ExportMetadata) -> list[Path]:
+    """Write a converted graph with metadata and checksum; the file to open comes last."""
+    files = write(_metadata_entries(metadata))
+    append_checksum(files[-1])
+    return files
+
+
 def _check_file(
-    file: ModelFile, metadata: ExportMetadata, model: FewShotClassifier, pictures: ExportPictures
+    export_format: ExportFormat,
+    write: WriteFile,
+    metadata: ExportMetadata,
+    model: FewShotClassifier,
+    pictures: ExportPictures,
 ) -> ExportParity:
     """Write the file with preliminary metadata, open it, and compare it with the model.
 
     Raises:
         ArtifactError: if its outputs differ by more than the limits.
     """
-    path = file.write(_metadata_entries(metadata))[-1]
-    parity = check_parity(model, Predictor(path, backend=file.runtime), pictures)
+    predictor = Predictor(_write(write, metadata)[-1], backend=export_format.backends[0].name)
+    parity = check_parity(model, predictor, pictures)
     if not parity.faults:
         return parity
     if metadata.precision == "int8":
         advice = (
-            "Use fp32, the other format, or other pictures to calibrate with (pictures=..., or --pictures): at least "
+            "Use fp32, another format, or other pictures to calibrate with (pictures=..., or --pictures): at least "
             "64 like those that the model will see"
         )
     elif model.encoder_.info.precision != "fp32":
         advice = f"The model was fitted in {model.encoder_.info.precision}: fit it again in fp32 (precision='fp32')"
     else:
-        advice = "Try the other format. If that fails too, this is a bug: please report it with these figures"
+        advice = "Try another format. If that fails too, this is a bug: please report it with these figures"
     raise ArtifactError(
         f"the outputs of the file differ from those of the model, so it was not written: {'; '.join(parity.faults)} "
         f"(on {parity.pictures}). {advice}"
@@ -271,7 +290,8 @@ def _provenance(model: FewShotClassifier) -> dict[str, Any]:
 
 
 def _installed_versions() -> Iterator[tuple[str, str]]:
-    for name in VERSIONED_PACKAGES:
+    formats = [get_format(name) for name in list_formats()]
+    for name in (*VERSIONED_DISTRIBUTIONS, *(name for each in formats for name in each.distributions)):
         try:
             yield name, version(name)
         except PackageNotFoundError:

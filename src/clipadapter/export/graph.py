@@ -14,12 +14,9 @@ from clipadapter.conversion.tracing import SquareTower
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError
 from clipadapter.export.ood_graph import OodScores
+from clipadapter.formats.base import INPUT_NAMES, TOWER_OUTPUT
 from clipadapter.heads import Head
-from clipadapter.runtime.metadata import INPUT_NAMES
 from clipadapter.uncertainty import Uncertainty
-
-FEATURES = "features"
-"""Name of the output of the image tower; everything after it stays in float32."""
 
 
 class ModelGraph(nn.Module):
@@ -51,7 +48,7 @@ class ModelGraph(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs in the file, in their order."""
-        names = (FEATURES, "logits", "probabilities")
+        names = (TOWER_OUTPUT, "logits", "probabilities")
         return names if self.ood_scores is None else (*names, "strangeness", "strangeness_parts")
 
     @property

@@ -31,7 +31,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from clipadapter.errors import ArtifactError
-from clipadapter.files import why_no_model
+from clipadapter.formats import why_no_model
 
 FORMAT = 3
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.files import EXPORT_SUFFIXES, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX, without_paths
+from clipadapter.files import without_paths
+from clipadapter.formats import companion_files, export_suffixes, get_format, list_formats
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.folder import read_consistently
 from clipadapter.persistence.format import (
@@ -192,13 +193,13 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
 
 
 def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:
-    """Check exported files, and add the weights that OpenVINO stores beside an ``.xml``."""
+    """Check exported files, and add those that belong to them, such as the ``.bin`` of an ``.xml``."""
+    companion_suffixes = {suffix for name in list_formats() for suffix in get_format(name).companion_suffixes}
     files = []
     for path in map(Path, exported):
-        if path.suffix not in (*EXPORT_SUFFIXES.values(), OPENVINO_WEIGHTS_SUFFIX):
-            raise InputError(f"{path} is no exported model: it should end with {' or '.join(EXPORT_SUFFIXES.values())}")
-        weights = path.with_suffix(OPENVINO_WEIGHTS_SUFFIX)
-        for file in [path, weights] if path.suffix == OPENVINO_SUFFIX else [path]:
+        if path.suffix not in (*export_suffixes(), *companion_suffixes):
+            raise InputError(f"{path} is no exported model: it should end with {' or '.join(export_suffixes())}")
+        for file in (path, *companion_files(path)):
             if not file.is_file():
                 raise InputError(f"there is no file {file}: 'clipadapter export' makes it")
             files.append(file)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.files import OPENVINO_WEIGHTS_SUFFIX
+from clipadapter.formats import companion_files
 from clipadapter.runtime.predictor import Predictor
 
 DEFAULT_TIMEOUT_SECONDS = 120.0
@@ -138,9 +138,7 @@ def _limit_resources(path: Path, timeout_seconds: float) -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        file_bytes = sum(
-            file.stat().st_size for file in (path, path.with_suffix(OPENVINO_WEIGHTS_SUFFIX)) if file.is_file()
-        )
+        file_bytes = sum(file.stat().st_size for file in (path, *companion_files(path)) if file.is_file())
         limit = max(MIN_ADDRESS_SPACE_BYTES, ADDRESS_SPACE_PER_FILE_BYTE * file_bytes)
         hard_limit = resource.getrlimit(resource.RLIMIT_AS)[1]
         if hard_limit == resource.RLIM_INFINITY or limit < hard_limit:

@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.formats.base import INPUT_NAMES, PRECISIONS
+from clipadapter.formats.checksum import ALGORITHM
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime._checksum import ALGORITHM
 from clipadapter.uncertainty import Uncertainty
 
-METADATA_KEY = "clipadapter"
 FORMAT_VERSION = 1
-INPUT_NAMES = {"uint8": "squares", "float": "pixels"}
-"""Names of the input of a graph, by its kind."""
 REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates of rejection whose thresholds are written out, for readers without this package."""
 MAX_METADATA_CHARACTERS = 64 << 20
@@ -125,7 +123,7 @@ class ExportMetadata:
         except DAMAGE_ERRORS as error:
             raise ArtifactError(f"the metadata of the file are damaged ({error!r}): export the model again") from error
         # A tuple: a value that can't be hashed must not raise another error.
-        if input_kind not in tuple(INPUT_NAMES) or precision not in ("fp32", "int8"):
+        if input_kind not in tuple(INPUT_NAMES) or precision not in PRECISIONS:
             raise ArtifactError(f"the file has input {input_kind!r} and precision {precision!r}: update clipadapter")
         if checksum not in ("", ALGORITHM):
             raise ArtifactError(f"the file has a checksum by {checksum!r}: update clipadapter")

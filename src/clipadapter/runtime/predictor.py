@@ -11,16 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.files import ONNX_SUFFIX, OPENVINO_SUFFIX
-from clipadapter.runtime import _onnxruntime, _openvino
-from clipadapter.runtime._checksum import Stamp, check_file, stamp_of
-from clipadapter.runtime._graph import Graph
-from clipadapter.runtime.metadata import INPUT_NAMES, ExportMetadata
+from clipadapter.formats import INPUT_NAMES, ExportFormat, export_suffixes, find_format, list_inference_backends
+from clipadapter.formats.checksum import Stamp, check_file, stamp_files
+from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.runtime.model import Outputs, RuntimeModel
 
-BACKENDS = {"onnxruntime": _onnxruntime.open_graph, "openvino": _openvino.open_graph}
-BACKENDS_BY_SUFFIX = {ONNX_SUFFIX: ("onnxruntime", "openvino"), OPENVINO_SUFFIX: ("openvino",)}
-"""Backends that run a file, the default first."""
 REQUIRED_OUTPUTS = ("logits", "features", "probabilities")
 OUTPUTS = (*REQUIRED_OUTPUTS, "strangeness", "strangeness_parts")
 """Outputs that are read; a file may have others."""
@@ -30,9 +25,8 @@ class Predictor(RuntimeModel):
     """A model that ``clipadapter export`` wrote. Neither torch nor open_clip is loaded.
 
     Args:
-        path: an ``.onnx`` file, or the ``.xml`` of an OpenVINO pair.
-        backend: "onnxruntime" or "openvino"; "auto" takes ONNX Runtime for ``.onnx``, or OpenVINO where only that is
-            installed.
+        path: the file: ``.onnx``, or the ``.xml`` of an OpenVINO pair.
+        backend: "onnxruntime" or "openvino"; "auto" uses the first that is installed of those that run the format.
         threads: number of threads that run the graph; all cores by default.
 
     Raises:
@@ -54,12 +48,12 @@ class Predictor(RuntimeModel):
 
     def __init__(self, path: str | Path, *, backend: str = "auto", threads: int | None = None) -> None:
         self.path = Path(path)
-        chosen = _choose_backend(self.path, backend)
+        export_format, chosen = _choose_backend(self.path, backend)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, but is {threads}")
-        stamp = stamp_of(self.path)
+        stamp = stamp_files(self.path)
         self.sha256 = check_file(self.path)
-        self._graph: Graph = BACKENDS[chosen](self.path, threads)
+        self._graph = export_format.open_graph(self.path, chosen, threads)
         self.backend = chosen
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
         self._check_unchanged(stamp)
@@ -105,7 +99,7 @@ class Predictor(RuntimeModel):
 
     def _check_unchanged(self, stamp: Stamp) -> None:
         """Refuse a file that changed after its checksum was compared, or whose checksum is gone."""
-        if stamp_of(self.path) != stamp:
+        if stamp_files(self.path) != stamp:
             raise ArtifactError(f"{self.path} changed while it was opened: open it again when it is complete")
         if self.sha256 is None and self.metadata.checksum:
             raise ArtifactError(f"{self.path} was altered: the SHA-256 at its end is missing. Copy or export it again")
@@ -135,28 +129,30 @@ def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
     return Outputs(logits, features, arrays.get("strangeness_parts"), probabilities, arrays.get("strangeness"))
 
 
-def _choose_backend(path: Path, backend: str) -> str:
-    """Name of the backend that opens a file.
+def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
+    """The format of a file, and the name of the backend that opens it.
 
     Raises:
         InputError: if the backend is unknown, or can't run such a file.
         ArtifactError: if there is no such file.
     """
-    backends = BACKENDS_BY_SUFFIX.get(path.suffix.lower())
-    if backend not in ("auto", *BACKENDS):
-        raise InputError(f"backend must be auto, {' or '.join(BACKENDS)}, but is {backend!r}")
+    known = list_inference_backends()
+    if backend not in ("auto", *known):
+        raise InputError(f"backend must be auto, {' or '.join(known)}, but is {backend!r}")
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as error:
         raise ArtifactError(f"{path} can't be opened: {error.strerror}") from error
-    if backends is None:
+    export_format = find_format(path)
+    if export_format is None:
         hint = "'clipadapter export' makes such a file of a saved model" if is_folder else "give one of these"
-        raise ArtifactError(f"{path} is not an exported model: those end in {' or '.join(BACKENDS_BY_SUFFIX)}; {hint}")
+        suffixes = " or ".join(export_suffixes())
+        raise ArtifactError(f"{path} is not an exported model: those end in {suffixes}; {hint}")
     if not is_file:
         raise ArtifactError(f"there is no file {path}")
     if backend == "auto":
-        use_second = len(backends) > 1 and not _onnxruntime.installed() and _openvino.installed()
-        return backends[1] if use_second else backends[0]
-    if backend not in backends:
-        raise InputError(f"{path.name} is run by {' or '.join(backends)}, not by {backend}: use backend 'auto'")
-    return backend
+        return export_format, export_format.choose_backend().name
+    names = [each.name for each in export_format.backends]
+    if backend not in names:
+        raise InputError(f"{path.name} is run by {' or '.join(names)}, not by {backend}: use backend 'auto'")
+    return export_format, backend

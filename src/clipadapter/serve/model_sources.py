@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
-from clipadapter.files import EXPORT_SUFFIXES, ONNX_SUFFIX, OPENVINO_SUFFIX, OPENVINO_WEIGHTS_SUFFIX, is_exported
-from clipadapter.runtime._checksum import add_bytes, check_file, open_model
+from clipadapter.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
+from clipadapter.formats.checksum import add_bytes, check_file, open_model
 
 CONFIG_FILE = "config.json"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -36,10 +36,8 @@ class ModelSource:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of the model."""
-        if self.path.suffix.lower() == OPENVINO_SUFFIX:
-            return self.path, self.path.with_suffix(OPENVINO_WEIGHTS_SUFFIX)
-        if self.path.suffix.lower() == ONNX_SUFFIX:
-            return (self.path,)
+        if is_exported(self.path):
+            return (self.path, *companion_files(self.path))
         return self.path / CONFIG_FILE, *sorted(path for path in self.path.iterdir() if path.is_file())
 
     def stamp(self) -> FileStamp | None:
@@ -118,7 +116,7 @@ def find_sources(spec: str) -> list[ModelSource]:
         return [ModelSource(name or path.stem, path)]
     if path.is_file():
         raise ArtifactError(
-            f"{path} is no exported model: those end in {' or '.join(EXPORT_SUFFIXES.values())}; "
+            f"{path} is no exported model: those end in {' or '.join(export_suffixes())}; "
             "'clipadapter export' makes one"
         )
     if not path.is_dir():
@@ -139,7 +137,7 @@ def _export_saved_model(folder: Path) -> Path:
         key = hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:32]
     except OSError as error:
         raise ArtifactError(f"{folder} no longer holds a saved model: {error.strerror}") from error
-    target = default_cache_dir() / "served" / f"{key}.onnx"
+    target = default_cache_dir() / "served" / f"{key}{get_format(DEFAULT_FORMAT).suffix}"
     if _is_intact(target):
         return target
     try:
@@ -167,7 +165,8 @@ def _is_intact(target: Path) -> bool:
 
 
 def _export_elsewhere(folder: Path, reason: str) -> MissingExtraError:
+    file = f"{folder.name}{get_format(DEFAULT_FORMAT).suffix}"
     return MissingExtraError(
         f"{folder} is a saved model, which must be exported before it is served, and that is not possible here "
-        f"({reason}). Where it was fitted: clipadapter export {folder} --out {folder.name}.onnx; then serve that file"
+        f"({reason}). Where it was fitted: clipadapter export {folder} --out {file}; then serve that file"
     )

@@ -18,9 +18,9 @@ import numpy as np
 
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.formats.checksum import check_file
 from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
-from clipadapter.runtime._checksum import check_file
 from clipadapter.runtime.isolated import IsolatedOpener
 from clipadapter.serve.batching import Batcher, QueueSlot
 from clipadapter.serve.limits import Limits, RequestRefused

@@ -14,36 +14,36 @@ from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import InputError
-from clipadapter.files import EXPORT_SUFFIXES
+from clipadapter.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 
 if TYPE_CHECKING:
     from clipadapter.export import ExportResult
 
-FORMATS = click.Choice(list(EXPORT_SUFFIXES))
-PRECISIONS = click.Choice(["fp32", "int8"])
-INPUTS = click.Choice(["uint8", "float"])
+SUFFIXES = ", ".join(f"{get_format(name).suffix} for {get_format(name).title}" for name in list_formats())
 
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", Section.SHARE, 1, extra="lite,onnx")
 @click.argument("model", type=FOLDER)
-@click.option("--format", "kind", type=FORMATS, default="onnx", help="Format of the file.")
+@click.option(
+    "--format", "format_name", type=click.Choice(list_formats()), default=DEFAULT_FORMAT, help="Format of the file."
+)
 @click.option(
     "--out",
     "path",
     metavar="FILE",
     type=FOLDER,
-    help="File to write: .onnx, or .xml with its weights in a .bin file beside it; by default MODEL.onnx beside MODEL.",
+    help=f"File to write ({SUFFIXES}); by default it lies beside MODEL and has its name.",
 )
 @click.option(
     "--precision",
-    type=PRECISIONS,
+    type=click.Choice(PRECISIONS),
     default="fp32",
     help="Precision of the image tower; int8 is about a third as large.",
 )
 @click.option(
     "--input",
     "source",
-    type=INPUTS,
+    type=click.Choice(list(INPUT_NAMES)),
     default="uint8",
     help="Input of the graph: square pictures with values of 0 to 255, or normalised pixels.",
 )
@@ -57,7 +57,7 @@ INPUTS = click.Choice(["uint8", "float"])
 @output_options
 def command(
     model: Path,
-    kind: str,
+    format_name: str,
     path: Path | None,
     precision: str,
     source: str,
@@ -76,10 +76,10 @@ def command(
     from clipadapter.persistence import read_config
 
     config = read_config(model)  # refuses a wrong folder before torch is imported
-    target = _target(model, path, kind)
+    target = _target(model, path, format_name)
     classifier = encoder.load(model, cache=None)
     out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")
-    done = export_model(classifier, target, format=kind, precision=precision, input=source, pictures=pictures)
+    done = export_model(classifier, target, format=format_name, precision=precision, input=source, pictures=pictures)
     for note in done.notes:
         out.warn(note)
     if done.parity["pictures"] == "drawn":
@@ -89,16 +89,16 @@ def command(
     out.result(_record(done), _text(done))
 
 
-def _target(model: Path, path: Path | None, kind: str) -> Path:
+def _target(model: Path, path: Path | None, format_name: str) -> Path:
     """Return the file to write; refuse a name that does not fit the format."""
-    suffix = EXPORT_SUFFIXES[kind]
+    suffix = get_format(format_name).suffix
     if path is None:
         return path_beside(model, suffix)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file, such as {path / f'model{suffix}'}")
     if path.suffix.lower() != suffix:
-        other = next((name for name, ending in EXPORT_SUFFIXES.items() if path.suffix == ending), None)
-        advice = f"give --format {other}" if other else f"give a name that ends with {suffix}"
+        other = find_format(path)
+        advice = f"give --format {other.name}" if other else f"give a name that ends with {suffix}"
         raise InputError(f"{path} does not end with {suffix}: {advice}")
     return path
 

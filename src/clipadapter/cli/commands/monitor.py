@@ -16,7 +16,7 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION
 from clipadapter.cli.options import option_group, output_options, seed_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.files import is_exported, why_no_model
+from clipadapter.formats import is_exported, why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.monitor import DriftReport

@@ -19,7 +19,8 @@ from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import Output
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import ArtifactError, DataError, ImageError, MissingExtraError, needs_training
-from clipadapter.files import IMAGE_SUFFIXES, is_exported, why_no_model
+from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.formats import is_exported, why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction

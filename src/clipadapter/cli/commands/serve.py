@@ -14,6 +14,7 @@ from clipadapter.cli.option_types import COUNT, FILE
 from clipadapter.cli.options import Command, Decorator
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
+from clipadapter.formats import list_inference_backends
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
@@ -54,7 +55,7 @@ def limit_options(command: Command) -> Command:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}.")
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "openvino"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", *list_inference_backends()]), default="auto", show_default=True)
 @click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
 @limit_options
 @click.option(
@@ -90,11 +91,10 @@ def command(
 ) -> None:
     """Serve exported models over HTTP.
 
-    A MODEL is a file that export wrote (.onnx, .xml), a folder of such files, or a saved model, which is exported
-    first. name=PATH gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict,
-    tensors to /v2/models/NAME/infer (Open Inference Protocol); /docs is a page for people. A file that changes is
-    loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are
-    answered.
+    A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first. name=PATH
+    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict, tensors to
+    /v2/models/NAME/infer (Open Inference Protocol); /docs is a page for people. A file that changes is loaded again.
+    Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are answered.
     """
     import logging
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import ArtifactError
+from clipadapter.formats import ExportFormat
+from clipadapter.formats.checksum import append_checksum, check_file, open_model
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import ExportMetadata, Predictor, predictor
-from clipadapter.runtime._checksum import append_checksum, check_file, open_model
+from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty
 
 ABOUT = ExportMetadata(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty(), checksum="sha256")
@@ -41,10 +42,10 @@ def sealed_pair(write, tmp_path):
 def no_backend(monkeypatch):
     """Opening a file with a backend is a failure of the test."""
 
-    def opened(path, threads):
+    def open_graph(self, path, backend, threads=None):
         raise AssertionError(f"a backend opened {path}")
 
-    monkeypatch.setattr(predictor, "BACKENDS", {"onnxruntime": opened, "openvino": opened})
+    monkeypatch.setattr(ExportFormat, "open_graph", open_graph)
 
 
 def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before(sealed_onnx):
@@ -77,7 +78,7 @@ def test_coreutils_check_it_too(sealed_onnx):
     assert subprocess.run(["sh", "-c", line], cwd=sealed_onnx.parent).returncode == 1
 
 
-def test_any_changed_byte_is_noticed_before_an_backend_opens_the_file(sealed_onnx, no_backend):
+def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(sealed_onnx, no_backend):
     data = bytearray(sealed_onnx.read_bytes())
     covered = len(data) - 64 - len(b"rJ\n\x06sha256\x12@")
     for place in (*range(0, covered, covered // 50), covered - 1, len(data) - 64, len(data) - 1):
@@ -127,14 +128,14 @@ def test_a_file_that_was_exported_without_a_checksum_opens_and_says_so(write, ca
     assert "has no SHA-256" in caplog.text
 
 
-def test_a_file_that_changes_while_an_backend_opens_it_is_refused(sealed_onnx, monkeypatch):
-    def opened(path, threads):
-        found = whole(path, threads)
+def test_a_file_that_changes_while_a_backend_opens_it_is_refused(sealed_onnx, monkeypatch):
+    def open_graph(self, path, backend, threads=None):
+        graph = original(self, path, backend, threads)
         path.write_bytes(path.read_bytes() + b"\0")
-        return found
+        return graph
 
-    whole = predictor.BACKENDS["onnxruntime"]
-    monkeypatch.setitem(predictor.BACKENDS, "onnxruntime", opened)
+    original = ExportFormat.open_graph
+    monkeypatch.setattr(ExportFormat, "open_graph", open_graph)
     with pytest.raises(ArtifactError, match="changed while it was opened"):
         Predictor(sealed_onnx)
 

@@ -1,0 +1,166 @@
+"""What a format of exported models is: its files, how they are written, and what runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from clipadapter.errors import InputError
+from clipadapter.telemetry import require_without_telemetry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+METADATA_KEY = "clipadapter"
+"""Key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`."""
+PRECISIONS = ("fp32", "int8")
+"""Of the image tower; a format may have fewer."""
+INPUT_NAMES = {"uint8": "squares", "float": "pixels"}
+"""Names of the input of a graph, by its kind."""
+TOWER_OUTPUT = "features"
+"""Name of the output of the image tower; int8 formats keep everything after it in float32."""
+WriteFile = Callable[[Mapping[str, str]], list[Path]]
+"""Writes a converted graph with metadata entries, texts by key, and returns the paths; the file to open comes last.
+Raises OSError if there is no room."""
+
+
+@dataclass(frozen=True)
+class InferenceGraph:
+    """A graph of an open file.
+
+    Args:
+        metadata: text under `METADATA_KEY`.
+        input: name of its input; "" if it has none, or more than one.
+        widths: columns of each output by name; 0 for an output with one number per picture.
+        run: the input (n, ...) to the outputs by name; may be called from several threads.
+    """
+
+    metadata: str
+    input: str
+    widths: Mapping[str, int]
+    run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class InferenceBackend:
+    """A library that runs files of a format.
+
+    Args:
+        name: as in ``Predictor(backend=)``.
+        module: the module that it needs.
+        open: a path and a number of threads, None for all cores, to a graph. Raises ArtifactError if the file can't be
+            opened or has no metadata, MissingExtraError if the library is not installed.
+    """
+
+    name: str
+    module: str
+    open: Callable[[Path, int | None], InferenceGraph]
+
+    def is_installed(self) -> bool:
+        """Whether its module can be imported."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+class GraphModule(Protocol):
+    """A model as formats convert it; it is a ``torch.nn.Module`` as well. See `clipadapter.export.graph.ModelGraph`."""
+
+    @property
+    def tower(self) -> nn.Module:
+        """The image tower."""
+        ...
+
+    @property
+    def input_kind(self) -> str:
+        """A key of `INPUT_NAMES`."""
+        ...
+
+    @property
+    def input_name(self) -> str:
+        """Name of the input."""
+        ...
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in their order."""
+        ...
+
+    @property
+    def example_input(self) -> Tensor:
+        """An input of two pictures, to trace with."""
+        ...
+
+    def count_weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format. A module of `clipadapter.formats` has it as ``FORMAT``.
+
+    Args:
+        name: as in ``export --format``.
+        title: as its authors write it.
+        summary: one line for lists.
+        suffix: of the file to open, in lower case.
+        backends: what runs it, the default first.
+        convert: a graph, the path to write, and rows that calibrate int8 or None, to a function that writes the file.
+            Raises what the converter raises, and InputError if the graph is too large for the format.
+        checksum_ending: bytes before and after the 64 digits of the SHA-256 at the end of a file. Other programs that
+            read the format must accept them.
+        extra: extra of this package that installs what ``convert`` needs.
+        modules: modules that ``convert`` needs.
+        distributions: packages whose versions are in the metadata of files.
+        precisions: of the image tower.
+        companion_suffixes: of further files with the same stem.
+    """
+
+    name: str
+    title: str
+    summary: str
+    suffix: str
+    backends: tuple[InferenceBackend, ...]
+    convert: Callable[[GraphModule, Path, NDArray[Any] | None], WriteFile]
+    checksum_ending: tuple[bytes, bytes]
+    extra: str
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = PRECISIONS
+    companion_suffixes: tuple[str, ...] = ()
+
+    def check_convertible(self, precision: str) -> None:
+        """Refuse what can't be written here.
+
+        Raises:
+            InputError: if the format does not have the precision.
+            MissingExtraError: if a package is missing.
+        """
+        if precision not in self.precisions:
+            raise InputError(f"precision of {self.title} is {' or '.join(self.precisions)}, not {precision!r}")
+        for module in self.modules:
+            require_without_telemetry(module, self.extra, f"Export as {self.title}")
+
+    def choose_backend(self) -> InferenceBackend:
+        """The first backend that is installed; the default one if none is."""
+        return next((backend for backend in self.backends if backend.is_installed()), self.backends[0])
+
+    def open_graph(self, path: Path, backend: str, threads: int | None = None) -> InferenceGraph:
+        """Open a file with one of ``backends``; see `InferenceBackend.open`."""
+        return next(each for each in self.backends if each.name == backend).open(path, threads)
+
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        """The other files of a file to open."""
+        return tuple(path.with_suffix(suffix) for suffix in self.companion_suffixes)
+
+    def existing_files(self, path: Path) -> tuple[Path, ...]:
+        """The files that a backend reads, the one that is opened last."""
+        files = []
+        for suffix in self.companion_suffixes:
+            # They lie beside the file, or beside the target of a link to it.
+            candidates = (path.with_suffix(suffix), path.resolve().with_suffix(suffix))
+            files += [candidate for candidate in candidates if candidate.exists()][:1]
+        return (*files, path)

@@ -1,0 +1,3 @@
+from ..runtime.conftest import write
+
+__all__ = ["write"]
