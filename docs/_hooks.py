@@ -1,4 +1,4 @@
-"""What the site takes from the code while it is built, so that it can't go stale: commands, heads, encoders.
+"""What the site takes from the code while it is built, so that it can't go stale: commands, heads, encoders, formats.
 
 Pages may link to pictures that lie outside ``docs/``; those are carried along.
 """
@@ -23,7 +23,7 @@ WIDTH = 80
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here, and the pictures that pages speak of."""
-    for name, make in {"commands": commands, "heads": heads, "encoders": encoders}.items():
+    for name, make in {"commands": commands, "heads": heads, "encoders": encoders, "formats": formats}.items():
         files.append(File.generated(config, f"reference/{name}.md", content=make()))
     root = Path(config.docs_dir).parent
     files.append(File.generated(config, "security.md", content=security(root)))
@@ -129,6 +129,25 @@ def encoders() -> str:
 What `clipadapter encoders` lists. Which to take: [Which encoder](../guides/which-encoder.md).
 
 {_table(["encoder", "width", "licence of the weights", "note"], rows)}
+"""
+
+
+def formats() -> str:
+    """One row per format of exported models."""
+    from clipadapter.formats import get_format, list_formats
+
+    rows = []
+    for export_format in map(get_format, list_formats()):
+        suffixes = ", ".join(f"`{s}`" for s in (export_format.suffix, *export_format.companion_suffixes))
+        backends = ", ".join(f"`{backend.name}`" for backend in export_format.backends)
+        install = f"`pip install 'clipadapter[{export_format.extra}]'`"
+        precisions = ", ".join(export_format.precisions)
+        rows.append([f"`{export_format.name}`", export_format.summary, suffixes, precisions, backends, install])
+    return f"""# Export formats
+
+The formats of `clipadapter export --format`. What is in a file: [Export](../export.md).
+
+{_table(["format", "what it is", "files", "precision", "run by", "needed to write it"], rows)}
 """
 
 
