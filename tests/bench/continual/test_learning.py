@@ -252,9 +252,9 @@ def test_a_head_learns_as_it_can():
     assert choose_mode("means", Means(), "joint") == "joint"
     assert choose_mode("choosy", Choosy(), None) == "joint"
     assert choose_mode("choosy", Choosy(stream=True), None) == "stream"
-    with pytest.raises(InputError, match='knn can\'t go on.*mode = "joint"'):
+    with pytest.raises(InputError, match='knn can\'t continue.*mode = "joint"'):
         choose_mode("knn", Knn(), "stream")
-    with pytest.raises(InputError, match="choosy can't go on.*stream = true"):
+    with pytest.raises(InputError, match="choosy can't continue.*stream = true"):
         choose_mode("choosy", Choosy(), "stream")
     with pytest.raises(InputError, match="clip-lora tunes the encoder"):
         check_learner("clip-lora", head_info("clip-lora").cls)
