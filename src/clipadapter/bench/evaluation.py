@@ -70,24 +70,40 @@ class EvaluationWithBaselines(Generic[Scored]):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ModelEvaluation(EvaluationWithBaselines[Score]):
-    """What `evaluate_model` gives; see also `EvaluationWithBaselines`.
-
-    A head that tunes the encoder has no baselines: the features of its shots are those of the tuned encoder.
+class TestPictureEvaluation(EvaluationWithBaselines[Scored]):
+    """An evaluation on test pictures.
 
     Args:
         data: name of the data.
         n_test: test pictures that could be read.
         skipped: (name, reason) of test pictures that can't be read.
+    """
+
+    __test__ = False  # no test case of pytest
+
+    data: str
+    n_test: int
+    skipped: list[tuple[str, str]]
+
+    def test_fields(self) -> dict[str, Any]:
+        """The first fields of ``metrics.json``."""
+        skipped = [{"path": name, "reason": reason} for name, reason in self.skipped]
+        return {"head": self.head, "data": self.data, "n_test": self.n_test, "skipped": skipped}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ModelEvaluation(TestPictureEvaluation[Score]):
+    """What `evaluate_model` gives; see also `TestPictureEvaluation`.
+
+    A head that tunes the encoder has no baselines: the features of its shots are those of the tuned encoder.
+
+    Args:
         among_shots: how many test pictures are shots of the model.
         curve: records of fits on fewer of the model's shots; empty if there is one shot per class, or the model was
             saved without its shots.
         test: features of the test pictures, marked for evaluation; their provenance says which pictures they are.
     """
 
-    data: str
-    n_test: int
-    skipped: list[tuple[str, str]]
     among_shots: int
     curve: list[Run]
     test: FeatureSet
@@ -95,10 +111,7 @@ class ModelEvaluation(EvaluationWithBaselines[Score]):
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "head": self.head,
-            "data": self.data,
-            "n_test": self.n_test,
-            "skipped": _skipped_records(self.skipped),
+            **self.test_fields(),
             "among_shots": self.among_shots,
             "model": self.model.evaluation.to_dict(),
             "baselines": {name: baseline.metrics.model_dump() for name, baseline in self.baselines.items()},
@@ -244,28 +257,16 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MultiLabelModelEvaluation(EvaluationWithBaselines[MultiLabelEvaluation]):
-    """What `evaluate_multilabel_model` gives; see also `EvaluationWithBaselines`.
+class MultiLabelModelEvaluation(TestPictureEvaluation[MultiLabelEvaluation]):
+    """What `evaluate_multilabel_model` gives; see also `TestPictureEvaluation`.
 
     A model that was saved without its shots has no baselines.
-
-    Args:
-        data: name of the data.
-        n_test: test pictures that could be read.
-        skipped: (name, reason) of test pictures that can't be read.
     """
-
-    data: str
-    n_test: int
-    skipped: list[tuple[str, str]]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "head": self.head,
-            "data": self.data,
-            "n_test": self.n_test,
-            "skipped": _skipped_records(self.skipped),
+            **self.test_fields(),
             "model": self.model.to_dict(),
             "baselines": {name: baseline.to_dict() for name, baseline in self.baselines.items()},
             **self.facts,
@@ -333,10 +334,6 @@ def _model_facts(model: FewShotClassifier) -> dict[str, Any]:
         "versions": library_versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _skipped_records(skipped: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"path": name, "reason": reason} for name, reason in skipped]
 
 
 def _accuracy_text(model_score: Score, n_pictures: int) -> str:

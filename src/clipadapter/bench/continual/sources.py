@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.continual.joining import DataSetFeatures, JoinedDataSets, join_data_sets
 from clipadapter.bench.continual.learning import choose_mode, plan_stream
 from clipadapter.bench.continual.orders import Order, order_tasks
-from clipadapter.bench.fitting import FitInputs
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import FitSpec, PlannedFit, draw_all_shots
+from clipadapter.bench.protocols.base import fit_inputs
 from clipadapter.bench.run import Stream, Task
 from clipadapter.bench.sources import (
     FEATURES,
@@ -120,25 +121,16 @@ def plan_stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterat
         folder: in which they are stored.
     """
     heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
-    for n in suite.shots:
-        for order in suite.stream.orders:
-            for seed in suite.seeds:
-                rows, planned_tasks = plan_tasks(suite, union, order, n, seed)
-                for variant, head in heads:
-                    joint = choose_mode(variant.title, head, variant.mode) == "joint"
-                    plan = Stream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
-                    spec = FitSpec(
-                        bundle=folder,
-                        protocol=suite.protocol,
-                        variant=variant,
-                        shots=n,
-                        seed=seed,
-                        rows=rows,
-                        stream=plan,
-                    )
-                    inputs = FitInputs(variant.title, clone_with_seed(head, seed), n, seed, rows)
-                    run = plan_stream(union.bundle, inputs, plan)
-                    yield PlannedFit(spec, [(run.key, suite.stream.title(order))])
+    for n, order, seed in product(suite.shots, suite.stream.orders, suite.seeds):
+        rows, planned_tasks = plan_tasks(suite, union, order, n, seed)
+        for variant, head in heads:
+            joint = choose_mode(variant.title, head, variant.mode) == "joint"
+            plan = Stream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
+            spec = FitSpec(
+                bundle=folder, protocol=suite.protocol, variant=variant, shots=n, seed=seed, rows=rows, stream=plan
+            )
+            run = plan_stream(union.bundle, fit_inputs(spec, clone_with_seed(head, seed)), plan)
+            yield PlannedFit(spec, [(run.key, suite.stream.title(order))])
 
 
 def plan_tasks(
