@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from clipadapter import __version__
 from clipadapter.bench.report.document import Document, Grid, Plot
+from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.plots import render_svg
 
 WIDE_CELL_CHARACTERS = 40
@@ -16,13 +15,7 @@ WIDE_CELL_CHARACTERS = 40
 
 def render_html(document: Document) -> str:
     """The page; all text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("clipadapter.bench.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = create_environment("clipadapter.bench.report")
     environment.tests["plot"] = lambda block: isinstance(block, Plot)
     environment.filters["address"] = _address
     environment.filters["numbered"] = _numbered
