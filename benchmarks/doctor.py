@@ -1,8 +1,8 @@
-"""What `clipadapter doctor` finds of faults that were planted in a folder of pictures, and how long it takes.
+"""Precision and recall of `clipadapter doctor` on faults that are added to a folder of pictures, and its duration.
 
-ROOT holds train/CLASS and test/CLASS. It is copied; a number of training pictures are moved into other classes, and as
-many others get a near copy in the test part: JPEG at another quality, nine tenths of the size, 4 % cut off, or a tenth
-brighter, in turn. What is found without planting anything is told apart: it is in the data.
+ROOT has train/CLASS and test/CLASS. It is copied. Some training pictures are moved to other classes. As many others get
+a near duplicate in the test split: a JPEG file of another quality, nine tenths of the size, 4 % cropped, or a tenth
+brighter, in turn. Findings on the unchanged folder are counted separately ("in the data").
 
     python benchmarks/doctor.py ROOT --encoder lite --count 20 --seeds 3 --out found/
 """
@@ -22,42 +22,42 @@ from clipadapter.data.images import read_image
 from clipadapter.doctor import Diagnosis, diagnose
 
 
-def jpeg(image: Image.Image, path: Path, quality: int = 90) -> None:
+def save_jpeg(image: Image.Image, path: Path, quality: int = 90) -> None:
     image.save(path, "JPEG", quality=quality)
 
 
-def smaller(image: Image.Image) -> Image.Image:
+def shrink(image: Image.Image) -> Image.Image:
     return image.resize((round(image.width * 0.9), round(image.height * 0.9)), Image.Resampling.BICUBIC)
 
 
-def cut(image: Image.Image) -> Image.Image:
+def crop(image: Image.Image) -> Image.Image:
     left, top = round(image.width * 0.02), round(image.height * 0.02)
     return image.crop((left, top, image.width - left, image.height - top))
 
 
-def plant(root: Path, count: int, seed: int) -> tuple[dict[str, str], set[frozenset[str]]]:
-    """Moved pictures with the class they belong to, and pairs of pictures that are finding."""
-    stream = random.Random(seed)
+def add_faults(root: Path, count: int, seed: int) -> tuple[dict[str, str], set[frozenset[str]]]:
+    """Move and copy pictures; returns the class of each moved picture, and the pairs of duplicates."""
+    rng = random.Random(seed)
     classes = sorted(folder.name for folder in (root / "train").iterdir())
     pictures = sorted((root / "train").rglob("*.*"))
-    chosen = stream.sample(pictures, 2 * count)
+    chosen = rng.sample(pictures, 2 * count)
     moved, pairs = {}, set()
     for path in chosen[:count]:
-        other = stream.choice([name for name in classes if name != path.parent.name])
+        other = rng.choice([name for name in classes if name != path.parent.name])
         target = root / "train" / other / f"moved-{path.parent.name}-{path.name}"
         path.rename(target)
         moved[target.relative_to(root).as_posix()] = path.parent.name
     for i, path in enumerate(chosen[count:]):
         image = read_image(path)
-        made = (image, smaller(image), cut(image), ImageEnhance.Brightness(image).enhance(1.1))[i % 4]
+        changed = (image, shrink(image), crop(image), ImageEnhance.Brightness(image).enhance(1.1))[i % 4]
         target = root / "test" / path.parent.name / f"copy-{path.stem}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        jpeg(made, target, 60 if i % 4 == 0 else 90)
-        pairs.add(frozenset(each.relative_to(root).as_posix() for each in (path, target)))
+        save_jpeg(changed, target, 60 if i % 4 == 0 else 90)
+        pairs.add(frozenset(file.relative_to(root).as_posix() for file in (path, target)))
     return moved, pairs
 
 
-def labels_found(diagnosis: Diagnosis, moved: dict[str, str], before: set[str], *kinds: str) -> dict[str, float]:
+def score_labels(diagnosis: Diagnosis, moved: dict[str, str], known: set[str], *kinds: str) -> dict[str, float]:
     names = {finding.pictures[0].name for kind in kinds for finding in diagnosis.of_kind(kind)}
     right = {
         finding.pictures[0].name
@@ -65,31 +65,31 @@ def labels_found(diagnosis: Diagnosis, moved: dict[str, str], before: set[str], 
         for finding in diagnosis.of_kind(kind)
         if moved.get(finding.pictures[0].name) in finding.classes
     }
-    own = names & before - set(moved)
+    in_data = names & known - set(moved)
     return {
         "found": len(names),
         "precision": round(len(names & set(moved)) / max(1, len(names)), 3),
         "recall": round(len(names & set(moved)) / len(moved), 3),
         "class named": round(len(right) / max(1, len(names & set(moved))), 3),
-        "in the data": len(own),
+        "in the data": len(in_data),
     }
 
 
-def copies_found(diagnosis: Diagnosis, pairs: set[frozenset[str]], before: set[frozenset[str]]) -> dict[str, float]:
+def score_copies(diagnosis: Diagnosis, pairs: set[frozenset[str]], known: set[frozenset[str]]) -> dict[str, float]:
     groups = [frozenset(picture.name for picture in finding.pictures) for finding in diagnosis.of_kind("leak")]
-    hit = {pair for pair in pairs if any(pair <= group for group in groups)}
+    recalled = {pair for pair in pairs if any(pair <= group for group in groups)}
     right = sum(any(pair <= group for pair in pairs) for group in groups)
-    own = sum(group in before for group in groups)
+    n_in_data = sum(group in known for group in groups)
     return {
         "found": len(groups),
         "precision": round(right / max(1, len(groups)), 3),
-        "recall": round(len(hit) / len(pairs), 3),
-        "in the data": own,
-        "precision without these": round(right / max(1, len(groups) - own), 3),
+        "recall": round(len(recalled) / len(pairs), 3),
+        "in the data": n_in_data,
+        "precision without these": round(right / max(1, len(groups) - n_in_data), 3),
     }
 
 
-def run(folder: Path, encoder: str, cache: Path) -> tuple[Diagnosis, float]:
+def diagnose_folder(folder: Path, encoder: str, cache: Path) -> tuple[Diagnosis, float]:
     start = time.perf_counter()
     model = FewShotClassifier(encoder=encoder, precision="fp32", cache=cache)
     diagnosis = diagnose(load_dataset(folder), model)
@@ -106,25 +106,25 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     cache = args.out / "features.sqlite"
-    clean, cold = run(args.root, args.encoder, cache)
-    clean, warm = run(args.root, args.encoder, cache)
+    clean, cold = diagnose_folder(args.root, args.encoder, cache)
+    clean, warm = diagnose_folder(args.root, args.encoder, cache)
     clean.to_html(args.out / "clean.html")
     doubts = {finding.pictures[0].name for kind in ("wrong-label", "doubtful-label") for finding in clean.of_kind(kind)}
     leaks = {frozenset(picture.name for picture in finding.pictures) for finding in clean.of_kind("leak")}
     rows = [{"seed": None, "pictures": clean.n_pictures, "cold s": cold, "warm s": warm, "counts": clean.counts}]
     for seed in range(1, args.seeds + 1):
         with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder) / "planted"
-            for part in ("train", "test"):
-                shutil.copytree(args.root / part, root / part)
-            moved, pairs = plant(root, args.count, seed)
-            diagnosis, seconds = run(root, args.encoder, cache)
+            root = Path(folder) / "pictures"
+            for split in ("train", "test"):
+                shutil.copytree(args.root / split, root / split)
+            moved, pairs = add_faults(root, args.count, seed)
+            diagnosis, seconds = diagnose_folder(root, args.encoder, cache)
             row = {
                 "seed": seed,
                 "seconds": seconds,
-                "likely wrong": labels_found(diagnosis, moved, doubts, "wrong-label"),
-                "with doubts": labels_found(diagnosis, moved, doubts, "wrong-label", "doubtful-label"),
-                "copies": copies_found(diagnosis, pairs, leaks),
+                "likely wrong": score_labels(diagnosis, moved, doubts, "wrong-label"),
+                "with doubts": score_labels(diagnosis, moved, doubts, "wrong-label", "doubtful-label"),
+                "copies": score_copies(diagnosis, pairs, leaks),
             }
             rows.append(row)
     with (args.out / "doctor.jsonl").open("w", encoding="utf-8") as file:

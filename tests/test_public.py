@@ -24,6 +24,7 @@ PACKAGES = [
     ".features",
     ".heads",
     ".metrics",
+    ".monitor",
     ".pretraining",
     ".report",
     ".runtime",

@@ -17,6 +17,6 @@ def test_values_are_escaped_and_undefined_names_are_errors(environment):
 
 
 def test_all_packages_share_the_base_style(environment):
-    css = read_asset(environment, "base.css")
+    css = read_asset("clipadapter.doctor", "base.css")
     assert "color-scheme: light dark" in css
     assert environment.from_string("{{ css }}").render(css=css) == css

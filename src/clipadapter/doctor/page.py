@@ -13,6 +13,7 @@ from clipadapter.files import write_atomically
 from clipadapter.rendering.html import create_environment, read_asset
 from clipadapter.rendering.thumbnails import encode_thumbnails, thumbnail_url
 
+PACKAGE = "clipadapter.doctor"
 THUMBNAIL_SIDE = 96
 THUMBNAIL_QUALITY = 80
 MAX_PICTURES_PER_FINDING = 8
@@ -84,13 +85,13 @@ def render_findings(groups: Iterable[FindingGroup], level: int = 2) -> Markup:
         groups: of `illustrate_findings`.
         level: of the headings, 2 for h2.
     """
-    template = create_environment("clipadapter.doctor").get_template("findings.html")
+    template = create_environment(PACKAGE).get_template("findings.html")
     return Markup(template.render(groups=list(groups), level=level))  # noqa: S704 - escaped
 
 
 def read_findings_css() -> Markup:
     """The style sheet of `render_findings`, light and dark; the names of all its classes begin with ``doctor``."""
-    return read_asset(create_environment("clipadapter.doctor"), "findings.css")
+    return read_asset(PACKAGE, "findings.css")
 
 
 def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
@@ -100,5 +101,5 @@ def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
         InputError: if it can't be written.
     """
     groups = illustrate_findings(diagnosis, per_kind=per_kind)
-    template = create_environment("clipadapter.doctor").get_template("doctor.html")
+    template = create_environment(PACKAGE).get_template("doctor.html")
     return write_atomically(path, template.render(diagnosis=diagnosis, groups=groups, findings=render_findings(groups)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,9 @@ class DriftReport:
             "reference": self.reference,
             "reference_pictures": self.n_reference,
             "alpha": self.alpha,
-            "findings": [_check_to_dict(result) for result in self.checks],
-            "classes": [_class_to_dict(prior) for prior in self.classes],
-            "none": None if self.ood_rate is None else _rate_to_dict(self.ood_rate),
+            "findings": [_rename_attributes(result, CHECK_KEYS) for result in self.checks],
+            "classes": [_rename_attributes(prior, PRIOR_KEYS) for prior in self.classes],
+            "none": None if self.ood_rate is None else _rename_attributes(self.ood_rate, RATE_KEYS),
             "windows": [_window_to_dict(window, [prior.name for prior in self.classes]) for window in self.windows],
         }
 
@@ -153,35 +153,20 @@ class DriftReport:
         return plot_drift(self, path)
 
 
-def _check_to_dict(result: CheckResult) -> dict[str, Any]:
-    return {
-        "check": result.check,
-        "p": result.p_value,
-        "corrected": result.corrected_p_value,
-        "found": result.is_significant,
-        "words": result.message,
-    }
+# Attributes and their JSON keys.
+CHECK_KEYS = {
+    "check": "check",
+    "p_value": "p",
+    "corrected_p_value": "corrected",
+    "is_significant": "found",
+    "message": "words",
+}
+PRIOR_KEYS = {"name": "name", "reference": "usual", "current": "now", "low": "low", "high": "high", "p_value": "p"}
+RATE_KEYS = {"target": "rate", "reference": "usual", "current": "now", "low": "low", "high": "high"}
 
 
-def _class_to_dict(prior: ClassPrior) -> dict[str, Any]:
-    return {
-        "name": prior.name,
-        "usual": prior.reference,
-        "now": prior.current,
-        "low": prior.low,
-        "high": prior.high,
-        "p": prior.p_value,
-    }
-
-
-def _rate_to_dict(rate: OodRate) -> dict[str, Any]:
-    return {
-        "rate": rate.target,
-        "usual": rate.reference,
-        "now": rate.current,
-        "low": rate.low,
-        "high": rate.high,
-    }
+def _rename_attributes(value: Any, keys: Mapping[str, str]) -> dict[str, Any]:
+    return {key: getattr(value, attribute) for attribute, key in keys.items()}
 
 
 def _window_to_dict(window: Window, class_names: Sequence[str]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ def create_environment(package: str) -> Environment:
     )
 
 
-def read_asset(environment: Environment, name: str) -> Markup:
-    """A style sheet or script of the package, to be inserted into a page unescaped."""
+def read_asset(package: str, name: str) -> Markup:
+    """A style sheet or script among the templates of a package, to be inserted into a page unescaped."""
+    environment = create_environment(package)
     assert environment.loader is not None
     source, _, _ = environment.loader.get_source(environment, name)
     return Markup(source)  # noqa: S704 - no data in it

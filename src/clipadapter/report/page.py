@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment
 from numpy.typing import NDArray
 
 from clipadapter import __version__
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 PictureKey = tuple[str, int]
 """("test" or "shots", row)"""
+PACKAGE = "clipadapter.report"
 THIS_MODEL = "this model"
 """Name of the model among the systems that are compared."""
 MAX_PAGE_LETTERS = 4_900_000
@@ -44,12 +44,12 @@ RELIABILITY_BINS = 10
 
 def render_report(report: Report) -> str:
     """The page; all text from users is escaped."""
-    environment = create_environment("clipadapter.report")
+    environment = create_environment(PACKAGE)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "sort_keys": False}
     environment.filters.update(
         percent=_format_percent, interval=_format_interval, points=_format_points, number="{:,}".format
     )
-    template, values = environment.get_template("report.html"), _template_values(report, environment)
+    template, values = environment.get_template("report.html"), _template_values(report)
     pictures = _pictures_by_importance(report)
     # Rendered twice: the first page has no thumbnails, and its size says how large they may be.
     without_thumbnails = _insert_thumbnails(values["data"], pictures, [""] * len(pictures))
@@ -60,7 +60,7 @@ def render_report(report: Report) -> str:
     return template.render(**values, left_out=_insert_thumbnails(values["data"], pictures, thumbnails))
 
 
-def _template_values(report: Report, environment: Environment) -> dict[str, Any]:
+def _template_values(report: Report) -> dict[str, Any]:
     """All values of the template without thumbnails."""
     diagnosis = report.doctor.diagnosis
     groups: tuple[FindingGroup, ...] = ()
@@ -78,8 +78,8 @@ def _template_values(report: Report, environment: Environment) -> dict[str, Any]
         "groups": groups,
         "findings": render_findings(groups, level=3),
         "findings_css": read_findings_css(),
-        "css": read_asset(environment, "report.css"),
-        "js": read_asset(environment, "report.js"),
+        "css": read_asset(PACKAGE, "report.css"),
+        "js": read_asset(PACKAGE, "report.js"),
         "version": __version__,
     }
 

@@ -20,8 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
 from clipadapter.files import printable
+from clipadapter.rendering.html import read_asset
 from clipadapter.studio.actions import Actions
-from clipadapter.studio.panels import PANELS, Panels, read_asset
+from clipadapter.studio.panels import PACKAGE, PANELS, Panels
 from clipadapter.studio.project import STUDIO_FOLDER
 from clipadapter.studio.session import Session
 from clipadapter.studio.tab import Tab, join_first
@@ -63,7 +64,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         """
         defaults: dict[str, Any] = {
             "theme": gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
-            "head": f"<style>{read_asset('studio.css')}</style>",
+            "head": f"<style>{read_asset(PACKAGE, 'studio.css')}</style>",
             "allowed_paths": [str(self.session.project.root / STUDIO_FOLDER / "export")],
             "footer_links": [],
             "run_history": False,
@@ -82,7 +83,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
 
     def _lay_out(self) -> None:
         html_options: dict[str, Any] = {
-            "js_on_load": read_asset("studio.js"),
+            "js_on_load": str(read_asset(PACKAGE, "studio.js")),
             "apply_default_css": False,
             "render": False,
         }

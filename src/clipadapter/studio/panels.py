@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import blake2b
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
+from jinja2 import Environment
 
-from clipadapter.data.images import read_image
-from clipadapter.errors import ImageError
 from clipadapter.files import printable
+from clipadapter.rendering.html import create_environment
+from clipadapter.rendering.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.model import CurvePoint
 from clipadapter.studio.pictures import PictureFile, Stamp
 from clipadapter.studio.session import Session, SessionState
 from clipadapter.studio.tab import Tab
 
+PACKAGE = "clipadapter.studio"
 PANELS = ("status", "classes", "queue", "prediction", "accuracy")
 SMALL_PIXELS, MEDIUM_PIXELS, LARGE_PIXELS = 72, 88, 360
 """Longest sides of the pictures on the page."""
@@ -169,24 +165,14 @@ class ThumbnailCache:
         """
         missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._urls]
         if missing:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                new_urls = list(pool.map(lambda picture: _make_thumbnail(picture, max_side), missing))
-            self._urls.update(((one.stamp, max_side), url) for one, url in zip(missing, new_urls, strict=True))
+            paths = [picture.path for picture in missing]
+            thumbnails = encode_thumbnails(paths, max_side, THUMBNAIL_JPEG_QUALITY)
+            for picture, thumbnail in zip(missing, thumbnails, strict=True):
+                self._urls[picture.stamp, max_side] = thumbnail_url(thumbnail)
         urls = [self._urls[picture.stamp, max_side] for picture in pictures]
         while len(self._urls) > MAX_CACHED_THUMBNAILS:
             self._urls.popitem(last=False)
         return urls
-
-
-def _make_thumbnail(picture: PictureFile, max_side: int) -> str:
-    try:
-        image = read_image(picture.path, shrink_to=max_side)
-    except ImageError:
-        return ""
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=THUMBNAIL_JPEG_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 # ---- Texts and plots ----
@@ -238,17 +224,4 @@ def _summarize(contents: Contents, state: SessionState) -> str:
 
 @cache
 def _template_environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("clipadapter.studio"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def read_asset(name: str) -> str:
-    """Return a style sheet or script."""
-    loader = _template_environment().loader
-    assert loader is not None
-    return loader.get_source(_template_environment(), name)[0]
+    return create_environment(PACKAGE)
