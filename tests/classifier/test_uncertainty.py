@@ -199,7 +199,7 @@ def test_the_temperature_prior_is_interpolated_between_measured_shots():
     assert head.prior_temperature(100) == head.temperature_prior[-1]
 
 
-def test_the_card_says_what_its_probabilities_mean(tmp_path):
+def test_the_card_explains_the_probabilities(tmp_path):
     card = (fitted(reject=0.06).save(tmp_path / "model") / "README.md").read_text()
     assert "calibrated on 18 held-out shots" in card
     assert "Default decisions: reject 0.06." in card

@@ -58,7 +58,7 @@ def test_a_grid_gets_views_for_the_most_epochs():
     assert tried.fit(images, labels).support_.X.shape[1] == 1 + 7
 
 
-def test_the_crop_scale_and_the_seed_are_those_of_the_views_given():
+def test_crop_scale_and_seed_come_from_the_views():
     given = ViewSpec.from_crop("coop", seed=3)
     assert model(PerEpochViews(given)).planned_views(["red", "blue"]) == dataclasses.replace(given, count=6)
     assert model(seed=4).planned_views(["red", "blue"]).seed == 4

@@ -11,15 +11,15 @@ import pytest
 from clipadapter import __version__
 from clipadapter.cli import commands
 from clipadapter.cli.app import app, main
+from clipadapter.cli.groups import Section
 
 COMMANDS = app.list_commands(click.Context(app))
 HELLO = """
-import click
-
+from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.options import output_options
 
 
-@click.command()
+@cli_command("clipadapter hello", Section.START, position=0)
 @output_options
 def command(out):
     "Greet."
@@ -28,11 +28,13 @@ def command(out):
 """
 
 
-def test_a_command_is_a_file_and_nothing_else(tmp_path, monkeypatch, run):
+def test_a_new_command_is_one_file(tmp_path, monkeypatch, run):
     (tmp_path / "hello.py").write_text(HELLO)
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "clipadapter.cli.commands.hello", raising=False)
-    assert "Greet." in run("--help").stdout
+    start, update = (run("--help").stdout.index(f"{section.value}:") for section in (Section.START, Section.UPDATE))
+    assert start < run("--help").stdout.index("hello    Greet.") < run("--help").stdout.index("scan     ") < update
+    assert run("hello", "--help").stdout.endswith("Example: clipadapter hello\n")
     assert run("hello").stdout == "hello\n"
     assert run("hello").stderr == "a note\n"
     assert run("hello", "-q").stderr == ""
@@ -72,7 +74,7 @@ def test_version_option(run):
     assert run("--version").stdout.split()[-1] == __version__
 
 
-def test_a_typo_in_a_command_says_what_was_meant(run):
+def test_a_typo_in_a_command_suggests_the_closest_name(run):
     result = run("pedict", "model", "photo.jpg")
     assert result.exit_code == 2
     assert result.stdout == ""

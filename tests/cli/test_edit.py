@@ -40,7 +40,7 @@ def names(folder):
     return FewShotClassifier.load(folder, cache=None).class_names_
 
 
-def test_a_class_is_added_and_the_model_knows_it(model, yellow, run):
+def test_an_added_class_is_predicted(model, yellow, run):
     result = run("add-class", model, "yellow", yellow, "--no-cache")
     assert result.exit_code == 0, result.stderr
     assert "broken.png" in result.stderr
@@ -50,7 +50,7 @@ def test_a_class_is_added_and_the_model_knows_it(model, yellow, run):
     assert run("predict", model, yellow / "0.png", "--no-cache").stdout.startswith("yellow")
 
 
-def test_folders_can_have_other_names_than_classes_as_at_the_fit(noisy_squares, yellow, tmp_path, run):
+def test_class_names_rename_folders_as_in_fit(noisy_squares, yellow, tmp_path, run):
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"red": "ruby", "blue": "sea"}))
     fit = ("fit", noisy_squares, "--out", tmp_path / "m", "--encoder", "toy", "--head", "prototype", "--no-cache")
@@ -83,7 +83,7 @@ def test_json_has_the_facts_and_who_did_it(model, yellow, run):
     assert FewShotClassifier.load(model, cache=None).history_.changes[-1].by == getpass.getuser()
 
 
-def test_a_folder_that_grows_can_be_given_again(model, noisy_squares, yellow, tmp_path, run):
+def test_known_pictures_of_a_growing_folder_are_left_out(model, noisy_squares, yellow, tmp_path, run):
     data = shutil.copytree(noisy_squares, tmp_path / "data")
     again = run("add-examples", model, data, "--no-cache")
     assert again.exit_code == 0, again.stderr
@@ -102,7 +102,7 @@ def test_pictures_alone_are_added_with_a_label(model, yellow, run):
     assert found["shots"]["red"] == 5
 
 
-def test_a_shot_is_corrected_wherever_it_lies(model, noisy_squares, tmp_path, run):
+def test_a_shot_is_corrected_although_its_file_was_moved(model, noisy_squares, tmp_path, run):
     shutil.copy(noisy_squares / "train" / "red" / "0.png", tmp_path / "moved.png")
     found = json.loads(run("correct", model, tmp_path / "moved.png", "--label", "blue", "--json", "--no-cache").stdout)
     assert found["relabelled"] == 1

@@ -21,7 +21,7 @@ def trusted(tmp_path_factory, noisy_squares, run):
     return folder
 
 
-def test_what_the_model_says_by_default_is_measured(trusted, noisy_squares, tmp_path, run):
+def test_default_decisions_of_the_model_are_measured(trusted, noisy_squares, tmp_path, run):
     result = run("eval", trusted, noisy_squares, "--out", tmp_path / "r", "--no-curve")
     assert "% are called none of these (requested: 20.0 %)" in result.stdout
     assert "% have their class in the set (requested: 80.0 %)" in result.stdout
@@ -30,7 +30,7 @@ def test_what_the_model_says_by_default_is_measured(trusted, noisy_squares, tmp_
     assert told["cost"] <= told["cost_of_likeliest"]
 
 
-def test_rates_that_the_shots_cant_set_are_told_at_predict_too(trusted, noisy_squares, run):
+def test_predict_warns_of_rates_that_the_shots_cannot_guarantee(trusted, noisy_squares, run):
     result = run("predict", trusted, colour(noisy_squares), "--reject", 0.001, "--coverage", 0.99)
     assert "12 held-out shots can't set a rate of 0.1 %" in result.stderr
     assert "99 % coverage needs 99 held-out shots" in result.stderr
@@ -61,7 +61,7 @@ def test_both_ways_to_say_costs_are_one_too_many(trusted, noisy_squares, tmp_pat
 
 
 @pytest.mark.parametrize("calibration", ["none", "vector", "temperature"])
-def test_the_calibration_is_told_as_it_is(calibration, noisy_squares, tmp_path, run):
+def test_fit_reports_the_calibration(calibration, noisy_squares, tmp_path, run):
     how = ("--calibration", calibration)
     result = run("fit", noisy_squares, "--out", tmp_path / "m", "--encoder", "toy", "--head", "zero-shot", *how)
     words = {"none": "none: the softmax", "vector": "vector scaling", "temperature": "temperature "}[calibration]

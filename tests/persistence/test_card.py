@@ -64,7 +64,7 @@ def test_the_hub_reads_what_the_model_is(folder):
     }
 
 
-def test_without_an_evaluation_the_card_says_that_nothing_is_known(folder):
+def test_a_card_without_an_evaluation_has_no_figures(folder):
     assert "Not known: no evaluation is recorded" in read(folder)
     assert "How often it is right was not measured." in read(folder)
 
@@ -169,12 +169,12 @@ def test_a_card_that_a_person_has_written_stays(folder, metrics):
     assert read(folder) == "# Mine"
 
 
-def test_test_pictures_among_the_shots_are_told(folder, metrics):
+def test_test_pictures_among_the_shots_are_a_warning(folder, metrics):
     record_evaluation(folder, {**metrics, "among_shots": 2})
     assert "2 of the 4 test pictures were among its shots" in read(folder)
 
 
-def test_several_labels_are_told_by_their_own_figures(tmp_path):
+def test_a_multilabel_card_has_multilabel_metrics(tmp_path):
     images, labels = squares()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
@@ -232,7 +232,7 @@ def test_the_encoder_is_named_where_it_is_on_the_hub(folder):
     assert hub_repositories("open_clip:local-dir:/a/b") == hub_repositories("open_clip:ViT-B-32/none") == []
 
 
-def test_what_lite_is_for_is_said(folder):
+def test_the_card_states_the_purpose_of_lite(folder):
     config = read_config(folder)
     lite = config.encoder.model_copy(update={"name": "lite"})
     assert "Its encoder `lite` is small and made for trying out" in render_card(
@@ -277,7 +277,7 @@ def test_figures_that_cannot_be_are_none(change, folder, metrics):
     assert "Not known" in render_card(odd)
 
 
-def test_the_card_says_what_the_head_is_and_what_of_it_is_not_the_papers(tmp_path):
+def test_the_card_describes_the_head_and_its_fidelity(tmp_path):
     images, labels = squares()
     folder = FewShotClassifier(encoder="toy", head="afa", cache=None).fit(images, labels).save(tmp_path / "model")
     text = " ".join((folder / "README.md").read_text().split())

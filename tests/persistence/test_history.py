@@ -90,7 +90,7 @@ def test_a_model_that_was_never_changed_has_its_fit_and_no_log(tmp_path):
     assert History.load(place).changes == History.load(place).changes
 
 
-def test_the_log_says_who_did_what_and_when(folder):
+def test_the_log_has_author_action_and_time(folder):
     first, second, third = History.load(folder).changes
     assert (second.action, second.facts, second.by, second.content) == ("add-class", {"class": "cow"}, "ann", 2)
     assert (third.action, third.facts, third.by) == ("correct", {"picture": "a.jpg"}, "bob")
@@ -107,7 +107,7 @@ def test_undo_restores_the_same_bytes(tmp_path):
     assert {name: data for name, data in tree(place).items() if not name.startswith("history")} == before
 
 
-def test_undo_goes_further_back_each_time_and_then_says_so(folder):
+def test_repeated_undo_goes_back_to_the_first_version_and_then_fails(folder):
     undo(folder)
     assert which(load_model(folder)) == 1
     undo(folder)
@@ -242,7 +242,7 @@ def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_p
     assert arrays == named
 
 
-def test_the_current_snapshot_is_kept_however_old_it_is(tmp_path, monkeypatch):
+def test_the_current_snapshot_is_retained_at_any_age(tmp_path, monkeypatch):
     monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 2)
     place = save_model(tmp_path / "model", make(0))
     for i in range(1, 4):
@@ -321,7 +321,7 @@ def test_recording_an_evaluation_adds_no_version(folder):
     assert "75.0" in (folder / "README.md").read_text()
 
 
-def test_all_views_of_the_shots_are_kept(tmp_path):
+def test_all_views_of_the_shots_are_saved(tmp_path):
     model = make(0, views=3)
     model = replace(model, support=replace(model.support, provenance={"fit": {"views": {"count": 3, "seed": 5}}}))
     again = load_model(save_model(tmp_path / "model", model))

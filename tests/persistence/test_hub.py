@@ -87,7 +87,7 @@ def test_parameters_of_load_pass_through(fitted, hub):
     assert again.uncertainty_.decisions.reject == 0.2
 
 
-def test_the_card_says_the_name_on_the_hub_and_the_hub_reads_it(fitted, hub):
+def test_the_card_has_the_name_of_the_repository_and_valid_metadata(fitted, hub):
     fitted.push_to_hub("ann/colours")
     text = hub.files("ann/colours")["README.md"].decode()
     assert 'FewShotClassifier.from_pretrained("ann/colours")' in text
@@ -206,7 +206,7 @@ def test_a_second_time_needs_no_network(fitted, hub, tmp_path, monkeypatch):
     assert len(hub.asked) == before
 
 
-def test_without_the_right_token_a_person_is_told_what_to_do(fitted, hub, monkeypatch):
+def test_a_wrong_token_gives_an_error_with_advice(fitted, hub, monkeypatch):
     fitted.push_to_hub("ann/colours", private=True)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ArtifactError, match=r"no repository of that name.*hf auth login"):
@@ -217,7 +217,7 @@ def test_without_the_right_token_a_person_is_told_what_to_do(fitted, hub, monkey
     fitted.push_to_hub("ann/colours", token="secret")
 
 
-def test_a_hub_that_is_down_is_told(fitted, hub, monkeypatch):
+def test_a_hub_that_is_down_gives_an_error(fitted, hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ArtifactError, match="can't write to ann/colours on the hub"):
         fitted.push_to_hub("ann/colours")
@@ -226,12 +226,12 @@ def test_a_hub_that_is_down_is_told(fitted, hub, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "what is this?"])
-def test_what_is_neither_a_folder_nor_a_name_is_told(name, hub):
+def test_an_invalid_repository_name_is_refused(name, hub):
     with pytest.raises(InputError, match="neither a folder nor a name on the hub"):
         FewShotClassifier.from_pretrained(name)
 
 
-def test_a_repository_of_another_kind_is_told(hub):
+def test_a_repository_without_a_model_is_refused(hub):
     hub.repos["ann/other"], hub.private["ann/other"] = [{"model.safetensors": b"x"}], False
     with pytest.raises(ArtifactError, match="ann/other holds no model of clipadapter"):
         FewShotClassifier.from_pretrained("ann/other")
@@ -357,7 +357,7 @@ def test_errors_of_the_commands_are_one_line(fitted, hub, tmp_path):
         ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
     ],
 )
-def test_of_an_encoders_folder_only_its_name_is_told(name, told):
+def test_only_the_last_part_of_an_encoder_path_is_uploaded(name, told):
     assert without_paths(name) == told
 
 

@@ -79,7 +79,7 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
     assert [one["ready"] for one in plan["data"]] == [False] * 11
 
 
-def test_what_views_for_each_epoch_cost_is_said_before_they_are_computed(bench, suite):
+def test_the_cost_of_per_epoch_views_is_printed_before_they_are_computed(bench, suite):
     suite.write_text(
         'title = "t"\nvariants = [{head = "clip-adapter", recipe = "paper", params = {epochs = 4}}]\n'
         'shots = [1]\nseeds = [1]\nviews = "per-epoch"\n'
@@ -123,7 +123,7 @@ def test_rows_in_place_of_draws(bench, tmp_path):
         (("report", "few-shot", "--out", "{data}"), "has no runs of suite"),
     ],
 )
-def test_mistakes_are_told(run, noisy_squares, tmp_path, monkeypatch, args, error):
+def test_wrong_arguments_are_refused(run, noisy_squares, tmp_path, monkeypatch, args, error):
     monkeypatch.chdir(tmp_path)
     result = run("bench", *(arg.format(data=noisy_squares) for arg in args))
     assert result.exit_code == 1

@@ -38,7 +38,7 @@ def test_all_heads_without_heads(noisy_squares, tmp_path, compare):
     assert sorted(run.head for run in read_runs(tmp_path / "out" / "runs.jsonl")) == sorted(default_heads())
 
 
-def test_json_and_what_is_there_is_not_made_again(noisy_squares, compare):
+def test_runs_in_the_records_are_not_repeated(noisy_squares, compare):
     first = compare(noisy_squares, *HEADS, "--shots", "2", "--seeds", 1, "--json")
     assert first.exit_code == 0, first.stderr
     found = json.loads(first.stdout)
@@ -49,7 +49,7 @@ def test_json_and_what_is_there_is_not_made_again(noisy_squares, compare):
     assert json.loads(second.stdout) == found
 
 
-def test_small_classes_and_test_pictures_among_the_shots_are_told(noisy_squares, compare):
+def test_small_classes_and_test_pictures_among_the_shots_are_warnings(noisy_squares, compare):
     train = noisy_squares / "train"
     result = compare(train, train, *HEADS, "--shots", 8, "--seeds", 1)
     assert "warning: 3 of 3 classes have fewer than 8 pictures" in result.stderr
@@ -70,7 +70,7 @@ def test_a_head_that_tunes_the_encoder_is_not_cross_validated(noisy_squares, com
     assert result.exit_code == 1 and "clip-lora tunes the encoder" in result.stderr
 
 
-def test_an_unknown_head_is_told_with_a_suggestion(noisy_squares, compare):
+def test_an_unknown_head_gets_a_suggestion(noisy_squares, compare):
     result = compare(noisy_squares, "--heads", "linear-prob", "--encoder", "toy")
     assert result.exit_code == 1 and "Did you mean 'linear-probe'?" in result.stderr
 

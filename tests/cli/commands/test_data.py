@@ -13,7 +13,7 @@ def root(tmp_path):
     return make_stand_in("dtd", tmp_path)
 
 
-def test_list_says_what_is_ready_and_what_is_missing(root, run):
+def test_list_shows_ready_and_missing_data_sets(root, run):
     result = run("data", "list", "--root", root)
     lines = {line.split()[0]: line.split() for line in result.stdout.partition("\n\n")[0].splitlines()[1:]}
     assert sorted(lines) == list_sets()
@@ -23,7 +23,7 @@ def test_list_says_what_is_ready_and_what_is_missing(root, run):
     assert result.stderr == f"root: {root}\n"
 
 
-def test_json_before_or_after_the_verb(root, run):
+def test_json_before_or_after_the_subcommand(root, run):
     after = run("data", "list", "--json", "-q", "--root", root)
     before = run("data", "--json", "-q", "list", "--root", root)
     assert before.stdout == after.stdout
@@ -53,14 +53,14 @@ def test_info_shows_everything(root, run):
     assert missing["download"] == "by torchvision's EuroSAT"
 
 
-def test_info_tells_of_a_set_that_is_not_whole(root, run):
+def test_info_lists_the_problems_of_an_incomplete_data_set(root, run):
     shutil.rmtree(root / "dtd/images/kind_1")
     found = json.loads(run("data", "info", "dtd", "--root", root, "--json").stdout)
     assert not found["ready"]
     assert "12 of its 36 pictures are missing" in found["problems"][0]
 
 
-def test_a_typo_is_told_before_anything_is_done(root, run):
+def test_a_typo_is_refused_before_the_download(root, run):
     for verb in ("info", "prepare"):
         result = run("data", verb, "eurosta", "--root", root)
         assert result.exit_code == 1
@@ -71,7 +71,7 @@ def test_a_typo_is_told_before_anything_is_done(root, run):
     assert "Did you mean 'prepare'?" in result.stderr
 
 
-def test_prepare_says_what_to_put_where_and_fails(root, run):
+def test_prepare_lists_missing_files_and_fails(root, run):
     result = run("data", "prepare", "ucf101", "dtd", "--root", root)
     assert result.exit_code == 1
     assert f"  missing: {root / 'ucf101' / 'UCF-101-midframes'}" in result.stdout.splitlines()
@@ -80,7 +80,7 @@ def test_prepare_says_what_to_put_where_and_fails(root, run):
     assert result.stderr.splitlines()[-1] == "error: not ready: ucf101, dtd"
 
 
-def test_one_download_that_fails_does_not_stop_the_others(root, run, monkeypatch):
+def test_a_failed_download_does_not_stop_the_others(root, run, monkeypatch):
     import torchvision
 
     def dead(root, download):
@@ -94,7 +94,7 @@ def test_one_download_that_fails_does_not_stop_the_others(root, run, monkeypatch
     assert [one["how"] for one in manual["missing"]][1].endswith("DATASETS.md#ucf101")
 
 
-def test_a_whole_set_is_ready(root, run, monkeypatch):
+def test_a_complete_data_set_is_ready(root, run, monkeypatch):
     dtd = set_info("dtd").cls
     monkeypatch.setattr(dtd, "n_classes", 3)
     monkeypatch.setattr(dtd, "counts", {"train": 18, "val": 9, "test": 9})
@@ -104,11 +104,11 @@ def test_a_whole_set_is_ready(root, run, monkeypatch):
 
 
 @pytest.mark.parametrize("verb", ["list", "info", "prepare"])
-def test_every_verb_has_an_example(verb, run):
+def test_every_subcommand_has_an_example(verb, run):
     assert f"Example: clipadapter data {verb}" in run("data", verb, "--help").stdout
 
 
-def test_a_named_set_is_fitted_like_a_folder(root, tmp_path, run, monkeypatch):
+def test_a_data_set_name_works_like_a_folder(root, tmp_path, run, monkeypatch):
     monkeypatch.setenv("CLIPADAPTER_DATA", str(root))
     result = run("fit", "dtd", "--out", tmp_path / "model", "--encoder", "toy", "--head", "zero-shot")
     assert result.exit_code == 0, result.stderr

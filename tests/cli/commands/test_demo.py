@@ -9,7 +9,7 @@ from clipadapter.bench import read_runs
 from clipadapter.data import textiles
 
 
-def test_the_whole_job_on_a_persons_own_folder(noisy_squares, tmp_path, run):
+def test_demo_runs_on_any_folder(noisy_squares, tmp_path, run):
     args = ("demo", "--data", noisy_squares, "--encoder", "toy", "--shots", "1,2", "--seeds", 2)
     result = run(*args, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
@@ -32,7 +32,7 @@ def test_the_whole_job_on_a_persons_own_folder(noisy_squares, tmp_path, run):
     assert model.predict([noisy_squares / "test" / "red" / "0.png"]) == ["red"]
 
 
-def test_an_undivided_folder_is_halved(noisy_squares, tmp_path, run):
+def test_a_folder_without_parts_is_split_in_halves(noisy_squares, tmp_path, run):
     args = ("demo", "--data", noisy_squares / "train", "--encoder", "toy", "--shots", 1, "--seeds", 1)
     result = run(*args, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.stderr
@@ -41,7 +41,7 @@ def test_an_undivided_folder_is_halved(noisy_squares, tmp_path, run):
     assert "Every other picture of a class is a test picture" in result.stderr
 
 
-def test_without_the_package_of_pictures_the_install_line_is_told(tmp_path, monkeypatch, run):
+def test_a_missing_extra_names_the_install_command(tmp_path, monkeypatch, run):
     def missing(name, real=importlib.import_module):
         if name == "conformal_clip_data":
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)

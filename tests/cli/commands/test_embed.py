@@ -22,7 +22,7 @@ def test_a_second_run_computes_nothing(squares, embed):
     assert (second["pictures"], second["computed"], second["cached"]) == (12, 0, 12)
 
 
-def test_shards_make_up_the_whole(squares, embed):
+def test_shards_together_cover_all_pictures(squares, embed):
     parts = [embed(squares, "--shard", f"{i}/5") for i in range(1, 6)]
     assert [part["computed"] for part in parts] == [3, 3, 2, 2, 2]
     assert embed(squares)["computed"] == 0
@@ -34,7 +34,7 @@ def test_views_are_counted_by_their_seed(squares, embed):
     assert embed(squares, "--views", 2, "--view-scale", 0.2, 0.3)["computed"] == 12
 
 
-def test_views_of_another_crop_scale_are_not_taken_from_the_store(squares, embed):
+def test_views_of_another_crop_scale_are_computed_anew(squares, embed):
     first = embed(squares, "--views", 3, "--crop", "tip")
     assert (first["crop"], first["computed"]) == ("tip", 36)
     assert embed(squares, "--views", 3)["computed"] == 0

@@ -21,7 +21,7 @@ def test_copy(tmp_path, noisy_squares):
     return shutil.copytree(noisy_squares / "test", tmp_path / "new")
 
 
-def test_the_model_stands_beside_its_baselines(probe, noisy_squares, tmp_path, run):
+def test_baselines_are_measured_too(probe, noisy_squares, tmp_path, run):
     result = run("eval", probe, noisy_squares, "--out", tmp_path / "report", "--seeds", 1)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -78,12 +78,12 @@ def test_json(probe, noisy_squares, tmp_path, run):
     assert found["files"] == [str(tmp_path / "r" / name) for name in ("metrics.json", "confusion.png")]
 
 
-def test_without_out_the_report_lies_beside_the_model(probe, noisy_squares, run):
+def test_the_default_report_folder_is_beside_the_model(probe, noisy_squares, run):
     assert run("eval", probe, noisy_squares, "--no-curve").exit_code == 0
     assert (probe.parent / "model-eval" / "metrics.json").is_file()
 
 
-def test_test_pictures_among_the_shots_are_told(probe, noisy_squares, tmp_path, run):
+def test_test_pictures_among_the_shots_are_a_warning(probe, noisy_squares, tmp_path, run):
     result = run("eval", probe, noisy_squares, "--split", "train", "--out", tmp_path / "r", "--no-curve")
     assert "warning: 12 of 12 test pictures are among the shots" in result.stderr
 
@@ -96,7 +96,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_not_counted(probe, test_copy
     assert result.stdout.startswith("5 pictures of new")
 
 
-def test_a_model_without_its_shots_stands_beside_zero_shot(noisy_squares, tmp_path, run):
+def test_a_model_without_shots_is_compared_with_zero_shot_only(noisy_squares, tmp_path, run):
     run("fit", noisy_squares, "--out", tmp_path / "model", "--encoder", "toy", "--head", "zero-shot", "--no-support")
     result = run("eval", tmp_path / "model", noisy_squares)
     assert result.exit_code == 0, result.stderr
@@ -104,7 +104,7 @@ def test_a_model_without_its_shots_stands_beside_zero_shot(noisy_squares, tmp_pa
     assert "linear-probe" not in result.stdout
 
 
-def test_labels_that_are_no_class_are_told(probe, test_copy, tmp_path, run):
+def test_unknown_labels_are_refused(probe, test_copy, tmp_path, run):
     (test_copy / "red").rename(test_copy / "mauve")
     result = run("eval", probe, test_copy, "--out", tmp_path / "r")
     assert result.exit_code == 1
@@ -112,7 +112,7 @@ def test_labels_that_are_no_class_are_told(probe, test_copy, tmp_path, run):
     assert not (tmp_path / "r").exists()
 
 
-def test_readable_names_may_be_given_for_the_folders(probe, test_copy, tmp_path, run):
+def test_folders_can_get_readable_class_names(probe, test_copy, tmp_path, run):
     (test_copy / "red").rename(test_copy / "n01")
     (tmp_path / "names.json").write_text('{"n01": "red"}')
     result = run(
@@ -121,13 +121,13 @@ def test_readable_names_may_be_given_for_the_folders(probe, test_copy, tmp_path,
     assert result.exit_code == 0, result.stderr
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_work(probe, noisy_squares, tmp_path, run):
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(probe, noisy_squares, tmp_path, run):
     (tmp_path / "file").touch()
     result = run("eval", probe, noisy_squares, "--out", tmp_path / "file" / "report")
     assert result.exit_code == 1 and "is not a folder that you may write to" in result.stderr
 
 
-def test_no_model_is_told(noisy_squares, tmp_path, run):
+def test_a_path_without_a_model_is_refused(noisy_squares, tmp_path, run):
     result = run("eval", tmp_path / "nothing", noisy_squares)
     assert result.exit_code == 1 and "there is no folder" in result.stderr
     (tmp_path / "model.onnx").touch()

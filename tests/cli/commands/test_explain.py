@@ -4,7 +4,7 @@ from pathlib import Path
 from PIL import Image
 
 
-def test_it_says_who_leads_and_which_shots_are_near(squares, model, run):
+def test_the_text_has_the_leading_class_and_the_nearest_shots(squares, model, run):
     path = squares / "red" / "0.png"
     result = run("explain", model, path)
     assert result.exit_code == 0, result.stderr
@@ -43,7 +43,7 @@ def test_another_class(squares, model, run):
     assert "'blue' is behind 'red'" in result.stdout
 
 
-def test_a_class_that_is_none_is_told_what_comes_close(squares, model, run):
+def test_an_unknown_class_gets_a_suggestion(squares, model, run):
     result = run("explain", model, squares / "red" / "0.png", "--class", "bleu")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "Did you mean 'blue'?" in result.stderr
@@ -55,5 +55,5 @@ def test_a_picture_that_cant_be_read(model, tmp_path, run):
     assert result.stderr.endswith("gone.png: no such file\n")
 
 
-def test_what_is_no_model_is_told(squares, tmp_path, run):
+def test_a_path_that_is_no_model_is_refused(squares, tmp_path, run):
     assert "holds no model" in run("explain", tmp_path, squares / "red" / "0.png").stderr

@@ -14,7 +14,7 @@ def written(squares, model, tmp_path_factory, run):
     return result, path
 
 
-def test_a_file_is_written_and_what_it_was_compared_on_is_said(written):
+def test_the_output_has_the_file_and_the_comparison(written):
     result, path = written
     lines = result.stdout.splitlines()
     assert lines[0] == f"wrote     {path}"
@@ -40,7 +40,7 @@ def test_json(model, tmp_path, run):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("onnx", "mine.onnx"), ("openvino", "mine.xml")])
-def test_without_a_name_it_lies_beside_the_model(kind, name, squares, tmp_path, run):
+def test_the_default_file_is_beside_the_model(kind, name, squares, tmp_path, run):
     assert run("fit", squares, "--out", tmp_path / "mine", "--encoder", "toy", "--head", "prototype").exit_code == 0
     assert run("export", tmp_path / "mine", "--format", kind).exit_code == 0
     assert (tmp_path / name).is_file()
@@ -52,7 +52,7 @@ def test_pictures_of_a_folder(squares, model, tmp_path, run):
     assert json.loads(result.stdout)["gate"]["n"] == 4
 
 
-def test_shots_that_are_gone_are_told(write_squares, tmp_path, run):
+def test_missing_shots_are_reported(write_squares, tmp_path, run):
     shots = write_squares(tmp_path / "shots")
     assert run("fit", shots, "--out", tmp_path / "model", "--encoder", "toy").exit_code == 0
     for path in shots.rglob("*.png"):
@@ -72,7 +72,7 @@ def test_sets_that_are_left_out_are_a_warning(noisy_squares, tmp_path, run):
     assert "warning: the file gives no sets of classes" in result.stderr
 
 
-def test_wrong_places_are_told(squares, model, tmp_path, run):
+def test_wrong_output_paths_are_refused(squares, model, tmp_path, run):
     for arguments, words in (
         (["--out", tmp_path], f"{tmp_path} is a folder: give a file, such as {tmp_path / 'model.onnx'}"),
         (["--out", tmp_path / "model.pt"], "give a name that ends with .onnx"),
@@ -89,7 +89,7 @@ def test_wrong_places_are_told(squares, model, tmp_path, run):
     assert "holds no model" in run("export", tmp_path, "--out", tmp_path / "m.onnx").stderr
 
 
-def test_a_head_that_cant_be_exported_says_why(noisy_squares, tmp_path, run):
+def test_a_head_that_cannot_be_exported_is_refused_with_a_reason(noisy_squares, tmp_path, run):
     model = tmp_path / "model"
     options = ["--encoder", "toy", "--head", "cocoop", "--set", "epochs=1", "--calibration", "none"]
     done = run("fit", noisy_squares / "train", "--out", model, *options)

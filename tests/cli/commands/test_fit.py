@@ -23,7 +23,7 @@ def fit(tmp_path, run):
     return call
 
 
-def test_says_what_was_learned(squares, tmp_path, fit):
+def test_fit_reports_the_model(squares, tmp_path, fit):
     result = fit(squares, *FEW_STEPS, head="clip-adapter")
     assert result.exit_code == 0, result.stderr
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
@@ -224,7 +224,7 @@ def test_views(squares, fit):
         (["--out", "."], "holds other files than a model"),
     ],
 )
-def test_wrong_input_is_told_before_a_picture_is_read(args, words, squares, tmp_path, monkeypatch, fit):
+def test_wrong_input_is_refused_before_a_picture_is_read(args, words, squares, tmp_path, monkeypatch, fit):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clipadapter.features.extraction.read_image", None)
     (tmp_path / "file").touch()
@@ -299,7 +299,7 @@ def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
 
 
 @pytest.mark.parametrize("recipe", ["official", "paper"])
-def test_a_recipe_stands_under_settings(squares, fit, recipe):
+def test_settings_override_a_recipe(squares, fit, recipe):
     found = json.loads(
         fit(squares, "--recipe", recipe, "--set", "epochs=3", "--seed", 5, "--json", head="clip-adapter").stdout
     )
@@ -320,7 +320,7 @@ def test_a_recipe_that_is_not_there_is_refused(squares, fit, args, words):
     assert words in result.stderr
 
 
-def test_a_preset_stands_under_settings(squares, fit):
+def test_settings_override_a_preset(squares, fit):
     args = ["--preset", "dtd", "--set", "beta=9"]
     params = json.loads(fit(squares, *args, "--json", head="tip-adapter").stdout)["head"]["params"]
     assert params["alpha"] == 2

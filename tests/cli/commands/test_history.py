@@ -46,7 +46,7 @@ def test_a_model_that_was_never_changed_has_one(model, run):
     assert run("history", model).stdout.splitlines()[-1] == f"{model} is version 1"
 
 
-def test_undo_takes_the_last_change_back_and_says_which(changed, run):
+def test_undo_restores_the_version_before_the_last_change(changed, run):
     result = run("undo", changed, "--by", "eve")
     assert result.exit_code == 0
     assert f"model     {changed}, version 4" in result.stdout
@@ -60,7 +60,7 @@ def test_undo_takes_the_last_change_back_and_says_which(changed, run):
     assert listed[-1].startswith(f"{changed} is version 4, the same as version 2; to go back to 1, 3:")
 
 
-def test_undo_again_goes_further_and_then_there_is_nothing(changed, run):
+def test_repeated_undo_goes_further_back_until_nothing_is_left(changed, run):
     assert json.loads(run("undo", changed, "--json").stdout)["content"] == 2
     told = json.loads(run("undo", changed, "--json").stdout)
     assert told == {
@@ -76,7 +76,7 @@ def test_undo_again_goes_further_and_then_there_is_nothing(changed, run):
     assert result.stderr == "error: there is nothing to undo: the model is what it was in version 1\n"
 
 
-def test_undo_to_a_version_goes_there_and_back(changed, run):
+def test_undo_to_a_version_and_back(changed, run):
     told = json.loads(run("undo", changed, "--to", 1, "--json").stdout)
     assert (told["version"], told["content"], told["undone"]) == (4, 1, None)
     assert "undo, to version 1" in run("history", changed).stdout
@@ -100,19 +100,19 @@ def test_a_version_that_there_is_not_is_named(args, code, words, changed, run):
 
 
 @pytest.mark.parametrize("command", ["history", "undo"])
-def test_what_is_no_model_is_told(command, run, tmp_path):
+def test_a_path_that_is_no_model_is_refused(command, run, tmp_path):
     assert "there is no folder" in run(command, tmp_path / "nowhere").stderr
     assert "holds no model" in run(command, tmp_path).stderr
 
 
 @pytest.mark.parametrize("command", ["history", "undo"])
-def test_a_damaged_log_is_told_with_what_to_do(command, changed, run):
+def test_a_damaged_log_is_refused_with_advice(command, changed, run):
     (changed / "history" / "log.json").write_text("{")
     result = run(command, changed)
     assert result.exit_code == 1 and "move the folder" in result.stderr
 
 
-def test_who_undoes_is_the_login_name_unless_it_is_said(changed, run, monkeypatch):
+def test_the_author_of_an_undo_is_the_login_name_by_default(changed, run, monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "carol")
     run("undo", changed)
     run("undo", changed, "--by", "dan")

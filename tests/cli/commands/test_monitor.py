@@ -36,7 +36,7 @@ def place(tmp_path_factory, run):
     return root
 
 
-def test_nothing_found_is_exit_code_0(place, run):
+def test_no_drift_is_exit_code_0(place, run):
     result = run("monitor", place / "model", place / "same")
     assert result.exit_code == 0, result.stderr + result.stdout
     lines = result.stdout.splitlines()
@@ -54,7 +54,7 @@ def test_drift_is_exit_code_3_and_a_sentence(place, run):
     assert result.exit_code == 3 and "drift: the pictures look different (p = " in result.stdout
 
 
-def test_what_is_usual_can_be_said(place, run):
+def test_usual_class_frequencies_can_be_given(place, run):
     told = ("--usual", "red=0.8", "--usual", "blue=0.1")
     assert run("monitor", place / "model", place / "reds", *told).exit_code == 0
     assert run("monitor", place / "model", place / "reds", "--skip", "shares").exit_code == 0
@@ -83,14 +83,14 @@ def test_the_last_pictures_alone(place, run):
     assert found["windows"][0]["begins"] is None
 
 
-def test_pictures_that_cannot_be_read_are_told(place, tmp_path, run):
+def test_unreadable_pictures_are_reported(place, tmp_path, run):
     stream = write(tmp_path / "stream", COLOURS * 8, np.random.default_rng(3))
     (stream / "bad.png").write_bytes(b"")
     result = run("monitor", place / "model", stream)
     assert result.exit_code in (0, 3) and "bad.png: file is empty" in result.stderr
 
 
-def test_what_cannot_be_looked_at_is_exit_code_1(place, tmp_path, run):
+def test_failures_are_exit_code_1(place, tmp_path, run):
     (tmp_path / "empty").mkdir()
     one = write(tmp_path / "one", ["red"], np.random.default_rng(0))
     for stream, words in (("empty", "there are no pictures in"), ("gone", "there is no folder")):

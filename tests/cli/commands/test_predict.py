@@ -33,7 +33,7 @@ def test_top_beyond_the_classes_gives_all(squares, model, run):
     assert sum(one["score"] for one in found["top"]) == pytest.approx(1)
 
 
-def test_a_folder_is_read_with_all_below_it(squares, model, run):
+def test_a_folder_is_read_recursively(squares, model, run):
     found = records(run("predict", model, squares, "--json"))
     assert [one["source"] for one in found] == [str(path) for path in sorted(squares.glob("*/*.png"))]
     assert [one["label"] for one in found] == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
@@ -51,7 +51,7 @@ def test_standard_input_gives_paths(squares, model, run):
     assert [one["label"] for one in found] == ["red", "blue"]
 
 
-def test_chunks_give_the_same_answers_in_order(squares, model, run):
+def test_batches_give_the_same_predictions_in_order(squares, model, run):
     whole = run("predict", model, squares, "--json", "--no-cache")
     parts = run("predict", model, squares, "--json", "--no-cache", "--batch-size", 1)
     answers = [[(one["source"], one["label"]) for one in records(result)] for result in (whole, parts)]
@@ -61,7 +61,7 @@ def test_chunks_give_the_same_answers_in_order(squares, model, run):
     assert probabilities[0] == pytest.approx(probabilities[1], rel=1e-6)
 
 
-def test_a_bad_picture_costs_its_own_answer_only(squares, model, tmp_path, run):
+def test_an_unreadable_picture_affects_only_its_own_prediction(squares, model, tmp_path, run):
     bad, good = tmp_path / "bad.jpg", squares / "red" / "0.png"
     bad.write_text("no picture")
     result = run("predict", model, bad, good, tmp_path / "gone.png", "--json")
@@ -83,7 +83,7 @@ def test_what_cant_even_be_looked_at_costs_its_own_answer_only(squares, model, r
     assert "can't be opened: File name too long" in result.stderr
 
 
-def test_an_exported_file_that_cant_even_be_looked_at_is_told(run):
+def test_an_exported_file_without_permission_is_refused(run):
     for name in ("x" * 300 + ".onnx", "x" * 300):  # a name too long, or a folder that is another's
         result = run("predict", name, "photo.jpg")
         assert (result.exit_code, result.stdout) == (1, "")

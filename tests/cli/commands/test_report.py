@@ -15,7 +15,7 @@ def probe(tmp_path_factory, noisy_squares, run):
     return folder
 
 
-def test_the_page_lies_beside_the_model(probe, noisy_squares, run):
+def test_the_default_page_is_beside_the_model(probe, noisy_squares, run):
     result = run("report", probe, noisy_squares, "--no-curve", "--no-doctor")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -46,7 +46,7 @@ def test_json_has_figures_and_the_file(probe, noisy_squares, squares, tmp_path, 
     assert found["findings"] is not None and found["curve"]
 
 
-def test_pictures_that_cannot_be_read_are_told(probe, noisy_squares, tmp_path, run):
+def test_unreadable_pictures_are_reported(probe, noisy_squares, tmp_path, run):
     data = shutil.copytree(noisy_squares / "test", tmp_path / "new")
     (data / "red" / "0.png").write_bytes(b"")
     result = run("report", probe, data, "--out", tmp_path / "r.html", "--no-curve", "--no-doctor")
@@ -55,7 +55,7 @@ def test_pictures_that_cannot_be_read_are_told(probe, noisy_squares, tmp_path, r
     assert "1 unreadable picture is not counted" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_done_is_told_before_the_work(probe, noisy_squares, tmp_path, run):
+def test_wrong_arguments_are_refused_before_the_work(probe, noisy_squares, tmp_path, run):
     (tmp_path / "file").touch()
     result = run("report", probe, noisy_squares, "--out", tmp_path / "file" / "page.html")
     assert result.exit_code == 1 and "is not a folder that you may write to" in result.stderr

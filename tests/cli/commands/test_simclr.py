@@ -16,7 +16,7 @@ def test_pictures_to_an_encoder_to_a_model(noisy_squares, run, tmp_path):
     assert json.loads(answer.stdout)["label"] == "red"
 
 
-def test_a_second_run_says_that_all_is_there(noisy_squares, run, tmp_path):
+def test_a_second_run_reports_cached_features(noisy_squares, run, tmp_path):
     line = ("simclr", noisy_squares, "--out", tmp_path / "encoder", "--epochs", 1, "--batch-size", 8, "--size", 16)
     assert run(*line).exit_code == 0
     again = run(*line)

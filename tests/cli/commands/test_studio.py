@@ -11,7 +11,7 @@ def environment(monkeypatch):
         monkeypatch.setenv(name, "")
 
 
-def test_what_cannot_be_opened_is_told(tmp_path, run):
+def test_wrong_arguments_are_refused_before_the_page_opens(tmp_path, run):
     (tmp_path / "file").touch()
     result = run("studio", tmp_path / "file", "--encoder", "toy", "--no-browser")
     assert result.exit_code == 1 and "is not a folder" in result.stderr
@@ -21,17 +21,17 @@ def test_what_cannot_be_opened_is_told(tmp_path, run):
     assert result.exit_code == 1 and "there is no folder" in result.stderr
 
 
-def test_a_missing_extra_is_told_before_the_encoder_is_opened(tmp_path, run, monkeypatch):
+def test_a_missing_extra_is_refused_before_the_encoder_is_opened(tmp_path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     result = run("studio", tmp_path / "p", "--encoder", "no-such-encoder", "--no-browser")
     assert result.exit_code == 1 and "pip install 'clipadapter[studio]'" in result.stderr
 
 
-def test_the_folder_that_is_taken_if_none_is_given_is_named(run):
+def test_the_help_names_the_default_folder(run):
     assert "clipadapter-studio" in run("studio", "--help").stdout
 
 
-def test_an_open_address_without_a_password_is_warned_of(tmp_path, run, monkeypatch):
+def test_an_open_address_without_a_password_is_a_warning(tmp_path, run, monkeypatch):
     def ended(*_):
         raise KeyboardInterrupt
 
@@ -43,7 +43,7 @@ def test_an_open_address_without_a_password_is_warned_of(tmp_path, run, monkeypa
 
 
 @pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:"), ("127.0.0.1", "http://127.0.0.1:")])
-def test_an_address_of_either_kind_is_listened_on(host, url):
+def test_the_page_is_served_on_ipv4_and_ipv6(host, url):
     from clipadapter.cli.commands.studio import _serve
     from clipadapter.studio.page import LOOPBACK_HOSTS
 
