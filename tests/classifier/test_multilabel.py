@@ -9,7 +9,7 @@ from clipadapter.errors import InputError
 from clipadapter.heads import create_head, out_of_fold
 from clipadapter.testing.multilabel import toy_multilabel
 from clipadapter.uncertainty import UncertaintyOptions
-from clipadapter.uncertainty.multilabel import USUAL, learn_multilabel
+from clipadapter.uncertainty.multilabel import DEFAULT_THRESHOLD, learn_multilabel
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 SETS = [("red",), ("green",), ("blue",), ("red", "blue"), ("green", "red"), ("blue", "green"), ()]
@@ -103,7 +103,7 @@ def test_thresholds_are_learned_from_out_of_fold_logits():
 def test_one_shot_per_class_gives_the_default_thresholds(Y):
     X, _, text = toy_multilabel()
     rule = learn_multilabel_thresholds(create_head("zero-shot"), X[: len(Y)], Y, text)
-    assert rule.thresholds.tolist() == [USUAL] * 3
+    assert rule.thresholds.tolist() == [DEFAULT_THRESHOLD] * 3
 
 
 def test_options_without_effect_are_refused_too():

@@ -143,21 +143,21 @@ def test_the_limit_is_four_gibibytes():
 
 def test_the_cost_is_known_before_the_fit_and_measuring_leaves_its_views_in_the_store(tmp_path, monkeypatch):
     images, labels = pictures()
-    asked = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
-    assert asked.view_cost(images, labels) == ViewCost(pictures=6, views=21, dim=32)
+    classifier = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
+    assert classifier.view_cost(images, labels) == ViewCost(pictures=6, views=21, dim=32)
     clock = itertools.count()
     monkeypatch.setattr("clipadapter.classifier.inputs.time.perf_counter", lambda: next(clock))
     # Two pictures, 16 augmented views and the plain one of each, in what the clock says is a second.
-    assert asked.view_cost(images, labels, measure=True).rate == 34
-    assert asked.view_cost(images, labels, measure=True).rate is None
-    assert asked.fit(images, labels).support_.provenance["computed"] == 6 * 21 - 34
+    assert classifier.view_cost(images, labels, measure=True).rate == 34
+    assert classifier.view_cost(images, labels, measure=True).rate is None
+    assert classifier.fit(images, labels).support_.provenance["computed"] == 6 * 21 - 34
 
 
 def test_measuring_takes_the_pictures_that_an_interrupted_run_has_not_reached(tmp_path):
     images, labels = pictures()
-    asked = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
-    asked.extract_features(images[:4], labels[:4], ["red", "green", "blue"])
-    assert asked.view_cost(images, labels, measure=True).rate > 0
+    classifier = model(cache=tmp_path / "features.db", head=ClipAdapter(alpha=0.2, epochs=20))
+    classifier.extract_features(images[:4], labels[:4], ["red", "green", "blue"])
+    assert classifier.view_cost(images, labels, measure=True).rate > 0
 
 
 def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):

@@ -33,14 +33,14 @@ for words in json.loads(sys.argv[1]):
 def test_fit_and_predict_textiles_without_a_network(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     dataset = textiles()
-    wanted = {"flawless fabric": "flawless", "fabric with a global defect": "global"}
-    for label, folder in wanted.items():
+    expected = {"flawless fabric": "flawless", "fabric with a global defect": "global"}
+    for label, folder in expected.items():
         paths = [sample.path for sample in dataset.samples if sample.label == label][:16]
         for i, path in enumerate(paths):
             target = tmp_path / ("shots" if i < 8 else "new") / folder / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-    (tmp_path / "names.json").write_text(json.dumps({folder: label for label, folder in wanted.items()}))
+    (tmp_path / "names.json").write_text(json.dumps({folder: label for label, folder in expected.items()}))
     remote = "open_clip:ViT-B-32/laion2b_s34b_b79k"  # asks the hub, which shows that connections are watched
     lines = [
         ["fit", "shots", "--out", "model", "--encoder", "lite", "--class-names", "names.json", "--json"],
@@ -55,11 +55,11 @@ def test_fit_and_predict_textiles_without_a_network(tmp_path, monkeypatch):
     for stream in (done.stdout, done.stderr):
         assert [line for line in stream.splitlines() if line.startswith("exit ")] == ends, done.stderr
     fitted, predicted, _ = done.stdout.split("exit ", maxsplit=2)
-    assert json.loads(fitted)["shots"] == dict.fromkeys(sorted(wanted), 8)
-    said, said_by_predict, _ = done.stderr.split("exit ", maxsplit=2)
-    assert said.startswith("encoder lite: ") and said.count("\n") == 1  # no other library has a say
-    assert said_by_predict.splitlines()[1:] == []
+    assert json.loads(fitted)["shots"] == dict.fromkeys(sorted(expected), 8)
+    output, output_of_predict, _ = done.stderr.split("exit ", maxsplit=2)
+    assert output.startswith("encoder lite: ") and output.count("\n") == 1  # no other library has a say
+    assert output_of_predict.splitlines()[1:] == []
     answers = [json.loads(line) for line in predicted.splitlines()[1:]]
-    right = [wanted[one["label"]] in one["source"].removeprefix("new") for one in answers]
+    right = [expected[one["label"]] in one["source"].removeprefix("new") for one in answers]
     assert len(right) == 16
     assert sum(right) >= 12

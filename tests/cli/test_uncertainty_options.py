@@ -13,8 +13,8 @@ def colour(folder, name="0.png"):
 @pytest.fixture(scope="module")
 def trusted(tmp_path_factory, noisy_squares, run):
     folder = tmp_path_factory.mktemp("trusted") / "model"
-    asked = ("--reject", 0.2, "--coverage", 0.8, "--minimise", "false red=50")
-    result = run("fit", noisy_squares, "--out", folder, "--encoder", "toy", *asked)
+    decisions = ("--reject", 0.2, "--coverage", 0.8, "--minimise", "false red=50")
+    result = run("fit", noisy_squares, "--out", folder, "--encoder", "toy", *decisions)
     assert result.exit_code == 0, result.stderr
     assert "calibration" in result.stdout
     assert "none of these  about 20 % of pictures of the classes" in result.stdout
@@ -26,8 +26,8 @@ def test_default_decisions_of_the_model_are_measured(trusted, noisy_squares, tmp
     assert "% are called none of these (requested: 20.0 %)" in result.stdout
     assert "% have their class in the set (requested: 80.0 %)" in result.stdout
     assert "mean cost " in result.stdout
-    told = json.loads((tmp_path / "r" / "metrics.json").read_text())["asked"]
-    assert told["cost"] <= told["cost_of_likeliest"]
+    record = json.loads((tmp_path / "r" / "metrics.json").read_text())["asked"]
+    assert record["cost"] <= record["cost_of_likeliest"]
 
 
 def test_predict_warns_of_rates_that_the_shots_cannot_guarantee(trusted, noisy_squares, run):

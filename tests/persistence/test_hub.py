@@ -321,7 +321,7 @@ def test_push_and_pull_from_the_command_line(fitted, hub, tmp_path):
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["repo"] == "ann/colours" and "config.json" in told["files"] and told["others"] == []
-    assert "its card has no figures" in done.stderr
+    assert "the card has no figures" in done.stderr
     assert hub.private["ann/colours"]
     got = run("pull", "ann/colours", "--out", tmp_path / "again")
     assert got.exit_code == 0, got.stderr

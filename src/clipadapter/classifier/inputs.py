@@ -180,7 +180,7 @@ def plan_views(
     known = [number for number in epochs if number is not None]
     if not known:
         raise InputError(
-            f"{type(head).__name__} has no epochs, so there is no view per epoch: give a number of views, "
+            f"{type(head).__name__} has no epochs to make views for: give a number of views, "
             f"such as views=10 (--views 10), or use one of these heads: {', '.join(_list_heads_with_epochs())}"
         )
     return views.for_epochs(max(known))

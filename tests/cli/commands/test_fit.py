@@ -139,13 +139,13 @@ def test_the_crop_scale_of_views_is_saved_with_the_model(squares, tmp_path, fit)
 
 
 def test_views_for_each_epoch_are_counted_on_stderr_before_the_first_is_computed(squares, fit, monkeypatch):
-    extract, said = FewShotClassifier._extract, []
+    extract, notes = FewShotClassifier._extract, []
     echo = click.echo
-    monkeypatch.setattr("click.echo", lambda text, **where: said.append(text) or echo(text, **where))
+    monkeypatch.setattr("click.echo", lambda text, **where: notes.append(text) or echo(text, **where))
 
     def extracted(self, images, spec, strict):
         count = "views: 132 images to encode (12 pictures x 11 views); their features take 0.0 MiB of memory"
-        assert any(text.startswith(count) for text in said)
+        assert any(text.startswith(count) for text in notes)
         return extract(self, images, spec, strict)
 
     monkeypatch.setattr(FewShotClassifier, "_extract", extracted)
@@ -180,7 +180,7 @@ def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squar
 @pytest.mark.parametrize(
     ("head", "args", "words"),
     [
-        ("zero-shot", ["per-epoch"], "ZeroShot has no epochs, so there is no view per epoch: give a number"),
+        ("zero-shot", ["per-epoch"], "ZeroShot has no epochs to make views for: give a number"),
         ("clip-adapter", ["per-epoch", "--set", "epochs=10000000"], "features of 10000001 views of 12 pictures take"),
     ],
 )

@@ -39,9 +39,9 @@ def test_every_version_has_a_line(changed, run):
 
 
 def test_a_model_that_was_never_changed_has_one(model, run):
-    told = json.loads(run("history", model, "--json").stdout)
-    assert told["version"] == 1 and told["model"] == str(model)
-    (only,) = told["changes"]
+    record = json.loads(run("history", model, "--json").stdout)
+    assert record["version"] == 1 and record["model"] == str(model)
+    (only,) = record["changes"]
     assert (only["action"], only["content"], only["pictures"], only["kept"]) == ("fit", 1, 12, True)
     assert run("history", model).stdout.splitlines()[-1] == f"{model} is version 1"
 
@@ -62,8 +62,8 @@ def test_undo_restores_the_version_before_the_last_change(changed, run):
 
 def test_repeated_undo_goes_further_back_until_nothing_is_left(changed, run):
     assert json.loads(run("undo", changed, "--json").stdout)["content"] == 2
-    told = json.loads(run("undo", changed, "--json").stdout)
-    assert told == {
+    record = json.loads(run("undo", changed, "--json").stdout)
+    assert record == {
         "model": str(changed),
         "version": 5,
         "undone": 2,
@@ -77,8 +77,8 @@ def test_repeated_undo_goes_further_back_until_nothing_is_left(changed, run):
 
 
 def test_undo_to_a_version_and_back(changed, run):
-    told = json.loads(run("undo", changed, "--to", 1, "--json").stdout)
-    assert (told["version"], told["content"], told["undone"]) == (4, 1, None)
+    record = json.loads(run("undo", changed, "--to", 1, "--json").stdout)
+    assert (record["version"], record["content"], record["undone"]) == (4, 1, None)
     assert "undo, to version 1" in run("history", changed).stdout
     assert "went      to version 3" in run("undo", changed, "--to", 3).stdout
     assert load_model(changed).prompts["red"] == ["changed by bob."]
@@ -172,9 +172,9 @@ assert not {"torch", "sklearn", "scipy"} & set(sys.modules), "loaded what takes 
 def test_neither_the_list_nor_a_mistake_waits_for_torch(changed, tmp_path):
     nowhere = tmp_path / "nowhere"
     lines = [f"history|{changed}", f"undo|{changed}|--to|9", f"undo|{nowhere}", f"remove-class|{nowhere}|red"]
-    told = subprocess.run([sys.executable, "-c", QUICK, *lines], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
-    said = told.stdout.splitlines()
-    assert said[0].startswith(f"0 {changed} is version 3")
-    assert said[1] == "1 error: there is no version 9: this model has 1 to 3"
-    assert all(line.startswith(f"1 error: there is no folder {nowhere}") for line in said[2:])
+    done = subprocess.run([sys.executable, "-c", QUICK, *lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    outputs = done.stdout.splitlines()
+    assert outputs[0].startswith(f"0 {changed} is version 3")
+    assert outputs[1] == "1 error: there is no version 9: this model has 1 to 3"
+    assert all(line.startswith(f"1 error: there is no folder {nowhere}") for line in outputs[2:])

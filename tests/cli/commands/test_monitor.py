@@ -55,8 +55,8 @@ def test_drift_is_exit_code_3_and_a_sentence(place, run):
 
 
 def test_usual_class_frequencies_can_be_given(place, run):
-    told = ("--usual", "red=0.8", "--usual", "blue=0.1")
-    assert run("monitor", place / "model", place / "reds", *told).exit_code == 0
+    shares = ("--usual", "red=0.8", "--usual", "blue=0.1")
+    assert run("monitor", place / "model", place / "reds", *shares).exit_code == 0
     assert run("monitor", place / "model", place / "reds", "--skip", "shares").exit_code == 0
     for wrong in ("red", "red=much", "=0.5", "red=80"):
         result = run("monitor", place / "model", place / "reds", "--usual", wrong)

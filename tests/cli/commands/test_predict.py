@@ -139,8 +139,8 @@ def test_what_is_no_model_is_refused(squares, tmp_path, run):
         (squares, "holds no model: it has no config.json"),
         (tmp_path / "nothing", "there is no folder"),
     ):
-        told = run("predict", wrong, picture).stderr
-        assert words in told and "or a file that 'clipadapter export' wrote" in told
+        errors = run("predict", wrong, picture).stderr
+        assert words in errors and "or a file that 'clipadapter export' wrote" in errors
 
 
 def test_another_encoder_is_refused(squares, model, tmp_path, run):
