@@ -8,16 +8,13 @@ import math
 import socket
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from clipadapter.encoders import create_encoder
 
-CLIP = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 TINY = {
     "embed_dim": 32,
@@ -48,6 +45,7 @@ def sealed(tmp_path_factory):
 @pytest.fixture(scope="session")
 def write_model():
     """A function that writes a model of open_clip with random weights into a folder."""
+    import open_clip  # here, since it takes seconds, and most files of tests need none of it
 
     def write(folder: Path, config: dict, preprocess: dict, seed: int = 0) -> Path:
         folder.mkdir(exist_ok=True)
@@ -69,6 +67,8 @@ def write_model():
 @pytest.fixture(scope="session")
 def narrow_clip():
     """Configurations of CLIP's ResNet and ViT by name: their pictures and texts, but few and narrow layers."""
+    import open_clip
+
     found = {name: open_clip.get_model_config(name) for name in ("RN50", "ViT-B-32")}
     for config, image in (("RN50", {"width": 16, "layers": [1, 1, 1, 1]}), ("ViT-B-32", {"width": 128, "layers": 4})):
         found[config]["embed_dim"] = 64
@@ -80,6 +80,8 @@ def narrow_clip():
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, write_model, narrow_clip):
     """Folders of models by family: narrow ones of CLIP's ViT and ResNet, small SigLIP, tiny ViT."""
+    import open_clip
+
     root = tmp_path_factory.mktemp("models")
     siglip = open_clip.get_model_config("ViT-B-16-SigLIP")
     siglip["embed_dim"] = 192
@@ -109,8 +111,11 @@ def opened(folders):
     return get
 
 
-def _letter_tokenizer() -> PreTrainedTokenizerFast:
+def _letter_tokenizer():
     """A tokenizer of letters in the layout of SigLIP's: sentence pieces, then the end mark."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     pieces = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(LETTERS)], unk_id=2))
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
     pieces.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

@@ -9,7 +9,6 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
-import gradio as gr
 import pytest
 
 from clipadapter.studio import build_page
@@ -106,6 +105,8 @@ def test_telemetry_is_off(page):
 
 
 def test_a_failed_save_is_reported_until_something_changes(page, upload):
+    import gradio as gr  # here, since it takes seconds
+
     tab, project, session = SimpleNamespace(session_hash="a"), page.session.project, page.session
     assert "nothing to save yet" in page._save(tab)[0]
     assert gr.skip() == page._poll(tab)[0]
