@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from time import sleep
 
 import pytest
@@ -15,7 +14,7 @@ from clipadapter.testing import toy_features
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 from clipadapter.tuners.coop import CoOp
 
-SCRIPT = Path(__file__).with_name("killed_fit.py")
+from . import killed_fit
 
 
 @pytest.fixture
@@ -126,23 +125,21 @@ def test_a_folder_that_cant_be_written_costs_no_result(cache):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 2])
-def test_a_fit_that_was_killed_goes_on_to_the_same_result(patience, cache, tmp_path):
-    def run(seconds):
-        command = [sys.executable, SCRIPT, str(patience), str(seconds)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    with run(0) as whole:
-        lines = whole.stdout.read().split("\n")
+def test_a_fit_that_was_killed_goes_on_to_the_same_result(patience, cache, capsys):
+    """The process that is killed is another one; all else runs here."""
+    killed_fit.main(patience, 0.0)
+    lines = capsys.readouterr().out.split("\n")
     steps, wanted = lines.count("step"), lines[-2]
     assert wanted.startswith("done")
     assert not list(cache.iterdir())
-    with run(0.05) as killed:
+    command = [sys.executable, killed_fit.__file__, str(patience), "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
         for _ in range(9):
             assert killed.stdout.readline() == "step\n"
         killed.kill()  # SIGKILL
     assert len(list(cache.glob("*.safetensors"))) == 1
-    with run(0) as again:
-        lines = again.stdout.read().split("\n")
+    killed_fit.main(patience, 0.0)
+    lines = capsys.readouterr().out.split("\n")
     assert lines[-2] == wanted
     assert 0 < lines.count("step") <= steps - 7
     assert not list(cache.glob("*.safetensors"))
