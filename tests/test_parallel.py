@@ -12,7 +12,7 @@ from torch import nn
 
 from clipadapter.errors import InputError
 from clipadapter.parallel import (
-    CONVOLUTIONS,
+    MAX_TRANSFORMER_CONVOLUTIONS,
     PICTURES_PER_THREAD,
     count_cores,
     is_convolutional,
@@ -49,7 +49,7 @@ def pixels():
 
 
 def test_a_convolutional_tower_takes_a_few_for_each_thread(threads, pixels):
-    tower = Watched(CONVOLUTIONS + 1).eval()
+    tower = Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1).eval()
     with torch.inference_mode():
         found = run_in_batches(tower, tower, pixels)
         assert sorted(tower.seen) == [1] + [PICTURES_PER_THREAD] * 5
@@ -59,13 +59,13 @@ def test_a_convolutional_tower_takes_a_few_for_each_thread(threads, pixels):
 
 def test_pieces_are_larger_where_threads_share_one(monkeypatch, threads, pixels):
     monkeypatch.setattr("clipadapter.parallel.MAX_PARALLEL_BATCHES", 1)
-    tower = Watched(CONVOLUTIONS + 1).eval()
+    tower = Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1).eval()
     run_in_batches(tower, tower, pixels)
     assert tower.seen == [4, 4, 3]
 
 
 def test_no_thread_keeps_a_gradient(threads, pixels):
-    tower, kept = Watched(CONVOLUTIONS + 1), []
+    tower, kept = Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1), []
 
     def run(piece):
         found = tower(piece)
@@ -82,7 +82,7 @@ def test_what_goes_wrong_in_a_piece_is_told(threads, pixels):
         raise ValueError("no such picture")
 
     with pytest.raises(ValueError, match="no such picture"):
-        run_in_batches(fail, Watched(CONVOLUTIONS + 1), pixels)
+        run_in_batches(fail, Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1), pixels)
     assert torch.get_num_threads() == threads
 
 
@@ -95,7 +95,7 @@ def test_results_come_in_the_order_of_the_tasks(threads):
 
 
 def test_another_tower_takes_all(threads, pixels):
-    tower = Watched(CONVOLUTIONS).eval()
+    tower = Watched(MAX_TRANSFORMER_CONVOLUTIONS).eval()
     with torch.inference_mode():
         run_in_batches(tower, tower, pixels)
     assert tower.seen == [11]

@@ -25,7 +25,7 @@ DEEP, DIGITS, HALF = "[" * 100_000 + "]" * 100_000, "9" * 5000, r'"\ud83d"'
 DEEP_MESSAGE, DIGITS_MESSAGE, HALF_MESSAGE = (
     "more than 100 lists and objects",
     "a number has thousands of digits",
-    "has half of a letter",
+    "has a lone surrogate",
 )
 
 

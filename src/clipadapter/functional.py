@@ -1,4 +1,4 @@
-"""Formulas shared by several methods, as pure functions of tensors.
+"""Formulas that several methods share, as pure functions of tensors.
 
 Letters: n shots, m queries, c classes, d feature width, v views.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ABSENT_LOGIT = -1e4
-"""Logit of a class that nothing is known of: finite, so that it can be saved, and never the largest."""
+"""Logit of a class without shots and text: finite, so that it can be saved, and never the largest."""
 
 
 def unit(x: Tensor) -> Tensor:

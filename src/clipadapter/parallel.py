@@ -1,7 +1,8 @@
-"""Work in pieces on the threads of a CPU: how many pictures an image tower works on at a time, and who does what.
+"""Work in batches on the threads of a CPU, and the number of threads that small products use.
 
-The maps of a convolutional tower fill memory, and those of a few pictures stay in the processor's cache where those of
-a whole batch do not. A transformer's weights fill it, which more pictures share. Nothing here loads torch by itself.
+The feature maps of a convolutional tower take most memory: those of a few pictures fit into the processor's cache,
+those of a whole batch do not. In a transformer the weights take most memory, and large batches share them. Importing
+this module does not import torch.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PICTURES_PER_THREAD = 2
-"""Pictures for each thread, in a convolutional tower."""
+"""Pictures per thread and batch of a convolutional tower."""
 MAX_PARALLEL_BATCHES = 8
-"""Pieces at the same time: with more, threads wait for each other's Python."""
+"""Batches at the same time. With more, threads wait for Python's global lock."""
 MIN_MULTITHREADED_WORK = 50_000_000
-"""Multiplications of a step, below which a second thread gains nothing."""
+"""Multiplications of a step below which a second thread gains nothing."""
 MIN_PARALLEL_TASK_WORK = 2_000_000
-"""Multiplications of a task's products, below which tasks on several threads wait for each other's Python."""
-CONVOLUTIONS = 8
-"""A tower with more of them is convolutional; a transformer has one, or a few in front."""
+"""Multiplications of a task's products below which several threads mostly wait for Python's global lock."""
+MAX_TRANSFORMER_CONVOLUTIONS = 8
+"""Most convolutions of a transformer, before its first block. A tower with more is convolutional."""
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ def count_cores() -> int:
 
 
 def is_convolutional(network: nn.Module) -> bool:
-    """Whether maps are what its pictures fill memory with.
+    """Whether a network is convolutional, so that feature maps take most of its memory.
 
     >>> import torch
     >>> is_convolutional(torch.nn.Conv2d(3, 8, 3))
@@ -47,19 +48,19 @@ def is_convolutional(network: nn.Module) -> bool:
     """
     from torch import nn
 
-    return sum(isinstance(module, nn.Conv2d) for module in network.modules()) > CONVOLUTIONS
+    return sum(isinstance(module, nn.Conv2d) for module in network.modules()) > MAX_TRANSFORMER_CONVOLUTIONS
 
 
 def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: Tensor) -> Tensor:
-    """What a tower of torch says of pictures, without a gradient, worked on as suits it.
+    """Run a torch tower without gradients, in batches of the size that suits it.
 
-    A convolutional tower on a CPU takes a few at a time, each thread its own: threads that work on the same layer would
-    wait for one that has to leave its core to those that read pictures.
+    On a CPU a convolutional tower gets small batches, one per thread. Threads that shared one layer would wait whenever
+    the threads that read pictures take the core of one of them.
 
     Args:
-        run: the tower, which gives a row a picture.
-        network: its layers.
-        pixels: (n, ...) where it is, n at least 1.
+        run: the tower, from pixels to one row per picture.
+        network: the module with its layers.
+        pixels: (n, ...) on the tower's device, n at least 1.
 
     Returns:
         (n, d).
@@ -68,28 +69,28 @@ def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: 
 
     threads = torch.get_num_threads()
     workers = min(threads, MAX_PARALLEL_BATCHES)
-    pieces = pixels.split(PICTURES_PER_THREAD * (threads // workers))
-    if pixels.device.type != "cpu" or len(pieces) == 1 or not is_convolutional(network):
+    batches = pixels.split(PICTURES_PER_THREAD * (threads // workers))
+    if pixels.device.type != "cpu" or len(batches) == 1 or not is_convolutional(network):
         return run(pixels)
 
-    def one(piece: Tensor) -> Tensor:
-        with torch.inference_mode():  # holds for one thread
-            return run(piece)
+    def run_batch(batch: Tensor) -> Tensor:
+        with torch.inference_mode():  # the mode is set per thread
+            return run(batch)
 
-    return torch.cat(parallel_map([partial(one, piece) for piece in pieces], workers))
+    return torch.cat(parallel_map([partial(run_batch, batch) for batch in batches], workers))
 
 
 def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *, work: int | None = None) -> list[T]:
-    """Results of independent tasks in their order, computed on threads that each have a share of torch's threads.
+    """Run independent tasks on threads that divide torch's threads among them; results in the order of the tasks.
 
-    A task must not depend on the others, nor on torch's global generator. The share of a task is one thread where
-    there are as many tasks as threads, so results depend on the number of threads as little as one matrix product does.
+    A task must depend neither on the others nor on torch's global generator. With as many tasks as threads, each task
+    has one thread. So results depend on the number of threads as little as one matrix product does.
 
     Args:
         tasks: functions without arguments.
-        workers: tasks at the same time, at most as many as torch has threads; None for as many as it has.
-        work: multiplications of the small products of a task. Tasks whose products are too small for threads run one
-            after the other on one thread, because their time is spent in Python. None if they are large.
+        workers: tasks at the same time, at most the number of torch's threads; None: all of these.
+        work: multiplications of the products of a task. Tasks with small products spend their time in Python, so they
+            run one after the other on one thread. None: the products are large.
 
     >>> parallel_map([lambda: 1, lambda: 2], workers=1)
     [1, 2]
@@ -99,7 +100,7 @@ def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks)) if workers is None else workers
 
-    def run_with_share(task: Callable[[], T]) -> T:
+    def run_with_fewer_threads(task: Callable[[], T]) -> T:
         torch.set_num_threads(threads // workers)
         return task()
 
@@ -110,18 +111,18 @@ def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *
         return [task() for task in tasks]
     try:
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(run_with_share, tasks))
+            return list(pool.map(run_with_fewer_threads, tasks))
     finally:
-        # The number is each thread's own, but a new thread begins with the one that was set last, in whichever.
+        # The number is set per thread, but a new thread starts with the number that any thread set last.
         torch.set_num_threads(threads)
 
 
 @contextmanager
 def limit_threads(work: int) -> Iterator[None]:
-    """Run small products on one thread: several threads would wait for each other, most of all beside other programs.
+    """Run small products on one thread, on which they are faster, above all if other programs use the cores.
 
     Args:
-        work: multiplications of one step. From 50 million on the number of threads stays as it is.
+        work: multiplications of one step. From 50 million on the number of threads is not changed.
     """
     import torch
 
@@ -135,7 +136,7 @@ def limit_threads(work: int) -> Iterator[None]:
 
 
 def map_row_batches(run: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[Any], size: int) -> NDArray[Any]:
-    """What a function of rows says of at most ``size`` at a time.
+    """Apply a function to rows in batches of at most ``size``, and concatenate its results.
 
     >>> map_row_batches(lambda rows: rows + len(rows), np.zeros((3, 1)), 2).ravel()
     array([2., 2., 1.])

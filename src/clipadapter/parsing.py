@@ -1,8 +1,7 @@
-"""JSON, JSON lines and TOML that people write: read whole, with an error of this package for whatever is wrong.
+"""Parsers of JSON, JSON lines and TOML that raise DataError, with the place, for everything that is wrong.
 
-Python's readers raise several kinds of errors for nesting that is too deep, numbers of thousands of digits, and halves
-of letters (lone surrogates), or hand these on to break later, where they are printed or saved. Here they are a
-`DataError` that says where.
+Python's parsers raise various errors for deep nesting and for numbers of thousands of digits. Lone surrogates they
+accept, and errors follow later, when the text is printed or saved. Here all of these raise DataError.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ from clipadapter.errors import DataError
 from clipadapter.files import open_regular, printable
 
 MAX_FILE_BYTES = 256 << 20
-"""A larger file is none that a person wrote."""
+"""Largest file that is read."""
 MAX_DEPTH = 100
-"""Lists and objects within one another."""
+"""Largest nesting depth of lists and objects."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-"""How half of a letter may be written in JSON."""
+"""A lone surrogate as an escape of JSON."""
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """Read the text of a UTF-8 file, with or without a byte order mark.
 
     Args:
         path: the file.
-        max_bytes: of a larger one no more than this is read.
+        max_bytes: larger files are refused.
 
     Raises:
-        DataError: if it can't be read, is too large, or no UTF-8.
+        DataError: if it can't be read, is too large, or is not UTF-8.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                raise DataError(f"{printable(path)} has {size >> 20} MiB, but no more than {max_bytes >> 20} are read")
-            data = file.read(max_bytes + 1)  # it may grow meanwhile
+                raise DataError(f"{printable(path)} has {size >> 20} MiB, but at most {max_bytes >> 20} MiB are read")
+            data = file.read(max_bytes + 1)  # the file may grow in the meantime
     except DataError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: no file has such a name
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         raise DataError(f"{printable(path)} can't be opened: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > max_bytes:
-        raise DataError(f"{printable(path)} has more than {max_bytes >> 20} MiB, and no more are read")
+        raise DataError(f"{printable(path)} has more than {max_bytes >> 20} MiB, the largest size that is read")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,11 +54,11 @@ def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
 
 
 def read_json(path: str | Path, expected: str = "") -> Any:
-    """What a JSON file holds.
+    """Parse a JSON file.
 
     Args:
-        path: the file, of UTF-8.
-        expected: what it should be, for the message, such as ``expected {"cup": "coffee cup"}``.
+        path: the file, in UTF-8.
+        expected: the expected content, for the message, such as ``expected {"cup": "coffee cup"}``.
 
     Raises:
         DataError: as `read_text` and `parse_json`.
@@ -68,51 +67,51 @@ def read_json(path: str | Path, expected: str = "") -> Any:
 
 
 def parse_json(text: str, where: str, expected: str = "", surrogates: bool = False, line: int = 0) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
     Args:
         text: the JSON.
-        where: what messages call the place.
-        expected: what it should be, for the message.
-        surrogates: take halves of letters: names of files may have them, where their bytes are no UTF-8.
-        line: number of the line that it is, if the place has others.
+        where: name of the place in error messages.
+        expected: the expected content, for the message.
+        surrogates: accept lone surrogates, which file names contain if their bytes are not UTF-8.
+        line: number of the line, if the place is a file of several.
 
     Raises:
-        DataError: if it is no JSON, has more than `MAX_DEPTH` lists and objects within one another, a number of
-            thousands of digits, NaN or infinity, or half of a letter.
+        DataError: if it is not JSON, is nested more than `MAX_DEPTH` deep, or has a number of thousands of digits, NaN,
+            infinity, or a lone surrogate.
 
     >>> parse_json('{"cup": [1, 2]}', "names.json")
     {'cup': [1, 2]}
     >>> parse_json("[" * 1000 + "]" * 1000, "names.json")
     Traceback (most recent call last):
     ...
-    clipadapter.errors.DataError: names.json: more than 100 lists and objects lie within one another
+    clipadapter.errors.DataError: names.json: lists and objects are nested more than 100 deep
     """
-    also = f"; {expected}" if expected else ""
-    here = f"{where}, line {line}" if line else where
+    advice = f"; {expected}" if expected else ""
+    place = f"{where}, line {line}" if line else where
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno}, character {error.colno}"
-        raise DataError(f"{where}, {place}: not JSON ({error.msg}){also}") from error
+        position = f"line {line or error.lineno}, character {error.colno}"
+        raise DataError(f"{where}, {position}: not JSON ({error.msg}){advice}") from error
     except RecursionError as error:
-        raise _too_deep(here) from error
+        raise _nesting_error(place) from error
     except ValueError as error:
-        raise DataError(f"{here}: {_reason(error)}{also}") from error
-    _check(value, here, strings=not surrogates and _SURROGATE.search(text) is not None)
+        raise DataError(f"{place}: {_reason(error)}{advice}") from error
+    _check_value(value, place, strings=not surrogates and _SURROGATE.search(text) is not None)
     return value
 
 
 def parse_json_lines(lines: Iterator[str], where: str, surrogates: bool = False) -> Iterator[tuple[int, Any]]:
-    r"""The values of JSON lines with their numbers from 1; empty lines are left out.
+    r"""Parse JSON lines: the values with their line numbers from 1. Empty lines are skipped.
 
     Args:
         lines: of the file.
-        where: what messages call the file.
+        where: name of the file in error messages.
         surrogates: as for `parse_json`.
 
     Raises:
-        DataError: as `parse_json`; says which line.
+        DataError: as `parse_json`, with the number of the line.
 
     >>> list(parse_json_lines(iter(['{"path": "1.jpg"}\n', "\n", "[]"]), "pictures.jsonl"))
     [(1, {'path': '1.jpg'}), (3, [])]
@@ -123,19 +122,19 @@ def parse_json_lines(lines: Iterator[str], where: str, surrogates: bool = False)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """What a TOML text says.
+    """Parse a TOML text.
 
     Args:
         text: the TOML.
-        where: what messages call the place.
+        where: name of the place in error messages.
 
     Raises:
-        DataError: if it is no TOML, or has what `parse_json` refuses.
+        DataError: if it is not TOML, or has content that `parse_json` refuses.
 
     >>> parse_toml("shots = [1, 2]", "my.toml")
     {'shots': [1, 2]}
     """
-    # Not at the top: Python 3.10 has no reader of TOML, and what answers with an exported file needs none.
+    # Imported late: Python 3.10 has no TOML parser, and prediction with an exported file needs none.
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -146,15 +145,15 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{where} is not TOML: {error}") from error
     except RecursionError as error:
-        raise _too_deep(where) from error
+        raise _nesting_error(where) from error
     except ValueError as error:
         raise DataError(f"{where}: {_reason(error)}") from error
-    _check(value, where, strings=False)  # TOML's reader refuses halves of letters
+    _check_value(value, where, strings=False)  # TOML's parser refuses lone surrogates
     return value
 
 
-def _check(value: Any, where: str, strings: bool) -> None:
-    """Refuse what is too deep and, if asked for, texts that no UTF-8 can hold."""
+def _check_value(value: Any, where: str, strings: bool) -> None:
+    """Refuse values that are nested too deep and, with ``strings``, texts with lone surrogates."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         if strings:
@@ -163,19 +162,19 @@ def _check(value: Any, where: str, strings: bool) -> None:
         if not inner:
             return
         level = [value for values in inner for value in values]
-    raise _too_deep(where)
+    raise _nesting_error(where)
 
 
 def _check_strings(level: list[Any], where: str) -> None:
-    """Refuse texts, and keys of objects, that no UTF-8 can hold."""
+    """Refuse texts and object keys with lone surrogates."""
     for text in (text for each in level for text in (each if isinstance(each, dict) else [each])):
-        if isinstance(text, str) and not _is_whole(text):
+        if isinstance(text, str) and not _is_encodable(text):
             raise DataError(
-                f"{where}: '{printable(text)}' has half of a letter (a lone surrogate): write the whole letter"
+                f"{where}: '{printable(text)}' has a lone surrogate (half of a character): write the whole character"
             )
 
 
-def _is_whole(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -183,14 +182,14 @@ def _is_whole(text: str) -> bool:
     return True
 
 
-def _too_deep(where: str) -> DataError:
-    return DataError(f"{where}: more than {MAX_DEPTH} lists and objects lie within one another")
+def _nesting_error(where: str) -> DataError:
+    return DataError(f"{where}: lists and objects are nested more than {MAX_DEPTH} deep")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _reason(error: ValueError) -> str:
-    """Python says in its own words that a number is too long to be one."""
+    """The reason of a ValueError. Python's message about numbers with too many digits is not clear to users."""
     return "a number has thousands of digits" if "integer string conversion" in str(error) else str(error)

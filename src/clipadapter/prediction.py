@@ -1,4 +1,4 @@
-"""The prediction for one picture."""
+"""The prediction for one picture, and the softmax."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Prediction:
         source: the picture, as the user named it.
         label: predicted class; None if the picture is rejected as none of the classes, or can't be read.
         probability: of that class, or of `nearest` if the picture is rejected.
-        top: (class, probability) of the best classes, best first; with unequal costs the cheapest one is first.
+        top: (class, probability) of the best classes, best first; with unequal costs the class with the least expected
+            cost is first.
         error: why the picture can't be read, else None.
         nearest: the class that is predicted without rejection; `label` unless that is None.
         reason: why the picture is rejected; else None.
@@ -34,7 +35,7 @@ class Prediction:
     labels: tuple[str, ...] | None = None
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """As a dictionary for JSON."""
         return {
             "source": self.source,
             "label": self.label,

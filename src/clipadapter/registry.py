@@ -1,7 +1,7 @@
-"""One registry, many uses: heads, encoders and whatever else is chosen by name.
+"""A registry of classes by name: heads, encoders, data sets and others.
 
-A member registers itself where it is defined; nothing else has to be edited. The modules of the package are imported
-when the registry is first asked, and so are plug-ins that name themselves by an entry point of the same name.
+A member registers itself where it is defined. The modules of the package are imported at the first query, and so are
+plug-ins with an entry point in the group of the package's name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Entry(Generic[T]):
         name: its public name.
         cls: the class.
         summary: first line of the class's docstring.
-        facts: what else was said when it was registered, such as the paper.
+        facts: other facts given at registration, such as the paper.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Entry(Generic[T]):
         """Refuse a parameter that the class does not take.
 
         Raises:
-            UnknownNameError: if so; says which comes close.
+            UnknownNameError: if the class does not take it.
         """
         known = inspect.signature(self.cls).parameters
         if name not in known and all(part.kind is not part.VAR_KEYWORD for part in known.values()):
@@ -50,7 +50,7 @@ class Entry(Generic[T]):
 
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
-    """The error for a name that nothing has: says what comes close and what there is.
+    """The error for an unknown name. Its message has the closest known name and all known names.
 
     >>> print(unknown("head", "tip-adaptor", ["knn", "tip-adapter"]))
     no head is called 'tip-adaptor'. Did you mean 'tip-adapter'? Known: knn, tip-adapter
@@ -64,15 +64,15 @@ class Registry(Generic[T]):
     """Names and classes of one kind.
 
     Args:
-        kind: what a member is, for messages: ``"head"``.
-        package: dotted name of the package whose public modules register members, also the entry point group.
-        more: dotted names of other packages whose public modules do.
+        kind: what a member is, for messages, such as ``"head"``.
+        package: dotted name of the package whose public modules register members; also the entry point group.
+        other_packages: dotted names of other packages whose public modules register members.
     """
 
-    def __init__(self, kind: str, package: str, *more: str) -> None:
+    def __init__(self, kind: str, package: str, *other_packages: str) -> None:
         self.kind = kind
         self.package = package
-        self._packages = (package, *more)
+        self._packages = (package, *other_packages)
         self._entries: dict[str, Entry[T]] = {}
         self._loaded = False
 
@@ -81,19 +81,16 @@ class Registry(Generic[T]):
 
         Args:
             name: lower-case words joined by hyphens (an underscore is kept where the field writes one).
-            facts: anything worth listing beside the name.
+            facts: other facts, for lists.
 
         Raises:
             InputError: if another class has the name.
         """
 
         def decorate(cls: type[T]) -> type[T]:
-            taken = self._entries.get(name)
-            if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
-            ):
-                raise InputError(f"the {self.kind} '{name}' is already {taken.cls.__module__}.{taken.cls.__qualname__}")
+            existing = self._entries.get(name)
+            if existing is not None and _qualified_name(existing.cls) != _qualified_name(cls):
+                raise InputError(f"the {self.kind} '{name}' is already {_qualified_name(existing.cls)}")
             summary = (cls.__doc__ or "").strip().split("\n")[0]
             self._entries[name] = Entry(name, cls, summary, MappingProxyType(dict(facts)))
             return cls
@@ -109,7 +106,7 @@ class Registry(Generic[T]):
         """The entry of one name.
 
         Raises:
-            UnknownNameError: if nothing has this name.
+            UnknownNameError: if no member has this name.
         """
         self._load()
         if name not in self._entries:
@@ -120,7 +117,7 @@ class Registry(Generic[T]):
         """A new instance by name.
 
         Raises:
-            UnknownNameError: if nothing has this name, or the class does not take one of the parameters.
+            UnknownNameError: if no member has this name, or the class does not take one of the parameters.
             InputError: if a parameter is missing.
         """
         entry = self.info(name)
@@ -141,3 +138,7 @@ class Registry(Generic[T]):
                     importlib.import_module(f"{name}.{module.name}")
         for point in entry_points(group=self.package):
             point.load()
+
+
+def _qualified_name(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

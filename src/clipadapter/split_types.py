@@ -1,4 +1,4 @@
-"""Features of a test part, marked by their type, so that nothing can be fitted to them by mistake."""
+"""A type that marks features of a test split, so that no head is fitted to them by mistake."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 class EvaluationFeatures(np.ndarray[Any, Any]):
-    """An array that heads answer for, but refuse to learn from; slices of it are of this type as well."""
+    """An array that heads predict for, but refuse to fit to. Its slices have this type too."""
 
 
 def mark_for_evaluation(features: NDArray[Any]) -> EvaluationFeatures:
-    """The same numbers as a test part; no copy.
+    """Mark features as those of a test split, without a copy.
 
     >>> type(mark_for_evaluation(np.zeros((2, 3)))[:1]).__name__
     'EvaluationFeatures'

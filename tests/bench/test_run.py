@@ -86,5 +86,5 @@ def test_the_digest_tells_apart_where_a_part_ends():
 
 def test_a_record_with_a_metric_that_nobody_knows_is_named(make_run, tmp_path):
     line = make_run().model_dump_json().replace('"macro_f1"', '"makro_f1"')
-    with pytest.raises(DataError, match="'makro_f1' is no metric"):
+    with pytest.raises(DataError, match="there is no metric 'makro_f1'"):
         parse_run("runs.jsonl, line 1", line.encode())

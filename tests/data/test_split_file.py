@@ -91,7 +91,7 @@ def test_a_file_that_is_not_there_or_far_too_large(tmp_path):
         read_split(tmp_path / "none.json", tmp_path)
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(300 << 20)
-    with pytest.raises(DataError, match="has 300 MiB, but no more than 256 are read"):
+    with pytest.raises(DataError, match="has 300 MiB, but at most 256 MiB are read"):
         read_split(tmp_path / "large.json", tmp_path)
 
 

@@ -71,7 +71,7 @@ class Drawing(ToyEncoder):
     ("broken", "check"),
     [
         (Normalised, "check_picture_features_are_raw_float32"),
-        (Sorted, "check_text_order_is_kept"),
+        (Sorted, "check_text_order"),
         (Resizing, "check_square_is_not_resized"),
         (BatchMinded, "check_picture_batch_does_not_matter"),
         (Half, "check_text_features_are_raw_float32"),

@@ -46,11 +46,11 @@ def broken(tower, fault):
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
-        ("sees beyond", "check_what_stands_behind_does_not_matter"),
+        ("sees beyond", "check_padding_is_ignored"),
         ("no gradient", "check_gradients_reach_embeddings_only"),
-        ("other feature", "check_embeddings_give_the_texts_features"),
-        ("forgets the beginning", "check_a_beginning_may_be_run_by_itself"),
-        ("no gradient in the beginning", "check_a_beginning_may_be_run_by_itself"),
+        ("other feature", "check_embeddings_match_encode_text"),
+        ("forgets the beginning", "check_prefix_can_be_encoded_once"),
+        ("no gradient in the beginning", "check_prefix_can_be_encoded_once"),
     ],
 )
 def test_a_broken_tower_is_caught(fault, check, opened, monkeypatch):

@@ -79,7 +79,7 @@ def test_every_answer_is_in_one_bin_and_the_error_is_a_share(pairs, bins):
         (lambda: reliability([3.0], [True]), "not logits"),
         (lambda: reliability([0.5], [True], mass="equal"), "equal-mass"),
         (lambda: brier([[0.5, 0.5]], [2]), "positions of the 2 classes"),
-        (lambda: log_loss([0.5], [0]), "don't go together"),
+        (lambda: log_loss([0.5], [0]), "don't match"),
     ],
 )
 def test_wrong_input_says_what_is_wrong(call, words):

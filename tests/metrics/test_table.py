@@ -38,7 +38,7 @@ def test_balanced_accuracy_counts_each_class_the_same():
 
 
 def test_a_name_that_is_no_metric_is_refused():
-    with pytest.raises(InputError, match="'balanced' is no metric; known: accuracy, balanced_accuracy"):
+    with pytest.raises(InputError, match="there is no metric 'balanced'; known: accuracy, balanced_accuracy"):
         check_metrics({"accuracy": 0.5, "balanced": 0.5})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter.data import _cost, read_image
+from clipadapter.data import decode_cost, read_image
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ImageError
 
@@ -59,7 +59,7 @@ def test_a_bomb_costs_a_bounded_number_of_steps(name):
 def test_the_limit_of_scans_grows_with_that_of_pixels():
     data = scan_bomb(256, 400)
     assert read_image("a", data=data).size == (256, 256)
-    visits = _cost.read_jpeg(data, 1 << 40).visits
+    visits = decode_cost.read_jpeg(data, 1 << 40).visits
     # The last scan visits each sample once, and comes 400 times beside those of an ordinary file.
     assert 400 * 256**2 < visits < 420 * 256**2
     with pytest.raises(ImageError, match=r"samples in all scans \(limit 20\)"):
@@ -70,10 +70,10 @@ def test_the_limit_of_scans_grows_with_that_of_pixels():
 def test_scans_of_ordinary_progressive_files_stay_below_the_limit(subsampling):
     image = Image.effect_noise((640, 480), 40).convert("RGB")
     data = encode(image, "JPEG", progressive=True, subsampling=subsampling)
-    work = _cost.read_jpeg(data, 1 << 40)
+    work = decode_cost.read_jpeg(data, 1 << 40)
     assert work.several_scans
-    assert 6 < work.visits / (640 * 480) < 15 < _cost.MAX_VISITS_PER_PIXEL
-    plain = _cost.read_jpeg(encode(image, "JPEG", subsampling=subsampling), 1 << 40)
+    assert 6 < work.visits / (640 * 480) < 15 < decode_cost.MAX_VISITS_PER_PIXEL
+    plain = decode_cost.read_jpeg(encode(image, "JPEG", subsampling=subsampling), 1 << 40)
     assert not plain.several_scans and plain.visits == {0: 3, 1: 2, 2: 1.5}[subsampling] * 640 * 480
 
 

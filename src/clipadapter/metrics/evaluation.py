@@ -80,7 +80,7 @@ class Predictions:
         return float(values.mean() if self.weights is None else self.weights @ values / self.weights.sum())
 
     def reweighted(self, weights: NDArray[np.float64]) -> Predictions:
-        """The same predictions with other weights; what does not depend on the weights is not computed again."""
+        """The same predictions with other weights. Values that do not depend on the weights are not computed again."""
         other = replace(self, weights=weights)
         for name in ("probabilities", "predicted", "correct", "losses", "squared_errors"):
             other.__dict__[name] = getattr(self, name)
@@ -118,7 +118,7 @@ class Evaluation:
         metrics: values by the name of the metric, in the order of `METRICS`.
         classes: metrics of each class.
         confusion: (c, c) counts; rows are true classes, columns are predicted classes.
-        predictions: what was evaluated.
+        predictions: the predictions that were evaluated.
     """
 
     metrics: dict[str, float]
@@ -153,7 +153,7 @@ def evaluate(labels: Sequence[str], log_probabilities: NDArray[np.float64], clas
         class_names: all c classes in the order of the columns.
 
     Raises:
-        KeyError: if a label is no class.
+        KeyError: if a label is not a class.
 
     >>> probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
     >>> result = evaluate(["a", "a", "b"], np.log(probabilities), ["a", "b"])

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from clipadapter.metrics.evaluation import Predictions
 from clipadapter.metrics.table import metrics_shown
 
+DEFAULT_RESAMPLES = 2000
 Z_95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution, for two-sided intervals at 95 %."""
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def percentile_interval(value: float, resampled: NDArray[np.float64]) -> Estimat
 
 
 def bootstrap_metrics(
-    systems: Mapping[str, Predictions], resamples: int = RESAMPLES, seed: int = 0
+    systems: Mapping[str, Predictions], resamples: int = DEFAULT_RESAMPLES, seed: int = 0
 ) -> dict[str, MetricsWithIntervals]:
     """Estimate the metrics of reports for systems that predicted the same pictures; differences are paired.
 
@@ -109,7 +109,7 @@ def bootstrap_metrics(
     """
     metrics = metrics_shown("report", "single-label")
     bootstrapped = [name for name, metric in metrics.items() if metric.interval is not None]
-    drawn: dict[str, dict[str, NDArray[np.float64]]] = {
+    resampled: dict[str, dict[str, NDArray[np.float64]]] = {
         system: {name: np.empty(resamples) for name in bootstrapped} for system in systems
     }
     rng, m = np.random.default_rng(seed), len(next(iter(systems.values())).labels)
@@ -118,7 +118,7 @@ def bootstrap_metrics(
         for system, predictions in systems.items():
             resample = predictions.reweighted(weights)
             for name in bootstrapped:
-                drawn[system][name][r] = metrics[name].function(resample)
+                resampled[system][name][r] = metrics[name].function(resample)
     values = {
         system: {name: float(metric.function(predictions) or 0.0) for name, metric in metrics.items()}
         for system, predictions in systems.items()
@@ -127,14 +127,14 @@ def bootstrap_metrics(
     leads = {
         system: percentile_interval(
             values[reference]["accuracy"] - values[system]["accuracy"],
-            drawn[reference]["accuracy"] - drawn[system]["accuracy"],
+            resampled[reference]["accuracy"] - resampled[system]["accuracy"],
         )
         for system in others
     }
     return {
         system: MetricsWithIntervals(
             {
-                name: _estimate(values[system][name], metric.interval, drawn[system].get(name), m)
+                name: _estimate(values[system][name], metric.interval, resampled[system].get(name), m)
                 for name, metric in metrics.items()
             },
             leads.get(system),
@@ -150,6 +150,6 @@ def _estimate(value: float, interval: str | None, resampled: NDArray[np.float64]
         return Estimate(value)
     if interval == "bootstrap":
         return percentile_interval(value, resampled)
-    # A resample has fewer different pictures, and a lower F1 or recall for that alone: it is centred on the value.
+    # A resample has fewer different pictures, which alone lowers F1 and recall. So it is centred on the value.
     centred = percentile_interval(value, resampled + (value - resampled.mean()))
     return Estimate(value, max(0.0, centred.low or 0.0), min(1.0, centred.high or 0.0))

@@ -36,7 +36,7 @@ class MultiLabelPredictions:
 
     @cached_property
     def true_positives(self) -> NDArray[np.int64]:
-        """(c,)."""
+        """(c,) correct predictions of each class."""
         return np.asarray((self.truth & self.decisions).sum(axis=0))
 
     @cached_property
@@ -51,7 +51,7 @@ class MultiLabelPredictions:
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """(m,) whether all decisions of a picture are right."""
+        """(m,) whether all decisions of a picture are correct."""
         return np.asarray((self.truth == self.decisions).all(axis=1))
 
     @cached_property

@@ -214,16 +214,16 @@ def check_metrics(values: Mapping[str, float], required: Mapping[str, MetricInfo
         required: metrics that the file must have, except those that are optional.
 
     Raises:
-        InputError: if a name is no metric, a value is out of range, or a metric is missing.
+        InputError: if there is no such metric, a value is out of range, or a metric is missing.
 
     >>> check_metrics({"acuracy": 0.5})
     Traceback (most recent call last):
     ...
-    clipadapter.errors.InputError: 'acuracy' is no metric; known: accuracy, balanced_accuracy, ...
+    clipadapter.errors.InputError: there is no metric 'acuracy'; known: accuracy, balanced_accuracy, ...
     """
     for name, value in values.items():
         if name not in METRICS:
-            raise InputError(f"'{name}' is no metric; known: {', '.join(METRICS)}")
+            raise InputError(f"there is no metric '{name}'; known: {', '.join(METRICS)}")
         if not METRICS[name].is_in_range(value):
             raise InputError(f"{METRICS[name].title} can't be {value}")
     missing = [name for name, metric in (required or {}).items() if not metric.optional and name not in values]

@@ -1,4 +1,4 @@
-"""Checks for those who add a part: what every encoder, text tower, head ... must do."""
+"""Conformance checks of heads, encoders and text towers, for authors of plug-ins."""
 
 from clipadapter.testing.encoders import ENCODER_CHECKS, check_encoder
 from clipadapter.testing.heads import HEAD_CHECKS, check_head

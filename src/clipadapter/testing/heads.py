@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load, save
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, IncrementalHead, TextFeatures
+from clipadapter.testing.assertions import assert_raises, save_and_load
 from clipadapter.testing.incremental import INCREMENTAL_CHECKS
 from clipadapter.testing.multilabel import MULTILABEL_CHECKS
-from clipadapter.testing.toy import CLASSES, Array, assert_raises, toy_features
+from clipadapter.testing.toy import CLASSES, Array, toy_features
 
 NUMBER_NAMES = ("10", "9", "2")
 """Class names that are numbers, in another order as numbers than as text."""
@@ -89,10 +89,10 @@ def check_global_randomness_is_untouched(head: Head) -> None:
 def check_input_is_untouched(head: Head) -> None:
     """Neither the features nor the text features change."""
     X, y, text = toy_features()
-    kept, vectors = X.copy(), text.embeddings.copy()
+    features, embeddings = X.copy(), text.embeddings.copy()
     fit_head(head, X, y, text).logits(X)
-    np.testing.assert_array_equal(X, kept)
-    np.testing.assert_array_equal(text.embeddings, vectors)
+    np.testing.assert_array_equal(X, features)
+    np.testing.assert_array_equal(text.embeddings, embeddings)
 
 
 def check_number_types(head: Head) -> None:
@@ -147,9 +147,7 @@ def check_state_round_trip(head: Head) -> None:
     """The state, saved as safetensors and loaded, gives the same logits to the bit."""
     X, y, text = toy_features()
     expected = fit_head(head, X, y, text).logits(X)
-    state = load(save({name: np.asarray(value, order="C") for name, value in head.state().items()}))
-    again = clone(head).load_state(state, head.classes_.tolist(), head.n_features_in_).attach(text)
-    np.testing.assert_array_equal(again.logits(X), expected)
+    np.testing.assert_array_equal(save_and_load(head, text).logits(X), expected)
 
 
 def check_unfitted_raises(head: Head) -> None:
@@ -174,22 +172,24 @@ def check_bad_input_raises(head: Head) -> None:
 
 def check_missing_text(head: Head) -> None:
     """Without text features a head fits, or raises InputError if `needs_text`."""
-    X, y, _ = toy_features()
-    if head.needs_text:
-        assert_raises(InputError, "class text", lambda: fit_head(head, X, y, None))
-    else:
-        assert (fit_head(head, X, y, None).predict(X) == y).all()
+    _check_optional_text(head, None, "class text")
 
 
 def check_class_without_text(head: Head) -> None:
     """A class without text is learned from its shots, or the head raises InputError if `needs_text`."""
-    X, y, text = toy_features()
+    text = toy_features()[2]
     rows = np.where(np.arange(3)[:, None] == 1, np.nan, text.embeddings)
     partial = TextFeatures(CLASSES, rows, text.logit_scale, tower=text.tower)
+    _check_optional_text(head, partial, "there is none of dog")
+
+
+def _check_optional_text(head: Head, text: TextFeatures | None, message: str) -> None:
+    """With these text features a head fits, or raises InputError with this message if `needs_text`."""
+    X, y, _ = toy_features()
     if head.needs_text:
-        assert_raises(InputError, "there is none of dog", lambda: fit_head(head, X, y, partial))
+        assert_raises(InputError, message, lambda: fit_head(head, X, y, text))
     else:
-        assert (fit_head(head, X, y, partial).predict(X) == y).all()
+        assert (fit_head(head, X, y, text).predict(X) == y).all()
 
 
 def check_unlabelled_pictures(head: Head) -> None:
@@ -230,10 +230,9 @@ def check_text_part(head: Head) -> None:
     assert not head.needs_text or np.ptp(part, axis=1).min() > 0, (
         "a head that needs text has text_logits that differ between classes"
     )
-    saved = {name: np.array(value) for name, value in head.state().items()}
-    again = clone(head).load_state(saved, head.classes_.tolist(), head.n_features_in_).attach(text).text_logits(X)
-    assert again is not None, "what text_logits needs is not part of the state"
-    np.testing.assert_array_equal(again, part)
+    loaded_part = save_and_load(head, text).text_logits(X)
+    assert loaded_part is not None, "what text_logits needs is not part of the state"
+    np.testing.assert_array_equal(loaded_part, part)
     basis = np.linalg.svd(text.embeddings.astype(np.float64))[2][: len(CLASSES)]
     across = X - X @ basis.T @ basis  # orthogonal to all text features: only noise is left
     part = head.text_logits(across)
@@ -244,8 +243,8 @@ def check_text_part(head: Head) -> None:
 def check_logits_have_one_column_per_class(head: Head) -> None:
     """Logits are (m, c), finite, of sorted classes; predictions are their argmax; probabilities are their softmax."""
     X, y, text = toy_features()
-    turned = TextFeatures(text.labels[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
-    for part, classes in ((turned, CLASSES), (turned.with_order("given"), CLASSES[::-1])):
+    reversed_text = TextFeatures(text.labels[::-1], text.embeddings[::-1], text.logit_scale, tower=text.tower)
+    for part, classes in ((reversed_text, CLASSES), (reversed_text.with_order("given"), CLASSES[::-1])):
         logits = fit_head(head, X, y, part).logits(X)
         assert list(head.classes_) == list(classes)
         assert logits.shape == (len(X), len(CLASSES))

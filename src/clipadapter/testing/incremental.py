@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-from safetensors.numpy import load, save
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.heads.text import Order
-from clipadapter.testing.toy import CLASSES, Array, assert_raises, toy_features
+from clipadapter.testing.assertions import assert_raises, save_and_load
+from clipadapter.testing.toy import CLASSES, Array, toy_features
 
 HALF = np.arange(12) % 2 == 0
 """Every other shot of the toy's twelve: some of every class."""
@@ -27,7 +27,7 @@ def _text_of(text: TextFeatures, places: list[int], order: Order = "given") -> T
 
 
 def _fit_incremental(head: Head, X: Array, y: Array, text: TextFeatures | None) -> IncrementalHead | None:
-    """The fitted head if it can `partial_fit`; None if it is not incremental, or does not keep what that needs."""
+    """The fitted head if it can `partial_fit`; None if it is not incremental or not updatable."""
     if not isinstance(head, IncrementalHead):
         return None
     fitted = clone(head).fit(X, y, text=text)
@@ -77,10 +77,10 @@ def check_partial_fit_with_new_classes(head: Head) -> None:
     fitted = _fit_incremental(head, X[OLD], y[OLD], _text_of(text, [0, 1]))
     if fitted is None:
         return
-    turned = _text_of(text, [2, 1, 0])
-    for part, wanted in ((turned, turned.labels), (turned.with_order("sorted"), CLASSES)):
+    reversed_text = _text_of(text, [2, 1, 0])
+    for part, expected in ((reversed_text, reversed_text.labels), (reversed_text.with_order("sorted"), CLASSES)):
         updated = copy.copy(fitted).partial_fit(X[~OLD], y[~OLD], text=part)
-        assert updated.classes_.tolist() == list(wanted)
+        assert updated.classes_.tolist() == list(expected)
         assert updated.counts_.tolist() == [4, 4, 4]
         assert (updated.predict(X[~OLD]) == y[~OLD]).all()
         if updated.exact:
@@ -105,11 +105,11 @@ def check_unlearn(head: Head) -> None:
     assert fitted.unlearn(X[HALF], y[HALF], text=text) is fitted
     assert fitted.counts_.tolist() == [2, 2, 2]
     _assert_equal_heads(fitted, clone(head).fit(X[~HALF], y[~HALF], text=text))
-    rest = ~HALF & OLD
+    remaining = ~HALF & OLD
     fitted.unlearn(X[~OLD & ~HALF], y[~OLD & ~HALF], text=text)
     assert fitted.counts_.tolist() == [2, 2, 0]
-    _assert_equal_heads(fitted, clone(head).fit(X[rest], y[rest], text=text))
-    _assert_equal_heads(fitted.partial_fit(X[~rest], y[~rest], text=text), clone(head).fit(X, y, text=text))
+    _assert_equal_heads(fitted, clone(head).fit(X[remaining], y[remaining], text=text))
+    _assert_equal_heads(fitted.partial_fit(X[~remaining], y[~remaining], text=text), clone(head).fit(X, y, text=text))
 
 
 def check_remap_classes(head: Head) -> None:
@@ -135,10 +135,10 @@ def check_partial_fit_after_loading(head: Head) -> None:
     fitted = _fit_incremental(head, X[HALF], y[HALF], text)
     if fitted is None:
         return
-    state = load(save({name: np.asarray(value, order="C") for name, value in fitted.state().items()}))
-    loaded = clone(head).load_state(state, fitted.classes_.tolist(), fitted.n_features_in_).attach(text)
-    for one in (fitted, loaded):
-        one.partial_fit(X[~HALF], y[~HALF], text=text)
+    loaded = save_and_load(fitted, text)
+    assert isinstance(loaded, IncrementalHead)
+    for each in (fitted, loaded):
+        each.partial_fit(X[~HALF], y[~HALF], text=text)
     np.testing.assert_array_equal(loaded.logits(X), fitted.logits(X))
     assert loaded.state().keys() == fitted.state().keys()
     fresh = clone(head).fit(X[HALF], y[HALF], text=text)
@@ -151,7 +151,7 @@ def check_partial_fit_leaves_copies_unchanged(head: Head) -> None:
     fitted = _fit_incremental(head, X[HALF], y[HALF], text)
     if fitted is None:
         return
-    kept, vectors = X.copy(), text.embeddings.copy()
+    features, embeddings = X.copy(), text.embeddings.copy()
     changes = [lambda: fitted.partial_fit(X[~HALF], y[~HALF], text=text)]
     if isinstance(fitted, ExactIncrementalHead):
         exact = fitted
@@ -159,17 +159,17 @@ def check_partial_fit_leaves_copies_unchanged(head: Head) -> None:
         changes += [lambda: exact.remap_classes(CLASSES[::-1], [2, 1, 0], text=_text_of(text, [2, 1, 0]))]
     for change in changes:
         before = copy.copy(fitted)
-        answers, state = before.logits(X), {name: np.array(value) for name, value in before.state().items()}
+        logits, state = before.logits(X), {name: np.array(value) for name, value in before.state().items()}
         change()
-        np.testing.assert_array_equal(before.logits(X), answers)
+        np.testing.assert_array_equal(before.logits(X), logits)
         for name, value in before.state().items():
             np.testing.assert_array_equal(value, state[name], err_msg=name)
-    np.testing.assert_array_equal(X, kept)
-    np.testing.assert_array_equal(text.embeddings, vectors)
+    np.testing.assert_array_equal(X, features)
+    np.testing.assert_array_equal(text.embeddings, embeddings)
 
 
 def check_partial_fit_refuses_bad_input(head: Head) -> None:
-    """What can't be learned or taken out is refused in words, and the head stays as it was."""
+    """Shots that can't be learned or unlearned raise errors, and the head stays unchanged."""
     if not isinstance(head, IncrementalHead):
         return
     X, y, text = toy_features()
@@ -177,13 +177,13 @@ def check_partial_fit_refuses_bad_input(head: Head) -> None:
         unfitted = clone(head)
         assert_raises(NotFittedError, "not fitted", lambda: unfitted.unlearn(X, y, text=text))
     fitted = clone(head).fit(X[OLD], y[OLD], text=text)
-    answers = fitted.logits(X)
+    logits = fitted.logits(X)
     if not fitted.is_updatable:
         assert_raises(InputError, "set ", lambda: fitted.partial_fit(X, y, text=text))
         if isinstance(fitted, ExactIncrementalHead):
             assert_raises(InputError, "set ", lambda: fitted.unlearn(X[:1], y[:1], text=text))
             assert_raises(InputError, "set ", lambda: fitted.remap_classes(CLASSES, [0, 1, 2], text=text))
-        np.testing.assert_array_equal(fitted.logits(X), answers)
+        np.testing.assert_array_equal(fitted.logits(X), logits)
         return
     assert_raises(InputError, "lacks classes", lambda: fitted.partial_fit(X[:4], y[:4], text=_text_of(text, [0, 2])))
     assert_raises(InputError, "with class text", lambda: fitted.partial_fit(X, y))
@@ -211,7 +211,7 @@ def check_partial_fit_refuses_bad_input(head: Head) -> None:
     if not head.needs_text:
         alone = clone(head).fit(X[OLD], y[OLD])
         assert_raises(InputError, "without class text", lambda: alone.partial_fit(X, y, text=text))
-    np.testing.assert_array_equal(fitted.logits(X), answers)
+    np.testing.assert_array_equal(fitted.logits(X), logits)
     assert fitted.classes_.tolist() == list(CLASSES) and fitted.counts_.tolist() == [4, 4, 0]
 
 

@@ -1,103 +1,109 @@
-"""What every text tower that takes token embeddings must do, one rule a check; see `clipadapter.towers`.
+"""Conformance checks of text towers that take token embeddings, one rule per check; see `clipadapter.towers`.
 
-A check takes an open encoder that has one and raises AssertionError with a sentence if the rule does not hold.
+A check takes an open encoder with such a tower and raises AssertionError with a message if the rule does not hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders import Encoder, open_text_tower
+from clipadapter.testing.assertions import require, require_equal_features
 from clipadapter.towers import TextTower
 
 TOLERANCE = 1e-5
-"""Distance between two features that must be the same, as a share of their length."""
+"""Largest distance between two features that must be equal, relative to their length."""
 TEXTS = ("a photo of a golden retriever.", "cat", "a photo of a cat on a sofa, beside a lamp.")
 
 
-def check_embeddings_give_the_texts_features(encoder: Encoder) -> None:
-    """The tower's feature of a text's embedded tokens is the encoder's feature of the text."""
+def check_embeddings_match_encode_text(encoder: Encoder) -> None:
+    """The tower's features of embedded tokens equal the encoder's features of the texts."""
     tower = open_text_tower(encoder)
-    found, wanted = _features(tower, TEXTS), encoder.encode_text(TEXTS)
-    _require(found.shape == (len(TEXTS), tower.dim), f"features are {tuple(found.shape)}")
-    _same(found, wanted, "embedded tokens give other features than their texts")
+    features, expected = _features(tower, TEXTS), encoder.encode_text(TEXTS)
+    require(features.shape == (len(TEXTS), tower.dim), f"features are {tuple(features.shape)}")
+    _same(features, expected, "embedded tokens have other features than their texts")
 
 
-def check_what_stands_behind_does_not_matter(encoder: Encoder) -> None:
-    """Embeddings behind a row's length change nothing, nor do other rows."""
+def check_padding_is_ignored(encoder: Encoder) -> None:
+    """Features depend neither on embeddings after a row's length nor on other rows."""
     tower = open_text_tower(encoder)
     embeddings, lengths = _embedded(tower, TEXTS)
     noise = torch.randn(len(TEXTS), 3, tower.width, generator=torch.Generator().manual_seed(0)).to(embeddings)
-    more = torch.cat([embeddings, noise], dim=1)
-    behind = torch.arange(more.shape[1]).to(more.device) >= lengths.to(more.device)[:, None]
-    more = torch.where(behind[..., None], more + 3.0, more)
+    padded = torch.cat([embeddings, noise], dim=1)
+    is_padding = torch.arange(padded.shape[1]).to(padded.device) >= lengths.to(padded.device)[:, None]
+    padded = torch.where(is_padding[..., None], padded + 3.0, padded)
     with torch.inference_mode():
-        _same(tower.encode(more, lengths), tower.encode(embeddings, lengths), "what stands behind a text changes it")
-        alone = torch.cat([tower.encode(more[i : i + 1], lengths[i : i + 1]) for i in range(len(TEXTS))])
-        _same(alone, tower.encode(embeddings, lengths), "other texts in the batch change a text's feature")
+        expected = tower.encode(embeddings, lengths)
+        _same(tower.encode(padded, lengths), expected, "padding changes the features of a text")
+        single = torch.cat([tower.encode(padded[i : i + 1], lengths[i : i + 1]) for i in range(len(TEXTS))])
+        _same(single, expected, "other texts in the batch change the features of a text")
 
 
 def check_gradients_reach_embeddings_only(encoder: Encoder) -> None:
-    """A loss has a gradient in the embeddings that finite differences confirm; weights take none."""
+    """The gradient of a loss in the embeddings agrees with finite differences; weights have none."""
     tower = open_text_tower(encoder)
     embeddings, lengths = _embedded(tower, TEXTS[1:2])
     embeddings = embeddings.clone().requires_grad_()
-    goal = torch.randn(tower.dim, generator=torch.Generator().manual_seed(1)).to(embeddings)
+    target = torch.randn(tower.dim, generator=torch.Generator().manual_seed(1)).to(embeddings)
     features = tower.encode(embeddings, lengths)
-    (gradient,) = torch.autograd.grad(torch.nn.functional.cosine_similarity(features[0], goal, dim=0), embeddings)
-    _require(bool(gradient.isfinite().all() and gradient.norm() > 0), "no gradient reaches the embeddings")
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cosine_similarity(features[0], target, dim=0), embeddings)
+    require(bool(gradient.isfinite().all() and gradient.norm() > 0), "no gradient reaches the embeddings")
     step = 0.02 * embeddings.detach().norm() * gradient / gradient.norm()
 
     def value(sign: float) -> float:
         with torch.inference_mode():
-            there = tower.encode(embeddings.detach() + sign * step, lengths)
-            return float(torch.nn.functional.cosine_similarity(there[0], goal, dim=0))
+            moved = tower.encode(embeddings.detach() + sign * step, lengths)
+            return float(torch.nn.functional.cosine_similarity(moved[0], target, dim=0))
 
-    found, wanted = value(1.0) - value(-1.0), 2 * float((gradient * step).sum())
-    _require(abs(found - wanted) < 0.1 * abs(wanted), f"a step along the gradient gains {found:.3g}, not {wanted:.3g}")
+    gain, expected = value(1.0) - value(-1.0), 2 * float((gradient * step).sum())
+    require(
+        abs(gain - expected) < 0.1 * abs(expected), f"a step along the gradient gains {gain:.3g}, not {expected:.3g}"
+    )
 
 
-def check_a_beginning_may_be_run_by_itself(encoder: Encoder) -> None:
-    """Texts that begin alike have the features and gradients that they have as a whole."""
+def check_prefix_can_be_encoded_once(encoder: Encoder) -> None:
+    """A shared prefix that is encoded once gives the features and gradients of whole texts."""
     tower = open_text_tower(encoder)
-    texts = tuple(f"a photo of {rest}" for rest in ("a cat.", "two golden retrievers on a lawn.", "a."))
+    texts = tuple(f"a photo of {name}" for name in ("a cat.", "two golden retrievers on a lawn.", "a."))
     rows = tower.tokenize(texts)
-    alike = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
-    whole, lengths = _embedded(tower, texts)
-    begin, rest = whole[0, :alike].clone().requires_grad_(), whole[:, alike:].clone().requires_grad_()
-    goal = torch.randn(len(texts), tower.dim, generator=torch.Generator().manual_seed(1)).to(whole)
+    prefix_length = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+    embeddings, lengths = _embedded(tower, texts)
+    prefix = embeddings[0, :prefix_length].clone().requires_grad_()
+    suffixes = embeddings[:, prefix_length:].clone().requires_grad_()
+    target = torch.randn(len(texts), tower.dim, generator=torch.Generator().manual_seed(1)).to(embeddings)
 
-    def run(apart: bool) -> tuple[Tensor, ...]:
-        if apart:
-            features = tower.encode_after_prefix(tower.encode_prefix(begin), rest, lengths - alike)
+    def run(uses_prefix: bool) -> tuple[Tensor, ...]:
+        if uses_prefix:
+            features = tower.encode_after_prefix(tower.encode_prefix(prefix), suffixes, lengths - prefix_length)
         else:
-            features = tower.encode(torch.cat([begin.expand(len(texts), -1, -1), rest], dim=1), lengths)
-        loss = (features * goal).sum()
-        gradients = torch.autograd.grad(loss, (begin, rest), allow_unused=True, materialize_grads=True)
+            features = tower.encode(torch.cat([prefix.expand(len(texts), -1, -1), suffixes], dim=1), lengths)
+        loss = (features * target).sum()
+        gradients = torch.autograd.grad(loss, (prefix, suffixes), allow_unused=True, materialize_grads=True)
         return features.detach(), *(each.flatten()[None] for each in gradients)
 
-    for what, found, wanted in zip(("features", "gradient", "gradient"), run(True), run(False), strict=True):
-        _same(found, wanted, f"a beginning run by itself gives another {what} than the whole text")
+    for what, values, expected in zip(("features", "gradient", "gradient"), run(True), run(False), strict=True):
+        _same(values, expected, f"a prefix that is encoded once changes the {what}")
 
 
-def check_words_can_be_put_together(encoder: Encoder) -> None:
-    """The tokens of a prompt are those of its beginning and of its end, between the same marks."""
+def check_tokens_concatenate(encoder: Encoder) -> None:
+    """The tokens of a prompt are those of its two halves, between the same special tokens."""
     tower = open_text_tower(encoder)
-    begin, end = tower.special_token_counts
-    whole, first, last = tower.tokenize(["a photo of a cat.", "a photo of a", "cat."])
-    together = [*first[: len(first) - end], *last[begin:]]
-    _require(together == whole, f"'a photo of a' and 'cat.' are {together}, but together they are {whole}")
+    n_start, n_end = tower.special_token_counts
+    expected, first, last = tower.tokenize(["a photo of a cat.", "a photo of a", "cat."])
+    joined = [*first[: len(first) - n_end], *last[n_start:]]
+    require(joined == expected, f"'a photo of a' and 'cat.' have the tokens {joined}, but the whole prompt {expected}")
 
 
-def check_long_texts_are_cut(encoder: Encoder) -> None:
+def check_long_texts_are_truncated(encoder: Encoder) -> None:
     """No text has more tokens than the context."""
     tower = open_text_tower(encoder)
     (tokens,) = tower.tokenize(["word " * 2000])
-    _require(0 < len(tokens) <= tower.context_length, f"a long text has {len(tokens)} tokens")
+    require(0 < len(tokens) <= tower.context_length, f"a long text has {len(tokens)} tokens")
 
 
 Check = Callable[[Encoder], None]
@@ -137,11 +143,4 @@ def _features(tower: TextTower, texts: Sequence[str]) -> Tensor:
         return tower.encode(*_embedded(tower, texts)).float().cpu()
 
 
-def _require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise AssertionError(sentence)
-
-
-def _same(found: Tensor, wanted: Tensor, sentence: str) -> None:
-    gap = (found - wanted).norm(dim=1) / wanted.norm(dim=1)
-    _require(bool((gap < TOLERANCE).all()), f"{sentence}: by {float(gap.max()):.2g} of their length")
+_same = partial(require_equal_features, tolerance=TOLERANCE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,13 +42,3 @@ def toy_features(
     words = WordTower(dict(zip(names, torch.from_numpy(rows), strict=True)), d)
     text = TextFeatures(names, rows, logit_scale=20.0, tower=lambda: words)
     return (9 * X).astype(np.float32), y, text
-
-
-def assert_raises(error: type[Exception], message: str, action: Callable[[], object]) -> None:
-    """Fail unless an action raises this error with this text in its message."""
-    try:
-        action()
-    except error as raised:
-        assert message in str(raised), f"the message should say {message!r}, but is: {raised}"
-        return
-    raise AssertionError(f"{error.__name__} with {message!r} was not raised")
