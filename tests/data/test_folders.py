@@ -41,7 +41,7 @@ def test_parts_above_the_classes(tmp_path, put):
     ]
     assert dataset.split("test").paths == [tmp_path / "test/eel/4.jpg"]
     assert dataset.split("test").class_names == dataset.class_names
-    assert reasons(tmp_path) == {"extra": "folder beside train, val and test"}
+    assert reasons(tmp_path) == {"extra": "folder next to train, val and test"}
 
 
 def test_a_class_may_be_called_train(tmp_path, put):
@@ -156,7 +156,7 @@ def test_what_cannot_be_a_data_set_says_what_to_do(tmp_path, put):
     put(tmp_path / "single/cat/1.jpg")
     put(tmp_path / "photo.jpg")
     for name, message in (
-        ("empty", r"there are no pictures in '.*empty'; expected one folder a class"),
+        ("empty", r"there are no pictures in '.*empty'; expected one folder per class"),
         ("texts", r"no pictures in '.*texts' \(left out: 1 x not an image file\)"),
         ("single", "has only one class, 'cat', but at least two are needed; expected"),
         ("singel", r"there is no folder or file '.*singel'\. Did you mean '.*single'\?"),

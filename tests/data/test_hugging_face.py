@@ -102,7 +102,9 @@ def test_other_parts_are_left_out(package, folder, tmp_path):
     package.DatasetDict(train=table(package, folder), extra=table(package, folder)).save_to_disk(tmp_path / "saved")
     listing = read_listing(f"hf:{tmp_path / 'saved'}")
     assert listing.dataset.splits == ("train",)
-    assert [(str(path), reason) for path, reason in listing.left_out] == [("extra", "part beside train, val and test")]
+    assert [(str(path), reason) for path, reason in listing.left_out] == [
+        ("extra", "not one of the splits train, val and test")
+    ]
 
 
 def test_wrong_columns_are_named(package, folder, tmp_path):

@@ -93,7 +93,7 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
         (
             "a.csv",
             "path,label\nno/1.jpg,x\nno/2.jpg,y\n",
-            "none of its 2 pictures exists, relative paths start at",
+            "none of its 2 pictures exists, paths are relative to",
         ),
         ("a.csv", "path,label\nb/1.jpg,x\nb/3.jpg,x\n", "only one class, 'x'"),
         ("a.csv", b"path,label\nb/1.jpg,caf\xe9\n", r"not UTF-8 \(byte"),
@@ -106,7 +106,7 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
             '{"path": "b/1.jpg", "label": "x", "split": "test"}\n{"path": "b/3.jpg", "label": "y"}\n',
             "some rows have a split and some have none",
         ),
-        ("a.parquet", "no parquet", r"a\.parquet is no Parquet file"),
+        ("a.parquet", "no parquet", r"a\.parquet is not a Parquet file"),
         ("a.json", "{}", "neither a folder nor a manifest"),
     ],
 )

@@ -86,9 +86,9 @@ def test_classes_of_label_sets_are_renamed(folder):
 
 def test_matrix_names_what_it_does_not_know():
     assert label_matrix(SETS, ["dog", "fox", "cat"]).tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 0]]
-    with pytest.raises(DataError, match="picture 1 has labels that are no class: wolf"):
+    with pytest.raises(DataError, match="picture 1 has labels that are no classes: wolf"):
         label_matrix([("cat",), ("wolf",)], ["cat", "dog"])
-    with pytest.raises(DataError, match="are the text 'cat'"):
+    with pytest.raises(DataError, match="are the string 'cat'"):
         label_matrix(["cat"], ["cat", "dog"])
 
 

@@ -105,7 +105,7 @@ def test_json_files_are_read(tmp_path):
         (read_descriptions, "{}", 'expected {"class"'),
         (read_class_names, '["a"]', "expected .* got list"),
         (read_class_names, "3", "expected .* got int"),
-        (read_class_names, '{"n1": 7}', "'n1' must have a name that is a text, got 7"),
+        (read_class_names, '{"n1": 7}', "'n1' must have a string as its name, got 7"),
         (read_class_names, b'{"n1": "caf\xe9"}', "not UTF-8"),
         (read_class_names, None, "can't be opened: No such file"),
     ],

@@ -59,9 +59,9 @@ def test_a_bomb_costs_a_bounded_number_of_steps(name):
 def test_the_limit_of_scans_grows_with_that_of_pixels():
     data = scan_bomb(256, 400)
     assert read_image("a", data=data).size == (256, 256)
-    visits = decode_cost.read_jpeg(data, 1 << 40).visits
+    scanned_samples = decode_cost.read_jpeg(data, 1 << 40).scanned_samples
     # The last scan visits each sample once, and comes 400 times beside those of an ordinary file.
-    assert 400 * 256**2 < visits < 420 * 256**2
+    assert 400 * 256**2 < scanned_samples < 420 * 256**2
     with pytest.raises(ImageError, match=r"samples in all scans \(limit 20\)"):
         read_image("a", max_pixels=1_000_000, data=data)
 
@@ -71,10 +71,10 @@ def test_scans_of_ordinary_progressive_files_stay_below_the_limit(subsampling):
     image = Image.effect_noise((640, 480), 40).convert("RGB")
     data = encode(image, "JPEG", progressive=True, subsampling=subsampling)
     work = decode_cost.read_jpeg(data, 1 << 40)
-    assert work.several_scans
-    assert 6 < work.visits / (640 * 480) < 15 < decode_cost.MAX_VISITS_PER_PIXEL
+    assert work.is_multi_scan
+    assert 6 < work.scanned_samples / (640 * 480) < 15 < decode_cost.MAX_SCANNED_SAMPLES_PER_PIXEL
     plain = decode_cost.read_jpeg(encode(image, "JPEG", subsampling=subsampling), 1 << 40)
-    assert not plain.several_scans and plain.visits == {0: 3, 1: 2, 2: 1.5}[subsampling] * 640 * 480
+    assert not plain.is_multi_scan and plain.scanned_samples == {0: 3, 1: 2, 2: 1.5}[subsampling] * 640 * 480
 
 
 @pytest.fixture(scope="module")

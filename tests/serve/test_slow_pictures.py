@@ -45,7 +45,7 @@ def test_while_slow_pictures_are_decoded_others_are_answered(serve, monkeypatch)
         assert go.wait(30)
         return Image.new("RGB", (32, 32), "red")
 
-    monkeypatch.setattr("clipadapter.data.images.DECODERS.decode", decode)
+    monkeypatch.setattr("clipadapter.data.images.DECODER_PROCESSES.decode", decode)
     slow = jpeg2000((0, 0, 255))
     answers = []
     threads = [threading.Thread(target=lambda: answers.extend(ask(client, *[slow] * 8))) for _ in range(2)]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.data import load_dataset, read_class_names, scan
-from clipadapter.data.images import _KINDS
+from clipadapter.data.images import _FORMATS
 from clipadapter.errors import InputError
 from clipadapter.files import IMAGE_SUFFIXES
 from clipadapter.studio import Project
@@ -42,7 +42,7 @@ def test_bytes_are_kept_and_file_names_are_not_used(project, png):
 
 
 def test_every_readable_format_gets_a_suffix_of_images():
-    known = [kind for kind, _, reader in _KINDS if reader is not None]
+    known = [kind for kind, _, reader in _FORMATS if reader is not None]
     starts = {
         "JPEG": b"\xff\xd8\xff",
         "PNG": b"\x89PNG\r\n\x1a\n",

@@ -1,4 +1,4 @@
-"""Pictures, class names, parts, shots and prompts; knows nothing of encoders or heads."""
+"""Data sets of pictures: reading, splits, shots, prompts and decoding. Independent of encoders and heads."""
 
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.folders import list_images

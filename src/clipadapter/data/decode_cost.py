@@ -1,8 +1,8 @@
-"""What decoding a file would cost, from its structure alone: a bomb is refused before a decoder sees it.
+"""Checks of the cost of decoding from the structure of a file, so that decompression bombs are refused beforehand.
 
-Time and memory of a decoder grow with more than the pixels. Each scan of a JPEG goes through all blocks again, tags of
-a TIFF may all refer to the same bytes, and parts of Pillow's readers are loops of Python over segments and chunks. Each
-check here counts such work in one pass over the structure, and stops as soon as a limit is passed.
+Time and memory of a decoder depend on more than the pixels. Each scan of a JPEG processes all blocks again, tags of a
+TIFF can all refer to the same bytes, and Pillow's parsers loop in Python over segments and chunks. Each check counts
+such work in one pass over the structure, and stops when a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from typing import NoReturn
 
 from clipadapter.errors import ClipAdapterError
 
-MAX_VISITS_PER_PIXEL = 20
-"""Samples that the scans of a JPEG may visit, for each pixel of ``max_pixels``. The usual ten scans visit 8 to 14."""
+MAX_SCANNED_SAMPLES_PER_PIXEL = 20
+"""Samples that all scans of a JPEG may process, per pixel of ``max_pixels``. Common files with ten scans need 8 to 14.
+"""
 MAX_JPEG_SEGMENTS = 2_000
 MAX_EXIF_SEGMENTS = 16
 MAX_QUANTIZATION_BYTES = 1 << 16
 MAX_PHOTOSHOP_SEGMENTS = 128
-"""Segments of a JPEG that Pillow takes apart in Python, up to 64 KiB each."""
+"""Segments of a JPEG that Pillow parses in Python, up to 64 KiB each."""
 MAX_JUNK_BYTES = 1 << 16
-"""Bytes between the parts of a header that mean nothing; Pillow skips them one at a time."""
+"""Bytes without meaning between the parts of a header. Pillow skips them one at a time."""
 MIN_CHUNKS = 10_000
 MIN_BYTES_PER_CHUNK = 1_024
-"""A PNG or WebP may have so many chunks, and one more for each so many bytes. libpng writes 8 KiB a chunk."""
+"""A PNG or WebP may have this many chunks, and one more per this many bytes. libpng writes 8 KiB per chunk."""
 MAX_PROFILES = 16
-"""Compressed colour profiles of a PNG, each of which may unpack to 1 MiB."""
+"""Compressed colour profiles of a PNG, each of which can decompress to 1 MiB."""
 MAX_GIF_BLOCKS = 65_536
 MAX_GIF_COMMENT_BLOCKS = 4_096
 """Pillow joins the blocks of comments one by one: the time grows with the square of their number."""
 MAX_TAGS = 65_536
 MAX_TAG_VALUES = 3 << 16
-"""Values of one TIFF tag that Pillow makes Python numbers of. The longest is a palette for 16 bits."""
+"""Values of one TIFF tag that Pillow converts to Python numbers. The longest valid tag is a 16-bit palette."""
 MAX_OVERLAP = 4
-"""Bytes that the tags of a TIFF refer to, in sizes of the file. Tags that don't overlap have at most 1."""
+"""Bytes that the tags of a TIFF refer to, relative to the file size. Without overlap it is at most 1."""
 MAX_STRIP_OVERLAP = 16
-"""The same of its strips: writers exist that give sizes of strips as too large."""
+"""The same for strips. Some programs write strip sizes that are too large."""
 _SPARE_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 16
 _SEARCH_BYTES = 1 << 20
@@ -51,37 +52,37 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _ALONE = frozenset((0x00, 0x01, 0xC8, *range(0xD0, 0xD9), *range(0xF0, 0xFE)))
-"""Second bytes of JPEG markers that no length follows, or that Pillow reads none after."""
+"""Second bytes of JPEG markers without a length, or after which Pillow reads none."""
 _SOS, _EOI, _DQT, _EXIF, _PHOTOSHOP = 0xDA, 0xD9, 0xDB, 0xE1, 0xED
 
 
 class TooCostly(ClipAdapterError):
-    """A file would take more work than its pixels justify. The text says which limit was passed."""
+    """Decoding a file would cost more than its pixels justify. The message says which limit was exceeded."""
 
 
 def check_cost(kind: str, data: bytes, max_pixels: int) -> bool:
-    """Refuse a file whose structure would cost far more than its pixels.
+    """Refuse a file whose decoding would cost far more than its pixels justify.
 
     Args:
-        kind: "JPEG", "PNG", "GIF", "WebP", "TIFF" or "PPM"; others have no such check.
+        kind: "JPEG", "PNG", "GIF", "WebP", "TIFF" or "PPM"; other formats are not checked.
         data: the whole file.
-        max_pixels: the limit of pixels. The limit of work for the scans of a JPEG grows with it.
+        max_pixels: limit of pixels. The limit for the scans of a JPEG is proportional to it.
 
     Returns:
-        Whether it is a JPEG of several scans, between which the decoder keeps the coefficients of the whole picture.
+        Whether it is a JPEG with several scans, for which the decoder keeps the coefficients of the whole picture.
 
     Raises:
-        TooCostly: if it does.
+        TooCostly: if it would.
     """
     if kind == "JPEG":
-        return read_jpeg(data, MAX_VISITS_PER_PIXEL * max_pixels).several_scans
+        return read_jpeg(data, MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels).is_multi_scan
     if kind in _CHECKS:
         _CHECKS[kind](data)
     return False
 
 
 def check_exif(exif: bytes) -> None:
-    """Refuse an EXIF block whose tags refer to the same bytes again and again, or have millions of values.
+    """Refuse an EXIF block whose tags refer to the same bytes many times, or have millions of values.
 
     Raises:
         TooCostly: if they do.
@@ -92,10 +93,10 @@ def check_exif(exif: bytes) -> None:
 
 
 def is_slow(kind: str, data: bytes) -> bool:
-    """Whether a file is decoded by code that takes seconds, or that keeps other threads from running.
+    """Whether decoding a file takes seconds or blocks other threads.
 
     JPEG 2000 and AVIF are decoded under Python's global lock, parts of PPM and BMP in Python, and some compressions of
-    TIFF have an inner structure of their own.
+    TIFF are formats of their own with a structure that is not checked here.
 
     >>> is_slow("PPM", b"P3 1 1 255 1 2 3"), is_slow("PPM", b"P6 1 1 255 abc")
     (True, False)
@@ -103,7 +104,7 @@ def is_slow(kind: str, data: bytes) -> bool:
     if kind == "PPM":
         return data[1:2] in b"123" or _ppm_maximum(data) not in (0, 255, 65535)
     if kind == "BMP":
-        return data[30:31] in (b"\x01", b"\x02")  # run lengths; in the oldest headers these bytes are pixels
+        return data[30:31] in (b"\x01", b"\x02")  # run-length encoding; in the oldest headers these bytes are pixels
     if kind == "TIFF":
         return not _tiff_compressions(data) <= _FAST_COMPRESSIONS
     return kind in ("JPEG 2000", "AVIF")
@@ -111,15 +112,15 @@ def is_slow(kind: str, data: bytes) -> bool:
 
 @dataclass
 class JpegWork:
-    """What the decoder of a JPEG does.
+    """The work of a JPEG decoder.
 
     Args:
-        visits: samples that all scans go through, blocks of 64 that reach beyond the edges included.
-        several_scans: whether coefficients of the whole picture are kept between scans.
+        scanned_samples: samples that all scans process, including blocks of 64 beyond the edges.
+        is_multi_scan: whether there are several scans, so that the coefficients of the whole picture are kept.
     """
 
-    visits: int = 0
-    several_scans: bool = False
+    scanned_samples: int = 0
+    is_multi_scan: bool = False
 
 
 @dataclass
@@ -131,11 +132,11 @@ class _Frame:
     progressive: bool
     factors: dict[int, tuple[int, int]]
 
-    def visits(self, components: bytes) -> int:
-        """Samples that a scan of these components goes through."""
+    def scanned_samples(self, components: bytes) -> int:
+        """Samples that a scan of these components processes."""
         most = [max((pair[i] for pair in self.factors.values()), default=1) for i in (0, 1)]
         chosen = [self.factors.get(component, (1, 1)) for component in components]
-        if len(chosen) == 1:  # a component alone is not padded to whole groups of blocks
+        if len(chosen) == 1:  # a scan of one component is not padded to whole groups of blocks
             columns = -(-self.width * chosen[0][0] // (8 * most[0]))
             rows = -(-self.height * chosen[0][1] // (8 * most[1]))
             return 64 * columns * rows
@@ -145,7 +146,7 @@ class _Frame:
 
 @dataclass
 class _Segments:
-    """Counts of a JPEG's segments, each with a limit."""
+    """Counts of the segments of a JPEG, each with a limit."""
 
     count: int = 0
     junk: int = 0
@@ -155,31 +156,31 @@ class _Segments:
 
     def add(self, marker: int, body: bytes) -> None:
         self.count += 1
-        _limit(self.count, MAX_JPEG_SEGMENTS, "segments")
+        _check_limit(self.count, MAX_JPEG_SEGMENTS, "segments")
         if marker == _DQT:
             self.quantization += len(body)
-            _limit(self.quantization, MAX_QUANTIZATION_BYTES, "bytes of quantization tables")
+            _check_limit(self.quantization, MAX_QUANTIZATION_BYTES, "bytes of quantization tables")
         elif marker == _PHOTOSHOP:
             self.photoshop += 1
-            _limit(self.photoshop, MAX_PHOTOSHOP_SEGMENTS, "Photoshop segments")
+            _check_limit(self.photoshop, MAX_PHOTOSHOP_SEGMENTS, "Photoshop segments")
         elif marker == _EXIF and body.startswith(b"Exif\0\0"):
             self.exif.append(body[6:])
-            _limit(len(self.exif), MAX_EXIF_SEGMENTS, "EXIF segments")
+            _check_limit(len(self.exif), MAX_EXIF_SEGMENTS, "EXIF segments")
 
     def skip(self, junk: int) -> None:
         self.junk += junk
-        _limit(self.junk, MAX_JUNK_BYTES, "bytes between segments that mean nothing")
+        _check_limit(self.junk, MAX_JUNK_BYTES, "bytes between segments that mean nothing")
 
 
-def read_jpeg(data: bytes, max_visits: int) -> JpegWork:
-    """Count the work of a JPEG from its markers. The coefficients of a file with one scan are not looked at.
+def read_jpeg(data: bytes, max_scanned_samples: int) -> JpegWork:
+    """Count the work of decoding a JPEG from its markers. In a file with one scan its coefficients are not read.
 
     Args:
-        data: the whole file; what is damaged ends the count, as it ends the decoder.
-        max_visits: samples that all scans may go through.
+        data: the whole file. Damage ends the count, as it ends the decoder.
+        max_scanned_samples: limit of the samples that all scans process.
 
     Raises:
-        TooCostly: if the scans, or the segments before them, are too many.
+        TooCostly: if there are too many scans or segments.
     """
     work, segments, frame, scans, at = JpegWork(), _Segments(), None, 0, 2
     while (marker := _next_marker(data, at, segments)) is not None:
@@ -192,7 +193,7 @@ def read_jpeg(data: bytes, max_visits: int) -> JpegWork:
         at += max(length, 2)
         if kind == _EOI:
             break
-        segments.add(0 if scans else kind, body)  # Pillow takes apart only what comes before the first scan
+        segments.add(0 if scans else kind, body)  # Pillow parses only the segments before the first scan
         if kind in _SOF and len(body) >= 6:
             frame = _read_frame(kind, body)
         elif kind == _SOS:
@@ -202,17 +203,17 @@ def read_jpeg(data: bytes, max_visits: int) -> JpegWork:
             if frame is None or not body:
                 break
             components = body[1 : 1 + 2 * body[0] : 2]
-            work.visits += frame.visits(components)
-            _limit(work.visits, max_visits, "samples in all scans", 1_000_000)
-            work.several_scans = frame.progressive or len(components) < len(frame.factors)
-            if not work.several_scans:
+            work.scanned_samples += frame.scanned_samples(components)
+            _check_limit(work.scanned_samples, max_scanned_samples, "samples in all scans", 1_000_000)
+            work.is_multi_scan = frame.progressive or len(components) < len(frame.factors)
+            if not work.is_multi_scan:
                 break
             at = _end_of_scan(data, at)
     return work
 
 
 def _next_marker(data: bytes, at: int, segments: _Segments) -> int | None:
-    """Where the next marker begins; None at the end of the file."""
+    """Position of the next marker; None at the end of the file."""
     start = data.find(b"\xff", at)
     end = start
     while start >= 0 and data[end + 1 : end + 2] == b"\xff" and end - at <= MAX_JUNK_BYTES:
@@ -222,12 +223,12 @@ def _next_marker(data: bytes, at: int, segments: _Segments) -> int | None:
 
 
 def _end_of_scan(data: bytes, at: int) -> int:
-    """Where the marker after a scan begins. Searched in pieces, between which other threads can run."""
+    """Position of the marker after a scan. The search is in blocks, between which other threads can run."""
     while at < len(data):
         end = min(at + _SEARCH_BYTES, len(data))
-        found = _MARKER.search(data, at, end)
-        if found:
-            return found.start()
+        marker = _MARKER.search(data, at, end)
+        if marker:
+            return marker.start()
         at = end if end == len(data) else end - 1
     return len(data)
 
@@ -240,10 +241,10 @@ def _read_frame(marker: int, body: bytes) -> _Frame:
 
 def _check_png(data: bytes) -> None:
     profiles = 0
-    for chunks, (kind, body, length) in enumerate(_chunks(data, 8, ">I4s", 4), 1):
+    for chunks, (kind, body, length) in enumerate(_iterate_chunks(data, 8, ">I4s", 4), 1):
         profiles += kind == b"iCCP"
-        _limit(chunks, MIN_CHUNKS + len(data) // MIN_BYTES_PER_CHUNK, "chunks")
-        _limit(profiles, MAX_PROFILES, "colour profiles")
+        _check_limit(chunks, MIN_CHUNKS + len(data) // MIN_BYTES_PER_CHUNK, "chunks")
+        _check_limit(profiles, MAX_PROFILES, "colour profiles")
         if kind == b"eXIf":
             check_exif(data[body : body + length])
         elif kind == b"IEND":
@@ -251,12 +252,12 @@ def _check_png(data: bytes) -> None:
 
 
 def _check_webp(data: bytes) -> None:
-    for chunks, _ in enumerate(_chunks(data, 12, "<4sI", 0), 1):
-        _limit(chunks, MIN_CHUNKS + len(data) // MIN_BYTES_PER_CHUNK, "chunks")
+    for chunks, _ in enumerate(_iterate_chunks(data, 12, "<4sI", 0), 1):
+        _check_limit(chunks, MIN_CHUNKS + len(data) // MIN_BYTES_PER_CHUNK, "chunks")
 
 
-def _chunks(data: bytes, at: int, layout: str, tail: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind of each chunk, where its body begins, and the length of that."""
+def _iterate_chunks(data: bytes, at: int, layout: str, tail: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind of each chunk, and position and length of its body."""
     while at + 8 <= len(data):
         first, second = struct.unpack_from(layout, data, at)
         kind, length = (first, second) if isinstance(first, bytes) else (second, first)
@@ -266,24 +267,24 @@ def _chunks(data: bytes, at: int, layout: str, tail: int) -> Iterator[tuple[byte
 
 
 def _check_gif(data: bytes) -> None:
-    """Count what lies before the first frame; what lies behind it is not read."""
+    """Count the blocks before the first frame. Later blocks are not read."""
     at = 13 + (3 << ((data[10] & 7) + 1) if data[10:11] and data[10] & 128 else 0)
     blocks = comments = junk = 0
     while at < len(data) and data[at] not in b",;":
         if data[at] != 0x21:
             at, junk = at + 1, junk + 1
-            _limit(junk, MAX_JUNK_BYTES, "bytes between blocks that mean nothing")
+            _check_limit(junk, MAX_JUNK_BYTES, "bytes between blocks that mean nothing")
             continue
         comment, at = data[at + 1 : at + 2] == b"\xfe", at + 2
         while at < len(data) and data[at]:
             at += 1 + data[at]
             blocks += 1
             comments += comment
-            _limit(blocks, MAX_GIF_BLOCKS, "blocks before the first frame")
-            _limit(comments, MAX_GIF_COMMENT_BLOCKS, "blocks of comments")
+            _check_limit(blocks, MAX_GIF_BLOCKS, "blocks before the first frame")
+            _check_limit(comments, MAX_GIF_COMMENT_BLOCKS, "blocks of comments")
         at += 1
         blocks += 1
-        _limit(blocks, MAX_GIF_BLOCKS, "blocks before the first frame")
+        _check_limit(blocks, MAX_GIF_BLOCKS, "blocks before the first frame")
 
 
 def _check_ppm(data: bytes) -> None:
@@ -291,11 +292,11 @@ def _check_ppm(data: bytes) -> None:
 
 
 def _ppm_maximum(data: bytes) -> int:
-    """The largest value of a PPM's header; 0 for a bitmap, which has none, and for a header that is damaged."""
+    """The maximum value in the header of a PPM; 0 for a bitmap, which has none, and for a damaged header."""
     tokens: list[bytes] = []
     header = data[2:_MAX_HEADER_BYTES]
-    wanted = 2 if data[1:2] in (b"1", b"4") else 3
-    while len(tokens) < wanted:
+    n_tokens = 2 if data[1:2] in (b"1", b"4") else 3
+    while len(tokens) < n_tokens:
         header = header.lstrip()
         if header.startswith(b"#"):
             end = re.search(rb"[\r\n]", header)
@@ -305,9 +306,9 @@ def _ppm_maximum(data: bytes) -> int:
             tokens.append(token[0] if token else b"")
             header = header[len(tokens[-1]) :]
         else:
-            _limit(len(data), _MAX_HEADER_BYTES, "bytes of header")
+            _check_limit(len(data), _MAX_HEADER_BYTES, "bytes of header")
             return 0
-    return int(tokens[2]) if wanted == 3 and tokens[2].isdigit() and len(tokens[2]) <= 9 else 0
+    return int(tokens[2]) if n_tokens == 3 and tokens[2].isdigit() and len(tokens[2]) <= 9 else 0
 
 
 @dataclass(frozen=True)
@@ -323,14 +324,14 @@ class _Tag:
 
 
 def _layouts(data: bytes) -> list[bool]:
-    """Whether the directory is to be read as BigTIFF. Pillow and libtiff differ in one case, where both are tried."""
+    """Whether to read the directory as BigTIFF. In one case Pillow and libtiff differ, and both are checked."""
     if data[:2] == b"II":
         return [data[2:3] == b"\x2b"]
     return [False, True] if b"\x2b" in data[2:4] else [False]
 
 
-def _tags(data: bytes, big: bool) -> Iterator[_Tag]:
-    """Tags of the first directory of a TIFF file or EXIF block, as far as they are whole and of a known type."""
+def _iterate_tags(data: bytes, big: bool) -> Iterator[_Tag]:
+    """Tags of the first directory of a TIFF file or EXIF block that are complete and have a known type."""
     order = "<" if data[:2] == b"II" else ">"
     word, number, inline = ("Q", "Q", 8) if big else ("I", "H", 4)
     entry = order + "HH" + word
@@ -341,7 +342,7 @@ def _tags(data: bytes, big: bool) -> Iterator[_Tag]:
         start += struct.calcsize(order + number)
         for i in range(count):
             if i == MAX_TAGS:
-                _limit(count, MAX_TAGS, "tags")
+                _check_limit(count, MAX_TAGS, "tags")
             tag, kind, values = struct.unpack_from(entry, data, start + i * step)
             place = start + (i + 1) * step - inline
             (at,) = struct.unpack_from(order + word, data, place)
@@ -354,11 +355,11 @@ def _tags(data: bytes, big: bool) -> Iterator[_Tag]:
 def _check_tags(data: bytes, name: str) -> None:
     for big in _layouts(data):
         total = 0
-        for tag in _tags(data, big):
+        for tag in _iterate_tags(data, big):
             total += max(min(tag.size, len(data) - tag.at), 0)
-            _limit(total, MAX_OVERLAP * len(data) + _SPARE_BYTES, f"bytes that {name} tags refer to")
-            if tag.number < 1000:  # of others, such as colour profiles, Pillow keeps the bytes
-                _limit(tag.count, MAX_TAG_VALUES, f"values of {name} tag {tag.number}")
+            _check_limit(total, MAX_OVERLAP * len(data) + _SPARE_BYTES, f"bytes that {name} tags refer to")
+            if tag.number < 1000:  # for others, such as colour profiles, Pillow keeps the bytes
+                _check_limit(tag.count, MAX_TAG_VALUES, f"values of {name} tag {tag.number}")
 
 
 def _check_tiff(data: bytes) -> None:
@@ -367,28 +368,28 @@ def _check_tiff(data: bytes) -> None:
     _check_tags(data, "TIFF")
     order = "<" if data[:2] == b"II" else ">"
     for big in _layouts(data):
-        for tag in _tags(data, big):
+        for tag in _iterate_tags(data, big):
             if tag.number in (_STRIP_BYTES, _TILE_BYTES) and tag.type in _INTEGERS:
                 values = data[tag.at : tag.at + tag.size]
                 kind = np.dtype(order + _INTEGERS[tag.type])
                 sizes = np.frombuffer(values, kind, len(values) // kind.itemsize).astype(np.float64)
                 total = int(np.minimum(sizes, len(data)).sum())
-                _limit(total, MAX_STRIP_OVERLAP * len(data) + _SPARE_BYTES, "bytes in all strips")
+                _check_limit(total, MAX_STRIP_OVERLAP * len(data) + _SPARE_BYTES, "bytes in all strips")
 
 
 def _tiff_compressions(data: bytes) -> set[int]:
-    """Numbers of the compression: several if the tag comes twice, of which readers take the first or the last."""
+    """Numbers of the compression. If the tag occurs twice there are two: readers differ in which one they use."""
     return {
         int.from_bytes(data[tag.at : tag.at + 2], "little" if data[:2] == b"II" else "big")
         for big in _layouts(data)
-        for tag in _tags(data, big)
+        for tag in _iterate_tags(data, big)
         if tag.number == _COMPRESSION
     }
 
 
-def _limit(value: int, most: int, what: str, unit: int = 1) -> None:
-    if value > most:
-        _refuse(f"{value / unit:.6g}{' million' if unit > 1 else ''} {what} (limit {most / unit:.6g})")
+def _check_limit(value: int, limit: int, what: str, unit: int = 1) -> None:
+    if value > limit:
+        _refuse(f"{value / unit:.6g}{' million' if unit > 1 else ''} {what} (limit {limit / unit:.6g})")
 
 
 def _refuse(what: str) -> NoReturn:

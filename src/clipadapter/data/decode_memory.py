@@ -1,7 +1,7 @@
-"""Memory of pictures that are being decoded: threads share one budget, and wait until there is room.
+"""A memory budget for decoding: threads share it, and wait until enough of it is free.
 
-The peak of a decoder is a multiple of the picture it gives, and differs by format. Without a budget the memory of a
-process would be that peak times its threads.
+The peak memory of a decoder is a multiple of the picture's size, and depends on the format. Without a budget a process
+would need that peak times the number of its threads.
 """
 
 from __future__ import annotations
@@ -14,46 +14,48 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MIN_BUDGET_BYTES = 256 << 20
-BUDGET_SHARE = 4
-"""The budget is the memory of the machine, or of the container, divided by this."""
+BUDGET_DIVISOR = 4
+"""The budget is the memory of the machine or container, divided by this."""
 PROCESS_BYTES_PER_PIXEL = 32
-"""Of formats that are decoded in a process of their own: up to 25 there, and 7 where the pixels are taken over."""
+"""For formats that a separate process decodes: up to 25 in that process, and 7 in the one that receives the pixels."""
 
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _RGB_BYTES = 4
-"""Pillow keeps a pixel of several channels in four bytes."""
+"""Pillow stores a pixel with several channels in four bytes."""
 _DECODER_BYTES = {"WebP": 12, "TIFF": 4}
-"""Buffers of the decoder, for each pixel: two canvases and a copy; the strip, which may be the whole picture."""
+"""Buffers of the decoder per pixel. WebP: two canvases and a copy. TIFF: the strip, which can be the whole picture."""
 _COEFFICIENT_BYTES = 8
 
 
-def peak_bytes(kind: str, mode: str, pixels: int, kept: int | None = None, several_scans: bool = False) -> int:
-    """How much memory decoding takes at most, beside the file itself.
+def peak_bytes(kind: str, mode: str, pixels: int, shrunk_pixels: int | None = None, is_multi_scan: bool = False) -> int:
+    """Peak memory of decoding, in addition to the file itself.
 
-    That is the picture in the mode of its file, in RGB if that is another mode, and once more while it is turned.
+    It holds the picture in the mode of the file, in RGB if that is another mode, and a copy during rotation.
 
     Args:
         kind: format, such as "JPEG".
-        mode: of Pillow, in which the decoder gives the picture.
-        pixels: of the file.
-        kept: pixels that are left if the file is shrunk while it is decoded.
-        several_scans: whether it is a JPEG whose coefficients are kept.
+        mode: Pillow's mode of the decoded picture.
+        pixels: number of pixels in the file.
+        shrunk_pixels: number of pixels if the file is shrunk during decoding.
+        is_multi_scan: whether it is a JPEG with several scans, whose coefficients the decoder keeps.
 
     >>> peak_bytes("JPEG", "RGB", 12_000_000), peak_bytes("PNG", "RGBA", 12_000_000)
     (96000000, 144000000)
     """
     per_pixel = _MODE_BYTES.get(mode, 4) + _DECODER_BYTES.get(kind, 0) + _RGB_BYTES
     per_pixel += 0 if mode == "RGB" else _RGB_BYTES
-    return per_pixel * (pixels if kept is None else kept) + (_COEFFICIENT_BYTES * pixels if several_scans else 0)
+    return per_pixel * (pixels if shrunk_pixels is None else shrunk_pixels) + (
+        _COEFFICIENT_BYTES * pixels if is_multi_scan else 0
+    )
 
 
 class MemoryBudget:
-    """Bytes that several threads share, handed out in the order in which they were asked for.
+    """A number of bytes that threads share, given out in the order of the requests.
 
-    What is larger than the whole budget gets it alone, so that nothing waits forever.
+    A request above the whole budget is granted when nothing else is in use, so that it does not wait forever.
 
     Args:
-        total: bytes; a share of the machine's memory, found when it is first needed, if not given.
+        total: bytes; None: a part of the machine's memory, determined at the first request.
     """
 
     def __init__(self, total: int | None = None) -> None:
@@ -63,7 +65,7 @@ class MemoryBudget:
         self._held = 0
 
     def reset(self) -> None:
-        """Forget all who hold or wait: called in a process that was forked, which has none of these threads."""
+        """Remove all holders and waiters: for a forked process, which has none of these threads."""
         self._changed, self._waiting, self._held = threading.Condition(), deque(), 0
 
     @property
@@ -73,12 +75,12 @@ class MemoryBudget:
 
     @property
     def waiting(self) -> int:
-        """Threads that wait for room."""
+        """Number of waiting threads."""
         return len(self._waiting)
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Wait until there is room for ``size`` bytes, and keep them until the end of the block."""
+        """Wait until ``size`` bytes are free, and hold them until the end of the block."""
         self._take(size)
         try:
             yield
@@ -91,7 +93,7 @@ class MemoryBudget:
         ticket = object()
         with self._changed:
             if self._total is None:
-                self._total = max(MIN_BUDGET_BYTES, memory_bytes() // BUDGET_SHARE)
+                self._total = max(MIN_BUDGET_BYTES, memory_bytes() // BUDGET_DIVISOR)
             total = self._total
             self._waiting.append(ticket)
             try:
@@ -105,30 +107,30 @@ class MemoryBudget:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: that of the machine, or the limit of its container if that is less.
+    """Memory that this process can use: that of the machine, or the limit of its container if that is lower.
 
     Returns:
-        bytes; 4 GiB where neither can be found out.
+        Bytes; 4 GiB if neither can be determined.
     """
-    found = [4 << 30]
+    limits = [4 << 30]
     if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
-        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in _cgroup_limits():
         try:
             text = path.read_text().strip()
         except OSError:
             continue
         if text.isdigit():
-            found.append(int(text))
-    return min(found)
+            limits.append(int(text))
+    return min(limits)
 
 
 def _cgroup_limits(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Files that may hold the limit of memory: of the group itself, and of the root as a container sees it."""
+    """Files that can contain the memory limit: of the process's group, and of the root as a container sees it."""
     try:
         lines = proc.read_text().splitlines()
     except OSError:
         return []
-    own = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
-    paths = [root / path / "memory.max" for path in own]
+    group_paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    paths = [root / path / "memory.max" for path in group_paths]
     return [*paths, root / "memory.max", root / "memory" / "memory.limit_in_bytes"]

@@ -1,11 +1,12 @@
-"""Pictures of slow formats are decoded in a process of their own, which can be ended.
+"""Separate processes that decode pictures of slow formats, so that decoding can be stopped.
 
-A call into a decoder's C code can't be stopped in a thread, and some decoders hold Python's global lock meanwhile. Here
-the processor time is limited by a timer of the process, its memory by a limit on what it allocates, and whoever waits
-for it can end it. Processes are kept for the next picture; each has one at a time, and ends when its input is closed.
+A call into a decoder's C code can't be stopped in a thread, and some decoders hold Python's global lock. A process has
+a timer that limits its processor time and a limit of the memory that it allocates, and its parent can kill it.
+Processes are reused for later pictures. Each decodes one picture at a time, and ends when its input is closed.
 
-What goes over the pipes: a line of JSON and the file; a line with the size, or with a reason why not; a line that lets
-it go on, since there is room in memory; a line with the size again, and the pixels.
+Protocol: the parent sends a line of JSON and the file. The process replies with a line that has the size of the
+picture, or the reason why it can't be read. When enough memory is free, the parent sends a line, and the process
+replies with a line that has the size again, and the pixels.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ if TYPE_CHECKING:
 
 WAIT_RATIO = 10
 MIN_WAIT_SECONDS = 60.0
-"""By the clock a process may take that many times its processor time, since others run too, and this at least."""
+"""Limits of the waiting time: a multiple of the processor time, since other processes run too, and a minimum."""
 SPARE_BYTES = 256 << 20
-"""Memory that a process may allocate beside that of its picture."""
+"""Memory that a process can allocate in addition to that of its picture."""
 IDLE_SECONDS = 10.0
-"""After which a process that has nothing to do is ended."""
+"""Time after which an idle process is ended."""
 MAX_AVIF_THREADS = 4
 _START = "import sys; sys.path[:] = {path!r}; from clipadapter.data.decode_process import serve; serve()"
 
 
-def can_decode_apart() -> bool:
-    """Whether there is an interpreter to start: programs that were packed into one file have none."""
+def can_start_process() -> bool:
+    """Whether a Python interpreter can be started. Programs that are packed into one file have none."""
     return bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
-class _Process:
-    """One process that decodes."""
+class _DecoderProcess:
+    """One decoder process."""
 
     def __init__(self) -> None:
         code = _START.format(path=sys.path)
@@ -54,8 +55,8 @@ class _Process:
         assert self.popen.stdin is not None and self.popen.stdout is not None
         self.write_end, self.read_end = self.popen.stdin, self.popen.stdout
 
-    def ask(self, request: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
-        """Send a line and what belongs to it, and read the line that comes back.
+    def exchange(self, request: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
+        """Send a line and its body, and read the reply.
 
         Raises:
             OSError, ValueError: if the process has ended.
@@ -67,7 +68,7 @@ class _Process:
         return reply
 
     def end(self) -> int:
-        """Kill it and say how it ended; a negative number is a signal."""
+        """Kill the process, and return its exit code; a negative number is a signal."""
         self.popen.kill()
         with contextlib.suppress(OSError):
             self.write_end.close()
@@ -75,25 +76,25 @@ class _Process:
         return self.popen.wait()
 
 
-class Decoders:
-    """The processes that decode for this one.
+class DecoderProcesses:
+    """The decoder processes of this process.
 
     Args:
-        budget: memory that their pictures share.
+        budget: memory that the decoded pictures share.
     """
 
     def __init__(self, budget: MemoryBudget | None = None) -> None:
         self.budget = budget or MemoryBudget()
         self._lock = threading.Lock()
-        self._idle: list[tuple[_Process, float]] = []
-        self._busy: set[_Process] = set()
+        self._idle: list[tuple[_DecoderProcess, float]] = []
+        self._busy: set[_DecoderProcess] = set()
         self._timer: threading.Timer | None = None
 
     def decode(self, data: bytes, name: str, max_pixels: int, max_seconds: float) -> Image.Image:
-        """A file as an upright picture in mode RGB.
+        """Decode a file into an upright picture in mode RGB.
 
         Raises:
-            ImageError: if it can't be read, takes more processor time than ``max_seconds``, or was stopped.
+            ImageError: if it can't be read, needs more processor time than ``max_seconds``, or was stopped.
         """
         from PIL import Image
 
@@ -103,17 +104,17 @@ class Decoders:
         timer = self._start_timer(wait, process.popen.kill)
         try:
             request = {"bytes": len(data), "name": name, "max_pixels": max_pixels, "max_seconds": max_seconds}
-            reply = process.ask(request, data)
+            reply = process.exchange(request, data)
             if "size" in reply:
                 width, height = reply["size"]
                 with self.budget.hold(PROCESS_BYTES_PER_PIXEL * width * height):
-                    reply = process.ask({})
+                    reply = process.exchange({})
                     if "size" in reply:
                         width, height = reply["size"]
                         pixels = process.read_end.read(3 * width * height)
                         image = Image.frombytes("RGB", (width, height), pixels)
         except (OSError, ValueError) as error:
-            raise ImageError(name, self._why_ended(process, max_seconds)) from error
+            raise ImageError(name, self._describe_exit(process, max_seconds)) from error
         except BaseException:
             self._end(process)
             raise
@@ -125,7 +126,7 @@ class Decoders:
         return image
 
     def stop(self) -> None:
-        """End all processes; whoever waits for one gets an ImageError."""
+        """End all processes. Callers that wait for one get an ImageError."""
         with self._lock:
             processes, self._idle = [process for process, _ in self._idle], []
             for process in self._busy:
@@ -133,25 +134,25 @@ class Decoders:
         for process in processes:
             process.end()
 
-    def forget(self) -> None:
-        """Leave the processes to the process that started them: called in one that was forked from it."""
+    def reset_after_fork(self) -> None:
+        """Drop the processes, which belong to the parent: called after a fork, in the child."""
         for process in (*self._busy, *(process for process, _ in self._idle)):
-            process.popen.returncode = 0  # else it would be waited for in vain
+            process.popen.returncode = 0  # else Popen would wait for a process that is not its child
         self.budget.reset()
         self._lock, self._idle, self._busy, self._timer = threading.Lock(), [], set(), None
 
-    def _take(self) -> _Process:
+    def _take(self) -> _DecoderProcess:
         with self._lock:
             process = self._idle.pop()[0] if self._idle else None
         if process is not None and process.popen.poll() is not None:
             process.end()
             process = None
-        process = process or _Process()
+        process = process or _DecoderProcess()
         with self._lock:
             self._busy.add(process)
         return process
 
-    def _give_back(self, process: _Process) -> None:
+    def _give_back(self, process: _DecoderProcess) -> None:
         with self._lock:
             self._busy.discard(process)
             self._idle.append((process, time.monotonic()))
@@ -174,33 +175,33 @@ class Decoders:
         timer.start()
         return timer
 
-    def _end(self, process: _Process) -> int:
+    def _end(self, process: _DecoderProcess) -> int:
         with self._lock:
             self._busy.discard(process)
         return process.end()
 
-    def _why_ended(self, process: _Process, max_seconds: float) -> str:
+    def _describe_exit(self, process: _DecoderProcess, max_seconds: float) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(1)
         ended = self._end(process)
         if hasattr(signal, "SIGPROF") and ended == -signal.SIGPROF:
             return f"too costly to decode: more than {max_seconds:g} seconds of processor time"
-        return f"the process that decodes it was ended ({ended}): out of memory, stopped, or waited for too long"
+        return f"the decoder process ended ({ended}): out of memory, stopped, or too slow"
 
 
-DECODERS = Decoders()
-atexit.register(DECODERS.stop)
+DECODER_PROCESSES = DecoderProcesses()
+atexit.register(DECODER_PROCESSES.stop)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=DECODERS.forget)
+    os.register_at_fork(after_in_child=DECODER_PROCESSES.reset_after_fork)
 
 
 def serve() -> None:
-    """What a process does: one picture after the other until its input is closed."""
-    # Whatever a decoder prints must not come between the pixels.
+    """Main function of a decoder process: decode one picture after the other until the input is closed."""
+    # Output of a decoder must not get between the pixels.
     source, target = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     if hasattr(signal, "SIGINT"):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent by the terminal to all processes: the parent decides
     with contextlib.suppress(ImportError):
         from PIL import AvifImagePlugin
 
@@ -236,7 +237,7 @@ def _serve_one(request: dict[str, Any], source: IO[bytes], target: IO[bytes]) ->
 
 
 def _limit_seconds(seconds: float) -> None:
-    """From here on, processor time of all threads together; 0 for no limit."""
+    """Limit the processor time of all threads together, from now on; 0: no limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
@@ -246,16 +247,16 @@ def _limit_memory(size: int) -> None:
         import resource
     except ImportError:
         return
-    with contextlib.suppress(OSError, ValueError):  # ValueError: the limit that it was started with is lower
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the hard limit is lower
         used = _data_bytes()
         if used:
-            # Not RLIMIT_AS: allocators reserve many addresses for each thread that they never use.
+            # Not RLIMIT_AS: allocators reserve address space for each thread that they never use.
             hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
             resource.setrlimit(resource.RLIMIT_DATA, (used + size + SPARE_BYTES, hard))
 
 
 def _data_bytes() -> int:
-    """Memory that this process has allocated; 0 where the system doesn't say."""
+    """Memory that this process has allocated; 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -1,4 +1,4 @@
-"""Folders of pictures: one folder a class, optionally under train, val and test, or no classes at all."""
+"""Folders of pictures: one folder per class, optionally under train, val and test, or without classes."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ _UNSUPPORTED = {".svg": "SVG", ".heic": "HEIC", ".heif": "HEIC", ".pdf": "PDF", 
 
 
 def read_folder(root: Path) -> Listing:
-    """The pictures of a folder.
+    """Read the pictures of a folder.
 
     ``ROOT/CLASS/**/*.jpg``, ``ROOT/train/CLASS/**/*.jpg`` (also val, test), or ``ROOT/*.jpg`` without labels.
-    Files in nested folders belong to the first-level class. A folder is divided into parts if all folders in
-    it have names of parts, or at least two of them: one class may well be called "train".
+    Files in nested folders belong to the first-level class. A folder has splits if all folders in it, or at least two,
+    have the name of a split: a single class can be called "train".
     """
-    walk = _Walk(root)
-    images, folders = walk.entries(root)
-    parts = {folder: SPLIT_ALIASES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_ALIASES}
-    if len(parts) >= 2 or (parts and len(parts) == len(folders)):
-        walk.leave(images, "not in a class folder")
-        walk.leave([folder for folder in folders if folder not in parts], "folder beside train, val and test")
+    reader = _FolderReader(root)
+    images, folders = reader.entries(root)
+    split_folders = {
+        folder: SPLIT_ALIASES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_ALIASES
+    }
+    if len(split_folders) >= 2 or (split_folders and len(split_folders) == len(folders)):
+        reader.leave(images, "not in a class folder")
+        reader.leave(
+            [folder for folder in folders if folder not in split_folders], "folder next to train, val and test"
+        )
         samples = []
         for split in dict.fromkeys(SPLIT_ALIASES.values()):
-            for folder in (folder for folder in parts if parts[folder] == split):
-                samples += walk.classes(*walk.entries(folder), split)
+            for folder in (folder for folder in split_folders if split_folders[folder] == split):
+                samples += reader.classes(*reader.entries(folder), split)
     else:
-        samples = walk.classes(images, folders, "all")
-    return Listing(make_dataset(printable(root.resolve().name), root, samples), tuple(sorted(walk.left_out)))
+        samples = reader.classes(images, folders, "all")
+    return Listing(make_dataset(printable(root.resolve().name), root, samples), tuple(sorted(reader.left_out)))
 
 
 def list_images(root: str | Path) -> list[Path]:
-    """All pictures under a folder, whatever its layout, sorted; no hidden files, no links that lead out."""
-    return sorted(_Walk(Path(root)).images(Path(root), frozenset()))
+    """List all pictures under a folder, sorted. Hidden files and links that lead out of it are skipped."""
+    return sorted(_FolderReader(Path(root)).images(Path(root), frozenset()))
 
 
-class _Walk:
-    """Walks a folder in sorted order and notes what it leaves out, and why."""
+class _FolderReader:
+    """Reads a folder in sorted order, and records the files that it leaves out with the reasons."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
@@ -57,7 +61,7 @@ class _Walk:
             self.leave([folder], f"can't be opened: {error.strerror}")
             return [], []
         for path in (folder / name for name in names):
-            reason = self._why_not(path)
+            reason = self._find_reason(path)
             if reason:
                 self.leave([path], reason)
             elif path.is_dir():
@@ -66,7 +70,7 @@ class _Walk:
                 images.append(path)
         return images, folders
 
-    def _why_not(self, path: Path) -> str | None:
+    def _find_reason(self, path: Path) -> str | None:
         if path.name.startswith("."):
             return "hidden"
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self.root):
@@ -81,7 +85,7 @@ class _Walk:
         return None if suffix in IMAGE_SUFFIXES else "not an image file"
 
     def images(self, folder: Path, above: frozenset[str]) -> list[Path]:
-        """All pictures in a folder and below; `above` are the real paths on the way: a link must not loop."""
+        """All pictures in a folder and below. `above` has the real paths of its parents: links must not form a loop."""
         real = os.path.realpath(folder)
         if real in above:
             self.leave([folder], "link to a folder above it")
@@ -92,10 +96,17 @@ class _Walk:
         return images
 
     def classes(self, images: list[Path], folders: list[Path], split: str) -> list[Sample]:
-        """Samples of the class folders; if none holds a picture, the pictures beside them, without labels."""
-        found = {folder: self.images(folder, frozenset({str(self.root)})) for folder in folders}
-        self.leave([folder for folder, inside in found.items() if not inside], "folder without pictures")
-        if not any(found.values()):
+        """Samples of the class folders; if none has a picture, the pictures next to them, without labels."""
+        images_by_folder = {folder: self.images(folder, frozenset({str(self.root)})) for folder in folders}
+        self.leave(
+            [folder for folder, folder_images in images_by_folder.items() if not folder_images],
+            "folder without pictures",
+        )
+        if not any(images_by_folder.values()):
             return [Sample(path, None, split) for path in images]
         self.leave(images, "not in a class folder")
-        return [Sample(path, printable(folder.name), split) for folder, inside in found.items() for path in inside]
+        return [
+            Sample(path, printable(folder.name), split)
+            for folder, folder_images in images_by_folder.items()
+            for path in folder_images
+        ]

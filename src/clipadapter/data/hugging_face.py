@@ -1,7 +1,7 @@
-"""Image classification sets of Hugging Face, by name; needs the extra ``hf``.
+"""Image classification data sets of the Hugging Face hub, by name; needs the extra ``hf``.
 
-The rest of the library takes paths, so pictures that are kept inside a table are written to the cache folder as files,
-byte by byte as they are, once. Pictures that are files already are used where they lie.
+The rest of the library takes paths. So pictures inside a table are written to the cache folder once, with their bytes
+unchanged. Pictures that are files already are used in place.
 """
 
 from __future__ import annotations
@@ -22,56 +22,62 @@ from clipadapter.files import printable, write_atomically
 
 PREFIX = "hf:"
 
-_WHOLE = "whole"  # an empty file, written when all pictures of a part are
-_USUAL = ("label", "labels")
+_COMPLETE_MARKER = "whole"  # an empty file, written after all pictures of a split
+_LABEL_COLUMNS = ("label", "labels")
 
 
 def read_hugging_face(name: str, cache: Path | None = None) -> Listing:
-    """A set of Hugging Face's hub, or a folder that the package ``datasets`` reads.
+    """Read a data set of the Hugging Face hub, or a folder that the package ``datasets`` reads.
 
     Args:
-        name: ``NAME`` or ``NAME@CONFIG``; NAME is as on the hub, or a path.
-        cache: folder for pictures; by default ``hf`` in the user's cache folder.
+        name: ``NAME`` or ``NAME@CONFIG``, with the name on the hub or a path.
+        cache: folder for pictures; None: ``hf`` in the user's cache folder.
 
     Returns:
-        The parts train, val and test; other parts are left out, unless there are no others.
+        The splits train, val and test. Other splits are left out, unless there are only others.
 
     Raises:
         MissingExtraError: if the extra ``hf`` is not installed.
-        DataError: if the set can't be had, or has not one column of pictures and one of labels.
+        DataError: if the set can't be loaded, or does not have one column of pictures and one of labels.
     """
     package = require("datasets", "hf", "A data set of Hugging Face")
-    tables = _open(package, name)
-    known = {part: SPLIT_ALIASES[part.lower()] for part in tables if part.lower() in SPLIT_ALIASES}
-    left_out = tuple((Path(part), "part beside train, val and test") for part in tables if known and part not in known)
-    parts = known or dict.fromkeys(tables, "all")
-    image, label = _columns(package, name, next(iter(tables.values())).features)
+    tables = _load_tables(package, name)
+    known_splits = {part: SPLIT_ALIASES[part.lower()] for part in tables if part.lower() in SPLIT_ALIASES}
+    left_out = tuple(
+        (Path(part), "not one of the splits train, val and test")
+        for part in tables
+        if known_splits and part not in known_splits
+    )
+    split_by_part = known_splits or dict.fromkeys(tables, "all")
+    image, label = _find_columns(package, name, next(iter(tables.values())).features)
     class_names = tuple(next(iter(tables.values())).features[label].names)
     samples: list[Sample] = []
-    for part, split in parts.items():
+    for part, split in split_by_part.items():
         table = tables[part]
-        paths = _paths(package, table, image, (cache or default_cache_dir() / "hf") / _folder(name, part, table))
+        paths = _write_pictures(
+            package, table, image, (cache or default_cache_dir() / "hf") / _folder_name(name, part, table)
+        )
         labels = [class_names[row] if row is not None and row >= 0 else None for row in table[label]]
         samples += [Sample(path, text, split) for path, text in zip(paths, labels, strict=True)]
     return Listing(Dataset(f"{PREFIX}{name}", Path(), tuple(samples), class_names), left_out)
 
 
-def _open(package: Any, name: str) -> Mapping[str, Any]:
-    """Part to table."""
-    what, _, config = name.partition("@")
-    saved = any((Path(what) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+def _load_tables(package: Any, name: str) -> Mapping[str, Any]:
+    """Load the tables by split name."""
+    path, _, config = name.partition("@")
+    is_saved = any((Path(path) / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
-        with _bars(package):
-            found = package.load_from_disk(what) if saved else package.load_dataset(what, config or None)
-    except Exception as error:  # the package's own errors have no common base, and differ by version
+        with _matching_progress_bars(package):
+            tables = package.load_from_disk(path) if is_saved else package.load_dataset(path, config or None)
+    except Exception as error:  # the package's errors have no common base class and differ by version
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"the Hugging Face data set '{printable(name)}' can't be loaded: {reason}") from error
-    return found if isinstance(found, dict) else {"all": found}
+    return tables if isinstance(tables, dict) else {"all": tables}
 
 
 @contextmanager
-def _bars(package: Any) -> Iterator[None]:
-    """Show the package's progress bars only if the hub's client shows its own."""
+def _matching_progress_bars(package: Any) -> Iterator[None]:
+    """Hide the progress bars of ``datasets`` if those of the hub client are hidden."""
     hub: Any = importlib.import_module("huggingface_hub.utils")
     hide = hub.are_progress_bars_disabled() and not package.are_progress_bars_disabled()
     if hide:
@@ -83,44 +89,46 @@ def _bars(package: Any) -> Iterator[None]:
             package.enable_progress_bars()
 
 
-def _columns(package: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The column of the pictures and the one of the labels."""
+def _find_columns(package: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the column of pictures and of the column of labels."""
     images = [column for column, feature in features.items() if isinstance(feature, package.Image)]
     labels = [column for column, feature in features.items() if isinstance(feature, package.ClassLabel)]
-    usual = [column for column in _USUAL if column in labels]
-    if len(images) != 1 or not (usual or len(labels) == 1):
-        found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
-        need = "one column of pictures (Image) and one of labels (ClassLabel), or one called label, are needed"
-        raise DataError(f"the Hugging Face data set '{printable(name)}' has the columns {found}; {need}")
-    return images[0], (usual or labels)[0]
+    usual_labels = [column for column in _LABEL_COLUMNS if column in labels]
+    if len(images) != 1 or not (usual_labels or len(labels) == 1):
+        description = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
+        requirement = "it needs one column of pictures (Image) and one of labels (ClassLabel), or one called label"
+        raise DataError(f"the Hugging Face data set '{printable(name)}' has the columns {description}; {requirement}")
+    return images[0], (usual_labels or labels)[0]
 
 
-def _folder(name: str, part: str, table: Any) -> Path:
-    """Where the pictures of a part are kept: another version of the data has another fingerprint, so a new folder."""
-    words = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
+def _folder_name(name: str, part: str, table: Any) -> Path:
+    """Folder name for the pictures of a split. It has the fingerprint of the table, which changes with the data."""
+    readable_name = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
     key = hashlib.blake2b(f"{name}\0{part}\0{table._fingerprint}".encode(), digest_size=8).hexdigest()
-    return Path(f"{words}-{key}")
+    return Path(f"{readable_name}-{key}")
 
 
-def _paths(package: Any, table: Any, image: str, folder: Path) -> list[Path]:
-    """A file for each row, called by its number; what an interrupted run wrote is used again."""
+def _write_pictures(package: Any, table: Any, image: str, folder: Path) -> list[Path]:
+    """Write one file per row, named by row number. Files of an interrupted run are reused."""
     paths = [folder / str(number) for number in range(len(table))]
-    if (folder / _WHOLE).is_file() and not missing_pictures(paths, folder):
+    if (folder / _COMPLETE_MARKER).is_file() and not missing_pictures(paths, folder):
         return paths
     rows = table.cast_column(image, package.Image(decode=False))
-    found = [_path(row[image] or {}, path) for row, path in zip(rows, paths, strict=True)]
-    if found and found == paths:
-        write_atomically(folder / _WHOLE, b"", sync=False)
-    return found
+    written = [_write_picture(row[image] or {}, path) for row, path in zip(rows, paths, strict=True)]
+    if written and written == paths:
+        write_atomically(folder / _COMPLETE_MARKER, b"", sync=False)
+    return written
 
 
-def _path(picture: Mapping[str, Any], path: Path) -> Path:
-    """Where a row's picture lies: its own file, or the one at `path` with its bytes."""
-    data, own = picture.get("bytes"), picture.get("path")
+def _write_picture(picture: Mapping[str, Any], path: Path) -> Path:
+    """The path of a row's picture: its own file, or `path` after its bytes were written there."""
+    data, own_path = picture.get("bytes"), picture.get("path")
     if data is not None:
         if not path.is_file() or path.stat().st_size != len(data):
             write_atomically(path, data, sync=False)
         return path
-    if own and Path(own).is_file():
-        return Path(own)
-    raise DataError(f"row {path.name} of the Hugging Face data set has no picture{f': {own} is gone' if own else ''}")
+    if own_path and Path(own_path).is_file():
+        return Path(own_path)
+    raise DataError(
+        f"row {path.name} of the Hugging Face data set has no picture{f': {own_path} is gone' if own_path else ''}"
+    )

@@ -1,10 +1,10 @@
-"""Any picture a person has, as an upright RGB picture of the right colours, or a plain reason why not.
+"""Reading of pictures as upright RGB pictures with correct colours, or an error with the reason.
 
-The type of a file is told from its first bytes, never from its name; only the formats of ``_KINDS`` are read. What
-decoding would cost is known before it begins (`_cost`), threads share a budget of memory (`_memory`), and formats with
-slow decoders have a process of their own (`_decoder`).
-Pillow's own `Image.open` is not used: its guard against huge files is a process-wide setting and a warning,
-which can't be silenced in one thread alone. All functions are safe to call from threads.
+The first bytes of a file determine its format, not its name. Only the formats of ``_FORMATS`` are read. The cost of
+decoding is checked beforehand (`decode_cost`), threads share a memory budget (`decode_memory`), and slow formats are
+decoded in a separate process (`decode_process`).
+Pillow's `Image.open` is not used: its guard against huge files is a process-wide setting with a warning, which can't be
+silenced in one thread. All functions are thread-safe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipadapter.data.decode_cost import TooCostly, check_cost, check_exif, is_slow
 from clipadapter.data.decode_memory import MemoryBudget, peak_bytes
-from clipadapter.data.decode_process import DECODERS, can_decode_apart
+from clipadapter.data.decode_process import DECODER_PROCESSES, can_start_process
 from clipadapter.errors import ImageError, InputError
 from clipadapter.files import open_regular, printable
 
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
 MAX_PIXELS = 100_000_000
-MAX_RATIO = 100
-MAX_SECONDS = 120.0
-"""Processor time for a file that is decoded in a process. 100 million pixels of JPEG 2000 without loss take 50."""
+MAX_SIDE_RATIO = 100
+MAX_DECODE_SECONDS = 120.0
+"""Processor time for a file that a separate process decodes. 100 megapixels of lossless JPEG 2000 take 50 seconds."""
 _MAX_FILE_BYTES = 1 << 30
 _MAGIC_BYTES = 1024
 _BAND_PIXELS = 1 << 18
-"""Pictures are converted a band at a time: the memory of what is between the two modes is that of a band."""
+"""Pictures are converted in bands, so that intermediate modes need only the memory of a band."""
 _BUDGET = MemoryBudget()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_BUDGET.reset)
 
 _JPEG = b"\xff\xd8\xff"
 
-# What the first bytes are, and the Pillow class that reads it; None: known, but not supported.
-_KINDS: tuple[tuple[str, bytes, str | None], ...] = (
+# Format, pattern of the first bytes, and the Pillow class that reads it; None: known, but not supported.
+_FORMATS: tuple[tuple[str, bytes, str | None], ...] = (
     ("JPEG", _JPEG, "JpegImagePlugin.JpegImageFile"),
     ("PNG", rb"\x89PNG\r\n\x1a\n", "PngImagePlugin.PngImageFile"),
     ("WebP", rb"RIFF....WEBP", "WebPImagePlugin.WebPImageFile"),
@@ -67,28 +67,29 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     data: bytes | None = None,
     shrink_to: int | None = None,
-    max_seconds: float = MAX_SECONDS,
+    max_seconds: float = MAX_DECODE_SECONDS,
 ) -> Image.Image:
-    """A picture in mode RGB, upright as EXIF says.
+    """Read a picture as an upright picture in mode RGB.
 
-    What is transparent becomes white, 16-bit grey is scaled, and an animation gives its first frame. Threads share a
-    budget of memory, a quarter of the machine's: a call waits until there is room.
+    EXIF rotation is applied, transparent pixels become white, 16-bit grey is scaled, and of an animation the first
+    frame is read. Threads share a memory budget of a quarter of the machine's memory: a call waits until enough is
+    free.
 
     Args:
         source: path, PIL picture, or array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), of uint8 or of
             floats in 0..1.
-        max_pixels: larger pictures are refused before they are unpacked. The work for scans, of which a JPEG may have
-            many, is limited to 20 samples for each of these pixels.
-        data: the file's bytes if they were read already (see `image_bytes`), so that a file is read once.
-        shrink_to: a JPEG file is unpacked at a half, a quarter or an eighth of its size, which is faster, if its
-            shorter side keeps so many pixels and both sides can be divided; None keeps every pixel.
-        max_seconds: processor time for a file of a slow format, see `is_slow_file`, which is decoded in a process of
-            its own.
+        max_pixels: larger pictures are refused before decoding. All scans of a JPEG together may process at most 20
+            samples for each of these pixels.
+        data: the bytes of the file if they were read already, see `image_bytes`.
+        shrink_to: decode a JPEG at a half, a quarter or an eighth of its size, which is faster, if its shorter side
+            then has at least this many pixels and both sides are divisible. None: decode at full size.
+        max_seconds: processor time for a file of a slow format, which a separate process decodes; see `is_slow_file`.
 
     Raises:
-        ImageError: if the picture can't be read; if its file would cost far more time or memory than its pixels; also
-            if one side is over 100 times the other, since resizing by the shorter side would fill the memory.
-        InputError: if the source is nothing that can be a picture.
+        ImageError: if the picture can't be read; if decoding would cost far more time or memory than its pixels
+            justify; or if one side is over 100 times the other, since resizing by the shorter side would fill the
+            memory.
+        InputError: if the source is neither a path, a PIL picture nor an array.
 
     >>> import numpy as np
     >>> read_image(np.array([[0.0, 1.0]])).getpixel((1, 0))
@@ -100,14 +101,14 @@ def read_image(
     if isinstance(source, (str, Path)):
         data = image_bytes(source) if data is None else data
         kind = _kind(data)[0]
-        if _is_slow(kind, data, name) and can_decode_apart():
-            return DECODERS.decode(data, name, max_pixels, max_seconds)
-        image, several_scans = open_image(data, name, max_pixels)
+        if _is_slow(kind, data, name) and can_start_process():
+            return DECODER_PROCESSES.decode(data, name, max_pixels, max_seconds)
+        image, is_multi_scan = open_image(data, name, max_pixels)
         pixels = image.width * image.height
         factor = 1 if shrink_to is None else shrink_factor(data, image.size, shrink_to)
         if factor > 1:
             image.draft(None, (image.width // factor, image.height // factor))
-        with _BUDGET.hold(peak_bytes(kind, image.mode, pixels, pixels // factor**2, several_scans)):
+        with _BUDGET.hold(peak_bytes(kind, image.mode, pixels, pixels // factor**2, is_multi_scan)):
             return finish_image(image, name)
     image = source if isinstance(source, Image.Image) else _from_array(source, name)
     _check_size(image.size, name, max_pixels)
@@ -116,18 +117,18 @@ def read_image(
 
 
 def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:
-    """Read the header of a file whose size and cost are within the limits.
+    """Read the header of a file, and check its size and cost.
 
     Args:
         data: the whole file.
-        name: what messages call it.
-        max_pixels: limit of its size.
+        name: of the picture in error messages.
+        max_pixels: limit of the pixels.
 
     Returns:
-        The picture before it is decoded, and whether it is a JPEG of several scans.
+        The picture before decoding, and whether it is a JPEG with several scans.
 
     Raises:
-        ImageError: if it is no picture, or over a limit.
+        ImageError: if it is not a picture, or exceeds a limit.
     """
     kind, reader = _kind(data)
     if not kind:
@@ -140,22 +141,22 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
     except ImportError as error:
         raise ImageError(name, f"unsupported type ({kind})") from error
     try:
-        several_scans = check_cost(kind, data, max_pixels)
+        is_multi_scan = check_cost(kind, data, max_pixels)
         image: Image.Image = opener(io.BytesIO(data), "")
     except TooCostly as error:
         raise ImageError(name, str(error)) from error
-    except Exception as error:  # a decoder's header code raises whatever it likes on damaged files
+    except Exception as error:  # decoders raise any exception on damaged headers
         raise ImageError(name, _reason(error)) from error
     _check_size(image.size, name, max_pixels)
-    return image, several_scans
+    return image, is_multi_scan
 
 
 def finish_image(image: Image.Image, name: str) -> Image.Image:
-    """Decode a picture, and bring it to mode RGB and upright.
+    """Decode a picture, convert it to mode RGB and rotate it upright.
 
     Args:
-        image: as `open_image` gives it; it may be changed, and may be what is returned.
-        name: what messages call it.
+        image: as `open_image` returns it. It can be changed, and can be the returned picture.
+        name: of the picture in error messages.
 
     Raises:
         ImageError: if it is damaged.
@@ -169,18 +170,18 @@ def finish_image(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(name, str(error)) from error
     except MemoryError as error:
         raise ImageError(name, "too large for the memory of this machine") from error
-    except Exception as error:  # decoders raise whatever they like on damaged files
+    except Exception as error:  # decoders raise any exception on damaged files
         raise ImageError(name, _reason(error)) from error
 
 
 def image_bytes(source: ImageSource) -> bytes:
-    """What identifies a picture: the bytes of its file, or mode, size and upright pixels of one in memory.
+    """The bytes that identify a picture: those of its file, or mode, size and upright pixels of a picture in memory.
 
-    Of a file that is no picture only the beginning is read.
+    If a file is not a picture, only its beginning is read.
 
     Raises:
-        ImageError: if the file can't be read or is none of a picture, or the picture in memory is none.
-        InputError: if the source is nothing that can be a picture.
+        ImageError: if the file can't be read or is not a picture, or the picture in memory is invalid.
+        InputError: if the source is neither a path, a PIL picture nor an array.
     """
     if not isinstance(source, (str, Path)):
         image = read_image(source)
@@ -207,19 +208,19 @@ def image_bytes(source: ImageSource) -> bytes:
 
 
 def stop_decoding() -> None:
-    """End the processes that decode slow formats. Who waits for one gets an ImageError; later calls start others."""
-    DECODERS.stop()
+    """End the decoder processes. Calls that wait for one raise ImageError; later calls start new processes."""
+    DECODER_PROCESSES.stop()
 
 
 def is_slow_file(data: bytes, name: str = "picture") -> bool:
-    """Whether `read_image` decodes a file in a process of its own, since that takes seconds or stops other threads.
+    """Whether `read_image` decodes a file in a separate process, because that takes seconds or blocks other threads.
 
     These are JPEG 2000, AVIF, PPM as text, BMP with run lengths, and TIFF with other compressions than LZW, deflate and
     PackBits.
 
     Args:
         data: the file.
-        name: what messages call it.
+        name: of the picture in error messages.
 
     Raises:
         ImageError: if its header is too costly to read.
@@ -237,26 +238,26 @@ def _is_slow(kind: str, data: bytes, name: str) -> bool:
         raise ImageError(name, str(error)) from error
 
 
-def shrink_factor(data: bytes, size: tuple[int, int], least: int) -> int:
-    r"""By how much `read_image` divides the sides of a file for ``shrink_to``; 1 leaves them.
+def shrink_factor(data: bytes, size: tuple[int, int], min_side: int) -> int:
+    r"""The factor by which `read_image` divides the sides of a file for ``shrink_to``; 1: no change.
 
     Args:
         data: bytes of the file, of which the first tell its type.
         size: width and height in pixels.
-        least: ``shrink_to``.
+        min_side: ``shrink_to``.
 
     >>> shrink_factor(b"\xff\xd8\xff", (4000, 3000), 700), shrink_factor(b"\xff\xd8\xff", (4001, 3000), 700)
     (4, 1)
     """
     if not data.startswith(_JPEG):
         return 1
-    # Only what divides both sides: else the proportions change a little, and the picture that is scaled next moves.
+    # Only a divisor of both sides: else the aspect ratio changes a little, and the resized picture shifts.
     fits = (factor for factor in (8, 4, 2) if not any(side % factor for side in size))
-    return next((factor for factor in fits if min(size) >= factor * least), 1)
+    return next((factor for factor in fits if min(size) >= factor * min_side), 1)
 
 
 def source_name(source: object) -> str:
-    """How messages call a picture.
+    """The name of a picture in messages.
 
     Raises:
         InputError: if the source is neither a path nor a PIL picture nor a numpy array.
@@ -275,9 +276,9 @@ def source_name(source: object) -> str:
 
 
 def _kind(data: bytes) -> tuple[str, str | None]:
-    """Name of the format and of the class that reads it; "" for what is no picture."""
+    """Name of the format, and of the class that reads it; "" if it is not a picture."""
     head = data[:_MAGIC_BYTES]
-    return next(((kind, reader) for kind, magic, reader in _KINDS if re.match(magic, head, re.DOTALL)), ("", None))
+    return next(((kind, reader) for kind, magic, reader in _FORMATS if re.match(magic, head, re.DOTALL)), ("", None))
 
 
 def _reason(error: Exception) -> str:
@@ -300,8 +301,8 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         million = f"{width * height / 1e6:.4g} million pixels (limit {max_pixels / 1e6:.4g})"
         raise ImageError(name, f"too large: {million}")
-    if max(size) > MAX_RATIO * min(size):
-        raise ImageError(name, f"extreme shape: {width}x{height} (one side over {MAX_RATIO} times the other)")
+    if max(size) > MAX_SIDE_RATIO * min(size):
+        raise ImageError(name, f"extreme shape: {width}x{height} (one side over {MAX_SIDE_RATIO} times the other)")
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
@@ -326,7 +327,7 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I"):
-        # Pillow would clip at 255; 16-bit grey is I;16 in new versions, I in old ones.
+        # Pillow would clip at 255. 16-bit grey is I;16 in new versions, I in old ones.
         values = np.asarray(image).astype(np.float32) / 257
         if values.min() < 0 or values.max() > 255:
             raise ImageError(name, "unsupported pixel values: grey of more than 16 bits")
@@ -347,7 +348,7 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
 def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
     from PIL.Image import Transpose
 
-    turns: dict[Any, Transpose] = {
+    transpositions: dict[Any, Transpose] = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -357,18 +358,18 @@ def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
         8: Transpose.ROTATE_90,
     }
     try:
-        if stored.format != "JPEG":  # whose EXIF was looked at before Pillow read it
+        if stored.format != "JPEG":  # the EXIF block of a JPEG was checked before Pillow read it
             check_exif(_exif(stored))
-        turn = turns.get(stored.getexif().get(0x0112))
+        transposition = transpositions.get(stored.getexif().get(0x0112))
     except TooCostly:
         raise
-    except Exception:  # a broken EXIF block must not cost the picture
+    except Exception:  # a damaged EXIF block must not make the picture unreadable
         return rgb
-    return rgb if turn is None else rgb.transpose(turn)
+    return rgb if transposition is None else rgb.transpose(transposition)
 
 
 def _exif(image: Image.Image) -> bytes:
-    """The block that Pillow will read; ImageMagick writes it into PNG files as text."""
+    """The EXIF block that Pillow will read. ImageMagick writes it into PNG files as text."""
     exif = image.info.get("exif")
     if exif is None and (text := image.info.get("Raw profile type exif")):
         exif = bytes.fromhex("".join(text.split("\n")[3:]))

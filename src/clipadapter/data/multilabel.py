@@ -1,4 +1,4 @@
-"""Pictures with several labels: as zeros and ones, and which of them are the shots."""
+"""Multi-label data: targets as zeros and ones, and the draw of the shots."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def label_matrix(label_sets: Sequence[Collection[str]], class_names: Sequence[str]) -> NDArray[np.int8]:
-    """Zeros and ones (n, c): which classes each picture has.
+    """Make the target matrix (n, c) of zeros and ones: which classes each picture has.
 
     Raises:
-        DataError: if a label is no class, or a picture's labels are one text instead of several names.
+        DataError: if a label is not a class, or a picture's labels are one string instead of a list of names.
 
     >>> label_matrix([("cat", "dog"), ()], ["cat", "dog"])
     array([[1, 1],
@@ -27,29 +27,30 @@ def label_matrix(label_sets: Sequence[Collection[str]], class_names: Sequence[st
     import numpy as np
 
     position = {name: k for k, name in enumerate(class_names)}
-    found = np.zeros((len(label_sets), len(class_names)), dtype=np.int8)
+    matrix = np.zeros((len(label_sets), len(class_names)), dtype=np.int8)
     for i, names in enumerate(label_sets):
         if isinstance(names, str):
-            raise DataError(f"the labels of picture {i} are the text {names!r}: give several names, such as ['cat']")
+            raise DataError(f"the labels of picture {i} are the string {names!r}: give a list, such as ['cat']")
         unknown = [name for name in names if name not in position]
         if unknown:
             raise DataError(
-                f"picture {i} has labels that are no class: {format_list(unknown)}; known: {format_list(class_names)}"
+                f"picture {i} has labels that are no classes: {format_list(unknown)}; known: {format_list(class_names)}"
             )
-        found[i, [position[name] for name in names]] = 1
-    return found
+        matrix[i, [position[name] for name in names]] = 1
+    return matrix
 
 
 def draw_multilabel_shots(label_sets: Sequence[Collection[str]], shots: int, seed: int = 0) -> list[int]:
-    """Row numbers of pictures such that every class has as many shots, or all it has; common classes may get more.
+    """Draw row numbers such that every class has at least ``shots`` pictures, or all that it has.
 
-    Classes are gone through from the rarest on, and each draws what those before it have not brought along. Of pictures
-    without any label as many come besides as are their share of all: what no class is, is to be seen too.
+    Classes are drawn in ascending order of frequency, and each draws only the shots that it still lacks. Pictures
+    without a label are drawn in addition, in proportion to their share of all pictures, as examples of none of the
+    classes.
 
     Args:
         label_sets: class names of each row.
-        shots: how many rows of each class.
-        seed: of a stream of its own; global random state is neither read nor changed.
+        shots: number of rows per class.
+        seed: of the random generator. The global random state is neither read nor changed.
 
     Raises:
         InputError: if `shots` is below one, or no row has a label.
@@ -64,13 +65,13 @@ def draw_multilabel_shots(label_sets: Sequence[Collection[str]], shots: int, see
         for name in dict.fromkeys(names):
             rows.setdefault(name, []).append(row)
     if not rows:
-        raise InputError("no picture has a label to draw shots of")
-    stream, taken = random.Random(seed), dict[int, None]()
+        raise InputError("no picture has a label, so no shots can be drawn")
+    rng, drawn = random.Random(seed), dict[int, None]()
     for name in sorted(rows, key=lambda name: (len(rows[name]), name)):
-        missing = shots - sum(row in taken for row in rows[name])
-        rest = [row for row in rows[name] if row not in taken]
+        missing = shots - sum(row in drawn for row in rows[name])
+        candidates = [row for row in rows[name] if row not in drawn]
         if missing > 0:
-            taken.update(dict.fromkeys(stream.sample(rest, min(missing, len(rest)))))
+            drawn.update(dict.fromkeys(rng.sample(candidates, min(missing, len(candidates)))))
     empty = [row for row, names in enumerate(label_sets) if not names]
     labelled = len(label_sets) - len(empty)
-    return sorted([*taken, *stream.sample(empty, round(len(taken) * len(empty) / labelled))])
+    return sorted([*drawn, *rng.sample(empty, round(len(drawn) * len(empty) / labelled))])

@@ -1,4 +1,4 @@
-"""From class names to the sentences that the text tower reads."""
+"""Prompts of the classes: templates, cleaned class names, and descriptions."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "sun397": _PHOTO,
     "ucf101": ("a photo of a person doing {}.",),
 }
-"""Template sets by name: one a data set of the few-shot CLIP papers; `imagenet7` is CLIP's set of seven."""
+"""Template sets by name: one per data set of the few-shot CLIP papers; `imagenet7` is CLIP's set of seven."""
 
 _CAMEL = re.compile(r"([A-Z][a-z]{2,}){2,}")
 
 
 def clean_name(name: str) -> str:
-    """A folder's name as words: underscores become spaces, CamelCase is taken apart.
+    """Turn a folder name into words: underscores become spaces, CamelCase is split.
 
-    Names that only look like CamelCase are kept.
+    Names that only resemble CamelCase are kept.
 
     >>> [clean_name(name) for name in ("water_lilly", "AnnualCrop", "iPhone", "BMW X5", "McLaren")]
     ['water lilly', 'Annual Crop', 'iPhone', 'BMW X5', 'McLaren']
@@ -62,14 +62,14 @@ def list_templates() -> list[str]:
 
 
 def get_templates(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates by the name of a set, or as texts with one ``{}`` each.
+    """The templates of a set by its name, or the given texts, which must have one ``{}`` each.
 
     Args:
-        spec: a name or a text, or several of them.
+        spec: a name or a text, or a list of them.
 
     Raises:
         UnknownNameError: if no set has the name.
-        InputError: if a text has not exactly one ``{}``, or there are none.
+        InputError: if a text does not have exactly one ``{}``, or the list is empty.
 
     >>> get_templates("dtd")
     ('{} texture.',)
@@ -90,7 +90,7 @@ def _templates(spec: str) -> tuple[str, ...]:
         return (spec,)
     if holes == 0 and re.fullmatch(r"[\w-]+", spec):
         raise unknown("template set", spec, list_templates())
-    raise InputError(f"the template '{spec}' has {holes} places for the class name, but needs one: write {{}} there")
+    raise InputError(f"the template '{spec}' has {holes} placeholders for the class name, not one: write {{}} once")
 
 
 def class_prompts(
@@ -99,16 +99,16 @@ def class_prompts(
     descriptions: Mapping[str, Sequence[str]] | None = None,
     clean: bool = True,
 ) -> dict[str, list[str]]:
-    """The prompts of each class: its descriptions if it has any, else every template with its name.
+    """Make the prompts of each class: its descriptions if it has any, else every template with its name.
 
     Args:
-        class_names: each once.
+        class_names: unique names.
         templates: as for `get_templates`.
-        descriptions: sentences by class; a key may be the class name or its cleaned form.
-        clean: put `clean_name` of the class into the templates.
+        descriptions: sentences by class name or cleaned class name.
+        clean: whether to put `clean_name` of the class into the templates.
 
     Raises:
-        UnknownNameError: if a key of the descriptions is no class, or a template set is unknown.
+        UnknownNameError: if a key of the descriptions is not a class, or a template set is unknown.
         InputError: if a class name occurs twice or is empty, a template is wrong, or a class has no sentence.
 
     >>> class_prompts(["water_lilly", "cup"], descriptions={"cup": ["a cup holds a drink"]})
@@ -117,13 +117,15 @@ def class_prompts(
     texts = get_templates(templates)
     for name, count in Counter(class_names).items():
         if count > 1 or not name.strip():
-            raise InputError(f"class names must be texts, each once; got '{name}' {count} times")
-    described = _match(class_names, descriptions or {})
-    words = {name: clean_name(name) if clean else name for name in class_names}
-    return {name: described.get(name) or [text.replace("{}", words[name]) for text in texts] for name in class_names}
+            raise InputError(f"class names must be unique and not empty; got '{name}' {count} times")
+    described = _match_descriptions(class_names, descriptions or {})
+    clean_names = {name: clean_name(name) if clean else name for name in class_names}
+    return {
+        name: described.get(name) or [text.replace("{}", clean_names[name]) for text in texts] for name in class_names
+    }
 
 
-def _match(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _match_descriptions(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     known = {clean_name(name): name for name in class_names} | {name: name for name in class_names}
     described: dict[str, list[str]] = {}
     for key, sentences in descriptions.items():
@@ -136,34 +138,34 @@ def _match(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]]
 
 
 def read_descriptions(path: str | Path) -> dict[str, list[str]]:
-    """Descriptions from a JSON file in the CuPL form, ``{"cup": ["A cup holds a drink.", ...], ...}``.
+    """Read descriptions from a JSON file in CuPL's format, ``{"cup": ["A cup holds a drink.", ...], ...}``.
 
     Raises:
-        DataError: if the file can't be read or has another form.
+        DataError: if the file can't be read or has another format.
     """
-    found = _read_object(path, 'expected {"class": ["sentence", ...], ...}')
-    for key, value in found.items():
+    descriptions = _read_object(path, 'expected {"class": ["sentence", ...], ...}')
+    for key, value in descriptions.items():
         if not (isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value)):
             raise DataError(f"{printable(path)}: '{key}' must be a list of at least one sentence")
-    return found
+    return descriptions
 
 
 def read_class_names(path: str | Path) -> dict[str, str]:
-    """Readable class names from a JSON file, ``{"n02123045": "tabby cat", ...}``, for `Dataset.rename`.
+    """Read readable class names from a JSON file, ``{"n02123045": "tabby cat", ...}``, for `Dataset.rename`.
 
     Raises:
-        DataError: if the file can't be read or has another form.
+        DataError: if the file can't be read or has another format.
     """
-    found = _read_object(path, 'expected {"folder": "readable name", ...}')
-    for key, value in found.items():
+    names = _read_object(path, 'expected {"folder": "readable name", ...}')
+    for key, value in names.items():
         if not (isinstance(value, str) and value.strip()):
-            raise DataError(f"{printable(path)}: '{key}' must have a name that is a text, got {value!r}")
-    return found
+            raise DataError(f"{printable(path)}: '{key}' must have a string as its name, got {value!r}")
+    return names
 
 
 def _read_object(path: str | Path, expected: str) -> dict[str, Any]:
-    found = read_json(path, expected)
-    if not isinstance(found, dict) or not found:
-        came = "an empty object" if found == {} else type(found).__name__
-        raise DataError(f"{printable(path)}: {expected}, got {came}")
-    return found
+    content = read_json(path, expected)
+    if not isinstance(content, dict) or not content:
+        actual = "an empty object" if content == {} else type(content).__name__
+        raise DataError(f"{printable(path)}: {expected}, got {actual}")
+    return content

@@ -1,4 +1,4 @@
-"""What is in a data set before anything is computed: counts, unreadable files, duplicates, imbalance."""
+"""A report on a data set before it is used: counts, unreadable files, duplicates, imbalance."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from clipadapter.data.load import read_listing
 from clipadapter.errors import ImageError
 from clipadapter.files import printable
 
-_UNEQUAL = 5
+MIN_IMBALANCE_RATIO = 5
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Files of equal bytes that lie in more than one class or more than one part.
+    """Files with equal bytes in more than one class or split.
 
     Args:
         paths: the files, relative to the data set's root.
         labels: class of each, None where unknown.
-        splits: part of each.
+        splits: split of each.
     """
 
     paths: tuple[str, ...]
@@ -37,19 +37,19 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """What `scan` found; all paths are relative to the data set's root.
+    """The result of `scan`. All paths are relative to the data set's root.
 
     Args:
         name: the data set's name.
-        splits: the parts that hold pictures.
-        readable: how many pictures can be read.
-        unlabelled: how many of these have no label.
-        classes: class name to the count of readable pictures in each part.
-        unreadable: files that should be pictures but can't be read, each with the reason.
-        left_out: files and folders that were not taken for pictures, each with the reason.
-        duplicates: files of equal bytes in several classes or parts.
-        imbalance: smallest and largest count a class in the first part, None without classes.
-        warnings: what a person should know, as sentences.
+        splits: the splits that have pictures.
+        readable: number of pictures that can be read.
+        unlabelled: number of these that have no label.
+        classes: number of readable pictures by class name and split.
+        unreadable: picture files that can't be read, each with the reason.
+        left_out: files and folders that are not pictures, each with the reason.
+        duplicates: files with equal bytes in several classes or splits.
+        imbalance: smallest and largest number of pictures per class in the first split; None without classes.
+        warnings: problems, as sentences.
     """
 
     name: str
@@ -64,24 +64,24 @@ class ScanReport:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as what JSON can hold."""
+        """As a dictionary for JSON."""
         return asdict(self)
 
 
 def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
-    """Read every picture of a folder or manifest fully and say what is there.
+    """Read every picture of a folder or manifest completely, and report on the data set.
 
     Args:
-        source: as for `load_dataset`; having no pictures or one class is reported, not raised.
+        source: as for `load_dataset`. No pictures, or only one class, is reported and not an error.
         max_pixels: larger pictures count as unreadable.
 
     Raises:
-        DataError: if there is no such path, or a manifest is wrong.
+        DataError: if there is no such path, or a manifest is invalid.
     """
     listing = read_listing(source)
     dataset = listing.dataset
 
-    def probe(sample: Sample) -> tuple[bytes, str | None]:
+    def read_sample(sample: Sample) -> tuple[bytes, str | None]:
         try:
             data = image_bytes(sample.path)
             read_image(sample.path, max_pixels, data)
@@ -90,12 +90,12 @@ def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
         return blake2b(data, digest_size=16).digest(), None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        probes = list(pool.map(probe, dataset.samples))
-    pairs = list(zip(dataset.samples, probes, strict=True))
+        results = list(pool.map(read_sample, dataset.samples))
+    pairs = list(zip(dataset.samples, results, strict=True))
     readable = [sample for sample, (_, reason) in pairs if reason is None]
-    classes = _count(dataset, readable)
+    classes = _count_classes(dataset, readable)
     unreadable = [(_relative(s.path, dataset.root), reason) for s, (_, reason) in pairs if reason is not None]
-    duplicates = _duplicates(dataset, ((s, digest) for s, (digest, reason) in pairs if reason is None))
+    duplicates = _find_duplicates(dataset, ((s, digest) for s, (digest, reason) in pairs if reason is None))
     first = [parts[dataset.splits[0]] for parts in classes.values()]
     return ScanReport(
         name=dataset.name,
@@ -115,28 +115,28 @@ def _relative(path: Path, root: Path) -> str:
     return printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
 
 
-def _count(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:
+def _count_classes(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:
     counts = Counter((label, s.split) for s in readable for label in (s.labels or (s.label,)))
     return {name: {split: counts[name, split] for split in dataset.splits} for name in dataset.class_names}
 
 
-def _duplicates(dataset: Dataset, digests: Iterable[tuple[Sample, bytes]]) -> tuple[Duplicate, ...]:
+def _find_duplicates(dataset: Dataset, digests: Iterable[tuple[Sample, bytes]]) -> tuple[Duplicate, ...]:
     groups: dict[bytes, list[Sample]] = defaultdict(list)
     for sample, digest in digests:
         groups[digest].append(sample)
     return tuple(
         Duplicate(
             paths=tuple(_relative(sample.path, dataset.root) for sample in group),
-            labels=tuple(_label(sample) for sample in group),
+            labels=tuple(_joined_labels(sample) for sample in group),
             splits=tuple(sample.split for sample in group),
         )
         for group in groups.values()
-        if len({(_label(sample), sample.split) for sample in group}) > 1
+        if len({(_joined_labels(sample), sample.split) for sample in group}) > 1
     )
 
 
-def _label(sample: Sample) -> str | None:
-    """What a picture is called; several names with a bar between them, as in manifests."""
+def _joined_labels(sample: Sample) -> str | None:
+    """The label of a picture; several labels are joined by a bar, as in manifests."""
     return sample.label if sample.labels is None else "|".join(sorted(sample.labels))
 
 
@@ -153,20 +153,20 @@ def _warnings(
     if len(classes) == 1:
         yield f"There is only one class, '{dataset.class_names[0]}'; a classifier needs at least two."
     for split in dataset.splits if classes else ():
-        yield from _unequal(split, {name: parts[split] for name, parts in classes.items()})
-    across = sum(len(set(group.labels)) > 1 for group in duplicates)
-    if across:
-        yield f"Equal files in more than one class: {across}."
-    across = sum(len(set(group.splits)) > 1 for group in duplicates)
-    if across:
-        yield f"Equal files in more than one of {', '.join(dataset.splits)}: {across}."
+        yield from _imbalance_warnings(split, {name: parts[split] for name, parts in classes.items()})
+    n_groups = sum(len(set(group.labels)) > 1 for group in duplicates)
+    if n_groups:
+        yield f"Equal files in more than one class: {n_groups}."
+    n_groups = sum(len(set(group.splits)) > 1 for group in duplicates)
+    if n_groups:
+        yield f"Equal files in more than one of {', '.join(dataset.splits)}: {n_groups}."
 
 
-def _unequal(split: str, counts: dict[str, int]) -> Iterable[str]:
+def _imbalance_warnings(split: str, counts: dict[str, int]) -> Iterable[str]:
     without = [name for name, count in counts.items() if not count]
     if without:
         yield f"{len(without)} of {len(counts)} classes have no readable picture in {split}: {format_list(without)}."
     few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[few] and counts[many] >= _UNEQUAL * counts[few]:
+    if counts[few] and counts[many] >= MIN_IMBALANCE_RATIO * counts[few]:
         sizes = f"'{few}' has {counts[few]} and '{many}' has {counts[many]} pictures"
         yield f"The classes are unequal in {split}: {sizes}."

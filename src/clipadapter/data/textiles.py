@@ -1,7 +1,7 @@
 """Simulated textile pictures with two kinds of defects, from the package conformal-clip-data (MIT).
 
-Megahed et al., few-shot CLIP for fabric inspection, https://arxiv.org/abs/2501.12596. 1,000 pictures of
-nominal fabric, 500 with a local defect (a small spot), 500 with a global one (the whole weave has changed).
+Megahed et al., few-shot CLIP for fabric inspection, https://arxiv.org/abs/2501.12596. There are 1,000 pictures of
+nominal fabric, 500 with a local defect (a small spot) and 500 with a global one (a change of the whole weave).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLASS_NAMES = {
 
 
 def textiles() -> Dataset:
-    """The 2,000 pictures in one part, their classes under names that read well in a prompt.
+    """Load the 2,000 pictures in one split, with class names that suit prompts.
 
     Raises:
         MissingExtraError: if the extra ``demo`` is not installed.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.data.images import MAX_PIXELS, MAX_SECONDS, ImageSource, read_image, source_name
+from clipadapter.data.images import MAX_DECODE_SECONDS, MAX_PIXELS, ImageSource, read_image, source_name
 from clipadapter.errors import ImageError, InputError
 from clipadapter.pixels import PixelSpec, min_jpeg_side
 from clipadapter.prediction import Prediction, unreadable
@@ -89,7 +89,7 @@ class RuntimeModel(ABC):
         image: ImageSource,
         data: bytes | None = None,
         max_pixels: int = MAX_PIXELS,
-        max_seconds: float = MAX_SECONDS,
+        max_seconds: float = MAX_DECODE_SECONDS,
     ) -> NDArray[np.uint8]:
         """Preprocess a picture to the square (s, s, 3) that `run` takes; may be called from several threads.
 
