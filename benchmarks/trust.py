@@ -1,22 +1,18 @@
-"""How far a fitted classifier can be trusted, as it is by default: calibration, sets of classes, "none of these".
+"""Uncertainty of a fitted classifier with default settings: calibration, prediction sets, rejection.
 
-SOURCE is a folder of pictures (with TEST beside it and --encoder), or a folder of published features as
-`few_shot_features.py` takes it (then the rows that were not drawn are the test part):
+SOURCE and TEST are folders of pictures. Without TEST, SOURCE is a folder of published features as
+`few_shot_features.py` reads it, and the rows that are not drawn are the test part:
 
     python benchmarks/trust.py SOURCE [TEST] --out results/x --heads auto,linear-probe,clip-adapter,zero-shot
 
-Each fit learns from the drawn shots alone: temperature, thresholds and sets. Figures of the test part: expected
+Each fit learns temperature, thresholds and sets from the drawn shots alone. Metrics of the test part: expected
 calibration error in 15 bins of equal mass (percent) and log-loss, of the plain softmax and calibrated; coverage
-(percent) and mean size of 90 % sets; share of pictures that is called none of these though it is one (percent), where
-5 % was asked for. Every result is a line of runs.jsonl as soon as it is there; a run that was stopped goes on.
+(percent) and mean size of 90 % sets; share of pictures of the classes that are rejected (percent) at a rate of 5 %.
+Each result is written to runs.jsonl at once, and a stopped run continues there.
 """
 
-import argparse
-import json
-import warnings
-from pathlib import Path
-
 import numpy as np
+from _runs import Records, add_source, load_features, make_parser, parse, write_table
 
 from clipadapter import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -24,7 +20,6 @@ from clipadapter.features import FeatureSet
 from clipadapter.metrics import expected_calibration_error, log_loss
 from clipadapter.prediction import softmax
 from clipadapter.uncertainty import UncertaintyOptions
-from heads import load
 
 OPTIONS = UncertaintyOptions(reject=0.05, coverage=0.9)
 COLUMNS = ("accuracy", "ECE", "ECE plain", "log-loss", "log-loss plain", "coverage", "size", "rejected")
@@ -34,47 +29,44 @@ def measure(head, X, y, Q, truth, text, seed):
     model = FewShotClassifier("toy", head, seed=seed, cache=None, uncertainty=OPTIONS)
     model.fit_features(FeatureSet(X, tuple(y), text.labels), text)
     logits = model.head_.logits(Q)
-    found = model.uncertainty_.answer(logits, Q)
+    answers = model.uncertainty_.answer(logits, Q)
     labels = np.array([text.labels.index(name) for name in truth])
-    p, plain = found.probabilities, softmax(logits)
+    calibrated, plain = answers.probabilities, softmax(logits)
     return {
-        "accuracy": 100 * float((found.best == labels).mean()),
-        "ECE": 100 * expected_calibration_error(p, labels),
+        "accuracy": 100 * float((answers.best == labels).mean()),
+        "ECE": 100 * expected_calibration_error(calibrated, labels),
         "ECE plain": 100 * expected_calibration_error(plain, labels),
-        "log-loss": log_loss(p, labels),
+        "log-loss": log_loss(calibrated, labels),
         "log-loss plain": log_loss(plain, labels),
-        "coverage": 100 * float(found.sets[np.arange(len(labels)), labels].mean()),
-        "size": float(found.sets.sum(axis=1).mean()),
-        "rejected": 100 * float(found.rejected.mean()),
+        "coverage": 100 * float(answers.sets[np.arange(len(labels)), labels].mean()),
+        "size": float(answers.sets.sum(axis=1).mean()),
+        "rejected": 100 * float(answers.rejected.mean()),
     }
 
 
 def run(args):
-    X, y, Q, truth, text = load(args)
-    records = args.out / "runs.jsonl"
-    done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
-    known = {(r["head"], r["shots"], r["seed"]) for r in done}
+    X, y, Q, truth, text = load_features(args)
+    records = Records(args.out)
+    known = records.keys("head", "shots", "seed")
     for seed in range(args.seeds):
         for shots in args.shots:
             rows = np.array(draw_shots(list(y), shots, seed))
-            rest = np.setdiff1d(np.arange(len(y)), rows)
-            queries, answers = (X[rest], y[rest]) if Q is None else (Q, truth)
+            others = np.setdiff1d(np.arange(len(y)), rows)
+            queries, query_labels = (X[others], y[others]) if Q is None else (Q, truth)
             for head in args.heads:
                 if (head, shots, seed) not in known:
-                    found = measure(head, X[rows], y[rows], queries, answers, text, seed)
-                    done.append({"head": head, "shots": shots, "seed": seed, **found})
-                    with records.open("a") as file:
-                        file.write(json.dumps(done[-1]) + "\n")
-    return done
+                    result = measure(head, X[rows], y[rows], queries, query_labels, text, seed)
+                    records.add({"head": head, "shots": shots, "seed": seed, **result})
+    return records.rows
 
 
-def report(done):
+def report(records):
     lines = ["| head | shots | " + " | ".join(COLUMNS) + " |", "|---|---:|" + "---:|" * len(COLUMNS)]
-    for head in dict.fromkeys(r["head"] for r in done):
-        for shots in sorted({r["shots"] for r in done}):
+    for head in dict.fromkeys(r["head"] for r in records):
+        for shots in sorted({r["shots"] for r in records}):
             cells = []
             for name in COLUMNS:
-                values = [r[name] for r in done if (r["head"], r["shots"]) == (head, shots)]
+                values = [r[name] for r in records if (r["head"], r["shots"]) == (head, shots)]
                 digits = 2 if name in ("log-loss", "log-loss plain", "size") else 1
                 spread = np.std(values, ddof=1) if len(values) > 1 else 0
                 cells.append(f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}")
@@ -83,22 +75,12 @@ def report(done):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("test", type=Path, nargs="?")
-    parser.add_argument("--encoder", default="lite")
-    parser.add_argument("--scale", type=float, default=100.0, help="exp(logit_scale) of published features")
-    parser.add_argument("--shots", default="2,4,8,16")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = make_parser(__doc__, shots="2,4,8,16", seeds=5)
+    add_source(parser)
     parser.add_argument("--heads", default="auto,linear-probe,zero-shot,tip-adapter,gda")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    args.shots, args.heads = [int(k) for k in args.shots.split(",")], args.heads.split(",")
-    args.out.mkdir(parents=True, exist_ok=True)
-    warnings.simplefilter("ignore")
-    table = report(run(args))
-    (args.out / "report.md").write_text(table)
-    print(table)
+    args = parse(parser)
+    args.heads = args.heads.split(",")
+    write_table(report(run(args)), args.out)
 
 
 if __name__ == "__main__":
