@@ -15,15 +15,15 @@ from clipadapter.features import Extraction
 from clipadapter.heads import create_head
 
 NAMES = ["red", "green", "blue", "yellow", "cyan", "magenta"]
-POOL, ASKED, WIDTH = 40, 8, 32
+POOL, QUERIES, WIDTH = 40, 8, 32
 NEAR = 1e-5
 
 
 def features(seed=0):
-    """(n, d) of the pictures of the pool, then of those that are asked for; no two alike, none of length one."""
+    """Features (n, d) of the pool, then of the queries; all different, none of length one."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(len(NAMES), WIDTH))
-    rows = centres[np.arange(POOL + ASKED) % len(NAMES)] + 0.7 * rng.normal(size=(POOL + ASKED, WIDTH))
+    rows = centres[np.arange(POOL + QUERIES) % len(NAMES)] + 0.7 * rng.normal(size=(POOL + QUERIES, WIDTH))
     return (rows * rng.uniform(0.5, 2.0, (len(rows), 1))).astype(np.float32)
 
 
@@ -54,8 +54,8 @@ class Edits(RuleBasedStateMachine):
     """
 
     heads = ("prototype",)
-    pictures = [Path(str(i)) for i in range(POOL + ASKED)]
-    """Of the pool, then those that are asked for."""
+    pictures = [Path(str(i)) for i in range(POOL + QUERIES)]
+    """The pool, then the queries."""
     every_step = True
     """Compare with a fit from scratch after each step, not at the end alone."""
     done: Counter = Counter()
@@ -139,8 +139,8 @@ class Edits(RuleBasedStateMachine):
         more = {i: self.rng.choice(names) for i in self.fresh(1)} if besides else {}
         after = [(i, labels.get(i, name)) for i, name in rows] + list(more.items())
         if len({name for _, name in after}) > 1:
-            given = {**labels, **more}
-            self.model.correct([self.pictures[i] for i in given], list(given.values()))
+            corrections = {**labels, **more}
+            self.model.correct([self.pictures[i] for i in corrections], list(corrections.values()))
             if tuple(after) == rows:
                 assert self.model.history_.version == len(self.versions)  # nothing was changed
             else:
@@ -226,17 +226,18 @@ class Edits(RuleBasedStateMachine):
         np.testing.assert_array_equal(model.support_.X, expected.support_.X)
         assert model.support_.y == tuple(name for _, name in rows)
         assert [one.content for one in model.history_.changes] == [content for content, _, _ in self.versions]
-        asked = self.pictures[POOL:]
-        found, wanted = model.logits(asked), expected.logits(asked)
-        np.testing.assert_allclose(found, wanted, atol=NEAR, rtol=NEAR)
-        best = np.sort(wanted, axis=1)
-        sure = best[:, -1] - best[:, -2] > 2 * NEAR * np.abs(best).max()  # two classes may be told alike
-        assert sure.any() or len(set(map(tuple, wanted.tolist()))) == 1
-        told = zip(model.predict(asked), expected.predict(asked), sure, strict=True)
-        assert all(one == other for one, other, clear in told if clear)
+        queries = self.pictures[POOL:]
+        logits, expected_logits = model.logits(queries), expected.logits(queries)
+        np.testing.assert_allclose(logits, expected_logits, atol=NEAR, rtol=NEAR)
+        best = np.sort(expected_logits, axis=1)
+        # Where two classes have nearly equal logits, rounding can change the prediction.
+        is_clear = best[:, -1] - best[:, -2] > 2 * NEAR * np.abs(best).max()
+        assert is_clear.any() or len(set(map(tuple, expected_logits.tolist()))) == 1
+        predictions = zip(model.predict(queries), expected.predict(queries), is_clear, strict=True)
+        assert all(one == other for one, other, clear in predictions if clear)
         self.done["comparisons"] += 1
         self.done["of them updated exactly"] += bool(getattr(model.head_, "is_updatable", False))
-        self.done["answers"] += int(sure.sum())
+        self.done["answers"] += int(is_clear.sum())
 
     def teardown(self):
         if hasattr(self, "place"):

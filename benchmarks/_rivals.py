@@ -110,8 +110,8 @@ def lite_loops(workers: tuple[int, ...]) -> list[Run]:
 
 
 @contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when all is there."""
+def _write_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when it is complete."""
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -123,7 +123,7 @@ def write_open_clip(folder: Path) -> None:
     """A ViT-B/32 with random weights as open_clip reads it."""
     config = open_clip.get_model_config("ViT-B-32")
     pixels = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-    with torch.random.fork_rng(devices=[]), _whole(folder) as partial:
+    with torch.random.fork_rng(devices=[]), _write_folder(folder) as partial:
         torch.manual_seed(0)
         save_file(open_clip.CLIP(**config).state_dict(), partial / "open_clip_model.safetensors")
         facts = {"model_cfg": config, "preprocess_cfg": pixels}
@@ -137,16 +137,16 @@ def write_sentence_transformers(weights: Path, folder: Path) -> None:
     facts = json.loads((weights / "open_clip_config.json").read_text())
     model = CLIPModel(CLIPConfig(**_hf_config(facts["model_cfg"])))
     model.load_state_dict(_hf_arrays(load_file(weights / "open_clip_model.safetensors")))
-    with _whole(folder) as partial:
+    with _write_folder(folder) as partial:
         module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
         (partial / "modules.json").write_text(json.dumps([module]))
         inner = partial / module["path"]
         model.save_pretrained(inner)
-        words = open_clip.SimpleTokenizer()
+        tokenizer = open_clip.SimpleTokenizer()
         marks = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-        vocabulary = {marks.get(word, word): i for word, i in words.encoder.items()}
+        vocabulary = {marks.get(word, word): i for word, i in tokenizer.encoder.items()}
         (inner / "vocab.json").write_text(json.dumps(vocabulary))
-        lines = [" ".join(pair) for pair in words.bpe_ranks]
+        lines = [" ".join(pair) for pair in tokenizer.bpe_ranks]
         (inner / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]), encoding="utf-8")
         pixels = facts["preprocess_cfg"]
         pictures = CLIPImageProcessor(image_mean=pixels["mean"], image_std=pixels["std"])
@@ -154,7 +154,7 @@ def write_sentence_transformers(weights: Path, folder: Path) -> None:
 
 
 def _hf_config(config: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's configuration of a ViT, in transformers' words."""
+    """open_clip's configuration of a ViT, under transformers' names."""
 
     def tower(part: dict[str, Any], heads: int) -> dict[str, Any]:
         width = part["width"]
@@ -202,18 +202,20 @@ PARTS = {
 
 def _hf_arrays(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's arrays of a ViT under transformers' names."""
-    found = {}
+    renamed = {}
     for name, array in arrays.items():
         if name in NAMES:
-            turned = name in ("text_projection", "visual.proj")
-            found[NAMES[name]] = array.T.contiguous() if turned else array
+            is_transposed = name in ("text_projection", "visual.proj")
+            renamed[NAMES[name]] = array.T.contiguous() if is_transposed else array
             continue
         new = name
         for old, part in PARTS.items():
             new = new.replace(old, part)
         if ".in_proj_" in name:
             stem, _, kind = new.rpartition("_")
-            found |= {f"{stem}.{letter}_proj.{kind}": part for letter, part in zip("qkv", array.chunk(3), strict=True)}
+            renamed |= {
+                f"{stem}.{letter}_proj.{kind}": part for letter, part in zip("qkv", array.chunk(3), strict=True)
+            }
         else:
-            found[new] = array
-    return found
+            renamed[new] = array
+    return renamed

@@ -41,13 +41,13 @@ orders = [{ name = "classes by seed, fabric last", shuffle = "classes" }]
 
 
 def suite_of(args):
-    """The suite, or that part of it that was asked for."""
+    """The suite, with the selected heads only."""
     suite = parse_suite("continual", SUITE)
     changes = {"shots": args.shots, "seeds": list(range(1, args.seeds + 1))}
     if args.heads:
-        wanted = args.heads.split(",")
-        changes["heads"] = [name for name in suite.heads if name in wanted]
-        changes["variants"] = [one for one in suite.variants if {one.head, one.title} & set(wanted)]
+        selected = args.heads.split(",")
+        changes["heads"] = [name for name in suite.heads if name in selected]
+        changes["variants"] = [one for one in suite.variants if {one.head, one.title} & set(selected)]
     return suite.model_copy(update=changes)
 
 

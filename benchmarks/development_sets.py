@@ -36,7 +36,7 @@ from clipadapter.data import textiles
 from clipadapter.heads import TextFeatures, create_head
 
 SHOTS = (1, 2, 4, 8, 16)
-LEAST_JUDGED, MOST_JUDGED = 4, 30
+MIN_TEST_PICTURES, MAX_TEST_PICTURES = 4, 30
 HEADS = ("zero-shot", "linear-probe", "clip-adapter", "hoso", "auto")
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 PICTURES = ("clothing10", "satellite7", "textures10", "steel6", "caltech101-mini")
@@ -90,18 +90,18 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def pictures(train, test, encoder) -> Set:
+def load_pictures(train, test, encoder) -> Set:
     model = FewShotClassifier(encoder=encoder, precision="fp32", progress=True)
     names = train.class_names
     parts = [model.extract_features(part.paths, part.labels, names) for part in (train, test) if part is not None]
-    found = [(part.plain, np.array([names.index(label) for label in part.y])) for part in parts]
+    arrays = [(part.plain, np.array([names.index(label) for label in part.y])) for part in parts]
     text = model.encode_classes(names)
-    return Set(*found[0], text.embeddings, text.logit_scale, found[1] if len(found) > 1 else None)
+    return Set(*arrays[0], text.embeddings, text.logit_scale, arrays[1] if len(arrays) > 1 else None)
 
 
 def load_sets(data: Path, encoder: str, with_test: bool) -> dict[str, Set]:
     whole = {
-        name.removesuffix("-mini").rstrip("0123456789"): pictures(
+        name.removesuffix("-mini").rstrip("0123456789"): load_pictures(
             load_dataset(data / name / "train"), load_dataset(data / name / "test") if with_test else None, encoder
         )
         for name in PICTURES
@@ -136,7 +136,7 @@ def load_sets(data: Path, encoder: str, with_test: bool) -> dict[str, Set]:
     labels = np.array([text.labels.index(label) for label in food.y])
     foods = Set(food.plain, labels, text.embeddings, text.logit_scale)
     return sets | {
-        "fabric": pictures(textiles(), None, encoder),
+        "fabric": load_pictures(textiles(), None, encoder),
         "food": foods,
         "food bad": foods.bad(),
         "food 4": foods.some([1, 3, 4, 7]),
@@ -146,15 +146,15 @@ def load_sets(data: Path, encoder: str, with_test: bool) -> dict[str, Set]:
 def draw(one: Set, shots: int, seed: int):
     """Rows of the shots, and features and labels of what is judged."""
     rng = np.random.default_rng(1000 * seed + shots)
-    rows, rest = [], []
+    rows, test_rows = [], []
     for k in range(len(one.text)):
-        own = np.flatnonzero(one.y == k)
-        own = rng.permutation(own if one.reserved is None else np.setdiff1d(own, one.reserved))
-        n = min(shots, len(own) - (0 if one.test else LEAST_JUDGED))
-        rows.extend(own[:n])
-        rest.extend(own[n : n + MOST_JUDGED])
-    judged = one.test or (one.X[rest], one.y[rest])
-    return np.array(rows), *judged
+        class_rows = np.flatnonzero(one.y == k)
+        class_rows = rng.permutation(class_rows if one.reserved is None else np.setdiff1d(class_rows, one.reserved))
+        n = min(shots, len(class_rows) - (0 if one.test else MIN_TEST_PICTURES))
+        rows.extend(class_rows[:n])
+        test_rows.extend(class_rows[n : n + MAX_TEST_PICTURES])
+    test_part = one.test or (one.X[test_rows], one.y[test_rows])
+    return np.array(rows), *test_part
 
 
 SETS: dict[str, Set] = {}
@@ -174,32 +174,32 @@ def measure(cell):
     text = TextFeatures(names, one.text, one.scale)
     method, _, ratio = head.partition(" ")
     fitted = create_head(method, **({"alpha": float(ratio)} if ratio else {}))
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     fitted.fit(one.X[rows], np.array(names)[one.y[rows]], text=text)
-    seconds = time.perf_counter() - begun
-    right = float((fitted.predict(Q) == np.array(names)[truth]).mean())
-    chosen = getattr(fitted, "alpha_", None)
+    seconds = time.perf_counter() - start_time
+    accuracy = float((fitted.predict(Q) == np.array(names)[truth]).mean())
+    alpha = getattr(fitted, "alpha_", None)
     return {
-        "set": name, "shots": shots, "seed": seed, "head": head, "accuracy": right, "judged": len(truth),
-        "ratio": chosen, "seconds": seconds,
+        "set": name, "shots": shots, "seed": seed, "head": head, "accuracy": accuracy, "judged": len(truth),
+        "ratio": alpha, "seconds": seconds,
     }  # fmt: skip
 
 
 def run(args) -> list[dict]:
     records = args.out / "runs.jsonl"
     args.out.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
-    known = {(r["set"], r["shots"], r["seed"], r["head"]) for r in done}
+    records = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+    known = {(r["set"], r["shots"], r["seed"], r["head"]) for r in records}
     sets = load_sets(args.data, args.encoder, args.test)
     heads = [*args.heads, *(f"clip-adapter {ratio}" for ratio in args.ratios)]
     cells = [(s, k, seed, h) for seed in range(args.draws) for s in sets for k in SHOTS for h in heads]
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.workers, start, (sets,)) as pool, records.open("a") as file:
-        for found in pool.imap_unordered(measure, [cell for cell in cells if cell not in known]):
-            done.append(found)
-            file.write(json.dumps(found) + "\n")
+        for record in pool.imap_unordered(measure, [cell for cell in cells if cell not in known]):
+            records.append(record)
+            file.write(json.dumps(record) + "\n")
             file.flush()
-    return done
+    return records
 
 
 def table(done) -> str:
@@ -209,7 +209,7 @@ def table(done) -> str:
     values: dict[tuple, list[float]] = {}
     for r in done:
         values.setdefault((r["head"], r["set"], r["shots"]), []).append(100 * r["accuracy"])
-    mean = {key: float(np.mean(found)) for key, found in values.items()}
+    mean = {key: float(np.mean(accuracies)) for key, accuracies in values.items()}
     draws = 1 + max(r["seed"] for r in done)
     lines = [f"{len(sets)} sets, {draws} draws, mean accuracy in %", ""]
     lines += ["| head | " + " | ".join(map(str, SHOTS)) + " | seconds a fit |", "|---|" + "---:|" * (len(SHOTS) + 1)]
@@ -227,8 +227,8 @@ def table(done) -> str:
         lines += ["", f"{h}: mean difference, and that of the set which is farthest behind", ""]
         lines += ["| | " + " | ".join(map(str, SHOTS)) + " |", "|---|" + "---:|" * len(SHOTS)]
         lines.append("| best constant | " + " | ".join(c.partition(" ")[2] for c in best) + " |")
-        for what, found in rows.items():
-            cells = [f"{d.mean():+.1f} ({d.min():+.1f} {sets[int(d.argmin())]})" for d in found]
+        for what, accuracies in rows.items():
+            cells = [f"{d.mean():+.1f} ({d.min():+.1f} {sets[int(d.argmin())]})" for d in accuracies]
             lines.append(f"| {what} | " + " | ".join(cells) + " |")
         falls = [
             f"{s} {a} to {b}: {mean[h, s, b] - mean[h, s, a]:+.1f} ± {error(values[h, s, a], values[h, s, b]):.1f}"
@@ -249,19 +249,23 @@ def error(first, second) -> float:
     return float(np.sqrt(np.var(first) / max(len(first) - 1, 1) + np.var(second) / max(len(second) - 1, 1)))
 
 
-def beside(before, after) -> str:
+def compare_runs(before, after) -> str:
     """Paired differences of heads that both have, over the cells that both have."""
-    found = [{(r["head"], r["set"], r["shots"], r["seed"]): r for r in part} for part in (before, after)]
-    both = found[0].keys() & found[1].keys()
+    records_by_cell = [{(r["head"], r["set"], r["shots"], r["seed"]): r for r in part} for part in (before, after)]
+    cells_of_both = records_by_cell[0].keys() & records_by_cell[1].keys()
     lines = ["| head | " + " | ".join(map(str, SHOTS)) + " | seconds |", "|---|" + "---:|" * (len(SHOTS) + 1)]
-    for head in dict.fromkeys(key[0] for key in found[1] if key in both):
+    for head in dict.fromkeys(key[0] for key in records_by_cell[1] if key in cells_of_both):
         cells = []
         for k in SHOTS:
-            pairs = [[part[key]["accuracy"] for part in found] for key in both if key[0] == head and key[2] == k]
+            pairs = [
+                [part[key]["accuracy"] for part in records_by_cell]
+                for key in cells_of_both
+                if key[0] == head and key[2] == k
+            ]
             old, new = 100 * np.array(pairs).T
             cells.append(f"{old.mean():.1f} to {new.mean():.1f}")
-        own = [key for key in both if key[0] == head]
-        cost = [np.mean([part[key]["seconds"] for key in own]) for part in found]
+        cells_of_head = [key for key in cells_of_both if key[0] == head]
+        cost = [np.mean([part[key]["seconds"] for key in cells_of_head]) for part in records_by_cell]
         lines.append(f"| {head} | " + " | ".join(cells) + f" | {cost[0]:.2f} to {cost[1]:.2f} |")
     return "\n".join(lines) + "\n"
 
@@ -280,7 +284,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.beside:
         parts = [[json.loads(line) for line in (one / "runs.jsonl").read_text().splitlines()] for one in args.beside]
-        print(beside(*parts))
+        print(compare_runs(*parts))
         return
     if args.data is None or args.out is None:
         parser.error("give DATA and --out, or --beside")

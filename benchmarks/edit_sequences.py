@@ -29,8 +29,8 @@ def run(name: str, sequences: int, steps: int, first: int, every_step: bool) -> 
     import torch
 
     torch.set_num_threads(1)
-    done: Counter[str] = Counter()
-    machine = type("Machine", (Edits,), {"heads": (name,), "done": done, "every_step": every_step})
+    counts: Counter[str] = Counter()
+    machine = type("Machine", (Edits,), {"heads": (name,), "done": counts, "every_step": every_step})
     run_state_machine_as_test(
         seed(first)(machine),
         settings=settings(
@@ -42,7 +42,7 @@ def run(name: str, sequences: int, steps: int, first: int, every_step: bool) -> 
             suppress_health_check=list(HealthCheck),
         ),
     )
-    return name, done
+    return name, counts
 
 
 def main() -> None:
@@ -54,22 +54,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--every-step", action="store_true", help="compare after each step, not at the end alone")
-    given = parser.parse_args()
-    heads, started = given.heads.split(","), time.monotonic()
-    each, parts = -(-given.sequences // len(heads)), 4
+    args = parser.parse_args()
+    heads, started = args.heads.split(","), time.monotonic()
+    each, parts = -(-args.sequences // len(heads)), 4
     jobs = [
-        (name, -(-each // parts), given.steps, given.seed + parts * i + part, given.every_step)
+        (name, -(-each // parts), args.steps, args.seed + parts * i + part, args.every_step)
         for i, name in enumerate(heads)
         for part in range(parts)
     ]
-    found: dict[str, Counter[str]] = {name: Counter() for name in heads}
-    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-        for name, done in pool.map(run, *zip(*jobs, strict=True)):
-            found[name] += done
-    for name, done in found.items():
-        print(json.dumps({"head": name, **done}))
-    every = sum(found.values(), Counter())
-    print(json.dumps({"all": given.sequences, **every, "seconds": round(time.monotonic() - started)}))
+    counts_by_head: dict[str, Counter[str]] = {name: Counter() for name in heads}
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        for name, counts in pool.map(run, *zip(*jobs, strict=True)):
+            counts_by_head[name] += counts
+    for name, counts in counts_by_head.items():
+        print(json.dumps({"head": name, **counts}))
+    total = sum(counts_by_head.values(), Counter())
+    print(json.dumps({"all": args.sequences, **total, "seconds": round(time.monotonic() - started)}))
 
 
 if __name__ == "__main__":

@@ -75,27 +75,27 @@ def one(model: FewShotClassifier, kind: tuple[str, str], pictures: list[Path]) -
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{SUFFIX[kind[0]]}"
         try:
-            done = export_model(model, path, format=kind[0], precision=kind[1], pictures=pictures)
+            export = export_model(model, path, format=kind[0], precision=kind[1], pictures=pictures)
         except (ArtifactError, InputError) as error:
             return {"refused": str(error)}
         predictor = Predictor(path)
         squares = np.stack([predictor.square(picture) for picture in pictures[:BATCH]])
-        return {**done.parity, "size": done.size_bytes, "rate": speed_up(model, predictor, squares)}
+        return {**export.parity, "size": export.size_bytes, "rate": speed_up(model, predictor, squares)}
 
 
-def row(encoder: str, head: str, kind: tuple[str, str], found: dict[str, Any]) -> str:
+def row(encoder: str, head: str, kind: tuple[str, str], result: dict[str, Any]) -> str:
     start = f"| `{encoder}` | `{head}` | {' '.join(kind)} "
-    if "refused" in found:
-        why = found["refused"].partition("was not written: ")[2].partition(" (on ")[0] or found["refused"]
-        return f"{start}| refused: {why} | | | | | |"
-    rejected = f"{found['rejected']:.1%}" if "rejected" in found else "–"
+    if "refused" in result:
+        reason = result["refused"].partition("was not written: ")[2].partition(" (on ")[0] or result["refused"]
+        return f"{start}| refused: {reason} | | | | | |"
+    rejected = f"{result['rejected']:.1%}" if "rejected" in result else "–"
     figures = (
-        f"{found['logits']:.1e}",
-        f"{found['cosine_least']:.5f}",
-        f"{found['agreement']:.1%}",
+        f"{result['logits']:.1e}",
+        f"{result['cosine_least']:.5f}",
+        f"{result['agreement']:.1%}",
         rejected,
-        f"{found['size'] / 1e6:.1f}",
-        f"{found['rate']:.2f}",
+        f"{result['size'] / 1e6:.1f}",
+        f"{result['rate']:.2f}",
     )
     return f"{start}| {' | '.join(figures)} |"
 
@@ -114,12 +114,12 @@ def main() -> None:
     train, test = data.split("train"), data.split("test")
     rng = np.random.default_rng(0)
     names = sorted(rng.permutation(sorted(set(train.labels)))[: args.classes].tolist())
-    own = [i for i, label in enumerate(train.labels) if label in names]
-    drawn = draw_shots([train.labels[i] for i in own], args.shots, 0)
-    shots = [own[i] for i in drawn]
-    asked = [path for path, label in zip(test.paths, test.labels, strict=True) if label in names]
+    class_rows = [i for i, label in enumerate(train.labels) if label in names]
+    draws = draw_shots([train.labels[i] for i in class_rows], args.shots, 0)
+    shots = [class_rows[i] for i in draws]
+    queries = [path for path, label in zip(test.paths, test.labels, strict=True) if label in names]
     # As many for the comparison, and as many to calibrate int8 with.
-    asked = [asked[i] for i in rng.permutation(len(asked))[: 2 * COMPARED]]
+    queries = [queries[i] for i in rng.permutation(len(queries))[: 2 * COMPARED]]
     print(COLUMNS, RULE, sep="\n", flush=True)
     for encoder in args.encoders:
         opened = open_encoder(encoder, args.weights)
@@ -128,11 +128,11 @@ def main() -> None:
             model = FewShotClassifier(opened, head, **options)
             model.fit([train.paths[i] for i in shots], [train.labels[i] for i in shots])
             for kind in KINDS:
-                found = one(model, kind, asked)
-                print(row(encoder, head, kind, found), flush=True)
+                result = one(model, kind, queries)
+                print(row(encoder, head, kind, result), flush=True)
                 if args.out:
                     with args.out.open("a") as file:
-                        file.write(json.dumps({"encoder": encoder, "head": head, "file": kind, **found}) + "\n")
+                        file.write(json.dumps({"encoder": encoder, "head": head, "file": kind, **result}) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ class Contestant:
 
 
 def rivals(weights: Path) -> list[Contestant]:
-    """Those that are installed."""
+    """The rivals that are installed."""
     loops = _rivals.open_clip_loops(weights, WORKERS)
-    found = [Contestant(f"open_clip, {n} workers", run) for n, run in zip(WORKERS, loops, strict=True)]
+    contestants = [Contestant(f"open_clip, {n} workers", run) for n, run in zip(WORKERS, loops, strict=True)]
     others: dict[str, Callable[[], _rivals.Run]] = {
         "sentence-transformers": lambda: _rivals.sentence_transformers(weights),
         "clip-benchmark": lambda: _rivals.clip_benchmark(weights, amp=True),
@@ -74,15 +74,15 @@ def rivals(weights: Path) -> list[Contestant]:
     }
     for name, opened in others.items():
         try:
-            found.append(Contestant(name, opened()))
+            contestants.append(Contestant(name, opened()))
         except ImportError as error:
             print(f"left out: {name} ({error})")
-    return found
+    return contestants
 
 
 def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: TextFeatures | None) -> list[Contestant]:
-    """Every backend, and what is chosen if nobody says anything."""
-    found = []
+    """Every backend, and the one that is chosen by default."""
+    contestants = []
     os.environ["XDG_CACHE_HOME"] = str(scratch / "each")
     for backend, precision in [("torch", "fp32"), *[("openvino", each) for each in ("fp32", "bf16", "int8")]]:
         try:
@@ -93,12 +93,12 @@ def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: TextFeatures 
         except MissingExtraError as error:
             print(f"left out: {backend} {precision} ({error})")
             continue
-        found.append(Contestant(f"ours, {backend} {precision}", extraction(fast), time.perf_counter() - start))
+        contestants.append(Contestant(f"ours, {backend} {precision}", extraction(fast), time.perf_counter() - start))
     os.environ["XDG_CACHE_HOME"] = str(scratch / "auto")  # nothing is there yet
     start = time.perf_counter()
     chosen = choose_backend(encoder, paths, text=None if text is None else lambda: text)
     name = f"ours, auto: {chosen.info.backend} {chosen.info.precision}"
-    return [*found, Contestant(name, extraction(chosen), time.perf_counter() - start)]
+    return [*contestants, Contestant(name, extraction(chosen), time.perf_counter() - start)]
 
 
 def calibration(encoder: Encoder, paths: list[Path]) -> Calibration:

@@ -25,10 +25,10 @@ def read(folder: Path, scale: float):
     names = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
     order = np.argsort(texts["labels"])
     classes = [names[label] for label in texts["labels"][order]]
-    kept = np.isin(images["labels"], texts["labels"])
-    labels = tuple(names[label] for label in images["labels"][kept])
+    has_text = np.isin(images["labels"], texts["labels"])
+    labels = tuple(names[label] for label in images["labels"][has_text])
     provenance = {"data": folder.name, "encoder": "published features"}
-    features = FeatureSet(images["image_features"][kept], labels, tuple(classes), provenance)
+    features = FeatureSet(images["image_features"][has_text], labels, tuple(classes), provenance)
     return features, TextFeatures(classes, texts["text_features"][order].astype(np.float32), scale)
 
 

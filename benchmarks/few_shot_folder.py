@@ -38,9 +38,11 @@ def main() -> None:
     model = FewShotClassifier(encoder=args.encoder, precision="fp32", progress=True)
     shots = [int(n) for n in args.shots.split(",")]
     train, test = load_dataset(args.train), load_dataset(args.test)
-    found = compare(model, train, test, heads, shots, range(args.seeds), records=args.out / "runs.jsonl", progress=True)
-    (args.out / "table.md").write_text(table(found.runs, markdown=True), encoding="utf-8")
-    print(table(found.runs))
+    comparison = compare(
+        model, train, test, heads, shots, range(args.seeds), records=args.out / "runs.jsonl", progress=True
+    )
+    (args.out / "table.md").write_text(table(comparison.runs, markdown=True), encoding="utf-8")
+    print(table(comparison.runs))
 
 
 if __name__ == "__main__":

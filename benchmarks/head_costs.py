@@ -72,13 +72,13 @@ def in_a_process(name: str, size: str, threads: int, limit: float) -> dict[str, 
     """What `measure` gives in a fresh process, or why there is nothing."""
     command = [sys.executable, __file__, name, "--size", size, "--threads", str(threads), "--inside"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         return f"killed after {limit:g} s"
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if process.returncode != 0:
+        last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         return last.replace("|", "/")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def row(name: str, found: dict[str, float] | str) -> str:

@@ -24,8 +24,8 @@ def measure(name: str, data) -> tuple[float, float, float]:
     X, y, queries, truth, text = data
     head = create_head(name)
     start, busy = time.perf_counter(), time.process_time()
-    found = head.fit(X, y, text=text, unlabelled=queries if head.transductive else None).predict(queries)
-    return time.perf_counter() - start, time.process_time() - busy, 100 * float((found == truth).mean())
+    predicted = head.fit(X, y, text=text, unlabelled=queries if head.transductive else None).predict(queries)
+    return time.perf_counter() - start, time.process_time() - busy, 100 * float((predicted == truth).mean())
 
 
 def from_features(name: str) -> bool:
@@ -54,10 +54,10 @@ def main() -> None:
     print("|---|" + "---:|" * (len(columns) + 3))
     total = busy = 0.0
     for name in names:
-        found = {k: [measure(name, data[k, seed]) for seed in range(args.seeds)] for k in shots}
-        each = [sum(run[0] for run in found[k]) for k in shots]
-        processor = sum(run[1] for k in shots for run in found[k])
-        accuracy = sum(run[2] for k in shots for run in found[k]) / (len(shots) * args.seeds)
+        results = {k: [measure(name, data[k, seed]) for seed in range(args.seeds)] for k in shots}
+        each = [sum(run[0] for run in results[k]) for k in shots]
+        processor = sum(run[1] for k in shots for run in results[k])
+        accuracy = sum(run[2] for k in shots for run in results[k]) / (len(shots) * args.seeds)
         cells = " | ".join(f"{seconds:.2f}" for seconds in each)
         print(f"| {name} | {cells} | {sum(each):.2f} | {processor:.2f} | {accuracy:.1f} |", flush=True)
         total, busy = total + sum(each), busy + processor

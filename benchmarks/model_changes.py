@@ -39,7 +39,7 @@ def create_heads() -> list[str]:
     return [name for name, cls in known.items() if not any(getattr(cls, trait) for trait in left_out)]
 
 
-def fitted(name: str, args, shots: Shots) -> FewShotClassifier:
+def fit(name: str, args, shots: Shots) -> FewShotClassifier:
     head = create_head(name, **PARAMS.get(name, {}))
     return FewShotClassifier(args.encoder, precision="fp32", head=head).fit(*shots)
 
@@ -49,55 +49,55 @@ def changes(paths: np.ndarray, labels: np.ndarray, rng) -> Iterator[tuple[str, S
     last = labels == labels[-1]
     new = paths[last].tolist()
     yield "class added", (paths[~last].tolist(), labels[~last].tolist()), lambda m: m.add_class(labels[-1], new)
-    some = rng.permutation(len(paths))[: max(1, len(paths) // 1000)]
+    chosen = rng.permutation(len(paths))[: max(1, len(paths) // 1000)]
     wrong = labels.copy()
-    wrong[some] = rng.choice(labels, len(some))
-    right = paths[some].tolist(), labels[some].tolist()
-    yield "corrected", (paths.tolist(), wrong.tolist()), lambda m: m.correct(*right)
-    more = np.array([np.flatnonzero(labels == name)[-1] for name in np.unique(labels)[::10]])
-    there = np.setdiff1d(np.arange(len(paths)), more)
-    added = paths[more].tolist(), labels[more].tolist()
-    yield "shots added", (paths[there].tolist(), labels[there].tolist()), lambda m: m.add_examples(*added)
+    wrong[chosen] = rng.choice(labels, len(chosen))
+    corrections = paths[chosen].tolist(), labels[chosen].tolist()
+    yield "corrected", (paths.tolist(), wrong.tolist()), lambda m: m.correct(*corrections)
+    added_rows = np.array([np.flatnonzero(labels == name)[-1] for name in np.unique(labels)[::10]])
+    first_rows = np.setdiff1d(np.arange(len(paths)), added_rows)
+    added = paths[added_rows].tolist(), labels[added_rows].tolist()
+    yield "shots added", (paths[first_rows].tolist(), labels[first_rows].tolist()), lambda m: m.add_examples(*added)
 
 
-def answers(model: FewShotClassifier, judged: Shots) -> tuple[np.ndarray, float, float]:
+def evaluate(model: FewShotClassifier, test_pictures: Shots) -> tuple[np.ndarray, float, float]:
     """Classes, accuracy in % and log-loss on other pictures."""
-    found = model.predict_proba(judged[0])
+    probabilities = model.predict_proba(test_pictures[0])
     names = np.array(model.class_names_)
-    truth = np.array([model.class_names_.index(name) for name in judged[1]])
-    best = found.argmax(axis=1)
-    return names[best], 100 * float((best == truth).mean()), log_loss(found, truth)
+    truth = np.array([model.class_names_.index(name) for name in test_pictures[1]])
+    predicted = probabilities.argmax(axis=1)
+    return names[predicted], 100 * float((predicted == truth).mean()), log_loss(probabilities, truth)
 
 
-def once(name: str, args, change: tuple[str, Shots, Change], shots: Shots, judged: Shots) -> list[float]:
-    """What `COLUMNS` says, of one draw."""
+def measure_draw(name: str, args, change: tuple[str, Shots, Change], shots: Shots, test_pictures: Shots) -> list[float]:
+    """The values of `COLUMNS` for one draw."""
     _, first, act = change
-    before = fitted(name, args, first)
-    took = []
+    before = fit(name, args, first)
+    times = []
     for _ in range(args.turns):
         changed = copy.copy(before)
         start = time.perf_counter()
         act(changed)
         middle = time.perf_counter()
-        whole = fitted(name, args, (shots[0], shots[1]))
-        took.append((time.perf_counter() - middle, middle - start))
-    seconds = [median(times) for times in zip(*took, strict=True)]
-    (a, right_a, loss_a), (b, right_b, loss_b) = answers(whole, judged), answers(changed, judged)
+        refit = fit(name, args, (shots[0], shots[1]))
+        times.append((time.perf_counter() - middle, middle - start))
+    seconds = [median(times) for times in zip(*times, strict=True)]
+    (a, right_a, loss_a), (b, right_b, loss_b) = evaluate(refit, test_pictures), evaluate(changed, test_pictures)
     return [*seconds, right_a, right_b, loss_a, loss_b, 100 * float((a == b).mean())]
 
 
 def measure(name: str, args, train) -> dict[str, list[list[float]]]:
-    """By change: a line a draw."""
-    found: dict[str, list[list[float]]] = {}
+    """By change: one line per draw."""
+    lines: dict[str, list[list[float]]] = {}
     paths, labels = np.array(train.paths), np.array(train.labels)
     for seed in range(args.draws):
         rows = np.array(draw_shots(list(labels), args.shots, seed))
-        rest = np.setdiff1d(np.arange(len(labels)), rows)
-        judged = paths[rest].tolist(), labels[rest].tolist()
+        others = np.setdiff1d(np.arange(len(labels)), rows)
+        test_pictures = paths[others].tolist(), labels[others].tolist()
         shots = paths[rows].tolist(), labels[rows].tolist()
         for change in changes(paths[rows], labels[rows], np.random.default_rng(seed)):
-            found.setdefault(change[0], []).append(once(name, args, change, shots, judged))
-    return found
+            lines.setdefault(change[0], []).append(measure_draw(name, args, change, shots, test_pictures))
+    return lines
 
 
 def main() -> None:
@@ -119,8 +119,8 @@ def main() -> None:
     print("|---|---|" + "---:|" * len(COLUMNS))
     for name in args.heads or create_heads():
         for change, lines in measure(name, args, train).items():
-            whole, took, a, b, loss_a, loss_b, same = np.mean(lines, axis=0)
-            times = f"{whole:.2f} | {took:.2f} | {whole / took:.1f}"
+            refit_seconds, change_seconds, a, b, loss_a, loss_b, same = np.mean(lines, axis=0)
+            times = f"{refit_seconds:.2f} | {change_seconds:.2f} | {refit_seconds / change_seconds:.1f}"
             print(
                 f"| {name} | {change} | {times} | {a:.1f} | {b:.1f} | {loss_a:.3f} | {loss_b:.3f} | {same:.1f} |",
                 flush=True,

@@ -76,42 +76,42 @@ def measure(folder: str, method: str, classes: int, shots: int, steps: int, memo
     X = rng.standard_normal((classes * shots, d)).astype(np.float32)
     y = np.repeat(labels, shots)
     Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is that of the fit (Linux)
-    found = {"before": resident("VmRSS")}
+    figures = {"before": resident("VmRSS")}
     if method == "coop":
         head = Timed(epochs=1, memory=memory, batch_size=BATCH, checkpoint=None)
         head.moments = []
-        few = np.arange(BATCH * steps) % len(X)
-        head.fit(X[few], y[few], text=text)
-        found["step"] = statistics.median(np.diff(head.moments))
-        found["epoch"] = found["step"] * max(1, len(X) // BATCH)
-        found["end"] = found["epoch"] * EPOCHS
+        row_numbers = np.arange(BATCH * steps) % len(X)
+        head.fit(X[row_numbers], y[row_numbers], text=text)
+        figures["step"] = statistics.median(np.diff(head.moments))
+        figures["epoch"] = figures["step"] * max(1, len(X) // BATCH)
+        figures["end"] = figures["epoch"] * EPOCHS
     if method == "released":
         seconds = []
         for epochs in (2, 2 + steps):
             start = time.perf_counter()
             ClipAdapter.official(epochs=epochs).fit(X, y, text=text)
             seconds.append(time.perf_counter() - start)
-        found["epoch"] = (seconds[1] - seconds[0]) / steps
-        found["end"] = found["epoch"] * EPOCHS
+        figures["epoch"] = (seconds[1] - seconds[0]) / steps
+        figures["end"] = figures["epoch"] * EPOCHS
     if method == "default":
         start = time.perf_counter()
         ClipAdapter().fit(X, y, text=text)
-        found["end"] = time.perf_counter() - start
-    return {**found, "peak": resident("VmHWM")}
+        figures["end"] = time.perf_counter() - start
+    return {**figures, "peak": resident("VmHWM")}
 
 
-def run(threads: int, **asked: object) -> dict[str, float]:
-    """The same in a process of its own."""
-    arguments = [part for name, value in asked.items() for part in (f"--{name}", str(value))]
+def run(threads: int, **options: object) -> dict[str, float]:
+    """Run `measure` in a separate process."""
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, __file__, "--one", "--threads", str(threads), *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def table(given: argparse.Namespace) -> None:
+def table(args: argparse.Namespace) -> None:
     """Markdown, a row for each model and number of classes."""
     print(
-        f"{given.shots} shots a class, {given.threads} threads, {given.memory} GB for the gradient. "
+        f"{args.shots} shots a class, {args.threads} threads, {args.memory} GB for the gradient. "
         f"CoOp and the released recipe to the end: {EPOCHS} epochs, extrapolated; CLIP-Adapter, default: measured.\n"
     )
     columns = (
@@ -121,13 +121,13 @@ def table(given: argparse.Namespace) -> None:
     )
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     with tempfile.TemporaryDirectory() as root:
-        for model in given.models:
+        for model in args.models:
             folder = Path(root) / model
             write_model(folder, model)
-            for classes in given.classes:
-                shape = {"classes": classes, "shots": given.shots, "steps": given.steps, "memory": given.memory}
+            for classes in args.classes:
+                shape = {"classes": classes, "shots": args.shots, "steps": args.steps, "memory": args.memory}
                 coop, released, default = (
-                    run(given.threads, folder=folder, method=method, **shape) for method in METHODS
+                    run(args.threads, folder=folder, method=method, **shape) for method in METHODS
                 )
                 cells = (
                     *(model, classes, f"{coop['step']:.2f}", f"{coop['epoch']:.1f}", f"{coop['end'] / 3600:.2f}"),

@@ -45,9 +45,9 @@ class Server:
         self.events: Counter[str] = Counter()
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            found = json.loads(line)
-            if found["event"] == "listening":
-                self.port = int(found["url"].rpartition(":")[2])
+            event = json.loads(line)
+            if event["event"] == "listening":
+                self.port = int(event["url"].rpartition(":")[2])
                 break
         else:
             raise SystemExit("the server did not start")
@@ -118,12 +118,12 @@ def wrk(server: Server, bodies: list[bytes], seconds: float, connections: int) -
             "-s",
             str(script),
         ]
-        said = subprocess.run(
+        output = subprocess.run(
             [*command, f"http://127.0.0.1:{server.port}"], capture_output=True, text=True, check=True
         ).stdout
-    if "Non-2xx" in said or "Socket errors" in said:
-        raise SystemExit(f"not all was answered:\n{said}")
-    return float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
+    if "Non-2xx" in output or "Socket errors" in output:
+        raise SystemExit(f"not all was answered:\n{output}")
+    return float(re.findall(r"Requests/sec:\s+([\d.]+)", output)[0])
 
 
 class Client:
@@ -179,31 +179,31 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def throughput(server: Server, model: Path, paths: list[Path], given: argparse.Namespace) -> float:
+def throughput(server: Server, model: Path, paths: list[Path], args: argparse.Namespace) -> float:
     """The two rates in turns; gives requests a second of one picture each."""
-    predictor = Predictor(model, backend=given.backend, threads=given.threads)
-    many = {k: [form([paths[(i * k + j) % len(paths)] for j in range(k)]) for i in range(BODIES)] for k in given.sizes}
-    found: dict[int, list[tuple[float, float]]] = {k: [] for k in given.sizes}
+    predictor = Predictor(model, backend=args.backend, threads=args.threads)
+    bodies = {k: [form([paths[(i * k + j) % len(paths)] for j in range(k)]) for i in range(BODIES)] for k in args.sizes}
+    rates: dict[int, list[tuple[float, float]]] = {k: [] for k in args.sizes}
     offline = []
-    for k in given.sizes:
-        wrk(server, many[k], 1, CONNECTIONS)  # to be warm
-    for _ in range(given.rounds):
+    for k in args.sizes:
+        wrk(server, bodies[k], 1, CONNECTIONS)  # to be warm
+    for _ in range(args.rounds):
         clock, cpu, n = time.perf_counter(), time.process_time(), 0
-        while time.perf_counter() - clock < given.seconds:
-            n += sum(1 for _ in predictor.stream(paths, batch_size=given.batch))
+        while time.perf_counter() - clock < args.seconds:
+            n += sum(1 for _ in predictor.stream(paths, batch_size=args.batch))
         offline.append((n / (time.perf_counter() - clock), 1e3 * (time.process_time() - cpu) / n))
-        for k in given.sizes:
+        for k in args.sizes:
             cpu, before = server.cpu(), pictures_of(server)
-            rate = wrk(server, many[k], given.seconds, CONNECTIONS) * k
-            found[k].append((rate, 1e3 * (server.cpu() - cpu) / max(1, pictures_of(server) - before)))
-    whole, each = (statistics.median(values) for values in zip(*offline, strict=True))
-    row("offline, pictures a second", f"{whole:.1f}", f"{each:.2f} ms of CPU a picture")
-    for k in given.sizes:
-        rate, cpu = (statistics.median(values) for values in zip(*found[k], strict=True))
-        share = statistics.median(a[0] / b[0] for a, b in zip(found[k], offline, strict=True))
-        told = f"{100 * share:.0f} % of offline; {cpu:.2f} ms of CPU a picture ({100 * each / cpu:.0f} %)"
-        row(f"served, {k} a request, {CONNECTIONS} connections", f"{rate:.1f}", told)
-    return statistics.median(rate for rate, _ in found[min(found)]) / min(found)
+            rate = wrk(server, bodies[k], args.seconds, CONNECTIONS) * k
+            rates[k].append((rate, 1e3 * (server.cpu() - cpu) / max(1, pictures_of(server) - before)))
+    total_rate, cpu_per_picture = (statistics.median(values) for values in zip(*offline, strict=True))
+    row("offline, pictures a second", f"{total_rate:.1f}", f"{cpu_per_picture:.2f} ms of CPU a picture")
+    for k in args.sizes:
+        rate, cpu = (statistics.median(values) for values in zip(*rates[k], strict=True))
+        share = statistics.median(a[0] / b[0] for a, b in zip(rates[k], offline, strict=True))
+        note = f"{100 * share:.0f} % of offline; {cpu:.2f} ms of CPU a picture ({100 * cpu_per_picture / cpu:.0f} %)"
+        row(f"served, {k} a request, {CONNECTIONS} connections", f"{rate:.1f}", note)
+    return statistics.median(rate for rate, _ in rates[min(rates)]) / min(rates)
 
 
 def pictures_of(server: Server) -> int:
@@ -228,11 +228,11 @@ def fetch(server: Server, path: str) -> str:
 async def latency(server: Server, bodies: list[bytes], rate: float, seconds: float) -> None:
     client = Client(server.port)
     await open_loop(client, bodies, rate / 2, 2)
-    found = await open_loop(client, bodies, rate / 2, max(seconds, 5))
+    responses = await open_loop(client, bodies, rate / 2, max(seconds, 5))
     client.close()
-    times = [1e3 * took for status, _, took in found if status == 200]
-    if len(times) < len(found):
-        row("at half load, not answered", str(len(found) - len(times)), f"of {len(found)}")
+    times = [1e3 * took for status, _, took in responses if status == 200]
+    if len(times) < len(responses):
+        row("at half load, not answered", str(len(responses) - len(times)), f"of {len(responses)}")
     middle, last = quantile(times, 0.5), quantile(times, 0.99)
     row(f"at half load ({rate / 2:.0f} requests a second), ms", f"{middle:.0f}", f"p99 {last:.0f}, of {len(times)}")
 
@@ -241,7 +241,7 @@ async def overload(server: Server, bodies: list[bytes], rate: float, seconds: fl
     """Three times what it can do, then one request after another until it is as it was."""
     client = Client(server.port)
     before = statistics.median([(await client.post(bodies[0]))[2] for _ in range(10)])
-    found = await open_loop(client, bodies, 3 * rate, seconds)
+    responses = await open_loop(client, bodies, 3 * rate, seconds)
     began = time.perf_counter()
     while True:
         status, _, took = await client.post(bodies[0])
@@ -250,11 +250,15 @@ async def overload(server: Server, bodies: list[bytes], rate: float, seconds: fl
         await asyncio.sleep(0.02)
     recovery = time.perf_counter() - began
     client.close()
-    counts = Counter(status for status, _, _ in found)
-    told = sum("retry-after" in headers for status, headers, _ in found if status == 503)
-    good = [1e3 * took for status, _, took in found if status == 200]
-    row("three times the load, by status", str(dict(sorted(counts.items()))), f"Retry-After on {told} of {counts[503]}")
-    row("the good ones, ms", f"{quantile(good, 0.5):.0f}", f"p99 {quantile(good, 0.99):.0f}")
+    counts = Counter(status for status, _, _ in responses)
+    n_with_retry_after = sum("retry-after" in headers for status, headers, _ in responses if status == 503)
+    times = [1e3 * took for status, _, took in responses if status == 200]
+    row(
+        "three times the load, by status",
+        str(dict(sorted(counts.items()))),
+        f"Retry-After on {n_with_retry_after} of {counts[503]}",
+    )
+    row("the good ones, ms", f"{quantile(times, 0.5):.0f}", f"p99 {quantile(times, 0.99):.0f}")
     row("recovered, seconds after the last request", f"{recovery:.2f}", f"one picture in {1e3 * before:.0f} ms before")
 
 
@@ -272,10 +276,10 @@ def soak(server: Server, bodies: list[bytes], minutes: float) -> None:
     rate = wrk(server, bodies, 60 * minutes, CONNECTIONS)
     over.set()
     thread.join()
-    kept = samples[len(samples) // 5 :]  # the first fifth warms up
-    slope = statistics.linear_regression(*zip(*kept, strict=True)).slope * 60
+    steady = samples[len(samples) // 5 :]  # the first fifth warms up
+    slope = statistics.linear_regression(*zip(*steady, strict=True)).slope * 60
     first, last = (
-        statistics.median(m for _, m in part) for part in (kept[: len(kept) // 5 + 1], kept[-len(kept) // 5 :])
+        statistics.median(m for _, m in part) for part in (steady[: len(steady) // 5 + 1], steady[-len(steady) // 5 :])
     )
     row(
         f"soak of {minutes:g} minutes, MiB at its first and last fifth",
@@ -305,8 +309,8 @@ async def malformed(server: Server, count: int, side: int) -> None:
         writer.write(raw)
         await writer.drain()
         writer.close()
-    said = ", ".join(f"{status}: {n}" for status, n in sorted(statuses.items(), key=str))
-    row(f"{sum(statuses.values())} malformed requests, with status 500", str(statuses[500]), said)
+    summary = ", ".join(f"{status}: {n}" for status, n in sorted(statuses.items(), key=str))
+    row(f"{sum(statuses.values())} malformed requests, with status 500", str(statuses[500]), summary)
     good = await Client(server.port).post(b'{"images": [""]}', "application/json")
     row("answers still", str(good[0]), f"lines in its log: {dict(server.events)}")
     if statuses[500] or good[0] != 200:
@@ -329,8 +333,8 @@ async def one(port: int, wrong: Wrong) -> int | str:
         writer.close()
 
 
-def row(what: str, value: str, rest: str = "") -> None:
-    print(f"| {what} | {value} | {rest} |", flush=True)
+def row(label: str, value: str, note: str = "") -> None:
+    print(f"| {label} | {value} | {note} |", flush=True)
 
 
 def main() -> None:
@@ -348,32 +352,30 @@ def main() -> None:
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument("--malformed", type=int, default=1000, metavar="N")
     parser.add_argument("--serve", nargs="*", default=[], metavar="OPTION", help="for the server, as max-batch=16")
-    given = parser.parse_args()
+    args = parser.parse_args()
     if not shutil.which("wrk"):
         raise SystemExit("wrk is not installed: apt-get install wrk")
-    paths = sorted(path for path in given.pictures.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = paths[:: max(1, len(paths) // given.limit)][: given.limit]
-    wanted = set(given.only or PARTS)
-    threads = [] if given.threads is None else ["--threads", str(given.threads)]
-    batch = ["--max-batch", str(given.batch)]
-    server = Server(
-        given.model, "--backend", given.backend, *batch, *threads, *(f"--{option}" for option in given.serve)
-    )
+    paths = sorted(path for path in args.pictures.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = paths[:: max(1, len(paths) // args.limit)][: args.limit]
+    selected = set(args.only or PARTS)
+    threads = [] if args.threads is None else ["--threads", str(args.threads)]
+    batch = ["--max-batch", str(args.batch)]
+    server = Server(args.model, "--backend", args.backend, *batch, *threads, *(f"--{option}" for option in args.serve))
     bodies = [form([path]) for path in paths[:BODIES]]
-    print(f"| {given.model.name}, {os.cpu_count()} cores | | |\n|---|---:|---|")
+    print(f"| {args.model.name}, {os.cpu_count()} cores | | |\n|---|---:|---|")
     try:
-        rate = throughput(server, given.model, paths, given) if "throughput" in wanted else None
-        if rate is None and wanted & {"latency", "overload"}:
-            rate = wrk(server, bodies, given.seconds, CONNECTIONS)
-        if "latency" in wanted:
-            asyncio.run(latency(server, bodies, rate or 1, given.seconds))
-        if "overload" in wanted:
-            asyncio.run(overload(server, bodies, rate or 1, given.seconds))
-        if "soak" in wanted and given.soak:
-            soak(server, bodies, given.soak)
-        if "malformed" in wanted and given.malformed:
-            side = Predictor(given.model, backend=given.backend).pixels.size
-            asyncio.run(malformed(server, given.malformed, side))
+        rate = throughput(server, args.model, paths, args) if "throughput" in selected else None
+        if rate is None and selected & {"latency", "overload"}:
+            rate = wrk(server, bodies, args.seconds, CONNECTIONS)
+        if "latency" in selected:
+            asyncio.run(latency(server, bodies, rate or 1, args.seconds))
+        if "overload" in selected:
+            asyncio.run(overload(server, bodies, rate or 1, args.seconds))
+        if "soak" in selected and args.soak:
+            soak(server, bodies, args.soak)
+        if "malformed" in selected and args.malformed:
+            side = Predictor(args.model, backend=args.backend).pixels.size
+            asyncio.run(malformed(server, args.malformed, side))
     finally:
         row("ended by SIGTERM with", str(server.end()))
 

@@ -69,20 +69,20 @@ def rows():
 
 
 def test_putting_1000_rows(benchmark, tmp_path):
-    given, files = rows(), iter(range(10**6))
+    features, files = rows(), iter(range(10**6))
 
     def put():
         with FeatureStore(tmp_path / f"{next(files)}.sqlite") as store:
-            store.put_many(given)
+            store.put_many(features)
 
     benchmark(put)
 
 
 def test_looking_1000_rows_up(benchmark, tmp_path):
-    given = rows()
+    features = rows()
     with FeatureStore(tmp_path / "features.sqlite") as store:
-        store.put_many(given)
-        assert len(benchmark(store.get_many, list(given), WIDTH)) == 1000
+        store.put_many(features)
+        assert len(benchmark(store.get_many, list(features), WIDTH)) == 1000
 
 
 def test_the_mean_of_seven_prompts(benchmark):

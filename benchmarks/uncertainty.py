@@ -3,7 +3,7 @@
 SOURCE and TEST are folders of pictures. Without TEST, SOURCE is a folder of published features as
 `few_shot_features.py` reads it, and the rows that are not drawn are the test part:
 
-    python benchmarks/trust.py SOURCE [TEST] --out results/x --heads auto,linear-probe,clip-adapter,zero-shot
+    python benchmarks/uncertainty.py SOURCE [TEST] --out results/x --heads auto,linear-probe,clip-adapter,zero-shot
 
 Each fit learns temperature, thresholds and sets from the drawn shots alone. Metrics of the test part: expected
 calibration error in 15 bins of equal mass (percent) and log-loss, of the plain softmax and calibrated; coverage

@@ -1,6 +1,7 @@
-"""A process of `trust_rivals.py`: one tool fits the shots of a task, answers for its pictures, and what that costs.
+"""A process of `uncertainty_rivals.py`: one tool fits the shots of a task, answers for its pictures, and what that
+costs.
 
-    python benchmarks/_trust_rivals.py TOOL OPTIONS TASK.json OUT.npz
+    python benchmarks/_uncertainty_rival.py TOOL OPTIONS TASK.json OUT.npz
 
 Each tool is used as its documentation says, with the settings it has by itself but for the two rates. Only what the
 tool itself needs is imported.
@@ -42,20 +43,26 @@ def clipadapter(task, arrays, clock, by_class=False):
         text = TextFeatures(names, arrays["text"], float(arrays["scale"]))
         model.fit_features(FeatureSet(arrays["shots"], tuple(task["labels"]), tuple(names)), text)
         fit, Q = clock.look(), arrays["queries"]
-        found = model.uncertainty_.answer(model.head_.logits(Q), Q)
-        sets, asked = found.sets, clock.look()
+        answers = model.uncertainty_.answer(model.head_.logits(Q), Q)
+        sets, predict_times = answers.sets, clock.look()
     else:
         model = FewShotClassifier(task["encoder"], cache=None, uncertainty=uncertainty)
         model.fit(task["shots"], task["labels"], names)
-        fit, told = clock.look(), model.classify(queries)
-        asked = clock.look()
+        fit, predictions = clock.look(), model.classify(queries)
+        predict_times = clock.look()
         Q = model.extract_features(queries, [names[0]] * len(queries), names, views=1).plain
-        found = model.uncertainty_.answer(model.head_.logits(Q), Q)
-        sets = np.array([[name in one.labels for name in names] for one in told])
-        assert [names[i] for i in found.best] == [one.nearest for one in told]
-    p = found.probabilities[np.arange(len(found.best)), found.best]
-    said = {"best": found.best, "confidence": p, "sets": sets, "flag": found.rejected, "score": found.ood_scores}
-    return said, start, fit, asked
+        answers = model.uncertainty_.answer(model.head_.logits(Q), Q)
+        sets = np.array([[name in one.labels for name in names] for one in predictions])
+        assert [names[i] for i in answers.best] == [one.nearest for one in predictions]
+    p = answers.probabilities[np.arange(len(answers.best)), answers.best]
+    output = {
+        "best": answers.best,
+        "confidence": p,
+        "sets": sets,
+        "flag": answers.rejected,
+        "score": answers.ood_scores,
+    }
+    return output, start, fit, predict_times
 
 
 def adaptshot(task, arrays, clock, features=False):
@@ -82,27 +89,27 @@ def adaptshot(task, arrays, clock, features=False):
     shots, queries = ([copies.get(path, path) for path in task[part]] for part in ("shots", "queries"))
     learner.load_support_images(shots, task["labels"])
     fit = clock.look()
-    told = [learner.predict(path) for path in queries]
-    asked, score = clock.look(), []
+    predictions = [learner.predict(path) for path in queries]
+    predict_times, score = clock.look(), []
     for path in queries:  # what it gives out ends at the farthest shot; this is the distance before that
         image = learner._load_rgb_image_from_path(path)
         score.append(learner.uncertainty_q.min_mahalanobis_distance(learner._extract_embedding_checked(image, path))[0])
-    said = {
-        "best": [names.index(one.prediction) for one in told],
-        "confidence": [one.calibrated_confidence for one in told],
-        "sets": [[name in one.conformal_set for name in names] for one in told],
-        "flag": [one.ood_flag for one in told],
-        "asks": [one.uncertainty_flag for one in told],
+    output = {
+        "best": [names.index(one.prediction) for one in predictions],
+        "confidence": [one.calibrated_confidence for one in predictions],
+        "sets": [[name in one.conformal_set for name in names] for one in predictions],
+        "flag": [one.ood_flag for one in predictions],
+        "asks": [one.uncertainty_flag for one in predictions],
         "score": score,
     }
-    return said, start, fit, asked
+    return output, start, fit, predict_times
 
 
 def conformal_clip(task, arrays, clock, **options):
     import torch
     from conformal_clip import few_shot_fault_classification_conformal as classify
 
-    class Given(torch.nn.Module):
+    class Identity(torch.nn.Module):
         """Features in, features out."""
 
         def encode_image(self, features):
@@ -115,15 +122,15 @@ def conformal_clip(task, arrays, clock, **options):
         rows = np.flatnonzero(labels == name)
         banks.append(list(torch.from_numpy(arrays["shots"][rows[: len(rows) // 2]])))
         calibration += rows[len(rows) // 2 :].tolist()
-    told = classify(
-        Given(), list(torch.from_numpy(arrays["queries"])), task["queries"],
+    predictions = classify(
+        Identity(), list(torch.from_numpy(arrays["queries"])), task["queries"],
         banks[0], [""] * len(banks[0]), banks[1], [""] * len(banks[1]),
         list(torch.from_numpy(arrays["shots"][calibration])), labels[calibration].tolist(),
         alpha=1 - COVERAGE, class_labels=names, **options,
     )  # fmt: skip
-    best = [names.index(one["point_prediction"]) for one in told]
-    p = np.array([[one[f"{name}_prob"] for name in names] for one in told], dtype=float)
-    sets = [[name in one["prediction_set"].split("|") for name in names] for one in told]
+    best = [names.index(one["point_prediction"]) for one in predictions]
+    p = np.array([[one[f"{name}_prob"] for name in names] for one in predictions], dtype=float)
+    sets = [[name in one["prediction_set"].split("|") for name in names] for one in predictions]
     return {"best": best, "confidence": p[np.arange(len(best)), best], "sets": sets}, start, (0, 0), clock.look()
 
 
@@ -137,12 +144,14 @@ def peak():
 
 def main(tool, options, task, out):
     clock = Clock()
-    told = json.loads(Path(task).read_text())
-    said, start, fit, asked = globals()[tool](told, np.load(told["arrays"]), clock, **json.loads(options))
-    m = len(told["queries"])
+    loaded_task = json.loads(Path(task).read_text())
+    output, start, fit, predict_times = globals()[tool](
+        loaded_task, np.load(loaded_task["arrays"]), clock, **json.loads(options)
+    )
+    m = len(loaded_task["queries"])
     costs = {"start": start[0], "fit": fit[0], "fit cpu": fit[1]}
-    costs |= {"picture": 1000 * asked[0] / m, "picture cpu": 1000 * asked[1] / m, "peak": peak()}
-    np.savez(out, costs=json.dumps(costs), **{name: np.asarray(value) for name, value in said.items()})
+    costs |= {"picture": 1000 * predict_times[0] / m, "picture cpu": 1000 * predict_times[1] / m, "peak": peak()}
+    np.savez(out, costs=json.dumps(costs), **{name: np.asarray(value) for name, value in output.items()})
 
 
 if __name__ == "__main__":

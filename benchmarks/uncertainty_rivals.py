@@ -3,8 +3,8 @@
 TRAIN and TEST are folders of pictures, BACKGROUND a folder of pictures of none of the classes. On each draw --known
 classes are learned, the test pictures of --new others must be told from theirs, and the background too.
 
-    python benchmarks/trust_rivals.py TRAIN TEST [BACKGROUND] --out results/x
-    python benchmarks/trust_rivals.py TRAIN TEST --known 2 --features --out results/y
+    python benchmarks/uncertainty_rivals.py TRAIN TEST [BACKGROUND] --out results/x
+    python benchmarks/uncertainty_rivals.py TRAIN TEST --known 2 --features --out results/y
 
 Every fit is a process of its own, on one core. `--python adaptshot=PATH` names the interpreter that a rival is
 installed in, if it is not this one; a rival that can't be imported is left out. AdaptShot (0.3) has weights of its own,
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORKER = Path(__file__).with_name("_trust_rivals.py")
+WORKER = Path(__file__).with_name("_uncertainty_rival.py")
 TOOLS = {
     "clipadapter": ("clipadapter", {}),
     "clipadapter, by class": ("clipadapter", {"by_class": True}),
@@ -57,28 +57,28 @@ COSTS = (
 )
 
 
-def measured(found, truth, group):
+def measure(output, truth, group):
     """Figures of one fit: its answers, positions of the true classes, and which group each picture is of."""
     from clipadapter.metrics.calibration import reliability
     from clipadapter.metrics.detection import auroc, fpr_at
 
     known = group == "known"
-    right = found["best"][known] == truth[known]
-    sets = found["sets"][known]
+    is_correct = output["best"][known] == truth[known]
+    sets = output["sets"][known]
     figures = {
-        "accuracy": 100 * right.mean(),
-        "ECE": 100 * reliability(found["confidence"][known], right, 15, "equal-mass").error,
-        "coverage": 100 * sets[np.arange(len(right)), truth[known]].mean(),
+        "accuracy": 100 * is_correct.mean(),
+        "ECE": 100 * reliability(output["confidence"][known], is_correct, 15, "equal-mass").error,
+        "coverage": 100 * sets[np.arange(len(is_correct)), truth[known]].mean(),
         "size": sets.sum(axis=1).mean(),
     }
     for name in np.unique(group):
-        for kind, word in (("flag", "flagged"), ("asks", "asks")):
-            if kind in found:
-                figures[f"{name} {word}"] = 100 * found[kind][group == name].mean()
-        if name != "known" and "score" in found:
-            pair = found["score"][known], found["score"][group == name]
+        for kind, label in (("flag", "flagged"), ("asks", "asks")):
+            if kind in output:
+                figures[f"{name} {label}"] = 100 * output[kind][group == name].mean()
+        if name != "known" and "score" in output:
+            pair = output["score"][known], output["score"][group == name]
             figures |= {f"{name} auroc": 100 * auroc(*pair), f"{name} fpr": 100 * fpr_at(*pair)}
-    return {name: float(value) for name, value in figures.items()} | json.loads(str(found["costs"]))
+    return {name: float(value) for name, value in figures.items()} | json.loads(str(output["costs"]))
 
 
 class Draws:
@@ -117,14 +117,18 @@ class Draws:
         known, new = (sorted(self.names[i] for i in part) for part in parts)
         rows = [i for i in draw_shots(self.train.labels, shots, seed) if self.train.labels[i] in known]
         tests = zip(map(str, self.test.paths), self.test.labels, strict=True)
-        asked = [(path, y, "known" if y in known else "new") for path, y in tests if y in known or y in new]
-        asked += [(str(path), "", "far") for path in self.far]
-        asked = [asked[i] for i in rng.permutation(len(asked))]  # AdaptShot's flag hangs on what came before
-        queries, labels, group = (list(part) for part in zip(*asked, strict=True))
+        queries_with_labels = [
+            (path, y, "known" if y in known else "new") for path, y in tests if y in known or y in new
+        ]
+        queries_with_labels += [(str(path), "", "far") for path in self.far]
+        queries_with_labels = [
+            queries_with_labels[i] for i in rng.permutation(len(queries_with_labels))
+        ]  # AdaptShot's flag hangs on what came before
+        queries, labels, group = (list(part) for part in zip(*queries_with_labels, strict=True))
         paths, text = [str(self.train.paths[i]) for i in rows], self.model.encode_classes(known)
         arrays = {"text": text.embeddings, "scale": text.logit_scale}
-        for name, some in (("shots", paths), ("queries", queries)):
-            arrays[name] = self.features[[self.row[path] for path in some]]
+        for name, chosen_paths in (("shots", paths), ("queries", queries)):
+            arrays[name] = self.features[[self.row[path] for path in chosen_paths]]
         np.savez(args.out / "arrays.npz", **arrays)
         task = {"names": known, "shots": paths, "labels": [self.train.labels[i] for i in rows], "queries": queries}
         task |= {"colour": self.colour, "encoder": args.encoder, "features": args.features}
@@ -139,35 +143,39 @@ def importable(module, python):
 
 def run(args):
     records, draws = args.out / "runs.jsonl", Draws(args)
-    done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+    rows = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
     python = dict(pair.split("=", 1) for pair in args.python)
-    there = {tool for tool, _ in TOOLS.values() if importable(tool, python.get(tool, sys.executable))}
+    installed_tools = {tool for tool, _ in TOOLS.values() if importable(tool, python.get(tool, sys.executable))}
     for seed in range(1, args.seeds + 1):
         for shots in args.shots:
             truth, group = draws.task(shots, seed)
             for name, (tool, options) in TOOLS.items():
-                two = tool == "conformal_clip" or "by_class" in options
-                ran = {(r["tool"], r["shots"], r["seed"]) for r in done}
-                if tool not in there or (two and args.known != 2) or (name, shots, seed) in ran:
+                needs_two_classes = tool == "conformal_clip" or "by_class" in options
+                finished = {(r["tool"], r["shots"], r["seed"]) for r in rows}
+                if (
+                    tool not in installed_tools
+                    or (needs_two_classes and args.known != 2)
+                    or (name, shots, seed) in finished
+                ):
                     continue
                 command = [python.get(tool, sys.executable), str(WORKER), tool, json.dumps(options)]
                 subprocess.run([*command, str(args.out / "task.json"), str(args.out / "said.npz")], check=True)
-                figures = measured(dict(np.load(args.out / "said.npz")), truth, group)
-                done.append({"tool": name, "shots": shots, "seed": seed, **figures})
+                figures = measure(dict(np.load(args.out / "said.npz")), truth, group)
+                rows.append({"tool": name, "shots": shots, "seed": seed, **figures})
                 with records.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-    return done
+                    file.write(json.dumps(rows[-1]) + "\n")
+    return rows
 
 
-def table(done, columns):
+def table(rows, columns):
     """Means over the draws."""
-    columns = [c for c in columns if any(c[2] in r for r in done)]
+    columns = [c for c in columns if any(c[2] in r for r in rows)]
     lines = ["| shots | tool | " + " | ".join(c[0] for c in columns) + " |", "|---:|---|" + "---:|" * len(columns)]
-    for shots in sorted({r["shots"] for r in done}):
-        for tool in (name for name in TOOLS if any(r["tool"] == name for r in done)):
-            some, cells = [r for r in done if (r["tool"], r["shots"]) == (tool, shots)], []
+    for shots in sorted({r["shots"] for r in rows}):
+        for tool in (name for name in TOOLS if any(r["tool"] == name for r in rows)):
+            tool_rows, cells = [r for r in rows if (r["tool"], r["shots"]) == (tool, shots)], []
             for _, digits, *keys in columns:
-                values = [[r[key] for r in some if key in r] for key in keys]
+                values = [[r[key] for r in tool_rows if key in r] for key in keys]
                 cells.append(" / ".join(f"{np.mean(v):.{digits}f}" for v in values if v) or "-")
             lines.append(f"| {shots} | {tool} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
