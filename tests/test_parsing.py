@@ -23,7 +23,7 @@ from clipadapter.uncertainty.costs import read_costs
 DEEP, DIGITS, HALF = "[" * 100_000 + "]" * 100_000, "9" * 5000, r'"\ud83d"'
 """Nested, long and broken, as JSON."""
 DEEP_MESSAGE, DIGITS_MESSAGE, HALF_MESSAGE = (
-    "more than 100 lists and objects",
+    "lists and objects are nested more than 100 deep",
     "a number has thousands of digits",
     "has a lone surrogate",
 )
@@ -39,7 +39,7 @@ READERS = {
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(DEEP, DEEP_MESSAGE), (DIGITS, DIGITS_MESSAGE), (HALF, HALF_MESSAGE), ("NaN", "NaN is no number")],
+    [(DEEP, DEEP_MESSAGE), (DIGITS, DIGITS_MESSAGE), (HALF, HALF_MESSAGE), ("NaN", "NaN is not a number")],
     ids=["deep", "digits", "half", "nan"],
 )
 @pytest.mark.parametrize("reader", READERS)
@@ -126,7 +126,7 @@ def test_no_more_is_read_than_the_limit(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + b"a" * 2000)
     assert read_text(path, 2003) == "a" * 2000
-    with pytest.raises(DataError, match="has 0 MiB, but no more than 0"):
+    with pytest.raises(DataError, match="has 0 MiB, but at most 0 MiB"):
         read_text(path, 2002)
 
 

@@ -100,11 +100,11 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
         ("a.jsonl", '{"path": "b/1.jpg", "label": "x"}\n{oops}\n', r"line 2, character 2: not JSON"),
         ("a.jsonl", '["b/1.jpg", "x"]\n', "line 1: expected an object such as"),
         ("a.jsonl", '{"path": "b/1.jpg", "label": null}\n', "line 1: the label is empty"),
-        ("a.jsonl", '{"path": "b/1.jpg", "label": 0.5}\n', "line 1: the label is 0.5, not a text"),
+        ("a.jsonl", '{"path": "b/1.jpg", "label": 0.5}\n', "line 1: the label is 0.5, not a string"),
         (
             "a.jsonl",
             '{"path": "b/1.jpg", "label": "x", "split": "test"}\n{"path": "b/3.jpg", "label": "y"}\n',
-            "some rows have a split and some have none",
+            "some rows have a split and some do not",
         ),
         ("a.parquet", "no parquet", r"a\.parquet is not a Parquet file"),
         ("a.json", "{}", "neither a folder nor a manifest"),

@@ -53,7 +53,7 @@ def test_one_label_a_picture_is_as_it_was(folder):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,label,labels\n0.jpg,cat,cat\n", "line 2: there are columns 'label' and 'labels'"),
+        ("path,label,labels\n0.jpg,cat,cat\n", "line 2: there are both columns 'label' and 'labels'"),
         ("path,labels\n0.jpg,cat||dog\n", "line 2: the name among the labels is empty"),
         ("path,labels\n0.jpg,cat|\n", "the name among the labels is empty"),
         ("path,labels\n0.jpg,cat\n1.jpg,\n", "only one class, 'cat'"),

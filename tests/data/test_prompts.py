@@ -46,9 +46,9 @@ def test_templates_by_name_or_text():
     assert get_templates(["a {}!", "a {0} {}"]) == ("a {}!", "a {0} {}")
     with pytest.raises(UnknownNameError, match=r"no template set is called 'imagnet'\. Did you mean 'imagenet'"):
         get_templates("imagnet")
-    with pytest.raises(InputError, match=r"'a photo of a cat' has 0 places .* write \{\} there"):
+    with pytest.raises(InputError, match=r"'a photo of a cat' has 0 placeholders .* write \{\} once"):
         get_templates("a photo of a cat")
-    with pytest.raises(InputError, match="has 2 places"):
+    with pytest.raises(InputError, match="has 2 placeholders"):
         get_templates("{} and {}")
     with pytest.raises(InputError, match="no template was given"):
         get_templates([])
@@ -81,9 +81,9 @@ def test_descriptions_stand_instead_of_templates():
             class_prompts(["cup"], descriptions={"cup": wrong})
 
 
-def test_class_names_must_be_texts_each_once():
+def test_class_names_must_be_unique_and_not_empty():
     for names in (["a", "a"], ["a", " "]):
-        with pytest.raises(InputError, match="each once"):
+        with pytest.raises(InputError, match="unique and not empty"):
             class_prompts(names)
 
 

@@ -52,7 +52,7 @@ def test_rows_keep_their_order_and_classes_the_order_of_their_labels(tmp_path):
     [
         (b'{"train": [["a/1.jpg", 0, "a"],', r"line 1, character \d+: not JSON .*; download the file again"),
         (b"caf\xe9", r"not UTF-8 \(byte 3\)"),
-        (b"[" * 100_000, "more than 100 lists and objects"),
+        (b"[" * 100_000, "nested more than 100 deep"),
         ([], "expected an object with train, val and test, got: list"),
         ({"train": [], "dev": []}, "expected an object with train, val and test, got: train, dev"),
         ({"train": [["a.jpg", 0, "a"]]}, "expected an object with train, val and test, got: train"),

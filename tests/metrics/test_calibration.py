@@ -75,7 +75,7 @@ def test_every_answer_is_in_one_bin_and_the_error_is_a_share(pairs, bins):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: reliability([], []), "one probability an answer"),
+        (lambda: reliability([], []), "give one probability per prediction"),
         (lambda: reliability([3.0], [True]), "not logits"),
         (lambda: reliability([0.5], [True], mass="equal"), "equal-mass"),
         (lambda: brier([[0.5, 0.5]], [2]), "positions of the 2 classes"),
