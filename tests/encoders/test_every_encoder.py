@@ -9,6 +9,8 @@ from clipadapter.errors import UnknownNameError
 from clipadapter.functional import unit
 from clipadapter.testing import ENCODER_CHECKS, check_encoder
 
+from ..failed_checks import names_of_failed_checks
+
 NAMES = ["toy", "lite", "RN50", "ViT-B-32", "SigLIP", "pair:toy+lite"]
 PROJECTED = ["RN50", "ViT-B-32"]
 
@@ -79,12 +81,6 @@ class Drawing(ToyEncoder):
     ],
 )
 def test_a_broken_encoder_is_caught(broken, check):
-    failed = []
-    for each in ENCODER_CHECKS:
-        try:
-            each(broken())
-        except AssertionError:
-            failed.append(each.__name__)
-    assert check in failed
+    assert check in names_of_failed_checks(ENCODER_CHECKS, broken, AssertionError)
     with pytest.raises(AssertionError, match="^toy, check_"):
         check_encoder(broken())

@@ -10,12 +10,10 @@ from clipadapter.heads.afa import Afa
 from clipadapter.heads.gaussian import ClassGaussians
 from clipadapter.heads.zero_shot import ZeroShot
 
+from .formulas import unit
+
 D, PER_TASK, TASKS, SCALE = 48, 4, 3, 20.0
 NAMES = [f"class {i:02}" for i in range(PER_TASK * TASKS)]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def world(seed=0, noise=0.9, doubt=0.8):

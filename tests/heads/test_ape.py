@@ -9,16 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.ape import Ape, search_grid
 from clipadapter.heads.channel_selection import interclass_similarity, select_channels
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing import toy_features
 
-from .golden_figures import doubles, golden
+from .assertions import assert_refused
+from .formulas import dot, unit_list
+from .golden_figures import golden
+from .small_shots import released_shots, reorder
 
 D, CLASSES, SCALE = 8, 3, 30.0
 COUNTS = (4, 1, 2)
@@ -38,17 +39,8 @@ def names(labels, text):
     return np.array(text.labels)[labels]
 
 
-def length_one(v):
-    norm = math.sqrt(sum(x * x for x in v))
-    return [x / norm for x in v]
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def plain_keys(X):
-    return [length_one([sum(values) / len(values) for values in zip(*shot, strict=True)]) for shot in X.tolist()]
+    return [unit_list([sum(values) / len(values) for values in zip(*shot, strict=True)]) for shot in X.tolist()]
 
 
 def plain_similarity(text, keys, labels):
@@ -73,11 +65,11 @@ def plain_channels(text, keys, labels, q, w0, w1):
 
 
 def plain_logits(X, labels, text, query, q, w0, w1, alpha, beta, gamma):
-    rows, keys, f = [length_one(row) for row in text.embeddings.tolist()], plain_keys(X), length_one(query)
+    rows, keys, f = [unit_list(row) for row in text.embeddings.tolist()], plain_keys(X), unit_list(query)
     channels = plain_channels(rows, keys, labels, q, w0, w1)
 
     def short(v):
-        return length_one([v[k] for k in channels])
+        return unit_list([v[k] for k in channels])
 
     logits = [SCALE * dot(f, row) for row in rows]
     for key, label in zip(keys, labels, strict=True):
@@ -161,7 +153,7 @@ def test_channels_is_a_fraction(fraction, kept):
 @settings(deadline=None, max_examples=20)
 def test_length_of_features_and_order_of_classes_do_not_matter(factor, order, seed):
     X, labels, text, Q = draw(seed=seed)
-    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[list(order)], SCALE, order="given")
+    turned = reorder(text, order)
     expected = Ape().fit(X, names(labels, text), text=text).logits(Q)[:, list(order)]
     found = Ape().fit(factor * X, names(labels, text), text=turned).logits(factor * Q)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
@@ -178,17 +170,7 @@ def test_length_of_features_and_order_of_classes_do_not_matter(factor, order, se
     ],
 )
 def test_bad_parameters_are_named(params, words):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=words):
-        Ape(**params).fit(X, y, text=text)
-
-
-def released():
-    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
-    figures, _ = golden("ape")
-    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
-    labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
+    assert_refused(Ape(**params), words)
 
 
 WEIGHTS = pytest.mark.parametrize(("preset", "weights"), [("imagenet", "w0.7_0.3"), ("dtd", "w0.5_0.5")])
@@ -197,7 +179,7 @@ WEIGHTS = pytest.mark.parametrize(("preset", "weights"), [("imagenet", "w0.7_0.3
 @WEIGHTS
 @pytest.mark.parametrize(("alpha", "beta", "gamma"), [(2, 1, 0.1), (3, 5.5, 0.3)])
 def test_released_code_gives_these_channels_shares_and_logits(preset, weights, alpha, beta, gamma):
-    figures, X, y, text, Q = released()
+    figures, X, y, text, Q = released_shots("ape")
     head = Ape.preset(preset, alpha=alpha, beta=beta, gamma=gamma, channels=5 / 8).fit(X, y, text=text)
     assert head.channels_.tolist() == figures[f"channels_{weights}"].tolist()
     np.testing.assert_allclose(head.share_.log(), gamma * figures[f"divergence_{weights}"], atol=3e-7)  # float32 there
@@ -206,7 +188,7 @@ def test_released_code_gives_these_channels_shares_and_logits(preset, weights, a
 
 
 def test_released_code_finds_classes_so_alike():
-    figures, X, _, text, _ = released()
+    figures, X, _, text, _ = released_shots("ape")
     keys, labels = unit(torch.from_numpy(X.mean(axis=1))), torch.from_numpy(figures["support_labels"])
     found = interclass_similarity(torch.from_numpy(text.embeddings.copy()), keys, labels)
     np.testing.assert_allclose(found, figures["similarity"], atol=1e-7)  # float32 there
@@ -214,7 +196,7 @@ def test_released_code_finds_classes_so_alike():
 
 @WEIGHTS
 def test_released_search_has_these_values_in_this_order(preset, weights):
-    figures, X, y, text, Q = released()
+    figures, X, y, text, Q = released_shots("ape")
     scale, steps = (golden("ape")[1][name] for name in ("search_scale", "search_step"))
     grid = search_grid(**dict(zip(("beta", "alpha", "gamma"), zip(scale, steps, strict=True), strict=True)))
     val, truth = figures["val_raw"].astype(float), figures["val_labels"].astype(str)

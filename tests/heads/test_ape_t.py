@@ -1,46 +1,23 @@
 """APE-T: its training against gradients and AdamW written out by hand."""
 
-import math
-
 import numpy as np
 import pytest
 
-from clipadapter.errors import InputError
-from clipadapter.heads import TextFeatures
 from clipadapter.heads.ape import Ape
 from clipadapter.heads.ape_t import ApeT
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing import toy_features
+
+from .assertions import assert_loss_falls, assert_refused, assert_steps_are_epochs, assert_trains_on_views
+from .formulas import AdamW, cosine_rate, softmax, unit
+from .small_shots import three_classes
 
 D, SCALE = 6, 20.0
 SAME_CHANNELS = {"channels": 0.5, "similarity_weight": 0.7, "variance_weight": 0.3}
 
 
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
 @pytest.fixture
 def case():
-    rng = np.random.default_rng(7)
-    labels = np.array([0, 0, 0, 1, 2, 2])
-    means = rng.standard_normal((3, D)) + 0.5
-    X = 9 * (means[labels] + rng.standard_normal((len(labels), D)))
-    text = TextFeatures(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
-    return X, labels, np.array(text.labels)[labels], text
-
-
-class AdamW:
-    """By its definition, at the published values, along a cosine."""
-
-    def __init__(self, steps, lr=1e-3, eps=1e-3, decay=0.1):
-        self.steps, self.lr, self.eps, self.decay, self.m, self.v = steps, lr, eps, decay, 0.0, 0.0
-
-    def step(self, value, gradient, i):
-        self.m, self.v = 0.9 * self.m + 0.1 * gradient, 0.999 * self.v + 0.001 * gradient**2
-        rate = self.lr * 0.5 * (1 + math.cos(math.pi * i / self.steps))
-        change = (self.m / (1 - 0.9 ** (i + 1))) / (np.sqrt(self.v / (1 - 0.999 ** (i + 1))) + self.eps)
-        return value * (1 - rate * self.decay) - rate * change
+    return three_classes(D, SCALE)
 
 
 def logits_by_hand(x, text, keys, labels, channels, residual, share, alpha, beta):
@@ -55,14 +32,14 @@ def trained_by_hand(X, labels, text, channels, steps, alpha, beta):
     x, onehot = unit(X), np.eye(len(text))[labels]
     part, keys = x[:, channels], unit(x[:, channels])
     residual, share = np.zeros((len(text), len(channels))), np.ones(len(X))
-    first, second = AdamW(steps), AdamW(steps)
+    first, second = (AdamW(eps=1e-3, decay=0.1) for _ in range(2))  # the published values
     for i in range(steps):
         logits, affinity = logits_by_hand(x, text, keys, labels, channels, residual, share, alpha, beta)
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        error = (p / p.sum(axis=1, keepdims=True) - onehot) / len(x)  # (m, c)
+        error = (softmax(logits) - onehot) / len(x)  # (m, c)
         shot = alpha * affinity * (error @ onehot.T)  # (m, n): of each vote before its share
         of_residual = SCALE * error.T @ part + onehot.T @ ((beta * shot * share).T @ unit(part))
-        residual, share = first.step(residual, of_residual, i), second.step(share, shot.sum(axis=0), i)
+        rate = cosine_rate(1e-3, i, steps)
+        residual, share = first.step(residual, of_residual, rate), second.step(share, shot.sum(axis=0), rate)
     return keys, residual, share
 
 
@@ -114,28 +91,16 @@ def test_a_class_without_shots_has_no_votes_but_its_text_is_trained(case):
 
 
 def test_training_lowers_the_loss_of_the_shots():
-    X, y, text = toy_features((8, 8, 8), noise=2.0)
-    position = [text.labels.index(label) for label in y]
-    losses = []
-    for epochs in (0, 20, 200):
-        p = ApeT(epochs=epochs).fit(X, y, text=text).predict_proba(X)
-        losses.append(-np.log(p[np.arange(len(y)), position]).mean())
-    assert losses[0] > losses[1] > losses[2]
+    assert_loss_falls(ApeT)
 
 
 def test_views_are_training_rows():
-    X, y, text = toy_features()
-    noise = np.random.default_rng(0).standard_normal(X.shape).astype(np.float32)
-    views = np.stack([X, X + noise, X - noise], axis=1)  # the mean, and so the start, is that of X
-    plain, augmented = (ApeT().fit(data, y, text=text).weight_.numpy() for data in (X, views))
-    assert np.abs(plain - augmented).max() > 1e-4
+    assert_trains_on_views(lambda X, y, text: ApeT().fit(X, y, text=text).weight_.numpy())
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(70, 24), (3, 20)])
 def test_without_epochs_there_are_enough_for_the_steps(case, steps, epochs):
-    X, _, y, text = case  # six shots are three steps of two
-    found = ApeT(epochs=None, steps=steps, batch_size=2).fit(X, y, text=text).share_
-    assert (found == ApeT(epochs=epochs, batch_size=2).fit(X, y, text=text).share_).all()
+    assert_steps_are_epochs(ApeT, "share_", case, steps, epochs)
 
 
 def test_presets_have_the_published_values():
@@ -154,6 +119,4 @@ def test_presets_have_the_published_values():
     ],
 )
 def test_bad_parameters_are_named(params, words):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=words):
-        ApeT(**params).fit(X, y, text=text)
+    assert_refused(ApeT(**params), words)

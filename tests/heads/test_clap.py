@@ -2,45 +2,28 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.clap import Clap
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.testing import toy_features
 
+from .assertions import assert_equivariant, assert_refused
+from .formulas import softmax, unit
 from .golden_figures import doubles, golden
-
-SCALE, D = 40.0, 12
-NAMES = ["ant", "bee", "cow", "dog"]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def softmax(z):
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
+from .small_shots import SCALE, fit_unequal_shots, unequal_shots
 
 
 @pytest.fixture
 def case():
-    """Unequal shots; the third class has none."""
-    rng = np.random.default_rng(6)
-    target = np.array([0, 0, 0, 1, 3, 3])
-    text = unit(rng.standard_normal((4, D)))
-    X = 9 * (unit(text[target] + 0.5 * rng.standard_normal((6, D))) + 0.4)
-    return X, target, text
+    return unequal_shots(seed=6, noise=0.5, offset=0.4)
 
 
 def fit(case, **params):
-    X, target, text = case
-    return Clap(**params).fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
+    return fit_unequal_shots(Clap(**params), case)
 
 
 def confidence_by_hand(X, target, text):
@@ -94,20 +77,19 @@ def test_multipliers_are_means_over_all_views(case):
     X, target, text = case
     other = X[::-1].copy()
     views = np.stack([X, other], axis=1)
-    fitted = Clap(epochs=0).fit(views, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
+    fitted = fit_unequal_shots(Clap(epochs=0), (views, target, text))
     expected = (confidence_by_hand(X, target, text) + confidence_by_hand(other, target, text)) / 2
     np.testing.assert_allclose(fitted.multipliers_.numpy()[[0, 1, 3]], expected, rtol=1e-12)
 
 
 def test_strength_zero_is_zs_lp(case):
-    X, target, text = case
-    expected = ZsLp().fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE)).logits(X)
-    np.testing.assert_allclose(fit(case, strength=0).logits(X), expected, rtol=1e-9)
+    expected = fit_unequal_shots(ZsLp(), case).logits(case[0])
+    np.testing.assert_allclose(fit(case, strength=0).logits(case[0]), expected, rtol=1e-9)
 
 
 def test_a_strong_pull_is_zero_shot(case):
-    X, target, text = case
-    expected = ZeroShot().fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE)).logits(X)
+    X = case[0]
+    expected = fit_unequal_shots(ZeroShot(), case).logits(X)
     distance = [
         np.abs(fit(case, strength=s, lr=0.1 / s, epochs=500).logits(X) - expected).max() for s in (1.0, 100.0, 1e4)
     ]
@@ -146,9 +128,7 @@ def test_the_penalty_does_not_depend_on_the_length_of_class_text():
     ],
 )
 def test_bad_parameters_are_named(params, words):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=words):
-        Clap(**params).fit(X, y, text=text)
+    assert_refused(Clap(**params), words)
 
 
 def test_official_is_300_epochs_with_one_of_warm_up():
@@ -160,12 +140,7 @@ def test_official_is_300_epochs_with_one_of_warm_up():
 @settings(deadline=None, max_examples=10)
 @given(order=st.permutations(range(3)), factor=st.floats(0.01, 100), counts=st.tuples(*[st.integers(1, 4)] * 3))
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
-    X, y, text = toy_features(counts)
-    X = torch.from_numpy(X).double().numpy()
-    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
-    head = Clap(epochs=5)
-    expected = head.fit(X, y, text=text).logits(X)[:, order]
-    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
+    assert_equivariant(Clap(epochs=5), counts, order, factor)
 
 
 def released(head, unit_text=False):

@@ -14,7 +14,9 @@ from clipadapter.heads.clip_adapter import Adapter, ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .formulas import unit_list
 from .golden_figures import doubles, golden
+from .small_shots import toy_with_noisy_view
 
 D, CLASSES, SCALE = 8, 3, 30.0
 
@@ -27,18 +29,13 @@ def product(matrix, v):
     return [sum(m * x for m, x in zip(row, v, strict=True)) for row in matrix]
 
 
-def length_one(v):
-    norm = math.sqrt(sum(x * x for x in v))
-    return [x / norm for x in v]
-
-
 def plain_logits(x, down, up, text, alpha, second_relu):
     """Equations 1, 3 and 5 of the paper for one raw feature; the released code has the second ReLU."""
     adapted = product(up, relu(product(down, x)))
     if second_relu:
         adapted = relu(adapted)
-    mixed = length_one([alpha * a + (1 - alpha) * b for a, b in zip(adapted, x, strict=True)])
-    return [SCALE * sum(m * t for m, t in zip(mixed, length_one(row), strict=True)) for row in text]
+    mixed = unit_list([alpha * a + (1 - alpha) * b for a, b in zip(adapted, x, strict=True)])
+    return [SCALE * sum(m * t for m, t in zip(mixed, unit_list(row), strict=True)) for row in text]
 
 
 @pytest.fixture
@@ -141,7 +138,7 @@ def test_text_branch_blends_the_class_weights(case):
     )
     for row, weight in zip(case["text"].embeddings.tolist(), fitted.weight_.tolist(), strict=True):
         adapted = product(case["up"], relu(product(case["down"], row)))
-        expected = length_one([0.4 * a + 0.6 * t for a, t in zip(adapted, row, strict=True)])
+        expected = unit_list([0.4 * a + 0.6 * t for a, t in zip(adapted, row, strict=True)])
         np.testing.assert_allclose(weight, expected, atol=1e-5)
 
 
@@ -171,12 +168,12 @@ def test_the_centre_is_the_mean_of_the_class_means_and_is_subtracted_before_the_
     uneven = [0, 3, 6, 1, 2]  # three shots of the first class, one of each other
     X, y = case["X"][uneven], case["y"][uneven]
     fitted = started(ClipAdapter(alpha=0.3, epochs=0, hidden=2), case).fit(X, y, text=case["text"])
-    units = [length_one(list(x)) for x in X]
+    units = [unit_list(list(x)) for x in X]
     mean = [(sum(u[j] for u in units[:3]) / 3 + units[3][j] + units[4][j]) / 3 for j in range(D)]
     for x, logits in zip(case["X"], fitted.logits(case["X"]), strict=True):
-        u = length_one(list(x))
+        u = unit_list(list(x))
         adapted = product(case["up"], relu(product(case["down"], [v - m for v, m in zip(u, mean, strict=True)])))
-        mixed = length_one([0.3 * a + 0.7 * v for a, v in zip(adapted, u, strict=True)])
+        mixed = unit_list([0.3 * a + 0.7 * v for a, v in zip(adapted, u, strict=True)])
         expected = [SCALE * sum(v * t for v, t in zip(mixed, row, strict=True)) for row in case["text"].embeddings]
         np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -265,7 +262,7 @@ def test_a_dynamic_ratio_is_the_sigmoid_of_a_linear_map_of_picture_and_text(case
     down, up = fitted.down_.tolist(), fitted.up_.tolist()
     ratios = []
     for x, logits in zip(case["X"], fitted.logits(case["X"]), strict=True):
-        u = length_one(list(x))
+        u = unit_list(list(x))
         share = [math.exp(SCALE * sum(v * t for v, t in zip(u, row, strict=True))) for row in text]
         pointed = [sum(s * row[j] for s, row in zip(share, text, strict=True)) / sum(share) for j in range(D)]
         ratio = 1 / (1 + math.exp(-gate[0] - sum(g * v for g, v in zip(gate[1:], [*u, *pointed], strict=True))))
@@ -319,9 +316,7 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
 
 
 def test_views_are_used_in_training():
-    X, y, text = toy_features()
-    rng = np.random.default_rng(0)
-    views = np.stack([X, X + rng.standard_normal(X.shape).astype(np.float32)], axis=1)
+    X, y, text, views = toy_with_noisy_view()
     plain, augmented = (ClipAdapter(alpha=0.2).fit(data, y, text=text).logits(X) for data in (X, views))
     assert np.abs(plain - augmented).max() > 1e-2
 

@@ -10,12 +10,10 @@ from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.clip_adapter_replay import ClipAdapterReplay
 from clipadapter.testing import toy_features
 
+from .formulas import unit
+
 D, NAMES = 24, [f"class {i}" for i in range(6)]
 FAST = {"hidden": 12, "alpha": 0.6, "steps": 60, "lr": 3e-2}
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def world(seed=0):

@@ -7,54 +7,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.cross_modal import CrossModal
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .assertions import assert_equivariant, assert_refused, assert_uses_views, assert_zero_shot
+from .formulas import AdamW, softmax, unit
 from .golden_figures import doubles, golden
-
-SCALE, D = 40.0, 12
-NAMES = ["ant", "bee", "cow", "dog"]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+from .small_shots import SCALE, fit_unequal_shots, unequal_shots
 
 
 @pytest.fixture
 def case():
-    """Unequal shots; the third class has none."""
-    rng = np.random.default_rng(8)
-    target = np.array([0, 0, 0, 1, 3, 3])
-    text = unit(rng.standard_normal((4, D)))
-    X = 9 * (unit(text[target] + 0.5 * rng.standard_normal((6, D))) + 0.2)
-    return X, target, text
+    return unequal_shots(seed=8, noise=0.5)
 
 
 def fit(case, **params):
-    X, target, text = case
-    return CrossModal(**params).fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
+    return fit_unequal_shots(CrossModal(**params), case)
 
 
 def gradient(weight, f, target):
     """Of the mean cross-entropy of a linear classifier that is not normalised."""
-    z = SCALE * f @ weight.T
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return SCALE * (p / p.sum(axis=1, keepdims=True) - np.eye(len(weight))[target]).T @ f / len(f)
+    p = softmax(SCALE * f @ weight.T)
+    return SCALE * (p - np.eye(len(weight))[target]).T @ f / len(f)
 
 
 def cross_modal_by_hand(case, rates, text_share, decay):
-    """AdamW by its definition: the decay is no part of the gradient."""
     X, target, text = case
-    weight = text.copy()
-    first, second = np.zeros_like(weight), np.zeros_like(weight)
-    for step, rate in enumerate(rates, start=1):
+    weight, optimizer = text.copy(), AdamW(decay=decay)
+    for rate in rates:
         g = (1 - text_share) * gradient(weight, unit(X), target) + text_share * gradient(weight, text, np.arange(4))
-        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
-        weight = weight * (1 - rate * decay)
-        weight = weight - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        weight = optimizer.step(weight, g, rate)
     return weight
 
 
@@ -83,10 +66,8 @@ def test_wise_mixes_the_trained_weights_with_the_text(case):
 
 
 def test_no_steps_or_wise_one_is_zero_shot():
-    X, y, text = toy_features()
-    expected = ZeroShot().fit(X, y, text=text).logits(X)
     for params in ({"epochs": 0}, {"wise": 1.0}):
-        np.testing.assert_allclose(CrossModal(**params).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+        assert_zero_shot(CrossModal(**params))
 
 
 def test_a_class_without_shots_answers_by_its_text():
@@ -121,10 +102,7 @@ def test_many_classes_are_drawn_a_batch_at_a_time(case, monkeypatch):
 
 
 def test_views_are_used_in_training():
-    X, y, text = toy_features()
-    views = np.stack([X, X[::-1]], axis=1)
-    plain, viewed = (CrossModal(epochs=20).fit(data, y, text=text).logits(X) for data in (X, views))
-    assert np.abs(plain - viewed).max() > 1e-3
+    assert_uses_views(CrossModal(epochs=20))
 
 
 def test_official_is_12800_steps_of_4_and_4():
@@ -137,20 +115,13 @@ def test_official_is_12800_steps_of_4_and_4():
     ("params", "words"), [({"wise": 2.0}, "wise must be 0 to 1"), ({"text_share": -0.1}, "text_share must be 0 to 1")]
 )
 def test_bad_parameters_are_named(params, words):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=words):
-        CrossModal(**params).fit(X, y, text=text)
+    assert_refused(CrossModal(**params), words)
 
 
 @settings(deadline=None, max_examples=10)
 @given(order=st.permutations(range(3)), factor=st.floats(0.01, 100), counts=st.tuples(*[st.integers(1, 4)] * 3))
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
-    X, y, text = toy_features(counts)
-    X = X.astype(np.float64)
-    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
-    head = CrossModal(epochs=5)
-    expected = head.fit(X, y, text=text).logits(X)[:, order]
-    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
+    assert_equivariant(CrossModal(epochs=5), counts, order, factor)
 
 
 def released(prompts, monkeypatch):

@@ -13,6 +13,7 @@ from clipadapter.heads.gda import Gda
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import check_head, toy_features
 
+from .formulas import unit
 from .golden_figures import doubles, golden
 
 
@@ -28,24 +29,20 @@ def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
     return X, labels, text, means[rng.integers(len(counts), size=20)] + 0.5 * rng.standard_normal((20, d))
 
 
-def length_one(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
 def released(X, labels, Q):
     """Gaussian logits of the released code: every view a row, S by rows less one, pseudo-inverse."""
-    rows, y = length_one(X).reshape(-1, X.shape[2]), np.repeat(labels, X.shape[1])
+    rows, y = unit(X).reshape(-1, X.shape[2]), np.repeat(labels, X.shape[1])
     c, d = labels.max() + 1, X.shape[2]
     means = np.array([rows[y == k].mean(axis=0) for k in range(c)])
     S = np.cov((rows - means[y]).T)
     P = d * np.linalg.pinv((len(rows) - 1) * S + np.trace(S) * np.eye(d))
-    return np.array([[q @ P @ m - m @ P @ m / 2 - np.log(c) for m in means] for q in length_one(Q)])
+    return np.array([[q @ P @ m - m @ P @ m / 2 - np.log(c) for m in means] for q in unit(Q)])
 
 
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
 def test_official_is_the_released_estimator_beside_zero_shot(alpha):
     X, labels, text, Q = drawn()
-    expected = 30.0 * length_one(Q) @ text.embeddings.T.astype(float) + alpha * released(X, labels, Q)
+    expected = 30.0 * unit(Q) @ text.embeddings.T.astype(float) + alpha * released(X, labels, Q)
     fitted = Gda.official(alpha=alpha).fit(X, labels.astype(str), text=text)
     np.testing.assert_allclose(fitted.logits(Q), expected, rtol=1e-9, atol=1e-5)
 
@@ -63,7 +60,7 @@ def test_alpha_zero_is_zero_shot():
 
 def test_default_precision_is_the_inverse_of_an_average_of_covariances():
     X, labels, _, Q = drawn((3, 5, 4), d=6, views=1)
-    rows = length_one(X[:, 0])
+    rows = unit(X[:, 0])
     n, c, d = len(rows), 3, 6
     means = np.array([rows[labels == k].mean(axis=0) for k in range(c)])
     scatter = sum(np.outer(x - means[k], x - means[k]) for x, k in zip(rows, labels, strict=True))
@@ -71,20 +68,20 @@ def test_default_precision_is_the_inverse_of_an_average_of_covariances():
     trace = (np.trace(scatter) + grand) / (n - c + 1)
     covariance = (scatter + trace * np.eye(d)) / (d + n)  # weight n / (d + n) to scatter / n, the rest to trace / d
     P = np.linalg.inv(covariance) * (n / c) / (n / c + 1)
-    expected = [[q @ P @ m - m @ P @ m / 2 - np.log(c) for m in means] for q in length_one(Q)]
+    expected = [[q @ P @ m - m @ P @ m / 2 - np.log(c) for m in means] for q in unit(Q)]
     np.testing.assert_allclose(Gda(alpha=1.0).fit(X, labels).logits(Q), expected, rtol=1e-9)
 
 
 def test_many_shots_are_told_apart_as_by_lda():
     X, labels, _, Q = drawn((400, 400, 400), d=5, views=1)
-    rows = length_one(X[:, 0])
-    expected = LinearDiscriminantAnalysis(solver="lsqr").fit(rows, labels).predict_proba(length_one(Q))
+    rows = unit(X[:, 0])
+    expected = LinearDiscriminantAnalysis(solver="lsqr").fit(rows, labels).predict_proba(unit(Q))
     np.testing.assert_allclose(Gda(alpha=1.0).fit(X, labels).predict_proba(Q), expected, atol=0.02)
 
 
 def test_one_shot_a_class_compares_distances_to_the_shots():
     X, labels, _, Q = drawn((1, 1, 1), views=1)
-    distances = np.linalg.norm(length_one(Q)[:, None] - length_one(X[:, 0])[None], axis=2)
+    distances = np.linalg.norm(unit(Q)[:, None] - unit(X[:, 0])[None], axis=2)
     assert (Gda().fit(X, labels).predict(Q) == distances.argmin(axis=1)).all()
 
 
@@ -200,11 +197,11 @@ def test_released_code_has_these_gaussians_of_base_and_new_classes():
 
 def test_base_to_new_takes_classes_of_unequal_shots_as_equals():
     X, labels, _, Q = drawn((9, 0, 1, 5), d=4, views=2)
-    rows, y = length_one(X).reshape(-1, 4), np.repeat(labels, 2)
+    rows, y = unit(X).reshape(-1, 4), np.repeat(labels, 2)
     P = np.linalg.inv(np.mean([np.cov(rows[y == k].T) for k in (0, 2, 3)], axis=0))
     means = [rows[y == k].mean(axis=0) for k in (0, 2, 3)]
     means.insert(1, np.mean(means, axis=0))
-    expected = [[q @ P @ m - m @ P @ m / 2 - np.log(4) for m in means] for q in length_one(Q)]
+    expected = [[q @ P @ m - m @ P @ m / 2 - np.log(4) for m in means] for q in unit(Q)]
     text = TextFeatures(list("0123"), np.ones((4, 4)), logit_scale=1e-30)
     np.testing.assert_allclose(Gda.base_to_new().fit(X, labels.astype(str), text=text).logits(Q), expected, rtol=1e-9)
 
@@ -214,15 +211,15 @@ def test_new_classes_are_known_by_few_views_too_and_after_loading(shrinkage):
     X, labels, text, Q = drawn((2, 1), d=6, views=1)
     others = np.random.default_rng(0).standard_normal((3, 6))
     head = Gda(shrinkage=shrinkage, neighbours=64).fit(X, labels.astype(str), text=text)
-    near = length_one(X[:, 0])
-    T, means, P = length_one(others), [], 0
+    near = unit(X[:, 0])
+    T, means, P = unit(others), [], 0
     for t in T:
         means.append((near.sum(axis=0) + 16 * t) / 19)
         scatter = (near - t).T @ (near - t)
         P = P + 6 * np.linalg.inv(scatter + np.trace(scatter) / 2 * np.eye(6)) / 3
     expected = [
         [30 * q @ t + 0.06 * (q @ P @ m - m @ P @ m / 2 - np.log(3)) for m, t in zip(means, T, strict=True)]
-        for q in length_one(Q)
+        for q in unit(Q)
     ]
     again = Gda(shrinkage=shrinkage, neighbours=64).load_state(head.state(), head.classes_, 6)
     for fitted in (head, again):

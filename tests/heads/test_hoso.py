@@ -11,6 +11,8 @@ from clipadapter.heads.training import hold_out_one_per_class
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .small_shots import toy_with_noisy_view
+
 
 def positions(y, text):
     return np.array([text.labels.index(name) for name in y])
@@ -91,8 +93,6 @@ def test_a_class_without_a_shot_answers_by_its_text():
 
 
 def test_views_are_used_in_training_and_the_plain_one_for_the_ratio():
-    X, y, text = toy_features()
-    rng = np.random.default_rng(0)
-    views = np.stack([X, X + rng.standard_normal(X.shape).astype(np.float32)], axis=1)
+    X, y, text, views = toy_with_noisy_view()
     plain, augmented = (Hoso(steps=30).fit(data, y, text=text).logits(X) for data in (X, views))
     assert np.abs(plain - augmented).max() > 1e-2

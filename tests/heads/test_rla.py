@@ -5,29 +5,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.rla import Rla
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .assertions import assert_equivariant, assert_refused, assert_uses_views, assert_zero_shot
+from .formulas import AdamW, cosine_rate, softmax, unit
 from .golden_figures import doubles, golden
+from .small_shots import SCALE, fit_unequal_shots, unequal_shots
 
-SCALE, D = 40.0, 6
-NAMES = ["ant", "bee", "cow", "dog"]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+D = 6
 
 
 @pytest.fixture
 def case():
     """Three views of six pictures; the third class has none."""
-    rng = np.random.default_rng(6)
-    target = np.array([0, 0, 0, 1, 3, 3])
-    text = unit(rng.standard_normal((4, D)))
-    X = 9 * (unit(text[target] + 0.3 * rng.standard_normal((6, D))) + 0.2)
+    X, target, text = unequal_shots(seed=6, noise=0.3, d=D)
     return np.stack([X, X + 0.3, X * [1, 1, 1, 1, 1, 0.5]], axis=1), target, text
 
 
@@ -48,9 +41,7 @@ def gradient_by_hand(X, target, text, M, penalty):
     for x, t in zip(unit(X), target, strict=True):
         g = M @ x
         h = unit(g)
-        z = SCALE * text @ h
-        p = np.exp(z - z.max())
-        p = p / p.sum()
+        p = softmax(SCALE * text @ h)
         p[t] -= 1
         toward = SCALE * text.T @ p / len(X)
         gradient = gradient + np.outer(toward - (toward @ h) * h, x) / np.linalg.norm(g)
@@ -59,19 +50,16 @@ def gradient_by_hand(X, target, text, M, penalty):
 
 def rla_by_hand(views, target, text, penalty, steps, cosine, lr=1e-3):
     """Adam with epsilon 1e-4; views 1, 2 and 0 in turn."""
-    M = np.eye(D)
-    first, second = np.zeros_like(M), np.zeros_like(M)
-    for step in range(1, steps + 1):
-        gradient = gradient_by_hand(views[:, step % views.shape[1]], target, text, M, penalty)
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        rate = lr * 0.5 * (1 + np.cos(np.pi * (step - 1) / steps)) if cosine else lr
-        M = M - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-4)
+    M, optimizer = np.eye(D), AdamW(eps=1e-4)
+    for step in range(steps):
+        gradient = gradient_by_hand(views[:, (step + 1) % views.shape[1]], target, text, M, penalty)
+        M = optimizer.step(M, gradient, cosine_rate(lr, step, steps) if cosine else lr)
     return M
 
 
 def fit(head, case, views=3):
     X, target, text = case
-    return head.fit(X[:, :views], np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
+    return fit_unequal_shots(head, (X[:, :views], target, text))
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -110,15 +98,11 @@ def test_the_penalty_is_one_over_shots_a_class(case, penalty, expected):
 
 
 def test_the_identity_is_zero_shot():
-    X, y, text = toy_features()
-    expected = ZeroShot().fit(X, y, text=text).logits(X)
-    np.testing.assert_allclose(Rla(lr=1e-30).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+    assert_zero_shot(Rla(lr=1e-30))
 
 
 def test_a_strong_penalty_is_zero_shot():
-    X, y, text = toy_features()
-    expected = ZeroShot().fit(X, y, text=text).logits(X)
-    np.testing.assert_allclose(Rla(penalty=1e5).fit(X, y, text=text).logits(X), expected, atol=0.05)
+    assert_zero_shot(Rla(penalty=1e5), atol=0.05)
 
 
 def test_a_class_without_shots_answers_by_its_text():
@@ -150,34 +134,22 @@ def test_steps_are_bounded_whatever_the_number_of_shots(monkeypatch):
 
 
 def test_views_are_drawn():
-    X, y, text = toy_features()
-    views = np.stack([X, X[::-1]], axis=1)
-    plain, viewed = (Rla(steps=20).fit(data, y, text=text).logits(X) for data in (X, views))
-    assert np.abs(plain - viewed).max() > 1e-3
+    assert_uses_views(Rla(steps=20))
 
 
 @pytest.mark.parametrize("penalty", ["2/n", -1.0])
 def test_bad_penalty_is_named(penalty):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match="penalty must be 'auto', '1/n' or a number from 0"):
-        Rla(penalty=penalty).fit(X, y, text=text)
+    assert_refused(Rla(penalty=penalty), "penalty must be 'auto', '1/n' or a number from 0")
 
 
 def test_bad_batch_size_is_named():
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match="batch_size must be positive"):
-        Rla(batch_size=0).fit(X, y, text=text)
+    assert_refused(Rla(batch_size=0), "batch_size must be positive")
 
 
 @settings(deadline=None, max_examples=10)
 @given(order=st.permutations(range(3)), factor=st.floats(0.01, 100), counts=st.tuples(*[st.integers(1, 4)] * 3))
 def test_order_of_classes_and_length_of_features_do_not_matter(order, factor, counts):
-    X, y, text = toy_features(counts)
-    X = X.astype(np.float64)
-    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
-    head = Rla(steps=5)
-    expected = head.fit(X, y, text=text).logits(X)[:, order]
-    np.testing.assert_allclose(head.fit(factor * X, y, text=turned).logits(X), expected, rtol=1e-5, atol=1e-5)
+    assert_equivariant(Rla(steps=5), counts, order, factor)
 
 
 @pytest.mark.parametrize(("schedule", "views"), [("cosine", 1), ("cosine", 3), ("constant", 1)])

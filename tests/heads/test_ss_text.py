@@ -13,7 +13,10 @@ from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.ss_text import SsText
 from clipadapter.testing import toy_features
 
+from .assertions import assert_leave_one_out
+from .formulas import dot, unit_list
 from .golden_figures import doubles, golden
+from .small_shots import reorder
 
 SCALE = 40.0
 
@@ -29,19 +32,10 @@ def drawn(counts=(4, 4, 4), d=6, seed=2):
     return X, labels.astype(str), text, rng.standard_normal((7, d))
 
 
-def length_one(v):
-    norm = math.sqrt(sum(x * x for x in v))
-    return [x / norm for x in v]
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def plain_vectors(X, y, text, anchor, repel):
     """The paper's solution, class by class."""
     T = text.embeddings.astype(float).tolist()
-    rows, vectors = [length_one(x) for x in X], []
+    rows, vectors = [unit_list(x) for x in X], []
     for k, t in enumerate(T):
         own = [f for f, label in zip(rows, y, strict=True) if label == str(k)]
         if anchor == "class":
@@ -59,7 +53,7 @@ def plain_vectors(X, y, text, anchor, repel):
         vectors.append([a + (SCALE / (len(rows) * lam) * b if own else 0.0) for a, b in zip(t, total, strict=True)])
     if repel:
         mean = [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
-        away = [length_one([2 * a - m for a, m in zip(w, mean, strict=True)]) for w in vectors]
+        away = [unit_list([2 * a - m for a, m in zip(w, mean, strict=True)]) for w in vectors]
         vectors = [[a - b for a, b in zip(w, v, strict=True)] for w, v in zip(vectors, away, strict=True)]
     return vectors
 
@@ -70,7 +64,7 @@ def plain_vectors(X, y, text, anchor, repel):
 def test_logits_are_cosines_to_the_papers_class_vectors(anchor, repel, counts):
     X, y, text, Q = drawn(counts)
     vectors = plain_vectors(X, y, text, anchor, repel)
-    expected = [[SCALE * dot(length_one(q), length_one(w)) for w in vectors] for q in Q]
+    expected = [[SCALE * dot(unit_list(q), unit_list(w)) for w in vectors] for q in Q]
     fitted = SsText(anchor=anchor, repel=repel).fit(X, y, text=text)
     np.testing.assert_allclose(fitted.logits(Q), expected, rtol=1e-5, atol=1e-4)
 
@@ -109,12 +103,7 @@ def test_official_is_the_mode_with_one_over_all_shots():
 @pytest.mark.parametrize("anchor", ["class", "shots", "confidence", 0.1])
 def test_leave_one_out_is_a_refit(anchor, repel):
     X, y, text, _ = drawn((3, 1, 2, 0))
-    head = SsText(anchor=anchor, repel=repel)
-    found = head.leave_one_out(X, y, text=text)
-    for i in range(len(y)):
-        others = np.arange(len(y)) != i
-        expected = head.fit(X[others], y[others], text=text).logits(X[i : i + 1])
-        np.testing.assert_allclose(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+    assert_leave_one_out(SsText(anchor=anchor, repel=repel), X, y, text, rtol=1e-9, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=20)
@@ -122,7 +111,7 @@ def test_leave_one_out_is_a_refit(anchor, repel):
 def test_order_of_classes_only_permutes_the_logits(factor, seed, repel):
     X, y, text, Q = drawn((4, 0, 3))
     order = np.random.default_rng(seed).permutation(3)
-    turned = TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
+    turned = reorder(text, order)
     expected = SsText(repel=repel).fit(X, y, text=text).logits(Q)[:, order]
     found = SsText(repel=repel).fit(X * factor, y, text=turned).logits(Q)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -14,19 +14,12 @@ from clipadapter.heads.svl_adapter import SvlAdapter, star_blend
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .assertions import assert_refused
+from .formulas import AdamW, softmax, unit
 from .golden_figures import doubles, golden
 
 D, SECOND, HIDDEN, C, SCALE = 5, 7, 4, 3, 30.0
 NAMES = ["a", "b", "c"]
-
-
-def length_one(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def softmax(x):
-    e = np.exp(x - x.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 @pytest.fixture
@@ -54,17 +47,17 @@ def plain_network(x, down, down_bias, up, up_bias):
 def plain_adam(x, onehot, weights, steps, lr):
     """Full-batch Adam on the mean cross-entropy, derivatives by the chain rule."""
     weights = [weight.copy() for weight in weights]
-    first, second = ([np.zeros_like(weight) for weight in weights] for _ in range(2))
-    for t in range(1, steps + 1):
+    optimizers = [AdamW() for _ in weights]
+    for _ in range(steps):
         down, down_bias, up, _ = weights
         hidden = np.maximum(x @ down.T + down_bias, 0)
         error = (softmax(plain_network(x, *weights)) - onehot) / len(x)
         back = (error @ up) * (hidden > 0)
         gradients = [back.T @ x, back.sum(axis=0), error.T @ hidden, error.sum(axis=0)]
-        for weight, m, v, g in zip(weights, first, second, gradients, strict=True):
-            m += 0.1 * (g - m)
-            v += 0.001 * (g**2 - v)
-            weight -= lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        weights = [
+            optimizer.step(weight, gradient, lr)
+            for optimizer, weight, gradient in zip(optimizers, weights, gradients, strict=True)
+        ]
     return weights
 
 
@@ -73,7 +66,7 @@ def test_logits_are_the_blend_of_network_and_zero_shot(case):
         case["X"], case["y"], text=case["text"]
     )
     first, second = case["X"][:, :D], case["X"][:, D:]
-    zero_shot = SCALE * length_one(first) @ case["text"].embeddings.T
+    zero_shot = SCALE * unit(first) @ case["text"].embeddings.T
     expected = 0.3 * plain_network(second, *case["weights"]) + 0.7 * zero_shot
     np.testing.assert_allclose(head.logits(case["X"]), expected, rtol=1e-9)
 
@@ -88,7 +81,7 @@ def test_training_is_plain_adam(case):
 
 def test_auto_blend_is_what_zero_shot_is_not_sure_of_on_the_shots(case):
     head = SvlAdapter(epochs=1).fit(case["X"], case["y"], text=case["text"])
-    sure = softmax(SCALE * length_one(case["X"][:, :D]) @ case["text"].embeddings.T).max(axis=1).mean()
+    sure = softmax(SCALE * unit(case["X"][:, :D]) @ case["text"].embeddings.T).max(axis=1).mean()
     assert head.blend_ == pytest.approx(1 - sure, rel=1e-9)
 
 
@@ -196,9 +189,7 @@ def test_the_default_leaves_an_incomplete_last_batch_out():
 
 @pytest.mark.parametrize("blend", [-0.1, 1.5, "best"])
 def test_bad_blend_is_named(blend):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match="blend must be 0 to 1 or 'auto'"):
-        SvlAdapter(blend=blend).fit(X, y, text=text)
+    assert_refused(SvlAdapter(blend=blend), "blend must be 0 to 1 or 'auto'")
 
 
 def test_narrow_features_are_refused():

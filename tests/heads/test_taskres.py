@@ -8,28 +8,19 @@ from hypothesis import strategies as st
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.taskres import TaskRes
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
+from .assertions import assert_uses_views, assert_zero_shot
+from .formulas import AdamW, softmax, unit
 from .golden_figures import doubles, golden
+from .small_shots import SCALE, fit_unequal_shots, unequal_shots
 
-SCALE, D = 40.0, 12
-NAMES = ["ant", "bee", "cow", "dog"]
 LENGTHS = [9.0, 8.0, 11.0, 10.0]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @pytest.fixture
 def case():
-    """Unequal shots; the third class has none."""
-    rng = np.random.default_rng(3)
-    target = np.array([0, 0, 0, 1, 3, 3])
-    text = unit(rng.standard_normal((4, D)))
-    X = 9 * (unit(text[target] + 0.3 * rng.standard_normal((6, D))) + 0.2)
-    return X, target, text
+    return unequal_shots(seed=3, noise=0.3)
 
 
 def logits_by_hand(X, weight):
@@ -39,14 +30,12 @@ def logits_by_hand(X, weight):
 def taskres_by_hand(X, target, text, alpha, steps, lr=2e-3, decay=5e-4):
     """Adam by its definition, L2 decay added to the gradient; the row of the class without shots is held at zero."""
     base = text * np.array(LENGTHS)[:, None]
-    x, first, second = (np.zeros_like(base) for _ in range(3))
+    x, optimizer = np.zeros_like(base), AdamW()
     f, onehot = unit(X), np.eye(len(base))[target]
-    for step in range(1, steps + 1):
+    for _ in range(steps):
         weight = base + alpha * x
         norm, direction = np.linalg.norm(weight, axis=1, keepdims=True), unit(weight)
-        z = logits_by_hand(X, weight)
-        p = np.exp(z - z.max(axis=1, keepdims=True))
-        excess = (p / p.sum(axis=1, keepdims=True) - onehot) / len(X)
+        excess = (softmax(logits_by_hand(X, weight)) - onehot) / len(X)
         cosine = f @ direction.T
         gradient = np.zeros_like(x)
         for k in range(len(base)):
@@ -54,9 +43,7 @@ def taskres_by_hand(X, target, text, alpha, steps, lr=2e-3, decay=5e-4):
                 gradient[k] += excess[i, k] * SCALE * (f[i] - cosine[i, k] * direction[k]) / norm[k]
         gradient = alpha * gradient + decay * x
         gradient[2] = 0
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        x = x - lr * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        x = optimizer.step(x, gradient, lr)
     return base + alpha * x
 
 
@@ -65,22 +52,18 @@ def taskres_by_hand(X, target, text, alpha, steps, lr=2e-3, decay=5e-4):
 def test_ten_steps_are_the_published_recipe(case, alpha, decay):
     X, target, text = case
     head = TaskRes(alpha=alpha, text_norm=LENGTHS, weight_decay=decay, schedule="constant", epochs=10)
-    fitted = head.fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
+    fitted = fit_unequal_shots(head, case)
     weight = taskres_by_hand(X, target, text, alpha, 10, decay=decay)
     np.testing.assert_allclose(fitted.logits(X), logits_by_hand(X, weight), rtol=1e-9, atol=1e-9)
     assert np.abs(fitted.logits(X) - logits_by_hand(X, text)).max() > 0.05
 
 
 def test_no_steps_is_zero_shot():
-    X, y, text = toy_features()
-    expected = ZeroShot().fit(X, y, text=text).logits(X)
-    np.testing.assert_allclose(TaskRes(epochs=0).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+    assert_zero_shot(TaskRes(epochs=0))
 
 
 def test_alpha_zero_is_zero_shot():
-    X, y, text = toy_features()
-    expected = ZeroShot().fit(X, y, text=text).logits(X)
-    np.testing.assert_allclose(TaskRes(alpha=0).fit(X, y, text=text).logits(X), expected, atol=1e-4)
+    assert_zero_shot(TaskRes(alpha=0))
 
 
 def test_a_class_without_shots_keeps_its_text_and_answers_by_it():
@@ -91,26 +74,20 @@ def test_a_class_without_shots_keeps_its_text_and_answers_by_it():
 
 
 def test_half_the_text_length_is_twice_alpha(case):
-    X, target, text = case
-    labels, given_text = np.array(NAMES)[target], TextFeatures(NAMES, text, SCALE)
     short, strong = (
-        TaskRes(alpha=a, text_norm=length).fit(X, labels, text=given_text) for a, length in ((0.5, 5.0), (1.0, 10.0))
+        fit_unequal_shots(TaskRes(alpha=a, text_norm=length), case).logits(case[0])
+        for a, length in ((0.5, 5.0), (1.0, 10.0))
     )
-    np.testing.assert_allclose(short.logits(X), strong.logits(X), rtol=1e-9)
+    np.testing.assert_allclose(short, strong, rtol=1e-9)
 
 
 def test_text_norm_auto_is_a_tenth_of_the_scale(case):
-    X, target, text = case
-    labels, given_text = np.array(NAMES)[target], TextFeatures(NAMES, text, SCALE)
-    auto, four = (TaskRes(text_norm=norm).fit(X, labels, text=given_text).logits(X) for norm in ("auto", 4.0))
+    auto, four = (fit_unequal_shots(TaskRes(text_norm=norm), case).logits(case[0]) for norm in ("auto", 4.0))
     np.testing.assert_allclose(auto, four, rtol=1e-12)
 
 
 def test_views_are_used_in_training():
-    X, y, text = toy_features()
-    views = np.stack([X, X[::-1]], axis=1)
-    plain, viewed = (TaskRes(epochs=20).fit(data, y, text=text).logits(X) for data in (X, views))
-    assert np.abs(plain - viewed).max() > 1e-3
+    assert_uses_views(TaskRes(epochs=20))
 
 
 @pytest.mark.parametrize(("name", "alpha", "lr"), [("oxford_flowers", 1.0, 2e-3), ("imagenet", 0.5, 2e-4)])

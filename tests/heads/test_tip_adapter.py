@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, cache
 from clipadapter.heads.tip_adapter import SEARCH_SCALE, TipAdapter, search_grid
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing import toy_features
 
-from .golden_figures import doubles, golden
+from .assertions import assert_refused
+from .formulas import dot, unit_list
+from .golden_figures import golden
+from .small_shots import released_shots
 
 D, CLASSES, SCALE = 8, 3, 30.0
 COUNTS = (4, 1, 2)
@@ -33,21 +34,12 @@ def draw(counts=COUNTS, views=3, seed=3):
     return X, np.array([names[i] for i in labels]), text, 9 * rng.standard_normal((6, D))
 
 
-def length_one(v):
-    norm = math.sqrt(sum(x * x for x in v))
-    return [x / norm for x in v]
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def plain_logits(views, y, text, query, alpha, beta):
     """scale * f T + alpha * exp(-beta (1 - f F)) Y with keys F, the unit-length means of the raw views."""
-    f = length_one(query)
-    logits = [text.logit_scale * dot(f, length_one(row)) for row in text.embeddings.tolist()]
+    f = unit_list(query)
+    logits = [text.logit_scale * dot(f, unit_list(row)) for row in text.embeddings.tolist()]
     for shot, label in zip(views.tolist(), y, strict=True):
-        key = length_one([sum(values) / len(values) for values in zip(*shot, strict=True)])
+        key = unit_list([sum(values) / len(values) for values in zip(*shot, strict=True)])
         logits[text.labels.index(label)] += alpha * math.exp(-beta * (1 - dot(f, key)))
     return logits
 
@@ -151,28 +143,18 @@ def test_presets_have_the_published_start_values():
     "params", [{"alpha": -1.0}, {"beta": -0.1}, {"beta": math.inf}, {"alpha": math.nan}], ids=lambda p: str(p)
 )
 def test_bad_parameters_are_named(params):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=f"{next(iter(params))} must be 0 or more"):
-        TipAdapter(**params).fit(X, y, text=text)
-
-
-def released():
-    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
-    figures, _ = golden("tip_adapter")
-    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
-    labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
+    assert_refused(TipAdapter(**params), f"{next(iter(params))} must be 0 or more")
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.17, 1.0), (3.0, 5.5), (0.5, 12.0)])
 def test_released_code_gives_these_logits(alpha, beta):
-    figures, X, y, text, Q = released()
+    figures, X, y, text, Q = released_shots("tip_adapter")
     found = TipAdapter(alpha=alpha, beta=beta).fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, figures[f"f64_logits_alpha{alpha}_beta{beta}"], rtol=1e-10, atol=1e-10)
 
 
 def test_released_search_has_these_values_in_this_order():
-    figures, X, y, text, Q = released()
+    figures, X, y, text, Q = released_shots("tip_adapter")
     scale, steps = (golden("tip_adapter")[1][f"search_{name}_beta_alpha"] for name in ("scale", "step"))
     truth = figures["val_labels"].astype(str)
     pairs = list(itertools.product(*search_grid(*scale, *steps).values()))

@@ -1,50 +1,33 @@
 """Tip-Adapter-F: its training against gradients and AdamW written out by hand."""
 
-import math
-
 import numpy as np
 import pytest
 
-from clipadapter.errors import InputError
-from clipadapter.heads import TextFeatures
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.tip_adapter_f import TipAdapterF
-from clipadapter.testing import toy_features
 
-from .golden_figures import doubles, golden
+from .assertions import assert_loss_falls, assert_refused, assert_steps_are_epochs, assert_trains_on_views
+from .formulas import AdamW, cosine_rate, softmax, unit
+from .small_shots import released_shots, three_classes
 
 D, SCALE = 6, 20.0
 
 
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
 @pytest.fixture
 def case():
-    rng = np.random.default_rng(7)
-    labels = np.array([0, 0, 0, 1, 2, 2])
-    means = rng.standard_normal((3, D)) + 0.5
-    X = 9 * (means[labels] + rng.standard_normal((len(labels), D)))
-    text = TextFeatures(["a", "b", "c"], means + rng.standard_normal(means.shape), SCALE)
-    return X, labels, np.array(text.labels)[labels], text
+    return three_classes(D, SCALE)
 
 
 def trained_by_hand(X, labels, text, steps, alpha, beta, lr=1e-3, eps=1e-4, decay=0.01):
     """Full-batch AdamW on the keys: the gradient by the chain rule, the rate along a cosine, step by step."""
     x, onehot = unit(X), np.eye(len(text.labels))[labels]
-    keys = x.copy()
-    m, v = np.zeros_like(keys), np.zeros_like(keys)
+    keys, optimizer = x.copy(), AdamW(eps, decay)
     for step in range(steps):
         affinity = np.exp(-beta * (1 - x @ keys.T))  # (m, n)
         logits = SCALE * x @ text.embeddings.T + alpha * affinity @ onehot
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        error = (p / p.sum(axis=1, keepdims=True) - onehot) / len(x)  # (m, c)
+        error = (softmax(logits) - onehot) / len(x)  # (m, c)
         gradient = (alpha * beta * affinity * (error @ onehot.T)).T @ x
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        rate = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        step_size = (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + eps)
-        keys = keys * (1 - rate * decay) - rate * step_size
+        keys = optimizer.step(keys, gradient, cosine_rate(lr, step, steps))
     return keys
 
 
@@ -79,21 +62,11 @@ def test_keys_leave_unit_length_and_labels_stay(case):
 
 
 def test_training_lowers_the_loss_of_the_shots():
-    X, y, text = toy_features((8, 8, 8), noise=2.0)
-    position = [text.labels.index(label) for label in y]
-    losses = []
-    for epochs in (0, 20, 200):
-        p = TipAdapterF(epochs=epochs).fit(X, y, text=text).predict_proba(X)
-        losses.append(-np.log(p[np.arange(len(y)), position]).mean())
-    assert losses[0] > losses[1] > losses[2]
+    assert_loss_falls(TipAdapterF)
 
 
 def test_views_are_training_rows():
-    X, y, text = toy_features()
-    noise = np.random.default_rng(0).standard_normal(X.shape).astype(np.float32)
-    views = np.stack([X, X + noise, X - noise], axis=1)  # the mean, and so the start, is that of X
-    plain, augmented = (TipAdapterF().fit(data, y, text=text).keys_.numpy() for data in (X, views))
-    assert np.abs(plain - augmented).max() > 1e-4
+    assert_trains_on_views(lambda X, y, text: TipAdapterF().fit(X, y, text=text).keys_.numpy())
 
 
 def test_a_class_without_shots_answers_by_its_text(case):
@@ -112,9 +85,7 @@ def test_seed_changes_the_order_of_small_batches(case):
 
 @pytest.mark.parametrize(("steps", "epochs"), [(70, 24), (3, 20)])
 def test_without_epochs_there_are_enough_for_the_steps(case, steps, epochs):
-    X, _, y, text = case  # six shots are three steps of two
-    found = TipAdapterF(epochs=None, steps=steps, batch_size=2).fit(X, y, text=text).keys_
-    assert (found == TipAdapterF(epochs=epochs, batch_size=2).fit(X, y, text=text).keys_).all()
+    assert_steps_are_epochs(TipAdapterF, "keys_", case, steps, epochs)
 
 
 def test_presets_have_the_published_values():
@@ -133,18 +104,12 @@ def test_presets_have_the_published_values():
     ],
 )
 def test_bad_parameters_are_named(params, words):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=words):
-        TipAdapterF(**params).fit(X, y, text=text)
+    assert_refused(TipAdapterF(**params), words)
 
 
 @pytest.fixture
 def released():
-    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
-    figures, _ = golden("tip_adapter")
-    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
-    labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
+    return released_shots("tip_adapter")
 
 
 def test_released_code_trains_to_these_keys_and_logits(released):

@@ -10,14 +10,11 @@ from clipadapter.heads import TextFeatures
 from clipadapter.heads.transclip import TransClip
 from clipadapter.heads.zero_shot import ZeroShot
 
+from .formulas import unit
 from .golden_figures import doubles, golden
 
 C, D, U, SCALE = 3, 6, 14, 10.0
 NAMES = ["a", "b", "c"]
-
-
-def length_one(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def softmax(v):
@@ -28,7 +25,7 @@ def softmax(v):
 @pytest.fixture
 def case():
     rng = np.random.default_rng(3)
-    text = length_one(rng.standard_normal((C, D)))
+    text = unit(rng.standard_normal((C, D)))
     truth = np.arange(U) % C
     pictures = 7 * (text[truth] + 0.35 * rng.standard_normal((U, D)) + 0.4)
     X = 7 * (text[[0, 0, 1]] + 0.35 * rng.standard_normal((3, D)) + 0.4)
@@ -41,8 +38,8 @@ def fitted(head, case):
 
 def plain(case, prior, weight, neighbours=3, confident=8, updates=10, inner=5):
     """Assignments (u, c), centres and variance by the formulas of section 3 of the paper."""
-    q, t = length_one(case["unlabelled"]), case["text"]
-    s, labels = (length_one(case["X"]), case["labels"]) if weight else (np.empty((0, D)), [])
+    q, t = unit(case["unlabelled"]), case["text"]
+    s, labels = (unit(case["X"]), case["labels"]) if weight else (np.empty((0, D)), [])
     rows, n = np.concatenate([q, s]), U + len(labels)
     affinity = np.zeros((n, n))
     for i in range(n):
@@ -55,10 +52,10 @@ def plain(case, prior, weight, neighbours=3, confident=8, updates=10, inner=5):
     mu = np.empty((C, D))
     for k in range(C):
         if k in labels:
-            mu[k] = length_one(sum(x for x, label in zip(s, labels, strict=True) if label == k))
+            mu[k] = unit(sum(x for x, label in zip(s, labels, strict=True) if label == k))
         else:
             best = sorted(range(U), key=lambda i: -zero_shot[i, k])[:confident]
-            mu[k] = length_one(sum(zero_shot[i, k] * q[i] for i in best))
+            mu[k] = unit(sum(zero_shot[i, k] * q[i] for i in best))
     variance = np.full(D, 1 / D)
     for update in range(updates + 1):
         density = np.array([[-0.5 * (((x - m) ** 2) / variance).sum() for m in mu] for x in q])
@@ -72,7 +69,7 @@ def plain(case, prior, weight, neighbours=3, confident=8, updates=10, inner=5):
             break
         weights = [1.0] * U + [weight] * len(labels)
         for k in range(C):
-            mu[k] = length_one(sum(w * z[i][k] * rows[i] for i, w in enumerate(weights)))
+            mu[k] = unit(sum(w * z[i][k] * rows[i] for i, w in enumerate(weights)))
         spread = sum(w * z[i][k] * (rows[i] - mu[k]) ** 2 for i, w in enumerate(weights) for k in range(C))
         variance = spread / sum(weights)
     return np.array(z[:U]), mu, variance
@@ -109,8 +106,8 @@ def test_neither_mixture_nor_neighbours_is_zero_shot(case):
 def test_a_new_picture_gets_one_update_of_its_own(case):
     head = fitted(TransClip(), case)
     z, mu, variance = plain(case, prior=0.5, weight=1.0)
-    x = length_one(np.random.default_rng(9).standard_normal(D) + 0.4)
-    rows = np.concatenate([length_one(case["unlabelled"]), length_one(case["X"])])
+    x = unit(np.random.default_rng(9).standard_normal(D) + 0.4)
+    rows = np.concatenate([unit(case["unlabelled"]), unit(case["X"])])
     assigned = [*z, *(np.eye(C)[label] for label in case["labels"])]
     best = sorted(range(len(rows)), key=lambda j: -(rows[j] @ x))[:3]
     near = sum(max(rows[j] @ x, 0) * assigned[j] for j in best) / 3
@@ -126,7 +123,7 @@ def test_a_picture_among_the_unlabelled_ones_is_known_in_half_precision(case):
 
 
 def test_a_class_without_shots_is_found_by_its_text(case):
-    pictures = length_one(case["text"][[2]]) + 0.01 * np.random.default_rng(0).standard_normal((5, D))
+    pictures = unit(case["text"][[2]]) + 0.01 * np.random.default_rng(0).standard_normal((5, D))
     assert (fitted(TransClip(), {**case, "unlabelled": pictures}).predict(pictures) == "c").all()
 
 

@@ -9,20 +9,17 @@ from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.zlap import Zlap
 
+from .formulas import unit
 from .golden_figures import doubles, golden
 
 C, D, U = 4, 6, 15
 NAMES = list("abcd")
 
 
-def length_one(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
 @pytest.fixture
 def case():
     rng = np.random.default_rng(4)
-    text = length_one(rng.standard_normal((C, D)))
+    text = unit(rng.standard_normal((C, D)))
     pictures = 9 * (text[np.arange(U) % C] + 0.4 * rng.standard_normal((U, D)) + 0.3)
     X = 9 * (text[[0, 1, 1]] + 0.4 * rng.standard_normal((3, D)) + 0.3)
     return {"X": X, "y": ["a", "b", "b"], "labels": [0, 1, 1], "text": text, "unlabelled": pictures}
@@ -42,9 +39,9 @@ def chosen(x, rows, k, power=1.0, least=0.0):
 
 def plain(case, k, power, alpha, weight, least=0.0):
     """Rows of the graph (n, d) and scores of its nodes (n + c, c)."""
-    rows = length_one(case["unlabelled"])
+    rows = unit(case["unlabelled"])
     if weight:
-        rows = np.concatenate([rows, length_one(case["X"])])
+        rows = np.concatenate([rows, unit(case["X"])])
     n = len(rows)
     W = np.zeros((n + C, n + C))
     for i in range(n):
@@ -79,20 +76,20 @@ def test_unlabelled_pictures_get_the_score_of_the_graph(case, k, power, alpha, w
 def test_new_pictures_get_the_inductive_score(case, weight):
     rows, scores = plain(case, 5, 5.0, 0.3, weight)
     new = np.random.default_rng(8).standard_normal((6, D)) + 0.4
-    expected = [np.concatenate([chosen(x, rows, 5), chosen(x, case["text"], 5, 5.0)]) @ scores for x in length_one(new)]
+    expected = [np.concatenate([chosen(x, rows, 5), chosen(x, case["text"], 5, 5.0)]) @ scores for x in unit(new)]
     found = fitted(Zlap(support_weight=weight, tolerance=1e-12), case).predict_proba(new)
     np.testing.assert_allclose(found, shares(np.array(expected)), atol=1e-8)
 
 
 def test_stretched_cosines_reach_from_the_weakest_edge_of_the_graph_to_one(case):
     # Three neighbours, the picture itself among them, and three classes.
-    rows = length_one(np.concatenate([case["unlabelled"], case["X"]]))
+    rows = unit(np.concatenate([case["unlabelled"], case["X"]]))
     least = min(np.sort(rows @ ends.T)[:, -3].min() for ends in (rows, case["text"]))
     assert abs(least) > 0.01
     head = fitted(Zlap(neighbours=3, power=2.0, alpha=0.3, support_weight=10.0, tolerance=1e-12, stretch=True), case)
     _, scores = plain(case, 3, 2.0, 0.3, 10.0, least)
     np.testing.assert_allclose(head.scores_.numpy(), scores, atol=1e-9)
-    new = length_one(np.random.default_rng(8).standard_normal((6, D)) + 0.4)
+    new = unit(np.random.default_rng(8).standard_normal((6, D)) + 0.4)
     edges = [np.concatenate([chosen(x, rows, 3, 1.0, least), chosen(x, case["text"], 3, 2.0, least)]) for x in new]
     np.testing.assert_allclose(head.predict_proba(new), shares(np.array(edges) @ scores), atol=1e-8)
 
@@ -121,13 +118,13 @@ def test_a_class_without_shots_is_found_by_its_text(case):
 
 def test_alpha_zero_spreads_nothing(case):
     # Without spreading only class nodes have a score, so that a new picture's is its own text edges.
-    new = length_one(np.random.default_rng(8).standard_normal((6, D)) + 0.4)
+    new = unit(np.random.default_rng(8).standard_normal((6, D)) + 0.4)
     expected = shares(np.array([chosen(x, case["text"], 5, 5.0) for x in new]))
     np.testing.assert_allclose(fitted(Zlap(alpha=0), case).predict_proba(new), expected, atol=1e-7)
 
 
 def test_a_picture_without_any_edge_has_finite_logits(case):
-    away = -length_one(case["text"].mean(axis=0, keepdims=True) + case["unlabelled"].mean(axis=0) / 9)
+    away = -unit(case["text"].mean(axis=0, keepdims=True) + case["unlabelled"].mean(axis=0) / 9)
     assert np.isfinite(fitted(Zlap(), case).logits(10 * away)).all()
 
 
