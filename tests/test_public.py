@@ -55,7 +55,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert out.strip() == "[]"
 
 
-LARGE = {"ray", "tensorboard", "mlflow", "wandb"}
+LARGE = {"litert", "ray", "tensorboard", "mlflow", "wandb"}
 """For clusters and teams; nobody wants them by the way."""
 
 
@@ -85,7 +85,7 @@ def test_what_answers_with_an_exported_model_is_installed_without_torch(extra):
     assert closure(extra) and not closure(extra) & heavy
 
 
-@pytest.mark.parametrize("extra", ["lite", "demo", "onnx", "openvino", "studio", "all"])
+@pytest.mark.parametrize("extra", ["lite", "demo", "onnx", "openvino", "litert", "studio", "all"])
 def test_whoever_trains_needs_one_extra(extra):
     assert closure("train") <= closure(extra)
 

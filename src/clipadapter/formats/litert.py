@@ -1,0 +1,130 @@
+"""LiteRT (formerly TensorFlow Lite): one ``.tflite`` file, for phones and small devices.
+
+Metadata are files in a ZIP archive at the end of the file, as LiteRT's own metadata are: ``unzip model.tflite`` lists
+them, and LiteRT ignores them. The SHA-256 is the comment of the archive. The graph takes one picture at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipadapter.conversion.onnx import suppress_logs
+from clipadapter.errors import require
+from clipadapter.formats.base import (
+    METADATA_KEY,
+    ExportFormat,
+    GraphModule,
+    InferenceBackend,
+    InferenceGraph,
+    WriteFile,
+)
+from clipadapter.formats.sessions import foreign_file, unreadable_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SIGNATURE_KEY = "signature"
+"""Key of the names of input and outputs: the converter calls them args_0, output_0, output_1 and so on."""
+MAX_ENTRY_BYTES = 256 << 20
+
+
+def convert(graph: GraphModule, path: Path, rows: NDArray[Any] | None) -> WriteFile:
+    """See `ExportFormat.convert`."""
+    with suppress_logs(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        litert_torch = require("litert_torch", "litert", "Export as LiteRT")
+        # One picture: the converter writes the batch size of the example into the shapes of reshape operations.
+        litert_torch.convert(graph, (graph.example_input[:1],)).export(str(path))
+    graph_bytes = path.stat().st_size
+    signature = json.dumps({"input": graph.input_name, "outputs": list(graph.output_names)})
+
+    def write(entries: Mapping[str, str]) -> list[Path]:
+        with path.open("r+b") as file:
+            file.truncate(graph_bytes)
+        append_archive(path, {**entries, SIGNATURE_KEY: signature})
+        return [path]
+
+    return write
+
+
+def append_archive(path: Path, entries: Mapping[str, str]) -> None:
+    """Append an archive with texts by key, without the length of its comment, which `checksum_ending` begins with."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for key, text in entries.items():
+            archive.writestr(f"{key}.json", text)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 2)  # two bytes: a length of 0
+
+
+def read_archive(data: bytes, keys: Sequence[str]) -> dict[str, str]:
+    """Texts of some keys.
+
+    Raises:
+        KeyError: if one is not in the archive.
+        ValueError: if one is too large, or no text.
+        zipfile.BadZipFile: if there is no archive.
+    """
+    texts = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for key in keys:
+            info = archive.getinfo(f"{key}.json")
+            if info.file_size > MAX_ENTRY_BYTES:
+                raise ValueError(f"{info.filename} has {info.file_size} bytes")
+            texts[key] = archive.read(info).decode("utf-8")
+    return texts
+
+
+def open_litert(path: Path, threads: int | None) -> InferenceGraph:
+    """Open a file with LiteRT on the CPU; see `InferenceBackend.open`."""
+    interpreters = require("ai_edge_litert.interpreter", "litert", "An exported .tflite file")
+    data = path.read_bytes()  # a mapped file that is overwritten would change an open model
+    try:
+        texts = read_archive(data, (METADATA_KEY, SIGNATURE_KEY))
+        signature = json.loads(texts[SIGNATURE_KEY])
+        input_name, names = str(signature["input"]), [str(name) for name in signature["outputs"]]
+    except (KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        raise foreign_file(path) from error
+    try:
+        interpreter = interpreters.Interpreter(model_content=data, num_threads=threads)
+        interpreter.allocate_tensors()
+        run_one = interpreter.get_signature_runner()
+        (argument,) = run_one.get_input_details()
+        details = run_one.get_output_details()
+        shapes = {name: tuple(details[f"output_{i}"]["shape"]) for i, name in enumerate(names)}
+    except Exception as error:  # its exceptions have no common base
+        raise unreadable_file(path, "LiteRT", str(error).strip().split("\n")[0]) from error
+    lock = threading.Lock()
+
+    def run(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        import numpy as np
+
+        with lock:
+            outputs = [run_one(**{argument: rows[i : i + 1]}) for i in range(len(rows))]
+        return {name: np.concatenate([each[f"output_{i}"] for each in outputs]) for i, name in enumerate(names)}
+
+    widths = {name: int(shape[1]) if len(shape) == 2 else 0 for name, shape in shapes.items()}
+    return InferenceGraph(texts[METADATA_KEY], input_name, widths, run)
+
+
+FORMAT = ExportFormat(
+    name="litert",
+    title="LiteRT",
+    summary="one file, for phones; the graph takes one picture at a time",
+    suffix=".tflite",
+    backends=(InferenceBackend("litert", "ai_edge_litert", open_litert),),
+    convert=convert,
+    # The length of the comment of a ZIP archive, 64, in the last field before it.
+    checksum_ending=(b"\x40\x00", b""),
+    extra="litert",
+    modules=("litert_torch",),
+    distributions=("litert-torch", "ai-edge-litert"),
+    precisions=("fp32",),
+)
