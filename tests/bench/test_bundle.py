@@ -62,7 +62,7 @@ def test_a_bundle_comes_back_as_it_was(whole, tmp_path):
     assert [run.key for run in runs[0]] == [run.key for run in runs[1]]
 
 
-def test_a_second_writer_leaves_what_is_there(whole, tmp_path):
+def test_a_second_writer_does_not_change_an_existing_bundle(whole, tmp_path):
     folder = save_bundle(whole, tmp_path / "b")
     before = (folder / "bundle.json").stat().st_mtime_ns
     save_bundle(whole, folder)
@@ -92,7 +92,7 @@ def damage(folder, **changes):
         ),
     ],
 )
-def test_a_damaged_folder_is_told(whole, tmp_path, harm, error):
+def test_a_damaged_folder_is_refused(whole, tmp_path, harm, error):
     folder = save_bundle(whole, tmp_path / "b")
     harm(folder)
     with pytest.raises(DataError, match=error):
@@ -137,14 +137,14 @@ def test_an_adapter_takes_what_it_learned_to_new_classes(whole):
     assert list(head.classes_) == list(NAMES)
 
 
-def test_without_test_parts_the_rest_is_the_test_part():
+def test_without_test_parts_undrawn_rows_are_the_test_part():
     bundle = Bundle(features(), text())
     assert bundle.names == (UNDRAWN_ROWS,)
     (run,) = plan_fit(bundle, FitInputs("z", ZeroShot(), 1, 1, [0, 4, 8]))
     assert (run.n_test, run.data.protocol) == (9, "rest")
 
 
-def test_what_does_not_go_together():
+def test_labels_and_widths_that_do_not_match_are_refused():
     with pytest.raises(InputError, match="no class text: cow"):
         Bundle(features(), text(("cat", "dog")))
     with pytest.raises(InputError, match="width 8 but class text has width 5"):

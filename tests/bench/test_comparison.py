@@ -21,18 +21,18 @@ def model():
     return FewShotClassifier("toy", cache=None, templates=["a {} square.", "default"])
 
 
-def test_colours_are_told_apart_from_folders(colour_folder, model, tmp_path):
+def test_folders_of_colours_are_distinguished(colour_folder, model, tmp_path):
     train, test = load_dataset(colour_folder("train", 4)), load_dataset(colour_folder("test", 2, seed=1))
-    found = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
-    assert [run.metrics.accuracy for run in found.runs] == [1.0] * 8
-    assert (found.n_new, found.warnings, found.skipped) == (8, [], [])
-    assert found.runs[0].encoder.name == "toy" and found.runs[0].data.support == "train"
-    assert found.runs[0].templates == ["a {} square.", "a photo of a {}."]
+    comparison = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
+    assert [run.metrics.accuracy for run in comparison.runs] == [1.0] * 8
+    assert (comparison.n_new, comparison.warnings, comparison.skipped) == (8, [], [])
+    assert comparison.runs[0].encoder.name == "toy" and comparison.runs[0].data.support == "train"
+    assert comparison.runs[0].templates == ["a {} square.", "a photo of a {}."]
     again = compare(model, train, test, HEADS, [1, 2], [1, 2], records=tmp_path / "out" / "runs.jsonl")
-    assert again.n_new == 0 and again.runs == found.runs
+    assert again.n_new == 0 and again.runs == comparison.runs
 
 
-def test_what_is_written_is_made_from_the_records(colour_folder, model, tmp_path):
+def test_files_are_made_from_the_records(colour_folder, model, tmp_path):
     train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 2, seed=1))
     page, plot = compare(model, train, test, HEADS, [1], [1]).write(tmp_path / "out", "Colours")
     assert page.read_text().startswith("# Colours\n\n| head | 1 shot |")
@@ -41,18 +41,18 @@ def test_what_is_written_is_made_from_the_records(colour_folder, model, tmp_path
         assert image.format == "PNG"
 
 
-def test_what_is_odd_about_the_data_is_told(colour_folder, model):
+def test_warnings_name_small_classes_and_shared_pictures(colour_folder, model):
     train = load_dataset(colour_folder("train", 3))
     (train.root / "red" / "02.png").write_bytes(b"no picture")
-    found = compare(model, train, train, HEADS, [1, 3], [1])
-    assert found.warnings == [
+    comparison = compare(model, train, train, HEADS, [1, 3], [1])
+    assert comparison.warnings == [
         "1 of 3 classes have fewer than 3 pictures to draw from and give all they have, such as red (2)",
         "8 of 8 test pictures are also among those that shots are drawn from",
     ]
-    assert [Path(name).name for name, _ in found.skipped] == ["02.png", "02.png"]
+    assert [Path(name).name for name, _ in comparison.skipped] == ["02.png", "02.png"]
 
 
-def test_a_test_class_without_shots_is_told_before_the_work(colour_folder, model):
+def test_a_test_class_without_shots_is_refused_before_any_fit(colour_folder, model):
     train, test = load_dataset(colour_folder("train", 2)), load_dataset(colour_folder("test", 1))
     with pytest.raises(InputError, match="no class of the model: mauve; known: blue, green, red"):
         compare(model, train, test.rename({"red": "mauve"}), HEADS, [1], [1])
@@ -67,7 +67,7 @@ def test_halves_share_no_picture_and_are_of_one_size_in_every_class():
     assert {*first.paths, *second.paths} == {sample.path for sample in samples}
 
 
-def test_an_undivided_data_set_is_told(colour_folder):
+def test_an_undivided_data_set_is_refused(colour_folder):
     with pytest.raises(DataError, match="'train' is not divided into train and test; it has: all"):
         split_train_test(load_dataset(colour_folder("train", 1)))
 

@@ -26,29 +26,32 @@ def test_data(colour_folder):
     return load_dataset(colour_folder("new", 3, seed=1))
 
 
-def test_the_baselines_stand_beside_the_model(fitted, test_data):
-    found = evaluate_model(fitted(2), test_data, curve=False)
-    assert list(found.scores) == ["this model (linear-probe)", "zero-shot", "linear-probe"]
-    assert found.model.evaluation.metrics["accuracy"] == 1.0
-    assert found.n_test == 9 and found.among_shots == 0 and found.curve == []
+def test_the_baselines_are_measured_with_the_model(fitted, test_data):
+    evaluation = evaluate_model(fitted(2), test_data, curve=False)
+    assert list(evaluation.scores) == ["this model (linear-probe)", "zero-shot", "linear-probe"]
+    assert evaluation.model.evaluation.metrics["accuracy"] == 1.0
+    assert evaluation.n_test == 9 and evaluation.among_shots == 0 and evaluation.curve == []
 
 
 def test_the_curve_takes_powers_of_two_and_all_shots(fitted, test_data):
-    found = evaluate_model(fitted(5), test_data, seeds=(1, 2))
-    assert sorted({run.shots for run in found.curve}) == [1, 2, 4, 5]
-    assert {run.head for run in found.curve} == {"zero-shot", "linear-probe"}
-    assert {run.params["C"] for run in found.curve if run.head == "linear-probe"} == {5.0}
+    evaluation = evaluate_model(fitted(5), test_data, seeds=(1, 2))
+    assert sorted({run.shots for run in evaluation.curve}) == [1, 2, 4, 5]
+    assert {run.head for run in evaluation.curve} == {"zero-shot", "linear-probe"}
+    assert {run.params["C"] for run in evaluation.curve if run.head == "linear-probe"} == {5.0}
 
 
 def test_one_shot_a_class_has_no_curve(fitted, test_data):
     assert evaluate_model(fitted(1), test_data).curve == []
 
 
-def test_without_its_shots_a_model_stands_beside_zero_shot_alone(fitted, test_data, tmp_path):
+def test_a_model_without_its_shots_has_zero_shot_as_only_baseline(fitted, test_data, tmp_path):
     fitted(2).save(tmp_path / "model", support=False)
-    found = evaluate_model(FewShotClassifier.load(tmp_path / "model", cache=None), test_data)
-    assert list(found.baselines) == ["zero-shot"] and found.baselines["zero-shot"].evaluation.metrics["accuracy"] == 1.0
-    assert found.curve == [] and found.among_shots == 0
+    evaluation = evaluate_model(FewShotClassifier.load(tmp_path / "model", cache=None), test_data)
+    assert (
+        list(evaluation.baselines) == ["zero-shot"]
+        and evaluation.baselines["zero-shot"].evaluation.metrics["accuracy"] == 1.0
+    )
+    assert evaluation.curve == [] and evaluation.among_shots == 0
 
 
 def test_shots_among_the_test_pictures_are_counted(fitted, tmp_path):
@@ -59,18 +62,18 @@ def test_shots_among_the_test_pictures_are_counted(fitted, tmp_path):
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(fitted, test_data):
     bad = test_data.root / "red" / "00.png"
     bad.write_bytes(b"")
-    found = evaluate_model(fitted(1), test_data)
-    assert found.skipped == [(str(bad), "file is empty")] and found.n_test == 8
+    evaluation = evaluate_model(fitted(1), test_data)
+    assert evaluation.skipped == [(str(bad), "file is empty")] and evaluation.n_test == 8
 
 
-def test_a_label_that_is_no_class_of_the_model_is_told(fitted, test_data):
+def test_a_label_that_is_no_class_of_the_model_is_refused(fitted, test_data):
     with pytest.raises(InputError, match="no class of the model: mauve"):
         evaluate_model(fitted(1), test_data.rename({"red": "mauve"}))
 
 
 def test_what_is_written_can_be_read(fitted, test_data, tmp_path):
-    found = evaluate_model(fitted(2), test_data, seeds=[1])
-    files = found.write(tmp_path / "report")
+    evaluation = evaluate_model(fitted(2), test_data, seeds=[1])
+    files = evaluation.write(tmp_path / "report")
     assert [path.name for path in files] == ["metrics.json", "confusion.png", "learning-curve.png"]
     facts = json.loads(files[0].read_text())
     assert facts["model"]["accuracy"] == 1.0 and facts["shots"] == {"blue": 2, "green": 2, "red": 2}

@@ -126,7 +126,7 @@ def test_if_every_row_is_drawn_nothing_is_left_to_test_on(support, text):
         few_shot({"spy": SpyHead()}, support, None, text, shots=[5], seeds=[1])
 
 
-def test_a_head_that_fails_is_recorded_and_the_rest_goes_on(support, test_part, text):
+def test_a_head_that_fails_is_recorded_and_the_others_still_run(support, test_part, text):
     heads = {"bad": FailingHead(), "zero-shot": ZeroShot()}
     runs = few_shot(heads, support, test_part, text, shots=[1, 2], seeds=[1])
     assert [run.error for run in runs] == ["RuntimeError: two shots or more", None, None, None]
@@ -211,13 +211,13 @@ def test_no_shots_is_an_error(support, test_part, text):
         few_shot({"spy": SpyHead()}, support, test_part, text, [0, 2], [1])
 
 
-def test_features_of_another_width_than_the_text_are_told(support, test_part):
+def test_features_of_another_width_than_the_text_are_refused(support, test_part):
     wide = TextFeatures(["cat", "dog"], np.eye(3)[:2])
     with pytest.raises(InputError, match="features of the shots have width 2 but class text has width 3"):
         few_shot({"spy": SpyHead()}, support, test_part, wide, [1], [1])
 
 
-def test_a_test_label_that_is_no_class_is_told_before_anything_is_fitted(support, text):
+def test_a_test_label_that_is_no_class_is_refused_before_any_fit(support, text):
     cow = FeatureSet([[1, 2]], ("cow",), ("cow",))
     with pytest.raises(InputError, match="no class of the model: cow"):
         few_shot({"spy": SpyHead()}, support, cow, text, [1], [1])

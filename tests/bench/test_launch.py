@@ -97,8 +97,8 @@ def test_what_was_lost_is_made_again_and_no_more(source, tmp_path):
 def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     heads = '[{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]'
     text = f'title = "t"\nvariants = {heads}\nshots = [1]'
-    found = go(source, tmp_path / "out", text)
-    assert (found.n_made, found.n_failed) == (6, 3)
+    result = go(source, tmp_path / "out", text)
+    assert (result.n_made, result.n_failed) == (6, 3)
     failed = [run for run in RecordFolder(tmp_path / "out").read() if run.error]
     assert {run.method for run in failed} == {"clip-adapter"}
     assert "branch must be one of" in failed[0].error
@@ -124,13 +124,13 @@ def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
         load_plan(tmp_path / "out", "few")
 
 
-def test_trackers_are_told_each_run(source, tmp_path):
+def test_trackers_are_called_with_each_run(source, tmp_path):
     told = []
     go(source, tmp_path / "out", trackers=[told.append])
     assert len(told) == 8
 
 
-def test_a_worker_with_other_libraries_is_told(source, tmp_path):
+def test_a_worker_with_other_libraries_is_refused(source, tmp_path):
     class Elsewhere(Launcher):
         def run(self, function, jobs):
             for job in jobs:
@@ -163,12 +163,12 @@ def toy():
 def test_pictures_to_records(pictures, toy, tmp_path):
     suite = parse_suite("own", SUITE)
     launcher = create_launcher("local", workers=1)
-    found = run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
-    assert isinstance(found.plan, Plan)
+    result = run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
+    assert isinstance(result.plan, Plan)
     runs = RecordFolder(tmp_path / "out").read()
     assert {(run.n_test, run.n_classes, run.data.protocol) for run in runs} == {(9, 3, "given")}
     assert runs[0].templates == ["a photo of a {}."]
-    assert {(entry.data, entry.encoder) for entry in found.plan.entries} == {("pictures", "toy")}
+    assert {(entry.data, entry.encoder) for entry in result.plan.entries} == {("pictures", "toy")}
 
 
 def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
@@ -215,7 +215,7 @@ views = "per-epoch"
 """
 
 
-def test_with_views_for_each_epoch_a_head_sees_one_for_each_of_its_epochs(pictures, toy, tmp_path, monkeypatch):
+def test_with_views_for_each_epoch_a_head_gets_as_many_as_it_has_epochs(pictures, toy, tmp_path, monkeypatch):
     suite, seen = parse_suite("own", PER_EPOCH), {}
     for cls in (ClipAdapter, Prototype):
         fit = cls._fit
@@ -271,15 +271,15 @@ def test_the_estimate_of_a_set_that_is_not_divided_counts_all_views_of_all_pictu
     assert cost.pictures == 12 * 4
 
 
-def test_other_seeds_leave_the_records_that_are_there(pictures, toy, tmp_path):
+def test_other_seeds_do_not_change_existing_records(pictures, toy, tmp_path):
     def again(seeds):
         suite = parse_suite("own", SUITE.replace("seeds = [1, 2]", f"seeds = {seeds}"))
         launcher = create_launcher("local", workers=1)
         return run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
 
     assert again([1]).n_made == 4
-    found = again([1, 2, 3])
-    assert (found.n_made, found.n_existing) == (8, 4)
+    result = again([1, 2, 3])
+    assert (result.n_made, result.n_existing) == (8, 4)
 
 
 def test_a_drawn_picture_that_cannot_be_read_is_left_out(pictures, toy):
@@ -365,10 +365,10 @@ def test_fit_seconds_pass_through_the_two_measured_sizes():
 
 def test_a_suite_about_features_draws_them(source, tmp_path):
     text = 'title = "t"\nfigure = "projection"\nheads = ["zero-shot", "clip-adapter"]\nshots = [2]\nseeds = [1]'
-    found = go(source, tmp_path / "out", text)
+    result = go(source, tmp_path / "out", text)
     # Zero-shot does not adapt features: there is nothing to draw.
-    assert [path.name for path in found.figures] == ["f-clip-adapter.png"]
-    assert found.figures[0].read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in result.figures] == ["f-clip-adapter.png"]
+    assert result.figures[0].read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_was_chosen_on_the_test_part_is_marked(source, tmp_path):
@@ -405,7 +405,7 @@ def test_the_log_gets_what_a_killed_process_had_no_time_for(source, tmp_path):
         assert sorted(log.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
-def test_a_full_disk_is_told_with_what_is_kept(source, tmp_path, monkeypatch):
+def test_the_error_on_a_full_disk_says_how_many_runs_are_kept(source, tmp_path, monkeypatch):
     calls = []
 
     def write(path, data):
@@ -424,7 +424,7 @@ def test_a_full_disk_is_told_with_what_is_kept(source, tmp_path, monkeypatch):
     assert (again.n_made, again.n_existing) == (5, 3)
 
 
-def test_features_that_do_not_fit_on_the_disk_are_told_and_leave_nothing(source, tmp_path, monkeypatch):
+def test_features_that_do_not_fit_on_the_disk_are_refused_and_leave_no_file(source, tmp_path, monkeypatch):
     def full(arrays, path):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 

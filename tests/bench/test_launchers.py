@@ -30,9 +30,9 @@ SUITE = 'title = "t"\nheads = ["zero-shot", "prototype", "tip-adapter"]\nshots =
 
 def run(launcher, function, tasks):
     """Results by task."""
-    found = list(launcher.run(function, [Job(i, task) for i, task in enumerate(tasks)]))
-    assert sorted(one.job.number for one in found) == list(range(len(tasks)))
-    return {one.job.task: one for one in found}
+    results = list(launcher.run(function, [Job(i, task) for i, task in enumerate(tasks)]))
+    assert sorted(one.job.number for one in results) == list(range(len(tasks)))
+    return {one.job.task: one for one in results}
 
 
 def until(condition, seconds):
@@ -80,8 +80,8 @@ def test_launchers_are_listed_and_a_typo_gets_a_hint():
 
 
 def test_one_worker_is_this_process():
-    found = run(create_launcher("local", workers=1), lambda text: [text, str(os.getpid())], ["a", "b"])
-    assert [one.result for one in found.values()] == [["a", str(os.getpid())], ["b", str(os.getpid())]]
+    results = run(create_launcher("local", workers=1), lambda text: [text, str(os.getpid())], ["a", "b"])
+    assert [one.result for one in results.values()] == [["a", str(os.getpid())], ["b", str(os.getpid())]]
     with pytest.raises(LookupError, match="no a"):
         run(create_launcher("local", workers=1), launcher_jobs.fail, ["a"])
 
@@ -105,17 +105,17 @@ def test_workers_are_as_many_as_memory_lets(monkeypatch):
 def check_deaths(launcher, folder):
     """A worker that is killed once loses nothing, and a job that kills its worker each time fails alone."""
     once, bad = f"once|{folder / 'mark'}", f"bad|{folder}"
-    found = run(launcher, launcher_jobs.kill, [once, bad, "a", "b"])
+    results = run(launcher, launcher_jobs.kill, [once, bad, "a", "b"])
     assert (folder / "mark").exists()
-    assert {name: found[task].result for name, task in (("once", once), ("a", "a"), ("b", "b"))} == {
+    assert {name: results[task].result for name, task in (("once", once), ("a", "a"), ("b", "b"))} == {
         "once": ["once"],
         "a": ["a"],
         "b": ["b"],
     }
     # The local launcher can't tell who died, so that one of the three may have been its neighbour's death.
     assert (folder / "deaths").read_text() in ("xx", "xxx")
-    assert found[bad].result is None
-    assert "died 3 times" in found[bad].error
+    assert results[bad].result is None
+    assert "died 3 times" in results[bad].error
 
 
 def check_close(launcher, folder, busy):
@@ -133,7 +133,7 @@ def test_killed_workers_lose_nothing(forked, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_go_on_while_an_outcome_is_looked_at_until_it_is_closed(forked, tmp_path):
+def test_workers_continue_while_a_result_is_processed_until_the_iterator_is_closed(forked, tmp_path):
     check_close(forked, tmp_path, 2)
     assert until(lambda: not multiprocessing.active_children(), 60)
 
@@ -185,8 +185,8 @@ def source(tmp_path):
 
 def figures(source, out, launcher):
     """Metrics of each run by its key."""
-    found = run_suite(parse_suite("own", SUITE), [source], {}, out, launcher)
-    assert (found.n_made, found.n_failed) == (12, 0)
+    result = run_suite(parse_suite("own", SUITE), [source], {}, out, launcher)
+    assert (result.n_made, result.n_failed) == (12, 0)
     return {one.key: one.metrics for one in RecordFolder(out).read()}
 
 
@@ -197,7 +197,7 @@ def test_two_workers_make_the_records_that_one_makes(source, local, tmp_path):
     assert figures(source, tmp_path / "two", local) == expected
 
 
-def test_ray_missing_or_out_of_reach_says_what_to_do(monkeypatch):
+def test_errors_on_a_missing_or_unreachable_ray_say_what_to_do(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[ray\]'"):

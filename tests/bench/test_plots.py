@@ -46,7 +46,7 @@ def test_the_worst_classes_are_those_in_most_mistakes():
     assert worst_classes(confusion, limit=4) == [0, 1, 2, 3]
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't write"):
         draw_confusion_matrix(result(["a", "b"]), tmp_path / "file" / "c.png")

@@ -28,9 +28,9 @@ def test_the_adapted_features_of_clip_adapter_are_those_of_the_paper():
     head = create_head("clip-adapter", alpha=0.6, centre=False, steps=20).fit(X, y, text=text)
     x, state = unit_rows(X), head.state()
     expected = unit_rows(0.6 * np.maximum(x @ state["down_"].T, 0) @ state["up_"].T + 0.4 * x)
-    found = adapted_features(head, X)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(text.logit_scale * found @ text.embeddings.T, head.logits(X), atol=1e-3)
+    adapted = adapted_features(head, X)
+    np.testing.assert_allclose(adapted, expected, atol=1e-5)
+    np.testing.assert_allclose(text.logit_scale * adapted @ text.embeddings.T, head.logits(X), atol=1e-3)
 
 
 def test_the_adapted_features_of_rla_are_mapped_linearly():
@@ -48,7 +48,7 @@ def test_the_adapted_features_of_rla_are_mapped_linearly():
         ("linear-probe", {}, "LinearProbe knows only the classes"),
     ],
 )
-def test_a_head_without_adapted_features_says_so(name, params, words):
+def test_a_head_without_adapted_features_is_refused(name, params, words):
     X, y, text = toy_features()
     with pytest.raises(InputError, match=words):
         adapted_features(create_head(name, **params).fit(X, y, text=text), X)
@@ -134,7 +134,7 @@ def test_a_picture_of_any_classes_is_of_sane_size(names, method, tmp_path):
         assert image.format == "PNG" and 1200 < image.width < 2000 and 600 < image.height < 1000
 
 
-def test_what_cannot_be_projected_is_told():
+def test_features_that_cannot_be_projected_are_refused():
     with pytest.raises(InputError, match="must be one of tsne, pca, but is 'umap'"):
         project(np.eye(6), "umap")
     with pytest.raises(InputError, match=r"5 rows and 2 columns or more, but the features are \(4, 4\)"):
@@ -147,7 +147,7 @@ def test_what_cannot_be_projected_is_told():
         project(np.ones((6, 3)))
 
 
-def test_what_cannot_be_drawn_is_told(tmp_path):
+def test_features_that_cannot_be_drawn_are_refused(tmp_path):
     X, labels = blobs("ab")
     with pytest.raises(InputError, match="16 labels, but 16 rows before and 15 after"):
         draw_projection(X, X[1:], labels, "ab", tmp_path / "p.png")

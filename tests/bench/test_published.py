@@ -61,7 +61,7 @@ def test_figures_copied_by_hand(key, accuracy):
     assert only(*key).accuracy == accuracy
 
 
-def test_no_figure_stands_twice():
+def test_no_figure_is_listed_twice():
     keys = Counter((f.source, f.method, f.variant, f.dataset, f.backbone, f.shots) for f in find_published())
     assert [key for key, count in keys.items() if count > 1] == []
 
@@ -100,7 +100,7 @@ def test_the_mean_of_base_and_new_is_harmonic():
         assert most - 0.3 < both < most + 0.02, found
 
 
-def test_what_is_doubtful_is_marked():
+def test_doubtful_figures_are_marked():
     assert not only("clip-adapter", "mean11", "RN50", 16, "S6", "fixed ratio and learning rate").verified
     assert {f.verified for f in find_published("rehark")} == {False}
     assert {f.verified for f in find_published("cocoop", "mean11")} == {False}  # its backbone is inferred
@@ -109,12 +109,12 @@ def test_what_is_doubtful_is_marked():
 
 
 def test_a_range_is_a_middle_and_a_margin():
-    found = only("clip-adapter", "mean11", "RN50", 1, "S6", "fixed ratio and learning rate")
-    assert (found.accuracy - found.margin, found.accuracy + found.margin) == (50, 58)
+    figure = only("clip-adapter", "mean11", "RN50", 1, "S6", "fixed ratio and learning rate")
+    assert (figure.accuracy - figure.margin, figure.accuracy + figure.margin) == (50, 58)
     assert only("gda", "mean11", "RN50", 1, "S5").margin == 0
 
 
-def test_filters_narrow_what_comes():
+def test_filters_select_figures():
     assert len(find_published("ape")) == 12 * 5  # eleven sets and their mean
     assert {f.method for f in find_published(dataset="dtd", backbone="SigLIP2 ViT-B/16")} == {
         "linear-probe",
@@ -124,7 +124,7 @@ def test_filters_narrow_what_comes():
     assert find_published("calip", shots=16) == []
 
 
-def test_a_name_that_no_figure_has_is_told():
+def test_a_name_without_figures_is_refused():
     with pytest.raises(UnknownNameError, match="Did you mean 'tip-adapter'"):
         find_published("tip-adaptor")
     with pytest.raises(UnknownNameError, match="no data set with published figures is called 'euro'"):

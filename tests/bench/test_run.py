@@ -12,7 +12,7 @@ def test_runs_come_back_as_they_were_appended(make_run, tmp_path):
     assert read_runs(tmp_path / "new" / "runs.jsonl") == runs
 
 
-def test_appending_leaves_what_is_there(make_run, tmp_path):
+def test_appending_does_not_change_existing_lines(make_run, tmp_path):
     path = tmp_path / "runs.jsonl"
     append_runs(path, [make_run(seed=1)])
     before = path.read_bytes()
@@ -21,7 +21,7 @@ def test_appending_leaves_what_is_there(make_run, tmp_path):
     assert [run.seed for run in read_runs(path)] == [1, 2]
 
 
-def test_a_last_line_that_was_cut_short_is_no_record_and_gives_way(make_run, tmp_path):
+def test_an_incomplete_last_line_is_no_record_and_is_removed(make_run, tmp_path):
     path = tmp_path / "runs.jsonl"
     append_runs(path, [make_run(seed=1), make_run(seed=2)])
     path.write_bytes(path.read_bytes()[:-30])
@@ -44,13 +44,13 @@ def test_a_later_format_is_refused(make_run, tmp_path):
         read_runs(tmp_path / "runs.jsonl")
 
 
-def test_a_place_that_cannot_be_written_is_told(make_run, tmp_path):
+def test_a_file_that_cannot_be_written_is_refused(make_run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't write .*runs.jsonl"):
         append_runs(tmp_path / "file" / "runs.jsonl", [make_run()])
 
 
-def test_no_records_file_is_told(tmp_path):
+def test_a_missing_file_of_records_is_refused(tmp_path):
     with pytest.raises(DataError, match="can't read"):
         read_runs(tmp_path / "runs.jsonl")
 

@@ -38,18 +38,18 @@ def problem():
 
 def test_figures_are_those_of_scikit_learn(problem):
     head, test = problem
-    found = score(head, test)
+    result = score(head, test)
     predicted = head.predict(test.X)
     used = sorted({*test.y, *predicted})
-    assert 0.3 < found.evaluation.metrics["accuracy"] < 1
-    assert found.evaluation.metrics["accuracy"] == accuracy_score(test.y, predicted)
-    assert found.evaluation.metrics["macro_f1"] == pytest.approx(
+    assert 0.3 < result.evaluation.metrics["accuracy"] < 1
+    assert result.evaluation.metrics["accuracy"] == accuracy_score(test.y, predicted)
+    assert result.evaluation.metrics["macro_f1"] == pytest.approx(
         f1_score(test.y, predicted, average="macro", labels=used)
     )
-    assert found.evaluation.metrics["log_loss"] == pytest.approx(
+    assert result.evaluation.metrics["log_loss"] == pytest.approx(
         log_loss(test.y, head.predict_proba(test.X), labels=list(NAMES))
     )
-    np.testing.assert_array_equal(found.evaluation.confusion, confusion_matrix(test.y, predicted, labels=list(NAMES)))
+    np.testing.assert_array_equal(result.evaluation.confusion, confusion_matrix(test.y, predicted, labels=list(NAMES)))
 
 
 def test_the_temperature_divides_the_logits(text):
@@ -66,7 +66,7 @@ def test_views_beyond_the_plain_one_are_not_looked_at(text):
     assert score(head, test).evaluation.metrics["accuracy"] == 1.0
 
 
-def test_a_label_that_is_no_class_is_told(text):
+def test_a_label_that_is_no_class_is_refused(text):
     head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)
     with pytest.raises(InputError, match="a label that is no class of the model: cow; known: cat, dog"):
         score(head, FeatureSet([[1.0, 0.0]], ("cow",), ("cow", "dog")))

@@ -19,26 +19,26 @@ def test_the_interval_is_that_of_scipy(n):
     a, b = two_methods(n)
     differences = np.array([a[draw] - b[draw] for draw in a])
     theirs = bootstrap((differences,), np.mean, n_resamples=20_000, method="percentile", rng=1)
-    found = paired_difference(a, b, resamples=20_000)
-    assert found.mean == pytest.approx(differences.mean())
+    difference = paired_difference(a, b, resamples=20_000)
+    assert difference.mean == pytest.approx(differences.mean())
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert found.interval == pytest.approx(tuple(theirs.confidence_interval), abs=0.03 * width)
-    assert found.above_zero == pytest.approx((theirs.bootstrap_distribution > 0).mean(), abs=0.01)
-    assert (found.pairs, found.groups, found.unpaired) == (n, 1, 0)
+    assert difference.interval == pytest.approx(tuple(theirs.confidence_interval), abs=0.03 * width)
+    assert difference.above_zero == pytest.approx((theirs.bootstrap_distribution > 0).mean(), abs=0.01)
+    assert (difference.pairs, difference.groups, difference.unpaired) == (n, 1, 0)
 
 
 def test_three_pairs_have_27_resamples_that_can_be_listed():
     """Differences 1, 2, 6: one resample in 27 is all 1 and one all 6, so 2.5 % and 97.5 % lie at the ends."""
-    found = paired_difference({1: 1.0, 2: 2.0, 3: 6.0}, {1: 0.0, 2: 0.0, 3: 0.0})
-    assert found.mean == 3.0
-    assert found.interval == (1.0, 6.0)
-    assert found.above_zero == 1.0
+    difference = paired_difference({1: 1.0, 2: 2.0, 3: 6.0}, {1: 0.0, 2: 0.0, 3: 0.0})
+    assert difference.mean == 3.0
+    assert difference.interval == (1.0, 6.0)
+    assert difference.above_zero == 1.0
 
 
 def test_the_share_above_zero_is_counted_over_all_resamples():
     """Differences -1, -1, 3: only three times -1 gives a mean below 0 (8 in 27), -1, -1, 3 gives 1 / 3."""
-    found = paired_difference({1: 0.0, 2: 0.0, 3: 3.0}, {1: 1.0, 2: 1.0, 3: 0.0}, resamples=50_000)
-    assert found.above_zero == pytest.approx(19 / 27, abs=0.01)
+    difference = paired_difference({1: 0.0, 2: 0.0, 3: 3.0}, {1: 1.0, 2: 1.0, 3: 0.0}, resamples=50_000)
+    assert difference.above_zero == pytest.approx(19 / 27, abs=0.01)
 
 
 def test_draws_are_paired_by_key_and_not_by_place():
@@ -56,10 +56,10 @@ def test_pairing_takes_the_luck_of_the_draw_out():
 def test_groups_count_the_same_and_are_resampled_each_for_itself():
     """Constant within each set: 0.1 over three draws, 0.3 over six. No resample can differ from the mean, 0.2."""
     sets = {("a", i): 0.1 for i in range(3)} | {("b", i): 0.3 for i in range(6)}
-    found = paired_difference(sets, dict.fromkeys(sets, 0.0), group=lambda draw: draw[0])
-    assert found.mean == pytest.approx(0.2)
-    assert found.interval == pytest.approx((0.2, 0.2))
-    assert (found.pairs, found.groups) == (9, 2)
+    difference = paired_difference(sets, dict.fromkeys(sets, 0.0), group=lambda draw: draw[0])
+    assert difference.mean == pytest.approx(0.2)
+    assert difference.interval == pytest.approx((0.2, 0.2))
+    assert (difference.pairs, difference.groups) == (9, 2)
     together = paired_difference(sets, dict.fromkeys(sets, 0.0))
     assert together.mean == pytest.approx(2.1 / 9)
     assert together.interval[1] - together.interval[0] > 0.05
@@ -76,28 +76,28 @@ def test_groups_give_the_interval_of_their_mean():
         method="percentile",
         rng=1,
     ).confidence_interval
-    found = paired_difference(
+    difference = paired_difference(
         {("x", *draw): value for draw, value in a.items()} | {("y", *draw): value for draw, value in c.items()},
         {("x", *draw): value for draw, value in b.items()} | {("y", *draw): value for draw, value in d.items()},
         group=lambda draw: draw[0],
         resamples=20_000,
     )
-    assert found.interval == pytest.approx(tuple(theirs), abs=0.03 * (theirs.high - theirs.low))
+    assert difference.interval == pytest.approx(tuple(theirs), abs=0.03 * (theirs.high - theirs.low))
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_fewer_than_three_pairs_give_no_interval(n):
     a, b = two_methods(n)
-    found = paired_difference(a, b)
-    assert (found.interval, found.above_zero, found.pairs) == (None, None, n)
-    assert found.mean == pytest.approx(np.mean([a[draw] - b[draw] for draw in a]))
+    difference = paired_difference(a, b)
+    assert (difference.interval, difference.above_zero, difference.pairs) == (None, None, n)
+    assert difference.mean == pytest.approx(np.mean([a[draw] - b[draw] for draw in a]))
 
 
 def test_one_thin_group_gives_no_interval():
     a, b = two_methods(6)
     keys = dict(zip(a, "xxxxyy", strict=True))
-    found = paired_difference(a, b, group=keys.get)
-    assert (found.interval, found.pairs, found.groups) == (None, 6, 2)
+    difference = paired_difference(a, b, group=keys.get)
+    assert (difference.interval, difference.pairs, difference.groups) == (None, 6, 2)
 
 
 def test_draws_of_one_method_only_are_left_out_and_counted():
@@ -111,8 +111,8 @@ def test_a_tie_is_not_above_zero():
     """0.705 - 0.7 and 0.8 - 0.805 do not add up to 0 exactly."""
     a = dict(enumerate([0.705, 0.8, 0.705, 0.8]))
     assert paired_difference(a, a).above_zero == 0
-    found = paired_difference({0: 0.705, 1: 0.8, 2: 0.5}, {0: 0.7, 1: 0.805, 2: 0.5}, resamples=50_000)
-    assert found.above_zero == pytest.approx(10 / 27, abs=0.01)  # 27 ways, 7 of them ties, the others even
+    difference = paired_difference({0: 0.705, 1: 0.8, 2: 0.5}, {0: 0.7, 1: 0.805, 2: 0.5}, resamples=50_000)
+    assert difference.above_zero == pytest.approx(10 / 27, abs=0.01)  # 27 ways, 7 of them ties, the others even
 
 
 def test_the_seed_decides():
@@ -121,7 +121,7 @@ def test_the_seed_decides():
     assert paired_difference(a, b, seed=3).interval != paired_difference(a, b, seed=4).interval
 
 
-def test_what_cannot_be_compared_is_told():
+def test_methods_that_cannot_be_compared_are_refused():
     with pytest.raises(InputError, match=r"no draw in common \(1 and 2 draws\)"):
         paired_difference({1: 0.5}, {2: 0.5, 3: 0.5})
     with pytest.raises(InputError, match="no draw in common"):

@@ -58,7 +58,7 @@ def test_what_is_not_run_yet_is_found_in_its_cell(runs):
     assert setting("zero-shot", 4) in study.settings
 
 
-def test_a_missing_run_of_an_earlier_plan_is_told_but_put_nowhere(runs, make_run):
+def test_a_missing_run_of_an_earlier_plan_is_counted_for_no_setting(runs, make_run):
     before = make_run("zero-shot", shots=2, seed=1)
     study = Study(SUITE, tuple(entry(run) for run in [*runs, before]), {run.key: run for run in runs})
     assert len(study.missing) == 1 and study.missing_by_setting == {}
@@ -87,7 +87,7 @@ def test_labels_of_the_plan_count_and_not_those_of_the_record(make_run):
         ([("b", "knn", None), ("a", "knn", None)], "b"),
     ],
 )
-def test_the_reference_is_clip_adapter_as_it_comes_if_it_is_there(make_run, heads, expected):
+def test_the_reference_is_clip_adapter_with_defaults_if_the_suite_has_it(make_run, heads, expected):
     runs = [make_run(label, method=method, params={"label": label}) for label, method, _ in heads]
     entries = tuple(entry(run, value=value) for run, (_, _, value) in zip(runs, heads, strict=True))
     assert Study(SUITE, entries, {run.key: run for run in runs}).reference == expected
@@ -107,7 +107,7 @@ def test_a_study_is_read_from_its_folder(runs, tmp_path):
     assert study.suite == SUITE and len(study.runs) == 5 and len(study.missing) == 3
 
 
-def test_a_suite_that_was_not_run_there_is_told_with_those_that_were(runs, tmp_path):
+def test_the_error_on_a_suite_that_was_not_run_names_those_that_were(runs, tmp_path):
     Plan(suite=SUITE, entries=[]).save(tmp_path)
     with pytest.raises(DataError, match="no runs of suite 'yours'; it has: mine"):
         load_study(tmp_path, "yours")

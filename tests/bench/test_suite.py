@@ -18,7 +18,7 @@ def test_every_shipped_suite_makes_its_heads(name):
         make_head(variant)
 
 
-def test_the_studies_of_the_paper_are_there():
+def test_the_package_has_the_studies_of_the_paper():
     asked = {"few-shot", "bottleneck", "residual-ratio", "branch", "learned-ratio", "prompts", "backbones", "shift"}
     assert asked | {"efficiency", "features", "paper", "base-to-new", "cross-dataset"} <= set(list_suites())
     assert [v.params["reduction"] for v in load_suite("bottleneck").all_variants()[1:]] == [1, 2, 4, 8, 16, 32]
@@ -109,7 +109,7 @@ def test_a_stream_has_no_views_for_each_epoch():
         ),
     ],
 )
-def test_a_head_that_cannot_be_made_is_told(variant, error):
+def test_a_head_that_cannot_be_created_is_refused(variant, error):
     with pytest.raises(InputError, match=error):
         make_head(variant)
 
@@ -136,7 +136,7 @@ def test_a_suite_of_ones_own(tmp_path):
         ('title = "t"\nheads = ["knn"]\nprotocol = "all"', "protocol"),
     ],
 )
-def test_a_damaged_suite_is_told(text, error):
+def test_a_damaged_suite_is_refused(text, error):
     with pytest.raises(DataError, match=error):
         parse_suite("own", text)
 

@@ -16,7 +16,7 @@ def runs(make_run):
     ]
 
 
-def test_a_table_says_mean_and_sample_deviation_and_marks_the_best(runs):
+def test_a_table_has_mean_and_sample_deviation_and_marks_the_best(runs):
     # 0.5 and 0.7: mean 0.6, sd 0.1414; 0.5 and 0.6: mean 0.55, sd 0.0707.
     assert table(runs).splitlines() == [
         "head        1 shot      2 shots  fit at 2",
@@ -46,7 +46,7 @@ def test_what_looks_equal_is_equally_good(make_run):
     assert summarise(runs).best(1) == {"a", "b"}
 
 
-def test_runs_that_failed_are_told(make_run):
+def test_failed_runs_are_named(make_run):
     runs = [make_run("a", seed=1, accuracy=0.5), make_run("a", seed=2, error="E: why"), make_run("b", error="E: no")]
     lines = table(runs).splitlines()
     assert lines[1].split() == ["a", "*50.0", "±", "0.0", "(1", "of", "2)", "0.25", "s"]
@@ -70,8 +70,8 @@ def test_heads_that_are_not_as_published_are_marked_and_explained(make_run, mark
 
 
 def test_a_summary_can_be_written_as_json(runs):
-    found = summarise(runs, "macro_f1").to_dict()
-    assert found["rows"][0] == {
+    summary = summarise(runs, "macro_f1").to_dict()
+    assert summary["rows"][0] == {
         "head": "a",
         "shots": 1,
         "mean": pytest.approx(0.3),
@@ -79,7 +79,7 @@ def test_a_summary_can_be_written_as_json(runs):
         "seeds": 2,
         "failed": 0,
     }
-    assert found["fit_seconds"] == {"a": 0.25, "b": 0.25}
+    assert summary["fit_seconds"] == {"a": 0.25, "b": 0.25}
 
 
 def test_no_records_make_no_table():

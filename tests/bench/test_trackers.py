@@ -45,5 +45,5 @@ def test_tensorboard_shows_the_figures_over_the_shots(make_run, tmp_path):
     for shots in (1, 4):
         track(make_run(head="knn", shots=shots, accuracy=shots / 8))
     (folder,) = (tmp_path / "tensorboard").iterdir()
-    found = EventAccumulator(str(folder)).Reload()
-    assert [(point.step, point.value) for point in found.Scalars("accuracy")] == [(1, 0.125), (4, 0.5)]
+    events = EventAccumulator(str(folder)).Reload()
+    assert [(point.step, point.value) for point in events.Scalars("accuracy")] == [(1, 0.125), (4, 0.5)]

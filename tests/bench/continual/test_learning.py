@@ -103,13 +103,13 @@ def test_the_matrix_is_that_of_plain_loops(make, joint, known, tasks, text):
     np.testing.assert_allclose(run.continual.accuracy, loop(make, tasks, text, joint, known))
 
 
-def test_among_the_classes_of_a_task_answers_are_right_more_often(tasks, text):
+def test_predictions_among_the_classes_of_a_task_are_right_more_often(tasks, text):
     told, not_told = (stream({"it": Means()}, tasks, text, task_known=known)[0].continual for known in (True, False))
     assert (np.array(told.accuracy) >= np.array(not_told.accuracy)).all()
     assert told.accuracy != not_told.accuracy
 
 
-def test_figures_rest_on_the_matrix_and_on_zero_shot(tasks, text):
+def test_metrics_are_computed_from_the_matrix_and_zero_shot(tasks, text):
     (run,) = stream({"it": Last()}, tasks, text)
     (plain,) = stream({"zero-shot": ZeroShot()}, tasks, text)
     assert run.continual.zero_shot == plain.continual.accuracy[0] == plain.continual.accuracy[2]
@@ -127,7 +127,7 @@ def test_figures_rest_on_the_matrix_and_on_zero_shot(tasks, text):
     assert run.continual.metrics.forgetting > 0.1
 
 
-def test_a_head_that_goes_on_sees_each_shot_once(tasks, text):
+def test_an_incremental_head_gets_each_shot_once(tasks, text):
     seen = []
 
     class Spy(Means):
@@ -142,7 +142,7 @@ def test_a_head_that_goes_on_sees_each_shot_once(tasks, text):
     assert seen == [10, 20, 30]
 
 
-def test_what_is_kept_grows_only_for_joint_fits(tasks, text):
+def test_stored_numbers_grow_only_for_joint_fits(tasks, text):
     runs = stream({"means": Means(), "anew": Means(), "zero-shot": ZeroShot()}, tasks, text, joint=["anew"])
     sizes = {run.head: [step.size for step in run.continual.steps] for run in runs}
     assert sizes["means"] == [6 + 1 + 2 * 6 * 8] * 3  # counts, whether there was text, sums and rows
@@ -169,12 +169,12 @@ def test_a_class_may_come_again(tasks, text):
     np.testing.assert_allclose(run.continual.accuracy[-1], right)
 
 
-def test_records_are_made_once_and_hang_on_all_that_matters(tasks, text, tmp_path):
+def test_records_are_made_once_and_depend_on_all_settings(tasks, text, tmp_path):
     file = tmp_path / "runs.jsonl"
 
     def keys(given=tasks, heads=None, **more):
-        found = stream(heads or {"knn": Knn()}, given, text, records=file, **more)
-        return tuple(run.key for run in found)
+        record = stream(heads or {"knn": Knn()}, given, text, records=file, **more)
+        return tuple(run.key for run in record)
 
     first = keys()
     assert keys() == first
@@ -196,7 +196,7 @@ def test_records_are_made_once_and_hang_on_all_that_matters(tasks, text, tmp_pat
     assert plan[0] != plan[1]
 
 
-def test_a_head_that_fails_says_after_which_task(tasks, text):
+def test_the_record_of_a_failed_head_names_the_last_task(tasks, text):
     class Tired(Means):
         def _partial_fit_next(self, shots, origin):
             raise ValueError("enough")
@@ -267,7 +267,7 @@ def test_the_table_marks_what_is_not_as_published(tasks, text):
     assert f"‡ knn: {fidelity_of('knn')}" in table
 
 
-def test_the_table_marks_the_best_of_those_that_go_on(tasks, text):
+def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
     runs = stream({"zero-shot": ZeroShot(), "means": Means(), "last": Last(), "knn": Knn()}, tasks, text, seeds=[1, 2])
     lines = stream_table(runs).splitlines()
     assert lines[0].split() == ["head", "learns", "Transfer", "Average", "Last", "forgetting", "forward", "transfer"]

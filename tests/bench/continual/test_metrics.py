@@ -14,15 +14,15 @@ MATRIX = [
 
 
 def test_a_matrix_worked_out_by_hand():
-    found = continual_metrics(MATRIX)
-    assert found.transfer_per_task == (40.0, 30.0, 30.0)  # 40; (20 + 40) / 2; (10 + 20 + 60) / 3
-    assert found.average_per_task == (75.0, 60.0, 42.5, 45.0)
-    assert found.last_per_task == (70.0, 50.0, 60.0, 90.0)
-    assert found.forgetting_per_task == (20.0, 30.0, -10.0)  # 90 - 70; 80 - 50; 50 - 60
-    assert found.transfer == pytest.approx(100 / 3)
-    assert found.average == pytest.approx(222.5 / 4)
-    assert found.last == pytest.approx(67.5)
-    assert found.forgetting == pytest.approx(40 / 3)
+    metrics = continual_metrics(MATRIX)
+    assert metrics.transfer_per_task == (40.0, 30.0, 30.0)  # 40; (20 + 40) / 2; (10 + 20 + 60) / 3
+    assert metrics.average_per_task == (75.0, 60.0, 42.5, 45.0)
+    assert metrics.last_per_task == (70.0, 50.0, 60.0, 90.0)
+    assert metrics.forgetting_per_task == (20.0, 30.0, -10.0)  # 90 - 70; 80 - 50; 50 - 60
+    assert metrics.transfer == pytest.approx(100 / 3)
+    assert metrics.average == pytest.approx(222.5 / 4)
+    assert metrics.last == pytest.approx(67.5)
+    assert metrics.forgetting == pytest.approx(40 / 3)
 
 
 def test_plain_loops_give_the_same():
@@ -30,29 +30,29 @@ def test_plain_loops_give_the_same():
     transfer = [sum(cells[t, i] for t in range(i)) / i for i in range(1, 11)]
     average = [sum(cells[t, i] for t in range(11)) / 11 for i in range(11)]
     forgetting = [max(cells[t, i] for t in range(i, 10)) - cells[10, i] for i in range(10)]
-    found = continual_metrics(cells)
-    np.testing.assert_allclose(found.transfer_per_task, transfer)
-    np.testing.assert_allclose(found.average_per_task, average)
-    np.testing.assert_allclose(found.forgetting_per_task, forgetting)
-    np.testing.assert_allclose(found.transfer, sum(transfer) / 10)
+    metrics = continual_metrics(cells)
+    np.testing.assert_allclose(metrics.transfer_per_task, transfer)
+    np.testing.assert_allclose(metrics.average_per_task, average)
+    np.testing.assert_allclose(metrics.forgetting_per_task, forgetting)
+    np.testing.assert_allclose(metrics.transfer, sum(transfer) / 10)
 
 
-def test_a_task_that_is_got_wholly_wrong_counts():
+def test_a_task_without_a_right_prediction_counts():
     """RAIL's code leaves cells of 0 out, and would say 50 here."""
     assert continual_metrics([[80, 30, 0], [70, 90, 50], [60, 85, 95]]).transfer_per_task == (30.0, 25.0)
 
 
 def test_a_single_task_has_no_transfer_and_no_forgetting():
-    found = continual_metrics([[0.75]])
-    assert (found.average, found.last) == (0.75, 0.75)
-    assert (found.transfer, found.forgetting) == (None, None)
-    assert found.transfer_per_task == found.forgetting_per_task == ()
+    metrics = continual_metrics([[0.75]])
+    assert (metrics.average, metrics.last) == (0.75, 0.75)
+    assert (metrics.transfer, metrics.forgetting) == (None, None)
+    assert metrics.transfer_per_task == metrics.forgetting_per_task == ()
 
 
 def test_forward_transfer_is_what_was_gained_before_a_task_is_learned():
-    found = continual_metrics(MATRIX, before=[5.0, 30.0, 50.0, 50.0])
-    assert found.forward_transfer_per_task == (10.0, -10.0, 10.0)  # 40 - 30; 40 - 50; 60 - 50
-    assert found.forward_transfer == pytest.approx(10 / 3)
+    metrics = continual_metrics(MATRIX, before=[5.0, 30.0, 50.0, 50.0])
+    assert metrics.forward_transfer_per_task == (10.0, -10.0, 10.0)  # 40 - 30; 40 - 50; 60 - 50
+    assert metrics.forward_transfer == pytest.approx(10 / 3)
     assert continual_metrics(MATRIX).forward_transfer_per_task is None
     assert continual_metrics(MATRIX).forward_transfer is None
     assert continual_metrics([[0.75]], before=[0.5]).forward_transfer is None

@@ -85,14 +85,14 @@ def go(sources, out, text=SUITE, **more):
 
 def test_a_data_set_is_divided_as_evenly_as_can_be():
     names = [f"{i:03}" for i in range(101)]
-    found = order_tasks({"c": names}, StreamRules(classes_per_task=20), ORDERS["given"], 1)
-    assert [len(classes) for _, _, classes in found] == [20, 20, 20, 20, 21]
-    assert [name for name, _, _ in found] == [f"c {i}/5" for i in range(1, 6)]
-    assert sum((classes for _, _, classes in found), []) == names
+    tasks = order_tasks({"c": names}, StreamRules(classes_per_task=20), ORDERS["given"], 1)
+    assert [len(classes) for _, _, classes in tasks] == [20, 20, 20, 20, 21]
+    assert [name for name, _, _ in tasks] == [f"c {i}/5" for i in range(1, 6)]
+    assert sum((classes for _, _, classes in tasks), []) == names
     assert [count_tasks(n, 20) for n in (1, 29, 31, 100)] == [1, 1, 2, 5]
 
 
-def test_orders_say_what_the_seed_changes():
+def test_the_seed_changes_shuffled_orders_only():
     sets = {"a": list("pqrstuvw"), "b": ["x", "y"], "c": ["z", "0"]}
     rules = StreamRules(classes_per_task=2)
 
@@ -108,7 +108,7 @@ def test_orders_say_what_the_seed_changes():
     assert len({tuple(name for name, _, _ in order("seed", seed)) for seed in range(5)}) > 1
 
 
-def test_a_named_order_puts_those_that_are_there_in_line():
+def test_a_named_order_sorts_the_given_data_sets():
     mine = Order(name="mine", data=["c", "b", "a"])
     assert [name for name, _, _ in order_tasks({"a": ["p"], "c": ["q"]}, StreamRules(), mine, 1)] == ["c", "a"]
     with pytest.raises(InputError, match="the order 'mine' lacks d; it has: c, b, a.*--order given"):
@@ -128,10 +128,10 @@ def test_order_two_is_the_published_permutation_of_order_one():
 
 
 def data_set(name, classes, seed, **text):
-    found = features(classes, 2, seed, data=name)
-    rows = np.arange(len(found))
+    features_of_set = features(classes, 2, seed, data=name)
+    rows = np.arange(len(features_of_set))
     return DataSetFeatures(
-        name, found, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text
+        name, features_of_set, features(classes, 1, seed + 9), words(classes), rows, 10, {(1, 1): [0, 2]}, **text
     )
 
 
@@ -192,8 +192,8 @@ def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
 
 
 def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
-    found = go(sets[:1], tmp_path / "out", SUITE + "[stream]\nclasses_per_task = 3")
-    assert (found.n_made, found.n_failed) == (4, 0)
+    result = go(sets[:1], tmp_path / "out", SUITE + "[stream]\nclasses_per_task = 3")
+    assert (result.n_made, result.n_failed) == (4, 0)
     bundle = load_bundle(sets[0][len(FEATURES) :])
     rows = draw_shots(bundle.support.y, 2, 1)
     tasks = []
@@ -207,7 +207,7 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
     assert run.continual.zero_shot == expected.continual.zero_shot
 
 
-def test_a_stream_that_is_there_is_not_made_again(sets, tmp_path):
+def test_a_stream_with_a_record_is_not_made_again(sets, tmp_path):
     text = SUITE.replace('"knn"]', '"knn"]\nvariants = [{ head = "prototype", mode = "joint" }]')
     assert go(sets, tmp_path / "out", text).n_made == 6
     again = go(sets, tmp_path / "out", text)
@@ -230,14 +230,14 @@ def test_a_stream_that_is_there_is_not_made_again(sets, tmp_path):
 )
 def test_what_shapes_a_stream_makes_another_run(change, sets, tmp_path):
     go(sets, tmp_path / "out")
-    found = go(sets, tmp_path / "out", SUITE + change)
-    assert (found.n_made, found.n_existing) == (4, 0)
+    result = go(sets, tmp_path / "out", SUITE + change)
+    assert (result.n_made, result.n_existing) == (4, 0)
 
 
 def test_the_name_of_an_order_makes_no_other_run(sets, tmp_path):
     go(sets, tmp_path / "out")
-    found = go(sets, tmp_path / "out", SUITE + '[stream]\norders = [{ name = "mine", data = ["zoo", "farm"] }]')
-    assert (found.n_made, found.n_existing) == (0, 4)
+    result = go(sets, tmp_path / "out", SUITE + '[stream]\norders = [{ name = "mine", data = ["zoo", "farm"] }]')
+    assert (result.n_made, result.n_existing) == (0, 4)
 
 
 def test_all_pictures_may_be_learned_from(sets, tmp_path):
@@ -256,12 +256,12 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
     toy = FewShotClassifier("toy", cache=None)
     launcher = create_launcher("local", workers=1)
     suite = parse_suite("own", SUITE)
-    found = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", launcher)
-    assert found.n_failed == 0
+    result = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", launcher)
+    assert result.n_failed == 0
     run = RecordFolder(tmp_path / "out").read()[0]
     assert [(task.name, task.shots) for task in run.stream.tasks] == [("first", 6), ("second", 6)]
     assert run.n_test == 6 + 6  # of the undivided set every second of four
-    assert {(entry.data, entry.test) for entry in found.plan.entries} == {("first + second", "as given")}
+    assert {(entry.data, entry.test) for entry in result.plan.entries} == {("first + second", "as given")}
     with pytest.raises(InputError, match="one encoder|one shape"):
         run_suite(suite, [sources[0], sets[0]], {"toy": toy}, tmp_path / "other", launcher)
 
@@ -281,7 +281,7 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
     assert open_source(str(tmp_path / "first")).train.class_names == ("blue", "green", "red")
 
 
-def test_a_task_without_shots_is_told(sets):
+def test_a_task_without_shots_is_refused(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
     union = build_joined_data_sets(suite, sets[:1], None, Prompts(label=""))
     union.draws["zoo"][2, 1][:] = union.draws["zoo"][2, 1][4:]
@@ -310,7 +310,7 @@ def test_stream_suites_come_with_the_package():
         ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "stream.orders"),
     ],
 )
-def test_what_no_suite_says(text, error):
+def test_settings_that_no_suite_has_are_refused(text, error):
     with pytest.raises(DataError, match=error):
         parse_suite("own", f'title = "t"\n{text}')
 
@@ -354,7 +354,7 @@ def report(sets, tmp_path_factory):
     return write_report(study, out, published=True), study
 
 
-def test_a_report_says_what_happens_and_what_came_of_it(report):
+def test_a_report_describes_the_stream_and_its_results(report):
     files, study = report
     page = files[0].read_text()
     assert "4 tasks are learned one after the other: zoo 1/3 (2 classes), then zoo 2/3 (2 classes)" in page
@@ -413,7 +413,7 @@ def test_a_stream_that_failed_is_in_the_report(sets, tmp_path):
     assert "after 0 of 2 tasks" in files[1].read_text()
 
 
-def test_published_figures_stand_beside_the_same_stream_only(sets, tmp_path):
+def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path):
     go(sets, tmp_path / "out")
     run = RecordFolder(tmp_path / "out").read()[0]
     order = load_suite("mtil").stream.orders[0].data
@@ -442,7 +442,7 @@ def test_published_figures_stand_beside_the_same_stream_only(sets, tmp_path):
 # The command
 
 
-def test_the_command_prints_a_table_that_says_what_it_is(sets, tmp_path):
+def test_the_command_prints_a_table_with_its_definitions(sets, tmp_path):
     from click.testing import CliRunner
 
     from clipadapter.cli.app import app
@@ -467,7 +467,7 @@ def test_the_command_prints_a_table_that_says_what_it_is(sets, tmp_path):
     assert wrong.exit_code == 1 and "no order is called 'backwards'" in wrong.stderr
 
 
-def test_the_command_says_which_data_sets_are_missing(tmp_path, colour_folder):
+def test_the_command_names_missing_data_sets(tmp_path, colour_folder):
     from click.testing import CliRunner
 
     from clipadapter.cli.app import app

@@ -82,7 +82,7 @@ def test_of_the_log_loss_the_lowest_is_best(study):
     assert grids(study)["Log-loss: pets"].best == {(1, 1), (1, 2)}
 
 
-def test_every_table_tells_how_it_was_measured(study):
+def test_every_table_says_how_it_was_measured(study):
     for grid in grids(study).values():
         told = " ".join(grid.common)
         for fact in (
@@ -123,7 +123,7 @@ def test_heads_on_other_rows_are_not_compared(make_run):
     assert grids(joined(suite(), runs))["Difference to a: pets"].rows == (("b", "no common draw"),)
 
 
-def test_what_failed_and_what_is_missing_is_told(make_run):
+def test_failed_and_missing_runs_are_named(make_run):
     runs = [make_run("a", seed=1, accuracy=0.5), make_run("a", seed=2, error="E: why"), make_run("b", error="E: no")]
     missing = [make_run("b", seed=2), *(make_run("c", seed=seed) for seed in (1, 2))]
     document = build_report(joined(suite(shots=[1]), runs, missing))
@@ -139,7 +139,7 @@ def test_nothing_to_report_is_an_error(make_run):
         build_report(joined(suite(), [], [make_run()]))
 
 
-def test_heads_that_see_more_are_marked_and_never_the_best(make_run):
+def test_heads_with_more_than_the_shots_are_marked_and_never_the_best(make_run):
     runs = [
         make_run("plain", accuracy=0.5),
         make_run("whole", accuracy=0.9, flags=Flags(transductive=True)),
@@ -235,12 +235,12 @@ def test_a_line_of_the_csv_is_a_record(study, make_run, tmp_path):
 def test_a_study_shows_every_metric_that_its_records_have(study, make_run):
     assert "Balanced accuracy: pets" not in grids(study)  # records of an earlier version
     metrics = Metrics(accuracy=0.5, balanced_accuracy=0.25, macro_f1=0.5, log_loss=0.5)
-    found = joined(suite(), [*study.runs, make_run("tip-adapter").model_copy(update={"metrics": metrics})])
+    extended = joined(suite(), [*study.runs, make_run("tip-adapter").model_copy(update={"metrics": metrics})])
     titles = {f"{title}: pets" for title in ("Accuracy", "Balanced accuracy", "Macro F1", "Log-loss")}
-    assert titles <= grids(found).keys()
-    shown = {row[0]: row[1] for row in grids(found)["Balanced accuracy: pets"].rows}
+    assert titles <= grids(extended).keys()
+    shown = {row[0]: row[1] for row in grids(extended)["Balanced accuracy: pets"].rows}
     assert shown == {"zero-shot": "-", "clip-adapter": "-", "tip-adapter": "25.0"}
-    lines = list(csv.DictReader(format_record_csv(found).splitlines()))
+    lines = list(csv.DictReader(format_record_csv(extended).splitlines()))
     assert {line["label"]: line["balanced_accuracy"] for line in lines} == {
         **{run.head: "" for run in study.runs},
         "tip-adapter": "0.25",
@@ -270,7 +270,7 @@ class Page(HTMLParser):
         self.asked += [found.get("href")] if tag in ("link", "base") else []
 
 
-def test_the_page_asks_for_nothing_and_its_contents_lead_somewhere(study, tmp_path):
+def test_the_page_loads_no_other_file_and_its_links_have_targets(study, tmp_path):
     text = write_report(study, tmp_path)[3].read_text(encoding="utf-8")
     page = Page(text)
     assert page.asked and all(address.startswith("data:image/svg+xml;base64,") for address in page.asked)
@@ -279,7 +279,7 @@ def test_the_page_asks_for_nothing_and_its_contents_lead_somewhere(study, tmp_pa
     assert page.links and {link.removeprefix("#") for link in page.links} <= set(page.ids)
 
 
-def test_names_are_shown_as_they_stand_in_every_form(make_run, tmp_path):
+def test_names_are_escaped_in_every_format(make_run, tmp_path):
     name, data = "<b>50%_$x", part("a & b|c")
     runs = [make_run(name, n, data=data, templates=["<i>{}"], error="E: <u>" if n > 1 else None) for n in (1, 2)]
     md, _, tex, html, *_ = (
@@ -332,7 +332,7 @@ def test_many_heads_and_data_sets_can_be_drawn(make_run, tmp_path):
     assert names[4:] == ["mine-1-heat.png", *(f"mine-{i}-curves.png" for i in (2, 3, 4, 5))]
 
 
-def test_pictures_of_an_older_report_go_and_those_of_other_suites_stay(study, tmp_path):
+def test_plots_of_an_older_report_are_removed_but_not_those_of_other_suites(study, tmp_path):
     place = tmp_path / "reports"
     place.mkdir()
     for name in ("mine-9-bars.png", "mine-too-1-bars.png", "mine-projection.png"):
@@ -342,7 +342,7 @@ def test_pictures_of_an_older_report_go_and_those_of_other_suites_stay(study, tm
     assert (place / "mine-too-1-bars.png").exists() and (place / "mine-projection.png").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told(study, tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused(study, tmp_path):
     (tmp_path / "reports").touch()
     with pytest.raises(InputError, match="can't write"):
         write_report(study, tmp_path)
@@ -362,16 +362,16 @@ def published_run(make_run, **changes):
     return make_run(**values)
 
 
-def test_published_figures_stand_apart_from_the_measured_ones(make_run):
+def test_published_figures_are_in_a_separate_section(make_run):
     study = joined(suite(), [published_run(make_run)])
-    found = grids(study, published=True)
-    beside = found.pop("Accuracy beside published figures")
+    tables = grids(study, published=True)
+    beside = tables.pop("Accuracy beside published figures")
     # Tip-Adapter's log has CLIP-Adapter with 16 shots on DTD at 65.96.
     row = next(row for row in beside.rows if row[7] == "S1")
     assert row[:7] == ("clip-adapter", "dtd", "RN50", "16 shots", "60.0", "65.96", "-6.0")
     assert "search" in row[9] and row[10] == "verified"
     assert any(note.startswith("S1: Tip-Adapter") for note in beside.notes)
-    assert "65.96" not in " ".join(cell for grid in found.values() for line in grid.rows for cell in line)
+    assert "65.96" not in " ".join(cell for grid in tables.values() for line in grid.rows for cell in line)
     assert "Accuracy beside published figures" not in grids(study)
 
 
@@ -405,7 +405,7 @@ def test_two_folders_are_compared_cell_by_cell(make_run):
     assert "All settings are the same" in compare_studies(made(0.0), made(0.0))
 
 
-def test_a_setting_of_some_runs_is_told_with_their_number(make_run):
+def test_a_setting_that_differs_in_some_runs_has_their_number(make_run):
     before = joined(suite(), [make_run("a"), make_run("b", params={"alpha": 0.2})])
     after = joined(suite(), [make_run("a"), make_run("b", params={"alpha": 0.4})])
     assert "- alpha of b: 0.2 to 0.4 (1 of 2 runs)" in compare_studies(before, after).splitlines()
