@@ -458,11 +458,14 @@ def test_the_command_prints_a_table_with_its_definitions(sets, tmp_path):
     assert result.exit_code == 0, result.output
     assert "zoo + farm, 2 shots, tasks classes by seed, about 2 classes a task" in result.stdout
     assert "Last: accuracy on a task after the last one was learned." in result.stdout
-    assert "4 streams made" in result.stdout
+    assert "4 streams finished" in result.stdout
     told = json.loads(run(*data, "--shots", "all", "--seeds", "1", "--heads", "knn", "--json").stdout)
     assert [(one["head"], one["learns"], one["shots"]) for one in told["streams"]] == [("knn", "joint", ALL)]
     plan = run(*data, "--per-task", "2", "--dry-run").stdout
-    assert "tasks     4, learned one after the other; all are measured after each, and nobody says" in plan
+    assert (
+        "tasks     4, learned one after the other; all are measured after each; the task of a test picture is not known"
+        in plan
+    )
     wrong = run(*data, "--order", "backwards")
     assert wrong.exit_code == 1 and "no order is called 'backwards'" in wrong.stderr
 
@@ -482,7 +485,7 @@ def test_the_command_names_missing_data_sets(tmp_path, colour_folder):
     plan = CliRunner().invoke(app, [*given, "--dry-run"]).stdout
     assert "the data set 'dtd' is not ready" in plan
     assert "'cifar100' is not ready" in plan and "put its pictures into" in plan
-    assert "cifar100: size not known, NOT ON DISK" in plan
+    assert "cifar100: unknown size, NOT ON DISK" in plan
     assert "tail.toml --data mnist" in result.stderr
     few = CliRunner().invoke(app, ["bench", "run", "few-shot", "--data", "x", "--order", "seed"])
     assert "suite 'few-shot' has no stream of tasks: leave --order out" in few.stderr
