@@ -30,7 +30,7 @@ def text(names=NAMES, d=8):
 
 
 @pytest.fixture
-def whole():
+def full():
     return Bundle(
         features(),
         text(),
@@ -42,30 +42,33 @@ def whole():
     )
 
 
-def test_test_parts_are_marked_for_evaluation(whole):
-    assert all(isinstance(part.features.X, EvaluationFeatures) for part in whole.tests.values())
+def test_test_parts_are_marked_for_evaluation(full):
+    assert all(isinstance(part.features.X, EvaluationFeatures) for part in full.tests.values())
     with pytest.raises(InputError, match="marked for evaluation"):
-        ZeroShot().fit(whole.tests["test"].features.X, whole.tests["test"].features.y, text=whole.text)
+        ZeroShot().fit(full.tests["test"].features.X, full.tests["test"].features.y, text=full.text)
 
 
-def test_a_bundle_comes_back_as_it_was(whole, tmp_path):
-    folder = save_bundle(whole, tmp_path / "b")
+def test_a_bundle_comes_back_as_it_was(full, tmp_path):
+    folder = save_bundle(full, tmp_path / "b")
     again = load_bundle(folder)
-    np.testing.assert_array_equal(again.support.X, whole.support.X)
-    assert again.support.y == whole.support.y
-    assert again.names == whole.names
-    for name in whole.names:
-        np.testing.assert_array_equal(again.tests[name].features.X, whole.tests[name].features.X)
-        assert again.tests[name].features.y == whole.tests[name].features.y
-        assert (again.data(name, [0]), again.text_digest(name)) == (whole.data(name, [0]), whole.text_digest(name))
-    runs = [plan_fit(bundle, FitInputs("x", ZeroShot(), 1, 1, [0, 4, 8])) for bundle in (whole, again)]
+    np.testing.assert_array_equal(again.support.X, full.support.X)
+    assert again.support.y == full.support.y
+    assert again.names == full.names
+    for name in full.names:
+        np.testing.assert_array_equal(again.tests[name].features.X, full.tests[name].features.X)
+        assert again.tests[name].features.y == full.tests[name].features.y
+        assert (again.data(name, [0]), again.text_digest(name)) == (
+            full.data(name, [0]),
+            full.text_digest(name),
+        )
+    runs = [plan_fit(bundle, FitInputs("x", ZeroShot(), 1, 1, [0, 4, 8])) for bundle in (full, again)]
     assert [run.key for run in runs[0]] == [run.key for run in runs[1]]
 
 
-def test_a_second_writer_does_not_change_an_existing_bundle(whole, tmp_path):
-    folder = save_bundle(whole, tmp_path / "b")
+def test_a_second_writer_does_not_change_an_existing_bundle(full, tmp_path):
+    folder = save_bundle(full, tmp_path / "b")
     before = (folder / "bundle.json").stat().st_mtime_ns
-    save_bundle(whole, folder)
+    save_bundle(full, folder)
     assert (folder / "bundle.json").stat().st_mtime_ns == before
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
@@ -92,47 +95,47 @@ def damage(folder, **changes):
         ),
     ],
 )
-def test_a_damaged_folder_is_refused(whole, tmp_path, harm, error):
-    folder = save_bundle(whole, tmp_path / "b")
+def test_a_damaged_folder_is_refused(full, tmp_path, harm, error):
+    folder = save_bundle(full, tmp_path / "b")
     harm(folder)
     with pytest.raises(DataError, match=error):
         load_bundle(folder)
 
 
-def test_a_shifted_part_is_answered_among_its_own_classes(whole):
+def test_a_shifted_part_is_answered_among_its_own_classes(full):
     # Of three classes the probe knows, the drawings show two: cow is not to be said.
-    runs = plan_fit(whole, FitInputs("probe", LinearProbe(), 4, 1, list(range(12))))
-    shifted = next(run for run in run_fit(whole, LinearProbe(), runs) if run.data.protocol == "shift")
-    part = whole.tests["drawn"].features
-    logits = LinearProbe().fit(whole.support.X, whole.support.y, text=whole.text).logits(part.X)
+    runs = plan_fit(full, FitInputs("probe", LinearProbe(), 4, 1, list(range(12))))
+    shifted = next(run for run in run_fit(full, LinearProbe(), runs) if run.data.protocol == "shift")
+    part = full.tests["drawn"].features
+    logits = LinearProbe().fit(full.support.X, full.support.y, text=full.text).logits(part.X)
     two = np.array(["cat", "dog"])[logits[:, [0, 2]].argmax(axis=1)]
     assert shifted.metrics.accuracy == pytest.approx((two == np.array(part.y)).mean())
     assert shifted.n_classes == 2
 
 
-def test_new_classes_are_known_by_their_text(whole):
-    runs = run_fit(whole, ZeroShot(), plan_fit(whole, FitInputs("z", ZeroShot(), 1, 1, [0, 4, 8])))
+def test_new_classes_are_known_by_their_text(full):
+    runs = run_fit(full, ZeroShot(), plan_fit(full, FitInputs("z", ZeroShot(), 1, 1, [0, 4, 8])))
     new = next(run for run in runs if run.data.protocol == "new")
-    part = whole.tests["birds"].features
+    part = full.tests["birds"].features
     unit = np.asarray(part.X) / np.linalg.norm(part.X, axis=1, keepdims=True)
-    right = (unit @ whole.tests["birds"].text.embeddings.T).argmax(axis=1) == np.repeat([0, 1], 4)
+    right = (unit @ full.tests["birds"].text.embeddings.T).argmax(axis=1) == np.repeat([0, 1], 4)
     assert new.metrics.accuracy == pytest.approx(right.mean())
     assert (new.n_classes, new.data.test) == (2, "birds")
 
 
-def test_a_head_bound_to_its_classes_fails_on_new_ones_alone(whole):
-    runs = run_fit(whole, LinearProbe(), plan_fit(whole, FitInputs("p", LinearProbe(), 1, 1, [0, 4, 8])))
+def test_a_head_bound_to_its_classes_fails_on_new_ones_alone(full):
+    runs = run_fit(full, LinearProbe(), plan_fit(full, FitInputs("p", LinearProbe(), 1, 1, [0, 4, 8])))
     assert [run.error is None for run in runs] == [True, True, False]
     assert "knows only the classes" in runs[2].error
 
 
-def test_an_adapter_takes_what_it_learned_to_new_classes(whole):
-    head = ClipAdapter(alpha=0.6, epochs=20).fit(whole.support.X, whole.support.y, text=whole.text)
-    other = head.for_classes(whole.tests["birds"].text)
+def test_an_adapter_takes_what_it_learned_to_new_classes(full):
+    head = ClipAdapter(alpha=0.6, epochs=20).fit(full.support.X, full.support.y, text=full.text)
+    other = head.for_classes(full.tests["birds"].text)
     Q = np.asarray(features(seed=5).X)
-    again = other.for_classes(whole.text)
+    again = other.for_classes(full.text)
     np.testing.assert_allclose(again.logits(Q), head.logits(Q), rtol=1e-5)
-    plain = ZeroShot().fit(whole.support.X, whole.support.y, text=whole.text).for_classes(whole.tests["birds"].text)
+    plain = ZeroShot().fit(full.support.X, full.support.y, text=full.text).for_classes(full.tests["birds"].text)
     assert not np.allclose(other.logits(Q), plain.logits(Q), atol=0.1)
     assert list(head.classes_) == list(NAMES)
 

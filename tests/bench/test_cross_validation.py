@@ -34,8 +34,8 @@ SUITE = (
 def pictures():
     """Features of three classes that overlap, and their class text."""
     X, y, text = toy_features((6, 8, 7), noise=1.5)
-    given = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
-    return FeatureSet(X, tuple(map(str, y)), tuple(text.labels), given), text
+    provenance = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
+    return FeatureSet(X, tuple(map(str, y)), tuple(text.labels), provenance), text
 
 
 def predictions(features, text, shots, folds, seed):

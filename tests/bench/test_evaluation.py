@@ -86,7 +86,7 @@ def test_what_is_written_can_be_read(fitted, test_data, tmp_path):
 def test_the_baselines_of_a_pair_are_those_of_its_first_encoder(colour_folder, fitted, test_data):
     shots = load_dataset(colour_folder("pair-shots", 2))
     model = FewShotClassifier("pair:toy+toy", "svl-adapter", cache=None).fit(shots.paths, shots.labels)
-    found, alone = evaluate_model(model, test_data), evaluate_model(fitted(2), test_data)
-    assert found.baselines["zero-shot"].metrics == alone.baselines["zero-shot"].metrics
-    assert {run.head for run in found.curve} == {"zero-shot", "linear-probe", "svl-adapter"}
-    assert [run.error for run in found.curve if run.error] == []
+    pair_evaluation, alone = evaluate_model(model, test_data), evaluate_model(fitted(2), test_data)
+    assert pair_evaluation.baselines["zero-shot"].metrics == alone.baselines["zero-shot"].metrics
+    assert {run.head for run in pair_evaluation.curve} == {"zero-shot", "linear-probe", "svl-adapter"}
+    assert [run.error for run in pair_evaluation.curve if run.error] == []

@@ -11,12 +11,12 @@ from clipadapter.heads import Head, TextFeatures, head_info, list_heads
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 
-SEEN = []
+CALLS = []
 
 
 @pytest.fixture(autouse=True)
 def nothing_seen():
-    SEEN.clear()
+    CALLS.clear()
 
 
 class SpyHead(Head):
@@ -27,11 +27,11 @@ class SpyHead(Head):
         self.seed = seed
 
     def _fit(self, shots):
-        SEEN.append(("fit", self.name, self.seed, shots.views.numpy().copy(), shots.labels.tolist()))
+        CALLS.append(("fit", self.name, self.seed, shots.views.numpy().copy(), shots.labels.tolist()))
         self.text_ = shots.text
 
     def _logits(self, X):
-        SEEN.append(("logits", self.name, self.seed, X.numpy().copy(), None))
+        CALLS.append(("logits", self.name, self.seed, X.numpy().copy(), None))
         return X @ self.text_.T.to(X.dtype)
 
 
@@ -54,7 +54,7 @@ def draw(labels, shots, seed):
 
 
 def fits():
-    return [entry for entry in SEEN if entry[0] == "fit"]
+    return [entry for entry in CALLS if entry[0] == "fit"]
 
 
 def test_a_head_is_fitted_to_the_drawn_rows_and_nothing_else(support, test_part, text):
@@ -78,8 +78,8 @@ def test_every_head_gets_the_same_rows(support, test_part, text):
 
 def test_the_test_part_is_opened_after_the_fit_once(support, test_part, text):
     few_shot({"spy": SpyHead()}, support, test_part, text, shots=[1], seeds=[1])
-    assert [entry[0] for entry in SEEN] == ["fit", "logits"]
-    np.testing.assert_array_equal(SEEN[1][3], test_part.X)
+    assert [entry[0] for entry in CALLS] == ["fit", "logits"]
+    np.testing.assert_array_equal(CALLS[1][3], test_part.X)
 
 
 def test_a_head_with_a_seed_gets_that_of_the_draw(support, test_part, text):
@@ -116,8 +116,8 @@ def test_figures_are_those_that_can_be_counted(support, test_part, text):
 
 def test_without_a_test_part_the_rest_is_tested_on(support, text):
     runs = few_shot({"spy": SpyHead()}, support, None, text, shots=[2], seeds=[1])
-    rest = [row for row in range(10) if row not in runs[0].rows]
-    np.testing.assert_array_equal(SEEN[-1][3], support.X[rest])
+    undrawn = [row for row in range(10) if row not in runs[0].rows]
+    np.testing.assert_array_equal(CALLS[-1][3], support.X[undrawn])
     assert (runs[0].n_test, runs[0].data.protocol) == (6, "rest")
 
 
@@ -195,9 +195,9 @@ def test_of_two_encoders_features_a_head_for_one_gets_the_first(support, text):
 
 def test_by_default_every_registered_head_but_the_slow_takes_part_the_baselines_first():
     assert list(default_heads())[:2] == list(BASELINES)
-    kept_out = set(list_heads()) - set(default_heads())
-    assert kept_out == {name for name in list_heads() if head_info(name).facts.get("compare") is False}
-    assert {"coop", "clip-lora"} <= kept_out
+    excluded = set(list_heads()) - set(default_heads())
+    assert excluded == {name for name in list_heads() if head_info(name).facts.get("compare") is False}
+    assert {"coop", "clip-lora"} <= excluded
 
 
 @pytest.mark.parametrize(("shots", "seeds"), [([], [1]), ([1], [])])
@@ -221,4 +221,4 @@ def test_a_test_label_that_is_no_class_is_refused_before_any_fit(support, text):
     cow = FeatureSet([[1, 2]], ("cow",), ("cow",))
     with pytest.raises(InputError, match="no class of the model: cow"):
         few_shot({"spy": SpyHead()}, support, cow, text, [1], [1])
-    assert not SEEN
+    assert not CALLS

@@ -47,10 +47,12 @@ def source(tmp_path):
     """Features of three classes, as ``features:FOLDER``."""
     X, y, text = toy_features((6, 6, 6), noise=1.0)
     names = tuple(text.labels)
-    given = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
+    provenance = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
     Q, truth, _ = toy_features((4, 4, 4), noise=1.0, seed=7)
-    test = FeatureSet(Q, tuple(map(str, truth)), names, given)
-    save_bundle(Bundle(FeatureSet(X, tuple(map(str, y)), names, given), text, {"test": TestPart(test)}), tmp_path / "f")
+    test = FeatureSet(Q, tuple(map(str, truth)), names, provenance)
+    save_bundle(
+        Bundle(FeatureSet(X, tuple(map(str, y)), names, provenance), text, {"test": TestPart(test)}), tmp_path / "f"
+    )
     return f"{FEATURES}{tmp_path / 'f'}"
 
 
@@ -125,9 +127,9 @@ def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
 
 
 def test_trackers_are_called_with_each_run(source, tmp_path):
-    told = []
-    go(source, tmp_path / "out", trackers=[told.append])
-    assert len(told) == 8
+    tracked = []
+    go(source, tmp_path / "out", trackers=[tracked.append])
+    assert len(tracked) == 8
 
 
 def test_a_worker_with_other_libraries_is_refused(source, tmp_path):
@@ -178,8 +180,8 @@ def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
     expected = {seed: draw_shots(source.train.labels, 1, seed) for seed in (1, 2)}
     assert drawn == {(1, seed): rows for seed, rows in expected.items()}
     assert list(bundle.rows) == sorted({*expected[1], *expected[2]})
-    whole = toy.extract_features(source.train.paths, source.train.labels, source.train.class_names)
-    np.testing.assert_allclose(bundle.shots(expected[2]).X, whole.X[expected[2]], atol=1e-6)
+    all_features = toy.extract_features(source.train.paths, source.train.labels, source.train.class_names)
+    np.testing.assert_allclose(bundle.shots(expected[2]).X, all_features.X[expected[2]], atol=1e-6)
     with pytest.raises(InputError, match="was not drawn"):
         bundle.shots([next(row for row in range(12) if row not in bundle.rows)])
 
@@ -216,25 +218,25 @@ views = "per-epoch"
 
 
 def test_with_views_for_each_epoch_a_head_gets_as_many_as_it_has_epochs(pictures, toy, tmp_path, monkeypatch):
-    suite, seen = parse_suite("own", PER_EPOCH), {}
+    suite, views_by_fit = parse_suite("own", PER_EPOCH), {}
     for cls in (ClipAdapter, Prototype):
         fit = cls._fit
 
         def recorded(self, shots, fit=fit):
-            seen[type(self).__name__, getattr(self, "epochs", None), len(shots.X)] = shots.views.numpy()
+            views_by_fit[type(self).__name__, getattr(self, "epochs", None), len(shots.X)] = shots.views.numpy()
             fit(self, shots)
 
         monkeypatch.setattr(cls, "_fit", recorded)
     source = open_source(str(pictures))
     outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", create_launcher("local", workers=1))
     assert (outcome.n_made, outcome.n_failed) == (6, 0)
-    counts = {key: views.shape[1] for key, views in seen.items()}
+    counts = {key: views.shape[1] for key, views in views_by_fit.items()}
     assert counts == {
         (name, epochs, shots): 1 + (epochs or 0)
         for name, epochs in (("Prototype", None), ("ClipAdapter", 5), ("ClipAdapter", 3))
         for shots in (3, 6)
     }
-    np.testing.assert_array_equal(seen["ClipAdapter", 3, 3], seen["ClipAdapter", 5, 3][:, :4])
+    np.testing.assert_array_equal(views_by_fit["ClipAdapter", 3, 3], views_by_fit["ClipAdapter", 5, 3][:, :4])
 
 
 def test_views_for_each_epoch_are_another_study_than_as_many_views(pictures, toy, tmp_path):
@@ -252,10 +254,10 @@ def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, 
     with pytest.raises(InputError, match="needs a view for each epoch, but .* has no such views: give the pictures"):
         go(source, tmp_path / "out", PER_EPOCH)
     bundle, _ = build_bundle(parse_suite("own", PER_EPOCH), [open_source(str(pictures))], toy, Prompts(label=""))
-    ready = f"{FEATURES}{save_bundle(replace(bundle, rows=None), tmp_path / 'ready')}"
-    assert go(ready, tmp_path / "out", PER_EPOCH).n_failed == 0
-    more = go(ready, tmp_path / "out", PER_EPOCH.replace("epochs = 5", "epochs = 7"))
-    assert more.n_failed == 2
+    spec = f"{FEATURES}{save_bundle(replace(bundle, rows=None), tmp_path / 'ready')}"
+    assert go(spec, tmp_path / "out", PER_EPOCH).n_failed == 0
+    longer = go(spec, tmp_path / "out", PER_EPOCH.replace("epochs = 5", "epochs = 7"))
+    assert longer.n_failed == 2
     errors = [run.error for run in RecordFolder(tmp_path / "out").read() if run.error]
     assert "have 6 views of each picture, but ClipAdapter makes 7 epochs" in errors[0]
 
@@ -321,8 +323,8 @@ def test_an_undivided_set_cannot_be_halved(colour_folder, toy, tmp_path):
     source = open_source(str(tmp_path / "all"))
     with pytest.raises(InputError, match="not divided into train and test"):
         build_bundle(load_suite("base-to-new"), [source], toy, Prompts(label=""))
-    few, drawn = build_bundle(parse_suite("own", SUITE), [source], toy, Prompts(label=""))
-    assert few.names == ("rest",)
+    bundle, drawn = build_bundle(parse_suite("own", SUITE), [source], toy, Prompts(label=""))
+    assert bundle.names == ("rest",)
     assert drawn is None
 
 
@@ -341,8 +343,10 @@ def test_the_estimate_counts_fits_and_pictures(source, pictures):
     assert cost.fits == 2 * 2 * 2 * 2 * 2
     # Of the pictures of 3 classes 2 x (1 + 2) are drawn at most, and 12 are there.
     assert cost.pictures == 2 * (12 + 9)
-    few = estimate(parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")), [str(pictures)], 1)
-    assert few.pictures == 3 + 9
+    one_shot_cost = estimate(
+        parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")), [str(pictures)], 1
+    )
+    assert one_shot_cost.pictures == 3 + 9
     assert cost.encode_seconds == pytest.approx(cost.pictures / 25)
     assert all(size.ready for size in cost.sizes)
 
@@ -398,11 +402,11 @@ def test_a_worker_is_given_memory_for_the_features(source, tmp_path):
 def test_the_log_gets_what_a_killed_process_had_no_time_for(source, tmp_path):
     go(source, tmp_path / "out")
     log = tmp_path / "out" / "runs.jsonl"
-    whole = log.read_bytes()
-    for kept in (whole[: whole.index(b"\n") + 1], whole[:-1], whole[:-9], b""):
+    complete = log.read_bytes()
+    for kept in (complete[: complete.index(b"\n") + 1], complete[:-1], complete[:-9], b""):
         log.write_bytes(kept)
         assert go(source, tmp_path / "out").n_made == 0
-        assert sorted(log.read_bytes().splitlines()) == sorted(whole.splitlines())
+        assert sorted(log.read_bytes().splitlines()) == sorted(complete.splitlines())
 
 
 def test_the_error_on_a_full_disk_says_how_many_runs_are_kept(source, tmp_path, monkeypatch):

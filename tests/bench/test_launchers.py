@@ -19,8 +19,8 @@ from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
 from clipadapter.features import FeatureSet
 from clipadapter.testing import toy_features
 
-HERE = str(Path(__file__).parent)
-sys.path.append(HERE)  # worker processes inherit it
+TEST_FOLDER = str(Path(__file__).parent)
+sys.path.append(TEST_FOLDER)  # worker processes inherit it
 import launcher_jobs  # noqa: E402
 
 CONNECT = socket.socket.connect
@@ -164,7 +164,7 @@ def test_workers_of_a_killed_parent_leave(tmp_path):
     (tmp_path / "parent.py").write_text(code)
     (tmp_path / "told").mkdir()
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "told")]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL) as parent:
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": TEST_FOLDER}, stderr=subprocess.DEVNULL) as parent:
         try:
             assert until(lambda: len(numbers(tmp_path / "told")) == 2, 120)
         finally:
@@ -177,8 +177,8 @@ def source(tmp_path):
     """Features of three classes, as ``features:FOLDER``."""
     X, y, text = toy_features((6, 6, 6), noise=1.0)
     Q, truth, _ = toy_features((4, 4, 4), noise=1.0, seed=7)
-    given = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
-    support, test = (FeatureSet(a, tuple(map(str, b)), tuple(text.labels), given) for a, b in ((X, y), (Q, truth)))
+    provenance = {"encoder": "toy", "fingerprint": "f", "data": "toys"}
+    support, test = (FeatureSet(a, tuple(map(str, b)), tuple(text.labels), provenance) for a, b in ((X, y), (Q, truth)))
     save_bundle(Bundle(support, text, {"test": TestPart(test)}), tmp_path / "features")
     return f"{FEATURES}{tmp_path / 'features'}"
 
@@ -232,7 +232,7 @@ def ray(tmp_path_factory):
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", CONNECT)
-        patch.setenv("PYTHONPATH", HERE)
+        patch.setenv("PYTHONPATH", TEST_FOLDER)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("node")))

@@ -26,8 +26,8 @@ def fitted_logits(name):
     X, y, text = toy_features(counts=(5, 4, 3), d=16, noise=0.9)
     queries = toy_features(counts=(2, 2, 2), d=16, noise=0.9, seed=9)[0]
     head = create_head(name)
-    seen = {"unlabelled": queries} if head.transductive else {}
-    return np.asarray(head.fit(X, y, text=text, **seen).logits(queries), np.float64)
+    options = {"unlabelled": queries} if head.transductive else {}
+    return np.asarray(head.fit(X, y, text=text, **options).logits(queries), np.float64)
 
 
 def entry(name):

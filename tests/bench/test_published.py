@@ -14,7 +14,7 @@ from clipadapter.bench.published import (
 from clipadapter.errors import UnknownNameError
 from clipadapter.heads import list_heads
 
-ELSEWHERE = {
+OTHER_METHODS = {
     *("coop", "cocoop", "kgcoop", "maple", "prograd", "tcp"),
     *("2sfs", "adalora", "clip-lora", "clip-svd", "prolip"),
     *("calip", "rehark", "textcoord", "tip-x"),
@@ -23,12 +23,12 @@ ELSEWHERE = {
 
 
 def only(method, dataset, backbone, shots, source, variant=""):
-    (found,) = [
+    (figure_found,) = [
         figure
         for figure in find_published(method, dataset, backbone, shots)
         if (figure.source, figure.variant) == (source, variant)
     ]
-    return found
+    return figure_found
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_names_are_known():
     figures = find_published()
     assert {f.dataset for f in figures} == {*ELEVEN_DATA_SETS, *SHIFTED_DATA_SETS, *MEAN_NAMES}
     assert {f.backbone for f in figures} == {"RN50", "RN101", "ViT-B/32", "ViT-B/16", "SigLIP2 ViT-B/16"}
-    assert {f.method for f in figures} - set(list_heads()) <= ELSEWHERE
+    assert {f.method for f in figures} - set(list_heads()) <= OTHER_METHODS
     assert {f.source for f in figures} == set(published_sources())
     assert {f.shots for f in figures} == {0, 1, 2, 4, 8, 16}
 
@@ -93,11 +93,11 @@ def test_the_mean_over_eleven_sets_is_that_of_its_rows(method, source):
 
 def test_the_mean_of_base_and_new_is_harmonic():
     """2 b n / (b + n) of the two means, or the mean over sets of theirs, which can't be above it: it is concave."""
-    for found in find_published(dataset="mean11_base"):
-        key = (found.backbone, found.shots, found.source, found.variant)
-        new, both = (only(found.method, f"mean11_{part}", *key).accuracy for part in ("new", "harmonic"))
-        most = 2 * found.accuracy * new / (found.accuracy + new)
-        assert most - 0.3 < both < most + 0.02, found
+    for base in find_published(dataset="mean11_base"):
+        key = (base.backbone, base.shots, base.source, base.variant)
+        new, both = (only(base.method, f"mean11_{part}", *key).accuracy for part in ("new", "harmonic"))
+        upper_bound = 2 * base.accuracy * new / (base.accuracy + new)
+        assert upper_bound - 0.3 < both < upper_bound + 0.02, base
 
 
 def test_doubtful_figures_are_marked():
@@ -134,9 +134,9 @@ def test_a_name_without_figures_is_refused():
 
 
 def test_costs():
-    found = {cost.method: cost for cost in published_costs()}
-    assert set(found) == {"zero-shot", "linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"}
-    coop, adapter, probe = found["coop"], found["clip-adapter"], found["linear-probe"]
+    costs = {cost.method: cost for cost in published_costs()}
+    assert set(costs) == {"zero-shot", "linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"}
+    coop, adapter, probe = costs["coop"], costs["clip-adapter"], costs["linear-probe"]
     assert (coop.epochs, coop.train_minutes, coop.ms_per_image, coop.gpu_mib) == (200, 14 * 60 + 40, 299.64, 7193)
     assert (adapter.epochs, adapter.train_minutes, adapter.ms_per_image, adapter.gpu_mib) == (200, 50, 10.59, 2227)
     assert (probe.epochs, probe.train_minutes, probe.gpu_mib) == (None, 13, None)

@@ -102,9 +102,9 @@ def test_one_thin_group_gives_no_interval():
 
 def test_draws_of_one_method_only_are_left_out_and_counted():
     a, b = two_methods(5)
-    more = {**a, "another": 0.9}
-    assert paired_difference(more, {**b, "third": 0.1, "fourth": 0.1}).unpaired == 3
-    assert paired_difference(more, b).mean == paired_difference(a, b).mean
+    extended = {**a, "another": 0.9}
+    assert paired_difference(extended, {**b, "third": 0.1, "fourth": 0.1}).unpaired == 3
+    assert paired_difference(extended, b).mean == paired_difference(a, b).mean
 
 
 def test_a_tie_is_not_above_zero():

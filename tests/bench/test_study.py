@@ -66,8 +66,8 @@ def test_a_missing_run_of_an_earlier_plan_is_counted_for_no_setting(runs, make_r
 
 def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):
     old = make_run("zero-shot", 1, 1, accuracy=0.1, method_version="0")
-    found = [*runs, old]
-    study = Study(SUITE, tuple(entry(run) for run in found), {run.key: run for run in found})
+    all_runs = [*runs, old]
+    study = Study(SUITE, tuple(entry(run) for run in all_runs), {run.key: run for run in all_runs})
     assert study.cell(setting("zero-shot", 1)).values == (0.5, 0.5)
     assert study.superseded == 1
 

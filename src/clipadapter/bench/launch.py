@@ -100,7 +100,7 @@ def run_suite(
         fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
         # What a worker reads, and the copies of a fit.
         launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS_FILE).stat().st_size)
-    plan = Plan(suite=suite, entries=[entry for planned in fits for entry in planned.entries]).merged(out)
+    plan = Plan(suite=suite, entries=[entry for planned in fits for entry in planned.entries]).with_earlier_entries(out)
     plan.save(out)
     records.append_missing_to_log()
     finished = {run.key for run in records.read() if run.error is None}
@@ -140,7 +140,7 @@ def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out:
     oracle = make_oracle_runs(suite, entries, {run.key: run for run in records.read()})
     existing = records.keys()
     records.write(run for _, run in oracle if run.key not in existing)
-    plan = Plan(suite=suite, entries=[*entries, *(entry for entry, _ in oracle)]).merged(out)
+    plan = Plan(suite=suite, entries=[*entries, *(entry for entry, _ in oracle)]).with_earlier_entries(out)
     plan.save(out)
     return plan
 

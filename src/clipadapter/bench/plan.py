@@ -101,7 +101,7 @@ class Plan(Part):
         write_atomically(path, self.model_dump_json(indent=1) + "\n")
         return path
 
-    def merged(self, folder: Path) -> Plan:
+    def with_earlier_entries(self, folder: Path) -> Plan:
         """The plan with the entries of earlier calls: other data, other encoders, other shots.
 
         Entries with other views of the pictures are left out: they belong to another study.

@@ -71,7 +71,7 @@ def tasks():
 
 def loop(make, tasks, text, joint, known):
     """The matrix in plain loops."""
-    found, head = [], make()
+    accuracies, head = [], make()
     for t, task in enumerate(tasks):
         if joint:
             X = np.concatenate([one.support.X for one in tasks[: t + 1]])
@@ -88,8 +88,8 @@ def loop(make, tasks, text, joint, known):
                 own = [i for i, name in enumerate(NAMES) if not known or name in other.test.y]
                 right += NAMES[max(own, key=lambda i: logits[i])] == label
             row.append(right / len(other.test))
-        found.append(row)
-    return found
+        accuracies.append(row)
+    return accuracies
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -104,9 +104,9 @@ def test_the_matrix_is_that_of_plain_loops(make, joint, known, tasks, text):
 
 
 def test_predictions_among_the_classes_of_a_task_are_right_more_often(tasks, text):
-    told, not_told = (stream({"it": Means()}, tasks, text, task_known=known)[0].continual for known in (True, False))
-    assert (np.array(told.accuracy) >= np.array(not_told.accuracy)).all()
-    assert told.accuracy != not_told.accuracy
+    known, unknown = (stream({"it": Means()}, tasks, text, task_known=known)[0].continual for known in (True, False))
+    assert (np.array(known.accuracy) >= np.array(unknown.accuracy)).all()
+    assert known.accuracy != unknown.accuracy
 
 
 def test_metrics_are_computed_from_the_matrix_and_zero_shot(tasks, text):
@@ -128,18 +128,18 @@ def test_metrics_are_computed_from_the_matrix_and_zero_shot(tasks, text):
 
 
 def test_an_incremental_head_gets_each_shot_once(tasks, text):
-    seen = []
+    label_batches = []
 
     class Spy(Means):
         def _update_sums(self, shots, sign):
-            seen.append(shots.views.shape[0])
+            label_batches.append(shots.views.shape[0])
             super()._update_sums(shots, sign)
 
     stream({"it": Spy()}, tasks, text)
-    assert seen == [10, 10, 10]
-    seen.clear()
+    assert label_batches == [10, 10, 10]
+    label_batches.clear()
     stream({"it": Spy()}, tasks, text, joint=["it"])
-    assert seen == [10, 20, 30]
+    assert label_batches == [10, 20, 30]
 
 
 def test_stored_numbers_grow_only_for_joint_fits(tasks, text):
@@ -216,9 +216,9 @@ def test_the_record_of_a_failed_head_names_the_last_task(tasks, text):
     ],
 )
 def test_what_makes_no_stream_is_refused(change, error, tasks, text):
-    given = {"heads": {"it": Means()}, "tasks": tasks, **change}
+    arguments = {"heads": {"it": Means()}, "tasks": tasks, **change}
     with pytest.raises(InputError, match=error):
-        stream(given["heads"], given["tasks"], text)
+        stream(arguments["heads"], arguments["tasks"], text)
 
 
 def test_tasks_have_different_names(tasks, text):

@@ -78,6 +78,6 @@ def test_what_is_no_accuracy_before_the_first_task_is_refused(before):
         ([[1.0, None], [3.0, 4.0]], "on task 1 after task 0 is nan"),
     ],
 )
-def test_what_is_no_accuracy_matrix_is_refused(matrix, words):
-    with pytest.raises(InputError, match=words):
+def test_what_is_no_accuracy_matrix_is_refused(matrix, message):
+    with pytest.raises(InputError, match=message):
         continual_metrics(matrix)

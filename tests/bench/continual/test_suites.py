@@ -68,12 +68,12 @@ def words(names):
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """Two sets of features as ``features:FOLDER``: six classes, and two of which one is also there."""
-    found, tmp_path = [], tmp_path_factory.mktemp("sets")
+    specs, tmp_path = [], tmp_path_factory.mktemp("sets")
     for name, classes, seed in (("zoo", ("ant", "bee", "cat", "dog", "elk", "fox"), 1), ("farm", ("cow", "dog"), 2)):
         test = TestPart(features(classes, 3, seed + 50, data=name))
         save_bundle(Bundle(features(classes, 4, seed, data=name), words(classes), {"test": test}), tmp_path / name)
-        found.append(f"{FEATURES}{tmp_path / name}")
-    return found
+        specs.append(f"{FEATURES}{tmp_path / name}")
+    return specs
 
 
 def go(sources, out, text=SUITE, **more):
@@ -179,13 +179,13 @@ def test_shots_are_those_that_each_data_set_gives_alone(sets):
 
 
 def test_of_an_undivided_set_every_second_picture_is_for_the_test(tmp_path):
-    whole = features(("ant", "bee"), 5, 1)
-    save_bundle(Bundle(whole, words(("ant", "bee"))), tmp_path / "all")
+    all_features = features(("ant", "bee"), 5, 1)
+    save_bundle(Bundle(all_features, words(("ant", "bee"))), tmp_path / "all")
     union = build_joined_data_sets(
         parse_suite("own", SUITE), [f"{FEATURES}{tmp_path / 'all'}"], None, Prompts(label="")
     )
-    np.testing.assert_array_equal(union.bundle.support.X, whole.X[[0, 2, 4, 5, 7, 9]])
-    np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), whole.X[[1, 3, 6, 8]])
+    np.testing.assert_array_equal(union.bundle.support.X, all_features.X[[0, 2, 4, 5, 7, 9]])
+    np.testing.assert_array_equal(np.asarray(union.bundle.tests["all"].features.X), all_features.X[[1, 3, 6, 8]])
 
 
 # Runs
@@ -199,8 +199,8 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
     tasks = []
     for names in (("ant", "bee", "cat"), ("dog", "elk", "fox")):
         own = bundle.support.take([row for row in rows if bundle.support.y[row] in names])
-        given = bundle.tests["test"].features
-        tasks.append(StreamTask(names[0], own, given.take([i for i, y in enumerate(given.y) if y in names])))
+        part = bundle.tests["test"].features
+        tasks.append(StreamTask(names[0], own, part.take([i for i, y in enumerate(part.y) if y in names])))
     (expected,) = stream({"knn": Knn()}, tasks, bundle.text)
     run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.seed) == ("knn", 1))
     assert run.continual.accuracy == expected.continual.accuracy
@@ -215,8 +215,8 @@ def test_a_stream_with_a_record_is_not_made_again(sets, tmp_path):
     lost = sorted((tmp_path / "out" / "runs").iterdir())[2]
     lost.unlink()
     assert go(sets, tmp_path / "out", text).n_made == 1
-    more = go(sets, tmp_path / "out", text.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
-    assert (more.n_made, more.n_existing) == (3, 6)
+    extended = go(sets, tmp_path / "out", text.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    assert (extended.n_made, extended.n_existing) == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -316,8 +316,8 @@ def test_settings_that_no_suite_has_are_refused(text, error):
 
 
 def test_all_heads_of_a_stream_are_those_with_a_place_in_it():
-    found = {v.head for v in parse_suite("own", 'title = "t"\nprotocol = "stream"\nheads = ["all"]').all_variants()}
-    assert {"zero-shot", "auto"} <= found and not {"transclip", "zlap"} & found
+    names = {v.head for v in parse_suite("own", 'title = "t"\nprotocol = "stream"\nheads = ["all"]').all_variants()}
+    assert {"zero-shot", "auto"} <= names and not {"transclip", "zlap"} & names
 
 
 def test_rows_in_place_of_draws_are_of_one_data_set(sets, tmp_path):
@@ -450,8 +450,17 @@ def test_the_command_prints_a_table_with_its_definitions(sets, tmp_path):
     (tmp_path / "own.toml").write_text(SUITE)
 
     def run(*args):
-        given = ["bench", "run", str(tmp_path / "own.toml"), "--workers", "1", "--out", str(tmp_path / "out"), *args]
-        return CliRunner().invoke(app, given)
+        command = [
+            "bench",
+            "run",
+            str(tmp_path / "own.toml"),
+            "--workers",
+            "1",
+            "--out",
+            str(tmp_path / "out"),
+            *args,
+        ]
+        return CliRunner().invoke(app, command)
 
     data = [word for spec in sets for word in ("--data", spec)]
     result = run(*data, "--per-task", "2", "--order", "classes")
@@ -459,8 +468,8 @@ def test_the_command_prints_a_table_with_its_definitions(sets, tmp_path):
     assert "zoo + farm, 2 shots, tasks classes by seed, about 2 classes a task" in result.stdout
     assert "Last: accuracy on a task after the last one was learned." in result.stdout
     assert "4 streams finished" in result.stdout
-    told = json.loads(run(*data, "--shots", "all", "--seeds", "1", "--heads", "knn", "--json").stdout)
-    assert [(one["head"], one["learns"], one["shots"]) for one in told["streams"]] == [("knn", "joint", ALL)]
+    data_of_run = json.loads(run(*data, "--shots", "all", "--seeds", "1", "--heads", "knn", "--json").stdout)
+    assert [(one["head"], one["learns"], one["shots"]) for one in data_of_run["streams"]] == [("knn", "joint", ALL)]
     plan = run(*data, "--per-task", "2", "--dry-run").stdout
     assert (
         "tasks     4, learned one after the other; all are measured after each; the task of a test picture is not known"
@@ -478,14 +487,14 @@ def test_the_command_names_missing_data_sets(tmp_path, colour_folder):
     colour_folder("root/mnist/train", 2)
     colour_folder("root/mnist/test", 1)
     (tmp_path / "tail.toml").write_text(SUITE + 'data = ["dtd", "mnist", "cifar100"]\n')
-    given = ["bench", "run", str(tmp_path / "tail.toml"), "--root", str(tmp_path / "root"), "--encoder", "toy"]
-    result = CliRunner().invoke(app, given)
+    command = ["bench", "run", str(tmp_path / "tail.toml"), "--root", str(tmp_path / "root"), "--encoder", "toy"]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
     assert "2 of the 3 data sets of this stream are not on disk: dtd, cifar100." in result.stderr
-    plan = CliRunner().invoke(app, [*given, "--dry-run"]).stdout
+    plan = CliRunner().invoke(app, [*command, "--dry-run"]).stdout
     assert "the data set 'dtd' is not ready" in plan
     assert "'cifar100' is not ready" in plan and "put its pictures into" in plan
     assert "cifar100: unknown size, NOT ON DISK" in plan
     assert "tail.toml --data mnist" in result.stderr
-    few = CliRunner().invoke(app, ["bench", "run", "few-shot", "--data", "x", "--order", "seed"])
-    assert "suite 'few-shot' has no stream of tasks: leave --order out" in few.stderr
+    few_shot_result = CliRunner().invoke(app, ["bench", "run", "few-shot", "--data", "x", "--order", "seed"])
+    assert "suite 'few-shot' has no stream of tasks: leave --order out" in few_shot_result.stderr

@@ -24,7 +24,7 @@ def suite(**changes):
     )
 
 
-def joined(given, runs, missing=(), label=None, value=None, prompts=""):
+def joined(study_suite, runs, missing=(), label=None, value=None, prompts=""):
     """A study of records; their data and test part say where they stand."""
     entries = [
         Entry(
@@ -38,7 +38,7 @@ def joined(given, runs, missing=(), label=None, value=None, prompts=""):
         )
         for run in [*runs, *missing]
     ]
-    return Study(given, tuple(entries), {run.key: run for run in runs})
+    return Study(study_suite, tuple(entries), {run.key: run for run in runs})
 
 
 def grids(study, published=False):
@@ -84,7 +84,7 @@ def test_of_the_log_loss_the_lowest_is_best(study):
 
 def test_every_table_says_how_it_was_measured(study):
     for grid in grids(study).values():
-        told = " ".join(grid.common)
+        notes = " ".join(grid.common)
         for fact in (
             "over 3 seeds (1, 2, 3)",
             "40 of 2 classes",
@@ -95,7 +95,7 @@ def test_every_table_says_how_it_was_measured(study):
             "No head is transductive",
             "torch 1",
         ):
-            assert fact in told
+            assert fact in notes
 
 
 def test_a_fingerprint_is_cut_to_twelve_digits(make_run):
@@ -238,8 +238,8 @@ def test_a_study_shows_every_metric_that_its_records_have(study, make_run):
     extended = joined(suite(), [*study.runs, make_run("tip-adapter").model_copy(update={"metrics": metrics})])
     titles = {f"{title}: pets" for title in ("Accuracy", "Balanced accuracy", "Macro F1", "Log-loss")}
     assert titles <= grids(extended).keys()
-    shown = {row[0]: row[1] for row in grids(extended)["Balanced accuracy: pets"].rows}
-    assert shown == {"zero-shot": "-", "clip-adapter": "-", "tip-adapter": "25.0"}
+    balanced = {row[0]: row[1] for row in grids(extended)["Balanced accuracy: pets"].rows}
+    assert balanced == {"zero-shot": "-", "clip-adapter": "-", "tip-adapter": "25.0"}
     lines = list(csv.DictReader(format_record_csv(extended).splitlines()))
     assert {line["label"]: line["balanced_accuracy"] for line in lines} == {
         **{run.head: "" for run in study.runs},
@@ -262,12 +262,12 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
+        attributes = dict(attrs)
         self.tags.append(tag)
-        self.ids += [found["id"]] if "id" in found else []
-        self.links += [found["href"]] if tag == "a" else []
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes["href"]] if tag == "a" else []
         self.asked += [value for name, value in attrs if name in ("src", "srcset", "data", "poster")]
-        self.asked += [found.get("href")] if tag in ("link", "base") else []
+        self.asked += [attributes.get("href")] if tag in ("link", "base") else []
 
 
 def test_the_page_loads_no_other_file_and_its_links_have_targets(study, tmp_path):
