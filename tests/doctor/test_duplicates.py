@@ -20,16 +20,16 @@ def test_neighbours_are_those_of_another_library():
     X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32) + 3
     units = X / np.linalg.norm(X, axis=1, keepdims=True)
     distance, index = NearestNeighbors(n_neighbors=6, metric="cosine").fit(units - units.mean(0)).kneighbors()
-    found = nearest_neighbours(X, 6)
-    np.testing.assert_array_equal(found.index, index)
-    np.testing.assert_allclose(found.cosine, 1 - distance, atol=1e-5)
+    neighbours = nearest_neighbours(X, 6)
+    np.testing.assert_array_equal(neighbours.index, index)
+    np.testing.assert_allclose(neighbours.cosine, 1 - distance, atol=1e-5)
 
 
 def test_the_neighbours_do_not_depend_on_the_block_size(monkeypatch):
     X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    whole = nearest_neighbours(X, 5)
+    expected = nearest_neighbours(X, 5)
     monkeypatch.setattr(duplicates, "MAX_BLOCK_VALUES", 120)
-    np.testing.assert_array_equal(nearest_neighbours(X, 5).index, whole.index)
+    np.testing.assert_array_equal(nearest_neighbours(X, 5).index, expected.index)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -45,11 +45,9 @@ def find(tmp_path):
         paths = [tmp_path / f"{i}.{'jpg' if i in options else 'png'}" for i in range(len(images))]
         for i, (image, path) in enumerate(zip(images, paths, strict=True)):
             image.save(path, **({"quality": options[i]} if i in options else {}))
-        near = nearest_neighbours(create_encoder("toy").encode_images(images).numpy())
-        return [
-            (pair.first, pair.second, pair.relation)
-            for pair in find_duplicate_pairs([measure_image(p, imagehash) for p in paths], near)
-        ]
+        neighbours = nearest_neighbours(create_encoder("toy").encode_images(images).numpy())
+        measures = [measure_image(path, imagehash) for path in paths]
+        return [(pair.first, pair.second, pair.relation) for pair in find_duplicate_pairs(measures, neighbours)]
 
     return find_pairs
 

@@ -29,17 +29,17 @@ def collect(X, y, text):
     return collect_label_evidence(features, text, nearest_neighbours(X))
 
 
-def names(found, kind="wrong-label"):
-    return [one.pictures[0].name for one in found if one.kind == kind]
+def names(findings, kind="wrong-label"):
+    return [finding.pictures[0].name for finding in findings if finding.kind == kind]
 
 
 def test_wrong_labels_in_clear_clusters_are_found_and_no_others(clusters, make_pictures):
     X, y, text = clusters
     y = y.copy()
     y[3], y[25] = 2, 0
-    found = list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))
-    assert sorted(names(found)) == ["25.png", "3.png"]
-    first = next(one for one in found if one.pictures[0].name == "3.png")
+    findings = list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))
+    assert sorted(names(findings)) == ["25.png", "3.png"]
+    first = next(finding for finding in findings if finding.pictures[0].name == "3.png")
     assert first.classes == ("cat", "ant")
     assert first.score > 0.9
     assert "labelled 'cat'" in first.message
@@ -54,13 +54,13 @@ def test_right_labels_give_no_findings(clusters, make_pictures):
 def test_the_order_of_the_classes_does_not_matter(clusters):
     X, y, text = clusters
     evidence = collect(X, y, text)
-    turned = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale)
-    found = collect_label_evidence(
-        FeatureSet(X, tuple(NAMES[i] for i in y), NAMES[::-1]), turned, nearest_neighbours(X)
+    reversed_text = TextFeatures(NAMES[::-1], text.embeddings[::-1], text.logit_scale)
+    reversed_evidence = collect_label_evidence(
+        FeatureSet(X, tuple(NAMES[i] for i in y), NAMES[::-1]), reversed_text, nearest_neighbours(X)
     )
-    np.testing.assert_array_equal(found.labels, 3 - evidence.labels)
-    np.testing.assert_allclose(found.zero_shot, evidence.zero_shot[:, ::-1], rtol=1e-4, atol=1e-6)
-    assert (found.held_out.argmax(axis=1) == found.labels).all()
+    np.testing.assert_array_equal(reversed_evidence.labels, 3 - evidence.labels)
+    np.testing.assert_allclose(reversed_evidence.zero_shot, evidence.zero_shot[:, ::-1], rtol=1e-4, atol=1e-6)
+    assert (reversed_evidence.held_out.argmax(axis=1) == reversed_evidence.labels).all()
 
 
 def test_wrong_labels_are_found_without_class_text(clusters, make_pictures):
@@ -90,9 +90,9 @@ def test_held_out_predictions_are_those_of_cross_validated_discriminant_analysis
 
 def test_votes_are_counted_among_the_five_nearest(clusters):
     X, y, text = clusters
-    near, evidence = nearest_neighbours(X), collect(X, y, text)
+    neighbours, evidence = nearest_neighbours(X), collect(X, y, text)
     for i in (0, 17, 39):
-        assert evidence.votes[i].tolist() == [sum(y[j] == k for j in near.index[i, :5]) for k in range(4)]
+        assert evidence.votes[i].tolist() == [sum(y[j] == k for j in neighbours.index[i, :5]) for k in range(4)]
 
 
 def test_a_label_that_neighbours_or_text_support_is_not_likely_wrong(clusters, make_pictures):
@@ -102,24 +102,21 @@ def test_a_label_that_neighbours_or_text_support_is_not_likely_wrong(clusters, m
     pictures, evidence = make_pictures([NAMES[i] for i in y]), collect(X, y, text)
     votes = evidence.votes.copy()
     votes[3] = (4, 0, 1, 0)
-    weaker = LabelEvidence(evidence.labels, evidence.held_out, votes, evidence.zero_shot, NAMES)
-    assert names(find_label_errors(pictures, weaker)) == []
-    assert names(find_label_errors(pictures, weaker), "doubtful-label") == ["3.png"]
+    with_votes = LabelEvidence(evidence.labels, evidence.held_out, votes, evidence.zero_shot, NAMES)
+    assert names(find_label_errors(pictures, with_votes)) == []
+    assert names(find_label_errors(pictures, with_votes), "doubtful-label") == ["3.png"]
     votes[3] = (3, 0, 2, 0)
-    assert list(find_label_errors(pictures, weaker)) == []
-    said = evidence.zero_shot.copy()
-    said[3] = (0.1, 0.1, 0.7, 0.1)
-    assert (
-        list(
-            find_label_errors(pictures, LabelEvidence(evidence.labels, evidence.held_out, evidence.votes, said, NAMES))
-        )
-        == []
-    )
+    assert list(find_label_errors(pictures, with_votes)) == []
+    zero_shot = evidence.zero_shot.copy()
+    zero_shot[3] = (0.1, 0.1, 0.7, 0.1)
+    supported = LabelEvidence(evidence.labels, evidence.held_out, evidence.votes, zero_shot, NAMES)
+    assert list(find_label_errors(pictures, supported)) == []
 
 
 def test_between_classes_that_overlap_a_label_is_only_doubtful():
-    found = [Finding("wrong-label", 1.0, "", (), pair) for pair in (("ant", "bee"), ("bee", "ant"), ("ant", "cat"))]
-    kinds = [one.kind for one in downgrade_overlapping(found, [Finding("overlap", 0.5, "", (), ("ant", "bee"))])]
+    findings = [Finding("wrong-label", 1.0, "", (), pair) for pair in (("ant", "bee"), ("bee", "ant"), ("ant", "cat"))]
+    overlap = Finding("overlap", 0.5, "", (), ("ant", "bee"))
+    kinds = [finding.kind for finding in downgrade_overlapping(findings, [overlap])]
     assert kinds == ["doubtful-label", "doubtful-label", "wrong-label"]
 
 

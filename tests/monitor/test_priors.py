@@ -92,11 +92,11 @@ def test_equal_shots_per_class_assume_equal_priors():
 
 
 def test_given_priors_must_be_of_classes_and_at_most_1_in_all():
-    share = np.array([0.5, 0.5])
-    assert complete_priors({"a": 0.2, "b": 0.8}, ["a", "b"], share).tolist() == [0.2, 0.8]
-    assert complete_priors({}, ["a", "b"], share) is share
+    sample_priors = np.array([0.5, 0.5])
+    assert complete_priors({"a": 0.2, "b": 0.8}, ["a", "b"], sample_priors).tolist() == [0.2, 0.8]
+    assert complete_priors({}, ["a", "b"], sample_priors) is sample_priors
     with pytest.raises(InputError, match=r"no class is called 'c'; the model's classes: a, b"):
-        complete_priors({"c": 0.2}, ["a", "b"], share)
-    for given in ({"a": 0.9, "b": 0.9}, {"a": 0.2, "b": 0.2}, {"a": 1.2}, {"a": -0.1}):
+        complete_priors({"c": 0.2}, ["a", "b"], sample_priors)
+    for priors in ({"a": 0.9, "b": 0.9}, {"a": 0.2, "b": 0.2}, {"a": 1.2}, {"a": -0.1}):
         with pytest.raises(InputError, match="1 in all"):
-            complete_priors(given, ["a", "b"], share)
+            complete_priors(priors, ["a", "b"], sample_priors)

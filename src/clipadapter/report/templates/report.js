@@ -3,7 +3,7 @@
   const D = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const every = D.test.name.map((_, i) => i);
+  const testRows = D.test.name.map((_, i) => i);
   const wrong = (i) => D.test.label[i] !== D.test.answer[i];
   const percent = (share, digits = 0) => (100 * share).toFixed(digits) + " %";
   const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
@@ -51,20 +51,20 @@
 
   // ---- the dialog, with a back button ----
   const dialog = byId("dialog"), body = byId("dialog-body");
-  let trail = [];
+  let history = [];
   function show(page) {
-    trail.push(page);
+    history.push(page);
     const content = page();
     byId("dialog-title").textContent = content.title;
     body.replaceChildren(...content.parts);
-    if (trail.length > 1) {
-      const back = () => { trail.pop(); show(trail.pop()); };
+    if (history.length > 1) {
+      const back = () => { history.pop(); show(history.pop()); };
       body.prepend(make("p", {}, make("button", { type: "button", class: "link", onclick: back }, "← back")));
     }
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
   }
-  dialog.addEventListener("close", () => { trail = []; });
+  dialog.addEventListener("close", () => { history = []; });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   byId("dialog-close").addEventListener("click", () => dialog.close());
 
@@ -95,7 +95,7 @@
     parts: [make("div", { class: "big" }, image("shots", j), facts([["shot of", D.classes[D.shots.label[j]]]]))],
   });
 
-  const inCell = (i, j) => every.filter((r) => D.test.label[r] === i && D.test.answer[r] === j)
+  const inCell = (i, j) => testRows.filter((r) => D.test.label[r] === i && D.test.answer[r] === j)
     .sort((a, b) => D.test.p[b] - D.test.p[a]);
   const cellTitle = (i, j) => i === j ? `${D.classes[i]}, classified correctly` : `${D.classes[i]} predicted as ${D.classes[j]}`;
   document.addEventListener("click", (event) => {
@@ -103,7 +103,7 @@
     if (!button) return;
     if (button.dataset.picture !== undefined) show(picture(+button.dataset.picture));
     else if (button.dataset.gallery !== undefined) {
-      const k = +button.dataset.gallery, rows = every.filter((r) => D.test.label[r] === k);
+      const k = +button.dataset.gallery, rows = testRows.filter((r) => D.test.label[r] === k);
       show(gallery(D.classes[k], rows.sort((a, b) => wrong(b) - wrong(a) || D.test.q[a] - D.test.q[b])));
     } else {
       const [i, j] = button.dataset.cell.split(",").map(Number);
@@ -112,7 +112,7 @@
   });
 
   // Roving tabindex: one element can be reached by the tab key, arrow keys move from there. `next` gives the target.
-  function rove(root, selector, next) {
+  function addRovingFocus(root, selector, next) {
     const go = (to) => {
       for (const one of all(`${selector}[tabindex="0"]`, root)) one.setAttribute("tabindex", -1);
       to.setAttribute("tabindex", 0);
@@ -140,19 +140,19 @@
     return list[(list.indexOf(here) + step + list.length) % list.length];
   };
   function choices(host, names, choose) {
-    const press = (k) => {
+    const select = (k) => {
       all("button", host).forEach((one, i) => one.setAttribute("aria-pressed", i === k));
       choose(k);
     };
     if (names.length > 1) {
-      host.replaceChildren(...names.map((name, k) => make("button", { type: "button", onclick: () => press(k) }, name)));
+      host.replaceChildren(...names.map((name, k) => make("button", { type: "button", onclick: () => select(k) }, name)));
     }
-    press(0);
+    select(0);
   }
 
   // ---- confusions ----
   const counts = new Map();
-  for (const r of every) {
+  for (const r of testRows) {
     const key = D.test.label[r] * D.classes.length + D.test.answer[r];
     counts.set(key, (counts.get(key) || 0) + 1);
   }
@@ -205,7 +205,7 @@
     };
     plot.addEventListener("mouseover", read);
     plot.addEventListener("focusin", read);
-    rove(plot, ".cell", (here, key) => {
+    addRovingFocus(plot, ".cell", (here, key) => {
       const at = (cell) => cell.dataset.cell.split(",").map((one) => place.get(+one));
       const [row, column] = at(here), along = key === "ArrowRight" || key === "ArrowLeft" ? 1 : 0;
       const sign = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1, from = [row, column];
@@ -260,12 +260,12 @@
   });
 
   // ---- charts ----
-  function ticks(low, high, wanted = 5) {
-    const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
+  function ticks(low, high, nTicks = 5) {
+    const raw = (high - low) / nTicks, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= raw * 0.999);
-    const found = [];
-    for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9; n++) found.push(+(n * step).toFixed(10));
-    return found;
+    const values = [];
+    for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9; n++) values.push(+(n * step).toFixed(10));
+    return values;
   }
   function axes(host, about) {
     const style = getComputedStyle(host), width = Math.max(240, host.clientWidth - parseFloat(style.paddingLeft) * 2);
@@ -285,13 +285,13 @@
     plot.append(draw("text", { x: width - right, y: height - 5, "text-anchor": "end" }, about.xlabel));
     return { plot, x, y };
   }
-  const colour = (k) => `var(--s${k % 4})`;
-  const hint = (element, text) => { element.append(draw("title", {}, text)); return element; };
+  const seriesColour = (k) => `var(--s${k % 4})`;
+  const addTooltip = (element, text) => { element.append(draw("title", {}, text)); return element; };
   function key(names) {
-    return make("ul", { class: "key" }, ...names.map((name, k) => make("li", {}, make("i", { style: `background:${colour(k)}` }), name)));
+    return make("ul", { class: "key" }, ...names.map((name, k) => make("li", {}, make("i", { style: `background:${seriesColour(k)}` }), name)));
   }
   const path = (points, k) => draw("polyline", {
-    points: points.map((point) => point.join(",")).join(" "), fill: "none", "stroke-width": 2, "stroke-linejoin": "round", style: `stroke:${colour(k)}`,
+    points: points.map((point) => point.join(",")).join(" "), fill: "none", "stroke-width": 2, "stroke-linejoin": "round", style: `stroke:${seriesColour(k)}`,
   });
   const charts = {
     curve(host) {
@@ -307,8 +307,8 @@
         const points = series.points.map(([n, mean, sd]) => [x(at(n)) + 5 * (k - (C.series.length - 1) / 2), y(mean), y(Math.max(low, mean - sd)), y(Math.min(high, mean + sd)), n, mean, sd]);
         plot.append(path(points.map(([a, b]) => [a, b]), k));
         for (const [a, b, c, d, n, mean, sd] of points) {
-          plot.append(draw("line", { x1: a, x2: a, y1: c, y2: d, "stroke-width": 1.5, style: `stroke:${colour(k)}` }));
-          plot.append(hint(draw("circle", { cx: a, cy: b, r: 4.5, style: `fill:${colour(k)}` }), `${series.name}, ${count(n, "shot")}: ${percent(mean, 1)} ± ${(100 * sd).toFixed(1)}`));
+          plot.append(draw("line", { x1: a, x2: a, y1: c, y2: d, "stroke-width": 1.5, style: `stroke:${seriesColour(k)}` }));
+          plot.append(addTooltip(draw("circle", { cx: a, cy: b, r: 4.5, style: `fill:${seriesColour(k)}` }), `${series.name}, ${count(n, "shot")}: ${percent(mean, 1)} ± ${(100 * sd).toFixed(1)}`));
         }
       });
       return [key(C.series.map((s) => s.name)), plot];
@@ -325,7 +325,7 @@
         line.setAttribute("stroke-opacity", k ? 0.5 : 0.9);
         plot.append(line);
         for (const [p, right, n] of series.bins) {
-          plot.append(hint(draw("circle", { cx: x(p), cy: y(right), r: 3 + 8 * Math.sqrt(n / most), style: `fill:${colour(k)}`, "fill-opacity": k ? 0.45 : 0.85 }),
+          plot.append(addTooltip(draw("circle", { cx: x(p), cy: y(right), r: 3 + 8 * Math.sqrt(n / most), style: `fill:${seriesColour(k)}`, "fill-opacity": k ? 0.45 : 0.85 }),
             `${series.name}: ${count(n, "picture")} at ${percent(p)} on average, accuracy ${percent(right)}`));
         }
       });
@@ -337,7 +337,7 @@
         x: [0, 1], y: [0, high], xticks: ticks(0, 1), yticks: ticks(0, high), xlabel: "predicted pictures in %, highest confidence first", ylabel: "wrong predictions in %",
         label: "Share of wrong predictions by share of predicted pictures",
       });
-      D.risk.map((series, k) => [series, k]).reverse().forEach(([series, k]) => plot.append(hint(path(series.points.map(([c, r]) => [x(c), y(r)]), k), series.name)));
+      D.risk.map((series, k) => [series, k]).reverse().forEach(([series, k]) => plot.append(addTooltip(path(series.points.map(([c, r]) => [x(c), y(r)]), k), series.name)));
       return [key(D.risk.map((s) => s.name)), plot];
     },
   };
@@ -351,18 +351,18 @@
   }
 
   // ---- the map ----
-  const chosen = new Set();
-  const shade = (k) => {
+  const selectedClasses = new Set();
+  const classColour = (k) => {
     const hue = D.classes.length <= 8 ? [212, 28, 152, 320, 48, 265, 0, 185][k] : (k * 137.508) % 360;
     return `light-dark(hsl(${hue} 62% 42%), hsl(${hue} 65% 66%))`;
   };
   function point(row, xy, at) {
-    const test = row < every.length, i = test ? row : row - every.length;
+    const test = row < testRows.length, i = test ? row : row - testRows.length;
     const label = test ? D.test.label[i] : D.shots.label[i], size = 1000;
     const x = 20 + xy[2 * at] * (size - 40), y = 20 + (1 - xy[2 * at + 1]) * (size - 40);
     const words = test ? `${D.classes[label]}${wrong(i) ? `, predicted as ${D.classes[D.test.answer[i]]}` : ""}: ${D.test.name[i]}` : `shot of ${D.classes[label]}: ${D.shots.name[i]}`;
     const shape = test ? draw("circle", { cx: x, cy: y, r: 7.5 }) : draw("rect", { x: x - 5.5, y: y - 5.5, width: 11, height: 11, "fill-opacity": 0.5 });
-    shape.style.fill = shade(label);
+    shape.style.fill = classColour(label);
     if (test && wrong(i)) { shape.style.stroke = "var(--bad)"; shape.setAttribute("stroke-width", 3.5); }
     for (const [name, value] of Object.entries({ class: "point", role: "button", tabindex: -1, "aria-label": words })) shape.setAttribute(name, value);
     Object.assign(shape, { about: { test, i, label, wrong: test && wrong(i) } });
@@ -371,7 +371,7 @@
   function fade() {
     const only = byId("map-wrong").checked, shots = byId("map-shots");
     for (const one of all(".point", byId("map-plot"))) {
-      const out = (chosen.size && !chosen.has(one.about.label)) || (only && one.about.test && !one.about.wrong);
+      const out = (selectedClasses.size && !selectedClasses.has(one.about.label)) || (only && one.about.test && !one.about.wrong);
       one.classList.toggle("faded", Boolean(out));
       one.style.display = !one.about.test && shots && !shots.checked ? "none" : "";
     }
@@ -395,7 +395,7 @@
     };
     plot.addEventListener("mouseover", read);
     plot.addEventListener("focusin", read);
-    rove(plot, ".point", (here, key) => {
+    addRovingFocus(plot, ".point", (here, key) => {
       const list = all(".point:not(.faded)", plot).filter((one) => one.style.display !== "none");
       const step = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1;
       return list[(list.indexOf(here) + step + list.length) % list.length];
@@ -406,17 +406,17 @@
     choices(byId("map-views"), D.map.views.map((view) => view.name), (k) => drawMap(D.map.views[k]));
     const legend = byId("map-legend");
     legend.append(...D.classes.map((name, k) => make("button", { type: "button", class: "entry", tabindex: -1, "aria-pressed": false, "data-k": k },
-      make("i", { style: `background:${shade(k)}` }), name)));
-    rove(legend, ".entry", alongside(".entry", legend));
-    const press = () => { all(".entry", legend).forEach((one) => one.setAttribute("aria-pressed", chosen.has(+one.dataset.k))); fade(); };
+      make("i", { style: `background:${classColour(k)}` }), name)));
+    addRovingFocus(legend, ".entry", alongside(".entry", legend));
+    const select = () => { all(".entry", legend).forEach((one) => one.setAttribute("aria-pressed", selectedClasses.has(+one.dataset.k))); fade(); };
     legend.addEventListener("click", (event) => {
       const one = event.target.closest(".entry");
       if (!one) return;
       const k = +one.dataset.k;
-      if (!chosen.delete(k)) chosen.add(k);
-      press();
+      if (!selectedClasses.delete(k)) selectedClasses.add(k);
+      select();
     });
-    byId("map-all").addEventListener("click", () => { chosen.clear(); press(); });
+    byId("map-all").addEventListener("click", () => { selectedClasses.clear(); select(); });
     for (const id of ["map-wrong", "map-shots"]) byId(id)?.addEventListener("change", fade);
   }
 
