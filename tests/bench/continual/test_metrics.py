@@ -65,7 +65,7 @@ def test_what_is_no_accuracy_before_the_first_task_is_refused(before):
 
 
 @pytest.mark.parametrize(
-    ("matrix", "words"),
+    ("matrix", "message"),
     [
         ([], "shape"),
         (np.empty((0, 0)), "shape"),
