@@ -12,7 +12,7 @@ from clipadapter.backends.openvino import OpenVinoBackend
 from clipadapter.encoders import create_encoder, with_backend
 from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError
 from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, embed
-from clipadapter.features.autotune import Measured, Record, best, source_key
+from clipadapter.features.autotune import Measured, Record, choose_measured, source_key
 
 NEAR, FAR = Parity(0.9999, 0.9999, 1.0), Parity(0.9, 0.99, 1.0)
 EXACT = Parity(1.0, 1.0, 1.0)
@@ -60,7 +60,7 @@ def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cach
 
 
 def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
-    monkeypatch.setattr(autotune, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     asked = []
     text = FewShotClassifier(lite).encode_classes
 
@@ -79,7 +79,7 @@ def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
 
 
 def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(autotune, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     choose_backend(lite, pictures[:4])
     monkeypatch.setattr(autotune, "measure", None)
     with pytest.raises(TypeError):
@@ -87,7 +87,7 @@ def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch
 
 
 def test_features_that_are_there_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
-    monkeypatch.setattr(autotune, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     monkeypatch.setattr(autotune, "measure", None)
     with FeatureStore(":memory:") as store:
         embed(lite, pictures, store, views=ViewSpec())
@@ -108,12 +108,12 @@ def test_features_that_are_there_are_not_computed_in_another_precision(lite, pic
 )
 def test_the_fastest_that_is_near_is_best(others, wanted):
     measured = [Measured("torch", "fp32", 10, EXACT), *(Measured(*each) for each in others)]
-    found = best(measured, fixed=False)
+    found = choose_measured(measured, fixed=False)
     assert (found.backend, found.precision) == wanted
 
 
 def test_a_precision_that_must_be_is_taken_near_or_not():
-    found = best([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], fixed=True)
+    found = choose_measured([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], fixed=True)
     assert found.backend == "openvino"
 
 

@@ -249,14 +249,14 @@ def test_shards_part_the_pictures(toy, total, n):
     for i in range(1, n + 1):
         with FeatureStore(":memory:") as store:
             result = embed(toy, pictures, store, shard=(i, n))
-            assert result.done == len(store) == len(range(i - 1, total, n))
+            assert result.stored == len(store) == len(range(i - 1, total, n))
             seen += [key for key, _ in store.items()]
     assert len(set(seen)) == len(seen) == total
 
 
 def test_shard_i_takes_every_nth_picture(toy, picture_folder, store):
     paths = picture_folder(10)
-    assert embed(toy, paths, store, shard=(2, 4)).done == 3
+    assert embed(toy, paths, store, shard=(2, 4)).stored == 3
     assert [extract(toy, [path], store=store).cached for path in paths] == [0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
 
 
@@ -288,7 +288,7 @@ def test_wrong_arguments_are_refused(toy, sources, options, message):
 
 def test_no_pictures_give_no_features(toy, store):
     assert extract(toy, []).features.shape == (0, 1, toy.info.dim)
-    assert embed(toy, [], store).done == 0
+    assert embed(toy, [], store).stored == 0
 
 
 def test_only_unreadable_pictures_give_no_features(toy):

@@ -10,8 +10,8 @@ from PIL import Image
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
-from clipadapter.features.collection import find_parts, place
-from clipadapter.features.ray_extract import Job, ShardMaker, extract_with_ray
+from clipadapter.features.collection import find_parts, open_filesystem
+from clipadapter.features.ray_extract import RayJob, ShardWriter, extract_with_ray
 from clipadapter.features.shards import ShardPlan, import_shards, read_feature_shards, shard_name, write_plan
 
 pa = pytest.importorskip("pyarrow")
@@ -34,15 +34,15 @@ def pictures(tmp_path):
 
 def make(source, out, size=6, filesystem=None, only=None):
     """Shards made in this process, all or the first few; gives (pictures, unreadable)."""
-    system, path = place(source, filesystem)
-    target, folder = place(out)
+    system, path = open_filesystem(source, filesystem)
+    target, folder = open_filesystem(out)
     info = create_encoder("toy").info
     parts = find_parts(system, path, size)
     names = [shard_name(part, info.fingerprint) for part in parts]
     plan = ShardPlan(encoder="toy", fingerprint=info.fingerprint, dim=info.dim, shards=names)
     write_plan(target, folder, plan)
-    maker = ShardMaker(Job(plan, system, target, folder, 4, 2, "cpu"))
-    counts = [maker.make(part) for part in parts[:only]]
+    writer = ShardWriter(RayJob(plan, system, target, folder, 4, 2, "cpu"))
+    counts = [writer.write_part(part) for part in parts[:only]]
     return tuple(sum(column) for column in zip(*counts, strict=True))
 
 
@@ -200,7 +200,7 @@ def test_wrong_sources(pictures, tmp_path):
         with pytest.raises(DataError, match=words):
             make(tmp_path / name, tmp_path / "out")
     with pytest.raises(DataError, match="can't be reached"):
-        place("warp://somewhere/x")
+        open_filesystem("warp://somewhere/x")
 
 
 @pytest.mark.slow
@@ -222,10 +222,10 @@ def test_ray_makes_the_same_and_outlives_a_worker(pictures, tmp_path, toy, monke
             pictures, "toy", tmp_path / "out", filesystem=KillingFiles(), workers=1, batch_size=4, shard_size=6
         )
         assert (tmp_path / "killed").exists()
-        assert (report.shards, report.there, report.pictures, report.unreadable) == (4, 1, 14, 0)
+        assert (report.shards, report.reused, report.pictures, report.unreadable) == (4, 1, 14, 0)
         with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
             extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
     found = read_feature_shards(tmp_path / "out")
     np.testing.assert_allclose(found.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
     again = extract_with_ray(pictures, "toy", tmp_path / "out", filesystem=LocalFileSystem(), shard_size=6)
-    assert (again.there, again.pictures) == (4, 0)
+    assert (again.reused, again.pictures) == (4, 0)

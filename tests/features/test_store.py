@@ -129,7 +129,7 @@ def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
 
 
 def test_vectors_may_take_several_buffers(monkeypatch):
-    monkeypatch.setattr("clipadapter.features.store._BUFFER", 300 * 4 * 4)  # of 300 vectors
+    monkeypatch.setattr("clipadapter.features.store.MAX_BUFFER_BYTES", 300 * 4 * 4)  # of 300 vectors
     items = vectors(1001)
     with FeatureStore(":memory:") as store:
         store.put_many(items)
@@ -401,13 +401,13 @@ def test_many_may_make_one_store_at_the_same_moment(path):
         assert len(store) == 40
 
 
-def test_touched_tells_only_of_others(path):
+def test_only_writes_of_others_are_foreign(path):
     with FeatureStore(path) as store, FeatureStore(path) as other:
         store.put_many(vectors(1))
-        assert not store.touched()
+        assert not store.has_foreign_writes()
         other.put_many(vectors(2))
-        assert store.touched()
-        assert not store.touched()
+        assert store.has_foreign_writes()
+        assert not store.has_foreign_writes()
 
 
 def test_the_cache_folder_follows_the_desktop_standard(monkeypatch, tmp_path):

@@ -1,6 +1,6 @@
-"""Features: computed once and kept. A store, what fills it, and what heads are fitted to.
+"""Features: the store, extraction into it, and the feature sets that heads are fitted to.
 
-The public names are resolved at first use: who only reads a store does not wait for torch.
+Public names are imported at first use: to read a store does not need torch, which takes seconds to import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipadapter.features.text import encode_classes
     from clipadapter.features.views import PER_EPOCH, PerEpochViews, ViewCost, ViewSpec, augment
 
-_HOME = {
+MODULE_OF = {
     "EmbedResult": "extraction",
     "Extraction": "extraction",
     "FeatureRow": "export",
@@ -63,8 +63,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in MODULE_OF:
         raise AttributeError(f"module 'clipadapter.features' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"clipadapter.features.{_HOME[name]}"), name)
-    globals()[name] = found  # a function may have the name of its module, which the import has put here
-    return found
+    value = getattr(importlib.import_module(f"clipadapter.features.{MODULE_OF[name]}"), name)
+    globals()[name] = value  # without this, a function with the name of its module would be hidden by that module
+    return value

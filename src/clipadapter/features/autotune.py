@@ -1,8 +1,8 @@
-"""The fastest backend and precision that may stand in for the plain encoder, found on a person's own pictures.
+"""Choice of the fastest backend and precision that may replace the plain encoder, tested on the user's own pictures.
 
-Nothing is taken on trust: up to 64 of the pictures are encoded by the plain encoder and by each candidate, which must
-come near enough (`clipadapter.backends.Parity`), and is timed by the way. What was found is kept beside the converted
-towers, so that it is measured once for pictures of a kind.
+Up to 64 of the pictures are encoded by the plain encoder and by each candidate. A candidate must come near enough to
+the plain encoder (`clipadapter.backends.Parity`), and is timed on the same pictures. The measurements are saved next to
+the converted towers, so that similar pictures are measured once.
 """
 
 from __future__ import annotations
@@ -43,26 +43,21 @@ from clipadapter.features.views import ViewSpec
 from clipadapter.files import write_atomically
 from clipadapter.heads import TextFeatures
 
-BACKENDS = ("auto", "torch", "openvino", "onnxruntime")
+SAMPLE_SIZE = 64
+"""Pictures that candidates are tested on and int8 is calibrated with."""
+FIRST_SAMPLE_SIZE = 8
+"""Pictures that show whether a trial is worth its time."""
+OPENVINO_HINT = "OpenVINO, which is mostly faster, is not installed: pip install 'clipadapter[openvino]'"
+CONVERSION_SECONDS, SAMPLE_PASSES = 2.0, 3
+"""Cost of a trial: seconds to convert, and passes of the sample through the plain encoder that take as long."""
+MIN_SECONDS_FOR_INT8 = 40.0
+"""int8 is tried if all pictures would take more seconds with the fastest candidate so far."""
 
-
-SAMPLE = 64
-"""Pictures that candidates are judged by, and int8 is calibrated with."""
-
-
-FIRST = 8
-"""Pictures that say whether anything is worth the trouble."""
-
-
-HINT = "OpenVINO, which is mostly faster, is not installed: pip install 'clipadapter[openvino]'"
-
-
-READY, PASSES = 2.0, 3
-"""What a trial takes: seconds to convert, and how often the sample goes through the plain encoder in the same time."""
-
-
-LONG = 40.0
-"""Seconds that all pictures would take by the best so far, above which int8 is tried as well."""
+BATCH_SIZE, WARMUP_SIZE = 32, 16
+"""Squares that are timed together, and squares before them: enough for a backend to compile for large batches."""
+MIN_SPEEDUP = 1.1
+"""A less exact candidate is taken if it is faster by this factor."""
+RECORD_FORMAT = 2
 
 
 def choose_backend(
@@ -75,23 +70,23 @@ def choose_backend(
     store: FeatureStore | None = None,
     progress: bool = False,
 ) -> Encoder:
-    """The same encoder as it runs fastest here.
+    """The same encoder in the backend and precision that are fastest on this machine.
 
     Args:
         encoder: any.
-        sources: the pictures it is to encode; some of them are looked at.
-        backend: "auto", or the one that must be taken.
-        precision: "auto", or the one that must be taken: then it is, whatever the features come to.
-        text: makes class text, by which it is seen whether zero-shot answers stay the same.
-        store: where features may be already: then nothing is tried.
+        sources: the pictures to encode; some of them are read.
+        backend: "auto", or the backend that must be taken.
+        precision: "auto", or the precision that must be taken, however much the features differ.
+        text: makes the text features, which show whether zero-shot predictions stay the same.
+        store: if the features are in it already, nothing is tried.
         progress: show on stderr what is tried.
 
     Returns:
-        An encoder whose ``info`` says backend and precision, and in its note what was found. The plain encoder if it
-        can't be converted, or if the pictures are too few to be worth it.
+        An encoder whose ``info`` states backend and precision, and the measurements in its note. The plain encoder if
+        it can't be converted, or if a trial would take longer than to encode the pictures.
 
     Raises:
-        InputError: if backend or precision is none, or the backend has no such precision.
+        InputError: if backend or precision is unknown, or the backend does not support the precision.
         MissingExtraError: if the backend that must be taken is not installed.
 
     >>> from clipadapter.encoders import create_encoder
@@ -107,30 +102,43 @@ def choose_backend(
 
 
 def restore_backend(
-    encoder: Encoder, precision: str, wish: str = "torch", calibration: Calibration | None = None
+    encoder: Encoder, precision: str, preferred: str = "torch", calibration: Calibration | None = None
 ) -> Encoder:
-    """The same encoder in a precision that is settled, by a backend that needs no time to be made ready.
+    """The same encoder in the precision of a saved model, by a backend that needs no conversion for it.
 
     Args:
         encoder: any.
         precision: "fp32", "bf16" or "int8".
-        wish: the backend to take if it is installed; int8 differs between backends, so no other is taken for it.
+        preferred: the backend to take if it is installed. int8 differs between backends, so it takes no other.
         calibration: of int8.
 
     Raises:
-        EncoderUnavailableError: if no tower was converted with these pictures here.
-        MissingExtraError: if no backend here has the precision.
+        EncoderUnavailableError: if this machine has no tower that was converted with these pictures.
+        MissingExtraError: if no installed backend supports the precision.
     """
-    names = [wish] if precision == "int8" else sorted(list_backends(), key=lambda name: name != wish)
+    names = [preferred] if precision == "int8" else sorted(list_backends(), key=lambda name: name != preferred)
     for name in names:
         cls = backend_info(name).cls
-        fits = precision in cls.precisions and encoder.device.partition(":")[0] in cls.devices
-        if fits and not cls.missing_package() and cls.is_ready(encoder.info.fingerprint, precision, calibration):
+        is_supported = precision in cls.precisions and encoder.device.partition(":")[0] in cls.devices
+        if (
+            is_supported
+            and not cls.missing_package()
+            and cls.is_ready(encoder.info.fingerprint, precision, calibration)
+        ):
             return with_backend(encoder, name, precision, calibration)
     backend_info(names[0]).cls.check_available(precision)
     raise EncoderUnavailableError(
         f"{encoder.info.name} was calibrated for {precision} on pictures that are not here, nor is the converted tower"
     )
+
+
+def is_trial_worthwhile(n_images: int, rate: float) -> bool:
+    """Whether a trial takes no longer than the plain encoder needs for all pictures, at its pictures per second.
+
+    >>> is_trial_worthwhile(300, 100), is_trial_worthwhile(1000, 100)
+    (False, True)
+    """
+    return n_images >= CONVERSION_SECONDS * rate + SAMPLE_PASSES * SAMPLE_SIZE
 
 
 class _Search:
@@ -147,79 +155,85 @@ class _Search:
         progress: bool,
     ) -> None:
         self.plain, self.sources, self.text, self.store = encoder, sources, text, store
-        self.wanted = _candidates(encoder.device, backend, precision)
-        self.fixed = precision != "auto"
-        keys = {source_key(source, i): i for i, source in enumerate(sources)}
-        self.sample = {key: keys[key] for key in sorted(keys)[:SAMPLE]}
+        self.candidates = _candidates(encoder.device, backend, precision)
+        self.is_precision_fixed = precision != "auto"
+        positions = {source_key(source, i): i for i, source in enumerate(sources)}
+        self.sample = {key: positions[key] for key in sorted(positions)[:SAMPLE_SIZE]}
         self.record = read_record(encoder.info.fingerprint, encoder.device)
-        self.bar = tqdm(total=len(self.wanted), desc="backend", file=sys.stderr, disable=not progress, leave=False)
+        self.bar = tqdm(total=len(self.candidates), desc="backend", file=sys.stderr, disable=not progress, leave=False)
 
     def run(self) -> Encoder:
         """Choose."""
         with self.bar:
-            if not self._is_known() and not self._measure():
-                return self._exact()
-        known = [each for each in self.record.measured if (each.backend, each.precision) in self.wanted]
-        found = best(known, self.fixed)
-        if found is None or (found.backend, found.precision) == ("torch", "fp32"):
-            return self._hinted(self._exact())
-        calibration = Calibration(None, found.calibration) if found.calibration else None
-        return self._hinted(found.noted(with_backend(self.plain, found.backend, found.precision, calibration)))
+            if not self._is_measured() and not self._measure():
+                return self._most_exact()
+        measured = [each for each in self.record.measured if (each.backend, each.precision) in self.candidates]
+        choice = choose_measured(measured, self.is_precision_fixed)
+        if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
+            return self._add_hint(self._most_exact())
+        calibration = Calibration(None, choice.calibration) if choice.calibration else None
+        return self._add_hint(choice.add_note(with_backend(self.plain, choice.backend, choice.precision, calibration)))
 
-    def _hinted(self, encoder: Encoder) -> Encoder:
-        """Say what is missing to be faster."""
-        if encoder.device == "cpu" and backend_info("openvino").cls.missing_package() and HINT not in encoder.info.note:
-            note = "; ".join(part for part in (encoder.info.note, HINT) if part)
+    def _add_hint(self, encoder: Encoder) -> Encoder:
+        """Note the package whose installation would make the encoder faster."""
+        if (
+            encoder.device == "cpu"
+            and backend_info("openvino").cls.missing_package()
+            and OPENVINO_HINT not in encoder.info.note
+        ):
+            note = "; ".join(part for part in (encoder.info.note, OPENVINO_HINT) if part)
             encoder.info = replace(encoder.info, note=note)
         return encoder
 
-    def _exact(self) -> Encoder:
-        """What needs no trial: the first candidate."""
-        return self.plain if self.wanted[0] == ("torch", "fp32") else with_backend(self.plain, *self.wanted[0])
+    def _most_exact(self) -> Encoder:
+        """The first candidate, which needs no trial."""
+        return self.plain if self.candidates[0] == ("torch", "fp32") else with_backend(self.plain, *self.candidates[0])
 
-    def _is_known(self) -> bool:
-        """Whether these pictures were measured with all that is wanted; int8 may have been left out as not worth it."""
-        known = {(each.backend, each.precision) for each in self.record.measured}
-        needed = {each for each in self.wanted if each[1] != "int8" or self.fixed}
-        return self.record.covers(self.sample) and needed <= known
+    def _is_measured(self) -> bool:
+        """Whether all candidates were measured on these pictures. int8 may be missing where it was not worthwhile."""
+        measured = {(each.backend, each.precision) for each in self.record.measured}
+        required = {each for each in self.candidates if each[1] != "int8" or self.is_precision_fixed}
+        return self.record.covers(self.sample) and required <= measured
 
     def _measure(self) -> bool:
-        """Time and judge the candidates that are worth it, from the plain encoder on; says whether any was."""
-        only_int8 = self.wanted[0][1] == "int8"
-        if not only_int8 and self._stored():
+        """Measure the plain encoder and the worthwhile candidates; returns whether there were any."""
+        is_int8_only = self.candidates[0][1] == "int8"
+        if not is_int8_only and self._are_features_stored():
             return False
-        squares = self._squares(FIRST)
+        squares = self._sample_squares(FIRST_SAMPLE_SIZE)
         if not len(squares):
-            if only_int8:
+            if is_int8_only:
                 raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
             return False
-        if not only_int8 and not pays(len(self.sources), measure(with_backend(self.plain), squares).rate):
-            return False
-        squares = self._squares(SAMPLE)
+        if not is_int8_only:
+            plain_rate = measure(with_backend(self.plain), squares).rate
+            if not is_trial_worthwhile(len(self.sources), plain_rate):
+                return False
+        squares = self._sample_squares(SAMPLE_SIZE)
         reference = measure(with_backend(self.plain), squares)
-        vectors = None if self.text is None else self.text().embeddings
-        found = [reference]
-        for backend, precision in self.wanted:
+        text_embeddings = None if self.text is None else self.text().embeddings
+        measured = [reference]
+        for backend, precision in self.candidates:
             if (backend, precision) == ("torch", "fp32"):
                 continue
-            seconds = len(self.sources) / max(each.rate for each in found)
-            if precision == "int8" and not only_int8 and seconds < LONG:
+            seconds = len(self.sources) / max(each.rate for each in measured)
+            if precision == "int8" and not is_int8_only and seconds < MIN_SECONDS_FOR_INT8:
                 continue
             self.bar.set_postfix_str(f"{backend} {precision}")
             calibration = Calibration(squares) if precision == "int8" else None
-            tried = with_backend(self.plain, backend, precision, calibration)
-            found.append(measure(tried, squares, reference, vectors))
+            candidate = with_backend(self.plain, backend, precision, calibration)
+            measured.append(measure(candidate, squares, reference, text_embeddings))
             self.bar.update()
-        self.record = self.record.renewed(self.sample, found)
+        self.record = self.record.update(self.sample, measured)
         write_record(self.plain.info.fingerprint, self.plain.device, self.record)
         return True
 
-    def _stored(self) -> bool:
-        """Whether the plain encoder's features are there already."""
+    def _are_features_stored(self) -> bool:
+        """Whether the store has the plain encoder's features of the first pictures of the sample."""
         if self.store is None or not self.sample:
             return False
         info, keys = self.plain.info, []
-        for i in list(self.sample.values())[:FIRST]:
+        for i in list(self.sample.values())[:FIRST_SAMPLE_SIZE]:
             try:
                 digest = blake2b(image_bytes(self.sources[i]), digest_size=32).digest()
             except ImageError:
@@ -227,27 +241,18 @@ class _Search:
             keys.append(feature_key(digest, info.fingerprint, ViewSpec().key(0)))
         return len(self.store.contains_many(keys, info.dim)) == len(set(keys))
 
-    def _squares(self, most: int) -> NDArray[np.uint8]:
-        """(m, s, s, 3) of the sample."""
+    def _sample_squares(self, max_count: int) -> NDArray[np.uint8]:
+        """(m, s, s, 3) of the first pictures of the sample."""
         tower = self.plain.tower()
         assert tower is not None
-        found = []
-        for i in list(self.sample.values())[:most]:
+        squares = []
+        for i in list(self.sample.values())[:max_count]:
             try:
-                found.append(tower.pixels.to_square(read_image(self.sources[i])))
+                squares.append(tower.pixels.to_square(read_image(self.sources[i])))
             except ImageError:
-                continue  # extraction will say so
+                continue  # extraction reports it
         size = tower.pixels.size
-        return np.stack(found) if found else np.empty((0, size, size, 3), np.uint8)
-
-
-def pays(pictures: int, rate: float) -> bool:
-    """Whether a trial takes no longer than the plain encoder does for so many pictures, at its pictures a second.
-
-    >>> pays(300, 100), pays(1000, 100)
-    (False, True)
-    """
-    return pictures >= READY * rate + PASSES * SAMPLE
+        return np.stack(squares) if squares else np.empty((0, size, size, 3), np.uint8)
 
 
 def _check(backend: str, precision: str) -> None:
@@ -260,13 +265,13 @@ def _check(backend: str, precision: str) -> None:
 
 
 def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, str]]:
-    """Backends and precisions that can run here, exact ones first, int8 last.
+    """Backends and precisions that this machine can run, the most exact ones first, int8 last.
 
-    ONNX Runtime is left to those who ask for it, and to machines without OpenVINO: beside it, it was hardly faster.
+    ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
 
     Raises:
-        InputError: if the backend has no such precision, or can't run on the device.
-        MissingExtraError: if nothing that is installed has the precision.
+        InputError: if the backend does not support the precision or the device.
+        MissingExtraError: if no installed backend supports the precision.
     """
     names = (
         [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing_package()]
@@ -275,42 +280,31 @@ def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, st
     if backend == "auto" and "openvino" in names and "onnxruntime" in names:
         names.remove("onnxruntime")
     if not names:
-        create_backend(backend, device=device)  # says why not
-    wanted = [
-        (name, kind)
-        for kind in (PRECISIONS if precision == "auto" else (precision,))
+        create_backend(backend, device=device)  # raises an error that says why not
+    candidates = [
+        (name, each)
+        for each in (PRECISIONS if precision == "auto" else (precision,))
         for name in sorted(names, reverse=True)
-        if kind in backend_info(name).cls.precisions
+        if each in backend_info(name).cls.precisions
     ]
-    if backend != "auto" or not wanted:
+    if backend != "auto" or not candidates:
         backend_info("openvino" if backend == "auto" else backend).cls.check_available(
-            wanted[0][1] if wanted else precision
+            candidates[0][1] if candidates else precision
         )
-    return wanted
-
-
-BATCH, WARM = 32, 16
-"""Squares that are timed together, and those before: so many that a backend opens what it takes many with."""
-
-
-WORTH = 1.1
-"""How much faster something less exact must be to be taken."""
-
-
-FORMAT = 2
+    return candidates
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One backend and precision.
+    """The measurement of one backend and precision.
 
     Args:
         backend: registered name.
-        precision: in which it ran.
-        rate: pictures a second, from squares in memory.
-        parity: of its features to the plain encoder's.
-        calibration: digest of the pictures for int8.
-        features: (n, d) of the sample; not kept.
+        precision: precision of the tower.
+        rate: pictures per second, from squares in memory.
+        parity: of its features to those of the plain encoder.
+        calibration: digest of the pictures that int8 was calibrated with.
+        features: (n, d) of the sample; not saved.
     """
 
     backend: str
@@ -320,44 +314,44 @@ class Measured:
     calibration: str = ""
     features: NDArray[np.float32] | None = field(default=None, compare=False)
 
-    def noted(self, encoder: Encoder) -> Encoder:
-        """The encoder, with what was found in its note."""
-        words = f"{self.backend} {self.precision}, {self.rate:.0f} pictures/s, {self.parity.summary()}"
-        note = "; ".join(part for part in (encoder.info.note, words) if part)
+    def add_note(self, encoder: Encoder) -> Encoder:
+        """Add the measurement to the note of the encoder."""
+        measurement = f"{self.backend} {self.precision}, {self.rate:.0f} pictures/s, {self.parity.summary()}"
+        note = "; ".join(part for part in (encoder.info.note, measurement) if part)
         encoder.info = replace(encoder.info, note=note)
         return encoder
 
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured.
+    """Measurements of one encoder on one machine.
 
     Args:
         sample: keys of the pictures.
-        measured: one entry a candidate.
+        measured: one entry per candidate.
     """
 
     sample: tuple[str, ...] = ()
     measured: tuple[Measured, ...] = ()
 
     def covers(self, sample: Collection[str]) -> bool:
-        """Whether at least half of these pictures were among those that it was measured on."""
+        """Whether at least half of these pictures were among those of the measurements."""
         return bool(sample) and 2 * len(set(sample) & set(self.sample)) >= len(sample)
 
-    def renewed(self, sample: Collection[str], measured: Sequence[Measured]) -> Record:
+    def update(self, sample: Collection[str], measured: Sequence[Measured]) -> Record:
         """The record with newer measurements; older ones stay if they were made on these pictures."""
-        both = {(each.backend, each.precision): each for each in self.measured} if self.covers(sample) else {}
-        both |= {(each.backend, each.precision): each for each in measured}
-        return Record(tuple(sample), tuple(sorted(both.values(), key=lambda each: PRECISIONS.index(each.precision))))
+        latest = {(each.backend, each.precision): each for each in self.measured} if self.covers(sample) else {}
+        latest |= {(each.backend, each.precision): each for each in measured}
+        return Record(tuple(sample), tuple(sorted(latest.values(), key=lambda each: PRECISIONS.index(each.precision))))
 
 
 def source_key(source: ImageSource, position: int) -> str:
-    """A picture's place in a random order that does not change when others are added."""
+    """Sort key that puts pictures in a random order, which does not change when pictures are added."""
     try:
-        known = str(source).encode() if isinstance(source, str | Path) else image_bytes(source)
+        identity = str(source).encode() if isinstance(source, str | Path) else image_bytes(source)
     except ImageError:
-        known = str(position).encode()
-    return hashlib.blake2b(known, digest_size=8).hexdigest()
+        identity = str(position).encode()
+    return hashlib.blake2b(identity, digest_size=8).hexdigest()
 
 
 def measure(
@@ -366,71 +360,72 @@ def measure(
     reference: Measured | None = None,
     text: NDArray[Any] | None = None,
 ) -> Measured:
-    """Encode squares and take the time.
+    """Encode squares and measure the time.
 
     Args:
-        encoder: as `with_backend` gives it.
+        encoder: a result of `with_backend`.
         squares: (n, s, s, 3).
-        reference: the plain encoder, measured on the same squares.
-        text: class text (c, d).
+        reference: measurement of the plain encoder on the same squares.
+        text: text embeddings (c, d).
     """
-    batches = torch.from_numpy(squares).split(BATCH)
-    encoder.encode_pixels(batches[0][:WARM])
+    batches = torch.from_numpy(squares).split(BATCH_SIZE)
+    encoder.encode_pixels(batches[0][:WARMUP_SIZE])
     rows, rate = [], 0.0
     for batch in batches:
         start = time.perf_counter()
         rows.append(encoder.encode_pixels(batch))
-        # The best batch, since another program may have been busy beside the others.
+        # The fastest batch, since another program may have been busy during the others.
         rate = max(rate, len(batch) / (time.perf_counter() - start))
     features = torch.cat(rows).numpy()
-    near = measure_parity(
-        features if reference is None or reference.features is None else reference.features, features, text
-    )
+    expected = features if reference is None or reference.features is None else reference.features
     info = encoder.info
-    return Measured(info.backend, info.precision, rate, near, info.calibration, features)
+    return Measured(
+        info.backend, info.precision, rate, measure_parity(expected, features, text), info.calibration, features
+    )
 
 
-def best(measured: Sequence[Measured], fixed: bool) -> Measured | None:
-    """The fastest that is near enough; of near equals the more exact.
+def choose_measured(measured: Sequence[Measured], is_precision_fixed: bool) -> Measured | None:
+    """The fastest candidate that is near enough to the plain encoder; at similar speed the more exact one.
 
     Args:
-        measured: exact ones first.
-        fixed: the precision must be taken, near or not.
+        measured: most exact first.
+        is_precision_fixed: take the precision even if it is not near enough.
     """
-    found: Measured | None = None
+    choice: Measured | None = None
     for each in measured:
-        if fixed or each.parity.passes(each.precision):
-            same = found is not None and found.precision == each.precision
-            if found is None or each.rate > (1.0 if same else WORTH) * found.rate:
-                found = each
-    return found
+        if is_precision_fixed or each.parity.passes(each.precision):
+            is_equally_exact = choice is not None and choice.precision == each.precision
+            if choice is None or each.rate > (1.0 if is_equally_exact else MIN_SPEEDUP) * choice.rate:
+                choice = each
+    return choice
 
 
 def read_record(fingerprint: str, device: str) -> Record:
-    """What is known of an encoder on this machine; empty if nothing is."""
+    """The saved measurements of an encoder on this machine; empty if there are none."""
     try:
-        found = json.loads(_place(fingerprint, device).read_text(encoding="utf-8"))
-        rows = [Measured(**{**row, "parity": Parity.from_record(row["parity"])}) for row in found["measured"]]
-        return Record(tuple(found["sample"]), tuple(rows))
+        content = json.loads(_record_path(fingerprint, device).read_text(encoding="utf-8"))
+        measured = [Measured(**{**row, "parity": Parity.from_record(row["parity"])}) for row in content["measured"]]
+        return Record(tuple(content["sample"]), tuple(measured))
     except (OSError, ValueError, KeyError, TypeError):
         return Record()
 
 
 def write_record(fingerprint: str, device: str, record: Record) -> None:
-    """Keep it; a folder that can't be written costs only the next measurement."""
-    rows = [
-        {k: v for k, v in asdict(replace(row, features=None)).items() if k != "features"}
-        | {"parity": row.parity.to_record()}
-        for row in record.measured
-    ]
-    place = _place(fingerprint, device)
+    """Save measurements. A folder that can't be written only means that the next call measures again."""
+    rows = []
+    for each in record.measured:
+        row = asdict(replace(each, features=None))
+        del row["features"]
+        row["parity"] = each.parity.to_record()
+        rows.append(row)
+    content = json.dumps({"sample": record.sample, "measured": rows}, indent=1)
     with suppress(InputError):
-        write_atomically(place, json.dumps({"sample": record.sample, "measured": rows}, indent=1), sync=False)
+        write_atomically(_record_path(fingerprint, device), content, sync=False)
 
 
-def _place(fingerprint: str, device: str) -> Path:
-    """The file; another machine, or other versions, have another."""
-    facts = [FORMAT, fingerprint, device, platform.machine(), platform.processor(), torch.get_num_threads()]
+def _record_path(fingerprint: str, device: str) -> Path:
+    """Path of the measurements; other machines and other versions have another one."""
+    facts = [RECORD_FORMAT, fingerprint, device, platform.machine(), platform.processor(), torch.get_num_threads()]
     facts += [_version(name) for name in ("torch", "openvino", "onnxruntime")]
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
     return cache_root() / f"{fingerprint}-measured-{digest}.json"

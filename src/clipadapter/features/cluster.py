@@ -1,4 +1,4 @@
-"""Ray as it is reached from this process."""
+"""The connection of this process to Ray."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from clipadapter.errors import InputError
 
-PATIENCE = 10.0
-"""Seconds in which a cluster must answer."""
+CONNECT_TIMEOUT_SECONDS = 10.0
 
 
 @contextmanager
 def connect_ray(ray: Any, workers: int | None = None) -> Iterator[bool]:
-    """Ray as it runs already in this process, at RAY_ADDRESS, or on this machine; what is begun here ends here.
+    """A connection to the Ray that runs in this process, at RAY_ADDRESS, or is started on this machine.
 
-    Gives whether it was begun here, so that there are no other nodes.
+    A connection that is opened here is closed at the end. The value of the context is whether Ray was started on this
+    machine, so that there are no other nodes.
 
     Args:
-        ray: the module.
-        workers: cores of a Ray that is begun on this machine; None for all.
+        ray: the module ``ray``.
+        workers: cores of a Ray that is started on this machine; None for all.
 
     Raises:
         InputError: if the address can't be reached.
@@ -31,12 +31,16 @@ def connect_ray(ray: Any, workers: int | None = None) -> Iterator[bool]:
         yield False
         return
     address = os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a Ray that is begun here reports to its makers
-    own = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics to its developers
+    local_options = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
-        _knock(address or "")
+        _check_reachable(address or "")
         ray.init(
-            address=address or "local", ignore_reinit_error=True, log_to_driver=False, configure_logging=False, **own
+            address=address or "local",
+            ignore_reinit_error=True,
+            log_to_driver=False,
+            configure_logging=False,
+            **local_options,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
@@ -50,8 +54,8 @@ def connect_ray(ray: Any, workers: int | None = None) -> Iterator[bool]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """See whether anybody listens at ``HOST:PORT`` or ``ray://HOST:PORT``; Ray itself tries for minutes."""
+def _check_reachable(address: str) -> None:
+    """Connect to ``HOST:PORT`` or ``ray://HOST:PORT`` once: Ray itself tries for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()

@@ -1,6 +1,6 @@
-"""Pictures of any size of collection, cut into parts that are the same on every call and every machine.
+"""Collections of pictures of any size, divided into parts that are the same on every call and every machine.
 
-A part is small to send: it says where its pictures lie, and reads them where it is worked on.
+A part takes few bytes: it names its pictures, and the machine that works on it reads them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.errors import DataError, ImageError, require
 from clipadapter.files import IMAGE_SUFFIXES
 
-MOST_BYTES = 1 << 30
-"""No picture is larger."""
-ROWS = 64
-"""Rows of a table in memory at a time; each may hold a picture."""
-EXTRA = "Reading pictures through pyarrow"
+MAX_IMAGE_BYTES = 1 << 30
+"""Larger files are refused."""
+ROWS_PER_BATCH = 64
+"""Rows of a table in memory at a time. Each row may hold a picture."""
+PURPOSE = "Reading pictures through pyarrow"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that was not read yet.
+class ImageRef:
+    """A picture that is not read yet.
 
     Args:
-        path: what it is called.
-        label: its class, or None.
+        path: name of the picture.
+        label: class of the picture, or None.
         split: "train", "val", "test" or "all".
-        read: gives the bytes of its file; safe to call from a thread.
+        read: returns the bytes of its file; safe to call from threads.
     """
 
     path: str
@@ -45,14 +45,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Part:
+class CollectionPart:
     """Some pictures of a collection.
 
     Args:
-        path: of the archive or table; empty if the files are named one by one.
-        group: row group of the table; -1 if it is none.
-        files: (path, label, split) of pictures that are files.
-        stamp: hash of what the file system tells of the files: paths, sizes, times.
+        path: path of the archive or table; empty if the part consists of single files.
+        group: row group of the table; -1 if the part is no table.
+        files: (path, label, split) of pictures that are single files.
+        stamp: hash of paths, sizes and modification times of the files.
     """
 
     path: str
@@ -60,138 +60,143 @@ class Part:
     files: tuple[tuple[str, str | None, str], ...]
     stamp: str
 
-    def pictures(self, filesystem: Any) -> Iterator[Picture]:
-        """The pictures, in order."""
+    def images(self, filesystem: Any) -> Iterator[ImageRef]:
+        """The pictures of the part, in order."""
         if self.files:
-            return (Picture(*file, partial(_read, filesystem, file[0])) for file in self.files)
-        return _rows(filesystem, self.path, self.group) if self.group >= 0 else _members(filesystem, self.path)
+            return (ImageRef(*file, partial(_read_file, filesystem, file[0])) for file in self.files)
+        return (
+            _table_images(filesystem, self.path, self.group)
+            if self.group >= 0
+            else _archive_images(filesystem, self.path)
+        )
 
 
-def place(source: str | Path, filesystem: Any = None) -> tuple[Any, str]:
-    """The file system of pyarrow and the path in it.
+def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, str]:
+    """The pyarrow file system of a path or URI, and the path in it.
 
     Args:
-        source: a path, or an URI such as ``s3://bucket/folder``; with `filesystem` a path in that.
-        filesystem: one of pyarrow or fsspec.
+        source: a path, or a URI such as ``s3://bucket/folder``; with `filesystem` a path in that file system.
+        filesystem: a file system of pyarrow or fsspec.
 
     Raises:
         MissingExtraError: if pyarrow is not installed.
         DataError: if there is no such file system.
     """
-    fs = require("pyarrow.fs", "parquet", EXTRA)
+    fs = require("pyarrow.fs", "parquet", PURPOSE)
     if filesystem is not None:
-        own = isinstance(filesystem, fs.FileSystem)
-        return filesystem if own else fs.PyFileSystem(fs.FSSpecHandler(filesystem)), str(source).rstrip("/")
+        is_pyarrow = isinstance(filesystem, fs.FileSystem)
+        return filesystem if is_pyarrow else fs.PyFileSystem(fs.FSSpecHandler(filesystem)), str(source).rstrip("/")
     if "://" not in str(source):
         return fs.LocalFileSystem(), str(Path(source).absolute())
     try:
-        found, path = fs.FileSystem.from_uri(str(source))
+        parsed, path = fs.FileSystem.from_uri(str(source))
     except (ValueError, OSError) as error:
-        raise DataError(f"'{source}' can't be reached: {error}; other file systems can be given as filesystem=") from (
-            error
-        )
-    return found, path.rstrip("/")
+        raise DataError(f"'{source}' can't be reached: {error}; give other file systems as filesystem=") from error
+    return parsed, path.rstrip("/")
 
 
-def find_parts(filesystem: Any, path: str, size: int) -> list[Part]:
-    """Cut a collection into parts: an archive each, a row group of a table each, or so many files each.
+def find_parts(filesystem: Any, path: str, size: int) -> list[CollectionPart]:
+    """Divide a collection into parts: one per archive, one per row group of a table, or one per `size` files.
 
     Args:
-        filesystem: of pyarrow.
+        filesystem: a file system of pyarrow.
         path: a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
-        size: files in a part.
+        size: number of single files in a part.
 
     Raises:
-        DataError: if there are no pictures, or it is not clear which are meant.
+        DataError: if there are no pictures, or pictures of several kinds.
     """
-    files = _files(filesystem, path)
+    files = _list_files(filesystem, path)
     kinds = {
         "archives (.tar)": [file for file in files if file.path.lower().endswith(".tar")],
         "tables (.parquet)": [file for file in files if file.path.lower().endswith(".parquet")],
         "pictures": [file for file in files if posixpath.splitext(file.path)[1].lower() in IMAGE_SUFFIXES],
     }
-    there = [name for name, found in kinds.items() if found]
-    if len(there) != 1:
-        what = f"has {' and '.join(there)}: name a folder that has one of them" if there else "has no pictures"
-        raise DataError(f"'{path}' {what}; expected class folders, or .tar or .parquet files")
+    present = [kind for kind, files_of_kind in kinds.items() if files_of_kind]
+    if len(present) != 1:
+        problem = f"has {' and '.join(present)}: name a folder that has one of them" if present else "has no pictures"
+        raise DataError(f"'{path}' {problem}; expected class folders, or .tar or .parquet files")
     archives, tables, pictures = kinds.values()
     if archives:
-        return [Part(file.path, -1, (), _stamp([file])) for file in archives]
+        return [CollectionPart(file.path, -1, (), _hash_file_facts([file])) for file in archives]
     if tables:
         return [
-            Part(file.path, group, (), _stamp([file]))
+            CollectionPart(file.path, group, (), _hash_file_facts([file]))
             for file in tables
-            for group in range(_table(filesystem, file.path).num_row_groups)
+            for group in range(_open_table(filesystem, file.path).num_row_groups)
         ]
-    labelled = _labelled(path, pictures)
+    labelled = _label_files(path, pictures)
     blocks = [labelled[i : i + size] for i in range(0, len(labelled), size)]
     return [
-        Part(
-            "", -1, tuple((file.path, label, split) for file, label, split in block), _stamp([row[0] for row in block])
+        CollectionPart(
+            "",
+            -1,
+            tuple((file.path, label, split) for file, label, split in block),
+            _hash_file_facts([row[0] for row in block]),
         )
         for block in blocks
     ]
 
 
-def _files(filesystem: Any, path: str) -> list[Any]:
-    """What pyarrow tells of every file that is not hidden, sorted by path."""
-    fs = require("pyarrow.fs", "parquet", EXTRA)
+def _list_files(filesystem: Any, path: str) -> list[Any]:
+    """The file infos of pyarrow for all files that are not hidden, sorted by path."""
+    fs = require("pyarrow.fs", "parquet", PURPOSE)
     try:
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             raise DataError(f"there is no folder or file '{path}'")
-        found = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        infos = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
         raise DataError(f"'{path}' can't be read: {error}") from error
-    shown = [file for file in found if file.is_file and "/." not in file.path[len(path) :]]
-    return sorted(shown, key=lambda file: str(file.path))
+    visible = [file for file in infos if file.is_file and "/." not in file.path[len(path) :]]
+    return sorted(visible, key=lambda file: str(file.path))
 
 
-def _stamp(files: Sequence[Any]) -> str:
+def _hash_file_facts(files: Sequence[Any]) -> str:
     facts = [[file.path, file.size, file.mtime_ns] for file in files]
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
-def _labelled(root: str, files: Sequence[Any]) -> list[tuple[Any, str | None, str]]:
-    """Class and part of each file as `load_dataset` reads them from folders."""
-    inner = [(file, file.path[len(root) :].strip("/").split("/")[:-1]) for file in files]
-    tops = {folders[0] for _, folders in inner if folders}
-    parts = {top: SPLIT_ALIASES[top.lower()] for top in tops if top.lower() in SPLIT_ALIASES}
-    found: list[tuple[Any, str | None, str]] = []
-    divided = len(parts) >= 2 or (parts and len(parts) == len(tops))
-    for file, folders in inner:
-        if not divided:
-            found.append((file, folders[0] if folders else None, "all"))
-        elif folders and folders[0] in parts:
-            found.append((file, folders[1] if len(folders) > 1 else None, parts[folders[0]]))
-    with_classes = {split for _, label, split in found if label is not None}
-    return [row for row in found if row[1] is not None or row[2] not in with_classes]
+def _label_files(root: str, files: Sequence[Any]) -> list[tuple[Any, str | None, str]]:
+    """Label and split of each file, by the rules of `load_dataset` for folders."""
+    folders_of = [(file, file.path[len(root) :].strip("/").split("/")[:-1]) for file in files]
+    top_folders = {folders[0] for _, folders in folders_of if folders}
+    split_of = {top: SPLIT_ALIASES[top.lower()] for top in top_folders if top.lower() in SPLIT_ALIASES}
+    labelled: list[tuple[Any, str | None, str]] = []
+    has_splits = len(split_of) >= 2 or (split_of and len(split_of) == len(top_folders))
+    for file, folders in folders_of:
+        if not has_splits:
+            labelled.append((file, folders[0] if folders else None, "all"))
+        elif folders and folders[0] in split_of:
+            labelled.append((file, folders[1] if len(folders) > 1 else None, split_of[folders[0]]))
+    splits_with_classes = {split for _, label, split in labelled if label is not None}
+    return [row for row in labelled if row[1] is not None or row[2] not in splits_with_classes]
 
 
-def _read(filesystem: Any, path: str) -> bytes:
+def _read_file(filesystem: Any, path: str) -> bytes:
     try:
         with filesystem.open_input_stream(path) as stream:
-            data: bytes = stream.read(MOST_BYTES + 1)
+            data: bytes = stream.read(MAX_IMAGE_BYTES + 1)
     except FileNotFoundError as error:
         raise ImageError(path, "no such file") from error
     except (OSError, ValueError) as error:
         raise ImageError(path, f"can't be opened: {error}") from error
-    if len(data) > MOST_BYTES:
-        raise ImageError(path, f"too large: over {MOST_BYTES >> 20} MiB")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError(path, f"too large: over {MAX_IMAGE_BYTES >> 20} MiB")
     return data
 
 
-def _known(data: bytes) -> bytes:
+def _return_bytes(data: bytes) -> bytes:
     return data
 
 
-def _broken(path: str, reason: str) -> bytes:
+def _raise_image_error(path: str, reason: str) -> bytes:
     raise ImageError(path, reason)
 
 
-def _table(filesystem: Any, path: str) -> Any:
-    """An open table with a column path or bytes."""
-    parquet = require("pyarrow.parquet", "parquet", EXTRA)
+def _open_table(filesystem: Any, path: str) -> Any:
+    """Open a table that has a column path or bytes."""
+    parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     try:
         table = parquet.ParquetFile(filesystem.open_input_file(path))
     except (OSError, ValueError) as error:
@@ -202,54 +207,59 @@ def _table(filesystem: Any, path: str) -> Any:
     return table
 
 
-def _rows(filesystem: Any, path: str, group: int) -> Iterator[Picture]:
-    table = _table(filesystem, path)
+def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
+    table = _open_table(filesystem, path)
     columns = [name for name in ("path", "bytes", "label", "split") if name in table.schema_arrow.names]
     number = 0
-    for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
+    for batch in table.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns):
         for row in batch.to_pylist():
             name = str(row.get("path") or f"{path}#{group}.{number}")
             number += 1
             label = None if row.get("label") is None else str(row["label"])
             split = SPLIT_ALIASES.get(str(row.get("split")).lower(), "all")
             if "bytes" not in columns:
-                read = partial(_read, filesystem, posixpath.join(posixpath.dirname(path), name))
+                read = partial(_read_file, filesystem, posixpath.join(posixpath.dirname(path), name))
             elif isinstance(row["bytes"], bytes):
-                read = partial(_known, row["bytes"])
+                read = partial(_return_bytes, row["bytes"])
             else:
-                read = partial(_broken, name, "has no bytes")
-            yield Picture(name, label, split, read)
+                read = partial(_raise_image_error, name, "has no bytes")
+            yield ImageRef(name, label, split, read)
 
 
-def _members(filesystem: Any, path: str) -> Iterator[Picture]:
-    """Pictures of a WebDataset archive: files of one name up to its first dot are a sample, ``.cls`` has its class."""
+def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
+    """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class."""
     try:
         with filesystem.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-            for _, members in groupby((one for one in archive if one.isfile()), key=_key):
-                files = {member.name: _content(archive, member) for member in members}
+            for _, members in groupby((one for one in archive if one.isfile()), key=_sample_key):
+                files = {member.name: _member_bytes(archive, member) for member in members}
                 classes = [data for name, data in files.items() if name.endswith(".cls")]
                 label = classes[0].decode(errors="replace").strip() if classes else None
                 for name, data in files.items():
                     if posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                        yield Picture(f"{path}/{name}", label or None, _split_of(path), partial(_known, data))
+                        yield ImageRef(
+                            f"{path}/{name}", label or None, _split_of_path(path), partial(_return_bytes, data)
+                        )
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        yield Picture(
-            path, None, _split_of(path), partial(_broken, path, f"the archive is damaged from here on: {error}")
+        yield ImageRef(
+            path,
+            None,
+            _split_of_path(path),
+            partial(_raise_image_error, path, f"the archive is damaged from here on: {error}"),
         )
 
 
-def _key(member: tarfile.TarInfo) -> str:
+def _sample_key(member: tarfile.TarInfo) -> str:
     folder, name = posixpath.split(member.name)
     return f"{folder}/{name.partition('.')[0]}"
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    return b"" if file is None or member.size > MOST_BYTES else file.read()
+    return b"" if file is None or member.size > MAX_IMAGE_BYTES else file.read()
 
 
-def _split_of(path: str) -> str:
-    """The part that a folder above an archive names."""
+def _split_of_path(path: str) -> str:
+    """The split that a folder above an archive names."""
     return next(
         (SPLIT_ALIASES[name.lower()] for name in path.split("/")[-2::-1] if name.lower() in SPLIT_ALIASES), "all"
     )

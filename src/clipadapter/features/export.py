@@ -1,4 +1,4 @@
-"""Features to a Parquet file, for other tools."""
+"""Export of features to a Parquet file, for other tools."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from clipadapter.errors import DataError, InputError, require
 from clipadapter.features.extraction import Dtype, extract
 from clipadapter.features.store import FeatureStore
 
-_GROUP = 1024  # rows in memory at a time
+ROWS_PER_GROUP = 1024
+"""Rows in memory at a time."""
 
 
 class FeatureRow(NamedTuple):
-    """A line of the table.
+    """A row of the table.
 
     Args:
-        path: where the picture lies.
-        label: its class, or None.
+        path: path of the picture.
+        label: class of the picture, or None.
         split: "train", "val", "test" or "all".
         feature: (d,) raw features of the plain picture.
     """
@@ -40,18 +41,18 @@ class FeatureRow(NamedTuple):
 def extract_rows(
     encoder: Encoder, samples: Sequence[Sample], store: FeatureStore | None, dtype: Dtype = "float32"
 ) -> Iterator[FeatureRow]:
-    """The features of samples in order, a block at a time; pictures that can't be read are left out.
+    """Extract the features of samples in order, block by block; pictures that can't be read are left out.
 
     Args:
-        encoder: whose features.
+        encoder: computes the features.
         samples: pictures with label and split.
-        store: where they are taken from; what it lacks is computed.
-        dtype: number type in the store.
+        store: store of the features; the features that it lacks are computed.
+        dtype: dtype in the store.
     """
-    for start in range(0, len(samples), _GROUP):
-        block = samples[start : start + _GROUP]
-        found = extract(encoder, [sample.path for sample in block], store=store, dtype=dtype)
-        for row, values in zip(found.rows, found.features, strict=True):
+    for start in range(0, len(samples), ROWS_PER_GROUP):
+        block = samples[start : start + ROWS_PER_GROUP]
+        extraction = extract(encoder, [sample.path for sample in block], store=store, dtype=dtype)
+        for row, values in zip(extraction.rows, extraction.features, strict=True):
             sample = block[row]
             yield FeatureRow(source_name(sample.path), sample.label, sample.split, values[0])
 
@@ -59,12 +60,12 @@ def extract_rows(
 def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInfo) -> int:
     """Write a table with the columns path, label, split and feature (d float32).
 
-    The file appears when it is complete: whatever stops the writing leaves an older file as it was.
+    The file is replaced when the new one is complete. An interrupted call leaves an older file unchanged.
 
     Args:
         path: the file; an existing one is replaced.
-        rows: see `extract_rows`; taken a row group at a time.
-        info: the encoder's; its name and fingerprint go to the metadata, as ``clipadapter.encoder`` and
+        rows: see `extract_rows`; read one row group at a time.
+        info: info of the encoder; its name and fingerprint are written to the metadata, as ``clipadapter.encoder`` and
             ``clipadapter.fingerprint``.
 
     Returns:
@@ -73,7 +74,7 @@ def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInf
     Raises:
         MissingExtraError: if pyarrow is not installed.
         DataError: if the file can't be written.
-        InputError: if a feature has another width than the encoder's.
+        InputError: if a feature has another width than those of the encoder.
     """
     pa = require("pyarrow", "parquet", "The Parquet export")
     parquet = require("pyarrow.parquet", "parquet", "The Parquet export")
@@ -85,7 +86,7 @@ def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInf
     source, count = iter(rows), 0
     try:
         with parquet.ParquetWriter(partial, schema) as writer:
-            while block := list(islice(source, _GROUP)):
+            while block := list(islice(source, ROWS_PER_GROUP)):
                 writer.write_table(pa.Table.from_arrays(_columns(pa, block, info.dim), schema=schema))
                 count += len(block)
         partial.replace(path)

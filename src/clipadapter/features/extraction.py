@@ -1,4 +1,8 @@
-"""Features of pictures: computed once, taken from the store ever after."""
+"""Features of pictures: computed once, then taken from the store.
+
+Threads read and prepare pictures; the main thread encodes each batch and stores its features at once. No memory grows
+with the number of pictures: the queue of positions consists of a few ranges, and only a window of pictures is loaded.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +37,18 @@ Dtype = Literal["float32", "float16"]
 
 
 Skipped = tuple[int, str, str]
+"""Position, name and reason of a picture that can't be read."""
+MAX_WAITING_BYTES = 2**30
+"""Pixels that wait to be encoded. With a view for each epoch one picture has more than 100 MB of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
-    """What `extract` gives.
+    """The result of `extract`.
 
     Args:
         features: (n, v, d) raw float32 features of the pictures that could be read, in the sources' order.
-        rows: (n) positions of these pictures in the sources, rising.
+        rows: (n) positions of these pictures in the sources, ascending.
         skipped: (position, name, reason) of the others.
         computed: how many of the n * v features were computed.
         cached: how many were in the store, or came from an equal picture among the sources.
@@ -56,16 +63,16 @@ class Extraction:
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What `embed` did.
+    """The result of `embed`.
 
     Args:
-        done: how many pictures have their features in the store now.
+        stored: how many pictures have their features in the store now.
         skipped: (position, name, reason) of those that can't be read.
         computed: how many features were computed.
         cached: how many were in the store, or came from an equal picture among the sources.
     """
 
-    done: int
+    stored: int
     skipped: list[Skipped]
     computed: int
     cached: int
@@ -83,15 +90,15 @@ def extract(
     strict: bool = False,
     dtype: Dtype = "float32",
 ) -> Extraction:
-    """Features of pictures, from the store where it has them.
+    """Extract the features of pictures; features in the store are not computed again.
 
-    Each batch is put into the store as soon as it is computed: one that was cut short goes on where it was.
+    Each batch is stored as soon as it is computed, so an interrupted call continues where it stopped.
 
     Args:
-        encoder: whose features.
+        encoder: computes the features.
         sources: pictures: paths, PIL images or arrays.
-        store: looked up and filled; None writes no file, and computes equal pictures once all the same.
-        views: the plain picture alone, or augmented views besides.
+        store: read and filled; None writes no file. Equal pictures are computed once in both cases.
+        views: the plain picture only, or augmented views in addition.
         batch_size: views encoded at a time.
         workers: threads that read pictures; None takes one a core, at most 8.
         progress: show a bar on stderr.
@@ -108,17 +115,18 @@ def extract(
     (1, 1, 32)
     """
     n = _count(sources)
-    values = np.empty((n, views.count, encoder.info.dim), np.float32)
-    read = np.zeros(n, bool)
+    features = np.empty((n, views.count, encoder.info.dim), np.float32)
+    is_readable = np.zeros(n, bool)
 
-    def keep(position: int, vectors: NDArray[np.float32]) -> None:
-        values[position], read[position] = vectors, True
+    def collect(position: int, vectors: NDArray[np.float32]) -> None:
+        features[position], is_readable[position] = vectors, True
 
-    with _store(store) as kept:
-        job = _job(encoder, sources, kept, views, dtype, batch_size, workers)
-        skipped, computed = _finish(job, range(n), progress, strict, keep)
-    features = values if read.all() else values[read]
-    rows = [int(row) for row in np.flatnonzero(read)]
+    with _open_or_create(store) as opened_store:
+        job = _make_job(encoder, sources, opened_store, views, dtype, batch_size, workers)
+        skipped, computed = _run_to_end(job, range(n), progress, strict, collect)
+    if not is_readable.all():
+        features = features[is_readable]
+    rows = [int(row) for row in np.flatnonzero(is_readable)]
     return Extraction(features, rows, skipped, computed, len(rows) * views.count - computed)
 
 
@@ -135,22 +143,22 @@ def embed(
     dtype: Dtype = "float32",
     shard: tuple[int, int] | None = None,
 ) -> EmbedResult:
-    """Fill the store and keep nothing else in memory, however many pictures there are.
+    """Extract features into a store. Memory does not grow with the number of pictures.
 
-    Several processes may fill one store at once, with or without shards: who meets another at the same
-    pictures goes on elsewhere.
+    Several processes may fill one store at once, with or without shards: a process that meets another one at the same
+    pictures continues with other pictures.
 
     Args:
-        encoder: whose features.
+        encoder: computes the features.
         sources: pictures: paths, PIL images or arrays.
-        store: what is filled.
-        views: the plain picture alone, or augmented views besides.
+        store: the store to fill.
+        views: the plain picture only, or augmented views in addition.
         batch_size: views encoded at a time.
         workers: threads that read pictures; None takes one a core, at most 8.
         progress: show a bar on stderr.
         strict: raise for a picture that can't be read instead of skipping it.
         dtype: number type in the store.
-        shard: (i, n) takes every n-th picture, beginning with the i-th; see `parse_shard`.
+        shard: (i, n) takes every n-th picture, starting with the i-th; see `parse_shard`.
 
     Raises:
         ImageError: if ``strict`` and a picture can't be read.
@@ -160,22 +168,22 @@ def embed(
     >>> from clipadapter.encoders import create_encoder
     >>> pictures = [np.full((8, 8, 3), grey, np.uint8) for grey in range(4)]
     >>> with FeatureStore(":memory:") as store:
-    ...     embed(create_encoder("toy"), pictures, store, shard=(1, 2)).done
+    ...     embed(create_encoder("toy"), pictures, store, shard=(1, 2)).stored
     2
     """
-    i, n = _checked_shard(shard or (1, 1))
+    i, n = _check_shard(shard or (1, 1))
     positions = range(i - 1, _count(sources), n)
-    job = _job(encoder, sources, store, views, dtype, batch_size, workers)
-    skipped, computed = _finish(job, positions, progress, strict)
-    ready = len(positions) - len(skipped)
-    return EmbedResult(ready, skipped, computed, ready * views.count - computed)
+    job = _make_job(encoder, sources, store, views, dtype, batch_size, workers)
+    skipped, computed = _run_to_end(job, positions, progress, strict)
+    stored = len(positions) - len(skipped)
+    return EmbedResult(stored, skipped, computed, stored * views.count - computed)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Read ``i/n``, the i-th of n shards.
+    """Parse ``i/n``, the i-th of n shards.
 
     Raises:
-        InputError: if it is none.
+        InputError: if the text is no shard.
 
     >>> parse_shard("2/8")
     (2, 8)
@@ -183,10 +191,10 @@ def parse_shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
     if match is None:
         raise InputError(f"a shard is written i/n, such as 2/8 for the second of eight, but is {text!r}")
-    return _checked_shard((int(match[1]), int(match[2])))
+    return _check_shard((int(match[1]), int(match[2])))
 
 
-def _checked_shard(shard: tuple[int, int]) -> tuple[int, int]:
+def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:
     i, n = shard
     if not 1 <= i <= n:
         raise InputError(f"shard i/n needs 1 <= i <= n, but is {i}/{n}")
@@ -199,7 +207,7 @@ def _count(sources: Sequence[ImageSource]) -> int:
     return len(sources)
 
 
-def _job(
+def _make_job(
     encoder: Encoder,
     sources: Sequence[ImageSource],
     store: FeatureStore,
@@ -207,70 +215,66 @@ def _job(
     dtype: str,
     batch_size: int,
     workers: int | None,
-) -> Job:
-    workers = default_workers() if workers is None else workers
+) -> ExtractionJob:
+    workers = _default_worker_count() if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise InputError(f"batch_size and workers must be 1 or more, but are {batch_size} and {workers}")
     if dtype not in ("float32", "float16"):
         raise InputError(f"features are stored as float32 or float16, not as {dtype}")
-    return Job(encoder, sources, store, views, dtype, batch_size, workers)
+    return ExtractionJob(encoder, sources, store, views, dtype, batch_size, workers)
 
 
 @contextmanager
-def _store(store: FeatureStore | None) -> Iterator[FeatureStore]:
-    """The store given, or one in memory for this call."""
+def _open_or_create(store: FeatureStore | None) -> Iterator[FeatureStore]:
+    """The store, or one in memory for this call."""
     if store is not None:
         yield store
         return
-    with FeatureStore(":memory:") as own:
-        yield own
+    with FeatureStore(":memory:") as in_memory:
+        yield in_memory
 
 
-def _finish(
-    job: Job,
+def _run_to_end(
+    job: ExtractionJob,
     positions: range,
     progress: bool,
     strict: bool,
-    keep: Callable[[int, NDArray[np.float32]], None] | None = None,
+    collect: Callable[[int, NDArray[np.float32]], None] | None = None,
 ) -> tuple[list[Skipped], int]:
-    """Run the job to its end; hands each picture's (v, d) features to `keep`.
+    """Run a job to its end. `collect` gets the position and the (v, d) features of each picture.
 
     Returns:
         The pictures that can't be read, and how many features were computed.
     """
     skipped: list[Skipped] = []
     computed = 0
-    with closing(run(job, positions)) as results:
+    with closing(_run_job(job, positions)) as results:
         bar = tqdm(results, total=len(positions), desc="features", unit="img", file=sys.stderr) if progress else results
-        for done in bar:
-            if not isinstance(done.values, ImageError):
-                computed += done.computed
-                if keep is not None:
-                    keep(done.position, done.values)
+        for extracted in bar:
+            if not isinstance(extracted.values, ImageError):
+                computed += extracted.computed
+                if collect is not None:
+                    collect(extracted.position, extracted.values)
             elif strict:
-                raise done.values
+                raise extracted.values
             else:
-                skipped.append((done.position, done.values.source, done.values.reason))
+                skipped.append((extracted.position, extracted.values.source, extracted.values.reason))
     return sorted(skipped), computed
 
 
-MAX_WAITING_BYTES = 2**30
-"""Pixels that wait to be encoded: with a view for each epoch one picture has more than 100 MB of them."""
-
-
 @dataclass(frozen=True)
-class Job:
-    """What is computed from what.
+class ExtractionJob:
+    """The arguments of an extraction.
 
     Args:
         encoder: its image tower is used.
         sources: all pictures.
-        store: where features are looked up and put.
-        views: which views of each picture.
-        dtype: number type in the store, float32 or float16.
+        store: features are read from it and written to it.
+        views: the views of each picture.
+        dtype: dtype in the store, float32 or float16.
         batch_size: views encoded at a time.
-        workers: threads that read and prepare.
-        lock: guards picture objects, which PIL does not let two threads load at once.
+        workers: number of threads that read and prepare.
+        lock: guards PIL images, which two threads must not load at once.
     """
 
     encoder: Encoder
@@ -284,13 +288,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Done:
-    """A picture that is finished.
+class ExtractedImage:
+    """A picture with its features.
 
     Args:
-        position: its place in the sources.
+        position: its index in the sources.
         values: (v, d) features, or the error that says why there are none.
-        computed: how many of the v features were computed for it, not taken from the store.
+        computed: how many of the v features were computed for this picture, not taken from the store.
     """
 
     position: int
@@ -299,60 +303,60 @@ class Done:
 
 
 @dataclass
-class _Prepared:
-    """A picture between reading and encoding: the views found in the store, and the pixels of the others."""
+class _PreparedImage:
+    """A picture between reading and encoding: the stored features of its views, and the pixels of the other views."""
 
     position: int
     keys: list[bytes]
-    found: dict[bytes, NDArray[np.float32]]
+    stored: dict[bytes, NDArray[np.float32]]
     pixels: dict[bytes, Tensor] = field(default_factory=dict)
 
-    def done(self, fresh: dict[bytes, NDArray[np.float32]], computed: int) -> Done:
-        vectors = [self.found[key] if key in self.found else fresh[key] for key in self.keys]
-        return Done(self.position, np.stack(vectors), computed)
+    def finish(self, fresh: dict[bytes, NDArray[np.float32]], computed: int) -> ExtractedImage:
+        vectors = [self.stored[key] if key in self.stored else fresh[key] for key in self.keys]
+        return ExtractedImage(self.position, np.stack(vectors), computed)
 
 
-class _Plan:
-    """Positions still to be done, in order until `leave` is called."""
+class _PositionQueue:
+    """Positions that are not extracted yet, in order until `move_away` is called."""
 
     def __init__(self, positions: range) -> None:
-        self._parts: deque[Sequence[int]] = deque([positions])
+        self._ranges: deque[Sequence[int]] = deque([positions])
 
     def take(self) -> int | None:
-        while self._parts:
-            part = self._parts.popleft()
-            if part:
-                self._parts.appendleft(part[1:])
-                return part[0]
+        while self._ranges:
+            positions = self._ranges.popleft()
+            if positions:
+                self._ranges.appendleft(positions[1:])
+                return positions[0]
         return None
 
-    def leave(self, returned: list[int]) -> None:
-        """Go on in the middle of what lies ahead, since somebody else works here; the rest comes later."""
-        ahead, *tail = self._parts or [range(0)]
-        middle = len(ahead) // 2
-        self._parts = deque([ahead[middle:], *tail, ahead[:middle], returned])
+    def move_away(self, returned: list[int]) -> None:
+        """Continue in the middle of the next range, since another process works here. The rest comes later."""
+        next_range, *tail = self._ranges or [range(0)]
+        middle = len(next_range) // 2
+        self._ranges = deque([next_range[middle:], *tail, next_range[:middle], returned])
 
 
-def run(job: Job, positions: range) -> Generator[Done, None, None]:
-    """Finish the pictures at these positions, each once, in no promised order.
+def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, None, None]:
+    """Extract the pictures at these positions, each once, in any order.
 
-    Close the generator (``contextlib.closing``) to have its threads stopped.
+    Close the generator (``contextlib.closing``) to stop its threads.
     """
     pool = ThreadPoolExecutor(job.workers, thread_name_prefix="clipadapter-read")
-    # Back-pressure: one batch is prepared while another is encoded; a few more keep the threads busy.
-    room = 2 * job.workers + -(-job.batch_size // job.views.count)
-    picture_bytes = 4 * 3 * job.encoder.info.image_size**2 * job.views.count
-    room = min(room, max(2, MAX_WAITING_BYTES // picture_bytes))
-    plan = _Plan(positions)
-    window: deque[tuple[int, Future[_Prepared | Done]]] = deque()
-    batch: list[_Prepared] = []
+    # Back-pressure: one batch is prepared while another is encoded; a few more pictures keep the threads busy.
+    max_waiting = 2 * job.workers + -(-job.batch_size // job.views.count)
+    image_bytes_in_memory = 4 * 3 * job.encoder.info.image_size**2 * job.views.count
+    max_waiting = min(max_waiting, max(2, MAX_WAITING_BYTES // image_bytes_in_memory))
+    queue = _PositionQueue(positions)
+    window: deque[tuple[int, Future[_PreparedImage | ExtractedImage]]] = deque()
+    batch: list[_PreparedImage] = []
     try:
         while True:
-            while len(window) < room and (position := plan.take()) is not None:
-                window.append((position, pool.submit(_prepare, job, position)))
+            while len(window) < max_waiting and (position := queue.take()) is not None:
+                window.append((position, pool.submit(_prepare_image, job, position)))
             if window:
                 picture = window.popleft()[1].result()
-                if isinstance(picture, Done):
+                if isinstance(picture, ExtractedImage):
                     yield picture
                     continue
                 batch.append(picture)
@@ -360,95 +364,97 @@ def run(job: Job, positions: range) -> Generator[Done, None, None]:
                     continue
             elif not batch:
                 return
-            done, crowded = _encode(job, batch)
+            extracted, is_contended = _encode_batch(job, batch)
             batch = []
-            yield from done
-            if crowded:
+            yield from extracted
+            if is_contended:
                 for _, future in window:
                     future.cancel()
-                plan.leave([position for position, _ in window])
+                queue.move_away([position for position, _ in window])
                 window.clear()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare(job: Job, position: int) -> _Prepared | Done:
-    """Read a picture once, look its views up, make those that are missing. Runs in a thread."""
+def _prepare_image(job: ExtractionJob, position: int) -> _PreparedImage | ExtractedImage:
+    """Read a picture once, look up the features of its views, and make the missing views. Runs in a thread."""
     source, info = job.sources[position], job.encoder.info
     try:
-        with _alone(job, source):
+        with _lock_image(job, source):
             data = image_bytes(source)
         digest = blake2b(data, digest_size=32).digest()
         keys = [feature_key(digest, info.fingerprint, job.views.key(i), job.dtype) for i in range(job.views.count)]
-        picture = _Prepared(position, keys, job.store.get_many(keys, info.dim))
-        if len(picture.found) == len(keys):
-            return picture.done({}, computed=0)
-        missing = [i for i, key in enumerate(keys) if key not in picture.found]
-        with _alone(job, source):
+        picture = _PreparedImage(position, keys, job.store.get_many(keys, info.dim))
+        if len(picture.stored) == len(keys):
+            return picture.finish({}, computed=0)
+        missing = [i for i, key in enumerate(keys) if key not in picture.stored]
+        with _lock_image(job, source):
             images = _decode(job, source, data, missing)
     except ImageError as error:
-        return Done(position, error)
+        return ExtractedImage(position, error)
     for i in missing:
         view = augment(images[i], job.views, i, digest, info.image_size)
         picture.pixels[keys[i]] = job.encoder.preprocess(view)
     return picture
 
 
-def _decode(job: Job, source: ImageSource, data: bytes, views: list[int]) -> dict[int, Image.Image]:
-    """What each of these views is made from.
+def _decode(job: ExtractionJob, source: ImageSource, data: bytes, views: list[int]) -> dict[int, Image.Image]:
+    """The decoded picture for each of these views.
 
-    Only the plain view may come from a shrunk picture, and must, whatever views are made beside it: a stored
-    feature depends on nothing but its key.
+    The plain view comes from a shrunk picture where `min_jpeg_side` allows it, whatever other views are made: a stored
+    feature depends on its key only. Augmented views come from the picture in full size.
     """
-    info, own = job.encoder.info, data if isinstance(source, str | Path) else None
-    least = min_jpeg_side(info.precision, info.image_size)
+    info, file_data = job.encoder.info, data if isinstance(source, str | Path) else None
+    min_side = min_jpeg_side(info.precision, info.image_size)
     if views == [0]:
-        return {0: read_image(source, data=own, shrink_to=least)}
-    whole = read_image(source, data=own)
-    images = dict.fromkeys(views, whole)
-    if 0 in images and own is not None and least is not None and shrink_factor(own, whole.size, least) > 1:
-        images[0] = read_image(source, data=own, shrink_to=least)
+        return {0: read_image(source, data=file_data, shrink_to=min_side)}
+    full_size = read_image(source, data=file_data)
+    images = dict.fromkeys(views, full_size)
+    if (0 in images and file_data is not None and min_side is not None) and (
+        shrink_factor(file_data, full_size.size, min_side) > 1
+    ):
+        images[0] = read_image(source, data=file_data, shrink_to=min_side)
     return images
 
 
-def _encode(job: Job, batch: list[_Prepared]) -> tuple[list[Done], bool]:
-    """Encode what is still missing and put it.
+def _encode_batch(job: ExtractionJob, batch: list[_PreparedImage]) -> tuple[list[ExtractedImage], bool]:
+    """Encode the missing views and store their features.
 
     Returns:
-        The finished pictures, and whether another process works on the same ones.
+        The extracted pictures, and whether another process works on the same ones.
     """
     pixels = {key: value for picture in batch for key, value in picture.pixels.items()}
-    # Pictures that came twice, or that another process finished since they were looked up.
+    # Pictures that came twice, or that another process stored since they were looked up.
     known = job.store.get_many(list(pixels), job.encoder.info.dim)
-    crowded = job.store.touched() and bool(known)
+    is_contended = job.store.has_foreign_writes() and bool(known)
     missing = [key for key in pixels if key not in known]
-    # Not torch's stack and cat: these wake threads that go on spinning, on the cores that others need.
+    # Not torch's stack and cat: these wake threads that keep spinning, on cores that other threads need.
     rows = []
     for i in range(0, len(missing), job.batch_size):
         batch_pixels = np.stack([pixels[key].numpy() for key in missing[i : i + job.batch_size]])
         rows.append(job.encoder.encode_pixels(torch.from_numpy(batch_pixels)).numpy())
-    with np.errstate(over="ignore"):  # too large for float16 is not finite: told below
+    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite; see below
         vectors = np.concatenate(rows).astype(job.dtype) if rows else np.empty((0, 0))
     new = {key: vector for key, vector in zip(missing, vectors, strict=True) if np.isfinite(vector).all()}
     if new:
-        crowded |= job.store.put_many(new) < len(new)
+        is_contended |= job.store.put_many(new) < len(new)
     values = known | {key: vector.astype(np.float32) for key, vector in new.items()}
-    done, uncounted = [], set(new)
+    extracted, uncounted = [], set(new)
     for picture in batch:
         if picture.pixels.keys() <= values.keys():
-            own = picture.pixels.keys() & uncounted
-            uncounted -= own  # an equal picture in the batch did not cost anything
-            done.append(picture.done(values, computed=len(own)))
+            computed = picture.pixels.keys() & uncounted
+            uncounted -= computed  # an equal picture in the batch was not computed again
+            extracted.append(picture.finish(values, computed=len(computed)))
         else:
             error = ImageError(source_name(job.sources[picture.position]), "its feature is not finite")
-            done.append(Done(picture.position, error))
-    return done, crowded
+            extracted.append(ExtractedImage(picture.position, error))
+    return extracted, is_contended
 
 
-def _alone(job: Job, source: ImageSource) -> AbstractContextManager[Any]:
+def _lock_image(job: ExtractionJob, source: ImageSource) -> AbstractContextManager[Any]:
     return job.lock if isinstance(source, Image.Image) else nullcontext()
 
 
-def default_workers() -> int:
-    """Threads that read pictures if nobody says how many."""
+def _default_worker_count() -> int:
+    """Number of threads that read pictures, by default."""
     return min(8, os.cpu_count() or 1)

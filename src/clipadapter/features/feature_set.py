@@ -1,4 +1,4 @@
-"""Features with their labels: what heads are fitted to and measured on."""
+"""Features with their labels, which heads are fitted to and evaluated on."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from clipadapter.split_types import mark_for_evaluation
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Raw features of n pictures and what is known about them.
+    """Raw features of n pictures and their labels.
 
     Args:
-        X: (n, d) raw features, or (n, v, d) with v views a picture, the plain one first; kept as float32.
-        y: n labels; empty where pictures have several.
-        class_names: all classes in their order; a class may have no picture here.
-        provenance: where the features come from: encoder, data set, views ...
-        targets: (n, c) ones and zeros, where a picture has several labels or none; else None.
+        X: (n, d) raw features, or (n, v, d) with v views per picture, the plain one first; converted to float32.
+        y: n labels; empty for multi-label data.
+        class_names: all classes in their order; a class may have no picture in the set.
+        provenance: origin of the features: encoder, data set, views and so on.
+        targets: (n, c) ones and zeros for multi-label data; else None.
 
     Raises:
-        InputError: if the shapes don't go together, a feature is not finite, or a label is no class.
+        InputError: if the shapes do not match, a feature is not finite, or a label is no class.
 
     >>> features = FeatureSet([[1, 2], [3, 4]], ("cat", "dog"), ("cat", "dog"))
     >>> features.take([1]).y
@@ -57,33 +57,35 @@ class FeatureSet:
             raise InputError(f"{len(self.X)} features but {len(self.y)} labels")
         shape = (len(self.X), len(self.class_names))
         if self.targets is not None and (len(self.y) or self.targets.shape != shape):
-            raise InputError(f"several labels a picture must have shape {shape}, but have {self.targets.shape}")
+            raise InputError(f"targets must have shape {shape}, but have {self.targets.shape}")
         if len(set(self.class_names)) != len(self.class_names):
             raise InputError(f"class names must differ, but are {', '.join(self.class_names)}")
         unknown = sorted(set(self.y) - set(self.class_names))
         if unknown:
             raise InputError(f"these labels are no class: {', '.join(unknown)}; classes: {', '.join(self.class_names)}")
-        bad = np.flatnonzero(~np.isfinite(self.X).all(axis=tuple(range(1, self.X.ndim))))
-        if len(bad):
-            raise InputError(f"{len(bad)} of {len(self.X)} features are not finite, the first in row {bad[0]}")
+        bad_rows = np.flatnonzero(~np.isfinite(self.X).all(axis=tuple(range(1, self.X.ndim))))
+        if len(bad_rows):
+            raise InputError(
+                f"{len(bad_rows)} of {len(self.X)} features are not finite, the first in row {bad_rows[0]}"
+            )
 
     def __len__(self) -> int:
         return len(self.X)
 
     @property
     def labels(self) -> tuple[str, ...] | NDArray[np.int8]:
-        """As heads take them: n names, or (n, c) ones and zeros."""
+        """The labels as heads take them: n names, or (n, c) ones and zeros."""
         return self.y if self.targets is None else self.targets
 
     def class_names_of(self, i: int) -> tuple[str, ...]:
-        """All class names of picture i."""
+        """The class names of picture i."""
         if self.targets is None:
             return (self.y[i],)
         return tuple(name for name, has in zip(self.class_names, self.targets[i], strict=True) if has)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures of each class."""
+        """Number of pictures of each class."""
         if self.targets is not None:
             return dict(zip(self.class_names, (int(n) for n in self.targets.sum(axis=0)), strict=True))
         return {name: self.y.count(name) for name in self.class_names}
@@ -94,11 +96,11 @@ class FeatureSet:
         return self.X if self.X.ndim == 2 else self.X[:, 0]
 
     def mark_for_evaluation(self) -> FeatureSet:
-        """The same as a test part: heads answer for its features, but refuse to learn from them."""
+        """The same features as a test split: heads predict for them, but refuse to be fitted to them."""
         return replace(self, X=mark_for_evaluation(self.X))
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> FeatureSet:
-        """These rows, in this order; classes stay.
+        """The set of these rows, in this order, with the same classes.
 
         Raises:
             InputError: if there is no such row.

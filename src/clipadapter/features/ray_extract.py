@@ -13,26 +13,26 @@ from typing import Any
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, InputError, require
 from clipadapter.features.cluster import connect_ray
-from clipadapter.features.collection import Part, find_parts, place
+from clipadapter.features.collection import CollectionPart, find_parts, open_filesystem
 from clipadapter.features.shards import ShardPlan, encode_pictures, shard_name, write_plan, write_shard
 
-ATTEMPTS = 3
-"""How often a shard is given out whose worker or node dies."""
+MAX_ATTEMPTS = 3
+"""How often a shard is started again if its worker or node dies, the first time included."""
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What `extract_with_ray` did.
+    """The result of `extract_with_ray`.
 
     Args:
         shards: how many files there are now.
-        there: how many of them were there before.
-        pictures: pictures of the files that were made now.
+        reused: how many of them existed before.
+        pictures: pictures of the files that were written now.
         unreadable: how many of these pictures could not be read; their rows say why.
     """
 
     shards: int
-    there: int
+    reused: int
     pictures: int
     unreadable: int
 
@@ -49,62 +49,63 @@ def extract_with_ray(
     batch_size: int = 32,
     shard_size: int = 10_000,
 ) -> ShardReport:
-    """Compute the features of a collection with a pool of actors, into a folder of Parquet files.
+    """Extract the features of a collection with a pool of Ray actors, into a folder of Parquet files.
 
-    A file that is there is not made again: a call that was cut short is simply made again. See `read_feature_shards`
-    and `import_shards` for what can be done with the folder.
+    Existing files are not written again, so an interrupted call can be repeated. `read_feature_shards` and
+    `import_shards` read the folder.
 
     Args:
-        source: a path or URI that every node can read: class folders as `load_dataset` takes them, WebDataset archives
-            (``.tar``, with classes in ``.cls``), or Parquet tables with the columns ``path`` or ``bytes``, and
-            ``label`` and ``split`` if they are known. An archive or a row group of a table becomes one file.
-        encoder: URI.
+        source: a path or URI that every node can read: class folders as for `load_dataset`, WebDataset archives
+            (``.tar``, with classes in ``.cls``), or Parquet tables with a column ``path`` or ``bytes``, and optionally
+            ``label`` and ``split``. An archive or a row group of a table becomes one file.
+        encoder: URI of the encoder.
         out: folder, a path or URI that every node can write.
-        filesystem: of pyarrow or fsspec, if the source is a path in one.
-        workers: actors; None for as many as the cluster has room for.
-        cores: of an actor; so many threads read pictures.
-        gpus: of an actor; the encoder then runs on CUDA.
+        filesystem: file system of pyarrow or fsspec, if the source is a path in it.
+        workers: number of actors; None for as many as fit into the cluster.
+        cores: cores of an actor; as many threads read pictures.
+        gpus: GPUs of an actor; with them the encoder runs on CUDA.
         batch_size: pictures encoded at a time.
-        shard_size: pictures of a file, where they come from folders.
+        shard_size: pictures per file, if they come from folders.
 
     Raises:
         MissingExtraError: if Ray is not installed.
-        DataError: if there are no pictures, or a place can't be read or written.
+        DataError: if there are no pictures, or a folder can't be read or written.
         InputError: if an argument is out of range, or Ray can't be reached.
     """
     ray = require("ray", "ray", "Extraction with Ray")
     require("ray.data", "ray", "Extraction with Ray")
     if min(batch_size, shard_size, cores, 1 if workers is None else workers) < 1 or gpus < 0:
         raise InputError("batch_size, shard_size, cores and workers must be 1 or more, and gpus 0 or more")
-    from_, path = place(source, filesystem)
-    to, folder = place(out)
-    parts = find_parts(from_, path, shard_size)
+    source_system, path = open_filesystem(source, filesystem)
+    target_system, folder = open_filesystem(out)
+    parts = find_parts(source_system, path, shard_size)
     info = create_encoder(encoder).info
     names = [shard_name(part, info.fingerprint) for part in parts]
     plan = ShardPlan(encoder=encoder, fingerprint=info.fingerprint, dim=info.dim, shards=names)
-    write_plan(to, folder, plan)
-    infos = to.get_file_info([posixpath.join(folder, name) for name in names])
-    open_ = [part for part, file in zip(parts, infos, strict=True) if not file.is_file]
-    if not open_:
+    write_plan(target_system, folder, plan)
+    infos = target_system.get_file_info([posixpath.join(folder, name) for name in names])
+    missing = [part for part, file in zip(parts, infos, strict=True) if not file.is_file]
+    if not missing:
         return ShardReport(len(parts), len(parts), 0, 0)
-    job = Job(plan, from_, to, folder, batch_size, cores, "cuda" if gpus else "cpu")
-    with connect_ray(ray, None if workers is None else workers * cores), _quiet(ray):
-        made = _run(ray, job, open_, workers or _room(ray, cores, gpus), gpus)
-    return ShardReport(len(parts), len(parts) - len(open_), *made)
+    job = RayJob(plan, source_system, target_system, folder, batch_size, cores, "cuda" if gpus else "cpu")
+    with connect_ray(ray, None if workers is None else workers * cores), _progress_bars_disabled(ray):
+        n_actors = workers or _count_actors(ray, cores, gpus)
+        pictures, unreadable = _run_actors(ray, job, missing, n_actors, gpus)
+    return ShardReport(len(parts), len(parts) - len(missing), pictures, unreadable)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every actor knows.
+class RayJob:
+    """The arguments of every actor.
 
     Args:
         plan: encoder and files.
         source: file system of the pictures.
         target: file system of the shards.
-        folder: of the shards.
+        folder: folder of the shards.
         batch_size: pictures encoded at a time.
-        cores: of an actor.
-        device: of the encoder.
+        cores: cores of an actor.
+        device: device of the encoder.
     """
 
     plan: ShardPlan
@@ -116,60 +117,60 @@ class Job:
     device: str
 
 
-class ShardMaker:
-    """An actor: opens the encoder once, then makes a file for each part that it is given.
+class ShardWriter:
+    """An actor: opens the encoder once, then writes a file for each part that it receives.
 
     Args:
-        job: what to do.
+        job: encoder, file systems and batch size.
 
     Raises:
-        FingerprintError: if this node's encoder is another than the one that the files are named for.
+        FingerprintError: if the encoder of this node differs from the one that the files are named after.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: RayJob) -> None:
         import torch
 
         torch.set_num_threads(job.cores)
         self.job, self.encoder = job, create_encoder(job.plan.encoder, job.device)
         if self.encoder.info.fingerprint != job.plan.fingerprint:
             raise FingerprintError(
-                f"the encoder '{job.plan.encoder}' of this node is not the one of the node that began: "
+                f"the encoder '{job.plan.encoder}' of this node is not the one of the node that started: "
                 "install the same versions and weights on every node"
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Parts to the numbers of their pictures and of those that could not be read."""
-        counts = [self.make(_part(text)) for text in batch["item"]]
+        """Write parts; returns the number of pictures of each part and of those that could not be read."""
+        counts = [self.write_part(_parse_part(text)) for text in batch["item"]]
         return {"pictures": [count for count, _ in counts], "unreadable": [bad for _, bad in counts]}
 
-    def make(self, part: Part) -> tuple[int, int]:
-        """One file, unless another worker made it meanwhile."""
+    def write_part(self, part: CollectionPart) -> tuple[int, int]:
+        """Write one file, unless another worker wrote it meanwhile."""
         job = self.job
         path = posixpath.join(job.folder, shard_name(part, job.plan.fingerprint))
         if job.target.get_file_info(path).is_file:
             return 0, 0
-        rows = list(encode_pictures(self.encoder, part.pictures(job.source), job.batch_size, job.cores))
+        rows = list(encode_pictures(self.encoder, part.images(job.source), job.batch_size, job.cores))
         write_shard(job.target, path, rows, job.plan)
         return len(rows), sum(row.error is not None for row in rows)
 
 
-def _part(text: str) -> Part:
+def _parse_part(text: str) -> CollectionPart:
     fields = json.loads(text)
     files = tuple((path, label, split) for path, label, split in fields["files"])
-    return Part(fields["path"], int(fields["group"]), files, fields["stamp"])
+    return CollectionPart(fields["path"], int(fields["group"]), files, fields["stamp"])
 
 
-def _run(ray: Any, job: Job, parts: list[Part], workers: int, gpus: float) -> tuple[int, int]:
-    """Pictures and unreadable pictures of the files that are made."""
+def _run_actors(ray: Any, job: RayJob, parts: list[CollectionPart], workers: int, gpus: float) -> tuple[int, int]:
+    """The number of pictures, and of unreadable ones, of the files that are written."""
     items = [{"item": json.dumps(asdict(part))} for part in parts]
     data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        ShardMaker,
+        ShardWriter,
         fn_constructor_args=(job,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
         num_cpus=job.cores,
         num_gpus=gpus,
-        ray_remote_args_fn=_retries,
+        ray_remote_args_fn=_retry_options,
     )
     pictures = unreadable = 0
     try:
@@ -178,29 +179,30 @@ def _run(ray: Any, job: Job, parts: list[Part], workers: int, gpus: float) -> tu
             unreadable += row["unreadable"]
     except ray.exceptions.RayError as error:
         last = str(error).strip().splitlines()[-1]
-        raise DataError(f"a shard could not be made: {last}; those that were made are kept, call again") from error
+        raise DataError(f"a shard could not be written: {last}; the written ones are kept, call again") from error
     return pictures, unreadable
 
 
-def _retries() -> dict[str, int]:
-    """Ray Data's own choice is to try again without end."""
-    return {"max_task_retries": ATTEMPTS - 1}
+def _retry_options() -> dict[str, int]:
+    """Ray Data would otherwise retry without end."""
+    return {"max_task_retries": MAX_ATTEMPTS - 1}
 
 
-def _room(ray: Any, cores: int, gpus: float) -> int:
-    """How many actors the cluster has room for."""
-    there = ray.cluster_resources()
-    rooms = [there.get("CPU", 1) // cores, *([there.get("GPU", 0) // gpus] if gpus else [])]
-    if min(rooms) < 1:
+def _count_actors(ray: Any, cores: int, gpus: float) -> int:
+    """How many actors fit into the cluster."""
+    resources = ray.cluster_resources()
+    limits = [resources.get("CPU", 1) // cores, *([resources.get("GPU", 0) // gpus] if gpus else [])]
+    if min(limits) < 1:
         raise InputError(
-            f"the cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} GPUs: ask for less"
+            f"the cluster has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs: "
+            "request fewer per actor"
         )
-    return int(min(rooms))
+    return int(min(limits))
 
 
 @contextmanager
-def _quiet(ray: Any) -> Iterator[None]:
-    """Without the bars that Ray Data draws."""
+def _progress_bars_disabled(ray: Any) -> Iterator[None]:
+    """A context in which Ray Data draws no progress bars."""
     context = ray.data.DataContext.get_current()
     before = context.enable_progress_bars
     context.enable_progress_bars = False

@@ -1,7 +1,7 @@
-"""Features as a folder of Parquet files, for collections that no single file and no single process is enough for.
+"""Features as a folder of Parquet files, for collections that are too large for one file or one process.
 
-``shards.json`` says which files belong together; a file's name stands for its pictures and the encoder, so that one
-that is there never needs to be made again.
+``shards.json`` lists the files that belong together. The name of a file is a hash of its pictures and the encoder, so a
+file that exists is never computed again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.features.collection import Part, Picture, place
+from clipadapter.features.collection import CollectionPart, ImageRef, open_filesystem
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 
-PLAN = "shards.json"
-MOST_BYTES = 256 << 20
+PLAN_FILE = "shards.json"
+MAX_PLAN_BYTES = 256 << 20
 PURPOSE = "Feature shards"
 COLUMNS = ("path", "label", "split", "feature", "error", "digest")
 
@@ -40,9 +40,9 @@ class ShardPlan(BaseModel):
     """``shards.json``.
 
     Args:
-        format: number of this layout.
-        encoder: its URI.
-        fingerprint: the encoder's.
+        format: format number of the folder.
+        encoder: URI of the encoder.
+        fingerprint: fingerprint of the encoder.
         dim: width d.
         shards: file names in order.
     """
@@ -58,13 +58,13 @@ class ShardPlan(BaseModel):
 
 @dataclass(frozen=True)
 class ShardRow:
-    """A picture's features, or why there are none.
+    """The features of a picture, or the reason why there are none.
 
     Args:
-        path: what it is called.
-        label: its class, or None.
+        path: name of the picture.
+        label: class of the picture, or None.
         split: "train", "val", "test" or "all".
-        digest: hash of its file, as the feature store's keys have it; None if it could not be read.
+        digest: hash of its file, as in the keys of the feature store; None if it could not be read.
         feature: (d,) raw features; None with an error.
         error: the reason; None with a feature.
     """
@@ -77,37 +77,37 @@ class ShardRow:
     error: str | None = None
 
 
-def shard_name(part: Part, fingerprint: str) -> str:
-    """File name of a part's features."""
+def shard_name(part: CollectionPart, fingerprint: str) -> str:
+    """File name of the features of a part."""
     return (
         blake2b(json.dumps([1, fingerprint, part.stamp, part.group]).encode(), digest_size=16).hexdigest() + ".parquet"
     )
 
 
 def encode_pictures(
-    encoder: Encoder, pictures: Iterable[Picture], batch_size: int = 32, threads: int = 1
+    encoder: Encoder, pictures: Iterable[ImageRef], batch_size: int = 32, threads: int = 1
 ) -> Iterator[ShardRow]:
-    """Features of pictures in order; threads read and prepare while the encoder works.
+    """Features of pictures in order. Threads read and prepare pictures while the encoder works.
 
     Args:
-        encoder: whose features.
+        encoder: computes the features.
         pictures: any number; a few more than a batch are in memory.
         batch_size: pictures encoded at a time.
-        threads: how many read.
+        threads: number of threads that read.
     """
     waiting = iter(pictures)
     with ThreadPoolExecutor(threads, thread_name_prefix="clipadapter-read") as pool:
-        window = deque(pool.submit(_prepare, encoder, one) for one in islice(waiting, batch_size + 2 * threads))
+        window = deque(pool.submit(_prepare_image, encoder, one) for one in islice(waiting, batch_size + 2 * threads))
         batch: list[tuple[ShardRow, torch.Tensor | None]] = []
         while window:
             batch.append(window.popleft().result())
-            window.extend(pool.submit(_prepare, encoder, one) for one in islice(waiting, 1))
+            window.extend(pool.submit(_prepare_image, encoder, one) for one in islice(waiting, 1))
             if len(batch) == batch_size or not window:
-                yield from _encode(encoder, batch)
+                yield from _encode_batch(encoder, batch)
                 batch = []
 
 
-def _prepare(encoder: Encoder, picture: Picture) -> tuple[ShardRow, torch.Tensor | None]:
+def _prepare_image(encoder: Encoder, picture: ImageRef) -> tuple[ShardRow, torch.Tensor | None]:
     row = ShardRow(picture.path, picture.label, picture.split)
     try:
         data = picture.read()
@@ -117,21 +117,21 @@ def _prepare(encoder: Encoder, picture: Picture) -> tuple[ShardRow, torch.Tensor
         return replace(row, error=error.reason), None
 
 
-def _encode(encoder: Encoder, batch: Sequence[tuple[ShardRow, torch.Tensor | None]]) -> Iterator[ShardRow]:
+def _encode_batch(encoder: Encoder, batch: Sequence[tuple[ShardRow, torch.Tensor | None]]) -> Iterator[ShardRow]:
     pixels = [pixels for _, pixels in batch if pixels is not None]
-    found = encoder.encode_pixels(torch.stack(pixels)).numpy() if pixels else np.empty((0, encoder.info.dim))
-    features = iter(found.astype(np.float32))
-    for row, own in batch:
-        if own is None:
+    encoded = encoder.encode_pixels(torch.stack(pixels)).numpy() if pixels else np.empty((0, encoder.info.dim))
+    features = iter(encoded.astype(np.float32))
+    for row, row_pixels in batch:
+        if row_pixels is None:
             yield row
             continue
         feature = next(features)
-        sound = bool(np.isfinite(feature).all())
-        yield replace(row, feature=feature) if sound else replace(row, error="its feature is not finite")
+        is_finite = bool(np.isfinite(feature).all())
+        yield replace(row, feature=feature) if is_finite else replace(row, error="its feature is not finite")
 
 
 def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: ShardPlan) -> None:
-    """Write a file of features; it is there whole, or not at all.
+    """Write a file of features atomically.
 
     Raises:
         DataError: if it can't be written.
@@ -140,20 +140,20 @@ def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: Shar
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     facts = {"clipadapter.encoder": plan.encoder, "clipadapter.fingerprint": plan.fingerprint}
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
-    table = pa.table(columns, schema=_schema(pa).with_metadata(facts))
+    table = pa.table(columns, schema=_table_schema(pa).with_metadata(facts))
     sink = pa.BufferOutputStream()
-    # Features do not compress, and a dictionary of them would only cost time.
+    # Features do not compress, and a dictionary of them would cost time only.
     parquet.write_table(table, sink, compression="none", use_dictionary=["label", "split"])
     _write_atomically(filesystem, path, sink.getvalue())
 
 
-def _schema(pa: Any) -> Any:
+def _table_schema(pa: Any) -> Any:
     types = {"feature": pa.list_(pa.float32()), "digest": pa.binary()}
     return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
 
 
 def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
-    """Write ``shards.json``, and the folder.
+    """Create the folder and write ``shards.json``.
 
     Raises:
         DataError: if it can't be written.
@@ -161,8 +161,8 @@ def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
     try:
         filesystem.create_dir(folder, recursive=True)
     except OSError as error:
-        raise DataError(f"'{folder}' can't be made: {error}; give a place you may write to") from error
-    _write_atomically(filesystem, posixpath.join(folder, PLAN), plan.model_dump_json(indent=1).encode())
+        raise DataError(f"'{folder}' can't be created: {error}; give a folder that you may write to") from error
+    _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), plan.model_dump_json(indent=1).encode())
 
 
 def _write_atomically(filesystem: Any, path: str, data: Any) -> None:
@@ -176,46 +176,46 @@ def _write_atomically(filesystem: Any, path: str, data: Any) -> None:
 
 
 def read_plan(filesystem: Any, folder: str) -> ShardPlan:
-    """``shards.json`` of a folder.
+    """Read ``shards.json`` of a folder.
 
     Raises:
         DataError: if it is missing or damaged.
     """
-    path = posixpath.join(folder, PLAN)
+    path = posixpath.join(folder, PLAN_FILE)
     try:
         with filesystem.open_input_stream(path) as stream:
-            data = stream.read(MOST_BYTES + 1)
+            data = stream.read(MAX_PLAN_BYTES + 1)
     except OSError as error:
-        raise DataError(f"'{folder}' holds no feature shards: {PLAN} can't be read ({error})") from error
+        raise DataError(f"'{folder}' holds no feature shards: {PLAN_FILE} can't be read ({error})") from error
     try:
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES >> 20} MB")
+        if len(data) > MAX_PLAN_BYTES:
+            raise ValueError(f"it has more than {MAX_PLAN_BYTES >> 20} MB")
         return ShardPlan.model_validate_json(data)
     except (ValidationError, ValueError) as error:
-        raise DataError(f"'{path}' is damaged: {error}; make the features again, what is there is kept") from error
+        raise DataError(f"'{path}' is damaged: {error}; extract the features again, existing files are kept") from error
 
 
 def read_feature_shards(folder: str | Path, split: str | None = None, filesystem: Any = None) -> FeatureSet:
-    """All features of a folder of shards; pictures that could not be read are left out.
+    """Read all features of a folder of shards; pictures that could not be read are left out.
 
     Args:
-        folder: what `extract_with_ray` wrote: a path, or an URI.
-        split: only this part: "train", "val", "test" or "all".
-        filesystem: of pyarrow or fsspec, if the folder is a path in one.
+        folder: a folder that `extract_with_ray` wrote: a path or a URI.
+        split: only this split: "train", "val", "test" or "all".
+        filesystem: file system of pyarrow or fsspec, if the folder is a path in it.
 
     Raises:
         DataError: if shards are missing or damaged, pictures have no label, or none is left.
         MissingExtraError: if pyarrow is not installed.
     """
-    system, path = place(folder, filesystem)
+    system, path = open_filesystem(folder, filesystem)
     plan = read_plan(system, path)
     features, labels = [], []
-    for table, values, rows in _tables(system, path, plan):
-        parts = table["split"].to_pylist()
-        kept = [i for i, row in enumerate(rows) if split in (None, parts[row])]
-        features.append(values[kept])
-        names = table["label"].to_pylist()
-        labels += [names[rows[i]] for i in kept]
+    for table, values, rows in _read_shards(system, path, plan):
+        splits = table["split"].to_pylist()
+        selected = [i for i, row in enumerate(rows) if split in (None, splits[row])]
+        features.append(values[selected])
+        table_labels = table["label"].to_pylist()
+        labels += [table_labels[rows[i]] for i in selected]
     if not labels:
         raise DataError(f"'{folder}' has no features{f' of the part {split!r}' if split else ''}")
     unlabelled = sum(label is None for label in labels)
@@ -226,32 +226,32 @@ def read_feature_shards(folder: str | Path, split: str | None = None, filesystem
 
 
 def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = None) -> int:
-    """Put the features of shards into a store: commands then take them from there.
+    """Copy the features of shards into a store, from which commands take them.
 
     Args:
-        folder: as `read_feature_shards`.
-        store: what is filled.
-        filesystem: as `read_feature_shards`.
+        folder: as for `read_feature_shards`.
+        store: the store to fill.
+        filesystem: as for `read_feature_shards`.
 
     Returns:
-        How many were new.
+        How many features were new.
 
     Raises:
         DataError: if shards are missing or damaged.
         StoreError: if the store can't be written.
     """
-    system, path = place(folder, filesystem)
+    system, path = open_filesystem(folder, filesystem)
     plan = read_plan(system, path)
     new = 0
-    for table, values, rows in _tables(system, path, plan):
+    for table, values, rows in _read_shards(system, path, plan):
         digests = table["digest"].to_pylist()
         keys = [feature_key(digests[row], plan.fingerprint, "plain") for row in rows]
         new += store.put_many(dict(zip(keys, values, strict=True)))
     return new
 
 
-def _tables(filesystem: Any, folder: str, plan: ShardPlan) -> Iterator[tuple[Any, NDArray[np.float32], list[int]]]:
-    """Each file's table, its (k, d) features, and the k rows that they are of; all are checked to be there first."""
+def _read_shards(filesystem: Any, folder: str, plan: ShardPlan) -> Iterator[tuple[Any, NDArray[np.float32], list[int]]]:
+    """The table of each file, its (k, d) features, and the k rows that have them. Missing files are reported first."""
     fs = require("pyarrow.fs", "parquet", PURPOSE)
     infos = filesystem.get_file_info([posixpath.join(folder, name) for name in plan.shards])
     missing = sum(info.type != fs.FileType.File for info in infos)
@@ -260,16 +260,16 @@ def _tables(filesystem: Any, folder: str, plan: ShardPlan) -> Iterator[tuple[Any
             f"{missing} of {len(plan.shards)} shards of '{folder}' are missing: call extract_with_ray again"
         )
     for info in infos:
-        yield _table(filesystem, info.path, plan)
+        yield _read_shard(filesystem, info.path, plan)
 
 
-def _table(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
+def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
     pa = require("pyarrow", "parquet", PURPOSE)
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     try:
         with filesystem.open_input_file(path) as file:
             table = parquet.read_table(file)
-        if not table.schema.equals(_schema(pa)):
+        if not table.schema.equals(_table_schema(pa)):
             raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema)}")
         if (table.schema.metadata or {}).get(b"clipadapter.fingerprint") != plan.fingerprint.encode():
             raise ValueError("it is of another encoder")

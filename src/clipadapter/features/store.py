@@ -1,11 +1,15 @@
 """The feature store: one SQLite file of feature vectors that several processes may fill at once.
 
-A key names all that shapes a vector, so nothing in the store ever becomes stale. Each `put_many` is one short
-transaction: a process that is killed loses what it had not put, and nothing else.
+A key depends on everything that determines a vector, so no entry ever becomes stale. Each `put_many` is one short
+transaction: a process that is killed loses only what it had not stored.
 
-Each entry has a checksum of its key, number type and value. An entry that is damaged, or that a damaged index gives for
-another key, counts as missing. Format 1 had checksums of values alone; such a file is upgraded when it is opened, which
-reads it once and needs as much free disk space as it has.
+The checksum of an entry is the CRC-32 of dtype, key and value. It includes the key because a damaged index leads from a
+key to the row of another one, and SQLite takes the key from the index: the value by itself would be intact. A damaged
+entry counts as missing. Format 1 had checksums of values only; such a file is upgraded when it is opened, which reads
+it once and needs as much free disk space as its size.
+
+SQLite finds a row in 2 us and Python takes 0.1 us for a line of code, so rows that are all valid are processed by `map`
+and `zip` only.
 """
 
 from __future__ import annotations
@@ -29,39 +33,47 @@ from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
 
 FORMAT = 2
-
-
 KEY_FORMAT = 1
-"""Number of the way in which keys are made; part of each key."""
+"""Format number of the keys; part of each key."""
+APPLICATION_ID = 0x434C4950
+""""CLIP" in the file header, which distinguishes a feature store from other SQLite files."""
+ROWS_PER_STATEMENT = 200
+"""Keys or rows in one statement: their values stay in the processor's cache until they are decoded."""
+MAX_BUFFER_BYTES = 1 << 24
+"""Bytes of a buffer that vectors share: from 4 MiB on, NumPy requests memory in large pages."""
+SELECT_BY_KEY = "SELECT * FROM feature WHERE key IN ({})"
+SELECT_IN_FILE_ORDER = "SELECT * FROM feature WHERE rowid IN (SELECT rowid FROM feature WHERE key IN ({}))"
+"""The same rows, but slower for one row and faster for many rows that were stored one after the other."""
+CREATE_TABLE = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum INTEGER, value BLOB)"
 
+Row = tuple[Any, ...]
+"""Key, dtype, checksum and value as SQLite gives them, texts as bytes. A damaged row may hold anything."""
+Column = tuple[Any, ...]
+Vector = NDArray[np.floating[Any]]
+Matrix = NDArray[np.float32]
 
-_APPLICATION = 0x434C4950  # "CLIP" in the file's header tells a feature store from other SQLite files
-
-
-_CHUNK = 200  # keys or rows in one statement: what they hold stays in the processor's cache until it is decoded
-
-
-_BUFFER = 1 << 24  # bytes that vectors may share: from 4 MiB on, NumPy asks for memory in large pages
-
-
-_BY_KEY = "SELECT * FROM feature WHERE key IN ({})"
-
-
-# The same in the order of the file: slower for one row, faster for many that were put one after the other.
-_BY_PLACE = "SELECT * FROM feature WHERE rowid IN (SELECT rowid FROM feature WHERE key IN ({}))"
-
-
-_SCHEMA = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum INTEGER, value BLOB)"
+STORED_DTYPES: dict[bytes, np.dtype[Any]] = {b"float32": np.dtype("<f4"), b"float16": np.dtype("<f2")}
+BYTES_PER_VALUE: dict[object, int] = {name: dtype.itemsize for name, dtype in STORED_DTYPES.items()}
+DTYPE_CHECKSUMS: dict[object, int] = {name: crc32(name) for name in STORED_DTYPES}
+DTYPE_NAMES = {
+    np.dtype(order + code): name for name, code in ((b"float32", "f4"), (b"float16", "f2")) for order in "<>"
+}
+MIN_VALUES_FOR_BIT_CONVERSION = 4096
+"""NumPy converts fewer values in less time than the seven calls of the conversion by bits take."""
+FLOAT16_TO_FLOAT32_SCALE = np.float32(2.0**112)
+"""The exponent bias of float32 is larger than that of float16 by 112."""
+SMALLEST_FLOAT16_BITS = np.array([1 << 13], np.int32).view(np.float32)
+"""The bits of the smallest float16 at the position where a float32 has them."""
 
 
 def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float32") -> bytes:
-    """Key of one feature vector.
+    """The key of a feature vector.
 
     Args:
         digest: hash of the picture's bytes.
-        fingerprint: the encoder's fingerprint.
+        fingerprint: fingerprint of the encoder.
         view: name of the view, ``ViewSpec.key(i)``.
-        dtype: number type that is stored.
+        dtype: dtype of the stored vector.
 
     >>> feature_key(b"digest", "fingerprint", "plain") == feature_key(b"digest", "fingerprint", "a view")
     False
@@ -73,10 +85,10 @@ def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float3
 class FeatureStore:
     """Feature vectors by key, in one file.
 
-    Several threads and several processes may use it at once. Use it as a context manager, or call `close`.
+    Threads and processes may use it at the same time. Use it as a context manager, or call `close`.
 
     Args:
-        path: the file; made if missing. None is ``features.sqlite`` in the user's cache folder.
+        path: the file; created if missing. None is ``features.sqlite`` in the user's cache folder.
         timeout: seconds to wait while another process writes.
 
     Raises:
@@ -93,104 +105,104 @@ class FeatureStore:
         self.path = Path(path) if path is not None else default_cache_dir() / "features.sqlite"
         self._lock = threading.RLock()
         self._timeout = timeout
-        self._version = 0
+        self._data_version = 0
         if str(self.path) != ":memory:":
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise self._cannot_write(error) from error
-        with self._explained():
+                raise self._not_writable_error(error) from error
+        with self._translate_errors():
             self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
         self._db.text_factory = bytes  # a damaged text need not be UTF-8
         try:
-            with self._explained():
+            with self._translate_errors():
                 self._open()
         except BaseException:
             self._db.close()
             raise
 
     def get_many(self, keys: Sequence[bytes], dim: int) -> dict[bytes, NDArray[np.float32]]:
-        """The vectors that are there and sound.
+        """The valid vectors of some keys.
 
         Args:
-            keys: what is looked for.
+            keys: keys to look up.
             dim: expected width d; an entry of another width or with a wrong checksum counts as missing.
 
         Returns:
             Key to float32 vector (d,), without the missing ones. They share buffers of up to 16 MiB, which belong to
-            this call: copy one that shall long outlive the others.
+            this call: copy a vector that you keep much longer than the others.
         """
-        found: dict[bytes, NDArray[np.float32]] = {}
-        step = max(_CHUNK, _BUFFER // (4 * max(dim, 1)))
+        vectors: dict[bytes, NDArray[np.float32]] = {}
+        step = max(ROWS_PER_STATEMENT, MAX_BUFFER_BYTES // (4 * max(dim, 1)))
         for i in range(0, len(keys), step):
             part = keys[i : i + step]
             matrix, start = np.empty((len(part), dim), np.float32), 0
-            for block in self._sound(part, dim):
+            for block in self._valid_blocks(part, dim):
                 end = start + len(block.keys)
-                found.update(block.decode(matrix[start:end]))
+                vectors.update(block.decode(matrix[start:end]))
                 start = end
-        return found
+        return vectors
 
     def contains_many(self, keys: Sequence[bytes], dim: int) -> set[bytes]:
-        """Those keys whose vectors are there and sound; see `get_many`."""
-        return {key for block in self._sound(keys, dim) for key in block.keys}
+        """The keys that have a valid vector; see `get_many`."""
+        return {key for block in self._valid_blocks(keys, dim) for key in block.keys}
 
     def put_many(self, items: Mapping[bytes, Vector]) -> int:
-        """Store vectors in one transaction; what is there already and sound is kept.
+        """Store vectors in one transaction; valid entries that exist already are kept.
 
         Args:
-            items: key to vector (d,) of float32 or float16, as it shall be stored.
+            items: key to vector (d,), in the dtype in which it is stored: float32 or float16.
 
         Returns:
-            How many were new. Fewer than given means that another process put some of them meanwhile.
+            How many were new. Fewer than given means that another process stored some of them meanwhile.
 
         Raises:
             InputError: if a vector has another dtype.
-            StoreError: if the file can't be written; nothing of `items` is stored then.
+            StoreError: if the file can't be written; then no item is stored.
         """
-        rows = encode(items)
+        rows = encode_rows(items)
         insert = "INSERT OR IGNORE INTO feature VALUES (?, ?, ?, ?)"
-        with self._lock, self._explained(), self._transaction():
+        with self._lock, self._translate_errors(), self._transaction():
             new = self._db.executemany(insert, rows).rowcount
             if new < len(rows):
-                unsound = self._unsound(items, rows)
+                unsound = self._damaged_rows(items, rows)
                 new += self._db.executemany("REPLACE INTO feature VALUES (?, ?, ?, ?)", unsound).rowcount
         return new
 
-    def touched(self) -> bool:
+    def has_foreign_writes(self) -> bool:
         """Whether another process wrote since the last call."""
-        with self._lock, self._explained():
-            before, self._version = self._version, self._db.execute("PRAGMA data_version").fetchone()[0]
-        return self._version != before
+        with self._lock, self._translate_errors():
+            before, self._data_version = self._data_version, self._db.execute("PRAGMA data_version").fetchone()[0]
+        return self._data_version != before
 
     def __len__(self) -> int:
-        with self._lock, self._explained():
+        with self._lock, self._translate_errors():
             return int(self._db.execute("SELECT count(*) FROM feature").fetchone()[0])
 
     def items(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
-        """All sound entries, oldest first; others may go on writing meanwhile.
+        """All valid entries, oldest first. Other processes may write meanwhile.
 
-        Neighbours share a buffer as in `get_many`: copy a vector that shall long outlive the others.
+        Neighbours share a buffer as in `get_many`: copy a vector that you keep much longer than the others.
 
         Raises:
-            StoreError: if the file is damaged so that its order is lost.
+            StoreError: if the file is damaged in a way that its rows are not in order.
         """
         last = 0
         while True:
-            query = f"SELECT *, rowid FROM feature WHERE rowid > ? ORDER BY rowid LIMIT {_CHUNK}"
-            with self._lock, self._explained():
+            query = f"SELECT *, rowid FROM feature WHERE rowid > ? ORDER BY rowid LIMIT {ROWS_PER_STATEMENT}"
+            with self._lock, self._translate_errors():
                 rows = self._db.execute(query, (last,)).fetchall()
             if not rows:
                 return
-            numbers = [last, *(row[-1] for row in rows)]
-            if any(number >= following for number, following in pairwise(numbers)):  # it would never come to an end
-                raise self._damaged("its rows are not in order")
-            last = numbers[-1]
-            for block in sound(rows):
+            row_ids = [last, *(row[-1] for row in rows)]
+            if any(row_id >= following for row_id, following in pairwise(row_ids)):  # the loop would not end
+                raise self._damaged_error("its rows are not in order")
+            last = row_ids[-1]
+            for block in valid_blocks(rows):
                 yield from block.decode(np.empty((len(block.keys), block.width), np.float32))
 
     def close(self) -> None:
-        """Close the file; everything that was put is in it already."""
+        """Close the file; everything that was stored is in it already."""
         with self._lock:
             self._db.close()
 
@@ -201,42 +213,42 @@ class FeatureStore:
         self.close()
 
     def _open(self) -> None:
-        """Know the file as ours, or make it; a file of anybody else is not touched."""
-        self._db.execute("PRAGMA page_size = 16384")  # a few vectors a page; without effect on a file that exists
-        self._db.execute("PRAGMA cache_size = -8000")  # KiB; of SQLite's 2,000 one chunk's pages drive the index out
-        self._db.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # with WAL: safe from kill -9; a power cut may cost the last batches
+        """Check that the file is a feature store, or create it; a file of another program is not changed."""
+        self._db.execute("PRAGMA page_size = 16384")  # a few vectors per page; no effect on a file that exists
+        # KiB. With SQLite's default of 2,000 the pages of one statement push the index out of the cache.
+        self._db.execute("PRAGMA cache_size = -8000")
+        # With WAL: kill -9 loses nothing, a power cut may lose the last batches.
+        self._db.execute("PRAGMA synchronous = NORMAL")
         if self._is_empty():
             self._use_wal()
             with self._transaction():
-                if self._is_empty():  # else another process made it meanwhile
-                    self._db.execute(_SCHEMA)
-                    self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
+                if self._is_empty():  # else another process created it meanwhile
+                    self._db.execute(CREATE_TABLE)
+                    self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                     self._db.execute(f"PRAGMA user_version = {FORMAT}")
-        if self._pragma("application_id") != _APPLICATION:
+        if self._pragma("application_id") != APPLICATION_ID:
             raise StoreError(
                 f"{self.path} is an SQLite file of another program: give another path for the feature store"
             )
-        found = self._pragma("user_version")
-        if found == 1:
-            found = self._upgrade()
-        if found != FORMAT:
+        file_format = self._pragma("user_version")
+        if file_format == 1:
+            file_format = self._upgrade()
+        if file_format != FORMAT:
             raise StoreError(
-                f"{self.path} has format {found}, but this version of clipadapter uses format {FORMAT}: "
+                f"{self.path} has format {file_format}, but this version of clipadapter uses format {FORMAT}: "
                 "give another path for the feature store, or use the version that made it"
             )
-        # A file that can't be written fails now rather than after the first batch.
+        # A file that can't be written fails now, not after the first batch.
         for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {FORMAT}", "ROLLBACK"):
             self._db.execute(statement)
-        self.touched()
+        self.has_foreign_writes()
 
     def _upgrade(self) -> int:
-        """Bring a file of format 1 to the present format, in one transaction; gives the format that it then has."""
+        """Upgrade a file of format 1 in one transaction; returns the format that it then has."""
         self._db.create_function("upgrade_checksum", 4, upgrade_checksum, deterministic=True)
         with self._transaction():
             if self._pragma("user_version") == 1:  # else another process did it meanwhile
-                # By the table alone: a damaged index would give a row the key of another one.
+                # NOT INDEXED: a damaged index would give a row the key of another one.
                 self._db.execute(
                     "UPDATE feature NOT INDEXED SET checksum = upgrade_checksum(key, dtype, checksum, value)"
                 )
@@ -250,7 +262,7 @@ class FeatureStore:
         return self._db.execute(f"PRAGMA {name}").fetchone()[0]
 
     def _use_wal(self) -> None:
-        """Switch to write-ahead logging; SQLite does not wait by itself if another process does so now."""
+        """Switch to write-ahead logging. SQLite itself does not wait while another process does the same."""
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -263,7 +275,7 @@ class FeatureStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        # IMMEDIATE waits for its turn at once; a read that turns into a write would fail instead of waiting.
+        # IMMEDIATE waits for the lock at once; a transaction that reads first and then writes would fail instead.
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
@@ -272,83 +284,50 @@ class FeatureStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
-    def _sound(self, keys: Sequence[bytes], dim: int) -> Iterator[Block]:
-        """The sound rows of the keys, those of some keys at a time, in any order."""
-        for i in range(0, len(keys), _CHUNK):
-            chunk = keys[i : i + _CHUNK]
-            query = _BY_PLACE if len(chunk) == _CHUNK else _BY_KEY
+    def _valid_blocks(self, keys: Sequence[bytes], dim: int) -> Iterator[Block]:
+        """The valid rows of the keys in blocks, in any order."""
+        for i in range(0, len(keys), ROWS_PER_STATEMENT):
+            chunk = keys[i : i + ROWS_PER_STATEMENT]
+            query = SELECT_IN_FILE_ORDER if len(chunk) == ROWS_PER_STATEMENT else SELECT_BY_KEY
             marks = ",".join("?" * len(chunk))
-            with self._lock, self._explained():
+            with self._lock, self._translate_errors():
                 rows = self._db.execute(query.format(marks), chunk).fetchall()
             if len(rows) > len(chunk) or not set(chunk).issuperset(row[0] for row in rows):  # the index is damaged
-                wanted = set(chunk)
-                rows = list({row[0]: row for row in rows if row[0] in wanted}.values())
-            yield from sound(rows, dim)
+                requested = set(chunk)
+                rows = list({row[0]: row for row in rows if row[0] in requested}.values())
+            yield from valid_blocks(rows, dim)
 
-    def _unsound(self, items: Mapping[bytes, Vector], rows: list[Row]) -> list[Row]:
-        """Those rows whose stored entry is damaged."""
+    def _damaged_rows(self, items: Mapping[bytes, Vector], rows: list[Row]) -> list[Row]:
+        """The rows whose stored entry is damaged."""
         widths = {len(vector) for vector in items.values()}
-        kept = {key for dim in widths for key in self.contains_many(list(items), dim) if len(items[key]) == dim}
-        return [row for row in rows if row[0] not in kept]
+        valid_keys = {key for dim in widths for key in self.contains_many(list(items), dim) if len(items[key]) == dim}
+        return [row for row in rows if row[0] not in valid_keys]
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Translate errors of SQLite into StoreError."""
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise self._cannot_write(error) from error
-        except (sqlite3.Error, MemoryError) as error:  # damaged sizes ask for more memory than there is
-            raise self._damaged(str(error) or type(error).__name__) from error
+            raise self._not_writable_error(error) from error
+        except (sqlite3.Error, MemoryError) as error:  # a damaged size can exceed the memory
+            raise self._damaged_error(str(error) or type(error).__name__) from error
 
-    def _damaged(self, why: str) -> StoreError:
+    def _damaged_error(self, why: str) -> StoreError:
         return StoreError(
             f"{self.path} can't be read as a feature store ({why}), and was left as it is: give "
             "another path, or move the file away to have the features computed anew"
         )
 
-    def _cannot_write(self, error: Exception) -> StoreError:
+    def _not_writable_error(self, error: Exception) -> StoreError:
         return StoreError(
             f"the feature store {self.path} can't be opened or written ({error}): "
             "check the folder's permissions and free space, or give another path"
         )
 
 
-Row = tuple[Any, ...]
-
-
-Column = tuple[Any, ...]
-
-
-Vector = NDArray[np.floating[Any]]
-
-
-Matrix = NDArray[np.float32]
-
-
-_STORED: dict[bytes, np.dtype[Any]] = {b"float32": np.dtype("<f4"), b"float16": np.dtype("<f2")}
-
-
-_SIZES: dict[object, int] = {name: dtype.itemsize for name, dtype in _STORED.items()}
-
-
-_STARTS: dict[object, int] = {name: crc32(name) for name in _STORED}
-
-
-_NAMES = {np.dtype(order + code): name for name, code in ((b"float32", "f4"), (b"float16", "f2")) for order in "<>"}
-
-
-_FEW = 4096  # numbers that NumPy converts in less time than seven calls take
-
-
-_SHIFT = np.float32(2.0**112)  # the exponents of float16 and float32 have their zero 112 apart
-
-
-_LEAST = np.array([1 << 13], np.int32).view(np.float32)  # the bits of the least float16, where a float32 has them
-
-
 class Block(NamedTuple):
-    """Sound rows of one dtype and width."""
+    """Valid rows of one dtype and width."""
 
     keys: tuple[bytes, ...]
     dtype: bytes
@@ -356,96 +335,102 @@ class Block(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Numbers in a vector."""
-        return len(self.values[0]) // _SIZES[self.dtype]
+        """Number of values of a vector."""
+        return len(self.values[0]) // BYTES_PER_VALUE[self.dtype]
 
     def decode(self, out: Matrix) -> Iterator[tuple[bytes, Matrix]]:
-        """Key and float32 vector (d,) of each row; the vectors are written into `out` (n, d), and are its rows."""
-        _decode(b"".join(self.values), _STORED[self.dtype], out)
+        """Key and float32 vector (d,) of each row; the vectors are the rows of `out` (n, d), which is overwritten."""
+        _decode_values(b"".join(self.values), STORED_DTYPES[self.dtype], out)
         return zip(self.keys, out, strict=True)
 
 
-def encode(items: Mapping[bytes, Vector]) -> list[Row]:
-    """The rows of vectors (d,); `InputError` if one has another dtype than float32 or float16."""
+def encode_rows(items: Mapping[bytes, Vector]) -> list[Row]:
+    """Vectors (d,) as rows.
+
+    Raises:
+        InputError: if a vector has another dtype than float32 or float16.
+    """
     rows = []
     for key, vector in items.items():
-        name = _NAMES.get(vector.dtype)
+        name = DTYPE_NAMES.get(vector.dtype)
         if name is None:
-            names = " or ".join(known.decode() for known in _STORED)
+            names = " or ".join(known.decode() for known in STORED_DTYPES)
             raise InputError(f"features are stored as {names}, not as {vector.dtype.name}")
-        value = vector.astype(_STORED[name], copy=False).tobytes()
-        rows.append((key, name.decode(), crc32(value, crc32(key, _STARTS[name])), value))
+        value = vector.astype(STORED_DTYPES[name], copy=False).tobytes()
+        rows.append((key, name.decode(), crc32(value, crc32(key, DTYPE_CHECKSUMS[name])), value))
     return rows
 
 
-def sound(rows: Sequence[Row], dim: int | None = None) -> Iterator[Block]:
-    """Those rows that are as they were put and, if `dim` is given, hold so many numbers; in their order."""
+def valid_blocks(rows: Sequence[Row], dim: int | None = None) -> Iterator[Block]:
+    """The rows whose checksum is right and, if `dim` is given, whose vectors have this width; in their order."""
     if rows:
         keys, dtypes, checksums, values, *_ = zip(*rows, strict=True)
-        if _all_sound(keys, dtypes, checksums, values, dim):
+        if _are_all_valid(keys, dtypes, checksums, values, dim):
             yield Block(keys, dtypes[0], values)
             return
-    kept = [row for row in rows if _is_sound(row, dim)]
-    for (dtype, _), run in groupby(kept, lambda row: (row[1], len(row[3]))):
+    valid_rows = [row for row in rows if _is_valid(row, dim)]
+    for (dtype, _), run in groupby(valid_rows, lambda row: (row[1], len(row[3]))):
         keys, _, _, values, *_ = zip(*run, strict=True)
         yield Block(keys, dtype, values)
 
 
 def upgrade_checksum(key: object, dtype: object, checksum: Any, value: object) -> Any:
-    """The checksum of a row of format 1, which has the CRC-32 of its value alone; as it is if the row is damaged.
+    """The new checksum of a row of format 1, whose checksum is that of the value; unchanged if the row is damaged.
 
-    >>> row = encode({b"key": np.zeros(1, np.float32)})[0]
+    >>> row = encode_rows({b"key": np.zeros(1, np.float32)})[0]
     >>> upgrade_checksum(b"key", "float32", crc32(bytes(4)), bytes(4)) == row[2]
     True
     """
     name = dtype.encode() if isinstance(dtype, str) else dtype
-    if isinstance(key, bytes) and isinstance(value, bytes) and name in _STARTS and crc32(value) == checksum:
-        return crc32(value, crc32(key, _STARTS[name]))
+    if isinstance(key, bytes) and isinstance(value, bytes) and name in DTYPE_CHECKSUMS and crc32(value) == checksum:
+        return crc32(value, crc32(key, DTYPE_CHECKSUMS[name]))
     return checksum
 
 
-def _all_sound(keys: Column, dtypes: Column, checksums: Column, values: Column, dim: int | None) -> bool:
-    """Whether all rows are sound and of one dtype and width."""
+def _are_all_valid(keys: Column, dtypes: Column, checksums: Column, values: Column, dim: int | None) -> bool:
+    """Whether all rows are valid and of one dtype and width."""
     if len(set(dtypes)) > 1 or set(map(type, values)) != {bytes} or set(map(type, keys)) != {bytes}:
         return False
     sizes = set(map(len, values))
     if len(sizes) > 1 or not _fits(dtypes[0], sizes.pop(), dim):
         return False
-    return tuple(map(crc32, values, map(crc32, keys, repeat(_STARTS[dtypes[0]])))) == checksums
+    return tuple(map(crc32, values, map(crc32, keys, repeat(DTYPE_CHECKSUMS[dtypes[0]])))) == checksums
 
 
-def _is_sound(row: Row, dim: int | None) -> bool:
+def _is_valid(row: Row, dim: int | None) -> bool:
     key, dtype, checksum, value, *_ = row
     if type(key) is not bytes or type(value) is not bytes or not _fits(dtype, len(value), dim):
         return False
-    return crc32(value, crc32(key, _STARTS[dtype])) == checksum
+    return crc32(value, crc32(key, DTYPE_CHECKSUMS[dtype])) == checksum
 
 
 def _fits(dtype: object, size: int, dim: int | None) -> bool:
-    """Whether so many bytes can be a vector of this dtype."""
-    item = _SIZES.get(dtype)
-    return item is not None and (size % item == 0 if dim is None else size == dim * item)
+    """Whether a value of `size` bytes can be a vector of this dtype and width."""
+    value_bytes = BYTES_PER_VALUE.get(dtype)
+    return value_bytes is not None and (size % value_bytes == 0 if dim is None else size == dim * value_bytes)
 
 
-def _decode(joined: bytes, dtype: np.dtype[Any], out: Matrix) -> None:
+def _decode_values(joined: bytes, dtype: np.dtype[Any], out: Matrix) -> None:
     """Write values into `out` (n, d) as float32."""
     values = np.frombuffer(joined, dtype).reshape(out.shape)
     if dtype.itemsize == 4:
         out[:] = values
-    elif values.size < _FEW or not _by_bits(values):
-        with np.errstate(invalid="ignore"):  # some bits are no number
+    elif values.size < MIN_VALUES_FOR_BIT_CONVERSION or not _can_convert_bits(values):
+        with np.errstate(invalid="ignore"):  # some bit patterns are NaN
             out[:] = values
     else:
-        # Seven times as fast as NumPy's conversion: the sign goes to the top, exponent and fraction to where a float32
-        # has them, and the product puts the exponent right, also of numbers too small to be normal.
+        # Seven times as fast as NumPy's conversion: the shift moves exponent and fraction to their place in a float32,
+        # the mask leaves the sign at the top, and the product corrects the exponent, also of subnormal numbers.
         bits = out.view(np.int32)
         bits[:] = values.view("<i2")
         bits <<= 13
         bits &= -0x70000001
-        out *= _SHIFT
+        out *= FLOAT16_TO_FLOAT32_SCALE
 
 
-def _by_bits(halves: Vector) -> bool:
-    """Whether all are finite, and this thread's products don't take the smallest numbers as zero, as torch may ask."""
+def _can_convert_bits(halves: Vector) -> bool:
+    """Whether all values are finite and this thread does not flush subnormals to zero, as torch can set."""
     highest = halves.view("<i2").max(initial=0), halves.view("<u2").max(initial=0)  # of positive and negative numbers
-    return bool(highest[0] < 0x7C00 and highest[1] < 0xFC00 and (_LEAST * _SHIFT)[0] > 0)
+    return bool(
+        highest[0] < 0x7C00 and highest[1] < 0xFC00 and (SMALLEST_FLOAT16_BITS * FLOAT16_TO_FLOAT32_SCALE)[0] > 0
+    )

@@ -1,4 +1,4 @@
-"""Class text: one unit vector a class, made from its prompts, which are encoded once and kept."""
+"""Text features of classes: one unit vector per class, from its prompts, which are encoded once and stored."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def encode_classes(
     """Encode the prompts of every class.
 
     Args:
-        encoder: its text tower is asked once, for every different prompt.
+        encoder: encodes each different prompt once.
         prompts: class name to one or more texts; the order of the names is that of the classes.
-        store: looked up and filled; None encodes all prompts.
+        store: read and filled; None encodes all prompts.
 
     Returns:
-        A unit vector (d,) a class (normalise each prompt, mean, normalise), and the encoder's logit scale and
-        bias.
+        A unit vector (d,) per class (normalize each prompt, mean, normalize), and the logit scale and bias of the
+        encoder.
 
     Raises:
         InputError: if there is no class, or a class has no prompt.
@@ -42,26 +42,26 @@ def encode_classes(
     for name, texts in prompts.items():
         if isinstance(texts, str) or not texts:
             raise InputError(f"class '{name}' needs a list of one or more prompts, but has {texts!r}")
-    unique = {text: None for texts in prompts.values() for text in texts}
-    row = {text: i for i, text in enumerate(unique)}
-    embeddings = _encode(encoder, list(unique), store)  # (k, d)
-    weight = torch.stack([ensemble(embeddings[[row[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
+    different = dict.fromkeys(text for texts in prompts.values() for text in texts)
+    row_of = {text: i for i, text in enumerate(different)}
+    rows = _encode_texts(encoder, list(different), store)  # (k, d)
+    vectors = torch.stack([ensemble(rows[[row_of[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
     info = encoder.info
     tower = partial(open_text_tower, encoder)
-    return TextFeatures(list(prompts), weight.numpy(), info.logit_scale, info.logit_bias, tower)
+    return TextFeatures(list(prompts), vectors.numpy(), info.logit_scale, info.logit_bias, tower)
 
 
-def _encode(encoder: Encoder, texts: Sequence[str], store: FeatureStore | None) -> Tensor:
-    """Raw features (k, d) of different texts, those that the store has not."""
+def _encode_texts(encoder: Encoder, texts: Sequence[str], store: FeatureStore | None) -> Tensor:
+    """Raw features (k, d) of different texts; only those that the store lacks are computed."""
     if store is None:
         return encoder.encode_text(texts)
     info = encoder.info
     keys = [feature_key(blake2b(text.encode(), digest_size=32).digest(), info.fingerprint, "text") for text in texts]
-    found = store.get_many(keys, info.text_dim or info.dim)
-    missing = [i for i, key in enumerate(keys) if key not in found]
+    features = store.get_many(keys, info.text_dim or info.dim)
+    missing = [i for i, key in enumerate(keys) if key not in features]
     if missing:
         fresh = encoder.encode_text([texts[i] for i in missing]).numpy()
         new = {keys[i]: row for i, row in zip(missing, fresh, strict=True)}
         store.put_many(new)
-        found |= new
-    return torch.stack([torch.from_numpy(found[key].copy()) for key in keys])
+        features |= new
+    return torch.stack([torch.from_numpy(features[key].copy()) for key in keys])

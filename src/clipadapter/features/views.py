@@ -1,7 +1,7 @@
 """Augmented views of a picture: a random resized crop and a flip, the same on every machine and in any order.
 
-The random stream of a view comes from the seed, the view's number and the picture's bytes. So a view depends
-neither on the other pictures nor on the thread that makes it, and can be kept in the feature store by name.
+The random generator of a view is seeded by the seed, the number of the view and the bytes of the picture. So a view
+depends neither on other pictures nor on the thread that makes it, and its feature can be stored by name.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), 
 and CLIP-LoRA, which is torchvision's default."""
 
 PER_EPOCH = "per-epoch"
-"""In place of a number of views: as many as the head makes passes over the shots."""
+"""Instead of a number of views: one augmented view for each epoch of the head's training."""
 MAX_FEATURE_BYTES = 4 * 2**30
-"""Largest array of features that views for each epoch may take; training holds one to three copies besides."""
+"""Maximum size of the features of views for each epoch. Training needs one to three copies in addition."""
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """Which views are made of each picture.
+    """The views of each picture.
 
     Args:
         count: v, number of views; view 0 is the plain picture, the other v - 1 are augmented.
-        scale: smallest and largest share of the picture's area that a crop takes; see `from_crop` for those of papers.
+        scale: smallest and largest fraction of the picture's area in a crop; see `from_crop` for those of papers.
         ratio: smallest and largest width / height of a crop.
         flip: whether a view is mirrored with probability one half.
         seed: another seed gives other views.
@@ -85,11 +85,11 @@ class ViewSpec:
     @property
     def crop(self) -> str:
         """Name of the crop scale, or the scale itself, such as "0.3-1.0", if it has no name."""
-        low, high = (float(share) for share in self.scale)
+        low, high = (float(fraction) for fraction in self.scale)
         return next((name for name, scale in CROPS.items() if scale == (low, high)), f"{low!r}-{high!r}")
 
     def key(self, i: int) -> str:
-        """Name of view i in the feature store: says all that shapes the view but the picture itself."""
+        """Name of view i in the feature store. It includes everything that determines the view, except the picture."""
         if i == 0:
             return "plain"
         scale, ratio = (f"{float(low)!r}-{float(high)!r}" for low, high in (self.scale, self.ratio))
@@ -98,9 +98,9 @@ class ViewSpec:
 
 @dataclass(frozen=True)
 class PerEpochViews:
-    """A new augmented view of each picture for each epoch of training, as the papers train.
+    """A new augmented view of each picture for each epoch of training, as in the papers.
 
-    How many these are is known when the head and the number of pictures are.
+    The number of epochs depends on the head and on the number of pictures.
 
     Args:
         base: crop scale, ratio, flip and seed of the views; its count is not used.
@@ -118,13 +118,13 @@ class PerEpochViews:
 
 @dataclass(frozen=True)
 class ViewCost:
-    """What the views of some pictures cost, before they are computed; as text, a sentence that says it.
+    """The cost of the views of some pictures, before they are computed. ``str()`` gives it as sentences.
 
     Args:
         pictures: n.
         views: v, views of each picture, the plain one included.
         dim: d, width of a feature.
-        cached: whether features are kept in a store.
+        cached: whether the features are stored.
         rate: views that this machine encodes per second; None if it was not measured.
 
     >>> cost = ViewCost(pictures=16, views=201, dim=512, rate=50.0)
@@ -140,7 +140,7 @@ class ViewCost:
 
     @property
     def n_images(self) -> int:
-        """Images to encode, if none was before."""
+        """Images to encode, if none is stored."""
         return self.pictures * self.views
 
     @property
@@ -150,33 +150,33 @@ class ViewCost:
 
     @property
     def time(self) -> str:
-        """The same in words; empty without a measured rate."""
-        return "" if self.seconds is None else f"{_time(self.seconds)} at {self.rate:.3g} images per second"
+        """`seconds` as text; empty without a measured rate."""
+        return "" if self.seconds is None else f"{_format_seconds(self.seconds)} at {self.rate:.3g} images per second"
 
     @property
     def seconds(self) -> float | None:
-        """Seconds to encode all of them at the measured rate; None without one."""
+        """Seconds to encode all images at the measured rate; None without one."""
         return None if self.rate is None else self.n_images / self.rate
 
     def check(self) -> None:
-        """Refuse views whose features take too much memory.
+        """Check the memory that the features take.
 
         Raises:
             InputError: if they take more than 4 GiB.
         """
         if self.n_bytes > MAX_FEATURE_BYTES:
             raise InputError(
-                f"features of {self.views} views of {self.pictures:,} pictures take {_size(self.n_bytes)}, but at most "
-                f"{_size(MAX_FEATURE_BYTES)} are allowed: give a number of views such as views=10 (--views 10), of "
-                "which one is drawn at random in each step, or fewer epochs, or fewer pictures"
+                f"features of {self.views} views of {self.pictures:,} pictures take {_format_bytes(self.n_bytes)}, but "
+                f"at most {_format_bytes(MAX_FEATURE_BYTES)} are allowed: give a number of views such as views=10 "
+                "(--views 10), of which one is drawn at random in each step, or fewer epochs, or fewer pictures"
             )
 
     def __str__(self) -> str:
         count = f"{self.n_images:,} images to encode ({self.pictures:,} pictures x {self.views} views)"
-        kept = "They are cached: an interrupted run goes on from there, and the next run finds them."
+        caching = "They are cached: an interrupted run continues from there, and the next run uses them."
         return (
-            f"{count}; their features take {_size(self.n_bytes)} of memory (in training two to four times "
-            f"that), and of disk in a model that keeps its shots. {kept if self.cached else 'They are not cached.'}"
+            f"{count}; their features take {_format_bytes(self.n_bytes)} of memory (in training two to four times "
+            f"that), and of disk in a model that keeps its shots. {caching if self.cached else 'They are not cached.'}"
         )
 
 
@@ -185,8 +185,8 @@ def augment(image: Image.Image, spec: ViewSpec, i: int, digest: bytes, size: int
 
     Args:
         image: RGB picture of any size.
-        spec: which views are made.
-        i: number of the view; 0 gives the picture as it is.
+        spec: the views.
+        i: number of the view; 0 is the unchanged picture.
         digest: hash of the picture's bytes; part of the seed.
         size: side of the result in pixels, for i > 0.
 
@@ -201,19 +201,19 @@ def augment(image: Image.Image, spec: ViewSpec, i: int, digest: bytes, size: int
     seed = blake2b(f"{spec.seed} {i} ".encode() + digest, digest_size=16).digest()
     rng = random.Random(int.from_bytes(seed, "big"))
     box = _crop_box(rng, image.width, image.height, spec)
-    # Not `resize(box=)`: that lets pixels beyond the box bleed into the edge.
+    # Not `resize(box=)`: there, pixels outside the box contribute to the edge.
     view = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
     if spec.flip and rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return view
 
 
-def _size(n_bytes: int) -> str:
+def _format_bytes(n_bytes: int) -> str:
     """Such as 3.1 MiB or 4.0 GiB."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
-def _time(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     """Such as 40 s, 12 min or 3.5 h."""
     if seconds < 60:
         return f"{max(seconds, 1):.0f} s"
@@ -221,7 +221,7 @@ def _time(seconds: float) -> str:
 
 
 def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tuple[int, int, int, int]:
-    """Left, upper, right, lower: a random box, or the largest central one allowed if ten draws don't fit."""
+    """Left, upper, right, lower: a random box, or the largest central box allowed if ten draws don't fit."""
     low, high = spec.ratio
     for _ in range(10):
         area = width * height * _uniform(rng, *spec.scale)
@@ -241,5 +241,5 @@ def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tu
 
 
 def _uniform(rng: random.Random, low: float, high: float) -> float:
-    # Only `random()` is promised to give the same numbers in every Python version.
+    # Only `random()` is guaranteed to give the same numbers in every Python version.
     return low + (high - low) * rng.random()

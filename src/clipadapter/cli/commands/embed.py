@@ -64,7 +64,7 @@ def command(
             progress=out.progress,
         )
         note_backend(opened, encoder, out)
-        done = embed(
+        embedded = embed(
             encoder,
             paths,
             store,
@@ -73,8 +73,8 @@ def command(
             progress=out.progress,
             strict=strict,
         )
-        out.skipped([(name, reason) for _, name, reason in done.skipped])
-        if not done.done and done.skipped:
+        out.skipped([(name, reason) for _, name, reason in embedded.skipped])
+        if not embedded.stored and embedded.skipped:
             raise DataError(f"none of the {len(samples)} pictures can be read")
         if to is not None:
             write_parquet(to, extract_rows(encoder, samples, store), encoder.info)
@@ -82,12 +82,12 @@ def command(
             "encoder": encoder.info.name,
             "backend": encoder.info.backend,
             "precision": encoder.info.precision,
-            "pictures": done.done,
+            "pictures": embedded.stored,
             "views": spec.count,
             "crop": spec.crop if spec.count > 1 else None,
-            "computed": done.computed,
-            "cached": done.cached,
-            "skipped": [{"source": name, "reason": reason} for _, name, reason in done.skipped],
+            "computed": embedded.computed,
+            "cached": embedded.cached,
+            "skipped": [{"source": name, "reason": reason} for _, name, reason in embedded.skipped],
             "cache": str(store.path),
             "table": None if to is None else str(to),
         }
