@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from clipadapter.encoders import create_encoder, with_backend, with_unprojected
 from clipadapter.encoders.open_clip import encode_patches
 from clipadapter.encoders.simclr_network import write_tensors
-from clipadapter.pretraining.simclr import Trainee
+from clipadapter.pretraining.simclr import SimClrModel
 
 
 def normalised(encoder, image):
@@ -24,7 +24,7 @@ def test_lites_map_has_the_feature_as_its_mean(opened, picture):
 
 
 def test_simclrs_map_has_the_feature_as_its_mean(tmp_path, picture):
-    write_tensors(tmp_path / "encoder.safetensors", Trainee(0, "cpu", None, 0.1).tower.state_dict(), {"size": 64})
+    write_tensors(tmp_path / "encoder.safetensors", SimClrModel(0, "cpu", None, 0.1).tower.state_dict(), {"size": 64})
     encoder, image = create_encoder(f"simclr:{tmp_path}"), picture(96, 80)
     patches = encoder.patch_features(image)
     assert patches.shape == (2, 2, 512)

@@ -6,7 +6,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import EncoderUnavailableError, InputError
-from clipadapter.pretraining.simclr import Trainee
+from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.testing import ENCODER_CHECKS
 
 FOR_TEXT = ("text", "different_inputs", "no_gradients", "global_randomness", "same_again")
@@ -16,7 +16,7 @@ FOR_TEXT = ("text", "different_inputs", "no_gradients", "global_randomness", "sa
 def folder(tmp_path_factory):
     """An encoder that has learned nothing."""
     root = tmp_path_factory.mktemp("en+coder")
-    write_tensors(root / "encoder.safetensors", Trainee(0, "cpu", None, 0.1).tower.state_dict(), {"size": 32})
+    write_tensors(root / "encoder.safetensors", SimClrModel(0, "cpu", None, 0.1).tower.state_dict(), {"size": 32})
     return root
 
 
@@ -52,7 +52,7 @@ def test_a_relative_folder_gets_a_whole_name(folder, monkeypatch):
 
 
 def test_other_weights_have_another_fingerprint(folder, encoder, tmp_path):
-    write_tensors(tmp_path / "encoder.safetensors", Trainee(1, "cpu", None, 0.1).tower.state_dict(), {"size": 32})
+    write_tensors(tmp_path / "encoder.safetensors", SimClrModel(1, "cpu", None, 0.1).tower.state_dict(), {"size": 32})
     assert create_encoder(f"simclr:{tmp_path}").info.fingerprint != encoder.info.fingerprint
 
 

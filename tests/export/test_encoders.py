@@ -12,7 +12,7 @@ from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
 from clipadapter.export.graph import export_towers
-from clipadapter.pretraining.simclr import Trainee
+from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.runtime import Predictor
 
 
@@ -22,7 +22,7 @@ def simclr(tmp_path_factory):
 
     def make(size: int) -> str:
         root = tmp_path_factory.mktemp("simclr")
-        write_tensors(root / "encoder.safetensors", Trainee(0, "cpu", None, 0.1).tower.state_dict(), {"size": size})
+        write_tensors(root / "encoder.safetensors", SimClrModel(0, "cpu", None, 0.1).tower.state_dict(), {"size": size})
         return f"simclr:{root}"
 
     return make

@@ -14,7 +14,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.encoders.simclr_network import empty_tower
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, InputError
 from clipadapter.pretraining import nt_xent, simclr, train_simclr
-from clipadapter.pretraining.simclr import Trainee, augmented, read_weights, stream
+from clipadapter.pretraining.simclr import SimClrModel, augment, read_weights, seeded_random
 
 TINY = {"epochs": 3, "batch_size": 4, "size": 16}
 
@@ -76,7 +76,7 @@ def test_what_was_done_is_told(whole, pictures):
 
 def test_the_encoder_opens_and_has_learned_something(whole):
     trained = load_file(whole[0] / "encoder.safetensors")
-    start = Trainee(0, "cpu", None, 0.1).tower.state_dict()
+    start = SimClrModel(0, "cpu", None, 0.1).tower.state_dict()
     assert not torch.equal(trained["conv1.weight"], start["conv1.weight"])
     assert create_encoder(whole[1].encoder).info.image_size == 16
 
@@ -98,13 +98,13 @@ def test_a_killed_training_ends_where_it_would_have_ended(epochs, whole, picture
 
 
 def test_what_is_finished_is_not_trained_again(whole, pictures, monkeypatch):
-    monkeypatch.setattr(simclr, "Trainee", None)
+    monkeypatch.setattr(simclr, "SimClrModel", None)
     again = train_simclr(pictures, whole[0], **TINY)
     assert (again.resumed, again.loss) == (3, whole[1].loss)
 
 
 def test_pictures_that_do_not_fit_into_memory_give_the_same(whole, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(simclr, "KEEP", 5000)
+    monkeypatch.setattr(simclr, "MAX_CACHED_BYTES", 5000)
     assert train_simclr(pictures, tmp_path / "encoder", **TINY).loss == whole[1].loss
 
 
@@ -130,7 +130,7 @@ def test_other_settings_are_not_mixed_up(whole, pictures):
 
 def test_a_damaged_checkpoint_says_what_to_do(pictures, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ArtifactError, match="delete it to train anew"):
+    with pytest.raises(ArtifactError, match="delete it to start again"):
         train_simclr(pictures, tmp_path, **TINY)
 
 
@@ -154,14 +154,14 @@ def test_bad_parameters_are_named(params, pictures, tmp_path):
 
 
 def test_training_starts_from_the_weights_given(tmp_path):
-    tower = Trainee(5, "cpu", None, 0.1).tower
+    tower = SimClrModel(5, "cpu", None, 0.1).tower
     full = {**tower.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     save_file(full, tmp_path / "w.safetensors")
     torch.save(full, tmp_path / "w.pth")
     for name in ("w.safetensors", "w.pth"):
         values, digest = read_weights(tmp_path / name)
         assert len(digest) == 64
-        started = Trainee(0, "cpu", values, 0.1).tower.state_dict()
+        started = SimClrModel(0, "cpu", values, 0.1).tower.state_dict()
         assert all(torch.equal(started[key], value) for key, value in tower.state_dict().items())
 
 
@@ -180,7 +180,9 @@ def test_missing_and_wrong_weights_are_told(tmp_path, monkeypatch):
 
 def test_views_depend_on_picture_epoch_and_view_alone():
     image = torch.randint(0, 256, (3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    views = [augmented(image, 16, stream(0, *facts)) for facts in ((1, "a", 0), (1, "a", 0), (2, "a", 0), (1, "a", 1))]
+    views = [
+        augment(image, 16, seeded_random(0, *facts)) for facts in ((1, "a", 0), (1, "a", 0), (2, "a", 0), (1, "a", 1))
+    ]
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
     assert not torch.equal(views[0], views[3])
@@ -189,7 +191,7 @@ def test_views_depend_on_picture_epoch_and_view_alone():
 
 def test_views_of_thin_pictures():
     image = torch.full((3, 1, 90), 255, dtype=torch.uint8)
-    assert all(augmented(image, 16, stream(i)).isfinite().all() for i in range(20))
+    assert all(augment(image, 16, seeded_random(i)).isfinite().all() for i in range(20))
 
 
 def test_the_network_is_torchvisions():
@@ -202,7 +204,7 @@ def test_the_network_is_torchvisions():
 def test_the_start_is_spread_as_torchvisions():
     from torchvision.models import resnet18
 
-    ours = Trainee(0, "cpu", None, 0.1).tower.state_dict()
+    ours = SimClrModel(0, "cpu", None, 0.1).tower.state_dict()
     for name, theirs in resnet18().state_dict().items():
         if not name.startswith("fc.") and theirs.is_floating_point():
             spread = theirs.std(correction=0).item()
@@ -210,4 +212,4 @@ def test_the_start_is_spread_as_torchvisions():
 
 
 def test_all_names_are_exported():
-    assert pretraining.__all__ == ["Pretraining", "nt_xent", "train_simclr"]
+    assert pretraining.__all__ == ["SimClrResult", "nt_xent", "train_simclr"]

@@ -417,6 +417,7 @@ def write_record(fingerprint: str, device: str, record: Record) -> None:
         row = asdict(replace(each, features=None))
         del row["features"]
         row["parity"] = each.parity.to_record()
+        row["parity"] = each.parity.to_record()
         rows.append(row)
     content = json.dumps({"sample": record.sample, "measured": rows}, indent=1)
     with suppress(InputError):

@@ -1,5 +1,5 @@
-"""Training an encoder on pictures without labels."""
+"""Training of an image encoder on unlabelled pictures."""
 
-from clipadapter.pretraining.simclr import Pretraining, nt_xent, train_simclr
+from clipadapter.pretraining.simclr import SimClrResult, nt_xent, train_simclr
 
-__all__ = ["Pretraining", "nt_xent", "train_simclr"]
+__all__ = ["SimClrResult", "nt_xent", "train_simclr"]

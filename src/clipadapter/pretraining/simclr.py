@@ -1,9 +1,9 @@
-"""SimCLR: an image encoder from pictures without labels, by telling two views of a picture from all others.
+"""SimCLR: trains an image encoder on unlabelled pictures, by matching two augmented views of each picture.
 
 Paper: Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709; the recipe is that of SVL-Adapter (Pantazis et al.,
 BMVC 2022, https://arxiv.org/abs/2210.03794): ResNet-18, 112 pixels, temperature 0.5, SGD at 0.03 for 256 pictures,
 cosine.
-Differs from it: from scratch unless weights are given; equal files count once.
+Differs from it: training starts from random weights unless weights are given; equal files count once.
 """
 
 from __future__ import annotations
@@ -38,28 +38,35 @@ from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError
 from clipadapter.functional import unit
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
 TEMPERATURE = 0.5
+LR_FOR_BATCH_OF_256 = 0.03
+"""For other batch sizes the learning rate is proportional."""
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+PROJECTION_WIDTH = 128
+MAX_WORKERS = 8
+MAX_CACHED_BYTES = 1 << 30
+"""Shrunk pictures that are kept in memory. The others are read again each time."""
 
+# Augmentation of Chen et al. 2020, appendix A.
+MIN_CROP_AREA = 0.08
+CROP_RATIO = (3 / 4, 4 / 3)
+COLOUR_JITTER, HUE_JITTER = 0.8, 0.2
+P_JITTER, P_GRAYSCALE, P_BLUR, P_FLIP = 0.8, 0.2, 0.5, 0.5
+BLUR_SIGMA = (0.1, 2.0)
 
-LR = 0.03
-"""For 256 pictures a step; in proportion for others."""
-
-
-MOST_WORKERS = 8
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """What `train_simclr` did.
+class SimClrResult:
+    """The result of `train_simclr`.
 
     Args:
         encoder: URI of the encoder.
-        pictures: different pictures that it was trained on.
+        pictures: number of different pictures in the training.
         skipped: (name, reason) of those that can't be read.
         epochs: passes over the pictures.
-        resumed: the epochs that were there already.
+        resumed: epochs of earlier calls.
         loss: mean loss of the last epoch.
     """
 
@@ -72,11 +79,11 @@ class Pretraining:
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """The normalised, temperature-scaled cross-entropy: each view must find the other view of its picture.
+    """The normalized, temperature-scaled cross-entropy (NT-Xent), equation 1 of the paper.
 
     Args:
-        first: (n, d) of one view of each picture, any length.
-        second: (n, d) of another view.
+        first: (n, d) projections of one view of each picture, of any length.
+        second: (n, d) projections of the other view.
         temperature: cosines are divided by it.
 
     Returns:
@@ -101,130 +108,136 @@ def train_simclr(
     weights: str | Path | None = None,
     device: str = "cpu",
     progress: bool = False,
-) -> Pretraining:
-    """Train an image encoder, or go on with a training that was cut short.
+) -> SimClrResult:
+    """Train an image encoder, or resume an interrupted training.
 
-    After every epoch all that is needed to go on is written; a training that was killed ends, when it is called again,
-    where it would have ended (on one kind of machine, with as many threads). A step of 256 pictures of 112 pixels takes
-    about 3 GB.
+    A checkpoint is written after every epoch. A resumed training gives the weights that an uninterrupted one would
+    give, on the same kind of machine with the same number of threads. A step of 256 pictures of 112 pixels takes about
+    3 GB.
 
     Args:
         pictures: paths, PIL images or arrays, the more the better; those that can't be read are left out.
-        folder: where the encoder is written, and until then the checkpoint.
+        folder: folder of the encoder, and of the checkpoint during the training.
         epochs: passes over the pictures.
-        batch_size: pictures a step; a last incomplete batch is left out, each epoch shuffles anew.
+        batch_size: pictures per step; an incomplete last batch is left out, and each epoch is shuffled.
         size: side of the views in pixels.
-        seed: of initialisation, shuffling and views.
-        weights: what to start from: "imagenet" for torchvision's ResNet-18 if its file is on this machine, or the path
+        seed: seed of initialization, shuffling and views.
+        weights: initial weights: "imagenet" for torchvision's ResNet-18 if its file is on this machine, or the path
             of a file with such weights; random if not given.
         device: a torch device.
         progress: show bars on stderr.
 
     Returns:
-        What was done; ``encoder`` opens it.
+        A summary; ``create_encoder(result.encoder)`` opens the encoder.
 
     Raises:
         InputError: if an argument is out of range, or the loss is no longer finite.
         DataError: if fewer than two different pictures can be read.
-        ArtifactError: if the folder can't be written, or holds something else.
-        EncoderUnavailableError: if there are no such weights.
+        ArtifactError: if the folder can't be written, or holds other files.
+        EncoderUnavailableError: if the weights do not exist.
     """
-    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("size", size, 8)):
-        if value < least:
-            raise InputError(f"{name} must be {least} or more, but is {value}")
+    for name, value, minimum in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("size", size, 8)):
+        if value < minimum:
+            raise InputError(f"{name} must be {minimum} or more, but is {value}")
     target = Path(folder)
     _check_folder(target)
-    start, weights_hash = read_weights(weights) if weights is not None else (None, None)
-    with _threads() as pool:
-        gallery = Gallery(pictures, 2 * size, pool, progress)
-        if len(gallery) < 2:
-            raise DataError(f"simclr needs two different pictures or more, but {len(gallery)} of them can be read")
-        batch = min(batch_size, len(gallery))
+    initial_weights, weights_hash = read_weights(weights) if weights is not None else (None, None)
+    with _thread_pool() as pool:
+        images = UnlabelledImages(pictures, 2 * size, pool, progress)
+        if len(images) < 2:
+            raise DataError(f"simclr needs two different pictures or more, but {len(images)} of them can be read")
+        batch = min(batch_size, len(images))
         settings = {
             "epochs": epochs,
             "batch_size": batch,
             "size": size,
             "seed": seed,
             "weights": weights_hash,
-            "pictures": blake2b(" ".join(gallery.digests).encode(), digest_size=16).hexdigest(),
+            "pictures": blake2b(" ".join(images.digests).encode(), digest_size=16).hexdigest(),
         }
-        done = _finished(target / FILE, settings)
-        if done is None:
-            trainee = Trainee(seed, device, start, LR * batch / 256)
-            resumed = _resume(target / CHECKPOINT, settings, trainee)
-            done = resumed, _train(trainee, gallery, settings, target, pool, progress)
-    resumed, loss = done
-    for left in (*target.glob(".*.safetensors*"), target / CHECKPOINT):
-        left.unlink(missing_ok=True)  # a training that was killed may have left a half-written file
-    return Pretraining(f"simclr:{target.absolute()}", len(gallery), gallery.skipped, epochs, resumed, loss)
+        finished = _read_finished(target / FILE, settings)
+        if finished is None:
+            model = SimClrModel(seed, device, initial_weights, LR_FOR_BATCH_OF_256 * batch / 256)
+            resumed = _resume(target / CHECKPOINT, settings, model)
+            finished = resumed, _train(model, images, settings, target, pool, progress)
+    resumed, loss = finished
+    for leftover in (*target.glob(".*.safetensors*"), target / CHECKPOINT):
+        leftover.unlink(missing_ok=True)  # a training that was killed may leave a half-written file
+    return SimClrResult(f"simclr:{target.absolute()}", len(images), images.skipped, epochs, resumed, loss)
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that drop what waits when the work ends early, as by Ctrl-C."""
-    before = torch.get_num_threads()
-    workers = min(MOST_WORKERS, os.cpu_count() or 1)
-    # Each takes one core: views are small, and torch's own threads for them would only wait for each other.
+def _thread_pool() -> Iterator[ThreadPoolExecutor]:
+    """A thread pool that cancels waiting work when the block ends early, as by Ctrl-C."""
+    n_threads = torch.get_num_threads()
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    # One torch thread for each worker: views are small, and more threads would only wait for each other.
     pool = ThreadPoolExecutor(workers, "clipadapter-simclr", initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # what other threads will begin with
+        torch.set_num_threads(n_threads)  # new threads start with this number
 
 
 def _train(
-    trainee: Trainee, gallery: Gallery, settings: dict[str, Any], folder: Path, pool: ThreadPoolExecutor, progress: bool
+    model: SimClrModel,
+    images: UnlabelledImages,
+    settings: dict[str, Any],
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    progress: bool,
 ) -> float:
-    """All epochs that are still to do; writes the encoder."""
+    """Train the remaining epochs and write the encoder; returns the loss of the last epoch."""
     epochs, batch = settings["epochs"], settings["batch_size"]
-    steps = len(gallery) // batch
+    steps = len(images) // batch
     bar = tqdm(
         total=epochs * steps,
-        initial=trainee.epoch * steps,
+        initial=model.epoch * steps,
         desc="simclr",
         unit="step",
         file=sys.stderr,
         disable=not progress,
     )
     with bar:
-        while trainee.epoch < epochs:
+        while model.epoch < epochs:
             total = 0.0
-            for i, (first, second) in enumerate(_batches(gallery, settings, trainee.epoch, pool)):
-                share = (trainee.epoch * steps + i) / (epochs * steps)
-                total += trainee.step(first, second, nt_xent, 0.5 * (1 + math.cos(math.pi * share)))
-                bar.set_postfix(epoch=f"{trainee.epoch + 1}/{epochs}", loss=f"{total / (i + 1):.3f}")
+            for i, (first, second) in enumerate(_view_batches(images, settings, model.epoch, pool)):
+                progress_fraction = (model.epoch * steps + i) / (epochs * steps)
+                cosine_decay = 0.5 * (1 + math.cos(math.pi * progress_fraction))
+                total += model.step(first, second, nt_xent, cosine_decay)
+                bar.set_postfix(epoch=f"{model.epoch + 1}/{epochs}", loss=f"{total / (i + 1):.3f}")
                 bar.update()
-            trainee.loss = total / steps
-            if not math.isfinite(trainee.loss):
-                raise InputError(f"training diverged in epoch {trainee.epoch + 1}: the loss is {trainee.loss}")
-            trainee.epoch += 1
-            facts = {"settings": settings, "epoch": trainee.epoch, "loss": trainee.loss}
-            _write(folder / CHECKPOINT, trainee.tensors(), facts)
-    _write(folder / FILE, trainee.tower.state_dict(), {**settings, "loss": trainee.loss})
-    return trainee.loss
+            model.loss = total / steps
+            if not math.isfinite(model.loss):
+                raise InputError(f"training diverged in epoch {model.epoch + 1}: the loss is {model.loss}")
+            model.epoch += 1
+            facts = {"settings": settings, "epoch": model.epoch, "loss": model.loss}
+            _write(folder / CHECKPOINT, model.tensors(), facts)
+    _write(folder / FILE, model.tower.state_dict(), {**settings, "loss": model.loss})
+    return model.loss
 
 
-def _batches(
-    gallery: Gallery, settings: dict[str, Any], epoch: int, pool: ThreadPoolExecutor
+def _view_batches(
+    images: UnlabelledImages, settings: dict[str, Any], epoch: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two views of each picture, batch by batch; the next one is prepared while one is in use."""
+    """Two views of each picture, batch by batch; the next batch is prepared while one is in use."""
     seed, size, batch = settings["seed"], settings["size"], settings["batch_size"]
 
     def views(digest: str) -> Tensor:
-        image = gallery.image(digest)
-        return torch.stack([augmented(image, size, stream(seed, epoch, digest, view)) for view in range(2)])
+        image = images.image(digest)
+        return torch.stack([augment(image, size, seeded_random(seed, epoch, digest, view)) for view in range(2)])
 
-    order = sorted(gallery.digests, key=lambda digest: stream(seed, epoch, digest).random())
-    waiting: list[list[Future[Tensor]]] = []
+    order = sorted(images.digests, key=lambda digest: seeded_random(seed, epoch, digest).random())
+    pending: list[list[Future[Tensor]]] = []
     for start in range(0, len(order) - batch + 1, batch):
-        waiting.append([pool.submit(views, digest) for digest in order[start : start + batch]])
-        if len(waiting) == 2:
-            yield _stacked(waiting.pop(0))
-    yield _stacked(waiting.pop(0))
+        pending.append([pool.submit(views, digest) for digest in order[start : start + batch]])
+        if len(pending) == 2:
+            yield _stack_views(pending.pop(0))
+    yield _stack_views(pending.pop(0))
 
 
-def _stacked(futures: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
+def _stack_views(futures: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
     both = torch.stack([future.result() for future in futures])  # (b, 2, 3, s, s)
     return both[:, 0], both[:, 1]
 
@@ -237,8 +250,8 @@ def _check_folder(folder: Path) -> None:
         raise ArtifactError(f"{folder} holds other files than an encoder; give a new or empty folder")
 
 
-def _finished(path: Path, settings: dict[str, Any]) -> tuple[int, float] | None:
-    """Epochs and loss, if the encoder that is wanted is there already."""
+def _read_finished(path: Path, settings: dict[str, Any]) -> tuple[int, float] | None:
+    """Epochs and loss of an encoder with these settings in the folder; None if there is no encoder."""
     if not path.is_file():
         return None
     _, facts, _ = _read(path)
@@ -247,21 +260,21 @@ def _finished(path: Path, settings: dict[str, Any]) -> tuple[int, float] | None:
     return settings["epochs"], float(loss)
 
 
-def _resume(path: Path, settings: dict[str, Any], trainee: Trainee) -> int:
-    """Take up a checkpoint if there is one; the epochs that it stands for."""
+def _resume(path: Path, settings: dict[str, Any], model: SimClrModel) -> int:
+    """Load a checkpoint if there is one; returns its number of epochs."""
     if path.is_file():
         tensors, facts, _ = _read(path)
         _check_settings(path, facts.get("settings", {}), settings)
-        trainee.load(tensors)
-        trainee.epoch, trainee.loss = int(facts["epoch"]), float(facts["loss"])
-    return trainee.epoch
+        model.load(tensors)
+        model.epoch, model.loss = int(facts["epoch"]), float(facts["loss"])
+    return model.epoch
 
 
-def _check_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differ = [name for name in wanted if found.get(name) != wanted[name]]
-    if differ:
+def _check_settings(path: Path, saved: dict[str, Any], requested: dict[str, Any]) -> None:
+    different = [name for name in requested if saved.get(name) != requested[name]]
+    if different:
         raise ArtifactError(
-            f"{path} was made with other {', '.join(differ)}: give the same ones to go on with it, or another folder"
+            f"{path} was made with other {', '.join(different)}: give the same ones to resume it, or another folder"
         )
 
 
@@ -269,7 +282,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     try:
         return read_tensors(path)
     except ValueError as error:
-        raise ArtifactError(f"{error}; delete it to train anew") from error
+        raise ArtifactError(f"{error}; delete it to start again") from error
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -279,22 +292,13 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
         raise ArtifactError(str(error)) from error
 
 
-PROJECTED = 128
-
-
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
-
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class Trainee:
-    """A tower, the projector that is thrown away in the end, and SGD's momentum.
+class SimClrModel:
+    """The trained network with its optimizer: a tower, the projector, which is dropped at the end, and SGD.
 
     Args:
-        seed: of the initial values.
+        seed: seed of the initial values.
         device: a torch device.
-        weights: values of the tower to start from, or None.
+        weights: initial values of the tower, or None.
         lr: highest learning rate.
     """
 
@@ -302,10 +306,10 @@ class Trainee:
         generator = torch.Generator().manual_seed(seed)
         tower = empty_tower()
         with torch.device("meta"):
-            projector = Sequential(Linear(WIDTH, WIDTH), ReLU(), Linear(WIDTH, PROJECTED))
+            projector = Sequential(Linear(WIDTH, WIDTH), ReLU(), Linear(WIDTH, PROJECTION_WIDTH))
         for network in (tower, projector):
             network.to_empty(device="cpu")
-            _initialise(network, generator)
+            _initialize(network, generator)
         if weights is not None:
             tower.load_state_dict(weights)
         self.tower, self.projector = tower.to(device), projector.to(device)
@@ -317,19 +321,19 @@ class Trainee:
         self.epoch = 0
         self.loss = math.nan
 
-    def step(self, first: Tensor, second: Tensor, loss: Loss, share: float) -> float:
-        """One step of the optimizer.
+    def step(self, first: Tensor, second: Tensor, loss: LossFunction, lr_fraction: float) -> float:
+        """Make one step of the optimizer.
 
         Args:
             first: (b, 3, s, s) one view of each picture.
-            second: (b, 3, s, s) the other.
-            loss: of the projections (b, 128) of both.
-            share: of the highest learning rate.
+            second: (b, 3, s, s) the other view.
+            loss: loss of the projections (b, 128) of both views.
+            lr_fraction: fraction of the highest learning rate.
 
         Returns:
             The loss.
         """
-        self._optimizer.param_groups[0]["lr"] = self._lr * share
+        self._optimizer.param_groups[0]["lr"] = self._lr * lr_fraction
         self._optimizer.zero_grad()
         projected = self._network(torch.cat([first, second]).to(self._device))
         value = loss(*projected.chunk(2))
@@ -338,17 +342,17 @@ class Trainee:
         return float(value.detach())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is needed to go on."""
-        found: dict[str, Tensor] = dict(self._network.state_dict())
+        """The weights and the momentum, which a resumed training needs."""
+        tensors: dict[str, Tensor] = dict(self._network.state_dict())
         for name, parameter in self._network.named_parameters():
-            found[f"momentum.{name}"] = self._optimizer.state[parameter]["momentum_buffer"]
-        return found
+            tensors[f"momentum.{name}"] = self._optimizer.state[parameter]["momentum_buffer"]
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from these.
+        """Load the result of `tensors`.
 
         Raises:
-            ArtifactError: if they are not those of a trainee.
+            ArtifactError: if the tensors do not fit the network.
         """
         momentum = {name: value for name, value in tensors.items() if name.startswith("momentum.")}
         try:
@@ -358,20 +362,20 @@ class Trainee:
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         except (RuntimeError, KeyError) as error:
             raise ArtifactError(
-                f"the checkpoint does not hold this network: {error}; delete it to train anew"
+                f"the checkpoint does not hold this network: {error}; delete it to start again"
             ) from error
 
 
 def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Values of a ResNet-18 in torchvision's names, without the classifier, and the SHA-256 of their file.
+    """The weights of a ResNet-18 under torchvision's names, without the classifier, and the SHA-256 of their file.
 
     Args:
-        weights: "imagenet" or a path; a safetensors file, or a state dict as torchvision publishes it.
+        weights: "imagenet", or the path of a safetensors file or of a state dict as torchvision publishes it.
 
     Raises:
-        EncoderUnavailableError: if there is no such file, or it holds something else.
+        EncoderUnavailableError: if there is no such file, or it holds other tensors.
     """
-    path = _published() if str(weights) == "imagenet" else Path(weights).expanduser()
+    path = _imagenet_weights_path() if str(weights) == "imagenet" else Path(weights).expanduser()
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -382,23 +386,23 @@ def read_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
             tensors = load_tensors(data)
         else:
             tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        kept = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
-        empty_tower().load_state_dict(kept, assign=True)
-    except Exception as error:  # what a file that holds something else makes torch raise is not documented
+        tower_weights = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+        empty_tower().load_state_dict(tower_weights, assign=True)
+    except Exception as error:  # torch does not document its errors for other files
         raise EncoderUnavailableError(f"{path} holds no weights of a ResNet-18: {error}") from error
-    return kept, hashlib.sha256(data).hexdigest()
+    return tower_weights, hashlib.sha256(data).hexdigest()
 
 
-def _published() -> Path:
-    """Where torchvision keeps its ImageNet weights once they were downloaded."""
+def _imagenet_weights_path() -> Path:
+    """Path of torchvision's ImageNet weights after their download."""
     from torchvision.models import ResNet18_Weights
 
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
 
 
 @torch.no_grad()
-def _initialise(network: Module, generator: torch.Generator) -> None:
-    """As torchvision and torch do, from a stream of its own."""
+def _initialize(network: Module, generator: torch.Generator) -> None:
+    """Initialize as torchvision and torch do, but from a given generator."""
     for module in network.modules():
         if isinstance(module, Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -410,39 +414,37 @@ def _initialise(network: Module, generator: torch.Generator) -> None:
             module.reset_parameters()
 
 
-KEEP = 1 << 30
-"""Bytes of shrunk pictures kept in memory; the others are read anew each time."""
-
-
-class Gallery:
-    """The different pictures among the sources that can be read.
+class UnlabelledImages:
+    """The different readable pictures among the sources. They are shrunk and cached in bounded memory.
 
     Args:
         sources: paths, PIL images or arrays.
-        short: pictures are shrunk until their short side has so many pixels.
+        short_side: pictures with a longer short side are shrunk to this one, in pixels.
         pool: threads that read.
         progress: show a bar on stderr.
     """
 
-    def __init__(self, sources: Sequence[ImageSource], short: int, pool: ThreadPoolExecutor, progress: bool) -> None:
-        self._short = short
-        self._kept: dict[str, Tensor] = {}
+    def __init__(
+        self, sources: Sequence[ImageSource], short_side: int, pool: ThreadPoolExecutor, progress: bool
+    ) -> None:
+        self._short_side = short_side
+        self._cached: dict[str, Tensor] = {}
         self._source: dict[str, ImageSource] = {}
         self.skipped: list[tuple[str, str]] = []
-        room = KEEP
-        found = pool.map(self._try, sources)
-        bar = tqdm(found, total=len(sources), desc="reading", unit="img", file=sys.stderr, disable=not progress)
-        for source, answer in zip(sources, bar, strict=True):
-            if isinstance(answer, ImageError):
-                self.skipped.append((answer.source, answer.reason))
+        free_bytes = MAX_CACHED_BYTES
+        results = pool.map(self._try_read, sources)
+        bar = tqdm(results, total=len(sources), desc="reading", unit="img", file=sys.stderr, disable=not progress)
+        for source, result in zip(sources, bar, strict=True):
+            if isinstance(result, ImageError):
+                self.skipped.append((result.source, result.reason))
                 continue
-            digest, image = answer
-            if digest not in self._source and image.numel() <= room:
-                self._kept[digest] = image
-                room -= image.numel()
+            digest, image = result
+            if digest not in self._source and image.numel() <= free_bytes:
+                self._cached[digest] = image
+                free_bytes -= image.numel()
             self._source.setdefault(digest, source)
         self.digests = sorted(self._source)
-        """Names of the pictures: hashes of their bytes, so that nothing depends on paths or order."""
+        """Hashes of the pictures' bytes, in ascending order, so that nothing depends on paths or their order."""
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -451,12 +453,12 @@ class Gallery:
         """A picture (3, h, w) uint8; safe to call from threads.
 
         Raises:
-            ImageError: if it can be read no more.
+            ImageError: if it can't be read any more.
         """
-        kept = self._kept.get(digest)
-        return self._read(self._source[digest], None) if kept is None else kept
+        cached = self._cached.get(digest)
+        return self._read(self._source[digest], None) if cached is None else cached
 
-    def _try(self, source: ImageSource) -> tuple[str, Tensor] | ImageError:
+    def _try_read(self, source: ImageSource) -> tuple[str, Tensor] | ImageError:
         try:
             data = image_bytes(source)
             read = self._read(source, data if not isinstance(source, Image.Image | np.ndarray) else None)
@@ -466,88 +468,73 @@ class Gallery:
 
     def _read(self, source: ImageSource, data: bytes | None) -> Tensor:
         image = read_image(source, data=data)
-        ratio = self._short / min(image.size)
+        ratio = self._short_side / min(image.size)
         if ratio < 1:
             width, height = (max(1, round(ratio * side)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-SMALLEST = 0.08
+def seeded_random(*facts: object) -> random.Random:
+    """A random generator that depends only on these values.
 
-
-RATIO = (3 / 4, 4 / 3)
-
-
-JITTER, HUE = 0.8, 0.2
-
-
-P_JITTER, P_GREY, P_BLUR, P_FLIP = 0.8, 0.2, 0.5, 0.5
-
-
-SIGMA = (0.1, 2.0)
-
-
-def stream(*facts: object) -> random.Random:
-    """A random stream that depends on nothing but these facts.
-
-    >>> stream(0, "a").random() == stream(0, "a").random() != stream(1, "a").random()
+    >>> seeded_random(0, "a").random() == seeded_random(0, "a").random() != seeded_random(1, "a").random()
     True
     """
     digest = blake2b(repr(facts).encode(), digest_size=16).digest()
     return random.Random(int.from_bytes(digest, "big"))
 
 
-def augmented(image: Tensor, size: int, rng: random.Random) -> Tensor:
-    """One view of a picture (Chen et al. 2020, appendix A): crop, flip, colours, grey, blur.
+def augment(image: Tensor, size: int, rng: random.Random) -> Tensor:
+    """One view of a picture (Chen et al. 2020, appendix A): crop, flip, colour jitter, grayscale, blur.
 
     Args:
         image: (3, h, w) uint8.
         size: side of the view.
-        rng: what it is drawn from.
+        rng: random generator of the view.
 
     Returns:
-        (3, size, size) float32, less mean, by deviation.
+        (3, size, size) float32, normalized by mean and deviation.
 
-    >>> augmented(torch.zeros(3, 20, 30, dtype=torch.uint8), 16, stream(0)).shape
+    >>> augment(torch.zeros(3, 20, 30, dtype=torch.uint8), 16, seeded_random(0)).shape
     torch.Size([3, 16, 16])
     """
-    view: Tensor = F.resized_crop(image, *_box(rng, *image.shape[1:]), size=[size, size], antialias=True)
+    view: Tensor = F.resized_crop(image, *_random_crop(rng, *image.shape[1:]), size=[size, size], antialias=True)
     view = view.float() / 255
     if rng.random() < P_FLIP:
         view = F.horizontal_flip(view)
     if rng.random() < P_JITTER:
-        view = _jittered(view, rng)
-    if rng.random() < P_GREY:
+        view = _jitter(view, rng)
+    if rng.random() < P_GRAYSCALE:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     if rng.random() < P_BLUR:
         kernel = 2 * (size // 20) + 1  # a tenth of the side, and odd
-        view = F.gaussian_blur(view, [kernel, kernel], [_uniform(rng, *SIGMA)])
+        view = F.gaussian_blur(view, [kernel, kernel], [_uniform(rng, *BLUR_SIGMA)])
     view = F.normalize(view, list(MEAN), list(STD))
     return view.to(torch.float32)
 
 
-def _box(rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
+def _random_crop(rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of a crop."""
-    area = height * width * _uniform(rng, SMALLEST, 1.0)
-    aspect = math.exp(_uniform(rng, math.log(RATIO[0]), math.log(RATIO[1])))
+    area = height * width * _uniform(rng, MIN_CROP_AREA, 1.0)
+    aspect = math.exp(_uniform(rng, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
     w = min(width, max(1, round(math.sqrt(area * aspect))))
     h = min(height, max(1, round(math.sqrt(area / aspect))))
     return int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w
 
 
-def _jittered(view: Tensor, rng: random.Random) -> Tensor:
-    """Brightness, contrast, saturation and hue, each changed by chance, in an order of chance."""
+def _jitter(view: Tensor, rng: random.Random) -> Tensor:
+    """Change brightness, contrast, saturation and hue by random amounts, in random order."""
     changes = [
-        (F.adjust_brightness, _uniform(rng, 1 - JITTER, 1 + JITTER)),
-        (F.adjust_contrast, _uniform(rng, 1 - JITTER, 1 + JITTER)),
-        (F.adjust_saturation, _uniform(rng, 1 - JITTER, 1 + JITTER)),
-        (F.adjust_hue, _uniform(rng, -HUE, HUE)),
+        (F.adjust_brightness, _uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
+        (F.adjust_contrast, _uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
+        (F.adjust_saturation, _uniform(rng, 1 - COLOUR_JITTER, 1 + COLOUR_JITTER)),
+        (F.adjust_hue, _uniform(rng, -HUE_JITTER, HUE_JITTER)),
     ]
-    # Only `random()` is promised to give the same numbers in every Python version: no shuffle.
+    # Not `shuffle`: only `random()` is guaranteed to give the same numbers in every Python version.
     for _, i in sorted((rng.random(), i) for i in range(len(changes))):
-        change, by = changes[i]
-        view = change(view, by)
+        change, amount = changes[i]
+        view = change(view, amount)
     return view
 
 
