@@ -1,4 +1,4 @@
-"""A picture to encode."""
+"""Pictures to encode, and the sizes that Pillow scales them to."""
 
 import numpy as np
 import pytest
@@ -16,3 +16,17 @@ def picture():
         return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
 
     return make
+
+
+@pytest.fixture
+def resized_to(monkeypatch):
+    """The sizes of all later calls of ``Image.resize``."""
+    sizes = []
+    resize = Image.Image.resize
+
+    def record(self, size, *args, **kwargs):
+        sizes.append(size)
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", record)
+    return sizes

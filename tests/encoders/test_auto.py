@@ -83,10 +83,10 @@ def test_a_network_that_hangs_is_not_waited_for(monkeypatch):
     release.set()
 
 
-@pytest.mark.parametrize(("commit", "wanted"), [("abc", True), (None, False)])
-def test_an_answer_must_be_the_hubs(commit, wanted, monkeypatch):
+@pytest.mark.parametrize(("commit", "expected"), [("abc", True), (None, False)])
+def test_an_answer_must_be_the_hubs(commit, expected, monkeypatch):
     class Metadata:
         commit_hash = commit
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: Metadata())
-    assert hub.hub_answers("owner/repo", "file") is wanted
+    assert hub.hub_answers("owner/repo", "file") is expected

@@ -31,7 +31,7 @@ def test_all_schemes_are_found():
     assert list_encoders() == ["auto", "lite", "open_clip", "pair", "simclr", "toy", "unprojected"]
 
 
-def test_unknown_scheme_is_told_what_comes_close():
+def test_an_unknown_scheme_is_refused_with_the_closest_name():
     with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
         create_encoder("light")
 

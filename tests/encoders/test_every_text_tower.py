@@ -21,7 +21,7 @@ def test_an_encoder_without_one_names_those_that_have_it(monkeypatch):
         open_text_tower(toy)
 
 
-def test_an_backend_leaves_the_text_tower_as_it_is(opened):
+def test_a_backend_leaves_the_text_tower_unchanged(opened):
     plain = opened("tiny")
     assert open_text_tower(with_backend(plain, "torch", "bf16")).fingerprint == plain.info.fingerprint
 

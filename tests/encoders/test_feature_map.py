@@ -42,13 +42,13 @@ def test_rn50_patches_make_the_feature_where_attention_is_even(opened, picture):
     with torch.no_grad():
         features = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(normalised(encoder, image))))))
         mean = pool.c_proj(pool.v_proj(features.mean(dim=(2, 3)) + pool.positional_embedding[0]))[0]
-    wanted = (patches.sum(dim=(0, 1)) + mean) / 50
-    torch.testing.assert_close(wanted, encoder.encode_images([image])[0], atol=1e-4, rtol=1e-4)
+    expected = (patches.sum(dim=(0, 1)) + mean) / 50
+    torch.testing.assert_close(expected, encoder.encode_images([image])[0], atol=1e-4, rtol=1e-4)
 
 
 def test_vit_patches_are_clearclips_in_plain_loops(opened, picture):
     encoder, image = opened("ViT-B-32"), picture(224, 224)
-    visual, found = encoder._model.visual, encoder.patch_features(image)
+    visual, result = encoder._model.visual, encoder.patch_features(image)
     last = visual.transformer.resblocks[-1]
     kept = []
     hook = last.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
@@ -63,9 +63,9 @@ def test_vit_patches_are_clearclips_in_plain_loops(opened, picture):
             q, v = x @ wq[own].T + bq[own], x @ wv[own].T + bv[own]
             heads.append((q @ q.T / 8).softmax(dim=1) @ v)
         out = F.linear(torch.cat(heads, dim=1), last.attn.out_proj.weight, last.attn.out_proj.bias)
-        wanted = visual.ln_post(out) @ visual.proj
-    assert found.shape == (7, 7, 64)
-    torch.testing.assert_close(found.flatten(0, 1), wanted[1:], atol=1e-4, rtol=1e-4)
+        expected = visual.ln_post(out) @ visual.proj
+    assert result.shape == (7, 7, 64)
+    torch.testing.assert_close(result.flatten(0, 1), expected[1:], atol=1e-4, rtol=1e-4)
 
 
 def test_asking_for_patches_changes_no_tower(opened, picture):
@@ -80,14 +80,14 @@ def test_a_patch_of_siglip_is_pooled_alone(opened, picture):
     """Attention over one token is that token's value."""
     encoder, image = opened("SigLIP"), picture(224, 224)
     trunk = encoder._model.visual.trunk
-    found = encoder.patch_features(image)
-    assert found.shape == (14, 14, 192)
+    result = encoder.patch_features(image)
+    assert result.shape == (14, 14, 192)
     with torch.no_grad():
         token = trunk.forward_features(normalised(encoder, image))[0, 1 + 14 * 3 + 5]
         pool = trunk.attn_pool
         value = pool.proj(pool.kv(token).chunk(2)[1])
-        wanted = value + pool.mlp(pool.norm(value))
-    torch.testing.assert_close(found[3, 5], wanted, atol=1e-4, rtol=1e-4)
+        expected = value + pool.mlp(pool.norm(value))
+    torch.testing.assert_close(result[3, 5], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_network_of_timm_that_takes_the_mean_has_patches_whose_mean_is_the_feature():
@@ -110,10 +110,10 @@ def test_towers_that_are_not_known_have_no_patches(opened, picture):
     assert encode_patches(visual, torch.zeros(1, 3, 224, 224)) is None
 
 
-def test_an_backend_leaves_patches_to_the_encoder(opened, picture):
+def test_with_a_backend_the_encoder_itself_computes_patches(opened, picture):
     plain, image = opened("lite"), picture(300, 200)
-    found = with_backend(plain).patch_features(image)
-    torch.testing.assert_close(found, plain.patch_features(image))
+    result = with_backend(plain).patch_features(image)
+    torch.testing.assert_close(result, plain.patch_features(image))
 
 
 def test_rows_and_columns_of_the_map_are_those_of_the_picture(opened):

@@ -17,7 +17,7 @@ def layers_of(encoder):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_twin_gives_the_same_features_from_the_same_weights(name, opened, picture):
+def test_a_tunable_copy_gives_the_same_features_from_the_same_weights(name, opened, picture):
     encoder = opened(name)
     twin = open_tunable_copy(encoder)
     pictures = [picture(50, 40), picture(40, 70)]
@@ -33,7 +33,7 @@ def networks(encoder):
 
 
 @pytest.mark.parametrize("name", ["tiny", "SigLIP"])
-def test_what_is_changed_in_a_twin_changes_it_alone(name, opened, picture):
+def test_changing_a_tunable_copy_leaves_the_encoder_unchanged(name, opened, picture):
     encoder = opened(name)
     pictures = [picture(50, 40)]
     before = encoder.encode_images(pictures), encoder.encode_text(TEXTS)
@@ -78,13 +78,13 @@ def test_a_layer_that_attends_to_something_else_is_none():
     assert attention_layers(ResidualAttentionBlock(8, 2, is_cross_attention=True)) == []
 
 
-def test_the_twin_of_an_encoder_that_an_backend_runs_is_in_full_precision(opened):
+def test_the_tunable_copy_of_an_encoder_in_a_backend_is_in_full_precision(opened):
     encoder = opened("tiny")
     twin = open_tunable_copy(with_backend(encoder, "torch", "bf16"))
     assert twin.info == encoder.info
 
 
-def test_an_encoder_that_can_not_be_tuned_is_told_with_those_that_can():
+def test_an_encoder_that_can_not_be_tuned_is_refused_with_those_that_can():
     with pytest.raises(InputError, match="encoder toy can't be tuned; those of lite, open_clip can"):
         open_tunable_copy(ToyEncoder())
     assert Encoder.tunable_copy(ToyEncoder()) is None

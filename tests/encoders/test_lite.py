@@ -42,8 +42,8 @@ def test_picture_features_are_those_of_the_plain_network(opened, network, pictur
     images = [picture(300, 200), picture(224, 224), picture(120, 500)]
     with torch.no_grad():
         maps = network.forward_features(torch.stack([transform(image) for image in images]))
-    found = opened("lite").encode_images(images)
-    torch.testing.assert_close(found, maps.mean(dim=(2, 3)), atol=1e-4, rtol=1e-4)
+    result = opened("lite").encode_images(images)
+    torch.testing.assert_close(result, maps.mean(dim=(2, 3)), atol=1e-4, rtol=1e-4)
 
 
 def test_text_vectors_are_those_of_the_plain_network():
@@ -54,21 +54,21 @@ def test_text_vectors_are_those_of_the_plain_network():
     texts = ["a photo of a cat.", "Dog", "a rather long sentence about nothing, to pad the others"]
     with torch.no_grad():
         alone = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
-    wanted = torch.stack([row / row.norm() for row in alone])
-    torch.testing.assert_close(MiniLm("cpu")(texts, 2), wanted, atol=1e-5, rtol=1e-5)
+    expected = torch.stack([row / row.norm() for row in alone])
+    torch.testing.assert_close(MiniLm("cpu")(texts, 2), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_texts_of_one_length_share_a_batch():
     tower = MiniLm("cpu")
     texts = ["one two three four", "a", "internationalisation", "b", "one two three for"]
-    seen = []
+    recorded = []
     hook = tower._bert.register_forward_pre_hook(
-        lambda _, args, given: seen.append(given["attention_mask"].tolist()), with_kwargs=True
+        lambda _, args, given: recorded.append(given["attention_mask"].tolist()), with_kwargs=True
     )
     rows = tower(texts, 2)
     hook.remove()
     # By hand: a start and an end mark, and between them 1, 1, 2, 4 and 4 pieces of words.
-    assert seen == [[[1] * 3] * 2, [[1] * 4 + [0] * 2, [1] * 6], [[1] * 6]]
+    assert recorded == [[[1] * 3] * 2, [[1] * 4 + [0] * 2, [1] * 6], [[1] * 6]]
     torch.testing.assert_close(rows, torch.cat([tower([text], 1) for text in texts]), atol=1e-5, rtol=1e-5)
 
 
@@ -84,10 +84,10 @@ def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
     rows = [row - weight.mean(axis=0) for row in weight]
     rows = [row / np.sqrt((row**2).sum()) for row in rows]
     share = [np.exp((moved @ name) / 0.5) for name in names]
-    wanted = sum(s * row for s, row in zip(share, rows, strict=True)) / sum(share)
+    expected = sum(s * row for s, row in zip(share, rows, strict=True)) / sum(share)
 
     bridge = Bridge(torch.tensor(names), torch.tensor(centre), torch.tensor(weight))
-    np.testing.assert_allclose(bridge(torch.tensor(vector)[None])[0], wanted, rtol=1e-9)
+    np.testing.assert_allclose(bridge(torch.tensor(vector)[None])[0], expected, rtol=1e-9)
 
 
 def test_an_imagenet_name_leads_to_its_own_class(opened, network):
@@ -125,13 +125,13 @@ assert "timm" not in sys.modules
 def test_texts_and_a_converted_tower_need_no_picture_network(tmp_path, opened):
     squares = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     expected = with_backend(opened("lite"), "openvino").encode_pixels(torch.from_numpy(squares)).numpy()  # converts
-    given, found = tmp_path / "squares.npy", tmp_path / "features.npy"
+    given, result = tmp_path / "squares.npy", tmp_path / "features.npy"
     np.save(given, squares)
-    subprocess.run([sys.executable, "-c", WITHOUT_TIMM, str(given), str(found)], check=True, timeout=120)
-    np.testing.assert_allclose(np.load(found), expected, atol=1e-4)
+    subprocess.run([sys.executable, "-c", WITHOUT_TIMM, str(given), str(result)], check=True, timeout=120)
+    np.testing.assert_allclose(np.load(result), expected, atol=1e-4)
 
 
-def test_a_tower_that_the_first_picture_made_can_be_trained_on(picture):
+def test_a_tower_that_was_built_for_the_first_picture_can_be_trained(picture):
     lite = LiteEncoder()
     with torch.inference_mode():
         lite.encode_images([picture(50, 50)])
@@ -140,14 +140,14 @@ def test_a_tower_that_the_first_picture_made_can_be_trained_on(picture):
     assert not any(each.is_inference() for each in lite.tower().module.parameters())
 
 
-def test_the_library_of_networks_is_asked_for_when_the_encoder_is_opened(monkeypatch):
+def test_a_missing_timm_is_reported_when_the_encoder_is_opened(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match="lite"):
         LiteEncoder()
 
 
 class FakeTower:
-    """Embeds a text by its hash; counts how often it was asked."""
+    """Embeds a text by its hash; counts how often it was requested."""
 
     def __init__(self):
         self.calls = 0
@@ -180,18 +180,18 @@ def test_names_are_embedded_once(own_cache):
 @pytest.mark.parametrize("damage", ["cut", "altered", "empty", "other"])
 def test_a_damaged_cache_file_is_made_anew(damage, own_cache):
     weight = torch.eye(1000, 5)
-    wanted = load_bridge(FakeTower(), weight).names
+    expected = load_bridge(FakeTower(), weight).names
     (path,) = own_cache.iterdir()
     data = path.read_bytes()
     flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
     path.write_bytes({"cut": data[:-100], "altered": flipped, "empty": b"", "other": b"hello " * 50}[damage])
     tower = FakeTower()
-    torch.testing.assert_close(load_bridge(tower, weight).names, wanted, rtol=0, atol=0)
+    torch.testing.assert_close(load_bridge(tower, weight).names, expected, rtol=0, atol=0)
     assert tower.calls > 0
     assert path.read_bytes() == data
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert load_bridge(FakeTower(), torch.eye(1000, 5)).names.shape == (1000, 384)

@@ -47,8 +47,8 @@ def test_features_are_open_clips_own(name, folders, opened, picture):
         wanted_images = model.eval().encode_image(pixels)
         wanted_texts = model.encode_text(tokenizer(TEXTS))
     encoder = opened(name)
-    found = torch.stack([encoder.preprocess(image) for image in images])
-    torch.testing.assert_close(found, pixels, rtol=0, atol=0)
+    result = torch.stack([encoder.preprocess(image) for image in images])
+    torch.testing.assert_close(result, pixels, rtol=0, atol=0)
     torch.testing.assert_close(encoder.encode_images(images), wanted_images, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(encoder.encode_text(TEXTS), wanted_texts, atol=1e-4, rtol=1e-4)
 
@@ -74,22 +74,14 @@ def test_siglip_pictures_are_squashed(opened):
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_a_strip_is_never_scaled_whole(mode, interpolation, change, picture, monkeypatch):
+def test_a_strip_is_cropped_before_it_is_scaled(mode, interpolation, change, picture, resized_to):
     encoder = create_encoder(change(preprocess_cfg={"resize_mode": mode, "interpolation": interpolation}))
-    sizes = []
-    resize = Image.Image.resize
-
-    def watched(self, size, *args, **kwargs):
-        sizes.append(size)
-        return resize(self, size, *args, **kwargs)
-
-    monkeypatch.setattr(Image.Image, "resize", watched)
     for shape in ((5000, 1), (1, 5000), (3, 700)):
         assert encoder.preprocess(picture(*shape)).shape == (3, 32, 32)
-    assert max(max(size) for size in sizes) <= 32
+    assert max(max(size) for size in resized_to) <= 32
 
 
-def test_opening_draws_nothing_from_the_global_stream(folders):
+def test_opening_draws_nothing_from_the_global_generator(folders):
     before = torch.get_rng_state()
     create_encoder(f"open_clip:local-dir:{folders['tiny']}")
     assert torch.equal(before, torch.get_rng_state())
@@ -123,7 +115,7 @@ def test_fingerprint_knows_the_tokenizer(opened):
     assert len(prints) == 3
 
 
-def test_pretrained_weights_are_taken_from_the_hubs_cache(folders, narrow_clip, opened, tmp_path, monkeypatch):
+def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, opened, tmp_path, monkeypatch):
     repo = tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
     (repo / "snapshots" / "abc").mkdir(parents=True)
     (repo / "refs").mkdir()
@@ -178,7 +170,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
         ("open_clip:ViT-B-32/laion2b_s34b_b97k", "Did you mean 'laion2b_s34b_b79k'"),
     ],
 )
-def test_unknown_names_are_told_what_comes_close(uri, hint):
+def test_unknown_names_are_refused_with_the_closest_name(uri, hint):
     with pytest.raises(UnknownNameError, match=hint):
         create_encoder(uri)
 
@@ -203,7 +195,7 @@ def test_listing_names_only_what_can_be_opened():
 
 
 @pytest.mark.parametrize(
-    ("tag", "repo", "wanted"),
+    ("tag", "repo", "expected"),
     [
         ("laion400m_e32", "timm/vit_base_patch32_clip_224.laion400m_e32", "MIT"),
         ("datacompdr", "apple/MobileCLIP-S1-OpenCLIP", "apple-amlr"),
@@ -211,8 +203,8 @@ def test_listing_names_only_what_can_be_opened():
         ("v1", "visheratin/nllb-clip-base-oc", "unknown"),
     ],
 )
-def test_licence_is_the_makers_or_unknown(tag, repo, wanted):
-    assert weights_licence(tag, repo) == wanted
+def test_licence_is_the_makers_or_unknown(tag, repo, expected):
+    assert weights_licence(tag, repo) == expected
 
 
 class Evil:

@@ -40,33 +40,33 @@ def outcome(tower, begin, rest, lengths, apart):
 def assert_same(tower, p, length, lengths):
     rest = gather_views(len(lengths), length, tower.width, seed=1)
     given = (gather_views(p, tower.width), rest, torch.tensor(lengths))
-    for found, wanted in zip(outcome(tower, *given, True), outcome(tower, *given, False), strict=True):
-        assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+    for result, expected in zip(outcome(tower, *given, True), outcome(tower, *given, False), strict=True):
+        assert (result - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
 @pytest.mark.parametrize("quick_gelu", [False, True])
 @pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN)
-def test_features_and_gradients_are_those_of_whole_texts(text, quick_gelu, kind):
+def test_features_and_gradients_with_a_prefix_are_those_of_full_texts(text, quick_gelu, kind):
     tower = open_tower(text, kind, quick_gelu=quick_gelu)
     assert len(tower.encode_prefix(gather_views(5, 32)).keys_values) == text.get("layers", 2)
     assert_same(tower, 5, 6, [3, 6, 1, 3])
 
 
 @pytest.mark.parametrize(("p", "length"), [(0, 4), (1, 1), (76, 1), (1, 76)])
-def test_any_length_will_do(p, length):
+def test_prefix_and_text_may_have_any_length(p, length):
     assert_same(open_tower({}), p, length, [length, 1])
 
 
-def test_what_stands_behind_a_row_is_not_even_looked_at():
+def test_padding_after_a_row_has_no_effect():
     tower = open_tower({})
     beginning, rest, lengths = tower.encode_prefix(gather_views(5, 32)), gather_views(2, 6, 32), torch.tensor([2, 4])
-    wanted = tower.encode_after_prefix(beginning, rest, lengths)
+    expected = tower.encode_after_prefix(beginning, rest, lengths)
     rest[0, 2:], rest[1, 4:] = torch.nan, torch.inf
-    torch.testing.assert_close(tower.encode_after_prefix(beginning, rest, lengths), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(tower.encode_after_prefix(beginning, rest, lengths), expected, rtol=0, atol=0)
 
 
-def test_half_precision_is_as_near_as_that_of_whole_texts():
+def test_half_precision_is_as_near_as_without_a_prefix():
     tower = open_tower({})
     given = (gather_views(5, 32), gather_views(4, 6, 32), torch.tensor([3, 6, 1, 3]))
     exact, *_ = outcome(tower, *given, False)
@@ -101,7 +101,7 @@ def merged(network):
 
 
 @pytest.mark.parametrize(("change", "known"), [(louder, 0), (branched, 0), (merged, 2)])
-def test_a_tower_that_was_changed_is_seen_as_it_is_now(change, known):
+def test_a_changed_tower_is_used_in_its_present_state(change, known):
     tower = open_tower({})
     before = tower.encode_prefix(gather_views(5, 32))
     plain = tower.encode_after_prefix(before, gather_views(2, 6, 32), torch.tensor([6, 6]))
@@ -114,7 +114,7 @@ def test_a_tower_that_was_changed_is_seen_as_it_is_now(change, known):
     assert_same(tower, 5, 6, [3, 6, 1, 3])
 
 
-def test_other_blocks_are_left_to_the_model():
+def test_other_blocks_are_run_by_the_model():
     tower = open_tower(CAUSAL["other blocks"])
     assert tower.encode_prefix(gather_views(5, 32)).keys_values == ()
     assert_same(tower, 5, 6, [3, 6, 1, 3])

@@ -41,13 +41,13 @@ def make(text, kind=open_clip.CLIP, **more):
 def encode(model, texts, batch_size=256):
     """Features, and how many tokens each call of the transformer saw."""
     tower = UnpaddedTextTower(model, "cpu")
-    seen = []
+    recorded = []
     parts = getattr(model, "text", model)
-    hook = parts.transformer.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[:2])))
+    hook = parts.transformer.register_forward_pre_hook(lambda _, given: recorded.append(tuple(given[0].shape[:2])))
     with torch.inference_mode():
         features = tower(open_clip.tokenize(texts), batch_size)
     hook.remove()
-    return features, seen
+    return features, recorded
 
 
 def own(model, texts):
@@ -59,43 +59,43 @@ def own(model, texts):
 @pytest.mark.parametrize("text", CAUSAL.values(), ids=CAUSAL)
 def test_features_without_padding_are_the_models_own(kind, text):
     model = make(text, kind)
-    features, seen = encode(model, TEXTS, batch_size=2)
+    features, recorded = encode(model, TEXTS, batch_size=2)
     torch.testing.assert_close(features, own(model, TEXTS), atol=1e-5, rtol=1e-5)
     # By hand: start, words and end. "dog" has 3; "a photo of a cat." 8; the cut text is as long as the context.
-    assert seen[0] == (2, 8)
-    assert seen[1] == (1, CONTEXT)  # the comparison
-    assert seen[-1][1] == CONTEXT and len(seen) == 4
+    assert recorded[0] == (2, 8)
+    assert recorded[1] == (1, CONTEXT)  # the comparison
+    assert recorded[-1][1] == CONTEXT and len(recorded) == 4
 
 
 @pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
 @pytest.mark.parametrize("text", OTHER.values(), ids=OTHER)
-def test_towers_that_need_all_tokens_are_left_to_the_model(kind, text):
+def test_towers_that_need_all_tokens_are_run_by_the_model(kind, text):
     model = make(text, kind)
-    features, seen = encode(model, TEXTS, batch_size=3)
+    features, recorded = encode(model, TEXTS, batch_size=3)
     torch.testing.assert_close(features, own(model, TEXTS), rtol=1e-5, atol=1e-5)
-    assert seen == [(3, CONTEXT), (2, CONTEXT)]
+    assert recorded == [(3, CONTEXT), (2, CONTEXT)]
 
 
-def test_coca_is_left_to_the_model():
+def test_coca_is_run_by_the_model():
     text = {"embed_cls": True, "output_tokens": True, "context_length": 76}
     model = make(text, open_clip.CoCa, multimodal_cfg={"width": 32, "heads": 2, "layers": 1, "context_length": 76})
     tokens = open_clip.tokenize(TEXTS[:3], context_length=76)
     assert find_causal_tower(model) is None
     with torch.inference_mode():
-        wanted = model.encode_text(tokens, normalize=False)
-        torch.testing.assert_close(UnpaddedTextTower(model, "cpu")(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
+        expected = model.encode_text(tokens, normalize=False)
+        torch.testing.assert_close(UnpaddedTextTower(model, "cpu")(tokens, 256), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_class_token_is_left_to_the_model():
+def test_a_tower_with_a_class_token_is_run_by_the_model():
     assert find_causal_tower(make({"embed_cls": True}, open_clip.CustomTextCLIP)) is None
 
 
-def test_siglip_is_left_to_the_model(opened):
+def test_siglip_is_run_by_the_model(opened):
     assert find_causal_tower(opened("SigLIP")._model) is None
     assert find_causal_tower(opened("tiny")._model) is not None
 
 
-def test_a_derived_model_is_left_to_itself():
+def test_a_derived_model_runs_its_own_tower():
     class Louder(open_clip.CLIP):
         def encode_text(self, text, normalize=False):
             return 2 * super().encode_text(text, normalize)
@@ -104,7 +104,7 @@ def test_a_derived_model_is_left_to_itself():
     torch.testing.assert_close(encode(model, TEXTS)[0], own(model, TEXTS), rtol=1e-5, atol=1e-5)
 
 
-def test_a_tower_that_gives_something_else_is_left_to_the_model():
+def test_a_tower_with_other_features_is_run_by_the_model():
     model = make({})
     cut = find_causal_tower(model)
     tower = UnpaddedTextTower(model, "cpu")
@@ -112,13 +112,13 @@ def test_a_tower_that_gives_something_else_is_left_to_the_model():
     tokens = open_clip.tokenize(TEXTS[:3])
     with torch.inference_mode():
         short = cut(tokens[:, :20], cut.end_positions(tokens))
-        wanted = own(model, TEXTS[:3])
-        assert ((short - wanted).norm(dim=1) > 1e-2 * wanted.norm(dim=1)).all()
+        expected = own(model, TEXTS[:3])
+        assert ((short - expected).norm(dim=1) > 1e-2 * expected.norm(dim=1)).all()
         for _ in range(2):
-            torch.testing.assert_close(tower(tokens, 256), wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(tower(tokens, 256), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_comparison_is_made_once_and_with_a_text_that_was_cut():
+def test_the_comparison_is_made_once_and_with_an_unpadded_text():
     model = make({})
     tower, calls = UnpaddedTextTower(model, "cpu"), []
     plain = model.encode_text
@@ -131,25 +131,25 @@ def test_the_comparison_is_made_once_and_with_a_text_that_was_cut():
     assert calls == [(1, CONTEXT)]
 
 
-def test_the_encoder_cuts_and_keeps_the_order(opened):
+def test_the_encoder_removes_padding_and_keeps_the_order(opened):
     encoder = opened("tiny")
     texts = ["cat dog " * 12, "dog", "a photo of a cat.", "dog"]
-    seen = []
+    recorded = []
     transformer = encoder._model.transformer
-    hook = transformer.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
-    found = encoder.encode_text(texts, batch_size=2)
+    hook = transformer.register_forward_pre_hook(lambda _, given: recorded.append(given[0].shape[1]))
+    result = encoder.encode_text(texts, batch_size=2)
     hook.remove()
-    assert [length for length in seen if length != CONTEXT] == [8, 26]
-    torch.testing.assert_close(found, own(encoder._model, texts), rtol=1e-5, atol=1e-6)
+    assert [length for length in recorded if length != CONTEXT] == [8, 26]
+    torch.testing.assert_close(result, own(encoder._model, texts), rtol=1e-5, atol=1e-6)
 
 
-def test_batches_hold_neighbours_and_few_tokens():
+def test_batches_have_texts_of_similar_length_and_few_tokens():
     lengths = torch.randint(3, 78, (300,), generator=torch.Generator().manual_seed(0)).tolist()
-    found = list(length_batches(lengths, 40))
-    assert sorted(place for batch in found for place in batch) == list(range(300))
-    ordered = [lengths[place] for batch in found for place in batch]
+    result = list(length_batches(lengths, 40))
+    assert sorted(place for batch in result for place in batch) == list(range(300))
+    ordered = [lengths[place] for batch in result for place in batch]
     assert ordered == sorted(lengths)
-    assert all(len(batch) <= 40 and len(batch) * max(lengths[i] for i in batch) <= MAX_BATCH_TOKENS for batch in found)
+    assert all(len(batch) <= 40 and len(batch) * max(lengths[i] for i in batch) <= MAX_BATCH_TOKENS for batch in result)
 
 
 def test_a_text_longer_than_a_batch_is_alone():

@@ -45,17 +45,17 @@ def test_fingerprint_knows_both_and_their_order(opened):
         ("lite+pair:toy+lite", ("lite", "pair:toy+lite")),
     ],
 )
-def test_a_plus_sign_in_a_path_does_not_part(rest, halves):
+def test_a_plus_sign_in_a_path_does_not_split_it(rest, halves):
     assert _split_uris(rest) == halves
 
 
 @pytest.mark.parametrize("rest", ["", "toy", "toy+", "+toy", "toy+lit"])
-def test_what_is_not_two_is_refused(rest):
+def test_anything_but_two_encoders_is_refused(rest):
     with pytest.raises(InputError, match="say pair:FIRST"):
         create_encoder(f"pair:{rest}")
 
 
-def test_an_unknown_first_is_told_what_comes_close():
+def test_an_unknown_first_encoder_is_refused_with_the_closest_name():
     with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
         create_encoder("pair:light+toy")
 
@@ -77,7 +77,7 @@ def test_a_saved_model_opens_both_again(tmp_path):
         FewShotClassifier.load(tmp_path / "model", encoder="toy", cache=None)
 
 
-def test_a_head_for_one_encoder_says_what_would_do():
+def test_a_head_for_one_encoder_names_a_suitable_head():
     images, labels = squares()
     with pytest.raises(InputError, match=r"width 64 but class text has width 32.*need a head for two"):
         FewShotClassifier("pair:toy+toy", "clip-adapter", cache=None).fit(images, labels)

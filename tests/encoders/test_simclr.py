@@ -39,14 +39,14 @@ def test_beside_one_with_text_it_keeps_every_rule(check, folder):
     check(create_encoder(f"pair:toy+simclr:{folder}"))
 
 
-def test_text_is_refused_with_what_would_do(encoder, folder):
+def test_text_is_refused_with_a_suitable_encoder(encoder, folder):
     with pytest.raises(InputError, match="no text tower: use it beside"):
         encoder.encode_text(["a cat"])
     with pytest.raises(InputError, match="pair:lite"):
         FewShotClassifier(f"simclr:{folder}", cache=None).encode_classes(["cat", "dog"])
 
 
-def test_a_relative_folder_gets_a_whole_name(folder, monkeypatch):
+def test_a_relative_folder_gets_an_absolute_name(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert create_encoder(f"simclr:{folder.name}").info.name == f"simclr:{folder}"
 
@@ -56,7 +56,7 @@ def test_other_weights_have_another_fingerprint(folder, encoder, tmp_path):
     assert create_encoder(f"simclr:{tmp_path}").info.fingerprint != encoder.info.fingerprint
 
 
-def test_what_is_no_encoder_is_told(tmp_path):
+def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(InputError, match="names no folder"):
         create_encoder("simclr")
     with pytest.raises(EncoderUnavailableError, match="'clipadapter simclr PICTURES --out"):

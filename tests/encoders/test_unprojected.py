@@ -42,7 +42,7 @@ def check_it_is_taken_apart(plain, images):
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_projected_it_is_the_encoders_feature(name, opened, picture):
+def test_the_projection_of_unprojected_features_is_the_encoders_feature(name, opened, picture):
     check_it_is_taken_apart(opened(name), [picture(300, 200), picture(20, 50)])
 
 
@@ -55,25 +55,25 @@ def test_projected_it_is_the_encoders_feature(name, opened, picture):
     ],
     ids=["head", "head with bias", "the network's own"],
 )
-def test_so_it_is_for_networks_of_timm_with_a_linear_end(end, bias, timm, picture):
+def test_projected_features_are_those_of_networks_of_timm_with_a_linear_end(end, bias, timm, picture):
     plain = timm(**end)
     assert (plain.projection().bias is not None) == bias
     check_it_is_taken_apart(plain, [picture(200, 200), picture(30, 50)])
 
 
-def test_it_is_what_clip_gives_without_its_projection(folders, opened, picture):
+def test_unprojected_features_are_those_of_clip_without_its_projection(folders, opened, picture):
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folders['ViT-B-32']}")
     model.eval().visual.proj = None
     image = picture(224, 224)
     with torch.no_grad():
-        wanted = model.visual(transform(image)[None])
+        expected = model.visual(transform(image)[None])
     plain = opened("ViT-B-32")
     _, before = split(with_unprojected(plain).encode_images([image]), plain)
-    torch.testing.assert_close(before, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(before, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["RN50", "tiny"])
-def test_the_encoder_itself_stays_as_it_is(name, opened, picture):
+def test_the_encoder_itself_is_unchanged(name, opened, picture):
     plain = opened(name)
     before = plain.encode_images([picture(60, 60)])
     with_unprojected(plain)
@@ -89,19 +89,19 @@ def test_text_scale_and_bias_are_those_of_the_encoder(opened):
     assert (encoder.info.logit_scale, encoder.info.logit_bias) == (plain.info.logit_scale, plain.info.logit_bias)
 
 
-def test_its_name_and_fingerprint_are_its_own(opened):
+def test_name_and_fingerprint_differ_from_those_of_the_encoder(opened):
     plain = opened("tiny")
     info = with_unprojected(plain).info
     assert info.name == f"unprojected:{plain.info.name}"
     assert info.fingerprint != plain.info.fingerprint
 
 
-def test_twice_is_once(opened):
+def test_applying_it_twice_changes_nothing(opened):
     encoder = with_unprojected(opened("tiny"))
     assert with_unprojected(encoder) is encoder
 
 
-def test_an_identity_leaves_the_encoder_as_it_is(opened):
+def test_an_encoder_with_an_identity_projection_is_returned_unchanged(opened):
     assert with_unprojected(opened("lite")) is opened("lite")
     assert create_encoder("unprojected:lite").info == opened("lite").info
 
@@ -131,7 +131,7 @@ def test_pictures_that_are_padded_are_refused(opened, monkeypatch):
         with_unprojected(plain)
 
 
-def test_no_encoder_is_told():
+def test_a_missing_encoder_is_refused():
     with pytest.raises(InputError, match="say unprojected:ENCODER"):
         create_encoder("unprojected:")
     with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
@@ -139,12 +139,12 @@ def test_no_encoder_is_told():
 
 
 @pytest.mark.parametrize(("backend", "precision", "gap"), [("torch", "bf16", 0.03), ("openvino", "fp32", 1e-4)])
-def test_an_backend_runs_it_too(backend, precision, gap, opened, picture):
+def test_a_backend_runs_it_too(backend, precision, gap, opened, picture):
     plain = opened("tiny")
     encoder = with_unprojected(with_backend(plain, backend, precision))
     assert (encoder.info.backend, encoder.info.precision) == (backend, precision)
-    wanted = with_unprojected(plain).encode_images([picture(80, 80)])
-    assert (encoder.encode_images([picture(80, 80)]) - wanted).norm() < gap * wanted.norm()
+    expected = with_unprojected(plain).encode_images([picture(80, 80)])
+    assert (encoder.encode_images([picture(80, 80)]) - expected).norm() < gap * expected.norm()
     assert with_unprojected(encoder) is encoder
 
 
@@ -154,6 +154,6 @@ def test_without_the_pictures_of_its_calibration_int8_becomes_fp32(opened):
     assert with_unprojected(backend).info == with_unprojected(plain).info
 
 
-def test_an_backend_that_runs_an_identity_stays(opened):
+def test_a_backend_that_runs_an_identity_is_kept(opened):
     backend = with_backend(opened("lite"))
     assert with_unprojected(backend) is backend

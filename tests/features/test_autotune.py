@@ -39,37 +39,37 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_few_pictures_are_left_to_the_plain_encoder(lite, pictures, own_cache):
+def test_few_pictures_are_encoded_by_the_plain_encoder(lite, pictures, own_cache):
     assert choose_backend(lite, pictures) is lite
     assert not cache_root().exists()
 
 
 def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cache, monkeypatch):
-    asked = []
+    requested = []
 
     def measured(encoder, squares, *_):
-        asked.append(len(squares))
+        requested.append(len(squares))
         return Measured("torch", "fp32", 100.0, EXACT)
 
     monkeypatch.setattr(autotune, "measure", measured)
     # Two seconds and three times 64 pictures, at 100 pictures a second.
     assert choose_backend(lite, [pictures[i % 12] for i in range(391)]) is lite
-    assert asked == [8]
+    assert requested == [8]
     choose_backend(lite, [pictures[i % 12] for i in range(392)])
-    assert len(asked) > 2
+    assert len(requested) > 2
 
 
-def test_what_was_measured_is_said_and_kept(lite, pictures, monkeypatch):
+def test_measurements_are_noted_and_saved(lite, pictures, monkeypatch):
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
-    asked = []
+    requested = []
     text = FewShotClassifier(lite).encode_classes
 
     def class_text():
-        asked.append(1)
+        requested.append(1)
         return text(["red", "blue"])
 
     first = choose_backend(lite, pictures, text=class_text)
-    assert asked
+    assert requested
     if first is not lite:  # a machine may be fastest with torch
         assert f"{first.info.backend} {first.info.precision}" in first.info.note
         assert "cosine to fp32" in first.info.note and "zero-shot" in first.info.note
@@ -86,7 +86,7 @@ def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch
         choose_backend(lite, pictures[4:])
 
 
-def test_features_that_are_there_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
+def test_stored_features_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     monkeypatch.setattr(autotune, "measure", None)
     with FeatureStore(":memory:") as store:
@@ -95,7 +95,7 @@ def test_features_that_are_there_are_not_computed_in_another_precision(lite, pic
 
 
 @pytest.mark.parametrize(
-    ("others", "wanted"),
+    ("others", "expected"),
     [
         ([("openvino", "bf16", 20, NEAR)], ("openvino", "bf16")),
         ([("openvino", "bf16", 20, FAR)], ("torch", "fp32")),
@@ -106,15 +106,15 @@ def test_features_that_are_there_are_not_computed_in_another_precision(lite, pic
         ([("openvino", "bf16", 20, Parity(0.9999, 0.9999, 0.9))], ("torch", "fp32")),  # other answers
     ],
 )
-def test_the_fastest_that_is_near_is_best(others, wanted):
+def test_the_fastest_candidate_that_is_near_enough_is_chosen(others, expected):
     measured = [Measured("torch", "fp32", 10, EXACT), *(Measured(*each) for each in others)]
-    found = choose_measured(measured, fixed=False)
-    assert (found.backend, found.precision) == wanted
+    result = choose_measured(measured, fixed=False)
+    assert (result.backend, result.precision) == expected
 
 
-def test_a_precision_that_must_be_is_taken_near_or_not():
-    found = choose_measured([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], fixed=True)
-    assert found.backend == "openvino"
+def test_a_fixed_precision_is_taken_even_if_it_is_not_near():
+    result = choose_measured([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], fixed=True)
+    assert result.backend == "openvino"
 
 
 def test_cosines_and_answers_are_those_of_a_plain_loop():
@@ -127,10 +127,10 @@ def test_cosines_and_answers_are_those_of_a_plain_loop():
         == max(range(3), key=lambda k, b=b: float(b @ text[k] / (text[k] @ text[k]) ** 0.5))
         for a, b in zip(one, two, strict=True)
     ]
-    found = measure_parity(one, two, text)
-    assert found.min_cosine == pytest.approx(min(cosines), abs=1e-6)
-    assert found.mean_cosine == pytest.approx(sum(cosines) / 7, abs=1e-6)
-    assert found.agreement == pytest.approx(sum(same) / 7)
+    result = measure_parity(one, two, text)
+    assert result.min_cosine == pytest.approx(min(cosines), abs=1e-6)
+    assert result.mean_cosine == pytest.approx(sum(cosines) / 7, abs=1e-6)
+    assert result.agreement == pytest.approx(sum(same) / 7)
 
 
 def test_a_sample_hardly_changes_when_pictures_are_added():
@@ -141,10 +141,10 @@ def test_a_sample_hardly_changes_when_pictures_are_added():
     assert not Record(tuple(before)).covers(sorted(source_key(f"other/{i}.jpg", i) for i in range(64)))
 
 
-def test_what_is_asked_for_is_taken_at_once(lite, pictures, monkeypatch):
+def test_a_fixed_backend_and_precision_need_no_measurement(lite, pictures, monkeypatch):
     monkeypatch.setattr(autotune, "measure", None)
-    found = choose_backend(lite, pictures, backend="openvino", precision="bf16").info
-    assert (found.backend, found.precision) == ("openvino", "bf16")
+    result = choose_backend(lite, pictures, backend="openvino", precision="bf16").info
+    assert (result.backend, result.precision) == ("openvino", "bf16")
     assert choose_backend(lite, pictures, precision="bf16").info.precision == "bf16"
     assert choose_backend(lite, pictures, backend="openvino").info.backend == "openvino"
 
@@ -164,24 +164,24 @@ def test_an_encoder_that_can_not_be_converted_says_so(pictures):
         ({"backend": "torch", "precision": "int8"}, InputError, "Torch backend runs fp32, bf16, not int8"),
     ],
 )
-def test_wrong_wishes_are_named(lite, pictures, wish, error, words):
+def test_wrong_backends_and_precisions_are_refused(lite, pictures, wish, error, words):
     with pytest.raises(error, match=words):
         choose_backend(lite, pictures, **wish)
 
 
-def test_an_backend_that_is_not_installed_names_its_extra(lite, pictures, monkeypatch):
+def test_a_backend_that_is_not_installed_names_its_extra(lite, pictures, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[openvino\]'"):
         choose_backend(lite, pictures, backend="openvino")
     assert choose_backend(lite, pictures) is lite
 
 
-def test_without_openvino_the_note_says_what_would_be_faster(pictures, own_cache, monkeypatch):
+def test_without_openvino_the_note_recommends_it(pictures, own_cache, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     monkeypatch.setattr(autotune, "pays", lambda *_: True)
-    found = choose_backend(create_encoder("lite"), pictures, backend="torch")
-    assert found.info.backend == "torch"
-    assert "pip install 'clipadapter[openvino]'" in found.info.note
+    result = choose_backend(create_encoder("lite"), pictures, backend="torch")
+    assert result.info.backend == "torch"
+    assert "pip install 'clipadapter[openvino]'" in result.info.note
 
 
 def test_int8_needs_pictures_that_can_be_read(lite, tmp_path):
@@ -205,7 +205,7 @@ def test_a_saved_model_remembers_its_precision(pictures, tmp_path):
     assert exact.predict(pictures) == labels
 
 
-def test_an_int8_model_goes_on_in_fp32_where_its_tower_is_not(pictures, own_cache, tmp_path):
+def test_an_int8_model_predicts_in_fp32_where_its_tower_is_missing(pictures, own_cache, tmp_path):
     labels = ["red", "blue"] * 6
     model = FewShotClassifier("lite", precision="int8").fit(pictures, labels)
     assert model.encoder_.info.calibration

@@ -68,7 +68,7 @@ def test_an_interrupted_export_leaves_the_older_file(toy, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing/f.parquet", "file/f.parquet", "folder"])
-def test_a_place_that_can_not_be_written_is_said(toy, tmp_path, name):
+def test_a_file_that_can_not_be_written_is_an_error(toy, tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="can't be written .* check that its folder exists"):

@@ -63,7 +63,7 @@ def test_the_second_time_nothing_is_computed_and_the_result_is_equal(toy, pictur
     np.testing.assert_array_equal(second.features[::-1], first.features)
 
 
-def test_float16_is_rounded_and_kept_apart(toy, picture_folder, store):
+def test_float16_is_rounded_and_has_other_keys(toy, picture_folder, store):
     paths = picture_folder(4)
     exact = extract(toy, paths, store=store).features
     rounded = extract(toy, paths, store=store, dtype="float16")
@@ -82,7 +82,7 @@ def test_only_missing_views_are_computed(toy, picture_folder, store, encoded):
     assert len({row.tobytes() for row in more.features.reshape(20, -1)}) == 20
 
 
-def test_views_are_the_same_whatever_stands_beside_them(toy, picture_folder):
+def test_views_do_not_depend_on_other_views(toy, picture_folder):
     paths, views = picture_folder(6), ViewSpec(count=3, seed=5)
     together = extract(toy, paths, views=views, batch_size=4).features
     alone = [extract(toy, [path], views=views).features[0] for path in paths]
@@ -156,7 +156,7 @@ def test_strict_raises_for_a_picture_that_can_not_be_read(toy, store, mixed, cal
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_a_feature_that_is_not_finite_costs_its_picture_only(toy, picture_folder, store, monkeypatch, bad):
+def test_a_feature_that_is_not_finite_affects_its_picture_only(toy, picture_folder, store, monkeypatch, bad):
     paths, encode_pixels = picture_folder(4), toy.encode_pixels
 
     def spoil(pixels):
@@ -221,7 +221,9 @@ def test_threads_wait_while_the_encoder_is_busy(toy, picture_folder, store, monk
     assert max(ahead) <= 8 + 8 + 2 * 3
 
 
-def test_work_of_another_process_is_used_and_it_is_given_room(toy, picture_folder, store, monkeypatch, encoded):
+def test_features_of_another_process_are_used_and_its_pictures_avoided(
+    toy, picture_folder, store, monkeypatch, encoded
+):
     """Another process fills the first quarter while this one computes its first batch."""
     paths, counted = picture_folder(40), toy.encode_pixels
     digests = [blake2b(path.read_bytes(), digest_size=32).digest() for path in paths]
@@ -243,15 +245,15 @@ def test_work_of_another_process_is_used_and_it_is_given_room(toy, picture_folde
 
 @settings(max_examples=50, deadline=None)
 @given(total=st.integers(0, 40), n=st.integers(1, 9))
-def test_shards_part_the_pictures(toy, total, n):
+def test_shards_divide_the_pictures(toy, total, n):
     pictures = [np.full((2, 2, 3), grey, np.uint8) for grey in range(total)]
-    seen = []
+    recorded = []
     for i in range(1, n + 1):
         with FeatureStore(":memory:") as store:
             result = embed(toy, pictures, store, shard=(i, n))
             assert result.stored == len(store) == len(range(i - 1, total, n))
-            seen += [key for key, _ in store.items()]
-    assert len(set(seen)) == len(seen) == total
+            recorded += [key for key, _ in store.items()]
+    assert len(set(recorded)) == len(recorded) == total
 
 
 def test_shard_i_takes_every_nth_picture(toy, picture_folder, store):
@@ -297,7 +299,7 @@ def test_only_unreadable_pictures_give_no_features(toy):
     assert result.skipped == [(0, "missing.jpg", "no such file")]
 
 
-def test_progress_goes_to_stderr_and_only_if_asked(toy, picture_folder, capsys):
+def test_progress_goes_to_stderr_and_only_on_request(toy, picture_folder, capsys):
     paths = picture_folder(3)
     extract(toy, paths)
     assert capsys.readouterr() == ("", "")

@@ -10,7 +10,7 @@ X = np.arange(12, dtype=np.float64).reshape(3, 2, 2)
 Y = ("cat", "dog", "cat")
 
 
-def test_rows_are_taken_in_the_order_given():
+def test_take_keeps_the_order_of_the_rows():
     features = FeatureSet(X, Y, ("dog", "cat", "emu"), {"encoder": "toy"})
     taken = features.take(np.array([2, 1, 2]))
     np.testing.assert_array_equal(taken.X, [X[2], X[1], X[2]])
@@ -55,12 +55,12 @@ def test_it_is_float32_and_frozen():
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(values, message):
+def test_arguments_that_do_not_match_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         FeatureSet(*values)
 
 
 @pytest.mark.parametrize("rows", [[3], [-1], [0, 7]])
-def test_a_row_that_is_not_there_is_refused(rows):
+def test_a_row_that_does_not_exist_is_refused(rows):
     with pytest.raises(InputError, match="rows must be 0 to 2"):
         FeatureSet(X, Y, ("cat", "dog")).take(rows)

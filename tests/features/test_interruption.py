@@ -61,11 +61,11 @@ def test_kill_loses_nothing_committed_and_computes_nothing_twice(start, picture_
     stores = [tmp_path / f"{i}.sqlite" for i in range(len(MOMENTS))]
     running = [start(store, paths[0].parent, BATCH, "encode", "commit") for store in stores]
     for process, store_path, (word, occurrence) in zip(running, stores, MOMENTS, strict=True):
-        seen = 0
-        while seen < occurrence:
+        recorded = 0
+        while recorded < occurrence:
             came = process.word()
-            seen += came == [word]
-            if seen < occurrence:
+            recorded += came == [word]
+            if recorded < occurrence:
                 process.go()
         process.kill()
         committed = (occurrence - 1) * BATCH

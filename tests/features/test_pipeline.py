@@ -22,15 +22,15 @@ def reduced(toy, monkeypatch):
 @pytest.fixture
 def sizes(monkeypatch):
     """Sizes of the pictures that were decoded."""
-    seen = []
+    recorded = []
 
     def watched(*args, **kwargs):
         image = decode(*args, **kwargs)
-        seen.append(image.size)
+        recorded.append(image.size)
         return image
 
     monkeypatch.setattr("clipadapter.features.extraction.read_image", watched)
-    return seen
+    return recorded
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_reduced_precision_shrinks_large_jpegs_and_nothing_else(reduced, large, 
     assert cosine > 0.999
 
 
-def test_the_plain_view_is_the_same_whatever_views_stand_beside_it(reduced, large):
+def test_the_plain_view_does_not_depend_on_other_views(reduced, large):
     paths, _ = large
     alone = extract(reduced, paths).features[:, 0]
     np.testing.assert_allclose(extract(reduced, paths, views=ViewSpec(count=3)).features[:, 0], alone, atol=1e-6)

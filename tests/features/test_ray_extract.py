@@ -62,12 +62,12 @@ def archive(path, members):
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_shards_hold_what_extract_gives(pictures, tmp_path, toy):
+def test_shards_have_the_features_of_extract(pictures, tmp_path, toy):
     assert make(pictures, tmp_path / "out") == (20, 0)
-    found = read_feature_shards(tmp_path / "out")
-    np.testing.assert_allclose(found.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
-    assert found.y == ("cat",) * 10 + ("dog",) * 10
-    assert found.provenance["fingerprint"] == toy.info.fingerprint
+    result = read_feature_shards(tmp_path / "out")
+    np.testing.assert_allclose(result.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
+    assert result.y == ("cat",) * 10 + ("dog",) * 10
+    assert result.provenance["fingerprint"] == toy.info.fingerprint
 
 
 def test_a_path_in_a_file_system_is_a_source(pictures, tmp_path, toy):
@@ -102,9 +102,9 @@ def test_archives_of_webdataset(pictures, tmp_path, toy):
         ]
         archive(folder / f"{i}.tar", [*members, ("notes.txt", b"no picture")])
     assert make(tmp_path / "tars", tmp_path / "out") == (20, 0)
-    found = read_feature_shards(tmp_path / "out", "train")
-    assert set(found.y) == {"7"}
-    np.testing.assert_allclose(found.X, extract(toy, paths).features[:, 0], atol=1e-5)
+    result = read_feature_shards(tmp_path / "out", "train")
+    assert set(result.y) == {"7"}
+    np.testing.assert_allclose(result.X, extract(toy, paths).features[:, 0], atol=1e-5)
 
 
 def test_an_unreadable_picture_is_a_row_that_says_why(pictures, tmp_path):
@@ -130,7 +130,7 @@ def test_a_damaged_archive_keeps_what_came_before(pictures, tmp_path):
     assert (5 < made < 15, unreadable) == (True, 1)
 
 
-def test_what_is_there_is_not_made_again_and_another_picture_is(pictures, tmp_path):
+def test_existing_shards_are_not_written_again_and_a_new_picture_is(pictures, tmp_path):
     make(pictures, tmp_path / "out", only=2)
     with pytest.raises(DataError, match=r"2 of 4 shards .* are missing"):
         read_feature_shards(tmp_path / "out")
@@ -178,14 +178,14 @@ def test_a_damaged_folder_is_refused(change, words, pictures, tmp_path):
 
 
 def other_width(shard):
-    found = parquet.read_table(shard)
-    narrow = pa.array([[1.0, 2.0, 3.0]] * len(found), pa.list_(pa.float32()))
+    result = parquet.read_table(shard)
+    narrow = pa.array([[1.0, 2.0, 3.0]] * len(result), pa.list_(pa.float32()))
     sink = pa.BufferOutputStream()
-    parquet.write_table(found.set_column(3, "feature", narrow), sink)
+    parquet.write_table(result.set_column(3, "feature", narrow), sink)
     return sink.getvalue().to_pybytes()
 
 
-def test_wrong_sources(pictures, tmp_path):
+def test_wrong_sources_are_refused(pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     table(tmp_path / "x.parquet", name=["a"])
     (tmp_path / "both").mkdir()
@@ -205,7 +205,7 @@ def test_wrong_sources(pictures, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_ray_makes_the_same_and_outlives_a_worker(pictures, tmp_path, toy, monkeypatch):
+def test_ray_writes_the_same_shards_and_survives_a_killed_worker(pictures, tmp_path, toy, monkeypatch):
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     monkeypatch.setattr(socket.socket, "connect", CONNECT)
@@ -225,7 +225,7 @@ def test_ray_makes_the_same_and_outlives_a_worker(pictures, tmp_path, toy, monke
         assert (report.shards, report.reused, report.pictures, report.unreadable) == (4, 1, 14, 0)
         with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
             extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
-    found = read_feature_shards(tmp_path / "out")
-    np.testing.assert_allclose(found.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
+    result = read_feature_shards(tmp_path / "out")
+    np.testing.assert_allclose(result.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
     again = extract_with_ray(pictures, "toy", tmp_path / "out", filesystem=LocalFileSystem(), shard_size=6)
     assert (again.reused, again.pictures) == (4, 0)

@@ -36,7 +36,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_put_is_there_after_opening_again(path, dtype):
+def test_stored_vectors_are_there_after_opening_again(path, dtype):
     items = vectors(1200, dtype=dtype)
     with FeatureStore(path) as store:
         assert store.put_many(items) == 1200
@@ -51,11 +51,11 @@ def test_what_is_put_is_there_after_opening_again(path, dtype):
 def test_every_finite_float_comes_back_bit_for_bit(values):
     with FeatureStore(":memory:") as store:
         store.put_many({bytes([i]): row for i, row in enumerate(values)})
-        found = store.get_many([bytes([i]) for i in range(3)], dim=5)
-    assert np.stack([found[bytes([i])] for i in range(3)]).tobytes() == values.tobytes()
+        result = store.get_many([bytes([i]) for i in range(3)], dim=5)
+    assert np.stack([result[bytes([i])] for i in range(3)]).tobytes() == values.tobytes()
 
 
-def test_an_entry_that_is_there_is_kept(path):
+def test_an_existing_entry_is_kept(path):
     with FeatureStore(path) as store:
         store.put_many({b"a": np.float32([1, 2])})
         assert store.put_many({b"a": np.float32([5, 6]), b"b": np.float32([3, 4])}) == 1
@@ -75,7 +75,7 @@ def test_an_entry_that_is_there_is_kept(path):
         "dtype = 'float16'",
     ],
 )
-def test_a_damaged_entry_counts_as_missing_and_is_put_anew(path, damage):
+def test_a_damaged_entry_counts_as_missing_and_is_replaced(path, damage):
     items = vectors(2)
     with FeatureStore(path) as store:
         store.put_many(items)
@@ -133,9 +133,9 @@ def test_vectors_may_take_several_buffers(monkeypatch):
     items = vectors(1001)
     with FeatureStore(":memory:") as store:
         store.put_many(items)
-        found = store.get_many([*items, *items], dim=4)
-    same(found, items)
-    assert len({id(vector.base) for vector in found.values()}) > 3
+        result = store.get_many([*items, *items], dim=4)
+    same(result, items)
+    assert len({id(vector.base) for vector in result.values()}) > 3
 
 
 def test_a_vector_may_be_empty():
@@ -144,7 +144,7 @@ def test_a_vector_may_be_empty():
         assert store.get_many([b"key"], dim=0)[b"key"].shape == (0,)
 
 
-def test_numbers_of_two_types_and_widths_may_lie_in_one_store():
+def test_two_dtypes_and_widths_may_be_in_one_store():
     items = vectors(120, dim=8, dtype="float16") | vectors(90, dtype="float16") | vectors(50)
     mixed = dict(sorted(items.items()))  # by name, so that the kinds alternate
     with FeatureStore(":memory:") as store:
@@ -157,7 +157,7 @@ def test_numbers_of_two_types_and_widths_may_lie_in_one_store():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_two_widths_may_lie_side_by_side(dtype):  # 4 numbers of float32 and 8 of float16 have as many bytes
+def test_vectors_of_two_widths_may_be_neighbours(dtype):  # 4 numbers of float32 and 8 of float16 have as many bytes
     four = vectors(3, dtype=dtype)
     eight = {b"wide " + key: vector for key, vector in vectors(3, dim=8, dtype="float16").items()}
     with FeatureStore(":memory:") as store:
@@ -178,11 +178,11 @@ def test_every_float16_comes_back_as_the_same_number(values, flush):
         store.put_many({b"key": values})
         try:
             torch.set_flush_denormal(flush)
-            found = store.get_many([b"key"], dim=len(values))[b"key"]
+            result = store.get_many([b"key"], dim=len(values))[b"key"]
         finally:
             torch.set_flush_denormal(False)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(np.signbit(found[~np.isnan(found)]), np.signbit(values[~np.isnan(values)]))
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(np.signbit(result[~np.isnan(result)]), np.signbit(values[~np.isnan(values)]))
 
 
 @pytest.mark.parametrize("half", [np.inf, -np.inf, np.nan, -np.nan], ids=str)
@@ -232,7 +232,7 @@ def test_every_part_of_the_key_counts():
 
 
 @pytest.mark.parametrize("content", [b"a note", b"no database\n" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_file_that_is_no_database_is_refused_and_left_alone(path, content):
+def test_a_file_that_is_no_database_is_refused_and_not_changed(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(StoreError, match=r"features\.sqlite can't be read .* give another path, or move the file away"):
@@ -240,7 +240,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(path, content):
     assert path.read_bytes() == content
 
 
-def test_a_database_of_another_program_is_refused_and_left_alone(path):
+def test_a_database_of_another_program_is_refused_and_not_changed(path):
     path.parent.mkdir()
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE feature (mine TEXT)")
@@ -251,7 +251,7 @@ def test_a_database_of_another_program_is_refused_and_left_alone(path):
     assert path.read_bytes() == content
 
 
-def test_another_format_number_is_refused_and_left_alone(path):
+def test_another_format_number_is_refused_and_not_changed(path):
     FeatureStore(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
@@ -275,7 +275,7 @@ def test_an_index_that_leads_to_another_entry_gives_nothing(path):
             assert store.contains_many(keys, dim=4) == set(keys) - {second}
 
 
-def test_a_store_of_format_1_is_upgraded_and_keeps_its_sound_entries(path):
+def test_a_store_of_format_1_is_upgraded_and_keeps_its_valid_entries(path):
     items = vectors(500)
     path.parent.mkdir()
     with sqlite3.connect(path) as db:
@@ -294,7 +294,7 @@ def test_a_store_of_format_1_is_upgraded_and_keeps_its_sound_entries(path):
             assert store._db.execute("PRAGMA user_version").fetchone() == (2,)
 
 
-def test_a_full_disk_leaves_a_store_of_format_1_as_it_is(path, monkeypatch):
+def test_a_full_disk_leaves_a_store_of_format_1_unchanged(path, monkeypatch):
     FeatureStore(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 1")
@@ -336,7 +336,7 @@ def test_rows_out_of_order_are_named(path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["folder", "file/features.sqlite"])
-def test_a_place_that_can_not_be_written_is_said_at_once(tmp_path, name):
+def test_a_file_that_can_not_be_written_is_an_error_at_once(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="can't be opened or written .* check the folder's permissions"):
@@ -344,7 +344,7 @@ def test_a_place_that_can_not_be_written_is_said_at_once(tmp_path, name):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_file_is_said_at_once(path):
+def test_a_read_only_file_is_an_error_at_once(path):
     FeatureStore(path).close()
     path.chmod(0o400)
     with pytest.raises(StoreError, match="can't be opened or written"):
@@ -370,7 +370,7 @@ def test_a_writer_waits_for_another(path):
         assert len(other) == 3
 
 
-def test_a_writer_gives_up_in_the_end_with_a_reason(path):
+def test_a_writer_that_waits_too_long_gives_the_reason(path):
     with FeatureStore(path) as other, FeatureStore(path, timeout=0.01) as store:
         other._db.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="locked"):
@@ -379,7 +379,7 @@ def test_a_writer_gives_up_in_the_end_with_a_reason(path):
         assert store.put_many(vectors(1)) == 1
 
 
-def test_many_may_make_one_store_at_the_same_moment(path):
+def test_several_processes_may_create_one_store_at_the_same_time(path):
     barrier, failures = threading.Barrier(8), []
 
     def work(i):

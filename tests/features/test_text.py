@@ -56,18 +56,18 @@ def test_a_class_without_prompts_is_refused(toy, prompts, message):
         encode_classes(toy, prompts)
 
 
-def test_prompts_that_are_in_the_store_are_not_encoded_again(toy, monkeypatch):
-    asked, encode_text = [], toy.encode_text
-    wanted = encode_classes(toy, PROMPTS).embeddings
-    monkeypatch.setattr(toy, "encode_text", lambda texts: asked.append(list(texts)) or encode_text(texts))
+def test_stored_prompts_are_not_encoded_again(toy, monkeypatch):
+    requested, encode_text = [], toy.encode_text
+    expected = encode_classes(toy, PROMPTS).embeddings
+    monkeypatch.setattr(toy, "encode_text", lambda texts: requested.append(list(texts)) or encode_text(texts))
     with FeatureStore(":memory:") as store:
         first = encode_classes(toy, PROMPTS, store)
         again = encode_classes(toy, PROMPTS, store)
         more = encode_classes(toy, {**PROMPTS, "fox": ["a fox", "a cat"]}, store)
-    np.testing.assert_array_equal(first.embeddings, wanted)
-    np.testing.assert_array_equal(again.embeddings, wanted)
-    np.testing.assert_array_equal(more.embeddings[:3], wanted)
-    assert asked == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"], ["a fox"]]
+    np.testing.assert_array_equal(first.embeddings, expected)
+    np.testing.assert_array_equal(again.embeddings, expected)
+    np.testing.assert_array_equal(more.embeddings[:3], expected)
+    assert requested == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"], ["a fox"]]
 
 
 def test_another_encoder_has_other_texts(toy, monkeypatch):

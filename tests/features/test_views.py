@@ -67,7 +67,7 @@ def test_a_view_follows_the_rule_of_torchvision(width, height, low, seed, i, dig
 
 
 @pytest.mark.parametrize(("size", "box"), [((400, 40), (173, 0, 226, 40)), ((40, 400), (0, 173, 40, 226))])
-def test_a_strip_is_cut_to_its_middle(size, box):
+def test_a_strip_is_cropped_to_its_centre(size, box):
     # No crop of 90 % of the area fits: 40 * 4/3 = 53 pixels of the long side, from (400 - 53) // 2 = 173.
     spec, image = ViewSpec(count=2, scale=(0.9, 1.0), flip=False), noise(*size)
     expected = image.crop(box).resize((32, 32), Image.Resampling.BICUBIC)
@@ -105,7 +105,7 @@ def test_view_zero_is_the_picture_itself():
     assert augment(image, ViewSpec(), 0, b"digest", 8) is image
 
 
-def test_whatever_shapes_a_view_is_in_its_key():
+def test_everything_that_determines_a_view_is_in_its_key():
     specs = [
         ViewSpec(count=3),
         ViewSpec(count=3, scale=(0.4, 1.0)),
@@ -118,7 +118,7 @@ def test_whatever_shapes_a_view_is_in_its_key():
     assert ViewSpec(count=3).key(1) == ViewSpec(count=9, scale=(0.5, 1)).key(1)
 
 
-def test_crop_scales_of_papers_go_by_name():
+def test_crop_scales_of_papers_have_names():
     default = inspect.signature(transforms.RandomResizedCrop).parameters["scale"].default
     coop, tip = (ViewSpec.from_crop(name, count=4, seed=2) for name in ("coop", "tip"))
     assert coop == ViewSpec(count=4, scale=default, seed=2)  # the CoOp family takes torchvision's
@@ -129,7 +129,7 @@ def test_crop_scales_of_papers_go_by_name():
         ViewSpec.from_crop("coo")
 
 
-def test_views_of_the_default_keep_the_keys_that_stores_have():
+def test_default_views_have_the_keys_of_existing_stores():
     key = "crop-1 scale=0.5-1.0 ratio=0.75-1.3333333333333333 flip=1 seed=0 view=1"
     assert ViewSpec(count=2).key(1) == ViewSpec.from_crop("tip", count=2).key(1) == key
 

@@ -65,7 +65,7 @@ def test_nt_xent_in_plain_loops():
     assert nt_xent(torch.tensor(first), torch.tensor(second)).item() == pytest.approx(total / 10, rel=1e-12)
 
 
-def test_what_was_done_is_told(whole, pictures):
+def test_the_result_says_what_was_done(whole, pictures):
     folder, done = whole
     assert (done.pictures, done.epochs, done.resumed) == (9, 3, 0)
     assert done.skipped == [(str(pictures[-2]), "not an image")]
@@ -82,7 +82,7 @@ def test_the_encoder_opens_and_has_learned_something(whole):
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_a_killed_training_ends_where_it_would_have_ended(epochs, whole, pictures, tmp_path, monkeypatch):
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(epochs, whole, pictures, tmp_path, monkeypatch):
     killed_after(epochs, monkeypatch)
     with pytest.raises(KilledError):
         train_simclr(pictures, tmp_path / "encoder", **TINY)
@@ -97,13 +97,13 @@ def test_a_killed_training_ends_where_it_would_have_ended(epochs, whole, picture
     assert len(list((tmp_path / "encoder").iterdir())) == 1
 
 
-def test_what_is_finished_is_not_trained_again(whole, pictures, monkeypatch):
+def test_a_finished_encoder_is_not_trained_again(whole, pictures, monkeypatch):
     monkeypatch.setattr(simclr, "SimClrModel", None)
     again = train_simclr(pictures, whole[0], **TINY)
     assert (again.resumed, again.loss) == (3, whole[1].loss)
 
 
-def test_pictures_that_do_not_fit_into_memory_give_the_same(whole, pictures, tmp_path, monkeypatch):
+def test_pictures_that_do_not_fit_into_memory_give_the_same_loss(whole, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(simclr, "MAX_CACHED_BYTES", 5000)
     assert train_simclr(pictures, tmp_path / "encoder", **TINY).loss == whole[1].loss
 
@@ -121,7 +121,7 @@ def test_global_randomness_and_threads_are_untouched(pictures, tmp_path):
     assert before[3] == after[3]
 
 
-def test_other_settings_are_not_mixed_up(whole, pictures):
+def test_other_settings_are_refused(whole, pictures):
     with pytest.raises(ArtifactError, match="was made with other epochs, seed"):
         train_simclr(pictures, whole[0], **{**TINY, "epochs": 4, "seed": 2})
     with pytest.raises(ArtifactError, match="was made with other pictures"):
@@ -142,7 +142,7 @@ def test_a_folder_of_other_files_is_refused(pictures, tmp_path):
         train_simclr(pictures, tmp_path / "thesis.txt", **TINY)
 
 
-def test_too_few_pictures_are_told(pictures, tmp_path):
+def test_too_few_pictures_are_refused(pictures, tmp_path):
     with pytest.raises(DataError, match="two different pictures or more, but 1"):
         train_simclr([path for path in pictures if path.name in ("0.png", "copy.png")], tmp_path, **TINY)
 
@@ -165,7 +165,7 @@ def test_training_starts_from_the_weights_given(tmp_path):
         assert all(torch.equal(started[key], value) for key, value in tower.state_dict().items())
 
 
-def test_missing_and_wrong_weights_are_told(tmp_path, monkeypatch):
+def test_missing_and_wrong_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(EncoderUnavailableError, match=r"resnet18-\w+\.pth .*leave the weights out"):
         read_weights("imagenet")
@@ -178,7 +178,7 @@ def test_missing_and_wrong_weights_are_told(tmp_path, monkeypatch):
             read_weights(tmp_path / name)
 
 
-def test_views_depend_on_picture_epoch_and_view_alone():
+def test_views_depend_on_picture_epoch_and_view_only():
     image = torch.randint(0, 256, (3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     views = [
         augment(image, 16, seeded_random(0, *facts)) for facts in ((1, "a", 0), (1, "a", 0), (2, "a", 0), (1, "a", 1))
@@ -201,7 +201,7 @@ def test_the_network_is_torchvisions():
     assert {name: value.shape for name, value in empty_tower().state_dict().items()} == theirs
 
 
-def test_the_start_is_spread_as_torchvisions():
+def test_initial_weights_have_the_spread_of_torchvisions():
     from torchvision.models import resnet18
 
     ours = SimClrModel(0, "cpu", None, 0.1).tower.state_dict()
