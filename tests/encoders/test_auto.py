@@ -1,4 +1,4 @@
-"""auto takes CLIP where it can be had, else lite, and says so."""
+"""auto takes CLIP where it is available, else lite, and says so."""
 
 import threading
 import time

@@ -40,7 +40,7 @@ def test_beside_one_with_text_it_keeps_every_rule(check, folder):
 
 
 def test_text_is_refused_with_a_suitable_encoder(encoder, folder):
-    with pytest.raises(InputError, match="no text tower: use it beside"):
+    with pytest.raises(InputError, match="no text tower: combine it with"):
         encoder.encode_text(["a cat"])
     with pytest.raises(InputError, match="pair:lite"):
         FewShotClassifier(f"simclr:{folder}", cache=None).encode_classes(["cat", "dog"])

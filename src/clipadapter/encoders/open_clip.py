@@ -139,7 +139,7 @@ class OpenClipEncoder(Encoder):
     def tunable_copy(self) -> OpenClipEncoder:
         """A second encoder on the same weights."""
         other = copy.copy(self)
-        other.__dict__.pop("_text_tower", None)  # made anew, from the second one's modules
+        other.__dict__.pop("_text_tower", None)  # rebuilt from the modules of the copy
         other._model = copy_sharing_weights(self._model)
         return other
 

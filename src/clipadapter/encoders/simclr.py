@@ -101,4 +101,4 @@ class SimClrEncoder(Encoder):
             InputError: always, since the encoder has no text tower.
         """
         name = self.info.name
-        raise InputError(f"{name} has no text tower: use it beside an encoder that has one, such as pair:lite+{name}")
+        raise InputError(f"{name} has no text tower: combine it with an encoder that has one, such as pair:lite+{name}")

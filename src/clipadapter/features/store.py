@@ -316,7 +316,7 @@ class FeatureStore:
     def _damaged_error(self, why: str) -> StoreError:
         return StoreError(
             f"{self.path} can't be read as a feature store ({why}), and was left as it is: give "
-            "another path, or move the file away to have the features computed anew"
+            "another path, or move the file away to compute the features again"
         )
 
     def _not_writable_error(self, error: Exception) -> StoreError:
