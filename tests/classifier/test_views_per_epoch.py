@@ -131,7 +131,7 @@ def test_the_cost_is_pictures_times_views_times_width_times_four_bytes():
     assert cost.seconds == 3000
     assert cost.time == "50 min at 67 images per second"
     assert str(cost).startswith("201,000 images to encode (1,000 pictures x 201 views); their features take 785.2 MiB")
-    assert "an interrupted run goes on" in str(cost)
+    assert "an interrupted run continues" in str(cost)
     assert str(ViewCost(1, 2, 3, cached=False)).endswith("They are not cached.")
 
 

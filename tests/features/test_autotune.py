@@ -108,12 +108,12 @@ def test_stored_features_are_not_computed_in_another_precision(lite, pictures, o
 )
 def test_the_fastest_candidate_that_is_near_enough_is_chosen(others, expected):
     measured = [Measured("torch", "fp32", 10, EXACT), *(Measured(*each) for each in others)]
-    result = choose_measured(measured, fixed=False)
+    result = choose_measured(measured, is_precision_fixed=False)
     assert (result.backend, result.precision) == expected
 
 
 def test_a_fixed_precision_is_taken_even_if_it_is_not_near():
-    result = choose_measured([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], fixed=True)
+    result = choose_measured([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], is_precision_fixed=True)
     assert result.backend == "openvino"
 
 
@@ -178,7 +178,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(lite, pictures, monkeyp
 
 def test_without_openvino_the_note_recommends_it(pictures, own_cache, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
-    monkeypatch.setattr(autotune, "pays", lambda *_: True)
+    monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     result = choose_backend(create_encoder("lite"), pictures, backend="torch")
     assert result.info.backend == "torch"
     assert "pip install 'clipadapter[openvino]'" in result.info.note
