@@ -113,7 +113,9 @@ def test_the_fastest_candidate_that_is_near_enough_is_chosen(others, expected):
 
 
 def test_a_fixed_precision_is_taken_even_if_it_is_not_near():
-    result = choose_measured([Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], is_precision_fixed=True)
+    result = choose_measured(
+        [Measured("torch", "bf16", 10, FAR), Measured("openvino", "bf16", 20, FAR)], is_precision_fixed=True
+    )
     assert result.backend == "openvino"
 
 
