@@ -19,11 +19,11 @@ def layers_of(encoder):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_tunable_copy_gives_the_same_features_from_the_same_weights(name, opened, picture):
     encoder = opened(name)
-    twin = open_tunable_copy(encoder)
+    copy = open_tunable_copy(encoder)
     pictures = [picture(50, 40), picture(40, 70)]
-    assert torch.equal(twin.encode_images(pictures), encoder.encode_images(pictures))
-    assert torch.equal(twin.encode_text(TEXTS), encoder.encode_text(TEXTS))
-    for first, second in zip(networks(encoder), networks(twin), strict=True):
+    assert torch.equal(copy.encode_images(pictures), encoder.encode_images(pictures))
+    assert torch.equal(copy.encode_text(TEXTS), encoder.encode_text(TEXTS))
+    for first, second in zip(networks(encoder), networks(copy), strict=True):
         assert first is not second
         assert all(a is b for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
@@ -37,12 +37,12 @@ def test_changing_a_tunable_copy_leaves_the_encoder_unchanged(name, opened, pict
     encoder = opened(name)
     pictures = [picture(50, 40)]
     before = encoder.encode_images(pictures), encoder.encode_text(TEXTS)
-    twin = open_tunable_copy(encoder)
-    for layers in layers_of(twin):
+    copy = open_tunable_copy(encoder)
+    for layers in layers_of(copy):
         place = layers[0]["v"]
         setattr(place.owner, place.weight, nn.Parameter(place.full_weight.detach() * 1.5, requires_grad=False))
-    assert not torch.allclose(twin.encode_images(pictures), before[0])
-    assert not torch.allclose(twin.encode_text(TEXTS), before[1])
+    assert not torch.allclose(copy.encode_images(pictures), before[0])
+    assert not torch.allclose(copy.encode_text(TEXTS), before[1])
     assert torch.equal(encoder.encode_images(pictures), before[0])
     assert torch.equal(encoder.encode_text(TEXTS), before[1])
 
@@ -80,8 +80,8 @@ def test_a_layer_that_attends_to_something_else_is_none():
 
 def test_the_tunable_copy_of_an_encoder_in_a_backend_is_in_full_precision(opened):
     encoder = opened("tiny")
-    twin = open_tunable_copy(with_backend(encoder, "torch", "bf16"))
-    assert twin.info == encoder.info
+    copy = open_tunable_copy(with_backend(encoder, "torch", "bf16"))
+    assert copy.info == encoder.info
 
 
 def test_an_encoder_that_can_not_be_tuned_is_refused_with_those_that_can():

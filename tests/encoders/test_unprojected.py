@@ -157,3 +157,9 @@ def test_without_the_pictures_of_its_calibration_int8_becomes_fp32(opened):
 def test_a_backend_that_runs_an_identity_is_kept(opened):
     backend = with_backend(opened("lite"))
     assert with_unprojected(backend) is backend
+
+
+def test_the_class_of_encoders_in_a_backend_names_the_function_that_makes_them():
+    with pytest.raises(InputError, match="with_backend"):
+        BackendEncoder.open("toy")
+    assert with_backend(create_encoder("toy"), "torch", "fp32").info.name == "toy"
