@@ -25,7 +25,7 @@ class OfPictures(edits.Edits):
     """The same with pictures, an encoder that sees them, and the classifier that people have."""
 
     heads = ("gda:stream", "rail", "nearest-mean", "tip-adapter")
-    pictures = noise(edits.POOL + edits.ASKED)
+    pictures = noise(edits.POOL + edits.QUERIES)
 
     def classifier(self):
         return FewShotClassifier("toy", edits.head(self.head), cache=None)

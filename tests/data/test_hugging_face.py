@@ -109,7 +109,7 @@ def test_other_parts_are_left_out(package, folder, tmp_path):
 
 def test_wrong_columns_are_named(package, folder, tmp_path):
     table(package, folder).remove_columns("label").save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match=r"has the columns image \(Image\); one column of pictures .* are needed"):
+    with pytest.raises(DataError, match=r"has the columns image \(Image\); it needs one column .* or one called label"):
         load_dataset(f"hf:{tmp_path / 'saved'}")
     two = table(package, folder)
     two = (
