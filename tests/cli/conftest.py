@@ -72,12 +72,28 @@ def squares(tmp_path_factory, write_squares):
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory, squares, run):
+def fit_model(tmp_path_factory, run):
+    """A function that fits a head to a folder of pictures, and gives the folder of the model."""
+
+    def fit(data, head):
+        folder = tmp_path_factory.mktemp("models") / "model"
+        result = run("fit", data, "--out", folder, "--encoder", "toy", "--head", head)
+        assert result.exit_code == 0, result.stderr
+        return folder
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def model(squares, fit_model):
     """A model of the squares; not to be changed."""
-    folder = tmp_path_factory.mktemp("models") / "model"
-    result = run("fit", squares, "--out", folder, "--encoder", "toy", "--head", "zero-shot")
-    assert result.exit_code == 0, result.stderr
-    return folder
+    return fit_model(squares, "zero-shot")
+
+
+@pytest.fixture(scope="module")
+def probe(noisy_squares, fit_model):
+    """A linear probe of the noisy squares; not to be changed."""
+    return fit_model(noisy_squares, "linear-probe")
 
 
 @pytest.fixture(scope="session")

@@ -146,11 +146,7 @@ class HeadOptions:
 
     name: str = option("--head", default="auto", metavar="NAME", help="Head to fit; 'clipadapter heads' lists them.")
     settings: Sequence[str] = option(
-        "--set",
-        default=(),
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Parameter of the head, such as alpha=0.2. May be repeated.",
+        "--set", default=(), multiple=True, metavar="KEY=VALUE", help="Parameter, such as alpha=0.2. May be repeated."
     )
     grids: Sequence[str] = option(
         "--grid",

@@ -6,15 +6,6 @@ import pytest
 from clipadapter.metrics import metrics_shown
 
 
-@pytest.fixture(scope="module")
-def probe(tmp_path_factory, noisy_squares, run):
-    """A linear probe of the noisy squares; not to be changed."""
-    folder = tmp_path_factory.mktemp("models") / "model"
-    result = run("fit", noisy_squares, "--out", folder, "--encoder", "toy", "--head", "linear-probe")
-    assert result.exit_code == 0, result.stderr
-    return folder
-
-
 @pytest.fixture
 def test_copy(tmp_path, noisy_squares):
     """The test part alone, to be changed."""

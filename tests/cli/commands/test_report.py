@@ -1,18 +1,7 @@
 import json
 import shutil
 
-import pytest
-
 from clipadapter.metrics import metrics_shown
-
-
-@pytest.fixture(scope="module")
-def probe(tmp_path_factory, noisy_squares, run):
-    """A linear probe of the noisy squares; not to be changed."""
-    folder = tmp_path_factory.mktemp("models") / "model"
-    result = run("fit", noisy_squares, "--out", folder, "--encoder", "toy", "--head", "linear-probe")
-    assert result.exit_code == 0, result.stderr
-    return folder
 
 
 def test_the_default_page_is_beside_the_model(probe, noisy_squares, run):

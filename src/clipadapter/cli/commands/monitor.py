@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_file, list_pictures
 from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION
-from clipadapter.cli.options import option_group, output_options, seed_option
+from clipadapter.cli.options import option, option_group, output_options, seed_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.formats import is_exported, why_no_model
@@ -25,6 +26,25 @@ DRIFT_EXIT_CODE = 3
 """Exit code if there is drift."""
 MAX_LISTED_CLASSES = 10
 """Classes in the table; JSON has all."""
+CHECK_NAMES = click.Choice(["looks", "shares", "none"])
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How the checks are made."""
+
+    window: int | None = option(
+        "--window", type=COUNT, metavar="N", help="Pictures per window; by default a twelfth of the stream."
+    )
+    reject: float | None = option(
+        "--reject", type=FRACTION, metavar="RATE", help='Rate of "none of these"; by default as the model, or 0.05.'
+    )
+    alpha: float = option(
+        "--alpha", default=0.01, type=FRACTION, metavar="RATE", help="Probability of a false alarm over all checks."
+    )
+    skip: tuple[str, ...] = option(
+        "--skip", default=(), multiple=True, type=CHECK_NAMES, help="Check to leave out. May be repeated."
+    )
 
 
 @cli_command("clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...", Section.UPDATE, 8)
@@ -41,20 +61,7 @@ MAX_LISTED_CLASSES = 10
     help="Order of the stream: by the time a photo was taken or its file was written, or by name.",
 )
 @click.option("--last", type=COUNT, metavar="N", help="Only the last N pictures of the stream.")
-@click.option("--window", type=COUNT, metavar="N", help="Pictures per window; by default a twelfth of the stream.")
-@click.option(
-    "--reject", type=FRACTION, metavar="RATE", help='Rate of "none of these"; by default as the model, or 0.05.'
-)
-@click.option(
-    "--alpha",
-    type=FRACTION,
-    metavar="RATE",
-    default=0.01,
-    help="Probability of a false alarm over all checks.",
-)
-@click.option(
-    "--skip", type=click.Choice(["looks", "shares", "none"]), multiple=True, help="Check to leave out. May be repeated."
-)
+@option_group("checks", CheckOptions)
 @click.option("--plot", type=FILE, help="PNG file to write: the stream over time.")
 @click.option("--history", type=FILE, help="File to which each run adds a line of JSON.")
 @seed_option
@@ -67,10 +74,7 @@ def command(
     usual: tuple[str, ...],
     by: str,
     last: int | None,
-    window: int | None,
-    reject: float | None,
-    alpha: float,
-    skip: tuple[str, ...],
+    checks: CheckOptions,
     plot: Path | None,
     history: Path | None,
     seed: int,
@@ -101,14 +105,11 @@ def command(
         reference=None if reference is None else list_pictures(reference),
         reference_priors=reference_priors,
         times=times,
-        reject=reject,
-        alpha=alpha,
-        window=window,
-        skip=skip,
         seed=seed,
+        **vars(checks),
     )
     out.skipped(report.skipped)
-    if report.reference == "shots" and not usual and "shares" not in skip:
+    if report.reference == "shots" and not usual and "shares" not in checks.skip:
         out.note("the reference is the shots, which are few and no random sample: --reference FOLDER is better")
     result = report.to_dict()
     files = [str(report.to_png(plot))] if plot is not None else []

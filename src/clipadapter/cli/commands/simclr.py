@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -11,23 +12,32 @@ from clipadapter.cli.encoder_options import check_device, device_option
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import read_samples
 from clipadapter.cli.option_types import COUNT, FOLDER
-from clipadapter.cli.options import output_options, seed_option, split_option
+from clipadapter.cli.options import option, option_group, output_options, seed_option, split_option
 from clipadapter.cli.output import Output, facts
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the encoder is trained."""
+
+    epochs: int = option("--epochs", default=200, type=COUNT, help="Number of passes over the pictures.")
+    batch_size: int = option(
+        "--batch-size",
+        default=256,
+        type=click.IntRange(2),
+        metavar="N",
+        help="Pictures per step; 256 of them take about 3 GB of memory.",
+    )
+    size: int = option("--size", default=112, type=click.IntRange(8), help="Side of a view in pixels.")
+    weights: str | None = option(
+        "--weights", metavar="FILE|imagenet", help="ResNet-18 weights to start from; by default random."
+    )
 
 
 @cli_command("clipadapter simclr pictures/ --out encoder/ --epochs 100")
 @click.argument("pictures", type=FOLDER)
 @click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the encoder.")
-@click.option("--epochs", type=COUNT, default=200, help="Number of passes over the pictures.")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(2),
-    metavar="N",
-    default=256,
-    help="Pictures per step; 256 of them take about 3 GB of memory.",
-)
-@click.option("--size", type=click.IntRange(8), default=112, help="Side of a view in pixels.")
-@click.option("--weights", metavar="FILE|imagenet", help="ResNet-18 weights to start from; by default random.")
+@option_group("training", TrainingOptions)
 @seed_option
 @split_option
 @device_option
@@ -35,10 +45,7 @@ from clipadapter.cli.output import Output, facts
 def command(
     pictures: Path,
     folder: Path,
-    epochs: int,
-    batch_size: int,
-    size: int,
-    weights: str | None,
+    training: TrainingOptions,
     seed: int,
     split: str | None,
     device: str,
@@ -56,13 +63,10 @@ def command(
     done = train_simclr(
         [sample.path for sample in read_samples(pictures, split)],
         folder,
-        epochs=epochs,
-        batch_size=batch_size,
-        size=size,
         seed=seed,
-        weights=weights,
         device=device,
         progress=out.progress,
+        **vars(training),
     )
     out.skipped(done.skipped)
     result = {
