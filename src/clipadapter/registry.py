@@ -13,7 +13,6 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -136,6 +135,8 @@ class Registry(Generic[T]):
             for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
                 if not module.name.startswith("_"):
                     importlib.import_module(f"{name}.{module.name}")
+        from importlib.metadata import entry_points  # late: most commands need no plug-in for their help
+
         for point in entry_points(group=self.package):
             point.load()
 

@@ -80,7 +80,7 @@ def test_labels_of_another_task_are_refused(task, labels, words):
 def test_single_label_options_are_refused(asked):
     with pytest.raises(InputError, match=f"class by class: leave {next(iter(asked))} out"):
         model(uncertainty=UncertaintyOptions(**asked)).fit(*pictures(each=2))
-    with pytest.raises(InputError, match="class by class"):
+    with pytest.raises(InputError, match="each class separately"):
         model().fit(*pictures(each=2)).classify(pictures(each=1)[0], **asked)
 
 
