@@ -166,7 +166,7 @@ def test_workers_of_a_killed_parent_leave(tmp_path):
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "told")]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": TEST_FOLDER}, stderr=subprocess.DEVNULL) as parent:
         try:
-            assert until(lambda: len(numbers(tmp_path / "told")) == 2, 120)
+            assert until(lambda: len(numbers(tmp_path / "told")) == 2, 240)
         finally:
             parent.send_signal(signal.SIGKILL)
     assert until(lambda: not any(map(alive, numbers(tmp_path / "told"))), 60)
